@@ -1,0 +1,124 @@
+"""prunekit's core: any PyTorch model in, a proven smaller model out.
+
+Importing it loads no plugin and changes nothing; plugins are loaded when the first registry is made.
+"""
+
+from prunekit_core.analysis import Analysis, Member, Recording, UnitGroup
+from prunekit_core.api import PruneResult, prune
+from prunekit_core.axes import (
+    Axis,
+    AxisMismatchError,
+    Reason,
+    concat,
+    cut,
+    is_pinned,
+    pin,
+    product,
+    regroup,
+    resolve,
+    split,
+    tie,
+)
+from prunekit_core.checkpoint import load, read_plan, save
+from prunekit_core.errors import (
+    ArgumentError,
+    CheckpointError,
+    NothingToPruneError,
+    PlanError,
+    PluginError,
+    PrunekitError,
+    RecordingError,
+    RehearsalError,
+    UnitsError,
+    UnsupportedModelError,
+    nearest,
+)
+from prunekit_core.exactness import ExactCheck, check_exact
+from prunekit_core.graph import DependencyGraph, check_indices
+from prunekit_core.group import Dependency, Group, MemberView
+from prunekit_core.hookspecs import hookimpl
+from prunekit_core.layers import LayerType, Replacement, Resizing
+from prunekit_core.layout import Concat, Fixed, Kept, Layout, Product, Units, new_size, prefix
+from prunekit_core.plan import Plan, Preview
+from prunekit_core.pruner import BasePruner
+from prunekit_core.recorder import operation_name
+from prunekit_core.registry import Registry, default_registry
+from prunekit_core.report import Explanation, Report
+from prunekit_core.rules import Kind, OpCall, Role, Rule, TensorArgument, Verb
+from prunekit_core.selection import Limits, Scope, linear_scheduler
+from prunekit_core.surgery import shrink_tensor
+from prunekit_core.trace import Operation, Trace
+
+__all__ = [
+    "Analysis",
+    "ArgumentError",
+    "Axis",
+    "AxisMismatchError",
+    "BasePruner",
+    "CheckpointError",
+    "Concat",
+    "Dependency",
+    "DependencyGraph",
+    "ExactCheck",
+    "Explanation",
+    "Fixed",
+    "Group",
+    "Kept",
+    "Kind",
+    "LayerType",
+    "Layout",
+    "Limits",
+    "Member",
+    "MemberView",
+    "NothingToPruneError",
+    "OpCall",
+    "Operation",
+    "Plan",
+    "PlanError",
+    "PluginError",
+    "Preview",
+    "Product",
+    "PruneResult",
+    "PrunekitError",
+    "Reason",
+    "Recording",
+    "RecordingError",
+    "Registry",
+    "RehearsalError",
+    "Replacement",
+    "Report",
+    "Resizing",
+    "Role",
+    "Rule",
+    "Scope",
+    "TensorArgument",
+    "Trace",
+    "UnitGroup",
+    "Units",
+    "UnitsError",
+    "UnsupportedModelError",
+    "Verb",
+    "check_exact",
+    "check_indices",
+    "concat",
+    "cut",
+    "default_registry",
+    "hookimpl",
+    "is_pinned",
+    "linear_scheduler",
+    "load",
+    "nearest",
+    "new_size",
+    "operation_name",
+    "pin",
+    "prefix",
+    "product",
+    "prune",
+    "read_plan",
+    "regroup",
+    "resolve",
+    "save",
+    "shrink_tensor",
+    "split",
+    "tie",
+]

@@ -1,0 +1,418 @@
+"""The result of analysing a model: its groups, and how every tensor dim is made of their units.
+
+A group is one free leaf of size above one together with every parameter dim that holds it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+
+import attrs
+from torch import nn
+
+from prunekit_core import axes
+from prunekit_core.axes import Axis, Form, Reason
+from prunekit_core.layout import Concat, Fixed, Kept, Layout, Product, Units, groups_of, new_size, walk
+from prunekit_core.propagate import NotUnderstood, Propagation, parameter_axes, propagate
+from prunekit_core.recorder import Example, Shadow, check_recordable, named_tensors, record
+from prunekit_core.errors import RecordingError
+from prunekit_core.registry import Registry
+from prunekit_core.rules import Kind, Role, Temperature, Verb
+from prunekit_core.surgery import exchange_module
+from prunekit_core.trace import Trace, program_of
+
+
+@attrs.frozen
+class Member:
+    """A parameter (or buffer) dim that holds units of a group.
+
+    Attributes:
+        parameter: Canonical dotted name.
+        dim: The dim of the parameter.
+        role: What the parameter does with the units.
+    """
+
+    parameter: str
+    dim: int
+    role: Role
+
+    @property
+    def module(self) -> str:
+        """Dotted path of the module that owns the parameter."""
+        return self.parameter.rpartition(".")[0]
+
+
+@attrs.frozen
+class UnitGroup:
+    """Units that can only leave together, and everything that holds them.
+
+    Attributes:
+        name: Stable name: the module that produces the units, with the kind where that isn't channels or neurons.
+        size: Number of units at analysis.
+        kind: What the units are.
+        members: Every parameter dim that holds units, in order of the model's parameters.
+        outer: Whether each unit contains units of other groups (heads hold head dims).
+        mixes: Operations whose result depends on the number of units (``"aten::layer_norm in ln"``); empty: exact.
+    """
+
+    name: str
+    size: int
+    kind: Kind
+    members: tuple[Member, ...]
+    outer: bool
+    mixes: tuple[str, ...]
+
+    def producers(self) -> list[Member]:
+        """Lists the members that produce the units."""
+        return [member for member in self.members if member.role is Role.OUT]
+
+
+@attrs.frozen
+class ParameterLayout:
+    """How a parameter or buffer is made of units.
+
+    Attributes:
+        shape: Its shape at analysis.
+        dims: One layout per dim.
+        reasons: Per dim, why (some of) it is pinned; None where nothing is.
+        itemsize: Bytes per element.
+        buffer: Whether it is a buffer.
+    """
+
+    shape: tuple[int, ...]
+    dims: tuple[Layout, ...]
+    reasons: tuple[Reason | None, ...]
+    itemsize: int
+    buffer: bool
+
+
+@attrs.frozen(eq=False)
+class Wholes:
+    """Uses of the whole extent of an axis by one operation: (layout of the axis, verb, text)."""
+
+    uses: tuple[tuple[Layout, Verb, str], ...]
+
+
+@attrs.frozen(eq=False)
+class Recording:
+    """One trace with the layouts that its tensors have.
+
+    Attributes:
+        trace: The trace.
+        example: What it was recorded on.
+        training: The mode it ran in.
+        replayed: False when another recording is the same program, so that one replay proves both.
+        live: Layouts of the tensors that can shrink, by `TensorRef.index`.
+        wholes: Whole-axis uses by operation index.
+        expectations: By operation index: (argument, position, layouts whose total size it must be).
+        temperatures: By operation index: the constant and the layout of the axis that it follows.
+    """
+
+    trace: Trace
+    example: Example
+    training: bool | None
+    replayed: bool
+    live: Mapping[int, tuple[Layout, ...]]
+    wholes: Mapping[int, Wholes]
+    expectations: Mapping[int, tuple[tuple[str, int | None, tuple[Layout, ...]], ...]]
+    temperatures: Mapping[int, tuple[Temperature, Layout]]
+
+    def shape(self, index: int, kept: Kept) -> tuple[int, ...]:
+        """Returns the shape a tensor must have when only the kept units stay."""
+        layouts = self.live.get(index)
+        if layouts is None:
+            return self.trace.shapes[index]
+        return tuple(new_size(layout, kept) for layout in layouts)
+
+
+@attrs.frozen(eq=False)
+class Analysis:
+    """Everything known about a model after recording and propagation.
+
+    Attributes:
+        groups: By name, in order of the model's parameters.
+        parameters: Layouts of all parameters and buffers, by canonical name.
+        recordings: One per mode and example.
+        untouched: Parameters that no recording touched.
+        not_understood: Operations that were pinned for want of a rule.
+        notes: Further lines for the report.
+        shadow: The shadow on which plans are rehearsed.
+        swaps: Modules that the shadow holds a replacement for: (module path, registered name).
+    """
+
+    groups: Mapping[str, UnitGroup]
+    parameters: Mapping[str, ParameterLayout]
+    recordings: tuple[Recording, ...]
+    untouched: tuple[str, ...]
+    not_understood: tuple[NotUnderstood, ...]
+    notes: tuple[str, ...]
+    shadow: Shadow
+    swaps: tuple[tuple[str, str], ...] = ()
+
+    def groups_at(self, parameter: str, dim: int) -> list[UnitGroup]:
+        """Lists the groups whose units lie along a parameter dim."""
+        return [self.groups[name] for name in groups_of(self.parameters[parameter].dims[dim])]
+
+
+def analyse(
+    model: nn.Module,
+    examples: Sequence[Example],
+    registry: Registry,
+    *,
+    modes: Sequence[bool | None] = (False, True),
+) -> Analysis:
+    """Records a model in every mode and finds its groups.
+
+    Args:
+        model: The model; it is not touched.
+        examples: Example inputs; each is recorded in every mode.
+        registry: Where op rules and replacements are found.
+        modes: Training flags to record in; the first must run, later ones may fail with a note.
+
+    Raises:
+        UnsupportedModelError: The model can't be analysed at all.
+        RecordingError: The forward raised on the example inputs.
+    """
+    model = check_recordable(model)
+    shadow, swaps, recorded, notes = _record_all(model, examples, registry, modes)
+    parameters = parameter_axes(recorded[0][0])
+    propagations = []
+    for trace, _, _ in recorded:
+        propagations.append(propagate(trace, registry.op_rules, parameters))
+    touched = set().union(*(p.touched for p in propagations))
+    untouched = [name for name in parameters if name not in touched]
+    for name in untouched:
+        for axis in parameters[name]:
+            axes.pin(axis, Reason("no recording touched this parameter"))
+    freezer = _Freezer(parameters, propagations)
+    recordings: list[Recording] = []
+    programs: list[list[object]] = []
+    for propagation, (trace, example, training) in zip(propagations, recorded, strict=True):
+        recording = freezer.recording(propagation, example, training)
+        program = program_of(trace, recording.live)
+        recordings.append(attrs.evolve(recording, replayed=program not in programs))
+        programs.append(program)
+    gaps = dict.fromkeys(
+        attrs.evolve(gap, module="") if not gap.froze else gap for p in propagations for gap in p.not_understood
+    )
+    return Analysis(
+        groups=freezer.groups(recordings),
+        parameters={
+            name: freezer.parameter(name, tensor.element_size(), not isinstance(tensor, nn.Parameter))
+            for name, tensor in named_tensors(shadow.module)
+        },
+        recordings=tuple(recordings),
+        untouched=tuple(name for name in untouched if recorded[0][0].shapes[recorded[0][0].parameters[name].index]),
+        not_understood=tuple(gaps),
+        notes=(*shadow.notes, *notes),
+        shadow=shadow,
+        swaps=tuple(swaps),
+    )
+
+
+def _record_all(
+    model: nn.Module,
+    examples: Sequence[Example],
+    registry: Registry,
+    modes: Sequence[bool | None],
+) -> tuple[Shadow, list[tuple[str, str]], list[tuple[Trace, Example, bool | None]], list[str]]:
+    """Records on fakes; where the program needs values, starts again on real tensors."""
+    last: RecordingError | None = None
+    for fake in (True, False):
+        if not fake and any(parameter.is_meta for parameter in model.parameters()):
+            break
+        shadow = Shadow(model, fake=fake)
+        swaps = _swap_modules(shadow.module, registry)
+        shadow.watch()
+        notes = [] if fake else ["the program depends on values: recorded on real tensors instead of fake ones"]
+        recorded: list[tuple[Trace, Example, bool | None]] = []
+        try:
+            for example, (position, training) in itertools.product(examples, enumerate(modes)):
+                label = {None: "as set", False: "eval", True: "train"}[training]
+                try:
+                    trace = record(shadow, example, registry.op_rules.has, label=label, training=training)
+                except RecordingError as error:
+                    if position == 0:
+                        raise
+                    notes.append(f"{label} mode was not recorded: {error.why}")
+                    continue
+                recorded.append((trace, example, training))
+        except RecordingError as error:
+            last = error
+            continue
+        return shadow, swaps, recorded, notes
+    assert last is not None
+    raise last
+
+
+def _swap_modules(shadow: nn.Module, registry: Registry) -> list[tuple[str, str]]:
+    """Exchanges modules that can't hold a smaller shape for prunable equivalents."""
+    swaps = []
+    for path, module in list(shadow.named_modules()):
+        replacement = registry.replacement(module)
+        converted = replacement.convert(module) if replacement is not None and path else None
+        if replacement is not None and converted is not None:
+            converted.train(module.training)
+            exchange_module(shadow, module, converted)
+            swaps.append((path, replacement.name))
+    return swaps
+
+
+class _Freezer:
+    """Turns live axes into layouts over named groups."""
+
+    def __init__(self, parameters: Mapping[str, tuple[Axis, ...]], propagations: Sequence[Propagation]) -> None:
+        self._parameters, self._propagations = parameters, propagations
+        self._layouts: dict[int, Layout] = {}
+        self._members: dict[int, list[Member]] = {}
+        self._leaves: dict[int, Axis] = {}
+        roles = {key: role for p in propagations for key, role in p.effects.roles.items()}
+        for name, dims in parameters.items():
+            for dim, axis in enumerate(dims):
+                fallback = Role.ALONG if len(dims) < 2 else (Role.OUT, Role.IN)[min(dim, 1)]
+                member = Member(name, dim, roles.get(id(axis), fallback))
+                for leaf in dict.fromkeys(axes.leaves(axis)):
+                    if leaf.size > 1 and leaf.reason is None:
+                        self._leaves[id(leaf)] = leaf
+                        self._members.setdefault(id(leaf), []).append(member)
+        self._kinds = self._find_kinds()
+        self._names = self._name_groups()
+
+    def _find_kinds(self) -> dict[int, Kind]:
+        order = list(Kind)
+        found: dict[int, Kind] = {}
+        for propagation in self._propagations:
+            for axis, kind in propagation.effects.kinds:
+                for leaf in axes.leaves(axis):
+                    if id(leaf) in self._leaves:
+                        known = found.get(id(leaf), kind)
+                        found[id(leaf)] = min(known, kind, key=order.index)
+        return found
+
+    def _name_groups(self) -> dict[int, str]:
+        names: dict[int, str] = {}
+        taken: dict[str, int] = {}
+        for key, members in self._members.items():
+            lead = next((m for m in members if m.role is Role.OUT), members[0])
+            kind = self._kinds.get(key, Kind.UNITS)
+            owner, _, leaf = lead.parameter.rpartition(".")
+            base = owner if leaf == "weight" and owner else lead.parameter
+            if kind not in (Kind.CHANNELS, Kind.NEURONS, Kind.UNITS):
+                base = f"{base}#{kind.value}"
+            taken[base] = taken.get(base, 0) + 1
+            names[key] = base if taken[base] == 1 else f"{base}~{taken[base]}"
+        return names
+
+    def layout(self, axis: Axis) -> Layout:
+        """Returns the layout of an axis (the same object for the same class)."""
+        root = axes.resolve(axis)
+        made = self._layouts.get(id(root))
+        if made is None:
+            made = self._layouts[id(root)] = self._make(root)
+        return made
+
+    def _make(self, root: Axis) -> Layout:
+        if root.form is Form.LEAF:
+            name = self._names.get(id(root))
+            return Fixed(root.size) if name is None else Units(name, root.size)
+        if root.form is Form.PRODUCT:
+            parts = [part for factor in axes.factors(root) for part in _parts(self.layout(factor), Product)]
+            return join_product(parts)
+        parts = [part for segment in axes.segments(root) for part in _parts(self.layout(segment), Concat)]
+        return join_concat(parts)
+
+    def parameter(self, name: str, itemsize: int, buffer: bool) -> ParameterLayout:
+        dims = self._parameters[name]
+        return ParameterLayout(
+            tuple(axes.resolve(axis).size for axis in dims),
+            tuple(self.layout(axis) for axis in dims),
+            tuple(axes.reason_of(axis) for axis in dims),
+            itemsize=itemsize,
+            buffer=buffer,
+        )
+
+    def recording(self, p: Propagation, example: Example, training: bool | None) -> Recording:
+        live = {}
+        for index, dims in p.tensors.items():
+            layouts = tuple(self.layout(axis) for axis in dims)
+            if not all(isinstance(layout, Fixed) for layout in layouts):
+                live[index] = layouts
+        effects = p.effects
+        return Recording(
+            trace=p.trace,
+            example=example,
+            training=training,
+            replayed=True,
+            live=live,
+            wholes={
+                index: Wholes(tuple((self.layout(axis), verb, text) for axis, verb, text in uses))
+                for index, uses in effects.whole.items()
+            },
+            expectations={
+                index: tuple((e.argument, e.position, tuple(self.layout(a) for a in e.pieces)) for e in found)
+                for index, found in effects.expectations.items()
+            },
+            temperatures={i: (t, self.layout(t.axis)) for i, t in effects.temperatures.items()},
+        )
+
+    def groups(self, recordings: Sequence[Recording]) -> dict[str, UnitGroup]:
+        mixes: dict[str, dict[str, None]] = {}
+        for recording in recordings:
+            for index, wholes in recording.wholes.items():
+                operation = recording.trace.operations[index]
+                for layout, verb, _ in wholes.uses:
+                    if verb is Verb.MIX:
+                        for name in groups_of(layout):
+                            mixes.setdefault(name, {})[f"{operation.name} in {operation.module or 'the model'}"] = None
+        outer = {
+            name
+            for dims in self._parameters.values()
+            for axis in dims
+            for part in walk(self.layout(axis))
+            if isinstance(part, Product)
+            for position, factor in enumerate(part.parts)
+            if any(groups_of(later) for later in part.parts[position + 1 :])
+            for name in groups_of(factor)
+        }
+        return {
+            name: UnitGroup(
+                name,
+                self._leaves[key].size,
+                self._kinds.get(key, Kind.UNITS),
+                tuple(self._members[key]),
+                name in outer,
+                tuple(mixes.get(name, ())),
+            )
+            for key, name in self._names.items()
+        }
+
+
+def _parts(layout: Layout, form: type[Product] | type[Concat]) -> tuple[Layout, ...]:
+    return layout.parts if isinstance(layout, form) else (layout,)
+
+
+def join_product(parts: Iterable[Layout]) -> Layout:
+    """Makes a product in normal form: neighbours that never shrink are one, factors of size one vanish."""
+    joined: list[Layout] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        if isinstance(part, Fixed) and isinstance(last, Fixed):
+            joined[-1] = Fixed(last.size * part.size)
+        elif part != Fixed(1):
+            joined.append(part)
+    if not joined:
+        return Fixed(1)
+    return joined[0] if len(joined) == 1 else Product(tuple(joined))
+
+
+def join_concat(parts: Iterable[Layout]) -> Layout:
+    """Makes a concat in normal form: neighbours that never shrink are one."""
+    joined: list[Layout] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        if isinstance(part, Fixed) and isinstance(last, Fixed):
+            joined[-1] = Fixed(last.size + part.size)
+        else:
+            joined.append(part)
+    return joined[0] if len(joined) == 1 else Concat(tuple(joined))

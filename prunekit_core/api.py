@@ -1,0 +1,178 @@
+"""The short way: one call that prunes a model to a ratio or to a target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from prunekit_core import layout as layouts
+from prunekit_core.errors import ArgumentError, nearest
+from prunekit_core.plan import Plan, Preview
+from prunekit_core.pruner import BasePruner, Criterion, Layer
+from prunekit_core.registry import Registry, default_registry
+from prunekit_core.report import Report
+from prunekit_core.selection import Scope, check_ratio
+
+_SEARCH_STEPS = 24
+_ROUNDS = 8
+
+
+@attrs.frozen(eq=False)
+class PruneResult:
+    """What `prune` did.
+
+    Attributes:
+        model: The pruned model (the one that was passed in).
+        plan: The decision, as data.
+        report: What was pruned, left on purpose, not understood, untouched.
+        preview: Parameters, bytes and costs before and after.
+        layers: Parameter to (shape before, shape after), for every parameter that changed.
+    """
+
+    model: nn.Module
+    plan: Plan
+    report: Report
+    preview: Preview
+    layers: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+
+    def __str__(self) -> str:
+        p = self.preview
+        lines = [f"params  {p.params_before:>14,} -> {p.params_after:>14,}  ({p.params_after / p.params_before:.1%} kept)"]
+        for name, (before, after) in p.costs.items():
+            if name != "params" and before:
+                lines.append(f"{name:<6}  {before:>14,.0f} -> {after:>14,.0f}  ({after / before:.1%} kept)")
+        lines.append(str(self.report))
+        return "\n".join(lines)
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    ratio: float | None = None,
+    *,
+    target: Mapping[str, float] | None = None,
+    importance: Criterion | str = "magnitude",
+    global_pruning: bool = False,
+    max_pruning_ratio: float = 1.0,
+    ignored_layers: Sequence[Layer] | None = None,
+    round_to: int | None = None,
+    pruning_ratio_dict: Mapping[Layer | tuple[Layer, ...], float] | None = None,
+    forward_fn: Callable[[nn.Module, Any], Any] | None = None,
+    registry: Registry | None = None,
+) -> PruneResult:
+    """Prunes a model in place.
+
+    Args:
+        model: Any module whose forward runs.
+        example_inputs: A tensor, a tuple or list of positional inputs, or a dict of keyword inputs.
+        ratio: Fraction of the units of every group to remove, in [0, 1); 0.5 if neither it nor a target is given.
+        target: Instead of a ratio, what should be left: cost model to a fraction of the original (up to 1) or an
+            absolute value (above 1): ``{"macs": 0.5}``. The largest model that meets all targets is chosen.
+        importance: A criterion or its registered name.
+        global_pruning: Rank all units together instead of taking the ratio in each group.
+        max_pruning_ratio: Largest fraction that any group loses.
+        ignored_layers: Layers (modules, names or types) whose outputs are left alone.
+        round_to: Sizes are kept at multiples of this.
+        pruning_ratio_dict: Ratios for single layers; they hold whatever the target.
+        forward_fn: Called as ``forward_fn(model, example_inputs)`` instead of the model.
+        registry: Where plugins are found; None for the default registry.
+
+    Returns:
+        The result; print it for a report.
+
+    Raises:
+        ArgumentError: An argument is wrong; nothing was traced.
+        NothingToPruneError: No unit may go; the message says what pinned what.
+        PrunekitError: Anything else that stands in the way; the model is untouched.
+    """
+    if ratio is not None and target is not None:
+        raise ArgumentError("Give a ratio or a target, not both.")
+    if target is not None:
+        _check_target(target, registry or default_registry())
+    pruner = BasePruner(
+        model,
+        example_inputs,
+        importance,
+        global_pruning=global_pruning,
+        pruning_ratio=0.5 if ratio is None else ratio,
+        pruning_ratio_dict=pruning_ratio_dict,
+        max_pruning_ratio=max_pruning_ratio,
+        ignored_layers=ignored_layers,
+        round_to=round_to,
+        forward_fn=forward_fn,
+        registry=registry,
+    )
+    plan = pruner.plan() if target is None else plan_to_target(pruner, target)
+    asked = target is not None or any(scope.ratio > 0 for scope in pruner.scopes())
+    if asked or not pruner.scopes():
+        pruner.require_something(plan)
+    preview = plan.preview()
+    pruner.graph.apply(plan)
+    kept = plan.kept
+    layers = {
+        cut.parameter: (cut.shape, tuple(layouts.new_size(dim, kept) for dim in cut.dims)) for cut in plan.parameters
+    }
+    return PruneResult(model, plan, pruner.report(), preview, layers)
+
+
+def _check_target(target: Mapping[str, float], registry: Registry) -> None:
+    known = registry.entries("prunekit_budgets")
+    if not target:
+        raise ArgumentError("The target is empty.", hint='for example target={"macs": 0.5}')
+    for name, value in target.items():
+        if name not in known:
+            raise ArgumentError(f"No cost model is registered as {name!r}.", hint=nearest(name, map(str, known)))
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise ArgumentError("A target must be a positive number.", where=name, why=f"got {value!r}")
+
+
+def plan_to_target(pruner: BasePruner, target: Mapping[str, float]) -> Plan:
+    """Finds the largest model that meets a target, by bisecting the ratio on predicted costs.
+
+    Args:
+        pruner: A pruner that has not stepped yet.
+        target: See `prune`.
+
+    Raises:
+        ArgumentError: Not even the smallest reachable model meets the target.
+    """
+    budgets = {name: pruner.registry.named("prunekit_budgets", name) for name in target}
+    analysis = pruner.graph.analysis
+    dense = {name: budget(analysis, {}) for name, budget in budgets.items()}
+    allowed = {name: value * dense[name] if value <= 1 else float(value) for name, value in target.items()}
+    scores: dict[str, torch.Tensor] = {}
+    for group in {name for scope in pruner.scopes() for name in scope.groups}:
+        found = pruner.score(group)
+        if found is not None:
+            scores[group] = found
+
+    def scopes_at(ratio: float) -> list[Scope]:
+        return [s if s.name.startswith("pruning_ratio_dict") else attrs.evolve(s, ratio=ratio) for s in pruner.scopes()]
+
+    def meets(kept: Mapping[str, Sequence[int]]) -> bool:
+        return all(budget(analysis, kept) <= allowed[name] * (1 + 1e-9) for name, budget in budgets.items())
+
+    for _ in range(_ROUNDS):
+        state = (list(pruner.graph.knowledge.ties), dict(pruner.graph.knowledge.given_back))
+        low, high = 0.0, 1.0 - 1e-6
+        smallest = pruner.kept_at(scopes_at(high), scores)
+        if not meets(smallest):
+            reached = ", ".join(f"{name}={budget(analysis, smallest):,.0f}" for name, budget in budgets.items())
+            wanted = ", ".join(f"{name}={value:,.0f}" for name, value in allowed.items())
+            raise ArgumentError(
+                "The target can't be reached.", why=f"the smallest model has {reached}; asked for {wanted}"
+            )
+        if meets(pruner.kept_at(scopes_at(low), scores)):
+            high = low
+        for _ in range(_SEARCH_STEPS if high else 0):
+            middle = (low + high) / 2
+            low, high = (low, middle) if meets(pruner.kept_at(scopes_at(middle), scores)) else (middle, high)
+        plan = pruner.draft(scopes_at(check_ratio(high, "the ratio found")), scores)
+        if meets(plan.kept) or (pruner.graph.knowledge.ties, pruner.graph.knowledge.given_back) == state:
+            return plan
+    return plan
+

@@ -1,0 +1,104 @@
+"""Applying a plan to a model: every check comes before the first change."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from prunekit_core import surgery
+from prunekit_core.edits import Decision, Size, is_size, normal_size
+from prunekit_core.errors import PlanError
+from prunekit_core.registry import Registry, default_registry
+
+
+class Application:
+    """One application of a plan: every check comes before the first change."""
+
+    def __init__(self, plan: Decision, model: nn.Module, registry: Registry | None) -> None:
+        self._plan, self._model, self._registry = plan, model, registry
+        self._converted: dict[str, tuple[nn.Module, nn.Module]] = {}
+
+    def check(self) -> None:
+        """Raises `PlanError` unless everything in the plan fits the model."""
+        self.check_parameters()
+        self._check_swaps()
+        self._check_edits()
+
+    def check_parameters(self) -> None:
+        """Raises `PlanError` unless every parameter exists in the expected shape."""
+        self._plan.check_consistent()
+        shapes = {cut.parameter: cut.shape for cut in self._plan.parameters}
+        for name, shape in shapes.items():
+            found = tuple(self._tensor(name).shape)
+            if found != shape:
+                raise self._misfit(name, f"it has shape {found}, the plan was made for {shape}")
+        for rescale in self._plan.rescales:
+            rows = self._tensor(rescale.parameter).shape[0]
+            if any(not 0 <= start < stop <= rows for start, stop in rescale.rows):
+                raise self._misfit(rescale.parameter, "rows to scale are out of range")
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        try:
+            return surgery.tensor_at(self._model, name)
+        except AttributeError as error:
+            raise self._misfit(name, "the model has no such parameter") from error
+
+    def _misfit(self, where: str, why: str) -> PlanError:
+        return PlanError(
+            "The plan was made for another model.",
+            where=where,
+            why=why,
+            hint="apply it to an unpruned copy of the model it was made for",
+        )
+
+    def _check_swaps(self) -> None:
+        for swap in self._plan.swaps:
+            replacement = (self._registry or default_registry()).named("prunekit_replacements", swap.replacement)
+            module = self._module(swap.module)
+            if type(module) is not replacement.source:
+                raise self._misfit(swap.module, f"it is a {type(module).__name__}, not a {replacement.source.__name__}")
+            converted = replacement.convert(module)
+            if converted is None or not swap.module:
+                raise self._misfit(swap.module, f"{swap.replacement} can't stand in for this module")
+            self._converted[swap.module] = (module, converted)
+
+    def _module(self, path: str) -> nn.Module:
+        if path in self._converted:
+            return self._converted[path][1]
+        try:
+            return self._model.get_submodule(path)
+        except AttributeError as error:
+            raise self._misfit(path, "the model has no such module") from error
+
+    def _check_edits(self) -> None:
+        for edit in self._plan.edits:
+            module = self._module(edit.module)
+            where = f"{edit.module or 'the model'}.{edit.attribute}"
+            if edit.attribute not in vars(module):
+                raise self._misfit(where, "the module has no such attribute of its own")
+            value = vars(module)[edit.attribute]
+            if not is_size(value) or normal_size(value) != edit.old or not _same_form(edit.old, edit.new):
+                raise self._misfit(where, f"it is {value!r}, the plan expects the size {edit.old!r}")
+
+    def perform(self) -> None:
+        """Changes the model; call `check` first."""
+        for path, (old, new) in self._converted.items():
+            surgery.exchange_module(self._model, old, new)
+            new.train(old.training)
+            assert self._model.get_submodule(path) is new
+        for rescale in self._plan.rescales:
+            rows = [row for start, stop in rescale.rows for row in range(start, stop)]
+            surgery.scale_positions(surgery.tensor_at(self._model, rescale.parameter), rows, rescale.factor)
+        for cut in self._plan.parameters:
+            surgery.shrink_tensor(surgery.tensor_at(self._model, cut.parameter), self._plan.positions(cut))
+        for edit in self._plan.edits:
+            module = self._model.get_submodule(edit.module)
+            old = vars(module)[edit.attribute]
+            new = edit.new if isinstance(edit.new, int) else type(old)(edit.new)
+            setattr(module, edit.attribute, new)
+
+
+def _same_form(a: Size, b: Size) -> bool:
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b)
+    return isinstance(a, int) and isinstance(b, int)

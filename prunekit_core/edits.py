@@ -1,0 +1,176 @@
+"""The contents of a plan as values: what is cut, which attributes change, what is scaled and exchanged."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import attrs
+import torch
+
+from prunekit_core import layout as layouts
+from prunekit_core.errors import PlanError
+from prunekit_core.layout import Layout
+
+Size = int | tuple[int, ...]
+
+
+@attrs.frozen
+class GroupCut:
+    """What stays of one group.
+
+    Attributes:
+        group: Name of the group.
+        size: Number of units before.
+        kept: Units that stay, ascending.
+    """
+
+    group: str
+    size: int
+    kept: tuple[int, ...]
+
+
+@attrs.frozen
+class ParameterCut:
+    """How a parameter or buffer that loses something is made of units.
+
+    Attributes:
+        parameter: Canonical dotted name.
+        shape: Its shape before.
+        dims: One layout per dim.
+    """
+
+    parameter: str
+    shape: tuple[int, ...]
+    dims: tuple[Layout, ...]
+
+
+@attrs.frozen
+class AttributeEdit:
+    """A size that lives in an attribute of a module.
+
+    Attributes:
+        module: Dotted path of the module; empty for the model itself.
+        attribute: Name of the attribute.
+        old: Its value before.
+        new: Its value after.
+    """
+
+    module: str
+    attribute: str
+    old: Size
+    new: Size
+
+
+@attrs.frozen
+class Rescale:
+    """Rows of a parameter that are scaled, because a constant of the program follows a size.
+
+    Attributes:
+        parameter: Canonical dotted name.
+        rows: Runs ``(start, stop)`` of positions of dim 0 before the cut.
+        factor: What the rows are multiplied with.
+    """
+
+    parameter: str
+    rows: tuple[tuple[int, int], ...]
+    factor: float
+
+
+@attrs.frozen
+class Swap:
+    """A module that is exchanged for a prunable equivalent.
+
+    Attributes:
+        module: Dotted path.
+        replacement: Registered name of the replacement.
+    """
+
+    module: str
+    replacement: str
+
+
+@attrs.frozen
+class Decision:
+    """Which units stay, and every edit that follows from it.
+
+    Attributes:
+        cuts: Per group that loses units.
+        parameters: Per parameter or buffer that loses something.
+        edits: Attribute changes.
+        rescales: Rows to scale.
+        swaps: Modules to exchange first.
+        notes: Lines for the report; no part of the decision's identity.
+    """
+
+    cuts: tuple[GroupCut, ...] = ()
+    parameters: tuple[ParameterCut, ...] = ()
+    edits: tuple[AttributeEdit, ...] = ()
+    rescales: tuple[Rescale, ...] = ()
+    swaps: tuple[Swap, ...] = ()
+    notes: tuple[str, ...] = attrs.field(default=(), eq=False)
+
+    @property
+    def kept(self) -> dict[str, tuple[int, ...]]:
+        """Kept units by group name."""
+        return {cut.group: cut.kept for cut in self.cuts}
+
+    def positions(self, cut: ParameterCut) -> dict[int, torch.Tensor]:
+        """Returns, per dim that shrinks, the positions that stay."""
+        kept = self.kept
+        return {
+            dim: layouts.kept_positions(layout, kept)
+            for dim, layout in enumerate(cut.dims)
+            if layouts.new_size(layout, kept) != layout.size
+        }
+
+    def check_consistent(self) -> None:
+        """Raises `PlanError` where the parts contradict each other."""
+        sizes = {cut.group: cut.size for cut in self.cuts}
+        for cut in self.cuts:
+            if not cut.kept or any(not 0 <= unit < cut.size for unit in cut.kept):
+                raise PlanError("The plan is malformed.", where=f"group {cut.group}", why="kept units out of range or none")
+            if any(a >= b for a, b in itertools.pairwise(cut.kept)):
+                raise PlanError("The plan is malformed.", where=f"group {cut.group}", why="kept units not ascending")
+        for parameter in self.parameters:
+            if tuple(dim.size for dim in parameter.dims) != parameter.shape:
+                raise PlanError(
+                    "The plan is malformed.", where=parameter.parameter, why="its dims don't multiply out to its shape"
+                )
+            for dim in parameter.dims:
+                for part in layouts.walk(dim):
+                    if isinstance(part, layouts.Units) and sizes.get(part.group, part.size) != part.size:
+                        raise PlanError(
+                            "The plan is malformed.",
+                            where=parameter.parameter,
+                            why=f"group {part.group} has {sizes[part.group]} units, not {part.size}",
+                        )
+        for rescale in self.rescales:
+            if not math.isfinite(rescale.factor) or rescale.factor <= 0:
+                raise PlanError("The plan is malformed.", where=rescale.parameter, why="a factor is not positive")
+
+
+
+def is_size(value: Any) -> bool:
+    """Tells whether a value is an int, or a non-empty tuple or list of ints."""
+    if type(value) in (tuple, list, torch.Size):
+        return bool(value) and all(type(item) is int for item in value)
+    return type(value) is int
+
+
+def runs_of(positions: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    """Writes ascending positions as runs ``(start, stop)``."""
+    result: list[tuple[int, int]] = []
+    for position in positions:
+        if result and result[-1][1] == position:
+            result[-1] = (result[-1][0], position + 1)
+        else:
+            result.append((position, position + 1))
+    return tuple(result)
+
+
+def normal_size(value: Any) -> Size:
+    """Returns a size attribute as an int or a tuple."""
+    return value if isinstance(value, int) else tuple(value)

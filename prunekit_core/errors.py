@@ -1,0 +1,85 @@
+"""Every error prunekit raises on purpose: a headline, then where, why and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PrunekitError(Exception):
+    """Base of all prunekit errors.
+
+    Args:
+        headline: One sentence that says what went wrong.
+        where: The module, operation, file or argument concerned.
+        why: The cause, as far as it is known.
+        hint: What the caller can do about it.
+    """
+
+    def __init__(self, headline: str, *, where: str = "", why: str = "", hint: str = "") -> None:
+        self.headline = headline
+        self.where = where
+        self.why = why
+        self.hint = hint
+        super().__init__(headline)
+
+    def __str__(self) -> str:
+        lines = [self.headline]
+        for label, text in (("where", self.where), ("why", self.why), ("what to do", self.hint)):
+            if text:
+                lines.append(f"  {label}: {text}")
+        return "\n".join(lines)
+
+
+class ArgumentError(PrunekitError, ValueError):
+    """An argument is wrong; nothing was traced or changed."""
+
+
+class UnsupportedModelError(PrunekitError, TypeError):
+    """The object can't be analysed at all: no module, a ScriptModule, uninitialised lazy parameters."""
+
+
+class RecordingError(PrunekitError, RuntimeError):
+    """The model's forward pass raised on the example inputs; the model's own exception is the cause."""
+
+
+class UnitsError(PrunekitError, IndexError):
+    """The requested channel indices can't be removed: out of range, pinned, or not whole units."""
+
+
+class NothingToPruneError(PrunekitError, RuntimeError):
+    """The analysis found no unit that may be removed; the message says what pinned what."""
+
+
+class RehearsalError(PrunekitError, RuntimeError):
+    """The pruned program could not be proven to be the same program; the model is untouched."""
+
+
+class PlanError(PrunekitError, ValueError):
+    """A plan is malformed, or was made for another model."""
+
+
+class CheckpointError(PrunekitError, ValueError):
+    """A checkpoint file is corrupt, foreign, or doesn't fit the model."""
+
+
+class PluginError(PrunekitError, RuntimeError):
+    """A plugin is broken, or two plugins claim the same key."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Words a hint for a misspelt name: the closest known names, or all of them when few.
+
+    Args:
+        name: What the user typed.
+        known: The accepted names.
+
+    Returns:
+        A sentence such as ``"did you mean 'magnitude'? known: lamp, magnitude, random"``.
+    """
+    names = sorted(known)
+    listing = "known: " + (", ".join(names) if names else "none")
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if not close:
+        return listing
+    return "did you mean " + " or ".join(repr(c) for c in close) + f"? {listing}"

@@ -1,0 +1,498 @@
+"""The dependency graph: a model, its groups, and everything that may be asked of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunekit_core import layout as layouts
+from prunekit_core.analysis import Analysis, UnitGroup, analyse
+from prunekit_core.errors import ArgumentError, PlanError, UnitsError, nearest
+from prunekit_core.group import Dependency, Group, MemberView
+from prunekit_core.ladder import Knowledge, Rehearsed, Reselect, rehearse
+from prunekit_core.layers import LayerType, PruningFunction
+from prunekit_core.layout import Layout
+from prunekit_core.edits import GroupCut, ParameterCut, Swap
+from prunekit_core.plan import Plan
+from prunekit_core.recorder import Example, check_recordable, run_model
+from prunekit_core.registry import Registry, default_registry
+from prunekit_core.report import Explanation, Report, describe
+from prunekit_core.rescale import find_rescales
+from prunekit_core.rules import Role
+from prunekit_core.surgery import tensor_at
+
+
+def check_indices(indices: Sequence[int] | torch.Tensor, size: int, where: str) -> list[int]:
+    """Reads unit indices that a user gave: ints, or an integer tensor.
+
+    Raises:
+        UnitsError: They are no integers, out of range or repeated.
+    """
+    if isinstance(indices, torch.Tensor):
+        if indices.is_floating_point() or indices.is_complex() or indices.dtype is torch.bool or indices.dim() > 1:
+            raise UnitsError("Unit indices must be integers.", where=where, why=f"got a {indices.dtype} tensor")
+        indices = indices.reshape(-1).tolist()
+    numbers = list(indices)
+    wrong = [n for n in numbers if isinstance(n, bool) or not hasattr(n, "__index__")]
+    if wrong:
+        raise UnitsError("Unit indices must be integers.", where=where, why=f"got {wrong[0]!r}")
+    numbers = [n.__index__() for n in numbers]
+    outside = [n for n in numbers if not 0 <= n < size]
+    if outside:
+        raise UnitsError("A unit index is out of range.", where=where, why=f"{outside[0]} is not in 0..{size - 1}")
+    if len(set(numbers)) < len(numbers):
+        twice = next(n for n in numbers if numbers.count(n) > 1)
+        raise UnitsError("A unit index is repeated.", where=where, why=f"{twice} occurs more than once")
+    return numbers
+
+
+class DependencyGraph:
+    """Groups of parameter slices that must shrink together, found by recording a forward pass.
+
+    Call `build_dependency` first. The graph follows the cuts that are made through it: groups that were pruned have
+    fewer units afterwards, and indices always count the units that are there now.
+
+    Args:
+        registry: Where rules and layer types are found; None for the default registry.
+    """
+
+    def __init__(self, registry: Registry | None = None) -> None:
+        self._registry = registry
+        self._analysis: Analysis | None = None
+        self._model: nn.Module | None = None
+        self.knowledge = Knowledge()
+        self.applied = Plan()
+
+    def build_dependency(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        *,
+        more_inputs: Iterable[Any] = (),
+        forward_fn: Callable[[nn.Module, Any], Any] | None = None,
+        output_transform: Callable[[Any], Any] | None = None,
+        modes: Sequence[bool | None] = (False, True),
+    ) -> DependencyGraph:
+        """Records the model and finds its groups; the model is not touched.
+
+        Args:
+            model: Any module whose forward runs.
+            example_inputs: A tensor, a tuple or list of positional inputs, or a dict of keyword inputs.
+            more_inputs: Further example inputs (an encoder alone, a decoding step), recorded as well.
+            forward_fn: Called as ``forward_fn(model, example_inputs)`` instead of calling the model.
+            output_transform: Called on the outputs; its result's tensors count as outputs, too.
+            modes: Training flags to record in: False for eval, True for train, None for as it is.
+
+        Returns:
+            The graph itself.
+
+        Raises:
+            UnsupportedModelError: The model can't be analysed at all.
+            RecordingError: Its forward raised; the exception is the cause.
+        """
+        self._model = check_recordable(model)
+        examples = [_example(inputs, forward_fn, output_transform) for inputs in (example_inputs, *more_inputs)]
+        self._analysis = analyse(self._model, examples, self.registry, modes=modes)
+        self.knowledge, self.applied = Knowledge(), Plan()
+        return self
+
+    @property
+    def registry(self) -> Registry:
+        """The registry in use."""
+        return self._registry or default_registry()
+
+    @property
+    def analysis(self) -> Analysis:
+        """What is known about the model.
+
+        Raises:
+            ArgumentError: `build_dependency` was not called.
+        """
+        if self._analysis is None:
+            raise ArgumentError("The graph is empty.", hint="call build_dependency(model, example_inputs) first")
+        return self._analysis
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that the graph was built from."""
+        assert self.analysis and self._model is not None
+        return self._model
+
+    # -- units
+
+    def remaining(self, group: str) -> tuple[int, ...]:
+        """Returns the units of a group that are still there, as numbered at analysis."""
+        return self.applied.kept.get(group, tuple(range(self.analysis.groups[group].size)))
+
+    def groups(self) -> list[UnitGroup]:
+        """Lists all groups as found at analysis."""
+        return list(self.analysis.groups.values())
+
+    def views(self, group: str) -> list[MemberView]:
+        """Lists, for every parameter and buffer dim of a group, the tensor and which unit each position holds.
+
+        Units are numbered by their place among the units that are there now.
+        """
+        analysis, kept = self.analysis, self.applied.kept
+        place = torch.full((analysis.groups[group].size,), -1)
+        remaining = torch.tensor(self.remaining(group))
+        place[remaining] = torch.arange(len(remaining))
+        found = []
+        for member in analysis.groups[group].members:
+            layout = analysis.parameters[member.parameter].dims[member.dim]
+            labels = layouts.unit_labels(layout, group)[layouts.kept_positions(layout, kept)]
+            labels = torch.where(labels < 0, labels, place[labels.clamp(min=0)])
+            path, _, name = member.parameter.rpartition(".")
+            tensor = tensor_at(self.model, member.parameter)
+            found.append(
+                MemberView(path, self.model.get_submodule(path), name, tensor, member.dim, member.role, labels)
+            )
+        return found
+
+    def whole_group(self, group: str) -> Group:
+        """Returns the `Group` that holds all units of a group that are there now."""
+        return Group(self, {group: self.remaining(group)}, None)
+
+    def get_all_groups(
+        self,
+        ignored_layers: Iterable[nn.Module | type[nn.Module] | str] = (),
+        root_module_types: Iterable[type[nn.Module]] | None = None,
+    ) -> Iterator[Group]:
+        """Yields every group with all its units.
+
+        Args:
+            ignored_layers: Layers (modules, types or dotted names) whose outputs are left alone.
+            root_module_types: Only groups that start at a layer of these types.
+        """
+        ignored = self.protected_groups(ignored_layers)
+        for group in self.groups():
+            if group.name in ignored:
+                continue
+            whole = self.whole_group(group.name)
+            if root_module_types is None or isinstance(whole.root.layer, tuple(root_module_types)):
+                yield whole
+
+    def get_pruning_group(
+        self, layer: nn.Module, pruning_fn: PruningFunction, idxs: Sequence[int] | torch.Tensor
+    ) -> Group:
+        """Returns the group of everything that must leave with some channels of a layer.
+
+        Args:
+            layer: A layer of the model.
+            pruning_fn: What to prune of it, such as ``prune_conv_out_channels``.
+            idxs: Channels to remove, as numbered in the layer now.
+
+        Raises:
+            ArgumentError: The layer isn't in the model, or the function isn't for it.
+            UnitsError: The channels are out of range, repeated, pinned, or not whole units.
+        """
+        path = self._path_of(layer)
+        layout, function = self._flat(layer, path, pruning_fn)
+        kept = self.applied.kept
+        positions = layouts.kept_positions(layout, kept)
+        where = f"{path} ({type(layer).__name__})"
+        numbers = check_indices(idxs, len(positions), where)
+        if not numbers:
+            raise UnitsError("No units were chosen.", where=where)
+        removed = self._units(layout, set(positions[numbers].tolist()), path, where, kept)
+        return Group(self, removed, (layer, path, function, numbers))
+
+    def _units(
+        self, layout: Layout, flat: set[int], path: str, where: str, kept: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, tuple[int, ...]]:
+        """Translates flat positions into units of groups."""
+        removed: dict[str, tuple[int, ...]] = {}
+        covered: set[int] = set()
+        present = set(layouts.kept_positions(layout, kept).tolist())
+        for name in layouts.groups_of(layout):
+            labels = layouts.unit_labels(layout, name)
+            holders: dict[int, set[int]] = {}
+            for position in present:
+                holders.setdefault(int(labels[position]), set()).add(position)
+            units = tuple(u for u in self.remaining(name) if holders.get(u) and holders[u] <= flat)
+            if units:
+                removed[name] = units
+                covered.update(*(holders[u] for u in units))
+        if flat - covered:
+            self._explain_units(layout, sorted(flat - covered), path, where)
+        if len(removed) > 1:
+            removed = _smallest_cover(layout, removed, flat, present)
+        for name, units in removed.items():
+            if len(units) == len(self.remaining(name)):
+                raise UnitsError(
+                    "All units of a group can't be removed.", where=where, why=f"group {name} would be empty"
+                )
+        return removed
+
+    def _explain_units(self, layout: Layout, missing: list[int], path: str, where: str) -> None:
+        names = layouts.groups_of(layout)
+        if not names:
+            reasons = [
+                str(reason)
+                for name, parameter in self.analysis.parameters.items()
+                if name.rpartition(".")[0] == path
+                for reason in parameter.reasons
+                if reason is not None and "kernel" not in reason.text
+            ]
+            raise UnitsError(
+                "These units can't be removed.",
+                where=where,
+                why="pinned: " + (reasons[0] if reasons else "they can't shrink"),
+                hint="graph.explain(layer) says what ties them",
+            )
+        wholes = [f"{name} ({self.analysis.groups[name].size} units)" for name in names]
+        raise UnitsError(
+            "These channels are not whole units.",
+            where=where,
+            why=f"channel {missing[0]} can only leave together with others",
+            hint=f"the channels are made of {' and '.join(wholes)}: {describe(layout)}",
+        )
+
+    def _flat(self, layer: nn.Module, path: str, function: PruningFunction) -> tuple[Layout, PruningFunction]:
+        kind = self.registry.layer_type(layer)
+        if kind is None:
+            raise ArgumentError(
+                f"No layer type is registered for {type(layer).__name__}.", where=path, hint="prune a layer inside it"
+            )
+        own: dict[str, tuple[Layout, ...]] = {}
+        names = {id(tensor): name for name, tensor in _named(self.model)}
+        for table in (layer._parameters, layer._buffers):
+            for local, tensor in table.items():
+                if tensor is not None and id(tensor) in names:
+                    own[local] = self.analysis.parameters[names[id(tensor)]].dims
+        out = function is kind.prune_out or function in kind.also_out
+        into = function is kind.prune_in or function in kind.also_in
+        flat = kind.flat_out if out else kind.flat_in if into else None
+        layout = flat(layer, own) if flat is not None else None
+        if layout is None:
+            raise ArgumentError(
+                f"{getattr(function, '__name__', function)!s} doesn't prune a {type(layer).__name__}.", where=path
+            )
+        return layout, function
+
+    def _path_of(self, layer: nn.Module) -> str:
+        for path, module in self.model.named_modules():
+            if module is layer:
+                return path
+        raise ArgumentError(
+            "The layer is not part of the model.",
+            where=type(layer).__name__,
+            hint="after a model is copied or a module exchanged, take the layer from the model anew",
+        )
+
+    def layer_type(self, module: nn.Module) -> LayerType | None:
+        """Returns the layer type of a module."""
+        return self.registry.layer_type(module)
+
+    def dependencies(self, removed: Mapping[str, Sequence[int]]) -> list[tuple[Dependency, list[int], list[int]]]:
+        """Lists the layers that lose something with some units: (dependency, flat positions, which unit each is)."""
+        result: dict[tuple[str, Role], tuple[Dependency, list[int], list[int]]] = {}
+        offset = 0
+        for name, units in removed.items():
+            place = {unit: offset + number for number, unit in enumerate(units)}
+            offset += len(units)
+            remaining = self.remaining(name)
+            for view in self.views(name):
+                key = (view.path, view.role)
+                if key in result and view.name != "weight":
+                    continue
+                positions, roots = [], []
+                for position, label in enumerate(view.labels.tolist()):
+                    if label >= 0 and remaining[label] in place:
+                        positions.append(position)
+                        roots.append(place[remaining[label]])
+                if key in result and offset > len(units):
+                    known = result[key]
+                    merged = dict(zip(known[1], known[2], strict=True)) | dict(zip(positions, roots, strict=True))
+                    positions, roots = sorted(merged), [merged[position] for position in sorted(merged)]
+                result[key] = (self._dependency(view), positions, roots)
+        return list(result.values())
+
+    def _dependency(self, view: MemberView) -> Dependency:
+        kind = self.registry.layer_type(view.module)
+        function = None if kind is None else kind.prune_in if view.role is Role.IN else kind.prune_out
+        return Dependency(view.module, view.path, view.role, function, view.name)
+
+    def protected_groups(self, layers: Iterable[nn.Module | type[nn.Module] | str]) -> dict[str, str]:
+        """Finds the groups whose units some layers (or what containers contain) produce or carry.
+
+        Returns:
+            Group name to the layer that protects it.
+
+        Raises:
+            ArgumentError: A layer isn't in the model, or no layer has that name or type.
+        """
+        chosen = self.module_paths(layers)
+        found: dict[str, str] = {}
+        for group in self.groups():
+            for member in group.members:
+                if member.role is not Role.IN and member.module in chosen:
+                    found.setdefault(group.name, member.module)
+        return found
+
+    def module_paths(self, layers: Iterable[nn.Module | type[nn.Module] | str]) -> set[str]:
+        """Returns the paths of some modules and of everything they contain."""
+        paths: set[str] = set()
+        modules = dict(self.model.named_modules())
+        for layer in layers:
+            if isinstance(layer, str):
+                if layer not in modules:
+                    raise ArgumentError(f"The model has no module named {layer!r}.", hint=nearest(layer, modules))
+                roots = [layer]
+            elif isinstance(layer, nn.Module):
+                roots = [self._path_of(layer)]
+            elif isinstance(layer, type):
+                roots = [path for path, module in modules.items() if isinstance(module, layer)]
+                if not roots:
+                    raise ArgumentError(f"The model has no {layer.__name__}.")
+            else:
+                raise ArgumentError("Layers are given as modules, types or dotted names.", why=f"got {layer!r}")
+            for root in roots:
+                paths.update(p for p in modules if not root or p == root or p.startswith(root + "."))
+        return paths
+
+    # -- plans
+
+    def draft(self, kept: Mapping[str, tuple[int, ...]], reselect: Reselect | None = None) -> Plan:
+        """Makes a proven plan, from the model as it was at analysis, by rehearsing on the shadow.
+
+        Args:
+            kept: Kept units per group, as numbered at analysis, a subset of those still there.
+            reselect: Chooses units anew when the program needs another number; None if the choice is fixed.
+
+        Raises:
+            RehearsalError: The program can't express the cut.
+        """
+        whole = {**self.applied.kept, **kept}
+        rehearsed = rehearse(self.analysis, self.registry, self.knowledge, whole, reselect)
+        return self._plan(rehearsed)
+
+    def _plan(self, rehearsed: Rehearsed) -> Plan:
+        analysis, kept = self.analysis, rehearsed.kept
+        parameters = tuple(
+            ParameterCut(name, parameter.shape, parameter.dims)
+            for name, parameter in analysis.parameters.items()
+            if any(group in kept for dim in parameter.dims for group in layouts.groups_of(dim))
+        )
+        changed = {cut.parameter.rpartition(".")[0] for cut in parameters} | {edit.module for edit in rehearsed.edits}
+        swaps = tuple(
+            Swap(path, name)
+            for path, name in analysis.swaps
+            if any(module == path or module.startswith(path + ".") for module in changed)
+        )
+        rescales, notes = find_rescales(analysis, rehearsed)
+        return Plan(
+            cuts=tuple(GroupCut(g.name, g.size, kept[g.name]) for g in analysis.groups.values() if g.name in kept),
+            parameters=parameters,
+            edits=rehearsed.edits,
+            rescales=rescales,
+            swaps=swaps,
+            notes=notes,
+            costs=self._costs,
+            sizes=self._sizes(),
+        )
+
+    def _sizes(self) -> dict[str, tuple[int, int]]:
+        return {
+            name: (math.prod(p.shape), -p.itemsize if p.buffer else p.itemsize)
+            for name, p in self.analysis.parameters.items()
+        }
+
+    def _costs(self, kept: Mapping[str, Sequence[int]]) -> dict[str, tuple[float, float]]:
+        table = self.registry.entries("prunekit_budgets")
+        return {name: (e.value(self.analysis, {}), e.value(self.analysis, kept)) for name, e in table.items()}
+
+    def apply(self, plan: Plan) -> Plan:
+        """Applies a plan that this graph drafted to the model, on top of what was applied before.
+
+        Returns:
+            The plan from the model as it was at analysis to the model as it is now.
+
+        Raises:
+            PlanError: The model was changed otherwise since the analysis.
+        """
+        try:
+            plan.since(self.applied).apply(self.model, registry=self.registry)
+        except PlanError as error:
+            error.hint = "the model was changed since it was analysed: build the graph anew"
+            raise
+        self.applied = plan
+        return plan
+
+    def remove(self, removed: Mapping[str, Sequence[int]]) -> Plan:
+        """Removes exactly these units (numbered as at analysis) from the model, proven first."""
+        kept = {
+            name: tuple(unit for unit in self.remaining(name) if unit not in set(units))
+            for name, units in removed.items()
+        }
+        return self.apply(self.draft(kept))
+
+    # -- answers
+
+    def report(self) -> Report:
+        """Tells what was pruned, left on purpose, not understood, and untouched."""
+        return Report.of(self.analysis, self.applied.kept, self.knowledge.given_back, {}, self.applied.notes)
+
+    def explain(self, layer: nn.Module | str) -> Explanation:
+        """Tells what the channels of a layer are tied to, by which operations, and what pins them.
+
+        Args:
+            layer: A module of the model, or its dotted name.
+
+        Raises:
+            ArgumentError: The model has no such module.
+        """
+        if isinstance(layer, str):
+            self.module_paths([layer])
+            path = layer
+        else:
+            path = self._path_of(layer)
+        return Explanation.of(self.analysis, path)
+
+
+def _named(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+def _example(inputs: Any, forward_fn: Any, output_transform: Any) -> Example:
+    if forward_fn is None and output_transform is None:
+        return Example.of(inputs)
+
+    def run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if forward_fn is None:
+            outputs = run_model(model, args, kwargs)
+        else:
+            outputs = forward_fn(model, _as_given(inputs, args, kwargs))
+        return outputs if output_transform is None else (outputs, output_transform(outputs))
+
+    return Example.of(inputs, run)
+
+
+def _as_given(inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if isinstance(inputs, dict):
+        return kwargs
+    if isinstance(inputs, tuple | list):
+        return type(inputs)(args)
+    return args[0]
+
+
+def _smallest_cover(
+    layout: Layout, removed: dict[str, tuple[int, ...]], flat: set[int], present: set[int]
+) -> dict[str, tuple[int, ...]]:
+    """Drops groups whose chosen units are already covered by other groups."""
+    chosen = dict(removed)
+    for name in removed:
+        others = {n: u for n, u in chosen.items() if n != name}
+        covered: set[int] = set()
+        for other, units in others.items():
+            labels = layouts.unit_labels(layout, other)
+            gone = set(units)
+            covered.update(position for position in present if int(labels[position]) in gone)
+        if others and covered >= flat:
+            chosen = others
+    return chosen
+

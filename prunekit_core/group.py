@@ -1,0 +1,236 @@
+"""Groups as users handle them: some units, and every layer that loses something with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import attrs
+import torch
+from torch import nn
+
+from prunekit_core.errors import UnitsError
+from prunekit_core.layers import PruningFunction
+from prunekit_core.rules import Role
+
+if TYPE_CHECKING:
+    from prunekit_core.graph import DependencyGraph
+    from prunekit_core.plan import Plan
+
+
+@attrs.frozen(eq=False)
+class MemberView:
+    """A parameter or buffer dim that holds units of a group, ready for scoring.
+
+    Attributes:
+        path: Dotted path of the module that owns it.
+        module: That module.
+        name: Local name of the parameter, ``"weight"``.
+        tensor: The parameter or buffer.
+        dim: The dim that holds the units.
+        role: What the parameter does with them.
+        labels: Tensor ``[tensor.shape[dim]]``, int64, on the CPU: which unit each position holds, -1 for none.
+    """
+
+    path: str
+    module: nn.Module
+    name: str
+    tensor: torch.Tensor
+    dim: int
+    role: Role
+    labels: torch.Tensor
+
+    def per_unit(self, values: torch.Tensor, units: int) -> torch.Tensor:
+        """Adds up values of positions by the unit that they hold.
+
+        Args:
+            values: Tensor ``[tensor.shape[dim]]``.
+            units: Number of units.
+
+        Returns:
+            Tensor ``[units]``, on the device and of the dtype of the values.
+        """
+        labels = self.labels.to(values.device)
+        held = labels >= 0
+        return values.new_zeros(units).index_add_(0, labels[held], values[held])
+
+    def slices(self, values: torch.Tensor) -> torch.Tensor:
+        """Returns a tensor shaped like the parameter as ``[positions, everything else]``."""
+        return values.movedim(self.dim, 0).reshape(values.shape[self.dim], -1)
+
+
+@attrs.frozen(eq=False)
+class Dependency:
+    """A layer that loses something together with the units of a group.
+
+    Attributes:
+        layer: The module that owns the parameters.
+        name: Its dotted path.
+        role: What it does with the units.
+        pruning_fn: The function that removes them from this layer alone; None for a module without a layer type.
+        parameter: Local name of the parameter that was looked at.
+    """
+
+    layer: nn.Module
+    name: str
+    role: Role
+    pruning_fn: PruningFunction | None
+    parameter: str
+
+
+class GroupItem(NamedTuple):
+    """One entry of a group, to be unpacked as ``dep, idxs``; also has ``root_idxs``."""
+
+    dep: Dependency
+    idxs: list[int]
+
+
+class _Item(GroupItem):
+    root_idxs: list[int]
+
+
+class Group:
+    """Some units that leave together, and every layer that loses something with them.
+
+    Iterating yields ``(dep, idxs)``: ``dep.layer``, ``dep.pruning_fn`` and the channels it loses, as numbered in that
+    layer now. ``group[0]`` is the layer that the group starts at.
+
+    Attributes:
+        units: Group name to the units in question, as numbered at analysis.
+    """
+
+    def __init__(
+        self,
+        graph: DependencyGraph,
+        units: Mapping[str, Sequence[int]],
+        root: tuple[nn.Module, str, PruningFunction, list[int]] | None,
+    ) -> None:
+        self.graph = graph
+        self.units = {name: tuple(chosen) for name, chosen in units.items()}
+        self._given_root = root
+        self._items: list[_Item] | None = None
+
+    @property
+    def items(self) -> list[_Item]:
+        """All entries; made when first asked for."""
+        if self._items is None:
+            items = []
+            for dependency, positions, roots in self.graph.dependencies(self.units):
+                item = _Item(dependency, positions)
+                item.root_idxs = roots
+                items.append(item)
+            items.sort(key=self._order)
+            self._items = items
+        return self._items
+
+    def _order(self, item: _Item) -> int:
+        if self._given_root is not None:
+            layer, _, function, _ = self._given_root
+            if item.dep.layer is layer and (item.dep.pruning_fn is function or item.dep.role is Role.OUT):
+                return 0
+        return 1 if item.dep.role is Role.OUT else 2
+
+    @property
+    def root(self) -> Dependency:
+        """The layer that the group starts at."""
+        return self.items[0].dep
+
+    @property
+    def name(self) -> str:
+        """Names of the unit groups concerned."""
+        return " + ".join(self.units)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[_Item]:
+        return iter(self.items)
+
+    def __getitem__(self, position: int) -> _Item:
+        return self.items[position]
+
+    def size(self) -> int:
+        """Returns the number of selected units."""
+        return sum(len(chosen) for chosen in self.units.values())
+
+    def views(self) -> list[MemberView]:
+        """Lists the members for scoring; labels number the selected units, in the order asked for.
+
+        A group made by ``get_pruning_group`` numbers its units in the order of the indices given.
+        """
+        found = []
+        offset = 0
+        total = self.size()
+        order = self._unit_order()
+        for name, chosen in self.units.items():
+            remaining = self.graph.remaining(name)
+            place = torch.full((len(remaining),), -1)
+            where = {unit: number for number, unit in enumerate(remaining)}
+            for number, unit in enumerate(chosen):
+                place[where[unit]] = order[offset + number]
+            offset += len(chosen)
+            for view in self.graph.views(name):
+                labels = torch.where(view.labels < 0, view.labels, place[view.labels.clamp(min=0)])
+                found.append(attrs.evolve(view, labels=labels))
+        assert offset == total
+        return found
+
+    def _unit_order(self) -> list[int]:
+        """Position of each selected unit in the order in which the user named them."""
+        total = self.size()
+        if self._given_root is None:
+            return list(range(total))
+        item = self.items[0]
+        first: dict[int, int] = {}
+        rank = {flat: number for number, flat in enumerate(self._given_root[3])}
+        for flat, unit in zip(item.idxs, item.root_idxs, strict=True):
+            first[unit] = min(first.get(unit, len(rank)), rank.get(flat, len(rank)))
+        ordered = sorted(range(total), key=lambda unit: (first.get(unit, len(rank)), unit))
+        result = [0] * total
+        for number, unit in enumerate(ordered):
+            result[unit] = number
+        return result
+
+    def prune(self, idxs: Sequence[int] | None = None) -> Plan:
+        """Removes the units from the model, rehearsed first.
+
+        Args:
+            idxs: Channels of the root layer to remove instead, out of those in the group; None for all.
+
+        Returns:
+            The plan from the model as it was at analysis.
+
+        Raises:
+            RehearsalError: The program can't express the cut; the model is untouched.
+            UnitsError: The indices are not channels of this group.
+        """
+        if idxs is None:
+            chosen: Mapping[str, Sequence[int]] = self.units
+        else:
+            chosen = self._subset(idxs)
+        for name, units in chosen.items():
+            present = self.graph.remaining(name)
+            if not set(units) <= set(present):
+                raise UnitsError("The units are no longer there.", where=name, hint="get the group anew")
+            if len(units) >= len(present):
+                raise UnitsError("All units of a group can't be removed.", where=name)
+        return self.graph.remove(chosen)
+
+    def _subset(self, idxs: Sequence[int]) -> dict[str, tuple[int, ...]]:
+        item = self.items[0]
+        function = item.dep.pruning_fn
+        if function is None:
+            raise UnitsError("The root of this group has no numbered channels.", where=item.dep.name)
+        wanted = self.graph.get_pruning_group(item.dep.layer, function, idxs).units
+        for name, units in wanted.items():
+            if not set(units) <= set(self.units.get(name, ())):
+                raise UnitsError("The channels are not part of this group.", where=item.dep.name)
+        return dict(wanted)
+
+    def __str__(self) -> str:
+        lines = [f"Group {self.name}: {self.size()} units"]
+        for number, item in enumerate(self.items):
+            function = getattr(item.dep.pruning_fn, "__name__", f"along {item.dep.parameter}")
+            shown = ", ".join(str(i) for i in item.idxs[:8]) + (", ..." if len(item.idxs) > 8 else "")
+            lines.append(f"  [{number}] {function} on {item.dep.name or 'the model'}: {len(item.idxs)} of [{shown}]")
+        return "\n".join(lines)

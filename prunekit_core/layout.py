@@ -1,0 +1,216 @@
+"""Layouts: the frozen form of an axis, an expression over the units of groups.
+
+An `Axis` is alive while operations are propagated; a `Layout` is what remains: how one dim of a parameter or of an
+activation is made of the units of prunable groups. Given the kept units of each group it tells the new size of the
+dim and which positions stay. Layouts are values: equal meanings are equal objects.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import attrs
+import torch
+
+Kept = Mapping[str, Sequence[int]]
+"""Kept units per group name, ascending; a group that is absent keeps all its units."""
+
+
+@attrs.frozen
+class Fixed:
+    """A run of positions that always stay."""
+
+    size: int
+
+
+@attrs.frozen
+class Units:
+    """The units of one group, in order."""
+
+    group: str
+    size: int
+
+
+@attrs.frozen
+class Listed:
+    """A run of ``size`` positions of which exactly ``kept`` stay, whatever the groups say (made by composing plans)."""
+
+    size: int
+    kept: tuple[int, ...]
+
+
+@attrs.frozen
+class Product:
+    """Row-major factors, most significant first."""
+
+    parts: tuple[Layout, ...]
+    size: int = attrs.field(init=False, eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "size", math.prod(part.size for part in self.parts))
+
+
+@attrs.frozen
+class Concat:
+    """Consecutive segments."""
+
+    parts: tuple[Layout, ...]
+    size: int = attrs.field(init=False, eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "size", sum(part.size for part in self.parts))
+
+
+Layout = Fixed | Units | Listed | Product | Concat
+
+
+def walk(layout: Layout) -> Iterator[Layout]:
+    """Yields the layout and everything below it, depth first."""
+    yield layout
+    if isinstance(layout, Product | Concat):
+        for part in layout.parts:
+            yield from walk(part)
+
+
+def groups_of(layout: Layout) -> list[str]:
+    """Names the groups in a layout, in order of first occurrence."""
+    return list(dict.fromkeys(part.group for part in walk(layout) if isinstance(part, Units)))
+
+
+def new_size(layout: Layout, kept: Kept) -> int:
+    """Returns the size that remains when only the kept units stay."""
+    match layout:
+        case Fixed(size):
+            return size
+        case Units(group, size):
+            return len(kept[group]) if group in kept else size
+        case Listed(_, positions):
+            return len(positions)
+        case Product(parts):
+            return math.prod(new_size(part, kept) for part in parts)
+        case Concat(parts):
+            return sum(new_size(part, kept) for part in parts)
+
+
+def kept_positions(layout: Layout, kept: Kept) -> torch.Tensor:
+    """Returns the positions that stay, ascending.
+
+    Returns:
+        Tensor ``[new_size]``, int64, on the CPU.
+    """
+    match layout:
+        case Units(group, size):
+            return torch.tensor(kept[group], dtype=torch.long) if group in kept else torch.arange(size)
+        case Listed(_, positions):
+            return torch.tensor(positions, dtype=torch.long)
+        case Product(parts):
+            result = torch.zeros(1, dtype=torch.long)
+            for part in parts:
+                result = (result[:, None] * part.size + kept_positions(part, kept)[None, :]).flatten()
+            return result
+        case Concat(parts):
+            offset, pieces = 0, []
+            for part in parts:
+                pieces.append(kept_positions(part, kept) + offset)
+                offset += part.size
+            return torch.cat(pieces)
+    return torch.arange(layout.size)
+
+
+def unit_labels(layout: Layout, group: str) -> torch.Tensor:
+    """Tells for every position which unit of a group it holds.
+
+    Returns:
+        Tensor ``[layout.size]``, int64, on the CPU: the unit, or -1 where the position holds none.
+    """
+    match layout:
+        case Units(name, size) if name == group:
+            return torch.arange(size)
+        case Product(parts):
+            result = torch.full((1,), -1)
+            for part in parts:
+                label = unit_labels(part, group)
+                result = torch.maximum(result[:, None], label[None, :]).flatten()
+            return result
+        case Concat(parts):
+            return torch.cat([unit_labels(part, group) for part in parts])
+    return torch.full((layout.size,), -1)
+
+
+def prefix(layout: Layout, size: int) -> Layout | None:
+    """Returns the leading part of a product that has the given size, or None when there is no such part.
+
+    ``prefix(G x o, G)`` are the groups of a grouped convolution.
+    """
+    if size == 1:
+        return Fixed(1)
+    if layout.size == size:
+        return layout
+    if isinstance(layout, Fixed):
+        return Fixed(size) if layout.size % size == 0 else None
+    if not isinstance(layout, Product):
+        return None
+    taken: list[Layout] = []
+    missing = size
+    for part in layout.parts:
+        if missing % part.size:
+            inner = prefix(part, missing)
+            return None if inner is None else Product((*taken, inner))
+        taken.append(part)
+        missing //= part.size
+        if missing == 1:
+            break
+    return taken[0] if len(taken) == 1 else Product(tuple(taken))
+
+
+def substitute(layout: Layout, kept: Kept) -> Layout:
+    """Returns the layout of the same dim after pruning: smaller groups, and no parts of size one in products."""
+    match layout:
+        case Units(group, size):
+            return Units(group, len(kept[group]) if group in kept else size)
+        case Listed(_, positions):
+            return Fixed(len(positions))
+        case Product(parts):
+            return Product(tuple(substitute(part, kept) for part in parts))
+        case Concat(parts):
+            return Concat(tuple(substitute(part, kept) for part in parts))
+    return layout
+
+
+def to_json(layout: Layout) -> object:
+    """Writes a layout as plain JSON: a number, a group name with its size, or a tagged list."""
+    match layout:
+        case Fixed(size):
+            return size
+        case Units(group, size):
+            return {"group": group, "size": size}
+        case Listed(size, positions):
+            return {"size": size, "kept": list(positions)}
+        case Product(parts):
+            return {"product": [to_json(part) for part in parts]}
+        case Concat(parts):
+            return {"concat": [to_json(part) for part in parts]}
+
+
+def from_json(data: object) -> Layout:
+    """Reads what `to_json` wrote.
+
+    Raises:
+        ValueError: The data is not a layout.
+    """
+    match data:
+        case bool():
+            pass
+        case int(size) if size >= 0:
+            return Fixed(size)
+        case {"group": str(group), "size": int(size)} if size >= 0 and len(data) == 2:
+            return Units(group, size)
+        case {"size": int(size), "kept": list(positions)} if len(data) == 2:
+            if all(type(p) is int and 0 <= p < size for p in positions) and sorted(set(positions)) == positions:
+                return Listed(size, tuple(positions))
+        case {"product": list(parts)} if len(data) == 1 and parts:
+            return Product(tuple(from_json(part) for part in parts))
+        case {"concat": list(parts)} if len(data) == 1 and parts:
+            return Concat(tuple(from_json(part) for part in parts))
+    raise ValueError(f"not a layout: {str(data)[:80]}")

@@ -1,0 +1,217 @@
+"""A plan: which units stay, as data.
+
+A plan is made on one model and applies to any copy of it without tracing again. It can be written as JSON, compared,
+composed, and comes from strangers: applying one slices tensors that exist, sets integer attributes that exist and hold
+the old value, and uses replacements registered by name. Nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+from torch import nn
+
+from prunekit_core import layout as layouts
+from prunekit_core import surgery
+from prunekit_core.application import Application
+from prunekit_core.composition import compose, difference
+from prunekit_core.edits import AttributeEdit, Decision, GroupCut, ParameterCut, Rescale, Size, Swap
+from prunekit_core.errors import PlanError
+from prunekit_core.layout import Kept
+from prunekit_core.recorder import check_recordable
+from prunekit_core.registry import Registry
+
+FORMAT = 1
+
+
+@attrs.frozen
+class Preview:
+    """What a plan saves.
+
+    Attributes:
+        params_before, params_after: Number of parameters.
+        bytes_before, bytes_after: Bytes of parameters and buffers.
+        costs: Cost model to (before, after), for the cost models at hand (``"macs"``).
+        groups: Group name to (units before, units after).
+    """
+
+    params_before: int
+    params_after: int
+    bytes_before: int
+    bytes_after: int
+    costs: Mapping[str, tuple[float, float]]
+    groups: Mapping[str, tuple[int, int]]
+
+    def __str__(self) -> str:
+        lines = [f"parameters  {self.params_before:,} -> {self.params_after:,}  {_percent(self.params_after, self.params_before)}"]
+        lines.append(f"bytes       {self.bytes_before:,} -> {self.bytes_after:,}")
+        for name, (before, after) in self.costs.items():
+            if name != "params":
+                lines.append(f"{name:<11} {before:,.0f} -> {after:,.0f}  {_percent(after, before)}")
+        lines.extend(f"  {name}: {before} -> {after}" for name, (before, after) in self.groups.items())
+        return "\n".join(lines)
+
+
+def _percent(after: float, before: float) -> str:
+    return f"({after / before:.0%} kept)" if before else ""
+
+
+@attrs.frozen
+class Plan(Decision):
+    """Which units stay, and every edit that follows from it.
+
+    The parts are those of `Decision`.
+    """
+
+    _costs: Callable[[Kept], Mapping[str, tuple[float, float]]] | None = attrs.field(
+        default=None, eq=False, repr=False, alias="costs"
+    )
+    _sizes: Mapping[str, tuple[int, int]] | None = attrs.field(default=None, eq=False, repr=False, alias="sizes")
+
+    def apply(self, model: nn.Module, *, registry: Registry | None = None) -> nn.Module:
+        """Prunes a model in place: checks everything first, then only slices and sets.
+
+        Args:
+            model: A copy of the model the plan was made for.
+            registry: Where replacements are found; None for the default registry.
+
+        Returns:
+            The model.
+
+        Raises:
+            PlanError: The plan doesn't fit the model; nothing was changed.
+        """
+        target = check_recordable(model)
+        operation = Application(self, target, registry)
+        operation.check()
+        operation.perform()
+        return model
+
+    def mask(self, model: nn.Module) -> nn.Module:
+        """Zeroes the units instead of removing them (soft pruning), in place; shapes stay.
+
+        Raises:
+            PlanError: The plan doesn't fit the model; nothing was changed.
+        """
+        target = check_recordable(model)
+        Application(self, target, None).check_parameters()
+        for cut in self.parameters:
+            tensor = surgery.tensor_at(target, cut.parameter)
+            if isinstance(tensor, nn.Parameter):
+                surgery.zero_positions(tensor, self.positions(cut))
+        return model
+
+    def preview(self) -> Preview:
+        """Tells what the plan saves, without running anything.
+
+        A plan that was read from JSON knows only the parameters that it changes.
+        """
+        kept = self.kept
+        sizes = dict(self._sizes or {cut.parameter: (math.prod(cut.shape), 4) for cut in self.parameters})
+        after = dict(sizes)
+        for cut in self.parameters:
+            width = sizes[cut.parameter][1]
+            after[cut.parameter] = (math.prod(layouts.new_size(dim, kept) for dim in cut.dims), width)
+        buffers = {name for name, (_, width) in sizes.items() if width < 0}
+        return Preview(
+            params_before=sum(n for name, (n, _) in sizes.items() if name not in buffers),
+            params_after=sum(n for name, (n, _) in after.items() if name not in buffers),
+            bytes_before=sum(n * abs(width) for n, width in sizes.values()),
+            bytes_after=sum(n * abs(width) for n, width in after.values()),
+            costs=self._costs(kept) if self._costs else {},
+            groups={cut.group: (cut.size, len(cut.kept)) for cut in self.cuts},
+        )
+
+    def to_json(self) -> str:
+        """Writes the plan as JSON."""
+        data = {
+            "format": FORMAT,
+            "groups": {cut.group: {"size": cut.size, "kept": list(cut.kept)} for cut in self.cuts},
+            "parameters": {
+                cut.parameter: {"shape": list(cut.shape), "dims": [layouts.to_json(dim) for dim in cut.dims]}
+                for cut in self.parameters
+            },
+            "edits": [[e.module, e.attribute, e.old, e.new] for e in self.edits],
+            "rescales": [[r.parameter, [list(run) for run in r.rows], r.factor] for r in self.rescales],
+            "swaps": [[s.module, s.replacement] for s in self.swaps],
+        }
+        return json.dumps(data)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            PlanError: The text is no plan, or contradicts itself.
+        """
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise PlanError("The text is not a plan.", why=f"no valid JSON: {error}") from error
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise PlanError("The text is not a plan.", why=f"it has no \"format\": {FORMAT}")
+        try:
+            plan = cls(
+                cuts=tuple(
+                    GroupCut(_text(name), _whole(entry["size"]), tuple(_whole(unit) for unit in entry["kept"]))
+                    for name, entry in data["groups"].items()
+                ),
+                parameters=tuple(
+                    ParameterCut(
+                        _text(name),
+                        tuple(_whole(size) for size in entry["shape"]),
+                        tuple(layouts.from_json(dim) for dim in entry["dims"]),
+                    )
+                    for name, entry in data["parameters"].items()
+                ),
+                edits=tuple(AttributeEdit(_text(m), _text(a), _size(old), _size(new)) for m, a, old, new in data["edits"]),
+                rescales=tuple(
+                    Rescale(_text(name), tuple((_whole(a), _whole(b)) for a, b in rows), float(factor))
+                    for name, rows, factor in data["rescales"]
+                ),
+                swaps=tuple(Swap(_text(module), _text(name)) for module, name in data["swaps"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise PlanError("The plan is malformed.", why=f"{type(error).__name__}: {error}") from error
+        plan.check_consistent()
+        return plan
+
+    def then(self, later: Plan) -> Plan:
+        """Composes two plans: applying the result equals applying this one, then the later one.
+
+        Args:
+            later: A plan made for the model after this plan.
+
+        Raises:
+            PlanError: The later plan doesn't fit the model that this one leaves.
+        """
+        return _plan(compose(self, later))
+
+    def since(self, earlier: Plan) -> Plan:
+        """Returns the plan that leads from the model after ``earlier`` (a plan with the same groups that keeps at
+        least the same units) to the model after this plan."""
+        return _plan(difference(self, earlier))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a name")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise TypeError(f"{value!r} is not a size")
+    return value
+
+
+def _size(value: Any) -> Size:
+    return tuple(_whole(item) for item in value) if isinstance(value, list) else _whole(value)
+
+
+def _plan(decision: Decision) -> Plan:
+    return Plan(**{field.name: getattr(decision, field.name) for field in attrs.fields(Decision)})

@@ -1,0 +1,171 @@
+"""Propagating axes through a trace: every operation's rule ties the axes of its tensors.
+
+What has no rule, or what a rule can't understand, is pinned with the reason and remembered for the report.
+"""
+
+from __future__ import annotations
+
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from prunekit_core import axes
+from prunekit_core.axes import Axis, AxisMismatchError, Reason
+from prunekit_core.rules import Effects, OpCall, Outputs, RuleTable, TensorArgument
+from prunekit_core.trace import Operation, TensorRef, Trace, is_continuous
+
+ParameterAxes = Mapping[str, tuple[Axis, ...]]
+
+
+@attrs.frozen
+class NotUnderstood:
+    """An operation that was pinned for want of understanding.
+
+    Attributes:
+        operation: Qualified name of the operation.
+        module: Where it ran first.
+        why: ``"no rule"``, or what the rule said.
+        froze: Whether anything prunable was pinned by it.
+    """
+
+    operation: str
+    module: str
+    why: str
+    froze: bool
+
+
+@attrs.define(eq=False)
+class Propagation:
+    """Axes of every tensor of one trace.
+
+    Attributes:
+        trace: The trace.
+        tensors: Axes by `TensorRef.index`.
+        effects: What the rules said beyond ties.
+        not_understood: Operations that were pinned, in order of first occurrence.
+        touched: Names of the parameters and buffers that some operation used.
+    """
+
+    trace: Trace
+    tensors: dict[int, tuple[Axis, ...]] = attrs.field(factory=dict)
+    effects: Effects = attrs.field(factory=Effects)
+    not_understood: list[NotUnderstood] = attrs.field(factory=list)
+    touched: set[str] = attrs.field(factory=set)
+
+
+def parameter_axes(trace: Trace) -> dict[str, tuple[Axis, ...]]:
+    """Makes the axes of all parameters and buffers: free, unless the values are integers or booleans."""
+    made = {}
+    for name, ref in trace.parameters.items():
+        reason = None if is_continuous(trace.dtypes[ref.index]) else Reason(f"{name} holds integers or booleans")
+        made[name] = tuple(Axis(size, pinned=reason) for size in trace.shapes[ref.index])
+    return made
+
+
+def propagate(trace: Trace, rules: RuleTable, parameters: ParameterAxes) -> Propagation:
+    """Ties the axes of all tensors of a trace.
+
+    Args:
+        trace: The recorded forward.
+        rules: The op rules.
+        parameters: Axes of the parameters and buffers, shared by all traces of one model; they are tied in place.
+    """
+    return _Propagator(trace, rules, parameters).run()
+
+
+class _Propagator:
+    def __init__(self, trace: Trace, rules: RuleTable, parameters: ParameterAxes) -> None:
+        self._trace, self._rules = trace, rules
+        self._result = Propagation(trace)
+        self._names = {ref.index: name for name, ref in trace.parameters.items()}
+        for name, ref in trace.parameters.items():
+            self._result.tensors[ref.index] = parameters[name]
+        for ref in trace.inputs:
+            self._set(ref, [Axis(n, pinned=Reason("an input of the model")) for n in trace.shapes[ref.index]])
+
+    def run(self) -> Propagation:
+        for operation in self._trace.operations:
+            self._step(operation)
+        for ref in self._trace.results:
+            for axis in self._axes(ref):
+                axes.pin(axis, Reason("an output of the model"))
+        return self._result
+
+    def _set(self, ref: TensorRef, value: Sequence[Axis]) -> None:
+        known = self._result.tensors.get(ref.index)
+        if known is None:
+            self._result.tensors[ref.index] = tuple(value)
+            return
+        for old, new in zip(known, value, strict=True):
+            axes.tie(old, new)
+
+    def _axes(self, ref: TensorRef) -> tuple[Axis, ...]:
+        if ref.index not in self._result.tensors:
+            reason = Reason("a constant tensor that is no parameter or buffer")
+            self._set(ref, [Axis(size, pinned=reason) for size in self._trace.shapes[ref.index]])
+        return self._result.tensors[ref.index]
+
+    def _argument(self, value: Any) -> Any:
+        if isinstance(value, TensorRef):
+            name = self._names.get(value.index, "")
+            if name:
+                self._result.touched.add(name)
+            shape = self._trace.shapes[value.index]
+            return TensorArgument(value, shape, self._axes(value), self._trace.dtypes[value.index], name)
+        if isinstance(value, list):
+            return [self._argument(item) for item in value]
+        return value
+
+    def _step(self, operation: Operation) -> None:
+        arguments = {name: self._argument(value) for name, value in operation.arguments.items()}
+        shapes = [self._trace.shapes[ref.index] for ref in operation.outputs]
+        call = OpCall(operation, arguments, shapes, self._result.effects)
+        rule = self._rules.find(operation.op)
+        if rule is None:
+            self._give_up(call, "no rule for this operation")
+            return
+        try:
+            self._deal_out(operation, shapes, rule(call))
+        except AxisMismatchError as error:
+            self._give_up(call, str(error))
+        except Exception as error:  # a plugin's rule may fail in any way; the operation is pinned and reported
+            self._give_up(call, f"its rule raised {type(error).__name__}: {error}")
+
+    def _deal_out(self, operation: Operation, shapes: Sequence[tuple[int, ...]], outputs: Outputs) -> None:
+        dealt: list[Sequence[Axis]] = []
+        if outputs is None:
+            dealt = []
+        elif shapes and (not outputs or isinstance(outputs[0], Axis)):
+            dealt = [outputs]  # type: ignore[list-item]
+        else:
+            dealt = list(outputs)  # type: ignore[arg-type]
+        for position, (ref, shape) in enumerate(zip(operation.outputs, shapes, strict=True)):
+            if position < len(dealt):
+                sizes = tuple(axes.resolve(axis).size for axis in dealt[position])
+                if sizes != shape:
+                    raise AxisMismatchError(f"its rule gives the sizes {sizes} to an output of shape {shape}")
+                self._set(ref, dealt[position])
+            else:
+                reason = Reason("made by this operation", operation.name, operation.module)
+                self._set(ref, [Axis(size, pinned=reason) for size in shape])
+
+    def _give_up(self, call: OpCall, why: str) -> None:
+        operation = call.operation
+        reason = call.reason(why)
+        froze = False
+        for tensor in call.tensors():
+            for axis in tensor.axes:
+                froze = froze or not axes.is_pinned(axis)
+                axes.pin(axis, reason)
+        for ref in operation.outputs:
+            known = self._result.tensors.get(ref.index)
+            if known is None:
+                self._set(ref, [Axis(size, pinned=reason) for size in self._trace.shapes[ref.index]])
+            else:
+                for axis in known:
+                    axes.pin(axis, reason)
+        self._result.not_understood.append(NotUnderstood(operation.name, operation.module, why, froze))
+
+

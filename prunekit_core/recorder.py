@@ -1,0 +1,476 @@
+"""Recording a forward pass on a shadow of the model.
+
+Everything of PyTorch that is not promised to stay (fake tensors, dispatch modes, decompositions) is used here and
+nowhere else. What is relied on:
+
+- a ``TorchDispatchMode`` sees every operation once, and under ``torch.inference_mode()`` composite ones arrive whole;
+- ``OpOverload.decompose`` runs a composite operation as the operations it is made of;
+- a ``FakeTensorMode`` computes shapes without data, and raises where a value would be needed;
+- ``copy.deepcopy`` respects a memo, so that parameters can be exchanged for fakes while a module is copied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from prunekit_core.errors import RecordingError, UnsupportedModelError
+from prunekit_core.trace import Operation, TensorRef, Trace
+
+Runner = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
+"""Runs a model on positional and keyword inputs (fake or real) and returns its outputs."""
+
+
+def run_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The default `Runner`: calls the model."""
+    return model(*args, **kwargs)
+
+
+@attrs.frozen(eq=False)
+class Example:
+    """Example inputs: what a forward pass is recorded on.
+
+    Attributes:
+        args: Positional inputs.
+        kwargs: Keyword inputs.
+        runner: How the model is run on them.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    runner: Runner = run_model
+
+    @classmethod
+    def of(cls, inputs: Any, runner: Runner = run_model) -> Example:
+        """Reads example inputs: a tensor, a tuple or list of positional inputs, or a dict of keyword inputs."""
+        if isinstance(inputs, Example):
+            return inputs
+        if isinstance(inputs, dict):
+            return cls((), dict(inputs), runner)
+        if isinstance(inputs, tuple | list):
+            return cls(tuple(inputs), {}, runner)
+        return cls((inputs,), {}, runner)
+
+
+class Sink:
+    """Receives the operations of a running forward pass; the base class ignores them."""
+
+    def start(self, module: nn.Module, inputs: Any) -> None:
+        """Called with the shadow and the stand-in inputs before the forward runs."""
+
+    def compute(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Called to run an operation; returns its result."""
+        return op(*args, **kwargs)
+
+    def operation(self, op: Any, module: str, args: Sequence[Any], kwargs: Mapping[str, Any], outputs: Any) -> None:
+        """Called after each operation."""
+
+    def failed(self, op: Any, module: str, error: Exception) -> None:
+        """Called when an operation raises, before the exception goes on."""
+
+    def alias(self, source: torch.Tensor, result: torch.Tensor) -> None:
+        """Called when an operation only hands its input on."""
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, sink: Sink, stack: list[str], has_rule: Callable[[Any], bool]) -> None:
+        super().__init__()
+        self._sink, self._stack, self._has_rule = sink, stack, has_rule
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim":
+            return func(*args, **kwargs)
+        if func is torch.ops.aten.detach.default:
+            result = func(*args, **kwargs)
+            self._sink.alias(args[0], result)
+            return result
+        if not self._has_rule(func) and func._can_decompose():
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        module = self._stack[-1] if self._stack else ""
+        try:
+            result = self._sink.compute(func, args, kwargs)
+        except Exception as error:
+            self._sink.failed(func, module, error)
+            raise
+        self._sink.operation(func, module, args, kwargs, result)
+        return result
+
+
+class Shadow:
+    """A copy of a model whose parameters hold no data (or share the model's), to run forwards on.
+
+    Args:
+        model: The model; it is not touched.
+        fake: True for fake tensors; False for real ones that share the parameters' storage.
+
+    Attributes:
+        module: The copy.
+        names: Identity of each of its parameters and buffers to the canonical name.
+        notes: What the report has to say about how the copy was made.
+    """
+
+    def __init__(self, model: nn.Module, *, fake: bool) -> None:
+        self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
+        self.notes: list[str] = []
+        self._stack: list[str] = []
+        memo = self._stand_ins(model)
+        try:
+            self.module: nn.Module = copy.deepcopy(model, dict(memo))
+        except Exception as error:
+            self.module = _skeleton(model, memo, {})
+            self.notes.append(f"the model can't be deep-copied ({type(error).__name__}: {error}); traced on a shallow copy")
+        self.names: dict[int, str] = {}
+        self._state = self._pristine = self._snapshot()
+
+    def _stand_ins(self, model: nn.Module) -> dict[int, Any]:
+        memo: dict[int, Any] = {}
+        for tensor in model.parameters():
+            memo[id(tensor)] = nn.Parameter(self.stand_in(tensor, share=True), requires_grad=False)
+        for tensor in model.buffers():
+            memo[id(tensor)] = self.stand_in(tensor)
+        for module in model.modules():
+            for value in vars(module).values():
+                if isinstance(value, torch.Tensor) and id(value) not in memo:
+                    memo[id(value)] = value.detach() if self.fake_mode else value.detach().clone()
+        return memo
+
+    def stand_in(self, tensor: torch.Tensor, *, share: bool = False) -> torch.Tensor:
+        """Makes the tensor that stands for a tensor of the model or of the inputs."""
+        if self.fake_mode is None:
+            return tensor.detach() if share else tensor.detach().clone()
+        if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.layout is not torch.strided:
+            return self.fake_mode.from_tensor(tensor.detach())
+        with self.fake_mode:
+            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+
+    def empty(self, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+        """Makes a contiguous stand-in of another shape (random values where the shadow is real)."""
+        if self.fake_mode is None:
+            value = torch.zeros(shape, dtype=like.dtype, device=like.device)
+            return value.normal_(std=0.1) if value.is_floating_point() else value
+        with self.fake_mode:
+            return torch.empty(shape, dtype=like.dtype, device=like.device)
+
+    def watch(self) -> None:
+        """Starts following which module is running; call it once, when the shadow's modules are final."""
+        self.names = {id(tensor): name for name, tensor in named_tensors(self.module)}
+        stack = self._stack
+        for name, module in self.module.named_modules():
+            module.register_forward_pre_hook(functools.partial(_enter, stack, name))
+            module.register_forward_hook(functools.partial(_leave, stack), always_call=True)
+        self._state = self._pristine = self._snapshot()
+
+    def _snapshot(self) -> list[tuple[nn.Module, dict[str, Any]]]:
+        return [(m, {k: _shallow(v) for k, v in vars(m).items()}) for m in self.module.modules()]
+
+    def reset(self) -> None:
+        """Undoes whatever running the shadow, or editing it, did to its modules since the last `commit`."""
+        for module, state in self._state:
+            vars(module).clear()
+            vars(module).update({key: _shallow(value) for key, value in state.items()})
+
+    def commit(self) -> None:
+        """Makes the present state the one that `reset` returns to."""
+        self._state = self._snapshot()
+
+    def rewind(self) -> None:
+        """Returns to the state that was committed first: the modules as recorded."""
+        self._state = self._pristine
+        self.reset()
+
+    def run(
+        self,
+        example: Example,
+        sink: Sink,
+        has_rule: Callable[[Any], bool],
+        *,
+        training: bool | None,
+        prepare: Mapping[tuple[str, str], Any] | None = None,
+    ) -> Any:
+        """Runs one forward in the fixed regime, reporting every operation to the sink.
+
+        Args:
+            example: The inputs; tensors among them are exchanged for stand-ins.
+            sink: Receives the operations.
+            has_rule: Tells whether an operation has a rule; others are decomposed where possible.
+            training: The mode to run in; None leaves each module as the user set it.
+            prepare: (module path, attribute) to a value that it has during this run only.
+
+        Returns:
+            The outputs of the model.
+        """
+        self.reset()
+        for (path, attribute), value in (prepare or {}).items():
+            setattr(self.module.get_submodule(path), attribute, value)
+        if training is not None:
+            self.module.train(training)
+        self._stack.clear()
+        with self._regime():
+            args, kwargs = pytree.tree_map_only(torch.Tensor, self.stand_in, (example.args, example.kwargs))
+            sink.start(self.module, (args, kwargs))
+            with torch.inference_mode(), self.fake_mode or contextlib.nullcontext():
+                with _Recorder(sink, self._stack, has_rule):
+                    outputs = example.runner(self.module, args, kwargs)
+        return outputs
+
+    @contextlib.contextmanager
+    def _regime(self) -> Iterator[None]:
+        fastpath = torch.backends.mha.get_fastpath_enabled()
+        python_state = random.getstate()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                random.seed(0)
+                yield
+        finally:
+            random.setstate(python_state)
+            torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+def _enter(stack: list[str], name: str, module: nn.Module, args: Any) -> None:
+    stack.append(name)
+
+
+def _leave(stack: list[str], module: nn.Module, args: Any, output: Any) -> None:
+    if stack:
+        stack.pop()
+
+
+def _shallow(value: Any) -> Any:
+    return copy.copy(value) if type(value) in (dict, list, set) or isinstance(value, dict) else value
+
+
+def _skeleton(module: nn.Module, memo: Mapping[int, Any], done: dict[int, nn.Module]) -> nn.Module:
+    """Copies the module tree only, sharing every other attribute."""
+    if id(module) in done:
+        return done[id(module)]
+    twin = done[id(module)] = module.__class__.__new__(module.__class__)
+    for key, value in vars(module).items():
+        vars(twin)[key] = memo.get(id(value), _shallow(value))
+    for table in ("_parameters", "_buffers"):
+        vars(twin)[table] = {k: memo.get(id(v), v) for k, v in vars(module)[table].items()}
+    vars(twin)["_modules"] = {
+        k: None if child is None else _skeleton(child, memo, done) for k, child in vars(module)["_modules"].items()
+    }
+    return twin
+
+
+class TensorTable:
+    """Remembers which tensor object is which `TensorRef`.
+
+    Args:
+        keep_alive: True keeps tensors alive (fakes weigh nothing); False watches them weakly.
+    """
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+        self.dtypes: list[torch.dtype] = []
+        self._keep_alive = keep_alive
+        self._known: dict[int, tuple[TensorRef, torch.Tensor]] = {}
+        self._weak: Any = torch.utils.weak.WeakIdKeyDictionary(ref_type=torch.utils.weak.TensorWeakRef)
+
+    def get(self, tensor: torch.Tensor) -> TensorRef | None:
+        """Returns the reference of a tensor that is known, else None."""
+        if self._keep_alive:
+            entry = self._known.get(id(tensor))
+            return entry[0] if entry else None
+        found: TensorRef | None = self._weak.get(tensor)
+        return found
+
+    def put(self, tensor: torch.Tensor, ref: TensorRef) -> None:
+        """Makes a tensor known under a reference."""
+        if self._keep_alive:
+            self._known[id(tensor)] = (ref, tensor)
+        else:
+            self._weak[tensor] = ref
+
+    def ref(self, tensor: torch.Tensor) -> TensorRef:
+        """Returns the reference of a tensor, making a new one for a tensor not seen before."""
+        known = self.get(tensor)
+        if known is None:
+            known = TensorRef(len(self.shapes))
+            self.shapes.append(tuple(int(n) for n in tensor.shape))
+            self.dtypes.append(tensor.dtype)
+            self.put(tensor, known)
+        return known
+
+
+@functools.cache
+def _schema(op: Any) -> tuple[str, tuple[tuple[str, Any], ...]]:
+    name = op._schema.name + (f".{op._overloadname}" if op._overloadname != "default" else "")
+    return name, tuple((argument.name, argument.default_value) for argument in op._schema.arguments)
+
+
+def operation_name(op: Any) -> str:
+    """Returns the qualified name of an operation with its overload, ``"aten::add.Tensor"``."""
+    return _schema(op)[0]
+
+
+def bind_arguments(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Names the arguments of an operation by its schema, defaults filled in."""
+    bound = {name: default for name, default in _schema(op)[1]}
+    for (name, _), value in zip(_schema(op)[1], args, strict=False):
+        bound[name] = value
+    bound.update(kwargs)
+    return bound
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """Lists the tensors in a value: a tensor, or any nesting of tuples and lists."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in tensors_of(item)]
+    return []
+
+
+class TraceBuilder(Sink):
+    """The sink that builds a `Trace`."""
+
+    def __init__(self, label: str, *, keep_alive: bool) -> None:
+        self.label = label
+        self.table = TensorTable(keep_alive=keep_alive)
+        self._operations: list[Operation] = []
+        self._parameters: dict[str, TensorRef] = {}
+        self._inputs: list[TensorRef] = []
+
+    def start(self, module: nn.Module, inputs: Any) -> None:
+        for name, tensor in named_tensors(module):
+            self._parameters[name] = self.table.ref(tensor)
+        self._inputs = [self.table.ref(leaf) for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
+
+    def operation(self, op: Any, module: str, args: Sequence[Any], kwargs: Mapping[str, Any], outputs: Any) -> None:
+        arguments = {name: self._refer(value) for name, value in bind_arguments(op, args, kwargs).items()}
+        results = tuple(self.table.ref(tensor) for tensor in tensors_of(outputs))
+        self._operations.append(
+            Operation(len(self._operations), op, operation_name(op), module, arguments, results)
+        )
+
+    def alias(self, source: torch.Tensor, result: torch.Tensor) -> None:
+        self.table.put(result, self.table.ref(source))
+
+    def _refer(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self.table.ref(value)
+        if isinstance(value, list | tuple):
+            return [self._refer(item) for item in value]
+        return value
+
+    def finish(self, outputs: Any) -> Trace:
+        """Closes the trace with the outputs of the model."""
+        results = [self.table.ref(leaf) for leaf in output_tensors(outputs)]
+        return Trace(
+            self.label,
+            tuple(self._operations),
+            tuple(self.table.shapes),
+            tuple(self.table.dtypes),
+            self._parameters,
+            tuple(self._inputs),
+            tuple(results),
+        )
+
+
+def output_tensors(outputs: Any) -> list[torch.Tensor]:
+    """Lists the tensors in the outputs of a model: any pytree, dataclass, or object with tensors as attributes."""
+    found: list[torch.Tensor] = []
+    seen: set[int] = set()
+
+    def visit(value: Any, depth: int) -> None:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+            return
+        if value is None or isinstance(value, str | bytes | int | float | bool | nn.Module | type) or id(value) in seen:
+            return
+        seen.add(id(value))
+        leaves = pytree.tree_leaves(value)
+        if len(leaves) != 1 or leaves[0] is not value:
+            for leaf in leaves:
+                visit(leaf, depth)
+        elif isinstance(value, Mapping):
+            for item in value.values():
+                visit(item, depth)
+        elif depth < 4:
+            for item in vars(value).values() if hasattr(value, "__dict__") else ():
+                visit(item, depth + 1)
+
+    visit(outputs, 0)
+    return found
+
+
+def named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields every parameter and buffer once, under its canonical (first) dotted name."""
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def check_recordable(model: object) -> nn.Module:
+    """Returns the model itself, out of wrappers that only forward to it.
+
+    Raises:
+        UnsupportedModelError: The object is no module, a ScriptModule, or has uninitialised lazy parameters.
+    """
+    while isinstance(model, nn.Module):
+        if isinstance(model, torch.jit.ScriptModule):
+            break
+        if "_orig_mod" in model._modules:
+            model = model._modules["_orig_mod"]
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            break
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(
+            "The model is not an nn.Module.", why=f"got {type(model).__name__}", hint="pass the module itself"
+        )
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+            raise UnsupportedModelError(
+                "A ScriptModule can't be pruned.",
+                where=name or type(module).__name__,
+                why="its program is compiled; sizes in it can't be followed or changed",
+                hint="prune the Python module it was made from, then script the result",
+            )
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if nn.parameter.is_lazy(tensor):
+            raise UnsupportedModelError(
+                "The model has uninitialised lazy parameters.",
+                where=name,
+                hint="run one forward pass on real inputs first, so that every shape is known",
+            )
+    return model
+
+
+def record(shadow: Shadow, example: Example, has_rule: Callable[[Any], bool], *, label: str, training: bool | None) -> Trace:
+    """Records one forward of a shadow.
+
+    Raises:
+        RecordingError: The forward raised; its own exception is the cause.
+    """
+    builder = TraceBuilder(label, keep_alive=shadow.fake_mode is not None)
+    try:
+        outputs = shadow.run(example, builder, has_rule, training=training)
+    except Exception as error:
+        shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves((example.args, example.kwargs)) if torch.is_tensor(leaf)]
+        raise RecordingError(
+            "The model's forward pass raised on the example inputs.",
+            where=f"{label} mode, inputs of shape {shapes}",
+            why=f"{type(error).__name__}: {str(error)[:400]}",
+            hint="call the model on the same example inputs and make that run first",
+        ) from error
+    return builder.finish(outputs)

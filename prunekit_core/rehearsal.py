@@ -1,0 +1,274 @@
+"""Rehearsing a cut on the shadow: the pruned program must run the same operations with the predicted shapes.
+
+The shadow's parameters are exchanged for smaller ones and its attributes are edited; then the forward is replayed
+under the same recorder, and every operation is compared with what the axes predict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from prunekit_core import layout as layouts
+from prunekit_core.analysis import Analysis, Recording
+from prunekit_core.layers import Resizing
+from prunekit_core.layout import Kept
+from prunekit_core.edits import AttributeEdit, is_size, normal_size
+from prunekit_core.recorder import Sink, TensorTable, bind_arguments, named_tensors, operation_name, tensors_of
+from prunekit_core.registry import Registry
+from prunekit_core.rules import rule_keys
+from prunekit_core.trace import TensorRef
+
+SIZE_ARGUMENTS = frozenset(
+    "size shape sizes repeats split_sizes split_size split_size_or_sections indices normalized_shape output_size "
+    "new_shape start end length num_groups groups pad dims_sizes".split()
+)
+"""Arguments that may carry sizes: their effect shows in the shape of the output, or a rule states what they must be."""
+
+
+@attrs.frozen
+class Drift:
+    """A number in the program that changed with a size.
+
+    Attributes:
+        recording: Position of the recording.
+        operation: Index of the operation.
+        argument: Name of the argument.
+        old: Value when recorded.
+        new: Value when replayed.
+    """
+
+    recording: int
+    operation: int
+    argument: str
+    old: float
+    new: float
+
+
+@attrs.frozen
+class Mismatch:
+    """The first place where the pruned program is not the recorded one.
+
+    Attributes:
+        recording: Position of the recording.
+        operation: Index of the operation.
+        why: What differed.
+    """
+
+    recording: int
+    operation: int
+    why: str
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How far the replays got; later is better."""
+        return (self.recording, self.operation)
+
+
+class _Stop(Exception):
+    """Ends a replay at its first mismatch."""
+
+
+class _Comparer(Sink):
+    """The sink that compares a replay with a recording."""
+
+    def __init__(self, position: int, recording: Recording, kept: Kept, *, keep_alive: bool) -> None:
+        self.mismatch: Mismatch | None = None
+        self.drifts: list[Drift] = []
+        self._position, self._recording, self._kept = position, recording, kept
+        self._operations = recording.trace.operations
+        self._table = TensorTable(keep_alive=keep_alive)
+        self._next = 0
+
+    def start(self, module: nn.Module, inputs: Any) -> None:
+        for _, tensor in named_tensors(module):
+            self._table.ref(tensor)
+        for leaf in pytree.tree_leaves(inputs):
+            if isinstance(leaf, torch.Tensor):
+                self._table.ref(leaf)
+
+    def alias(self, source: torch.Tensor, result: torch.Tensor) -> None:
+        self._table.put(result, self._table.ref(source))
+
+    def failed(self, op: Any, module: str, error: Exception) -> None:
+        if self.mismatch is None:
+            self._report(f"{operation_name(op)} raised {type(error).__name__}: {str(error)[:200]}")
+
+    def operation(self, op: Any, module: str, args: Sequence[Any], kwargs: Mapping[str, Any], outputs: Any) -> None:
+        if self.mismatch is not None:
+            raise _Stop
+        if self._next >= len(self._operations):
+            self._stop(f"{operation_name(op)} runs after the recorded program has ended")
+        expected = self._operations[self._next]
+        if op is not expected.op or module != expected.module:
+            self._stop(f"{operation_name(op)} ran where {expected.name} was recorded")
+        arguments = bind_arguments(op, args, kwargs)
+        for name, old in expected.arguments.items():
+            self._compare(name, old, arguments[name])
+        for ref, tensor in zip(expected.outputs, tensors_of(outputs), strict=True):
+            if self._table.ref(tensor) != ref:
+                self._stop(f"{expected.name} returned another tensor than recorded")
+            shape = self._recording.shape(ref.index, self._kept)
+            if tuple(tensor.shape) != shape:
+                self._stop(f"{expected.name} gave shape {tuple(tensor.shape)}, the axes predict {shape}")
+        self._expect(arguments)
+        self._next += 1
+
+    def _compare(self, name: str, old: Any, new: Any) -> None:
+        if isinstance(old, TensorRef):
+            if not isinstance(new, torch.Tensor) or self._table.ref(new) != old:
+                self._stop(f"argument {name} is another tensor than recorded")
+        elif isinstance(old, list) and any(isinstance(item, TensorRef) for item in old):
+            if len(old) != len(new):
+                self._stop(f"argument {name} has {len(new)} entries, recorded were {len(old)}")
+            for item, value in zip(old, new, strict=True):
+                self._compare(name, item, value)
+        elif isinstance(new, torch.Tensor):
+            self._stop(f"argument {name} is a tensor, recorded was {old!r}")
+        elif isinstance(new, tuple | list):
+            if name not in SIZE_ARGUMENTS and list(new) != old:
+                self._stop(f"argument {name} is {list(new)}, recorded was {old}")
+        elif new is not old and new != old and not (new != new and old != old):
+            self._number(name, old, new)
+
+    def _number(self, name: str, old: Any, new: Any) -> None:
+        operation = self._operations[self._next]
+        pointwise = torch.Tag.pointwise in rule_keys(operation.op)
+        plain = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (old, new))
+        if plain and (pointwise or isinstance(old, float) or name == "fill_value"):
+            self.drifts.append(Drift(self._position, self._next, name, float(old), float(new)))
+        elif name not in SIZE_ARGUMENTS:
+            self._stop(f"argument {name} is {new!r}, recorded was {old!r}")
+
+    def _expect(self, arguments: Mapping[str, Any]) -> None:
+        for name, position, pieces in self._recording.expectations.get(self._next, ()):
+            value = arguments[name]
+            if position is not None:
+                value = value[position]
+            size = sum(layouts.new_size(piece, self._kept) for piece in pieces)
+            if value != size and value is not None:
+                self._stop(f"argument {name} is {value}, the axes predict {size}")
+
+    def _report(self, why: str) -> None:
+        operation = min(self._next, len(self._operations) - 1)
+        self.mismatch = Mismatch(self._position, operation, why)
+
+    def _stop(self, why: str) -> None:
+        self._report(why)
+        raise _Stop(why)
+
+    def finish(self, error: Exception | None) -> None:
+        """Closes the comparison; ``error`` is what the forward raised, if anything."""
+        if self.mismatch is not None:
+            return
+        if error is not None:
+            self._report(f"the model raised {type(error).__name__}: {str(error)[:200]}")
+        elif self._next < len(self._operations):
+            self._report(f"the program ended before {self._operations[self._next].name}")
+
+
+class Stage:
+    """The shadow with a cut made on it, to replay forwards on.
+
+    Args:
+        analysis: The analysed model.
+        registry: Where op rules and layer types are found.
+        kept: Kept units per group.
+    """
+
+    def __init__(self, analysis: Analysis, registry: Registry, kept: Kept) -> None:
+        self.analysis, self.kept = analysis, kept
+        self._registry = registry
+        self._shadow = analysis.shadow
+        self._shadow.rewind()
+        self.modules: dict[str, nn.Module] = dict(self._shadow.module.named_modules())
+        self.layer_edits = self._layer_edits()
+        self.replays = 0
+        self._exchange_tensors()
+        for edit in self.layer_edits:
+            set_attribute(self.modules[edit.module], edit.attribute, edit.new)
+        self._shadow.commit()
+
+    def _layer_edits(self) -> list[AttributeEdit]:
+        edits = []
+        for path, module in self.modules.items():
+            names = [name for table in (module._parameters, module._buffers) for name, t in table.items() if t is not None]
+            own: dict[str, tuple[layouts.Layout, ...]] = {}
+            for name in names:
+                found = self.analysis.parameters.get(self._canonical(module, name))
+                if found is not None:
+                    own[name] = found.dims
+            if not any(group in self.kept for dims in own.values() for dim in dims for group in layouts.groups_of(dim)):
+                continue
+            layer_type = self._registry.layer_type(module)
+            if layer_type is None:
+                continue
+            for attribute, new in layer_type.attributes(module, Resizing(own, self.kept)).items():
+                old = getattr(module, attribute)
+                if is_size(old) and old != new:
+                    edits.append(AttributeEdit(path, attribute, normal_size(old), new))
+        return edits
+
+    def _canonical(self, module: nn.Module, name: str) -> str:
+        return self._names[id(getattr(module, name))]
+
+    @property
+    def _names(self) -> dict[int, str]:
+        return self._shadow.names
+
+    def _exchange_tensors(self) -> None:
+        fresh: dict[int, torch.Tensor] = {}
+        for module in self.modules.values():
+            for table in (module._parameters, module._buffers):
+                for name, tensor in table.items():
+                    if tensor is None:
+                        continue
+                    parameter = self.analysis.parameters[self._shadow.names[id(tensor)]]
+                    if not any(group in self.kept for dim in parameter.dims for group in layouts.groups_of(dim)):
+                        continue
+                    if id(tensor) not in fresh:
+                        shape = [layouts.new_size(dim, self.kept) for dim in parameter.dims]
+                        made = self._shadow.empty(shape, tensor)
+                        if isinstance(tensor, nn.Parameter):
+                            made = nn.Parameter(made, requires_grad=False)
+                        fresh[id(tensor)] = made
+                    table[name] = fresh[id(tensor)]
+
+    def replay(self, edits: Mapping[tuple[str, str], Any]) -> tuple[Mismatch | None, list[Drift]]:
+        """Replays every recording with some attribute edits on top of those that layer types state.
+
+        Args:
+            edits: (module path, attribute) to new value.
+
+        Returns:
+            The first mismatch, or None with the numbers that drifted.
+        """
+        drifts: list[Drift] = []
+        for position, recording in enumerate(self.analysis.recordings):
+            if not recording.replayed:
+                continue
+            self.replays += 1
+            comparer = _Comparer(position, recording, self.kept, keep_alive=self._shadow.fake_mode is not None)
+            error: Exception | None = None
+            try:
+                self._shadow.run(
+                    recording.example, comparer, self._registry.op_rules.has, training=recording.training, prepare=edits
+                )
+            except Exception as raised:  # whatever the pruned program raises is the mismatch
+                error = raised
+            comparer.finish(error)
+            if comparer.mismatch is not None:
+                return comparer.mismatch, []
+            drifts.extend(comparer.drifts)
+        return None, drifts
+
+
+def set_attribute(module: nn.Module, attribute: str, value: Any) -> None:
+    """Sets a size attribute, keeping the type of a sequence."""
+    old = vars(module).get(attribute)
+    setattr(module, attribute, value if isinstance(value, int) or old is None else type(old)(value))

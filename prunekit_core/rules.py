@@ -1,0 +1,238 @@
+"""What an op rule sees, and the verbs it may use.
+
+A rule is a function of one argument, the `OpCall`; it ties the axes of the operation's tensors together and returns
+the axes of the outputs. The core holds no rule: they come from plugins (hook ``prunekit_op_rules``).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+
+from prunekit_core import axes
+from prunekit_core.axes import Axis, Reason
+from prunekit_core.trace import Operation, TensorRef
+
+
+class Role(enum.Enum):
+    """What a parameter does with the units along one of its dims."""
+
+    OUT = "out"
+    """It produces them: the rows of a linear weight, the filters of a convolution."""
+    IN = "in"
+    """It consumes them: the columns of a linear weight."""
+    ALONG = "along"
+    """It lies along them: biases, norm weights and statistics, position embeddings."""
+
+
+class Kind(enum.Enum):
+    """What the units of a group are, from how operations use their axis; earlier kinds win over later ones."""
+
+    CONV_GROUPS = "conv_groups"
+    NORM_GROUPS = "norm_groups"
+    QUERIES_PER_HEAD = "queries_per_head"
+    HEADS = "heads"
+    HEAD_DIM = "head_dim"
+    STREAM = "stream"
+    CHANNELS = "channels"
+    NEURONS = "neurons"
+    UNITS = "units"
+
+
+class Verb(enum.Enum):
+    """How an operation uses an axis whose whole extent matters to the result."""
+
+    CONTRACT = "contract"
+    """Sums products over it: removed units contribute nothing where one operand is zero. Exact."""
+    MIX = "mix"
+    """Its result depends on the number of units (a norm's statistics, a softmax, a mean). Legal, not exact."""
+
+
+@attrs.frozen(eq=False)
+class TensorArgument:
+    """A tensor as a rule sees it.
+
+    Attributes:
+        ref: Its identity in the trace.
+        shape: Its sizes.
+        axes: One axis per dim.
+        dtype: Its dtype.
+        parameter: Canonical name if it is a parameter or buffer, else empty.
+    """
+
+    ref: TensorRef
+    shape: tuple[int, ...]
+    axes: tuple[Axis, ...]
+    dtype: torch.dtype
+    parameter: str = ""
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+
+@attrs.frozen
+class Expectation:
+    """An integer argument that must be the total size of some axes, also after pruning."""
+
+    argument: str
+    position: int | None
+    pieces: tuple[Axis, ...] = attrs.field(eq=False)
+
+
+@attrs.frozen
+class Temperature:
+    """A constant that follows the size of an axis unless it is given: the default scale of attention."""
+
+    argument: str
+    value: float
+    axis: Axis = attrs.field(eq=False)
+    scaled: str = ""
+
+
+@attrs.define
+class Effects:
+    """What rules say beyond ties: roles, kinds, whole-axis uses, sizes that arguments must have."""
+
+    roles: dict[int, Role] = attrs.field(factory=dict)
+    kinds: list[tuple[Axis, Kind]] = attrs.field(factory=list)
+    whole: dict[int, list[tuple[Axis, Verb, str]]] = attrs.field(factory=dict)
+    expectations: dict[int, list[Expectation]] = attrs.field(factory=dict)
+    temperatures: dict[int, Temperature] = attrs.field(factory=dict)
+
+
+class OpCall:
+    """One operation with its arguments as tensors with axes, and the verbs a rule may use on them.
+
+    ``call["weight"]`` is an argument by its schema name: a `TensorArgument`, a list of them, or a plain value.
+    """
+
+    def __init__(
+        self, operation: Operation, arguments: Mapping[str, Any], shapes: Sequence[tuple[int, ...]], effects: Effects
+    ) -> None:
+        self.operation = operation
+        self.name = operation.name
+        self.shapes = tuple(shapes)
+        self._arguments = arguments
+        self._effects = effects
+
+    def __getitem__(self, argument: str) -> Any:
+        return self._arguments[argument]
+
+    def __contains__(self, argument: str) -> bool:
+        return argument in self._arguments
+
+    def get(self, argument: str, default: Any = None) -> Any:
+        """Returns an argument by its schema name, or the default where the overload has no such argument."""
+        return self._arguments.get(argument, default)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the first output."""
+        return self.shapes[0]
+
+    def tensors(self) -> list[TensorArgument]:
+        """Lists all tensor arguments in schema order."""
+        found: list[TensorArgument] = []
+        for value in self._arguments.values():
+            if isinstance(value, TensorArgument):
+                found.append(value)
+            elif isinstance(value, list):
+                found.extend(item for item in value if isinstance(item, TensorArgument))
+        return found
+
+    def reason(self, text: str) -> Reason:
+        """Words a reason with the place of this operation."""
+        return Reason(text, self.operation.name, self.operation.module)
+
+    def fresh(self, size: int, text: str) -> Axis:
+        """Returns a new pinned axis."""
+        return Axis(size, pinned=self.reason(text))
+
+    def pin(self, target: Axis | Iterable[Axis], text: str) -> None:
+        """Pins one or several axes, with the reason."""
+        for axis in [target] if isinstance(target, Axis) else target:
+            axes.pin(axis, self.reason(text))
+
+    def tie(self, first: Axis, *others: Axis) -> Axis:
+        """Ties axes to the first one and returns it."""
+        for other in others:
+            axes.tie(first, other)
+        return first
+
+    def role(self, axis: Axis, role: Role) -> None:
+        """Says what a parameter does along one of its dims; has no effect on other axes."""
+        self._effects.roles.setdefault(id(axis), role)
+
+    def kind(self, axis: Axis, kind: Kind) -> None:
+        """Says what the units of an axis are."""
+        self._effects.kinds.append((axis, kind))
+
+    def whole(self, axis: Axis, verb: Verb, text: str = "") -> None:
+        """Says that the operation depends on the whole extent of an axis."""
+        if not axes.is_pinned(axis):
+            self._effects.whole.setdefault(self.operation.index, []).append((axis, verb, text))
+
+    def expect(self, argument: str, pieces: Sequence[Axis], position: int | None = None) -> None:
+        """Says that an integer argument (or one position of a list argument) is the total size of some axes."""
+        if not all(axes.is_pinned(piece) for piece in pieces):
+            found = self._effects.expectations.setdefault(self.operation.index, [])
+            found.append(Expectation(argument, position, tuple(pieces)))
+
+    def temperature(self, argument: str, value: float, axis: Axis, scaled: str) -> None:
+        """Says that a missing argument defaults to a constant that follows the size of an axis.
+
+        Args:
+            argument: The argument that would fix the constant.
+            value: The constant at the recorded size.
+            axis: The axis whose size it follows.
+            scaled: The tensor argument that may be scaled to make up for a changed constant.
+        """
+        if not axes.is_pinned(axis):
+            self._effects.temperatures[self.operation.index] = Temperature(argument, value, axis, scaled)
+
+
+Outputs = Sequence[Axis] | Sequence[Sequence[Axis]] | None
+Rule = Callable[[OpCall], Outputs]
+"""Ties the axes of an operation and returns those of its outputs: one list of axes, one such list per output, or None
+for outputs whose dims are all new and pinned. Raises `AxisMismatchError` (or any ValueError) where the operation can't be
+understood; then the engine pins everything it touched, with that text as the reason."""
+
+
+class RuleTable:
+    """Finds the rule of an operation: exact overload, packet, in-place twin, then tag.
+
+    Args:
+        rules: Key to rule. A key is a qualified name (``"aten::add.Tensor"`` or ``"aten::add"``) or a ``torch.Tag``.
+    """
+
+    def __init__(self, rules: Mapping[str | torch.Tag, Rule]) -> None:
+        self._rules = dict(rules)
+        self._cache: dict[Any, Rule | None] = {}
+
+    def find(self, op: Any) -> Rule | None:
+        """Returns the rule for a ``torch._ops.OpOverload``, or None."""
+        if op not in self._cache:
+            self._cache[op] = next((self._rules[key] for key in rule_keys(op) if key in self._rules), None)
+        return self._cache[op]
+
+    def has(self, op: Any) -> bool:
+        """Tells whether an operation has a rule."""
+        return self.find(op) is not None
+
+    def key(self, op: Any) -> str | torch.Tag | None:
+        """Returns the key under which the rule of an operation was found."""
+        return next((key for key in rule_keys(op) if key in self._rules), None)
+
+
+def rule_keys(op: Any) -> list[str | torch.Tag]:
+    """Lists the keys that may name an operation, most specific first."""
+    packet = op._schema.name
+    keys: list[str | torch.Tag] = [f"{packet}.{op._overloadname}", packet]
+    if packet.endswith("_") and not packet.endswith("__"):
+        keys.append(packet[:-1])
+    return [*keys, *sorted(op.tags, key=lambda tag: tag.name)]

@@ -1,0 +1,100 @@
+"""The record of one forward pass: which operations ran, on which tensors, for which module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+import torch
+
+
+@attrs.frozen
+class TensorRef:
+    """The identity of a tensor within one trace."""
+
+    index: int
+
+
+@attrs.frozen(eq=False)
+class Operation:
+    """One operation of a forward pass.
+
+    Attributes:
+        index: Position in the trace.
+        op: The ``torch._ops.OpOverload`` that ran.
+        name: Its qualified name with overload, ``"aten::add.Tensor"``.
+        module: Dotted path of the innermost module that was running.
+        arguments: Schema argument name to value (defaults filled in), every tensor replaced by its `TensorRef`.
+        outputs: The tensors it returned, flattened, in order.
+    """
+
+    index: int
+    op: Any
+    name: str
+    module: str
+    arguments: Mapping[str, Any]
+    outputs: tuple[TensorRef, ...]
+
+
+@attrs.frozen(eq=False)
+class Trace:
+    """The operations of one forward, in order.
+
+    Attributes:
+        label: What was run, ``"eval"`` or ``"train"``.
+        operations: The operations in the order in which they ran.
+        shapes: Shape of every tensor, indexed by `TensorRef.index`.
+        dtypes: Its dtype, indexed alike.
+        parameters: Canonical name of every parameter and buffer to its tensor.
+        inputs: The tensors among the example inputs.
+        results: The tensors among the outputs of the model.
+    """
+
+    label: str
+    operations: tuple[Operation, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[torch.dtype, ...]
+    parameters: Mapping[str, TensorRef]
+    inputs: tuple[TensorRef, ...]
+    results: tuple[TensorRef, ...]
+
+
+def is_continuous(dtype: torch.dtype) -> bool:
+    """Tells whether a dtype holds real or complex numbers, not integers or booleans."""
+    return dtype.is_floating_point or dtype.is_complex
+
+
+def tensor_refs(value: Any) -> Iterator[TensorRef]:
+    """Yields the tensors in an argument value: a tensor, a list with tensors in it, or neither."""
+    if isinstance(value, TensorRef):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensor_refs(item)
+
+
+def program_of(trace: Trace, live: Mapping[int, object]) -> list[object]:
+    """Returns what a trace does to the tensors that can shrink, so that equal programs are equal lists.
+
+    Args:
+        trace: The trace.
+        live: Indices of the tensors that can shrink. Operations on other tensors only, and switches such as
+            ``training``, don't count.
+    """
+    numbers: dict[int, int] = {}
+
+    def canonical(value: Any) -> Any:
+        if isinstance(value, TensorRef):
+            return ("tensor", numbers.setdefault(value.index, len(numbers)), trace.shapes[value.index])
+        if isinstance(value, list):
+            return [canonical(item) for item in value]
+        return "switch" if isinstance(value, bool) else value
+
+    program: list[object] = [canonical(list(trace.parameters.values())), canonical(list(trace.inputs))]
+    for operation in trace.operations:
+        used = [*operation.outputs, *tensor_refs(list(operation.arguments.values()))]
+        if any(ref.index in live for ref in used):
+            arguments = [(name, canonical(value)) for name, value in operation.arguments.items()]
+            program.append((operation.name, operation.module, arguments, canonical(list(operation.outputs))))
+    return program

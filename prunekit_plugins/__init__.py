@@ -1,0 +1,1 @@
+"""The built-in plugins of prunekit; each comes in through its own entry point."""

@@ -1,0 +1,16 @@
+"""Cost models: what a cut costs, from the analysis alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from prunekit_core import hookimpl
+from prunekit_plugins.budgets.counts import macs, memory, params
+
+__all__ = ["macs", "memory", "params"]
+
+
+@hookimpl
+def prunekit_budgets() -> Mapping[str, Callable[..., float]]:
+    """Parameters, multiply-accumulates, and bytes of weights."""
+    return {"params": params, "macs": macs, "memory": memory}

@@ -1,0 +1,23 @@
+"""Random scores: the baseline that every criterion must beat."""
+
+from __future__ import annotations
+
+import torch
+
+from prunekit_core import Group
+
+
+class RandomImportance:
+    """Scores units at random, uniformly in [0, 1).
+
+    Args:
+        seed: Seed of the generator; two instances with the same seed give the same scores in the same order of calls.
+        generator: A generator to draw from instead.
+    """
+
+    def __init__(self, seed: int = 0, generator: torch.Generator | None = None) -> None:
+        self._generator = generator or torch.Generator().manual_seed(seed)
+
+    def __call__(self, group: Group) -> torch.Tensor:
+        """Returns tensor ``[units]``."""
+        return torch.rand(group.size(), generator=self._generator)

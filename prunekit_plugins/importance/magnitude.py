@@ -1,0 +1,101 @@
+"""Magnitude: how large the weights of a unit are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from prunekit_core import Group, MemberView, Role
+from prunekit_plugins.importance.reductions import Normalizer, check_reduction, find_normalizer, reduce_members
+from prunekit_plugins.layers import PrunableMultiheadAttention
+
+TARGET_TYPES: tuple[type[nn.Module], ...] = (
+    nn.modules.conv._ConvNd,
+    nn.Linear,
+    nn.modules.batchnorm._BatchNorm,
+    nn.LayerNorm,
+)
+
+
+class GroupMagnitudeImportance:
+    """Scores a unit by the magnitude of all weights that belong to it (Fang et al., DepGraph, CVPR 2023, eq. 4).
+
+    Each member scores ``s[c] = sum |W_c|^p`` over the slice ``W_c`` that belongs to unit ``c`` (no p-th root): rows
+    where it produces units, columns where it consumes them, ``|gamma_c|^p`` for norm layers. A member that holds a unit
+    several times adds up its occurrences. The members' scores are joined, then normalised.
+
+    Args:
+        p: Degree of the norm, above 0.
+        group_reduction: How members are joined: ``mean``, ``sum``, ``max``, ``prod``, ``first`` (the root layer's own
+            output), ``gate`` (the last layer), or None for the stack ``[members, units]``.
+        normalizer: ``mean``, ``sum``, ``max``, ``standarization``, ``gaussian``, ``sentinel_<quantile>``, ``lamp``, a
+            callable on the scores, or None.
+        bias: Whether biases along the units count as members of their own.
+        target_types: Layer types that count. Attention modules count as linear layers.
+
+    Raises:
+        ArgumentError: The reduction or the normalizer is unknown.
+    """
+
+    def __init__(
+        self,
+        p: float = 2,
+        group_reduction: str | None = "mean",
+        normalizer: str | Normalizer | None = "mean",
+        bias: bool = False,
+        target_types: Sequence[type[nn.Module]] = TARGET_TYPES,
+    ) -> None:
+        self.p = p
+        self.group_reduction = check_reduction(group_reduction)
+        self.normalizer = normalizer
+        self._normalize = find_normalizer(normalizer)
+        self.bias = bias
+        self.target_types = tuple(target_types)
+
+    def __call__(self, group: Group) -> torch.Tensor | None:
+        """Scores the selected units of a group.
+
+        Returns:
+            Tensor ``[units]`` in the order of the selection (``[members, units]`` without reduction), float32 or
+            wider; None when no member counts.
+        """
+        units = group.size()
+        scores, covered = [], []
+        with torch.no_grad():
+            for view in sorted(group.views(), key=_order):
+                if self._counts(view):
+                    scores.append(view.per_unit(self.local(view), units))
+                    held = torch.zeros(units, dtype=torch.bool)
+                    held[view.labels[view.labels >= 0]] = True
+                    covered.append(held)
+            if not scores:
+                return None
+            joined = reduce_members([s.to(scores[0]) for s in scores], covered, self.group_reduction)
+            return joined if self.group_reduction is None else self._normalize(joined)
+
+    def local(self, view: MemberView) -> torch.Tensor:
+        """Scores the positions of one member.
+
+        Returns:
+            Tensor ``[positions]``.
+        """
+        weights = view.tensor.detach()
+        weights = weights if weights.dtype is torch.float64 else weights.float()
+        powered = weights.square() if self.p == 2 else weights.abs() if self.p == 1 else weights.abs() ** self.p
+        others = [dim for dim in range(powered.dim()) if dim != view.dim]
+        return powered.sum(others) if others else powered
+
+    def _counts(self, view: MemberView) -> bool:
+        if not isinstance(view.tensor, nn.Parameter) or not isinstance(view.module, self._types()):
+            return False
+        return self.bias if view.name.endswith("bias") else view.name.endswith("weight")
+
+    def _types(self) -> tuple[type[nn.Module], ...]:
+        attention = (nn.MultiheadAttention, PrunableMultiheadAttention)
+        return (*self.target_types, *attention) if nn.Linear in self.target_types else self.target_types
+
+
+def _order(view: MemberView) -> int:
+    return 0 if view.role is Role.OUT and not view.name.endswith("bias") else 1

@@ -1,0 +1,42 @@
+"""Op rules for the operations of PyTorch, one file per family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from prunekit_core import Rule, hookimpl
+from prunekit_plugins.ops import (
+    attention,
+    convolutions,
+    factories,
+    indexing,
+    joins,
+    norms,
+    pointwise,
+    products,
+    reductions,
+    spatial,
+    views,
+)
+
+FAMILIES = (
+    attention,
+    convolutions,
+    factories,
+    indexing,
+    joins,
+    norms,
+    pointwise,
+    products,
+    reductions,
+    spatial,
+    views,
+)
+
+
+@hookimpl
+def prunekit_op_rules() -> Mapping[str | torch.Tag, Rule]:
+    """All built-in op rules."""
+    return {key: rule for family in FAMILIES for key, rule in family.RULES.items()}

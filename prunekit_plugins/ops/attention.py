@@ -1,0 +1,55 @@
+"""Scaled dot-product attention as one operation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from prunekit_core import Axis, AxisMismatchError, Kind, OpCall, Rule, TensorArgument, Verb, split
+
+
+def attention(call: OpCall) -> list[Axis]:
+    """``softmax(q k^T * scale + mask) v``: head dims of q and k are contracted, those of v pass through.
+
+    The default scale is ``1 / sqrt(D)``: a constant that follows the size of an axis.
+    """
+    query: TensorArgument = call["query"]
+    key: TensorArgument = call["key"]
+    value: TensorArgument = call["value"]
+    call.tie(query.axes[-1], key.axes[-1])
+    call.tie(key.axes[-2], value.axes[-2])
+    call.whole(query.axes[-1], Verb.CONTRACT)
+    call.whole(key.axes[-2], Verb.MIX)
+    lead = [_lead(call, query, key, value, dim) for dim in range(query.ndim - 2)]
+    if call.get("scale") is None:
+        call.temperature("scale", query.shape[-1] ** -0.5, query.axes[-1], "query")
+    mask = call.get("attn_mask")
+    if mask is not None:
+        scores = [*lead, query.axes[-2], key.axes[-2]]
+        for back in range(1, mask.ndim + 1):
+            if mask.shape[-back] == scores[-back].size:
+                call.tie(scores[-back], mask.axes[-back])
+    if query.ndim > 3:
+        call.kind(query.axes[-3], Kind.HEADS)
+        call.kind(query.axes[-1], Kind.HEAD_DIM)
+        call.kind(value.axes[-1], Kind.HEAD_DIM)
+    return [*lead, query.axes[-2], value.axes[-1]]
+
+
+def _lead(call: OpCall, query: TensorArgument, key: TensorArgument, value: TensorArgument, dim: int) -> Axis:
+    """Ties a leading dim; fewer key heads than query heads are grouped-query attention."""
+    axis = query.axes[dim]
+    for other in (key, value):
+        if other.shape[dim] == query.shape[dim]:
+            call.tie(axis, other.axes[dim])
+        elif other.shape[dim] != 1:
+            if not call.get("enable_gqa") or query.shape[dim] % other.shape[dim]:
+                raise AxisMismatchError("query and key heads don't match")
+            heads, repeats = split(axis, other.shape[dim], query.shape[dim] // other.shape[dim])
+            call.tie(heads, other.axes[dim])
+            call.kind(repeats, Kind.QUERIES_PER_HEAD)
+    return axis
+
+
+RULES: Mapping[str | torch.Tag, Rule] = {"aten::scaled_dot_product_attention": attention}

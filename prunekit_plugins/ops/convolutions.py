@@ -1,0 +1,75 @@
+"""Convolutions, plain, grouped, depthwise and transposed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from prunekit_core import Axis, Kind, OpCall, Role, Rule, TensorArgument, product, split
+
+
+def convolution(call: OpCall) -> list[Axis]:
+    """Channels in ``G x i``, channels out ``G x o``; kernel and spatial dims are pinned."""
+    return _convolve(call, transposed=False)
+
+
+def transposed_convolution(call: OpCall) -> list[Axis]:
+    """The weight is ``[in, out / groups, ...]``."""
+    return _convolve(call, transposed=True)
+
+
+def general_convolution(call: OpCall) -> list[Axis]:
+    """``aten::convolution`` says itself whether it is transposed."""
+    return _convolve(call, transposed=call["transposed"])
+
+
+def _convolve(call: OpCall, *, transposed: bool) -> list[Axis]:
+    source: TensorArgument = call["input"]
+    weight: TensorArgument = call["weight"]
+    bias: TensorArgument | None = call["bias"]
+    groups: int = call["groups"]
+    spatial = weight.ndim - 2
+    dim = source.ndim - spatial - 1
+    into, out = (weight.axes[0], weight.axes[1]) if transposed else (weight.axes[1], weight.axes[0])
+    call.role(into, Role.IN)
+    call.role(out, Role.OUT)
+    if groups == 1:
+        call.tie(source.axes[dim], into)
+        result = out
+    else:
+        result = _tie_groups(call, source.axes[dim], weight, groups, transposed=transposed)
+    call.kind(out, Kind.CHANNELS)
+    if bias is not None:
+        call.tie(result, bias.axes[0])
+        call.role(bias.axes[0], Role.ALONG)
+    call.pin(weight.axes[2:], "a kernel dim")
+    call.pin(source.axes[dim + 1 :], "a spatial dim")
+    return [*source.axes[:dim], result, *(call.fresh(size, "a spatial dim") for size in call.shape[dim + 1 :])]
+
+
+def _tie_groups(call: OpCall, channels: Axis, weight: TensorArgument, groups: int, *, transposed: bool) -> Axis:
+    outer, inner = split(channels, groups, channels.size // groups)
+    weight_groups, rest = split(weight.axes[0], groups, weight.shape[0] // groups)
+    call.tie(outer, weight_groups)
+    if transposed:
+        call.tie(inner, rest)
+        result = product([weight_groups, weight.axes[1]])
+        inside = (weight.shape[0] // groups, weight.shape[1])
+    else:
+        call.tie(inner, weight.axes[1])
+        result = weight.axes[0]
+        inside = (weight.shape[0] // groups, weight.shape[1])
+    call.kind(weight_groups, Kind.CHANNELS if inside == (1, 1) else Kind.CONV_GROUPS)
+    call.expect("groups", [weight_groups])
+    return result
+
+
+RULES: Mapping[str | torch.Tag, Rule] = {
+    **{f"aten::conv{n}d": convolution for n in (1, 2, 3)},
+    **{f"aten::conv{n}d.padding": convolution for n in (1, 2, 3)},
+    "aten::conv_transpose1d": transposed_convolution,
+    "aten::conv_transpose2d": transposed_convolution,
+    "aten::conv_transpose3d": transposed_convolution,
+    "aten::convolution": general_convolution,
+}

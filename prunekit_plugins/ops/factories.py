@@ -1,0 +1,28 @@
+"""Creation operations: fresh axes that touch none of their inputs'."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from prunekit_core import Axis, OpCall, Rule
+
+
+def uniform_values(call: OpCall) -> list[Axis]:
+    """All elements are alike (zeros, ones, full): any unit may go, so the axes are free."""
+    return [Axis(size) for size in call.shape]
+
+
+def numbered_values(call: OpCall) -> list[Axis]:
+    """Elements depend on their position (arange) or on a random stream: the axes are pinned."""
+    return [call.fresh(size, "its values depend on their position") for size in call.shape]
+
+
+_UNIFORM = "zeros ones full empty new_zeros new_ones new_full new_empty empty_strided new_empty_strided scalar_tensor"
+_NUMBERED = "arange linspace logspace rand randn randint randperm eye tril_indices triu_indices tensor"
+
+RULES: Mapping[str | torch.Tag, Rule] = {
+    **{f"aten::{name}": uniform_values for name in _UNIFORM.split()},
+    **{f"aten::{name}": numbered_values for name in _NUMBERED.split()},
+}

@@ -1,0 +1,71 @@
+"""Lookups: dims that are addressed by position are pinned, all others pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from prunekit_core import Axis, Kind, OpCall, Role, Rule, TensorArgument
+
+
+def embedding(call: OpCall) -> list[Axis]:
+    """Rows are looked up; the columns are produced."""
+    weight, indices = call["weight"], call["indices"]
+    call.pin(weight.axes[0], "its rows are looked up")
+    call.role(weight.axes[0], Role.IN)
+    call.role(weight.axes[1], Role.OUT)
+    call.kind(weight.axes[1], Kind.NEURONS)
+    return [*indices.axes, weight.axes[1]]
+
+
+def index(call: OpCall) -> list[Axis]:
+    """Advanced indexing: indexed dims are pinned; the looked-up dims stand where the indices stood, or first."""
+    source: TensorArgument = call["self"]
+    dim, indexed = 0, list[int]()
+    for entry in call["indices"]:
+        width = 1
+        if isinstance(entry, TensorArgument):
+            call.pin(entry.axes, "an index tensor")
+            width = entry.ndim if entry.dtype in (torch.bool, torch.uint8) else 1
+            indexed.extend(range(dim, dim + width))
+        dim += width
+    call.pin([source.axes[d] for d in indexed], "its positions are looked up")
+    kept = [d for d in range(source.ndim) if d not in indexed]
+    adjacent = indexed == list(range(indexed[0], indexed[-1] + 1)) if indexed else True
+    first = (indexed[0] if adjacent else 0) if indexed else 0
+    width = len(call.shape) - len(kept)
+    found = [call.fresh(size, "looked up by position") for size in call.shape[first : first + width]]
+    before = [source.axes[d] for d in kept if adjacent and d < first]
+    after = [source.axes[d] for d in kept if not (adjacent and d < first)]
+    return [*before, *found, *after]
+
+
+def index_select(call: OpCall) -> list[Axis]:
+    source: TensorArgument = call["self"]
+    call.pin(source.axes[call["dim"]], "its positions are looked up")
+    result = list(source.axes)
+    result[call["dim"]] = call.fresh(call.shape[call["dim"]], "looked up by position")
+    return result
+
+
+def gather(call: OpCall) -> list[Axis]:
+    """The gathered dim is pinned; other dims are shared with the index."""
+    source, indices = call["self"], call["index"]
+    dim = call["dim"] % source.ndim
+    call.pin([source.axes[dim], indices.axes[dim]], "its positions are looked up")
+    for position, (own, other) in enumerate(zip(source.axes, indices.axes, strict=True)):
+        if position != dim:
+            if source.shape[position] == indices.shape[position]:
+                call.tie(own, other)
+            else:
+                call.pin([own, other], "gathered in part")
+    return list(indices.axes)
+
+
+RULES: Mapping[str | torch.Tag, Rule] = {
+    "aten::embedding": embedding,
+    "aten::index": index,
+    "aten::index_select": index_select,
+    "aten::gather": gather,
+}

@@ -1,0 +1,148 @@
+"""Joining tensors along a dim, and taking them apart again."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import torch
+
+from prunekit_core import Axis, AxisMismatchError, OpCall, Rule, TensorArgument, concat, cut, is_pinned, split
+
+
+def _tie_others(call: OpCall, tensors: list[TensorArgument], dim: int) -> list[Axis]:
+    result = list(tensors[0].axes)
+    for tensor in tensors[1:]:
+        for position, axis in enumerate(tensor.axes):
+            if position != dim:
+                call.tie(result[position], axis)
+    return result
+
+
+def cat(call: OpCall) -> list[Axis]:
+    """The joined dim is the concat of the inputs' axes; all others are the same axis."""
+    tensors = [t for t in call["tensors"] if t.shape != (0,)]
+    if not tensors:
+        return [call.fresh(size, "an empty tensor") for size in call.shape]
+    dim = call["dim"] % len(call.shape)
+    result = _tie_others(call, tensors, dim)
+    result[dim] = concat(tensor.axes[dim] for tensor in tensors)
+    return result
+
+
+def stack(call: OpCall) -> list[Axis]:
+    """A new dim counts the inputs."""
+    tensors = call["tensors"]
+    result = _tie_others(call, tensors, -1)
+    result.insert(call["dim"] % len(call.shape), call.fresh(len(tensors), "counts the stacked tensors"))
+    return result
+
+
+def pieces(call: OpCall) -> list[list[Axis]]:
+    """``split``, ``chunk`` and ``tensor_split`` cut one dim into consecutive pieces.
+
+    ``chunk`` and ``split`` with a number compute their sizes from the tensor: the pieces stay equal, so they are tied.
+    """
+    source: TensorArgument = call["self"]
+    dim = call["dim"] % source.ndim
+    sizes = [shape[dim] for shape in call.shapes]
+    parts = cut(source.axes[dim], [0, *itertools.accumulate(sizes)])
+    listed = call.get("split_sizes", call.get("split_size"))
+    if isinstance(listed, list):
+        name = "split_sizes" if "split_sizes" in call else "split_size"
+        for position, part in enumerate(parts):
+            call.expect(name, [part], position)
+    elif "indices" in call:
+        for position in range(len(parts) - 1):
+            call.expect("indices", parts[: position + 1], position)
+    else:
+        for part, size in zip(parts[1:], sizes[1:], strict=True):
+            if size == sizes[0]:
+                call.tie(parts[0], part)
+            else:
+                call.pin([*parts], "the pieces are of unequal size")
+        if listed is not None:
+            call.expect("split_size", [parts[0]])
+    return [[part if k == dim else axis for k, axis in enumerate(source.axes)] for part in parts]
+
+
+def unbind(call: OpCall) -> list[list[Axis]]:
+    """One output for each position of a dim: that dim is pinned."""
+    source: TensorArgument = call["self"]
+    dim = call["dim"] % source.ndim
+    call.pin(source.axes[dim], "taken apart one by one")
+    return [[axis for k, axis in enumerate(source.axes) if k != dim] for _ in call.shapes]
+
+
+def select(call: OpCall) -> list[Axis]:
+    """Takes one position of a dim: that dim is pinned."""
+    source: TensorArgument = call["self"]
+    dim = call["dim"] % source.ndim
+    call.pin(source.axes[dim], "one position of it is selected")
+    return [axis for k, axis in enumerate(source.axes) if k != dim]
+
+
+def slice_(call: OpCall) -> list[Axis]:
+    """Takes a run of positions; every ``n``-th position reads the dim as ``outer x n``."""
+    source: TensorArgument = call["self"]
+    dim = call["dim"] % source.ndim
+    size = source.shape[dim]
+    start, stop, step = slice(call["start"], call["end"], call["step"]).indices(size)
+    result = list(source.axes)
+    if (start, stop, step) == (0, size, 1):
+        return result
+    axis = source.axes[dim]
+    if is_pinned(axis) or call.shape[dim] == 0:
+        result[dim] = call.fresh(call.shape[dim], "a slice of a pinned dim")
+        if call.shape[dim] == 0:
+            call.pin(axis, "an empty slice")
+        return result
+    if step != 1:
+        if size % step or stop != size or start >= step:
+            raise AxisMismatchError(f"a slice {start}:{stop}:{step} of {size} units")
+        outer, inner = split(axis, size // step, step)
+        call.pin(inner, "every n-th unit is taken")
+        result[dim] = outer
+        return result
+    given_start, given_end = call["start"] or 0, call["end"]
+    if given_start < 0 or (given_end is not None and given_end < 0):
+        raise AxisMismatchError("a slice that counts from the end of a prunable dim")
+    points = sorted({0, start, stop, size})
+    parts = cut(axis, points)
+    low = points.index(start)
+    if start:
+        call.expect("start", parts[:low])
+    if stop < size:
+        call.expect("end", parts[: low + 1])
+    result[dim] = parts[low]
+    return result
+
+
+def narrow(call: OpCall) -> list[Axis]:
+    source: TensorArgument = call["self"]
+    dim, start, length = call["dim"] % source.ndim, call["start"], call["length"]
+    if not isinstance(start, int) or start < 0:
+        raise AxisMismatchError("narrow counts from the end or from a tensor")
+    result = list(source.axes)
+    points = sorted({0, start, start + length, source.shape[dim]})
+    parts = cut(source.axes[dim], points)
+    low = points.index(start)
+    call.expect("start", parts[:low])
+    call.expect("length", [parts[low]])
+    result[dim] = parts[low]
+    return result
+
+
+_SPLITS = "split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unsafe_chunk tensor_split"
+
+RULES: Mapping[str | torch.Tag, Rule] = {
+    **{f"aten::{name}": pieces for name in _SPLITS.split()},
+    "aten::cat": cat,
+    "aten::concat": cat,
+    "aten::concatenate": cat,
+    "aten::stack": stack,
+    "aten::unbind": unbind,
+    "aten::select": select,
+    "aten::slice": slice_,
+    "aten::narrow": narrow,
+}

@@ -1,0 +1,128 @@
+"""Linear layers, matrix products and einsum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from prunekit_core import Axis, AxisMismatchError, Kind, OpCall, Role, Rule, TensorArgument, Verb, is_pinned, resolve
+from prunekit_plugins.ops.pointwise import broadcast
+
+
+def linear(call: OpCall) -> list[Axis]:
+    """``y = x W^T + b`` with ``W [out, in]``."""
+    source, weight, bias = call["input"], call["weight"], call["bias"]
+    call.tie(source.axes[-1], weight.axes[-1])
+    call.role(weight.axes[-1], Role.IN)
+    if not weight.parameter:
+        call.whole(weight.axes[-1], Verb.CONTRACT)
+    if weight.ndim == 1:
+        return list(source.axes[:-1])
+    call.role(weight.axes[0], Role.OUT)
+    call.kind(weight.axes[0], Kind.NEURONS)
+    if bias is not None:
+        call.tie(weight.axes[0], bias.axes[0])
+        call.role(bias.axes[0], Role.ALONG)
+    return [*source.axes[:-1], weight.axes[0]]
+
+
+def multiply(call: OpCall, left: TensorArgument, right: TensorArgument, shape: tuple[int, ...]) -> list[Axis]:
+    """Batched matrix product of two tensors with at least one dim each."""
+    rows = [left.axes[-2]] if left.ndim > 1 else []
+    columns = [right.axes[-1]] if right.ndim > 1 else []
+    inner = left.axes[-1]
+    call.tie(inner, right.axes[-2] if right.ndim > 1 else right.axes[-1])
+    call.whole(inner, Verb.CONTRACT)
+    for tensor, out, consumed in ((left, rows, left.axes[-1]), (right, columns, right.axes[max(-2, -right.ndim)])):
+        if tensor.parameter:
+            call.role(consumed, Role.IN)
+            for axis in out:
+                call.role(axis, Role.OUT)
+                call.kind(axis, Kind.NEURONS)
+    lead_shape = shape[: len(shape) - len(rows) - len(columns)]
+    lead = broadcast(call, [_lead(left), _lead(right)], lead_shape)
+    if not left.parameter and not right.parameter and any(not is_pinned(axis) for axis in lead):
+        for axis in lead:
+            call.kind(axis, Kind.HEADS)
+        for axis in (inner, *columns):
+            call.kind(axis, Kind.HEAD_DIM)
+    return [*lead, *rows, *columns]
+
+
+def _lead(tensor: TensorArgument) -> TensorArgument:
+    return TensorArgument(tensor.ref, tensor.shape[:-2], tensor.axes[:-2], tensor.dtype)
+
+
+def matmul(call: OpCall) -> list[Axis]:
+    left, right = call.tensors()[:2]
+    return multiply(call, left, right, call.shape)
+
+
+def add_matmul(call: OpCall) -> list[Axis]:
+    """``addmm``, ``baddbmm``, ``addmv``: a product with something broadcast onto it."""
+    bias, left, right = call.tensors()[:3]
+    result = multiply(call, left, right, call.shape)
+    for back in range(1, bias.ndim + 1):
+        if bias.shape[-back] == call.shape[-back]:
+            call.tie(result[-back], bias.axes[-back])
+            call.role(bias.axes[-back], Role.ALONG)
+    return result
+
+
+def einsum(call: OpCall) -> list[Axis]:
+    """Labels are axes; a label that is summed away is contracted."""
+    tensors: list[TensorArgument] = call["tensors"]
+    inputs, output = _labels(call["equation"], [tensor.ndim for tensor in tensors])
+    known: dict[str, Axis] = {}
+    for labels, tensor in zip(inputs, tensors, strict=True):
+        for label, axis in zip(labels, tensor.axes, strict=True):
+            if label not in known or resolve(known[label]).size == 1:
+                known[label] = axis
+            elif resolve(axis).size != 1:
+                call.tie(known[label], axis)
+    if not any(tensor.parameter for tensor in tensors):
+        for label in output:
+            if all(label in labels for labels in inputs) and len(inputs) > 1:
+                call.kind(known[label], Kind.HEADS)
+    for labels, tensor in zip(inputs, tensors, strict=True):
+        for label, axis in zip(labels, tensor.axes, strict=True):
+            if tensor.parameter:
+                call.role(axis, Role.OUT if label in output else Role.IN)
+    for label in dict.fromkeys("".join(inputs)):
+        if label not in output:
+            single = sum(label in labels for labels in inputs) == 1
+            call.whole(known[label], Verb.MIX if single else Verb.CONTRACT)
+    return [known[label] for label in output]
+
+
+def _labels(equation: str, ndims: list[int]) -> tuple[list[str], str]:
+    """Reads an einsum equation; an ellipsis becomes upper-case Greek labels, counted from the right."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    spare = [chr(0x391 + position) for position in range(17)]
+    widest = max((ndim - len(term.replace("...", "")) for term, ndim in zip(terms, ndims, strict=True)), default=0)
+    if widest > len(spare):
+        raise AxisMismatchError("an einsum with too many dims under its ellipsis")
+    filled = []
+    for term, ndim in zip(terms, ndims, strict=True):
+        hidden = ndim - len(term.replace("...", ""))
+        filled.append(term.replace("...", "".join(spare[widest - hidden : widest])))
+    if not arrow:
+        joined = "".join(filled)
+        right = "".join(spare[:widest]) + "".join(sorted(c for c in set(joined) if joined.count(c) == 1 and c not in spare))
+    return filled, right.replace("...", "".join(spare[:widest]))
+
+
+RULES: Mapping[str | torch.Tag, Rule] = {
+    "aten::linear": linear,
+    "aten::matmul": matmul,
+    "aten::mm": matmul,
+    "aten::bmm": matmul,
+    "aten::mv": matmul,
+    "aten::dot": matmul,
+    "aten::addmm": add_matmul,
+    "aten::baddbmm": add_matmul,
+    "aten::addmv": add_matmul,
+    "aten::einsum": einsum,
+}

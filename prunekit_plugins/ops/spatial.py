@@ -1,0 +1,86 @@
+"""Pooling, interpolation, padding: operations on the trailing spatial dims, channel by channel."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+
+from prunekit_core import Axis, AxisMismatchError, OpCall, Rule, TensorArgument, concat, cut, is_pinned, product
+
+
+def spatial(call: OpCall) -> list[list[Axis]]:
+    """Each channel by itself; how many trailing dims are spatial stands in the operation's name."""
+    source: TensorArgument = call.tensors()[0]
+    found = re.search(r"([123])d", call.name)
+    if found is None:
+        raise AxisMismatchError("the number of spatial dims can't be read from the operation's name")
+    lead = source.ndim - int(found[1])
+    call.pin(source.axes[lead:], "a spatial dim")
+    return [
+        [*source.axes[:lead], *(call.fresh(size, "a spatial dim") for size in shape[lead:])] for shape in call.shapes
+    ]
+
+
+def grid_sample(call: OpCall) -> list[Axis]:
+    """Channels pass through; where to look is data."""
+    source: TensorArgument = call["input"]
+    grid: TensorArgument = call["grid"]
+    call.pin([*source.axes[2:], *grid.axes], "a spatial dim")
+    return [*source.axes[:2], *(call.fresh(size, "a spatial dim") for size in call.shape[2:])]
+
+
+def im2col(call: OpCall) -> list[Axis]:
+    """Patches: each channel brings its whole kernel window along."""
+    source: TensorArgument = call["self"]
+    window = call.shape[-2] // source.shape[-3]
+    call.pin(source.axes[-2:], "a spatial dim")
+    channels = product([source.axes[-3], call.fresh(window, "a kernel window")])
+    return [*source.axes[:-3], channels, call.fresh(call.shape[-1], "the place of the window")]
+
+
+def pad(call: OpCall) -> list[Axis]:
+    """Padding a free dim puts pinned runs around it; negative padding cuts it."""
+    source: TensorArgument = call["self"]
+    result = list(source.axes)
+    amounts: list[int] = list(call["pad"])
+    constant = call.get("mode", "constant") == "constant"
+    for position in range(len(amounts) // 2):
+        before, after = amounts[2 * position : 2 * position + 2]
+        dim = source.ndim - 1 - position
+        if not before and not after:
+            continue
+        if not constant:
+            call.pin(result[dim], "padded with its own values")
+        if is_pinned(result[dim]):
+            result[dim] = call.fresh(call.shape[dim], "a padded dim")
+            continue
+        if before < 0 or after < 0:
+            size = source.shape[dim]
+            points = sorted({0, max(0, -before), size - max(0, -after), size})
+            result[dim] = cut(result[dim], points)[points.index(max(0, -before))]
+        margins = [call.fresh(max(0, amount), "padding") for amount in (before, after)]
+        result[dim] = concat([margins[0], result[dim], margins[1]])
+    return result
+
+
+_SPATIAL = """
+adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d
+adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d
+max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices fractional_max_pool2d
+reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d
+upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d
+upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa
+_upsample_bicubic2d_aa
+"""
+
+RULES: Mapping[str | torch.Tag, Rule] = {
+    **{f"aten::{name}": spatial for name in _SPATIAL.split()},
+    "aten::grid_sampler": grid_sample,
+    "aten::grid_sampler_2d": grid_sample,
+    "aten::grid_sampler_3d": grid_sample,
+    "aten::im2col": im2col,
+    "aten::pad": pad,
+    "aten::constant_pad_nd": pad,
+}

@@ -1,0 +1,138 @@
+"""Views: the same elements under another shape or order of dims."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from prunekit_core import Axis, AxisMismatchError, Kind, OpCall, Rule, product, regroup, split
+
+
+def reshape(call: OpCall) -> list[Axis]:
+    """``view`` and its relatives deal the factors of the input out to the new sizes."""
+    return regroup(call.tensors()[0].axes, call.shape)
+
+
+def view_dtype(call: OpCall) -> list[Axis]:
+    """A view under another dtype changes what an element is."""
+    raise AxisMismatchError("a view under another dtype")
+
+
+def permute(call: OpCall) -> list[Axis]:
+    source = call["self"]
+    return [source.axes[dim] for dim in call["dims"]]
+
+
+def transpose(call: OpCall) -> list[Axis]:
+    """Swaps two dims; the argument names differ between ``transpose``, ``swapaxes`` and ``swapdims``."""
+    result = list(call["self"].axes)
+    first, second = [value for name, value in call.operation.arguments.items() if name != "self"][:2]
+    result[first], result[second] = result[second], result[first]
+    return result
+
+
+def reverse_dims(call: OpCall) -> list[Axis]:
+    """``t`` and ``numpy_T`` reverse all dims."""
+    return list(call["self"].axes)[::-1]
+
+
+def swap_last(call: OpCall) -> list[Axis]:
+    """``mT``, ``mH`` and ``adjoint`` swap the last two dims."""
+    *lead, rows, columns = call["self"].axes
+    return [*lead, columns, rows]
+
+
+def movedim(call: OpCall) -> list[Axis]:
+    source = call["self"]
+    origin = call["source"] if isinstance(call["source"], list) else [call["source"]]
+    target = call["destination"] if isinstance(call["destination"], list) else [call["destination"]]
+    placed = {new % source.ndim: old % source.ndim for old, new in zip(origin, target, strict=True)}
+    rest = iter(dim for dim in range(source.ndim) if dim not in placed.values())
+    return [source.axes[placed[dim] if dim in placed else next(rest)] for dim in range(source.ndim)]
+
+
+def expand(call: OpCall) -> list[Axis]:
+    """A dim of size one that is repeated becomes a new, free axis (the repeat of grouped-query attention)."""
+    source = call["self"]
+    lead = len(call.shape) - source.ndim
+    result = []
+    for dim, size in enumerate(call.shape):
+        if dim >= lead and source.shape[dim - lead] == size:
+            result.append(source.axes[dim - lead])
+        else:
+            result.append(_repeats(call, size))
+    return result
+
+
+def _repeats(call: OpCall, size: int) -> Axis:
+    axis = Axis(size)
+    call.kind(axis, Kind.QUERIES_PER_HEAD)
+    return axis
+
+
+def repeat(call: OpCall) -> list[Axis]:
+    """``repeat`` and ``tile`` put copies one after another: the count is the outer factor."""
+    source = call["self"]
+    counts = list(call["repeats"] if "repeats" in call else call["dims"])
+    ndim = len(call.shape)
+    counts = [1] * (ndim - len(counts)) + counts
+    given = [Axis(1)] * (ndim - source.ndim) + list(source.axes)
+    return [axis if n == 1 else product([_repeats(call, n), axis]) for axis, n in zip(given, counts, strict=True)]
+
+
+def repeat_interleave(call: OpCall) -> list[Axis]:
+    """``repeat_interleave`` repeats each unit: the count is the inner factor."""
+    source, count, dim = call["self"], call["repeats"], call["dim"]
+    if not isinstance(count, int):
+        raise AxisMismatchError("the number of repeats is a tensor")
+    if dim is None:
+        return [product([*source.axes, _repeats(call, count)])]
+    result = list(source.axes)
+    result[dim] = product([result[dim], _repeats(call, count)])
+    return result
+
+
+def pixel_shuffle(call: OpCall) -> list[Axis]:
+    """Channels ``C x r x r`` become ``C`` channels of a larger picture."""
+    source, factor = call["self"], call["upscale_factor"]
+    channels, inner = split(source.axes[-3], call.shape[-3], factor * factor)
+    call.pin([inner, *source.axes[-2:]], "becomes part of the picture")
+    return [*source.axes[:-3], channels, *(call.fresh(size, "a spatial dim") for size in call.shape[-2:])]
+
+
+def pixel_unshuffle(call: OpCall) -> list[Axis]:
+    source, factor = call["self"], call["downscale_factor"]
+    call.pin(source.axes[-2:], "a spatial dim")
+    channels = product([source.axes[-3], call.fresh(factor * factor, "was part of the picture")])
+    return [*source.axes[:-3], channels, *(call.fresh(size, "a spatial dim") for size in call.shape[-2:])]
+
+
+_RESHAPES = """
+view reshape _unsafe_view flatten unflatten _reshape_alias view_as reshape_as squeeze unsqueeze ravel squeeze_
+unsqueeze_
+"""
+
+RULES: Mapping[str | torch.Tag, Rule] = {
+    **{f"aten::{name}": reshape for name in _RESHAPES.split()},
+    "aten::view.dtype": view_dtype,
+    "aten::permute": permute,
+    "aten::transpose": transpose,
+    "aten::swapaxes": transpose,
+    "aten::swapdims": transpose,
+    "aten::t": reverse_dims,
+    "aten::numpy_T": reverse_dims,
+    "aten::mT": swap_last,
+    "aten::mH": swap_last,
+    "aten::adjoint": swap_last,
+    "aten::movedim": movedim,
+    "aten::moveaxis": movedim,
+    "aten::expand": expand,
+    "aten::expand_as": expand,
+    "aten::broadcast_to": expand,
+    "aten::repeat": repeat,
+    "aten::tile": repeat,
+    "aten::repeat_interleave": repeat_interleave,
+    "aten::pixel_shuffle": pixel_shuffle,
+    "aten::pixel_unshuffle": pixel_unshuffle,
+}
