@@ -96,7 +96,7 @@ def check_exact(
     registry = registry or default_registry()
     example = Example.of(inputs)
     original, pruned = check_recordable(original), check_recordable(pruned)
-    analysis = analyse(original, [example], registry, modes=(training,))
+    analysis = analyse(original, [example], registry, modes=(training, not training))
     _check_groups(analysis, plan)
     masked = _Masked(original, pruned, plan, analysis, registry)
     expected, found = masked.run(example, training)
@@ -154,7 +154,7 @@ class _Masked:
             constant = tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())
             if not constant or name in scales:
                 continue
-            value = float(tensor.flatten()[0])
+            value = float(tensor.detach().flatten()[0])
             noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
             fresh = (value * (0.5 + noise) if value else noise - 0.5).to(tensor)
             tensor.data.copy_(fresh)

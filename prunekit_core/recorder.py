@@ -179,7 +179,7 @@ class Shadow:
         return [(m, {k: _shallow(v) for k, v in vars(m).items()}) for m in self.module.modules()]
 
     def reset(self) -> None:
-        """Undoes whatever running the shadow, or editing it, did to its modules since the last `commit`."""
+        """Undoes whatever editing the shadow did to its modules since the last `commit`; every run ends with it."""
         for module, state in self._state:
             vars(module).clear()
             vars(module).update({key: _shallow(value) for key, value in state.items()})
@@ -214,7 +214,6 @@ class Shadow:
         Returns:
             The outputs of the model.
         """
-        self.reset()
         for (path, attribute), value in (prepare or {}).items():
             setattr(self.module.get_submodule(path), attribute, value)
         if training is not None:
@@ -223,10 +222,12 @@ class Shadow:
         with self._regime():
             args, kwargs = pytree.tree_map_only(torch.Tensor, self.stand_in, (example.args, example.kwargs))
             sink.start(self.module, (args, kwargs))
-            with torch.inference_mode(), self.fake_mode or contextlib.nullcontext():
-                with _Recorder(sink, self._stack, has_rule):
-                    outputs = example.runner(self.module, args, kwargs)
-        return outputs
+            try:
+                with torch.inference_mode(), self.fake_mode or contextlib.nullcontext():
+                    with _Recorder(sink, self._stack, has_rule):
+                        return example.runner(self.module, args, kwargs)
+            finally:
+                self.reset()
 
     @contextlib.contextmanager
     def _regime(self) -> Iterator[None]:
