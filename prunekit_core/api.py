@@ -41,7 +41,9 @@ class PruneResult:
 
     def __str__(self) -> str:
         p = self.preview
-        lines = [f"params  {p.params_before:>14,} -> {p.params_after:>14,}  ({p.params_after / p.params_before:.1%} kept)"]
+        lines = [
+            f"params  {p.params_before:>14,} -> {p.params_after:>14,}  ({p.params_after / p.params_before:.1%} kept)"
+        ]
         for name, (before, after) in p.costs.items():
             if name != "params" and before:
                 lines.append(f"{name:<6}  {before:>14,.0f} -> {after:>14,.0f}  ({after / before:.1%} kept)")
@@ -175,4 +177,3 @@ def plan_to_target(pruner: BasePruner, target: Mapping[str, float]) -> Plan:
         if meets(plan.kept) or (pruner.graph.knowledge.ties, pruner.graph.knowledge.given_back) == state:
             return plan
     return plan
-

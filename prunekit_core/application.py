@@ -94,8 +94,7 @@ class Application:
         for edit in self._plan.edits:
             module = self._model.get_submodule(edit.module)
             old = vars(module)[edit.attribute]
-            new = edit.new if isinstance(edit.new, int) else type(old)(edit.new)
-            setattr(module, edit.attribute, new)
+            setattr(module, edit.attribute, edit.new if isinstance(edit.new, int) else type(old)(edit.new))
 
 
 def _same_form(a: Size, b: Size) -> bool:

@@ -99,7 +99,7 @@ def _open(path: str | os.PathLike[str]) -> tuple[Plan, dict[str, torch.Tensor]]:
                     why=f"its metadata has no {KEY!r}: {FORMAT!r}",
                     hint="write it with prunekit_core.save",
                 )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
     except safetensors.SafetensorError as error:
         raise CheckpointError("The file is corrupt or no safetensors file.", where=where, why=str(error)) from error
     try:

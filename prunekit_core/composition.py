@@ -53,7 +53,7 @@ def compose(first: Decision, later: Decision) -> Decision:
 
 
 def _shared_groups(first: Decision, later: Decision) -> set[str]:
-    """Groups of the later plan that mean the same in the first: same size, same place wherever both know a parameter."""
+    """Groups of the later plan that mean the same in the first: same size, same place in every parameter."""
     kept = first.kept
     before = {cut.parameter: cut for cut in first.parameters}
     same = {c.group for c in later.cuts if c.group not in kept or len(kept[c.group]) == c.size}
@@ -75,15 +75,14 @@ def _compose_parameter(
         assert one is not None
         return one
     if one is None:
-        dims = tuple(_listed(layout, kept_later, same) for layout in two.dims)
-        return ParameterCut(two.parameter, two.shape, dims)
+        return ParameterCut(two.parameter, two.shape, tuple(_listed(dim, kept_later, same) for dim in two.dims))
     if tuple(layouts.new_size(dim, kept) for dim in one.dims) != two.shape:
         raise PlanError(
             "The second plan doesn't fit the model that the first one leaves.",
             where=two.parameter,
             why=f"the second plan was made for shape {two.shape}",
         )
-    dims = []
+    dims: list[Layout] = []
     for mine, theirs in zip(one.dims, two.dims, strict=True):
         if set(layouts.groups_of(theirs)) & set(kept_later) <= same and layouts.substitute(mine, kept) == theirs:
             dims.append(mine)
@@ -105,7 +104,7 @@ def difference(total: Decision, earlier: Decision) -> Decision:
 
     Both are over the same groups, and ``total`` keeps nothing that ``earlier`` removed.
     """
-    before, after = earlier.kept, total.kept
+    before = earlier.kept
     cuts = []
     for cut in total.cuts:
         present = before.get(cut.group, tuple(range(cut.size)))
@@ -128,8 +127,8 @@ def difference(total: Decision, earlier: Decision) -> Decision:
         factor = rescale.factor / scaled.get((rescale.parameter, rescale.rows), 1.0)
         if factor != 1.0:
             origin = originals.get(rescale.parameter, Fixed(max(stop for _, stop in rescale.rows)))
-            present = layouts.kept_positions(origin, before).tolist()
-            inside = [i for i, row in enumerate(present) if any(a <= row < b for a, b in rescale.rows)]
+            rows = layouts.kept_positions(origin, before).tolist()
+            inside = [i for i, row in enumerate(rows) if any(a <= row < b for a, b in rescale.rows)]
             rescales.append(Rescale(rescale.parameter, runs_of(inside), factor))
     return Decision(
         cuts=tuple(cuts),

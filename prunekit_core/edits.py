@@ -131,7 +131,9 @@ class Decision:
         sizes = {cut.group: cut.size for cut in self.cuts}
         for cut in self.cuts:
             if not cut.kept or any(not 0 <= unit < cut.size for unit in cut.kept):
-                raise PlanError("The plan is malformed.", where=f"group {cut.group}", why="kept units out of range or none")
+                raise PlanError(
+                    "The plan is malformed.", where=f"group {cut.group}", why="kept units out of range or none"
+                )
             if any(a >= b for a, b in itertools.pairwise(cut.kept)):
                 raise PlanError("The plan is malformed.", where=f"group {cut.group}", why="kept units not ascending")
         for parameter in self.parameters:
@@ -150,7 +152,6 @@ class Decision:
         for rescale in self.rescales:
             if not math.isfinite(rescale.factor) or rescale.factor <= 0:
                 raise PlanError("The plan is malformed.", where=rescale.parameter, why="a factor is not positive")
-
 
 
 def is_size(value: Any) -> bool:

@@ -1,8 +1,8 @@
 """The oracle: a pruned model must equal the original with the removed units zeroed.
 
-The original runs with zeros in every parameter slice that was removed. Where an operation depends on the whole extent of an
-axis (a contraction of two activations, a norm's statistics) it is run over the kept units only. Parameters that hold one
-value throughout (zero-initialised heads, fresh norms) could hide a wrong index, so they are randomised in both first.
+The original runs with zeros in every parameter slice that was removed. Where an operation depends on the whole extent of
+an axis (a contraction of two activations, a norm's statistics) it is run over the kept units only. Parameters that hold
+one value throughout (zero-initialised heads, fresh norms) could hide a wrong index, so they are randomised in both.
 """
 
 from __future__ import annotations
@@ -113,7 +113,9 @@ def _check_groups(analysis: Analysis, plan: Plan) -> None:
     for cut in plan.cuts:
         group = analysis.groups.get(cut.group)
         if group is None or group.size != cut.size:
-            raise PlanError("The plan was made for another model.", where=cut.group, why="the original has no such group")
+            raise PlanError(
+                "The plan was made for another model.", where=cut.group, why="the original has no such group"
+            )
 
 
 def _difference(expected: torch.Tensor, found: torch.Tensor) -> float:
@@ -159,7 +161,9 @@ class _Masked:
             fresh = (value * (0.5 + noise) if value else noise - 0.5).to(tensor)
             tensor.data.copy_(fresh)
             cut = self._cuts.get(name)
-            tensor_at(self._small, name).data.copy_(select_positions(fresh, self._plan.positions(cut)) if cut else fresh)
+            tensor_at(self._small, name).data.copy_(
+                select_positions(fresh, self._plan.positions(cut)) if cut else fresh
+            )
 
     def run(self, example: Example, training: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         has_rule = self._registry.op_rules.has

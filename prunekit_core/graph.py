@@ -11,12 +11,12 @@ from torch import nn
 
 from prunekit_core import layout as layouts
 from prunekit_core.analysis import Analysis, UnitGroup, analyse
+from prunekit_core.edits import GroupCut, ParameterCut, Swap
 from prunekit_core.errors import ArgumentError, PlanError, UnitsError, nearest
 from prunekit_core.group import Dependency, Group, MemberView
 from prunekit_core.ladder import Knowledge, Rehearsed, Reselect, rehearse
 from prunekit_core.layers import LayerType, PruningFunction
 from prunekit_core.layout import Layout
-from prunekit_core.edits import GroupCut, ParameterCut, Swap
 from prunekit_core.plan import Plan
 from prunekit_core.recorder import Example, check_recordable, run_model
 from prunekit_core.registry import Registry, default_registry
@@ -119,7 +119,8 @@ class DependencyGraph:
     @property
     def model(self) -> nn.Module:
         """The model that the graph was built from."""
-        assert self.analysis and self._model is not None
+        assert self.analysis
+        assert self._model is not None
         return self._model
 
     # -- units
@@ -270,14 +271,14 @@ class DependencyGraph:
         layout = flat(layer, own) if flat is not None else None
         if layout is None:
             raise ArgumentError(
-                f"{getattr(function, '__name__', function)!s} doesn't prune a {type(layer).__name__}.", where=path
+                f"{getattr(function, '__name__', repr(function))} doesn't prune a {type(layer).__name__}.", where=path
             )
         return layout, function
 
     def _path_of(self, layer: nn.Module) -> str:
-        for path, module in self.model.named_modules():
-            if module is layer:
-                return path
+        paths: dict[nn.Module, str] = {module: path for path, module in self.model.named_modules()}
+        if layer in paths:
+            return paths[layer]
         raise ArgumentError(
             "The layer is not part of the model.",
             where=type(layer).__name__,
@@ -495,4 +496,3 @@ def _smallest_cover(
         if others and covered >= flat:
             chosen = others
     return chosen
-

@@ -2,8 +2,8 @@
 
 A plugin is a module (or object) named by an entry point of group ``prunekit``; it marks its implementations with
 ``prunekit_core.hookimpl``. Third-party plugins take precedence over built-in ones; two third-party plugins that claim
-the same key are an error. A hook that returns an empty mapping registers nothing. Hooks must not touch models, print, or
-change global state.
+the same key are an error. A hook that returns an empty mapping registers nothing. Hooks must not touch models, print,
+or change global state.
 """
 
 from __future__ import annotations

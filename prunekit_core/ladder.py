@@ -16,9 +16,9 @@ from torch import nn
 
 from prunekit_core import layout as layouts
 from prunekit_core.analysis import Analysis, Recording, UnitGroup
+from prunekit_core.edits import AttributeEdit, is_size, normal_size
 from prunekit_core.errors import RehearsalError
 from prunekit_core.layout import Concat, Layout, Product, Units
-from prunekit_core.edits import AttributeEdit, is_size, normal_size
 from prunekit_core.registry import Registry
 from prunekit_core.rehearsal import Drift, Mismatch, Stage
 from prunekit_core.trace import tensor_refs
@@ -247,25 +247,22 @@ class _Ladder:
         """Finds the same attribute with the same meaning in all modules of the same class and structure."""
         path, attribute = place
         found: dict[Place, Recipe] = {}
-        value = vars(stage.modules[path])[attribute]
         for twin in self._twins(stage, path, recording):
             pieces = self._pieces(recording, twin)
             if any(key not in pieces for key in keys):
                 continue
             theirs = vars(stage.modules[twin]).get(attribute)
-            if isinstance(recipe, tuple) and is_size(theirs) and not isinstance(theirs, int):
-                if len(theirs) != len(value):
-                    continue
+            if isinstance(theirs, int):
+                if not isinstance(recipe, tuple) and pieces[keys[0]].size == theirs:
+                    found[twin, attribute] = pieces[keys[0]]
+            elif isinstance(recipe, tuple) and theirs is not None and is_size(theirs) and len(theirs) == len(recipe):
                 rest = iter(keys)
-                made: Recipe = tuple(
+                made = tuple(
                     item if isinstance(part, int) else pieces[next(rest)]
                     for part, item in zip(recipe, theirs, strict=True)
                 )
-                sizes = tuple(part if isinstance(part, int) else part.size for part in made)
-                if sizes == tuple(theirs):
+                if tuple(part if isinstance(part, int) else part.size for part in made) == tuple(theirs):
                     found[twin, attribute] = made
-            elif isinstance(theirs, int) and pieces[keys[0]].size == theirs:
-                found[twin, attribute] = pieces[keys[0]]
         return found
 
     def _twins(self, stage: Stage, path: str, recording: int) -> list[str]:
@@ -435,7 +432,7 @@ def _tensors(record: Recording, index: int) -> list[int]:
 
 
 def _runs(layout: Layout) -> Iterator[Layout]:
-    """Yields the parts of a layout that an attribute may hold the size of: segments, and runs of neighbouring factors."""
+    """Yields the parts of a layout whose size an attribute may hold: segments, and runs of neighbouring factors."""
     yield layout
     if isinstance(layout, Concat):
         for part in layout.parts:

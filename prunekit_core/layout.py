@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import attrs
 import torch
@@ -85,8 +86,8 @@ def new_size(layout: Layout, kept: Kept) -> int:
             return size
         case Units(group, size):
             return len(kept[group]) if group in kept else size
-        case Listed(_, positions):
-            return len(positions)
+        case Listed():
+            return len(layout.kept)
         case Product(parts):
             return math.prod(new_size(part, kept) for part in parts)
         case Concat(parts):
@@ -102,8 +103,8 @@ def kept_positions(layout: Layout, kept: Kept) -> torch.Tensor:
     match layout:
         case Units(group, size):
             return torch.tensor(kept[group], dtype=torch.long) if group in kept else torch.arange(size)
-        case Listed(_, positions):
-            return torch.tensor(positions, dtype=torch.long)
+        case Listed():
+            return torch.tensor(layout.kept, dtype=torch.long)
         case Product(parts):
             result = torch.zeros(1, dtype=torch.long)
             for part in parts:
@@ -169,8 +170,8 @@ def substitute(layout: Layout, kept: Kept) -> Layout:
     match layout:
         case Units(group, size):
             return Units(group, len(kept[group]) if group in kept else size)
-        case Listed(_, positions):
-            return Fixed(len(positions))
+        case Listed():
+            return Fixed(len(layout.kept))
         case Product(parts):
             return Product(tuple(substitute(part, kept) for part in parts))
         case Concat(parts):
@@ -199,18 +200,20 @@ def from_json(data: object) -> Layout:
     Raises:
         ValueError: The data is not a layout.
     """
-    match data:
-        case bool():
-            pass
-        case int(size) if size >= 0:
-            return Fixed(size)
-        case {"group": str(group), "size": int(size)} if size >= 0 and len(data) == 2:
-            return Units(group, size)
-        case {"size": int(size), "kept": list(positions)} if len(data) == 2:
-            if all(type(p) is int and 0 <= p < size for p in positions) and sorted(set(positions)) == positions:
-                return Listed(size, tuple(positions))
-        case {"product": list(parts)} if len(data) == 1 and parts:
-            return Product(tuple(from_json(part) for part in parts))
-        case {"concat": list(parts)} if len(data) == 1 and parts:
-            return Concat(tuple(from_json(part) for part in parts))
+    if type(data) is int and data >= 0:
+        return Fixed(data)
+    if isinstance(data, dict):
+        fields: dict[Any, Any] = data
+        match sorted(fields):
+            case ["group", "size"] if type(fields["size"]) is int and fields["size"] >= 0:
+                if isinstance(fields["group"], str):
+                    return Units(fields["group"], fields["size"])
+            case ["kept", "size"] if type(fields["size"]) is int and isinstance(fields["kept"], list):
+                kept = fields["kept"]
+                if all(type(p) is int and 0 <= p < fields["size"] for p in kept) and sorted(set(kept)) == kept:
+                    return Listed(fields["size"], tuple(kept))
+            case ["product"] if isinstance(fields["product"], list) and fields["product"]:
+                return Product(tuple(from_json(part) for part in fields["product"]))
+            case ["concat"] if isinstance(fields["concat"], list) and fields["concat"]:
+                return Concat(tuple(from_json(part) for part in fields["concat"]))
     raise ValueError(f"not a layout: {str(data)[:80]}")

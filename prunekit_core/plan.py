@@ -47,8 +47,11 @@ class Preview:
     groups: Mapping[str, tuple[int, int]]
 
     def __str__(self) -> str:
-        lines = [f"parameters  {self.params_before:,} -> {self.params_after:,}  {_percent(self.params_after, self.params_before)}"]
-        lines.append(f"bytes       {self.bytes_before:,} -> {self.bytes_after:,}")
+        left = _percent(self.params_after, self.params_before)
+        lines = [
+            f"parameters  {self.params_before:,} -> {self.params_after:,}  {left}",
+            f"bytes       {self.bytes_before:,} -> {self.bytes_after:,}",
+        ]
         for name, (before, after) in self.costs.items():
             if name != "params":
                 lines.append(f"{name:<11} {before:,.0f} -> {after:,.0f}  {_percent(after, before)}")
@@ -153,7 +156,7 @@ class Plan(Decision):
         except (ValueError, RecursionError) as error:
             raise PlanError("The text is not a plan.", why=f"no valid JSON: {error}") from error
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise PlanError("The text is not a plan.", why=f"it has no \"format\": {FORMAT}")
+            raise PlanError("The text is not a plan.", why=f'it has no "format": {FORMAT}')
         try:
             plan = cls(
                 cuts=tuple(
@@ -168,7 +171,9 @@ class Plan(Decision):
                     )
                     for name, entry in data["parameters"].items()
                 ),
-                edits=tuple(AttributeEdit(_text(m), _text(a), _size(old), _size(new)) for m, a, old, new in data["edits"]),
+                edits=tuple(
+                    AttributeEdit(_text(m), _text(a), _size(old), _size(new)) for m, a, old, new in data["edits"]
+                ),
                 rescales=tuple(
                     Rescale(_text(name), tuple((_whole(a), _whole(b)) for a, b in rows), float(factor))
                     for name, rows, factor in data["rescales"]

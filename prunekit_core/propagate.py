@@ -5,7 +5,6 @@ What has no rule, or what a rule can't understand, is pinned with the reason and
 
 from __future__ import annotations
 
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -167,5 +166,3 @@ class _Propagator:
                 for axis in known:
                     axes.pin(axis, reason)
         self._result.not_understood.append(NotUnderstood(operation.name, operation.module, why, froze))
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -103,16 +104,20 @@ class BasePruner:
             )
         return importance
 
-    def _check_schedule(self, scheduler: Callable[[float, int], Sequence[float]] | str) -> Callable[[float], list[float]]:
+    def _check_schedule(
+        self, scheduler: Callable[[float, int], Sequence[float]] | str
+    ) -> Callable[[float], list[float]]:
         if isinstance(scheduler, str):
             scheduler = self.registry.named("prunekit_schedules", scheduler)
         function: Any = scheduler
         if not callable(function):
-            raise ArgumentError("The schedule must be a function (ratio, steps) -> cumulative ratios.", why=f"{scheduler!r}")
+            raise ArgumentError(
+                "The schedule must be a function (ratio, steps) -> cumulative ratios.", why=f"{scheduler!r}"
+            )
 
         def ratios(ratio: float) -> list[float]:
             found = [float(value) for value in function(ratio, self.iterative_steps)]
-            if len(found) != self.iterative_steps + 1 or any(b < a - 1e-12 for a, b in zip(found, found[1:], strict=False)):
+            if len(found) != self.iterative_steps + 1 or any(b < a - 1e-12 for a, b in itertools.pairwise(found)):
                 raise ArgumentError(
                     "The schedule must return ascending cumulative ratios, one more than there are steps.",
                     why=f"got {found} for {self.iterative_steps} steps",
@@ -313,7 +318,9 @@ class BasePruner:
     def report(self) -> Report:
         """Tells what was pruned, left on purpose, not understood, and untouched."""
         graph = self.graph
-        return Report.of(graph.analysis, graph.applied.kept, graph.knowledge.given_back, self._left, graph.applied.notes)
+        return Report.of(
+            graph.analysis, graph.applied.kept, graph.knowledge.given_back, self._left, graph.applied.notes
+        )
 
 
 def _round_to(value: int | None) -> int | None:

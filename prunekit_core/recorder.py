@@ -85,7 +85,7 @@ class Sink:
 
 class _Recorder(TorchDispatchMode):
     def __init__(self, sink: Sink, stack: list[str], has_rule: Callable[[Any], bool]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._sink, self._stack, self._has_rule = sink, stack, has_rule
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -133,7 +133,9 @@ class Shadow:
             self.module: nn.Module = copy.deepcopy(model, dict(memo))
         except Exception as error:
             self.module = _skeleton(model, memo, {})
-            self.notes.append(f"the model can't be deep-copied ({type(error).__name__}: {error}); traced on a shallow copy")
+            self.notes.append(
+                f"the model can't be deep-copied ({type(error).__name__}: {error}); traced on a shallow copy"
+            )
         self.names: dict[int, str] = {}
         self._state = self._pristine = self._snapshot()
 
@@ -141,8 +143,8 @@ class Shadow:
         memo: dict[int, Any] = {}
         for tensor in model.parameters():
             memo[id(tensor)] = nn.Parameter(self.stand_in(tensor, share=True), requires_grad=False)
-        for tensor in model.buffers():
-            memo[id(tensor)] = self.stand_in(tensor)
+        for buffer in model.buffers():
+            memo[id(buffer)] = self.stand_in(buffer)
         for module in model.modules():
             for value in vars(module).values():
                 if isinstance(value, torch.Tensor) and id(value) not in memo:
@@ -325,7 +327,7 @@ def operation_name(op: Any) -> str:
 
 def bind_arguments(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Names the arguments of an operation by its schema, defaults filled in."""
-    bound = {name: default for name, default in _schema(op)[1]}
+    bound: dict[str, Any] = dict(_schema(op)[1])
     for (name, _), value in zip(_schema(op)[1], args, strict=False):
         bound[name] = value
     bound.update(kwargs)
@@ -352,18 +354,19 @@ class TraceBuilder(Sink):
         self._inputs: list[TensorRef] = []
 
     def start(self, module: nn.Module, inputs: Any) -> None:
+        """Makes parameters, buffers and inputs known."""
         for name, tensor in named_tensors(module):
             self._parameters[name] = self.table.ref(tensor)
         self._inputs = [self.table.ref(leaf) for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
 
     def operation(self, op: Any, module: str, args: Sequence[Any], kwargs: Mapping[str, Any], outputs: Any) -> None:
+        """Writes an operation down."""
         arguments = {name: self._refer(value) for name, value in bind_arguments(op, args, kwargs).items()}
         results = tuple(self.table.ref(tensor) for tensor in tensors_of(outputs))
-        self._operations.append(
-            Operation(len(self._operations), op, operation_name(op), module, arguments, results)
-        )
+        self._operations.append(Operation(len(self._operations), op, operation_name(op), module, arguments, results))
 
     def alias(self, source: torch.Tensor, result: torch.Tensor) -> None:
+        """Takes the result for the same tensor."""
         self.table.put(result, self.table.ref(source))
 
     def _refer(self, value: Any) -> Any:
@@ -457,7 +460,9 @@ def check_recordable(model: object) -> nn.Module:
     return model
 
 
-def record(shadow: Shadow, example: Example, has_rule: Callable[[Any], bool], *, label: str, training: bool | None) -> Trace:
+def record(
+    shadow: Shadow, example: Example, has_rule: Callable[[Any], bool], *, label: str, training: bool | None
+) -> Trace:
     """Records one forward of a shadow.
 
     Raises:
@@ -467,7 +472,9 @@ def record(shadow: Shadow, example: Example, has_rule: Callable[[Any], bool], *,
     try:
         outputs = shadow.run(example, builder, has_rule, training=training)
     except Exception as error:
-        shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves((example.args, example.kwargs)) if torch.is_tensor(leaf)]
+        shapes = [
+            tuple(leaf.shape) for leaf in pytree.tree_leaves((example.args, example.kwargs)) if torch.is_tensor(leaf)
+        ]
         raise RecordingError(
             "The model's forward pass raised on the example inputs.",
             where=f"{label} mode, inputs of shape {shapes}",

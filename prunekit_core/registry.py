@@ -213,7 +213,7 @@ def _point_order(point: metadata.EntryPoint) -> tuple[str, str]:
 def _site(function: object) -> str:
     try:
         if isinstance(function, Callable):  # type: ignore[arg-type]
-            code = inspect.unwrap(function).__code__  # type: ignore[arg-type, attr-defined]
+            code = inspect.unwrap(function).__code__  # type: ignore[arg-type]
             return f"{code.co_filename}:{code.co_firstlineno}"
         return inspect.getfile(function)  # type: ignore[arg-type]
     except (AttributeError, TypeError):
@@ -224,5 +224,3 @@ def _site(function: object) -> str:
 def default_registry() -> Registry:
     """The registry of all installed plugins, made at the first call."""
     return Registry()
-
-

@@ -16,17 +16,35 @@ from torch.utils import _pytree as pytree
 
 from prunekit_core import layout as layouts
 from prunekit_core.analysis import Analysis, Recording
+from prunekit_core.edits import AttributeEdit, is_size, normal_size
 from prunekit_core.layers import Resizing
 from prunekit_core.layout import Kept
-from prunekit_core.edits import AttributeEdit, is_size, normal_size
 from prunekit_core.recorder import Sink, TensorTable, bind_arguments, named_tensors, operation_name, tensors_of
 from prunekit_core.registry import Registry
 from prunekit_core.rules import rule_keys
 from prunekit_core.trace import TensorRef
 
 SIZE_ARGUMENTS = frozenset(
-    "size shape sizes repeats split_sizes split_size split_size_or_sections indices normalized_shape output_size "
-    "new_shape start end length num_groups groups pad dims_sizes".split()
+    [
+        "size",
+        "shape",
+        "sizes",
+        "repeats",
+        "split_sizes",
+        "split_size",
+        "split_size_or_sections",
+        "indices",
+        "normalized_shape",
+        "output_size",
+        "new_shape",
+        "start",
+        "end",
+        "length",
+        "num_groups",
+        "groups",
+        "pad",
+        "dims_sizes",
+    ]
 )
 """Arguments that may carry sizes: their effect shows in the shape of the output, or a rule states what they must be."""
 
@@ -70,7 +88,7 @@ class Mismatch:
         return (self.recording, self.operation)
 
 
-class _Stop(Exception):
+class _StopError(Exception):
     """Ends a replay at its first mismatch."""
 
 
@@ -101,7 +119,7 @@ class _Comparer(Sink):
 
     def operation(self, op: Any, module: str, args: Sequence[Any], kwargs: Mapping[str, Any], outputs: Any) -> None:
         if self.mismatch is not None:
-            raise _Stop
+            raise _StopError
         if self._next >= len(self._operations):
             self._stop(f"{operation_name(op)} runs after the recorded program has ended")
         expected = self._operations[self._next]
@@ -160,7 +178,7 @@ class _Comparer(Sink):
 
     def _stop(self, why: str) -> None:
         self._report(why)
-        raise _Stop(why)
+        raise _StopError(why)
 
     def finish(self, error: Exception | None) -> None:
         """Closes the comparison; ``error`` is what the forward raised, if anything."""
@@ -197,7 +215,9 @@ class Stage:
     def _layer_edits(self) -> list[AttributeEdit]:
         edits = []
         for path, module in self.modules.items():
-            names = [name for table in (module._parameters, module._buffers) for name, t in table.items() if t is not None]
+            names = [
+                name for table in (module._parameters, module._buffers) for name, t in table.items() if t is not None
+            ]
             own: dict[str, tuple[layouts.Layout, ...]] = {}
             for name in names:
                 found = self.analysis.parameters.get(self._canonical(module, name))
@@ -225,7 +245,8 @@ class Stage:
         fresh: dict[int, torch.Tensor] = {}
         for module in self.modules.values():
             for table in (module._parameters, module._buffers):
-                for name, tensor in table.items():
+                slots: dict[str, Any] = table
+                for name, tensor in slots.items():
                     if tensor is None:
                         continue
                     parameter = self.analysis.parameters[self._shadow.names[id(tensor)]]
@@ -237,7 +258,7 @@ class Stage:
                         if isinstance(tensor, nn.Parameter):
                             made = nn.Parameter(made, requires_grad=False)
                         fresh[id(tensor)] = made
-                    table[name] = fresh[id(tensor)]
+                    slots[name] = fresh[id(tensor)]
 
     def replay(self, edits: Mapping[tuple[str, str], Any]) -> tuple[Mismatch | None, list[Drift]]:
         """Replays every recording with some attribute edits on top of those that layer types state.

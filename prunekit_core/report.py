@@ -89,9 +89,10 @@ def pinned_dims(analysis: Analysis) -> dict[str, str]:
     found = {}
     for name, parameter in analysis.parameters.items():
         for dim, (layout, reason) in enumerate(zip(parameter.dims, parameter.reasons, strict=True)):
-            if layout.size > 1 and not layouts.groups_of(layout) and reason is not None:
-                if reason.text not in ("a kernel dim", "no recording touched this parameter"):
-                    found[f"{name}[{dim}]"] = str(reason)
+            if layout.size < 2 or layouts.groups_of(layout) or reason is None:
+                continue
+            if reason.text not in ("a kernel dim", "no recording touched this parameter"):
+                found[f"{name}[{dim}]"] = str(reason)
     return found
 
 
@@ -150,7 +151,9 @@ def _uses(analysis: Analysis, groups: Mapping[str, UnitGroup]) -> dict[str, tupl
     for recording in analysis.recordings:
         for operation in recording.trace.operations:
             refs = [*operation.outputs, *tensor_refs(list(operation.arguments.values()))]
-            names = {n for ref in refs for layout in recording.live.get(ref.index, ()) for n in layouts.groups_of(layout)}
+            names = {
+                n for ref in refs for layout in recording.live.get(ref.index, ()) for n in layouts.groups_of(layout)
+            }
             for name in names & uses.keys():
                 uses[name][f"{operation.name} in {operation.module or 'the model'}"] = None
     return {name: tuple(found) for name, found in uses.items()}

@@ -1,8 +1,8 @@
 """Constants that follow a size: keeping an attention's temperature when its head dim shrinks.
 
-``softmax(q k^T / sqrt(D))`` computes its scale from the size of an axis. When the axis shrinks to ``D'`` the scale becomes
-``1 / sqrt(D')``; the rows of the parameter that make ``q`` are multiplied by ``sqrt(D' / D)`` to make up for it. Which
-rows these are is found by walking back from ``q`` through operations that only move or combine elements linearly.
+``softmax(q k^T / sqrt(D))`` computes its scale from the size of an axis. When the axis shrinks to ``D'`` the scale
+becomes ``1 / sqrt(D')``; the rows of the parameter that make ``q`` are multiplied by ``sqrt(D' / D)`` to make up for it.
+Which rows these are is found by walking back from ``q`` through operations that only move or combine elements linearly.
 """
 
 from __future__ import annotations
@@ -20,14 +20,42 @@ from prunekit_core.ladder import Rehearsed
 from prunekit_core.trace import Operation, TensorRef, tensor_refs
 
 _MOVES = frozenset(
-    "view reshape _unsafe_view flatten unflatten permute transpose swapaxes swapdims t mT select slice narrow split "
-    "split_with_sizes chunk unbind squeeze unsqueeze contiguous clone alias _to_copy to expand detach dropout".split()
+    [
+        "view",
+        "reshape",
+        "_unsafe_view",
+        "flatten",
+        "unflatten",
+        "permute",
+        "transpose",
+        "swapaxes",
+        "swapdims",
+        "t",
+        "mT",
+        "select",
+        "slice",
+        "narrow",
+        "split",
+        "split_with_sizes",
+        "chunk",
+        "unbind",
+        "squeeze",
+        "unsqueeze",
+        "contiguous",
+        "clone",
+        "alias",
+        "_to_copy",
+        "to",
+        "expand",
+        "detach",
+        "dropout",
+    ]
 )
-_LINEAR = frozenset("neg add sub cat mul div rsub dropout".split())
-_SCALES = frozenset("mul div".split())
+_LINEAR = frozenset(["neg", "add", "sub", "cat", "mul", "div", "rsub", "dropout"])
+_SCALES = frozenset(["mul", "div"])
 
 
-class _Unresolved(Exception):
+class _UnresolvedError(Exception):
     """The rows can't be found; the message says why."""
 
 
@@ -46,11 +74,9 @@ def find_rescales(analysis: Analysis, rehearsed: Rehearsed) -> tuple[tuple[Resca
                 for parameter, rows in _Walk(analysis, recording).rows(ref, index):
                     runs = runs_of(rows)
                     found.setdefault((parameter, runs), Rescale(parameter, runs, factor))
-            except _Unresolved as why:
-                notes[
-                    f"a constant of {operation.name} in {operation.module or 'the model'} follows a size and changes by a "
-                    f"factor of {1 / factor:.4g}: {why}"
-                ] = None
+            except _UnresolvedError as why:
+                site = f"{operation.name} in {operation.module or 'the model'}"
+                notes[f"a constant of {site} follows a size and changes by a factor of {1 / factor:.4g}: {why}"] = None
     return tuple(found.values()), tuple(notes)
 
 
@@ -94,11 +120,11 @@ class _Walk:
         """Returns (parameter, rows) pairs that scale the tensor when they are scaled.
 
         Raises:
-            _Unresolved: The tensor is made otherwise, or something else would be scaled along.
+            _UnresolvedError: The tensor is made otherwise, or something else would be scaled along.
         """
         operation = self._recording.trace.operations[user]
         if _short(operation) not in {*_SCALES, "scaled_dot_product_attention"}:
-            raise _Unresolved("it is no plain factor")
+            raise _UnresolvedError("it is no plain factor")
         shape = self._recording.trace.shapes[ref.index]
         self._back(ref, torch.ones(shape, dtype=torch.bool), operation)
         return self._found
@@ -107,7 +133,7 @@ class _Walk:
         self._check_private(ref, wanted, user)
         maker = self._makers.get(ref.index)
         if maker is None:
-            raise _Unresolved("its operand is made by no operation")
+            raise _UnresolvedError("its operand is made by no operation")
         name = _short(maker)
         if name in ("linear", "conv1d", "conv2d", "conv3d", "addmm"):
             self._reach_layer(maker, wanted)
@@ -119,7 +145,7 @@ class _Walk:
         elif name in _LINEAR:
             self._back_linear(maker, name, wanted)
         else:
-            raise _Unresolved(f"its operand comes from {maker.name}")
+            raise _UnresolvedError(f"its operand comes from {maker.name}")
 
     def _back_linear(self, maker: Operation, name: str, wanted: torch.Tensor) -> None:
         sources = list(tensor_refs(list(maker.arguments.values())))
@@ -133,12 +159,12 @@ class _Walk:
         made = [s for s in sources if self._from_layer(s)]
         if name in _SCALES:
             if len(made) != 1:
-                raise _Unresolved(f"{maker.name} combines several activations")
-        elif len(made) != len(sources) or len(sources) != 2 and name != "neg":
-            raise _Unresolved(f"{maker.name} adds something that is not scaled")
+                raise _UnresolvedError(f"{maker.name} combines several activations")
+        elif len(made) != len(sources) or (len(sources) != 2 and name != "neg"):
+            raise _UnresolvedError(f"{maker.name} adds something that is not scaled")
         for source in dict.fromkeys(made):
             if shapes[source.index] != tuple(wanted.shape):
-                raise _Unresolved(f"{maker.name} broadcasts")
+                raise _UnresolvedError(f"{maker.name} broadcasts")
             self._back(source, wanted, maker)
 
     def _from_layer(self, ref: TensorRef) -> bool:
@@ -151,7 +177,16 @@ class _Walk:
             seen.add(current.index)
             maker = self._makers.get(current.index)
             if maker is not None:
-                if _short(maker) in ("linear", "conv1d", "conv2d", "conv3d", "addmm", "matmul", "layer_norm", "rms_norm"):
+                if _short(maker) in (
+                    "linear",
+                    "conv1d",
+                    "conv2d",
+                    "conv3d",
+                    "addmm",
+                    "matmul",
+                    "layer_norm",
+                    "rms_norm",
+                ):
                     return True
                 pending.extend(tensor_refs(list(maker.arguments.values())))
         return False
@@ -170,14 +205,16 @@ class _Walk:
                     continue
             if _short(other) in _LINEAR and self._same_sink(other, user):
                 continue
-            raise _Unresolved(f"{other.name} reads the same elements")
+            raise _UnresolvedError(f"{other.name} reads the same elements")
 
     def _same_sink(self, other: Operation, user: Operation) -> bool:
         """Tells whether two operations end in the same sum (both halves of a rotary embedding)."""
         ends = [{u.index for ref in op.outputs for u in self._users.get(ref.index, [])} for op in (other, user)]
         return bool(ends[0] & ends[1])
 
-    def _moved(self, mover: Operation, source: TensorRef, output: TensorRef, wanted: torch.Tensor | None) -> torch.Tensor:
+    def _moved(
+        self, mover: Operation, source: TensorRef, output: TensorRef, wanted: torch.Tensor | None
+    ) -> torch.Tensor:
         """Returns which elements of a mover's input are read by (the wanted part of) one of its outputs."""
         shape = self._recording.trace.shapes[source.index]
         labels = torch.arange(math.prod(shape)).reshape(shape)
@@ -192,14 +229,14 @@ class _Walk:
     def _reach_layer(self, maker: Operation, wanted: torch.Tensor) -> None:
         channel = 1 if _short(maker).startswith("conv") else wanted.dim() - 1
         if _short(maker) == "addmm":
-            raise _Unresolved("its rows are columns of a matrix product")
+            raise _UnresolvedError("its rows are columns of a matrix product")
         self._reach_parameters(maker, wanted, channel)
 
     def _reach_parameters(self, maker: Operation, wanted: torch.Tensor, channel: int) -> None:
         per_row = wanted.movedim(channel, 0).reshape(wanted.shape[channel], -1)
         chosen = per_row.any(1)
         if not per_row[chosen].all():
-            raise _Unresolved("part of a row would be scaled")
+            raise _UnresolvedError("part of a row would be scaled")
         for argument in ("weight", "bias"):
             ref = maker.arguments.get(argument)
             if isinstance(ref, TensorRef):
@@ -209,19 +246,19 @@ class _Walk:
         name = self._names.get(ref.index)
         if name is not None:
             if any(other is not user for other in self._users.get(ref.index, [])) and not self._shared_alike(ref, user):
-                raise _Unresolved(f"{name} is used elsewhere, too")
+                raise _UnresolvedError(f"{name} is used elsewhere, too")
             self._found.append((name, chosen.nonzero().flatten().tolist()))
             return
         maker = self._makers.get(ref.index)
         if maker is None or _short(maker) not in _MOVES:
-            raise _Unresolved("its weight is computed")
+            raise _UnresolvedError("its weight is computed")
         shape = self._recording.trace.shapes[ref.index]
         wanted = chosen.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
         source = next(tensor_refs(list(maker.arguments.values())))
         mask = self._moved(maker, source, ref, wanted)
         rows = mask.reshape(mask.shape[0], -1)
         if not rows[rows.any(1)].all():
-            raise _Unresolved("part of a row would be scaled")
+            raise _UnresolvedError("part of a row would be scaled")
         self._take(source, rows.any(1), maker)
 
     def _shared_alike(self, ref: TensorRef, user: Operation) -> bool:

@@ -72,6 +72,7 @@ class TensorArgument:
 
     @property
     def ndim(self) -> int:
+        """Number of dims."""
         return len(self.shape)
 
 
@@ -199,8 +200,8 @@ class OpCall:
 Outputs = Sequence[Axis] | Sequence[Sequence[Axis]] | None
 Rule = Callable[[OpCall], Outputs]
 """Ties the axes of an operation and returns those of its outputs: one list of axes, one such list per output, or None
-for outputs whose dims are all new and pinned. Raises `AxisMismatchError` (or any ValueError) where the operation can't be
-understood; then the engine pins everything it touched, with that text as the reason."""
+for outputs whose dims are all new and pinned. Raises `AxisMismatchError` where the operation can't be understood; then
+the engine pins everything it touched, with that text as the reason."""
 
 
 class RuleTable:

@@ -46,8 +46,8 @@ def _numel(analysis: Analysis, name: str, kept: Kept) -> int:
 def macs(analysis: Analysis, kept: Kept) -> float:
     """Multiply-accumulates of one forward on the (first) example inputs, in the first recorded mode.
 
-    Linear layers, matrix products, einsum, convolutions and attention count, one for each product that is added up (half
-    of what ``torch.utils.flop_counter`` calls flops); biases, norms and pointwise operations don't.
+    Linear layers, matrix products, einsum, convolutions and attention count, one for each product that is added up
+    (half of what ``torch.utils.flop_counter`` calls flops); biases, norms and pointwise operations don't.
     """
     recording = analysis.recordings[0]
     total = 0

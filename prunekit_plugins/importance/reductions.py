@@ -127,5 +127,7 @@ def find_normalizer(normalizer: str | Normalizer | None) -> Normalizer:
             return _sentinel(quantile)
     if normalizer not in NORMALIZERS:
         known = [*NORMALIZERS, "sentinel_0.5"]
-        raise ArgumentError(f"Unknown normalizer {normalizer!r}.", hint=nearest(normalizer, known) + ", None, a callable")
+        raise ArgumentError(
+            f"Unknown normalizer {normalizer!r}.", hint=nearest(normalizer, known) + ", None, a callable"
+        )
     return NORMALIZERS[normalizer]

@@ -9,7 +9,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from prunekit_core import Concat, Layout, LayerType, Resizing, UnitsError, check_indices, new_size, prefix, shrink_tensor
+from prunekit_core import (
+    Concat,
+    LayerType,
+    Layout,
+    Resizing,
+    UnitsError,
+    check_indices,
+    new_size,
+    prefix,
+    shrink_tensor,
+)
 
 
 class PrunableMultiheadAttention(nn.Module):
@@ -22,6 +32,12 @@ class PrunableMultiheadAttention(nn.Module):
     Args:
         source: The module to stand in for; with ``bias_k``, ``add_zero_attn`` it can't (see `convert`).
     """
+
+    in_proj_weight: nn.Parameter
+    in_proj_bias: nn.Parameter | None
+    q_proj_weight: nn.Parameter
+    k_proj_weight: nn.Parameter
+    v_proj_weight: nn.Parameter
 
     def __init__(self, source: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -76,7 +92,8 @@ class PrunableMultiheadAttention(nn.Module):
     def _project(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        widths = [self.num_heads * self.qk_head_dim, self.num_heads * self.qk_head_dim, self.num_heads * self.v_head_dim]
+        heads, qk, values = self.num_heads, self.qk_head_dim, self.v_head_dim
+        widths = [heads * qk, heads * qk, heads * values]
         weights: Sequence[torch.Tensor]
         if self.packed:
             weights = self.in_proj_weight.split(widths)
@@ -85,10 +102,9 @@ class PrunableMultiheadAttention(nn.Module):
         biases: Sequence[torch.Tensor | None] = [None] * 3
         if self.in_proj_bias is not None:
             biases = self.in_proj_bias.split(widths)
-        dims = (self.qk_head_dim, self.qk_head_dim, self.v_head_dim)
         q, k, v = (
-            F.linear(x, w, b).unflatten(-1, (self.num_heads, dim)).transpose(1, 2)
-            for x, w, b, dim in zip((query, key, value), weights, biases, dims, strict=True)
+            F.linear(x, w, b).unflatten(-1, (heads, dim)).transpose(1, 2)
+            for x, w, b, dim in zip((query, key, value), weights, biases, (qk, qk, values), strict=True)
         )
         return q, k, v
 

@@ -110,7 +110,9 @@ def _labels(equation: str, ndims: list[int]) -> tuple[list[str], str]:
         filled.append(term.replace("...", "".join(spare[widest - hidden : widest])))
     if not arrow:
         joined = "".join(filled)
-        right = "".join(spare[:widest]) + "".join(sorted(c for c in set(joined) if joined.count(c) == 1 and c not in spare))
+        right = "".join(spare[:widest]) + "".join(
+            sorted(c for c in set(joined) if joined.count(c) == 1 and c not in spare)
+        )
     return filled, right.replace("...", "".join(spare[:widest]))
 
 
