@@ -44,7 +44,7 @@ from prunekit_core.pruner import BasePruner
 from prunekit_core.recorder import operation_name
 from prunekit_core.registry import Registry, default_registry
 from prunekit_core.report import Explanation, Report
-from prunekit_core.rules import Kind, OpCall, Role, Rule, TensorArgument, Verb
+from prunekit_core.rules import Kind, OpCall, Role, Rule, TensorArgument, Verb, output_like
 from prunekit_core.selection import Limits, Scope, linear_scheduler
 from prunekit_core.surgery import shrink_tensor
 from prunekit_core.trace import Operation, Trace
@@ -110,6 +110,7 @@ __all__ = [
     "nearest",
     "new_size",
     "operation_name",
+    "output_like",
     "pin",
     "prefix",
     "product",

@@ -231,7 +231,7 @@ def _record_all(
             for example, (position, training) in itertools.product(examples, enumerate(modes)):
                 label = {None: "as set", False: "eval", True: "train"}[training]
                 try:
-                    trace = record(shadow, example, registry.op_rules.has, label=label, training=training)
+                    trace = record(shadow, example, registry.op_rules, label=label, training=training)
                 except RecordingError as error:
                     if position == 0:
                         raise

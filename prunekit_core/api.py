@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
-import torch
 from torch import nn
 
 from prunekit_core import layout as layouts
@@ -146,11 +145,7 @@ def plan_to_target(pruner: BasePruner, target: Mapping[str, float]) -> Plan:
     analysis = pruner.graph.analysis
     dense = {name: budget(analysis, {}) for name, budget in budgets.items()}
     allowed = {name: value * dense[name] if value <= 1 else float(value) for name, value in target.items()}
-    scores: dict[str, torch.Tensor] = {}
-    for group in {name for scope in pruner.scopes() for name in scope.groups}:
-        found = pruner.score(group)
-        if found is not None:
-            scores[group] = found
+    scores = pruner.scores(pruner.scopes())
 
     def scopes_at(ratio: float) -> list[Scope]:
         return [s if s.name.startswith("pruning_ratio_dict") else attrs.evolve(s, ratio=ratio) for s in pruner.scopes()]

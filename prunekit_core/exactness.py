@@ -166,7 +166,7 @@ class _Masked:
             )
 
     def run(self, example: Example, training: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        has_rule = self._registry.op_rules.has
+        rules = self._registry.op_rules
         full = Shadow(self._full, fake=False)
         for path, _ in self._analysis.swaps:
             replacement = self._registry.replacement(full.module.get_submodule(path))
@@ -176,9 +176,9 @@ class _Masked:
                 full.module.get_submodule(parent)._modules[name] = converted
         full.watch()
         sink = _OverKept(self._analysis.recordings[0], self._plan.kept)
-        expected = output_tensors(full.run(example, sink, has_rule, training=training))
+        expected = output_tensors(full.run(example, sink, rules, training=training))
         small = Shadow(self._small, fake=False)
-        found = output_tensors(small.run(example, Sink(), has_rule, training=training))
+        found = output_tensors(small.run(example, Sink(), rules, training=training))
         return expected, found
 
 

@@ -23,7 +23,6 @@ from prunekit_core.registry import Registry, default_registry
 from prunekit_core.report import Explanation, Report, describe
 from prunekit_core.rescale import find_rescales
 from prunekit_core.rules import Role
-from prunekit_core.surgery import tensor_at
 
 
 def check_indices(indices: Sequence[int] | torch.Tensor, size: int, where: str) -> list[int]:
@@ -64,6 +63,8 @@ class DependencyGraph:
         self._registry = registry
         self._analysis: Analysis | None = None
         self._model: nn.Module | None = None
+        self._owners: dict[str, tuple[nn.Module, torch.Tensor]] = {}
+        self._placements: dict[int, dict[str, layouts.Placement]] = {}
         self.knowledge = Knowledge()
         self.applied = Plan()
 
@@ -98,7 +99,19 @@ class DependencyGraph:
         examples = [_example(inputs, forward_fn, output_transform) for inputs in (example_inputs, *more_inputs)]
         self._analysis = analyse(self._model, examples, self.registry, modes=modes)
         self.knowledge, self.applied = Knowledge(), Plan()
+        self._find_owners()
         return self
+
+    def _find_owners(self) -> None:
+        owners = {
+            (f"{path}.{name}" if path else name): (module, tensor)
+            for path, module in self.model.named_modules()
+            for table in (module._parameters, module._buffers)
+            for name, tensor in table.items()
+            if tensor is not None
+        }
+        self._owners = {name: owners[name] for name in self.analysis.parameters}
+        self._placements = {}
 
     @property
     def registry(self) -> Registry:
@@ -138,25 +151,33 @@ class DependencyGraph:
 
         Units are numbered by their place among the units that are there now.
         """
-        analysis, kept = self.analysis, self.applied.kept
-        place = torch.full((analysis.groups[group].size,), -1)
+        place = torch.full((self.analysis.groups[group].size,), -1)
         remaining = torch.tensor(self.remaining(group))
         place[remaining] = torch.arange(len(remaining))
         found = []
-        for member in analysis.groups[group].members:
-            layout = analysis.parameters[member.parameter].dims[member.dim]
-            labels = layouts.unit_labels(layout, group)[layouts.kept_positions(layout, kept)]
-            labels = torch.where(labels < 0, labels, place[labels.clamp(min=0)])
+        for member in self.analysis.groups[group].members:
+            layout = self.analysis.parameters[member.parameter].dims[member.dim]
+            positions, units = self._placed(layout)[group]
             path, _, name = member.parameter.rpartition(".")
-            tensor = tensor_at(self.model, member.parameter)
-            found.append(
-                MemberView(path, self.model.get_submodule(path), name, tensor, member.dim, member.role, labels)
-            )
+            module, tensor = self._owners[member.parameter]
+            found.append(MemberView(path, module, name, tensor, member.dim, member.role, positions, place[units]))
         return found
 
-    def whole_group(self, group: str) -> Group:
-        """Returns the `Group` that holds all units of a group that are there now."""
-        return Group(self, {group: self.remaining(group)}, None)
+    def _placed(self, layout: Layout) -> dict[str, layouts.Placement]:
+        """Where all groups are in a layout; the same for all dims that share it, until the next cut."""
+        made = self._placements.get(id(layout))
+        if made is None:
+            made = self._placements[id(layout)] = layouts.placements(layout, self.applied.kept)
+        return made
+
+    def whole_group(self, group: str, shared: dict[Any, torch.Tensor] | None = None) -> Group:
+        """Returns the `Group` that holds all units of a group that are there now.
+
+        Args:
+            group: Name of the group.
+            shared: Intermediate results to share with other groups scored in the same pass.
+        """
+        return Group(self, {group: self.remaining(group)}, None, shared)
 
     def get_all_groups(
         self,
@@ -260,7 +281,7 @@ class DependencyGraph:
                 f"No layer type is registered for {type(layer).__name__}.", where=path, hint="prune a layer inside it"
             )
         own: dict[str, tuple[Layout, ...]] = {}
-        names = {id(tensor): name for name, tensor in _named(self.model)}
+        names = {id(tensor): name for name, (_, tensor) in self._owners.items()}
         for table in (layer._parameters, layer._buffers):
             for local, tensor in table.items():
                 if tensor is not None and id(tensor) in names:
@@ -302,10 +323,10 @@ class DependencyGraph:
                 if key in result and view.name != "weight":
                     continue
                 positions, roots = [], []
-                for position, label in enumerate(view.labels.tolist()):
-                    if label >= 0 and remaining[label] in place:
+                for position, unit in zip(view.positions.tolist(), view.units.tolist(), strict=True):
+                    if remaining[unit] in place:
                         positions.append(position)
-                        roots.append(place[remaining[label]])
+                        roots.append(place[remaining[unit]])
                 if key in result and offset > len(units):
                     known = result[key]
                     merged = dict(zip(known[1], known[2], strict=True)) | dict(zip(positions, roots, strict=True))
@@ -422,6 +443,7 @@ class DependencyGraph:
             error.hint = "the model was changed since it was analysed: build the graph anew"
             raise
         self.applied = plan
+        self._find_owners()
         return plan
 
     def remove(self, removed: Mapping[str, Sequence[int]]) -> Plan:
@@ -453,10 +475,6 @@ class DependencyGraph:
         else:
             path = self._path_of(layer)
         return Explanation.of(self.analysis, path)
-
-
-def _named(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return [*model.named_parameters(), *model.named_buffers()]
 
 
 def _example(inputs: Any, forward_fn: Any, output_transform: Any) -> Example:

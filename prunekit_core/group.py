@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
 import torch
@@ -29,7 +29,9 @@ class MemberView:
         tensor: The parameter or buffer.
         dim: The dim that holds the units.
         role: What the parameter does with them.
-        labels: Tensor ``[tensor.shape[dim]]``, int64, on the CPU: which unit each position holds, -1 for none.
+        positions: Tensor ``[held]``, int64, on the CPU: the positions along the dim that hold units, ascending.
+        units: Tensor ``[held]``, int64, on the CPU: which unit each of them holds.
+        shared: Intermediate results, shared by all views of one scoring pass.
     """
 
     path: str
@@ -38,7 +40,21 @@ class MemberView:
     tensor: torch.Tensor
     dim: int
     role: Role
-    labels: torch.Tensor
+    positions: torch.Tensor
+    units: torch.Tensor
+    shared: dict[Any, torch.Tensor] = attrs.field(factory=dict, repr=False)
+
+    def once(self, key: Hashable, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Computes something of this parameter dim once in a scoring pass, for all groups that lie along it.
+
+        Args:
+            key: What is computed; together with the parameter and the dim it names the result.
+            compute: Computes it.
+        """
+        place = (self.path, self.name, self.dim, key)
+        if place not in self.shared:
+            self.shared[place] = compute()
+        return self.shared[place]
 
     def per_unit(self, values: torch.Tensor, units: int) -> torch.Tensor:
         """Adds up values of positions by the unit that they hold.
@@ -50,9 +66,8 @@ class MemberView:
         Returns:
             Tensor ``[units]``, on the device and of the dtype of the values.
         """
-        labels = self.labels.to(values.device)
-        held = labels >= 0
-        return values.new_zeros(units).index_add_(0, labels[held], values[held])
+        positions, held = self.positions.to(values.device), self.units.to(values.device)
+        return values.new_zeros(units).index_add_(0, held, values[positions])
 
     def slices(self, values: torch.Tensor) -> torch.Tensor:
         """Returns a tensor shaped like the parameter as ``[positions, everything else]``."""
@@ -104,11 +119,13 @@ class Group:
         graph: DependencyGraph,
         units: Mapping[str, Sequence[int]],
         root: tuple[nn.Module, str, PruningFunction, list[int]] | None,
+        shared: dict[Any, torch.Tensor] | None = None,
     ) -> None:
         self.graph = graph
         self.units = {name: tuple(chosen) for name, chosen in units.items()}
         self._given_root = root
         self._items: list[_Item] | None = None
+        self._shared = {} if shared is None else shared
 
     @property
     def items(self) -> list[_Item]:
@@ -154,7 +171,7 @@ class Group:
         return sum(len(chosen) for chosen in self.units.values())
 
     def views(self) -> list[MemberView]:
-        """Lists the members for scoring; labels number the selected units, in the order asked for.
+        """Lists the members for scoring; units are numbered among the selected ones, in the order asked for.
 
         A group made by ``get_pruning_group`` numbers its units in the order of the indices given.
         """
@@ -169,9 +186,12 @@ class Group:
             for number, unit in enumerate(chosen):
                 place[where[unit]] = order[offset + number]
             offset += len(chosen)
+            partial = len(chosen) < len(remaining)
             for view in self.graph.views(name):
-                labels = torch.where(view.labels < 0, view.labels, place[view.labels.clamp(min=0)])
-                found.append(attrs.evolve(view, labels=labels))
+                units, positions = place[view.units], view.positions
+                if partial:
+                    positions, units = positions[units >= 0], units[units >= 0]
+                found.append(attrs.evolve(view, positions=positions, units=units, shared=self._shared))
         assert offset == total
         return found
 

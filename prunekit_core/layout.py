@@ -139,6 +139,42 @@ def unit_labels(layout: Layout, group: str) -> torch.Tensor:
     return torch.full((layout.size,), -1)
 
 
+Placement = tuple[torch.Tensor, torch.Tensor]
+"""Where the units of a group are: positions of a dim, and the unit that each holds; both int64 ``[positions]``."""
+
+
+def placements(layout: Layout, kept: Kept) -> dict[str, Placement]:
+    """Tells where the remaining units of every group are, once only the kept units stay.
+
+    Returns:
+        Group to positions (as numbered after the cut, ascending) and units (as numbered before it).
+    """
+    found: dict[str, list[Placement]] = {}
+    match layout:
+        case Units(group, size):
+            units = torch.tensor(kept[group], dtype=torch.long) if group in kept else torch.arange(size)
+            return {group: (torch.arange(len(units)), units)}
+        case Concat(parts):
+            offset = 0
+            for part in parts:
+                for group, (positions, units) in placements(part, kept).items():
+                    found.setdefault(group, []).append((positions + offset, units))
+                offset += new_size(part, kept)
+        case Product(parts):
+            sizes = [new_size(part, kept) for part in parts]
+            for number, part in enumerate(parts):
+                outer, inner = math.prod(sizes[:number]), math.prod(sizes[number + 1 :])
+                for group, (positions, units) in placements(part, kept).items():
+                    heads = torch.arange(outer)[:, None, None] * sizes[number]
+                    spread = (heads + positions[None, :, None]) * inner + torch.arange(inner)
+                    found.setdefault(group, []).append((spread.flatten(), units[:, None].expand(outer, -1, inner).flatten()))
+    joined = {}
+    for group, pieces in found.items():
+        positions, order = torch.cat([piece[0] for piece in pieces]).sort()
+        joined[group] = (positions, torch.cat([piece[1] for piece in pieces])[order])
+    return joined
+
+
 def prefix(layout: Layout, size: int) -> Layout | None:
     """Returns the leading part of a product that has the given size, or None when there is no such part.
 

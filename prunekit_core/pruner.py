@@ -174,8 +174,12 @@ class BasePruner:
                 found.append(group.name)
         return found
 
-    def score(self, group: str) -> torch.Tensor | None:
+    def score(self, group: str, shared: dict[Any, torch.Tensor] | None = None) -> torch.Tensor | None:
         """Scores the units of a group that are there now.
+
+        Args:
+            group: Name of the group.
+            shared: Intermediate results to share with other groups scored in the same pass.
 
         Returns:
             Tensor ``[units]``, or None when the criterion has nothing to say about the group.
@@ -183,7 +187,7 @@ class BasePruner:
         Raises:
             PluginError: The criterion returned something else, or values that are not numbers.
         """
-        whole = self.graph.whole_group(group)
+        whole = self.graph.whole_group(group, shared)
         scores = self.importance(whole)
         if scores is None:
             return None
@@ -197,11 +201,13 @@ class BasePruner:
             raise PluginError("A criterion returned values that are not finite.", where=where)
         return scores
 
-    def _scores(self, scopes: Sequence[Scope]) -> dict[str, torch.Tensor]:
+    def scores(self, scopes: Sequence[Scope]) -> dict[str, torch.Tensor]:
+        """Scores all groups of some scopes that the criterion has something to say about."""
+        shared: dict[Any, torch.Tensor] = {}
         scores: dict[str, torch.Tensor] = {}
         for scope in scopes:
             for group in scope.groups:
-                found = self.score(group)
+                found = self.score(group, shared)
                 if found is None:
                     self._left[group] = "the criterion has nothing to say about it"
                 else:
@@ -238,7 +244,7 @@ class BasePruner:
 
     def draft(self, scopes: Sequence[Scope], scores: Mapping[str, torch.Tensor] | None = None) -> Plan:
         """Makes a proven plan for given scopes (see `scopes`)."""
-        found = dict(scores) if scores is not None else self._scores(scopes)
+        found = dict(scores) if scores is not None else self.scores(scopes)
         kept = self.kept_at(scopes, found)
 
         def reselect(group: str, count: int) -> tuple[int, ...]:

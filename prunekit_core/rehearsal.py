@@ -256,7 +256,7 @@ class Stage:
                         shape = [layouts.new_size(dim, self.kept) for dim in parameter.dims]
                         made = self._shadow.empty(shape, tensor)
                         if isinstance(tensor, nn.Parameter):
-                            made = nn.Parameter(made, requires_grad=False)
+                            made = self._shadow.as_parameter(made)
                         fresh[id(tensor)] = made
                     slots[name] = fresh[id(tensor)]
 
@@ -278,7 +278,7 @@ class Stage:
             error: Exception | None = None
             try:
                 self._shadow.run(
-                    recording.example, comparer, self._registry.op_rules.has, training=recording.training, prepare=edits
+                    recording.example, comparer, self._registry.op_rules, training=recording.training, prepare=edits
                 )
             except Exception as raised:  # whatever the pruned program raises is the mismatch
                 error = raised

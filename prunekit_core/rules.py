@@ -204,6 +204,21 @@ for outputs whose dims are all new and pinned. Raises `AxisMismatchError` where 
 the engine pins everything it touched, with that text as the reason."""
 
 
+Likeness = Callable[[Mapping[str, Any]], "torch.Tensor | None"]
+"""Tells from the named arguments of an operation which of them its only output is like (shape, dtype, memory format), or
+None where the operation has to be asked. It saves running the operation while recording shapes."""
+
+
+def output_like(likeness: Likeness) -> Callable[[Rule], Rule]:
+    """Decorates a rule: the operation's only output is like one of its arguments, as ``likeness`` tells."""
+
+    def mark(rule: Rule) -> Rule:
+        rule.__dict__["likeness"] = likeness
+        return rule
+
+    return mark
+
+
 class RuleTable:
     """Finds the rule of an operation: exact overload, packet, in-place twin, then tag.
 
@@ -224,6 +239,10 @@ class RuleTable:
     def has(self, op: Any) -> bool:
         """Tells whether an operation has a rule."""
         return self.find(op) is not None
+
+    def likeness(self, op: Any) -> Likeness | None:
+        """Returns what the operation's rule says about its output's shape, if anything."""
+        return getattr(self.find(op), "likeness", None)
 
     def key(self, op: Any) -> str | torch.Tag | None:
         """Returns the key under which the rule of an operation was found."""

@@ -19,6 +19,10 @@ TARGET_TYPES: tuple[type[nn.Module], ...] = (
 )
 
 
+_BLOCK = 2**18
+"""Elements looked at in one go: they stay in the cache, and no copy of a large weight is made."""
+
+
 class GroupMagnitudeImportance:
     """Scores a unit by the magnitude of all weights that belong to it (Fang et al., DepGraph, CVPR 2023, eq. 4).
 
@@ -66,9 +70,9 @@ class GroupMagnitudeImportance:
         with torch.no_grad():
             for view in sorted(group.views(), key=_order):
                 if self._counts(view):
-                    scores.append(view.per_unit(self.local(view), units))
+                    scores.append(view.per_unit(view.once(("magnitude", self.p), lambda v=view: self.local(v)), units))
                     held = torch.zeros(units, dtype=torch.bool)
-                    held[view.labels[view.labels >= 0]] = True
+                    held[view.units] = True
                     covered.append(held)
             if not scores:
                 return None
@@ -82,10 +86,16 @@ class GroupMagnitudeImportance:
             Tensor ``[positions]``.
         """
         weights = view.tensor.detach()
+        others = [dim for dim in range(weights.dim()) if dim != view.dim]
+        if not others:
+            return self._powered(weights)
+        rows = max(1, _BLOCK * weights.shape[0] // max(1, weights.numel()))
+        parts = [self._powered(block).sum(others) for block in weights.split(rows)]
+        return torch.cat(parts) if view.dim == 0 else torch.stack(parts).sum(0)
+
+    def _powered(self, weights: torch.Tensor) -> torch.Tensor:
         weights = weights if weights.dtype is torch.float64 else weights.float()
-        powered = weights.square() if self.p == 2 else weights.abs() if self.p == 1 else weights.abs() ** self.p
-        others = [dim for dim in range(powered.dim()) if dim != view.dim]
-        return powered.sum(others) if others else powered
+        return weights.square() if self.p == 2 else weights.abs() if self.p == 1 else weights.abs() ** self.p
 
     def _counts(self, view: MemberView) -> bool:
         if not isinstance(view.tensor, nn.Parameter) or not isinstance(view.module, self._types()):

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
-from prunekit_core import Axis, Kind, OpCall, Role, Rule, TensorArgument, Verb, split
+from prunekit_core import Axis, Kind, OpCall, Role, Rule, TensorArgument, Verb, output_like, split
+
+
+def _like_channels(arguments: Mapping[str, Any]) -> torch.Tensor | None:
+    """BatchNorm's output is like its input, if its parameters fit."""
+    source: torch.Tensor = arguments["input"]
+    own = [arguments[name] for name in ("weight", "bias", "running_mean", "running_var")]
+    fits = source.dim() > 1 and all(tensor is None or tensor.shape == source.shape[1:2] for tensor in own)
+    return source if fits else None
+
+
+@output_like(_like_channels)
+def batch_norm(call: OpCall) -> list[Axis]:
+    return channel_norm(call)
 
 
 def channel_norm(call: OpCall) -> list[Axis]:
@@ -40,6 +54,21 @@ def group_norm(call: OpCall) -> list[Axis]:
     return list(source.axes)
 
 
+def _like_normalized(arguments: Mapping[str, Any]) -> torch.Tensor | None:
+    """LayerNorm's output is like its input, if the normalised shape and the parameters fit."""
+    source: torch.Tensor = arguments["input"]
+    shape = tuple(arguments["normalized_shape"])
+    own = [arguments.get(name) for name in ("weight", "bias")]
+    fits = tuple(source.shape[source.dim() - len(shape) :]) == shape
+    fits = fits and all(tensor is None or (tuple(tensor.shape) == shape and tensor.dtype == source.dtype) for tensor in own)
+    return source if fits and source.is_contiguous() else None
+
+
+@output_like(_like_normalized)
+def single_layer_norm(call: OpCall) -> list[Axis]:
+    return layer_norm(call)
+
+
 def layer_norm(call: OpCall) -> list[Axis]:
     """LayerNorm and RMSNorm take statistics over the last dims."""
     source: TensorArgument = call["input"]
@@ -57,13 +86,13 @@ def layer_norm(call: OpCall) -> list[Axis]:
 
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    "aten::batch_norm": channel_norm,
+    "aten::batch_norm": batch_norm,
     "aten::instance_norm": channel_norm,
     "aten::native_batch_norm": channel_norm,
     "aten::_native_batch_norm_legit": channel_norm,
     "aten::_native_batch_norm_legit_no_training": channel_norm,
     "aten::group_norm": group_norm,
-    "aten::layer_norm": layer_norm,
+    "aten::layer_norm": single_layer_norm,
     "aten::native_layer_norm": layer_norm,
     "aten::rms_norm": layer_norm,
     "aten::_fused_rms_norm": layer_norm,

@@ -1,0 +1,12 @@
+"""The kit with which a plugin's author proves an op rule, a layer type and a criterion.
+
+Every check runs what it is given and raises ``AssertionError`` with the place and the difference when the plugin is
+wrong. A check that could see no difference (nothing free, nothing pruned) fails as well.
+"""
+
+from prunekit_core.testing.criterion_check import check_criterion
+from prunekit_core.testing.layer_check import check_layer_type
+from prunekit_core.testing.reading import AxesRead, read_axes, sample
+from prunekit_core.testing.rule_check import check_rule
+
+__all__ = ["AxesRead", "check_criterion", "check_layer_type", "check_rule", "read_axes", "sample"]

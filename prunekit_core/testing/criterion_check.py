@@ -1,0 +1,150 @@
+"""Proving a criterion: one score per unit, the same every time, and following the units when they change places."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from prunekit_core.graph import DependencyGraph
+from prunekit_core.group import Group
+from prunekit_core.registry import Registry
+
+Criterion = Callable[[Group], "torch.Tensor | None"]
+
+
+class _Net(nn.Module):
+    """A small network with a residual branch, a norm of each kind and a flatten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.inner = nn.Conv2d(6, 6, 1)
+        self.hidden = nn.Linear(6 * 4, 5)
+        self.last_norm = nn.LayerNorm(5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.stem(x)).relu()
+        x = nn.functional.adaptive_avg_pool2d(x + self.inner(x), 2).flatten(1)
+        scores: torch.Tensor = self.head(self.last_norm(self.hidden(x)).relu())
+        return scores
+
+
+def check_criterion(
+    make: Callable[[], Criterion],
+    *,
+    prepare: Callable[[nn.Module, torch.Tensor], None] | None = None,
+    equivariant: bool = True,
+    registry: Registry | None = None,
+) -> None:
+    """Proves a criterion on a small network.
+
+    It must give one finite score for each unit of every group (or None), the same scores when made anew, scores in
+    the order of the units asked for, and finite scores when all weights are equal or zero. With ``equivariant`` the
+    scores must change places with the units.
+
+    Args:
+        make: Makes the criterion; called anew for every comparison, so that seeded ones start again.
+        prepare: Called with the network and a batch before scoring, for criteria that need gradients or activations.
+        equivariant: False for criteria that don't look at the weights (random scores).
+        registry: Where rules and layer types are found; None for the default registry.
+
+    Raises:
+        AssertionError: One of the above doesn't hold.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net, batch = _Net().double(), torch.randn(4, 3, 6, 6, dtype=torch.float64)
+        for parameter in net.parameters():
+            nn.init.normal_(parameter)
+    scores = _scores(net, batch, make, prepare, registry)
+    assert any(score is not None for score in scores.values()), "the criterion scores no group of the network"
+    again = _scores(net, batch, make, prepare, registry)
+    for name, score in scores.items():
+        other = again[name]
+        same = score is other if score is None or other is None else torch.equal(score, other)
+        assert same, f"{name}: the criterion gives {score} and, made anew, {other}"
+    for constant in (1.0, 0.0):
+        plain = copy.deepcopy(net)
+        for parameter in plain.parameters():
+            nn.init.constant_(parameter, constant)
+        _scores(plain, batch, make, prepare, registry)
+    if equivariant:
+        _check_order(net, batch, make, prepare, registry)
+        _check_permutation(net, batch, make, prepare, registry, scores)
+
+
+def _graph(net: nn.Module, batch: torch.Tensor, registry: Registry | None) -> DependencyGraph:
+    return DependencyGraph(registry).build_dependency(net, batch)
+
+
+def _scores(
+    net: nn.Module,
+    batch: torch.Tensor,
+    make: Callable[[], Criterion],
+    prepare: Callable[[nn.Module, torch.Tensor], None] | None,
+    registry: Registry | None,
+) -> dict[str, torch.Tensor | None]:
+    model = copy.deepcopy(net)
+    if prepare is not None:
+        prepare(model, batch)
+    criterion = make()
+    found = {}
+    for group in _graph(model, batch, registry).get_all_groups():
+        score = found[group.name] = criterion(group)
+        if score is not None:
+            assert score.shape == (group.size(),), f"{group.name}: {group.size()} units, scores {tuple(score.shape)}"
+            assert bool(score.isfinite().all()), f"{group.name}: scores that are not finite: {score}"
+    return found
+
+
+def _check_order(
+    net: nn.Module,
+    batch: torch.Tensor,
+    make: Callable[[], Criterion],
+    prepare: Callable[[nn.Module, torch.Tensor], None] | None,
+    registry: Registry | None,
+) -> None:
+    """Asks for some units in two orders; a normalised score depends on which units are asked for, not on the order."""
+    model = copy.deepcopy(net)
+    if prepare is not None:
+        prepare(model, batch)
+    graph = _graph(model, batch, registry)
+    function = graph.registry.layer_type(net.get_submodule("stem"))
+    assert function is not None and function.prune_out is not None, "nn.Conv2d has no layer type in this registry"
+    layer = model.get_submodule("stem")
+    first = make()(graph.get_pruning_group(layer, function.prune_out, [4, 0, 3]))
+    second = make()(graph.get_pruning_group(layer, function.prune_out, [0, 3, 4]))
+    assert (first is None) == (second is None), "the criterion scores units in one order, not in another"
+    if first is not None and second is not None:
+        assert torch.allclose(first, second[[2, 0, 1]]), "the scores don't follow the order of the units asked for"
+
+
+def _check_permutation(
+    net: nn.Module,
+    batch: torch.Tensor,
+    make: Callable[[], Criterion],
+    prepare: Callable[[nn.Module, torch.Tensor], None] | None,
+    registry: Registry | None,
+    scores: dict[str, torch.Tensor | None],
+) -> None:
+    """Permutes the units of each group in all members: the network computes the same, the scores move along."""
+    for group in _graph(net, batch, registry).get_all_groups():
+        score = scores[group.name]
+        if score is None:
+            continue
+        order = torch.arange(group.size()).roll(2)
+        moved = copy.deepcopy(net)
+        for view in _graph(moved, batch, registry).views(group.name):
+            by_unit = torch.stack([(view.labels == unit).nonzero().flatten() for unit in range(group.size())])
+            source = torch.arange(len(view.labels))
+            source[by_unit.flatten()] = by_unit[order].flatten()
+            view.tensor.data = view.tensor.data.index_select(view.dim, source)
+        found = _scores(moved, batch, make, prepare, registry)[group.name]
+        assert found is not None and torch.allclose(found, score[order]), (
+            f"{group.name}: units that change places don't take their scores along: {score[order]}, not {found}"
+        )

@@ -1,0 +1,151 @@
+"""Proving a layer type: prune the layer through a graph, and compare with its own pruning functions."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunekit_core.checkpoint import load, save
+from prunekit_core.exactness import check_exact
+from prunekit_core.graph import DependencyGraph
+from prunekit_core.group import Group
+from prunekit_core.layers import Resizing
+from prunekit_core.plan import Plan
+from prunekit_core.recorder import tensors_of
+from prunekit_core.registry import Registry, default_registry
+
+
+class _Bench(nn.Module):
+    """Holds a layer between parameters that stand for what comes before and after it, so that its axes are free."""
+
+    def __init__(self, layer: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
+        super().__init__()
+        self.layer, self.count = layer, len(inputs)
+        for position, tensor in enumerate(inputs):
+            self.register_parameter(
+                f"source{position}", nn.Parameter(tensor.detach().clone(), requires_grad=tensor.is_floating_point())
+            )
+        with torch.no_grad():
+            outputs = tensors_of(copy.deepcopy(layer).eval()(*inputs))
+        for position, tensor in enumerate(outputs):
+            self.register_parameter(f"reader{position}", nn.Parameter(torch.randn(tensor.shape, dtype=tensor.dtype)))
+
+    def forward(self, scale: torch.Tensor) -> torch.Tensor:
+        outputs = tensors_of(self.layer(*(getattr(self, f"source{k}") for k in range(self.count))))
+        readers = (getattr(self, f"reader{k}") for k in range(len(outputs)))
+        letters = "abcdefgh"
+        dims = (letters[: tensor.dim()] for tensor in outputs)
+        read = [torch.einsum(f"{d},{d}->", t, r) for t, r, d in zip(outputs, readers, dims, strict=True)]
+        return scale * torch.stack(read)
+
+
+def check_layer_type(
+    module: nn.Module, inputs: torch.Tensor | Sequence[torch.Tensor], *, registry: Registry | None = None
+) -> tuple[str, ...]:
+    """Proves the layer type of a module.
+
+    Half of the units of every group that the layer takes part in are removed in turn, each from a fresh copy. Then
+    the layer's attributes must be those that its type states for the new shapes, the layer must agree with one that
+    its own pruning functions pruned, the output must be that of the original with the removed units zeroed,
+    gradients must reach every parameter, and the result must survive saving and loading.
+
+    Args:
+        module: A layer whose class has a layer type; it is not touched. Its parameters should differ from each other.
+        inputs: What it is called with; several dims of them should be larger than one.
+        registry: Where layer types and rules are found; None for the default registry.
+
+    Returns:
+        Names of the groups that were tried.
+
+    Raises:
+        AssertionError: The class has no layer type, nothing of it can be pruned, or one of the above doesn't hold.
+    """
+    registry = registry or default_registry()
+    kind = registry.layer_type(module)
+    assert kind is not None, f"{type(module).__name__} has no layer type"
+    given = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
+    bench = _Bench(copy.deepcopy(module), given)
+    scale = torch.tensor(
+        [1.5], dtype=next((t.dtype for t in given if t.is_floating_point()), torch.get_default_dtype())
+    )
+    graph = DependencyGraph(registry).build_dependency(bench, scale)
+    _check_attributes(graph, registry, "before pruning")
+    names = [g.name for g in graph.groups() if g.size > 1 and any(_inside(m.module) for m in g.members)]
+    assert names, f"no unit of {kind.name} can be removed: {graph.report()}"
+    for name in names:
+        _check_group(bench, scale, name, registry)
+    return tuple(names)
+
+
+def _inside(path: str) -> bool:
+    return path == "layer" or path.startswith("layer.")
+
+
+def _check_group(bench: _Bench, scale: torch.Tensor, name: str, registry: Registry) -> None:
+    pruned = copy.deepcopy(bench)
+    graph = DependencyGraph(registry).build_dependency(pruned, scale)
+    size = graph.analysis.groups[name].size
+    gone = list(range(0, size, 2)) if size > 2 else [0]
+    alone = _pruned_alone(bench, graph, Group(graph, {name: gone}, None))
+    plan = graph.remove({name: gone})
+    fresh = DependencyGraph(registry).build_dependency(pruned, scale)
+    _check_attributes(fresh, registry, f"after removing {gone} of {name}")
+    result = check_exact(bench, pruned, plan, scale, registry=registry)
+    assert result, f"{name}: without {gone} the layer isn't the same function: {result}"
+    for function, layer in alone:
+        for key, tensor in layer.state_dict().items():
+            own = pruned.layer.state_dict()[key]
+            assert own.shape == tensor.shape and torch.equal(own, tensor), (
+                f"{name}: {function} leaves {key} {tuple(tensor.shape)}, the graph leaves {tuple(own.shape)}"
+            )
+        assert str(layer) == str(pruned.layer), f"{name}: {function} makes {layer}, the graph makes {pruned.layer}"
+    pruned.train()
+    pruned(scale).sum().backward()
+    for key, parameter in pruned.layer.named_parameters():
+        gradient = parameter.grad
+        assert gradient is not None and gradient.shape == parameter.shape, f"{name}: no gradient reaches {key}"
+        assert bool(gradient.isfinite().all()), f"{name}: the gradient of {key} is not finite"
+    _check_round_trip(bench, pruned.eval(), scale, plan, registry)
+
+
+def _pruned_alone(bench: _Bench, graph: DependencyGraph, group: Group) -> list[tuple[str, nn.Module]]:
+    """Prunes copies of the layer with its own function, where the group meets it through one function only."""
+    met = [item for item in group if item.dep.layer is graph.model.layer and item.dep.pruning_fn is not None]
+    if len(met) != 1 or type(graph.model.layer) is not type(bench.layer):
+        return []
+    function = met[0].dep.pruning_fn
+    assert function is not None
+    return [(getattr(function, "__name__", str(function)), function(copy.deepcopy(bench.layer), met[0].idxs))]
+
+
+def _check_attributes(graph: DependencyGraph, registry: Registry, when: str) -> None:
+    layer = graph.model.get_submodule("layer")
+    for path, module in layer.named_modules():
+        kind = registry.layer_type(module)
+        if kind is None:
+            continue
+        prefix = f"layer.{path}." if path else "layer."
+        layouts = {
+            name: graph.analysis.parameters[prefix + name].dims
+            for name in [*module._parameters, *module._buffers]
+            if prefix + name in graph.analysis.parameters
+        }
+        for attribute, value in kind.attributes(module, Resizing(layouts, {})).items():
+            own: Any = getattr(module, attribute)
+            assert own == value, f"{when}: {kind.name}.{attribute} is {own}, its parameters say {value}"
+
+
+def _check_round_trip(bench: _Bench, pruned: _Bench, scale: torch.Tensor, plan: Plan, registry: Registry) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "layer.safetensors"
+        save(pruned, path, plan=plan)
+        loaded = load(copy.deepcopy(bench), path, registry=registry).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(scale), pruned(scale)), "saving and loading changes the outputs"
+    assert str(loaded) == str(pruned), f"saving and loading changes the layer: {loaded.layer}, not {pruned.layer}"

@@ -1,0 +1,216 @@
+"""Proving an op rule by execution: slice the inputs, run again, compare with slicing the output."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from prunekit_core.axes import Axis, Form, leaves, resolve
+from prunekit_core.recorder import tensors_of
+from prunekit_core.registry import Registry
+from prunekit_core.rehearsal import SIZE_ARGUMENTS
+from prunekit_core.rules import Role, Verb
+from prunekit_core.testing.reading import AxesRead, read_axes
+from prunekit_core.trace import Operation, TensorRef
+
+Kept = Mapping[int, Sequence[int]]
+"""Kept units by the identity of a leaf; an absent leaf keeps all."""
+
+
+def check_rule(
+    function: Callable[..., Any],
+    tensors: Sequence[torch.Tensor],
+    *,
+    weights: Sequence[int] = (),
+    registry: Registry | None = None,
+    values: bool = True,
+    tolerance: float = 0.0,
+    seeds: Sequence[int] = (0, 1),
+) -> AxesRead:
+    """Proves by execution what the rules say about a function of some tensors.
+
+    Units of the tensors are removed at random, each free run alone and all together; the operations run again on the
+    smaller tensors, with the sizes among their arguments that the rules state, and must give the result on the whole
+    tensors, sliced. Units that are contracted are zeroed for the latter. Runs that an operation mixes are removed in
+    a further trial that compares shapes only.
+
+    Args:
+        function: As for `read_axes`. Every tensor that it uses must be among ``tensors``.
+        tensors: As for `read_axes`. `sample` makes tensors that can be compared bit by bit.
+        weights: As for `read_axes`.
+        registry: As for `read_axes`.
+        values: False compares shapes only, for operations whose result is random or uninitialised.
+        tolerance: Largest difference allowed, relative to the largest value; 0 compares bit by bit.
+        seeds: One trial with all runs together for each.
+
+    Returns:
+        What the rules said.
+
+    Raises:
+        AssertionError: An operation has no rule or wasn't understood, nothing is free, or the results differ.
+    """
+    read = read_axes(function, tensors, weights=weights, registry=registry)
+    assert not read.not_understood, f"{_names(read)}: not understood: {'; '.join(read.not_understood)}"
+    free = {id(leaf): leaf for dims in read.inputs for axis in dims for leaf in leaves(axis) if _is_free(leaf)}
+    assert free, f"{_names(read)}: no axis of the tensors is free, so the check proves nothing: {read}"
+    mixed = read.used_whole(Verb.MIX)
+    exact = [leaf for key, leaf in free.items() if key not in mixed and values]
+    for leaf in exact:
+        _trial(read, tensors, _choose([leaf], 0), values=True, tolerance=tolerance)
+    for seed in seeds:
+        if exact:
+            _trial(read, tensors, _choose(exact, seed), values=True, tolerance=tolerance)
+        if len(exact) < len(free):
+            _trial(read, tensors, _choose(list(free.values()), seed), values=False, tolerance=tolerance)
+    return read
+
+
+def _is_free(leaf: Axis) -> bool:
+    return leaf.size > 1 and leaf.reason is None
+
+
+def _names(read: AxesRead) -> str:
+    return ", ".join(dict.fromkeys(operation.name for operation in read.propagation.trace.operations))
+
+
+def _choose(chosen: Sequence[Axis], seed: int) -> Kept:
+    draw = random.Random(seed)
+    return {id(leaf): sorted(draw.sample(range(leaf.size), draw.randint(1, leaf.size - 1))) for leaf in chosen}
+
+
+def _positions(axis: Axis, kept: Kept) -> list[int]:
+    root = resolve(axis)
+    if root.form is Form.LEAF:
+        return list(kept.get(id(root), range(root.size)))
+    result = [0] if root.form is Form.PRODUCT else []
+    offset = 0
+    for part in root.parts:
+        inner = _positions(part, kept)
+        if root.form is Form.PRODUCT:
+            result = [position * resolve(part).size + unit for position in result for unit in inner]
+        else:
+            result.extend(offset + unit for unit in inner)
+            offset += resolve(part).size
+    return result
+
+
+def _sliced(tensor: torch.Tensor, dims: Sequence[Axis], kept: Kept) -> torch.Tensor:
+    for dim, axis in enumerate(dims):
+        tensor = tensor.index_select(dim, torch.tensor(_positions(axis, kept), dtype=torch.long))
+    return tensor
+
+
+def _masked(tensor: torch.Tensor, dims: Sequence[Axis], kept: Kept) -> torch.Tensor:
+    result = tensor.clone()
+    for dim, axis in enumerate(dims):
+        gone = sorted(set(range(tensor.shape[dim])) - set(_positions(axis, kept)))
+        result.index_fill_(dim, torch.tensor(gone, dtype=torch.long), 0)
+    return result
+
+
+def _trial(read: AxesRead, tensors: Sequence[torch.Tensor], kept: Kept, *, values: bool, tolerance: float) -> None:
+    small = _replay(read, [_sliced(t, dims, kept) for t, dims in zip(tensors, read.inputs, strict=True)], kept)
+    if not values:
+        return
+    consumed = {
+        axis for dims in read.inputs for axis in dims if read.propagation.effects.roles.get(id(axis)) is Role.IN
+    }
+    contracted = read.used_whole(Verb.CONTRACT) | {id(leaf) for axis in consumed for leaf in leaves(axis)}
+    zeroed = {key: units for key, units in kept.items() if key in contracted}
+    whole = _replay(read, [_masked(t, dims, zeroed) for t, dims in zip(tensors, read.inputs, strict=True)], None)
+    for position, (found, full, dims) in enumerate(zip(small, whole, read.outputs, strict=True)):
+        expected = _sliced(full, dims, kept)
+        where = f"{_names(read)}: output {position} of {read}: slicing the inputs to {_tell(read, kept)}"
+        assert found.shape == expected.shape, f"{where} gives shape {tuple(found.shape)}, not {tuple(expected.shape)}"
+        assert _agree(found, expected, tolerance), (
+            f"{where} is not the same as slicing the output; they differ in {_differing(found, expected)}"
+        )
+
+
+def _tell(read: AxesRead, kept: Kept) -> str:
+    return ", ".join(str(tuple(len(_positions(axis, kept)) for axis in dims)) for dims in read.inputs)
+
+
+def _agree(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
+    if tolerance == 0 or not found.is_floating_point():
+        return torch.equal(found.nan_to_num(nan=0.1), expected.nan_to_num(nan=0.1))
+    scale = float(expected.abs().max()) if expected.numel() else 0.0
+    return torch.allclose(found, expected, rtol=0, atol=tolerance * scale, equal_nan=True)
+
+
+def _differing(found: torch.Tensor, expected: torch.Tensor) -> str:
+    wrong = (found != expected) & ~((found != found) & (expected != expected))
+    first = wrong.nonzero()[0].tolist()
+    return f"{int(wrong.sum())} of {wrong.numel()} elements, first at {first}: {found[tuple(first)]}, not {expected[tuple(first)]}"
+
+
+def _replay(read: AxesRead, tensors: Sequence[torch.Tensor], kept: Kept | None) -> list[torch.Tensor]:
+    """Runs the operations of a trace on other tensors, with the predicted sizes where units were removed."""
+    trace = read.propagation.trace
+    known = {trace.parameters[f"x{position}"].index: tensor for position, tensor in enumerate(tensors)}
+    for operation in trace.operations:
+        arguments = {name: _look_up(known, value) for name, value in operation.arguments.items()}
+        shapes = [_shape(read, ref, kept or {}) for ref in operation.outputs]
+        if kept is not None:
+            arguments.update(_sizes(read, operation, shapes, kept))
+        schema = {argument.name: argument.kwarg_only for argument in operation.op._schema.arguments}
+        try:
+            with torch.no_grad():
+                result = operation.op(
+                    *(arguments[name] for name, only in schema.items() if not only),
+                    **{name: arguments[name] for name, only in schema.items() if only},
+                )
+        except Exception as error:
+            given = ", ".join(f"{name}={_brief(value)}" for name, value in arguments.items())
+            raise AssertionError(f"{operation.name} raises on {given} ({read}): {error}") from error
+        for ref, tensor, shape in zip(operation.outputs, tensors_of(result), shapes, strict=True):
+            assert tuple(tensor.shape) == shape, (
+                f"{operation.name} gives shape {tuple(tensor.shape)} where its rule predicts {shape}: {read}"
+            )
+            known[ref.index] = tensor
+    return [known[ref.index] for ref in trace.results]
+
+
+def _look_up(known: Mapping[int, torch.Tensor], value: Any) -> Any:
+    if isinstance(value, TensorRef):
+        assert value.index in known, "every tensor that the function uses must be passed to the check"
+        return known[value.index]
+    return [_look_up(known, item) for item in value] if isinstance(value, list) else value
+
+
+def _brief(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, torch.Tensor) else str(value)
+
+
+def _shape(read: AxesRead, ref: TensorRef, kept: Kept) -> tuple[int, ...]:
+    return tuple(len(_positions(axis, kept)) for axis in read.propagation.tensors[ref.index])
+
+
+def _sizes(read: AxesRead, operation: Operation, shapes: Sequence[tuple[int, ...]], kept: Kept) -> dict[str, Any]:
+    """Returns the arguments that hold sizes: those that a rule states, and lists that show in the output's shape."""
+    found: dict[str, Any] = {}
+    for name, value in operation.arguments.items():
+        if name in SIZE_ARGUMENTS and isinstance(value, list) and shapes:
+            old = read.propagation.trace.shapes[operation.outputs[0].index]
+            start = operation.arguments.get("dim", 0) % max(1, len(old))
+            run = old[start : start + len(value)]
+            if len(run) == len(value) and all(a in (b, -1) for a, b in zip(value, run, strict=True)):
+                found[name] = list(shapes[0][start : start + len(value)])
+    effects = read.propagation.effects
+    stated = effects.expectations.get(operation.index, ())
+    for name in {expected.argument for expected in stated}:
+        found.pop(name, None)
+    for expected in stated:
+        total = sum(len(_positions(piece, kept)) for piece in expected.pieces)
+        if expected.position is None:
+            found[expected.argument] = total
+        else:
+            listed = found.setdefault(expected.argument, list(operation.arguments[expected.argument]))
+            listed[expected.position] = total
+    temperature = effects.temperatures.get(operation.index)
+    if temperature is not None:
+        found[temperature.argument] = temperature.value
+    return found
