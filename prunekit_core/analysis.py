@@ -16,9 +16,10 @@ from prunekit_core.axes import Axis, Form, Reason
 from prunekit_core.errors import RecordingError
 from prunekit_core.layout import Concat, Fixed, Kept, Layout, Product, Units, groups_of, new_size, walk
 from prunekit_core.propagate import NotUnderstood, Propagation, parameter_axes, propagate
-from prunekit_core.recorder import Example, Shadow, check_recordable, named_tensors, record
+from prunekit_core.recorder import check_recordable, record
 from prunekit_core.registry import Registry
 from prunekit_core.rules import Kind, Role, Temperature, Verb
+from prunekit_core.shadow import Example, Shadow, named_tensors
 from prunekit_core.surgery import exchange_module
 from prunekit_core.trace import Trace, program_of
 

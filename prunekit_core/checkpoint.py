@@ -15,8 +15,9 @@ from prunekit_core import layout as layouts
 from prunekit_core.application import Application
 from prunekit_core.errors import CheckpointError, PlanError
 from prunekit_core.plan import Plan
-from prunekit_core.recorder import check_recordable, named_tensors
+from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry
+from prunekit_core.shadow import named_tensors
 from prunekit_core.surgery import tensor_at
 
 KEY = "prunekit"

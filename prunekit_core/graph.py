@@ -17,36 +17,14 @@ from prunekit_core.group import Dependency, Group, MemberView
 from prunekit_core.ladder import Knowledge, Rehearsed, Reselect, rehearse
 from prunekit_core.layers import LayerType, PruningFunction
 from prunekit_core.layout import Layout
+from prunekit_core.numbering import check_indices, flat_layout, not_whole, whole_units
 from prunekit_core.plan import Plan
-from prunekit_core.recorder import Example, check_recordable, run_model
+from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry, default_registry
-from prunekit_core.report import Explanation, Report, describe
+from prunekit_core.report import Explanation, Report
 from prunekit_core.rescale import find_rescales
 from prunekit_core.rules import Role
-
-
-def check_indices(indices: Sequence[int] | torch.Tensor, size: int, where: str) -> list[int]:
-    """Reads unit indices that a user gave: ints, or an integer tensor.
-
-    Raises:
-        UnitsError: They are no integers, out of range or repeated.
-    """
-    if isinstance(indices, torch.Tensor):
-        if indices.is_floating_point() or indices.is_complex() or indices.dtype is torch.bool or indices.dim() > 1:
-            raise UnitsError("Unit indices must be integers.", where=where, why=f"got a {indices.dtype} tensor")
-        indices = indices.reshape(-1).tolist()
-    numbers = list(indices)
-    wrong = [n for n in numbers if isinstance(n, bool) or not hasattr(n, "__index__")]
-    if wrong:
-        raise UnitsError("Unit indices must be integers.", where=where, why=f"got {wrong[0]!r}")
-    numbers = [n.__index__() for n in numbers]
-    outside = [n for n in numbers if not 0 <= n < size]
-    if outside:
-        raise UnitsError("A unit index is out of range.", where=where, why=f"{outside[0]} is not in 0..{size - 1}")
-    if len(set(numbers)) < len(numbers):
-        twice = next(n for n in numbers if numbers.count(n) > 1)
-        raise UnitsError("A unit index is repeated.", where=where, why=f"{twice} occurs more than once")
-    return numbers
+from prunekit_core.shadow import Example, run_model
 
 
 class DependencyGraph:
@@ -213,88 +191,42 @@ class DependencyGraph:
             UnitsError: The channels are out of range, repeated, pinned, or not whole units.
         """
         path = self._path_of(layer)
-        layout, function = self._flat(layer, path, pruning_fn)
+        where = f"{path} ({type(layer).__name__})"
+        layout = flat_layout(layer, self.registry.layer_type(layer), self._own_layouts(layer), pruning_fn, where)
         kept = self.applied.kept
         positions = layouts.kept_positions(layout, kept)
-        where = f"{path} ({type(layer).__name__})"
         numbers = check_indices(idxs, len(positions), where)
         if not numbers:
             raise UnitsError("No units were chosen.", where=where)
-        removed = self._units(layout, set(positions[numbers].tolist()), path, where, kept)
-        return Group(self, removed, (layer, path, function, numbers))
-
-    def _units(
-        self, layout: Layout, flat: set[int], path: str, where: str, kept: Mapping[str, tuple[int, ...]]
-    ) -> dict[str, tuple[int, ...]]:
-        """Translates flat positions into units of groups."""
-        removed: dict[str, tuple[int, ...]] = {}
-        covered: set[int] = set()
-        present = set(layouts.kept_positions(layout, kept).tolist())
-        for name in layouts.groups_of(layout):
-            labels = layouts.unit_labels(layout, name)
-            holders: dict[int, set[int]] = {}
-            for position in present:
-                holders.setdefault(int(labels[position]), set()).add(position)
-            units = tuple(u for u in self.remaining(name) if holders.get(u) and holders[u] <= flat)
-            if units:
-                removed[name] = units
-                covered.update(*(holders[u] for u in units))
+        flat = set(positions[numbers].tolist())
+        removed, covered = whole_units(layout, flat, kept)
         if flat - covered:
-            self._explain_units(layout, sorted(flat - covered), path, where)
-        if len(removed) > 1:
-            removed = _smallest_cover(layout, removed, flat, present)
+            raise not_whole(layout, min(flat - covered), where, self._pins(path))
         for name, units in removed.items():
             if len(units) == len(self.remaining(name)):
                 raise UnitsError(
                     "All units of a group can't be removed.", where=where, why=f"group {name} would be empty"
                 )
-        return removed
+        return Group(self, removed, (layer, path, pruning_fn, numbers))
 
-    def _explain_units(self, layout: Layout, missing: list[int], path: str, where: str) -> None:
-        names = layouts.groups_of(layout)
-        if not names:
-            reasons = [
-                str(reason)
-                for name, parameter in self.analysis.parameters.items()
-                if name.rpartition(".")[0] == path
-                for reason in parameter.reasons
-                if reason is not None and "kernel" not in reason.text
-            ]
-            raise UnitsError(
-                "These units can't be removed.",
-                where=where,
-                why="pinned: " + (reasons[0] if reasons else "they can't shrink"),
-                hint="graph.explain(layer) says what ties them",
-            )
-        wholes = [f"{name} ({self.analysis.groups[name].size} units)" for name in names]
-        raise UnitsError(
-            "These channels are not whole units.",
-            where=where,
-            why=f"channel {missing[0]} can only leave together with others",
-            hint=f"the channels are made of {' and '.join(wholes)}: {describe(layout)}",
-        )
-
-    def _flat(self, layer: nn.Module, path: str, function: PruningFunction) -> tuple[Layout, PruningFunction]:
-        kind = self.registry.layer_type(layer)
-        if kind is None:
-            raise ArgumentError(
-                f"No layer type is registered for {type(layer).__name__}.", where=path, hint="prune a layer inside it"
-            )
-        own: dict[str, tuple[Layout, ...]] = {}
+    def _own_layouts(self, layer: nn.Module) -> dict[str, tuple[Layout, ...]]:
+        """Layouts of a layer's own parameters and buffers, by local name."""
         names = {id(tensor): name for name, (_, tensor) in self._owners.items()}
+        own: dict[str, tuple[Layout, ...]] = {}
         for table in (layer._parameters, layer._buffers):
             for local, tensor in table.items():
                 if tensor is not None and id(tensor) in names:
                     own[local] = self.analysis.parameters[names[id(tensor)]].dims
-        out = function is kind.prune_out or function in kind.also_out
-        into = function is kind.prune_in or function in kind.also_in
-        flat = kind.flat_out if out else kind.flat_in if into else None
-        layout = flat(layer, own) if flat is not None else None
-        if layout is None:
-            raise ArgumentError(
-                f"{getattr(function, '__name__', repr(function))} doesn't prune a {type(layer).__name__}.", where=path
-            )
-        return layout, function
+        return own
+
+    def _pins(self, path: str) -> str:
+        """What pins the parameters of a layer, kernels apart."""
+        for name, parameter in self.analysis.parameters.items():
+            if name.rpartition(".")[0] == path:
+                for reason in parameter.reasons:
+                    if reason is not None and reason.text != "a kernel dim":
+                        return str(reason)
+        return "they can't shrink"
 
     def _path_of(self, layer: nn.Module) -> str:
         paths: dict[nn.Module, str] = {module: path for path, module in self.model.named_modules()}
@@ -497,20 +429,3 @@ def _as_given(inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     if isinstance(inputs, tuple | list):
         return type(inputs)(args)
     return args[0]
-
-
-def _smallest_cover(
-    layout: Layout, removed: dict[str, tuple[int, ...]], flat: set[int], present: set[int]
-) -> dict[str, tuple[int, ...]]:
-    """Drops groups whose chosen units are already covered by other groups."""
-    chosen = dict(removed)
-    for name in removed:
-        others = {n: u for n, u in chosen.items() if n != name}
-        covered: set[int] = set()
-        for other, units in others.items():
-            labels = layouts.unit_labels(layout, other)
-            gone = set(units)
-            covered.update(position for position in present if int(labels[position]) in gone)
-        if others and covered >= flat:
-            chosen = others
-    return chosen

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import attrs
 import torch
@@ -11,11 +11,8 @@ from torch import nn
 
 from prunekit_core.errors import UnitsError
 from prunekit_core.layers import PruningFunction
+from prunekit_core.plan import Plan
 from prunekit_core.rules import Role
-
-if TYPE_CHECKING:
-    from prunekit_core.graph import DependencyGraph
-    from prunekit_core.plan import Plan
 
 
 @attrs.frozen(eq=False)
@@ -104,6 +101,25 @@ class _Item(GroupItem):
     root_idxs: list[int]
 
 
+class Source(Protocol):
+    """What a `Group` asks of the graph that it came from."""
+
+    def remaining(self, group: str) -> tuple[int, ...]:
+        """Units of a group that are still there."""
+
+    def views(self, group: str) -> list[MemberView]:
+        """Members of a group, ready for scoring."""
+
+    def dependencies(self, removed: Mapping[str, Sequence[int]]) -> list[tuple[Dependency, list[int], list[int]]]:
+        """Layers that lose something with some units."""
+
+    def get_pruning_group(self, layer: nn.Module, pruning_fn: PruningFunction, idxs: Sequence[int]) -> Group:
+        """The group of some channels of a layer."""
+
+    def remove(self, removed: Mapping[str, Sequence[int]]) -> Plan:
+        """Removes units from the model."""
+
+
 class Group:
     """Some units that leave together, and every layer that loses something with them.
 
@@ -116,7 +132,7 @@ class Group:
 
     def __init__(
         self,
-        graph: DependencyGraph,
+        graph: Source,
         units: Mapping[str, Sequence[int]],
         root: tuple[nn.Module, str, PruningFunction, list[int]] | None,
         shared: dict[Any, torch.Tensor] | None = None,

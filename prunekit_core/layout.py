@@ -167,7 +167,8 @@ def placements(layout: Layout, kept: Kept) -> dict[str, Placement]:
                 for group, (positions, units) in placements(part, kept).items():
                     heads = torch.arange(outer)[:, None, None] * sizes[number]
                     spread = (heads + positions[None, :, None]) * inner + torch.arange(inner)
-                    found.setdefault(group, []).append((spread.flatten(), units[:, None].expand(outer, -1, inner).flatten()))
+                    repeated = units[:, None].expand(outer, -1, inner)
+                    found.setdefault(group, []).append((spread.flatten(), repeated.flatten()))
     joined = {}
     for group, pieces in found.items():
         positions, order = torch.cat([piece[0] for piece in pieces]).sort()
@@ -213,6 +214,18 @@ def substitute(layout: Layout, kept: Kept) -> Layout:
         case Concat(parts):
             return Concat(tuple(substitute(part, kept) for part in parts))
     return layout
+
+
+def describe(layout: Layout) -> str:
+    """Writes a layout in words: ``3 x blocks.0.attn#heads[12] x blocks.0.attn#head_dim[64]``."""
+    match layout:
+        case Units(group, size):
+            return f"{group}[{size}]"
+        case Product(parts):
+            return "(" + " x ".join(describe(part) for part in parts) + ")"
+        case Concat(parts):
+            return "(" + " + ".join(describe(part) for part in parts) + ")"
+    return str(layout.size)
 
 
 def to_json(layout: Layout) -> object:

@@ -1,335 +1,18 @@
-"""Recording a forward pass on a shadow of the model.
-
-Everything of PyTorch that is not promised to stay (fake tensors, dispatch modes, decompositions) is used here and
-nowhere else. What is relied on:
-
-- a ``TorchDispatchMode`` sees every operation once, and under ``torch.inference_mode()`` composite ones arrive whole;
-- ``OpOverload.decompose`` runs a composite operation as the operations it is made of;
-- a ``FakeTensorMode`` computes shapes without data, and raises where a value would be needed; inside
-  ``in_kernel_invocation_manager`` its tensors are meta tensors, and ``FakeTensor(mode, meta, device)`` wraps one;
-- ``copy.deepcopy`` respects a memo, so that parameters can be exchanged for fakes while a module is copied.
-"""
+"""Recording a forward pass: the operations that a shadow reports become a `Trace`."""
 
 from __future__ import annotations
 
-import collections
-import contextlib
-import copy
-import functools
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import attrs
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunekit_core.errors import RecordingError, UnsupportedModelError
 from prunekit_core.rules import RuleTable
+from prunekit_core.shadow import Example, Shadow, Sink, bind_arguments, named_tensors, operation_name, tensors_of
 from prunekit_core.trace import Operation, TensorRef, Trace
-
-Runner = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
-"""Runs a model on positional and keyword inputs (fake or real) and returns its outputs."""
-
-
-def run_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The default `Runner`: calls the model."""
-    return model(*args, **kwargs)
-
-
-@attrs.frozen(eq=False)
-class Example:
-    """Example inputs: what a forward pass is recorded on.
-
-    Attributes:
-        args: Positional inputs.
-        kwargs: Keyword inputs.
-        runner: How the model is run on them.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    runner: Runner = run_model
-
-    @classmethod
-    def of(cls, inputs: Any, runner: Runner = run_model) -> Example:
-        """Reads example inputs: a tensor, a tuple or list of positional inputs, or a dict of keyword inputs."""
-        if isinstance(inputs, Example):
-            return inputs
-        if isinstance(inputs, dict):
-            return cls((), dict(inputs), runner)
-        if isinstance(inputs, tuple | list):
-            return cls(tuple(inputs), {}, runner)
-        return cls((inputs,), {}, runner)
-
-
-class Sink:
-    """Receives the operations of a running forward pass; the base class ignores them."""
-
-    def start(self, module: nn.Module, inputs: Any) -> None:
-        """Called with the shadow and the stand-in inputs before the forward runs."""
-
-    def compute(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Called to run an operation; returns its result."""
-        return op(*args, **kwargs)
-
-    def operation(self, op: Any, module: str, args: Sequence[Any], kwargs: Mapping[str, Any], outputs: Any) -> None:
-        """Called after each operation."""
-
-    def failed(self, op: Any, module: str, error: Exception) -> None:
-        """Called when an operation raises, before the exception goes on."""
-
-    def alias(self, source: torch.Tensor, result: torch.Tensor) -> None:
-        """Called when an operation only hands its input on."""
-
-
-class _Recorder(TorchDispatchMode):
-    def __init__(self, sink: Sink, stack: list[str], rules: RuleTable, fake_mode: FakeTensorMode | None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._sink, self._stack, self._rules, self._fake_mode = sink, stack, rules, fake_mode
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func.namespace == "prim":
-            return func(*args, **kwargs)
-        if func is torch.ops.aten.detach.default:
-            result = func(*args, **kwargs)
-            self._sink.alias(args[0], result)
-            return result
-        if not self._rules.has(func) and func._can_decompose():
-            with self:
-                result = func.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
-        module = self._stack[-1] if self._stack else ""
-        try:
-            if self._fake_mode is None:
-                result = self._sink.compute(func, args, kwargs)
-            else:
-                result = _fake_result(func, args, kwargs, self._rules, self._fake_mode)
-        except Exception as error:
-            self._sink.failed(func, module, error)
-            raise
-        self._sink.operation(func, module, args, kwargs, result)
-        return result
-
-
-_PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
-_NEEDS_DATA = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
-
-
-@functools.cache
-def _is_shape_only(op: Any) -> bool:
-    """Tells whether an operation moves nothing between devices and needs no values to know its output's shape."""
-    arguments = {argument.name for argument in op._schema.arguments}
-    return not arguments & {"device", "generator"} and not _NEEDS_DATA & set(op.tags)
-
-
-def _fake_result(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], rules: RuleTable, mode: FakeTensorMode) -> Any:
-    """Computes the result of an operation on fake tensors.
-
-    The fake mode's own dispatch costs ten times the shape computation. Operations with a rule whose tensors are all fake
-    and on one device are run on their meta tensors directly; whatever that can't do is left to the fake mode.
-    """
-    tensors = [*tensors_of(list(args)), *tensors_of(list(kwargs.values()))]
-    if not tensors or not all(type(tensor) is FakeTensor for tensor in tensors) or not _is_shape_only(op):
-        return op(*args, **kwargs)
-    device = tensors[0].device
-    if not rules.has(op) or any(tensor.device != device for tensor in tensors):
-        return op(*args, **kwargs)
-    likeness = rules.likeness(op)
-    like = None if likeness is None else likeness(bind_arguments(op, args, kwargs))
-    try:
-        with in_kernel_invocation_manager(mode):
-            result = op(*args, **kwargs) if like is None else torch.empty_like(like)
-    except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError):
-        return op(*args, **kwargs)  # the fake mode may know better; if not, its error is the one that counts
-    return _wrap(result, mode, device)
-
-
-def _wrap(result: Any, mode: FakeTensorMode, device: torch.device) -> Any:
-    if isinstance(result, FakeTensor):
-        return result
-    if isinstance(result, torch.Tensor):
-        return FakeTensor(mode, result, device)
-    if isinstance(result, tuple | list):
-        return type(result)(_wrap(item, mode, device) for item in result)
-    return result
-
-
-class Shadow:
-    """A copy of a model whose parameters hold no data (or share the model's), to run forwards on.
-
-    Args:
-        model: The model; it is not touched.
-        fake: True for fake tensors; False for real ones that share the parameters' storage.
-
-    Attributes:
-        module: The copy.
-        names: Identity of each of its parameters and buffers to the canonical name.
-        notes: What the report has to say about how the copy was made.
-    """
-
-    def __init__(self, model: nn.Module, *, fake: bool) -> None:
-        self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
-        self.notes: list[str] = []
-        self._stack: list[str] = []
-        memo = self._stand_ins(model)
-        try:
-            self.module: nn.Module = copy.deepcopy(model, dict(memo))
-        except Exception as error:
-            self.module = _skeleton(model, memo, {})
-            self.notes.append(
-                f"the model can't be deep-copied ({type(error).__name__}: {error}); traced on a shallow copy"
-            )
-        self.names: dict[int, str] = {}
-        self._state: list[tuple[nn.Module, dict[str, Any]]] = []
-        self._pristine = self._state
-
-    def _stand_ins(self, model: nn.Module) -> dict[int, Any]:
-        memo: dict[int, Any] = {}
-        for tensor in model.parameters():
-            memo[id(tensor)] = self.as_parameter(self.stand_in(tensor, share=True))
-        for buffer in model.buffers():
-            memo[id(buffer)] = self.stand_in(buffer)
-        for module in model.modules():
-            for value in vars(module).values():
-                if isinstance(value, torch.Tensor) and id(value) not in memo:
-                    memo[id(value)] = value.detach() if self.fake_mode else value.detach().clone()
-        return memo
-
-    def stand_in(self, tensor: torch.Tensor, *, share: bool = False) -> torch.Tensor:
-        """Makes the tensor that stands for a tensor of the model or of the inputs."""
-        if self.fake_mode is None:
-            return tensor.detach() if share else tensor.detach().clone()
-        if type(tensor) not in _PLAIN_TENSORS or tensor.layout is not torch.strided:
-            return self.fake_mode.from_tensor(tensor.detach())
-        meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-        return FakeTensor(self.fake_mode, meta, tensor.device)
-
-    def as_parameter(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Makes a stand-in count as a parameter."""
-        if self.fake_mode is None:
-            return nn.Parameter(tensor, requires_grad=False)
-        tensor._is_param = True  # type: ignore[attr-defined]  # what nn.Parameter does, less a detach through the mode
-        return tensor
-
-    def empty(self, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-        """Makes a contiguous stand-in of another shape (random values where the shadow is real)."""
-        if self.fake_mode is None:
-            value = torch.zeros(shape, dtype=like.dtype, device=like.device)
-            return value.normal_(std=0.1) if value.is_floating_point() else value
-        return FakeTensor(self.fake_mode, torch.empty(shape, dtype=like.dtype, device="meta"), like.device)
-
-    def watch(self) -> None:
-        """Starts following which module is running; call it once, when the shadow's modules are final."""
-        self.names = {id(tensor): name for name, tensor in named_tensors(self.module)}
-        stack = self._stack
-        for name, module in self.module.named_modules():
-            module.register_forward_pre_hook(functools.partial(_enter, stack, name))
-            module.register_forward_hook(functools.partial(_leave, stack), always_call=True)
-        self._state = self._pristine = self._snapshot()
-
-    def _snapshot(self) -> list[tuple[nn.Module, dict[str, Any]]]:
-        return [(m, {k: _shallow(v) for k, v in vars(m).items()}) for m in self.module.modules()]
-
-    def reset(self) -> None:
-        """Undoes whatever editing the shadow did to its modules since the last `commit`; every run ends with it."""
-        for module, state in self._state:
-            vars(module).clear()
-            vars(module).update({key: _shallow(value) for key, value in state.items()})
-
-    def commit(self) -> None:
-        """Makes the present state the one that `reset` returns to."""
-        self._state = self._snapshot()
-
-    def rewind(self) -> None:
-        """Returns to the state that was committed first: the modules as recorded."""
-        self._state = self._pristine
-        self.reset()
-
-    def run(
-        self,
-        example: Example,
-        sink: Sink,
-        rules: RuleTable,
-        *,
-        training: bool | None,
-        prepare: Mapping[tuple[str, str], Any] | None = None,
-    ) -> Any:
-        """Runs one forward in the fixed regime, reporting every operation to the sink.
-
-        Args:
-            example: The inputs; tensors among them are exchanged for stand-ins.
-            sink: Receives the operations.
-            rules: Operations without a rule are decomposed where possible.
-            training: The mode to run in; None leaves each module as the user set it.
-            prepare: (module path, attribute) to a value that it has during this run only.
-
-        Returns:
-            The outputs of the model.
-        """
-        for (path, attribute), value in (prepare or {}).items():
-            setattr(self.module.get_submodule(path), attribute, value)
-        if training is not None:
-            self.module.train(training)
-        self._stack.clear()
-        with self._regime():
-            args, kwargs = pytree.tree_map_only(torch.Tensor, self.stand_in, (example.args, example.kwargs))
-            sink.start(self.module, (args, kwargs))
-            try:
-                with torch.inference_mode(), self.fake_mode or contextlib.nullcontext():
-                    with _Recorder(sink, self._stack, rules, self.fake_mode):
-                        return example.runner(self.module, args, kwargs)
-            finally:
-                self.reset()
-
-    @contextlib.contextmanager
-    def _regime(self) -> Iterator[None]:
-        fastpath = torch.backends.mha.get_fastpath_enabled()
-        python_state = random.getstate()
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                random.seed(0)
-                yield
-        finally:
-            random.setstate(python_state)
-            torch.backends.mha.set_fastpath_enabled(fastpath)
-
-
-def _enter(stack: list[str], name: str, module: nn.Module, args: Any) -> None:
-    stack.append(name)
-
-
-def _leave(stack: list[str], module: nn.Module, args: Any, output: Any) -> None:
-    if stack:
-        stack.pop()
-
-
-def _shallow(value: Any) -> Any:
-    if type(value) in (dict, list, set, collections.OrderedDict):
-        return value.copy()
-    return copy.copy(value) if isinstance(value, dict) else value
-
-
-def _skeleton(module: nn.Module, memo: Mapping[int, Any], done: dict[int, nn.Module]) -> nn.Module:
-    """Copies the module tree only, sharing every other attribute."""
-    if id(module) in done:
-        return done[id(module)]
-    twin = done[id(module)] = module.__class__.__new__(module.__class__)
-    for key, value in vars(module).items():
-        vars(twin)[key] = memo.get(id(value), _shallow(value))
-    for table in ("_parameters", "_buffers"):
-        vars(twin)[table] = {k: memo.get(id(v), v) for k, v in vars(module)[table].items()}
-    vars(twin)["_modules"] = {
-        k: None if child is None else _skeleton(child, memo, done) for k, child in vars(module)["_modules"].items()
-    }
-    return twin
 
 
 class TensorTable:
@@ -370,35 +53,6 @@ class TensorTable:
             self.dtypes.append(tensor.dtype)
             self.put(tensor, known)
         return known
-
-
-@functools.cache
-def _schema(op: Any) -> tuple[str, tuple[tuple[str, Any], ...]]:
-    name = op._schema.name + (f".{op._overloadname}" if op._overloadname != "default" else "")
-    return name, tuple((argument.name, argument.default_value) for argument in op._schema.arguments)
-
-
-def operation_name(op: Any) -> str:
-    """Returns the qualified name of an operation with its overload, ``"aten::add.Tensor"``."""
-    return _schema(op)[0]
-
-
-def bind_arguments(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Names the arguments of an operation by its schema, defaults filled in."""
-    bound: dict[str, Any] = dict(_schema(op)[1])
-    for (name, _), value in zip(_schema(op)[1], args, strict=False):
-        bound[name] = value
-    bound.update(kwargs)
-    return bound
-
-
-def tensors_of(value: Any) -> list[torch.Tensor]:
-    """Lists the tensors in a value: a tensor, or any nesting of tuples and lists."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, list | tuple):
-        return [tensor for item in value for tensor in tensors_of(item)]
-    return []
 
 
 class TraceBuilder(Sink):
@@ -475,12 +129,6 @@ def output_tensors(outputs: Any) -> list[torch.Tensor]:
     return found
 
 
-def named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields every parameter and buffer once, under its canonical (first) dotted name."""
-    yield from module.named_parameters()
-    yield from module.named_buffers()
-
-
 def check_recordable(model: object) -> nn.Module:
     """Returns the model itself, out of wrappers that only forward to it.
 
@@ -518,9 +166,7 @@ def check_recordable(model: object) -> nn.Module:
     return model
 
 
-def record(
-    shadow: Shadow, example: Example, rules: RuleTable, *, label: str, training: bool | None
-) -> Trace:
+def record(shadow: Shadow, example: Example, rules: RuleTable, *, label: str, training: bool | None) -> Trace:
     """Records one forward of a shadow.
 
     Raises:

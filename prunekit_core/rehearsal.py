@@ -19,9 +19,10 @@ from prunekit_core.analysis import Analysis, Recording
 from prunekit_core.edits import AttributeEdit, is_size, normal_size
 from prunekit_core.layers import Resizing
 from prunekit_core.layout import Kept
-from prunekit_core.recorder import Sink, TensorTable, bind_arguments, named_tensors, operation_name, tensors_of
+from prunekit_core.recorder import TensorTable
 from prunekit_core.registry import Registry
 from prunekit_core.rules import rule_keys
+from prunekit_core.shadow import Sink, bind_arguments, named_tensors, operation_name, tensors_of
 from prunekit_core.trace import TensorRef
 
 SIZE_ARGUMENTS = frozenset(

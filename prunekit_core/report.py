@@ -125,7 +125,7 @@ class Explanation:
             parameter = analysis.parameters[name]
             for dim, (layout, reason) in enumerate(zip(parameter.dims, parameter.reasons, strict=True)):
                 if layout.size > 1:
-                    dims[f"{name}[{dim}]"] = describe(layout)
+                    dims[f"{name}[{dim}]"] = layouts.describe(layout)
                     groups.update((g, analysis.groups[g]) for g in layouts.groups_of(layout))
                     if reason is not None:
                         pinned[f"{name}[{dim}]"] = str(reason)
@@ -157,15 +157,3 @@ def _uses(analysis: Analysis, groups: Mapping[str, UnitGroup]) -> dict[str, tupl
             for name in names & uses.keys():
                 uses[name][f"{operation.name} in {operation.module or 'the model'}"] = None
     return {name: tuple(found) for name, found in uses.items()}
-
-
-def describe(layout: layouts.Layout) -> str:
-    """Writes a layout in words: ``3 x blocks.0.attn#heads[12] x blocks.0.attn#head_dim[64]``."""
-    match layout:
-        case layouts.Units(group, size):
-            return f"{group}[{size}]"
-        case layouts.Product(parts):
-            return "(" + " x ".join(describe(part) for part in parts) + ")"
-        case layouts.Concat(parts):
-            return "(" + " + ".join(describe(part) for part in parts) + ")"
-    return str(layout.size)

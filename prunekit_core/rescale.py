@@ -68,10 +68,13 @@ def find_rescales(analysis: Analysis, rehearsed: Rehearsed) -> tuple[tuple[Resca
     found: dict[tuple[str, tuple[tuple[int, int], ...]], Rescale] = {}
     notes: dict[str, None] = {}
     for position, recording in enumerate(analysis.recordings):
-        for index, ref, factor in _changes(recording, position, rehearsed):
+        changes = list(_changes(recording, position, rehearsed)) if recording.replayed else []
+        walk = _Walk(recording) if changes else None
+        for index, ref, factor in changes:
+            assert walk is not None
             operation = recording.trace.operations[index]
             try:
-                for parameter, rows in _Walk(analysis, recording).rows(ref, index):
+                for parameter, rows in walk.rows(ref, index):
                     runs = runs_of(rows)
                     found.setdefault((parameter, runs), Rescale(parameter, runs, factor))
             except _UnresolvedError as why:
@@ -104,8 +107,8 @@ def _short(operation: Operation) -> str:
 class _Walk:
     """Walks back from a tensor to the parameter rows that make it."""
 
-    def __init__(self, analysis: Analysis, recording: Recording) -> None:
-        self._analysis, self._recording = analysis, recording
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
         self._names = {ref.index: name for name, ref in recording.trace.parameters.items()}
         self._makers: dict[int, Operation] = {}
         self._users: dict[int, list[Operation]] = {}
@@ -125,6 +128,7 @@ class _Walk:
         operation = self._recording.trace.operations[user]
         if _short(operation) not in {*_SCALES, "scaled_dot_product_attention"}:
             raise _UnresolvedError("it is no plain factor")
+        self._found = []
         shape = self._recording.trace.shapes[ref.index]
         self._back(ref, torch.ones(shape, dtype=torch.bool), operation)
         return self._found

@@ -205,8 +205,8 @@ the engine pins everything it touched, with that text as the reason."""
 
 
 Likeness = Callable[[Mapping[str, Any]], "torch.Tensor | None"]
-"""Tells from the named arguments of an operation which of them its only output is like (shape, dtype, memory format), or
-None where the operation has to be asked. It saves running the operation while recording shapes."""
+"""Tells from the named arguments of an operation which of them its only output is like (shape, dtype, memory format),
+or None where the operation has to be asked. It saves running the operation while recording shapes."""
 
 
 def output_like(likeness: Likeness) -> Callable[[Rule], Rule]:

@@ -115,7 +115,8 @@ def _check_order(
         prepare(model, batch)
     graph = _graph(model, batch, registry)
     function = graph.registry.layer_type(net.get_submodule("stem"))
-    assert function is not None and function.prune_out is not None, "nn.Conv2d has no layer type in this registry"
+    assert function is not None, "nn.Conv2d has no layer type in this registry"
+    assert function.prune_out is not None, "the layer type of nn.Conv2d can't remove outputs"
     layer = model.get_submodule("stem")
     first = make()(graph.get_pruning_group(layer, function.prune_out, [4, 0, 3]))
     second = make()(graph.get_pruning_group(layer, function.prune_out, [0, 3, 4]))
@@ -140,11 +141,12 @@ def _check_permutation(
         order = torch.arange(group.size()).roll(2)
         moved = copy.deepcopy(net)
         for view in _graph(moved, batch, registry).views(group.name):
-            by_unit = torch.stack([(view.labels == unit).nonzero().flatten() for unit in range(group.size())])
-            source = torch.arange(len(view.labels))
+            by_unit = torch.stack([view.positions[view.units == unit] for unit in range(group.size())])
+            source = torch.arange(view.tensor.shape[view.dim])
             source[by_unit.flatten()] = by_unit[order].flatten()
             view.tensor.data = view.tensor.data.index_select(view.dim, source)
         found = _scores(moved, batch, make, prepare, registry)[group.name]
-        assert found is not None and torch.allclose(found, score[order]), (
+        assert found is not None, f"{group.name}: no scores once units have changed places"
+        assert torch.allclose(found, score[order]), (
             f"{group.name}: units that change places don't take their scores along: {score[order]}, not {found}"
         )

@@ -14,7 +14,8 @@ from torch import nn
 from prunekit_core.axes import Axis, Form, Reason, leaves, reason_of, resolve
 from prunekit_core.errors import RecordingError
 from prunekit_core.propagate import Propagation, parameter_axes, propagate
-from prunekit_core.recorder import Example, Shadow, record
+from prunekit_core.recorder import record
+from prunekit_core.shadow import Example, Shadow
 from prunekit_core.registry import Registry, default_registry
 from prunekit_core.rules import Kind, Role, RuleTable, Verb
 from prunekit_core.trace import Trace

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from prunekit_core.axes import Axis, Form, leaves, resolve
-from prunekit_core.recorder import tensors_of
+from prunekit_core.shadow import tensors_of
 from prunekit_core.registry import Registry
 from prunekit_core.rehearsal import SIZE_ARGUMENTS
 from prunekit_core.rules import Role, Verb
@@ -144,7 +144,8 @@ def _agree(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> boo
 def _differing(found: torch.Tensor, expected: torch.Tensor) -> str:
     wrong = (found != expected) & ~((found != found) & (expected != expected))
     first = wrong.nonzero()[0].tolist()
-    return f"{int(wrong.sum())} of {wrong.numel()} elements, first at {first}: {found[tuple(first)]}, not {expected[tuple(first)]}"
+    here, there = found[tuple(first)], expected[tuple(first)]
+    return f"{int(wrong.sum())} of {wrong.numel()} elements, first at {first}: {here}, not {there}"
 
 
 def _replay(read: AxesRead, tensors: Sequence[torch.Tensor], kept: Kept | None) -> list[torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -70,7 +71,9 @@ class GroupMagnitudeImportance:
         with torch.no_grad():
             for view in sorted(group.views(), key=_order):
                 if self._counts(view):
-                    scores.append(view.per_unit(view.once(("magnitude", self.p), lambda v=view: self.local(v)), units))
+                    scores.append(
+                        view.per_unit(view.once(("magnitude", self.p), functools.partial(self.local, view)), units)
+                    )
                     held = torch.zeros(units, dtype=torch.bool)
                     held[view.units] = True
                     covered.append(held)

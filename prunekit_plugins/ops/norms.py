@@ -58,10 +58,9 @@ def _like_normalized(arguments: Mapping[str, Any]) -> torch.Tensor | None:
     """LayerNorm's output is like its input, if the normalised shape and the parameters fit."""
     source: torch.Tensor = arguments["input"]
     shape = tuple(arguments["normalized_shape"])
-    own = [arguments.get(name) for name in ("weight", "bias")]
-    fits = tuple(source.shape[source.dim() - len(shape) :]) == shape
-    fits = fits and all(tensor is None or (tuple(tensor.shape) == shape and tensor.dtype == source.dtype) for tensor in own)
-    return source if fits and source.is_contiguous() else None
+    own = [t for t in (arguments.get("weight"), arguments.get("bias")) if t is not None]
+    fits = tuple(source.shape[source.dim() - len(shape) :]) == shape and source.is_contiguous()
+    return source if fits and all(tuple(t.shape) == shape and t.dtype == source.dtype for t in own) else None
 
 
 @output_like(_like_normalized)
