@@ -7,8 +7,9 @@ plans of the same model, and tried on sibling modules at once.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -32,8 +33,8 @@ Place = tuple[str, str]
 PieceKey = tuple[int, int, int, int]
 """Where a piece of a layout shows in a module: operation within the module, tensor, dim, piece."""
 
-Reselect = Callable[[str, int], tuple[int, ...]]
-"""Chooses the units of a group to keep, given how many."""
+Reselect = Callable[[str, int], "tuple[int, ...] | None"]
+"""Chooses the units of a group to keep, given how many; None when the group has to keep all."""
 
 
 @attrs.define
@@ -300,7 +301,7 @@ class _Ladder:
                 why="the groups " + ", ".join(group.name for group in here) + " meet there",
                 hint="prune the whole model with BasePruner, which keeps such sizes in step, or leave these units",
             )
-        if self._tie(recipes, mismatch, here):
+        if self._tie(recipes, mismatch):
             return
         self._give_back(stage, mismatch, here[0], site)
 
@@ -319,46 +320,63 @@ class _Ladder:
                 return sorted(groups, key=lambda g: (not g.outer, len(g.members), g.name))
         return [self._analysis.groups[name] for name in self._kept]
 
-    def _tie(self, recipes: Mapping[Place, Recipe], mismatch: Mismatch, here: list[UnitGroup]) -> bool:
-        """Looks for two groups whose sizes the program computes from each other."""
+    def _tie(self, recipes: Mapping[Place, Recipe], mismatch: Mismatch) -> bool:
+        """Looks for two groups whose sizes the program computes from each other.
+
+        The evidence is a replay with both of them smaller by the same fraction that gets further.
+        """
         record = self._analysis.recordings[mismatch.recording]
-        around = self._frame_groups(record, mismatch)
-        for group in here:
-            for other in around:
-                pair = frozenset({group.name, other.name})
-                if len(pair) < 2 or group.outer or other.outer or pair <= self._knowledge.tied(group.name):
+        here = self._choosable(self._names_at(record, [mismatch.operation]))
+        frame = _ancestors(record.trace.operations[mismatch.operation].module)[:3]
+        for path in frame:
+            indices = [operation.index for operation in _operations(record, path)]
+            for group, other in itertools.product(here, self._choosable(self._names_at(record, indices))):
+                pair = self._knowledge.tied(group) | self._knowledge.tied(other)
+                if other in self._knowledge.tied(group) or not pair & self._kept.keys():
                     continue
-                before = dict(self._kept)
-                self._kept = self._in_step(self._knowledge.tied(group.name) | self._knowledge.tied(other.name))
+                before = self._kept
+                self._kept = self._in_step(pair, shrinking=True)
                 if self._kept != before:
                     stage = Stage(self._analysis, self._registry, self._kept)
                     found, _ = self._replay(stage, recipes)
                     if _further(found, mismatch):
                         self._knowledge.add_tie(pair)
+                        self._kept = before
+                        self._kept = self._in_step(pair, shrinking=False)
                         return True
                 self._kept = before
         return False
 
-    def _frame_groups(self, record: Recording, mismatch: Mismatch) -> list[UnitGroup]:
-        """Lists the shrinking groups of the modules around an operation, the innermost module's first."""
+    def _names_at(self, record: Recording, indices: Iterable[int]) -> list[str]:
+        """Names the groups that some operations touch, in order."""
         names: dict[str, None] = {}
-        for path in _ancestors(record.trace.operations[mismatch.operation].module)[:3]:
-            for operation in _operations(record, path):
-                for tensor in _tensors(record, operation.index):
-                    for layout in record.live.get(tensor, ()):
-                        names.update(dict.fromkeys(layouts.groups_of(layout)))
-        return [self._analysis.groups[name] for name in names if name in self._kept]
+        for index in indices:
+            for tensor in _tensors(record, index):
+                for layout in record.live.get(tensor, ()):
+                    names.update(dict.fromkeys(layouts.groups_of(layout)))
+        return list(names)
 
-    def _in_step(self, tie: frozenset[str]) -> dict[str, tuple[int, ...]]:
+    def _choosable(self, names: Iterable[str]) -> list[str]:
+        """Those groups that may take any size: scored, not outer, not given back."""
+        assert self._reselect is not None
+        groups = self._analysis.groups
+        free = [n for n in names if not groups[n].outer and n not in self._knowledge.given_back]
+        return [name for name in free if name in self._kept or self._reselect(name, groups[name].size) is not None]
+
+    def _in_step(self, tie: frozenset[str], *, shrinking: bool) -> dict[str, tuple[int, ...]]:
+        """Gives tied groups the same fraction, the possible one nearest to what they have together (below one if shrinking)."""
         assert self._reselect is not None
         groups = [self._analysis.groups[name] for name in sorted(tie)]
-        fraction = sum(len(self._kept.get(g.name, range(g.size))) / g.size for g in groups) / len(groups)
-        counts = counts_in_step([group.size for group in groups], fraction)
+        fraction = sum(len(self._kept.get(g.name, range(g.size))) for g in groups) / sum(g.size for g in groups)
+        counts = counts_in_step([group.size for group in groups], fraction, shrinking=shrinking)
         kept = dict(self._kept)
         for group, count in zip(groups, counts, strict=True):
             kept.pop(group.name, None)
             if count < group.size:
-                kept[group.name] = self._reselect(group.name, count)
+                chosen = self._reselect(group.name, count)
+                if chosen is None or len(chosen) != count:
+                    return self._kept
+                kept[group.name] = chosen
         return kept
 
     def _give_back(self, stage: Stage, mismatch: Mismatch, group: UnitGroup, site: str) -> None:
@@ -400,10 +418,17 @@ class _Ladder:
         return found
 
 
-def counts_in_step(sizes: list[int], fraction: float) -> list[int]:
-    """Returns how many units each group keeps so that all keep the same fraction, the possible one nearest to it."""
+def counts_in_step(sizes: list[int], fraction: float, *, shrinking: bool = False) -> list[int]:
+    """Returns how many units each group keeps so that all keep the same fraction, the possible one nearest to it.
+
+    Args:
+        sizes: Units per group.
+        fraction: The fraction asked for.
+        shrinking: True asks for a fraction below one, if there is one.
+    """
     steps = math.gcd(*sizes)
-    chosen = min(steps, max(1, round(fraction * steps)))
+    most = max(1, steps - 1) if shrinking else steps
+    chosen = min(most, max(1, math.floor(fraction * steps + 0.5)))
     return [size * chosen // steps for size in sizes]
 
 

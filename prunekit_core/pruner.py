@@ -247,10 +247,10 @@ class BasePruner:
         found = dict(scores) if scores is not None else self.scores(scopes)
         kept = self.kept_at(scopes, found)
 
-        def reselect(group: str, count: int) -> tuple[int, ...]:
+        def reselect(group: str, count: int) -> tuple[int, ...] | None:
             present = self.graph.remaining(group)
             if group not in found:
-                return present[:count]
+                return None
             return best_units(found[group], present, min(count, len(present)))
 
         return self.graph.draft(kept, reselect)

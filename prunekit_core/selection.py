@@ -132,7 +132,7 @@ def keep_in_step(counts: dict[str, int], ties: Sequence[frozenset[str]], sizes: 
     result = dict(counts)
     for tie in ties:
         names = sorted(name for name in tie if name in sizes)
-        fraction = sum(result.get(name, sizes[name]) / sizes[name] for name in names) / len(names)
+        fraction = sum(result.get(name, sizes[name]) for name in names) / sum(sizes[name] for name in names)
         for name, count in zip(names, counts_in_step([sizes[n] for n in names], fraction), strict=True):
             result[name] = count
     return result

@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import nn
 
-from prunekit_core.axes import Axis, Form, Reason, leaves, reason_of, resolve
+from prunekit_core.axes import Axis, Form, Reason, factors, is_pinned, leaves, reason_of, resolve, segments
 from prunekit_core.errors import RecordingError
 from prunekit_core.propagate import Propagation, parameter_axes, propagate
 from prunekit_core.recorder import record
@@ -73,10 +73,12 @@ class AxesRead:
 
         def write(axis: Axis) -> str:
             root = resolve(axis)
-            if root.form is not Form.LEAF:
-                return "(" + ("*" if root.form is Form.PRODUCT else "+").join(map(write, root.parts)) + ")"
-            if root.size <= 1 or root.reason is not None:
+            if is_pinned(root):
                 return f"{root.size}!" if root.size > 1 else str(root.size)
+            if root.form is Form.PRODUCT:
+                return "(" + "*".join(map(write, factors(root))) + ")"
+            if root.form is Form.CONCAT:
+                return "(" + "+".join(map(write, segments(root))) + ")"
             if id(root) not in names:
                 names[id(root)] = next(letters)
             return f"{names[id(root)]}{root.size}"

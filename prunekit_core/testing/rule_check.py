@@ -77,8 +77,10 @@ def _names(read: AxesRead) -> str:
 
 
 def _choose(chosen: Sequence[Axis], seed: int) -> Kept:
+    """Draws kept units at random: at least two where there are more, since a dim of size one is another matter."""
     draw = random.Random(seed)
-    return {id(leaf): sorted(draw.sample(range(leaf.size), draw.randint(1, leaf.size - 1))) for leaf in chosen}
+    counts = [draw.randint(min(2, leaf.size - 1), leaf.size - 1) for leaf in chosen]
+    return {id(leaf): sorted(draw.sample(range(leaf.size), count)) for leaf, count in zip(chosen, counts, strict=True)}
 
 
 def _positions(axis: Axis, kept: Kept) -> list[int]:
@@ -196,7 +198,7 @@ def _sizes(read: AxesRead, operation: Operation, shapes: Sequence[tuple[int, ...
     for name, value in operation.arguments.items():
         if name in SIZE_ARGUMENTS and isinstance(value, list) and shapes:
             old = read.propagation.trace.shapes[operation.outputs[0].index]
-            start = operation.arguments.get("dim", 0) % max(1, len(old))
+            start = operation.arguments.get("dim", 0) % max(1, len(old) - len(value) + 1)
             run = old[start : start + len(value)]
             if len(run) == len(value) and all(a in (b, -1) for a, b in zip(value, run, strict=True)):
                 found[name] = list(shapes[0][start : start + len(value)])
