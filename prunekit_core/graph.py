@@ -138,6 +138,10 @@ class DependencyGraph:
             positions, units = self._placed(layout)[group]
             path, _, name = member.parameter.rpartition(".")
             module, tensor = self._owners[member.parameter]
+            if tensor.shape[member.dim] != layouts.new_size(layout, self.applied.kept):
+                raise PlanError(
+                    "The model was changed since it was analysed.", where=member.parameter, hint="build the graph anew"
+                )
             found.append(MemberView(path, module, name, tensor, member.dim, member.role, positions, place[units]))
         return found
 

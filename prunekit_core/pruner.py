@@ -163,7 +163,6 @@ class BasePruner:
         return None
 
     def _candidates(self) -> list[str]:
-        self._left = {}
         found = []
         for group in self.graph.groups():
             if group.name in self._protected:

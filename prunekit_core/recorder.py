@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
+from torch.utils.weak import WeakIdKeyDictionary
 
 from prunekit_core.errors import RecordingError, UnsupportedModelError
 from prunekit_core.rules import RuleTable
@@ -27,7 +28,7 @@ class TensorTable:
         self.dtypes: list[torch.dtype] = []
         self._keep_alive = keep_alive
         self._known: dict[int, tuple[TensorRef, torch.Tensor]] = {}
-        self._weak: Any = torch.utils.weak.WeakIdKeyDictionary(ref_type=torch.utils.weak.TensorWeakRef)
+        self._weak: Any = WeakIdKeyDictionary()
 
     def get(self, tensor: torch.Tensor) -> TensorRef | None:
         """Returns the reference of a tensor that is known, else None."""
