@@ -38,11 +38,11 @@ from prunekit_core.graph import DependencyGraph
 from prunekit_core.group import Dependency, Group, MemberView
 from prunekit_core.hookspecs import hookimpl
 from prunekit_core.layers import LayerType, Replacement, Resizing
-from prunekit_core.layout import Concat, Fixed, Kept, Layout, Product, Units, new_size, prefix
+from prunekit_core.layout import Concat, Fixed, Kept, Layout, Product, Sizer, Units, new_size, prefix
 from prunekit_core.numbering import check_indices
 from prunekit_core.plan import Plan, Preview
 from prunekit_core.pruner import BasePruner
-from prunekit_core.registry import Registry, default_registry
+from prunekit_core.registry import HOOKS, Registry, default_registry
 from prunekit_core.report import Explanation, Report
 from prunekit_core.rules import Kind, OpCall, Role, Rule, TensorArgument, Verb, output_like
 from prunekit_core.selection import Limits, Scope, linear_scheduler
@@ -51,6 +51,7 @@ from prunekit_core.surgery import shrink_tensor
 from prunekit_core.trace import Operation, Trace
 
 __all__ = [
+    "HOOKS",
     "Analysis",
     "ArgumentError",
     "Axis",
@@ -92,6 +93,7 @@ __all__ = [
     "Role",
     "Rule",
     "Scope",
+    "Sizer",
     "TensorArgument",
     "Trace",
     "UnitGroup",

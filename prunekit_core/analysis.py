@@ -14,13 +14,13 @@ from torch import nn
 from prunekit_core import axes
 from prunekit_core.axes import Axis, Form, Reason
 from prunekit_core.errors import RecordingError
-from prunekit_core.layout import Concat, Fixed, Kept, Layout, Product, Units, groups_of, new_size, walk
+from prunekit_core.layout import Concat, Fixed, Layout, Product, Sizer, Units, groups_of, walk
 from prunekit_core.propagate import NotUnderstood, Propagation, parameter_axes, propagate
 from prunekit_core.recorder import check_recordable, record
 from prunekit_core.registry import Registry
 from prunekit_core.rules import Kind, Role, Temperature, Verb
-from prunekit_core.shadow import Example, Shadow, named_tensors
-from prunekit_core.surgery import exchange_module
+from prunekit_core.shadow import Example, Shadow
+from prunekit_core.surgery import exchange_module, named_tensors
 from prunekit_core.trace import Trace, program_of
 
 
@@ -119,12 +119,12 @@ class Recording:
     expectations: Mapping[int, tuple[tuple[str, int | None, tuple[Layout, ...]], ...]]
     temperatures: Mapping[int, tuple[Temperature, Layout]]
 
-    def shape(self, index: int, kept: Kept) -> tuple[int, ...]:
-        """Returns the shape a tensor must have when only the kept units stay."""
+    def shape(self, index: int, sizer: Sizer) -> tuple[int, ...]:
+        """Returns the shape a tensor must have when only the sizer's kept units stay."""
         layouts = self.live.get(index)
         if layouts is None:
             return self.trace.shapes[index]
-        return tuple(new_size(layout, kept) for layout in layouts)
+        return tuple(map(sizer, layouts))
 
 
 @attrs.frozen(eq=False)
@@ -194,9 +194,6 @@ def analyse(
         program = program_of(trace, recording.live)
         recordings.append(attrs.evolve(recording, replayed=program not in programs))
         programs.append(program)
-    gaps = dict.fromkeys(
-        attrs.evolve(gap, module="") if not gap.froze else gap for p in propagations for gap in p.not_understood
-    )
     return Analysis(
         groups=freezer.groups(recordings),
         parameters={
@@ -205,11 +202,21 @@ def analyse(
         },
         recordings=tuple(recordings),
         untouched=tuple(name for name in untouched if recorded[0][0].shapes[recorded[0][0].parameters[name].index]),
-        not_understood=tuple(gaps),
+        not_understood=_merged(gap for p in propagations for gap in p.not_understood),
         notes=(*shadow.notes, *notes),
         shadow=shadow,
         swaps=tuple(swaps),
     )
+
+
+def _merged(gaps: Iterable[NotUnderstood]) -> tuple[NotUnderstood, ...]:
+    """One line per operation and reason: the first place where it cost something, else the first place."""
+    merged: dict[tuple[str, str], NotUnderstood] = {}
+    for gap in gaps:
+        known = merged.setdefault((gap.operation, gap.why), gap)
+        if gap.froze and not known.froze:
+            merged[gap.operation, gap.why] = gap
+    return tuple(merged.values())
 
 
 def _record_all(

@@ -16,6 +16,7 @@ class Application:
 
     def __init__(self, plan: Decision, model: nn.Module, registry: Registry | None) -> None:
         self._plan, self._model, self._registry = plan, model, registry
+        self._tensors: dict[str, torch.Tensor] = dict(surgery.named_tensors(model))
         self._converted: dict[str, tuple[nn.Module, nn.Module]] = {}
 
     def check(self) -> None:
@@ -38,10 +39,9 @@ class Application:
                 raise self._misfit(rescale.parameter, "rows to scale are out of range")
 
     def _tensor(self, name: str) -> torch.Tensor:
-        try:
-            return surgery.tensor_at(self._model, name)
-        except AttributeError as error:
-            raise self._misfit(name, "the model has no such parameter") from error
+        if name not in self._tensors:
+            raise self._misfit(name, "the model has no such parameter")
+        return self._tensors[name]
 
     def _misfit(self, where: str, why: str) -> PlanError:
         return PlanError(
@@ -88,9 +88,9 @@ class Application:
             assert self._model.get_submodule(path) is new
         for rescale in self._plan.rescales:
             rows = [row for start, stop in rescale.rows for row in range(start, stop)]
-            surgery.scale_positions(surgery.tensor_at(self._model, rescale.parameter), rows, rescale.factor)
-        for cut in self._plan.parameters:
-            surgery.shrink_tensor(surgery.tensor_at(self._model, cut.parameter), self._plan.positions(cut))
+            surgery.scale_positions(self._tensor(rescale.parameter), rows, rescale.factor)
+        for name, positions in self._plan.all_positions(self._plan.parameters).items():
+            surgery.shrink_tensor(self._tensors[name], positions)
         for edit in self._plan.edits:
             module = self._model.get_submodule(edit.module)
             old = vars(module)[edit.attribute]

@@ -293,6 +293,8 @@ def regroup(axes: Iterable[Axis], sizes: Sequence[int]) -> list[Axis]:
     if total != math.prod(sizes):
         raise AxisMismatchError(f"{total} elements can't be viewed as {list(sizes)}")
     if total == 0:
+        for axis in given:
+            pin(axis, Reason("an empty tensor"))
         return [Axis(size, pinned=Reason("an empty tensor")) for size in sizes]
     pending = deque(factors(product(given)))
     result = []

@@ -17,8 +17,7 @@ from prunekit_core.errors import CheckpointError, PlanError
 from prunekit_core.plan import Plan
 from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry
-from prunekit_core.shadow import named_tensors
-from prunekit_core.surgery import tensor_at
+from prunekit_core.surgery import named_tensors, tensor_at
 
 KEY = "prunekit"
 FORMAT = "1"

@@ -119,12 +119,22 @@ class Decision:
 
     def positions(self, cut: ParameterCut) -> dict[int, torch.Tensor]:
         """Returns, per dim that shrinks, the positions that stay."""
+        return self.all_positions([cut])[cut.parameter]
+
+    def all_positions(self, cuts: Iterable[ParameterCut]) -> dict[str, dict[int, torch.Tensor]]:
+        """Returns the positions that stay for several parameters, computing each shared layout once."""
         kept = self.kept
-        return {
-            dim: layouts.kept_positions(layout, kept)
-            for dim, layout in enumerate(cut.dims)
-            if layouts.new_size(layout, kept) != layout.size
-        }
+        known: dict[int, torch.Tensor | None] = {}
+        for cut in cuts:
+            for layout in cut.dims:
+                if id(layout) not in known:
+                    shrinks = layouts.new_size(layout, kept) != layout.size
+                    known[id(layout)] = layouts.kept_positions(layout, kept) if shrinks else None
+        found: dict[str, dict[int, torch.Tensor]] = {}
+        for cut in cuts:
+            placed = {dim: known[id(layout)] for dim, layout in enumerate(cut.dims)}
+            found[cut.parameter] = {dim: positions for dim, positions in placed.items() if positions is not None}
+        return found
 
     def check_consistent(self) -> None:
         """Raises `PlanError` where the parts contradict each other."""
@@ -136,12 +146,16 @@ class Decision:
                 )
             if any(a >= b for a, b in itertools.pairwise(cut.kept)):
                 raise PlanError("The plan is malformed.", where=f"group {cut.group}", why="kept units not ascending")
+        checked: set[int] = set()
         for parameter in self.parameters:
             if tuple(dim.size for dim in parameter.dims) != parameter.shape:
                 raise PlanError(
                     "The plan is malformed.", where=parameter.parameter, why="its dims don't multiply out to its shape"
                 )
             for dim in parameter.dims:
+                if id(dim) in checked:
+                    continue
+                checked.add(id(dim))
                 for part in layouts.walk(dim):
                     if isinstance(part, layouts.Units) and sizes.get(part.group, part.size) != part.size:
                         raise PlanError(

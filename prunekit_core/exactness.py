@@ -22,8 +22,8 @@ from prunekit_core.layout import Kept, Layout
 from prunekit_core.plan import Plan
 from prunekit_core.recorder import check_recordable, output_tensors
 from prunekit_core.registry import Registry, default_registry
-from prunekit_core.shadow import Example, Shadow, Sink, bind_arguments, named_tensors, tensors_of
-from prunekit_core.surgery import select_positions, tensor_at, zero_positions
+from prunekit_core.shadow import Example, Shadow, Sink, bind_arguments, tensors_of
+from prunekit_core.surgery import named_tensors, select_positions, tensor_at, zero_positions
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 

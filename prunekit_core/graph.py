@@ -248,14 +248,14 @@ class DependencyGraph:
 
     def dependencies(self, removed: Mapping[str, Sequence[int]]) -> list[tuple[Dependency, list[int], list[int]]]:
         """Lists the layers that lose something with some units: (dependency, flat positions, which unit each is)."""
-        result: dict[tuple[str, Role], tuple[Dependency, list[int], list[int]]] = {}
+        result: dict[tuple[str, bool], tuple[Dependency, list[int], list[int]]] = {}
         offset = 0
         for name, units in removed.items():
             place = {unit: offset + number for number, unit in enumerate(units)}
             offset += len(units)
             remaining = self.remaining(name)
             for view in self.views(name):
-                key = (view.path, view.role)
+                key = (view.path, view.role is Role.IN)
                 if key in result and view.name != "weight":
                     continue
                 positions, roots = [], []

@@ -197,10 +197,8 @@ class Group:
         order = self._unit_order()
         for name, chosen in self.units.items():
             remaining = self.graph.remaining(name)
-            place = torch.full((len(remaining),), -1)
-            where = {unit: number for number, unit in enumerate(remaining)}
-            for number, unit in enumerate(chosen):
-                place[where[unit]] = order[offset + number]
+            wanted = {unit: order[offset + number] for number, unit in enumerate(chosen)}
+            place = torch.tensor([wanted.get(unit, -1) for unit in remaining])
             offset += len(chosen)
             partial = len(chosen) < len(remaining)
             for view in self.graph.views(name):

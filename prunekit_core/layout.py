@@ -94,6 +94,27 @@ def new_size(layout: Layout, kept: Kept) -> int:
             return sum(new_size(part, kept) for part in parts)
 
 
+class Sizer:
+    """Computes new sizes of layouts for one choice of kept units, each layout object once.
+
+    Args:
+        kept: Kept units per group.
+    """
+
+    def __init__(self, kept: Kept) -> None:
+        self.kept = kept
+        self._known: dict[int, tuple[Layout, int]] = {}
+
+    def __call__(self, layout: Layout) -> int:
+        """Returns the size that remains of a layout."""
+        if isinstance(layout, Fixed):
+            return layout.size
+        known = self._known.get(id(layout))
+        if known is None:
+            known = self._known[id(layout)] = (layout, new_size(layout, self.kept))
+        return known[1]
+
+
 def kept_positions(layout: Layout, kept: Kept) -> torch.Tensor:
     """Returns the positions that stay, ascending.
 

@@ -12,7 +12,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from prunekit_core.errors import RecordingError, UnsupportedModelError
 from prunekit_core.rules import RuleTable
-from prunekit_core.shadow import Example, Shadow, Sink, bind_arguments, named_tensors, operation_name, tensors_of
+from prunekit_core.shadow import Example, Shadow, Sink, bind_arguments, operation_name, tensors_of
+from prunekit_core.surgery import named_tensors
 from prunekit_core.trace import Operation, TensorRef, Trace
 
 
@@ -45,6 +46,20 @@ class TensorTable:
         else:
             self._weak[tensor] = ref
 
+    def output(self, tensor: torch.Tensor) -> TensorRef:
+        """Returns the reference of a tensor that an operation returned: a new one if it changed its shape in place."""
+        known = self.get(tensor)
+        if known is not None and self.shapes[known.index] != tuple(tensor.shape):
+            self.forget(tensor)
+        return self.ref(tensor)
+
+    def forget(self, tensor: torch.Tensor) -> None:
+        """Makes a tensor unknown."""
+        if self._keep_alive:
+            del self._known[id(tensor)]
+        else:
+            del self._weak[tensor]
+
     def ref(self, tensor: torch.Tensor) -> TensorRef:
         """Returns the reference of a tensor, making a new one for a tensor not seen before."""
         known = self.get(tensor)
@@ -75,7 +90,7 @@ class TraceBuilder(Sink):
     def operation(self, op: Any, module: str, args: Sequence[Any], kwargs: Mapping[str, Any], outputs: Any) -> None:
         """Writes an operation down."""
         arguments = {name: self._refer(value) for name, value in bind_arguments(op, args, kwargs).items()}
-        results = tuple(self.table.ref(tensor) for tensor in tensors_of(outputs))
+        results = tuple(self.table.output(tensor) for tensor in tensors_of(outputs))
         self._operations.append(Operation(len(self._operations), op, operation_name(op), module, arguments, results))
 
     def alias(self, source: torch.Tensor, result: torch.Tensor) -> None:

@@ -22,7 +22,8 @@ from prunekit_core.layout import Kept
 from prunekit_core.recorder import TensorTable
 from prunekit_core.registry import Registry
 from prunekit_core.rules import rule_keys
-from prunekit_core.shadow import Sink, bind_arguments, named_tensors, operation_name, tensors_of
+from prunekit_core.shadow import Sink, bind_arguments, operation_name, tensors_of
+from prunekit_core.surgery import named_tensors
 from prunekit_core.trace import TensorRef
 
 SIZE_ARGUMENTS = frozenset(
@@ -99,7 +100,7 @@ class _Comparer(Sink):
     def __init__(self, position: int, recording: Recording, kept: Kept, *, keep_alive: bool) -> None:
         self.mismatch: Mismatch | None = None
         self.drifts: list[Drift] = []
-        self._position, self._recording, self._kept = position, recording, kept
+        self._position, self._recording, self._sizer = position, recording, layouts.Sizer(kept)
         self._operations = recording.trace.operations
         self._table = TensorTable(keep_alive=keep_alive)
         self._next = 0
@@ -130,13 +131,20 @@ class _Comparer(Sink):
         for name, old in expected.arguments.items():
             self._compare(name, old, arguments[name])
         for ref, tensor in zip(expected.outputs, tensors_of(outputs), strict=True):
+            self._changed_in_place(ref, tensor)
             if self._table.ref(tensor) != ref:
                 self._stop(f"{expected.name} returned another tensor than recorded")
-            shape = self._recording.shape(ref.index, self._kept)
+            shape = self._recording.shape(ref.index, self._sizer)
             if tuple(tensor.shape) != shape:
                 self._stop(f"{expected.name} gave shape {tuple(tensor.shape)}, the axes predict {shape}")
         self._expect(arguments)
         self._next += 1
+
+    def _changed_in_place(self, expected: TensorRef, tensor: torch.Tensor) -> None:
+        """Follows the recording where it gave a tensor that changed its shape in place a new reference."""
+        known = self._table.get(tensor)
+        if known is not None and known != expected and expected.index == len(self._table.shapes):
+            self._table.forget(tensor)
 
     def _compare(self, name: str, old: Any, new: Any) -> None:
         if isinstance(old, TensorRef):
@@ -169,7 +177,7 @@ class _Comparer(Sink):
             value = arguments[name]
             if position is not None:
                 value = value[position]
-            size = sum(layouts.new_size(piece, self._kept) for piece in pieces)
+            size = sum(map(self._sizer, pieces))
             if value != size and value is not None:
                 self._stop(f"argument {name} is {value}, the axes predict {size}")
 

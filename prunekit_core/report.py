@@ -56,7 +56,7 @@ class Report:
             left=reasons,
             pinned=pinned_dims(analysis),
             not_understood=tuple(
-                f"{gap.operation}{f' in {gap.module}' if gap.module else ''}: {gap.why}"
+                f"{gap.operation} in {gap.module or 'the model'}: {gap.why}"
                 + ("" if gap.froze else " (nothing prunable was lost)")
                 for gap in analysis.not_understood
             ),

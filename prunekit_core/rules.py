@@ -204,9 +204,10 @@ for outputs whose dims are all new and pinned. Raises `AxisMismatchError` where 
 the engine pins everything it touched, with that text as the reason."""
 
 
-Likeness = Callable[[Mapping[str, Any]], "torch.Tensor | None"]
-"""Tells from the named arguments of an operation which of them its only output is like (shape, dtype, memory format),
-or None where the operation has to be asked. It saves running the operation while recording shapes."""
+Likeness = Callable[[Mapping[str, Any]], "torch.Tensor | tuple[torch.Tensor, Sequence[int]] | None"]
+"""Tells from the named arguments of an operation which of them its only output is like: a tensor for shape, dtype and
+memory format, a tensor and a shape for a contiguous output of its dtype, None where the operation has to be asked. It
+saves running the operation while recording shapes."""
 
 
 def output_like(likeness: Likeness) -> Callable[[Rule], Rule]:

@@ -28,6 +28,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunekit_core.rules import RuleTable
+from prunekit_core.surgery import named_tensors
 
 Runner = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 """Runs a model on positional and keyword inputs (fake or real) and returns its outputs."""
@@ -126,6 +127,13 @@ def _is_shape_only(op: Any) -> bool:
     return not arguments & {"device", "generator"} and not _NEEDS_DATA & set(op.tags)
 
 
+@functools.cache
+def _writes_first(op: Any) -> bool:
+    """Tells whether an operation writes its result into its first argument."""
+    alias = op._schema.arguments[0].alias_info
+    return alias is not None and alias.is_write
+
+
 def _fake_result(
     op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], rules: RuleTable, mode: FakeTensorMode
 ) -> Any:
@@ -142,9 +150,16 @@ def _fake_result(
         return op(*args, **kwargs)
     likeness = rules.likeness(op)
     like = None if likeness is None else likeness(bind_arguments(op, args, kwargs))
+    if like is not None and _writes_first(op):
+        return args[0]
     try:
         with in_kernel_invocation_manager(mode):
-            result = op(*args, **kwargs) if like is None else torch.empty_like(like)
+            if like is None:
+                result = op(*args, **kwargs)
+            elif isinstance(like, torch.Tensor):
+                result = torch.empty_like(like)
+            else:
+                result = like[0].new_empty(like[1])
     except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError):
         return op(*args, **kwargs)  # the fake mode may know better; if not, its error is the one that counts
     return _wrap(result, mode, device)
@@ -359,9 +374,3 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
     if isinstance(value, list | tuple):
         return [tensor for item in value for tensor in tensors_of(item)]
     return []
-
-
-def named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields every parameter and buffer once, under its canonical (first) dotted name."""
-    yield from module.named_parameters()
-    yield from module.named_buffers()

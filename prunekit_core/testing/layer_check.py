@@ -18,8 +18,8 @@ from prunekit_core.graph import DependencyGraph
 from prunekit_core.group import Group
 from prunekit_core.layers import Resizing
 from prunekit_core.plan import Plan
-from prunekit_core.shadow import tensors_of
 from prunekit_core.registry import Registry, default_registry
+from prunekit_core.shadow import tensors_of
 
 
 class _Bench(nn.Module):
@@ -118,9 +118,10 @@ def _check_group(bench: _Bench, scale: torch.Tensor, name: str, registry: Regist
 def _pruned_alone(bench: _Bench, graph: DependencyGraph, group: Group) -> list[tuple[str, nn.Module]]:
     """Prunes copies of the layer with its own function, where the group meets it through one function only."""
     met = [item for item in group if item.dep.layer is graph.model.layer and item.dep.pruning_fn is not None]
-    if len(met) != 1 or type(graph.model.layer) is not type(bench.layer):
+    functions = {item.dep.pruning_fn for item in met}
+    if len(functions) != 1 or type(graph.model.layer) is not type(bench.layer):
         return []
-    function = met[0].dep.pruning_fn
+    function = functions.pop()
     assert function is not None
     try:
         pruned = function(copy.deepcopy(bench.layer), met[0].idxs)

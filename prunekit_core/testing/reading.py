@@ -15,9 +15,9 @@ from prunekit_core.axes import Axis, Form, Reason, factors, is_pinned, leaves, r
 from prunekit_core.errors import RecordingError
 from prunekit_core.propagate import Propagation, parameter_axes, propagate
 from prunekit_core.recorder import record
-from prunekit_core.shadow import Example, Shadow
 from prunekit_core.registry import Registry, default_registry
 from prunekit_core.rules import Kind, Role, RuleTable, Verb
+from prunekit_core.shadow import Example, Shadow
 from prunekit_core.trace import Trace
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from prunekit_core import Analysis, Kept, Operation, Recording, new_size
+from prunekit_core import Analysis, Kept, Operation, Recording, Sizer
 
 Shape = tuple[int, ...]
 
@@ -13,34 +13,32 @@ Shape = tuple[int, ...]
 class Shapes:
     """The shapes of one operation's tensors when only the kept units stay."""
 
-    def __init__(self, recording: Recording, operation: Operation, kept: Kept) -> None:
-        self._recording, self.operation, self._kept = recording, operation, kept
+    def __init__(self, recording: Recording, operation: Operation, sizer: Sizer) -> None:
+        self._recording, self.operation, self._sizer = recording, operation, sizer
 
     def __getitem__(self, argument: str) -> Shape:
-        return self._recording.shape(self.operation.arguments[argument].index, self._kept)
+        return self._recording.shape(self.operation.arguments[argument].index, self._sizer)
 
     @property
     def out(self) -> Shape:
         """The shape of the first output."""
-        return self._recording.shape(self.operation.outputs[0].index, self._kept)
+        return self._recording.shape(self.operation.outputs[0].index, self._sizer)
 
     def listed(self, argument: str) -> list[Shape]:
         """The shapes of a list of tensors."""
-        return [self._recording.shape(ref.index, self._kept) for ref in self.operation.arguments[argument]]
+        return [self._recording.shape(ref.index, self._sizer) for ref in self.operation.arguments[argument]]
 
 
 def params(analysis: Analysis, kept: Kept) -> float:
     """Number of parameter elements (buffers don't count)."""
-    return float(sum(_numel(analysis, name, kept) for name, p in analysis.parameters.items() if not p.buffer))
+    sizer = Sizer(kept)
+    return float(sum(math.prod(map(sizer, p.dims)) for p in analysis.parameters.values() if not p.buffer))
 
 
 def memory(analysis: Analysis, kept: Kept) -> float:
     """Bytes of parameters and buffers."""
-    return float(sum(_numel(analysis, name, kept) * p.itemsize for name, p in analysis.parameters.items()))
-
-
-def _numel(analysis: Analysis, name: str, kept: Kept) -> int:
-    return math.prod(new_size(dim, kept) for dim in analysis.parameters[name].dims)
+    sizer = Sizer(kept)
+    return float(sum(math.prod(map(sizer, p.dims)) * p.itemsize for p in analysis.parameters.values()))
 
 
 def macs(analysis: Analysis, kept: Kept) -> float:
@@ -49,12 +47,12 @@ def macs(analysis: Analysis, kept: Kept) -> float:
     Linear layers, matrix products, einsum, convolutions and attention count, one for each product that is added up
     (half of what ``torch.utils.flop_counter`` calls flops); biases, norms and pointwise operations don't.
     """
-    recording = analysis.recordings[0]
+    recording, sizer = analysis.recordings[0], Sizer(kept)
     total = 0
     for operation in recording.trace.operations:
         formula = FORMULAS.get(operation.name.split(".")[0])
         if formula is not None:
-            total += formula(Shapes(recording, operation, kept))
+            total += formula(Shapes(recording, operation, sizer))
     return float(total)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
-from prunekit_core import Group, MemberView, Role
+from prunekit_core import ArgumentError, Group, MemberView, Role
 from prunekit_plugins.importance.reductions import Normalizer, check_reduction, find_normalizer, reduce_members
 from prunekit_plugins.layers import PrunableMultiheadAttention
 
@@ -41,7 +42,7 @@ class GroupMagnitudeImportance:
         target_types: Layer types that count. Attention modules count as linear layers.
 
     Raises:
-        ArgumentError: The reduction or the normalizer is unknown.
+        ArgumentError: The reduction or the normalizer is unknown, or p is not positive.
     """
 
     def __init__(
@@ -52,6 +53,8 @@ class GroupMagnitudeImportance:
         bias: bool = False,
         target_types: Sequence[type[nn.Module]] = TARGET_TYPES,
     ) -> None:
+        if not 0 < p < math.inf:
+            raise ArgumentError("The degree p must be a positive number.", why=f"got {p!r}")
         self.p = p
         self.group_reduction = check_reduction(group_reduction)
         self.normalizer = normalizer
@@ -69,7 +72,7 @@ class GroupMagnitudeImportance:
         units = group.size()
         scores, covered = [], []
         with torch.no_grad():
-            for view in sorted(group.views(), key=_order):
+            for view in sorted(group.views(), key=self._order(group)):
                 if self._counts(view):
                     scores.append(
                         view.per_unit(view.once(("magnitude", self.p), functools.partial(self.local, view)), units)
@@ -105,10 +108,17 @@ class GroupMagnitudeImportance:
             return False
         return self.bias if view.name.endswith("bias") else view.name.endswith("weight")
 
+    def _order(self, group: Group) -> Callable[[MemberView], int]:
+        """Producers first; where the first member counts alone, the layer that the group starts at."""
+        root = group.root.layer if self.group_reduction == "first" else None
+
+        def order(view: MemberView) -> int:
+            if view.role is not Role.OUT or view.name.endswith("bias"):
+                return 2
+            return 0 if view.module is root else 1
+
+        return order
+
     def _types(self) -> tuple[type[nn.Module], ...]:
         attention = (nn.MultiheadAttention, PrunableMultiheadAttention)
         return (*self.target_types, *attention) if nn.Linear in self.target_types else self.target_types
-
-
-def _order(view: MemberView) -> int:
-    return 0 if view.role is Role.OUT and not view.name.endswith("bias") else 1

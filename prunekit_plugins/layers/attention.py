@@ -15,11 +15,11 @@ from prunekit_core import (
     Layout,
     Resizing,
     UnitsError,
-    check_indices,
     new_size,
     prefix,
     shrink_tensor,
 )
+from prunekit_plugins.layers.removal import remaining
 
 
 class PrunableMultiheadAttention(nn.Module):
@@ -67,6 +67,8 @@ class PrunableMultiheadAttention(nn.Module):
         is_causal: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As ``nn.MultiheadAttention.forward``: same arguments, shapes and results."""
+        if is_causal and attn_mask is None:
+            raise RuntimeError("is_causal is only a hint about attn_mask, which is missing")
         batched = query.dim() == 3
         if not batched:
             query, key, value = (t.unsqueeze(0) for t in (query, key, value))
@@ -172,10 +174,7 @@ def prune_multihead_attention_out_channels(layer: nn.Module, idxs: Sequence[int]
             hint="remove the units through a group: the module is exchanged for an equivalent that can",
         )
     assert isinstance(layer, PrunableMultiheadAttention)
-    gone = check_indices(idxs, layer.out_proj.out_features, "attention")
-    mask = torch.ones(layer.out_proj.out_features, dtype=torch.bool)
-    mask[gone] = False
-    kept = mask.nonzero().flatten()
+    kept = remaining(layer.out_proj.out_features, idxs, layer)
     for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
         weight = getattr(layer, name)
         if weight is not None:

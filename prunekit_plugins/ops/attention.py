@@ -21,6 +21,10 @@ def attention(call: OpCall) -> list[Axis]:
     call.tie(key.axes[-2], value.axes[-2])
     call.whole(query.axes[-1], Verb.CONTRACT)
     call.whole(key.axes[-2], Verb.MIX)
+    if call["is_causal"]:
+        if query.shape[-2] == key.shape[-2]:
+            call.tie(query.axes[-2], key.axes[-2])
+        call.pin([query.axes[-2], key.axes[-2]], "a causal mask goes by position")
     lead = [_lead(call, query, key, value, dim) for dim in range(query.ndim - 2)]
     if call.get("scale") is None:
         call.temperature("scale", query.shape[-1] ** -0.5, query.axes[-1], "query")

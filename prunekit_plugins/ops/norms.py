@@ -28,6 +28,9 @@ def channel_norm(call: OpCall) -> list[Axis]:
     source: TensorArgument = call["input"]
     for name in ("weight", "bias", "running_mean", "running_var"):
         _along(call, source.axes[1], call.get(name))
+    if call.get("training"):
+        for axis in (source.axes[0], *source.axes[2:]):
+            call.whole(axis, Verb.MIX)
     if "use_input_stats" in call:
         call.pin(source.axes[2:], "a spatial dim")
     return list(source.axes)

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
-from prunekit_core import Axis, AxisMismatchError, Kind, OpCall, Role, Rule, TensorArgument, Verb, is_pinned
+from prunekit_core import (
+    Axis,
+    AxisMismatchError,
+    Kind,
+    OpCall,
+    Role,
+    Rule,
+    TensorArgument,
+    Verb,
+    is_pinned,
+    output_like,
+)
 
 
 def broadcast(call: OpCall, tensors: list[TensorArgument], shape: tuple[int, ...]) -> list[Axis]:
@@ -28,6 +40,18 @@ def pointwise(call: OpCall) -> list[Axis]:
         for axis in tensor.axes:
             call.role(axis, Role.ALONG)
     return broadcast(call, tensors, call.shape)
+
+
+def _like_only_tensor(arguments: Mapping[str, Any]) -> torch.Tensor | None:
+    """An activation's output is like its input, unless it turns integers into real numbers."""
+    tensors = [value for value in arguments.values() if isinstance(value, torch.Tensor)]
+    return tensors[0] if len(tensors) == 1 and tensors[0].is_floating_point() else None
+
+
+@output_like(_like_only_tensor)
+def activation(call: OpCall) -> list[Axis]:
+    """A pointwise function of one tensor that keeps its dtype."""
+    return pointwise(call)
 
 
 def add(call: OpCall) -> list[Axis]:
@@ -97,22 +121,25 @@ def prelu(call: OpCall) -> list[Axis]:
 _SAME = """
 alias alpha_dropout bernoulli clone contiguous detach dropout feature_alpha_dropout feature_dropout lift_fresh
 native_dropout normal positive resolve_conj resolve_neg rrelu to _to_copy type_as uniform random exponential
-zeros_like ones_like empty_like full_like rand_like randn_like fill zero requires_grad_ view_as_real_copy
-float half double bfloat16 cpu cuda fake_quantize_per_tensor_affine
+zeros_like ones_like empty_like full_like rand_like randn_like fill zero requires_grad_ cpu cuda fake_quantize_per_tensor_affine
+"""
+
+_ACTIVATIONS = """
+celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_sigmoid mish relu relu6 selu sigmoid silu
+softplus softshrink tanh
 """
 
 _POINTWISE = """
-add.Scalar celu clamp elu gelu glu_jvp hardshrink hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid
-masked_fill mish nan_to_num relu relu6 rsub selu sigmoid silu softplus softshrink softsign square tanh tanhshrink where
-floor_divide remainder fmod true_divide divide multiply subtract isinf isnan isfinite logical_not logical_and
-logical_or absolute negative special_erf special_expit lerp addcmul addcdiv pow exp log rsqrt sqrt reciprocal
-maximum minimum max.other min.other eq ne lt gt le ge
+absolute add.Scalar addcdiv addcmul clamp divide eq exp floor_divide fmod ge glu_jvp gt isfinite isinf isnan le lerp log
+logical_and logical_not logical_or lt masked_fill max.other maximum min.other minimum multiply nan_to_num ne negative
+pow reciprocal remainder rsqrt rsub special_erf special_expit sqrt square subtract true_divide where
 """
 
 RULES: Mapping[str | torch.Tag, Rule] = {
     torch.Tag.pointwise: pointwise,
     **{f"aten::{name}": like_first for name in _SAME.split()},
     **{f"aten::{name}": pointwise for name in _POINTWISE.split()},
+    **{f"aten::{name}": activation for name in _ACTIVATIONS.split()},
     "aten::add.Tensor": add,
     "aten::add_.Tensor": add,
     "aten::softmax": softmax,

@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
-from prunekit_core import Axis, AxisMismatchError, Kind, OpCall, Role, Rule, TensorArgument, Verb, is_pinned, resolve
+from prunekit_core import (
+    Axis,
+    AxisMismatchError,
+    Kind,
+    OpCall,
+    Role,
+    Rule,
+    TensorArgument,
+    Verb,
+    is_pinned,
+    output_like,
+    resolve,
+)
 from prunekit_plugins.ops.pointwise import broadcast
 
 
+def _like_rows(arguments: Mapping[str, Any]) -> tuple[torch.Tensor, list[int]] | None:
+    """A linear layer's output has the leading dims of its input and the rows of its weight, if the parameters fit."""
+    source, weight, bias = arguments["input"], arguments["weight"], arguments["bias"]
+    if source.dim() < 2 or weight.dim() != 2 or source.shape[-1] != weight.shape[1] or source.dtype != weight.dtype:
+        return None
+    if bias is not None and bias.shape != weight.shape[:1]:
+        return None
+    return source, [*source.shape[:-1], weight.shape[0]]
+
+
+@output_like(_like_rows)
 def linear(call: OpCall) -> list[Axis]:
     """``y = x W^T + b`` with ``W [out, in]``."""
     source, weight, bias = call["input"], call["weight"], call["bias"]

@@ -27,7 +27,8 @@ def grid_sample(call: OpCall) -> list[Axis]:
     """Channels pass through; where to look is data."""
     source: TensorArgument = call["input"]
     grid: TensorArgument = call["grid"]
-    call.pin([*source.axes[2:], *grid.axes], "a spatial dim")
+    call.tie(source.axes[0], grid.axes[0])
+    call.pin([*source.axes[2:], *grid.axes[1:]], "a spatial dim")
     return [*source.axes[:2], *(call.fresh(size, "a spatial dim") for size in call.shape[2:])]
 
 
@@ -59,7 +60,10 @@ def pad(call: OpCall) -> list[Axis]:
         if before < 0 or after < 0:
             size = source.shape[dim]
             points = sorted({0, max(0, -before), size - max(0, -after), size})
-            result[dim] = cut(result[dim], points)[points.index(max(0, -before))]
+            parts = cut(result[dim], points)
+            inside = points.index(max(0, -before))
+            call.pin([part for part in parts if part is not parts[inside]], "cut off by a constant amount")
+            result[dim] = parts[inside]
         margins = [call.fresh(max(0, amount), "padding") for amount in (before, after)]
         result[dim] = concat([margins[0], result[dim], margins[1]])
     return result
@@ -68,7 +72,7 @@ def pad(call: OpCall) -> list[Axis]:
 _SPATIAL = """
 adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d
 adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d
-max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices fractional_max_pool2d
+max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
 reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d
 upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d
 upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa

@@ -56,19 +56,38 @@ def expand(call: OpCall) -> list[Axis]:
     """A dim of size one that is repeated becomes a new, free axis (the repeat of grouped-query attention)."""
     source = call["self"]
     lead = len(call.shape) - source.ndim
-    result = []
+    result: list[Axis] = []
     for dim, size in enumerate(call.shape):
         if dim >= lead and source.shape[dim - lead] == size:
             result.append(source.axes[dim - lead])
         else:
-            result.append(_repeats(call, size))
+            result.append(_repeats(call, size, heads=len(call.shape) > 4))
     return result
 
 
-def _repeats(call: OpCall, size: int) -> Axis:
+def _repeats(call: OpCall, size: int, *, heads: bool = False) -> Axis:
+    """A new, free axis that counts repeats; of key and value heads, where the tensor has a dim for heads."""
     axis = Axis(size)
-    call.kind(axis, Kind.QUERIES_PER_HEAD)
+    if heads:
+        call.kind(axis, Kind.QUERIES_PER_HEAD)
     return axis
+
+
+def expand_as(call: OpCall) -> list[Axis]:
+    """The sizes are those of the other tensor: so are the axes."""
+    source, other = call["self"], call["other"]
+    for back in range(1, source.ndim + 1):
+        if source.shape[-back] == other.shape[-back]:
+            call.tie(other.axes[-back], source.axes[-back])
+    return list(other.axes)
+
+
+def reshape_as(call: OpCall) -> list[Axis]:
+    """A reshape to sizes that are those of the other tensor."""
+    result = reshape(call)
+    for own, other in zip(result, call["other"].axes, strict=True):
+        call.tie(own, other)
+    return result
 
 
 def repeat(call: OpCall) -> list[Axis]:
@@ -86,10 +105,11 @@ def repeat_interleave(call: OpCall) -> list[Axis]:
     source, count, dim = call["self"], call["repeats"], call["dim"]
     if not isinstance(count, int):
         raise AxisMismatchError("the number of repeats is a tensor")
+    repeats = _repeats(call, count, heads=source.ndim > 3)
     if dim is None:
-        return [product([*source.axes, _repeats(call, count)])]
+        return [product([*source.axes, repeats])]
     result = list(source.axes)
-    result[dim] = product([result[dim], _repeats(call, count)])
+    result[dim] = product([result[dim], repeats])
     return result
 
 
@@ -109,7 +129,7 @@ def pixel_unshuffle(call: OpCall) -> list[Axis]:
 
 
 _RESHAPES = """
-view reshape _unsafe_view flatten unflatten _reshape_alias view_as reshape_as squeeze unsqueeze ravel squeeze_
+view reshape _unsafe_view flatten unflatten _reshape_alias squeeze unsqueeze ravel squeeze_
 unsqueeze_
 """
 
@@ -128,7 +148,9 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::movedim": movedim,
     "aten::moveaxis": movedim,
     "aten::expand": expand,
-    "aten::expand_as": expand,
+    "aten::expand_as": expand_as,
+    "aten::view_as": reshape_as,
+    "aten::reshape_as": reshape_as,
     "aten::broadcast_to": expand,
     "aten::repeat": repeat,
     "aten::tile": repeat,

@@ -7,13 +7,14 @@ the original that the axes of the result name.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable
 
 import attrs
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunekit_core.axes import (
@@ -209,7 +210,7 @@ class Machine:
             points.insert(1, points[0])
         if len(points) < 2:
             return
-        widths = [high - low for low, high in zip(points, points[1:], strict=False)]
+        widths = [high - low for low, high in itertools.pairwise(points)]
 
         def run(xs: list[torch.Tensor], shapes: list[list[int]]) -> list[torch.Tensor]:
             return list(xs[0].split([s[dim] for s in shapes], dim))
@@ -342,6 +343,7 @@ def run(inputs: list[int], program: list[tuple[int, int, int, int]]) -> Machine:
     return machine
 
 
+@settings(max_examples=1000)
 @given(st.lists(numbers, min_size=1, max_size=3), programs, st.integers(0, 99))
 def test_slicing_commutes_with_every_chain(inputs, program, seed) -> None:  # type: ignore[no-untyped-def]
     run(inputs, program).check(seed)
@@ -353,7 +355,9 @@ def test_many_seeded_chains_and_they_are_not_vacuous() -> None:
     for seed in range(2000):
         chance = random.Random(seed)
         inputs = [chance.randrange(99) for _ in range(chance.randint(1, 3))]
-        program = [(chance.randrange(10), *(chance.randrange(4096) for _ in "abc")) for _ in range(chance.randint(1, 9))]
+        program = [
+            (chance.randrange(10), *(chance.randrange(4096) for _ in "abc")) for _ in range(chance.randint(1, 9))
+        ]
         machine = run(inputs, program)
         lost += machine.check(seed) > 0
         gave_up += machine.gave_up

@@ -343,12 +343,15 @@ RESCALES: tuple[Any, ...] = (
     ["stem.weight", 3, 2.0],
     ["no.such", [[0, 2]], 2.0],
     ["stem", [[0, 2]], 2.0],
+    ["stem.weight", [[0, 2]], 10**400],
+    ["stem.weight", [[0, 2]], "2.0"],
+    ["body.1.num_batches_tracked", [[0, 1]], 2.0],
     ["stem.__class__", [[0, 2]], 2.0],
     None,
 )
 
 
-@pytest.mark.parametrize("rescale", RESCALES, ids=repr)
+@pytest.mark.parametrize("rescale", RESCALES, ids=lambda rescale: repr(rescale)[:48])
 def test_hostile_rescales_are_refused(rescale: Any) -> None:
     data = json.loads(TEXTS[0])
     data["rescales"] = [rescale]
@@ -414,3 +417,72 @@ def refused(text: str, original: nn.Module) -> None:
     with pytest.raises(pk.PrunekitError):
         pk.Plan.from_json(text).apply(model)
     assert same_state(before, state_of(model))
+
+
+class Tied(nn.Module):
+    """An embedding and a head that are one parameter under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mid, self.head = nn.Embedding(7, 8), nn.Linear(8, 8), nn.Linear(8, 7)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.embed(x)
+        return self.head(torch.relu(self.mid(y)) + y)
+
+
+def test_one_tensor_under_two_names_is_not_cut_twice() -> None:
+    model = Tied()
+    plan = pk.BasePruner(copy.deepcopy(model), torch.randint(7, (2, 5)), "random").plan()
+    data = json.loads(plan.to_json())
+    data["parameters"]["head.weight"] = data["parameters"]["embed.weight"]
+    refused(json.dumps(data), model)
+
+
+class Recurrent(nn.Module):
+    """One attention module under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = self.second = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x, x, x, need_weights=False)[0]
+        return self.out(self.second(x, x, x, need_weights=False)[0])
+
+
+@pytest.mark.parametrize(
+    ("part", "entry"),
+    [
+        ("swaps", ["second", "multihead_attention"]),
+        ("edits", ["second", "head_dim", 4, 2]),
+    ],
+)
+def test_a_second_name_of_an_exchanged_module_is_refused(part: str, entry: list[Any]) -> None:
+    model = Recurrent()
+    plan = pk.BasePruner(copy.deepcopy(model), torch.randn(2, 5, 8), "random").plan()
+    data = json.loads(plan.to_json())
+    assert data["swaps"] == [["first", "multihead_attention"]]
+    data[part].append(entry)
+    refused(json.dumps(data), model)
+
+
+class Scalar(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.scale = nn.Parameter(torch.tensor(1.5))
+        self.register_buffer("places", torch.arange(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(torch.relu(self.up(x))) * self.scale
+
+
+@pytest.mark.parametrize("name", ["scale", "places"])
+def test_what_has_no_rows_to_scale_is_refused(name: str) -> None:
+    model = Scalar()
+    data = json.loads(pk.BasePruner(copy.deepcopy(model), torch.randn(2, 6), "random").plan().to_json())
+    data["rescales"] = [[name, [[0, 1]], 0.5]]
+    refused(json.dumps(data), model)

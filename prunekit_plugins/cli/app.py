@@ -1,0 +1,85 @@
+"""The program: every registered command under one name, and exit codes for errors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Annotated, Any
+
+import typer
+
+from prunekit_core import ArgumentError, PluginError, PrunekitError, Registry, default_registry
+from prunekit_plugins.cli.command import LazyCommand
+from prunekit_plugins.cli.output import is_terminal
+
+
+def run(arguments: Sequence[str] | None = None, registry: Registry | None = None) -> int:
+    """Runs one command and returns the exit code.
+
+    Args:
+        arguments: The words after ``prunekit``; None for those of the process.
+        registry: Where commands are found; None for the default registry.
+
+    Returns:
+        0, 1 (it failed; the reason is on stderr) or 2 (wrong usage).
+    """
+    try:
+        application = build(registry or default_registry())
+        application(None if arguments is None else list(arguments), prog_name="prunekit")
+    except ArgumentError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except PrunekitError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except SystemExit as finished:  # how typer ends, whatever the outcome
+        return finished.code if isinstance(finished.code, int) else int(finished.code is not None)
+    return 0
+
+
+def build(registry: Registry) -> typer.Typer:
+    """Makes the program from the commands of a registry."""
+    application = typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich" if is_terminal(sys.stdout) and is_terminal(sys.stderr) else None,
+    )
+    application.callback()(_program)
+    for name, entry in registry.entries("prunekit_commands").items():
+        application.command(name)(_usable(name, entry.value, entry.owner.name))
+    return application
+
+
+def _usable(name: str, command: Any, owner: str) -> Callable[..., Any]:
+    """Returns the command's function; one that can't be used is replaced, so that the others still work."""
+    try:
+        function = command.load() if isinstance(command, LazyCommand) else command
+        trial = typer.Typer()
+        trial.command(name)(function)
+        typer.main.get_command(trial)
+    except Exception as error:  # a stranger's command may fail in any way; it is told when the command is called
+        reason = f"{type(error).__name__}: {error}"
+
+        def broken() -> None:
+            raise PluginError(f"The command {name!r} can't be used.", where=owner, why=reason)
+
+        broken.__doc__ = f"Can't be used: {reason}"
+        return broken
+    usable: Callable[..., Any] = function
+    return usable
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"prunekit {metadata.version('prunekit')}")
+        raise typer.Exit
+
+
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Structural pruning for PyTorch: whole channels, heads and neurons go, and the rest is proven to be the same."""

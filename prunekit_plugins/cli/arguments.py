@@ -1,0 +1,111 @@
+"""Arguments as they are typed, read before anything is built."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+import torch
+
+from prunekit_core import ArgumentError, nearest
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "bool": torch.bool,
+}
+
+
+@attrs.frozen
+class TensorSpec:
+    """The shape and dtype of an example input.
+
+    Attributes:
+        shape: Its sizes.
+        dtype: A key of `DTYPES`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    def __str__(self) -> str:
+        sizes = ",".join(str(size) for size in self.shape)
+        return sizes if self.dtype == "float32" else f"{sizes}:{self.dtype}"
+
+    def tensor(self, generator: torch.Generator) -> torch.Tensor:
+        """Makes a random tensor: normal, or zeros and ones for integers, which any vocabulary holds."""
+        dtype = DTYPES[self.dtype]
+        if dtype.is_floating_point:
+            return torch.randn(self.shape, generator=generator).to(dtype)
+        return torch.randint(0, 2, self.shape, generator=generator).to(dtype)
+
+
+def read_inputs(texts: Sequence[str]) -> list[TensorSpec]:
+    """Reads ``--input`` arguments: sizes, and a dtype where it isn't float32 (``1,3,224,224``, ``1,16:int64``).
+
+    Raises:
+        ArgumentError: One isn't of that form.
+    """
+    found = []
+    for text in texts:
+        sizes, colon, dtype = text.partition(":")
+        if not re.fullmatch(r"\s*[1-9]\d*\s*(,\s*[1-9]\d*\s*)*", sizes):
+            raise ArgumentError(
+                "An --input must be positive sizes with commas between them.",
+                why=f"got {text!r}",
+                hint="for example --input 1,3,224,224, or --input 1,16:int64 for whole numbers",
+            )
+        if colon and dtype not in DTYPES:
+            raise ArgumentError("An --input has an unknown dtype.", why=f"got {text!r}", hint=nearest(dtype, DTYPES))
+        found.append(TensorSpec(tuple(int(size) for size in sizes.split(",")), dtype or "float32"))
+    return found
+
+
+def read_targets(texts: Sequence[str]) -> dict[str, float] | None:
+    """Reads ``--target`` arguments: ``macs=0.5``.
+
+    Returns:
+        Cost model to fraction (up to 1) or absolute value; None when there are none.
+
+    Raises:
+        ArgumentError: One isn't of that form, or names a cost model twice.
+    """
+    found: dict[str, float] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if not name or not equals or not 0 < number < float("inf"):
+            raise ArgumentError(
+                "A --target must be a cost model, an equals sign and a positive number.",
+                why=f"got {text!r}",
+                hint="for example --target macs=0.5, which leaves half",
+            )
+        if name in found:
+            raise ArgumentError("A --target is given twice.", where=name)
+        found[name] = number
+    return found or None
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Makes sure that a file can be written, without touching it.
+
+    Raises:
+        ArgumentError: It is a folder, or its folder isn't there or is closed to writing.
+    """
+    parent = path.parent
+    if path.is_dir():
+        raise ArgumentError(f"{option} must be a file.", where=str(path), why="it is a folder")
+    if not parent.is_dir():
+        raise ArgumentError(f"The folder for {option} doesn't exist.", where=str(parent))
+    if not os.access(parent, os.W_OK):
+        raise ArgumentError(f"The folder for {option} can't be written to.", where=str(parent))

@@ -1,0 +1,1 @@
+"""``prunekit demo``: two small models on real data, trained, pruned to half their cost, and fine-tuned."""

@@ -1,0 +1,29 @@
+"""The console script. It imports typer and rich only after it has made sure that they are there."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: The words after ``prunekit``; None for those of the process.
+
+    Returns:
+        0, 1 (it failed; the reason is on stderr) or 2 (wrong usage).
+    """
+    missing = [name for name in ("typer", "rich") if importlib.util.find_spec(name) is None]
+    if missing:
+        print(
+            f"The command line needs {' and '.join(missing)}.\n"
+            '  what to do: pip install "prunekit[cli]"; the library itself (import prunekit_core) works without',
+            file=sys.stderr,
+        )
+        return 1
+    from prunekit_plugins.cli.app import run
+
+    return run(arguments)

@@ -1,0 +1,121 @@
+"""``prunekit inspect``: the groups of a model, what is pinned and why, and what could be saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from prunekit_core import BasePruner, Preview, PrunekitError, Registry, Report, UnitGroup, default_registry
+from prunekit_plugins.cli import options
+from prunekit_plugins.cli.arguments import read_inputs
+from prunekit_plugins.cli.listing import report_data, show_left, show_rows
+from prunekit_plugins.cli.models import Subject, build
+from prunekit_plugins.cli.output import Output, Table, cost_data, cost_rows
+
+RATIO = 0.5
+
+
+def inspect(
+    model: options.Model,
+    inputs: options.Inputs = None,
+    block: options.Block = None,
+    everything: options.All = False,
+    as_json: options.Json = False,
+) -> None:
+    """Show the groups of a model, what is pinned and why, and what could be saved."""
+    specs = read_inputs(inputs or ())
+    output = Output(as_json)
+    registry = Registry(block=block) if block else default_registry()
+    with output.working(f"building {model}"):
+        subject = build(model, specs)
+    with output.working(f"analysing {model}"):
+        pruner = BasePruner(subject.model, subject.inputs, pruning_ratio=RATIO, registry=registry)
+    groups = pruner.graph.groups()
+    preview, obstacle = None, ""
+    with output.working("trying half of the units"):
+        try:
+            preview = pruner.plan().preview()
+        except PrunekitError as error:  # the groups are worth showing all the same
+            obstacle = str(error)
+    report = _only_reasons(pruner.report(), preview)
+    shapes = " and ".join(str(spec) for spec in subject.specs)
+    size = sum(parameter.numel() for parameter in subject.model.parameters())
+    output.line(f"{subject.name}, input {shapes}: {size:,} parameters, {len(groups)} groups")
+    show_rows(output, "groups", COLUMNS, [_row(group) for group in groups], everything)
+    show_left(output, report, everything)
+    _show_saving(output, preview, obstacle)
+    output.result(_data(subject, size, groups, report, preview, obstacle))
+
+
+def _only_reasons(report: Report, preview: Preview | None) -> Report:
+    """Takes the groups that half of the units could go from out of those left alone."""
+    could = {} if preview is None else preview.groups
+    return attrs.evolve(report, left={name: why for name, why in report.left.items() if name not in could})
+
+
+COLUMNS = ("group", "kind", ">units", ">members", "removal is")
+
+
+def _row(group: UnitGroup) -> tuple[str, ...]:
+    kind = f"{group.kind.value} (whole)" if group.outer else group.kind.value
+    return (group.name, kind, str(group.size), str(len(group.members)), exactness(group))
+
+
+def exactness(group: UnitGroup) -> str:
+    """Says whether a group's removal equals zeroing it, and if not, which operations mix its units."""
+    if not group.mixes:
+        return "exact"
+    names: dict[str, int] = {}
+    for use in group.mixes:
+        name = use.split(" ")[0].removeprefix("aten::")
+        names[name] = names.get(name, 0) + 1
+    return "not exact: " + ", ".join(f"{name} ({count} uses)" if count > 1 else name for name, count in names.items())
+
+
+def _show_saving(output: Output, preview: Preview | None, obstacle: str) -> None:
+    if preview is None:
+        output.line(f"what could be saved isn't known: {obstacle}", good=False)
+    elif not preview.groups:
+        output.line("nothing can be pruned", good=False)
+    else:
+        costs: Mapping[str, tuple[float, float]] = {
+            "params": (preview.params_before, preview.params_after),
+            **preview.costs,
+        }
+        title = f"with {RATIO:.0%} of the units gone from each of {len(preview.groups)} groups"
+        output.table(Table(title, ("cost", ">before", ">after", ">left"), cost_rows(costs)))
+
+
+def _data(
+    subject: Subject, size: int, groups: list[UnitGroup], report: Report, preview: Preview | None, obstacle: str
+) -> dict[str, Any]:
+    rest = {key: value for key, value in report_data(report).items() if key not in ("pruned", "mixes")}
+    return {
+        "model": subject.name,
+        "inputs": [str(spec) for spec in subject.specs],
+        "params": size,
+        "groups": [
+            {
+                "name": group.name,
+                "kind": group.kind.value,
+                "units": group.size,
+                "outer": group.outer,
+                "exact": not group.mixes,
+                "mixes": list(group.mixes),
+                "members": [{"parameter": m.parameter, "dim": m.dim, "role": m.role.value} for m in group.members],
+            }
+            for group in groups
+        ],
+        **rest,
+        "saving": None
+        if preview is None
+        else {
+            "ratio": RATIO,
+            "params": {"before": preview.params_before, "after": preview.params_after},
+            "costs": cost_data(preview.costs),
+            "groups": {name: {"before": a, "after": b} for name, (a, b) in preview.groups.items()},
+        },
+        "obstacle": obstacle or None,
+    }

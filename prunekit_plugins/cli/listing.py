@@ -1,0 +1,58 @@
+"""Reports as listings: what was pruned, left on purpose, pinned, not understood, untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from prunekit_core import Report
+from prunekit_plugins.cli.collapse import Row, collapse
+from prunekit_plugins.cli.output import Output, Table
+
+
+def show_rows(
+    output: Output, title: str, columns: Sequence[str], rows: Sequence[Row], everything: bool = False
+) -> None:
+    """Shows a table whose first column holds names, lines of repeated blocks joined unless everything is wanted."""
+    if not rows:
+        return
+    lines = [(1, row) for row in rows] if everything else collapse(rows)
+    if any(count > 1 for count, _ in lines):
+        shown = [(row[0], str(count), *row[1:]) for count, row in lines]
+        output.table(Table(title, (columns[0], ">times", *columns[1:]), shown))
+    else:
+        output.table(Table(title, tuple(columns), [row for _, row in lines]))
+
+
+def show_report(output: Output, report: Report, everything: bool = False) -> None:
+    """Shows everything that a report says."""
+    pruned = [(name, str(before), str(after)) for name, (before, after) in report.pruned.items()]
+    show_rows(output, f"pruned: {len(pruned)} groups", ("group", ">units before", ">after"), pruned, everything)
+    show_left(output, report, everything)
+
+
+def show_left(output: Output, report: Report, everything: bool = False) -> None:
+    """Shows what a report says about everything that stays as it is."""
+    left = list(report.left.items())
+    show_rows(output, f"left whole: {len(left)} groups", ("group", "why"), left, everything)
+    pinned = list(report.pinned.items())
+    show_rows(output, f"pinned: {len(pinned)} parameter dims", ("parameter[dim]", "why"), pinned, everything)
+    gaps = [(gap,) for gap in report.not_understood]
+    show_rows(output, f"not understood: {len(gaps)} operations", ("operation",), gaps, everything)
+    untouched = [(name,) for name in report.untouched]
+    show_rows(output, f"used by no recording: {len(untouched)} parameters", ("parameter",), untouched, everything)
+    for note in report.notes:
+        output.line(f"note: {note}")
+
+
+def report_data(report: Report) -> dict[str, Any]:
+    """Makes a report into data for programs."""
+    return {
+        "pruned": {name: {"before": before, "after": after} for name, (before, after) in report.pruned.items()},
+        "left": dict(report.left),
+        "pinned": dict(report.pinned),
+        "not_understood": list(report.not_understood),
+        "untouched": list(report.untouched),
+        "mixes": {name: list(uses) for name, uses in report.mixes.items()},
+        "notes": list(report.notes),
+    }

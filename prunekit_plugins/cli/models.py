@@ -1,0 +1,91 @@
+"""The MODEL argument: a model with random weights and example inputs for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import attrs
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from prunekit_core import ArgumentError, CheckpointError
+from prunekit_plugins.cli.arguments import TensorSpec
+from prunekit_plugins.cli.sources import SOURCES, from_code
+
+SEED = 0
+
+
+@attrs.frozen(eq=False)
+class Subject:
+    """The model that a command works on.
+
+    Attributes:
+        name: As it was typed.
+        model: The model, in eval mode.
+        inputs: Example inputs: positional ones, or keyword ones.
+        specs: What the inputs were made from.
+    """
+
+    name: str
+    model: nn.Module
+    inputs: tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]
+    specs: tuple[TensorSpec, ...]
+
+
+def build(name: str, specs: Sequence[TensorSpec], weights: Path | None = None) -> Subject:
+    """Builds the model that an argument names. The same argument gives the same weights every time.
+
+    Args:
+        name: ``torchvision:NAME``, ``timm:NAME``, ``hf:FOLDER`` or ``package.module:factory``.
+        specs: Its inputs; empty for the usual ones.
+        weights: A safetensors file with the model's weights; None for random ones.
+
+    Raises:
+        ArgumentError: There is no such model, or its inputs aren't known.
+        BuildError: A package is missing, or the model's own code raised.
+        CheckpointError: The weights don't fit.
+    """
+    prefix, colon, rest = name.partition(":")
+    maker = SOURCES.get(prefix) if colon else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        source = maker(rest) if maker is not None else from_code(name)
+    chosen = tuple(specs) or source.inputs
+    if not chosen:
+        raise ArgumentError(
+            "The inputs of this model aren't known.", where=name, hint="give their shapes: --input 1,3,224,224"
+        )
+    if weights is not None:
+        fill(source.model, weights)
+    generator = torch.Generator().manual_seed(SEED)
+    tensors = tuple(spec.tensor(generator) for spec in chosen)
+    keyword = source.keyword if len(tensors) == 1 else ""
+    return Subject(name, source.model.eval(), {keyword: tensors[0]} if keyword else tensors, chosen)
+
+
+def fill(model: nn.Module, path: Path) -> None:
+    """Loads a state dict from a safetensors file; names and shapes must be the model's.
+
+    Raises:
+        CheckpointError: The file can't be read, or is for another model.
+    """
+    if not path.is_file():
+        raise CheckpointError("There is no such file.", where=str(path))
+    try:
+        tensors = safetensors.torch.load_file(str(path))
+    except safetensors.SafetensorError as error:
+        raise CheckpointError("The file is corrupt or no safetensors file.", where=str(path), why=str(error)) from error
+    try:
+        missing, surplus = model.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:  # shapes differ; PyTorch lists them below its headline
+        lines = [line.strip() for line in str(error).splitlines()[1:4]]
+        raise CheckpointError("The weights are for another model.", where=str(path), why="; ".join(lines)) from error
+    # a file keeps one name of a shared tensor, which fills the others
+    stored = {model.state_dict(keep_vars=True)[key].data_ptr() for key in tensors if key not in surplus}
+    absent = [key for key in missing if model.state_dict(keep_vars=True)[key].data_ptr() not in stored]
+    if absent or surplus:
+        named = [*(f"{key} is missing" for key in absent[:3]), *(f"{key} isn't in the model" for key in surplus[:3])]
+        raise CheckpointError("The weights are for another model.", where=str(path), why="; ".join(named))

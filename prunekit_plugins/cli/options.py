@@ -1,0 +1,31 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="torchvision:NAME, timm:NAME, hf:FOLDER or package.module:factory. Random weights, no download.",
+        show_default=False,
+    ),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="SIZES",
+        help="Shape of an example input: 1,3,224,224, or 1,16:int64. Repeat it for several inputs.",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Block = Annotated[
+    list[str] | None,
+    typer.Option("--block", metavar="PLUGIN", help="Leave a plugin out. May be repeated.", show_default=False),
+]
+All = Annotated[bool, typer.Option("--all", help="List everything; don't join lines of repeated blocks.")]

@@ -1,0 +1,96 @@
+"""``prunekit plugins``: everything registered, from where, and what is blocked or broken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prunekit_core import HOOKS, Registry, default_registry
+from prunekit_plugins.cli import options
+from prunekit_plugins.cli.output import Output, Table
+
+SHOWN = 12
+
+
+def plugins(block: options.Block = None, everything: options.All = False, as_json: options.Json = False) -> None:
+    """Show everything registered, from which distribution, what overrides what, what is blocked or broken."""
+    show(Registry(block=block) if block else default_registry(), Output(as_json), everything)
+
+
+def show(registry: Registry, output: Output, everything: bool = False) -> None:
+    """Shows what a registry holds.
+
+    Args:
+        registry: The registry.
+        output: Where it goes.
+        everything: List every name of a hook with very many.
+    """
+    found = registry.plugins()
+    rows = [(p.name, p.version or "-", state(p.blocked, p.error)) for p in found]
+    output.table(Table(f"plugins: {len(found)}", ("plugin", "version", "state"), rows))
+    lines = [line for hook in HOOKS for line in _hook_lines(hook, registry, everything)]
+    output.table(Table("registered", ("hook", "plugin", ">count", "names"), lines))
+    overrides = [
+        (hook, key_name(key), entry.owner.name, ", ".join(entry.overrides))
+        for hook in HOOKS
+        for key, entry in registry.entries(hook).items()
+        if entry.overrides
+    ]
+    if overrides:
+        output.table(Table("overridden", ("hook", "name", "by", "whose"), overrides))
+    output.result(_data(registry))
+
+
+def state(blocked: bool, error: str) -> str:
+    """Words what became of a plugin."""
+    if blocked:
+        return "blocked"
+    return f"broken: {error}" if error else "loaded"
+
+
+def key_name(key: Any) -> str:
+    """Writes the key of an entry: a name, an operation, a tag, or a class."""
+    if isinstance(key, type):
+        return f"{key.__module__}.{key.__qualname__}"
+    return str(key)
+
+
+def _hook_lines(hook: str, registry: Registry, everything: bool) -> list[tuple[str, ...]]:
+    owners: dict[str, list[str]] = {}
+    for key, entry in registry.entries(hook).items():
+        owners.setdefault(entry.owner.name, []).append(key_name(key))
+    if not owners:
+        return [(hook, "-", "0", "")]
+    lines: list[tuple[str, ...]] = []
+    for owner, names in owners.items():
+        shown = names if everything or len(names) <= SHOWN else [*names[:3], f"and {len(names) - 3} more (--all)"]
+        lines.append((hook, owner, str(len(names)), ", ".join(shown)))
+    return lines
+
+
+def _entries(hook: str, registry: Registry) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": key_name(key),
+            "plugin": entry.owner.name,
+            "distribution": entry.owner.distribution,
+            "version": entry.owner.version,
+            "overrides": list(entry.overrides),
+        }
+        for key, entry in registry.entries(hook).items()
+    ]
+
+
+def _data(registry: Registry) -> dict[str, Any]:
+    return {
+        "plugins": [
+            {
+                "name": p.name,
+                "distribution": p.distribution,
+                "version": p.version,
+                "state": state(p.blocked, p.error).partition(":")[0],
+                "error": p.error or None,
+            }
+            for p in registry.plugins()
+        ],
+        "hooks": {hook: _entries(hook, registry) for hook in HOOKS},
+    }

@@ -1,0 +1,153 @@
+"""``prunekit prune``: a model in, a smaller one in a file out."""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prunekit_core import (
+    ArgumentError,
+    ExactCheck,
+    PrunekitError,
+    PruneResult,
+    Registry,
+    check_exact,
+    default_registry,
+    save,
+)
+from prunekit_core import prune as prune_model
+from prunekit_plugins.cli import options
+from prunekit_plugins.cli.arguments import check_writable, read_inputs, read_targets
+from prunekit_plugins.cli.listing import report_data, show_report
+from prunekit_plugins.cli.models import Subject, build
+from prunekit_plugins.cli.output import Output, Table, cost_data, cost_rows
+
+
+class NotExactError(PrunekitError, RuntimeError):
+    """The pruned model doesn't compute what the original with the removed units zeroed computes."""
+
+
+def prune(
+    model: options.Model,
+    inputs: options.Inputs = None,
+    ratio: Annotated[
+        float | None, typer.Option(help="Fraction of the units to remove; 0.5 without --target.", show_default=False)
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COST=VALUE", help="What should be left: macs=0.5, params=0.4. Repeatable.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the smaller model goes (safetensors).", show_default=False)
+    ] = None,
+    plan: Annotated[Path | None, typer.Option(help="Where the plan goes (JSON).", show_default=False)] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights to start from (safetensors).", show_default=False)
+    ] = None,
+    importance: Annotated[str, typer.Option(help="The criterion that ranks the units.")] = "magnitude",
+    global_pruning: Annotated[bool, typer.Option("--global", help="Rank all units of the model together.")] = False,
+    round_to: Annotated[int | None, typer.Option(help="Keep sizes at multiples of this.", show_default=False)] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYER", help="Leave the outputs of a layer alone. Repeatable.", show_default=False),
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Fail unless the result is exactly right.")] = False,
+    block: options.Block = None,
+    everything: options.All = False,
+    as_json: options.Json = False,
+) -> None:
+    """Prune a model and write the smaller one to a file, which prunekit_core.load reads."""
+    specs, targets = read_inputs(inputs or ()), read_targets(target or ())
+    for path, option in ((out, "--out"), (plan, "--plan")):
+        if path is not None:
+            check_writable(path, option)
+    if ratio is not None and targets:
+        raise ArgumentError("Give --ratio or --target, not both.")
+    output = Output(as_json)
+    registry = Registry(block=block) if block else default_registry()
+    registry.named("prunekit_importance", importance)
+    with output.working(f"building {model}"):
+        subject = build(model, specs, weights)
+    original = copy.deepcopy(subject.model) if check else None
+    with output.working(f"pruning {model}"):
+        result = prune_model(
+            subject.model,
+            subject.inputs,
+            ratio,
+            target=targets,
+            importance=importance,
+            global_pruning=global_pruning,
+            ignored_layers=ignore,
+            round_to=round_to,
+            registry=registry,
+        )
+    found = None if original is None else _checked(original, subject, result, registry)
+    if out is not None:
+        save(subject.model, out, plan=result.plan)
+    if plan is not None:
+        write_text(plan, result.plan.to_json())
+    _show(output, subject, result, found, out, everything)
+    output.result(_data(subject, result, found, out, plan))
+
+
+def _checked(original: Any, subject: Subject, result: PruneResult, registry: Registry) -> ExactCheck:
+    found = check_exact(original, subject.model, result.plan, subject.inputs, registry=registry)
+    if not found:
+        raise NotExactError("The pruned model is not exact; nothing was written.", where=subject.name, why=str(found))
+    return found
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file; it appears whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        temporary = Path(folder) / path.name
+        temporary.write_text(text)
+        os.replace(temporary, path)
+
+
+def _show(
+    output: Output, subject: Subject, result: PruneResult, check: ExactCheck | None, out: Path | None, everything: bool
+) -> None:
+    costs = {"params": (result.preview.params_before, result.preview.params_after), **result.preview.costs}
+    shapes = " and ".join(str(spec) for spec in subject.specs)
+    rows = cost_rows(costs)
+    output.table(Table(f"{subject.name}, input {shapes}", ("cost", ">before", ">after", ">left"), rows))
+    show_report(output, result.report, everything)
+    if check is not None:
+        output.line(f"checked against the original with the removed units zeroed: {check}", good=True)
+    if out is None:
+        output.line("nothing was written: --out FILE keeps the smaller model")
+    else:
+        output.line(f"written: {out} ({out.stat().st_size:,} bytes)", good=True)
+
+
+def _data(
+    subject: Subject, result: PruneResult, check: ExactCheck | None, out: Path | None, plan: Path | None
+) -> dict[str, Any]:
+    preview = result.preview
+    return {
+        "model": subject.name,
+        "inputs": [str(spec) for spec in subject.specs],
+        "params": {"before": preview.params_before, "after": preview.params_after},
+        "bytes": {"before": preview.bytes_before, "after": preview.bytes_after},
+        "costs": cost_data(preview.costs),
+        "layers": {name: {"before": list(a), "after": list(b)} for name, (a, b) in result.layers.items()},
+        **report_data(result.report),
+        "check": None
+        if check is None
+        else {
+            "exact": check.exact,
+            "error": check.error,
+            "tolerance": check.tolerance,
+            "inexact_groups": list(check.inexact),
+        },
+        "out": None if out is None else str(out),
+        "plan": None if plan is None else str(plan),
+    }

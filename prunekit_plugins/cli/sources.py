@@ -1,0 +1,177 @@
+"""Where models come from: torchvision, timm, a local transformers folder, or the user's own code.
+
+Every model has random weights; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import attrs
+from torch import nn
+
+from prunekit_core import ArgumentError, PrunekitError
+from prunekit_plugins.cli.arguments import TensorSpec
+
+IMAGE = TensorSpec((1, 3, 224, 224))
+INCEPTION = TensorSpec((1, 3, 299, 299))
+VIDEO = TensorSpec((1, 3, 16, 112, 112))
+FRAME = TensorSpec((1, 3, 128, 128))
+TOKENS = TensorSpec((1, 16), "int64")
+
+
+class BuildError(PrunekitError, RuntimeError):
+    """A model can't be built: a package is missing, or its own code raised."""
+
+
+@attrs.frozen
+class Source:
+    """A model that was built, with what it is usually fed.
+
+    Attributes:
+        model: The model.
+        inputs: Example inputs to use when none are given; empty when they can't be known.
+        keyword: Name of the argument that the input is passed as; empty for positional inputs.
+    """
+
+    model: nn.Module
+    inputs: tuple[TensorSpec, ...] = ()
+    keyword: str = ""
+
+
+def from_torchvision(name: str) -> Source:
+    """Builds a model of torchvision by its registered name."""
+    models = _package("torchvision.models", "prunekit[vision]")
+    known = models.list_models()
+    if name not in known:
+        raise ArgumentError(f"torchvision has no model {name!r}.", hint=_close(name, known))
+    builder = models.get_model_builder(name)
+    family = builder.__module__.removeprefix("torchvision.models").lstrip(".").split(".")[0]
+    if family in ("detection", "quantization"):
+        raise ArgumentError(
+            f"torchvision's {family} models can't be named on the command line.",
+            where=name,
+            hint="call prunekit_core.prune from Python, with the inputs that the model takes",
+        )
+    options: dict[str, Any] = {"weights": None}
+    if "weights_backbone" in inspect.signature(builder).parameters:
+        options["weights_backbone"] = None
+    with warnings.catch_warnings():
+        # GoogLeNet and Inception announce that the default of init_weights will change
+        warnings.simplefilter("ignore", FutureWarning)
+        model = _called(lambda: builder(**options), f"torchvision:{name}")
+    special = {"inception_v3": (INCEPTION,)}
+    return Source(model, special.get(name) or {"video": (VIDEO,), "optical_flow": (FRAME, FRAME)}.get(family, (IMAGE,)))
+
+
+def from_timm(name: str) -> Source:
+    """Builds a model of timm by its registered name."""
+    timm = _package("timm", "timm")
+    if not timm.is_model(name):
+        raise ArgumentError(f"timm has no model {name!r}.", hint=_close(name, timm.list_models()))
+    model = _called(lambda: timm.create_model(name, pretrained=False), f"timm:{name}")
+    size = getattr(model, "default_cfg", {}).get("input_size", IMAGE.shape[1:])
+    return Source(model, (TensorSpec((1, *size)),))
+
+
+def from_transformers(name: str) -> Source:
+    """Builds a model from the configuration in a local folder; code in the folder isn't run."""
+    folder = Path(name)
+    if not (folder / "config.json").is_file():
+        raise ArgumentError(
+            "An hf: model is given by a local folder that holds a config.json.",
+            where=str(folder),
+            hint="nothing is downloaded: save the configuration with config.save_pretrained(folder)",
+        )
+    transformers = _package("transformers", "transformers")
+
+    def build() -> Any:
+        config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        names = json.loads((folder / "config.json").read_text()).get("architectures") or ["AutoModel"]
+        architecture = getattr(transformers, names[0], None)
+        if architecture is None or names[0] == "AutoModel":
+            return transformers.AutoModel.from_config(config)
+        return architecture(config)
+
+    model = _called(build, f"hf:{name}")
+    keyword = str(getattr(model, "main_input_name", "input_ids"))
+    config: Any = model.config
+    if keyword == "input_ids":
+        return Source(model, (TOKENS,), keyword)
+    if keyword == "pixel_values" and isinstance(getattr(config, "image_size", None), int):
+        channels = getattr(config, "num_channels", 3)
+        return Source(model, (TensorSpec((1, channels, config.image_size, config.image_size)),), keyword)
+    return Source(model, (), keyword)
+
+
+def from_code(name: str) -> Source:
+    """Calls a factory of the user's, ``package.module:factory``; modules in the working directory are found."""
+    path, _, attribute = name.partition(":")
+    if not path or not attribute:
+        raise ArgumentError(
+            "The model isn't named in a known way.",
+            why=f"got {name!r}",
+            hint="use torchvision:NAME, timm:NAME, hf:FOLDER or package.module:factory",
+        )
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (path == error.name or path.startswith(error.name + ".")):
+            raise BuildError("The module of the model can't be imported.", where=path, why=str(error)) from error
+        raise ArgumentError(
+            f"There is no module {path!r}.",
+            why=str(error),
+            hint="name it as in an import; the working directory is searched first",
+        ) from error
+    except Exception as error:  # the user's module may fail in any way
+        why = f"{type(error).__name__}: {error}"
+        raise BuildError("The module of the model can't be imported.", where=path, why=why) from error
+    if not hasattr(module, attribute):
+        public = [key for key in vars(module) if not key.startswith("_")]
+        raise ArgumentError(f"The module {path!r} has no {attribute!r}.", hint=_close(attribute, public))
+    factory = getattr(module, attribute)
+    return Source(factory if isinstance(factory, nn.Module) else _called(factory, name))
+
+
+SOURCES: dict[str, Callable[[str], Source]] = {
+    "torchvision": from_torchvision,
+    "timm": from_timm,
+    "hf": from_transformers,
+}
+
+
+def _package(name: str, install: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.split(".")[0]
+        raise BuildError(f"{package} can't be imported.", why=str(error), hint=f'pip install "{install}"') from error
+
+
+def _called(factory: Callable[[], Any], where: str) -> nn.Module:
+    try:
+        model = factory()
+    except Exception as error:  # the model's own code may fail in any way
+        why = f"{type(error).__name__}: {error}"
+        raise BuildError("The model can't be built.", where=where, why=why) from error
+    if not isinstance(model, nn.Module):
+        raise ArgumentError("The factory must return an nn.Module.", where=where, why=f"got {type(model).__name__}")
+    return model
+
+
+def _close(name: str, known: Iterable[str]) -> str:
+    """Names the nearest of very many names."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return "did you mean " + " or ".join(repr(found) for found in close) + "?" if close else ""

@@ -1,0 +1,65 @@
+"""Every snippet of the documents is run, and prints what the document says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.docs.snippets import DOCUMENTS, ROOT, blocks_of, run_document
+
+
+@pytest.fixture(autouse=True)
+def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_snippets_run_and_print_what_the_document_says(path: Path) -> None:
+    document = path.read_text()
+    run = run_document(document, str(path.relative_to(ROOT)))
+    blocks = [block for block in blocks_of(document) if block.language in ("python", "console") and not block.skipped]
+    assert run >= len(blocks)
+
+
+def test_every_document_with_code_is_found() -> None:
+    names = [path.name for path in DOCUMENTS]
+    assert names == sorted({"README.md", *(path.name for path in (ROOT / "docs").glob("*.md"))})
+    assert sum(block.language == "python" for path in DOCUMENTS for block in blocks_of(path.read_text())) > 20
+
+
+WRONG = {
+    "another output": "```python\nprint(1)\n```\n\n```text\n2\n```\n",
+    "an output cut short": "```python\nprint('a'); print('b')\n```\n\n```text\na\n```\n",
+    "an exception": "```python\nassert False\n```\n",
+    "a warning": "```python\nimport warnings; warnings.warn('old')\n```\n",
+    "another program": "```console\n$ rm -r /\n```\n",
+    "a command that fails": "```console\n$ prunekit prune nonsense\n```\n",
+    "a block without an end": "```python\nx = 1\n",
+    "a skip without a reason": "<!-- not run: -->\n\n```python\nassert False\n```\n",
+}
+
+
+@pytest.mark.parametrize("document", WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_document_is_told(document: str) -> None:
+    with pytest.raises((AssertionError, UserWarning)):
+        run_document(document, "wrong.md")
+
+
+def test_blocks_share_names_and_dots_stand_for_anything() -> None:
+    document = "```python\nx = 2\n```\n\n```python\nprint(x, 'left', 3)\n```\n\n```text\n2 ... 3\n```\n"
+    assert run_document(document, "right.md") == 2
+
+
+def test_a_block_with_a_visible_reason_is_left_out() -> None:
+    document = "<!-- not run: needs a camera -->\n```python\nassert False\n```\n"
+    assert run_document(document, "skipped.md") == 0
+
+
+def test_text_that_follows_prose_is_no_output() -> None:
+    assert run_document("```python\nprint(1)\n```\n\nA drawing:\n\n```text\n2\n```\n", "drawing.md") == 1

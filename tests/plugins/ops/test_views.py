@@ -1,0 +1,131 @@
+"""Rules of views: written answers, and execution."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from prunekit_plugins.ops import views
+from tests.plugins.ops.cases import Case, case, missing_ops, unmet_keys
+
+EXCUSED: dict[str, str] = {}
+
+CASES = [
+    # view and its relatives
+    case("x.view(2, 3, 4)", "a2 (b3*c4) -> a2 b3 c4", x=(2, 12)),
+    case("x.view(6, 4)", "a2 (b3*c4) -> (a2*b3) c4", x=(2, 12)),
+    case("x.view(-1)", "a2 b12 -> (a2*b12)", x=(2, 12)),
+    case("x.view(2, -1, 4)", "a2 (b3*c4) -> a2 b3 c4", x=(2, 12)),
+    case("x.view(1, 2, 1, 12)", "a2 b12 -> 1 a2 1 b12", x=(2, 12)),
+    case("x.view(2, 3, 4)[0:2].view(2, 12)", "a2 (b3*c4) -> a2 (b3*c4)", x=(2, 12)),
+    case("x.view(0, 3)", "0 4! -> 0 3!", x=(0, 4), pins={"x1": "an empty tensor"}),
+    case("x.view(5)", "a5 -> a5", x=(5,)),
+    case("x.view(())", "1 -> ()", x=(1,)),
+    case("x.view(3, 4)", "4! 3! -> 3! 4!", x=(4, 3), gap="doesn't divide"),
+    case("x.reshape(2, 12)", "a2 b3 c4 -> a2 (b3*c4)", x=(2, 3, 4)),
+    case("x.transpose(1, 2).reshape(2, 12)", "a2 b3 c4 -> a2 (c4*b3)", x=(2, 3, 4)),
+    case("x.reshape(8, 3)", "a4 (b2*c3) -> (a4*b2) c3", x=(4, 6)),
+    case("x.permute(0, 2, 3, 1).reshape(2, 12)", "a2 b3 c2 d2 -> a2 (c2*d2*b3)", x=(2, 3, 2, 2)),
+    case("aten._unsafe_view(x, [2, 3, 4])", "a2 (b3*c4) -> a2 b3 c4", x=(2, 12)),
+    case("aten._reshape_alias(x, [2, 12], [12, 1])", "a2 b3 c4 -> a2 (b3*c4)", x=(2, 3, 4), unrun="takes strides"),
+    case("x.view_as(y)", "a2 (b3*c4), a2 b3 c4 -> a2 b3 c4", x=(2, 12), y=(2, 3, 4)),
+    case("x.reshape_as(y)", "a2 (b3*c4), a2 b3 c4 -> a2 b3 c4", x=(2, 12), y=(2, 3, 4)),
+    case("x.flatten()", "a2 b3 c4 -> (a2*b3*c4)", x=(2, 3, 4)),
+    case("x.flatten(1)", "a2 b3 c4 -> a2 (b3*c4)", x=(2, 3, 4)),
+    case("x.flatten(-2)", "a2 b3 c4 -> a2 (b3*c4)", x=(2, 3, 4)),
+    case("x.flatten(0, 1)", "a2 b3 c4 -> (a2*b3) c4", x=(2, 3, 4)),
+    case("x.unflatten(1, (3, 4))", "a2 (b3*c4) -> a2 b3 c4", x=(2, 12)),
+    case("x.unflatten(-1, (3, -1))", "a2 (b3*c4) -> a2 b3 c4", x=(2, 12)),
+    case("x.ravel()", "a2 b3 -> (a2*b3)", x=(2, 3)),
+    case("x.squeeze()", "a4 1 b3 1 -> a4 b3", x=(4, 1, 3, 1)),
+    case("x.squeeze(1)", "a2 1 b3 1 -> a2 b3 1", x=(2, 1, 3, 1)),
+    case("x.squeeze(-1)", "a2 1 b3 1 -> a2 1 b3", x=(2, 1, 3, 1)),
+    case("x.squeeze(0)", "a3 1 -> a3 1", x=(3, 1)),
+    case("x.squeeze((1, 3))", "a4 1 b3 1 -> a4 b3", x=(4, 1, 3, 1)),
+    case("x.squeeze_(1)", "a2 1 b3 -> a2 b3", x=(2, 1, 3)),
+    case("x.unsqueeze(0)", "a2 b3 -> 1 a2 b3", x=(2, 3)),
+    case("x.unsqueeze(-1)", "a2 b3 -> a2 b3 1", x=(2, 3)),
+    case("x.unsqueeze_(1)", "a2 b3 -> a2 1 b3", x=(2, 3)),
+    case("x.unsqueeze(1)", "0 3! -> 0 1 3!", x=(0, 3)),
+    case("x.squeeze(1)", "0 1 3! -> 0 3!", x=(0, 1, 3)),
+    case("x.view(torch.int64)", "2! 3! -> 2! 3!", x=(2, 3), gap="another dtype"),
+    # channel shuffle, and back
+    case(
+        "x.view(2, 3, 4, 5).transpose(1, 2).reshape(2, 12, 5)",
+        "a2 (b3*c4) d5 -> a2 (c4*b3) d5",
+        x=(2, 12, 5),
+    ),
+    case("x.view(2, 2, 6).view(2, 4, 3)", "a2 (b2*c2*d3) -> a2 (b2*c2) d3", x=(2, 12)),
+    # a concat that is read as factors
+    case("torch.cat([x, y], 1).view(2, 5, 2)", "a2 (b2*c2), a2 (d3*c2) -> a2 (b2+d3) c2", x=(2, 4), y=(2, 6)),
+    # order of dims
+    case("x.permute(2, 0, 1)", "a2 b3 c4 -> c4 a2 b3", x=(2, 3, 4)),
+    case("x.permute(0, -1, 1)", "a2 b3 c4 -> a2 c4 b3", x=(2, 3, 4)),
+    case("x.transpose(1, 2)", "a2 b3 c4 -> a2 c4 b3", x=(2, 3, 4)),
+    case("x.transpose(-3, -1)", "a2 b3 c4 -> c4 b3 a2", x=(2, 3, 4)),
+    case("x.transpose_(0, 1)", "a2 b3 -> b3 a2", x=(2, 3)),
+    case("x.swapaxes(0, 1)", "a2 b3 -> b3 a2", x=(2, 3)),
+    case("x.swapdims(-1, 0)", "a2 b3 -> b3 a2", x=(2, 3)),
+    case("x.t()", "a2 b3 -> b3 a2", x=(2, 3)),
+    case("x.t()", "a3 -> a3", x=(3,)),
+    case("x.T", "a2 b3 -> b3 a2", x=(2, 3)),
+    case("x.mT", "a2 b3 c4 -> a2 c4 b3", x=(2, 3, 4)),
+    case("x.mH", "a2 b3 c4 -> a2 c4 b3", x=(2, 3, 4)),
+    case("x.adjoint()", "a2 b3 c4 -> a2 c4 b3", x=(2, 3, 4)),
+    case("x.movedim(0, 2)", "a2 b3 c4 -> b3 c4 a2", x=(2, 3, 4)),
+    case("x.movedim(-1, 0)", "a2 b3 c4 -> c4 a2 b3", x=(2, 3, 4)),
+    case("x.movedim((0, 1), (-1, 0))", "a2 b3 c4 -> b3 c4 a2", x=(2, 3, 4)),
+    case("x.moveaxis(1, 0)", "a2 b3 c4 -> b3 a2 c4", x=(2, 3, 4)),
+    # copies
+    case("x.expand(2, 4, 3)", "a2 1 b3 -> a2 c4 b3", x=(2, 1, 3), says={"x0": "", "x2": ""}),
+    case("x.expand(4, -1, 3)", "a2 b3 -> c4 a2 b3", x=(2, 3)),
+    case("x.expand(5, 2, -1)", "a2 b3 -> c5 a2 b3", x=(2, 3)),
+    case("x.expand_as(y)", "1 a3, b2 a3 -> b2 a3", x=(1, 3), y=(2, 3)),
+    case("x.broadcast_to((2, 3))", "a3 -> b2 a3", x=(3,)),
+    case("x.expand(3, 1)", "1 -> a3 1", x=(1,)),
+    case("x.repeat(1, 3)", "a2 b4 -> a2 (c3*b4)", x=(2, 4)),
+    case("x.repeat(3, 1, 1)", "a2 b4 -> c3 a2 b4", x=(2, 4)),
+    case("x.tile((2,))", "a2 b4 -> a2 (c2*b4)", x=(2, 4)),
+    case("x.tile((2, 1, 1))", "a2 b4 -> c2 a2 b4", x=(2, 4)),
+    case("x.repeat_interleave(3, 1)", "a2 b4 -> a2 (b4*c3)", x=(2, 4)),
+    case("x.repeat_interleave(3, dim=-1)", "a2 b4 -> a2 (b4*c3)", x=(2, 4)),
+    case("x.repeat_interleave(3)", "a2 b4 -> (a2*b4*c3)", x=(2, 4)),
+    case(
+        "x.repeat_interleave(n, dim=1, output_size=5)",
+        "2! 3!, 3! -> 2! 5!",
+        x=(2, 3),
+        n=torch.tensor([1, 2, 2]),
+        gap="the number of repeats is a tensor",
+        pins={"x1": "the number of repeats is a tensor"},
+    ),
+    # grouped-query attention: repeated key heads stand next to each other
+    case("x[:, :, None].expand(2, 3, 4, 5).reshape(2, 12, 5)", "a2 b3 c5 -> a2 (b3*d4) c5", x=(2, 3, 5)),
+    # pictures
+    case(
+        "F.pixel_shuffle(x, 2)",
+        "a2 (b3*4!) 5! 6! -> a2 b3 10! 12!",
+        x=(2, 12, 5, 6),
+        pins={"x1": "becomes part of the picture", "x2": "becomes part of the picture"},
+    ),
+    case("F.pixel_shuffle(x, 2)", "(a3*4!) 5! 6! -> a3 10! 12!", x=(12, 5, 6)),
+    case("F.pixel_shuffle(x, 1)", "a3 5! 6! -> a3 5! 6!", x=(3, 5, 6)),
+    case("F.pixel_unshuffle(x, 2)", "a2 b3 4! 6! -> a2 (b3*4!) 2! 3!", x=(2, 3, 4, 6), pins={"x3": "a spatial dim"}),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_written_answer(case: Case) -> None:
+    case.check_written()
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.free], ids=str)
+def test_by_execution(case: Case) -> None:
+    case.check_executed()
+
+
+def test_every_key_is_an_operation() -> None:
+    assert missing_ops(views.RULES) == []
+
+
+def test_every_rule_is_met() -> None:
+    assert unmet_keys(views.RULES, CASES, EXCUSED) == []
