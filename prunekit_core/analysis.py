@@ -364,6 +364,27 @@ class _Freezer:
             temperatures={i: (t, self.layout(t.axis)) for i, t in effects.temperatures.items()},
         )
 
+    def _outer(self) -> set[str]:
+        """Names the groups whose units contain units of other groups.
+
+        After a channel shuffle two factors stand in both orders; then conv groups, or the fewer units, are outer.
+        """
+        pairs: dict[tuple[str, str], None] = {}
+        for dims in self._parameters.values():
+            for axis in dims:
+                for part in walk(self.layout(axis)):
+                    factors = part.parts if isinstance(part, Product) else ()
+                    for position, factor in enumerate(factors):
+                        inside = [name for later in factors[position + 1 :] for name in groups_of(later)]
+                        pairs.update(((name, inner), None) for name in groups_of(factor) for inner in inside)
+        order, keys = list(Kind), {name: key for key, name in self._names.items()}
+
+        def rank(name: str) -> tuple[int, int, str]:
+            kind = self._kinds.get(keys[name], Kind.UNITS)
+            return (order.index(kind), self._leaves[keys[name]].size, name)
+
+        return {a for a, b in pairs if a != b and ((b, a) not in pairs or rank(a) < rank(b))}
+
     def groups(self, recordings: Sequence[Recording]) -> dict[str, UnitGroup]:
         mixes: dict[str, dict[str, None]] = {}
         for recording in recordings:
@@ -373,16 +394,7 @@ class _Freezer:
                     if verb is Verb.MIX:
                         for name in groups_of(layout):
                             mixes.setdefault(name, {})[f"{operation.name} in {operation.module or 'the model'}"] = None
-        outer = {
-            name
-            for dims in self._parameters.values()
-            for axis in dims
-            for part in walk(self.layout(axis))
-            if isinstance(part, Product)
-            for position, factor in enumerate(part.parts)
-            if any(groups_of(later) for later in part.parts[position + 1 :])
-            for name in groups_of(factor)
-        }
+        outer = self._outer()
         return {
             name: UnitGroup(
                 name,

@@ -34,7 +34,10 @@ class Application:
             if found != shape:
                 raise self._misfit(name, f"it has shape {found}, the plan was made for {shape}")
         for rescale in self._plan.rescales:
-            rows = self._tensor(rescale.parameter).shape[0]
+            tensor = self._tensor(rescale.parameter)
+            if not isinstance(tensor, nn.Parameter) or not tensor.dim() or not tensor.is_floating_point():
+                raise self._misfit(rescale.parameter, "only rows of a real-valued parameter can be scaled")
+            rows = tensor.shape[0]
             if any(not 0 <= start < stop <= rows for start, stop in rescale.rows):
                 raise self._misfit(rescale.parameter, "rows to scale are out of range")
 
@@ -58,17 +61,16 @@ class Application:
             if type(module) is not replacement.source:
                 raise self._misfit(swap.module, f"it is a {type(module).__name__}, not a {replacement.source.__name__}")
             converted = replacement.convert(module)
-            if converted is None or not swap.module:
+            if converted is None or not swap.module or any(old is module for old, _ in self._converted.values()):
                 raise self._misfit(swap.module, f"{swap.replacement} can't stand in for this module")
             self._converted[swap.module] = (module, converted)
 
     def _module(self, path: str) -> nn.Module:
-        if path in self._converted:
-            return self._converted[path][1]
         try:
-            return self._model.get_submodule(path)
+            module = self._model.get_submodule(path)
         except AttributeError as error:
             raise self._misfit(path, "the model has no such module") from error
+        return next((new for old, new in self._converted.values() if old is module), module)
 
     def _check_edits(self) -> None:
         for edit in self._plan.edits:
@@ -82,10 +84,9 @@ class Application:
 
     def perform(self) -> None:
         """Changes the model; call `check` first."""
-        for path, (old, new) in self._converted.items():
+        for old, new in self._converted.values():
             surgery.exchange_module(self._model, old, new)
             new.train(old.training)
-            assert self._model.get_submodule(path) is new
         for rescale in self._plan.rescales:
             rows = [row for start, stop in rescale.rows for row in range(start, stop)]
             surgery.scale_positions(self._tensor(rescale.parameter), rows, rescale.factor)

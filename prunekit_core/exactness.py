@@ -1,8 +1,8 @@
 """The oracle: a pruned model must equal the original with the removed units zeroed.
 
-The original runs with zeros in every parameter slice that was removed. Where an operation depends on the whole extent of
-an axis (a contraction of two activations, a norm's statistics) it is run over the kept units only. Parameters that hold
-one value throughout (zero-initialised heads, fresh norms) could hide a wrong index, so they are randomised in both.
+The original runs with zeros in every parameter slice that was removed. Where an operation depends on the whole extent
+of an axis (a contraction of two activations, a norm's statistics) it is run over the kept units only. Parameters that
+hold one value throughout (zero-initialised heads, fresh norms) could hide a wrong index: they are randomised in both.
 """
 
 from __future__ import annotations

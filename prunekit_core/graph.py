@@ -272,7 +272,13 @@ class DependencyGraph:
 
     def _dependency(self, view: MemberView) -> Dependency:
         kind = self.registry.layer_type(view.module)
-        function = None if kind is None else kind.prune_in if view.role is Role.IN else kind.prune_out
+        function = None
+        if kind is not None:
+            into = view.role is Role.IN
+            flat = kind.flat_in if into else kind.flat_out
+            own = self._own_layouts(view.module)
+            if flat is not None and flat(view.module, own) == own[view.name][view.dim]:
+                function = kind.prune_in if into else kind.prune_out
         return Dependency(view.module, view.path, view.role, function, view.name)
 
     def protected_groups(self, layers: Iterable[nn.Module | type[nn.Module] | str]) -> dict[str, str]:

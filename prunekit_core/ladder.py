@@ -364,7 +364,7 @@ class _Ladder:
         return [name for name in free if name in self._kept or self._reselect(name, groups[name].size) is not None]
 
     def _in_step(self, tie: frozenset[str], *, shrinking: bool) -> dict[str, tuple[int, ...]]:
-        """Gives tied groups the same fraction, the possible one nearest to what they have together (below one if shrinking)."""
+        """Gives tied groups the same fraction, the possible one nearest to what they have together."""
         assert self._reselect is not None
         groups = [self._analysis.groups[name] for name in sorted(tie)]
         fraction = sum(len(self._kept.get(g.name, range(g.size))) for g in groups) / sum(g.size for g in groups)

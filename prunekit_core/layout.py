@@ -140,26 +140,6 @@ def kept_positions(layout: Layout, kept: Kept) -> torch.Tensor:
     return torch.arange(layout.size)
 
 
-def unit_labels(layout: Layout, group: str) -> torch.Tensor:
-    """Tells for every position which unit of a group it holds.
-
-    Returns:
-        Tensor ``[layout.size]``, int64, on the CPU: the unit, or -1 where the position holds none.
-    """
-    match layout:
-        case Units(name, size) if name == group:
-            return torch.arange(size)
-        case Product(parts):
-            result = torch.full((1,), -1)
-            for part in parts:
-                label = unit_labels(part, group)
-                result = torch.maximum(result[:, None], label[None, :]).flatten()
-            return result
-        case Concat(parts):
-            return torch.cat([unit_labels(part, group) for part in parts])
-    return torch.full((layout.size,), -1)
-
-
 Placement = tuple[torch.Tensor, torch.Tensor]
 """Where the units of a group are: positions of a dim, and the unit that each holds; both int64 ``[positions]``."""
 
@@ -204,6 +184,8 @@ def prefix(layout: Layout, size: int) -> Layout | None:
     """
     if size == 1:
         return Fixed(1)
+    if not layout.size or not size:
+        return None
     if layout.size == size:
         return layout
     if isinstance(layout, Fixed):
@@ -215,11 +197,15 @@ def prefix(layout: Layout, size: int) -> Layout | None:
     for part in layout.parts:
         if missing % part.size:
             inner = prefix(part, missing)
-            return None if inner is None else Product((*taken, inner))
+            if inner is None:
+                return None
+            part = inner
         taken.append(part)
         missing //= part.size
         if missing == 1:
             break
+    if missing != 1:
+        return None
     return taken[0] if len(taken) == 1 else Product(tuple(taken))
 
 

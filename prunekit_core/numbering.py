@@ -84,10 +84,11 @@ def whole_units(layout: Layout, flat: set[int], kept: Kept) -> tuple[dict[str, t
     removed: dict[str, tuple[int, ...]] = {}
     holders: dict[str, dict[int, set[int]]] = {}
     present = set(layouts.kept_positions(layout, kept).tolist())
+    placed = layouts.placements(layout, {})
     for name in layouts.groups_of(layout):
         of_unit: dict[int, set[int]] = {}
-        for position, unit in enumerate(layouts.unit_labels(layout, name).tolist()):
-            if unit >= 0 and position in present:
+        for position, unit in zip(*(column.tolist() for column in placed[name]), strict=True):
+            if position in present:
                 of_unit.setdefault(unit, set()).add(position)
         holders[name] = of_unit
         units = tuple(sorted(unit for unit, positions in of_unit.items() if positions <= flat))

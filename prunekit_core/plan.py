@@ -153,7 +153,7 @@ class Plan(Decision):
         """
         try:
             data = json.loads(text)
-        except (ValueError, RecursionError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise PlanError("The text is not a plan.", why=f"no valid JSON: {error}") from error
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise PlanError("The text is not a plan.", why=f'it has no "format": {FORMAT}')
@@ -175,12 +175,12 @@ class Plan(Decision):
                     AttributeEdit(_text(m), _text(a), _size(old), _size(new)) for m, a, old, new in data["edits"]
                 ),
                 rescales=tuple(
-                    Rescale(_text(name), tuple((_whole(a), _whole(b)) for a, b in rows), float(factor))
+                    Rescale(_text(name), tuple((_whole(a), _whole(b)) for a, b in rows), _factor(factor))
                     for name, rows, factor in data["rescales"]
                 ),
                 swaps=tuple(Swap(_text(module), _text(name)) for module, name in data["swaps"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise PlanError("The plan is malformed.", why=f"{type(error).__name__}: {error}") from error
         plan.check_consistent()
         return plan
@@ -212,6 +212,12 @@ def _whole(value: Any) -> int:
     if type(value) is not int or value < 0:
         raise TypeError(f"{value!r} is not a size")
     return value
+
+
+def _factor(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is not a factor")
+    return float(value)
 
 
 def _size(value: Any) -> Size:

@@ -1,8 +1,9 @@
 """Constants that follow a size: keeping an attention's temperature when its head dim shrinks.
 
 ``softmax(q k^T / sqrt(D))`` computes its scale from the size of an axis. When the axis shrinks to ``D'`` the scale
-becomes ``1 / sqrt(D')``; the rows of the parameter that make ``q`` are multiplied by ``sqrt(D' / D)`` to make up for it.
-Which rows these are is found by walking back from ``q`` through operations that only move or combine elements linearly.
+becomes ``1 / sqrt(D')``; the rows of the parameter that make ``q`` are multiplied by ``sqrt(D' / D)`` to make up for
+it. Which rows these are is found by walking back from ``q`` through operations that only move or combine elements
+linearly.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ def find_rescales(analysis: Analysis, rehearsed: Rehearsed) -> tuple[tuple[Resca
             assert walk is not None
             operation = recording.trace.operations[index]
             try:
-                for parameter, rows in walk.rows(ref, index):
-                    runs = runs_of(rows)
+                for parameter, rows in walk.rows(ref, index).items():
+                    runs = runs_of(sorted(rows))
                     found.setdefault((parameter, runs), Rescale(parameter, runs, factor))
             except _UnresolvedError as why:
                 site = f"{operation.name} in {operation.module or 'the model'}"
@@ -117,10 +118,12 @@ class _Walk:
                 self._makers.setdefault(ref.index, operation)
             for ref in tensor_refs(list(operation.arguments.values())):
                 self._users.setdefault(ref.index, []).append(operation)
-        self._found: list[tuple[str, list[int]]] = []
+        self._found: dict[str, set[int]] = {}
+        self._scaled: list[tuple[TensorRef, torch.Tensor]] = []
+        self._passed: set[tuple[int, int]] = set()
 
-    def rows(self, ref: TensorRef, user: int) -> list[tuple[str, list[int]]]:
-        """Returns (parameter, rows) pairs that scale the tensor when they are scaled.
+    def rows(self, ref: TensorRef, user: int) -> dict[str, set[int]]:
+        """Returns, per parameter, the rows that scale the tensor when they are scaled.
 
         Raises:
             _UnresolvedError: The tensor is made otherwise, or something else would be scaled along.
@@ -128,16 +131,20 @@ class _Walk:
         operation = self._recording.trace.operations[user]
         if _short(operation) not in {*_SCALES, "scaled_dot_product_attention"}:
             raise _UnresolvedError("it is no plain factor")
-        self._found = []
+        self._found, self._scaled = {}, []
+        self._passed = {(operation.index, output.index) for output in operation.outputs}
         shape = self._recording.trace.shapes[ref.index]
-        self._back(ref, torch.ones(shape, dtype=torch.bool), operation)
+        self._back(ref, torch.ones(shape, dtype=torch.bool))
+        for scaled, wanted in self._scaled:
+            self._check_private(scaled, wanted)
         return self._found
 
-    def _back(self, ref: TensorRef, wanted: torch.Tensor, user: Operation) -> None:
-        self._check_private(ref, wanted, user)
+    def _back(self, ref: TensorRef, wanted: torch.Tensor) -> None:
         maker = self._makers.get(ref.index)
         if maker is None:
             raise _UnresolvedError("its operand is made by no operation")
+        self._scaled.append((ref, wanted))
+        self._passed.add((maker.index, ref.index))
         name = _short(maker)
         if name in ("linear", "conv1d", "conv2d", "conv3d", "addmm"):
             self._reach_layer(maker, wanted)
@@ -145,7 +152,7 @@ class _Walk:
             self._reach_parameters(maker, wanted, wanted.dim() - 1)
         elif name in _MOVES:
             source = next(tensor_refs(list(maker.arguments.values())))
-            self._back(source, self._moved(maker, source, ref, wanted), maker)
+            self._back(source, self._moved(maker, source, ref, wanted))
         elif name in _LINEAR:
             self._back_linear(maker, name, wanted)
         else:
@@ -158,7 +165,7 @@ class _Walk:
             dim = maker.arguments["dim"]
             parts = wanted.split([shapes[source.index][dim] for source in sources], dim)
             for source, part in zip(sources, parts, strict=True):
-                self._back(source, part, maker)
+                self._back(source, part)
             return
         made = [s for s in sources if self._from_layer(s)]
         if name in _SCALES:
@@ -169,7 +176,7 @@ class _Walk:
         for source in dict.fromkeys(made):
             if shapes[source.index] != tuple(wanted.shape):
                 raise _UnresolvedError(f"{maker.name} broadcasts")
-            self._back(source, wanted, maker)
+            self._back(source, wanted)
 
     def _from_layer(self, ref: TensorRef) -> bool:
         """Tells whether a tensor depends on a layer's output (and not on constants only)."""
@@ -195,26 +202,17 @@ class _Walk:
                 pending.extend(tensor_refs(list(maker.arguments.values())))
         return False
 
-    def _check_private(self, ref: TensorRef, wanted: torch.Tensor, user: Operation) -> None:
-        """Makes sure that no other operation reads the elements that will be scaled."""
-        for other in self._users.get(ref.index, []):
-            if other is user or _only_shape(other):
-                continue
-            if _short(other) in _MOVES:
-                read = torch.zeros_like(wanted)
-                for output in other.outputs:
-                    if self._users.get(output.index):
-                        read |= self._moved(other, ref, output, None)
-                if not (read & wanted).any():
+    def _check_private(self, ref: TensorRef, wanted: torch.Tensor) -> None:
+        """Makes sure that whatever reads the elements that will be scaled was passed on the way back."""
+        for reader in self._users.get(ref.index, []):
+            for output in reader.outputs:
+                if (reader.index, output.index) in self._passed:
                     continue
-            if _short(other) in _LINEAR and self._same_sink(other, user):
-                continue
-            raise _UnresolvedError(f"{other.name} reads the same elements")
-
-    def _same_sink(self, other: Operation, user: Operation) -> bool:
-        """Tells whether two operations end in the same sum (both halves of a rotary embedding)."""
-        ends = [{u.index for ref in op.outputs for u in self._users.get(ref.index, [])} for op in (other, user)]
-        return bool(ends[0] & ends[1])
+                moves = _short(reader) in _MOVES
+                if moves and not self._users.get(output.index):
+                    continue
+                if not moves or (self._moved(reader, ref, output, None) & wanted).any():
+                    raise _UnresolvedError(f"{reader.name} reads the same elements")
 
     def _moved(
         self, mover: Operation, source: TensorRef, output: TensorRef, wanted: torch.Tensor | None
@@ -249,9 +247,9 @@ class _Walk:
     def _take(self, ref: TensorRef, chosen: torch.Tensor, user: Operation) -> None:
         name = self._names.get(ref.index)
         if name is not None:
-            if any(other is not user for other in self._users.get(ref.index, [])) and not self._shared_alike(ref, user):
+            if any(other is not user and other.outputs for other in self._users.get(ref.index, [])):
                 raise _UnresolvedError(f"{name} is used elsewhere, too")
-            self._found.append((name, chosen.nonzero().flatten().tolist()))
+            self._found.setdefault(name, set()).update(chosen.nonzero().flatten().tolist())
             return
         maker = self._makers.get(ref.index)
         if maker is None or _short(maker) not in _MOVES:
@@ -264,14 +262,6 @@ class _Walk:
         if not rows[rows.any(1)].all():
             raise _UnresolvedError("part of a row would be scaled")
         self._take(source, rows.any(1), maker)
-
-    def _shared_alike(self, ref: TensorRef, user: Operation) -> bool:
-        """A packed weight is split by one operation; every other use is a statement about its shape."""
-        return all(other is user or _only_shape(other) for other in self._users[ref.index])
-
-
-def _only_shape(operation: Operation) -> bool:
-    return not operation.outputs
 
 
 def _plain(operation: Operation, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -197,9 +197,7 @@ ATTENTION = LayerType(
 )
 STAND_IN = LayerType(
     "prunable multi-head attention",
-    attributes=stand_in_attributes,
-    prune_out=prune_multihead_attention_out_channels,
-    prune_in=prune_multihead_attention_in_channels,
+    also_out=(prune_multihead_attention_out_channels,),
     flat_out=stream_layout,
-    flat_in=stream_layout,
+    attributes=stand_in_attributes,
 )

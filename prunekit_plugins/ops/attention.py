@@ -24,7 +24,8 @@ def attention(call: OpCall) -> list[Axis]:
     if call["is_causal"]:
         if query.shape[-2] == key.shape[-2]:
             call.tie(query.axes[-2], key.axes[-2])
-        call.pin([query.axes[-2], key.axes[-2]], "a causal mask goes by position")
+        else:
+            call.pin([query.axes[-2], key.axes[-2]], "a causal mask over lengths that differ")
     lead = [_lead(call, query, key, value, dim) for dim in range(query.ndim - 2)]
     if call.get("scale") is None:
         call.temperature("scale", query.shape[-1] ** -0.5, query.axes[-1], "query")

@@ -87,6 +87,14 @@ def layer_norm(call: OpCall) -> list[Axis]:
     return list(source.axes)
 
 
+def layer_norm_with_statistics(call: OpCall) -> list[list[Axis]]:
+    """Mean and inverse deviation keep the dims that are not normalised."""
+    result = layer_norm(call)
+    lead = result[: len(result) - len(call["normalized_shape"])]
+    statistics = [*lead, *(Axis(1) for _ in call["normalized_shape"])]
+    return [result, *([statistics] * (len(call.shapes) - 1))]
+
+
 RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::batch_norm": batch_norm,
     "aten::instance_norm": channel_norm,
@@ -95,7 +103,7 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::_native_batch_norm_legit_no_training": channel_norm,
     "aten::group_norm": group_norm,
     "aten::layer_norm": single_layer_norm,
-    "aten::native_layer_norm": layer_norm,
+    "aten::native_layer_norm": layer_norm_with_statistics,
     "aten::rms_norm": layer_norm,
-    "aten::_fused_rms_norm": layer_norm,
+    "aten::_fused_rms_norm": layer_norm_with_statistics,
 }

@@ -70,6 +70,11 @@ def like_first(call: OpCall) -> list[Axis]:
     return list(call.tensors()[0].axes)
 
 
+def dropout_with_mask(call: OpCall) -> list[list[Axis]]:
+    """The mask has the dims of the input, too."""
+    return [like_first(call), like_first(call)]
+
+
 def softmax(call: OpCall) -> list[Axis]:
     """Normalises over one dim: legal to prune there, but the rest is renormalised."""
     source = call.tensors()[0]
@@ -119,9 +124,9 @@ def prelu(call: OpCall) -> list[Axis]:
 
 
 _SAME = """
-alias alpha_dropout bernoulli clone contiguous detach dropout feature_alpha_dropout feature_dropout lift_fresh
-native_dropout normal positive resolve_conj resolve_neg rrelu to _to_copy type_as uniform random exponential
-zeros_like ones_like empty_like full_like rand_like randn_like fill zero requires_grad_ cpu cuda fake_quantize_per_tensor_affine
+_to_copy alias alpha_dropout bernoulli clone contiguous cpu cuda detach dropout empty_like exponential
+fake_quantize_per_tensor_affine feature_alpha_dropout feature_dropout fill full_like lift_fresh normal ones_like
+positive rand_like randn_like random requires_grad_ resolve_conj resolve_neg rrelu to type_as uniform zero zeros_like
 """
 
 _ACTIVATIONS = """
@@ -142,6 +147,7 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     **{f"aten::{name}": activation for name in _ACTIVATIONS.split()},
     "aten::add.Tensor": add,
     "aten::add_.Tensor": add,
+    "aten::native_dropout": dropout_with_mask,
     "aten::softmax": softmax,
     "aten::_softmax": softmax,
     "aten::log_softmax": softmax,

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import safetensors.torch
@@ -170,7 +171,9 @@ def test_valid_indices_in_any_form_and_order(indices: object) -> None:
 
 
 def test_units_that_are_pinned_or_not_whole() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 4, 1), nn.Flatten(), nn.Linear(64, 5))
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 4, 1), nn.Flatten(), nn.Linear(64, 5)
+    )
     graph = pk.DependencyGraph().build_dependency(model, X)
     with untouched(model):
         with pytest.raises(pk.UnitsError, match="can only leave together with others"):
@@ -351,7 +354,7 @@ def test_criteria_that_misbehave() -> None:
 
 def test_control_flow_that_is_not_the_same_twice_is_refused() -> None:
     class Fickle(Chain):
-        calls = [0]
+        calls: ClassVar[list[int]] = [0]
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             self.calls[0] += 1

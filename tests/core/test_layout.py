@@ -22,10 +22,10 @@ from prunekit_core.layout import (
     groups_of,
     kept_positions,
     new_size,
+    placements,
     prefix,
     substitute,
     to_json,
-    unit_labels,
     walk,
 )
 from tests.strategies import SIZES, keeps, layouts
@@ -50,6 +50,15 @@ def coordinates(layout: Layout, position: int) -> dict[str, list[int]]:
         for group, units in coordinates(part, own).items():
             found.setdefault(group, []).extend(units)
     return found
+
+
+def unit_labels(layout: Layout, group: str) -> torch.Tensor:
+    """Which unit of a group each position holds, -1 where it holds none."""
+    labels = torch.full((layout.size,), -1)
+    if group in groups_of(layout):
+        positions, units = placements(layout, {})[group]
+        labels[positions] = units
+    return labels
 
 
 @given(layouts(), keeps)

@@ -38,7 +38,9 @@ def test_local_keeps_the_largest_units_of_every_group() -> None:
     assert pruner.graph.applied.kept["layers.0"] == tuple(best)
 
 
-@pytest.mark.parametrize(("size", "ratio", "left"), [(20, 0.9, 2), (10, 0.9, 1), (10, 0.1, 9), (64, 0.3, 44), (7, 0.5, 3)])
+@pytest.mark.parametrize(
+    ("size", "ratio", "left"), [(20, 0.9, 2), (10, 0.9, 1), (10, 0.1, 9), (64, 0.3, 44), (7, 0.5, 3)]
+)
 def test_count_is_exact_for_decimal_ratios(size: int, ratio: float, left: int) -> None:
     model = chain(4, size, 3)
     pk.BasePruner(model, torch.randn(1, 4), "magnitude", pruning_ratio=ratio).step()
@@ -140,7 +142,11 @@ def test_pruning_ratio_dict_overrides_and_scopes() -> None:
     model = chain(4, 10, 10, 10, 3)
     ratios = {model.layers[0]: 0.2, (model.layers[1], "layers.2"): 0.5}
     pruner = pk.BasePruner(
-        model, torch.randn(1, 4), GroupMagnitudeImportance(normalizer=None), pruning_ratio=0.9, pruning_ratio_dict=ratios
+        model,
+        torch.randn(1, 4),
+        GroupMagnitudeImportance(normalizer=None),
+        pruning_ratio=0.9,
+        pruning_ratio_dict=ratios,
     )
     names = {scope.name: (scope.groups, scope.ratio, scope.ranked) for scope in pruner.scopes()}
     assert names == {

@@ -120,7 +120,9 @@ def test_a_broken_plugin_does_not_take_the_others_along(monkeypatch: pytest.Monk
 
     module = ModuleType("angry")
     module.prunekit_importance = pk.hookimpl(specname="prunekit_importance")(angry)  # type: ignore[attr-defined]
-    install(monkeypatch, Point("stranger", "torn", ImportError("no module named torn")), Point("stranger", "angry", module))
+    install(
+        monkeypatch, Point("stranger", "torn", ImportError("no module named torn")), Point("stranger", "angry", module)
+    )
     registry = pk.Registry()
     errors = {p.name: p.error for p in registry.plugins() if p.error}
     assert errors == {

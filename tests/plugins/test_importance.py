@@ -451,7 +451,10 @@ def test_first_is_the_layer_that_the_group_starts_at() -> None:
     group = graph.get_pruning_group(model.stem, prune_linear_out_channels, [5, 1])
     same(first(group), power(model.stem.weight, 2, 0)[[5, 1]])
     group = graph.get_pruning_group(model.head, prune_linear_in_channels, [5, 1])
-    same(GroupMagnitudeImportance(**raw)(group), GroupMagnitudeImportance(**raw)(graph.whole_group("stem"))[[5, 1]])
+    same(
+        GroupMagnitudeImportance(**raw)(group),
+        GroupMagnitudeImportance(**raw)(graph.whole_group(next(iter(group.units))))[[5, 1]],
+    )
 
 
 @pytest.mark.parametrize("shared", [False, True])

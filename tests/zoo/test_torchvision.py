@@ -83,7 +83,9 @@ def test_half_of_everything_goes_and_it_is_the_same_program(case: Case) -> None:
     output = logits(model(x))
     assert output.shape == (2, 1000)
     output.sum().backward()
-    assert all(p.grad is not None and p.grad.shape == p.shape for n, p in model.named_parameters() if "aux" not in n.lower())
+    assert all(
+        p.grad is not None and p.grad.shape == p.shape for n, p in model.named_parameters() if "aux" not in n.lower()
+    )
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.name not in ("resnet101", "vgg16_bn")], ids=lambda c: c.name)

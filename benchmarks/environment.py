@@ -1,0 +1,58 @@
+"""The environment of its own that Torch-Pruning lives in, made when first needed; prunekit never depends on it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+DEFAULT = Path.home() / ".cache" / "prunekit-bench"
+REQUIREMENTS = ("torch", "torchvision", "torch-pruning==1.6.1")
+PROBE = (
+    "import json, torch, torchvision, torch_pruning; from importlib.metadata import version;"
+    "print(json.dumps({name: version(name) for name in ('torch', 'torchvision', 'torch-pruning')}))"
+)
+
+
+def python_in(folder: Path) -> Path:
+    """Returns the interpreter of a virtual environment."""
+    return folder / "Scripts" / "python.exe" if os.name == "nt" else folder / "bin" / "python"
+
+
+def probe(python: Path) -> str | None:
+    """Returns the versions found in an environment as JSON, or None where something is missing."""
+    if not python.exists():
+        return None
+    found = subprocess.run([python, "-c", PROBE], capture_output=True, text=True, check=False)
+    return found.stdout.strip() if found.returncode == 0 else None
+
+
+def ensure(folder: Path) -> tuple[Path, str]:
+    """Makes the environment unless it is there.
+
+    Returns:
+        Its interpreter, and the versions in it as JSON.
+
+    Raises:
+        SystemExit: It can't be made, or what was installed doesn't import.
+    """
+    python = python_in(folder)
+    versions = probe(python)
+    if versions is None:
+        print(f"installing {', '.join(REQUIREMENTS)} into {folder}", file=sys.stderr)
+        uv = shutil.which("uv")
+        if uv:
+            make = [uv, "venv", "--allow-existing", "--python", sys.executable, str(folder)]
+            install = [uv, "pip", "install", "--python", str(python), *REQUIREMENTS]
+        else:
+            make = [sys.executable, "-m", "venv", str(folder)]
+            install = [str(python), "-m", "pip", "install", *REQUIREMENTS]
+        for command in (make, install):
+            if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
+                raise SystemExit(f"this failed: {' '.join(command)}")
+        versions = probe(python)
+    if versions is None:
+        raise SystemExit(f"{', '.join(REQUIREMENTS)} don't import in {folder}; remove it and try again, or give --env")
+    return python, versions

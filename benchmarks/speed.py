@@ -1,0 +1,233 @@
+"""Measures prunekit's speed, and its ratio to Torch-Pruning's in the same run, and prints Markdown tables.
+
+    python benchmarks/speed.py                  all models, 3 repeats; needs prunekit[vision]
+    python benchmarks/speed.py --quick          4 small models and the Llama, 1 repeat
+    python benchmarks/speed.py --models resnet50,densenet161 --json speed.json
+
+Torch-Pruning 1.6.1 is installed from PyPI into an environment of its own (``--env``). Every tool and model gets a
+process of its own, with the same number of threads and the same time limit, after one warm-up on a tiny model;
+the two tools take turns, model by model. Building and copying models isn't counted.
+
+Ratios are given by wall clock and by processor time; the second one bears other work on the machine better.
+
+1. Step: analysis, groups, and one pruning step at ratio 0.5 with L2 magnitude, prunekit's rehearsal included.
+2. Application: applying a finished plan, against copying every parameter once; and the memory it needs on top.
+3. Llama: analysis and plan of a 32-layer model without data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import environment
+
+MODELS = (
+    "resnet18",
+    "resnet50",
+    "resnet101",
+    "vgg16_bn",
+    "alexnet",
+    "squeezenet1_1",
+    "densenet121",
+    "densenet161",
+    "googlenet",
+    "inception_v3",
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "efficientnet_b0",
+    "efficientnet_v2_s",
+    "regnet_y_400mf",
+    "resnext50_32x4d",
+    "shufflenet_v2_x1_0",
+    "mnasnet1_0",
+    "convnext_tiny",
+    "vit_b_16",
+    "swin_t",
+    "swin_v2_t",
+    "maxvit_t",
+)
+QUICK = ("resnet18", "squeezenet1_1", "mobilenet_v2", "shufflenet_v2_x1_0")
+LLAMA = "llama"
+WORKER = Path(__file__).with_name("worker.py")
+
+
+def measure(python: Path | str, tool: str, model: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Runs one worker and sorts what it reported: lists per kind, and the reason if something failed."""
+    command = [str(python), str(WORKER), tool, model]
+    command += ["--threads", str(options.threads), "--repeats", str(options.repeats)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        output, errors = process.communicate(timeout=options.limit)
+        reason = ""
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, errors = process.communicate()
+        reason = f"over {options.limit:g} s"
+    found: dict[str, Any] = {"tool": tool, "model": model, "step": [], "application": [], "llama": [], "reason": reason}
+    for line in output.splitlines():
+        if line.startswith("{"):
+            values = json.loads(line)
+            kind = values.pop("kind")
+            if kind == "failed":
+                found["reason"] = values["reason"]
+            else:
+                found[kind].append(values)
+    if process.returncode and not found["reason"]:
+        found["reason"] = f"exit code {process.returncode}: {(errors.strip().splitlines() or [''])[-1][:120]}"
+    if reason and len(found["step"]) >= options.repeats:
+        found["reason"] = f"{reason}, after the steps were timed"
+    return found
+
+
+def median(result: dict[str, Any], clock: str) -> float | None:
+    """Returns the median of the repeats, also where the time limit allowed only some; None for a failure."""
+    if not result["step"] or (result["reason"] and not result["reason"].startswith("over ")):
+        return None
+    times: list[float] = [step[clock] for step in result["step"]]
+    return statistics.median(times)
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    return math.exp(statistics.fmean(math.log(value) for value in values))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", f"|{'|'.join(['---'] + ['---:'] * (len(head) - 1))}|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def step_table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Ratios of the step; what failed is a row with its reason and no ratio."""
+    rows, notes = [], []
+    ratios: dict[str, list[float]] = {"seconds": [], "cpu_seconds": []}
+    for model, tools in results.items():
+        ours, theirs = tools["prunekit"], tools["torch-pruning"]
+        a, b = median(ours, "seconds"), median(theirs, "seconds")
+        shown = []
+        for clock, known in ratios.items():
+            x, y = median(ours, clock), median(theirs, clock)
+            if x and y:
+                known.append(y / x)
+            shown.append(f"{y / x:.1f}" if x and y else "")
+        kept = " / ".join(f"{r['step'][-1]['parameters']:.0%}" if r["step"] else "-" for r in (ours, theirs))
+        rows.append((model, cell(ours, a), cell(theirs, b), *shown, kept))
+        notes += [f"- {model}, {r['tool']}: {r['reason']}" for r in (ours, theirs) if r["reason"]]
+    head = ("model", "prunekit s", "torch-pruning s", "torch-pruning / prunekit", "same, CPU time", "parameters kept")
+    text = table(head, rows)
+    for name, known in zip(("wall clock", "CPU time"), ratios.values(), strict=True):
+        if known:
+            mean = geometric_mean(known)
+            text += f"\n\nGeometric mean of {len(known)} ratios by {name}: {mean:.1f}; lowest {min(known):.1f}."
+    return "\n".join([text, *(["", *notes] if notes else [])])
+
+
+def cell(result: dict[str, Any], value: float | None) -> str:
+    if value is not None:
+        return f"{value:.3f}"
+    return result["reason"] if result["reason"].startswith("over ") else "failed"
+
+
+def application_table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
+    rows = []
+    for model, tools in results.items():
+        for found in tools["prunekit"]["application"]:
+            largest = found["largest_bytes"]
+            rows.append(
+                (
+                    model,
+                    f"{1000 * found['seconds']:.1f}",
+                    f"{1000 * found['copy_seconds']:.1f}",
+                    f"{found['seconds'] / found['copy_seconds']:.2f}",
+                    f"{found['extra_bytes'] / largest:.2f}",
+                    f"{found['rise_bytes'] / largest:.2f}",
+                )
+            )
+    head = ("model", "apply ms", "copy ms", "apply / copy", "peak extra / largest parameter", "largest rise / same")
+    return table(head, rows)
+
+
+def llama_table(result: dict[str, Any]) -> str:
+    rows = []
+    for tied in (False, True):
+        runs = [run for run in result["llama"] if run["tied"] is tied]
+        if runs:
+            analysis, plan = (statistics.median(run[key] for run in runs) for key in ("analysis", "plan"))
+            size = f"{runs[0]['parameters'] / 1e9:.1f} B"
+            rows.append(("tied" if tied else "untied", size, f"{analysis:.2f}", f"{plan:.2f}"))
+    text = table(("head", "parameters", "analysis s", "plan s"), rows)
+    return f"{text}\n\n- {result['reason']}" if result["reason"] else text
+
+
+def processor() -> str:
+    """Returns the processor's name where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Speed of prunekit, with ratios to Torch-Pruning 1.6.1.")
+    parser.add_argument("--models", help=f"comma-separated: names from torchvision.models, or {LLAMA}")
+    parser.add_argument("--quick", action="store_true", help=f"{', '.join(QUICK)} and {LLAMA}, 1 repeat")
+    parser.add_argument("--repeats", type=int, help="measurements per tool and model, of which the median counts (3)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads of both tools (1)")
+    parser.add_argument("--limit", type=float, default=120.0, help="seconds per tool and model, all repeats (120)")
+    parser.add_argument("--env", type=Path, default=environment.DEFAULT, help="Torch-Pruning's environment")
+    parser.add_argument("--json", type=Path, help="file for the raw data, written after every model")
+    options = parser.parse_args(arguments)
+    default = (*QUICK, LLAMA) if options.quick else (*MODELS, LLAMA)
+    options.models = tuple(options.models.split(",")) if options.models else default
+    options.repeats = options.repeats or (1 if options.quick else 3)
+    unknown = [name for name in options.models if name not in (*MODELS, LLAMA)]
+    if unknown:
+        parser.error(f"unknown model {unknown[0]}; known: {', '.join((*MODELS, LLAMA))}")
+    if options.repeats < 1 or options.threads < 1 or options.limit <= 0:
+        parser.error("--repeats, --threads and --limit must be positive")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    python, theirs = environment.ensure(options.env)
+    ours = {name: version(name) for name in ("torch", "torchvision", "prunekit")}
+    machine = f"{processor()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+    print(f"Machine: {machine}; {options.threads} thread(s), median of {options.repeats}, limit {options.limit:g} s.")
+    for versions in (ours, json.loads(theirs)):
+        print("Versions: " + ", ".join(f"{name} {number}" for name, number in versions.items()) + ".")
+    results: dict[str, dict[str, dict[str, Any]]] = {}
+    data = {"machine": machine, "threads": options.threads, "repeats": options.repeats, "limit": options.limit}
+    data |= {"prunekit": ours, "torch-pruning": json.loads(theirs), "models": results, LLAMA: None}
+    for model in options.models:
+        print(model, file=sys.stderr, flush=True)
+        if model == LLAMA:
+            data[LLAMA] = measure(sys.executable, "prunekit", LLAMA, options)
+        else:
+            results[model] = {
+                "prunekit": measure(sys.executable, "prunekit", model, options),
+                "torch-pruning": measure(python, "torch-pruning", model, options),
+            }
+        if options.json:
+            options.json.write_text(json.dumps(data, indent=1))
+    if results:
+        print(f"\n## Analysis, groups and one pruning step\n\n{step_table(results)}")
+        print(f"\n## Applying a plan (prunekit)\n\n{application_table(results)}")
+    if data[LLAMA] is not None:
+        print(f"\n## Llama of 32 layers on the meta device (prunekit)\n\n{llama_table(data[LLAMA])}")
+
+
+if __name__ == "__main__":
+    main()

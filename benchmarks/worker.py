@@ -1,0 +1,247 @@
+"""One measurement in a process of its own; prints one JSON object per line as soon as it is known.
+
+It runs in two environments, prunekit's and Torch-Pruning's, so it imports neither tool before it knows which is asked
+for. `speed.py` starts it; by hand: ``python worker.py prunekit resnet18 --threads 1 --repeats 3``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib
+import json
+import statistics
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+CLASSES = 1000
+RATIO = 0.5
+
+
+def report(kind: str, **values: Any) -> None:
+    """Prints one result at once: what was measured before a time limit strikes still counts."""
+    print(json.dumps({"kind": kind, **values}), flush=True)
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+# -- models
+
+
+def build(name: str) -> tuple[nn.Module, torch.Tensor]:
+    """Builds a torchvision model with random weights, in eval mode, and one input.
+
+    GoogLeNet and Inception come without auxiliary heads for both tools, as in Torch-Pruning's own example: it traces
+    one forward, in eval mode, where those heads don't run.
+    """
+    models = importlib.import_module("torchvision.models")
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"weights": None}
+    if name in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": False, "init_weights": False}
+    size = 299 if name == "inception_v3" else 224
+    return getattr(models, name)(**options).eval(), torch.randn(1, 3, size, size)
+
+
+def tiny() -> tuple[nn.Module, torch.Tensor]:
+    """A model that takes each tool once through its own imports and caches."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, CLASSES)
+    )
+    return model.eval(), torch.randn(1, 3, 8, 8)
+
+
+# -- one pruning step
+
+
+def prunekit_step(model: nn.Module, x: torch.Tensor) -> None:
+    """Analysis, groups and one step; the rehearsal is part of the step."""
+    pk = importlib.import_module("prunekit_core")
+    pk.BasePruner(model, x, "magnitude", pruning_ratio=RATIO).step()
+
+
+def torch_pruning_step(model: Any, x: torch.Tensor) -> None:
+    """The same with Torch-Pruning, with the hints that its own examples pass.
+
+    The classifier is ignored; sizes of a torchvision ViT are rounded to its heads and its ``hidden_dim`` is set
+    afterwards; fused query-key-value layers of Swin and MaxViT are given their number of heads.
+    """
+    tp = importlib.import_module("torch_pruning")
+    ignored = [
+        module
+        for module in model.modules()
+        if CLASSES in (getattr(module, "out_features", None), getattr(module, "out_channels", None))
+    ]
+    heads: dict[Any, int] = {}
+    for module in model.modules():
+        for layer, count in (("qkv", "num_heads"), ("to_qkv", "n_heads")):
+            if isinstance(getattr(module, layer, None), nn.Linear) and hasattr(module, count):
+                heads[getattr(module, layer)] = getattr(module, count)
+    vit = type(model).__name__ == "VisionTransformer"
+    pruner = tp.pruner.MagnitudePruner(
+        model,
+        x,
+        importance=tp.importance.GroupMagnitudeImportance(p=2),
+        pruning_ratio=RATIO,
+        ignored_layers=ignored,
+        num_heads=heads,
+        round_to=model.encoder.layers[0].num_heads if vit else None,
+    )
+    pruner.step()
+    if vit:
+        model.hidden_dim = model.conv_proj.out_channels
+
+
+STEPS: dict[str, Callable[[nn.Module, torch.Tensor], None]] = {
+    "prunekit": prunekit_step,
+    "torch-pruning": torch_pruning_step,
+}
+
+
+def measure_step(tool: str, model: nn.Module, x: torch.Tensor, repeats: int) -> None:
+    """Times one step per repeat on a fresh copy; afterwards, untimed, the pruned model must run and be smaller."""
+    step = STEPS[tool]
+    step(*tiny())
+    before = parameters(model)
+    for _ in range(repeats):
+        target = copy.deepcopy(model)
+        start, start_cpu = time.perf_counter(), time.process_time()
+        step(target, x)
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
+        report("step", seconds=seconds, cpu_seconds=cpu_seconds, parameters=parameters(target) / before)
+    try:
+        with torch.no_grad():
+            shape = tuple(target(x).shape)
+    except Exception as error:
+        report("failed", reason=f"the pruned model doesn't run: {type(error).__name__}: {first_line(error)}")
+        return
+    if shape != (1, CLASSES) or parameters(target) >= before:
+        report("failed", reason=f"the pruned model gives {shape} with {parameters(target) / before:.0%} of parameters")
+
+
+# -- application
+
+
+def measure_application(model: nn.Module, x: torch.Tensor, repeats: int) -> None:
+    """Times applying a plan against copying every parameter once, and finds the peak of extra memory."""
+    pk = importlib.import_module("prunekit_core")
+    plan = pk.BasePruner(model, x, "magnitude", pruning_ratio=RATIO).plan()
+    applying, copying = [], []
+    for _ in range(repeats + 1):
+        target = copy.deepcopy(model)
+        start = time.perf_counter()
+        plan.apply(target)
+        applying.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        clones = [parameter.clone() for parameter in model.parameters()]
+        copying.append(time.perf_counter() - start)
+        del clones
+    extra, rise = extra_memory(plan, model)
+    report(
+        "application",
+        seconds=statistics.median(applying[1:]),
+        copy_seconds=statistics.median(copying[1:]),
+        extra_bytes=extra,
+        rise_bytes=rise,
+        largest_bytes=max(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
+    )
+
+
+def extra_memory(plan: Any, model: nn.Module) -> tuple[int, int]:
+    """Measures the memory that applying a plan needs on top.
+
+    Method: torch's profiler notes every allocation (positive) and every release (negative) of its CPU allocator, with
+    a time; their running sum is what is allocated. It can only tell the size of what it saw being allocated, so the
+    copy that gets pruned is made inside the profiled region; what happened before the marked start of the application
+    is the base line. Unlike the resident size of the process, this doesn't depend on when memory is handed back to
+    the system. Index tensors count, Python objects don't.
+
+    Returns:
+        Bytes by which the application exceeds, at its peak, what was allocated before it; and its largest rise above
+        any earlier moment. The rise is the stricter figure: it gives no credit for what earlier cuts released.
+    """
+    profiler = torch.profiler
+    with profiler.profile(activities=[profiler.ProfilerActivity.CPU], profile_memory=True) as found:
+        with torch.no_grad():
+            target = copy.deepcopy(model)
+        with profiler.record_function("application"):
+            plan.apply(target)
+    assert found.profiler is not None
+    events = found.profiler.kineto_results.events()
+    start = next(event.start_ns() for event in events if event.name() == "application")
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    now = peak = lowest = rise = 0
+    for moment, size in changes:
+        if moment >= start:
+            now += size
+            peak, lowest = max(peak, now), min(lowest, now)
+            rise = max(rise, now - lowest)
+    return peak, rise
+
+
+# -- a large model
+
+
+def measure_llama(repeats: int) -> None:
+    """Times analysis and a plan for a Llama of 32 layers whose parameters hold no data (meta device).
+
+    Units are chosen at random: a criterion can't read weights that aren't there.
+    """
+    pk = importlib.import_module("prunekit_core")
+    llama = importlib.import_module("llama")
+    x = torch.zeros(1, 16, dtype=torch.long, device="meta")
+    for tied in (False, True):
+        with torch.device("meta"):
+            model = llama.Llama(llama.Sizes(tied=tied)).eval()
+        for _ in range(repeats):
+            start = time.perf_counter()
+            pruner = pk.BasePruner(model, x, "random", pruning_ratio=RATIO)
+            analysis = time.perf_counter() - start
+            plan = pruner.plan()
+            report(
+                "llama",
+                tied=tied,
+                parameters=parameters(model),
+                analysis=analysis,
+                plan=time.perf_counter() - start - analysis,
+                kept=plan.preview().params_after / plan.preview().params_before,
+            )
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:120]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("tool", choices=STEPS)
+    parser.add_argument("model", help="a name from torchvision.models, or llama")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(options.threads)
+    try:
+        if options.model == "llama":
+            prunekit_step(*tiny())
+            measure_llama(options.repeats)
+            return
+        model, x = build(options.model)
+        measure_step(options.tool, model, x, options.repeats)
+        if options.tool == "prunekit":
+            measure_application(model, x, options.repeats)
+    except Exception as error:
+        traceback.print_exc()
+        report("failed", reason=f"{type(error).__name__}: {first_line(error)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import prunekit_core as pk
+from prunekit_plugins.cli import LazyCommand
+from prunekit_plugins.cli.app import run
+from tests.cli.conftest import Cli
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = [sys.executable, "-c", "import sys; from prunekit_plugins.cli.entry import main; sys.exit(main())"]
+INSPECT = ["inspect", "tests.cli.toys:perceptron", "--input", "1,4"]
+
+
+def test_the_console_script_is_registered() -> None:
+    scripts = {point.name: point.value for point in metadata.entry_points(group="console_scripts")}
+    assert scripts["prunekit"] == "prunekit_plugins.cli.entry:main"
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_the_extra_it_says_what_to_install(cli: Cli, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    called = cli("plugins")
+    assert called.code == 1
+    assert called.out == ""
+    assert called.err.startswith(f"The command line needs {missing}.")
+    assert 'pip install "prunekit[cli]"' in called.err
+
+
+def test_loading_all_plugins_imports_neither_typer_nor_rich() -> None:
+    code = (
+        "import sys; sys.modules['typer'] = sys.modules['rich'] = None\n"
+        "import prunekit_core as pk; registry = pk.default_registry()\n"
+        "assert not [p for p in registry.plugins() if p.error]\n"
+        "print(*registry.entries('prunekit_commands'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.split() == ["prune", "inspect", "demo", "plugins"]
+
+
+def test_help_version_and_unknown_commands(cli: Cli) -> None:
+    text = cli("--help").out
+    for name in ("prune", "inspect", "demo", "plugins"):
+        assert name in text
+    assert cli("--version").out == f"prunekit {metadata.version('prunekit')}\n"
+    unknown = cli("prone")
+    assert (unknown.code, unknown.out) == (2, "")
+    assert "No such command 'prone'" in unknown.err
+    assert cli("prune", "--help").code == 0
+
+
+def test_a_pipe_gets_plain_text_and_a_model_from_the_working_directory() -> None:
+    done = subprocess.run([*COMMAND, *INSPECT], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.isascii()
+    assert "\x1b" not in done.stdout
+    assert "tests.cli.toys:perceptron, input 1,4: 67 parameters, 1 groups" in done.stdout
+
+
+def test_a_terminal_gets_tables_and_colours() -> None:
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"}
+    environment.pop("NO_COLOR", None)
+    process = subprocess.Popen([*COMMAND, *INSPECT], stdout=follower, stderr=follower, cwd=ROOT, env=environment)
+    os.close(follower)
+    pieces = []
+    while True:
+        try:
+            piece = os.read(leader, 65536)
+        except OSError:  # how Linux says that the other end is closed
+            break
+        if not piece:
+            break
+        pieces.append(piece)
+    os.close(leader)
+    assert process.wait() == 0
+    text = b"".join(pieces).decode()
+    assert "\x1b[1m" in text
+    assert "─" in text
+    assert "analysing tests.cli.toys:perceptron" in text
+
+
+class Commands:
+    """A plugin with a good command and two that can't be used."""
+
+    @staticmethod
+    @pk.hookimpl
+    def prunekit_commands() -> Mapping[str, Callable[..., Any]]:
+        def double(number: int, json: bool = False) -> None:
+            """Double a number."""
+            print(2 * number)
+
+        def odd(sizes: tuple[list[int], dict[str, int]]) -> None:
+            """Typer knows no option of this type."""
+
+        return {"double": double, "odd": odd, "lost": LazyCommand("prunekit_plugins.cli.nosuch", "lost")}
+
+
+def test_commands_of_plugins_are_found_and_broken_ones_do_no_harm(capsys: pytest.CaptureFixture[str]) -> None:
+    registry = pk.Registry(extra={"commands": Commands})
+    assert run(["double", "21"], registry) == 0
+    assert capsys.readouterr().out == "42\n"
+    assert run(["double", "x"], registry) == 2
+    capsys.readouterr()
+    for name in ("odd", "lost"):
+        assert run([name], registry) == 1
+        assert capsys.readouterr().err.startswith(f"The command '{name}' can't be used.\n  where: commands\n  why: ")
+
+
+def test_a_lazy_command_calls_its_function() -> None:
+    assert LazyCommand("math", "hypot")(3, 4) == 5.0

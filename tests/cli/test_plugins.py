@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from typing import Any
+
+import pytest
+
+import prunekit_core as pk
+from prunekit_plugins.cli.output import Output
+from prunekit_plugins.cli.plugins import show
+from tests.cli.conftest import Cli
+
+
+class OwnMagnitude:
+    @staticmethod
+    @pk.hookimpl
+    def prunekit_importance() -> Mapping[str, Callable[..., Any]]:
+        return {"magnitude": dict, "own": dict}
+
+
+class Broken:
+    @staticmethod
+    @pk.hookimpl
+    def prunekit_budgets() -> Mapping[str, Callable[..., float]]:
+        raise RuntimeError("no budget")
+
+
+def test_plugins_lists_what_is_registered_and_from_where(cli: Cli) -> None:
+    data = cli("plugins", "--json").data
+    version = metadata.version("prunekit")
+    assert {"name": "magnitude", "plugin": "prunekit:importance", "distribution": "prunekit", "version": version} | {
+        "overrides": []
+    } in data["hooks"]["prunekit_importance"]
+    assert [entry["name"] for entry in data["hooks"]["prunekit_commands"]] == ["prune", "inspect", "demo", "plugins"]
+    assert {plugin["state"] for plugin in data["plugins"]} == {"loaded"}
+    registry = pk.default_registry()
+    assert {hook: len(entries) for hook, entries in data["hooks"].items()} == {
+        hook: len(registry.entries(hook)) for hook in pk.HOOKS
+    }
+
+
+def test_plugins_shows_what_is_blocked(cli: Cli) -> None:
+    called = cli("plugins", "--block", "importance", "--json")
+    states = {plugin["name"]: plugin["state"] for plugin in called.data["plugins"]}
+    assert states["prunekit:importance"] == "blocked"
+    assert states["prunekit:ops"] == "loaded"
+    assert called.data["hooks"]["prunekit_importance"] == []
+    text = cli("plugins", "--block", "importance").out
+    assert "blocked" in next(line for line in text.splitlines() if "prunekit:importance" in line)
+
+
+def test_plugins_shows_overrides_and_broken_plugins(capsys: pytest.CaptureFixture[str]) -> None:
+    registry = pk.Registry(extra={"own": OwnMagnitude, "bad": Broken})
+    show(registry, Output())
+    text = capsys.readouterr().out
+    overridden = text[text.index("overridden") :].splitlines()[2].split()
+    assert overridden == ["prunekit_importance", "magnitude", "own", "prunekit:importance"]
+    assert "broken: prunekit_budgets: RuntimeError: no budget" in text
+    show(registry, Output(as_json=True))
+    data = json.loads(capsys.readouterr().out)
+    entries = {entry["name"]: entry for entry in data["hooks"]["prunekit_importance"]}
+    assert entries["magnitude"]["overrides"] == ["prunekit:importance"]
+    assert entries["own"]["overrides"] == []
+    bad = next(plugin for plugin in data["plugins"] if plugin["name"] == "bad")
+    assert (bad["state"], bad["error"]) == ("broken", "prunekit_budgets: RuntimeError: no budget")
+
+
+def test_long_lists_are_cut_unless_everything_is_wanted(cli: Cli) -> None:
+    rules = next(line for line in cli("plugins").out.splitlines() if "prunekit_op_rules" in line)
+    assert "more (--all)" in rules
+    assert "aten::linear" in cli("plugins", "--all").out

@@ -1,0 +1,131 @@
+"""Where models come from; timm is played by a module of its name, since nothing else here needs it."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+import prunekit_core as pk
+from prunekit_plugins.cli import models, sources
+from prunekit_plugins.cli.arguments import TensorSpec, read_inputs, read_targets
+from tests.cli import toys
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("squeezenet1_1", [(1, 3, 224, 224)]),
+        ("mc3_18", [(1, 3, 16, 112, 112)]),
+        ("lraspp_mobilenet_v3_large", [(1, 3, 224, 224)]),
+    ],
+)
+def test_torchvision_models_come_without_a_download(
+    name: str, shapes: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a download was tried")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+    source = sources.from_torchvision(name)
+    assert [spec.shape for spec in source.inputs] == shapes
+
+
+def test_torchvision_families_that_take_no_plain_tensor_are_refused() -> None:
+    with pytest.raises(pk.ArgumentError, match="detection models can't be named"):
+        sources.from_torchvision("ssdlite320_mobilenet_v3_large")
+
+
+def test_the_same_name_gives_the_same_weights_and_inputs() -> None:
+    first, second = (models.build("tests.cli.toys:perceptron", [TensorSpec((2, 4))]) for _ in range(2))
+    assert first.model is not second.model
+    for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert isinstance(first.inputs, tuple)
+    assert isinstance(second.inputs, tuple)
+    assert torch.equal(first.inputs[0], second.inputs[0])
+    assert not first.model.training
+
+
+def test_a_module_object_is_taken_as_it_is() -> None:
+    assert sources.from_code("tests.cli.toys:INSTANCE").model is toys.INSTANCE
+
+
+def test_modules_in_the_working_directory_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_models.py").write_text("import torch\ndef small(): return torch.nn.Linear(2, 3)\n")
+    (tmp_path / "my_broken.py").write_text("1 / 0\n")
+    (tmp_path / "my_importer.py").write_text("import no_such_dependency\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("my_models", "my_broken", "my_importer"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    model = sources.from_code("my_models:small").model
+    assert isinstance(model, torch.nn.Linear)
+    assert model.out_features == 3
+    with pytest.raises(sources.BuildError, match="can't be imported") as broken:
+        sources.from_code("my_broken:small")
+    assert broken.value.why == "ZeroDivisionError: division by zero"
+    with pytest.raises(sources.BuildError) as importer:
+        sources.from_code("my_importer:small")
+    assert "no_such_dependency" in importer.value.why
+    sys.modules.pop("my_models")
+
+
+def test_timm_models_bring_their_input_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = types.ModuleType("timm")
+    model = torch.nn.Conv2d(3, 4, 1)
+    model.default_cfg = {"input_size": (3, 176, 176)}  # type: ignore[assignment]
+    made: list[tuple[str, bool]] = []
+
+    def create_model(name: str, pretrained: bool) -> torch.nn.Module:
+        made.append((name, pretrained))
+        return model
+
+    fake.create_model = create_model  # type: ignore[attr-defined]
+    fake.is_model = lambda name: name == "resnet10t"  # type: ignore[attr-defined]
+    fake.list_models = lambda: ["resnet10t"]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "timm", fake)
+    source = sources.from_timm("resnet10t")
+    assert source.model is model
+    assert source.inputs == (TensorSpec((1, 3, 176, 176)),)
+    assert made == [("resnet10t", False)]
+    with pytest.raises(pk.ArgumentError, match="timm has no model") as wrong:
+        sources.from_timm("resnet10")
+    assert wrong.value.hint == "did you mean 'resnet10t'?"
+
+
+@pytest.mark.parametrize(("name", "make"), [("timm", sources.from_timm), ("transformers", sources.from_transformers)])
+def test_a_missing_package_is_told(name: str, make: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(sources.BuildError, match=f"{name} can't be imported") as missing:
+        make(str(tmp_path))  # type: ignore[operator]
+    assert missing.value.hint == f'pip install "{name}"'
+
+
+def test_transformers_models_come_from_a_local_folder(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is an extra of its own")
+    config = transformers.BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=10
+    )
+    config.architectures = ["BertForSequenceClassification"]
+    config.save_pretrained(str(tmp_path))
+    subject = models.build(f"hf:{tmp_path}", [])
+    assert type(subject.model).__name__ == "BertForSequenceClassification"
+    assert isinstance(subject.inputs, dict)
+    assert list(subject.inputs) == ["input_ids"]
+    assert tuple(subject.inputs["input_ids"].shape) == (1, 16)
+
+
+def test_arguments_are_read() -> None:
+    assert read_inputs(["1,3,8,8", "2, 5:int64"]) == [TensorSpec((1, 3, 8, 8)), TensorSpec((2, 5), "int64")]
+    assert [str(spec) for spec in read_inputs(["2, 5:bool"])] == ["2,5:bool"]
+    assert read_targets(["macs=0.5", "params=1e6"]) == {"macs": 0.5, "params": 1e6}
+    assert read_targets([]) is None
+    whole = TensorSpec((4, 5), "int64").tensor(torch.Generator().manual_seed(0))
+    assert whole.dtype is torch.int64
+    assert set(whole.flatten().tolist()) == {0, 1}

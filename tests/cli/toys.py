@@ -1,0 +1,79 @@
+"""Small models that the command line is pointed at as ``tests.cli.toys:NAME``; their sizes are written out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Perceptron(nn.Module):
+    """One group: 8 neurons. 4*8 + 8 + 8*3 + 3 = 67 parameters, 4*8 + 8*3 = 56 MACs for a batch of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 8)
+        self.second = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.second(torch.relu(self.first(x)))
+        return result
+
+
+class Blocks(nn.Module):
+    """A stream of 6 channels through three blocks of 10 neurons."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(4, 6)
+        self.blocks = nn.ModuleList(
+            [nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 6)) for _ in range(3)]
+        )
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        result: Tensor = self.head(x)
+        return result
+
+
+class Tokens(nn.Module):
+    """Takes whole numbers and a mask: 5 channels of an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(2, 6)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, tokens: Tensor, weights: Tensor) -> Tensor:
+        result: Tensor = self.head(self.embedding(tokens) * weights[..., None])
+        return result
+
+
+def perceptron() -> nn.Module:
+    return Perceptron()
+
+
+def blocks() -> nn.Module:
+    return Blocks()
+
+
+def tokens() -> nn.Module:
+    return Tokens()
+
+
+def fixed() -> nn.Module:
+    """Nothing in it can shrink: its input and its output are its only dims."""
+    return nn.Linear(4, 3)
+
+
+def raises() -> nn.Module:
+    raise OSError("no weights here")
+
+
+def no_module() -> object:
+    return [1, 2]
+
+
+INSTANCE = Perceptron()
