@@ -162,6 +162,7 @@ def analyse(
     registry: Registry,
     *,
     modes: Sequence[bool | None] = (False, True),
+    fakes: Sequence[bool] = (True, False),
 ) -> Analysis:
     """Records a model in every mode and finds its groups.
 
@@ -170,13 +171,14 @@ def analyse(
         examples: Example inputs; each is recorded in every mode.
         registry: Where op rules and replacements are found.
         modes: Training flags to record in; the first must run, later ones may fail with a note.
+        fakes: What to record on, in this order until one works: True for fake tensors, False for real ones.
 
     Raises:
         UnsupportedModelError: The model can't be analysed at all.
         RecordingError: The forward raised on the example inputs.
     """
     model = check_recordable(model)
-    shadow, swaps, recorded, notes = _record_all(model, examples, registry, modes)
+    shadow, swaps, recorded, notes = _record_all(model, examples, registry, modes, fakes)
     parameters = parameter_axes(recorded[0][0])
     propagations = []
     for trace, _, _ in recorded:
@@ -224,16 +226,21 @@ def _record_all(
     examples: Sequence[Example],
     registry: Registry,
     modes: Sequence[bool | None],
+    fakes: Sequence[bool],
 ) -> tuple[Shadow, list[tuple[str, str]], list[tuple[Trace, Example, bool | None]], list[str]]:
     """Records on fakes; where the program needs values, starts again on real tensors."""
     last: RecordingError | None = None
-    for fake in (True, False):
+    for fake in fakes:
         if not fake and any(parameter.is_meta for parameter in model.parameters()):
             break
         shadow = Shadow(model, fake=fake)
         swaps = _swap_modules(shadow.module, registry)
         shadow.watch()
-        notes = [] if fake else ["the program depends on values: recorded on real tensors instead of fake ones"]
+        notes = (
+            []
+            if fake or fakes[0] is False
+            else ["the program depends on values: recorded on real tensors instead of fake ones"]
+        )
         recorded: list[tuple[Trace, Example, bool | None]] = []
         try:
             for example, (position, training) in itertools.product(examples, enumerate(modes)):
@@ -275,11 +282,12 @@ class _Freezer:
         self._layouts: dict[int, Layout] = {}
         self._members: dict[int, list[Member]] = {}
         self._leaves: dict[int, Axis] = {}
-        roles = {key: role for p in propagations for key, role in p.effects.roles.items()}
+        roles = {key: role for p in reversed(propagations) for key, role in p.effects.roles.items()}
         for name, dims in parameters.items():
             for dim, axis in enumerate(dims):
-                fallback = Role.ALONG if len(dims) < 2 else (Role.OUT, Role.IN)[min(dim, 1)]
-                member = Member(name, dim, roles.get(id(axis), fallback))
+                matrix = len(dims) == 2 and name.endswith("weight")  # a packed weight is used in pieces only
+                fallback = (Role.OUT, Role.IN)[dim] if matrix else Role.ALONG
+                member = Member(name, dim, roles.get((name, dim), fallback))
                 for leaf in dict.fromkeys(axes.leaves(axis)):
                     if leaf.size > 1 and leaf.reason is None:
                         self._leaves[id(leaf)] = leaf

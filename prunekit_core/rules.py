@@ -99,7 +99,7 @@ class Temperature:
 class Effects:
     """What rules say beyond ties: roles, kinds, whole-axis uses, sizes that arguments must have."""
 
-    roles: dict[int, Role] = attrs.field(factory=dict)
+    roles: dict[tuple[str, int], Role] = attrs.field(factory=dict)
     kinds: list[tuple[Axis, Kind]] = attrs.field(factory=list)
     whole: dict[int, list[tuple[Axis, Verb, str]]] = attrs.field(factory=dict)
     expectations: dict[int, list[Expectation]] = attrs.field(factory=dict)
@@ -165,9 +165,10 @@ class OpCall:
             axes.tie(first, other)
         return first
 
-    def role(self, axis: Axis, role: Role) -> None:
-        """Says what a parameter does along one of its dims; has no effect on other axes."""
-        self._effects.roles.setdefault(id(axis), role)
+    def role(self, tensor: TensorArgument, dim: int, role: Role) -> None:
+        """Says what a parameter does along one of its dims (the first word counts); no effect on other tensors."""
+        if tensor.parameter:
+            self._effects.roles.setdefault((tensor.parameter, dim % tensor.ndim), role)
 
     def kind(self, axis: Axis, kind: Kind) -> None:
         """Says what the units of an axis are."""

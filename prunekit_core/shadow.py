@@ -312,8 +312,11 @@ class Shadow:
         torch.backends.mha.set_fastpath_enabled(False)
         _FAKE_LOG.disabled = True  # it prints a traceback for every shape that a replay finds not to fit
         try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
+            real = self.fake_mode is None and torch.cuda.is_initialized()
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if real else []):
+                torch.default_generator.manual_seed(0)
+                if real:
+                    torch.cuda.manual_seed_all(0)
                 random.seed(0)
                 yield
         finally:

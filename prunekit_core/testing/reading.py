@@ -92,7 +92,7 @@ class AxesRead:
 
     def role(self, tensor: int, dim: int) -> Role | None:
         """Returns what the rules say that an input does along one of its dims."""
-        return self.propagation.effects.roles.get(id(self.inputs[tensor][dim]))
+        return self.propagation.effects.roles.get((f"x{tensor}", dim % len(self.inputs[tensor])))
 
     def kinds(self, tensor: int, dim: int) -> set[Kind]:
         """Returns what the rules say that the units along a dim of an input are."""

@@ -118,7 +118,10 @@ def _trial(read: AxesRead, tensors: Sequence[torch.Tensor], kept: Kept, *, value
     if not values:
         return
     consumed = {
-        axis for dims in read.inputs for axis in dims if read.propagation.effects.roles.get(id(axis)) is Role.IN
+        axis
+        for tensor, dims in enumerate(read.inputs)
+        for dim, axis in enumerate(dims)
+        if read.role(tensor, dim) is Role.IN
     }
     contracted = read.used_whole(Verb.CONTRACT) | {id(leaf) for axis in consumed for leaf in leaves(axis)}
     zeroed = {key: units for key, units in kept.items() if key in contracted}

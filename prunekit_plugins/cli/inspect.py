@@ -40,9 +40,8 @@ def inspect(
         except PrunekitError as error:  # the groups are worth showing all the same
             obstacle = str(error)
     report = _only_reasons(pruner.report(), preview)
-    shapes = " and ".join(str(spec) for spec in subject.specs)
     size = sum(parameter.numel() for parameter in subject.model.parameters())
-    output.line(f"{subject.name}, input {shapes}: {size:,} parameters, {len(groups)} groups")
+    output.line(f"{subject}: {size:,} parameters, groups: {len(groups)}")
     show_rows(output, "groups", COLUMNS, [_row(group) for group in groups], everything)
     show_left(output, report, everything)
     _show_saving(output, preview, obstacle)

@@ -27,12 +27,17 @@ class Subject:
         model: The model, in eval mode.
         inputs: Example inputs: positional ones, or keyword ones.
         specs: What the inputs were made from.
+        weights: Where the weights are from: a file, or ``"random weights"``.
     """
 
     name: str
     model: nn.Module
     inputs: tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]
     specs: tuple[TensorSpec, ...]
+    weights: str
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.weights}, input {' and '.join(str(spec) for spec in self.specs)}"
 
 
 def build(name: str, specs: Sequence[TensorSpec], weights: Path | None = None) -> Subject:
@@ -63,7 +68,8 @@ def build(name: str, specs: Sequence[TensorSpec], weights: Path | None = None) -
     generator = torch.Generator().manual_seed(SEED)
     tensors = tuple(spec.tensor(generator) for spec in chosen)
     keyword = source.keyword if len(tensors) == 1 else ""
-    return Subject(name, source.model.eval(), {keyword: tensors[0]} if keyword else tensors, chosen)
+    inputs = {keyword: tensors[0]} if keyword else tensors
+    return Subject(name, source.model.eval(), inputs, chosen, "random weights" if weights is None else str(weights))
 
 
 def fill(model: nn.Module, path: Path) -> None:

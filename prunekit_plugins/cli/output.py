@@ -50,14 +50,8 @@ class Table:
         return [self.title, line(heads), *(line(row) for row in self.rows)]
 
     def rich(self) -> RichTable:
-        """Makes the table for a terminal."""
-        table = RichTable(
-            title=escape(self.title),
-            title_justify="left",
-            title_style="bold",
-            header_style="cyan",
-            box=box.SIMPLE_HEAD,
-        )
+        """Makes the table for a terminal, without its title."""
+        table = RichTable(header_style="cyan", box=box.SIMPLE_HEAD)
         for column in self.columns:
             right = column.startswith(">")
             table.add_column(
@@ -95,6 +89,7 @@ class Output:
         if self._console is None:
             print("\n".join(table.plain()))
         else:
+            self._console.print(escape(table.title), style="bold")
             self._console.print(table.rich())
 
     def result(self, data: Mapping[str, Any]) -> None:

@@ -65,11 +65,9 @@ def prune(
 ) -> None:
     """Prune a model and write the smaller one to a file, which prunekit_core.load reads."""
     specs, targets = read_inputs(inputs or ()), read_targets(target or ())
-    for path, option in ((out, "--out"), (plan, "--plan")):
-        if path is not None:
-            check_writable(path, option)
     if ratio is not None and targets:
         raise ArgumentError("Give --ratio or --target, not both.")
+    _check_files(out, plan)
     output = Output(as_json)
     registry = Registry(block=block) if block else default_registry()
     registry.named("prunekit_importance", importance)
@@ -89,12 +87,22 @@ def prune(
             registry=registry,
         )
     found = None if original is None else _checked(original, subject, result, registry)
+    _write(subject, result, out, plan)
+    _show(output, subject, result, found, out, everything)
+    output.result(_data(subject, result, found, out, plan))
+
+
+def _check_files(out: Path | None, plan: Path | None) -> None:
+    for path, option in ((out, "--out"), (plan, "--plan")):
+        if path is not None:
+            check_writable(path, option)
+
+
+def _write(subject: Subject, result: PruneResult, out: Path | None, plan: Path | None) -> None:
     if out is not None:
         save(subject.model, out, plan=result.plan)
     if plan is not None:
         write_text(plan, result.plan.to_json())
-    _show(output, subject, result, found, out, everything)
-    output.result(_data(subject, result, found, out, plan))
 
 
 def _checked(original: Any, subject: Subject, result: PruneResult, registry: Registry) -> ExactCheck:
@@ -116,9 +124,8 @@ def _show(
     output: Output, subject: Subject, result: PruneResult, check: ExactCheck | None, out: Path | None, everything: bool
 ) -> None:
     costs = {"params": (result.preview.params_before, result.preview.params_after), **result.preview.costs}
-    shapes = " and ".join(str(spec) for spec in subject.specs)
     rows = cost_rows(costs)
-    output.table(Table(f"{subject.name}, input {shapes}", ("cost", ">before", ">after", ">left"), rows))
+    output.table(Table(str(subject), ("cost", ">before", ">after", ">left"), rows))
     show_report(output, result.report, everything)
     if check is not None:
         output.line(f"checked against the original with the removed units zeroed: {check}", good=True)

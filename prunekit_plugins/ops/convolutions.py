@@ -32,8 +32,8 @@ def _convolve(call: OpCall, *, transposed: bool) -> list[Axis]:
     spatial = weight.ndim - 2
     dim = source.ndim - spatial - 1
     into, out = (weight.axes[0], weight.axes[1]) if transposed else (weight.axes[1], weight.axes[0])
-    call.role(into, Role.IN)
-    call.role(out, Role.OUT)
+    call.role(weight, 0 if transposed else 1, Role.IN)
+    call.role(weight, 1 if transposed else 0, Role.OUT)
     if groups == 1:
         call.tie(source.axes[dim], into)
         result = out
@@ -42,7 +42,7 @@ def _convolve(call: OpCall, *, transposed: bool) -> list[Axis]:
     call.kind(out, Kind.CHANNELS)
     if bias is not None:
         call.tie(result, bias.axes[0])
-        call.role(bias.axes[0], Role.ALONG)
+        call.role(bias, 0, Role.ALONG)
     call.pin(weight.axes[2:], "a kernel dim")
     call.pin(source.axes[dim + 1 :], "a spatial dim")
     return [*source.axes[:dim], result, *(call.fresh(size, "a spatial dim") for size in call.shape[dim + 1 :])]

@@ -13,8 +13,8 @@ def embedding(call: OpCall) -> list[Axis]:
     """Rows are looked up; the columns are produced."""
     weight, indices = call["weight"], call["indices"]
     call.pin(weight.axes[0], "its rows are looked up")
-    call.role(weight.axes[0], Role.IN)
-    call.role(weight.axes[1], Role.OUT)
+    call.role(weight, 0, Role.IN)
+    call.role(weight, 1, Role.OUT)
     call.kind(weight.axes[1], Kind.NEURONS)
     return [*indices.axes, weight.axes[1]]
 

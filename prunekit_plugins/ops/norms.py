@@ -39,7 +39,7 @@ def channel_norm(call: OpCall) -> list[Axis]:
 def _along(call: OpCall, axis: Axis, parameter: TensorArgument | None) -> None:
     if parameter is not None:
         call.tie(axis, parameter.axes[0])
-        call.role(parameter.axes[0], Role.ALONG)
+        call.role(parameter, 0, Role.ALONG)
 
 
 def group_norm(call: OpCall) -> list[Axis]:
@@ -81,9 +81,9 @@ def layer_norm(call: OpCall) -> list[Axis]:
     for name in ("weight", "bias"):
         parameter = call.get(name)
         if parameter is not None:
-            for axis, own in zip(normalized, parameter.axes, strict=True):
-                call.tie(axis, own)
-                call.role(own, Role.ALONG)
+            for dim, axis in enumerate(normalized):
+                call.tie(axis, parameter.axes[dim])
+                call.role(parameter, dim, Role.ALONG)
     return list(source.axes)
 
 

@@ -37,8 +37,8 @@ def pointwise(call: OpCall) -> list[Axis]:
     """Each output element depends on the input elements at its own place only."""
     tensors = [tensor for tensor in call.tensors() if tensor.ndim]
     for tensor in tensors:
-        for axis in tensor.axes:
-            call.role(axis, Role.ALONG)
+        for dim in range(tensor.ndim):
+            call.role(tensor, dim, Role.ALONG)
     return broadcast(call, tensors, call.shape)
 
 
@@ -119,7 +119,7 @@ def prelu(call: OpCall) -> list[Axis]:
         if source.ndim < 2:
             raise AxisMismatchError("prelu with several weights needs a channel dim")
         call.tie(source.axes[1], weight.axes[-1])
-        call.role(weight.axes[-1], Role.ALONG)
+        call.role(weight, -1, Role.ALONG)
     return list(source.axes)
 
 

@@ -38,16 +38,16 @@ def linear(call: OpCall) -> list[Axis]:
     """``y = x W^T + b`` with ``W [out, in]``."""
     source, weight, bias = call["input"], call["weight"], call["bias"]
     call.tie(source.axes[-1], weight.axes[-1])
-    call.role(weight.axes[-1], Role.IN)
+    call.role(weight, -1, Role.IN)
     if not weight.parameter:
         call.whole(weight.axes[-1], Verb.CONTRACT)
     if weight.ndim == 1:
         return list(source.axes[:-1])
-    call.role(weight.axes[0], Role.OUT)
+    call.role(weight, 0, Role.OUT)
     call.kind(weight.axes[0], Kind.NEURONS)
     if bias is not None:
         call.tie(weight.axes[0], bias.axes[0])
-        call.role(bias.axes[0], Role.ALONG)
+        call.role(bias, 0, Role.ALONG)
     return [*source.axes[:-1], weight.axes[0]]
 
 
@@ -58,11 +58,11 @@ def multiply(call: OpCall, left: TensorArgument, right: TensorArgument, shape: t
     inner = left.axes[-1]
     call.tie(inner, right.axes[-2] if right.ndim > 1 else right.axes[-1])
     call.whole(inner, Verb.CONTRACT)
-    for tensor, out, consumed in ((left, rows, left.axes[-1]), (right, columns, right.axes[max(-2, -right.ndim)])):
+    for tensor, out, produced, consumed in ((left, rows, -2, -1), (right, columns, -1, max(-2, -right.ndim))):
         if tensor.parameter:
-            call.role(consumed, Role.IN)
+            call.role(tensor, consumed, Role.IN)
             for axis in out:
-                call.role(axis, Role.OUT)
+                call.role(tensor, produced, Role.OUT)
                 call.kind(axis, Kind.NEURONS)
     lead_shape = shape[: len(shape) - len(rows) - len(columns)]
     lead = broadcast(call, [_lead(left), _lead(right)], lead_shape)
@@ -90,7 +90,7 @@ def add_matmul(call: OpCall) -> list[Axis]:
     for back in range(1, bias.ndim + 1):
         if bias.shape[-back] == call.shape[-back]:
             call.tie(result[-back], bias.axes[-back])
-            call.role(bias.axes[-back], Role.ALONG)
+            call.role(bias, -back, Role.ALONG)
     return result
 
 
@@ -110,9 +110,8 @@ def einsum(call: OpCall) -> list[Axis]:
             if all(label in labels for labels in inputs) and len(inputs) > 1:
                 call.kind(known[label], Kind.HEADS)
     for labels, tensor in zip(inputs, tensors, strict=True):
-        for label, axis in zip(labels, tensor.axes, strict=True):
-            if tensor.parameter:
-                call.role(axis, Role.OUT if label in output else Role.IN)
+        for dim, label in enumerate(labels):
+            call.role(tensor, dim, Role.OUT if label in output else Role.IN)
     for label in dict.fromkeys("".join(inputs)):
         if label not in output:
             single = sum(label in labels for labels in inputs) == 1

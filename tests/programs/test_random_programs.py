@@ -18,7 +18,6 @@ from tests.strategies import blocks
 FAMILIES = {"pictures": pictures, "tokens": tokens}
 IDLE = {
     "pictures: lookup": "its channels are looked up by position, so they are pinned",
-    "pictures: shuffle": "every channel is a factor in front of another one, and whole units are left alone by default",
 }
 """Blocks behind which nothing goes by default, with the reason."""
 

@@ -73,7 +73,7 @@ CASES = [
         "a2 b3 4! 5!, a2 6! 7! 2! -> a2 b3 6! 7!",
         x=(2, 3, 4, 5),
         g=(2, 6, 7, 2),
-        pins={"g0": "a spatial dim", "x2": "a spatial dim"},
+        pins={"g1": "a spatial dim", "x2": "a spatial dim"},
         tolerance=CLOSE,
     ),
     case(
