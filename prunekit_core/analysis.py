@@ -19,7 +19,7 @@ from prunekit_core.propagate import NotUnderstood, Propagation, parameter_axes, 
 from prunekit_core.recorder import check_recordable, record
 from prunekit_core.registry import Registry
 from prunekit_core.rules import Kind, Role, Temperature, Verb
-from prunekit_core.shadow import Example, Shadow
+from prunekit_core.shadow import Example, Shadow, collection_paused
 from prunekit_core.surgery import exchange_module, named_tensors
 from prunekit_core.trace import Trace, program_of
 
@@ -178,6 +178,17 @@ def analyse(
         RecordingError: The forward raised on the example inputs.
     """
     model = check_recordable(model)
+    with collection_paused():
+        return _analyse(model, examples, registry, modes, fakes)
+
+
+def _analyse(
+    model: nn.Module,
+    examples: Sequence[Example],
+    registry: Registry,
+    modes: Sequence[bool | None],
+    fakes: Sequence[bool],
+) -> Analysis:
     shadow, swaps, recorded, notes = _record_all(model, examples, registry, modes, fakes)
     parameters = parameter_axes(recorded[0][0])
     propagations = []

@@ -22,6 +22,7 @@ from prunekit_core.errors import RehearsalError
 from prunekit_core.layout import Concat, Layout, Product, Units
 from prunekit_core.registry import Registry
 from prunekit_core.rehearsal import Drift, Mismatch, Stage
+from prunekit_core.shadow import collection_paused
 from prunekit_core.trace import tensor_refs
 
 Recipe = Layout | tuple[Layout | int, ...]
@@ -97,7 +98,8 @@ def rehearse(
     Raises:
         RehearsalError: The choice is fixed and can't be expressed, or the program isn't the same twice.
     """
-    return _Ladder(analysis, registry, knowledge, dict(kept), reselect).climb()
+    with collection_paused():
+        return _Ladder(analysis, registry, knowledge, dict(kept), reselect).climb()
 
 
 class _Ladder:

@@ -16,6 +16,7 @@ import collections
 import contextlib
 import copy
 import functools
+import gc
 import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -323,6 +324,19 @@ class Shadow:
             _FAKE_LOG.disabled = logged
             random.setstate(python_state)
             torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+@contextlib.contextmanager
+def collection_paused() -> Iterator[None]:
+    """Pauses the cycle collector: analysis makes many small objects that live, and each full collection walks all of
+    torch's. Reference counting goes on."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _enter(stack: list[str], name: str, module: nn.Module, args: Any) -> None:

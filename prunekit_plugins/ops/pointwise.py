@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,12 +48,36 @@ def _like_only_tensor(arguments: Mapping[str, Any]) -> torch.Tensor | None:
     return tensors[0] if len(tensors) == 1 and tensors[0].is_floating_point() else None
 
 
+def _like_operands(arguments: Mapping[str, Any]) -> torch.Tensor | tuple[torch.Tensor, Sequence[int]] | None:
+    """Sums and products of real numbers of one dtype have the broadcast shape."""
+    tensors = [value for value in arguments.values() if isinstance(value, torch.Tensor)]
+    first = tensors[0]
+    if not all(t.dtype == first.dtype and t.is_floating_point() and t.dim() for t in tensors):
+        return None
+    if all(t.shape == first.shape for t in tensors):
+        return first
+    if len(tensors) != 2 or tensors[0].dim() != tensors[1].dim():
+        return None
+    pairs = list(zip(tensors[0].shape, tensors[1].shape, strict=True))
+    if any(a != b and 1 not in (a, b) for a, b in pairs):
+        return None
+    shape = [b if a == 1 else a for a, b in pairs]
+    return first if list(first.shape) == shape else (first, shape)
+
+
+@output_like(_like_operands)
+def arithmetic(call: OpCall) -> list[Axis]:
+    """Pointwise on operands of one dtype."""
+    return pointwise(call)
+
+
 @output_like(_like_only_tensor)
 def activation(call: OpCall) -> list[Axis]:
     """A pointwise function of one tensor that keeps its dtype."""
     return pointwise(call)
 
 
+@output_like(_like_operands)
 def add(call: OpCall) -> list[Axis]:
     """Pointwise; where two activations are added their common axis is a stream."""
     result = pointwise(call)
@@ -68,6 +92,12 @@ def add(call: OpCall) -> list[Axis]:
 def like_first(call: OpCall) -> list[Axis]:
     """The output has the dims of the first tensor; further tensors only lend dtype, device or randomness."""
     return list(call.tensors()[0].axes)
+
+
+@output_like(_like_only_tensor)
+def dropout(call: OpCall) -> list[Axis]:
+    """The dims of the input, whether it does anything (in train mode) or not."""
+    return like_first(call)
 
 
 def dropout_with_mask(call: OpCall) -> list[list[Axis]]:
@@ -124,7 +154,7 @@ def prelu(call: OpCall) -> list[Axis]:
 
 
 _SAME = """
-_to_copy alias alpha_dropout bernoulli clone contiguous cpu cuda detach dropout empty_like exponential
+_to_copy alias alpha_dropout bernoulli clone contiguous cpu cuda detach empty_like exponential
 fake_quantize_per_tensor_affine feature_alpha_dropout feature_dropout fill full_like lift_fresh normal ones_like
 positive rand_like randn_like random requires_grad_ resolve_conj resolve_neg rrelu to type_as uniform zero zeros_like
 """
@@ -145,8 +175,12 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     **{f"aten::{name}": like_first for name in _SAME.split()},
     **{f"aten::{name}": pointwise for name in _POINTWISE.split()},
     **{f"aten::{name}": activation for name in _ACTIVATIONS.split()},
+    "aten::mul.Tensor": arithmetic,
+    "aten::mul_.Tensor": arithmetic,
+    "aten::sub.Tensor": arithmetic,
     "aten::add.Tensor": add,
     "aten::add_.Tensor": add,
+    "aten::dropout": dropout,
     "aten::native_dropout": dropout_with_mask,
     "aten::softmax": softmax,
     "aten::_softmax": softmax,

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
-from prunekit_core import Axis, AxisMismatchError, OpCall, Rule, TensorArgument, concat, cut, is_pinned, product
+from prunekit_core import (
+    Axis,
+    AxisMismatchError,
+    OpCall,
+    Rule,
+    TensorArgument,
+    concat,
+    cut,
+    is_pinned,
+    output_like,
+    product,
+)
 
 
 def spatial(call: OpCall) -> list[list[Axis]]:
@@ -21,6 +33,17 @@ def spatial(call: OpCall) -> list[list[Axis]]:
     return [
         [*source.axes[:lead], *(call.fresh(size, "a spatial dim") for size in shape[lead:])] for shape in call.shapes
     ]
+
+
+def _like_averaged(arguments: Mapping[str, Any]) -> tuple[torch.Tensor, Sequence[int]] | None:
+    """Adaptive pooling states the spatial sizes of its output."""
+    source, size = arguments["self"], list(arguments["output_size"])
+    return (source, [*source.shape[: -len(size)], *size]) if source.dim() > len(size) else None
+
+
+@output_like(_like_averaged)
+def adaptive(call: OpCall) -> list[list[Axis]]:
+    return spatial(call)
 
 
 def grid_sample(call: OpCall) -> list[Axis]:
@@ -81,6 +104,7 @@ _upsample_bicubic2d_aa
 
 RULES: Mapping[str | torch.Tag, Rule] = {
     **{f"aten::{name}": spatial for name in _SPATIAL.split()},
+    **{f"aten::adaptive_avg_pool{n}d": adaptive for n in (1, 2, 3)},
     "aten::grid_sampler": grid_sample,
     "aten::grid_sampler_2d": grid_sample,
     "aten::grid_sampler_3d": grid_sample,
