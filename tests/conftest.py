@@ -11,7 +11,7 @@ import os
 import torch
 from hypothesis import HealthCheck, settings
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 # fake tensors log every operation that raises; in a rehearsal that is an expected answer
 logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
 
