@@ -1,0 +1,190 @@
+"""Promise one: any model that runs can be analysed, whatever is odd about it."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import prunekit_core as pk
+from tests.models import Chain, Residual
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_half_precision_stays_half_and_runs() -> None:
+    model = Chain(4, 16, 3).bfloat16()
+    x = torch.randn(2, 4, dtype=torch.bfloat16)
+    original = copy.deepcopy(model)
+    plan = pk.prune(model, x).plan
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert pk.check_exact(original, model, plan, x)
+
+
+def test_a_model_on_the_meta_device_is_planned_and_cut_without_weights() -> None:
+    with torch.device("meta"):
+        model = Residual()
+        x = torch.empty(2, 3, 8, 8)
+    first = lambda group: -torch.arange(group.size(), dtype=torch.float32)  # noqa: E731
+    plan = pk.BasePruner(model, x, first).plan()
+    real = Residual()
+    expected = real.conv1.weight[:4].clone()
+    plan.apply(real)
+    assert torch.equal(real.conv1.weight, expected)
+    plan.apply(model)
+    assert model.conv1.weight.shape == (4, 3, 3, 3)
+    assert model.conv1.weight.is_meta
+
+
+def test_inputs_by_name_and_outputs_of_any_form() -> None:
+    @dataclass
+    class Output:
+        logits: torch.Tensor
+        cache: object | None
+        steps: int
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 6)
+
+        def forward(self, *, x: torch.Tensor, mask: torch.Tensor | None = None) -> Any:
+            hidden = self.a(x).relu()
+            return {"output": Output(self.b(hidden), None, 3), "states": [hidden]}
+
+    model = Named()
+    with pytest.raises(pk.NothingToPruneError, match=r"a\.weight\[0\]: an output of the model"):
+        pk.prune(model, {"x": torch.randn(2, 4), "mask": None})  # the hidden state is an output, too
+    chosen = pk.prune(
+        model,
+        {"x": torch.randn(2, 4)},
+        forward_fn=lambda m, inputs: m(**inputs)["output"].logits,
+    )
+    assert chosen.report.pruned == {"a": (8, 4)}
+
+
+def test_tensors_cached_in_forward_are_not_filled_with_fakes() -> None:
+    class Caching(Chain):
+        cache: torch.Tensor | None = None
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.cache is None:
+                self.cache = torch.ones(x.shape[-1])
+            return super().forward(x * self.cache)
+
+    model = Caching(4, 8, 3)
+    pk.prune(model, torch.randn(2, 4))
+    assert model.cache is None
+    model(torch.randn(2, 4))
+    pk.prune(model, torch.randn(2, 4))
+    assert type(model.cache) is torch.Tensor
+
+
+def test_programs_that_depend_on_values_are_recorded_on_real_tensors() -> None:
+    class Picky(Chain):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows = (x.sum(1) > -100).nonzero().flatten()
+            if x.sum().item() > 1e9:
+                rows = rows[:1]
+            return super().forward(x[rows])
+
+    model = Picky(4, 8, 3)
+    weights = copy.deepcopy(model.state_dict())
+    x = torch.randn(2, 4)
+    original = copy.deepcopy(model)
+    pruner = pk.BasePruner(model, x, "magnitude")
+    assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())
+    pruner.step()
+    assert model.layers[0].out_features == 4
+    assert "recorded on real tensors" in pruner.report().notes[0]
+    assert pk.check_exact(original, model, pruner.graph.applied, x)
+
+
+def test_a_model_that_cannot_be_copied_is_traced_all_the_same() -> None:
+    model = Chain(4, 8, 3)
+    model.lock = threading.Lock()
+    pruner = pk.BasePruner(model, torch.randn(2, 4), "magnitude")
+    assert "can't be deep-copied" in pruner.report().notes[0]
+    pruner.step()
+    assert model.layers[0].out_features == 4
+    assert not model._forward_hooks
+
+
+def test_wrappers_are_looked_through() -> None:
+    compiled, parallel = Chain(4, 8, 3), Chain(4, 8, 3)
+    pk.prune(torch.compile(compiled), torch.randn(2, 4))
+    pk.prune(nn.DataParallel(parallel), torch.randn(2, 4))
+    assert (compiled.layers[0].out_features, parallel.layers[0].out_features) == (4, 4)
+
+
+def test_checkpointing_and_modes_inside_the_forward() -> None:
+    class Regimes(Chain):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                x = x * 2
+            with torch.enable_grad():
+                x = x.tanh()
+            return checkpoint(super().forward, x, use_reentrant=False)
+
+    model = Regimes(4, 8, 3)
+    original = copy.deepcopy(model)
+    x = torch.randn(2, 4)
+    with torch.no_grad():
+        plan = pk.prune(model, x).plan
+    assert plan.kept.keys() == {"layers.0"}
+    assert pk.check_exact(original, model, plan, x)
+
+
+def test_tied_and_shared_parameters_stay_tied() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(11, 8)
+            self.block = nn.Linear(8, 8)
+            self.head = nn.Linear(8, 11, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.embed(x)
+            return self.head(self.block(self.block(x)))
+
+    model = Tied().double()
+    original = copy.deepcopy(model)
+    x = torch.arange(6)[None]
+    plan = pk.prune(model, x).plan
+    assert model.head.weight is model.embed.weight
+    assert (model.embed.embedding_dim, model.head.in_features, tuple(model.block.weight.shape)) == (4, 4, (4, 4))
+    assert pk.check_exact(original, model, plan, x).error < 1e-10
+
+
+def test_further_inputs_are_part_of_the_program() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor, other: bool = False) -> torch.Tensor:
+            return self.c(self.b(x) if other else self.a(x))
+
+    model = Two()
+    x = torch.randn(2, 4)
+    one = pk.DependencyGraph().build_dependency(model, x)
+    assert one.report().untouched == ("b.weight", "b.bias")
+    both = pk.DependencyGraph().build_dependency(model, x, more_inputs=[(x, True)])
+    (group,) = both.groups()
+    assert {m.parameter for m in group.members} == {"a.weight", "a.bias", "b.weight", "b.bias", "c.weight"}
+
+
+def test_the_same_model_gives_the_same_groups_and_the_same_plan() -> None:
+    torch.manual_seed(0)
+    model = Residual()
+    texts = {pk.BasePruner(copy.deepcopy(model), X, "magnitude").plan().to_json() for _ in range(3)}
+    assert len(texts) == 1
+    reports = {str(pk.DependencyGraph().build_dependency(copy.deepcopy(model), X).report()) for _ in range(3)}
+    assert len(reports) == 1
