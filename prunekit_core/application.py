@@ -17,6 +17,8 @@ class Application:
     def __init__(self, plan: Decision, model: nn.Module, registry: Registry | None) -> None:
         self._plan, self._model, self._registry = plan, model, registry
         self._tensors: dict[str, torch.Tensor] = dict(surgery.named_tensors(model))
+        self._modules: dict[str, nn.Module] = dict(model.named_modules())
+        self._stand_ins: dict[int, nn.Module] = {}
         self._converted: dict[str, tuple[nn.Module, nn.Module]] = {}
 
     def check(self) -> None:
@@ -61,16 +63,19 @@ class Application:
             if type(module) is not replacement.source:
                 raise self._misfit(swap.module, f"it is a {type(module).__name__}, not a {replacement.source.__name__}")
             converted = replacement.convert(module)
-            if converted is None or not swap.module or any(old is module for old, _ in self._converted.values()):
+            if converted is None or not swap.module or id(module) in self._stand_ins:
                 raise self._misfit(swap.module, f"{swap.replacement} can't stand in for this module")
             self._converted[swap.module] = (module, converted)
+            self._stand_ins[id(module)] = converted
 
     def _module(self, path: str) -> nn.Module:
-        try:
-            module = self._model.get_submodule(path)
-        except AttributeError as error:
-            raise self._misfit(path, "the model has no such module") from error
-        return next((new for old, new in self._converted.values() if old is module), module)
+        module = self._modules.get(path)
+        if module is None:
+            try:
+                module = self._model.get_submodule(path)
+            except AttributeError as error:
+                raise self._misfit(path, "the model has no such module") from error
+        return self._stand_ins.get(id(module), module)
 
     def _check_edits(self) -> None:
         for edit in self._plan.edits:
@@ -93,7 +98,7 @@ class Application:
         for name, positions in self._plan.all_positions(self._plan.parameters).items():
             surgery.shrink_tensor(self._tensors[name], positions)
         for edit in self._plan.edits:
-            module = self._model.get_submodule(edit.module)
+            module = self._module(edit.module)
             old = vars(module)[edit.attribute]
             setattr(module, edit.attribute, edit.new if isinstance(edit.new, int) else type(old)(edit.new))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -140,11 +139,11 @@ class Decision:
         """Raises `PlanError` where the parts contradict each other."""
         sizes = {cut.group: cut.size for cut in self.cuts}
         for cut in self.cuts:
-            if not cut.kept or any(not 0 <= unit < cut.size for unit in cut.kept):
+            if not cut.kept or min(cut.kept) < 0 or max(cut.kept) >= cut.size:
                 raise PlanError(
                     "The plan is malformed.", where=f"group {cut.group}", why="kept units out of range or none"
                 )
-            if any(a >= b for a, b in itertools.pairwise(cut.kept)):
+            if list(cut.kept) != sorted(set(cut.kept)):
                 raise PlanError("The plan is malformed.", where=f"group {cut.group}", why="kept units not ascending")
         checked: set[int] = set()
         for parameter in self.parameters:
