@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
-from prunekit_core import Axis, Kind, OpCall, Role, Rule, TensorArgument, product, split
+from prunekit_core import Axis, Kind, OpCall, Role, Rule, TensorArgument, output_like, product, split
 
 
+def _like_convolved(arguments: Mapping[str, Any]) -> tuple[torch.Tensor, Sequence[int]] | None:
+    """The shape of a plain convolution's output, if its operands are batched, contiguous, of one dtype, and fit."""
+    source, weight, bias = arguments["input"], arguments["weight"], arguments["bias"]
+    spatial, groups = weight.dim() - 2, arguments["groups"]
+    settings = [arguments[name] for name in ("padding", "dilation", "stride")]
+    if source.dim() != weight.dim() or source.dtype != weight.dtype or not source.is_contiguous():
+        return None
+    if not weight.is_contiguous() or any(isinstance(setting, str) for setting in settings):
+        return None
+    if source.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
+        return None
+    if bias is not None and bias.shape != weight.shape[:1]:
+        return None
+    padding, dilation, stride = (list(s) * spatial if len(s) == 1 else list(s) for s in settings)
+    places = zip(source.shape[2:], weight.shape[2:], padding, dilation, stride, strict=True)
+    sizes = [(size + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for size, kernel, pad, gap, step in places]
+    return (source, [source.shape[0], weight.shape[0], *sizes]) if min(sizes) > 0 else None
+
+
+@output_like(_like_convolved)
 def convolution(call: OpCall) -> list[Axis]:
     """Channels in ``G x i``, channels out ``G x o``; kernel and spatial dims are pinned."""
     return _convolve(call, transposed=False)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
+import torch
 
 from prunekit_plugins.ops import convolutions
+from prunekit_plugins.ops.convolutions import _like_convolved
 from tests.plugins.ops.cases import Case, case, missing_ops, unmet_keys
 
 EXCUSED: dict[str, str] = {}
@@ -190,3 +194,20 @@ def test_every_key_is_an_operation() -> None:
 
 def test_every_rule_is_met() -> None:
     assert unmet_keys(convolutions.RULES, CASES, EXCUSED) == []
+
+
+def test_the_shape_said_without_running_is_that_of_running() -> None:
+    said = 0
+    for kernel, padding, dilation, stride, groups in itertools.product((1, 2, 3), (0, 1, 2), (1, 2), (1, 3), (1, 2)):
+        x, weight = torch.randn(2, 4, 4, 7), torch.randn(6, 4 // groups, kernel, kernel)
+        lists = {"padding": [padding], "dilation": [dilation] * 2, "stride": [stride] * 2}
+        found = _like_convolved({"input": x, "weight": weight, "bias": None, "groups": groups, **lists})
+        if found is None:
+            with pytest.raises(RuntimeError):
+                torch.conv2d(x, weight, None, stride, padding, dilation, groups)
+            continue
+        said += 1
+        assert list(torch.conv2d(x, weight, None, stride, padding, dilation, groups).shape) == list(found[1])
+    assert said > 50
+    misfit = {"input": torch.randn(2, 3, 8, 8), "weight": torch.randn(6, 4, 3, 3), "bias": None, "groups": 1}
+    assert _like_convolved({**misfit, "padding": [0], "dilation": [1], "stride": [1]}) is None
