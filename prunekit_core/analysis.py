@@ -151,10 +151,6 @@ class Analysis:
     shadow: Shadow
     swaps: tuple[tuple[str, str], ...] = ()
 
-    def groups_at(self, parameter: str, dim: int) -> list[UnitGroup]:
-        """Lists the groups whose units lie along a parameter dim."""
-        return [self.groups[name] for name in groups_of(self.parameters[parameter].dims[dim])]
-
 
 def analyse(
     model: nn.Module,

@@ -15,7 +15,7 @@ from prunekit_core.edits import GroupCut, ParameterCut, Swap
 from prunekit_core.errors import ArgumentError, PlanError, UnitsError, nearest
 from prunekit_core.group import Dependency, Group, MemberView
 from prunekit_core.ladder import Knowledge, Rehearsed, Reselect, rehearse
-from prunekit_core.layers import LayerType, PruningFunction
+from prunekit_core.layers import PruningFunction
 from prunekit_core.layout import Layout
 from prunekit_core.numbering import check_indices, flat_layout, not_whole, whole_units
 from prunekit_core.plan import Plan
@@ -241,10 +241,6 @@ class DependencyGraph:
             where=type(layer).__name__,
             hint="after a model is copied or a module exchanged, take the layer from the model anew",
         )
-
-    def layer_type(self, module: nn.Module) -> LayerType | None:
-        """Returns the layer type of a module."""
-        return self.registry.layer_type(module)
 
     def dependencies(self, removed: Mapping[str, Sequence[int]]) -> list[tuple[Dependency, list[int], list[int]]]:
         """Lists the layers that lose something with some units: (dependency, flat positions, which unit each is)."""
