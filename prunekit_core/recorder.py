@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,8 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from prunekit_core.errors import RecordingError, UnsupportedModelError
 from prunekit_core.rules import RuleTable
-from prunekit_core.shadow import Example, Shadow, Sink, bind_arguments, operation_name, tensors_of
-from prunekit_core.surgery import named_tensors
+from prunekit_core.shadow import Example, Shadow, Sink, operation_name, tensors_of
 from prunekit_core.trace import Operation, TensorRef, Trace
 
 
@@ -65,7 +64,7 @@ class TensorTable:
         known = self.get(tensor)
         if known is None:
             known = TensorRef(len(self.shapes))
-            self.shapes.append(tuple(int(n) for n in tensor.shape))
+            self.shapes.append(tuple(tensor.shape))
             self.dtypes.append(tensor.dtype)
             self.put(tensor, known)
         return known
@@ -81,17 +80,16 @@ class TraceBuilder(Sink):
         self._parameters: dict[str, TensorRef] = {}
         self._inputs: list[TensorRef] = []
 
-    def start(self, module: nn.Module, inputs: Any) -> None:
+    def start(self, tensors: Mapping[str, torch.Tensor], inputs: Any) -> None:
         """Makes parameters, buffers and inputs known."""
-        for name, tensor in named_tensors(module):
-            self._parameters[name] = self.table.ref(tensor)
+        self._parameters = {name: self.table.ref(tensor) for name, tensor in tensors.items()}
         self._inputs = [self.table.ref(leaf) for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
 
-    def operation(self, op: Any, module: str, args: Sequence[Any], kwargs: Mapping[str, Any], outputs: Any) -> None:
+    def operation(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> None:
         """Writes an operation down."""
-        arguments = {name: self._refer(value) for name, value in bind_arguments(op, args, kwargs).items()}
+        referred = {name: self._refer(value) for name, value in arguments.items()}
         results = tuple(self.table.output(tensor) for tensor in tensors_of(outputs))
-        self._operations.append(Operation(len(self._operations), op, operation_name(op), module, arguments, results))
+        self._operations.append(Operation(len(self._operations), op, operation_name(op), module, referred, results))
 
     def alias(self, source: torch.Tensor, result: torch.Tensor) -> None:
         """Takes the result for the same tensor."""

@@ -22,8 +22,7 @@ from prunekit_core.layout import Kept
 from prunekit_core.recorder import TensorTable
 from prunekit_core.registry import Registry
 from prunekit_core.rules import rule_keys
-from prunekit_core.shadow import Sink, bind_arguments, operation_name, tensors_of
-from prunekit_core.surgery import named_tensors
+from prunekit_core.shadow import Sink, operation_name, tensors_of
 from prunekit_core.trace import TensorRef
 
 SIZE_ARGUMENTS = frozenset(
@@ -105,8 +104,8 @@ class _Comparer(Sink):
         self._table = TensorTable(keep_alive=keep_alive)
         self._next = 0
 
-    def start(self, module: nn.Module, inputs: Any) -> None:
-        for _, tensor in named_tensors(module):
+    def start(self, tensors: Mapping[str, torch.Tensor], inputs: Any) -> None:
+        for tensor in tensors.values():
             self._table.ref(tensor)
         for leaf in pytree.tree_leaves(inputs):
             if isinstance(leaf, torch.Tensor):
@@ -119,7 +118,7 @@ class _Comparer(Sink):
         if self.mismatch is None:
             self._report(f"{operation_name(op)} raised {type(error).__name__}: {str(error)[:200]}")
 
-    def operation(self, op: Any, module: str, args: Sequence[Any], kwargs: Mapping[str, Any], outputs: Any) -> None:
+    def operation(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> None:
         if self.mismatch is not None:
             raise _StopError
         if self._next >= len(self._operations):
@@ -127,7 +126,6 @@ class _Comparer(Sink):
         expected = self._operations[self._next]
         if op is not expected.op or module != expected.module:
             self._stop(f"{operation_name(op)} ran where {expected.name} was recorded")
-        arguments = bind_arguments(op, args, kwargs)
         for name, old in expected.arguments.items():
             self._compare(name, old, arguments[name])
         for ref, tensor in zip(expected.outputs, tensors_of(outputs), strict=True):
@@ -213,7 +211,7 @@ class Stage:
         self._registry = registry
         self._shadow = analysis.shadow
         self._shadow.rewind()
-        self.modules: dict[str, nn.Module] = dict(self._shadow.module.named_modules())
+        self.modules = self._shadow.modules
         self.layer_edits = self._layer_edits()
         self.replays = 0
         self._exchange_tensors()

@@ -7,14 +7,12 @@ nowhere else. What is relied on:
 - ``OpOverload.decompose`` runs a composite operation as the operations it is made of;
 - a ``FakeTensorMode`` computes shapes without data, and raises where a value would be needed; inside
   ``in_kernel_invocation_manager`` its tensors are meta tensors, and ``FakeTensor(mode, meta, device)`` wraps one;
-- ``copy.deepcopy`` respects a memo, so that parameters can be exchanged for fakes while a module is copied.
+- a module runs what its instance attribute ``forward`` holds.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import copy
 import functools
 import gc
 import logging
@@ -29,8 +27,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prunekit_core.rules import RuleTable
+from prunekit_core.rules import Likeness, RuleTable
 from prunekit_core.surgery import named_tensors
+from prunekit_core.twin import Marks, deep_twin, shallow_twin
 
 Runner = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 """Runs a model on positional and keyword inputs (fake or real) and returns its outputs."""
@@ -70,15 +69,15 @@ class Example:
 class Sink:
     """Receives the operations of a running forward pass; the base class ignores them."""
 
-    def start(self, module: nn.Module, inputs: Any) -> None:
-        """Called with the shadow and the stand-in inputs before the forward runs."""
+    def start(self, tensors: Mapping[str, torch.Tensor], inputs: Any) -> None:
+        """Called with the parameters and buffers by canonical name, and the stand-in inputs, before the forward runs."""
 
     def compute(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Called to run an operation; returns its result."""
+        """Called to run an operation on real tensors; returns its result."""
         return op(*args, **kwargs)
 
-    def operation(self, op: Any, module: str, args: Sequence[Any], kwargs: Mapping[str, Any], outputs: Any) -> None:
-        """Called after each operation."""
+    def operation(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> None:
+        """Called after each operation with its arguments by name."""
 
     def failed(self, op: Any, module: str, error: Exception) -> None:
         """Called when an operation raises, before the exception goes on."""
@@ -91,31 +90,65 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, sink: Sink, stack: list[str], rules: RuleTable, fake_mode: FakeTensorMode | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._sink, self._stack, self._rules, self._fake_mode = sink, stack, rules, fake_mode
+        self._habits: dict[int, _Habit] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.namespace == "prim":
-            return func(*args, **kwargs)
-        if func is torch.ops.aten.detach.default:
+        habit = self._habits.get(id(func))
+        if habit is None:
+            habit = self._habits[id(func)] = _Habit.of(func, self._rules)
+        if habit.passed_on:
             result = func(*args, **kwargs)
-            self._sink.alias(args[0], result)
+            if func is torch.ops.aten.detach.default:
+                self._sink.alias(args[0], result)
             return result
-        if not self._rules.has(func) and func._can_decompose():
+        if habit.decomposes:
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
         module = self._stack[-1] if self._stack else ""
+        arguments = bind_arguments(func, args, kwargs)
         try:
             if self._fake_mode is None:
                 result = self._sink.compute(func, args, kwargs)
             else:
-                result = _fake_result(func, args, kwargs, self._rules, self._fake_mode)
+                result = self._fake_result(func, habit, arguments, args, kwargs)
         except Exception as error:
             self._sink.failed(func, module, error)
             raise
-        self._sink.operation(func, module, args, kwargs, result)
+        self._sink.operation(func, module, arguments, result)
         return result
+
+    def _fake_result(
+        self, op: Any, habit: _Habit, arguments: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Computes the result of an operation on fake tensors.
+
+        The fake mode's own dispatch costs ten times the shape computation. Operations with a rule whose tensors are
+        all fake and on one device are run on their meta tensors directly; whatever that can't do is left to the fake
+        mode.
+        """
+        device = _common_device(arguments) if habit.shape_only else None
+        if device is None:
+            return op(*args, **kwargs)
+        like = None if habit.likeness is None else habit.likeness(arguments)
+        if like is not None and habit.writes_first:
+            return args[0]
+        assert self._fake_mode is not None
+        try:
+            with in_kernel_invocation_manager(self._fake_mode):
+                if like is None:
+                    result = op(*args, **kwargs)
+                elif isinstance(like, tuple):
+                    result = torch.empty(like[1], dtype=like[0].dtype, device="meta")
+                elif like.is_contiguous():
+                    result = torch.empty(like.shape, dtype=like.dtype, device="meta")
+                else:
+                    result = torch.empty_like(like)
+        except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError):
+            return op(*args, **kwargs)  # the fake mode may know better; if not, its error is the one that counts
+        return _wrap(result, self._fake_mode, device)
 
 
 _FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
@@ -123,49 +156,55 @@ _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 _NEEDS_DATA = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
 
 
-@functools.cache
-def _is_shape_only(op: Any) -> bool:
-    """Tells whether an operation moves nothing between devices and needs no values to know its output's shape."""
-    arguments = {argument.name for argument in op._schema.arguments}
-    return not arguments & {"device", "generator"} and not _NEEDS_DATA & set(op.tags)
+@attrs.frozen(eq=False)
+class _Habit:
+    """How an operation is handled.
 
-
-@functools.cache
-def _writes_first(op: Any) -> bool:
-    """Tells whether an operation writes its result into its first argument."""
-    alias = op._schema.arguments[0].alias_info
-    return alias is not None and alias.is_write
-
-
-def _fake_result(
-    op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], rules: RuleTable, mode: FakeTensorMode
-) -> Any:
-    """Computes the result of an operation on fake tensors.
-
-    The fake mode's own dispatch costs ten times the shape computation. Operations with a rule whose tensors are all
-    fake and on one device are run on their meta tensors directly; whatever that can't do is left to the fake mode.
+    Attributes:
+        passed_on: Whether it is run without being reported.
+        decomposes: Whether it is run as the operations that it is made of, where it is made of some.
+        shape_only: Whether it has a rule, moves nothing between devices, and needs no values to know its output's
+            shape.
+        writes_first: Whether it writes its result into its first argument.
+        likeness: What its rule says about its output's shape, if anything.
     """
-    tensors = [*tensors_of(list(args)), *tensors_of(list(kwargs.values()))]
-    if not tensors or not all(type(tensor) is FakeTensor for tensor in tensors) or not _is_shape_only(op):
-        return op(*args, **kwargs)
-    device = tensors[0].device
-    if not rules.has(op) or any(tensor.device != device for tensor in tensors):
-        return op(*args, **kwargs)
-    likeness = rules.likeness(op)
-    like = None if likeness is None else likeness(bind_arguments(op, args, kwargs))
-    if like is not None and _writes_first(op):
-        return args[0]
-    try:
-        with in_kernel_invocation_manager(mode):
-            if like is None:
-                result = op(*args, **kwargs)
-            elif isinstance(like, torch.Tensor):
-                result = torch.empty_like(like)
-            else:
-                result = like[0].new_empty(like[1])
-    except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError):
-        return op(*args, **kwargs)  # the fake mode may know better; if not, its error is the one that counts
-    return _wrap(result, mode, device)
+
+    passed_on: bool
+    decomposes: bool
+    shape_only: bool
+    writes_first: bool
+    likeness: Likeness | None
+
+    @classmethod
+    def of(cls, op: Any, rules: RuleTable) -> _Habit:
+        ruled = rules.has(op)
+        arguments = op._schema.arguments
+        moves = any(argument.name in ("device", "generator") for argument in arguments)
+        alias = arguments[0].alias_info if arguments else None
+        return cls(
+            passed_on=op.namespace == "prim" or op is torch.ops.aten.detach.default,
+            decomposes=not ruled and bool(op._can_decompose()),
+            shape_only=ruled and not moves and not _NEEDS_DATA & set(op.tags),
+            writes_first=alias is not None and alias.is_write,
+            likeness=rules.likeness(op),
+        )
+
+
+def _common_device(arguments: Mapping[str, Any]) -> torch.device | None:
+    """Returns the device that all tensors among the arguments share if there are any and all are fake, else None."""
+    device = None
+    for value in arguments.values():
+        if isinstance(value, torch.Tensor):
+            tensors = [value]
+        elif isinstance(value, list | tuple):
+            tensors = tensors_of(value)
+        else:
+            continue
+        for tensor in tensors:
+            if type(tensor) is not FakeTensor or (device is not None and tensor.device != device):
+                return None
+            device = tensor.device
+    return device
 
 
 def _wrap(result: Any, mode: FakeTensorMode, device: torch.device) -> Any:
@@ -188,6 +227,7 @@ class Shadow:
     Attributes:
         module: The copy.
         names: Identity of each of its parameters and buffers to the canonical name.
+        modules: Its modules by dotted path.
         notes: What the report has to say about how the copy was made.
     """
 
@@ -197,15 +237,15 @@ class Shadow:
         self._stack: list[str] = []
         memo = self._stand_ins(model)
         try:
-            self.module: nn.Module = copy.deepcopy(model, dict(memo))
+            self.module = deep_twin(model, dict(memo))
         except Exception as error:
-            self.module = _skeleton(model, memo, {})
+            self.module = shallow_twin(model, memo)
             self.notes.append(
                 f"the model can't be deep-copied ({type(error).__name__}: {error}); traced on a shallow copy"
             )
         self.names: dict[int, str] = {}
-        self._state: list[tuple[nn.Module, dict[str, Any]]] = []
-        self._pristine = self._state
+        self.modules: dict[str, nn.Module] = {}
+        self._pristine = self._marks = Marks(self.module)
 
     def _stand_ins(self, model: nn.Module) -> dict[int, Any]:
         memo: dict[int, Any] = {}
@@ -242,31 +282,35 @@ class Shadow:
             return value.normal_(std=0.1) if value.is_floating_point() else value
         return FakeTensor(self.fake_mode, torch.empty(shape, dtype=like.dtype, device="meta"), like.device)
 
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields every parameter and buffer that is there now, once, under its canonical name."""
+        seen: set[int] = set()
+        for kind in ("_parameters", "_buffers"):
+            for path, module in self.modules.items():
+                for leaf, tensor in vars(module)[kind].items():
+                    if tensor is not None and id(tensor) not in seen:
+                        seen.add(id(tensor))
+                        yield f"{path}.{leaf}" if path else leaf, tensor
+
     def watch(self) -> None:
         """Starts following which module is running; call it once, when the shadow's modules are final."""
         self.names = {id(tensor): name for name, tensor in named_tensors(self.module)}
-        stack = self._stack
-        for name, module in self.module.named_modules():
-            module.register_forward_pre_hook(functools.partial(_enter, stack, name))
-            module.register_forward_hook(functools.partial(_leave, stack), always_call=True)
-        self._state = self._pristine = self._snapshot()
-
-    def _snapshot(self) -> list[tuple[nn.Module, dict[str, Any]]]:
-        return [(m, {k: _shallow(v) for k, v in vars(m).items()}) for m in self.module.modules()]
+        self.modules = dict(self.module.named_modules())
+        for name, module in self.modules.items():
+            vars(module)["forward"] = _followed(module.forward, name, self._stack)
+        self._pristine = self._marks = Marks(self.module)
 
     def reset(self) -> None:
         """Undoes whatever editing the shadow did to its modules since the last `commit`; every run ends with it."""
-        for module, state in self._state:
-            vars(module).clear()
-            vars(module).update({key: _shallow(value) for key, value in state.items()})
+        self._marks.restore()
 
     def commit(self) -> None:
         """Makes the present state the one that `reset` returns to."""
-        self._state = self._snapshot()
+        self._marks = Marks(self.module)
 
     def rewind(self) -> None:
         """Returns to the state that was committed first: the modules as recorded."""
-        self._state = self._pristine
+        self._marks = self._pristine
         self.reset()
 
     def run(
@@ -297,7 +341,7 @@ class Shadow:
         self._stack.clear()
         with self._regime():
             args, kwargs = pytree.tree_map_only(torch.Tensor, self.stand_in, (example.args, example.kwargs))
-            sink.start(self.module, (args, kwargs))
+            sink.start(dict(self.tensors()), (args, kwargs))
             try:
                 with torch.inference_mode(), self.fake_mode or contextlib.nullcontext():
                     with _Recorder(sink, self._stack, rules, self.fake_mode):
@@ -339,34 +383,18 @@ def collection_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _enter(stack: list[str], name: str, module: nn.Module, args: Any) -> None:
-    stack.append(name)
+def _followed(forward: Callable[..., Any], name: str, stack: list[str]) -> Callable[..., Any]:
+    """Wraps a module's forward so that the stack tells that it is running (hooks would cost several times as much)."""
 
+    def followed(*args: Any, **kwargs: Any) -> Any:
+        stack.append(name)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            stack.pop()
 
-def _leave(stack: list[str], module: nn.Module, args: Any, output: Any) -> None:
-    if stack:
-        stack.pop()
-
-
-def _shallow(value: Any) -> Any:
-    if type(value) in (dict, list, set, collections.OrderedDict):
-        return value.copy()
-    return copy.copy(value) if isinstance(value, dict) else value
-
-
-def _skeleton(module: nn.Module, memo: Mapping[int, Any], done: dict[int, nn.Module]) -> nn.Module:
-    """Copies the module tree only, sharing every other attribute."""
-    if id(module) in done:
-        return done[id(module)]
-    twin = done[id(module)] = module.__class__.__new__(module.__class__)
-    for key, value in vars(module).items():
-        vars(twin)[key] = memo.get(id(value), _shallow(value))
-    for table in ("_parameters", "_buffers"):
-        vars(twin)[table] = {k: memo.get(id(v), v) for k, v in vars(module)[table].items()}
-    vars(twin)["_modules"] = {
-        k: None if child is None else _skeleton(child, memo, done) for k, child in vars(module)["_modules"].items()
-    }
-    return twin
+    followed.__wrapped__ = forward  # type: ignore[attr-defined]  # inspect.signature reads the original's
+    return followed
 
 
 @functools.cache

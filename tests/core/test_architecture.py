@@ -15,6 +15,7 @@ CORE = [
     "trace",
     "rules",
     "surgery",
+    "twin",
     "shadow",
     "recorder",
     "propagate",
