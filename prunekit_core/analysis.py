@@ -20,7 +20,7 @@ from prunekit_core.recorder import check_recordable, record
 from prunekit_core.registry import Registry
 from prunekit_core.rules import Kind, Role, Temperature, Verb
 from prunekit_core.shadow import Example, Shadow, collection_paused
-from prunekit_core.surgery import exchange_module, named_tensors
+from prunekit_core.surgery import exchange_module
 from prunekit_core.trace import Trace, program_of
 
 
@@ -207,7 +207,7 @@ def _analyse(
         groups=freezer.groups(recordings),
         parameters={
             name: freezer.parameter(name, tensor.element_size(), not isinstance(tensor, nn.Parameter))
-            for name, tensor in named_tensors(shadow.module)
+            for name, tensor in shadow.tensors().items()
         },
         recordings=tuple(recordings),
         untouched=tuple(name for name in untouched if recorded[0][0].shapes[recorded[0][0].parameters[name].index]),

@@ -16,8 +16,8 @@ class Application:
 
     def __init__(self, plan: Decision, model: nn.Module, registry: Registry | None) -> None:
         self._plan, self._model, self._registry = plan, model, registry
-        self._tensors: dict[str, torch.Tensor] = dict(surgery.named_tensors(model))
-        self._modules: dict[str, nn.Module] = dict(model.named_modules())
+        self._modules = surgery.modules_in(model)
+        self._tensors = surgery.tensors_in(self._modules)
         self._stand_ins: dict[int, nn.Module] = {}
         self._converted: dict[str, tuple[nn.Module, nn.Module]] = {}
 
@@ -95,8 +95,8 @@ class Application:
         for rescale in self._plan.rescales:
             rows = [row for start, stop in rescale.rows for row in range(start, stop)]
             surgery.scale_positions(self._tensor(rescale.parameter), rows, rescale.factor)
-        for name, positions in self._plan.all_positions(self._plan.parameters).items():
-            surgery.shrink_tensor(self._tensors[name], positions)
+        positions = self._plan.all_positions(self._plan.parameters)
+        surgery.shrink_tensors([(self._tensors[name], dims) for name, dims in positions.items()])
         for edit in self._plan.edits:
             module = self._module(edit.module)
             old = vars(module)[edit.attribute]

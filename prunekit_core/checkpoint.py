@@ -26,7 +26,7 @@ FORMAT = "1"
 def _stored(model: nn.Module) -> dict[str, torch.Tensor]:
     """The tensors that a checkpoint holds: parameters and persistent buffers, once each, by canonical name."""
     persistent = set(model.state_dict(keep_vars=True).keys())
-    return {name: tensor for name, tensor in named_tensors(model) if name in persistent}
+    return {name: tensor for name, tensor in named_tensors(model).items() if name in persistent}
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], *, plan: Plan | None = None) -> None:
@@ -48,7 +48,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, plan: Plan | None = 
     tensors = _stored(target)
     for cut in plan.parameters:
         expected = tuple(layouts.new_size(dim, plan.kept) for dim in cut.dims)
-        found = dict(named_tensors(target)).get(cut.parameter)
+        found = named_tensors(target).get(cut.parameter)
         if found is None or tuple(found.shape) != expected:
             raise CheckpointError(
                 "The plan doesn't lead to this model.",

@@ -145,7 +145,7 @@ class _Masked:
     def _randomise(self) -> None:
         generator = torch.Generator().manual_seed(0)
         scales = {r.parameter for r in self._plan.rescales}
-        for name, tensor in list(named_tensors(self._full)):
+        for name, tensor in named_tensors(self._full).items():
             constant = tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())
             if not constant or name in scales:
                 continue

@@ -25,6 +25,7 @@ from prunekit_core.report import Explanation, Report
 from prunekit_core.rescale import find_rescales
 from prunekit_core.rules import Role
 from prunekit_core.shadow import Example, run_model
+from prunekit_core.surgery import modules_in
 
 
 class DependencyGraph:
@@ -41,10 +42,9 @@ class DependencyGraph:
         self._registry = registry
         self._analysis: Analysis | None = None
         self._model: nn.Module | None = None
-        self._owners: dict[str, tuple[nn.Module, torch.Tensor]] = {}
-        self._placements: dict[int, dict[str, layouts.Placement]] = {}
+        self._owners: dict[str, nn.Module] = {}
         self.knowledge = Knowledge()
-        self.applied = Plan()
+        self._set_applied(Plan())
 
     def build_dependency(
         self,
@@ -76,20 +76,19 @@ class DependencyGraph:
         self._model = check_recordable(model)
         examples = [_example(inputs, forward_fn, output_transform) for inputs in (example_inputs, *more_inputs)]
         self._analysis = analyse(self._model, examples, self.registry, modes=modes)
-        self.knowledge, self.applied = Knowledge(), Plan()
+        self.knowledge = Knowledge()
+        self._set_applied(Plan())
         self._find_owners()
         return self
 
+    def _set_applied(self, plan: Plan) -> None:
+        self.applied = plan
+        self._sizer = layouts.Sizer(plan.kept)
+        self._placements: dict[int, dict[str, layouts.Placement]] = {}
+
     def _find_owners(self) -> None:
-        owners = {
-            (f"{path}.{name}" if path else name): (module, tensor)
-            for path, module in self.model.named_modules()
-            for table in (module._parameters, module._buffers)
-            for name, tensor in table.items()
-            if tensor is not None
-        }
-        self._owners = {name: owners[name] for name in self.analysis.parameters}
-        self._placements = {}
+        modules = modules_in(self.model)
+        self._owners = {name: modules[name.rpartition(".")[0]] for name in self.analysis.parameters}
 
     @property
     def registry(self) -> Registry:
@@ -124,26 +123,40 @@ class DependencyGraph:
         """Lists all groups as found at analysis."""
         return list(self.analysis.groups.values())
 
-    def views(self, group: str) -> list[MemberView]:
+    def views(self, group: str, shared: dict[Any, torch.Tensor] | None = None) -> list[MemberView]:
         """Lists, for every parameter and buffer dim of a group, the tensor and which unit each position holds.
 
         Units are numbered by their place among the units that are there now.
+
+        Args:
+            group: Name of the group.
+            shared: Intermediate results to share between the views; None for a new store.
         """
-        place = torch.full((self.analysis.groups[group].size,), -1)
-        remaining = torch.tensor(self.remaining(group))
-        place[remaining] = torch.arange(len(remaining))
+        shared = {} if shared is None else shared
+        place = self._places(group)
         found = []
         for member in self.analysis.groups[group].members:
             layout = self.analysis.parameters[member.parameter].dims[member.dim]
             positions, units = self._placed(layout)[group]
             path, _, name = member.parameter.rpartition(".")
-            module, tensor = self._owners[member.parameter]
-            if tensor.shape[member.dim] != layouts.new_size(layout, self.applied.kept):
+            module = self._owners[member.parameter]
+            tensor = _own_tensor(module, name)
+            if tensor is None or tensor.shape[member.dim] != self._sizer(layout):
                 raise PlanError(
                     "The model was changed since it was analysed.", where=member.parameter, hint="build the graph anew"
                 )
-            found.append(MemberView(path, module, name, tensor, member.dim, member.role, positions, place[units]))
+            units = units if place is None else place[units]
+            found.append(MemberView(path, module, name, tensor, member.dim, member.role, positions, units, shared))
         return found
+
+    def _places(self, group: str) -> torch.Tensor | None:
+        """Place of every unit of a group among those that are there now; None while all are."""
+        if group not in self.applied.kept:
+            return None
+        remaining = torch.tensor(self.applied.kept[group])
+        place = torch.full((self.analysis.groups[group].size,), -1)
+        place[remaining] = torch.arange(len(remaining))
+        return place
 
     def _placed(self, layout: Layout) -> dict[str, layouts.Placement]:
         """Where all groups are in a layout; the same for all dims that share it, until the next cut."""
@@ -215,7 +228,7 @@ class DependencyGraph:
 
     def _own_layouts(self, layer: nn.Module) -> dict[str, tuple[Layout, ...]]:
         """Layouts of a layer's own parameters and buffers, by local name."""
-        names = {id(tensor): name for name, (_, tensor) in self._owners.items()}
+        names = {id(_own_tensor(module, name.rpartition(".")[2])): name for name, module in self._owners.items()}
         own: dict[str, tuple[Layout, ...]] = {}
         for table in (layer._parameters, layer._buffers):
             for local, tensor in table.items():
@@ -376,12 +389,14 @@ class DependencyGraph:
             PlanError: The model was changed otherwise since the analysis.
         """
         try:
-            plan.since(self.applied).apply(self.model, registry=self.registry)
+            step = plan.since(self.applied) if self.applied.cuts else plan
+            step.apply(self.model, registry=self.registry)
         except PlanError as error:
             error.hint = "the model was changed since it was analysed: build the graph anew"
             raise
-        self.applied = plan
-        self._find_owners()
+        self._set_applied(plan)
+        if step.swaps:
+            self._find_owners()
         return plan
 
     def remove(self, removed: Mapping[str, Sequence[int]]) -> Plan:
@@ -413,6 +428,11 @@ class DependencyGraph:
         else:
             path = self._path_of(layer)
         return Explanation.of(self.analysis, path)
+
+
+def _own_tensor(module: nn.Module, name: str) -> torch.Tensor | None:
+    tensor = module._parameters.get(name)
+    return module._buffers.get(name) if tensor is None else tensor
 
 
 def _example(inputs: Any, forward_fn: Any, output_transform: Any) -> Example:

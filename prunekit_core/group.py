@@ -107,7 +107,7 @@ class Source(Protocol):
     def remaining(self, group: str) -> tuple[int, ...]:
         """Units of a group that are still there."""
 
-    def views(self, group: str) -> list[MemberView]:
+    def views(self, group: str, shared: dict[Any, torch.Tensor] | None = None) -> list[MemberView]:
         """Members of a group, ready for scoring."""
 
     def dependencies(self, removed: Mapping[str, Sequence[int]]) -> list[tuple[Dependency, list[int], list[int]]]:
@@ -191,6 +191,10 @@ class Group:
 
         A group made by ``get_pruning_group`` numbers its units in the order of the indices given.
         """
+        if self._given_root is None and len(self.units) == 1:
+            ((name, chosen),) = self.units.items()
+            if chosen == tuple(self.graph.remaining(name)):
+                return self.graph.views(name, self._shared)
         found = []
         offset = 0
         total = self.size()
@@ -201,11 +205,11 @@ class Group:
             place = torch.tensor([wanted.get(unit, -1) for unit in remaining])
             offset += len(chosen)
             partial = len(chosen) < len(remaining)
-            for view in self.graph.views(name):
+            for view in self.graph.views(name, self._shared):
                 units, positions = place[view.units], view.positions
                 if partial:
                     positions, units = positions[units >= 0], units[units >= 0]
-                found.append(attrs.evolve(view, positions=positions, units=units, shared=self._shared))
+                found.append(attrs.evolve(view, positions=positions, units=units))
         assert offset == total
         return found
 

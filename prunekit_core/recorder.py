@@ -13,6 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from prunekit_core.errors import RecordingError, UnsupportedModelError
 from prunekit_core.rules import RuleTable
 from prunekit_core.shadow import Example, Shadow, Sink, operation_name, tensors_of
+from prunekit_core.surgery import modules_in, tensors_in
 from prunekit_core.trace import Operation, TensorRef, Trace
 
 
@@ -162,7 +163,8 @@ def check_recordable(model: object) -> nn.Module:
         raise UnsupportedModelError(
             "The model is not an nn.Module.", why=f"got {type(model).__name__}", hint="pass the module itself"
         )
-    for name, module in model.named_modules():
+    modules = modules_in(model)
+    for name, module in modules.items():
         if isinstance(module, torch.jit.ScriptModule | torch.jit.ScriptFunction):
             raise UnsupportedModelError(
                 "A ScriptModule can't be pruned.",
@@ -170,7 +172,7 @@ def check_recordable(model: object) -> nn.Module:
                 why="its program is compiled; sizes in it can't be followed or changed",
                 hint="prune the Python module it was made from, then script the result",
             )
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    for name, tensor in tensors_in(modules).items():
         if nn.parameter.is_lazy(tensor):
             raise UnsupportedModelError(
                 "The model has uninitialised lazy parameters.",

@@ -6,7 +6,7 @@ under the same recorder, and every operation is compared with what the axes pred
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import attrs

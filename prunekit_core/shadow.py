@@ -28,7 +28,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunekit_core.rules import Likeness, RuleTable
-from prunekit_core.surgery import named_tensors
+from prunekit_core.surgery import modules_in, tensors_in
 from prunekit_core.twin import Marks, deep_twin, shallow_twin
 
 Runner = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
@@ -70,7 +70,7 @@ class Sink:
     """Receives the operations of a running forward pass; the base class ignores them."""
 
     def start(self, tensors: Mapping[str, torch.Tensor], inputs: Any) -> None:
-        """Called with the parameters and buffers by canonical name, and the stand-in inputs, before the forward runs."""
+        """Called before the forward runs, with parameters and buffers by canonical name, and the stand-in inputs."""
 
     def compute(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Called to run an operation on real tensors; returns its result."""
@@ -248,12 +248,17 @@ class Shadow:
         self._pristine = self._marks = Marks(self.module)
 
     def _stand_ins(self, model: nn.Module) -> dict[int, Any]:
+        modules = list(modules_in(model).values())
         memo: dict[int, Any] = {}
-        for tensor in model.parameters():
-            memo[id(tensor)] = self.as_parameter(self.stand_in(tensor, share=True))
-        for buffer in model.buffers():
-            memo[id(buffer)] = self.stand_in(buffer)
-        for module in model.modules():
+        for module in modules:
+            for tensor in module._parameters.values():
+                if tensor is not None and id(tensor) not in memo:
+                    memo[id(tensor)] = self.as_parameter(self.stand_in(tensor, share=True))
+        for module in modules:
+            for buffer in module._buffers.values():
+                if buffer is not None and id(buffer) not in memo:
+                    memo[id(buffer)] = self.stand_in(buffer)
+        for module in modules:
             for value in vars(module).values():
                 if isinstance(value, torch.Tensor) and id(value) not in memo:
                     memo[id(value)] = value.detach() if self.fake_mode else value.detach().clone()
@@ -282,20 +287,14 @@ class Shadow:
             return value.normal_(std=0.1) if value.is_floating_point() else value
         return FakeTensor(self.fake_mode, torch.empty(shape, dtype=like.dtype, device="meta"), like.device)
 
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yields every parameter and buffer that is there now, once, under its canonical name."""
-        seen: set[int] = set()
-        for kind in ("_parameters", "_buffers"):
-            for path, module in self.modules.items():
-                for leaf, tensor in vars(module)[kind].items():
-                    if tensor is not None and id(tensor) not in seen:
-                        seen.add(id(tensor))
-                        yield f"{path}.{leaf}" if path else leaf, tensor
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Returns every parameter and buffer that is there now, under its canonical name."""
+        return tensors_in(self.modules)
 
     def watch(self) -> None:
         """Starts following which module is running; call it once, when the shadow's modules are final."""
-        self.names = {id(tensor): name for name, tensor in named_tensors(self.module)}
-        self.modules = dict(self.module.named_modules())
+        self.modules = modules_in(self.module)
+        self.names = {id(tensor): name for name, tensor in self.tensors().items()}
         for name, module in self.modules.items():
             vars(module)["forward"] = _followed(module.forward, name, self._stack)
         self._pristine = self._marks = Marks(self.module)
@@ -341,7 +340,7 @@ class Shadow:
         self._stack.clear()
         with self._regime():
             args, kwargs = pytree.tree_map_only(torch.Tensor, self.stand_in, (example.args, example.kwargs))
-            sink.start(dict(self.tensors()), (args, kwargs))
+            sink.start(self.tensors(), (args, kwargs))
             try:
                 with torch.inference_mode(), self.fake_mode or contextlib.nullcontext():
                     with _Recorder(sink, self._stack, rules, self.fake_mode):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -15,21 +15,30 @@ def select_positions(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]
         tensor: Any tensor.
         positions: Dim to the positions that stay, int64 ``[kept]``, ascending.
     """
+    shape, device = tensor.shape, tensor.device
+    order = sorted(positions, key=lambda d: (positions[d].numel() / max(1, shape[d]), d))
     result = tensor
-    for dim in sorted(positions, key=lambda d: (len(positions[d]) / max(1, tensor.shape[d]), d)):
-        result = result.index_select(dim, positions[dim].to(tensor.device))
+    for dim in order:
+        kept = positions[dim]
+        result = result.index_select(dim, kept if kept.device == device else kept.to(device))
     return result
 
 
 def shrink_tensor(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]) -> None:
     """Cuts a parameter or buffer in place: the object stays, with its gradient cut alike."""
+    shrink_tensors([(tensor, positions)])
+
+
+def shrink_tensors(cuts: Iterable[tuple[torch.Tensor, Mapping[int, torch.Tensor]]]) -> None:
+    """Cuts several parameters and buffers in place; see `shrink_tensor`."""
     with torch.no_grad():
-        gradient = tensor.grad if tensor.is_leaf else None
-        if gradient is not None:
-            tensor.grad = None
-        tensor.data = select_positions(tensor.data, positions)
-        if gradient is not None:
-            tensor.grad = select_positions(gradient, positions)
+        for tensor, positions in cuts:
+            gradient = tensor.grad if tensor.is_leaf else None
+            if gradient is not None:
+                tensor.grad = None
+            tensor.data = select_positions(tensor.data, positions)
+            if gradient is not None:
+                tensor.grad = select_positions(gradient, positions)
 
 
 def zero_positions(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]) -> None:
@@ -71,7 +80,35 @@ def exchange_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 parent._modules[name] = new
 
 
-def named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields every parameter and buffer once, under its canonical (first) dotted name."""
-    yield from module.named_parameters()
-    yield from module.named_buffers()
+def modules_in(model: nn.Module) -> dict[str, nn.Module]:
+    """Returns every module once, by its first dotted path, in the order of ``named_modules``."""
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+
+    def visit(path: str, module: nn.Module) -> None:
+        seen.add(id(module))
+        found[path] = module
+        for name, child in module._modules.items():
+            if child is not None and id(child) not in seen:
+                visit(f"{path}.{name}" if path else name, child)
+
+    visit("", model)
+    return found
+
+
+def tensors_in(modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
+    """Returns every parameter, then every buffer, of some modules once, under its canonical (first) dotted name."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for kind in ("_parameters", "_buffers"):
+        for path, module in modules.items():
+            for leaf, tensor in vars(module)[kind].items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    found[f"{path}.{leaf}" if path else leaf] = tensor
+    return found
+
+
+def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Returns every parameter, then every buffer, of a model once, under its canonical (first) dotted name."""
+    return tensors_in(modules_in(model))
