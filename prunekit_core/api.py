@@ -10,10 +10,12 @@ from torch import nn
 
 from prunekit_core import layout as layouts
 from prunekit_core.errors import ArgumentError, nearest
+from prunekit_core.naming import Layer
 from prunekit_core.plan import Plan, Preview
-from prunekit_core.pruner import BasePruner, Criterion, Layer
+from prunekit_core.pruner import BasePruner, Criterion
 from prunekit_core.registry import Registry, default_registry
 from prunekit_core.report import Report
+from prunekit_core.scopes import Ratios
 from prunekit_core.selection import Scope, check_ratio
 
 _SEARCH_STEPS = 24
@@ -61,7 +63,7 @@ def prune(
     max_pruning_ratio: float = 1.0,
     ignored_layers: Sequence[Layer] | None = None,
     round_to: int | None = None,
-    pruning_ratio_dict: Mapping[Layer | tuple[Layer, ...], float] | None = None,
+    pruning_ratio_dict: Ratios | None = None,
     forward_fn: Callable[[nn.Module, Any], Any] | None = None,
     registry: Registry | None = None,
 ) -> PruneResult:
@@ -148,7 +150,7 @@ def plan_to_target(pruner: BasePruner, target: Mapping[str, float]) -> Plan:
     scores = pruner.scores(pruner.scopes())
 
     def scopes_at(ratio: float) -> list[Scope]:
-        return [s if s.name.startswith("pruning_ratio_dict") else attrs.evolve(s, ratio=ratio) for s in pruner.scopes()]
+        return [scope if scope.fixed else attrs.evolve(scope, ratio=ratio) for scope in pruner.scopes()]
 
     def meets(kept: Mapping[str, Sequence[int]]) -> bool:
         return all(budget(analysis, kept) <= allowed[name] * (1 + 1e-9) for name, budget in budgets.items())

@@ -11,12 +11,15 @@ from torch import nn
 
 from prunekit_core import layout as layouts
 from prunekit_core.analysis import Analysis, UnitGroup, analyse
+from prunekit_core.custom_layers import CustomizedPruner, with_customized
 from prunekit_core.edits import GroupCut, ParameterCut, Swap
-from prunekit_core.errors import ArgumentError, PlanError, UnitsError, nearest
+from prunekit_core.errors import ArgumentError, PlanError, UnitsError
 from prunekit_core.group import Dependency, Group, MemberView
+from prunekit_core.history import Removal, removals, resolve
 from prunekit_core.ladder import Knowledge, Rehearsed, Reselect, rehearse
 from prunekit_core.layers import PruningFunction
 from prunekit_core.layout import Layout
+from prunekit_core.naming import Layer, module_paths, path_of
 from prunekit_core.numbering import check_indices, flat_layout, not_whole, whole_units
 from prunekit_core.plan import Plan
 from prunekit_core.recorder import check_recordable
@@ -24,8 +27,9 @@ from prunekit_core.registry import Registry, default_registry
 from prunekit_core.report import Explanation, Report
 from prunekit_core.rescale import find_rescales
 from prunekit_core.rules import Role
-from prunekit_core.shadow import Example, run_model
+from prunekit_core.shadow import example_of
 from prunekit_core.surgery import modules_in
+from prunekit_core.unwrapped import Unwrapped, check_unwrapped, unwrapped_notes
 
 
 class DependencyGraph:
@@ -43,7 +47,9 @@ class DependencyGraph:
         self._analysis: Analysis | None = None
         self._model: nn.Module | None = None
         self._owners: dict[str, nn.Module] = {}
+        self._steps: list[Plan] = []
         self.knowledge = Knowledge()
+        self.notes: list[str] = []
         self._set_applied(Plan())
 
     def build_dependency(
@@ -55,6 +61,8 @@ class DependencyGraph:
         forward_fn: Callable[[nn.Module, Any], Any] | None = None,
         output_transform: Callable[[Any], Any] | None = None,
         modes: Sequence[bool | None] = (False, True),
+        unwrapped_parameters: Unwrapped | None = None,
+        customized_pruners: Mapping[Any, CustomizedPruner] | None = None,
     ) -> DependencyGraph:
         """Records the model and finds its groups; the model is not touched.
 
@@ -65,20 +73,31 @@ class DependencyGraph:
             forward_fn: Called as ``forward_fn(model, example_inputs)`` instead of calling the model.
             output_transform: Called on the outputs; its result's tensors count as outputs, too.
             modes: Training flags to record in: False for eval, True for train, None for as it is.
+            unwrapped_parameters: Parameters that no layer owns, to the dim that holds their units. They are found
+                without it; what is listed is checked, and the report says where a listed dim can't shrink.
+            customized_pruners: Module class to an object with ``prune_out_channels(layer, idxs)``,
+                ``prune_in_channels(layer, idxs)``, ``get_out_channels(layer)`` and ``get_in_channels(layer)``: it is
+                the layer type of that class in this graph.
 
         Returns:
             The graph itself.
 
         Raises:
+            ArgumentError: What is said about unwrapped parameters or customized pruners is wrong; nothing was traced.
             UnsupportedModelError: The model can't be analysed at all.
             RecordingError: Its forward raised; the exception is the cause.
         """
         self._model = check_recordable(model)
-        examples = [_example(inputs, forward_fn, output_transform) for inputs in (example_inputs, *more_inputs)]
+        unwrapped = check_unwrapped(self._model, unwrapped_parameters or {})
+        if customized_pruners:
+            self._registry = with_customized(self.registry, customized_pruners)
+        examples = [example_of(inputs, forward_fn, output_transform) for inputs in (example_inputs, *more_inputs)]
         self._analysis = analyse(self._model, examples, self.registry, modes=modes)
         self.knowledge = Knowledge()
         self._set_applied(Plan())
+        self._steps = []
         self._find_owners()
+        self.notes = unwrapped_notes(self._analysis, unwrapped)
         return self
 
     def _set_applied(self, plan: Plan) -> None:
@@ -176,7 +195,7 @@ class DependencyGraph:
 
     def get_all_groups(
         self,
-        ignored_layers: Iterable[nn.Module | type[nn.Module] | str] = (),
+        ignored_layers: Iterable[Layer] = (),
         root_module_types: Iterable[type[nn.Module]] | None = None,
     ) -> Iterator[Group]:
         """Yields every group with all its units.
@@ -207,7 +226,7 @@ class DependencyGraph:
             ArgumentError: The layer isn't in the model, or the function isn't for it.
             UnitsError: The channels are out of range, repeated, pinned, or not whole units.
         """
-        path = self._path_of(layer)
+        path = path_of(self.model, layer)
         where = f"{path} ({type(layer).__name__})"
         layout = flat_layout(layer, self.registry.layer_type(layer), self._own_layouts(layer), pruning_fn, where)
         kept = self.applied.kept
@@ -226,15 +245,19 @@ class DependencyGraph:
                 )
         return Group(self, removed, (layer, path, pruning_fn, numbers))
 
-    def _own_layouts(self, layer: nn.Module) -> dict[str, tuple[Layout, ...]]:
+    def _own_layouts(self, layer: nn.Module, names: Mapping[int, str] | None = None) -> dict[str, tuple[Layout, ...]]:
         """Layouts of a layer's own parameters and buffers, by local name."""
-        names = {id(_own_tensor(module, name.rpartition(".")[2])): name for name, module in self._owners.items()}
+        names = self._names() if names is None else names
         own: dict[str, tuple[Layout, ...]] = {}
         for table in (layer._parameters, layer._buffers):
             for local, tensor in table.items():
                 if tensor is not None and id(tensor) in names:
                     own[local] = self.analysis.parameters[names[id(tensor)]].dims
         return own
+
+    def _names(self) -> dict[int, str]:
+        """Canonical names of the tensors that are there now, by identity."""
+        return {id(_own_tensor(module, name.rpartition(".")[2])): name for name, module in self._owners.items()}
 
     def _pins(self, path: str) -> str:
         """What pins the parameters of a layer, kernels apart."""
@@ -244,16 +267,6 @@ class DependencyGraph:
                     if reason is not None and reason.text != "a kernel dim":
                         return str(reason)
         return "they can't shrink"
-
-    def _path_of(self, layer: nn.Module) -> str:
-        paths: dict[nn.Module, str] = {module: path for path, module in self.model.named_modules()}
-        if layer in paths:
-            return paths[layer]
-        raise ArgumentError(
-            "The layer is not part of the model.",
-            where=type(layer).__name__,
-            hint="after a model is copied or a module exchanged, take the layer from the model anew",
-        )
 
     def dependencies(self, removed: Mapping[str, Sequence[int]]) -> list[tuple[Dependency, list[int], list[int]]]:
         """Lists the layers that lose something with some units: (dependency, flat positions, which unit each is)."""
@@ -290,7 +303,7 @@ class DependencyGraph:
                 function = kind.prune_in if into else kind.prune_out
         return Dependency(view.module, view.path, view.role, function, view.name)
 
-    def protected_groups(self, layers: Iterable[nn.Module | type[nn.Module] | str]) -> dict[str, str]:
+    def protected_groups(self, layers: Iterable[Layer]) -> dict[str, str]:
         """Finds the groups whose units some layers (or what containers contain) produce or carry.
 
         Returns:
@@ -307,26 +320,9 @@ class DependencyGraph:
                     found.setdefault(group.name, member.module)
         return found
 
-    def module_paths(self, layers: Iterable[nn.Module | type[nn.Module] | str]) -> set[str]:
+    def module_paths(self, layers: Iterable[Layer]) -> set[str]:
         """Returns the paths of some modules and of everything they contain."""
-        paths: set[str] = set()
-        modules = dict(self.model.named_modules())
-        for layer in layers:
-            if isinstance(layer, str):
-                if layer not in modules:
-                    raise ArgumentError(f"The model has no module named {layer!r}.", hint=nearest(layer, modules))
-                roots = [layer]
-            elif isinstance(layer, nn.Module):
-                roots = [self._path_of(layer)]
-            elif isinstance(layer, type):
-                roots = [path for path, module in modules.items() if isinstance(module, layer)]
-                if not roots:
-                    raise ArgumentError(f"The model has no {layer.__name__}.")
-            else:
-                raise ArgumentError("Layers are given as modules, types or dotted names.", why=f"got {layer!r}")
-            for root in roots:
-                paths.update(p for p in modules if not root or p == root or p.startswith(root + "."))
-        return paths
+        return module_paths(self.model, layers)
 
     # -- plans
 
@@ -395,6 +391,7 @@ class DependencyGraph:
             error.hint = "the model was changed since it was analysed: build the graph anew"
             raise
         self._set_applied(plan)
+        self._steps.append(plan)
         if step.swaps:
             self._find_owners()
         return plan
@@ -407,11 +404,55 @@ class DependencyGraph:
         }
         return self.apply(self.draft(kept))
 
+    def pruning_history(self) -> list[Removal]:
+        """Lists what was removed so far as ``(layer, is_out, channels)``, each entry as numbered when its turn came.
+
+        A history is plain data; `load_pruning_history` removes the same from an unpruned copy of the model.
+        """
+        flat = self._flat_layouts()
+        found: list[Removal] = []
+        before: Mapping[str, tuple[int, ...]] = {}
+        for plan in self._steps:
+            found += removals(self.analysis, flat, before, plan.kept)
+            before = plan.kept
+        return found
+
+    def load_pruning_history(self, history: Sequence[Sequence[Any]]) -> Plan:
+        """Removes everything that a history lists, in one proven cut.
+
+        Args:
+            history: What `pruning_history` returned for a model of the same architecture.
+
+        Returns:
+            The plan from the model as it was at analysis.
+
+        Raises:
+            ArgumentError: It is no history, or names a layer that the model doesn't have.
+            UnitsError: The channels are out of range or no whole units.
+            RehearsalError: The program can't express the cut.
+        """
+        return self.apply(self.draft(resolve(history, self.analysis, self._flat_layouts(), self.applied.kept)))
+
+    def _flat_layouts(self) -> dict[str, tuple[Layout | None, Layout | None]]:
+        """How the output and the input channels of every layer are made of units, by path."""
+        found = {}
+        names = self._names()
+        for path, module in modules_in(self.model).items():
+            kind, own = self.registry.layer_type(module), self._own_layouts(module, names)
+            if kind is not None and own:
+                found[path] = (
+                    kind.flat_out(module, own) if kind.flat_out else None,
+                    kind.flat_in(module, own) if kind.flat_in else None,
+                )
+        return found
+
     # -- answers
 
     def report(self) -> Report:
         """Tells what was pruned, left on purpose, not understood, and untouched."""
-        return Report.of(self.analysis, self.applied.kept, self.knowledge.given_back, {}, self.applied.notes)
+        return Report.of(
+            self.analysis, self.applied.kept, self.knowledge.given_back, {}, (*self.notes, *self.applied.notes)
+        )
 
     def explain(self, layer: nn.Module | str) -> Explanation:
         """Tells what the channels of a layer are tied to, by which operations, and what pins them.
@@ -426,32 +467,10 @@ class DependencyGraph:
             self.module_paths([layer])
             path = layer
         else:
-            path = self._path_of(layer)
+            path = path_of(self.model, layer)
         return Explanation.of(self.analysis, path)
 
 
 def _own_tensor(module: nn.Module, name: str) -> torch.Tensor | None:
     tensor = module._parameters.get(name)
     return module._buffers.get(name) if tensor is None else tensor
-
-
-def _example(inputs: Any, forward_fn: Any, output_transform: Any) -> Example:
-    if forward_fn is None and output_transform is None:
-        return Example.of(inputs)
-
-    def run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if forward_fn is None:
-            outputs = run_model(model, args, kwargs)
-        else:
-            outputs = forward_fn(model, _as_given(inputs, args, kwargs))
-        return outputs if output_transform is None else (outputs, output_transform(outputs))
-
-    return Example.of(inputs, run)
-
-
-def _as_given(inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if isinstance(inputs, dict):
-        return kwargs
-    if isinstance(inputs, tuple | list):
-        return type(inputs)(args)
-    return args[0]

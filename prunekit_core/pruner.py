@@ -1,32 +1,47 @@
-"""The pruner: scores groups, decides what goes, step by step."""
+"""Pruning a model in steps: scores in scopes, a proven plan, and its application."""
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from prunekit_core.custom_layers import CustomizedPruner
+from prunekit_core.declarations import channel_blocks, check_heads
 from prunekit_core.errors import ArgumentError, NothingToPruneError, PluginError, nearest
 from prunekit_core.graph import DependencyGraph
 from prunekit_core.group import Group
+from prunekit_core.history import Removal
+from prunekit_core.naming import Layer
 from prunekit_core.plan import Plan
+from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry, default_registry
 from prunekit_core.report import Report
+from prunekit_core.scopes import HEAD_KINDS, Ratios, Scopes, Wishes
 from prunekit_core.selection import (
+    Candidate,
     Limits,
     Scope,
-    best_units,
     check_ratio,
     choose_counts,
     keep_in_step,
     linear_scheduler,
 )
+from prunekit_core.unwrapped import Unwrapped
 
-Layer = nn.Module | type[nn.Module] | str
 Criterion = Callable[[Group], "torch.Tensor | None"]
+Schedule = Callable[[float, int], Sequence[float]]
+
+_RENAMED = {
+    "ch_sparsity": ("pruning_ratio",),
+    "ch_sparsity_dict": ("pruning_ratio_dict",),
+    "channel_groups": ("in_channel_groups", "out_channel_groups"),
+}
 
 
 class BasePruner:
@@ -45,14 +60,28 @@ class BasePruner:
         iterative_steps: In how many steps the ratio is reached.
         iterative_pruning_ratio_scheduler: ``(ratio, steps) -> steps + 1`` cumulative ratios, or a registered name.
         ignored_layers: Layers (modules, names or types) whose outputs are left alone.
-        round_to: Sizes are kept at multiples of this.
+        round_to: Sizes are kept at multiples of this; numbers of heads are not.
+        isomorphic: With ``global_pruning``: units are ranked only with those of groups of the same structure (Fang et
+            al., Isomorphic Pruning, ECCV 2024).
+        in_channel_groups: Layer to a number of groups that its input channels form; the same channels leave all.
+        out_channel_groups: The same for output channels.
+        num_heads: Layer to its number of attention heads. Heads are found without it; a wrong number is an error.
+        prune_num_heads: Whether whole heads are removed, by ``head_pruning_ratio``. In grouped-query attention these
+            are key-value heads with their queries.
+        prune_head_dims: Whether the dims within heads are removed, in all heads alike.
+        head_pruning_ratio: Fraction of heads to remove, in [0, 1).
+        head_pruning_ratio_dict: Like ``pruning_ratio_dict``, for heads.
+        customized_pruners, unwrapped_parameters: See `DependencyGraph.build_dependency`.
+        root_module_types: Only groups with a producer of one of these types lose units; None for all.
         forward_fn: Called as ``forward_fn(model, example_inputs)`` instead of the model.
         output_transform: Called on the outputs; tensors in its result count as outputs.
         modes: Training flags to record in.
         registry: Where criteria, rules and layer types are found; None for the default registry.
+        renamed: ``ch_sparsity``, ``ch_sparsity_dict`` and ``channel_groups``: former names, taken with a warning.
 
     Raises:
-        ArgumentError: An argument is wrong; nothing was traced.
+        ArgumentError: An argument is wrong; nothing was traced (but for ``num_heads`` and channel groups, which are
+            compared with what was found).
         UnsupportedModelError, RecordingError: The model can't be analysed.
     """
 
@@ -64,33 +93,74 @@ class BasePruner:
         *,
         global_pruning: bool = False,
         pruning_ratio: float = 0.5,
-        pruning_ratio_dict: Mapping[Layer | tuple[Layer, ...], float] | None = None,
+        pruning_ratio_dict: Ratios | None = None,
         max_pruning_ratio: float = 1.0,
         iterative_steps: int = 1,
-        iterative_pruning_ratio_scheduler: Callable[[float, int], Sequence[float]] | str = linear_scheduler,
+        iterative_pruning_ratio_scheduler: Schedule | str = linear_scheduler,
         ignored_layers: Sequence[Layer] | None = None,
         round_to: int | None = None,
+        isomorphic: bool = False,
+        in_channel_groups: Mapping[nn.Module, int] | None = None,
+        out_channel_groups: Mapping[nn.Module, int] | None = None,
+        num_heads: Mapping[nn.Module, int] | None = None,
+        prune_num_heads: bool = False,
+        prune_head_dims: bool = True,
+        head_pruning_ratio: float = 0.0,
+        head_pruning_ratio_dict: Ratios | None = None,
+        customized_pruners: Mapping[Any, CustomizedPruner] | None = None,
+        unwrapped_parameters: Unwrapped | None = None,
+        root_module_types: Sequence[type[nn.Module]] | None = None,
         forward_fn: Callable[[nn.Module, Any], Any] | None = None,
         output_transform: Callable[[Any], Any] | None = None,
         modes: Sequence[bool | None] = (False, True),
         registry: Registry | None = None,
+        **renamed: Any,
     ) -> None:
+        former = _renamed(renamed)
+        pruning_ratio = former.get("pruning_ratio", pruning_ratio)
+        pruning_ratio_dict = former.get("pruning_ratio_dict", pruning_ratio_dict)
+        in_channel_groups = former.get("in_channel_groups", in_channel_groups)
+        out_channel_groups = former.get("out_channel_groups", out_channel_groups)
         self.registry = registry or default_registry()
         self.importance = self._criterion(importance)
         self.pruning_ratio = check_ratio(pruning_ratio, "pruning_ratio")
-        ratios = {key: check_ratio(r, "a ratio in pruning_ratio_dict") for key, r in (pruning_ratio_dict or {}).items()}
         self.limits = Limits(check_ratio(max_pruning_ratio, "max_pruning_ratio", closed=True), _round_to(round_to))
         self.iterative_steps = _steps(iterative_steps)
         self._schedule = self._check_schedule(iterative_pruning_ratio_scheduler)
+        if isomorphic and not global_pruning:
+            raise ArgumentError(
+                "isomorphic needs global_pruning=True.",
+                why="groups of the same structure are ranked together; local pruning ranks each group by itself",
+            )
         self.global_pruning = global_pruning
+        wishes = Wishes(
+            self.pruning_ratio,
+            _checked(pruning_ratio_dict, "a ratio in pruning_ratio_dict"),
+            check_ratio(head_pruning_ratio, "head_pruning_ratio"),
+            _checked(head_pruning_ratio_dict, "a ratio in head_pruning_ratio_dict"),
+            global_pruning=global_pruning,
+            isomorphic=isomorphic,
+            prune_num_heads=prune_num_heads,
+            prune_head_dims=prune_head_dims,
+            ignored_layers=tuple(ignored_layers or ()),
+            root_module_types=None if root_module_types is None else tuple(root_module_types),
+        )
         self.model = model
+        wishes.check_layers(check_recordable(model))
         self.graph = DependencyGraph(self.registry).build_dependency(
-            model, example_inputs, forward_fn=forward_fn, output_transform=output_transform, modes=modes
+            model,
+            example_inputs,
+            forward_fn=forward_fn,
+            output_transform=output_transform,
+            modes=modes,
+            unwrapped_parameters=unwrapped_parameters,
+            customized_pruners=customized_pruners,
         )
         self.current_step = 0
+        self._scopes = Scopes(self.graph, wishes, self._schedule)
+        self._notes = check_heads(self.graph, num_heads or {})
+        self._blocks = channel_blocks(self.graph, out_channel_groups or {}, in_channel_groups or {})
         self._left: dict[str, str] = {}
-        self._protected = self.graph.protected_groups(ignored_layers or ())
-        self._ratios = [(self._ratio_paths(key), isinstance(key, tuple), r) for key, r in ratios.items()]
 
     def _criterion(self, importance: Criterion | str) -> Criterion:
         if isinstance(importance, str):
@@ -127,51 +197,11 @@ class BasePruner:
         ratios(self.pruning_ratio)
         return ratios
 
-    def _ratio_paths(self, key: Layer | tuple[Layer, ...]) -> set[str]:
-        return self.graph.module_paths(key if isinstance(key, tuple) else (key,))
-
     # -- deciding
 
     def scopes(self, step: int | None = None) -> list[Scope]:
         """Lists the scopes that units are ranked in, with their ratios at a step (None: the last one)."""
-        step = self.iterative_steps if step is None else step
-        own: dict[int, list[str]] = {}
-        rest: list[str] = []
-        for group in self._candidates():
-            home = self._home(group)
-            if home is None:
-                rest.append(group)
-            else:
-                own.setdefault(home, []).append(group)
-        scopes = []
-        for position, names in own.items():
-            _, ranked, ratio = self._ratios[position]
-            at_step = self._schedule(ratio)[step]
-            scopes.append(Scope(f"pruning_ratio_dict[{position}]", tuple(names), at_step, ranked))
-        if rest:
-            at_step = self._schedule(self.pruning_ratio)[step]
-            name = "global" if self.global_pruning else "local"
-            scopes.append(Scope(name, tuple(rest), at_step, self.global_pruning))
-        return scopes
-
-    def _home(self, group: str) -> int | None:
-        """Finds the entry of pruning_ratio_dict that a group falls under: by its first producer that has one."""
-        for member in self.graph.analysis.groups[group].producers():
-            for position, (paths, _, _) in enumerate(self._ratios):
-                if member.module in paths:
-                    return position
-        return None
-
-    def _candidates(self) -> list[str]:
-        found = []
-        for group in self.graph.groups():
-            if group.name in self._protected:
-                self._left[group.name] = f"ignored layer {self._protected[group.name] or 'the model'}"
-            elif group.outer:
-                self._left[group.name] = f"whole {group.kind.value} are left alone by default"
-            elif group.name not in self.graph.knowledge.given_back:
-                found.append(group.name)
-        return found
+        return self._scopes.at(self.iterative_steps if step is None else step)
 
     def score(self, group: str, shared: dict[Any, torch.Tensor] | None = None) -> torch.Tensor | None:
         """Scores the units of a group that are there now.
@@ -216,22 +246,30 @@ class BasePruner:
     def kept_at(self, scopes: Sequence[Scope], scores: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
         """Chooses the units that stay, for given scopes and scores."""
         sizes = {name: group.size for name, group in self.graph.analysis.groups.items()}
+        candidates = self._candidates(scores)
         counts: dict[str, int] = {}
         for scope in scopes:
-            names = tuple(name for name in scope.groups if name in scores)
-            ranked = Scope(scope.name, names, scope.ratio, scope.ranked)
-            if names:
-                counts.update(choose_counts(ranked, sizes, scores, self.limits))
+            counts.update(choose_counts(scope, candidates))
         ties = [tie & scores.keys() for tie in self.graph.knowledge.ties]
         counts = keep_in_step(counts, [tie for tie in ties if len(tie) > 1], sizes)
+        asked = {name for scope in scopes if scope.ratio for name in scope.groups}
         kept = {}
         for name, count in counts.items():
-            present = self.graph.remaining(name)
-            if count < len(present):
-                kept[name] = best_units(scores[name], present, count)
-            elif scopes and any(scope.ratio for scope in scopes if name in scope.groups):
+            if count < len(self.graph.remaining(name)):
+                kept[name] = candidates[name].best(count)
+            elif name in asked:
                 self._left.setdefault(name, f"{count} of {sizes[name]} units stay at this ratio")
         return kept
+
+    def _candidates(self, scores: Mapping[str, torch.Tensor]) -> dict[str, Candidate]:
+        groups = self.graph.analysis.groups
+        found = {}
+        for name, values in scores.items():
+            whole_heads = Limits(self.limits.max_ratio)
+            limits = whole_heads if groups[name].kind in HEAD_KINDS else self.limits
+            present = self.graph.remaining(name)
+            found[name] = Candidate.of(groups[name].size, present, values, limits, self._blocks.get(name, 1))
+        return found
 
     def plan(self) -> Plan:
         """Decides the next step without touching anything.
@@ -246,11 +284,13 @@ class BasePruner:
         found = dict(scores) if scores is not None else self.scores(scopes)
         kept = self.kept_at(scopes, found)
 
+        candidates = self._candidates(found)
+
         def reselect(group: str, count: int) -> tuple[int, ...] | None:
-            present = self.graph.remaining(group)
-            if group not in found:
+            candidate = candidates.get(group)
+            if candidate is None or count % candidate.blocks:
                 return None
-            return best_units(found[group], present, min(count, len(present)))
+            return candidate.best(count)
 
         return self.graph.draft(kept, reselect)
 
@@ -320,12 +360,36 @@ class BasePruner:
             if units:
                 yield Group(self.graph, units, None)
 
+    def pruning_history(self) -> list[Removal]:
+        """Lists what was removed so far; see `DependencyGraph.pruning_history`."""
+        return self.graph.pruning_history()
+
+    def load_pruning_history(self, history: Sequence[Sequence[Any]]) -> Plan:
+        """Removes what a history lists; see `DependencyGraph.load_pruning_history`."""
+        return self.graph.load_pruning_history(history)
+
     def report(self) -> Report:
         """Tells what was pruned, left on purpose, not understood, and untouched."""
         graph = self.graph
-        return Report.of(
-            graph.analysis, graph.applied.kept, graph.knowledge.given_back, self._left, graph.applied.notes
-        )
+        notes = (*graph.notes, *self._notes, *graph.applied.notes)
+        left = {**self._left, **self._scopes.left}
+        return Report.of(graph.analysis, graph.applied.kept, graph.knowledge.given_back, left, notes)
+
+
+def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Takes arguments under former names, with a warning."""
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in _RENAMED:
+            raise TypeError(f"BasePruner() got an unexpected keyword argument {name!r}; {nearest(name, _ARGUMENTS)}")
+        new = " and ".join(_RENAMED[name])
+        warnings.warn(f"{name} was renamed: use {new}.", DeprecationWarning, stacklevel=3)
+        found.update(dict.fromkeys(_RENAMED[name], value))
+    return found
+
+
+def _checked(ratios: Ratios | None, name: str) -> Ratios:
+    return {key: check_ratio(ratio, name) for key, ratio in (ratios or {}).items()}
 
 
 def _round_to(value: int | None) -> int | None:
@@ -338,3 +402,6 @@ def _steps(value: int) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
         return value
     raise ArgumentError("iterative_steps must be a positive integer.", why=f"got {value!r}")
+
+
+_ARGUMENTS = tuple(inspect.signature(BasePruner).parameters)

@@ -82,14 +82,15 @@ class Registry:
     def __init__(
         self, *, block: Iterable[str] = (), extra: Mapping[str, object] | None = None, entry_points: bool = True
     ) -> None:
+        self._block, self._extra, self._entry_points = tuple(block), dict(extra or {}), entry_points
         self._manager = pluggy.PluginManager("prunekit")
         self._manager.add_hookspecs(hookspecs)
         self._found: dict[str, Plugin] = {}
-        blocked = frozenset(block)
+        blocked = frozenset(self._block)
         if entry_points:
             for point in sorted(metadata.entry_points(group=ENTRY_POINT_GROUP), key=_point_order):
                 self._load(point, blocked)
-        for name, plugin in (extra or {}).items():
+        for name, plugin in self._extra.items():
             self._register(Plugin(name, rank=2), plugin)
         self._check_hook_names()
         self._tables = {hook: self._collect(hook) for hook in HOOKS}
@@ -163,6 +164,10 @@ class Registry:
                 hint="block one of them",
             )
         return Entry(value, owner, (*present.overrides, present.owner.name))
+
+    def extended(self, extra: Mapping[str, object]) -> Registry:
+        """Returns another registry with the same plugins and further ones (see ``extra``)."""
+        return Registry(block=self._block, extra={**self._extra, **extra}, entry_points=self._entry_points)
 
     def plugins(self) -> list[Plugin]:
         """Lists all plugins found, in order of loading: loaded, blocked and broken ones."""

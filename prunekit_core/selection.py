@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 import torch
 
-from prunekit_core.errors import ArgumentError
+from prunekit_core.errors import ArgumentError, UnitsError
 from prunekit_core.ladder import counts_in_step
 
 _TOLERANCE = 1e-9
@@ -50,19 +50,69 @@ def target_count(size: int, ratio: float) -> int:
     return max(1, math.floor(size * (1 - ratio) + _TOLERANCE))
 
 
-def best_units(scores: torch.Tensor, present: Sequence[int], count: int) -> tuple[int, ...]:
-    """Chooses the units with the highest scores; among equals, those that come first.
+@attrs.frozen(eq=False)
+class Candidate:
+    """A group whose units are up for removal.
 
-    Args:
+    Where the channels of a layer form blocks that must lose the same positions (``out_channel_groups``), a position
+    stands for one unit of every block; everywhere else there is one block, and a position is a unit.
+
+    Attributes:
+        size: Positions at analysis.
+        present: Positions that are there now, ascending.
         scores: Tensor ``[len(present)]``.
-        present: The units that the scores are for, ascending.
-        count: How many to choose.
-
-    Returns:
-        The chosen units, ascending.
+        limits: Bounds on how many stay.
+        blocks: Units per position.
     """
-    order = torch.argsort(-scores.detach().double().cpu(), stable=True)[:count]
-    return tuple(present[position] for position in sorted(order.tolist()))
+
+    size: int
+    present: tuple[int, ...]
+    scores: torch.Tensor
+    limits: Limits
+    blocks: int = 1
+
+    @classmethod
+    def of(
+        cls, size: int, present: tuple[int, ...], scores: torch.Tensor, limits: Limits, blocks: int = 1
+    ) -> Candidate:
+        """Makes a candidate from units, joining the scores of blocks by their mean.
+
+        Args:
+            size: Units at analysis, a multiple of ``blocks``.
+            present: Units that are there now.
+            scores: Tensor ``[len(present)]``.
+            limits: Bounds on units.
+            blocks: Number of blocks.
+
+        Raises:
+            UnitsError: The blocks have lost different positions.
+        """
+        if blocks == 1:
+            return cls(size, present, scores, limits)
+        width = size // blocks
+        positions = tuple(unit for unit in present if unit < width)
+        if [block * width + position for block in range(blocks) for position in positions] != list(present):
+            raise UnitsError(
+                "The channel groups of a layer have lost different channels.",
+                why=f"{blocks} groups of {width} channels were declared; some lost channels that others kept",
+                hint="remove the same channels from every group, or don't declare channel groups",
+            )
+        step = None if limits.round_to is None else limits.round_to // math.gcd(limits.round_to, blocks)
+        joined = scores.reshape(blocks, len(positions)).mean(0)
+        return cls(width, positions, joined, attrs.evolve(limits, round_to=step), blocks)
+
+    def best(self, units: int) -> tuple[int, ...]:
+        """Chooses the units that stay: those with the highest scores; among equals, those that come first.
+
+        Args:
+            units: How many, a multiple of ``blocks``.
+
+        Returns:
+            The chosen units, ascending.
+        """
+        order = torch.argsort(-self.scores.detach().double().cpu(), stable=True)[: units // self.blocks]
+        chosen = [self.present[place] for place in sorted(order.tolist())]
+        return tuple(block * self.size + position for block in range(self.blocks) for position in chosen)
 
 
 @attrs.frozen
@@ -74,51 +124,56 @@ class Scope:
         groups: Names of its groups.
         ratio: Fraction of the scope's units that goes.
         ranked: True ranks all units of the scope in one list; False takes the ratio in each group by itself.
+        fixed: Whether the ratio was stated for these groups alone, so that a target doesn't change it.
     """
 
     name: str
     groups: tuple[str, ...]
     ratio: float
     ranked: bool
+    fixed: bool = False
 
 
-def choose_counts(
-    scope: Scope,
-    sizes: Mapping[str, int],
-    scores: Mapping[str, torch.Tensor],
-    limits: Limits,
-) -> dict[str, int]:
+def choose_counts(scope: Scope, candidates: Mapping[str, Candidate]) -> dict[str, int]:
     """Decides how many units each group of a scope keeps.
 
     Args:
         scope: The scope.
-        sizes: Units per group at analysis.
-        scores: Per group, one score for each unit that is there now.
-        limits: Bounds.
+        candidates: Its groups by name; those that are missing here are left alone.
+
+    Returns:
+        Group to the number of units, a multiple of its blocks.
     """
-    if not scope.ranked:
-        return {
-            group: limits.count(target_count(sizes[group], scope.ratio), sizes[group], len(scores[group]))
-            for group in scope.groups
-        }
-    floors = {group: limits.count(1, sizes[group], len(scores[group])) for group in scope.groups}
-    if limits.round_to is not None:
-        plain = Limits(limits.max_ratio)
-        floors = {group: plain.count(1, sizes[group], len(scores[group])) for group in scope.groups}
-    total = sum(sizes[group] for group in scope.groups)
-    gone = total - sum(len(scores[group]) for group in scope.groups)
+    chosen = {name: candidates[name] for name in scope.groups if name in candidates}
+    counts = _ranked_counts(scope, chosen) if scope.ranked else _local_counts(scope, chosen)
+    return {name: count * chosen[name].blocks for name, count in counts.items()}
+
+
+def _local_counts(scope: Scope, candidates: Mapping[str, Candidate]) -> dict[str, int]:
+    return {
+        name: c.limits.count(target_count(c.size, scope.ratio), c.size, len(c.present))
+        for name, c in candidates.items()
+    }
+
+
+def _ranked_counts(scope: Scope, candidates: Mapping[str, Candidate]) -> dict[str, int]:
+    floors = {name: Limits(c.limits.max_ratio).count(1, c.size, len(c.present)) for name, c in candidates.items()}
+    counts = {name: len(c.present) for name, c in candidates.items()}
+    total = sum(c.size * c.blocks for c in candidates.values())
+    gone = total - sum(len(c.present) * c.blocks for c in candidates.values())
     missing = math.floor(total * scope.ratio + _TOLERANCE) - gone
-    counts = {group: len(scores[group]) for group in scope.groups}
-    joined = torch.cat([scores[group].detach().double().cpu() for group in scope.groups])
-    owners = [group for group in scope.groups for _ in range(len(scores[group]))]
+    if not candidates or missing <= 0:
+        return counts
+    joined = torch.cat([c.scores.detach().double().cpu() for c in candidates.values()])
+    owners = [name for name, c in candidates.items() for _ in c.present]
     for position in _ascending(joined):
         if missing <= 0:
             break
         owner = owners[position]
-        if counts[owner] > floors[owner]:
+        if counts[owner] > floors[owner] and candidates[owner].blocks <= missing:
             counts[owner] -= 1
-            missing -= 1
-    return {g: limits.count(count, sizes[g], len(scores[g])) for g, count in counts.items()}
+            missing -= candidates[owner].blocks
+    return {name: c.limits.count(counts[name], c.size, len(c.present)) for name, c in candidates.items()}
 
 
 def _ascending(scores: torch.Tensor) -> list[int]:

@@ -66,6 +66,31 @@ class Example:
         return cls((inputs,), {}, runner)
 
 
+def example_of(
+    inputs: Any, forward_fn: Callable[[nn.Module, Any], Any] | None, output_transform: Callable[[Any], Any] | None
+) -> Example:
+    """Makes the example that is run by ``forward_fn(model, inputs)`` and whose outputs go through a transform."""
+    if forward_fn is None and output_transform is None:
+        return Example.of(inputs)
+
+    def run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if forward_fn is None:
+            outputs = run_model(model, args, kwargs)
+        else:
+            outputs = forward_fn(model, _as_given(inputs, args, kwargs))
+        return outputs if output_transform is None else (outputs, output_transform(outputs))
+
+    return Example.of(inputs, run)
+
+
+def _as_given(inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if isinstance(inputs, dict):
+        return kwargs
+    if isinstance(inputs, tuple | list):
+        return type(inputs)(args)
+    return args[0]
+
+
 class Sink:
     """Receives the operations of a running forward pass; the base class ignores them."""
 

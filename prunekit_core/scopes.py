@@ -1,0 +1,180 @@
+"""Sorting the groups of a model into scopes: what is ranked with what, at which ratio, and what is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import attrs
+from torch import nn
+
+from prunekit_core.analysis import UnitGroup
+from prunekit_core.graph import DependencyGraph
+from prunekit_core.layout import Product, groups_of, walk
+from prunekit_core.naming import Layer, module_paths
+from prunekit_core.rules import Kind
+from prunekit_core.selection import Scope
+
+Ratios = Mapping[Layer | tuple[Layer, ...], float]
+"""Ratios of single layers; a tuple of layers is a scope of its own."""
+
+HEAD_KINDS = (Kind.HEADS, Kind.QUERIES_PER_HEAD)
+
+
+@attrs.frozen(eq=False)
+class Wishes:
+    """What a user asked for.
+
+    Attributes:
+        ratio: Ratio of units, and ``ratios`` of those of single layers.
+        ratios: Ratios of single layers.
+        head_ratio: Ratio of whole heads.
+        head_ratios: Ratios of whole heads of single layers.
+        global_pruning: Whether all units are ranked together.
+        isomorphic: Whether only groups of the same structure are ranked together.
+        prune_num_heads: Whether whole heads may go.
+        prune_head_dims: Whether head dims may go.
+        ignored_layers: Layers whose outputs are left alone.
+        root_module_types: Only groups that such a layer produces may go; None for all.
+    """
+
+    ratio: float
+    ratios: Ratios
+    head_ratio: float
+    head_ratios: Ratios
+    global_pruning: bool
+    isomorphic: bool
+    prune_num_heads: bool
+    prune_head_dims: bool
+    ignored_layers: Sequence[Layer]
+    root_module_types: tuple[type[nn.Module], ...] | None
+
+    def check_layers(self, model: nn.Module) -> None:
+        """Raises `ArgumentError` unless every layer that is named is in the model."""
+        module_paths(model, self.ignored_layers)
+        for key in (*self.ratios, *self.head_ratios):
+            module_paths(model, _layers(key))
+
+
+class Scopes:
+    """Sorts the groups of a graph into scopes.
+
+    Args:
+        graph: The graph.
+        wishes: What was asked for.
+        schedule: Ratio to the cumulative ratios of all steps.
+
+    Attributes:
+        left: Groups that are in no scope, with the reason.
+    """
+
+    def __init__(self, graph: DependencyGraph, wishes: Wishes, schedule: Callable[[float], Sequence[float]]) -> None:
+        self._graph, self._wishes, self._schedule = graph, wishes, schedule
+        self._protected = graph.protected_groups(wishes.ignored_layers)
+        self._ratios = self._by_path(wishes.ratios)
+        self._head_ratios = self._by_path(wishes.head_ratios)
+        self.left: dict[str, str] = {}
+
+    def _by_path(self, ratios: Ratios) -> list[tuple[set[str], bool, float]]:
+        return [(self._graph.module_paths(_layers(key)), isinstance(key, tuple), r) for key, r in ratios.items()]
+
+    def at(self, step: int) -> list[Scope]:
+        """Lists the scopes with their ratios at a step."""
+        heads: list[UnitGroup] = []
+        units: list[UnitGroup] = []
+        for group in self._graph.groups():
+            reason = self._reason_to_leave(group)
+            if reason is not None:
+                self.left[group.name] = reason
+            elif group.name not in self._graph.knowledge.given_back:
+                (heads if group.kind in HEAD_KINDS else units).append(group)
+        w = self._wishes
+        scopes = self._sorted(units, self._ratios, w.ratio, "pruning_ratio_dict", self._shared(units), step)
+        ranked = [("heads", heads)] if heads else []
+        return scopes + self._sorted(heads, self._head_ratios, w.head_ratio, "head_pruning_ratio_dict", ranked, step)
+
+    def _reason_to_leave(self, group: UnitGroup) -> str | None:
+        wishes = self._wishes
+        if group.name in self._protected:
+            return f"ignored layer {self._protected[group.name] or 'the model'}"
+        if wishes.root_module_types is not None:
+            roots = {type(self._graph.model.get_submodule(member.module)) for member in group.producers()}
+            if not any(issubclass(root, wishes.root_module_types) for root in roots):
+                return "no layer of root_module_types produces it"
+        if group.kind in HEAD_KINDS:
+            if not wishes.prune_num_heads:
+                return f"whole {group.kind.value} are left alone by default"
+            if group.kind is Kind.QUERIES_PER_HEAD and self._has_heads_above(group.name):
+                return "queries leave together with their key-value heads"
+        elif group.outer:
+            return f"whole {group.kind.value} are left alone by default"
+        elif group.kind is Kind.HEAD_DIM and not wishes.prune_head_dims:
+            return "prune_head_dims is off"
+        return None
+
+    def _has_heads_above(self, name: str) -> bool:
+        """Whether the queries of a group belong to key-value heads that are a group themselves."""
+        groups = self._graph.analysis.groups
+        for member in groups[name].members:
+            for part in walk(self._graph.analysis.parameters[member.parameter].dims[member.dim]):
+                inside = groups_of(part) if isinstance(part, Product) else []
+                if name in inside and any(groups[other].kind is Kind.HEADS for other in inside):
+                    return True
+        return False
+
+    def _sorted(
+        self,
+        groups: Sequence[UnitGroup],
+        ratios: Sequence[tuple[set[str], bool, float]],
+        ratio: float,
+        label: str,
+        shared: Sequence[tuple[str, Sequence[UnitGroup]]],
+        step: int,
+    ) -> list[Scope]:
+        """Makes a scope of the groups under each entry of a dict, and of the rest as they share one."""
+        own: dict[int, list[str]] = {}
+        for group in groups:
+            home = _home(group, ratios)
+            if home is not None:
+                own.setdefault(home, []).append(group.name)
+        taken = {name for names in own.values() for name in names}
+        heads = label.startswith("head")
+        scopes = [
+            Scope(f"{label}[{home}]", tuple(names), self._schedule(ratios[home][2])[step], ratios[home][1], fixed=True)
+            for home, names in own.items()
+        ]
+        for name, members in shared:
+            rest = tuple(group.name for group in members if group.name not in taken)
+            if rest:
+                ranked = self._wishes.global_pruning
+                scopes.append(Scope(name, rest, self._schedule(ratio)[step], ranked, fixed=heads))
+        return scopes
+
+    def _shared(self, groups: Sequence[UnitGroup]) -> list[tuple[str, Sequence[UnitGroup]]]:
+        """Tells which groups share a scope where no ratio of their own is stated."""
+        if not self._wishes.isomorphic:
+            return [("global" if self._wishes.global_pruning else "local", groups)]
+        alike: dict[tuple[str, ...], list[UnitGroup]] = {}
+        for group in groups:
+            alike.setdefault(self._structure(group), []).append(group)
+        return [(f"isomorphic to {members[0].name}", members) for members in alike.values()]
+
+    def _structure(self, group: UnitGroup) -> tuple[str, ...]:
+        """What a group looks like: the class, parameter and dim of every member, in any order."""
+        members = []
+        for member in group.members:
+            owner = type(self._graph.model.get_submodule(member.module)).__qualname__
+            members.append(f"{owner}.{member.parameter.rpartition('.')[2]}[{member.dim}] {member.role.value}")
+        return (group.kind.value, *sorted(members))
+
+
+def _layers(key: Layer | tuple[Layer, ...]) -> tuple[Layer, ...]:
+    return key if isinstance(key, tuple) else (key,)
+
+
+def _home(group: UnitGroup, ratios: Sequence[tuple[set[str], bool, float]]) -> int | None:
+    """Finds the entry of a dict that a group falls under: by its first producer that has one."""
+    for member in group.producers():
+        for position, (paths, _, _) in enumerate(ratios):
+            if member.module in paths:
+                return position
+    return None
