@@ -20,6 +20,7 @@ from prunekit_core.axes import (
     tie,
 )
 from prunekit_core.checkpoint import load, read_plan, save
+from prunekit_core.custom_layers import CustomizedPruner
 from prunekit_core.errors import (
     ArgumentError,
     CheckpointError,
@@ -36,6 +37,7 @@ from prunekit_core.errors import (
 from prunekit_core.exactness import ExactCheck, check_exact
 from prunekit_core.graph import DependencyGraph
 from prunekit_core.group import Dependency, Group, MemberView
+from prunekit_core.history import Removal
 from prunekit_core.hookspecs import hookimpl
 from prunekit_core.layers import LayerType, Replacement, Resizing
 from prunekit_core.layout import Concat, Fixed, Kept, Layout, Product, Sizer, Units, new_size, prefix
@@ -59,6 +61,7 @@ __all__ = [
     "BasePruner",
     "CheckpointError",
     "Concat",
+    "CustomizedPruner",
     "Dependency",
     "DependencyGraph",
     "ExactCheck",
@@ -87,6 +90,7 @@ __all__ = [
     "RecordingError",
     "Registry",
     "RehearsalError",
+    "Removal",
     "Replacement",
     "Report",
     "Resizing",

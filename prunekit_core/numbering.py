@@ -58,8 +58,8 @@ def flat_layout(
     """
     if layer_type is None:
         raise ArgumentError("No layer type is registered for this layer.", where=where, hint="prune a layer inside it")
-    out = function is layer_type.prune_out or function in layer_type.also_out
-    into = function is layer_type.prune_in or function in layer_type.also_in
+    out = function == layer_type.prune_out or function in layer_type.also_out
+    into = function == layer_type.prune_in or function in layer_type.also_in
     flat = layer_type.flat_out if out else layer_type.flat_in if into else None
     layout = flat(layer, own) if flat is not None else None
     if layout is None:

@@ -22,7 +22,7 @@ from prunekit_core.plan import Plan
 from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry, default_registry
 from prunekit_core.report import Report
-from prunekit_core.scopes import HEAD_KINDS, Ratios, Scopes, Wishes
+from prunekit_core.scopes import Ratios, Scopes, Wishes, is_heads
 from prunekit_core.selection import (
     Candidate,
     Limits,
@@ -266,7 +266,7 @@ class BasePruner:
         found = {}
         for name, values in scores.items():
             whole_heads = Limits(self.limits.max_ratio)
-            limits = whole_heads if groups[name].kind in HEAD_KINDS else self.limits
+            limits = whole_heads if is_heads(groups[name]) else self.limits
             present = self.graph.remaining(name)
             found[name] = Candidate.of(groups[name].size, present, values, limits, self._blocks.get(name, 1))
         return found

@@ -17,7 +17,10 @@ from prunekit_core.selection import Scope
 Ratios = Mapping[Layer | tuple[Layer, ...], float]
 """Ratios of single layers; a tuple of layers is a scope of its own."""
 
-HEAD_KINDS = (Kind.HEADS, Kind.QUERIES_PER_HEAD)
+
+def is_heads(group: UnitGroup) -> bool:
+    """Tells whether the units of a group are whole attention heads; a repeat that holds no dims may be any."""
+    return group.kind is Kind.HEADS or (group.kind is Kind.QUERIES_PER_HEAD and group.outer)
 
 
 @attrs.frozen(eq=False)
@@ -86,7 +89,7 @@ class Scopes:
             if reason is not None:
                 self.left[group.name] = reason
             elif group.name not in self._graph.knowledge.given_back:
-                (heads if group.kind in HEAD_KINDS else units).append(group)
+                (heads if is_heads(group) else units).append(group)
         w = self._wishes
         scopes = self._sorted(units, self._ratios, w.ratio, "pruning_ratio_dict", self._shared(units), step)
         ranked = [("heads", heads)] if heads else []
@@ -100,7 +103,7 @@ class Scopes:
             roots = {type(self._graph.model.get_submodule(member.module)) for member in group.producers()}
             if not any(issubclass(root, wishes.root_module_types) for root in roots):
                 return "no layer of root_module_types produces it"
-        if group.kind in HEAD_KINDS:
+        if is_heads(group):
             if not wishes.prune_num_heads:
                 return f"whole {group.kind.value} are left alone by default"
             if group.kind is Kind.QUERIES_PER_HEAD and self._has_heads_above(group.name):

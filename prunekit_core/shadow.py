@@ -202,12 +202,14 @@ class _Habit:
 
     @classmethod
     def of(cls, op: Any, rules: RuleTable) -> _Habit:
+        if op.namespace == "prim" or op is torch.ops.aten.detach.default:
+            return cls(passed_on=True, decomposes=False, shape_only=False, writes_first=False, likeness=None)
         ruled = rules.has(op)
         arguments = op._schema.arguments
         moves = any(argument.name in ("device", "generator") for argument in arguments)
         alias = arguments[0].alias_info if arguments else None
         return cls(
-            passed_on=op.namespace == "prim" or op is torch.ops.aten.detach.default,
+            passed_on=False,
             decomposes=not ruled and bool(op._can_decompose()),
             shape_only=ruled and not moves and not _NEEDS_DATA & set(op.tags),
             writes_first=alias is not None and alias.is_write,

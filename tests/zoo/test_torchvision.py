@@ -75,6 +75,7 @@ def test_half_of_everything_goes_and_it_is_the_same_program(case: Case) -> None:
     model, x = build(case)
     original = copy.deepcopy(model)
     result = pk.prune(model, x)
+    assert not any("real tensors" in note for note in result.report.notes)  # none of them depends on values
     assert result.preview.params_after <= case.params * result.preview.params_before
     assert result.preview.params_after == sum(p.numel() for p in model.parameters())
     check = pk.check_exact(original, model, result.plan, x)

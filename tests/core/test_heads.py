@@ -1,0 +1,189 @@
+"""Whole heads, head dims and grouped queries: which go, when, and that nothing else does."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import prunekit_core as pk
+from prunekit_plugins.importance import GroupMagnitudeImportance
+from tests.models import Encoder
+
+
+class Grouped(nn.Module):
+    """Grouped-query attention: sizes live in attributes."""
+
+    def __init__(self, width: int, heads: int, kv: int, dim: int) -> None:
+        super().__init__()
+        self.heads, self.kv, self.dim = heads, kv, dim
+        self.q = nn.Linear(width, heads * dim)
+        self.k = nn.Linear(width, kv * dim)
+        self.v = nn.Linear(width, kv * dim)
+        self.o = nn.Linear(heads * dim, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, t, _ = x.shape
+        q = self.q(x).view(b, t, self.heads, self.dim).transpose(1, 2)
+        k = self.k(x).view(b, t, self.kv, self.dim).transpose(1, 2)
+        v = self.v(x).view(b, t, self.kv, self.dim).transpose(1, 2)
+        k = k.repeat_interleave(self.heads // self.kv, 1)
+        v = v.repeat_interleave(self.heads // self.kv, 1)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.o(y.transpose(1, 2).reshape(b, t, self.heads * self.dim))
+
+
+class Decoder(nn.Module):
+    def __init__(self, heads: int = 8, kv: int = 8, dim: int = 4) -> None:
+        super().__init__()
+        self.embed = nn.Linear(6, 16)
+        self.a = Grouped(16, heads, kv, dim)
+        self.b = Grouped(16, heads, kv, dim)
+        self.out = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x)
+        x = x + self.a(x)
+        return self.out(x + self.b(x))
+
+
+X = torch.randn(3, 5, 6)
+
+
+def sizes(model: Decoder) -> tuple[int, int, int, int]:
+    return (model.a.heads, model.a.kv, model.a.dim, model.a.q.out_features)
+
+
+def heads_only(model: Decoder, **options: object) -> pk.BasePruner:
+    given = {"pruning_ratio": 0.0, "prune_num_heads": True, "prune_head_dims": False, "head_pruning_ratio": 0.5}
+    return pk.BasePruner(model, X, **{**given, **options})
+
+
+def test_ratio_zero_still_prunes_heads() -> None:
+    model = Decoder()
+    before = copy.deepcopy(model)
+    pruner = heads_only(model)
+    pruner.step()
+    assert sizes(model) == (4, 4, 4, 16)
+    assert model.embed.out_features == 16
+    assert pk.check_exact(before, model, pruner.graph.applied, X)
+
+
+def test_the_heads_with_the_largest_weights_stay() -> None:
+    model = Decoder()
+    with torch.no_grad():
+        for weight in (model.a.q.weight, model.a.k.weight, model.a.v.weight):
+            weight.view(8, 4, 16).mul_(torch.tensor([1.0, 9, 2, 8, 3, 7, 4, 6]).view(8, 1, 1))
+    kept = heads_only(model, importance=GroupMagnitudeImportance()).plan().kept
+    assert kept["a.q#heads"] == (1, 3, 5, 7)
+
+
+def test_heads_go_step_by_step() -> None:
+    model = Decoder()
+    pruner = heads_only(model, iterative_steps=4)
+    seen = []
+    for _ in range(4):
+        pruner.step()
+        seen.append(model.a.heads)
+    assert seen == [7, 6, 5, 4]
+
+
+def test_heads_and_head_dims_in_one_step() -> None:
+    model = Decoder()
+    before = copy.deepcopy(model)
+    pruner = heads_only(model, prune_head_dims=True, pruning_ratio=0.5)
+    pruner.step()
+    assert sizes(model) == (4, 4, 2, 8)
+    assert model.embed.out_features == 8
+    assert pk.check_exact(before, model, pruner.graph.applied, X)
+
+
+def test_heads_are_left_alone_by_default_and_dims_on_request() -> None:
+    model = Decoder()
+    pruner = pk.BasePruner(model, X, prune_head_dims=False)
+    pruner.step()
+    assert sizes(model) == (8, 8, 4, 32)
+    left = pruner.report().left
+    assert left["a.q#heads"] == "whole heads are left alone by default"
+    assert left["a.q#head_dim"] == left["a.v#head_dim"] == "prune_head_dims is off"
+
+
+def test_key_value_heads_take_their_queries_along() -> None:
+    model = Decoder(heads=8, kv=4)
+    before = copy.deepcopy(model)
+    pruner = heads_only(model)
+    pruner.step()
+    assert sizes(model) == (4, 2, 4, 16)
+    assert model.a.k.out_features == 8
+    assert pruner.report().left["a.q#queries_per_head"] == "queries leave together with their key-value heads"
+    assert pk.check_exact(before, model, pruner.graph.applied, X)
+
+
+def test_the_scores_of_key_value_heads_count() -> None:
+    model = Decoder(heads=8, kv=4)
+    with torch.no_grad():
+        model.a.k.weight.view(4, 4, 16).mul_(torch.tensor([1.0, 50, 1, 50]).view(4, 1, 1))
+    assert heads_only(model).plan().kept["a.q#heads"] == (1, 3)
+
+
+def test_one_key_value_head_leaves_its_queries_to_prune() -> None:
+    model = Decoder(heads=8, kv=1)
+    heads_only(model).step()
+    assert sizes(model) == (4, 1, 4, 16)
+
+
+def test_global_heads_are_ranked_over_layers() -> None:
+    model = Decoder()
+    with torch.no_grad():
+        model.b.q.weight.mul_(100)
+    options = {"global_pruning": True, "importance": GroupMagnitudeImportance(normalizer=None)}
+    heads_only(model, **options).step()
+    assert (model.a.heads, model.b.heads) == (1, 7)
+    model = Decoder()
+    heads_only(model, max_pruning_ratio=0.75, head_pruning_ratio=0.75, **options).step()
+    assert (model.a.heads, model.b.heads) == (2, 2)
+
+
+def test_head_ratios_of_single_layers() -> None:
+    model = Decoder()
+    pruner = heads_only(model, head_pruning_ratio_dict={model.a.q: 0.25, "b": 0.75})
+    pruner.step()
+    assert (model.a.heads, model.b.heads) == (6, 2)
+    assert [scope.name for scope in pruner.scopes()] == [
+        "local",
+        "head_pruning_ratio_dict[0]",
+        "head_pruning_ratio_dict[1]",
+    ]
+
+
+def test_round_to_is_for_channels_not_for_numbers_of_heads() -> None:
+    model = Decoder(dim=16)
+    heads_only(model, prune_head_dims=True, pruning_ratio=0.5, round_to=8).step()
+    assert sizes(model)[:3] == (4, 4, 8)
+
+
+def test_num_heads_is_checked() -> None:
+    model = Decoder(heads=8, kv=4)
+    right = {model.a.q: 8, model.a.k: 4, model.b.v: 4}
+    pk.BasePruner(model, X, num_heads=right)
+    with pytest.raises(pk.ArgumentError, match="declared are 2 heads, its outputs are made of 4") as caught:
+        pk.BasePruner(model, X, num_heads={model.a.k: 2})
+    assert "a.k" in str(caught.value)
+    encoder = Encoder()
+    tokens = torch.randn(2, 6, 10)
+    pk.BasePruner(encoder, tokens, num_heads={layer.qkv: 4 for layer in encoder.attention})
+    with pytest.raises(pk.ArgumentError, match="declared are 8 heads, its outputs are made of 4"):
+        pk.BasePruner(encoder, tokens, num_heads={encoder.attention[0].qkv: 8})
+    pruner = pk.BasePruner(encoder, tokens, num_heads={encoder.head: 5})
+    assert any("num_heads of head" in note for note in pruner.report().notes)
+
+
+def test_num_heads_of_multi_head_attention() -> None:
+    model = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    x = torch.randn(2, 5, 16)
+    pk.BasePruner(model, x, num_heads={model.self_attn: 4})
+    with pytest.raises(pk.ArgumentError, match="made of 4"):
+        pk.BasePruner(model, x, num_heads={model.self_attn: 2})
