@@ -66,6 +66,7 @@ def prune(
     pruning_ratio_dict: Ratios | None = None,
     forward_fn: Callable[[nn.Module, Any], Any] | None = None,
     registry: Registry | None = None,
+    **options: Any,
 ) -> PruneResult:
     """Prunes a model in place.
 
@@ -83,6 +84,8 @@ def prune(
         pruning_ratio_dict: Ratios for single layers; they hold whatever the target.
         forward_fn: Called as ``forward_fn(model, example_inputs)`` instead of the model.
         registry: Where plugins are found; None for the default registry.
+        options: Further arguments of `BasePruner`, such as ``isomorphic`` or ``head_pruning_ratio``; all but those
+            about steps.
 
     Returns:
         The result; print it for a report.
@@ -94,6 +97,9 @@ def prune(
     """
     if ratio is not None and target is not None:
         raise ArgumentError("Give a ratio or a target, not both.")
+    stepwise = [name for name in options if name.startswith("iterative_")]
+    if stepwise:
+        raise ArgumentError("prune() cuts once.", why=f"got {stepwise[0]}", hint="use BasePruner to prune in steps")
     if target is not None:
         _check_target(target, registry or default_registry())
     pruner = BasePruner(
@@ -108,6 +114,7 @@ def prune(
         round_to=round_to,
         forward_fn=forward_fn,
         registry=registry,
+        **options,
     )
     plan = pruner.plan() if target is None else plan_to_target(pruner, target)
     asked = target is not None or any(scope.ratio > 0 for scope in pruner.scopes())

@@ -141,7 +141,7 @@ class Group:
         self.units = {name: tuple(chosen) for name, chosen in units.items()}
         self._given_root = root
         self._items: list[_Item] | None = None
-        self._shared = {} if shared is None else shared
+        self._shared = shared
 
     @property
     def items(self) -> list[_Item]:
@@ -189,12 +189,15 @@ class Group:
     def views(self) -> list[MemberView]:
         """Lists the members for scoring; units are numbered among the selected ones, in the order asked for.
 
+        Intermediate results are shared among the views of one call, or of one scoring pass of a pruner.
+
         A group made by ``get_pruning_group`` numbers its units in the order of the indices given.
         """
+        shared = {} if self._shared is None else self._shared
         if self._given_root is None and len(self.units) == 1:
             ((name, chosen),) = self.units.items()
             if chosen == tuple(self.graph.remaining(name)):
-                return self.graph.views(name, self._shared)
+                return self.graph.views(name, shared)
         found = []
         offset = 0
         total = self.size()
@@ -205,7 +208,7 @@ class Group:
             place = torch.tensor([wanted.get(unit, -1) for unit in remaining])
             offset += len(chosen)
             partial = len(chosen) < len(remaining)
-            for view in self.graph.views(name, self._shared):
+            for view in self.graph.views(name, shared):
                 units, positions = place[view.units], view.positions
                 if partial:
                     positions, units = positions[units >= 0], units[units >= 0]

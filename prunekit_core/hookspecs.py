@@ -56,7 +56,9 @@ def prunekit_regularizers() -> Mapping[str, Callable[..., Any]]:  # type: ignore
     """Regularizers for sparse training.
 
     Returns:
-        Name to a class that makes a regularizer.
+        Name to a class (or function) that makes a regularizer: ``make(groups, **options)``, where ``groups`` lists the
+        groups as they are now. A regularizer has ``regularize()``, which adds to the gradients after
+        ``loss.backward()``, and ``refresh()``, which is called after units were removed.
     """
 
 

@@ -377,6 +377,9 @@ class Shadow:
 
     @contextlib.contextmanager
     def _regime(self) -> Iterator[None]:
+        # Recurrent layers would run as one operation of a library; on real tensors, convolutions may stay fast.
+        apart = self.fake_mode is not None or any(isinstance(m, nn.RNNBase) for m in self.module.modules())
+        libraries = (torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled())
         fastpath = torch.backends.mha.get_fastpath_enabled()
         logged = _FAKE_LOG.disabled
         python_state = random.getstate()
@@ -384,6 +387,9 @@ class Shadow:
         _FAKE_LOG.disabled = True  # it prints a traceback for every shape that a replay finds not to fit
         try:
             real = self.fake_mode is None and torch.cuda.is_initialized()
+            if apart:
+                torch._C._set_mkldnn_enabled(False)
+                torch._C._set_cudnn_enabled(False)
             with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if real else []):
                 torch.default_generator.manual_seed(0)
                 if real:
@@ -392,6 +398,8 @@ class Shadow:
                 yield
         finally:
             _FAKE_LOG.disabled = logged
+            torch._C._set_mkldnn_enabled(libraries[0])
+            torch._C._set_cudnn_enabled(libraries[1])
             random.setstate(python_state)
             torch.backends.mha.set_fastpath_enabled(fastpath)
 

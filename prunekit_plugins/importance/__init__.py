@@ -6,15 +6,47 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from prunekit_core import hookimpl
+from prunekit_plugins.importance.activation import ActivationImportance
 from prunekit_plugins.importance.chance import RandomImportance
-from prunekit_plugins.importance.magnitude import GroupMagnitudeImportance
+from prunekit_plugins.importance.fpgm import FPGMImportance
+from prunekit_plugins.importance.hessian import GroupHessianImportance
+from prunekit_plugins.importance.magnitude import BNScaleImportance, GroupMagnitudeImportance, LAMPImportance
+from prunekit_plugins.importance.members import Members
+from prunekit_plugins.importance.obdc import OBDCImportance
+from prunekit_plugins.importance.taylor import GroupTaylorImportance
 
+HessianImportance = GroupHessianImportance
 MagnitudeImportance = GroupMagnitudeImportance
+TaylorImportance = GroupTaylorImportance
 
-__all__ = ["GroupMagnitudeImportance", "MagnitudeImportance", "RandomImportance"]
+__all__ = [
+    "ActivationImportance",
+    "BNScaleImportance",
+    "FPGMImportance",
+    "GroupHessianImportance",
+    "GroupMagnitudeImportance",
+    "GroupTaylorImportance",
+    "HessianImportance",
+    "LAMPImportance",
+    "MagnitudeImportance",
+    "Members",
+    "OBDCImportance",
+    "RandomImportance",
+    "TaylorImportance",
+]
 
 
 @hookimpl
 def prunekit_importance() -> Mapping[str, Callable[..., Any]]:
-    """Magnitude and random importance."""
-    return {"magnitude": GroupMagnitudeImportance, "random": RandomImportance}
+    """All built-in criteria."""
+    return {
+        "activation": ActivationImportance,
+        "bn_scale": BNScaleImportance,
+        "fpgm": FPGMImportance,
+        "hessian": GroupHessianImportance,
+        "lamp": LAMPImportance,
+        "magnitude": GroupMagnitudeImportance,
+        "obdc": OBDCImportance,
+        "random": RandomImportance,
+        "taylor": GroupTaylorImportance,
+    }

@@ -19,5 +19,5 @@ class RandomImportance:
         self._generator = generator or torch.Generator().manual_seed(seed)
 
     def __call__(self, group: Group) -> torch.Tensor:
-        """Returns tensor ``[units]``."""
-        return torch.rand(group.size(), generator=self._generator)
+        """Returns tensor ``[units]``, on the generator's device."""
+        return torch.rand(group.size(), generator=self._generator, device=self._generator.device)

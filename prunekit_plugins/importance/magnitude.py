@@ -2,27 +2,60 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from prunekit_core import ArgumentError, Group, MemberView, Role
-from prunekit_plugins.importance.reductions import Normalizer, check_reduction, find_normalizer, reduce_members
-from prunekit_plugins.layers import PrunableMultiheadAttention
-
-TARGET_TYPES: tuple[type[nn.Module], ...] = (
-    nn.modules.conv._ConvNd,
-    nn.Linear,
-    nn.modules.batchnorm._BatchNorm,
-    nn.LayerNorm,
-)
-
+from prunekit_core import ArgumentError, Group, MemberView
+from prunekit_plugins.importance.members import NORMS, TARGET_TYPES, Members
+from prunekit_plugins.importance.reductions import Normalizer
 
 _BLOCK = 2**18
 """Elements looked at in one go: they stay in the cache, and no copy of a large weight is made."""
+
+
+def powered_sums(weights: torch.Tensor, dim: int, p: float) -> torch.Tensor:
+    """Adds up ``|w|^p`` over everything but one dim.
+
+    Args:
+        weights: Any tensor.
+        dim: The dim that stays.
+        p: The power.
+
+    Returns:
+        Tensor ``[weights.shape[dim]]``, float32 or wider.
+    """
+    if weights.dim() == 1:
+        return _powered(weights, p)
+    if weights.numel() <= _BLOCK:
+        return _sums(_powered(weights, p), dim)
+    rows = max(1, _BLOCK * weights.shape[0] // weights.numel())
+    parts = [_sums(_powered(block, p), dim) for block in weights.split(rows)]
+    return torch.cat(parts) if dim == 0 else torch.stack(parts).sum(0)
+
+
+def _sums(values: torch.Tensor, dim: int) -> torch.Tensor:
+    if dim > 0:  # whole rows first: several times faster than all dims at once
+        values, dim = values.sum(0), dim - 1
+    return values if values.dim() == 1 else values.sum([other for other in range(values.dim()) if other != dim])
+
+
+def _powered(weights: torch.Tensor, p: float) -> torch.Tensor:
+    weights = weights if weights.dtype is torch.float64 else weights.float()
+    return weights.square() if p == 2 else weights.abs() if p == 1 else weights.abs() ** p
+
+
+def check_degree(p: float) -> float:
+    """Returns the degree of a norm.
+
+    Raises:
+        ArgumentError: It is not a positive number.
+    """
+    if not 0 < p < math.inf:
+        raise ArgumentError("The degree p must be a positive number.", why=f"got {p!r}")
+    return p
 
 
 class GroupMagnitudeImportance:
@@ -53,14 +86,8 @@ class GroupMagnitudeImportance:
         bias: bool = False,
         target_types: Sequence[type[nn.Module]] = TARGET_TYPES,
     ) -> None:
-        if not 0 < p < math.inf:
-            raise ArgumentError("The degree p must be a positive number.", why=f"got {p!r}")
-        self.p = p
-        self.group_reduction = check_reduction(group_reduction)
-        self.normalizer = normalizer
-        self._normalize = find_normalizer(normalizer)
-        self.bias = bias
-        self.target_types = tuple(target_types)
+        self.p = check_degree(p)
+        self.members = Members(group_reduction, normalizer, bias, target_types)
 
     def __call__(self, group: Group) -> torch.Tensor | None:
         """Scores the selected units of a group.
@@ -69,21 +96,7 @@ class GroupMagnitudeImportance:
             Tensor ``[units]`` in the order of the selection (``[members, units]`` without reduction), float32 or
             wider; None when no member counts.
         """
-        units = group.size()
-        scores, covered = [], []
-        with torch.no_grad():
-            for view in sorted(group.views(), key=self._order(group)):
-                if self._counts(view):
-                    scores.append(
-                        view.per_unit(view.once(("magnitude", self.p), functools.partial(self.local, view)), units)
-                    )
-                    held = torch.zeros(units, dtype=torch.bool)
-                    held[view.units] = True
-                    covered.append(held)
-            if not scores:
-                return None
-            joined = reduce_members([s.to(scores[0]) for s in scores], covered, self.group_reduction)
-            return joined if self.group_reduction is None else self._normalize(joined)
+        return self.members.score(group, self.local, ("magnitude", self.p))
 
     def local(self, view: MemberView) -> torch.Tensor:
         """Scores the positions of one member.
@@ -91,34 +104,66 @@ class GroupMagnitudeImportance:
         Returns:
             Tensor ``[positions]``.
         """
-        weights = view.tensor.detach()
-        others = [dim for dim in range(weights.dim()) if dim != view.dim]
-        if not others:
-            return self._powered(weights)
-        rows = max(1, _BLOCK * weights.shape[0] // max(1, weights.numel()))
-        parts = [self._powered(block).sum(others) for block in weights.split(rows)]
-        return torch.cat(parts) if view.dim == 0 else torch.stack(parts).sum(0)
+        return powered_sums(view.tensor, view.dim, self.p)
 
-    def _powered(self, weights: torch.Tensor) -> torch.Tensor:
-        weights = weights if weights.dtype is torch.float64 else weights.float()
-        return weights.square() if self.p == 2 else weights.abs() if self.p == 1 else weights.abs() ** self.p
 
-    def _counts(self, view: MemberView) -> bool:
-        if not isinstance(view.tensor, nn.Parameter) or not isinstance(view.module, self._types()):
-            return False
-        return self.bias if view.name.endswith("bias") else view.name.endswith("weight")
+class LAMPImportance:
+    """Layer-adaptive magnitude (Lee et al., ICLR 2021, eq. 3), for units instead of single weights.
 
-    def _order(self, group: Group) -> Callable[[MemberView], int]:
-        """Producers first; where the first member counts alone, the layer that the group starts at."""
-        root = group.root.layer if self.group_reduction == "first" else None
+    The magnitude ``m[c] = sum |W_c|^p`` of a unit, in ascending order, is divided by the sum of all that are at least
+    as large: ``s[c] = m[c] / sum_{m[j] >= m[c]} m[j]``. The largest unit of every group scores 1, so that no group is
+    emptied when all are ranked together.
 
-        def order(view: MemberView) -> int:
-            if view.role is not Role.OUT or view.name.endswith("bias"):
-                return 2
-            return 0 if view.module is root else 1
+    Args:
+        p: Degree of the norm, above 0.
+        group_reduction: How members are joined; see `GroupMagnitudeImportance`.
+        normalizer: What is done with the joined magnitudes; ``lamp`` is the criterion of the paper.
+        bias: Whether biases along the units count as members of their own.
+        target_types: Layer types that count. Attention modules count as linear layers.
 
-        return order
+    Raises:
+        ArgumentError: The reduction or the normalizer is unknown, or p is not positive.
+    """
 
-    def _types(self) -> tuple[type[nn.Module], ...]:
-        attention = (nn.MultiheadAttention, PrunableMultiheadAttention)
-        return (*self.target_types, *attention) if nn.Linear in self.target_types else self.target_types
+    def __init__(
+        self,
+        p: float = 2,
+        group_reduction: str | None = "mean",
+        normalizer: str | Normalizer | None = "lamp",
+        bias: bool = False,
+        target_types: Sequence[type[nn.Module]] = TARGET_TYPES,
+    ) -> None:
+        self._magnitude = GroupMagnitudeImportance(p, group_reduction, normalizer, bias, target_types)
+
+    def __call__(self, group: Group) -> torch.Tensor | None:
+        """Scores the selected units of a group.
+
+        Returns:
+            Tensor ``[units]`` in the order of the selection; None when no member counts.
+        """
+        return self._magnitude(group)
+
+
+class BNScaleImportance:
+    """Scores a unit by the scale that BatchNorm gives it: ``s[c] = |gamma_c|`` (Liu et al., Network Slimming, 2017).
+
+    Only BatchNorm layers with a scale count; a group without one has no score.
+
+    Args:
+        group_reduction: How several BatchNorm layers of a group are joined; see `GroupMagnitudeImportance`.
+        normalizer: What is done with the joined scales.
+
+    Raises:
+        ArgumentError: The reduction or the normalizer is unknown.
+    """
+
+    def __init__(self, group_reduction: str | None = "mean", normalizer: str | Normalizer | None = "mean") -> None:
+        self._magnitude = GroupMagnitudeImportance(1, group_reduction, normalizer, target_types=NORMS[:1])
+
+    def __call__(self, group: Group) -> torch.Tensor | None:
+        """Scores the selected units of a group.
+
+        Returns:
+            Tensor ``[units]`` in the order of the selection; None when no BatchNorm scales the units.
+        """
+        return self._magnitude(group)

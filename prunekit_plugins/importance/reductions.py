@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -26,48 +27,57 @@ def check_reduction(name: str | None) -> str | None:
 
 
 def reduce_members(
-    scores: Sequence[torch.Tensor], covered: Sequence[torch.Tensor], reduction: str | None
+    scores: Sequence[torch.Tensor], covered: Sequence[torch.Tensor] | None, reduction: str | None
 ) -> torch.Tensor:
     """Joins the scores of a group's members.
 
     Args:
         scores: Per member, tensor ``[units]``; zero where the member doesn't hold a unit.
-        covered: Per member, bool tensor ``[units]``: which units it holds.
+        covered: Per member, bool tensor ``[units]``: which units it holds; None when all hold all.
         reduction: One of `REDUCTIONS`, or None for the stack.
 
     Returns:
         Tensor ``[units]``, or ``[members, units]`` for None. ``mean`` divides by the number of members that hold the
         unit; ``prod`` and ``max`` are over those members.
     """
-    stack = torch.stack(list(scores))
-    held = torch.stack(list(covered)).to(stack.device)
     if reduction is None:
-        return stack
-    if reduction == "mean":
-        return stack.sum(0) / held.sum(0).clamp(min=1)
-    if reduction == "sum":
-        return stack.sum(0)
+        return torch.stack(list(scores))
+    if reduction in ("mean", "sum"):
+        total = functools.reduce(torch.add, scores)
+        if reduction == "sum":
+            return total
+        if covered is None:
+            return total / len(scores)
+        return total / torch.stack(list(covered)).sum(0).clamp(min=1).to(total.device)
     if reduction == "max":
-        return stack.masked_fill(~held, 0).amax(0)
+        highest = _without(scores, covered, -math.inf).amax(0)
+        return highest if covered is None else highest.masked_fill(highest == -math.inf, 0)
     if reduction == "prod":
-        return stack.masked_fill(~held, 1).prod(0)
-    return stack[0] if reduction == "first" else stack[-1]
+        return _without(scores, covered, 1).prod(0)
+    return scores[0] if reduction == "first" else scores[-1]
+
+
+def _without(scores: Sequence[torch.Tensor], covered: Sequence[torch.Tensor] | None, neutral: float) -> torch.Tensor:
+    stack = torch.stack(list(scores))
+    if covered is None:
+        return stack
+    return stack.masked_fill(~torch.stack(list(covered)).to(stack.device), neutral)
 
 
 def _by_mean(scores: torch.Tensor) -> torch.Tensor:
-    return _divide(scores, scores.mean())
+    return _divide(scores, float(scores.mean()))
 
 
 def _by_sum(scores: torch.Tensor) -> torch.Tensor:
-    return _divide(scores, scores.sum())
+    return _divide(scores, float(scores.sum()))
 
 
 def _by_max(scores: torch.Tensor) -> torch.Tensor:
-    return _divide(scores, scores.max())
+    return _divide(scores, float(scores.max()))
 
 
-def _divide(scores: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
-    return scores / by if bool(by != 0) else scores
+def _divide(scores: torch.Tensor, by: float) -> torch.Tensor:
+    return scores / by if by else scores
 
 
 def _standardize(scores: torch.Tensor) -> torch.Tensor:

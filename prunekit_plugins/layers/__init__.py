@@ -12,6 +12,7 @@ from prunekit_plugins.layers.attention import (
     prune_multihead_attention_in_channels,
     prune_multihead_attention_out_channels,
 )
+from prunekit_plugins.layers.recurrent import prune_recurrent_in_channels, prune_recurrent_out_channels
 from prunekit_plugins.layers.removal import (
     prune_batchnorm_in_channels,
     prune_batchnorm_out_channels,
@@ -29,6 +30,8 @@ from prunekit_plugins.layers.removal import (
     prune_layernorm_out_channels,
     prune_linear_in_channels,
     prune_linear_out_channels,
+    prune_parameter_in_channels,
+    prune_parameter_out_channels,
     prune_prelu_in_channels,
     prune_prelu_out_channels,
 )
@@ -54,8 +57,12 @@ __all__ = [
     "prune_linear_out_channels",
     "prune_multihead_attention_in_channels",
     "prune_multihead_attention_out_channels",
+    "prune_parameter_in_channels",
+    "prune_parameter_out_channels",
     "prune_prelu_in_channels",
     "prune_prelu_out_channels",
+    "prune_recurrent_in_channels",
+    "prune_recurrent_out_channels",
 ]
 
 

@@ -169,6 +169,19 @@ def prune_embedding_out_channels(layer: nn.Module, idxs: Sequence[int]) -> nn.Mo
     return layer
 
 
+def prune_parameter_out_channels(
+    parameter: torch.Tensor, idxs: Sequence[int] | torch.Tensor, dim: int = -1
+) -> torch.Tensor:
+    """Removes positions of a bare parameter (or buffer), one that no layer owns, in place."""
+    gone = check_indices(idxs, parameter.shape[dim], "the parameter")
+    if len(gone) == parameter.shape[dim]:
+        raise UnitsError("All positions of a parameter can't be removed.", where=f"dim {dim}")
+    kept = torch.tensor([position for position in range(parameter.shape[dim]) if position not in set(gone)])
+    shrink_tensor(parameter, {dim % parameter.dim(): kept})
+    return parameter
+
+
+prune_parameter_in_channels = prune_parameter_out_channels
 prune_depthwise_conv_in_channels = prune_depthwise_conv_out_channels
 prune_batchnorm_in_channels = prune_batchnorm_out_channels
 prune_instancenorm_in_channels = prune_instancenorm_out_channels

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from prunekit_core import LayerType, Layout, Product, Resizing, prefix
-from prunekit_plugins.layers import attention, removal
+from prunekit_plugins.layers import attention, recurrent, removal
 
 Layouts = Mapping[str, tuple[Layout, ...]]
 
@@ -160,6 +160,7 @@ LAYER_TYPES: Mapping[type[nn.Module] | str, LayerType] = {
     nn.GroupNorm: GROUP_NORM,
     nn.PReLU: PRELU,
     nn.Embedding: EMBEDDING,
+    nn.RNNBase: recurrent.RECURRENT,
     nn.MultiheadAttention: attention.ATTENTION,
     attention.PrunableMultiheadAttention: attention.STAND_IN,
 }

@@ -6,14 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunekit_core import BasePruner, hookimpl
+from prunekit_plugins.pruners.sparse import BNScalePruner, GroupNormPruner, GrowingRegPruner
 
 MagnitudePruner = BasePruner
 MetaPruner = BasePruner
 
-__all__ = ["MagnitudePruner", "MetaPruner"]
+__all__ = ["BNScalePruner", "GroupNormPruner", "GrowingRegPruner", "MagnitudePruner", "MetaPruner"]
 
 
 @hookimpl
 def prunekit_pruners() -> Mapping[str, type[Any]]:
-    """The base pruner under its usual names."""
-    return {"base": BasePruner, "magnitude": MagnitudePruner, "meta": MetaPruner}
+    """The base pruner under its usual names, and the pruners with sparse training."""
+    return {
+        "base": BasePruner,
+        "bn_scale": BNScalePruner,
+        "group_norm": GroupNormPruner,
+        "growing_reg": GrowingRegPruner,
+        "magnitude": MagnitudePruner,
+        "meta": MetaPruner,
+    }

@@ -5,11 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from prunekit_core import hookimpl, linear_scheduler
+from prunekit_plugins.schedules.curves import (
+    cosine_scheduler,
+    cubic_scheduler,
+    exponential_scheduler,
+    one_cycle_scheduler,
+    one_shot_scheduler,
+)
 
-__all__ = ["linear_scheduler"]
+__all__ = [
+    "cosine_scheduler",
+    "cubic_scheduler",
+    "exponential_scheduler",
+    "linear_scheduler",
+    "one_cycle_scheduler",
+    "one_shot_scheduler",
+]
 
 
 @hookimpl
 def prunekit_schedules() -> Mapping[str, Callable[[float, int], list[float]]]:
-    """The linear schedule."""
-    return {"linear": linear_scheduler}
+    """The built-in schedules."""
+    return {
+        "cosine": cosine_scheduler,
+        "cubic": cubic_scheduler,
+        "exponential": exponential_scheduler,
+        "linear": linear_scheduler,
+        "one_cycle": one_cycle_scheduler,
+        "one_shot": one_shot_scheduler,
+    }

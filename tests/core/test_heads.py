@@ -165,6 +165,18 @@ def test_round_to_is_for_channels_not_for_numbers_of_heads() -> None:
     assert sizes(model)[:3] == (4, 4, 8)
 
 
+def test_prune_takes_the_arguments_of_the_pruner() -> None:
+    model = Decoder()
+    result = pk.prune(model, X, ratio=0.25, prune_num_heads=True, head_pruning_ratio=0.5)
+    assert sizes(model) == (4, 4, 3, 12)
+    assert result.report.pruned["a.q#heads"] == (8, 4)
+    model = Decoder()
+    pk.prune(model, X, target={"params": 0.4}, prune_num_heads=True, head_pruning_ratio=0.5)
+    assert model.a.heads == 4  # a target moves the ratio of units, not that of heads
+    with pytest.raises(pk.ArgumentError, match=r"prune\(\) cuts once"):
+        pk.prune(model, X, iterative_steps=3)
+
+
 def test_num_heads_is_checked() -> None:
     model = Decoder(heads=8, kv=4)
     right = {model.a.q: 8, model.a.k: 4, model.b.v: 4}

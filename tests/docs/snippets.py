@@ -16,7 +16,7 @@ import attrs
 from prunekit_plugins.cli.app import run as run_command
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SKIP = re.compile(r"<!-- not run: (?P<reason>\S.*\S) -->")
 COMPARE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 

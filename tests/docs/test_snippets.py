@@ -19,7 +19,7 @@ def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         yield
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_snippets_run_and_print_what_the_document_says(path: Path) -> None:
     document = path.read_text()
     run = run_document(document, str(path.relative_to(ROOT)))
@@ -28,8 +28,9 @@ def test_snippets_run_and_print_what_the_document_says(path: Path) -> None:
 
 
 def test_every_document_with_code_is_found() -> None:
-    names = [path.name for path in DOCUMENTS]
-    assert names == sorted({"README.md", *(path.name for path in (ROOT / "docs").glob("*.md"))})
+    found = {path.relative_to(ROOT).as_posix() for path in DOCUMENTS}
+    assert found == {"README.md"} | {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("**/*.md")}
+    assert {"docs/criteria.md", "docs/criteria/taylor.md"} <= found
     assert sum(block.language == "python" for path in DOCUMENTS for block in blocks_of(path.read_text())) > 20
 
 

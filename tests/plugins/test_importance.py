@@ -22,6 +22,38 @@ from prunekit_plugins.layers import (
 )
 
 
+def test_scores_are_of_the_weights_as_they_are_now() -> None:
+    model = random_weights(Plain())
+    group = the_group(model)
+    criterion = GroupMagnitudeImportance(normalizer=None)
+    before = criterion(group)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    same(criterion(group), 9 * before)
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_recurrent_layers_count_like_linear_ones(kind: Callable[..., nn.Module]) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = kind(3, 4, batch_first=True)
+            self.out = nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.out(self.cell(x)[0])
+            return result
+
+    model = random_weights(Recurrent())
+    found = GroupMagnitudeImportance(normalizer=None, group_reduction="sum")(
+        the_group(model, torch.ones(2, 3, 3, dtype=torch.float64))
+    )
+    rows = power(model.cell.weight_ih_l0, 2, 0) + power(model.cell.weight_hh_l0, 2, 0)
+    expected = rows.view(-1, 4).sum(0) + power(model.cell.weight_hh_l0, 2, 1) + power(model.out.weight, 2, 1)
+    same(found, expected)
+
+
 def random_weights(model: nn.Module) -> nn.Module:
     """Gives every parameter random double values, so that no two units are alike."""
     model.double()

@@ -100,6 +100,13 @@ CUTS = [
         {"weight": (0, [0, 1, 3])},
         {"in_channels": 3},
     ),
+    Cut(
+        "prune_recurrent_in_channels",
+        lambda: nn.GRU(5, 3, 2),
+        [1, 0],
+        {"weight_ih_l0": (1, [2, 3, 4])},
+        {"hidden_size": 3, "input_size": 3},
+    ),
     # grouped: the same positions of every group
     Cut(
         "prune_conv_out_channels",
@@ -237,6 +244,7 @@ def total(cut: Cut) -> int:
         "embedding": "embedding_dim",
         "layernorm": "normalized_shape",
         "norm": "num_features",
+        "recurrent_in": "input_size",
     }
     name = next(attribute for part, attribute in names.items() if part in cut.function)
     value = getattr(layer, name)
@@ -295,10 +303,48 @@ def test_a_shared_slope_stays() -> None:
     assert tuple(layer.weight.shape) == (1,)
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("projected", [0, 3])
+def test_recurrent_units_leave_every_cell(projected: int) -> None:
+    layer = filled(nn.LSTM(5, 4, 2, bidirectional=True, proj_size=projected))
+    before = copy.deepcopy(layer.state_dict())
+    assert layers.prune_recurrent_out_channels(layer, [1]) is layer
+    out = projected or 4
+    units = [k for k in range(out) if k != 1]
+    rows = list(range(16)) if projected else [gate * 4 + unit for gate in range(4) for unit in units]
+    both = units + [out + unit for unit in units]
+    for end in ("", "_reverse"):
+        assert torch.equal(getattr(layer, f"weight_ih_l0{end}"), before[f"weight_ih_l0{end}"][rows])
+        assert torch.equal(getattr(layer, f"weight_ih_l1{end}"), before[f"weight_ih_l1{end}"][rows][:, both])
+        for depth in "01":
+            name = f"l{depth}{end}"
+            assert torch.equal(getattr(layer, f"weight_hh_{name}"), before[f"weight_hh_{name}"][rows][:, units])
+            assert torch.equal(getattr(layer, f"bias_hh_{name}"), before[f"bias_hh_{name}"][rows])
+            if projected:
+                assert torch.equal(getattr(layer, f"weight_hr_{name}"), before[f"weight_hr_{name}"][units])
+    assert (layer.hidden_size, layer.proj_size) == ((4, 2) if projected else (3, 0))
+    assert layer(torch.ones(7, 2, 5))[0].shape == (7, 2, 2 * len(units))
+
+
 def test_every_function_is_covered() -> None:
     functions = {name for name in layers.__all__ if name.startswith("prune_")}
-    attention = {"prune_multihead_attention_out_channels", "prune_multihead_attention_in_channels"}
-    assert functions == {cut.function for cut in CUTS} | attention
+    elsewhere = {f"prune_multihead_attention_{way}_channels" for way in ("in", "out")}  # further down
+    elsewhere |= {"prune_recurrent_out_channels"}
+    elsewhere |= {f"prune_parameter_{way}_channels" for way in ("in", "out")}
+    assert functions == {cut.function for cut in CUTS} | elsewhere
+
+
+def test_bare_parameters() -> None:
+    parameter = nn.Parameter(torch.arange(12.0).view(3, 4))
+    parameter.grad = torch.ones(3, 4)
+    assert layers.prune_parameter_out_channels(parameter, [2, 0]) is parameter
+    assert parameter.tolist() == [[1, 3], [5, 7], [9, 11]]
+    assert parameter.grad.shape == (3, 2)
+    assert layers.prune_parameter_in_channels(parameter, [1], dim=0).tolist() == [[1, 3], [9, 11]]
+    for wrong in ([0, 1], [2], [0, 0]):
+        with pytest.raises(UnitsError):
+            layers.prune_parameter_out_channels(parameter, wrong)
+    assert parameter.shape == (2, 2)
 
 
 # -- layer types
@@ -337,6 +383,10 @@ LAYERS: list[tuple[Callable[[], nn.Module], list[torch.Tensor]]] = [
     (lambda: nn.GroupNorm(6, 6), [picture(6, 4)]),
     (lambda: nn.PReLU(6), [picture(6, 4)]),
     (lambda: nn.Embedding(7, 6), [torch.tensor([[1, 4], [3, 0]])]),
+    (lambda: nn.RNN(4, 6), [picture(3, 4)]),
+    (lambda: nn.GRU(4, 6, 2, batch_first=True), [picture(3, 4)]),
+    (lambda: nn.LSTM(4, 6, 2, bidirectional=True), [picture(3, 4)]),
+    (lambda: nn.LSTM(4, 8, proj_size=3), [picture(3, 4)]),
     (lambda: nn.MultiheadAttention(8, 2, batch_first=True), [picture(3, 8), picture(3, 8), picture(3, 8)]),
     (lambda: nn.MultiheadAttention(8, 2, bias=False), [picture(3, 8), picture(3, 8), picture(3, 8)]),
     (

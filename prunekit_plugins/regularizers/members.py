@@ -1,0 +1,307 @@
+"""Where the units of groups are in the parameters, as index tensors that are made once per change of sizes."""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Callable, Iterable, Iterator
+
+import attrs
+import torch
+from torch import nn
+
+from prunekit_core import ArgumentError, Group, MemberView
+
+GroupSource = Callable[[], Iterable[Group]]
+"""Called for the groups as they are now, for example ``graph.get_all_groups``."""
+
+_BLOCK = 2**20
+"""Elements squared in one go."""
+
+
+@attrs.frozen(eq=False)
+class _Slot:
+    """A parameter that holds units.
+
+    Attributes:
+        module: The module that owns it.
+        name: Its local name.
+        path: Its dotted name.
+        shape: Its shape when the index was made.
+        dims: Its dims that hold units; a dim occurs again where a position holds units of several groups.
+    """
+
+    module: nn.Module
+    name: str
+    path: str
+    shape: tuple[int, ...]
+    dims: tuple[int, ...]
+
+    def tensor(self) -> torch.Tensor:
+        return self.module.get_parameter(self.name)
+
+
+@attrs.define(eq=False)
+class _Table:
+    """Parameters, and which unit each position of their dims holds: all indices in one tensor, slot after slot."""
+
+    slots: tuple[_Slot, ...]
+    index: torch.Tensor
+
+    @staticmethod
+    def of(entries: Iterable[tuple[MemberView, int]], nothing: int) -> _Table:
+        """Makes the index of some members, whose units are numbered from the given number on."""
+        rows: dict[tuple[str, str], dict[int, list[torch.Tensor]]] = {}
+        owners: dict[tuple[str, str], MemberView] = {}
+        for view, start in entries:
+            owners.setdefault((view.path, view.name), view)
+            layers = rows.setdefault((view.path, view.name), {}).setdefault(view.dim, [])
+            for positions, units in _once_each(view.positions, view.units + start):
+                free = (layer for layer in layers if bool((layer[positions] == nothing).all()))
+                layer = next(free, None)
+                if layer is None:
+                    layer = torch.full((view.tensor.shape[view.dim],), nothing)
+                    layers.append(layer)
+                layer[positions] = units
+        slots: list[_Slot] = []
+        pieces: list[torch.Tensor] = []
+        for (path, name), dims in rows.items():
+            view = owners[path, name]
+            slots.append(
+                _Slot(
+                    view.module,
+                    name,
+                    f"{path}.{name}" if path else name,
+                    tuple(view.tensor.shape),
+                    tuple(dim for dim, layers in dims.items() for _ in layers),
+                )
+            )
+            pieces.extend(layer for layers in dims.values() for layer in layers)
+        return _Table(tuple(slots), torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.long))
+
+
+class GroupMembers:
+    """The parameters that hold the units of some groups, ready for arithmetic on all units at once.
+
+    The units of all groups are numbered one after another, in the order of the groups. Whenever a parameter's shape is
+    no longer the one that the index was made for, the groups are asked for anew.
+
+    Args:
+        groups: Called for the groups as they are now, for example ``graph.get_all_groups``.
+        counts: Which members to look at; None for all parameters.
+
+    Raises:
+        ArgumentError: No parameter is left to look at, or a group was given twice.
+    """
+
+    def __init__(self, groups: GroupSource, counts: Callable[[MemberView], bool] | None = None) -> None:
+        self._groups = groups
+        self._counts = counts
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Takes the groups as they are now."""
+        groups = list(self._groups())
+        names = [group.name for group in groups]
+        if len(set(names)) != len(names):
+            raise ArgumentError("A group was given twice.", where=next(n for n in names if names.count(n) > 1))
+        self.sizes = {group.name: group.size() for group in groups}
+        self.units = sum(self.sizes.values())
+        entries: tuple[list[tuple[MemberView, int]], list[tuple[MemberView, int]]] = ([], [])
+        start = 0
+        for group in groups:
+            for view in group.views():
+                if isinstance(view.tensor, nn.Parameter) and (self._counts is None or self._counts(view)):
+                    entries[is_bias(view.name)].append((view, start))
+            start += group.size()
+        self._weights, self._biases = (_Table.of(found, self.units) for found in entries)
+        if not self._weights.slots:
+            raise ArgumentError(
+                "There is nothing to regularize.",
+                why=f"{len(groups)} groups, and no weight in them counts",
+                hint="groups may be pinned, ignored, or have ratio 0; see graph.report()",
+            )
+        owner = [torch.full((size,), number) for number, size in enumerate(self.sizes.values())]
+        self._owner = torch.cat(owner)
+
+    def refresh_if_changed(self) -> bool:
+        """Takes the groups anew if a parameter changed its shape since; returns whether it did."""
+        slots = (*self._weights.slots, *self._biases.slots)
+        changed = any(slot.tensor().shape != slot.shape for slot in slots)
+        if changed:
+            self.refresh()
+        return changed
+
+    def by_group(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Splits a tensor ``[units]`` into one per group, by name."""
+        return dict(zip(self.sizes, values.split(list(self.sizes.values())), strict=True))
+
+    def _tables(self, bias: bool) -> Iterator[_Table]:
+        device = self._weights.slots[0].tensor().device
+        for table in (self._weights, self._biases) if bias else (self._weights,):
+            table.index = table.index.to(device)
+            yield table
+
+    def full(self, value: float) -> torch.Tensor:
+        """Returns one value for all units: tensor ``[units]``, of the dtype and on the device of `norms`."""
+        first = self._weights.slots[0].tensor()
+        wide = torch.float64 if first.dtype is torch.float64 else torch.float32
+        return torch.full((self.units,), value, dtype=wide, device=first.device)
+
+    @torch.no_grad()
+    def norms(self, *, bias: bool = False) -> torch.Tensor:
+        """Computes ``||w_c||``, the L2 norm of everything that belongs to a unit, over all members.
+
+        Args:
+            bias: Whether biases count.
+
+        Returns:
+            Tensor ``[units]``, float32, or float64 where the first weight is; on the device of the first weight. A
+            member that holds a unit several times counts all of its occurrences.
+        """
+        total = torch.cat([self.full(0), self.full(0)[:1]])
+        for table in self._tables(bias):
+            squares = [
+                part.to(total) for slot in table.slots for part in _squares(slot.tensor(), slot.dims, total.dtype)
+            ]
+            if squares:
+                total.index_add_(0, table.index, torch.cat(squares))
+        return total[:-1].sqrt_()
+
+    @torch.no_grad()
+    def scores(self, criterion: Callable[[Group], torch.Tensor | None]) -> torch.Tensor:
+        """Asks a criterion about all groups.
+
+        Returns:
+            Tensor ``[units]``, float32 or float64, on the CPU; zeros for groups that the criterion has nothing to say
+            about.
+        """
+        found = []
+        for group in self._groups():
+            scores = criterion(group)
+            scores = torch.zeros(group.size()) if scores is None else scores.detach().cpu()
+            found.append(scores if scores.dtype is torch.float64 else scores.float())
+        return torch.cat(found)
+
+    def deficit(self, scores: torch.Tensor) -> torch.Tensor:
+        """Computes ``(max - I_c) / (max - min)`` in each group: 0 for its best unit, 1 for its worst.
+
+        Args:
+            scores: Tensor ``[units]``.
+
+        Returns:
+            Tensor ``[units]``; 0 throughout a group whose scores are all the same (but for rounding).
+        """
+        owner = self._owner.to(scores.device)
+        empty = scores.new_zeros(len(self.sizes))
+        top = empty.scatter_reduce(0, owner, scores, "amax", include_self=False)
+        spread = top - empty.scatter_reduce(0, owner, scores, "amin", include_self=False)
+        # equal units may get sums that differ in the last digits, because of the order of summation
+        alike = spread <= 32 * torch.finfo(scores.dtype).eps * top.abs()
+        found = (top[owner] - scores) / spread.masked_fill(alike, 1)[owner]
+        return found.masked_fill(alike[owner], 0)
+
+    def shares(
+        self, values: torch.Tensor, *, bias: bool = False, product: bool = False
+    ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+        """Yields every parameter with what its elements get from the units that they belong to.
+
+        Args:
+            values: Tensor ``[units]``.
+            bias: Whether biases are yielded, too.
+            product: False adds up the values where an element belongs to several units (a row of one group, a column
+                of another), and gives 0 where it belongs to none. True multiplies them, and gives 1.
+
+        Yields:
+            Dotted name, parameter, and a tensor that broadcasts with it, of its dtype and on its device.
+        """
+        padded = torch.cat([values, values.new_full((1,), float(product))])
+        for table in self._tables(bias):
+            gathered = padded.to(table.index.device)[table.index]
+            start = 0
+            for slot in table.slots:
+                tensor = slot.tensor()
+                parts = []
+                for dim in slot.dims:
+                    size = slot.shape[dim]
+                    part = gathered[start : start + size].to(tensor)
+                    parts.append(part.view(-1, *[1] * (tensor.dim() - dim - 1)))
+                    start += size
+                yield slot.path, tensor, functools.reduce(operator.mul if product else operator.add, parts)
+
+    @torch.no_grad()
+    def add_to_gradients(
+        self,
+        values: torch.Tensor,
+        *,
+        bias: bool = False,
+        direction: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        limit: float = math.inf,
+    ) -> None:
+        """Adds ``value_c * w`` to the gradients, in place; an element of several units gets it from each of them.
+
+        Parameters without a gradient (frozen ones) are left out.
+
+        Args:
+            values: Tensor ``[units]``.
+            bias: Whether biases get it, too.
+            direction: What to take of ``w`` instead of itself, such as ``torch.sign``.
+            limit: The most that an element gets from all its units together, before the multiplication.
+
+        Raises:
+            ArgumentError: No parameter has a gradient, or one has a sparse gradient; nothing was changed.
+        """
+        self.require_gradients(bias=bias)
+        for _, tensor, share in self.shares(values, bias=bias):
+            if tensor.grad is not None:
+                along = tensor if direction is None else direction(tensor)
+                tensor.grad.addcmul_(along, share if limit == math.inf else share.clamp(max=limit))
+
+    def require_gradients(self, *, bias: bool = False) -> None:
+        """Checks that there is something to add to.
+
+        Raises:
+            ArgumentError: No parameter has a gradient, or one has a sparse gradient.
+        """
+        slots = [slot for table in self._tables(bias) for slot in table.slots]
+        grads = {slot.path: slot.tensor().grad for slot in slots}
+        if all(grad is None for grad in grads.values()):
+            raise ArgumentError(
+                "No parameter of the groups has a gradient.",
+                where=f"{slots[0].path} and {len(slots) - 1} more",
+                hint="call regularize after loss.backward() and before optimizer.step()",
+            )
+        for path, grad in grads.items():
+            if grad is not None and grad.layout is not torch.strided:
+                raise ArgumentError(
+                    "A sparse gradient can't be regularized.", where=path, hint="make the embedding with sparse=False"
+                )
+
+
+def _once_each(positions: torch.Tensor, units: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Splits positions, ascending, into parts in which none is repeated (an ``A x A`` dim holds each twice)."""
+    starts = torch.searchsorted(positions, positions)
+    turns = torch.arange(len(positions)) - starts
+    for turn in range(int(turns.max()) + 1 if len(turns) else 0):
+        yield positions[turns == turn], units[turns == turn]
+
+
+def is_bias(name: str) -> bool:
+    """Tells whether a parameter is a bias, by its local name: ``bias``, ``in_proj_bias``, ``bias_hh_l0``."""
+    return name.startswith("bias") or name.endswith("bias")
+
+
+def _squares(weight: torch.Tensor, dims: tuple[int, ...], wide: torch.dtype) -> list[torch.Tensor]:
+    """Sums of squares along some dims of a parameter, each over all others; one pass, without a copy of a large one."""
+    if weight.dim() == 1:
+        return [weight.to(wide).square()] * len(dims)
+    rows = max(1, _BLOCK * weight.shape[0] // max(1, weight.numel()))
+    along_rows, rest = [], torch.zeros(weight.shape[1:], dtype=wide, device=weight.device)
+    for block in weight.split(rows):
+        squares = block.to(wide).flatten(1).square()
+        along_rows.append(squares.sum(1))
+        rest += squares.sum(0).view(rest.shape)
+    first = torch.cat(along_rows)
+    others = {dim: [other for other in range(rest.dim()) if other != dim - 1] for dim in dims}
+    return [first if dim == 0 else rest.sum(others[dim]) if others[dim] else rest for dim in dims]
