@@ -8,6 +8,7 @@ from torch import nn
 from prunekit_core import surgery
 from prunekit_core.edits import Decision, Size, is_size, normal_size
 from prunekit_core.errors import PlanError
+from prunekit_core.recorder import check_modules
 from prunekit_core.registry import Registry, default_registry
 
 
@@ -29,6 +30,7 @@ class Application:
 
     def check_parameters(self) -> None:
         """Raises `PlanError` unless every parameter exists in the expected shape."""
+        check_modules(self._modules, self._tensors)
         self._plan.check_consistent()
         shapes = {cut.parameter: cut.shape for cut in self._plan.parameters}
         for name, shape in shapes.items():
@@ -99,8 +101,7 @@ class Application:
         surgery.shrink_tensors([(self._tensors[name], dims) for name, dims in positions.items()])
         for edit in self._plan.edits:
             module = self._module(edit.module)
-            old = vars(module)[edit.attribute]
-            setattr(module, edit.attribute, edit.new if isinstance(edit.new, int) else type(old)(edit.new))
+            surgery.set_size(module, edit.attribute, edit.new)
 
 
 def _same_form(a: Size, b: Size) -> bool:

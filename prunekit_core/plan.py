@@ -22,7 +22,7 @@ from prunekit_core.composition import compose, difference
 from prunekit_core.edits import AttributeEdit, Decision, GroupCut, ParameterCut, Rescale, Size, Swap
 from prunekit_core.errors import PlanError
 from prunekit_core.layout import Kept
-from prunekit_core.recorder import check_recordable
+from prunekit_core.recorder import unwrap
 from prunekit_core.registry import Registry
 
 FORMAT = 1
@@ -88,8 +88,7 @@ class Plan(Decision):
         Raises:
             PlanError: The plan doesn't fit the model; nothing was changed.
         """
-        target = check_recordable(model)
-        operation = Application(self, target, registry)
+        operation = Application(self, unwrap(model), registry)
         operation.check()
         operation.perform()
         return model
@@ -100,7 +99,7 @@ class Plan(Decision):
         Raises:
             PlanError: The plan doesn't fit the model; nothing was changed.
         """
-        target = check_recordable(model)
+        target = unwrap(model)
         Application(self, target, None).check_parameters()
         for cut in self.parameters:
             tensor = surgery.tensor_at(target, cut.parameter)

@@ -144,11 +144,11 @@ def output_tensors(outputs: Any) -> list[torch.Tensor]:
     return found
 
 
-def check_recordable(model: object) -> nn.Module:
-    """Returns the model itself, out of wrappers that only forward to it.
+def unwrap(model: object) -> nn.Module:
+    """Returns a model out of wrappers that only forward to it.
 
     Raises:
-        UnsupportedModelError: The object is no module, a ScriptModule, or has uninitialised lazy parameters.
+        UnsupportedModelError: The object is no module.
     """
     while isinstance(model, nn.Module):
         if isinstance(model, torch.jit.ScriptModule):
@@ -163,7 +163,11 @@ def check_recordable(model: object) -> nn.Module:
         raise UnsupportedModelError(
             "The model is not an nn.Module.", why=f"got {type(model).__name__}", hint="pass the module itself"
         )
-    modules = modules_in(model)
+    return model
+
+
+def check_modules(modules: Mapping[str, nn.Module], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raises `UnsupportedModelError` where a module is a ScriptModule or a parameter is uninitialised."""
     for name, module in modules.items():
         if isinstance(module, torch.jit.ScriptModule | torch.jit.ScriptFunction):
             raise UnsupportedModelError(
@@ -172,14 +176,25 @@ def check_recordable(model: object) -> nn.Module:
                 why="its program is compiled; sizes in it can't be followed or changed",
                 hint="prune the Python module it was made from, then script the result",
             )
-    for name, tensor in tensors_in(modules).items():
+    for name, tensor in tensors.items():
         if nn.parameter.is_lazy(tensor):
             raise UnsupportedModelError(
                 "The model has uninitialised lazy parameters.",
                 where=name,
                 hint="run one forward pass on real inputs first, so that every shape is known",
             )
-    return model
+
+
+def check_recordable(model: object) -> nn.Module:
+    """Returns the model itself, out of wrappers that only forward to it.
+
+    Raises:
+        UnsupportedModelError: The object is no module, a ScriptModule, or has uninitialised lazy parameters.
+    """
+    found = unwrap(model)
+    modules = modules_in(found)
+    check_modules(modules, tensors_in(modules))
+    return found
 
 
 def record(shadow: Shadow, example: Example, rules: RuleTable, *, label: str, training: bool | None) -> Trace:

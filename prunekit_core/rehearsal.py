@@ -23,6 +23,7 @@ from prunekit_core.recorder import TensorTable
 from prunekit_core.registry import Registry
 from prunekit_core.rules import rule_keys
 from prunekit_core.shadow import Sink, operation_name, tensors_of
+from prunekit_core.surgery import set_size
 from prunekit_core.trace import TensorRef
 
 SIZE_ARGUMENTS = frozenset(
@@ -216,7 +217,7 @@ class Stage:
         self.replays = 0
         self._exchange_tensors()
         for edit in self.layer_edits:
-            set_attribute(self.modules[edit.module], edit.attribute, edit.new)
+            set_size(self.modules[edit.module], edit.attribute, edit.new)
         self._shadow.commit()
 
     def _layer_edits(self) -> list[AttributeEdit]:
@@ -294,9 +295,3 @@ class Stage:
                 return comparer.mismatch, []
             drifts.extend(comparer.drifts)
         return None, drifts
-
-
-def set_attribute(module: nn.Module, attribute: str, value: Any) -> None:
-    """Sets a size attribute, keeping the type of a sequence."""
-    old = vars(module).get(attribute)
-    setattr(module, attribute, value if isinstance(value, int) or old is None else type(old)(value))

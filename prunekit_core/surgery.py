@@ -57,6 +57,16 @@ def scale_positions(tensor: torch.Tensor, positions: Sequence[int], factor: floa
         tensor.data[rows] *= factor
 
 
+def set_size(module: nn.Module, attribute: str, value: int | tuple[int, ...]) -> None:
+    """Sets a size attribute, keeping the type of a sequence."""
+    old = vars(module).get(attribute)
+    new = value if isinstance(value, int) or old is None else type(old)(value)
+    if type(module).__setattr__ is nn.Module.__setattr__:
+        object.__setattr__(module, attribute, new)  # a size is no parameter, buffer or module to be registered
+    else:
+        setattr(module, attribute, new)
+
+
 def tensor_at(model: nn.Module, name: str) -> torch.Tensor:
     """Returns the parameter or buffer with a dotted name.
 
