@@ -8,7 +8,7 @@ from torch import nn
 from prunekit_core import surgery
 from prunekit_core.edits import Decision, Size, is_size, normal_size
 from prunekit_core.errors import PlanError
-from prunekit_core.recorder import check_modules
+from prunekit_core.recorder import inventory
 from prunekit_core.registry import Registry, default_registry
 
 
@@ -17,8 +17,7 @@ class Application:
 
     def __init__(self, plan: Decision, model: nn.Module, registry: Registry | None) -> None:
         self._plan, self._model, self._registry = plan, model, registry
-        self._modules = surgery.modules_in(model)
-        self._tensors = surgery.tensors_in(self._modules)
+        self._modules, self._tensors = inventory(model)
         self._stand_ins: dict[int, nn.Module] = {}
         self._converted: dict[str, tuple[nn.Module, nn.Module]] = {}
 
@@ -30,7 +29,6 @@ class Application:
 
     def check_parameters(self) -> None:
         """Raises `PlanError` unless every parameter exists in the expected shape."""
-        check_modules(self._modules, self._tensors)
         self._plan.check_consistent()
         shapes = {cut.parameter: cut.shape for cut in self._plan.parameters}
         for name, shape in shapes.items():

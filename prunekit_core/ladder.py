@@ -9,30 +9,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 import attrs
 from torch import nn
 
 from prunekit_core import layout as layouts
 from prunekit_core.analysis import Analysis, Recording, UnitGroup
-from prunekit_core.edits import AttributeEdit, is_size, normal_size
+from prunekit_core.edits import AttributeEdit, normal_size
 from prunekit_core.errors import RehearsalError
-from prunekit_core.layout import Concat, Layout, Product, Units
+from prunekit_core.layout import Units
+from prunekit_core.recipes import AttributeSearch, Place, Recipe, further, replay, value_of
 from prunekit_core.registry import Registry
 from prunekit_core.rehearsal import Drift, Mismatch, Stage
 from prunekit_core.shadow import collection_paused
-from prunekit_core.trace import tensor_refs
-
-Recipe = Layout | tuple[Layout | int, ...]
-"""What a size attribute means: the size of a layout, or a tuple of such sizes and constants."""
-
-Place = tuple[str, str]
-"""Where an attribute lives: module path and attribute name."""
-
-PieceKey = tuple[int, int, int, int]
-"""Where a piece of a layout shows in a module: operation within the module, tensor, dim, piece."""
+from prunekit_core.sites import Sites, ancestors, operations_in, tensors_at
 
 Reselect = Callable[[str, int], "tuple[int, ...] | None"]
 """Chooses the units of a group to keep, given how many; None when the group has to keep all."""
@@ -70,13 +61,11 @@ class Rehearsed:
         kept: Kept units per group that shrinks.
         edits: Every attribute that changes.
         drifts: Numbers in the program that changed with a size.
-        replays: How many forwards it took.
     """
 
     kept: dict[str, tuple[int, ...]]
     edits: tuple[AttributeEdit, ...]
     drifts: tuple[Drift, ...]
-    replays: int
 
 
 def rehearse(
@@ -113,17 +102,17 @@ class _Ladder:
     ) -> None:
         self._analysis, self._registry, self._knowledge = analysis, registry, knowledge
         self._kept, self._reselect = kept, reselect
-        self._replays = 0
         self._conceded: dict[tuple[type[nn.Module], int], int] = {}
-        self._pieces_cache: dict[tuple[int, str], dict[PieceKey, Layout]] = {}
+        self._sites = Sites(analysis)
+        self._search = AttributeSearch(analysis, registry, self._sites)
 
     def climb(self) -> Rehearsed:
         while True:
             stage = Stage(self._analysis, self._registry, self._kept)
             recipes = dict(self._knowledge.recipes)
-            mismatch, drifts = self._replay(stage, recipes)
+            mismatch, drifts = replay(stage, recipes)
             while mismatch is not None:
-                improved = self._improve(stage, recipes, mismatch)
+                improved = self._search.improve(stage, recipes, mismatch)
                 if improved is None:
                     break
                 recipes, mismatch, drifts = improved
@@ -134,153 +123,12 @@ class _Ladder:
 
     def _proven(self, stage: Stage, recipes: Mapping[Place, Recipe], drifts: list[Drift]) -> Rehearsed:
         edits = {(edit.module, edit.attribute): edit for edit in stage.layer_edits}
-        for (path, attribute), value in self._values(recipes).items():
+        for (path, attribute), recipe in recipes.items():
+            value = value_of(recipe, self._kept)
             old = normal_size(vars(stage.modules[path])[attribute])
             if old != value:
                 edits[path, attribute] = AttributeEdit(path, attribute, old, value)
-        return Rehearsed(dict(self._kept), tuple(edits.values()), tuple(drifts), self._replays)
-
-    def _values(self, recipes: Mapping[Place, Recipe]) -> dict[Place, Any]:
-        return {place: self._value(recipe) for place, recipe in recipes.items()}
-
-    def _value(self, recipe: Recipe) -> Any:
-        if isinstance(recipe, tuple):
-            return tuple(part if isinstance(part, int) else layouts.new_size(part, self._kept) for part in recipe)
-        return layouts.new_size(recipe, self._kept)
-
-    def _replay(self, stage: Stage, recipes: Mapping[Place, Recipe]) -> tuple[Mismatch | None, list[Drift]]:
-        self._replays += 1
-        edits = {}
-        for (path, attribute), value in self._values(recipes).items():
-            old = vars(stage.modules[path])[attribute]
-            edits[path, attribute] = value if isinstance(value, int) else type(old)(value)
-        return stage.replay(edits)
-
-    # -- first rung: attributes
-
-    def _improve(
-        self, stage: Stage, recipes: dict[Place, Recipe], mismatch: Mismatch
-    ) -> tuple[dict[Place, Recipe], Mismatch | None, list[Drift]] | None:
-        for path in _ancestors(self._module_of(mismatch)):
-            options = self._options(stage, path, recipes, mismatch.recording)
-            best: tuple[dict[Place, Recipe], Mismatch | None, list[Drift]] | None = None
-            for place, key, recipe in options:
-                alone = {place: recipe}
-                for change in (alone | self._siblings(stage, place, key, recipe, mismatch.recording), alone):
-                    found, drifts = self._replay(stage, recipes | change)
-                    if _further(found, mismatch):
-                        if best is None or _further(found, best[1]):
-                            best = (recipes | change, found, drifts)
-                        break
-            if best is None and len({place for place, _, _ in options}) > 1:
-                best = self._together(stage, recipes, options, mismatch)
-            if best is not None:
-                return best
-        return None
-
-    def _together(
-        self,
-        stage: Stage,
-        recipes: dict[Place, Recipe],
-        options: list[tuple[Place, tuple[PieceKey, ...], Recipe]],
-        mismatch: Mismatch,
-    ) -> tuple[dict[Place, Recipe], Mismatch | None, list[Drift]] | None:
-        """Tries all attributes of a module at once, then leaves out those that aren't needed."""
-        changes: dict[Place, dict[Place, Recipe]] = {}
-        for place, key, recipe in options:
-            if place not in changes:
-                changes[place] = {place: recipe} | self._siblings(stage, place, key, recipe, mismatch.recording)
-        combined = {p: r for change in changes.values() for p, r in change.items()}
-        found, drifts = self._replay(stage, recipes | combined)
-        if not _further(found, mismatch):
-            return None
-        for place in list(changes):
-            fewer = {p: r for other, change in changes.items() if other != place for p, r in change.items()}
-            trial, trial_drifts = self._replay(stage, recipes | fewer)
-            if not _further(found, trial):
-                found, drifts = trial, trial_drifts
-                del changes[place]
-        combined = {p: r for change in changes.values() for p, r in change.items()}
-        return recipes | combined, found, drifts
-
-    def _options(
-        self, stage: Stage, path: str, recipes: Mapping[Place, Recipe], recording: int
-    ) -> list[tuple[Place, tuple[PieceKey, ...], Recipe]]:
-        """Lists hypotheses: attributes of a module whose value is the old size of something that shrinks there."""
-        module = stage.modules[path]
-        if self._registry.layer_type(module) is not None and any(True for _ in module.parameters(recurse=False)):
-            return []
-        by_size: dict[int, dict[int, PieceKey]] = {}
-        pieces = self._pieces(recording, path)
-        for key, piece in pieces.items():
-            new = layouts.new_size(piece, self._kept)
-            if new != piece.size:
-                by_size.setdefault(piece.size, {}).setdefault(new, key)
-        found: list[tuple[Place, tuple[PieceKey, ...], Recipe]] = []
-        for attribute, value in sorted(vars(module).items()):
-            place = (path, attribute)
-            if place in recipes or not is_size(value):
-                continue
-            if isinstance(value, int):
-                found.extend((place, (key,), pieces[key]) for key in by_size.get(value, {}).values())
-            elif any(item in by_size for item in value):
-                keys = tuple(next(iter(by_size[item].values())) for item in value if item in by_size)
-                recipe = tuple(pieces[next(iter(by_size[i].values()))] if i in by_size else i for i in value)
-                found.append((place, keys, recipe))
-        return found
-
-    def _pieces(self, recording: int, path: str) -> dict[PieceKey, Layout]:
-        """Lists every piece of every layout that shows in the operations of a module, by place."""
-        cached = self._pieces_cache.get((recording, path))
-        if cached is not None:
-            return cached
-        pieces: dict[PieceKey, Layout] = {}
-        record = self._analysis.recordings[recording]
-        for ordinal, operation in enumerate(_operations(record, path)):
-            for slot, index in enumerate(_tensors(record, operation.index)):
-                for dim, layout in enumerate(record.live.get(index, ())):
-                    for number, piece in enumerate(_runs(layout)):
-                        pieces[ordinal, slot, dim, number] = piece
-        self._pieces_cache[recording, path] = pieces
-        return pieces
-
-    def _siblings(
-        self, stage: Stage, place: Place, keys: tuple[PieceKey, ...], recipe: Recipe, recording: int
-    ) -> dict[Place, Recipe]:
-        """Finds the same attribute with the same meaning in all modules of the same class and structure."""
-        path, attribute = place
-        found: dict[Place, Recipe] = {}
-        for twin in self._twins(stage, path, recording):
-            pieces = self._pieces(recording, twin)
-            if any(key not in pieces for key in keys):
-                continue
-            theirs = vars(stage.modules[twin]).get(attribute)
-            if isinstance(theirs, int):
-                if not isinstance(recipe, tuple) and pieces[keys[0]].size == theirs:
-                    found[twin, attribute] = pieces[keys[0]]
-            elif isinstance(recipe, tuple) and theirs is not None and is_size(theirs) and len(theirs) == len(recipe):
-                rest = iter(keys)
-                made = tuple(
-                    item if isinstance(part, int) else pieces[next(rest)]
-                    for part, item in zip(recipe, theirs, strict=True)
-                )
-                if tuple(part if isinstance(part, int) else part.size for part in made) == tuple(theirs):
-                    found[twin, attribute] = made
-        return found
-
-    def _twins(self, stage: Stage, path: str, recording: int) -> list[str]:
-        record = self._analysis.recordings[recording]
-        names = [operation.name for operation in _operations(record, path)]
-        cls = type(stage.modules[path])
-        return [
-            other
-            for other, module in stage.modules.items()
-            if other != path
-            and type(module) is cls
-            and [operation.name for operation in _operations(record, other)] == names
-        ]
-
-    # -- second and third rung: ties, giving back
+        return Rehearsed(dict(self._kept), tuple(edits.values()), tuple(drifts))
 
     def _module_of(self, mismatch: Mismatch) -> str:
         return self._analysis.recordings[mismatch.recording].trace.operations[mismatch.operation].module
@@ -312,7 +160,7 @@ class _Ladder:
         for position in range(index, -1, -1):
             names = [
                 name
-                for tensor in _tensors(record, position)
+                for tensor in tensors_at(record, position)
                 for layout in record.live.get(tensor, ())
                 for name in layouts.groups_of(layout)
                 if name in self._kept
@@ -329,9 +177,9 @@ class _Ladder:
         """
         record = self._analysis.recordings[mismatch.recording]
         here = self._choosable(self._names_at(record, [mismatch.operation]))
-        frame = _ancestors(record.trace.operations[mismatch.operation].module)[:3]
+        frame = ancestors(record.trace.operations[mismatch.operation].module)[:3]
         for path in frame:
-            indices = [operation.index for operation in _operations(record, path)]
+            indices = [operation.index for operation in operations_in(record, path)]
             for group, other in itertools.product(here, self._choosable(self._names_at(record, indices))):
                 pair = self._knowledge.tied(group) | self._knowledge.tied(other)
                 if other in self._knowledge.tied(group) or not pair & self._kept.keys():
@@ -340,8 +188,8 @@ class _Ladder:
                 self._kept = self._in_step(pair, shrinking=True)
                 if self._kept != before:
                     stage = Stage(self._analysis, self._registry, self._kept)
-                    found, _ = self._replay(stage, recipes)
-                    if _further(found, mismatch):
+                    found, _ = replay(stage, recipes)
+                    if further(found, mismatch):
                         self._knowledge.add_tie(pair)
                         self._kept = before
                         self._kept = self._in_step(pair, shrinking=False)
@@ -353,7 +201,7 @@ class _Ladder:
         """Names the groups that some operations touch, in order."""
         names: dict[str, None] = {}
         for index in indices:
-            for tensor in _tensors(record, index):
+            for tensor in tensors_at(record, index):
                 for layout in record.live.get(tensor, ()):
                     names.update(dict.fromkeys(layouts.groups_of(layout)))
         return list(names)
@@ -385,7 +233,7 @@ class _Ladder:
         lost = {group.name}
         record = self._analysis.recordings[mismatch.recording]
         path = self._frame(stage, record, mismatch)
-        operations = _operations(record, path)
+        operations = operations_in(record, path)
         ordinal = next((i for i, op in enumerate(operations) if op.index == mismatch.operation), -1)
         key = (type(stage.modules[path]), ordinal)
         self._conceded[key] = self._conceded.get(key, 0) + 1
@@ -398,21 +246,21 @@ class _Ladder:
 
     def _frame(self, stage: Stage, record: Recording, mismatch: Mismatch) -> str:
         """Finds the innermost module around an operation that is more than a single layer."""
-        paths = _ancestors(record.trace.operations[mismatch.operation].module)
+        paths = ancestors(record.trace.operations[mismatch.operation].module)
         for path in paths:
-            if len(_operations(record, path)) > 1 and self._registry.layer_type(stage.modules[path]) is None:
+            if len(operations_in(record, path)) > 1 and self._registry.layer_type(stage.modules[path]) is None:
                 return path
         return ""
 
     def _twin_groups(self, stage: Stage, path: str, group: str, recording: int) -> set[str]:
         places = [
             key
-            for key, piece in self._pieces(recording, path).items()
+            for key, piece in self._sites.pieces(recording, path).items()
             if isinstance(piece, Units) and piece.group == group
         ]
         found: set[str] = set()
-        for twin in self._twins(stage, path, recording):
-            pieces = self._pieces(recording, twin)
+        for twin in self._sites.twins(stage.modules, path, recording):
+            pieces = self._sites.pieces(recording, twin)
             for key in places[:1]:
                 piece = pieces.get(key)
                 if isinstance(piece, Units):
@@ -432,43 +280,3 @@ def counts_in_step(sizes: list[int], fraction: float, *, shrinking: bool = False
     most = max(1, steps - 1) if shrinking else steps
     chosen = min(most, max(1, math.floor(fraction * steps + 0.5)))
     return [size * chosen // steps for size in sizes]
-
-
-def _further(found: Mismatch | None, than: Mismatch | None) -> bool:
-    if than is None:
-        return False
-    return found is None or found.progress > than.progress
-
-
-def _ancestors(path: str) -> list[str]:
-    result = [path]
-    while result[-1]:
-        result.append(result[-1].rpartition(".")[0])
-    return result
-
-
-def _operations(record: Recording, path: str) -> list[Any]:
-    inside = path + "."
-    return [op for op in record.trace.operations if not path or op.module == path or op.module.startswith(inside)]
-
-
-def _tensors(record: Recording, index: int) -> list[int]:
-    operation = record.trace.operations[index]
-    refs = [*operation.outputs, *(ref for value in operation.arguments.values() for ref in tensor_refs(value))]
-    return [ref.index for ref in refs]
-
-
-def _runs(layout: Layout) -> Iterator[Layout]:
-    """Yields the parts of a layout whose size an attribute may hold: segments, and runs of neighbouring factors."""
-    yield layout
-    if isinstance(layout, Concat):
-        for part in layout.parts:
-            yield from _runs(part)
-    elif isinstance(layout, Product):
-        for start in range(len(layout.parts)):
-            for stop in range(start + 1, len(layout.parts) + 1):
-                run = layout.parts[start:stop]
-                if len(run) < len(layout.parts):
-                    yield run[0] if len(run) == 1 else Product(run)
-                if len(run) == 1 and isinstance(run[0], Concat):
-                    yield from _runs(run[0])

@@ -166,8 +166,13 @@ def unwrap(model: object) -> nn.Module:
     return model
 
 
-def check_modules(modules: Mapping[str, nn.Module], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raises `UnsupportedModelError` where a module is a ScriptModule or a parameter is uninitialised."""
+def inventory(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, torch.Tensor]]:
+    """Returns the modules of a model, and its parameters and buffers, by canonical name.
+
+    Raises:
+        UnsupportedModelError: A module is a ScriptModule, or a parameter is uninitialised.
+    """
+    modules = modules_in(model)
     for name, module in modules.items():
         if isinstance(module, torch.jit.ScriptModule | torch.jit.ScriptFunction):
             raise UnsupportedModelError(
@@ -176,6 +181,7 @@ def check_modules(modules: Mapping[str, nn.Module], tensors: Mapping[str, torch.
                 why="its program is compiled; sizes in it can't be followed or changed",
                 hint="prune the Python module it was made from, then script the result",
             )
+    tensors = tensors_in(modules)
     for name, tensor in tensors.items():
         if nn.parameter.is_lazy(tensor):
             raise UnsupportedModelError(
@@ -183,6 +189,7 @@ def check_modules(modules: Mapping[str, nn.Module], tensors: Mapping[str, torch.
                 where=name,
                 hint="run one forward pass on real inputs first, so that every shape is known",
             )
+    return modules, tensors
 
 
 def check_recordable(model: object) -> nn.Module:
@@ -192,8 +199,7 @@ def check_recordable(model: object) -> nn.Module:
         UnsupportedModelError: The object is no module, a ScriptModule, or has uninitialised lazy parameters.
     """
     found = unwrap(model)
-    modules = modules_in(found)
-    check_modules(modules, tensors_in(modules))
+    inventory(found)
     return found
 
 

@@ -214,7 +214,6 @@ class Stage:
         self._shadow.rewind()
         self.modules = self._shadow.modules
         self.layer_edits = self._layer_edits()
-        self.replays = 0
         self._exchange_tensors()
         for edit in self.layer_edits:
             set_size(self.modules[edit.module], edit.attribute, edit.new)
@@ -281,7 +280,6 @@ class Stage:
         for position, recording in enumerate(self.analysis.recordings):
             if not recording.replayed:
                 continue
-            self.replays += 1
             comparer = _Comparer(position, recording, self.kept, keep_alive=self._shadow.fake_mode is not None)
             error: Exception | None = None
             try:

@@ -30,6 +30,8 @@ CORE = [
     "plan",
     "analysis",
     "rehearsal",
+    "sites",
+    "recipes",
     "ladder",
     "rescale",
     "report",
