@@ -46,7 +46,7 @@ from prunekit_core.plan import Plan, Preview
 from prunekit_core.pruner import BasePruner
 from prunekit_core.registry import HOOKS, Registry, default_registry
 from prunekit_core.report import Explanation, Report
-from prunekit_core.rules import Kind, OpCall, Role, Rule, TensorArgument, Verb, output_like
+from prunekit_core.rules import Kind, OpCall, Role, Rule, Scaling, TensorArgument, Verb, output_like, scales
 from prunekit_core.selection import Limits, Scope, linear_scheduler
 from prunekit_core.shadow import operation_name
 from prunekit_core.surgery import shrink_tensor
@@ -96,6 +96,7 @@ __all__ = [
     "Resizing",
     "Role",
     "Rule",
+    "Scaling",
     "Scope",
     "Sizer",
     "TensorArgument",
@@ -126,6 +127,7 @@ __all__ = [
     "regroup",
     "resolve",
     "save",
+    "scales",
     "shrink_tensor",
     "split",
     "tie",

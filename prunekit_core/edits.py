@@ -123,12 +123,12 @@ class Decision:
     def all_positions(self, cuts: Iterable[ParameterCut]) -> dict[str, dict[int, torch.Tensor]]:
         """Returns the positions that stay for several parameters, computing each shared layout once."""
         kept = self.kept
+        positions_of, size_of = layouts.Positions(kept), layouts.Sizer(kept)
         known: dict[int, torch.Tensor | None] = {}
         for cut in cuts:
             for layout in cut.dims:
                 if id(layout) not in known:
-                    shrinks = layouts.new_size(layout, kept) != layout.size
-                    known[id(layout)] = layouts.kept_positions(layout, kept) if shrinks else None
+                    known[id(layout)] = positions_of(layout) if size_of(layout) != layout.size else None
         found: dict[str, dict[int, torch.Tensor]] = {}
         for cut in cuts:
             placed = {dim: known[id(layout)] for dim, layout in enumerate(cut.dims)}

@@ -353,7 +353,7 @@ class DependencyGraph:
             for path, name in analysis.swaps
             if any(module == path or module.startswith(path + ".") for module in changed)
         )
-        rescales, notes = find_rescales(analysis, rehearsed)
+        rescales, notes = find_rescales(analysis, self.registry.op_rules, rehearsed)
         return Plan(
             cuts=tuple(GroupCut(g.name, g.size, kept[g.name]) for g in analysis.groups.values() if g.name in kept),
             parameters=parameters,

@@ -115,29 +115,50 @@ class Sizer:
         return known[1]
 
 
+class Positions:
+    """Computes which positions of layouts stay for one choice of kept units, those of each group once.
+
+    Args:
+        kept: Kept units per group.
+    """
+
+    def __init__(self, kept: Kept) -> None:
+        self.kept = kept
+        self._known: dict[str, torch.Tensor] = {}
+
+    def __call__(self, layout: Layout) -> torch.Tensor:
+        """Returns the positions that stay, ascending: tensor ``[new_size]``, int64, on the CPU."""
+        match layout:
+            case Units(group, size):
+                known = self._known.get(group)
+                if known is None:
+                    chosen = self.kept.get(group)
+                    known = torch.arange(size) if chosen is None else torch.tensor(chosen, dtype=torch.long)
+                    self._known[group] = known
+                return known
+            case Listed():
+                return torch.tensor(layout.kept, dtype=torch.long)
+            case Product(parts):
+                result = torch.zeros(1, dtype=torch.long)
+                for part in parts:
+                    result = (result[:, None] * part.size + self(part)[None, :]).flatten()
+                return result
+            case Concat(parts):
+                offset, pieces = 0, []
+                for part in parts:
+                    pieces.append(self(part) + offset if offset else self(part))
+                    offset += part.size
+                return torch.cat(pieces)
+        return torch.arange(layout.size)
+
+
 def kept_positions(layout: Layout, kept: Kept) -> torch.Tensor:
-    """Returns the positions that stay, ascending.
+    """Returns the positions of one layout that stay, ascending.
 
     Returns:
         Tensor ``[new_size]``, int64, on the CPU.
     """
-    match layout:
-        case Units(group, size):
-            return torch.tensor(kept[group], dtype=torch.long) if group in kept else torch.arange(size)
-        case Listed():
-            return torch.tensor(layout.kept, dtype=torch.long)
-        case Product(parts):
-            result = torch.zeros(1, dtype=torch.long)
-            for part in parts:
-                result = (result[:, None] * part.size + kept_positions(part, kept)[None, :]).flatten()
-            return result
-        case Concat(parts):
-            offset, pieces = 0, []
-            for part in parts:
-                pieces.append(kept_positions(part, kept) + offset)
-                offset += part.size
-            return torch.cat(pieces)
-    return torch.arange(layout.size)
+    return Positions(kept)(layout)
 
 
 Placement = tuple[torch.Tensor, torch.Tensor]

@@ -3,7 +3,7 @@
 ``softmax(q k^T / sqrt(D))`` computes its scale from the size of an axis. When the axis shrinks to ``D'`` the scale
 becomes ``1 / sqrt(D')``; the rows of the parameter that make ``q`` are multiplied by ``sqrt(D' / D)`` to make up for
 it. Which rows these are is found by walking back from ``q`` through operations that only move or combine elements
-linearly.
+linearly: the op rules say which do (`Scaling`).
 """
 
 from __future__ import annotations
@@ -18,50 +18,23 @@ from prunekit_core import layout as layouts
 from prunekit_core.analysis import Analysis, Recording
 from prunekit_core.edits import Rescale, runs_of
 from prunekit_core.ladder import Rehearsed
+from prunekit_core.rules import RuleTable, Scaling
 from prunekit_core.trace import Operation, TensorRef, tensor_refs
-
-_MOVES = frozenset(
-    [
-        "view",
-        "reshape",
-        "_unsafe_view",
-        "flatten",
-        "unflatten",
-        "permute",
-        "transpose",
-        "swapaxes",
-        "swapdims",
-        "t",
-        "mT",
-        "select",
-        "slice",
-        "narrow",
-        "split",
-        "split_with_sizes",
-        "chunk",
-        "unbind",
-        "squeeze",
-        "unsqueeze",
-        "contiguous",
-        "clone",
-        "alias",
-        "_to_copy",
-        "to",
-        "expand",
-        "detach",
-        "dropout",
-    ]
-)
-_LINEAR = frozenset(["neg", "add", "sub", "cat", "mul", "div", "rsub", "dropout"])
-_SCALES = frozenset(["mul", "div"])
 
 
 class _UnresolvedError(Exception):
     """The rows can't be found; the message says why."""
 
 
-def find_rescales(analysis: Analysis, rehearsed: Rehearsed) -> tuple[tuple[Rescale, ...], tuple[str, ...]]:
+def find_rescales(
+    analysis: Analysis, rules: RuleTable, rehearsed: Rehearsed
+) -> tuple[tuple[Rescale, ...], tuple[str, ...]]:
     """Finds the rows to scale for every constant that follows a size that shrinks.
+
+    Args:
+        analysis: The analysed model.
+        rules: The op rules, which say how operations scale.
+        rehearsed: The cut.
 
     Returns:
         The rescales, and a note for each constant that could not be made up for.
@@ -69,8 +42,8 @@ def find_rescales(analysis: Analysis, rehearsed: Rehearsed) -> tuple[tuple[Resca
     found: dict[tuple[str, tuple[tuple[int, int], ...]], Rescale] = {}
     notes: dict[str, None] = {}
     for position, recording in enumerate(analysis.recordings):
-        changes = list(_changes(recording, position, rehearsed)) if recording.replayed else []
-        walk = _Walk(recording) if changes else None
+        changes = list(_changes(recording, rules, position, rehearsed)) if recording.replayed else []
+        walk = _Walk(recording, rules) if changes else None
         for index, ref, factor in changes:
             assert walk is not None
             operation = recording.trace.operations[index]
@@ -84,7 +57,9 @@ def find_rescales(analysis: Analysis, rehearsed: Rehearsed) -> tuple[tuple[Resca
     return tuple(found.values()), tuple(notes)
 
 
-def _changes(recording: Recording, position: int, rehearsed: Rehearsed) -> Iterable[tuple[int, TensorRef, float]]:
+def _changes(
+    recording: Recording, rules: RuleTable, position: int, rehearsed: Rehearsed
+) -> Iterable[tuple[int, TensorRef, float]]:
     """Yields (operation, tensor to scale, factor) for default scales and for drifted factors."""
     for index, (temperature, axis) in recording.temperatures.items():
         size = layouts.new_size(axis, rehearsed.kept)
@@ -95,28 +70,24 @@ def _changes(recording: Recording, position: int, rehearsed: Rehearsed) -> Itera
         if drift.recording != position:
             continue
         operation = recording.trace.operations[drift.operation]
-        source = next(tensor_refs(list(operation.arguments.values())), None)
+        source = next(iter(_sources(operation)), None)
         if source is not None and drift.old and drift.new:
             factor = drift.old / drift.new
-            yield drift.operation, source, 1 / factor if _short(operation) == "div" else factor
-
-
-def _short(operation: Operation) -> str:
-    return operation.name.split("::")[1].split(".")[0].rstrip("_")
+            yield drift.operation, source, 1 / factor if rules.scaling(operation.op) is Scaling.QUOTIENT else factor
 
 
 class _Walk:
     """Walks back from a tensor to the parameter rows that make it."""
 
-    def __init__(self, recording: Recording) -> None:
-        self._recording = recording
+    def __init__(self, recording: Recording, rules: RuleTable) -> None:
+        self._recording, self._rules = recording, rules
         self._names = {ref.index: name for name, ref in recording.trace.parameters.items()}
         self._makers: dict[int, Operation] = {}
         self._users: dict[int, list[Operation]] = {}
         for operation in recording.trace.operations:
             for ref in operation.outputs:
                 self._makers.setdefault(ref.index, operation)
-            for ref in tensor_refs(list(operation.arguments.values())):
+            for ref in _sources(operation):
                 self._users.setdefault(ref.index, []).append(operation)
         self._found: dict[str, set[int]] = {}
         self._scaled: list[tuple[TensorRef, torch.Tensor]] = []
@@ -129,7 +100,8 @@ class _Walk:
             _UnresolvedError: The tensor is made otherwise, or something else would be scaled along.
         """
         operation = self._recording.trace.operations[user]
-        if _short(operation) not in {*_SCALES, "scaled_dot_product_attention"}:
+        plain = self._rules.scaling(operation.op) in (Scaling.PRODUCT, Scaling.QUOTIENT)
+        if not plain and user not in self._recording.temperatures:
             raise _UnresolvedError("it is no plain factor")
         self._found, self._scaled = {}, []
         self._passed = {(operation.index, output.index) for output in operation.outputs}
@@ -145,61 +117,51 @@ class _Walk:
             raise _UnresolvedError("its operand is made by no operation")
         self._scaled.append((ref, wanted))
         self._passed.add((maker.index, ref.index))
-        name = _short(maker)
-        if name in ("linear", "conv1d", "conv2d", "conv3d", "addmm"):
-            self._reach_layer(maker, wanted)
-        elif name in ("rms_norm", "layer_norm") and isinstance(maker.arguments.get("weight"), TensorRef):
-            self._reach_parameters(maker, wanted, wanted.dim() - 1)
-        elif name in _MOVES:
-            source = next(tensor_refs(list(maker.arguments.values())))
-            self._back(source, self._moved(maker, source, ref, wanted))
-        elif name in _LINEAR:
-            self._back_linear(maker, name, wanted)
+        how = self._rules.scaling(maker.op)
+        if how is Scaling.ROWS and isinstance(maker.arguments.get("weight"), TensorRef):
+            self._reach_rows(maker, wanted)
+        elif how is Scaling.MOVED:
+            for source in dict.fromkeys(_sources(maker)):
+                part = self._moved(maker, source, ref, wanted)
+                if part.any():
+                    self._back(source, part)
+        elif how is Scaling.MATRIX:
+            if not wanted.all():
+                raise _UnresolvedError(f"part of what {maker.name} makes would be scaled")
+            source = _sources(maker)[0]
+            self._back(source, torch.ones(self._recording.trace.shapes[source.index], dtype=torch.bool))
+        elif how in (Scaling.SUM, Scaling.PRODUCT, Scaling.QUOTIENT):
+            for source in self._scaled_with(maker, how):
+                if self._recording.trace.shapes[source.index] != tuple(wanted.shape):
+                    raise _UnresolvedError(f"{maker.name} broadcasts")
+                self._back(source, wanted)
         else:
             raise _UnresolvedError(f"its operand comes from {maker.name}")
 
-    def _back_linear(self, maker: Operation, name: str, wanted: torch.Tensor) -> None:
-        sources = list(tensor_refs(list(maker.arguments.values())))
-        shapes = self._recording.trace.shapes
-        if name == "cat":
-            dim = maker.arguments["dim"]
-            parts = wanted.split([shapes[source.index][dim] for source in sources], dim)
-            for source, part in zip(sources, parts, strict=True):
-                self._back(source, part)
-            return
-        made = [s for s in sources if self._from_layer(s)]
-        if name in _SCALES:
-            if len(made) != 1:
-                raise _UnresolvedError(f"{maker.name} combines several activations")
-        elif len(made) != len(sources) or (len(sources) != 2 and name != "neg"):
-            raise _UnresolvedError(f"{maker.name} adds something that is not scaled")
-        for source in dict.fromkeys(made):
-            if shapes[source.index] != tuple(wanted.shape):
-                raise _UnresolvedError(f"{maker.name} broadcasts")
-            self._back(source, wanted)
+    def _scaled_with(self, maker: Operation, how: Scaling) -> list[TensorRef]:
+        """Lists the operands that have to be scaled for the result to be."""
+        sources = _sources(maker)
+        made = [source for source in sources if self._is_made(source)]
+        if how is Scaling.SUM:
+            other = maker.arguments.get("other")
+            if made != sources or (isinstance(other, int | float) and other):
+                raise _UnresolvedError(f"{maker.name} adds something that is not scaled")
+        elif len(made) != 1 or (how is Scaling.QUOTIENT and made != sources[:1]):
+            raise _UnresolvedError(f"{maker.name} combines several activations")
+        return list(dict.fromkeys(made))
 
-    def _from_layer(self, ref: TensorRef) -> bool:
-        """Tells whether a tensor depends on a layer's output (and not on constants only)."""
+    def _is_made(self, ref: TensorRef) -> bool:
+        """Tells whether a tensor depends on what a layer or a matrix product makes, not on constants only."""
         pending, seen = [ref], set[int]()
         while pending:
             current = pending.pop()
-            if current.index in seen:
+            maker = self._makers.get(current.index)
+            if current.index in seen or maker is None:
                 continue
             seen.add(current.index)
-            maker = self._makers.get(current.index)
-            if maker is not None:
-                if _short(maker) in (
-                    "linear",
-                    "conv1d",
-                    "conv2d",
-                    "conv3d",
-                    "addmm",
-                    "matmul",
-                    "layer_norm",
-                    "rms_norm",
-                ):
-                    return True
-                pending.extend(tensor_refs(list(maker.arguments.values())))
+            if self._rules.scaling(maker.op) is Scaling.ROWS or maker.index in self._recording.wholes:
+                return True
+            pending.extend(_sources(maker))
         return False
 
     def _check_private(self, ref: TensorRef, wanted: torch.Tensor) -> None:
@@ -208,7 +170,7 @@ class _Walk:
             for output in reader.outputs:
                 if (reader.index, output.index) in self._passed:
                     continue
-                moves = _short(reader) in _MOVES
+                moves = self._rules.scaling(reader.op) is Scaling.MOVED
                 if moves and not self._users.get(output.index):
                     continue
                 if not moves or (self._moved(reader, ref, output, None) & wanted).any():
@@ -220,21 +182,26 @@ class _Walk:
         """Returns which elements of a mover's input are read by (the wanted part of) one of its outputs."""
         shape = self._recording.trace.shapes[source.index]
         labels = torch.arange(math.prod(shape)).reshape(shape)
-        arguments = {name: labels if value == source else value for name, value in mover.arguments.items()}
+
+        def labelled(value: Any) -> Any:
+            if isinstance(value, list) and any(isinstance(item, TensorRef) for item in value):
+                return [labelled(item) for item in value]
+            if not isinstance(value, TensorRef):
+                return value
+            return labels if value == source else torch.full(self._recording.trace.shapes[value.index], -1)
+
+        arguments = {name: labelled(value) for name, value in mover.arguments.items()}
         result = mover.op(**_plain(mover, arguments))
         results = [result] if isinstance(result, torch.Tensor) else list(result)
         moved = results[list(mover.outputs).index(output)]
+        read = moved.reshape(-1) if wanted is None else moved[wanted]
         mask = torch.zeros(math.prod(shape), dtype=torch.bool)
-        mask[moved.reshape(-1) if wanted is None else moved[wanted]] = True
+        mask[read[read >= 0]] = True
         return mask.reshape(shape)
 
-    def _reach_layer(self, maker: Operation, wanted: torch.Tensor) -> None:
-        channel = 1 if _short(maker).startswith("conv") else wanted.dim() - 1
-        if _short(maker) == "addmm":
-            raise _UnresolvedError("its rows are columns of a matrix product")
-        self._reach_parameters(maker, wanted, channel)
-
-    def _reach_parameters(self, maker: Operation, wanted: torch.Tensor, channel: int) -> None:
+    def _reach_rows(self, maker: Operation, wanted: torch.Tensor) -> None:
+        kernel = len(self._recording.trace.shapes[maker.arguments["weight"].index]) - 2
+        channel = wanted.dim() - 1 - max(0, kernel)
         per_row = wanted.movedim(channel, 0).reshape(wanted.shape[channel], -1)
         chosen = per_row.any(1)
         if not per_row[chosen].all():
@@ -252,16 +219,21 @@ class _Walk:
             self._found.setdefault(name, set()).update(chosen.nonzero().flatten().tolist())
             return
         maker = self._makers.get(ref.index)
-        if maker is None or _short(maker) not in _MOVES:
+        if maker is None or self._rules.scaling(maker.op) is not Scaling.MOVED:
             raise _UnresolvedError("its weight is computed")
         shape = self._recording.trace.shapes[ref.index]
         wanted = chosen.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
-        source = next(tensor_refs(list(maker.arguments.values())))
-        mask = self._moved(maker, source, ref, wanted)
-        rows = mask.reshape(mask.shape[0], -1)
-        if not rows[rows.any(1)].all():
-            raise _UnresolvedError("part of a row would be scaled")
-        self._take(source, rows.any(1), maker)
+        for source in dict.fromkeys(_sources(maker)):
+            mask = self._moved(maker, source, ref, wanted)
+            rows = mask.reshape(mask.shape[0], -1)
+            if not rows[rows.any(1)].all():
+                raise _UnresolvedError("part of a row would be scaled")
+            if rows.any():
+                self._take(source, rows.any(1), maker)
+
+
+def _sources(operation: Operation) -> list[TensorRef]:
+    return list(tensor_refs(list(operation.arguments.values())))
 
 
 def _plain(operation: Operation, arguments: dict[str, Any]) -> dict[str, Any]:

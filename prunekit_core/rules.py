@@ -7,6 +7,7 @@ the axes of the outputs. The core holds no rule: they come from plugins (hook ``
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -221,6 +222,40 @@ def output_like(likeness: Likeness) -> Callable[[Rule], Rule]:
     return mark
 
 
+class Scaling(enum.Enum):
+    """How the result of an operation follows when its operands are multiplied by a positive factor.
+
+    It is what lets a constant that follows a size (an attention's temperature) be made up for in the weights.
+    """
+
+    MOVED = "moved"
+    """Elements are only moved, copied or left out: every element of a result is one of an operand."""
+    SUM = "sum"
+    """It scales when all its tensors do."""
+    PRODUCT = "product"
+    """It scales with any one of its tensors."""
+    QUOTIENT = "quotient"
+    """It scales with its first tensor, and inversely with its second."""
+    MATRIX = "matrix"
+    """It scales with either of its two tensors, each taken as a whole."""
+    ROWS = "rows"
+    """It scales with the rows of ``weight`` and ``bias``: an element of the result belongs to one row."""
+
+
+def scales(how: Scaling) -> Callable[[Rule], Rule]:
+    """Makes a rule with the same ties that also says how the operation scales."""
+
+    def mark(rule: Rule) -> Rule:
+        @functools.wraps(rule)
+        def marked(call: OpCall) -> Outputs:
+            return rule(call)
+
+        marked.__dict__["scaling"] = how
+        return marked
+
+    return mark
+
+
 class RuleTable:
     """Finds the rule of an operation: exact overload, packet, in-place twin, then tag.
 
@@ -245,6 +280,10 @@ class RuleTable:
     def likeness(self, op: Any) -> Likeness | None:
         """Returns what the operation's rule says about its output's shape, if anything."""
         return getattr(self.find(op), "likeness", None)
+
+    def scaling(self, op: Any) -> Scaling | None:
+        """Returns what the operation's rule says about scaling, if anything."""
+        return getattr(self.find(op), "scaling", None)
 
     def key(self, op: Any) -> str | torch.Tag | None:
         """Returns the key under which the rule of an operation was found."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from prunekit_core import Axis, Kind, OpCall, Role, Rule, TensorArgument, output_like, product, split
+from prunekit_core import Axis, Kind, OpCall, Role, Rule, Scaling, TensorArgument, output_like, product, scales, split
 
 
 def _like_convolved(arguments: Mapping[str, Any]) -> tuple[torch.Tensor, Sequence[int]] | None:
@@ -86,9 +86,11 @@ def _tie_groups(call: OpCall, channels: Axis, weight: TensorArgument, groups: in
     return result
 
 
+rows = scales(Scaling.ROWS)
+
 RULES: Mapping[str | torch.Tag, Rule] = {
-    **{f"aten::conv{n}d": convolution for n in (1, 2, 3)},
-    **{f"aten::conv{n}d.padding": convolution for n in (1, 2, 3)},
+    **{f"aten::conv{n}d": rows(convolution) for n in (1, 2, 3)},
+    **{f"aten::conv{n}d.padding": rows(convolution) for n in (1, 2, 3)},
     "aten::conv_transpose1d": transposed_convolution,
     "aten::conv_transpose2d": transposed_convolution,
     "aten::conv_transpose3d": transposed_convolution,

@@ -7,7 +7,19 @@ from collections.abc import Mapping
 
 import torch
 
-from prunekit_core import Axis, AxisMismatchError, OpCall, Rule, TensorArgument, concat, cut, is_pinned, split
+from prunekit_core import (
+    Axis,
+    AxisMismatchError,
+    OpCall,
+    Rule,
+    Scaling,
+    TensorArgument,
+    concat,
+    cut,
+    is_pinned,
+    scales,
+    split,
+)
 
 
 def _tie_others(call: OpCall, tensors: list[TensorArgument], dim: int) -> list[Axis]:
@@ -135,14 +147,16 @@ def narrow(call: OpCall) -> list[Axis]:
 
 _SPLITS = "split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unsafe_chunk tensor_split"
 
+moved = scales(Scaling.MOVED)
+
 RULES: Mapping[str | torch.Tag, Rule] = {
-    **{f"aten::{name}": pieces for name in _SPLITS.split()},
-    "aten::cat": cat,
-    "aten::concat": cat,
-    "aten::concatenate": cat,
-    "aten::stack": stack,
-    "aten::unbind": unbind,
-    "aten::select": select,
-    "aten::slice": slice_,
-    "aten::narrow": narrow,
+    **{f"aten::{name}": moved(pieces) for name in _SPLITS.split()},
+    "aten::cat": moved(cat),
+    "aten::concat": moved(cat),
+    "aten::concatenate": moved(cat),
+    "aten::stack": moved(stack),
+    "aten::unbind": moved(unbind),
+    "aten::select": moved(select),
+    "aten::slice": moved(slice_),
+    "aten::narrow": moved(narrow),
 }

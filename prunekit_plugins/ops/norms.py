@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from prunekit_core import Axis, Kind, OpCall, Role, Rule, TensorArgument, Verb, output_like, split
+from prunekit_core import Axis, Kind, OpCall, Role, Rule, Scaling, TensorArgument, Verb, output_like, scales, split
 
 
 def _like_channels(arguments: Mapping[str, Any]) -> torch.Tensor | None:
@@ -102,8 +102,8 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::_native_batch_norm_legit": channel_norm,
     "aten::_native_batch_norm_legit_no_training": channel_norm,
     "aten::group_norm": group_norm,
-    "aten::layer_norm": single_layer_norm,
+    "aten::layer_norm": scales(Scaling.ROWS)(single_layer_norm),
     "aten::native_layer_norm": layer_norm_with_statistics,
-    "aten::rms_norm": layer_norm,
+    "aten::rms_norm": scales(Scaling.ROWS)(layer_norm),
     "aten::_fused_rms_norm": layer_norm_with_statistics,
 }

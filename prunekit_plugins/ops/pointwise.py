@@ -14,10 +14,12 @@ from prunekit_core import (
     OpCall,
     Role,
     Rule,
+    Scaling,
     TensorArgument,
     Verb,
     is_pinned,
     output_like,
+    scales,
 )
 
 
@@ -154,10 +156,13 @@ def prelu(call: OpCall) -> list[Axis]:
 
 
 _SAME = """
-_to_copy alias alpha_dropout bernoulli clone contiguous cpu cuda detach empty_like exponential
-fake_quantize_per_tensor_affine feature_alpha_dropout feature_dropout fill full_like lift_fresh normal ones_like
-positive rand_like randn_like random requires_grad_ resolve_conj resolve_neg rrelu to type_as uniform zero zeros_like
+alpha_dropout bernoulli empty_like exponential fake_quantize_per_tensor_affine feature_alpha_dropout feature_dropout
+fill full_like normal ones_like rand_like randn_like random requires_grad_ rrelu type_as uniform zero zeros_like
 """
+
+_COPIES = "_to_copy alias clone contiguous cpu cuda detach lift_fresh positive resolve_conj resolve_neg to"
+_SUMS = "add neg negative rsub subtract"
+_QUOTIENTS = "div divide true_divide"
 
 _ACTIVATIONS = """
 celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_sigmoid mish relu relu6 selu sigmoid silu
@@ -165,9 +170,9 @@ softplus softshrink tanh
 """
 
 _POINTWISE = """
-absolute add.Scalar addcdiv addcmul clamp divide eq exp floor_divide fmod ge glu_jvp gt isfinite isinf isnan le lerp log
-logical_and logical_not logical_or lt masked_fill max.other maximum min.other minimum multiply nan_to_num ne negative
-pow reciprocal remainder rsqrt rsub special_erf special_expit sqrt square subtract true_divide where
+absolute addcdiv addcmul clamp eq exp floor_divide fmod ge glu_jvp gt isfinite isinf isnan le lerp log
+logical_and logical_not logical_or lt masked_fill max.other maximum min.other minimum nan_to_num ne pow
+reciprocal remainder rsqrt special_erf special_expit sqrt square where
 """
 
 RULES: Mapping[str | torch.Tag, Rule] = {
@@ -175,12 +180,16 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     **{f"aten::{name}": like_first for name in _SAME.split()},
     **{f"aten::{name}": pointwise for name in _POINTWISE.split()},
     **{f"aten::{name}": activation for name in _ACTIVATIONS.split()},
-    "aten::mul.Tensor": arithmetic,
-    "aten::mul_.Tensor": arithmetic,
-    "aten::sub.Tensor": arithmetic,
-    "aten::add.Tensor": add,
-    "aten::add_.Tensor": add,
-    "aten::dropout": dropout,
+    **{f"aten::{name}": scales(Scaling.MOVED)(like_first) for name in _COPIES.split()},
+    **{f"aten::{name}": scales(Scaling.SUM)(pointwise) for name in _SUMS.split()},
+    **{f"aten::{name}": scales(Scaling.QUOTIENT)(pointwise) for name in _QUOTIENTS.split()},
+    "aten::multiply": scales(Scaling.PRODUCT)(pointwise),
+    "aten::mul.Tensor": scales(Scaling.PRODUCT)(arithmetic),
+    "aten::mul_.Tensor": scales(Scaling.PRODUCT)(arithmetic),
+    "aten::sub.Tensor": scales(Scaling.SUM)(arithmetic),
+    "aten::add.Tensor": scales(Scaling.SUM)(add),
+    "aten::add_.Tensor": scales(Scaling.SUM)(add),
+    "aten::dropout": scales(Scaling.PRODUCT)(dropout),
     "aten::native_dropout": dropout_with_mask,
     "aten::softmax": softmax,
     "aten::_softmax": softmax,

@@ -14,11 +14,13 @@ from prunekit_core import (
     OpCall,
     Role,
     Rule,
+    Scaling,
     TensorArgument,
     Verb,
     is_pinned,
     output_like,
     resolve,
+    scales,
 )
 from prunekit_plugins.ops.pointwise import broadcast
 
@@ -140,10 +142,8 @@ def _labels(equation: str, ndims: list[int]) -> tuple[list[str], str]:
 
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    "aten::linear": linear,
-    "aten::matmul": matmul,
-    "aten::mm": matmul,
-    "aten::bmm": matmul,
+    "aten::linear": scales(Scaling.ROWS)(linear),
+    **{f"aten::{name}": scales(Scaling.MATRIX)(matmul) for name in ("matmul", "mm", "bmm")},
     "aten::mv": matmul,
     "aten::dot": matmul,
     "aten::addmm": add_matmul,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from prunekit_core import Axis, AxisMismatchError, Kind, OpCall, Rule, product, regroup, split
+from prunekit_core import Axis, AxisMismatchError, Kind, OpCall, Rule, Scaling, product, regroup, scales, split
 
 
 def reshape(call: OpCall) -> list[Axis]:
@@ -133,28 +133,30 @@ view reshape _unsafe_view flatten unflatten _reshape_alias squeeze unsqueeze rav
 unsqueeze_
 """
 
+moved = scales(Scaling.MOVED)
+
 RULES: Mapping[str | torch.Tag, Rule] = {
-    **{f"aten::{name}": reshape for name in _RESHAPES.split()},
+    **{f"aten::{name}": moved(reshape) for name in _RESHAPES.split()},
     "aten::view.dtype": view_dtype,
-    "aten::permute": permute,
-    "aten::transpose": transpose,
-    "aten::swapaxes": transpose,
-    "aten::swapdims": transpose,
-    "aten::t": reverse_dims,
-    "aten::numpy_T": reverse_dims,
-    "aten::mT": swap_last,
-    "aten::mH": swap_last,
-    "aten::adjoint": swap_last,
-    "aten::movedim": movedim,
-    "aten::moveaxis": movedim,
-    "aten::expand": expand,
+    "aten::permute": moved(permute),
+    "aten::transpose": moved(transpose),
+    "aten::swapaxes": moved(transpose),
+    "aten::swapdims": moved(transpose),
+    "aten::t": moved(reverse_dims),
+    "aten::numpy_T": moved(reverse_dims),
+    "aten::mT": moved(swap_last),
+    "aten::mH": moved(swap_last),
+    "aten::adjoint": moved(swap_last),
+    "aten::movedim": moved(movedim),
+    "aten::moveaxis": moved(movedim),
+    "aten::expand": moved(expand),
     "aten::expand_as": expand_as,
     "aten::view_as": reshape_as,
     "aten::reshape_as": reshape_as,
-    "aten::broadcast_to": expand,
-    "aten::repeat": repeat,
-    "aten::tile": repeat,
+    "aten::broadcast_to": moved(expand),
+    "aten::repeat": moved(repeat),
+    "aten::tile": moved(repeat),
     "aten::repeat_interleave": repeat_interleave,
-    "aten::pixel_shuffle": pixel_shuffle,
-    "aten::pixel_unshuffle": pixel_unshuffle,
+    "aten::pixel_shuffle": moved(pixel_shuffle),
+    "aten::pixel_unshuffle": moved(pixel_unshuffle),
 }

@@ -1,0 +1,83 @@
+"""Constants that follow a size: made up for in the weights where that is possible, reported where it isn't."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import prunekit_core as pk
+
+Scores = Callable[["Attention", torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Attention(nn.Module):
+    """One layer of attention whose softmax arguments are computed by a function that uses the head dim."""
+
+    def __init__(self, scores: Scores, heads: int = 2, dim: int = 8) -> None:
+        super().__init__()
+        self.scores, self.heads, self.dim = scores, heads, dim
+        self.embed = nn.Linear(5, 6)
+        self.q, self.k, self.v = (nn.Linear(6, heads * dim) for _ in range(3))
+        self.qkv = nn.Linear(6, 3 * heads * dim)
+        self.gain = nn.Parameter(torch.tensor(0.7))
+        self.out = nn.Linear(heads * dim, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x)
+        q, k, v = (
+            layer(x).view(len(x), -1, self.heads, self.dim).transpose(1, 2) for layer in (self.q, self.k, self.v)
+        )
+        weights = self.scores(self, q, k).softmax(-1)
+        return self.out((weights @ v).transpose(1, 2).reshape(len(x), -1, self.heads * self.dim))
+
+
+def root(attention: Attention) -> float:
+    return float(attention.dim**0.5)
+
+
+X = torch.randn(2, 4, 5)
+
+MADE_UP_FOR: dict[str, Scores] = {
+    "queries times": lambda a, q, k: (q * root(a) ** -1) @ k.mT,
+    "queries over": lambda a, q, k: (q / root(a)) @ k.mT,
+    "keys over": lambda a, q, k: q @ (k / root(a)).mT,
+    "scores over": lambda a, q, k: (q @ k.mT) / root(a),
+    "scores times": lambda a, q, k: torch.matmul(q, k.transpose(-2, -1)) * root(a) ** -1,
+    "after a gain": lambda a, q, k: ((q * a.gain) @ k.mT) / root(a),
+    "after halves are exchanged": lambda a, q, k: (torch.cat([q[:, :1], q[:, 1:]], 1).neg() / root(a)) @ -k.mT,
+    "after a sum": lambda a, q, k: ((q + 2 * q) @ k.mT) / root(a),
+}
+
+REPORTED: dict[str, tuple[Scores, str]] = {
+    "under a square": (lambda a, q, k: ((q * q) @ k.mT) / root(a), "combines several activations"),
+    "as a divisor": (lambda a, q, k: ((1 / (q.abs() + 1)) @ k.mT) / root(a), "its operand comes from"),
+    "with a constant": (lambda a, q, k: ((q + 1) @ k.mT) / root(a), "adds something that is not scaled"),
+    "read twice": (lambda a, q, k: (q / root(a)) @ k.mT + 0 * q.sum(), "reads the same elements"),
+}
+
+
+@pytest.mark.parametrize("name", MADE_UP_FOR)
+def test_the_temperature_stays(name: str) -> None:
+    torch.manual_seed(0)
+    model = Attention(MADE_UP_FOR[name]).eval().double()
+    original, x = copy.deepcopy(model), X.double()
+    result = pk.prune(model, x)
+    assert model.dim == 4
+    assert result.plan.rescales
+    assert [rescale.factor for rescale in result.plan.rescales] == pytest.approx([0.5**0.5] * len(result.plan.rescales))
+    assert not result.report.notes
+    check = pk.check_exact(original, model, result.plan, x)
+    assert check.error < 1e-12, str(check)
+
+
+@pytest.mark.parametrize("name", REPORTED)
+def test_what_can_not_be_made_up_for_is_reported(name: str) -> None:
+    torch.manual_seed(0)
+    scores, why = REPORTED[name]
+    result = pk.prune(Attention(scores).eval(), X)
+    assert not result.plan.rescales
+    assert any("follows a size and changes by a factor of" in note and why in note for note in result.report.notes)
