@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -16,6 +15,8 @@ from prunekit_core.hookspecs import hookimpl
 from prunekit_core.layers import LayerType, Resizing
 from prunekit_core.layout import Layout
 from prunekit_core.registry import Registry
+from prunekit_core.surgery import named_tensors
+from prunekit_core.twin import shallow_twin
 
 
 class CustomizedPruner(Protocol):
@@ -91,23 +92,17 @@ def _layer_type(cls: type[nn.Module], pruner: CustomizedPruner) -> LayerType:
     )
 
 
+def _zeros(tensor: torch.Tensor) -> torch.Tensor:
+    zeros = torch.zeros(tensor.shape, dtype=tensor.dtype)
+    return nn.Parameter(zeros, requires_grad=False) if isinstance(tensor, nn.Parameter) else zeros
+
+
 def _probed(
     module: nn.Module, resizing: Resizing, pruner: CustomizedPruner, flat_out: Any, flat_in: Any
 ) -> dict[str, Any]:
     """Finds which attributes a customized pruner changes, by letting it prune a stand-in of zeros."""
     own = dict(resizing.layouts)
-    probe = copy.copy(module)
-    vars(probe).update({key: dict(value) for key, value in vars(module).items() if isinstance(value, dict)})
-    for table in (probe._parameters, probe._buffers):
-        slots: dict[str, Any] = table
-        for name, layout in own.items():
-            if slots.get(name) is not None:
-                zeros = torch.zeros([dim.size for dim in layout], dtype=slots[name].dtype)
-                slots[name] = (
-                    nn.Parameter(zeros, requires_grad=zeros.is_floating_point())
-                    if table is probe._parameters
-                    else zeros
-                )
+    probe = shallow_twin(module, {id(tensor): _zeros(tensor) for tensor in named_tensors(module).values()})
     out, into = flat_out(module, own), flat_in(module, own)
     ways = [(out, pruner.prune_out_channels)]
     if into is not out:

@@ -147,7 +147,7 @@ class BasePruner:
         )
         self.model = model
         wishes.check_layers(check_recordable(model))
-        self.graph = DependencyGraph(self.registry).build_dependency(
+        self.graph = self.make_graph().build_dependency(
             model,
             example_inputs,
             forward_fn=forward_fn,
@@ -161,6 +161,10 @@ class BasePruner:
         self._notes = check_heads(self.graph, num_heads or {})
         self._blocks = channel_blocks(self.graph, out_channel_groups or {}, in_channel_groups or {})
         self._left: dict[str, str] = {}
+
+    def make_graph(self) -> DependencyGraph:
+        """Makes the empty graph that the constructor builds; a subclass may return one of another class."""
+        return DependencyGraph(self.registry)
 
     def _criterion(self, importance: Criterion | str) -> Criterion:
         if isinstance(importance, str):

@@ -11,6 +11,7 @@ from torch import nn
 
 import prunekit_core as pk
 from prunekit_plugins.importance import GroupMagnitudeImportance
+from prunekit_plugins.layers import prune_linear_in_channels, prune_linear_out_channels
 from tests.models import Chain, Encoder
 
 ROWS = GroupMagnitudeImportance(p=1, group_reduction="first", normalizer=None)
@@ -143,6 +144,47 @@ def test_customized_pruners_state_attributes(by_instance: bool) -> None:
     assert (model[1].size, len(model[1].gain)) == (4, 4)
     assert model[1].gain is gain
     assert torch.equal(model(x), plain(x))
+
+
+class Mix(nn.Module):
+    """A layer of a user's own with a child."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.scale, self.fc = size, nn.Parameter(torch.rand(size)), nn.Linear(size, size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x * self.scale)
+
+
+class MixPruner(ScaledPruner):
+    """Prunes the child as well, in place or by making new parameters."""
+
+    def __init__(self, in_place: bool) -> None:
+        self.in_place = in_place
+
+    def prune_out_channels(self, layer: Mix, idxs: Sequence[int]) -> Mix:
+        stay = [k for k in range(layer.size) if k not in set(idxs)]
+        layer.size, layer.scale = len(stay), nn.Parameter(layer.scale.data[stay])
+        if self.in_place:
+            prune_linear_out_channels(layer.fc, idxs)
+            prune_linear_in_channels(layer.fc, idxs)
+        else:
+            layer.fc.weight = nn.Parameter(layer.fc.weight.data[stay][:, stay])
+            layer.fc.bias = nn.Parameter(layer.fc.bias.data[stay])
+        return layer
+
+    prune_in_channels = prune_out_channels
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_customized_pruners_may_prune_children(in_place: bool) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), Mix(8), nn.Linear(8, 3))
+    original, x = copy.deepcopy(model), torch.randn(2, 4)
+    pruner = pk.BasePruner(model, x, customized_pruners={Mix: MixPruner(in_place)})
+    pruner.step()
+    assert (model[1].size, model[1].fc.in_features, model[1].fc.out_features) == (4, 4, 4)
+    assert pk.check_exact(original, model, pruner.graph.applied, x)
 
 
 def test_customized_pruners_make_groups() -> None:

@@ -1,0 +1,1 @@
+"""Drop-in modules for programs that were written for other tools."""
