@@ -161,6 +161,7 @@ class BasePruner:
         self._notes = check_heads(self.graph, num_heads or {})
         self._blocks = channel_blocks(self.graph, out_channel_groups or {}, in_channel_groups or {})
         self._left: dict[str, str] = {}
+        self._spared: dict[str, int] = {}
 
     def make_graph(self) -> DependencyGraph:
         """Makes the empty graph that the constructor builds; a subclass may return one of another class."""
@@ -252,8 +253,11 @@ class BasePruner:
         sizes = {name: group.size for name, group in self.graph.analysis.groups.items()}
         candidates = self._candidates(scores)
         counts: dict[str, int] = {}
+        self._spared = {}
         for scope in scopes:
-            counts.update(choose_counts(scope, candidates))
+            chosen = choose_counts(scope, candidates)
+            counts.update(chosen.units)
+            self._spared.update({name: chosen.units[name] for name in chosen.spared})
         ties = [tie & scores.keys() for tie in self.graph.knowledge.ties]
         counts = keep_in_step(counts, [tie for tie in ties if len(tie) > 1], sizes)
         asked = {name for scope in scopes if scope.ratio for name in scope.groups}
@@ -375,7 +379,11 @@ class BasePruner:
     def report(self) -> Report:
         """Tells what was pruned, left on purpose, not understood, and untouched."""
         graph = self.graph
-        notes = (*graph.notes, *self._notes, *graph.applied.notes)
+        spared = [
+            f"{name} keeps {count} of {graph.analysis.groups[name].size} units: the ratio would have emptied it"
+            for name, count in self._spared.items()
+        ]
+        notes = (*graph.notes, *self._notes, *spared, *graph.applied.notes)
         left = {**self._left, **self._scopes.left}
         return Report.of(graph.analysis, graph.applied.kept, graph.knowledge.given_back, left, notes)
 

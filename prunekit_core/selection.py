@@ -134,36 +134,50 @@ class Scope:
     fixed: bool = False
 
 
-def choose_counts(scope: Scope, candidates: Mapping[str, Candidate]) -> dict[str, int]:
+@attrs.frozen
+class Counts:
+    """How many units each group of a scope keeps.
+
+    Attributes:
+        units: Group to the number of units, a multiple of its blocks.
+        spared: Groups that the ratio would have emptied.
+    """
+
+    units: dict[str, int]
+    spared: tuple[str, ...]
+
+
+def choose_counts(scope: Scope, candidates: Mapping[str, Candidate]) -> Counts:
     """Decides how many units each group of a scope keeps.
 
     Args:
         scope: The scope.
         candidates: Its groups by name; those that are missing here are left alone.
-
-    Returns:
-        Group to the number of units, a multiple of its blocks.
     """
     chosen = {name: candidates[name] for name in scope.groups if name in candidates}
-    counts = _ranked_counts(scope, chosen) if scope.ranked else _local_counts(scope, chosen)
-    return {name: count * chosen[name].blocks for name, count in counts.items()}
+    counts, spared = _ranked_counts(scope, chosen) if scope.ranked else _local_counts(scope, chosen)
+    return Counts({name: count * chosen[name].blocks for name, count in counts.items()}, tuple(spared))
 
 
-def _local_counts(scope: Scope, candidates: Mapping[str, Candidate]) -> dict[str, int]:
-    return {
+def _local_counts(scope: Scope, candidates: Mapping[str, Candidate]) -> tuple[dict[str, int], list[str]]:
+    counts = {
         name: c.limits.count(target_count(c.size, scope.ratio), c.size, len(c.present))
         for name, c in candidates.items()
     }
+    left = 1 - scope.ratio
+    spared = [name for name, c in candidates.items() if 2 * (c.size * left + _TOLERANCE) < (c.limits.round_to or 2)]
+    return counts, spared
 
 
-def _ranked_counts(scope: Scope, candidates: Mapping[str, Candidate]) -> dict[str, int]:
+def _ranked_counts(scope: Scope, candidates: Mapping[str, Candidate]) -> tuple[dict[str, int], list[str]]:
     floors = {name: Limits(c.limits.max_ratio).count(1, c.size, len(c.present)) for name, c in candidates.items()}
     counts = {name: len(c.present) for name, c in candidates.items()}
     total = sum(c.size * c.blocks for c in candidates.values())
     gone = total - sum(len(c.present) * c.blocks for c in candidates.values())
     missing = math.floor(total * scope.ratio + _TOLERANCE) - gone
+    spared: dict[str, None] = {}
     if not candidates or missing <= 0:
-        return counts
+        return counts, []
     joined = torch.cat([c.scores.detach().double().cpu() for c in candidates.values()])
     owners = [name for name, c in candidates.items() for _ in c.present]
     for position in _ascending(joined):
@@ -173,7 +187,9 @@ def _ranked_counts(scope: Scope, candidates: Mapping[str, Candidate]) -> dict[st
         if counts[owner] > floors[owner] and candidates[owner].blocks <= missing:
             counts[owner] -= 1
             missing -= candidates[owner].blocks
-    return {name: c.limits.count(counts[name], c.size, len(c.present)) for name, c in candidates.items()}
+        elif counts[owner] == 1:
+            spared[owner] = None
+    return {name: c.limits.count(counts[name], c.size, len(c.present)) for name, c in candidates.items()}, list(spared)
 
 
 def _ascending(scores: torch.Tensor) -> list[int]:

@@ -92,6 +92,28 @@ def test_isomorphic_without_global_is_an_error() -> None:
         pk.BasePruner(Two(), X, isomorphic=True)
 
 
+def test_a_ratio_that_would_empty_a_group_keeps_one_aligned_unit_and_says_so() -> None:
+    model = Chain(4, 8, 32, 3)
+    pruner = pk.BasePruner(model, torch.randn(1, 4), pruning_ratio=0.9)
+    pruner.step()
+    assert [layer.out_features for layer in model.layers] == [1, 3, 3]
+    note = "layers.0 keeps 1 of 8 units: the ratio would have emptied it"
+    assert [line for line in pruner.report().notes if "keeps" in line] == [note]
+    model = Chain(4, 8, 32, 3)
+    pruner = pk.BasePruner(model, torch.randn(1, 4), pruning_ratio=0.9, round_to=4)
+    pruner.step()
+    assert [layer.out_features for layer in model.layers] == [4, 4, 3]
+    assert "layers.0 keeps 4 of 8 units: the ratio would have emptied it" in pruner.report().notes
+    model = Two()
+    pruner = pk.BasePruner(model, X, ROWS, global_pruning=True, pruning_ratio=0.5)
+    pruner.step()
+    assert model.c.out_features == 1
+    assert "c keeps 1 of 4 units: the ratio would have emptied it" in pruner.report().notes
+    half = pk.BasePruner(Chain(4, 2, 3), torch.randn(1, 4))
+    half.step()
+    assert half.report().notes == ()  # one of two is just what was asked for
+
+
 def test_root_module_types_keep_other_groups_whole() -> None:
     model = nn.Sequential(nn.Embedding(7, 6), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     pruner = pk.BasePruner(model, torch.tensor([[1, 2]]), root_module_types=[nn.Linear])
