@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import attrs
 from torch import nn
 
 from prunekit_core.errors import ArgumentError
@@ -33,30 +34,36 @@ def check_heads(graph: DependencyGraph, declared: Mapping[nn.Module, int]) -> li
         heads = _heads_of(graph, path)
         if heads is None:
             notes.append(f"num_heads of {path}: nothing of its outputs can shrink head by head, so it has no effect")
-        elif heads != count:
+        elif heads.count != count and (heads.exact or heads.count % count):
             raise ArgumentError(
                 "num_heads contradicts the model.",
                 where=path,
-                why=f"declared are {count} heads, its outputs are made of {heads}",
+                why=f"declared are {count} heads, its outputs are made of {heads.count}",
                 hint="leave num_heads out: heads are found from the forward pass",
             )
     return notes
 
 
-def _heads_of(graph: DependencyGraph, path: str) -> int | None:
+@attrs.frozen
+class _Heads:
+    """Heads found in a layer; where heads can't leave, packed projections (q, k and v in one) may be counted in."""
+
+    count: int
+    exact: bool
+
+
+def _heads_of(graph: DependencyGraph, path: str) -> _Heads | None:
     """Finds how many heads the outputs of a layer (or of what a container contains) are made of."""
     for name, parameter in graph.analysis.parameters.items():
         inside = name.rpartition(".")[0]
         if inside == path or (inside.startswith(path + ".") and path):
-            for member_dim, layout in enumerate(parameter.dims):
-                if member_dim == 0 and len(parameter.dims) > 1:
-                    count = _count_heads(graph, layout)
-                    if count is not None:
-                        return count
+            found = _count_heads(graph, parameter.dims[0]) if len(parameter.dims) > 1 else None
+            if found is not None:
+                return found
     return None
 
 
-def _count_heads(graph: DependencyGraph, layout: Layout) -> int | None:
+def _count_heads(graph: DependencyGraph, layout: Layout) -> _Heads | None:
     if isinstance(layout, Concat):
         counts = [_count_heads(graph, part) for part in layout.parts]
         return next((count for count in counts if count is not None), None)
@@ -64,12 +71,12 @@ def _count_heads(graph: DependencyGraph, layout: Layout) -> int | None:
     kinds = [{graph.analysis.groups[name].kind for name in groups_of(factor)} for factor in factors]
     heads = [f.size for f, kind in zip(factors, kinds, strict=True) if kind & {Kind.HEADS, Kind.QUERIES_PER_HEAD}]
     if heads:
-        return math.prod(heads)
+        return _Heads(math.prod(heads), exact=True)
     for factor in factors:
         if isinstance(factor, Concat):
             return _count_heads(graph, factor)
     if isinstance(factors[-1], Units) and Kind.HEAD_DIM in kinds[-1]:
-        return layout.size // factors[-1].size
+        return _Heads(layout.size // factors[-1].size, exact=False)
     return None
 
 

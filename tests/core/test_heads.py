@@ -193,6 +193,26 @@ def test_num_heads_is_checked() -> None:
     assert any("num_heads of head" in note for note in pruner.report().notes)
 
 
+def test_num_heads_where_heads_can_not_leave() -> None:
+    class Biased(Encoder):
+        """A table with one entry per head pins the heads; their dims still shrink."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.arange(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for block in self.attention:
+                assert block.num_heads == len(self.table)
+            return super().forward(x) + self.table.sum()
+
+    model, tokens = Biased(), torch.randn(2, 6, 10)
+    layer = model.attention[0].qkv
+    pk.BasePruner(model, tokens, num_heads={layer: 4})
+    with pytest.raises(pk.ArgumentError, match="num_heads contradicts"):
+        pk.BasePruner(model, tokens, num_heads={layer: 5})
+
+
 def test_num_heads_of_multi_head_attention() -> None:
     model = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
     x = torch.randn(2, 5, 16)
