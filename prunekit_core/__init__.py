@@ -20,6 +20,7 @@ from prunekit_core.axes import (
     tie,
 )
 from prunekit_core.checkpoint import load, read_plan, save
+from prunekit_core.config import Config
 from prunekit_core.custom_layers import CustomizedPruner
 from prunekit_core.errors import (
     ArgumentError,
@@ -44,7 +45,7 @@ from prunekit_core.layout import Concat, Fixed, Kept, Layout, Product, Sizer, Un
 from prunekit_core.numbering import check_indices
 from prunekit_core.plan import Plan, Preview
 from prunekit_core.pruner import BasePruner
-from prunekit_core.registry import HOOKS, Registry, default_registry
+from prunekit_core.registry import HOOKS, Entry, Plugin, Registry, RuleOrigin, default_registry
 from prunekit_core.report import Explanation, Report
 from prunekit_core.rules import Kind, OpCall, Role, Rule, Scaling, TensorArgument, Verb, output_like, scales
 from prunekit_core.selection import Limits, Scope, linear_scheduler
@@ -61,9 +62,11 @@ __all__ = [
     "BasePruner",
     "CheckpointError",
     "Concat",
+    "Config",
     "CustomizedPruner",
     "Dependency",
     "DependencyGraph",
+    "Entry",
     "ExactCheck",
     "Explanation",
     "Fixed",
@@ -80,6 +83,7 @@ __all__ = [
     "Operation",
     "Plan",
     "PlanError",
+    "Plugin",
     "PluginError",
     "Preview",
     "Product",
@@ -96,6 +100,7 @@ __all__ = [
     "Resizing",
     "Role",
     "Rule",
+    "RuleOrigin",
     "Scaling",
     "Scope",
     "Sizer",

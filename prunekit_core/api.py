@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
+import torch
 from torch import nn
 
 from prunekit_core import layout as layouts
@@ -66,6 +67,7 @@ def prune(
     pruning_ratio_dict: Ratios | None = None,
     forward_fn: Callable[[nn.Module, Any], Any] | None = None,
     registry: Registry | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
     **options: Any,
 ) -> PruneResult:
     """Prunes a model in place.
@@ -84,6 +86,7 @@ def prune(
         pruning_ratio_dict: Ratios for single layers; they hold whatever the target.
         forward_fn: Called as ``forward_fn(model, example_inputs)`` instead of the model.
         registry: Where plugins are found; None for the default registry.
+        optimizer: An optimizer that trains the model; its state (momentum, averages) is cut along.
         options: Further arguments of `BasePruner`, such as ``isomorphic`` or ``head_pruning_ratio``; all but those
             about steps.
 
@@ -121,7 +124,7 @@ def prune(
     if asked or not pruner.scopes():
         pruner.require_something(plan)
     preview = plan.preview()
-    pruner.graph.apply(plan)
+    pruner.graph.apply(plan, optimizer)
     kept = plan.kept
     layers = {
         cut.parameter: (cut.shape, tuple(layouts.new_size(dim, kept) for dim in cut.dims)) for cut in plan.parameters

@@ -8,6 +8,7 @@ from torch import nn
 from prunekit_core import surgery
 from prunekit_core.edits import Decision, Size, is_size, normal_size
 from prunekit_core.errors import PlanError
+from prunekit_core.optimizers import OptimizerCut
 from prunekit_core.recorder import inventory
 from prunekit_core.registry import Registry, default_registry
 
@@ -15,17 +16,27 @@ from prunekit_core.registry import Registry, default_registry
 class Application:
     """One application of a plan: every check comes before the first change."""
 
-    def __init__(self, plan: Decision, model: nn.Module, registry: Registry | None) -> None:
+    def __init__(
+        self,
+        plan: Decision,
+        model: nn.Module,
+        registry: Registry | None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
         self._plan, self._model, self._registry = plan, model, registry
         self._modules, self._tensors = inventory(model)
         self._stand_ins: dict[int, nn.Module] = {}
         self._converted: dict[str, tuple[nn.Module, nn.Module]] = {}
+        self._optimizer = optimizer
+        self._state: OptimizerCut | None = None
 
     def check(self) -> None:
         """Raises `PlanError` unless everything in the plan fits the model."""
         self.check_parameters()
         self._check_swaps()
         self._check_edits()
+        if self._optimizer is not None:
+            self._state = OptimizerCut(self._plan, self._tensors, self._optimizer)
 
     def check_parameters(self) -> None:
         """Raises `PlanError` unless every parameter exists in the expected shape."""
@@ -97,6 +108,8 @@ class Application:
             surgery.scale_positions(self._tensor(rescale.parameter), rows, rescale.factor)
         positions = self._plan.all_positions(self._plan.parameters)
         surgery.shrink_tensors([(self._tensors[name], dims) for name, dims in positions.items()])
+        if self._state is not None:
+            self._state.perform()
         for edit in self._plan.edits:
             module = self._module(edit.module)
             surgery.set_size(module, edit.attribute, edit.new)

@@ -375,20 +375,24 @@ class DependencyGraph:
         table = self.registry.entries("prunekit_budgets")
         return {name: (e.value(self.analysis, {}), e.value(self.analysis, kept)) for name, e in table.items()}
 
-    def apply(self, plan: Plan) -> Plan:
+    def apply(self, plan: Plan, optimizer: torch.optim.Optimizer | None = None) -> Plan:
         """Applies a plan that this graph drafted to the model, on top of what was applied before.
+
+        Args:
+            plan: The plan, from the model as it was at analysis.
+            optimizer: An optimizer that trains the model; its state is cut along.
 
         Returns:
             The plan from the model as it was at analysis to the model as it is now.
 
         Raises:
-            PlanError: The model was changed otherwise since the analysis.
+            PlanError: The model was changed otherwise since the analysis, or the optimizer's state can't be cut.
         """
+        step = plan.since(self.applied) if self.applied.cuts else plan
         try:
-            step = plan.since(self.applied) if self.applied.cuts else plan
-            step.apply(self.model, registry=self.registry)
+            step.apply(self.model, registry=self.registry, optimizer=optimizer)
         except PlanError as error:
-            error.hint = "the model was changed since it was analysed: build the graph anew"
+            error.hint = error.hint if "optimizer" in error.headline else _REBUILD
             raise
         self._set_applied(plan)
         self._steps.append(plan)
@@ -469,6 +473,9 @@ class DependencyGraph:
         else:
             path = path_of(self.model, layer)
         return Explanation.of(self.analysis, path)
+
+
+_REBUILD = "the model was changed since it was analysed: build the graph anew"
 
 
 def _own_tensor(module: nn.Module, name: str) -> torch.Tensor | None:

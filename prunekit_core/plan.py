@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
+import torch
 from torch import nn
 
 from prunekit_core import layout as layouts
@@ -75,20 +76,27 @@ class Plan(Decision):
     )
     _sizes: Mapping[str, tuple[int, int]] | None = attrs.field(default=None, eq=False, repr=False, alias="sizes")
 
-    def apply(self, model: nn.Module, *, registry: Registry | None = None) -> nn.Module:
+    def apply(
+        self,
+        model: nn.Module,
+        *,
+        registry: Registry | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> nn.Module:
         """Prunes a model in place: checks everything first, then only slices and sets.
 
         Args:
             model: A copy of the model the plan was made for.
             registry: Where replacements are found; None for the default registry.
+            optimizer: An optimizer that trains the model; its state (momentum, averages) is cut along.
 
         Returns:
             The model.
 
         Raises:
-            PlanError: The plan doesn't fit the model; nothing was changed.
+            PlanError: The plan doesn't fit the model or the optimizer; nothing was changed.
         """
-        operation = Application(self, unwrap(model), registry)
+        operation = Application(self, unwrap(model), registry, optimizer)
         operation.check()
         operation.perform()
         return model

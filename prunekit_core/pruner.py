@@ -304,12 +304,16 @@ class BasePruner:
 
     # -- acting
 
-    def step(self, interactive: bool = False) -> Iterator[Group] | None:
+    def step(
+        self, interactive: bool = False, *, optimizer: torch.optim.Optimizer | None = None
+    ) -> Iterator[Group] | None:
         """Prunes one step.
 
         Args:
             interactive: True returns a generator of groups instead; each is pruned by calling ``group.prune()`` (all
                 of its units) or ``group.prune(idxs)``, or left alone.
+            optimizer: An optimizer that trains the model; its state (momentum, averages) is cut along. Not for
+                interactive steps.
 
         Returns:
             None, or the generator.
@@ -317,22 +321,21 @@ class BasePruner:
         Raises:
             NothingToPruneError: The first step finds no unit that may go.
         """
+        if interactive and optimizer is not None:
+            raise ArgumentError("An interactive step takes no optimizer.", hint="make a new one after the step")
         if interactive:
             return self._interactive()
         if self.current_step < self.iterative_steps:
-            self._advance()
+            self._advance(optimizer)
         return None
 
-    def _advance(self) -> None:
+    def _advance(self, optimizer: torch.optim.Optimizer | None) -> None:
         plan = self.plan()
-        self.current_step += 1
-        if not plan.cuts and self.pruning_ratio_reached() > 0 and self.current_step == self.iterative_steps:
+        asked = max((scope.ratio for scope in self.scopes()), default=self.pruning_ratio)
+        if not plan.cuts and asked > 0 and self.current_step + 1 == self.iterative_steps:
             self.require_something(plan)
-        self.graph.apply(plan)
-
-    def pruning_ratio_reached(self) -> float:
-        """Returns the largest ratio asked for up to the current step."""
-        return max((scope.ratio for scope in self.scopes(self.current_step)), default=self.pruning_ratio)
+        self.graph.apply(plan, optimizer)
+        self.current_step += 1
 
     def require_something(self, plan: Plan) -> None:
         """Raises `NothingToPruneError` unless a plan removes anything; the message says what pinned what."""

@@ -1,28 +1,34 @@
 """The registry: what plugins brought, frozen into tables.
 
 A `Registry` is a value that an application may build for itself; two of them never meet. `default_registry` is the one
-that the command line and the short functions use. Importing this module loads no plugin.
+that the short functions use. Importing this module loads no plugin.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import attrs
 import pluggy
+import torch
 from torch import nn
 
 from prunekit_core import hookspecs
+from prunekit_core.blame import describe_error, site_of
+from prunekit_core.config import Config, find_config, read_config
 from prunekit_core.errors import ArgumentError, PluginError, nearest
 from prunekit_core.layers import LayerType, Replacement
 from prunekit_core.rules import RuleTable
 
 ENTRY_POINT_GROUP = "prunekit"
 BUILT_IN = "prunekit"
+BLOCK_VARIABLE = "PRUNEKIT_BLOCK"
+"""Environment variable: plugins to leave out of every registry of this run that loads installed plugins."""
 HOOKS = (
     "prunekit_op_rules",
     "prunekit_layer_types",
@@ -47,7 +53,7 @@ class Plugin:
         version: Its version; empty for an extra.
         rank: Precedence: 0 built in, 1 third party, 2 given as an argument.
         error: Why it could not be loaded; empty when it was.
-        blocked: Whether it was blocked.
+        blocked_by: What blocked it: ``"an argument"``, ``"PRUNEKIT_BLOCK"`` or a file; empty when it wasn't.
     """
 
     name: str
@@ -55,7 +61,12 @@ class Plugin:
     version: str = ""
     rank: int = 1
     error: str = ""
-    blocked: bool = False
+    blocked_by: str = ""
+
+    @property
+    def blocked(self) -> bool:
+        """Whether it was blocked."""
+        return bool(self.blocked_by)
 
 
 @attrs.frozen
@@ -67,27 +78,56 @@ class Entry:
     overrides: tuple[str, ...] = ()
 
 
+@attrs.frozen
+class RuleOrigin:
+    """Where the rule of an operation comes from.
+
+    Attributes:
+        key: The key that it was found under: a name with overload, a name, or a tag.
+        owner: The plugin that brought it.
+        site: File and line of the rule.
+        overrides: Plugins whose rule for the same key it overrides.
+    """
+
+    key: str | torch.Tag
+    owner: Plugin
+    site: str
+    overrides: tuple[str, ...]
+
+
 class Registry:
     """Everything that plugins registered.
 
     Args:
         block: Plugins to leave out, by name (``"distribution:entry point"``), distribution or entry point.
         extra: Further plugins (modules or objects with ``hookimpl`` functions), by name; they win over all others.
-        entry_points: Whether installed plugins are loaded.
+        entry_points: Whether installed plugins are loaded. Those that the environment variable ``PRUNEKIT_BLOCK``
+            names (with commas between them) are left out then, too.
+        config: The settings of a project; `from_config` reads them from a file.
 
     Raises:
-        PluginError: A plugin misspells a hook, returns no mapping, or claims a key that another one claims.
+        PluginError: A plugin misspells a hook, returns no mapping or the wrong things in it, or claims a key that
+            another one claims.
+        ArgumentError: The settings name something that no plugin registered.
     """
 
     def __init__(
-        self, *, block: Iterable[str] = (), extra: Mapping[str, object] | None = None, entry_points: bool = True
+        self,
+        *,
+        block: Iterable[str] = (),
+        extra: Mapping[str, object] | None = None,
+        entry_points: bool = True,
+        config: Config | None = None,
     ) -> None:
         self._block, self._extra, self._entry_points = tuple(block), dict(extra or {}), entry_points
+        self.config = config or Config()
         self._manager = pluggy.PluginManager("prunekit")
         self._manager.add_hookspecs(hookspecs)
         self._found: dict[str, Plugin] = {}
-        blocked = frozenset(self._block)
+        self._unused: dict[str, str] = {}
         if entry_points:
+            blocked = self._blocked()
+            self._unused = dict(blocked)
             for point in sorted(metadata.entry_points(group=ENTRY_POINT_GROUP), key=_point_order):
                 self._load(point, blocked)
         for name, plugin in self._extra.items():
@@ -95,8 +135,91 @@ class Registry:
         self._check_hook_names()
         self._tables = {hook: self._collect(hook) for hook in HOOKS}
         self.op_rules = RuleTable({key: entry.value for key, entry in self._tables["prunekit_op_rules"].items()})
+        self._check_config()
 
-    def _load(self, point: metadata.EntryPoint, blocked: frozenset[str]) -> None:
+    @classmethod
+    def from_config(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        search: bool = False,
+        block: Iterable[str] = (),
+        extra: Mapping[str, object] | None = None,
+    ) -> Registry:
+        """Makes a registry with the settings of a project; `options` returns them as arguments of ``prune``.
+
+        Args:
+            path: A ``pyproject.toml`` with a table ``[tool.prunekit]``, or a TOML file with the settings at its top
+                level, such as ``prunekit.toml``.
+            search: Take ``path`` as a folder and read the nearest of these files in it or above it; where there is
+                none, nothing is set.
+            block: Further plugins to leave out.
+            extra: See `Registry`.
+
+        Raises:
+            ArgumentError: There is no such file, or it holds a setting that doesn't exist or is wrong.
+            PluginError: See `Registry`.
+        """
+        config = find_config(Path(path)) if search else read_config(Path(path))
+        return cls(block=block, extra=extra, config=config)
+
+    def _blocked(self) -> dict[str, str]:
+        """Names to leave out, with who says so."""
+        listed = os.environ.get(BLOCK_VARIABLE, "").replace(",", " ").split()
+        file = self.config.path.name if self.config.path else "the configuration"
+        return {
+            **dict.fromkeys(self.config.block, file),
+            **dict.fromkeys(listed, BLOCK_VARIABLE),
+            **dict.fromkeys(self._block, "an argument"),
+        }
+
+    def _check_config(self) -> None:
+        """Raises `ArgumentError` unless plugins registered what the settings name."""
+        config, where = self.config, str(self.config.path)
+        named = [("prunekit_importance", config.importance)] if config.importance else []
+        named += [("prunekit_budgets", name) for name in config.options.get("target", ())]
+        for hook, name in named:
+            try:
+                self.named(hook, name)
+            except ArgumentError as error:
+                error.where = where
+                raise
+        if config.importance_arguments:
+            _check_arguments(config, self.named("prunekit_importance", config.importance))
+
+    def options(self, **given: Any) -> dict[str, Any]:
+        """Returns the settings of the project as keyword arguments of ``prune``, this registry among them.
+
+        Args:
+            given: Arguments that win over the settings; None where there is nothing to say. A ratio also wins over a
+                target that is set, and the other way round.
+
+        Raises:
+            ArgumentError: The criterion can't be made with the arguments that are set.
+        """
+        said = {name: value for name, value in given.items() if value is not None}
+        found: dict[str, Any] = {"registry": self, **self.config.options}
+        if said.keys() & {"ratio", "target"}:
+            found = {name: value for name, value in found.items() if name not in ("ratio", "target")}
+        if self.config.importance and "importance" not in said:
+            found["importance"] = self._criterion()
+        return {**found, **said}
+
+    def _criterion(self) -> Any:
+        """Makes the criterion that is set; without arguments its name will do."""
+        name, arguments = self.config.importance, self.config.importance_arguments
+        if not arguments:
+            return name
+        try:
+            return self.named("prunekit_importance", name)(**arguments)
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(
+                f"The criterion {name!r} can't be made with these arguments.",
+                where=str(self.config.path),
+                why=" ".join(str(error).split()),
+            ) from error
+
+    def _load(self, point: metadata.EntryPoint, blocked: Mapping[str, str]) -> None:
         distribution = point.dist.name if point.dist else ""
         name = f"{distribution}:{point.name}"
         plugin = Plugin(
@@ -104,13 +227,16 @@ class Registry:
         )
         if name in self._found:
             return
-        if blocked & {name, distribution, point.name}:
-            self._found[name] = attrs.evolve(plugin, blocked=True)
+        by = [key for key in (name, distribution, point.name) if key in blocked]
+        if by:
+            self._found[name] = attrs.evolve(plugin, blocked_by=blocked[by[0]])
+            for key in by:
+                self._unused.pop(key, None)
             return
         try:
             loaded = point.load()
         except Exception as error:  # a stranger's module may fail in any way; it is reported, the others still load
-            self._found[name] = attrs.evolve(plugin, error=f"{point.value}: {type(error).__name__}: {error}")
+            self._found[name] = attrs.evolve(plugin, error=f"{point.value}: {describe_error(error, point.value)}")
             return
         self._register(plugin, loaded)
 
@@ -118,7 +244,9 @@ class Registry:
         try:
             self._manager.register(loaded, name=plugin.name)
         except (pluggy.PluginValidationError, ValueError) as error:
-            raise PluginError("A plugin can't be registered.", where=plugin.name, why=str(error)) from error
+            where, other = f"{plugin.name} ({site_of(loaded)})", self._manager.get_name(loaded)
+            why = f"it is registered already, as {other}" if other else str(error)
+            raise PluginError("A plugin can't be registered.", where=where, why=why) from error
         self._found[plugin.name] = plugin
 
     def _check_hook_names(self) -> None:
@@ -129,7 +257,7 @@ class Registry:
             wrong = str(error).split("'")[1] if "'" in str(error) else str(error)
             raise PluginError(
                 "A plugin implements a hook that doesn't exist.",
-                where=f"{wrong} in {name} ({_site(getattr(error.plugin, wrong, error.plugin))})",
+                where=f"{wrong} in {name} ({site_of(getattr(error.plugin, wrong, error.plugin))})",
                 hint=nearest(wrong, HOOKS),
             ) from error
 
@@ -139,17 +267,19 @@ class Registry:
         ranked = sorted(implementations, key=lambda i: (self._found[i.plugin_name].rank, i.plugin_name))
         for implementation in ranked:
             owner = self._found[implementation.plugin_name]
-            site = f"{owner.name} ({_site(implementation.function)})"
+            site = f"{owner.name} ({site_of(implementation.function)})"
             try:
                 entries = implementation.function()
             except Exception as error:  # reported with its owner; the other plugins still load
-                self._found[owner.name] = attrs.evolve(owner, error=f"{hook}: {type(error).__name__}: {error}")
+                module = getattr(implementation.function, "__module__", "")
+                self._found[owner.name] = attrs.evolve(owner, error=f"{hook}: {describe_error(error, module)}")
                 continue
             if not isinstance(entries, Mapping):
                 raise PluginError(
                     f"A plugin's {hook} returned no mapping.", where=site, why=f"it returned {type(entries).__name__}"
                 )
             for key, value in entries.items():
+                _check_entry(hook, key, value, site)
                 table[key] = self._claim(hook, key, value, owner, site, table.get(key))
         return table
 
@@ -160,14 +290,28 @@ class Registry:
             other = self._manager.get_plugin(present.owner.name)
             raise PluginError(
                 f"Two plugins claim the same key {key!r}.",
-                where=f"{hook}: {present.owner.name} ({_site(getattr(other, hook, other))}) and {site}",
+                where=f"{hook}: {present.owner.name} ({site_of(getattr(other, hook, other))}) and {site}",
                 hint="block one of them",
             )
         return Entry(value, owner, (*present.overrides, present.owner.name))
 
     def extended(self, extra: Mapping[str, object]) -> Registry:
         """Returns another registry with the same plugins and further ones (see ``extra``)."""
-        return Registry(block=self._block, extra={**self._extra, **extra}, entry_points=self._entry_points)
+        return Registry(
+            block=self._block, extra={**self._extra, **extra}, entry_points=self._entry_points, config=self.config
+        )
+
+    def rule_origin(self, op: Any) -> RuleOrigin | None:
+        """Tells where the rule of a ``torch._ops.OpOverload`` comes from; None where it has none."""
+        key = self.op_rules.key(op)
+        if key is None:
+            return None
+        entry = self._tables["prunekit_op_rules"][key]
+        return RuleOrigin(key, entry.owner, site_of(entry.value), entry.overrides)
+
+    def unused_blocks(self) -> Mapping[str, str]:
+        """Returns what was to be blocked but matches no installed plugin, with who asked for it."""
+        return self._unused
 
     def plugins(self) -> list[Plugin]:
         """Lists all plugins found, in order of loading: loaded, blocked and broken ones."""
@@ -215,17 +359,68 @@ def _point_order(point: metadata.EntryPoint) -> tuple[str, str]:
     return (point.dist.name if point.dist else "", point.name)
 
 
-def _site(function: object) -> str:
+def _check_entry(hook: str, key: Any, value: Any, site: str) -> None:
+    """Raises `PluginError` unless a hook's entry has the types that its specification says."""
+    key_words, is_key = _KEYS.get(hook, _NAME)
+    value_words, is_value = _VALUES.get(hook, ("something that can be called", callable))
+    for what, words, holds in (("key", key_words, is_key(key)), ("value", value_words, is_value(value))):
+        if not holds:
+            wrong = repr(key) if what == "key" else f"{value!r} for {key!r}"
+            raise PluginError(
+                f"A plugin's {hook} returned a wrong {what}.",
+                where=site,
+                why=f"it must be {words}, and is {wrong}",
+                hint=f"until it is corrected, block the plugin: {BLOCK_VARIABLE}={site.split(' ')[0]}",
+            )
+    if isinstance(value, Replacement) and value.name != key:
+        raise PluginError(
+            f"A plugin's {hook} returned a wrong key.", where=site, why=f"{key!r} names a Replacement {value.name!r}"
+        )
+
+
+def _is_module_class(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, nn.Module)
+
+
+_NAME: tuple[str, Any] = ("a name", lambda key: isinstance(key, str) and bool(key))
+_KEYS: dict[str, tuple[str, Any]] = {
+    "prunekit_op_rules": (
+        'a qualified name such as "aten::add", or a torch.Tag',
+        lambda key: isinstance(key, torch.Tag) or (isinstance(key, str) and "::" in key),
+    ),
+    "prunekit_layer_types": (
+        "a module class or its dotted name",
+        lambda key: _is_module_class(key) or (isinstance(key, str) and "." in key),
+    ),
+}
+_VALUES: dict[str, tuple[str, Any]] = {
+    "prunekit_layer_types": ("a LayerType", lambda value: isinstance(value, LayerType)),
+    "prunekit_pruners": ("a class", lambda value: isinstance(value, type)),
+    "prunekit_replacements": ("a Replacement", lambda value: isinstance(value, Replacement)),
+}
+
+
+def _check_arguments(config: Config, make: Any) -> None:
+    """Raises `ArgumentError` if the criterion takes no argument of a name that is set."""
     try:
-        if isinstance(function, Callable):  # type: ignore[arg-type]
-            code = inspect.unwrap(function).__code__  # type: ignore[arg-type]
-            return f"{code.co_filename}:{code.co_firstlineno}"
-        return inspect.getfile(function)  # type: ignore[arg-type]
-    except (AttributeError, TypeError):
-        return type(function).__name__
+        known = inspect.signature(make).parameters
+    except (TypeError, ValueError):  # builtins may have none; making the criterion will tell
+        return
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
+        return
+    for name in config.importance_arguments:
+        if name not in known:
+            raise ArgumentError(
+                f"The criterion {config.importance!r} has no argument {name!r}.",
+                where=str(config.path),
+                hint=nearest(name, known),
+            )
 
 
-@functools.cache
+_DEFAULT: dict[str, Registry] = {}
+
+
 def default_registry() -> Registry:
-    """The registry of all installed plugins, made at the first call."""
-    return Registry()
+    """The registry of all installed plugins, made at the first call; it reads no configuration file."""
+    # setdefault is atomic: threads that come first together make two, and all of them get the same one
+    return _DEFAULT.get("default") or _DEFAULT.setdefault("default", Registry())

@@ -1,7 +1,9 @@
 """The kit with which a plugin's author proves an op rule, a layer type and a criterion.
 
 Every check runs what it is given and raises ``AssertionError`` with the place and the difference when the plugin is
-wrong. A check that could see no difference (nothing free, nothing pruned) fails as well.
+wrong. A check that could see no difference (nothing free, nothing pruned) fails as well. The fixture
+``prunekit_registry`` of ``prunekit_core.testing.pytest_plugin`` makes isolated registries; that module isn't imported
+here, because it needs pytest.
 """
 
 from prunekit_core.testing.criterion_check import check_criterion

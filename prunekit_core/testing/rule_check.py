@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from prunekit_core.axes import Axis, Form, leaves, resolve
-from prunekit_core.registry import Registry
+from prunekit_core.registry import Registry, default_registry
 from prunekit_core.rehearsal import SIZE_ARGUMENTS
 from prunekit_core.rules import Role, Verb
 from prunekit_core.shadow import tensors_of
@@ -53,6 +53,16 @@ def check_rule(
         AssertionError: An operation has no rule or wasn't understood, nothing is free, or the results differ.
     """
     read = read_axes(function, tensors, weights=weights, registry=registry)
+    try:
+        _check(read, tensors, values=values, tolerance=tolerance, seeds=seeds)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{_origins(read, registry or default_registry())}") from error.__cause__
+    return read
+
+
+def _check(
+    read: AxesRead, tensors: Sequence[torch.Tensor], *, values: bool, tolerance: float, seeds: Sequence[int]
+) -> None:
     assert not read.not_understood, f"{_names(read)}: not understood: {'; '.join(read.not_understood)}"
     free = {id(leaf): leaf for dims in read.inputs for axis in dims for leaf in leaves(axis) if _is_free(leaf)}
     assert free, f"{_names(read)}: no axis of the tensors is free, so the check proves nothing: {read}"
@@ -65,7 +75,16 @@ def check_rule(
             _trial(read, tensors, _choose(exact, seed), values=True, tolerance=tolerance)
         if len(exact) < len(free):
             _trial(read, tensors, _choose(list(free.values()), seed), values=False, tolerance=tolerance)
-    return read
+
+
+def _origins(read: AxesRead, registry: Registry) -> str:
+    """Says whose rules were used, with file and line."""
+    ops = {operation.name: operation.op for operation in read.propagation.trace.operations}
+    lines = []
+    for name, op in ops.items():
+        origin = registry.rule_origin(op)
+        lines.append(f"  {name}: " + (f"rule of {origin.owner.name} in {origin.site}" if origin else "no rule"))
+    return "\n".join(lines)
 
 
 def _is_free(leaf: Axis) -> bool:

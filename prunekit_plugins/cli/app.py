@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from prunekit_core import ArgumentError, PluginError, PrunekitError, Registry, default_registry
+from prunekit_core import ArgumentError, PluginError, PrunekitError, Registry
 from prunekit_plugins.cli.command import LazyCommand
 from prunekit_plugins.cli.output import is_terminal
+from prunekit_plugins.cli.project import project_registry
 
 
 def run(arguments: Sequence[str] | None = None, registry: Registry | None = None) -> int:
@@ -19,13 +20,14 @@ def run(arguments: Sequence[str] | None = None, registry: Registry | None = None
 
     Args:
         arguments: The words after ``prunekit``; None for those of the process.
-        registry: Where commands are found; None for the default registry.
+        registry: Where commands are found; None for that of the project that the working directory
+            belongs to.
 
     Returns:
         0, 1 (it failed; the reason is on stderr) or 2 (wrong usage).
     """
     try:
-        application = build(registry or default_registry())
+        application = build(registry or project_registry())
         application(None if arguments is None else list(arguments), prog_name="prunekit")
     except ArgumentError as error:
         print(error, file=sys.stderr)

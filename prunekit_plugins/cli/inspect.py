@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import attrs
+import typer
 
-from prunekit_core import BasePruner, Preview, PrunekitError, Registry, Report, UnitGroup, default_registry
+from prunekit_core import BasePruner, Preview, PrunekitError, Report, UnitGroup
 from prunekit_plugins.cli import options
 from prunekit_plugins.cli.arguments import read_inputs
 from prunekit_plugins.cli.listing import report_data, show_left, show_rows
 from prunekit_plugins.cli.models import Subject, build
 from prunekit_plugins.cli.output import Output, Table, cost_data, cost_rows
+from prunekit_plugins.cli.project import project_registry
+from prunekit_plugins.cli.rules import rule_uses, rules_data, show_rules
 
 RATIO = 0.5
 
@@ -20,14 +23,18 @@ RATIO = 0.5
 def inspect(
     model: options.Model,
     inputs: options.Inputs = None,
+    rules: Annotated[
+        bool, typer.Option("--rules", help="Show which rule was used for each operation, and where it comes from.")
+    ] = False,
     block: options.Block = None,
+    config: options.Config = None,
     everything: options.All = False,
     as_json: options.Json = False,
 ) -> None:
     """Show the groups of a model, what is pinned and why, and what could be saved."""
     specs = read_inputs(inputs or ())
     output = Output(as_json)
-    registry = Registry(block=block) if block else default_registry()
+    registry = project_registry(block, config)
     with output.working(f"building {model}"):
         subject = build(model, specs)
     with output.working(f"analysing {model}"):
@@ -44,8 +51,12 @@ def inspect(
     output.line(f"{subject}: {size:,} parameters, groups: {len(groups)}")
     show_rows(output, "groups", COLUMNS, [_row(group) for group in groups], everything)
     show_left(output, report, everything)
+    uses = rule_uses(pruner.graph.analysis, registry) if rules else None
+    if uses is not None:
+        show_rules(output, uses)
     _show_saving(output, preview, obstacle)
-    output.result(_data(subject, size, groups, report, preview, obstacle))
+    data = _data(subject, size, groups, report, preview, obstacle)
+    output.result(data if uses is None else {**data, "rules": rules_data(uses)})
 
 
 def _only_reasons(report: Report, preview: Preview | None) -> Report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,5 +28,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Block = Annotated[
     list[str] | None,
     typer.Option("--block", metavar="PLUGIN", help="Leave a plugin out. May be repeated.", show_default=False),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Settings; without it prunekit.toml, or [tool.prunekit] in pyproject.toml, here or above.",
+        show_default=False,
+    ),
 ]
 All = Annotated[bool, typer.Option("--all", help="List everything; don't join lines of repeated blocks.")]

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from prunekit_core import HOOKS, Registry, default_registry
+from prunekit_core import HOOKS, Registry
 from prunekit_plugins.cli import options
 from prunekit_plugins.cli.output import Output, Table
+from prunekit_plugins.cli.project import project_registry
 
 SHOWN = 12
 
 
-def plugins(block: options.Block = None, everything: options.All = False, as_json: options.Json = False) -> None:
+def plugins(
+    block: options.Block = None,
+    config: options.Config = None,
+    everything: options.All = False,
+    as_json: options.Json = False,
+) -> None:
     """Show everything registered, from which distribution, what overrides what, what is blocked or broken."""
-    show(Registry(block=block) if block else default_registry(), Output(as_json), everything)
+    show(project_registry(block, config), Output(as_json), everything)
 
 
 def show(registry: Registry, output: Output, everything: bool = False) -> None:
@@ -25,8 +31,10 @@ def show(registry: Registry, output: Output, everything: bool = False) -> None:
         everything: List every name of a hook with very many.
     """
     found = registry.plugins()
-    rows = [(p.name, p.version or "-", state(p.blocked, p.error)) for p in found]
+    rows = [(p.name, p.version or "-", state(p.blocked_by, p.error)) for p in found]
     output.table(Table(f"plugins: {len(found)}", ("plugin", "version", "state"), rows))
+    for name, by in registry.unused_blocks().items():
+        output.line(f"{by} blocks {name}, which isn't installed", good=False)
     lines = [line for hook in HOOKS for line in _hook_lines(hook, registry, everything)]
     output.table(Table("registered", ("hook", "plugin", ">count", "names"), lines))
     overrides = [
@@ -40,10 +48,10 @@ def show(registry: Registry, output: Output, everything: bool = False) -> None:
     output.result(_data(registry))
 
 
-def state(blocked: bool, error: str) -> str:
+def state(blocked_by: str, error: str) -> str:
     """Words what became of a plugin."""
-    if blocked:
-        return "blocked"
+    if blocked_by:
+        return f"blocked by {blocked_by}"
     return f"broken: {error}" if error else "loaded"
 
 
@@ -87,10 +95,13 @@ def _data(registry: Registry) -> dict[str, Any]:
                 "name": p.name,
                 "distribution": p.distribution,
                 "version": p.version,
-                "state": state(p.blocked, p.error).partition(":")[0],
+                "state": "blocked" if p.blocked else "broken" if p.error else "loaded",
+                "blocked_by": p.blocked_by or None,
                 "error": p.error or None,
             }
             for p in registry.plugins()
         ],
+        "unused_blocks": dict(registry.unused_blocks()),
+        "config": None if registry.config.path is None else str(registry.config.path),
         "hooks": {hook: _entries(hook, registry) for hook in HOOKS},
     }

@@ -17,7 +17,6 @@ from prunekit_core import (
     PruneResult,
     Registry,
     check_exact,
-    default_registry,
     save,
 )
 from prunekit_core import prune as prune_model
@@ -26,6 +25,7 @@ from prunekit_plugins.cli.arguments import check_writable, read_inputs, read_tar
 from prunekit_plugins.cli.listing import report_data, show_report
 from prunekit_plugins.cli.models import Subject, build
 from prunekit_plugins.cli.output import Output, Table, cost_data, cost_rows
+from prunekit_plugins.cli.project import project_registry
 
 
 class NotExactError(PrunekitError, RuntimeError):
@@ -51,8 +51,12 @@ def prune(
     weights: Annotated[
         Path | None, typer.Option(help="Weights to start from (safetensors).", show_default=False)
     ] = None,
-    importance: Annotated[str, typer.Option(help="The criterion that ranks the units.")] = "magnitude",
-    global_pruning: Annotated[bool, typer.Option("--global", help="Rank all units of the model together.")] = False,
+    importance: Annotated[
+        str | None, typer.Option(help="The criterion that ranks the units; magnitude by default.", show_default=False)
+    ] = None,
+    global_pruning: Annotated[
+        bool | None, typer.Option("--global/--local", help="Rank all units of the model together.", show_default=False)
+    ] = None,
     round_to: Annotated[int | None, typer.Option(help="Keep sizes at multiples of this.", show_default=False)] = None,
     ignore: Annotated[
         list[str] | None,
@@ -60,6 +64,7 @@ def prune(
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Fail unless the result is exactly right.")] = False,
     block: options.Block = None,
+    config: options.Config = None,
     everything: options.All = False,
     as_json: options.Json = False,
 ) -> None:
@@ -69,23 +74,22 @@ def prune(
         raise ArgumentError("Give --ratio or --target, not both.")
     _check_files(out, plan)
     output = Output(as_json)
-    registry = Registry(block=block) if block else default_registry()
-    registry.named("prunekit_importance", importance)
+    registry = project_registry(block, config)
+    if importance is not None:
+        registry.named("prunekit_importance", importance)
+    settings = registry.options(
+        ratio=ratio,
+        target=targets,
+        importance=importance,
+        global_pruning=global_pruning,
+        round_to=round_to,
+        ignored_layers=[*registry.config.options.get("ignored_layers", ()), *ignore] if ignore else None,
+    )
     with output.working(f"building {model}"):
         subject = build(model, specs, weights)
     original = copy.deepcopy(subject.model) if check else None
     with output.working(f"pruning {model}"):
-        result = prune_model(
-            subject.model,
-            subject.inputs,
-            ratio,
-            target=targets,
-            importance=importance,
-            global_pruning=global_pruning,
-            ignored_layers=ignore,
-            round_to=round_to,
-            registry=registry,
-        )
+        result = prune_model(subject.model, subject.inputs, **settings)
     found = None if original is None else _checked(original, subject, result, registry)
     _write(subject, result, out, plan)
     _show(output, subject, result, found, out, everything)

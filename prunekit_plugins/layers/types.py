@@ -14,8 +14,10 @@ Layouts = Mapping[str, tuple[Layout, ...]]
 
 
 def conv_attributes(module: nn.Module, resizing: Resizing) -> Mapping[str, Any]:
-    """``in_channels``, ``out_channels`` and ``groups`` of a convolution."""
+    """``in_channels``, ``out_channels`` and ``groups``; a weight computed from others (``weight_norm``) gives none."""
     assert isinstance(module, nn.modules.conv._ConvNd)
+    if "weight" not in resizing:
+        return {}
     groups = resizing.prefix("weight", 0, module.groups)
     first, second = resizing.size("weight", 0), resizing.size("weight", 1)
     if module.transposed:
@@ -26,6 +28,8 @@ def conv_attributes(module: nn.Module, resizing: Resizing) -> Mapping[str, Any]:
 def conv_out(module: nn.Module, layouts: Layouts) -> Layout | None:
     """Output channels: rows of the weight, or ``G x o`` of a transposed one."""
     assert isinstance(module, nn.modules.conv._ConvNd)
+    if "weight" not in layouts:
+        return None
     weight = layouts["weight"]
     return _grouped(weight, module.groups) if module.transposed else weight[0]
 
@@ -33,6 +37,8 @@ def conv_out(module: nn.Module, layouts: Layouts) -> Layout | None:
 def conv_in(module: nn.Module, layouts: Layouts) -> Layout | None:
     """Input channels: ``G x i``, or rows of a transposed weight."""
     assert isinstance(module, nn.modules.conv._ConvNd)
+    if "weight" not in layouts:
+        return None
     weight = layouts["weight"]
     return weight[0] if module.transposed else _grouped(weight, module.groups)
 
@@ -45,7 +51,9 @@ def _grouped(weight: tuple[Layout, ...], groups: int) -> Layout | None:
 
 
 def linear_attributes(module: nn.Module, resizing: Resizing) -> Mapping[str, Any]:
-    """``in_features`` and ``out_features``."""
+    """``in_features`` and ``out_features``; a weight computed from others (``weight_norm``) gives neither."""
+    if "weight" not in resizing:
+        return {}
     return {"out_features": resizing.size("weight", 0), "in_features": resizing.size("weight", 1)}
 
 

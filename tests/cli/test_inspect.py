@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import pytest
 import torch
 
 import prunekit_core as pk
+from prunekit_plugins.cli.output import Output
+from prunekit_plugins.cli.rules import rule_uses, show_rules
+from tests.cli import toys
 from tests.cli.conftest import Cli
+
+BLOCKS = ("tests.cli.toys:blocks", "--input", "1,4")
 
 
 def test_inspect_lists_groups_pins_and_savings(cli: Cli) -> None:
@@ -89,3 +97,44 @@ def test_the_random_state_is_left_alone(cli: Cli) -> None:
     torch.manual_seed(5)
     cli("inspect", "tests.cli.toys:perceptron", "--input", "1,4")
     assert torch.equal(torch.rand(3), expected)
+
+
+class OwnRelu:
+    @staticmethod
+    @pk.hookimpl
+    def prunekit_op_rules() -> Mapping[str, pk.Rule]:
+        return {"aten::relu": lambda call: list(call["self"].axes)}
+
+
+def test_rules_are_listed_with_their_origin(cli: Cli) -> None:
+    rules = {rule["operation"]: rule for rule in cli("inspect", *BLOCKS, "--rules", "--json").data["rules"]}
+    assert list(rules) == ["aten::linear", "aten::layer_norm", "aten::relu", "aten::add.Tensor"]
+    assert rules["aten::relu"]["modules"] == [f"blocks.{k}.2" for k in range(3)]
+    assert (rules["aten::add.Tensor"]["key"], rules["aten::add.Tensor"]["plugin"]) == (
+        "aten::add.Tensor",
+        "prunekit:ops",
+    )
+    file, _, line = rules["aten::linear"]["site"].rpartition(":")
+    source = Path(file).read_text().splitlines()[int(line) - 1 :]
+    assert next(text for text in source if text.startswith("def ")).startswith("def linear(")
+    assert "rules" not in cli("inspect", *BLOCKS, "--json").data
+    text = cli("inspect", *BLOCKS, "--rules").out
+    assert next(line for line in text.splitlines() if "aten::layer_norm " in line).split()[1:4] == [
+        "3",
+        "aten::layer_norm",
+        "prunekit:ops",
+    ]
+
+
+def test_rules_that_override_or_are_missing_show(capsys: pytest.CaptureFixture[str]) -> None:
+    registry = pk.Registry(block=["ops"], extra={"own": OwnRelu})
+    graph = pk.DependencyGraph(registry).build_dependency(toys.blocks(), torch.randn(1, 4))
+    uses = {use.operation: use for use in rule_uses(graph.analysis, registry)}
+    assert (uses["aten::relu"].plugin, uses["aten::relu"].overrides) == ("own", ())
+    assert all(use.key == "" for name, use in uses.items() if name != "aten::relu")
+    registry = pk.Registry(extra={"own": OwnRelu})
+    graph = pk.DependencyGraph(registry).build_dependency(toys.blocks(), torch.randn(1, 4))
+    show_rules(Output(), rule_uses(graph.analysis, registry))
+    line = next(line for line in capsys.readouterr().out.splitlines() if "aten::relu" in line)
+    assert "own, overrides prunekit:ops" in line
+    assert line.endswith(f"{__file__}:{OwnRelu.prunekit_op_rules.__code__.co_firstlineno + 3}")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,7 +49,24 @@ def test_plugins_shows_what_is_blocked(cli: Cli) -> None:
     assert states["prunekit:ops"] == "loaded"
     assert called.data["hooks"]["prunekit_importance"] == []
     text = cli("plugins", "--block", "importance").out
-    assert "blocked" in next(line for line in text.splitlines() if "prunekit:importance" in line)
+    assert next(line for line in text.splitlines() if "prunekit:importance" in line).endswith("blocked by an argument")
+
+
+def test_plugins_shows_who_blocks_and_what_isnt_there(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prunekit.toml").write_text('block = ["schedules", "strangr"]\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PRUNEKIT_BLOCK", "prunekit:replacements, gone")
+    data = cli("plugins", "--block", "importance", "--json").data
+    assert {p["name"]: p["blocked_by"] for p in data["plugins"] if p["state"] == "blocked"} == {
+        "prunekit:importance": "an argument",
+        "prunekit:replacements": "PRUNEKIT_BLOCK",
+        "prunekit:schedules": "prunekit.toml",
+    }
+    assert data["unused_blocks"] == {"strangr": "prunekit.toml", "gone": "PRUNEKIT_BLOCK"}
+    assert data["config"] == str(tmp_path / "prunekit.toml")
+    assert "prunekit.toml blocks strangr, which isn't installed" in cli("plugins").out
 
 
 def test_plugins_shows_overrides_and_broken_plugins(capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +82,11 @@ def test_plugins_shows_overrides_and_broken_plugins(capsys: pytest.CaptureFixtur
     assert entries["magnitude"]["overrides"] == ["prunekit:importance"]
     assert entries["own"]["overrides"] == []
     bad = next(plugin for plugin in data["plugins"] if plugin["name"] == "bad")
-    assert (bad["state"], bad["error"]) == ("broken", "prunekit_budgets: RuntimeError: no budget")
+    line = Broken.prunekit_budgets.__code__.co_firstlineno + 3
+    assert (bad["state"], bad["error"]) == (
+        "broken",
+        f"prunekit_budgets: RuntimeError: no budget ({__file__}:{line})",
+    )
 
 
 def test_long_lists_are_cut_unless_everything_is_wanted(cli: Cli) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -16,6 +18,8 @@ from torch import nn
 import prunekit_core as pk
 from prunekit_core.registry import HOOKS
 from tests.models import Chain
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def plugin(**hooks: Any) -> ModuleType:
@@ -52,6 +56,22 @@ class Point:
 def install(monkeypatch: pytest.MonkeyPatch, *points: Point) -> None:
     installed = list(metadata.entry_points(group="prunekit"))
     monkeypatch.setattr(metadata, "entry_points", lambda group: [*installed, *points])
+
+
+@torch.library.custom_op("prunekit_tests::running", mutates_args=())
+def running(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """An operation that no plugin knows, and that can't be taken apart."""
+    return x.cummax(dim).values
+
+
+@running.register_fake
+def _(x: torch.Tensor, dim: int) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+def line_of(function: Any) -> int:
+    line: int = function.__code__.co_firstlineno
+    return line
 
 
 def lowest(group: pk.Group) -> torch.Tensor:
@@ -126,8 +146,8 @@ def test_a_broken_plugin_does_not_take_the_others_along(monkeypatch: pytest.Monk
     registry = pk.Registry()
     errors = {p.name: p.error for p in registry.plugins() if p.error}
     assert errors == {
-        "stranger:torn": "stranger.torn: ImportError: no module named torn",
-        "stranger:angry": "prunekit_importance: RuntimeError: no luck today",
+        "stranger:torn": f"stranger.torn: ImportError: no module named torn ({__file__}:{line_of(Point.load) + 2})",
+        "stranger:angry": f"prunekit_importance: RuntimeError: no luck today ({__file__}:{line_of(angry) + 1})",
     }
     with pytest.raises(pk.ArgumentError, match="stranger:torn could not be loaded"):
         registry.named("prunekit_importance", "torn")
@@ -146,6 +166,117 @@ def test_a_misspelt_hook_is_an_error_with_the_nearest_name() -> None:
 def test_a_hook_that_returns_no_mapping() -> None:
     with pytest.raises(pk.PluginError, match=r"(?s)prunekit_importance returned no mapping.*it returned list"):
         pk.Registry(extra={"mine": plugin(prunekit_importance=["a"])})
+
+
+WRONG_ENTRIES: list[tuple[str, dict[Any, Any], str]] = [
+    ("prunekit_op_rules", {"relu": lowest}, "wrong key.*qualified name.*is 'relu'"),
+    ("prunekit_op_rules", {"aten::relu": 3}, "wrong value.*something that can be called, and is 3 for 'aten::relu'"),
+    ("prunekit_layer_types", {nn.Linear: lowest}, "wrong value.*a LayerType, and is <function lowest"),
+    ("prunekit_layer_types", {"Linear": pk.LayerType("own")}, "wrong key.*a module class or its dotted name"),
+    ("prunekit_layer_types", {int: pk.LayerType("own")}, "wrong key.*a module class or its dotted name"),
+    ("prunekit_importance", {nn.Linear: dict}, "wrong key.*a name"),
+    ("prunekit_importance", {"": dict}, "wrong key.*a name, and is ''"),
+    ("prunekit_pruners", {"mine": lowest}, "wrong value.*a class"),
+    ("prunekit_replacements", {"mine": nn.Linear}, "wrong value.*a Replacement"),
+    (
+        "prunekit_replacements",
+        {"a": pk.Replacement("b", nn.Linear, lambda m: None)},
+        "wrong key.*'a' names a Replacement 'b'",
+    ),
+    ("prunekit_commands", {"go": "echo"}, "wrong value.*something that can be called, and is 'echo' for 'go'"),
+]
+
+
+@pytest.mark.parametrize(("hook", "entries", "message"), WRONG_ENTRIES)
+def test_wrong_entries_are_told_with_file_and_line(hook: str, entries: dict[Any, Any], message: str) -> None:
+    with pytest.raises(pk.PluginError, match=f"(?s){hook} returned a {message}") as caught:
+        pk.Registry(extra={"mine": plugin(**{hook: entries})})
+    assert f"mine ({__file__}:" in caught.value.where
+
+
+GOOD: dict[str, tuple[Any, Any]] = {
+    "prunekit_op_rules": ("example::op", lowest),
+    "prunekit_layer_types": ("example.Layer", pk.LayerType("own")),
+    "prunekit_pruners": ("own", pk.BasePruner),
+    "prunekit_replacements": ("own", pk.Replacement("own", nn.Module, lambda module: None)),
+}
+
+WITHOUT_BUILT_IN = {"prunekit_compensators": "the first compensators are still to come"}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_what_a_plugin_returns_through_a_hook_is_found(hook: str) -> None:
+    key, value = GOOD.get(hook, ("own", dict))
+    registry = pk.Registry(extra={"mine": plugin(**{hook: {key: value}})})
+    entry = registry.entries(hook)[key]
+    assert (entry.value, entry.owner.name, entry.overrides) == (value, "mine", ())
+    assert registry.named(hook, key) is value
+    assert all(key not in registry.entries(other) for other in HOOKS if other != hook)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_is_used_by_a_built_in_plugin(hook: str) -> None:
+    owners = {entry.owner.distribution for entry in pk.Registry(extra={}).entries(hook).values()}
+    assert owners == {"prunekit"} or (not owners and hook in WITHOUT_BUILT_IN)
+
+
+def sections() -> dict[str, str]:
+    parts = re.split(r"^## `(prunekit_\w+)\(.*$", (ROOT / "docs/hooks.md").read_text(), flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_the_page_of_hooks_names_what_is_built_in(hook: str) -> None:
+    built_in = re.search(r"Built in: (.*?)\.(?:\s|$)", sections()[hook], flags=re.DOTALL)
+    if hook in WITHOUT_BUILT_IN:
+        assert built_in is None
+        return
+    assert built_in is not None, "the section has no sentence that starts with 'Built in:'"
+    if hook not in ("prunekit_op_rules", "prunekit_layer_types"):  # these are many, and described
+        named = re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", built_in[1], flags=re.DOTALL))
+        assert sorted({name for name in named if name in registered(hook)}) == sorted(registered(hook))
+
+
+def registered(hook: str) -> list[str]:
+    return [str(key) for key in pk.default_registry().entries(hook)]
+
+
+def test_the_environment_blocks_plugins_of_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNEKIT_BLOCK", "schedules,prunekit:budgets nosuch")
+    registry = pk.Registry(block=["ops"])
+    assert {p.name: p.blocked_by for p in registry.plugins() if p.blocked} == {
+        "prunekit:budgets": "PRUNEKIT_BLOCK",
+        "prunekit:ops": "an argument",
+        "prunekit:schedules": "PRUNEKIT_BLOCK",
+    }
+    assert registry.unused_blocks() == {"nosuch": "PRUNEKIT_BLOCK"}
+    assert not registry.entries("prunekit_budgets")
+    isolated = pk.Registry(entry_points=False, extra={"budgets": plugin(prunekit_budgets={"own": dict})})
+    assert list(isolated.entries("prunekit_budgets")) == ["own"]
+    monkeypatch.delenv("PRUNEKIT_BLOCK")
+    assert [p.name for p in pk.Registry().plugins() if p.blocked] == []
+
+
+def test_the_origin_of_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, Point("stranger", "more", plugin(prunekit_op_rules={"aten::relu": lowest})))
+    registry = pk.Registry(extra={"mine": plugin(prunekit_op_rules={"aten::tanh": lowest})})
+    relu = registry.rule_origin(torch.ops.aten.relu.default)
+    assert relu is not None
+    assert (relu.key, relu.owner.name, relu.owner.version) == ("aten::relu", "stranger:more", "1.0")
+    assert (relu.site, relu.overrides) == (f"{__file__}:{line_of(lowest)}", ("prunekit:ops",))
+    inplace = registry.rule_origin(torch.ops.aten.tanh_.default)
+    assert inplace is not None
+    assert (inplace.key, inplace.owner.name) == ("aten::tanh", "mine")
+    tagged = registry.rule_origin(torch.ops.aten.special_i1e.default)
+    assert tagged is not None
+    assert tagged.key == torch.Tag.pointwise
+    assert registry.rule_origin(torch.ops.prunekit_tests.running.default) is None
+
+
+def test_one_plugin_under_two_names() -> None:
+    mine = plugin(prunekit_budgets={"own": dict})
+    with pytest.raises(pk.PluginError, match=r"(?s)can't be registered.*where: two .*registered already, as one"):
+        pk.Registry(extra={"one": mine, "two": mine})
 
 
 def test_two_registries_never_meet() -> None:
@@ -175,19 +306,19 @@ def test_the_most_specific_layer_type_wins() -> None:
 def test_an_op_rule_from_outside_frees_what_was_pinned() -> None:
     class Sorted(Chain):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            hidden = torch.frac(self.layers[0](x)).cummax(0).values
-            return self.layers[1](hidden)
+            result: torch.Tensor = self.layers[1](running(torch.frac(self.layers[0](x)), 0))
+            return result
 
     model = Sorted(4, 8, 3)
-    with pytest.raises(pk.NothingToPruneError, match="aten::cummax"):
+    with pytest.raises(pk.NothingToPruneError, match="prunekit_tests::running"):
         pk.prune(model, torch.randn(2, 4))
 
-    def cummax(call: pk.OpCall) -> list[list[pk.Axis]]:
-        axes = list(call["self"].axes)
+    def along(call: pk.OpCall) -> list[pk.Axis]:
+        axes = list(call["x"].axes)
         call.pin(axes[call["dim"]], "order matters")
-        return [axes, axes]
+        return axes
 
-    registry = pk.Registry(extra={"mine": plugin(prunekit_op_rules={"aten::cummax": cummax})})
+    registry = pk.Registry(extra={"mine": plugin(prunekit_op_rules={"prunekit_tests::running": along})})
     result = pk.prune(model, torch.randn(2, 4), registry=registry)
     assert result.report.pruned == {"layers.0": (8, 4)}
 

@@ -76,6 +76,11 @@ def test_a_right_rule_passes() -> None:
     )
 
 
+@torch.library.custom_op("prunekit_tests::unknown", mutates_args=())
+def unknown(x: torch.Tensor) -> torch.Tensor:
+    return x.sort().values
+
+
 def like_input(call: pk.OpCall) -> list[pk.Axis]:
     return list(call.tensors()[0].axes)
 
@@ -140,7 +145,7 @@ WRONG: list[tuple[dict[str, pk.Rule], Callable[..., Any], Sequence[tuple[int, ..
         "not understood: aten::cumsum: its rule raised KeyError",
     ),
     ({"cumsum": wrong_size}, lambda x: torch.cumsum(x, 0), [(5,)], r"not understood: .* gives the sizes \(99,\)"),
-    ({}, torch.sort, [(5,)], "aten::sort: no rule for this operation"),
+    ({}, unknown, [(5,)], "prunekit_tests::unknown: no rule for this operation"),
     ({}, lambda x: torch.cumsum(x, 0), [(5,)], "no axis of the tensors is free, so the check proves nothing"),
 ]
 

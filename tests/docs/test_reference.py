@@ -103,6 +103,15 @@ def test_core_files_are_listed_in_an_order_in_which_they_can_be_imported() -> No
         assert late == [], f"{name} imports {late}, which come later in the list"
 
 
+def test_the_picture_in_the_readme_shows_every_core_file_in_that_order() -> None:
+    document = (DOCS / "how-it-works.md").read_text()
+    table = document.split("<!-- core files -->")[1].split("```")[1]
+    order = [line.split()[0] for line in table.splitlines()[1:] if line]
+    picture = (ROOT / "README.md").read_text().split("knows no operation, no layer, no criterion\n")[1].split("```")[0]
+    shown = [name for line in picture.splitlines() for name in line.split()[1:]]
+    assert shown == order
+
+
 def anchors(path: Path) -> set[str]:
     headings = re.findall(r"^#+ (.*)$", path.read_text(), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

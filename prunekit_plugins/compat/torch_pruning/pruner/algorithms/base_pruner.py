@@ -192,11 +192,14 @@ class BasePruner(pk.BasePruner):
             raise pk.PluginError("A criterion returned values that are not finite.", where=where)
         return scores
 
-    def step(self, interactive: bool = False) -> Iterator[Any] | None:
+    def step(
+        self, interactive: bool = False, *, optimizer: torch.optim.Optimizer | None = None
+    ) -> Iterator[Any] | None:
         """Prunes one step.
 
         Args:
             interactive: True returns a generator of groups instead; each is pruned by calling ``group.prune()``.
+            optimizer: Not in Torch-Pruning: an optimizer whose state is cut along.
 
         Returns:
             None, or the generator.
@@ -204,7 +207,7 @@ class BasePruner(pk.BasePruner):
         Raises:
             NothingToPruneError: The last step finds that no unit may go at all.
         """
-        groups = super().step(interactive)
+        groups = super().step(interactive, optimizer=optimizer)
         return None if groups is None else (Group(self.graph, group.units) for group in groups)
 
     def load_pruning_history(self, pruning_history: Sequence[Sequence[Any]]) -> pk.Plan:

@@ -1,0 +1,45 @@
+"""Measures what prunekit adds to the time to import torch, and what loading all plugins takes.
+
+``python benchmarks/import_time.py`` starts fresh interpreters and prints the median and the best of several runs, in
+milliseconds. What is measured: importing ``prunekit_core`` after torch; making the first registry, which imports the
+plugins; making another one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+
+PROGRAM = """
+import json, time
+def clock(action):
+    start = time.perf_counter()
+    result = action()
+    return result, 1000 * (time.perf_counter() - start)
+times = {}
+_, times["torch"] = clock(lambda: __import__("torch"))
+core, times["prunekit_core, beyond torch"] = clock(lambda: __import__("prunekit_core"))
+_, times["first registry"] = clock(core.Registry)
+_, times["second registry"] = clock(core.Registry)
+print(json.dumps(times))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=7, help="Number of interpreters started; the first doesn't count.")
+    runs = parser.parse_args().runs
+    found = [
+        json.loads(subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, check=True).stdout)
+        for _ in range(runs + 1)
+    ][1:]
+    for name in found[0]:
+        times = [run[name] for run in found]
+        print(f"{name:30} median {statistics.median(times):8.1f} ms   best {min(times):8.1f} ms")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Whose fault an error in a plugin is: files and lines."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from typing import Any
+
+
+def site_of(thing: object) -> str:
+    """Returns file and line of a function or class, the file of a module, else the name of the type."""
+    try:
+        found: Any = inspect.unwrap(thing) if callable(thing) else thing
+        if inspect.ismodule(found):
+            return inspect.getfile(found)
+        if isinstance(found, type):
+            return f"{inspect.getfile(found)}:{inspect.getsourcelines(found)[1]}"
+        return f"{found.__code__.co_filename}:{found.__code__.co_firstlineno}"
+    except (AttributeError, TypeError, OSError):
+        return type(thing).__name__
+
+
+def describe_error(error: BaseException, module: str) -> str:
+    """Words an exception with file and line: the innermost of a plugin's own, else the innermost of any.
+
+    Args:
+        error: The exception, as caught.
+        module: Dotted name of the plugin's module.
+    """
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError):  # its text names file and line
+        return text
+    package = module.partition(":")[0].partition(".")[0]
+    frames = [
+        (f"{frame.f_code.co_filename}:{line}", frame.f_globals.get("__name__", ""))
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if not frame.f_code.co_filename.startswith("<frozen")
+    ]
+    own = [site for site, name in frames if name.partition(".")[0] == package]
+    place = (own or [site for site, _ in frames] or [""])[-1]
+    return f"{text} ({place})" if place else text

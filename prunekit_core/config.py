@@ -1,0 +1,179 @@
+"""Settings of a project: ``prunekit.toml``, or the table ``[tool.prunekit]`` of ``pyproject.toml``.
+
+Nothing is read unless somebody asks: the command line looks for a file from the working directory upwards, other
+programs name one with ``Registry.from_config``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from prunekit_core.errors import ArgumentError, nearest
+
+OWN_FILE = "prunekit.toml"
+SHARED_FILE = "pyproject.toml"
+
+
+@attrs.frozen
+class Config:
+    """What a project has set.
+
+    Attributes:
+        path: The file it stands in; None when there is none.
+        block: Plugins to leave out.
+        importance: Name of the criterion; empty when it isn't set.
+        importance_arguments: Arguments that the criterion is made with.
+        options: Further keyword arguments of ``prune``, under their own names.
+    """
+
+    path: Path | None = None
+    block: tuple[str, ...] = ()
+    importance: str = ""
+    importance_arguments: Mapping[str, Any] = attrs.field(factory=dict)
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_ratio(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < 1
+
+
+def _is_list_of_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) and item for item in value)
+
+
+def _is_criterion(value: object) -> bool:
+    name = value.get("name") if isinstance(value, Mapping) else value
+    return isinstance(name, str) and bool(name)
+
+
+def _is_table_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, Mapping) and bool(value) and all(map(check, value.values()))
+
+
+_RATIO = ("a number in [0, 1)", _is_ratio)
+_SWITCH = ("true or false", lambda value: isinstance(value, bool))
+SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "block": ("a list of plugins", _is_list_of_names),
+    "importance": ('the name of a criterion, or a table such as { name = "magnitude", p = 1 }', _is_criterion),
+    "ratio": _RATIO,
+    "target": (
+        "a table of cost models and positive numbers",
+        _is_table_of(lambda value: _is_number(value) and value > 0),
+    ),
+    "pruning_ratio_dict": ("a table of layers and numbers in [0, 1)", _is_table_of(_is_ratio)),
+    "max_pruning_ratio": ("a number in [0, 1]", lambda value: _is_number(value) and 0 <= value <= 1),
+    "global_pruning": _SWITCH,
+    "isomorphic": _SWITCH,
+    "round_to": (
+        "a positive whole number",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and value > 0,
+    ),
+    "ignored_layers": ("a list of layers", _is_list_of_names),
+    "head_pruning_ratio": _RATIO,
+    "prune_num_heads": _SWITCH,
+    "prune_head_dims": _SWITCH,
+}
+"""Every setting: what it must be, in words, and whether a value is that."""
+
+
+def read_config(path: Path) -> Config:
+    """Reads and checks a configuration file; names of plugins' things are left for the registry to check.
+
+    Args:
+        path: A ``pyproject.toml`` with a table ``[tool.prunekit]``, or any other TOML file with the settings at its
+            top level.
+
+    Raises:
+        ArgumentError: The file isn't there, is no TOML, has no such table, or holds a setting that doesn't exist or
+            has the wrong form.
+    """
+    if not path.is_file():
+        raise ArgumentError(f"There is no configuration file {path.name!r}.", where=str(path.parent))
+    table = _table(path, _text(path))
+    if table is None:
+        raise ArgumentError(f"{path.name} has no table [tool.prunekit].", where=str(path))
+    return _checked(table, path)
+
+
+def find_config(folder: Path) -> Config:
+    """Reads the nearest configuration file in a folder or one above it; the empty `Config` if there is none.
+
+    In one folder ``prunekit.toml`` comes before ``pyproject.toml``, which only counts with a table ``[tool.prunekit]``.
+
+    Raises:
+        ArgumentError: See `read_config`.
+    """
+    folder = folder.resolve()
+    for place in (folder, *folder.parents):
+        own, shared = place / OWN_FILE, place / SHARED_FILE
+        if own.is_file():
+            return read_config(own)
+        # files that don't name prunekit belong to others, who may be in the middle of writing them
+        if shared.is_file() and "prunekit" in (text := _text(shared)):
+            table = _table(shared, text)
+            if table is not None:
+                return _checked(table, shared)
+    return Config()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArgumentError(f"{path.name} can't be read.", where=str(path), why=str(error)) from error
+
+
+def _table(path: Path, text: str) -> Mapping[str, Any] | None:
+    """Parses a file; None where it is a ``pyproject.toml`` without our table."""
+    parser = _parser(path)
+    try:
+        data = parser.loads(text)
+    except parser.TOMLDecodeError as error:
+        raise ArgumentError(f"{path.name} is not valid TOML.", where=str(path), why=str(error)) from error
+    if path.name == SHARED_FILE:
+        tools = data.get("tool", {})
+        data = tools.get("prunekit") if isinstance(tools, Mapping) else None
+    if data is not None and not isinstance(data, Mapping):
+        raise ArgumentError(f"tool.prunekit in {path.name} must be a table.", where=str(path))
+    return data
+
+
+def _parser(path: Path) -> Any:
+    """The TOML parser: part of Python from 3.11 on. It isn't a dependency, because most programs read no file."""
+    for name in ("tomllib", "tomli"):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError:
+            continue
+    raise ArgumentError(
+        f"{path.name} can't be read.",
+        where=str(path),
+        why="this Python has no TOML parser",
+        hint='pip install tomli, which "prunekit[cli]" brings along',
+    )
+
+
+def _checked(table: Mapping[str, Any], path: Path) -> Config:
+    where = f"{path} [tool.prunekit]" if path.name == SHARED_FILE else str(path)
+    for key, value in table.items():
+        if key not in SETTINGS:
+            raise ArgumentError(f"There is no setting {key!r}.", where=where, hint=nearest(key, SETTINGS))
+        words, holds = SETTINGS[key]
+        if not holds(value):
+            raise ArgumentError(f"The setting {key!r} must be {words}.", where=where, why=f"got {value!r}")
+    if "ratio" in table and "target" in table:
+        raise ArgumentError("Give a ratio or a target, not both.", where=where)
+    importance = table.get("importance", "")
+    arguments = dict(importance) if isinstance(importance, Mapping) else {"name": importance}
+    options = {key: value for key, value in table.items() if key not in ("block", "importance")}
+    return Config(path, tuple(table.get("block", ())), arguments.pop("name"), arguments, options)

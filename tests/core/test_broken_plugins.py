@@ -1,0 +1,185 @@
+"""Plugins that are wrong on purpose, installed as distributions: what is said about each, and that the rest works."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import prunekit_core as pk
+from prunekit_core.testing import check_criterion, check_layer_type, check_rule, sample
+from tests.models import Chain
+
+pytest_plugins = ["prunekit_core.testing.pytest_plugin", "pytester"]
+
+HEAD = "import torch\nimport prunekit_core as pk\nfrom torch import nn\n"
+
+RAISES_ON_IMPORT = "nn.NoSuchLayer\n"
+WRONG_TYPE = """
+@pk.hookimpl
+def prunekit_layer_types():
+    return {nn.Linear: "linear"}
+"""
+CLAIMED_TWICE = """
+@pk.hookimpl
+def prunekit_importance():
+    return {"mine": dict}
+"""
+MISSPELT = """
+@pk.hookimpl
+def prunekit_layertypes():
+    return {}
+"""
+CONTRADICTS_ITS_SHAPES = """
+def relu(call):
+    return [pk.Axis(2) for axis in call["self"].axes]
+
+
+@pk.hookimpl
+def prunekit_op_rules():
+    return {"aten::relu": relu}
+"""
+
+Install = Callable[..., Path]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Puts a distribution with one plugin where Python finds it."""
+
+    def put(name: str, source: str) -> Path:
+        module = f"made_{tmp_path.name}_{name}".replace("-", "_")
+        path = tmp_path / f"{module}.py"
+        path.write_text(HEAD + textwrap.dedent(source))
+        info = tmp_path / f"{name}-1.2.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
+        (info / "entry_points.txt").write_text(f"[prunekit]\npoint = {module}\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        return path
+
+    return put
+
+
+def line_of(path: Path, text: str) -> str:
+    lines = path.read_text().splitlines()
+    return f"{path}:{next(number for number, line in enumerate(lines, 1) if text in line)}"
+
+
+def test_a_plugin_that_raises_on_import(install: Install, prunekit_registry: Callable[..., pk.Registry]) -> None:
+    path = install("raising", RAISES_ON_IMPORT)
+    said = f"AttributeError: module 'torch.nn' has no attribute 'NoSuchLayer' ({line_of(path, 'NoSuchLayer')})"
+    registry = pk.Registry()
+    (broken,) = (plugin for plugin in registry.plugins() if plugin.error)
+    assert (broken.name, broken.version) == ("raising:point", "1.2")
+    assert broken.error == f"{path.stem}: {said}"
+    assert pk.prune(Chain(4, 8, 3), torch.randn(1, 4), registry=registry).report.pruned == {"layers.0": (8, 4)}
+    with pytest.raises(AssertionError) as caught:
+        prunekit_registry("raising")
+    assert str(caught.value) == f"raising:point can't be loaded: {path.stem}: {said}"
+
+
+def test_a_plugin_that_returns_the_wrong_type(install: Install, prunekit_registry: Callable[..., pk.Registry]) -> None:
+    path = install("wrong", WRONG_TYPE)
+    with pytest.raises(pk.PluginError) as caught:
+        prunekit_registry("wrong")
+    assert str(caught.value) == (
+        "A plugin's prunekit_layer_types returned a wrong value.\n"
+        f"  where: wrong:point ({line_of(path, '@pk.hookimpl')})\n"
+        "  why: it must be a LayerType, and is 'linear' for <class 'torch.nn.modules.linear.Linear'>\n"
+        "  what to do: until it is corrected, block the plugin: PRUNEKIT_BLOCK=wrong:point"
+    )
+
+
+def test_what_the_hint_says_helps(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("wrong", WRONG_TYPE)
+    monkeypatch.setenv("PRUNEKIT_BLOCK", "wrong:point")
+    assert pk.prune(Chain(4, 8, 3), torch.randn(1, 4), registry=pk.Registry()).report.pruned == {"layers.0": (8, 4)}
+
+
+def test_a_key_that_is_claimed_twice(install: Install, prunekit_registry: Callable[..., pk.Registry]) -> None:
+    paths = [install(name, CLAIMED_TWICE) for name in ("one", "two")]
+    with pytest.raises(pk.PluginError) as caught:
+        prunekit_registry("one", "two")
+    sites = [line_of(path, "@pk.hookimpl") for path in paths]
+    assert caught.value.headline == "Two plugins claim the same key 'mine'."
+    assert caught.value.where == f"prunekit_importance: one:point ({sites[0]}) and two:point ({sites[1]})"
+    assert "mine" in prunekit_registry("two").entries("prunekit_importance")
+
+
+def test_a_misspelt_hook(install: Install, prunekit_registry: Callable[..., pk.Registry]) -> None:
+    path = install("misspelt", MISSPELT)
+    with pytest.raises(pk.PluginError) as caught:
+        prunekit_registry("misspelt")
+    assert caught.value.headline == "A plugin implements a hook that doesn't exist."
+    assert caught.value.where == f"prunekit_layertypes in misspelt:point ({line_of(path, '@pk.hookimpl')})"
+    assert caught.value.hint.startswith("did you mean 'prunekit_layer_types'")
+
+
+def test_a_rule_that_contradicts_its_shapes(install: Install, prunekit_registry: Callable[..., pk.Registry]) -> None:
+    path = install("contradicting", CONTRADICTS_ITS_SHAPES)
+    registry = prunekit_registry("contradicting")
+    with pytest.raises(AssertionError) as caught:
+        check_rule(torch.relu, [sample(3, 4)], registry=registry)
+    lines = str(caught.value).splitlines()
+    assert lines[0].endswith("aten::relu: its rule gives the sizes (2, 2) to an output of shape (3, 4)")
+    assert lines[-1] == f"  aten::relu: rule of contradicting:point in {line_of(path, 'def relu')}"
+    report = pk.DependencyGraph(registry).build_dependency(Chain(4, 8, 3), torch.randn(1, 4)).report()
+    assert report.not_understood == (
+        "aten::relu in the model: its rule gives the sizes (2, 2) to an output of shape (1, 8)",
+    )
+
+
+def test_the_registry_of_the_fixture_holds_nothing_else(
+    install: Install, prunekit_registry: Callable[..., pk.Registry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("one", CLAIMED_TWICE)
+    install("raising", RAISES_ON_IMPORT)
+    assert "mine" not in prunekit_registry().entries("prunekit_importance")
+    assert {p.distribution for p in prunekit_registry("one").plugins() if not p.blocked} == {"prunekit", "one"}
+
+    class Own:
+        @staticmethod
+        @pk.hookimpl
+        def prunekit_budgets() -> dict[str, Callable[..., float]]:
+            return {"own": lambda analysis, kept: 1.0}
+
+    registry = prunekit_registry(Own, block=["schedules"])
+    assert registry.entries("prunekit_budgets")["own"].owner.name == "Own#0"
+    assert not registry.entries("prunekit_schedules")
+    with pytest.raises(AssertionError, match="no entry points of group 'prunekit' are installed by nosuch"):
+        prunekit_registry("nosuch")
+
+
+def test_the_fixture_comes_without_an_entry_point_and_ignores_the_environment(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest('pytest_plugins = ["prunekit_core.testing.pytest_plugin"]')
+    pytester.makepyfile(
+        """
+        import os
+
+        def test_isolated(prunekit_registry):
+            assert os.environ.get("PRUNEKIT_BLOCK") is None
+            assert prunekit_registry().entries("prunekit_schedules")
+        """
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNEKIT_BLOCK", "schedules")
+        pytester.runpytest_inprocess("-p", "no:xdist", "-o", "addopts=").assert_outcomes(passed=1)
+
+
+def test_layers_and_criteria_that_are_wrong_are_named(prunekit_registry: Callable[..., pk.Registry]) -> None:
+    kind = pk.LayerType("lying", attributes=lambda module, resizing: {"in_features": 1})
+
+    class Lying:
+        @staticmethod
+        @pk.hookimpl
+        def prunekit_layer_types() -> dict[type[torch.nn.Module], pk.LayerType]:
+            return {torch.nn.Linear: kind}
+
+    with pytest.raises(AssertionError, match=r"lying\.in_features is 4, its parameters say 1"):
+        check_layer_type(torch.nn.Linear(4, 3), torch.randn(2, 4), registry=prunekit_registry(Lying))
+    with pytest.raises(AssertionError, match="6 units, scores"):
+        check_criterion(lambda: lambda group: torch.ones(group.size() + 1), registry=prunekit_registry())

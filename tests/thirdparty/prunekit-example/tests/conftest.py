@@ -1,0 +1,1 @@
+pytest_plugins = ["prunekit_core.testing.pytest_plugin"]

@@ -1,0 +1,133 @@
+"""A package of somebody else: built as a wheel, installed into a fresh environment, used, and removed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.thirdparty.environment import Environment, build_wheel
+
+SOURCE = Path(__file__).parent / "prunekit-example"
+CONSOLE = "import sys; from prunekit_plugins.cli.entry import main; sys.exit(main())"
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the package's source: building writes into it."""
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
+    return Path(shutil.copytree(SOURCE, tmp_path_factory.mktemp("source") / "package", ignore=ignored))
+
+
+@pytest.fixture(scope="module")
+def wheel(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(package, tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    return Environment.create(tmp_path_factory.mktemp("environment") / "venv")
+
+
+@pytest.fixture(scope="module")
+def installed(empty: Environment, wheel: Path) -> Iterator[Environment]:
+    """The environment with the package; when it is removed again, nothing stays."""
+    before = empty.files()
+    empty.pip("install", "--no-deps", "--no-index", wheel, cwd=wheel.parent)
+    assert any("prunekit_example-0.3.1.dist-info" in name for name in empty.files() - before)
+    yield empty
+    empty.pip("uninstall", "--yes", "prunekit-example", cwd=wheel.parent)
+    assert empty.files() == before
+    assert not list(empty.root.rglob("prunekit_example*"))
+    listed = json.loads(empty.python("-c", CONSOLE, "plugins", "--json", cwd=wheel.parent))
+    assert {plugin["distribution"] for plugin in listed["plugins"]} == {"prunekit"}
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    assert wheel.name == "prunekit_example-0.3.1-py3-none-any.whl"
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names} == {"prunekit_example", "prunekit_example-0.3.1.dist-info"}
+    sources = {f"prunekit_example/{path.name}" for path in (SOURCE / "src/prunekit_example").glob("*.py")}
+    assert {name for name in names if name.endswith(".py")} == sources
+
+
+def test_its_own_tests_pass_where_it_is_installed(installed: Environment, package: Path) -> None:
+    printed = installed.python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", cwd=package)
+    assert "8 passed" in printed
+
+
+PROGRAM = """
+import json
+import torch
+import prunekit_core as pk
+from prunekit_example import Net
+from prunekit_example.scoring import LargestRow
+
+torch.manual_seed(0)
+registry = pk.Registry.from_config("pyproject.toml")
+criterion = registry.options()["importance"]
+model, example = Net(16), torch.randn(3, 8)
+original = Net(16)
+original.load_state_dict(model.state_dict())
+graph = pk.DependencyGraph(registry).build_dependency(model, example)
+shrink = registry.named("prunekit_regularizers", "shrink")(graph.get_all_groups, strength=0.5)
+(model(example).sum() * 0).backward()
+shrink.regularize()
+decayed = torch.equal(model.clip.limit.grad, 0.5 * model.clip.limit)
+result = pk.prune(model, example, **registry.options())
+check = pk.check_exact(original, model, result.plan, example, registry=registry)
+pk.save(model, "small.safetensors", plan=result.plan)
+loaded = pk.load(Net(16), "small.safetensors", registry=registry)
+rows = original.first.weight.detach().abs().amax(1)
+print(json.dumps({
+    "criterion": [type(criterion) is LargestRow, criterion.floor],
+    "decayed": decayed,
+    "kept": list(result.plan.cuts[0].kept),
+    "largest": sorted(rows.argsort(descending=True)[: model.first.width].tolist()),
+    "width": model.first.width,
+    "cost": result.preview.costs["int8_bytes"],
+    "exact": check.exact,
+    "same": torch.equal(loaded.eval()(example), model.eval()(example)),
+}))
+"""
+
+CONFIG = """
+[tool.prunekit]
+importance = { name = "largest_row", floor = 0.01 }
+target = { int8_bytes = 200 }
+"""
+
+
+def test_what_it_brings_is_used_end_to_end(installed: Environment, tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(CONFIG)
+    found = json.loads(installed.python("-W", "error", "-c", PROGRAM, cwd=tmp_path))
+    assert found["criterion"] == [True, 0.01]
+    assert found["decayed"] is True
+    # by hand for w units: 8w + w weights and gains, w limits, 4w + 4 in the last layer, 4w + 16 for scales of rows
+    assert found["cost"] == [18 * 16 + 20, 18 * 10 + 20]
+    assert (found["width"], found["exact"], found["same"]) == (10, True, True)
+    assert found["kept"] == found["largest"]
+
+
+def test_the_command_line_knows_it(installed: Environment, tmp_path: Path) -> None:
+    program = f"""
+from prunekit_plugins.cli.entry import main
+for arguments in (["plugins", "--json"], ["example", "--width", "12"],
+                  ["inspect", "prunekit_example:Net", "--input", "2,8", "--rules", "--json"]):
+    print({"=" * 8!r})
+    assert main(arguments) == 0
+"""
+    _, plugins, example, inspected = installed.python("-c", program, cwd=tmp_path).split("=" * 8 + "\n")
+    states = {plugin["name"]: (plugin["version"], plugin["state"]) for plugin in json.loads(plugins)["plugins"]}
+    assert states["prunekit-example:model"] == ("0.3.1", "loaded")
+    assert states["prunekit-example:pruning"] == ("0.3.1", "loaded")
+    assert example == "12 -> 6\n"
+    rules = {rule["operation"]: rule for rule in json.loads(inspected)["rules"]}
+    assert rules["prunekit_example::clip"]["plugin"] == "prunekit-example:model"
+    assert "prunekit_example/operations.py:" in rules["prunekit_example::clip"]["site"].replace("\\", "/")
+    assert rules["prunekit_example::swish"]["modules"] == ["first"]
+    assert json.loads(inspected)["not_understood"] == []
