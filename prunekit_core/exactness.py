@@ -203,8 +203,9 @@ class _OverKept(Sink):
         if index in self._recording.temperatures:
             temperature, _ = self._recording.temperatures[index]
             arguments[temperature.argument] = temperature.value
+        whole = tensors_of(op(*args, **kwargs))  # lies in memory as what follows was recorded with
         result = op(**arguments)
-        return self._spread(result, operation.outputs, kept)
+        return self._spread(result, whole, operation.outputs, kept)
 
     def _sliced(self, ref: Any, value: Any, kept: Kept) -> Any:
         if isinstance(value, torch.Tensor):
@@ -221,13 +222,14 @@ class _OverKept(Sink):
             if layouts.new_size(layout, kept) != layout.size
         }
 
-    def _spread(self, result: Any, refs: Sequence[Any], kept: Kept) -> Any:
-        """Puts results over kept units back to their places among zeros."""
+    def _spread(self, result: Any, whole: Any, refs: Sequence[Any], kept: Kept) -> Any:
+        """Puts results over kept units back to their places among zeros, in the memory format of the whole results."""
         tensors = []
-        for ref, tensor in zip(refs, tensors_of(result), strict=True):
+        for ref, tensor, like in zip(refs, tensors_of(result), whole, strict=True):
             for dim, positions in self._positions(ref.index, kept).items():
                 shape = list(tensor.shape)
                 shape[dim] = self._recording.trace.shapes[ref.index][dim]
                 tensor = tensor.new_zeros(shape).index_copy_(dim, positions.to(tensor.device), tensor)
-            tensors.append(tensor)
+            placed = torch.empty_strided(like.shape, like.stride(), dtype=tensor.dtype, device=tensor.device)
+            tensors.append(placed.copy_(tensor))
         return tensors[0] if isinstance(result, torch.Tensor) else type(result)(tensors)

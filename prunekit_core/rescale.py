@@ -54,6 +54,11 @@ def find_rescales(
             except _UnresolvedError as why:
                 site = f"{operation.name} in {operation.module or 'the model'}"
                 notes[f"a constant of {site} follows a size and changes by a factor of {1 / factor:.4g}: {why}"] = None
+    for drift in rehearsed.drifts:
+        operation = analysis.recordings[drift.recording].trace.operations[drift.operation]
+        if not _sources(operation) or not drift.old or not drift.new:
+            site = f"{operation.name} in {operation.module or 'the model'}"
+            notes[f"a constant of {site} follows a size: {drift.old:g} became {drift.new:g}"] = None
     return tuple(found.values()), tuple(notes)
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from prunekit_core.rules import Likeness, RuleTable
 from prunekit_core.surgery import modules_in, tensors_in
@@ -134,6 +134,8 @@ class _Recorder(TorchDispatchMode):
                 return result
         module = self._stack[-1] if self._stack else ""
         arguments = bind_arguments(func, args, kwargs)
+        if func is torch.ops.aten.lift_fresh.default:
+            arguments["fill_value"] = _literal(args[0])  # a number in the program, like that of aten::full
         try:
             if self._fake_mode is None:
                 result = self._sink.compute(func, args, kwargs)
@@ -176,6 +178,16 @@ class _Recorder(TorchDispatchMode):
         return _wrap(result, self._fake_mode, device)
 
 
+def _literal(tensor: torch.Tensor) -> Any:
+    """Returns the value of a tensor that was written down in the program (``torch.tensor(16)``), if it is small."""
+    if type(tensor) is not torch.Tensor or tensor.is_meta or tensor.numel() > _LITERAL:
+        return None
+    with _disable_current_modes():
+        return tensor.tolist()
+
+
+_LITERAL = 64
+"""Elements up to which a written-down tensor is compared by value."""
 _FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 _NEEDS_DATA = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})

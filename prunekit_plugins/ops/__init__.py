@@ -13,12 +13,16 @@ from prunekit_plugins.ops import (
     factories,
     indexing,
     joins,
+    matrices,
     norms,
+    orders,
     pointwise,
     products,
     reductions,
+    scatters,
     spatial,
     views,
+    vision,
 )
 
 FAMILIES = (
@@ -27,12 +31,16 @@ FAMILIES = (
     factories,
     indexing,
     joins,
+    matrices,
     norms,
+    orders,
     pointwise,
     products,
     reductions,
+    scatters,
     spatial,
     views,
+    vision,
 )
 
 

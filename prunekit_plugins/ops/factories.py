@@ -19,10 +19,15 @@ def numbered_values(call: OpCall) -> list[Axis]:
     return [call.fresh(size, "its values depend on their position") for size in call.shape]
 
 
+def number(call: OpCall) -> None:
+    """``item()`` reads one value; what the program does with it is recorded as it happens."""
+
+
 _UNIFORM = "zeros ones full empty new_zeros new_ones new_full new_empty empty_strided new_empty_strided scalar_tensor"
 _NUMBERED = "arange linspace logspace rand randn randint randperm eye tril_indices triu_indices tensor"
 
 RULES: Mapping[str | torch.Tag, Rule] = {
     **{f"aten::{name}": uniform_values for name in _UNIFORM.split()},
     **{f"aten::{name}": numbered_values for name in _NUMBERED.split()},
+    "aten::_local_scalar_dense": number,
 }

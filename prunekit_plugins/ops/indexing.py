@@ -19,6 +19,28 @@ def embedding(call: OpCall) -> list[Axis]:
     return [*indices.axes, weight.axes[1]]
 
 
+def embedding_bag(call: OpCall) -> list[list[Axis]]:
+    """Sums, means or maxima of looked-up rows; the further outputs are bookkeeping."""
+    weight = call["weight"]
+    for tensor in call.tensors():
+        if tensor is not weight:
+            call.pin(tensor.axes, "an index tensor")
+    call.pin(weight.axes[0], "its rows are looked up")
+    call.role(weight, 0, Role.IN)
+    call.role(weight, 1, Role.OUT)
+    call.kind(weight.axes[1], Kind.NEURONS)
+    rest = [[call.fresh(size, "bookkeeping of the bags") for size in shape] for shape in call.shapes[1:]]
+    return [[call.fresh(call.shape[0], "counts the bags"), weight.axes[1]], *rest]
+
+
+def pack(call: OpCall) -> list[list[Axis]]:
+    """Sequences of a batch are laid out step by step: batch and steps become one dim, all others pass."""
+    source: TensorArgument = call["input"]
+    call.pin([*source.axes[:2], *call["lengths"].axes], "laid out step by step")
+    packed, counts = (shape[0] for shape in call.shapes)
+    return [[call.fresh(packed, "laid out step by step"), *source.axes[2:]], [call.fresh(counts, "counts the steps")]]
+
+
 def index(call: OpCall) -> list[Axis]:
     """Advanced indexing: indexed dims are pinned; the looked-up dims stand where the indices stood, or first."""
     source: TensorArgument = call["self"]
@@ -65,7 +87,12 @@ def gather(call: OpCall) -> list[Axis]:
 
 RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::embedding": embedding,
+    "aten::embedding_bag": embedding_bag,
+    "aten::_embedding_bag": embedding_bag,
+    "aten::_embedding_bag_forward_only": embedding_bag,
+    "aten::_pack_padded_sequence": pack,
     "aten::index": index,
+    "aten::_unsafe_index": index,
     "aten::index_select": index_select,
     "aten::gather": gather,
 }

@@ -145,6 +145,41 @@ def narrow(call: OpCall) -> list[Axis]:
     return result
 
 
+def glu(call: OpCall) -> list[Axis]:
+    """``a * sigmoid(b)`` with the halves of one dim: they are tied."""
+    source: TensorArgument = call["self"]
+    dim = call["dim"] % source.ndim
+    half = call.shape[dim]
+    first, second = cut(source.axes[dim], [0, half, 2 * half])
+    result = list(source.axes)
+    result[dim] = call.tie(first, second)
+    return result
+
+
+def write_position(call: OpCall) -> list[Axis]:
+    """``select_scatter`` writes one position of a dim: that dim is pinned, all others are shared."""
+    target: TensorArgument = call["self"]
+    dim = call["dim"] % target.ndim
+    call.pin(target.axes[dim], "one position of it is written")
+    rest = [axis for k, axis in enumerate(target.axes) if k != dim]
+    for own, other in zip(rest, call["src"].axes, strict=True):
+        call.tie(own, other)
+    return list(target.axes)
+
+
+def write_run(call: OpCall) -> list[Axis]:
+    """``slice_scatter`` writes a run of positions: unless that is all, the dim is pinned."""
+    target: TensorArgument = call["self"]
+    source: TensorArgument = call["src"]
+    dim = call["dim"] % target.ndim
+    for position, (own, other) in enumerate(zip(target.axes, source.axes, strict=True)):
+        if position != dim or source.shape[dim] == target.shape[dim]:
+            call.tie(own, other)
+        else:
+            call.pin([own, other], "a run of it is written")
+    return list(target.axes)
+
+
 _SPLITS = "split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unsafe_chunk tensor_split"
 
 moved = scales(Scaling.MOVED)
@@ -159,4 +194,7 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::select": moved(select),
     "aten::slice": moved(slice_),
     "aten::narrow": moved(narrow),
+    "aten::glu": glu,
+    "aten::select_scatter": write_position,
+    "aten::slice_scatter": write_run,
 }

@@ -95,6 +95,21 @@ def layer_norm_with_statistics(call: OpCall) -> list[list[Axis]]:
     return [result, *([statistics] * (len(call.shapes) - 1))]
 
 
+def weight_norm(call: OpCall) -> list[list[Axis]]:
+    """``v g / |v|``: the norm is taken over all dims of ``v`` but one, along which ``g`` lies."""
+    direction: TensorArgument = call["v"]
+    length: TensorArgument = call["g"]
+    own = call["dim"] % direction.ndim
+    for dim, axis in enumerate(direction.axes):
+        if length.ndim == direction.ndim and length.shape[dim] == direction.shape[dim]:
+            call.tie(axis, length.axes[dim])
+        if dim != own:
+            call.whole(axis, Verb.MIX)
+        call.role(direction, dim, Role.OUT if dim == own else Role.IN)
+    call.role(length, own, Role.ALONG)
+    return [list(direction.axes), list(length.axes)]
+
+
 RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::batch_norm": batch_norm,
     "aten::instance_norm": channel_norm,
@@ -104,6 +119,7 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::group_norm": group_norm,
     "aten::layer_norm": scales(Scaling.ROWS)(single_layer_norm),
     "aten::native_layer_norm": layer_norm_with_statistics,
+    "aten::_weight_norm_interface": weight_norm,
     "aten::rms_norm": scales(Scaling.ROWS)(layer_norm),
     "aten::_fused_rms_norm": layer_norm_with_statistics,
 }

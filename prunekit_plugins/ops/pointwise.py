@@ -170,9 +170,9 @@ softplus softshrink tanh
 """
 
 _POINTWISE = """
-absolute addcdiv addcmul clamp eq exp floor_divide fmod ge glu_jvp gt isfinite isinf isnan le lerp log
-logical_and logical_not logical_or lt masked_fill max.other maximum min.other minimum nan_to_num ne pow
-reciprocal remainder rsqrt special_erf special_expit sqrt square where
+abs absolute addcdiv addcmul clamp complex copysign eq exp floor_divide fmod ge glu_jvp gt isfinite isinf isnan le lerp
+log logical_and logical_not logical_or lt masked_fill max.other maximum min.other minimum nan_to_num ne polar
+pow reciprocal remainder rsqrt special_erf special_expit sqrt square where
 """
 
 RULES: Mapping[str | torch.Tag, Rule] = {
@@ -195,6 +195,7 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::_softmax": softmax,
     "aten::log_softmax": softmax,
     "aten::_log_softmax": softmax,
+    "aten::_safe_softmax": softmax,
     "aten::cumsum": along_dim,
     "aten::cumprod": along_dim,
     "aten::flip": along_dims,

@@ -96,6 +96,51 @@ def add_matmul(call: OpCall) -> list[Axis]:
     return result
 
 
+def grouped_matmul(call: OpCall) -> list[Axis]:
+    """Rows sorted by expert, times one matrix per expert; expert numbers are written in the offsets.
+
+    ``[tokens, k] x [experts, k, n]`` with offsets, or ``[experts, tokens, k] x [experts, k, n]`` without.
+    """
+    left, right = call["self"], call["mat2"]
+    offsets: TensorArgument | None = call["offs"]
+    if call["bias"] is not None or right.ndim != 3:
+        raise AxisMismatchError("a grouped product with a bias, or of another number of dims")
+    if offsets is None:
+        return multiply(call, left, right, call.shape)
+    call.pin([right.axes[0], *offsets.axes], "experts are told apart by number")
+    call.tie(left.axes[-1], right.axes[1])
+    call.whole(left.axes[-1], Verb.CONTRACT)
+    call.role(right, 1, Role.IN)
+    call.role(right, 2, Role.OUT)
+    call.kind(right.axes[2], Kind.NEURONS)
+    call.pin(left.axes[0], "rows are sorted by expert")
+    return [left.axes[0], right.axes[2]]
+
+
+def bilinear(call: OpCall) -> list[Axis]:
+    """``y_o = x1 W_o x2 + b_o`` with ``W [out, in1, in2]``."""
+    first, second, weight, bias = call["input1"], call["input2"], call["weight"], call["bias"]
+    for dim, source in ((1, first), (2, second)):
+        call.tie(source.axes[-1], weight.axes[dim])
+        call.role(weight, dim, Role.IN)
+    call.role(weight, 0, Role.OUT)
+    call.kind(weight.axes[0], Kind.NEURONS)
+    if bias is not None:
+        call.tie(weight.axes[0], bias.axes[0])
+        call.role(bias, 0, Role.ALONG)
+    for own, other in zip(first.axes[:-1], second.axes[:-1], strict=True):
+        call.tie(own, other)
+    return [*first.axes[:-1], weight.axes[0]]
+
+
+def distances(call: OpCall) -> list[Axis]:
+    """All pairs of rows: the norm of their difference depends on every unit."""
+    left, right = call["x1"], call["x2"]
+    call.tie(left.axes[-1], right.axes[-1])
+    call.whole(left.axes[-1], Verb.MIX)
+    return [*broadcast(call, [_lead(left), _lead(right)], call.shape[:-2]), left.axes[-2], right.axes[-2]]
+
+
 def einsum(call: OpCall) -> list[Axis]:
     """Labels are axes; a label that is summed away is contracted."""
     tensors: list[TensorArgument] = call["tensors"]
@@ -146,8 +191,13 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     **{f"aten::{name}": scales(Scaling.MATRIX)(matmul) for name in ("matmul", "mm", "bmm")},
     "aten::mv": matmul,
     "aten::dot": matmul,
+    "aten::vdot": matmul,
     "aten::addmm": add_matmul,
     "aten::baddbmm": add_matmul,
     "aten::addmv": add_matmul,
+    "aten::_grouped_mm": grouped_matmul,
+    "aten::bilinear": bilinear,
+    "aten::cdist": distances,
+    "aten::_cdist_forward": distances,
     "aten::einsum": einsum,
 }

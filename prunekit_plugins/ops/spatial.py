@@ -19,6 +19,7 @@ from prunekit_core import (
     is_pinned,
     output_like,
     product,
+    split,
 )
 
 
@@ -92,14 +93,40 @@ def pad(call: OpCall) -> list[Axis]:
     return result
 
 
+def col2im(call: OpCall) -> list[Axis]:
+    """Patches are put back: each channel takes its whole kernel window along."""
+    source: TensorArgument = call["self"]
+    channels, window = split(source.axes[-2], call.shape[-3], source.shape[-2] // call.shape[-3])
+    call.pin([window, source.axes[-1]], "a kernel window")
+    return [*source.axes[:-2], channels, *(call.fresh(size, "a spatial dim") for size in call.shape[-2:])]
+
+
+def affine_grid(call: OpCall) -> list[Axis]:
+    """Where to look, from one matrix for each picture."""
+    theta: TensorArgument = call["theta"]
+    call.pin(theta.axes[1:], "a matrix of a map")
+    call.expect("size", [theta.axes[0]], 0)
+    return [theta.axes[0], *(call.fresh(size, "a spatial dim") for size in call.shape[1:])]
+
+
+def unpool(call: OpCall) -> list[Axis]:
+    """Pictures are put back to where the largest pixels were; channels are shared with those places."""
+    source, places = call["self"], call["indices"]
+    lead = source.ndim - len(call["output_size"])
+    for own, other in zip(source.axes[:lead], places.axes[:lead], strict=True):
+        call.tie(own, other)
+    call.pin([*source.axes[lead:], *places.axes[lead:]], "a spatial dim")
+    return [*source.axes[:lead], *(call.fresh(size, "a spatial dim") for size in call.shape[lead:])]
+
+
 _SPATIAL = """
 adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d
 adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d
 max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
 reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d
 upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d
-upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa
-_upsample_bicubic2d_aa
+_upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d
+_upsample_bilinear2d_aa _upsample_bicubic2d_aa
 """
 
 RULES: Mapping[str | torch.Tag, Rule] = {
@@ -109,6 +136,10 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::grid_sampler_2d": grid_sample,
     "aten::grid_sampler_3d": grid_sample,
     "aten::im2col": im2col,
+    "aten::col2im": col2im,
+    "aten::affine_grid_generator": affine_grid,
+    "aten::max_unpool2d": unpool,
+    "aten::max_unpool3d": unpool,
     "aten::pad": pad,
     "aten::constant_pad_nd": pad,
 }

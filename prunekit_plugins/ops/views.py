@@ -128,6 +128,53 @@ def pixel_unshuffle(call: OpCall) -> list[Axis]:
     return [*source.axes[:-3], channels, *(call.fresh(size, "a spatial dim") for size in call.shape[-2:])]
 
 
+def channel_shuffle(call: OpCall) -> list[Axis]:
+    """Channels ``G x n`` become ``n x G``."""
+    source, groups = call["self"], call["groups"]
+    outer, inner = split(source.axes[1], groups, source.shape[1] // groups)
+    call.expect("groups", [outer])
+    return [source.axes[0], product([inner, outer]), *source.axes[2:]]
+
+
+def as_complex(call: OpCall) -> list[Axis]:
+    """The last dim holds the real and the imaginary part."""
+    source = call["self"]
+    call.pin(source.axes[-1], "real and imaginary part")
+    return list(source.axes[:-1])
+
+
+def as_real(call: OpCall) -> list[Axis]:
+    return [*call["self"].axes, call.fresh(2, "real and imaginary part")]
+
+
+def windows(call: OpCall) -> list[Axis]:
+    """``unfold`` reads overlapping windows along one dim."""
+    source = call["self"]
+    if not source.ndim:
+        return [call.fresh(size, "a window") for size in call.shape]
+    dim = call["dimension"] % source.ndim
+    call.pin(source.axes[dim], "windows are read along it")
+    result = list(source.axes)
+    result[dim] = call.fresh(call.shape[dim], "the place of the window")
+    return [*result, call.fresh(call.shape[-1], "a window")]
+
+
+def diagonal(call: OpCall) -> list[Axis]:
+    """The main diagonal of a square ties its two dims; any other diagonal pins them."""
+    source = call["self"]
+    first, second = call["dim1"] % source.ndim, call["dim2"] % source.ndim
+    rest = [axis for dim, axis in enumerate(source.axes) if dim not in (first, second)]
+    if call["offset"] == 0 and source.shape[first] == source.shape[second]:
+        return [*rest, call.tie(source.axes[first], source.axes[second])]
+    call.pin([source.axes[first], source.axes[second]], "a diagonal off the middle")
+    return [*rest, call.fresh(call.shape[-1], "a diagonal off the middle")]
+
+
+def by_strides(call: OpCall) -> list[Axis]:
+    """Reads memory at given distances; numbers of the program say what an element means."""
+    raise AxisMismatchError("a view by strides, which are numbers of the program")
+
+
 _RESHAPES = """
 view reshape _unsafe_view flatten unflatten _reshape_alias squeeze unsqueeze ravel squeeze_
 unsqueeze_
@@ -157,6 +204,12 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::repeat": moved(repeat),
     "aten::tile": moved(repeat),
     "aten::repeat_interleave": repeat_interleave,
+    "aten::as_strided": by_strides,
+    "aten::channel_shuffle": moved(channel_shuffle),
+    "aten::diagonal": diagonal,
+    "aten::unfold": windows,
+    "aten::view_as_complex": as_complex,
+    "aten::view_as_real": as_real,
     "aten::pixel_shuffle": moved(pixel_shuffle),
     "aten::pixel_unshuffle": moved(pixel_unshuffle),
 }

@@ -56,6 +56,8 @@ REPORTED: dict[str, tuple[Scores, str]] = {
     "under a square": (lambda a, q, k: ((q * q) @ k.mT) / root(a), "combines several activations"),
     "as a divisor": (lambda a, q, k: ((1 / (q.abs() + 1)) @ k.mT) / root(a), "its operand comes from"),
     "with a constant": (lambda a, q, k: ((q + 1) @ k.mT) / root(a), "adds something that is not scaled"),
+    "as a tensor": (lambda a, q, k: (q @ k.mT) / torch.sqrt(torch.tensor(q.shape[-1])), "it is no plain factor"),
+    "as a tensor of a float": (lambda a, q, k: (q @ k.mT) / torch.tensor(root(a)), "it is no plain factor"),
     "read twice": (lambda a, q, k: (q / root(a)) @ k.mT + 0 * q.sum(), "reads the same elements"),
 }
 
@@ -81,3 +83,15 @@ def test_what_can_not_be_made_up_for_is_reported(name: str) -> None:
     result = pk.prune(Attention(scores).eval(), X)
     assert not result.plan.rescales
     assert any("follows a size and changes by a factor of" in note and why in note for note in result.report.notes)
+
+
+def test_a_filled_tensor_that_follows_a_size_is_reported() -> None:
+    scores: Scores = lambda a, q, k: (q @ k.mT) / torch.full((), q.shape[-1]).sqrt()  # noqa: E731
+    result = pk.prune(Attention(scores).eval(), X)
+    assert any("follows a size: 8 became 4" in note for note in result.report.notes)
+
+
+def test_written_down_tensors_that_follow_a_size_stop_the_cut() -> None:
+    scores: Scores = lambda a, q, k: q @ k.mT / torch.tensor([a.heads, q.shape[-1]])[1]  # noqa: E731
+    result = pk.prune(Attention(scores).eval(), X)
+    assert any("fill_value is [2, 4], recorded was [2, 8]" in why for why in result.report.left.values())

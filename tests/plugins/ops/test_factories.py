@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from prunekit_plugins.ops import factories
 from tests.plugins.ops.cases import Case, case, missing_ops, unmet_keys
@@ -47,6 +48,8 @@ CASES = [
     case("torch.ones(2, 3, dtype=torch.float64) * x", "a2 b3 -> a2 b3", x=(2, 3)),
     case("torch.zeros(2, 1, dtype=torch.float64) + x", "a2 b3 -> a2 b3", x=(2, 3)),
     case("torch.cat([x, x.new_zeros(2, 4)], 1)", "a2 b3 -> a2 (b3+c4)", x=(2, 3)),
+    # a value that the program reads ties nothing
+    case("x * y.item()", "a3, () -> a3", x=(3,), y=torch.tensor(2.0)),
     # numbered values pin it
     case("torch.arange(3) + x", "a2 3! -> a2 3!", x=(2, 3), pins={"x1": "its values depend on their position"}),
     case("torch.eye(3, dtype=torch.float64) @ x", "3! a2 -> 3! a2", x=(3, 2)),

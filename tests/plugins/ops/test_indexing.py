@@ -14,6 +14,44 @@ EXCUSED: dict[str, str] = {}
 
 CASES = [
     case(
+        'F.embedding_bag(i, w, mode="sum")',
+        "2! 2!, 7! a4 -> 2! a4",
+        i=torch.tensor([[1, 0], [6, 2]]),
+        w=(7, 4),
+        weights="w",
+        pins={"w0": "its rows are looked up"},
+        says={"w1": "neurons out"},
+    ),
+    case(
+        "aten._embedding_bag(w, i, o)[0]",
+        "7! a4, 3!, 2! -> 2! a4",
+        w=(7, 4),
+        i=torch.tensor([1, 0, 6]),
+        o=torch.tensor([0, 2]),
+    ),
+    case(
+        "aten.embedding_bag(w, i, o)[0]",
+        "7! a4, 3!, 2! -> 2! a4",
+        w=(7, 4),
+        i=torch.tensor([1, 0, 6]),
+        o=torch.tensor([0, 2]),
+    ),
+    case(
+        "aten._embedding_bag_forward_only(w, i, o)[0]",
+        "7! a4, 3!, 2! -> 2! a4",
+        w=(7, 4),
+        i=torch.tensor([1, 0, 6]),
+        o=torch.tensor([0, 2]),
+    ),
+    # batch and steps become one dim
+    case(
+        "aten._pack_padded_sequence(x, n, True)",
+        "2! 3! a4, 2! -> 5! a4, 3!",
+        x=(2, 3, 4),
+        n=torch.tensor([3, 2]),
+        pins={"x0": "laid out step by step", "x1": "laid out step by step"},
+    ),
+    case(
         "F.embedding(i, w)",
         "3!, 7! a4 -> 3! a4",
         i=torch.tensor([1, 0, 6]),
@@ -69,6 +107,7 @@ CASES = [
         x=(2, 4, 5),
         i=torch.tensor([[0, 3, 1], [2, 2, 0]]),
     ),
+    case("aten._unsafe_index(x, [None, i])", "a5 3!, 2! -> a5 2!", x=(5, 3), i=torch.tensor([2, 1])),
 ]
 
 

@@ -90,6 +90,18 @@ CASES = [
     # rotate half: two halves of one dim
     case("torch.cat([-x[..., 3:], x[..., :3]], -1)", "a2 (b3+c3) -> a2 (c3+b3)", x=(2, 6)),
     case("torch.cat([-x[..., 3:], x[..., :3]], -1) + x", "a2 (b3+b3) -> a2 (b3+b3)", x=(2, 6)),
+    # the halves are multiplied with each other
+    case("F.glu(x)", "a2 (b3+b3) -> a2 b3", x=(2, 6), tolerance=1e-12),
+    case("F.glu(x, 0)", "(a2+a2) b3 -> a2 b3", x=(4, 3), tolerance=1e-12),
+    case("x.select_scatter(y, 1, 2)", "a2 3! b4, a2 b4 -> a2 3! b4", x=(2, 3, 4), y=(2, 4)),
+    case(
+        "x.slice_scatter(y, 1, 1, 3)",
+        "a2 5!, a2 2! -> a2 5!",
+        x=(2, 5),
+        y=(2, 2),
+        pins={"y1": "a run of it is written"},
+    ),
+    case("x.slice_scatter(y, 1)", "a2 b5, a2 b5 -> a2 b5", x=(2, 5), y=(2, 5)),
 ]
 
 

@@ -199,6 +199,15 @@ CASES = [
         tolerance=CLOSE,
     ),
     case("aten._fused_rms_norm(x, [6], w, 1e-5)[0]", "a2 b4 c6, c6 -> a2 b4 c6", x=(2, 4, 6), w=(6,), tolerance=CLOSE),
+    case(
+        "aten._weight_norm_interface(v, g, 0)",
+        "a4 b3 c2, a4 1 1 -> a4 b3 c2, a4 1 1",
+        v=(4, 3, 2),
+        g=(4, 1, 1),
+        weights="v g",
+        says={"v0": "out", "v1": "in mix", "v2": "in mix", "g0": "along"},
+        tolerance=1e-12,
+    ),
 ]
 
 

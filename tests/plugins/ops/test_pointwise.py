@@ -116,6 +116,11 @@ CASES = [
     case("F.prelu(x, w)", "a2 b5 c3, b5 -> a2 b5 c3", x=(2, 5, 3), w=(5,), weights="w", says={"w0": "along"}),
     case("F.prelu(x, w)", "a2 b5, b5 -> a2 b5", x=(2, 5), w=(5,)),
     case("F.prelu(x, w)", "a2 b5 c3, 1 -> a2 b5 c3", x=(2, 5, 3), w=(1,)),
+    case("x.clone().abs_()", "a2 b3 -> a2 b3", x=(2, 3)),
+    case("torch.complex(x, y).abs()", "a2 b3, a2 b3 -> a2 b3", x=(2, 3), y=(2, 3), tolerance=1e-12),
+    case("torch.polar(x, y).real", "a2 b3, a2 b3 -> a2 b3", x=(2, 3), y=(2, 3), tolerance=1e-12),
+    case("x.copysign(y)", "a2 b3, a2 b3 -> a2 b3", x=(2, 3), y=(2, 3)),
+    case("aten._safe_softmax(x, 1)", "a2 b3 -> a2 b3", x=(2, 3), says={"x1": "mix"}, tolerance=1e-12),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from prunekit_plugins.ops import products
 from tests.plugins.ops.cases import Case, case, missing_ops, unmet_keys
@@ -139,6 +140,39 @@ CASES = [
     case('torch.einsum("ab,cb,db->acd", x, y, z)', "a2 b3, c4 b3, d5 b3 -> a2 c4 d5", x=(2, 3), y=(4, 3), z=(5, 3)),
     case('torch.einsum("xY,Yz->xz", x, y)', "a2 b3, b3 c4 -> a2 c4", x=(2, 3), y=(3, 4)),
     case("torch.einsum(x, [0, 1], y, [1, 2], [0, 2])", "a2 b3, b3 c4 -> a2 c4", x=(2, 3), y=(3, 4)),
+    case("torch.vdot(x, y)", "a3, a3 -> ()", x=(3,), y=(3,), says={"x0": "contract"}),
+    case(
+        "F.bilinear(x, y, w, b)",
+        "a2 b3, a2 c4, d5 b3 c4, d5 -> a2 d5",
+        x=(2, 3),
+        y=(2, 4),
+        w=(5, 3, 4),
+        b=(5,),
+        weights="w b",
+        says={"w0": "neurons out", "w1": "in", "w2": "in"},
+    ),
+    case("torch.cdist(x, y)", "a3 b2, c4 b2 -> a3 c4", x=(3, 2), y=(4, 2), says={"x1": "mix"}, tolerance=1e-9),
+    case("torch.cdist(x, y, 1.0)", "a2 b3 c2, a2 d4 c2 -> a2 b3 d4", x=(2, 3, 2), y=(2, 4, 2), tolerance=1e-9),
+    case("aten._cdist_forward(x, y, 2.0, None)", "a3 b2, c4 b2 -> a3 c4", x=(3, 2), y=(4, 2), tolerance=1e-9),
+    # rows sorted by expert: an expert's number can't change
+    case(
+        "torch._grouped_mm(x, w, offs=i)",
+        "4! a8, 2! a8 b8, 2! -> 4! b8",
+        x=torch.randn(4, 8, dtype=torch.bfloat16),
+        w=torch.randn(2, 8, 8, dtype=torch.bfloat16),
+        i=torch.tensor([1, 4], dtype=torch.int32),
+        weights="w",
+        says={"w1": "contract in", "w2": "neurons out"},
+        pins={"w0": "experts are told apart by number", "x0": "rows are sorted by expert"},
+        unrun="it takes multiples of 16 bytes only",
+    ),
+    case(
+        "torch._grouped_mm(x, w)",
+        "a2 b4 c8, a2 c8 d8 -> a2 b4 d8",
+        x=torch.randn(2, 4, 8, dtype=torch.bfloat16),
+        w=torch.randn(2, 8, 8, dtype=torch.bfloat16),
+        unrun="it takes multiples of 16 bytes only",
+    ),
 ]
 
 

@@ -107,6 +107,23 @@ CASES = [
         'F.pad(x, (1, 2), "circular")', "a2 b3 4! -> a2 b3 7!", x=(2, 3, 4), pins={"x2": "padded with its own values"}
     ),
     case("aten.constant_pad_nd(x, [1, 2])", "a2 b3 -> a2 (1+b3+2!)", x=(2, 3)),
+    *over("aten._upsample_nearest_exact3d(x, [2, 2, 2])", 3, "2! 2! 2!"),
+    # patches are put back
+    case("F.fold(x, (3, 4), 2)", "a2 (b3*4!) 6! -> a2 b3 3! 4!", x=(2, 12, 6)),
+    case(
+        "F.affine_grid(x, (2, 3, 4, 5), align_corners=False)", "a2 2! 3! -> a2 4! 5! 2!", x=(2, 2, 3), tolerance=CLOSE
+    ),
+    case(
+        "F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2)",
+        "a2 b3 4! 4! -> a2 b3 4! 4!",
+        x=(2, 3, 4, 4),
+        pins=SPATIAL,
+    ),
+    case(
+        "F.max_unpool3d(*F.max_pool3d(x, 2, return_indices=True), 2)",
+        "a2 b3 2! 4! 2! -> a2 b3 2! 4! 2!",
+        x=(2, 3, 2, 4, 2),
+    ),
 ]
 
 

@@ -110,6 +110,12 @@ CASES = [
     case("F.pixel_shuffle(x, 2)", "(a3*4!) 5! 6! -> a3 10! 12!", x=(12, 5, 6)),
     case("F.pixel_shuffle(x, 1)", "a3 5! 6! -> a3 5! 6!", x=(3, 5, 6)),
     case("F.pixel_unshuffle(x, 2)", "a2 b3 4! 6! -> a2 (b3*4!) 2! 3!", x=(2, 3, 4, 6), pins={"x3": "a spatial dim"}),
+    case("aten.channel_shuffle(x, 2)", "a2 (b2*c3) d4 -> a2 (c3*b2) d4", x=(2, 6, 4)),
+    case("torch.view_as_real(torch.view_as_complex(x))", "a2 b3 2! -> a2 b3 2!", x=(2, 3, 2)),
+    case("x.unfold(1, 3, 2)", "a2 7! b3 -> a2 3! b3 3!", x=(2, 7, 3), pins={"x1": "windows are read along it"}),
+    case("x.diagonal(dim1=0, dim2=2)", "a3 b2 a3 -> b2 a3", x=(3, 2, 3)),
+    case("x.diagonal(1)", "3! 3! -> 2!", x=(3, 3), pins={"x0": "a diagonal off the middle"}),
+    case("x.as_strided((2, 2), (3, 1))", "2! 3! -> 2! 2!", x=(2, 3), gap="a view by strides"),
 ]
 
 

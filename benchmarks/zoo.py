@@ -1,0 +1,188 @@
+"""Sweeps real architectures with random weights and no hints, and prints a Markdown table.
+
+    python benchmarks/zoo.py --family torchvision --sample 10          needs prunekit[vision]
+    python benchmarks/zoo.py --family timm --jobs 4 --json zoo.jsonl   needs timm; one small model of every module
+    python benchmarks/zoo.py --models resnet18,raft_small
+    python benchmarks/zoo.py --table zoo.jsonl                         the table of an earlier run
+
+Every model gets a process of its own, with a limit on time and on memory, and gives one JSON line. A model *works* when
+it is analysed, half of its units (at random) are removed with default options, the result equals the original with the
+removed units zeroed, single groups do as well, forward and backward run in train mode, output shapes are unchanged,
+and at least half of the parameters held units that may go, or less where the table gives the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import zoo_models
+
+WORKER = Path(__file__).with_name("zoo_worker.py")
+GIB = 2**30
+
+
+def limit_memory(gib: float) -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (int(gib * GIB), int(gib * GIB)))
+
+
+def sweep_one(family: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Runs the worker on one model; a crash or a limit is a result, too."""
+    command = [sys.executable, str(WORKER), family, name, "--groups", str(args.groups), "--threads", str(args.threads)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(args.threads)}
+    began = time.perf_counter()
+    result: dict[str, Any] = {"family": family, "model": name}
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=args.limit,
+            check=False,
+            env=environment,
+            preexec_fn=lambda: limit_memory(args.memory),
+        )
+        out, err = done.stdout, done.stderr
+        if done.returncode:
+            tail = err.strip().splitlines()[-1:] or ["no message"]
+            result["failed"] = f"exit status {done.returncode}: {tail[0]}"
+    except subprocess.TimeoutExpired as expired:
+        out = expired.stdout.decode() if isinstance(expired.stdout, bytes) else (expired.stdout or "")
+        result["failed"] = f"longer than {args.limit} s"
+    for line in out.splitlines():
+        if line.startswith("{"):
+            result |= json.loads(line)
+    result["total_s"] = round(time.perf_counter() - began, 1)
+    return result
+
+
+def verdict(result: dict[str, Any]) -> str:
+    """``works``, ``little`` (less than half of the parameters may shrink), ``told``, ``fails`` or ``wrong``.
+
+    ``told`` isn't exact because a constant of the program follows a size that shrank, and the report's notes say so.
+    """
+    exact = result.get("exact")
+    if (exact is not None and not exact) or any(not group["exact"] for group in result.get("single", [])):
+        return "told" if result.get("constants") else "wrong"
+    if "failed" in result or exact is None or not result.get("shapes_kept") or not result.get("backward"):
+        return "fails"
+    return "works" if result["prunable"] >= 0.5 else "little"
+
+
+def why(result: dict[str, Any]) -> str:
+    """The reason of a verdict in one line: the failure, else what pins most."""
+    if "failed" in result:
+        return str(result["failed"]).replace("|", "/")[:160]
+    parts = list(result.get("constants", []))[:1]
+    if result.get("without_rule"):
+        parts.append("no rule: " + ", ".join(result["without_rule"]))
+    if not result.get("backward", True):
+        parts.append(str(result.get("backward_failed", "")))
+    if result.get("prunable", 1) < 0.5:
+        parts.append("; ".join(f"{n} dims: {text}" for text, n in list(result.get("pins", {}).items())[:2]))
+    return "; ".join(parts).replace("|", "/")[:160]
+
+
+def table(results: Iterable[dict[str, Any]]) -> str:
+    """Markdown: one line per model, and the percentages per family."""
+    rows = sorted(results, key=lambda r: (r["family"], r["model"]))
+    lines = [
+        "| model | verdict | ops | groups | prunable | params left | largest error | analysis | prune | why |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for r in rows:
+        single = [group["error"] for group in r.get("single", []) if group["error"] is not None]
+        errors = [r["error"], *single] if r.get("error") is not None else single
+        cells = [
+            f"{r['family']}:{r['model']}",
+            verdict(r),
+            str(r.get("operations", "")),
+            str(r.get("groups", "")),
+            f"{r['prunable']:.0%}" if "prunable" in r else "",
+            f"{r['left']:.0%}" if "left" in r else "",
+            f"{max(errors):.0e}" if errors else "",
+            f"{r['analysis_s']:.1f} s" if "analysis_s" in r else "",
+            f"{r['prune_s']:.1f} s" if "prune_s" in r else "",
+            why(r),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines.append("")
+    for family in dict.fromkeys(r["family"] for r in rows):
+        counted = Counter(verdict(r) for r in rows if r["family"] == family)
+        total = sum(counted.values())
+        parts = ", ".join(f"{n} {word} ({n / total:.0%})" for word, n in counted.most_common())
+        lines.append(f"{family}: {total} models, {parts}.")
+    missing = Counter(op for r in rows for op in r.get("without_rule", []))
+    if missing:
+        lines.append("Operations without a rule: " + ", ".join(f"{op} in {n}" for op, n in missing.most_common()) + ".")
+    return "\n".join(lines)
+
+
+def chosen(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """Lists the models asked for as (family, name)."""
+    families = list(zoo_models.FAMILIES) if args.family == "all" else args.family.split(",")
+    found = []
+    for family in families:
+        names = zoo_models.FAMILIES[family].names()
+        if args.models:
+            names = [name for name in names if name in args.models.split(",")]
+        if args.sample and args.sample < len(names):
+            step = len(names) / args.sample
+            names = [names[int(position * step)] for position in range(args.sample)]
+        found += [(family, name) for name in names]
+    if args.models and not found:
+        raise SystemExit(f"no model of {', '.join(families)} is called {args.models}")
+    return found
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", default="all", help="torchvision, timm, transformers, several, or all")
+    parser.add_argument("--models", default="", help="names, separated by commas")
+    parser.add_argument("--sample", type=int, default=0, help="that many models of each family, evenly spread")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
+    parser.add_argument("--limit", type=float, default=300, help="seconds per model")
+    parser.add_argument("--memory", type=float, default=12, help="GiB per model")
+    parser.add_argument("--groups", type=int, default=3, help="groups of each model that are pruned by themselves")
+    parser.add_argument("--json", default="", help="file to which the JSON lines are appended")
+    parser.add_argument("--table", default="", help="print the table of such a file (the last line of a model counts)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    if args.table:
+        lines = [json.loads(line) for line in Path(args.table).read_text().splitlines()]
+        print(table({(r["family"], r["model"]): r for r in lines}.values()))
+        return
+    models = chosen(args)
+    results = []
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for result in pool.map(lambda pair: sweep_one(*pair, args), models):
+            results.append(result)
+            line = json.dumps(result)
+            print(f"{verdict(result):6} {result['family']}:{result['model']} {result['total_s']} s {why(result)}")
+            sys.stdout.flush()
+            if args.json:
+                with Path(args.json).open("a") as file:
+                    file.write(line + "\n")
+    print(
+        f"\n{platform.machine()}, {os.cpu_count()} cores, {args.threads} threads, Python {platform.python_version()}\n"
+    )
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""The models of the zoo: three families, each with its names and a way to build one with random weights."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+import torch
+import zoo_timm
+import zoo_transformers
+from torch import nn
+
+
+@attrs.frozen
+class Example:
+    """A model with an input.
+
+    Attributes:
+        model: The model, with random weights.
+        inputs: A tensor, a tuple of positional inputs, or a dict of keyword inputs.
+        train: What a training step calls instead of ``model(inputs)``; returns losses.
+        free_outputs: Whether the number of outputs follows their values (boxes above a threshold).
+    """
+
+    model: nn.Module
+    inputs: Any
+    train: Callable[[nn.Module], Any] | None = None
+    free_outputs: bool = False
+
+
+@attrs.frozen
+class Family:
+    """Models of one library.
+
+    Attributes:
+        names: Lists them.
+        build: Builds one by its name.
+    """
+
+    names: Callable[[], list[str]]
+    build: Callable[[str], Example]
+
+
+# -- torchvision
+
+LEFT_OUT: Mapping[str, str] = {
+    "quantized_": "integer arithmetic on packed weights: not differentiable, and nothing to slice"
+}
+DETECTION = ("rcnn", "retinanet", "fcos", "ssd")
+SIZES: Mapping[str, int] = {
+    "inception_v3": 299,  # the auxiliary head needs this much to run in train mode
+    "googlenet": 96,
+    "vit_": 224,
+    "maxvit_t": 224,
+}
+SEGMENTATION = ("deeplabv3", "fcn", "lraspp")
+VIDEO: Mapping[str, tuple[int, int]] = {  # prefix to frames and picture size
+    "mc3": (4, 64),
+    "r2plus1d": (4, 64),
+    "r3d": (4, 64),
+    "s3d": (16, 224),
+    "mvit": (16, 224),
+    "swin3d": (4, 64),
+}
+
+
+def torchvision_names() -> list[str]:
+    models = importlib.import_module("torchvision.models")
+    return [name for name in models.list_models() if not name.startswith(tuple(LEFT_OUT))]
+
+
+def torchvision_build(name: str) -> Example:
+    models = importlib.import_module("torchvision.models")
+    options: dict[str, Any] = {"weights": None}
+    if name.startswith((*SEGMENTATION, "fasterrcnn", "maskrcnn", "keypointrcnn", "retinanet", "fcos", "ssd")):
+        options["weights_backbone"] = None
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = False
+    if name == "vit_h_14":
+        options["image_size"] = 224
+    model = models.get_model(name, **options)
+    if any(part in name for part in DETECTION):
+        return _detection(name, model)
+    if name.startswith("raft"):
+        return Example(model, (torch.rand(1, 3, 128, 128), torch.rand(1, 3, 128, 128)))
+    for prefix, (frames, size) in VIDEO.items():
+        if name.startswith(prefix):
+            return Example(model, torch.randn(2 if size < 100 else 1, 3, frames, size, size))
+    size = next((size for prefix, size in SIZES.items() if name.startswith(prefix)), 64)
+    return Example(model, torch.randn(2, 3, size, size))
+
+
+def _detection(name: str, model: nn.Module) -> Example:
+    """Detectors take a list of pictures; in training, also what is to be found in them."""
+    size = 320 if name.startswith("ssd") else 128
+    picture = torch.rand(3, size, size)
+    for part in model.modules():  # the picture is scaled to this, and larger ones only cost time
+        if type(part).__name__ == "GeneralizedRCNNTransform" and not name.startswith("ssd"):
+            part.min_size, part.max_size = (size,), size
+    target: dict[str, torch.Tensor] = {
+        "boxes": torch.tensor([[10.0, 20.0, 90.0, 100.0]]),
+        "labels": torch.tensor([1]),
+        "masks": torch.ones(1, size, size, dtype=torch.uint8),
+        "keypoints": torch.tensor([[[30.0, 40.0, 1.0]] * 17]),
+    }
+    return Example(model, ([picture],), lambda m: m([picture, picture], [target, target]), free_outputs=True)
+
+
+FAMILIES: Mapping[str, Family] = {
+    "torchvision": Family(torchvision_names, torchvision_build),
+    "timm": Family(zoo_timm.names, lambda name: Example(*zoo_timm.build(name))),
+    "transformers": Family(zoo_transformers.names, lambda name: Example(*zoo_transformers.build(name))),
+}

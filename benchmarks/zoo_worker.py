@@ -1,0 +1,169 @@
+"""One model of the zoo in a process of its own: prints what is known as JSON lines, as soon as it is known.
+
+`zoo.py` starts it; by hand: ``python benchmarks/zoo_worker.py torchvision resnet18``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import random
+import time
+import traceback
+import warnings
+from collections import Counter
+from typing import Any
+
+import torch
+import zoo_models
+from torch import nn
+
+import prunekit_core as pk
+from prunekit_core.recorder import output_tensors
+from prunekit_plugins.importance import RandomImportance
+
+
+def tell(**values: Any) -> None:
+    print(json.dumps(values), flush=True)
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """Casts the real tensors in nested inputs."""
+    if isinstance(value, torch.Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: cast(item, dtype) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(cast(item, dtype) for item in value)
+    return value
+
+
+def shapes(output: Any) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape) for tensor in output_tensors(output)]
+
+
+def prunable(analysis: Any) -> float:
+    """Fraction of the parameters' elements that lie in a tensor with units of some group."""
+    held = {member.parameter for group in analysis.groups.values() for member in group.members}
+    sizes = {n: torch.Size(p.shape).numel() for n, p in analysis.parameters.items() if not p.buffer}
+    return sum(size for name, size in sizes.items() if name in held) / max(1, sum(sizes.values()))
+
+
+def exactness(original: nn.Module, pruned: nn.Module, plan: pk.Plan, inputs: Any) -> dict[str, Any]:
+    """Compares in float32, then, where rounding may be what differs, in float64."""
+    check = pk.check_exact(original, pruned, plan, inputs)
+    found = {"error": check.error, "exact": check.exact, "dtype": "float32", "mixes": len(check.inexact)}
+    if check.exact:
+        return found
+    try:
+        double = copy.deepcopy(original).double()
+        smaller = plan.apply(copy.deepcopy(double))
+        check = pk.check_exact(double, smaller, plan, cast(inputs, torch.float64))
+    except Exception as error:
+        return {**found, "float64": f"{type(error).__name__}: {str(error)[:200]}"}
+    return {"error": check.error, "exact": check.exact, "dtype": "float64", "mixes": len(check.inexact)}
+
+
+def single_groups(model: nn.Module, inputs: Any, count: int) -> list[dict[str, Any]]:
+    """Cuts a third of some groups, each by itself, out of a copy."""
+    results = []
+    graph = pk.DependencyGraph().build_dependency(model, inputs, modes=(False,))
+    names = [group.name for group in graph.groups()]
+    generator = random.Random(0)
+    for name in generator.sample(names, min(count, len(names))):
+        pruned = copy.deepcopy(model)
+        fresh = pk.DependencyGraph().build_dependency(pruned, inputs, modes=(False,))
+        size = fresh.analysis.groups[name].size
+        units = generator.sample(range(size), max(1, size // 3))
+        try:
+            fresh.remove({name: units})
+        except pk.RehearsalError as error:
+            results.append({"group": name, "exact": True, "error": None, "refused": str(error)[:300]})
+            continue
+        results.append({"group": name, **exactness(model, pruned, fresh.applied, inputs)})
+    return results
+
+
+def backward(example: zoo_models.Example) -> dict[str, Any]:
+    """Forward and backward in train mode; every parameter that gets a gradient gets one of its shape."""
+    example.model.train()
+    outputs = example.train(example.model) if example.train else call(example.model, example.inputs)
+    real = [tensor for tensor in output_tensors(outputs) if tensor.is_floating_point() and tensor.requires_grad]
+    sum(tensor.float().sum() for tensor in real).backward()  # type: ignore[union-attr]
+    given = [p for p in example.model.parameters() if p.grad is not None]
+    return {"backward": bool(given) and all(p.grad is not None and p.grad.shape == p.shape for p in given)}
+
+
+def measure(family: str, name: str, groups: int) -> None:
+    torch.manual_seed(0)
+    example = zoo_models.FAMILIES[family].build(name)
+    model, inputs = example.model.eval(), example.inputs
+    tell(params=sum(p.numel() for p in model.parameters()))
+    with torch.no_grad():
+        before = shapes(call(copy.deepcopy(model), inputs))
+    began = time.perf_counter()
+    graph = pk.DependencyGraph().build_dependency(model, inputs)
+    seconds = time.perf_counter() - began
+    analysis = graph.analysis
+    report = graph.report()
+    gaps = sorted({gap.operation for gap in analysis.not_understood if gap.froze and gap.why.startswith("no rule")})
+    tell(
+        analysis_s=round(seconds, 2),
+        operations=sum(len(recording.trace.operations) for recording in analysis.recordings),
+        groups=len(analysis.groups),
+        prunable=round(prunable(analysis), 4),
+        without_rule=gaps,
+        not_understood=list(report.not_understood)[:30],
+        pins=dict(Counter(report.pinned.values()).most_common(12)),
+        untouched=len(report.untouched),
+        notes=list(report.notes),
+    )
+    original = copy.deepcopy(model)
+    began = time.perf_counter()
+    result = pk.prune(model, inputs, importance=RandomImportance())
+    tell(
+        prune_s=round(time.perf_counter() - began, 2),
+        left=round(result.preview.params_after / result.preview.params_before, 4),
+        pruned=len(result.report.pruned),
+        given_back=dict(
+            Counter(text[:160] for text in result.report.left.values() if text.startswith("given back")).most_common(5)
+        ),
+        edits=len(result.plan.edits),
+        constants=[note for note in result.report.notes if note.startswith("a constant of")][:4],
+    )
+    with torch.no_grad():
+        after = shapes(call(copy.deepcopy(model), inputs))
+    tell(shapes_kept=after == before or example.free_outputs)
+    tell(**exactness(original, model, result.plan, inputs))
+    try:
+        tell(**backward(example))
+    except Exception as error:
+        tell(backward=False, backward_failed=f"{type(error).__name__}: {str(error)[:200]}")
+    tell(single=single_groups(original, inputs, groups))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("family", choices=sorted(zoo_models.FAMILIES))
+    parser.add_argument("model")
+    parser.add_argument("--groups", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    warnings.simplefilter("ignore")
+    try:
+        measure(args.family, args.model, args.groups)
+    except Exception as error:
+        traceback.print_exc()
+        tell(failed=f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
+
+
+if __name__ == "__main__":
+    main()

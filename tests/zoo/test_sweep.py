@@ -1,0 +1,86 @@
+"""The sweep's verdicts, its table, and that it leaves out no model of torchvision without a reason."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torchvision
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+RESULT: dict[str, Any] = {
+    "family": "torchvision",
+    "model": "resnet18",
+    "operations": 158,
+    "groups": 12,
+    "prunable": 0.9,
+    "left": 0.26,
+    "shapes_kept": True,
+    "backward": True,
+    "exact": True,
+    "error": 3e-7,
+    "single": [{"group": "conv1", "exact": True, "error": 2e-6}],
+}
+
+
+@pytest.fixture
+def zoo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("zoo")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, "works"),
+        ({"prunable": 0.4}, "little"),
+        ({"exact": False}, "wrong"),
+        ({"exact": False, "constants": ["a constant of aten::div.Tensor follows a size"]}, "told"),
+        ({"single": [{"group": "conv1", "exact": False, "error": 0.5}]}, "wrong"),
+        ({"backward": False}, "fails"),
+        ({"shapes_kept": False}, "fails"),
+        ({"failed": "longer than 300 s"}, "fails"),
+        ({"exact": None}, "fails"),
+    ],
+)
+def test_verdicts(zoo: ModuleType, change: dict[str, Any], expected: str) -> None:
+    assert zoo.verdict({**RESULT, **change}) == expected
+
+
+def test_the_table_names_the_reason_and_counts(zoo: ModuleType) -> None:
+    failed = {"family": "torchvision", "model": "aardvark", "failed": "longer | than 300 s"}
+    lines = zoo.table([RESULT, failed]).splitlines()
+    assert lines[2].startswith("| torchvision:aardvark | fails |")
+    assert lines[2].endswith("| longer / than 300 s |")
+    assert "| 90% | 26% | 2e-06 |" in lines[3]
+    assert lines[-1] == "torchvision: 2 models, 1 fails (50%), 1 works (50%)."
+
+
+def test_every_model_of_torchvision_is_there_or_left_out_with_a_reason(zoo: ModuleType) -> None:
+    models = zoo.zoo_models
+    listed, swept = set(torchvision.models.list_models()), set(models.torchvision_names())
+    assert swept <= listed
+    assert all(name.startswith(tuple(models.LEFT_OUT)) for name in listed - swept)
+    assert all(reason for reason in models.LEFT_OUT.values())
+
+
+def test_one_model_in_a_process_of_its_own() -> None:
+    command = [sys.executable, str(BENCHMARKS / "zoo_worker.py"), "torchvision", "squeezenet1_1", "--groups", "1"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    result: dict[str, Any] = {}
+    for line in done.stdout.splitlines():
+        result |= json.loads(line)
+    assert result["exact"]
+    assert result["backward"]
+    assert result["shapes_kept"]
+    assert result["prunable"] > 0.95
+    assert [group["exact"] for group in result["single"]] == [True]

@@ -1,0 +1,414 @@
+"""Where other tools fail: small models, each with the groups that must be found in it, named and sized."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import prunekit_core as pk
+from prunekit_plugins.importance import RandomImportance
+
+PICTURE = (2, 3, 8, 8)
+
+
+class UNet(nn.Module):
+    """Skips are joined to what comes back up; GroupNorm needs its groups."""
+
+    inputs: ClassVar = torch.randn(PICTURE)
+    groups: ClassVar = {"down": 8, "middle#norm_groups": 4, "middle": 3, "up": 6}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.middle = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 3, 2, 1)
+        self.norm, self.up = nn.GroupNorm(4, 12), nn.ConvTranspose2d(12, 6, 2, 2)
+        self.out = nn.Conv2d(8 + 6, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        skip = self.down(x)
+        return self.out(torch.cat([skip, self.up(self.norm(self.middle(skip)).relu())], 1))
+
+
+class Volume(nn.Module):
+    """A 3-D U-Net's block: InstanceNorm treats each channel by itself."""
+
+    inputs: ClassVar = torch.randn(2, 1, 4, 4, 4)
+    groups: ClassVar = {"first": 6, "second": 8}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv3d(1, 6, 3, padding=1), nn.InstanceNorm3d(6, affine=True)
+        self.second = nn.Conv3d(6, 8, 1)
+        self.out = nn.Conv3d(6 + 8, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.first(x)).relu()
+        return self.out(torch.cat([x, self.second(x)], 1))
+
+
+class CrossStage(nn.Module):
+    """YOLO: halves of a convolution go different ways and meet again; several outputs."""
+
+    inputs: ClassVar = torch.randn(PICTURE)
+    groups: ClassVar = {"stem": 6, "branch": 6}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch = nn.Conv2d(3, 12, 1), nn.Conv2d(6, 6, 3, padding=1)
+        self.boxes, self.classes = nn.Conv2d(18, 4, 1), nn.Conv2d(18, 7, 1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        first, second = self.stem(x).chunk(2, 1)
+        joined = torch.cat([first, second, self.branch(second)], 1)
+        return {"boxes": self.boxes(joined), "classes": self.classes(joined)}
+
+
+class Shuffle(nn.Module):
+    """ShuffleNet: channels change places between two grouped convolutions."""
+
+    inputs: ClassVar = torch.randn(PICTURE)
+    groups: ClassVar = {"first#conv_groups": 2, "first": 6, "second": 4}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 12, 1)
+        self.second = nn.Conv2d(12, 8, 3, groups=2)
+        self.out = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.second(self.first(x)).unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+        return self.out(x)
+
+
+class Upscale(nn.Module):
+    """PixelShuffle: four channels of one unit become one of a larger picture."""
+
+    inputs: ClassVar = torch.randn(PICTURE)
+    groups: ClassVar = {"first": 5}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.shuffle, self.out = nn.Conv2d(3, 20, 1), nn.PixelShuffle(2), nn.Conv2d(5, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.shuffle(self.first(x)).relu())
+
+
+class Gates(nn.Module):
+    """Squeeze-and-excitation by channel, then CBAM's gate of one channel over places."""
+
+    inputs: ClassVar = torch.randn(PICTURE)
+    groups: ClassVar = {"conv": 8, "squeeze": 4}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.squeeze, self.excite = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+        self.places, self.out = nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        x = x * self.excite(self.squeeze(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return self.out(x * self.places(x.mean(1, keepdim=True)).sigmoid())
+
+
+class Gated(nn.Module):
+    """GLU by the function, SwiGLU by two layers."""
+
+    inputs: ClassVar = torch.randn(2, 8)
+    groups: ClassVar = {"up": 6, "gate": 10}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.gate, self.value, self.down = (
+            nn.Linear(8, 12),
+            nn.Linear(6, 10),
+            nn.Linear(6, 10),
+            nn.Linear(10, 3),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.glu(self.up(x))
+        return self.down(F.silu(self.gate(x)) * self.value(x))
+
+
+class Normed(nn.Module):
+    """``weight_norm`` computes the weight anew in every forward."""
+
+    inputs: ClassVar = torch.randn(2, 6)
+    groups: ClassVar = {"first.parametrizations.weight.original1": 8}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.utils.parametrizations.weight_norm(nn.Linear(6, 8))
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.first(x).relu())
+
+
+class LowRank(nn.Module):
+    """LoRA: a frozen layer and a thin detour are added."""
+
+    inputs: ClassVar = torch.randn(2, 6)
+    groups: ClassVar = {"base#stream": 8, "a": 4}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.a, self.b, self.out = (
+            nn.Linear(6, 8),
+            nn.Linear(6, 4, bias=False),
+            nn.Linear(4, 8),
+            nn.Linear(8, 3),
+        )
+        self.base.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.base(x) + 0.5 * self.b(self.a(x)))
+
+
+class Tied(nn.Module):
+    """An autoencoder whose decoder is the encoder's weight, transposed."""
+
+    inputs: ClassVar = torch.randn(2, 6)
+    groups: ClassVar = {"first": 8}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(self.first(x).tanh(), self.first.weight.t())
+
+
+class Twice(nn.Module):
+    """One trunk, called for two inputs given by name."""
+
+    inputs: ClassVar = {"left": torch.randn(2, 6), "right": torch.randn(2, 6)}
+    groups: ClassVar = {"trunk": 8, "mixed": 10}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.mixed, self.out = nn.Linear(6, 8), nn.Linear(16, 10), nn.Linear(10, 3)
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> dict[str, torch.Tensor]:
+        both = torch.cat([self.trunk(left).relu(), self.trunk(right).relu()], -1)
+        return {"scores": self.out(self.mixed(both))}
+
+
+class Shifted(nn.Module):
+    """Swin: windows are rolled and cut out of the picture; heads are cut out of a packed layer."""
+
+    inputs: ClassVar = torch.randn(2, 4, 4, 8)
+    groups: ClassVar = {"stem": 12, "qkv#heads": 2, "qkv#head_dim": 6}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.qkv, self.out = nn.Linear(8, 12), nn.Linear(12, 36), nn.Linear(12, 5)
+        self.heads = 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).roll((-1, -1), (1, 2))
+        x = x.unflatten(1, (2, 2)).unflatten(3, (2, 2)).permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(0, 2)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Correlated(nn.Module):
+    """RAFT: all pairs of two feature maps, looked up with ``grid_sample``."""
+
+    inputs: ClassVar = (torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4))
+    groups: ClassVar = {"features": 8, "reader": 6}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.reader, self.out = nn.Conv2d(3, 8, 1), nn.Conv2d(1, 6, 1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        pairs = torch.einsum("bchw,bcij->bhwij", self.features(left), self.features(right))
+        grid = torch.linspace(-1, 1, 18, dtype=left.dtype).view(1, 3, 3, 2).expand(32, 3, 3, 2)
+        return self.out(self.reader(F.grid_sample(pairs.reshape(32, 1, 4, 4), grid, align_corners=True)))
+
+
+class Routed(nn.Module):
+    """A mixture of experts: the router's rows are numbers of experts, the experts' width is free."""
+
+    inputs: ClassVar = torch.randn(6, 8)
+    groups: ClassVar = {"stem": 12, "up": 10}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.router = nn.Linear(8, 12), nn.Linear(12, 4)
+        self.up, self.down = nn.Parameter(torch.randn(4, 12, 10)), nn.Parameter(torch.randn(4, 10, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        weights, chosen = self.router(x).softmax(-1).topk(2)
+        dense = torch.zeros(6, 4, dtype=x.dtype).scatter(1, chosen, weights)
+        each = torch.einsum("nd,edh->enh", x, self.up).relu() @ self.down
+        return torch.einsum("ne,eno->no", dense, each)
+
+
+class Checkpointed(nn.Module):
+    """Recomputed in the backward pass."""
+
+    inputs: ClassVar = torch.randn(2, 6)
+    groups: ClassVar = {"first": 8, "second": 10}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(6, 8), nn.Linear(8, 10), nn.Linear(10, 3)
+
+    def block(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x).relu()).relu()
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.out(checkpoint(self.block, x, use_reentrant=False))
+
+
+class Sequences(nn.Module):
+    """Two layers of a bidirectional LSTM."""
+
+    inputs: ClassVar = torch.randn(2, 3, 6)
+    groups: ClassVar = {"embed": 5, "rnn.weight_ih_l0#stream": 8}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(6, 5)
+        self.rnn = nn.LSTM(5, 8, 2, batch_first=True, bidirectional=True)
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.rnn(self.embed(x))[0])
+
+
+MODELS = (
+    UNet,
+    Volume,
+    CrossStage,
+    Shuffle,
+    Upscale,
+    Gates,
+    Gated,
+    Normed,
+    LowRank,
+    Tied,
+    Twice,
+    Shifted,
+    Correlated,
+    Routed,
+    Checkpointed,
+    Sequences,
+)
+
+
+@pytest.fixture(params=MODELS, ids=lambda kind: kind.__name__)
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    torch.manual_seed(0)
+    return request.param().eval()
+
+
+def run(model: nn.Module) -> list[torch.Tensor]:
+    inputs: Any = model.inputs
+    if isinstance(inputs, dict):
+        output = model(**inputs)
+    else:
+        output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    return list(output.values()) if isinstance(output, Mapping) else [output]
+
+
+def test_the_expected_groups_are_found(model: nn.Module) -> None:
+    graph = pk.DependencyGraph().build_dependency(model, model.inputs)
+    assert {name: group.size for name, group in graph.analysis.groups.items()} == model.groups
+    assert not graph.report().not_understood
+
+
+def test_half_of_each_goes_and_the_rest_is_the_same_program(model: nn.Module) -> None:
+    original, before = copy.deepcopy(model), [tensor.shape for tensor in run(model)]
+    result = pk.prune(model, model.inputs, importance=RandomImportance())
+    inner = {name for name in model.groups if not name.endswith(("_groups", "heads"))}
+    assert set(result.report.pruned) == inner
+    if isinstance(
+        model, Normed
+    ):  # the oracle zeroes whole directions, which then have no norm: zero the readers instead
+        gone = sorted({*range(8)} - {*result.plan.kept["first.parametrizations.weight.original1"]})
+        original.out.weight.data[:, gone] = 0
+        assert torch.allclose(run(original)[0], run(model)[0], atol=1e-6)
+    else:
+        check = pk.check_exact(original, model, result.plan, model.inputs)
+        assert check.error < 1e-5, str(check)
+        assert check.outputs == len(before)
+    model.train()
+    outputs = run(model)
+    assert [tensor.shape for tensor in outputs] == before
+    sum(tensor.sum() for tensor in outputs).backward()  # type: ignore[union-attr]
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters() if p.requires_grad)
+
+
+def test_tied_weights_stay_tied() -> None:
+    model = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 8), nn.Linear(8, 20, bias=False))
+    model[2].weight = model[0].weight
+    words = torch.randint(0, 20, (2, 5))
+    pk.prune(model, words)
+    assert model[2].weight is model[0].weight
+    assert model[0].weight.shape == (20, 4)
+
+
+def test_frozen_weights_are_pruned_and_stay_frozen() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).requires_grad_(False)
+    pk.prune(model, torch.randn(2, 6))
+    assert model[0].weight.shape == (4, 6)
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_a_classifier_keeps_its_classes_at_any_ratio() -> None:
+    model = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 7))
+    pk.prune(model, torch.randn(2, 6), ratio=0.9)
+    assert (model[0].out_features, model[2].out_features) == (2, 7)
+
+
+def test_a_pruned_model_is_saved_and_loaded_into_a_fresh_one(tmp_path: Any) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(1)
+        return Shifted().eval()
+
+    model = build()
+    plan = pk.prune(model, Shifted.inputs).plan
+    pk.save(model, tmp_path / "small.safetensors", plan=plan)
+    loaded = pk.load(build(), tmp_path / "small.safetensors")
+    assert torch.equal(run(loaded)[0], run(model)[0])
+
+
+def test_limits_hold_within_one_step() -> None:
+    model = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 40), nn.ReLU(), nn.Linear(40, 3))
+    pk.prune(model, torch.randn(2, 6), ratio=0.9, max_pruning_ratio=0.5, round_to=8)
+    assert (model[0].out_features, model[2].out_features) == (32, 24)
+
+
+def test_half_precision_and_compiled_models_are_pruned() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).to(torch.bfloat16)
+    pk.prune(torch.compile(model), torch.randn(2, 6, dtype=torch.bfloat16))
+    assert model[0].weight.shape == (4, 6)
+    assert model[0].weight.dtype is torch.bfloat16
+
+
+def test_a_split_written_as_numbers_is_given_back_with_the_operation() -> None:
+    class Numbered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.out = nn.Linear(6, 12), nn.Linear(12, 10), nn.Linear(10, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            a, b = self.first(x).split((6, 6), -1)
+            return self.out(self.second(torch.cat([b, a], -1)))
+
+    model = Numbered()
+    result = pk.prune(model, torch.randn(2, 6))
+    assert model.first.out_features == 12
+    assert model.second.out_features == 5
+    assert "aten::split_with_sizes" in result.report.left["first"]
