@@ -105,7 +105,7 @@ class _Walk:
             _UnresolvedError: The tensor is made otherwise, or something else would be scaled along.
         """
         operation = self._recording.trace.operations[user]
-        plain = self._rules.scaling(operation.op) in (Scaling.PRODUCT, Scaling.QUOTIENT)
+        plain = self._rules.scaling(operation.op) in (Scaling.PRODUCT, Scaling.QUOTIENT, Scaling.CONSTANT)
         if not plain and user not in self._recording.temperatures:
             raise _UnresolvedError("it is no plain factor")
         self._found, self._scaled = {}, []

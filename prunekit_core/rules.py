@@ -236,6 +236,8 @@ class Scaling(enum.Enum):
     """It scales with any one of its tensors."""
     QUOTIENT = "quotient"
     """It scales with its first tensor, and inversely with its second."""
+    CONSTANT = "constant"
+    """It scales with none of its tensors; a number among its arguments multiplies the first one."""
     MATRIX = "matrix"
     """It scales with either of its two tensors, each taken as a whole."""
     ROWS = "rows"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from prunekit_core import Axis, AxisMismatchError, Kind, OpCall, Rule, TensorArgument, Verb, split
+from prunekit_core import Axis, AxisMismatchError, Kind, OpCall, Rule, Scaling, TensorArgument, Verb, scales, split
 
 
 def attention(call: OpCall) -> list[Axis]:
@@ -57,4 +57,4 @@ def _lead(call: OpCall, query: TensorArgument, key: TensorArgument, value: Tenso
     return axis
 
 
-RULES: Mapping[str | torch.Tag, Rule] = {"aten::scaled_dot_product_attention": attention}
+RULES: Mapping[str | torch.Tag, Rule] = {"aten::scaled_dot_product_attention": scales(Scaling.CONSTANT)(attention)}

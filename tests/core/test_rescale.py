@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import prunekit_core as pk
@@ -71,6 +72,27 @@ def test_the_temperature_stays(name: str) -> None:
     assert model.dim == 4
     assert result.plan.rescales
     assert [rescale.factor for rescale in result.plan.rescales] == pytest.approx([0.5**0.5] * len(result.plan.rescales))
+    assert not result.report.notes
+    check = pk.check_exact(original, model, result.plan, x)
+    assert check.error < 1e-12, str(check)
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_the_scale_of_fused_attention_stays(explicit: bool) -> None:
+    class Fused(Attention):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.embed(x)
+            q, k, v = (
+                layer(x).view(len(x), -1, self.heads, self.dim).transpose(1, 2) for layer in (self.q, self.k, self.v)
+            )
+            y = F.scaled_dot_product_attention(q, k, v, scale=root(self) ** -1 if explicit else None)
+            return self.out(y.transpose(1, 2).reshape(len(x), -1, self.heads * self.dim))
+
+    torch.manual_seed(0)
+    model = Fused(MADE_UP_FOR["scores over"]).eval().double()
+    original, x = copy.deepcopy(model), X.double()
+    result = pk.prune(model, x)
+    assert model.dim == 4
     assert not result.report.notes
     check = pk.check_exact(original, model, result.plan, x)
     assert check.error < 1e-12, str(check)
