@@ -296,3 +296,25 @@ def test_macs_agree_with_the_flop_counter_of_pytorch() -> None:
         with FlopCounterMode(display=False) as counter:
             model(x)
         assert result.preview.costs["macs"][1] == counter.get_total_flops() / 2
+
+
+def test_a_plan_made_from_one_mode_can_be_checked() -> None:
+    class TwoFaced(nn.Module):
+        """In train mode two layers are added up, which ties them."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(4, 8)
+            self.c, self.d = nn.Linear(8, 3), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.c(self.a(x).relu()) + self.d(self.b(x).relu())
+            return y + (self.a(x) + self.b(x)).sum() if self.training else y
+
+    model, x = TwoFaced().eval(), torch.randn(2, 4)
+    original = copy.deepcopy(model)
+    graph = pk.DependencyGraph().build_dependency(model, x, modes=(False,))
+    assert [group.name for group in graph.groups()] == ["a", "b"]
+    plan = graph.remove({"b": [0, 5]})
+    assert pk.check_exact(original, model, plan, x)
+    assert (model.a.out_features, model.b.out_features) == (8, 6)
