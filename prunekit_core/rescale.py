@@ -186,6 +186,8 @@ class _Walk:
     ) -> torch.Tensor:
         """Returns which elements of a mover's input are read by (the wanted part of) one of its outputs."""
         shape = self._recording.trace.shapes[source.index]
+        if "dtype" in mover.arguments and self._recording.trace.shapes[output.index] == shape:
+            return torch.ones(shape, dtype=torch.bool) if wanted is None else wanted.clone()  # a conversion
         labels = torch.arange(math.prod(shape)).reshape(shape)
 
         def labelled(value: Any) -> Any:

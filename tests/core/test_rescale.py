@@ -50,6 +50,7 @@ MADE_UP_FOR: dict[str, Scores] = {
     "scores times": lambda a, q, k: torch.matmul(q, k.transpose(-2, -1)) * root(a) ** -1,
     "after a gain": lambda a, q, k: ((q * a.gain) @ k.mT) / root(a),
     "after halves are exchanged": lambda a, q, k: (torch.cat([q[:, :1], q[:, 1:]], 1).neg() / root(a)) @ -k.mT,
+    "after conversions": lambda a, q, k: (q.to(torch.float32).to(torch.float64) / root(a)) @ k.to(k.device).mT,
     "after a sum": lambda a, q, k: ((q + 2 * q) @ k.mT) / root(a),
 }
 
@@ -74,7 +75,7 @@ def test_the_temperature_stays(name: str) -> None:
     assert [rescale.factor for rescale in result.plan.rescales] == pytest.approx([0.5**0.5] * len(result.plan.rescales))
     assert not result.report.notes
     check = pk.check_exact(original, model, result.plan, x)
-    assert check.error < 1e-12, str(check)
+    assert check.error < (1e-6 if name == "after conversions" else 1e-12), str(check)
 
 
 @pytest.mark.parametrize("explicit", [False, True])
