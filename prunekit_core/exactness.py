@@ -90,9 +90,11 @@ def check_exact(
     original, pruned = check_recordable(original), check_recordable(pruned)
     # on real tensors, whose strides (and so which copies are made) are those of the run that is compared
     analysis = analyse(original, [example], registry, modes=(training, not training), fakes=(False,))
-    if not _has_groups(analysis, plan):  # a plan that was made from one mode may have finer groups
+    if _missing_group(analysis, plan) is not None:  # a plan that was made from one mode may have finer groups
         analysis = analyse(original, [example], registry, modes=(training,), fakes=(False,))
-        _check_groups(analysis, plan)
+    missing = _missing_group(analysis, plan)
+    if missing is not None:
+        raise PlanError("The plan was made for another model.", where=missing, why="the original has no such group")
     masked = _Masked(original, pruned, plan, analysis, registry)
     expected, found = masked.run(example, training)
     if len(expected) != len(found):
@@ -104,18 +106,10 @@ def check_exact(
     return ExactCheck(worst, allowed, inexact, len(expected))
 
 
-def _has_groups(analysis: Analysis, plan: Plan) -> bool:
+def _missing_group(analysis: Analysis, plan: Plan) -> str | None:
+    """Returns the first group of a plan that the analysis doesn't have in that size."""
     sizes = {name: group.size for name, group in analysis.groups.items()}
-    return all(sizes.get(cut.group) == cut.size for cut in plan.cuts)
-
-
-def _check_groups(analysis: Analysis, plan: Plan) -> None:
-    for cut in plan.cuts:
-        group = analysis.groups.get(cut.group)
-        if group is None or group.size != cut.size:
-            raise PlanError(
-                "The plan was made for another model.", where=cut.group, why="the original has no such group"
-            )
+    return next((cut.group for cut in plan.cuts if sizes.get(cut.group) != cut.size), None)
 
 
 def _difference(expected: torch.Tensor, found: torch.Tensor) -> float:
@@ -178,6 +172,7 @@ class _Masked:
         sink = _OverKept(self._analysis.recordings[0], self._plan.kept)
         expected = output_tensors(full.run(example, sink, rules, training=training))
         small = Shadow(self._small, fake=False)
+        small.watch()
         found = output_tensors(small.run(example, Sink(), rules, training=training))
         return expected, found
 

@@ -331,11 +331,13 @@ class BasePruner:
 
     def _advance(self, optimizer: torch.optim.Optimizer | None) -> None:
         plan = self.plan()
-        asked = max((scope.ratio for scope in self.scopes()), default=self.pruning_ratio)
-        if not plan.cuts and asked > 0 and self.current_step + 1 == self.iterative_steps:
+        if not plan.cuts and self.current_step + 1 == self.iterative_steps and self._highest_ratio() > 0:
             self.require_something(plan)
         self.graph.apply(plan, optimizer)
         self.current_step += 1
+
+    def _highest_ratio(self) -> float:
+        return max((scope.ratio for scope in self.scopes()), default=self.pruning_ratio)
 
     def require_something(self, plan: Plan) -> None:
         """Raises `NothingToPruneError` unless a plan removes anything; the message says what pinned what."""

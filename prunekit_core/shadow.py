@@ -284,7 +284,8 @@ class Shadow:
             )
         self.names: dict[int, str] = {}
         self.modules: dict[str, nn.Module] = {}
-        self._pristine = self._marks = Marks(self.module)
+        self._marks: Marks
+        self._pristine: Marks
 
     def _stand_ins(self, model: nn.Module) -> dict[int, Any]:
         modules = list(modules_in(model).values())
@@ -331,7 +332,10 @@ class Shadow:
         return tensors_in(self.modules)
 
     def watch(self) -> None:
-        """Starts following which module is running; call it once, when the shadow's modules are final."""
+        """Notes the state that runs return to, and starts following which module is running.
+
+        Call it once, when the shadow's modules are final and before the first run.
+        """
         self.modules = modules_in(self.module)
         self.names = {id(tensor): name for name, tensor in self.tensors().items()}
         for name, module in self.modules.items():

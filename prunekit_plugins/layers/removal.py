@@ -13,13 +13,13 @@ from torch import nn
 from prunekit_core import UnitsError, check_indices, shrink_tensor
 
 
-def remaining(size: int, indices: Sequence[int] | torch.Tensor, layer: nn.Module) -> torch.Tensor:
+def remaining(size: int, indices: Sequence[int] | torch.Tensor, layer: nn.Module | torch.Tensor) -> torch.Tensor:
     """Returns the positions that stay when some are removed.
 
     Args:
         size: Number of positions.
         indices: Positions to remove, in any order: ints, or an integer tensor.
-        layer: Named in errors.
+        layer: The layer (or parameter); its class is named in errors.
 
     Raises:
         UnitsError: An index is out of range or repeated, or nothing would remain.
@@ -173,11 +173,7 @@ def prune_parameter_out_channels(
     parameter: torch.Tensor, idxs: Sequence[int] | torch.Tensor, dim: int = -1
 ) -> torch.Tensor:
     """Removes positions of a bare parameter (or buffer), one that no layer owns, in place."""
-    gone = check_indices(idxs, parameter.shape[dim], "the parameter")
-    if len(gone) == parameter.shape[dim]:
-        raise UnitsError("All positions of a parameter can't be removed.", where=f"dim {dim}")
-    kept = torch.tensor([position for position in range(parameter.shape[dim]) if position not in set(gone)])
-    shrink_tensor(parameter, {dim % parameter.dim(): kept})
+    shrink_tensor(parameter, {dim % parameter.dim(): remaining(parameter.shape[dim], idxs, parameter)})
     return parameter
 
 

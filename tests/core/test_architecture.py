@@ -47,6 +47,7 @@ CORE = [
     "selection",
     "scopes",
     "pruner",
+    "targets",
     "api",
     "checkpoint",
     "exactness",
