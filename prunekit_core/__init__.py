@@ -50,6 +50,7 @@ from prunekit_core.report import Explanation, Report
 from prunekit_core.rules import Kind, OpCall, Role, Rule, Scaling, TensorArgument, Verb, output_like, scales
 from prunekit_core.selection import Limits, Scope, linear_scheduler
 from prunekit_core.shadow import operation_name
+from prunekit_core.sharding import is_sharded, whole_tensor
 from prunekit_core.surgery import shrink_tensor
 from prunekit_core.trace import Operation, Trace
 
@@ -118,6 +119,7 @@ __all__ = [
     "default_registry",
     "hookimpl",
     "is_pinned",
+    "is_sharded",
     "linear_scheduler",
     "load",
     "nearest",
@@ -136,4 +138,5 @@ __all__ = [
     "shrink_tensor",
     "split",
     "tie",
+    "whole_tensor",
 ]

@@ -28,6 +28,7 @@ from prunekit_core.report import Explanation, Report
 from prunekit_core.rescale import find_rescales
 from prunekit_core.rules import Role
 from prunekit_core.shadow import example_of
+from prunekit_core.standing import Standing
 from prunekit_core.surgery import modules_in
 from prunekit_core.unwrapped import Unwrapped, check_unwrapped, unwrapped_notes
 
@@ -46,11 +47,10 @@ class DependencyGraph:
         self._registry = registry
         self._analysis: Analysis | None = None
         self._model: nn.Module | None = None
-        self._owners: dict[str, nn.Module] = {}
+        self._standing: Standing | None = None
         self._steps: list[Plan] = []
         self.knowledge = Knowledge()
         self.notes: list[str] = []
-        self._set_applied(Plan())
 
     def build_dependency(
         self,
@@ -94,20 +94,10 @@ class DependencyGraph:
         examples = [example_of(inputs, forward_fn, output_transform) for inputs in (example_inputs, *more_inputs)]
         self._analysis = analyse(self._model, examples, self.registry, modes=modes)
         self.knowledge = Knowledge()
-        self._set_applied(Plan())
+        self._standing = Standing(self._analysis, self._model, Plan())
         self._steps = []
-        self._find_owners()
         self.notes = unwrapped_notes(self._analysis, unwrapped)
         return self
-
-    def _set_applied(self, plan: Plan) -> None:
-        self.applied = plan
-        self._sizer = layouts.Sizer(plan.kept)
-        self._placements: dict[int, dict[str, layouts.Placement]] = {}
-
-    def _find_owners(self) -> None:
-        modules = modules_in(self.model)
-        self._owners = {name: modules[name.rpartition(".")[0]] for name in self.analysis.parameters}
 
     @property
     def registry(self) -> Registry:
@@ -132,11 +122,23 @@ class DependencyGraph:
         assert self._model is not None
         return self._model
 
+    @property
+    def standing(self) -> Standing:
+        """The model with what was cut from it so far."""
+        assert self.analysis
+        assert self._standing is not None
+        return self._standing
+
+    @property
+    def applied(self) -> Plan:
+        """The plan from the model as it was at analysis to the model as it is now."""
+        return Plan() if self._standing is None else self._standing.plan
+
     # -- units
 
     def remaining(self, group: str) -> tuple[int, ...]:
         """Returns the units of a group that are still there, as numbered at analysis."""
-        return self.applied.kept.get(group, tuple(range(self.analysis.groups[group].size)))
+        return self.standing.remaining(group)
 
     def groups(self) -> list[UnitGroup]:
         """Lists all groups as found at analysis."""
@@ -151,38 +153,7 @@ class DependencyGraph:
             group: Name of the group.
             shared: Intermediate results to share between the views; None for a new store.
         """
-        shared = {} if shared is None else shared
-        place = self._places(group)
-        found = []
-        for member in self.analysis.groups[group].members:
-            layout = self.analysis.parameters[member.parameter].dims[member.dim]
-            positions, units = self._placed(layout)[group]
-            path, _, name = member.parameter.rpartition(".")
-            module = self._owners[member.parameter]
-            tensor = _own_tensor(module, name)
-            if tensor is None or tensor.shape[member.dim] != self._sizer(layout):
-                raise PlanError(
-                    "The model was changed since it was analysed.", where=member.parameter, hint="build the graph anew"
-                )
-            units = units if place is None else place[units]
-            found.append(MemberView(path, module, name, tensor, member.dim, member.role, positions, units, shared))
-        return found
-
-    def _places(self, group: str) -> torch.Tensor | None:
-        """Place of every unit of a group among those that are there now; None while all are."""
-        if group not in self.applied.kept:
-            return None
-        remaining = torch.tensor(self.applied.kept[group])
-        place = torch.full((self.analysis.groups[group].size,), -1)
-        place[remaining] = torch.arange(len(remaining))
-        return place
-
-    def _placed(self, layout: Layout) -> dict[str, layouts.Placement]:
-        """Where all groups are in a layout; the same for all dims that share it, until the next cut."""
-        made = self._placements.get(id(layout))
-        if made is None:
-            made = self._placements[id(layout)] = layouts.placements(layout, self.applied.kept)
-        return made
+        return self.standing.views(group, {} if shared is None else shared)
 
     def whole_group(self, group: str, shared: dict[Any, torch.Tensor] | None = None) -> Group:
         """Returns the `Group` that holds all units of a group that are there now.
@@ -228,7 +199,9 @@ class DependencyGraph:
         """
         path = path_of(self.model, layer)
         where = f"{path} ({type(layer).__name__})"
-        layout = flat_layout(layer, self.registry.layer_type(layer), self._own_layouts(layer), pruning_fn, where)
+        layout = flat_layout(
+            layer, self.registry.layer_type(layer), self.standing.own_layouts(layer), pruning_fn, where
+        )
         kept = self.applied.kept
         positions = layouts.kept_positions(layout, kept)
         numbers = check_indices(idxs, len(positions), where)
@@ -244,20 +217,6 @@ class DependencyGraph:
                     "All units of a group can't be removed.", where=where, why=f"group {name} would be empty"
                 )
         return Group(self, removed, (layer, path, pruning_fn, numbers))
-
-    def _own_layouts(self, layer: nn.Module, names: Mapping[int, str] | None = None) -> dict[str, tuple[Layout, ...]]:
-        """Layouts of a layer's own parameters and buffers, by local name."""
-        names = self._names() if names is None else names
-        own: dict[str, tuple[Layout, ...]] = {}
-        for table in (layer._parameters, layer._buffers):
-            for local, tensor in table.items():
-                if tensor is not None and id(tensor) in names:
-                    own[local] = self.analysis.parameters[names[id(tensor)]].dims
-        return own
-
-    def _names(self) -> dict[int, str]:
-        """Canonical names of the tensors that are there now, by identity."""
-        return {id(_own_tensor(module, name.rpartition(".")[2])): name for name, module in self._owners.items()}
 
     def _pins(self, path: str) -> str:
         """What pins the parameters of a layer, kernels apart."""
@@ -298,7 +257,7 @@ class DependencyGraph:
         if kind is not None:
             into = view.role is Role.IN
             flat = kind.flat_in if into else kind.flat_out
-            own = self._own_layouts(view.module)
+            own = self.standing.own_layouts(view.module)
             if flat is not None and flat(view.module, own) == own[view.name][view.dim]:
                 function = kind.prune_in if into else kind.prune_out
         return Dependency(view.module, view.path, view.role, function, view.name)
@@ -394,11 +353,24 @@ class DependencyGraph:
         except PlanError as error:
             error.hint = error.hint if "optimizer" in error.headline else _REBUILD
             raise
-        self._set_applied(plan)
+        self._standing = Standing(self.analysis, self.model, plan)
         self._steps.append(plan)
-        if step.swaps:
-            self._find_owners()
         return plan
+
+    def adopt(self, model: nn.Module, plan: Plan) -> None:
+        """Goes on with another copy of the model, to which a plan of this graph was applied elsewhere.
+
+        Args:
+            model: The copy; it may be sharded.
+            plan: The plan that was applied to it, from the model as it was at analysis.
+
+        Raises:
+            PlanError: Its parameters don't have the shapes that the plan leads to; nothing was changed.
+        """
+        standing = Standing(self.analysis, model, plan)
+        standing.check()
+        self._model, self._standing = model, standing
+        self._steps.append(plan)
 
     def remove(self, removed: Mapping[str, Sequence[int]]) -> Plan:
         """Removes exactly these units (numbered as at analysis) from the model, proven first."""
@@ -440,9 +412,9 @@ class DependencyGraph:
     def _flat_layouts(self) -> dict[str, tuple[Layout | None, Layout | None]]:
         """How the output and the input channels of every layer are made of units, by path."""
         found = {}
-        names = self._names()
+        names = self.standing.names()
         for path, module in modules_in(self.model).items():
-            kind, own = self.registry.layer_type(module), self._own_layouts(module, names)
+            kind, own = self.registry.layer_type(module), self.standing.own_layouts(module, names)
             if kind is not None and own:
                 found[path] = (
                     kind.flat_out(module, own) if kind.flat_out else None,
@@ -476,8 +448,3 @@ class DependencyGraph:
 
 
 _REBUILD = "the model was changed since it was analysed: build the graph anew"
-
-
-def _own_tensor(module: nn.Module, name: str) -> torch.Tensor | None:
-    tensor = module._parameters.get(name)
-    return module._buffers.get(name) if tensor is None else tensor

@@ -13,6 +13,7 @@ from prunekit_core.errors import UnitsError
 from prunekit_core.layers import PruningFunction
 from prunekit_core.plan import Plan
 from prunekit_core.rules import Role
+from prunekit_core.sharding import whole_tensor
 
 
 @attrs.frozen(eq=False)
@@ -40,6 +41,17 @@ class MemberView:
     positions: torch.Tensor
     units: torch.Tensor
     shared: dict[Any, torch.Tensor] = attrs.field(factory=dict, repr=False)
+
+    def values(self) -> torch.Tensor:
+        """Returns the values of the parameter or buffer in full, detached; see `whole_tensor`."""
+        return whole_tensor(self.tensor)
+
+    def gradient(self) -> torch.Tensor | None:
+        """Returns the gradient of the parameter in full and dense, or None; see `whole_tensor`."""
+        gradient = self.tensor.grad
+        if gradient is None:
+            return None
+        return gradient.to_dense() if gradient.is_sparse else whole_tensor(gradient)
 
     def once(self, key: Hashable, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Computes something of this parameter dim once in a scoring pass, for all groups that lie along it.

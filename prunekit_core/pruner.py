@@ -336,6 +336,20 @@ class BasePruner:
         self.graph.apply(plan, optimizer)
         self.current_step += 1
 
+    def adopt(self, model: nn.Module, plan: Plan) -> None:
+        """Takes a step that was made elsewhere: goes on with the copy of the model to which its plan was applied.
+
+        Args:
+            model: The copy; it may be sharded.
+            plan: What `plan` returned for this step.
+
+        Raises:
+            PlanError: The plan doesn't lead to the shapes of the model; nothing was changed.
+        """
+        self.graph.adopt(model, plan)
+        self.model = model
+        self.current_step += 1
+
     def _highest_ratio(self) -> float:
         return max((scope.ratio for scope in self.scopes()), default=self.pruning_ratio)
 

@@ -13,6 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from prunekit_core.errors import RecordingError, UnsupportedModelError
 from prunekit_core.rules import RuleTable
 from prunekit_core.shadow import Example, Shadow, Sink, operation_name, tensors_of
+from prunekit_core.sharding import is_sharded
 from prunekit_core.surgery import modules_in, tensors_in
 from prunekit_core.trace import Operation, TensorRef, Trace
 
@@ -170,7 +171,7 @@ def inventory(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, torch.T
     """Returns the modules of a model, and its parameters and buffers, by canonical name.
 
     Raises:
-        UnsupportedModelError: A module is a ScriptModule, or a parameter is uninitialised.
+        UnsupportedModelError: A module is a ScriptModule, or a parameter is uninitialised or sharded.
     """
     modules = modules_in(model)
     for name, module in modules.items():
@@ -189,6 +190,12 @@ def inventory(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, torch.T
                 where=name,
                 hint="run one forward pass on real inputs first, so that every shape is known",
             )
+        if is_sharded(tensor):
+            raise UnsupportedModelError(
+                "The model is sharded over several processes.",
+                where=name,
+                hint="analyse it before it is sharded (on the meta device if it is large); cut it with apply_sharded",
+            )
     return modules, tensors
 
 
@@ -196,7 +203,8 @@ def check_recordable(model: object) -> nn.Module:
     """Returns the model itself, out of wrappers that only forward to it.
 
     Raises:
-        UnsupportedModelError: The object is no module, a ScriptModule, or has uninitialised lazy parameters.
+        UnsupportedModelError: The object is no module, a ScriptModule, or has parameters that are uninitialised or
+            sharded.
     """
     found = unwrap(model)
     inventory(found)

@@ -83,7 +83,7 @@ class FPGMImportance:
         Returns:
             Tensor ``[held]``.
         """
-        weights = view.tensor.detach()
+        weights = view.values()
         order = view.units.argsort(stable=True)
         slices = view.slices(weights)[view.positions[order].to(weights.device)].reshape(len(units), -1)
         # in double precision, because cdist works by a matrix product, in which close slices lose half of the digits

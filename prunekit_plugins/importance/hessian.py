@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from prunekit_core import ArgumentError, Group, MemberView
+from prunekit_core import ArgumentError, Group, MemberView, whole_tensor
 from prunekit_plugins.importance.members import TARGET_TYPES, Members, name_of, sums_over_slices, wide
 from prunekit_plugins.importance.reductions import Normalizer
 
@@ -115,7 +115,7 @@ class GroupHessianImportance:
         squares = self._squares[view.tensor]
         if squares.shape != view.tensor.shape:
             raise _changed(name_of(view))
-        return sums_over_slices(wide(view.tensor.detach()).square() * squares, view.dim) / self._samples
+        return sums_over_slices(wide(view.values()).square() * whole_tensor(squares), view.dim) / self._samples
 
 
 def _changed(where: str) -> ArgumentError:

@@ -104,7 +104,7 @@ class GroupMagnitudeImportance:
         Returns:
             Tensor ``[positions]``.
         """
-        return powered_sums(view.tensor, view.dim, self.p)
+        return powered_sums(view.values(), view.dim, self.p)
 
 
 class LAMPImportance:

@@ -260,7 +260,7 @@ class OBDCImportance:
             return None
         values = moments.values / moments.count
         if bias:
-            values = wide(view.tensor.detach()).square()
+            values = wide(view.values()).square()
             if values.shape != moments.gradients.shape:
                 raise _changed(name_of(view))
         scores = values * moments.gradients / (2 * self._samples)

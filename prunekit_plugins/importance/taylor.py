@@ -75,8 +75,7 @@ class GroupTaylorImportance:
         Returns:
             Tensor ``[positions]``.
         """
-        gradient = view.tensor.grad
+        gradient = view.gradient()
         assert gradient is not None
-        gradient = gradient.to_dense() if gradient.is_sparse else gradient
-        products = wide(view.tensor.detach()) * wide(gradient)
+        products = wide(view.values()) * wide(gradient)
         return sums_over_slices(products if self.multivariable else products.abs_(), view.dim)

@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CORE = [
     "errors",
+    "sharding",
     "axes",
     "layout",
     "trace",
@@ -42,6 +43,7 @@ CORE = [
     "numbering",
     "history",
     "group",
+    "standing",
     "graph",
     "declarations",
     "selection",
