@@ -43,6 +43,7 @@ from prunekit_core.hookspecs import hookimpl
 from prunekit_core.layers import LayerType, Replacement, Resizing
 from prunekit_core.layout import Concat, Fixed, Kept, Layout, Product, Sizer, Units, new_size, prefix
 from prunekit_core.numbering import check_indices
+from prunekit_core.opaque import Opaque
 from prunekit_core.plan import Plan, Preview
 from prunekit_core.pruner import BasePruner
 from prunekit_core.registry import HOOKS, Entry, Plugin, Registry, RuleOrigin, default_registry
@@ -81,6 +82,7 @@ __all__ = [
     "MemberView",
     "NothingToPruneError",
     "OpCall",
+    "Opaque",
     "Operation",
     "Plan",
     "PlanError",

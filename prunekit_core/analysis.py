@@ -14,12 +14,13 @@ from torch import nn
 from prunekit_core import axes
 from prunekit_core.axes import Axis, Form, Reason
 from prunekit_core.errors import RecordingError
+from prunekit_core.examples import Example
 from prunekit_core.layout import Concat, Fixed, Layout, Product, Sizer, Units, groups_of, walk
 from prunekit_core.propagate import NotUnderstood, Propagation, parameter_axes, propagate
 from prunekit_core.recorder import check_recordable, record
 from prunekit_core.registry import Registry
 from prunekit_core.rules import Kind, Role, Temperature, Verb
-from prunekit_core.shadow import Example, Shadow, collection_paused
+from prunekit_core.shadow import Shadow, collection_paused
 from prunekit_core.surgery import exchange_module
 from prunekit_core.trace import Trace, program_of
 
@@ -242,7 +243,7 @@ def _record_all(
             break
         shadow = Shadow(model, fake=fake)
         swaps = _swap_modules(shadow.module, registry)
-        shadow.watch()
+        shadow.watch(registry.opaque)
         notes = (
             []
             if fake or fakes[0] is False

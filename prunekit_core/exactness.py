@@ -14,15 +14,18 @@ from typing import Any
 import attrs
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from prunekit_core import layout as layouts
 from prunekit_core.analysis import Analysis, Recording, analyse
 from prunekit_core.errors import PlanError
+from prunekit_core.examples import Example
 from prunekit_core.layout import Kept, Layout
 from prunekit_core.plan import Plan
 from prunekit_core.recorder import check_recordable, output_tensors
 from prunekit_core.registry import Registry, default_registry
-from prunekit_core.shadow import Example, Shadow, Sink, bind_arguments, tensors_of
+from prunekit_core.rules import ModuleOp
+from prunekit_core.shadow import Shadow, Sink, bind_arguments, tensors_of
 from prunekit_core.surgery import named_tensors, select_positions, tensor_at, zero_positions
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -168,11 +171,11 @@ class _Masked:
             if converted is not None:
                 parent, _, name = path.rpartition(".")
                 full.module.get_submodule(parent)._modules[name] = converted
-        full.watch()
-        sink = _OverKept(self._analysis.recordings[0], self._plan.kept)
+        full.watch(self._registry.opaque)
+        sink = _OverKept(self._analysis.recordings[0], self._plan)
         expected = output_tensors(full.run(example, sink, rules, training=training))
         small = Shadow(self._small, fake=False)
-        small.watch()
+        small.watch(self._registry.opaque)
         found = output_tensors(small.run(example, Sink(), rules, training=training))
         return expected, found
 
@@ -180,8 +183,8 @@ class _Masked:
 class _OverKept(Sink):
     """Runs operations that depend on a whole axis over its kept units only."""
 
-    def __init__(self, recording: Recording, kept: Kept) -> None:
-        self._recording, self._kept = recording, kept
+    def __init__(self, recording: Recording, plan: Plan) -> None:
+        self._recording, self._plan, self._kept = recording, plan, plan.kept
         self._next = 0
 
     def compute(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -192,6 +195,8 @@ class _OverKept(Sink):
         kept = {name: self._kept[name] for name in names if name in self._kept}
         if not kept:
             return op(*args, **kwargs)
+        if isinstance(op, ModuleOp):  # its attributes are those for the whole plan
+            kept = self._kept
         operation = self._recording.trace.operations[index]
         arguments = bind_arguments(op, args, kwargs)
         for name, value in arguments.items():
@@ -206,8 +211,17 @@ class _OverKept(Sink):
             temperature, _ = self._recording.temperatures[index]
             arguments[temperature.argument] = temperature.value
         whole = tensors_of(op(*args, **kwargs))  # lies in memory as what follows was recorded with
-        result = op(**arguments)
+        result = op.run(arguments, self._sizes(operation.module)) if isinstance(op, ModuleOp) else op(**arguments)
         return self._spread(result, whole, operation.outputs, kept)
+
+    def _sizes(self, path: str) -> dict[tuple[str, str], Any]:
+        """Returns the sizes that the plan sets in the attributes of a module and of those in it."""
+        inside = f"{path}." if path else ""
+        return {
+            (edit.module[len(inside) :], edit.attribute): edit.new
+            for edit in self._plan.edits
+            if edit.module == path or edit.module.startswith(inside)
+        }
 
     def _sliced(self, ref: Any, value: Any, kept: Kept) -> Any:
         if isinstance(value, torch.Tensor):
@@ -226,12 +240,15 @@ class _OverKept(Sink):
 
     def _spread(self, result: Any, whole: Any, refs: Sequence[Any], kept: Kept) -> Any:
         """Puts results over kept units back to their places among zeros, in the memory format of the whole results."""
-        tensors = []
-        for ref, tensor, like in zip(refs, tensors_of(result), whole, strict=True):
+        leaves, form = pytree.tree_flatten(result)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        spread = []
+        for ref, tensor, like in zip(refs, tensors, whole, strict=True):
             for dim, positions in self._positions(ref.index, kept).items():
                 shape = list(tensor.shape)
                 shape[dim] = self._recording.trace.shapes[ref.index][dim]
                 tensor = tensor.new_zeros(shape).index_copy_(dim, positions.to(tensor.device), tensor)
             placed = torch.empty_strided(like.shape, like.stride(), dtype=tensor.dtype, device=tensor.device)
-            tensors.append(placed.copy_(tensor))
-        return tensors[0] if isinstance(result, torch.Tensor) else type(result)(tensors)
+            spread.append(placed.copy_(tensor))
+        places = iter(spread)
+        return pytree.tree_unflatten([next(places) if torch.is_tensor(leaf) else leaf for leaf in leaves], form)

@@ -14,6 +14,7 @@ from prunekit_core.analysis import Analysis, UnitGroup, analyse
 from prunekit_core.custom_layers import CustomizedPruner, with_customized
 from prunekit_core.edits import GroupCut, ParameterCut, Swap
 from prunekit_core.errors import ArgumentError, PlanError, UnitsError
+from prunekit_core.examples import example_of
 from prunekit_core.group import Dependency, Group, MemberView
 from prunekit_core.history import Removal, removals, resolve
 from prunekit_core.ladder import Knowledge, Rehearsed, Reselect, rehearse
@@ -27,7 +28,6 @@ from prunekit_core.registry import Registry, default_registry
 from prunekit_core.report import Explanation, Report
 from prunekit_core.rescale import find_rescales
 from prunekit_core.rules import Role
-from prunekit_core.shadow import example_of
 from prunekit_core.standing import Standing
 from prunekit_core.surgery import modules_in
 from prunekit_core.unwrapped import Unwrapped, check_unwrapped, unwrapped_notes

@@ -9,6 +9,7 @@ import attrs
 from torch import nn
 
 from prunekit_core.layout import Kept, Layout, new_size, prefix
+from prunekit_core.opaque import Opaque
 
 PruningFunction = Callable[[nn.Module, Sequence[int]], nn.Module]
 """Removes units from one layer in place: ``prune(layer, indices) -> layer``."""
@@ -67,6 +68,7 @@ class LayerType:
         also_in: Further functions that mean the same as ``prune_in``.
         attributes: Called with a module and its `Resizing`; returns the int or tuple-of-int attributes that state
             sizes, with their values for the new shapes.
+        opaque: What a recording must know if it isn't to look into the module; None: the module is traced through.
     """
 
     name: str
@@ -77,6 +79,7 @@ class LayerType:
     also_out: tuple[PruningFunction, ...] = ()
     also_in: tuple[PruningFunction, ...] = ()
     attributes: Callable[[nn.Module, Resizing], Mapping[str, Any]] = no_attributes
+    opaque: Opaque | None = None
 
 
 @attrs.frozen(eq=False)

@@ -11,8 +11,9 @@ from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
 from prunekit_core.errors import RecordingError, UnsupportedModelError
+from prunekit_core.examples import Example
 from prunekit_core.rules import RuleTable
-from prunekit_core.shadow import Example, Shadow, Sink, operation_name, tensors_of
+from prunekit_core.shadow import Shadow, Sink, operation_name, tensors_of
 from prunekit_core.sharding import is_sharded
 from prunekit_core.surgery import modules_in, tensors_in
 from prunekit_core.trace import Operation, TensorRef, Trace

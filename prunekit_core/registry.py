@@ -23,7 +23,8 @@ from prunekit_core.blame import describe_error, site_of
 from prunekit_core.config import Config, find_config, read_config
 from prunekit_core.errors import ArgumentError, PluginError, nearest
 from prunekit_core.layers import LayerType, Replacement
-from prunekit_core.rules import RuleTable
+from prunekit_core.opaque import Opaque
+from prunekit_core.rules import ModuleOp, RuleTable
 
 ENTRY_POINT_GROUP = "prunekit"
 BUILT_IN = "prunekit"
@@ -302,7 +303,12 @@ class Registry:
         )
 
     def rule_origin(self, op: Any) -> RuleOrigin | None:
-        """Tells where the rule of a ``torch._ops.OpOverload`` comes from; None where it has none."""
+        """Tells where the rule of a ``torch._ops.OpOverload`` or a `ModuleOp` comes from; None where it has none."""
+        if isinstance(op, ModuleOp):
+            name = op.name.removeprefix("opaque::")
+            types = self._tables["prunekit_layer_types"].items()
+            entry = next(entry for cls, entry in types if class_name(cls) == name)
+            return RuleOrigin(op.name, entry.owner, site_of(op.rule), entry.overrides)
         key = self.op_rules.key(op)
         if key is None:
             return None
@@ -338,12 +344,23 @@ class Registry:
 
     def layer_type(self, module: nn.Module) -> LayerType | None:
         """Returns the layer type of a module: that of the most specific class registered."""
+        found = self._layer_entry(module)
+        return None if found is None else found[1].value
+
+    def opaque(self, module: nn.Module) -> tuple[str, Opaque] | None:
+        """Returns what is declared about a module that isn't to be looked into, with the dotted name of its class."""
+        found = self._layer_entry(module)
+        if found is None or found[1].value.opaque is None:
+            return None
+        return found[0], found[1].value.opaque
+
+    def _layer_entry(self, module: nn.Module) -> tuple[str, Entry] | None:
         table = self._tables["prunekit_layer_types"]
         for cls in type(module).__mro__:
-            entry = table.get(cls) or table.get(f"{cls.__module__}.{cls.__qualname__}")
+            name = class_name(cls)
+            entry = table.get(cls) or table.get(name)
             if entry is not None:
-                found: LayerType = entry.value
-                return found
+                return name, entry
         return None
 
     def replacement(self, module: nn.Module) -> Replacement | None:
@@ -353,6 +370,11 @@ class Registry:
                 found: Replacement = entry.value
                 return found
         return None
+
+
+def class_name(cls: object) -> str:
+    """Returns the dotted name of a class; a name as it is."""
+    return f"{cls.__module__}.{cls.__qualname__}" if isinstance(cls, type) else str(cls)
 
 
 def _point_order(point: metadata.EntryPoint) -> tuple[str, str]:

@@ -119,18 +119,18 @@ class OpCall:
         self.operation = operation
         self.name = operation.name
         self.shapes = tuple(shapes)
-        self._arguments = arguments
+        self.arguments = arguments
         self._effects = effects
 
     def __getitem__(self, argument: str) -> Any:
-        return self._arguments[argument]
+        return self.arguments[argument]
 
     def __contains__(self, argument: str) -> bool:
-        return argument in self._arguments
+        return argument in self.arguments
 
     def get(self, argument: str, default: Any = None) -> Any:
         """Returns an argument by its schema name, or the default where the overload has no such argument."""
-        return self._arguments.get(argument, default)
+        return self.arguments.get(argument, default)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -140,7 +140,7 @@ class OpCall:
     def tensors(self) -> list[TensorArgument]:
         """Lists all tensor arguments in schema order."""
         found: list[TensorArgument] = []
-        for value in self._arguments.values():
+        for value in self.arguments.values():
             if isinstance(value, TensorArgument):
                 found.append(value)
             elif isinstance(value, list):
@@ -171,6 +171,10 @@ class OpCall:
         if tensor.parameter:
             self._effects.roles.setdefault((tensor.parameter, dim % tensor.ndim), role)
 
+    def has_role(self, tensor: TensorArgument, dim: int) -> bool:
+        """Tells whether it was said what a parameter does along one of its dims."""
+        return (tensor.parameter, dim % tensor.ndim) in self._effects.roles
+
     def kind(self, axis: Axis, kind: Kind) -> None:
         """Says what the units of an axis are."""
         self._effects.kinds.append((axis, kind))
@@ -179,6 +183,10 @@ class OpCall:
         """Says that the operation depends on the whole extent of an axis."""
         if not axes.is_pinned(axis):
             self._effects.whole.setdefault(self.operation.index, []).append((axis, verb, text))
+
+    def used_whole(self) -> list[Axis]:
+        """Lists the axes whose whole extent the operation was said to depend on."""
+        return [axis for axis, _, _ in self._effects.whole.get(self.operation.index, ())]
 
     def expect(self, argument: str, pieces: Sequence[Axis], position: int | None = None) -> None:
         """Says that an integer argument (or one position of a list argument) is the total size of some axes."""
@@ -258,6 +266,29 @@ def scales(how: Scaling) -> Callable[[Rule], Rule]:
     return mark
 
 
+@attrs.frozen(eq=False)
+class ModuleOp:
+    """The operation that stands for a module which isn't looked into; it brings its rule.
+
+    Its arguments are those of the module's forward, by name, and the module's own parameters and buffers, by dotted
+    name.
+
+    Attributes:
+        name: ``"opaque::"`` and the dotted name of the class that was declared opaque.
+        rule: Ties the axes of the arguments.
+        run: Runs the module on real arguments, with sizes in its attributes ((dotted path, attribute) to value) set
+            for this run only.
+    """
+
+    name: str
+    rule: Rule
+    run: Callable[[Mapping[str, Any], Mapping[tuple[str, str], Any]], Any]
+
+    def __call__(self, **arguments: Any) -> Any:
+        """Runs the module as it is."""
+        return self.run(arguments, {})
+
+
 class RuleTable:
     """Finds the rule of an operation: exact overload, packet, in-place twin, then tag.
 
@@ -270,7 +301,9 @@ class RuleTable:
         self._cache: dict[Any, Rule | None] = {}
 
     def find(self, op: Any) -> Rule | None:
-        """Returns the rule for a ``torch._ops.OpOverload``, or None."""
+        """Returns the rule for a ``torch._ops.OpOverload`` or a `ModuleOp`, or None."""
+        if isinstance(op, ModuleOp):
+            return op.rule
         if op not in self._cache:
             self._cache[op] = next((self._rules[key] for key in rule_keys(op) if key in self._rules), None)
         return self._cache[op]
@@ -294,6 +327,8 @@ class RuleTable:
 
 def rule_keys(op: Any) -> list[str | torch.Tag]:
     """Lists the keys that may name an operation, most specific first."""
+    if isinstance(op, ModuleOp):
+        return [op.name]
     packet = op._schema.name
     keys: list[str | torch.Tag] = [f"{packet}.{op._overloadname}", packet]
     if packet.endswith("_") and not packet.endswith("__"):

@@ -27,68 +27,11 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from prunekit_core.rules import Likeness, RuleTable
+from prunekit_core.examples import Example
+from prunekit_core.opaque import Closed, Opaque
+from prunekit_core.rules import Likeness, ModuleOp, RuleTable
 from prunekit_core.surgery import modules_in, tensors_in
 from prunekit_core.twin import Marks, deep_twin, shallow_twin
-
-Runner = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
-"""Runs a model on positional and keyword inputs (fake or real) and returns its outputs."""
-
-
-def run_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The default `Runner`: calls the model."""
-    return model(*args, **kwargs)
-
-
-@attrs.frozen(eq=False)
-class Example:
-    """Example inputs: what a forward pass is recorded on.
-
-    Attributes:
-        args: Positional inputs.
-        kwargs: Keyword inputs.
-        runner: How the model is run on them.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    runner: Runner = run_model
-
-    @classmethod
-    def of(cls, inputs: Any, runner: Runner = run_model) -> Example:
-        """Reads example inputs: a tensor, a tuple or list of positional inputs, or a dict of keyword inputs."""
-        if isinstance(inputs, Example):
-            return inputs
-        if isinstance(inputs, dict):
-            return cls((), dict(inputs), runner)
-        if isinstance(inputs, tuple | list):
-            return cls(tuple(inputs), {}, runner)
-        return cls((inputs,), {}, runner)
-
-
-def example_of(
-    inputs: Any, forward_fn: Callable[[nn.Module, Any], Any] | None, output_transform: Callable[[Any], Any] | None
-) -> Example:
-    """Makes the example that is run by ``forward_fn(model, inputs)`` and whose outputs go through a transform."""
-    if forward_fn is None and output_transform is None:
-        return Example.of(inputs)
-
-    def run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if forward_fn is None:
-            outputs = run_model(model, args, kwargs)
-        else:
-            outputs = forward_fn(model, _as_given(inputs, args, kwargs))
-        return outputs if output_transform is None else (outputs, output_transform(outputs))
-
-    return Example.of(inputs, run)
-
-
-def _as_given(inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if isinstance(inputs, dict):
-        return kwargs
-    if isinstance(inputs, tuple | list):
-        return type(inputs)(args)
-    return args[0]
 
 
 class Sink:
@@ -112,10 +55,30 @@ class Sink:
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, sink: Sink, stack: list[str], rules: RuleTable, fake_mode: FakeTensorMode | None) -> None:
+    def __init__(self, sink: Sink, rules: RuleTable, shadow: Shadow) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._sink, self._stack, self._rules, self._fake_mode = sink, stack, rules, fake_mode
+        self._sink, self._rules, self._fake_mode = sink, rules, shadow.fake_mode
+        self._stack, self._notes = shadow.stack, shadow.notes
         self._habits: dict[int, _Habit] = {}
+
+    def closed(self, module: Closed, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs a module that isn't looked into, and reports it as one operation."""
+        with _disable_current_modes():
+            arguments = module.bind(args, kwargs)
+            try:
+                if self._fake_mode is None:
+                    result = self._sink.compute(module.op, (), arguments)
+                else:
+                    with self._fake_mode:
+                        result = module.fake(args, kwargs)
+                    why = module.try_out(arguments, result)
+                    if why:
+                        self._notes.append(f"the opaque layer {path} was not tried on made-up values: {why}")
+            except Exception as error:
+                self._sink.failed(module.op, path, error)
+                raise
+            self._sink.operation(module.op, path, arguments, result)
+        return result
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -267,13 +230,15 @@ class Shadow:
         module: The copy.
         names: Identity of each of its parameters and buffers to the canonical name.
         modules: Its modules by dotted path.
-        notes: What the report has to say about how the copy was made.
+        notes: What the report has to say about how the copy was made, and about its runs.
+        stack: The dotted paths of the modules that are running, innermost last.
     """
 
     def __init__(self, model: nn.Module, *, fake: bool) -> None:
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
         self.notes: list[str] = []
-        self._stack: list[str] = []
+        self.stack: list[str] = []
+        self._recorder: _Recorder | None = None
         memo = self._stand_ins(model)
         try:
             self.module = deep_twin(model, dict(memo))
@@ -331,16 +296,38 @@ class Shadow:
         """Returns every parameter and buffer that is there now, under its canonical name."""
         return tensors_in(self.modules)
 
-    def watch(self) -> None:
+    def watch(self, opaque: Callable[[nn.Module], tuple[str, Opaque] | None]) -> None:
         """Notes the state that runs return to, and starts following which module is running.
 
         Call it once, when the shadow's modules are final and before the first run.
+
+        Args:
+            opaque: Tells of a module whether it isn't to be looked into: under which class that was declared, and what.
         """
         self.modules = modules_in(self.module)
         self.names = {id(tensor): name for name, tensor in self.tensors().items()}
         for name, module in self.modules.items():
-            vars(module)["forward"] = _followed(module.forward, name, self._stack)
+            declared = opaque(module)
+            if declared is None:
+                vars(module)["forward"] = _followed(module.forward, name, self.stack)
+            else:
+                vars(module)["forward"] = self._closed(Closed(module, *declared), name, module.forward)
         self._pristine = self._marks = Marks(self.module)
+
+    def _closed(self, module: Closed, path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """Wraps the forward of a module that isn't looked into; what such a module calls isn't recorded either."""
+
+        def closed(*args: Any, **kwargs: Any) -> Any:
+            recorder, self._recorder = self._recorder, None
+            if recorder is None:
+                return forward(*args, **kwargs)
+            try:
+                return recorder.closed(module, path, args, kwargs)
+            finally:
+                self._recorder = recorder
+
+        closed.__wrapped__ = forward  # type: ignore[attr-defined]  # inspect.signature reads the original's
+        return closed
 
     def reset(self) -> None:
         """Undoes whatever editing the shadow did to its modules since the last `commit`; every run ends with it."""
@@ -380,13 +367,13 @@ class Shadow:
             setattr(self.module.get_submodule(path), attribute, value)
         if training is not None:
             self.module.train(training)
-        self._stack.clear()
+        self.stack.clear()
         with self._regime():
             args, kwargs = pytree.tree_map_only(torch.Tensor, self.stand_in, (example.args, example.kwargs))
             sink.start(self.tensors(), (args, kwargs))
             try:
                 with torch.inference_mode(), self.fake_mode or contextlib.nullcontext():
-                    with _Recorder(sink, self._stack, rules, self.fake_mode):
+                    with _Recorder(sink, rules, self) as self._recorder:
                         return example.runner(self.module, args, kwargs)
             finally:
                 self.reset()
@@ -455,11 +442,15 @@ def _schema(op: Any) -> tuple[str, tuple[tuple[str, Any], ...]]:
 
 def operation_name(op: Any) -> str:
     """Returns the qualified name of an operation with its overload, ``"aten::add.Tensor"``."""
+    if isinstance(op, ModuleOp):
+        return op.name
     return _schema(op)[0]
 
 
 def bind_arguments(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Names the arguments of an operation by its schema, defaults filled in."""
+    if isinstance(op, ModuleOp):
+        return dict(kwargs)
     bound: dict[str, Any] = dict(_schema(op)[1])
     for (name, _), value in zip(_schema(op)[1], args, strict=False):
         bound[name] = value
@@ -468,9 +459,11 @@ def bind_arguments(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> d
 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:
-    """Lists the tensors in a value: a tensor, or any nesting of tuples and lists."""
+    """Lists the tensors in a value: a tensor, or any nesting of tuples, lists and dicts."""
     if isinstance(value, torch.Tensor):
         return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
     if isinstance(value, list | tuple):
         return [tensor for item in value for tensor in tensors_of(item)]
     return []

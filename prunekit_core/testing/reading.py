@@ -13,11 +13,12 @@ from torch import nn
 
 from prunekit_core.axes import Axis, Form, Reason, factors, is_pinned, leaves, reason_of, resolve, segments
 from prunekit_core.errors import RecordingError
+from prunekit_core.examples import Example
 from prunekit_core.propagate import Propagation, parameter_axes, propagate
 from prunekit_core.recorder import record
 from prunekit_core.registry import Registry, default_registry
 from prunekit_core.rules import Kind, Role, RuleTable, Verb
-from prunekit_core.shadow import Example, Shadow
+from prunekit_core.shadow import Shadow
 from prunekit_core.trace import Trace
 
 
@@ -149,7 +150,7 @@ def read_axes(
 
 def _record(case: _Case, rules: RuleTable, *, fake: bool) -> Trace:
     shadow = Shadow(case, fake=fake)
-    shadow.watch()
+    shadow.watch(lambda module: None)
     return record(shadow, Example((), {}), rules, label="kit", training=None)
 
 

@@ -17,6 +17,8 @@ CORE = [
     "rules",
     "surgery",
     "twin",
+    "examples",
+    "opaque",
     "shadow",
     "recorder",
     "propagate",

@@ -1,0 +1,68 @@
+"""Example inputs: what a forward pass is recorded on, and how the model is run on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+from torch import nn
+
+Runner = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
+"""Runs a model on positional and keyword inputs (fake or real) and returns its outputs."""
+
+
+def run_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The default `Runner`: calls the model."""
+    return model(*args, **kwargs)
+
+
+@attrs.frozen(eq=False)
+class Example:
+    """Example inputs: what a forward pass is recorded on.
+
+    Attributes:
+        args: Positional inputs.
+        kwargs: Keyword inputs.
+        runner: How the model is run on them.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    runner: Runner = run_model
+
+    @classmethod
+    def of(cls, inputs: Any, runner: Runner = run_model) -> Example:
+        """Reads example inputs: a tensor, a tuple or list of positional inputs, or a dict of keyword inputs."""
+        if isinstance(inputs, Example):
+            return inputs
+        if isinstance(inputs, dict):
+            return cls((), dict(inputs), runner)
+        if isinstance(inputs, tuple | list):
+            return cls(tuple(inputs), {}, runner)
+        return cls((inputs,), {}, runner)
+
+
+def example_of(
+    inputs: Any, forward_fn: Callable[[nn.Module, Any], Any] | None, output_transform: Callable[[Any], Any] | None
+) -> Example:
+    """Makes the example that is run by ``forward_fn(model, inputs)`` and whose outputs go through a transform."""
+    if forward_fn is None and output_transform is None:
+        return Example.of(inputs)
+
+    def run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if forward_fn is None:
+            outputs = run_model(model, args, kwargs)
+        else:
+            outputs = forward_fn(model, _as_given(inputs, args, kwargs))
+        return outputs if output_transform is None else (outputs, output_transform(outputs))
+
+    return Example.of(inputs, run)
+
+
+def _as_given(inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if isinstance(inputs, dict):
+        return kwargs
+    if isinstance(inputs, tuple | list):
+        return type(inputs)(args)
+    return args[0]
