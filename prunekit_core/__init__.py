@@ -19,8 +19,11 @@ from prunekit_core.axes import (
     split,
     tie,
 )
+from prunekit_core.batches import Batches
+from prunekit_core.calibration import StatisticalCriterion, calibrate
 from prunekit_core.checkpoint import load, read_plan, save
 from prunekit_core.config import Config
+from prunekit_core.consumers import Reading, Site, reads
 from prunekit_core.custom_layers import CustomizedPruner
 from prunekit_core.errors import (
     ArgumentError,
@@ -42,6 +45,7 @@ from prunekit_core.history import Removal
 from prunekit_core.hookspecs import hookimpl
 from prunekit_core.layers import LayerType, Replacement, Resizing
 from prunekit_core.layout import Concat, Fixed, Kept, Layout, Product, Sizer, Units, new_size, prefix
+from prunekit_core.moments import Moments
 from prunekit_core.numbering import check_indices
 from prunekit_core.opaque import Opaque
 from prunekit_core.plan import Plan, Preview
@@ -52,6 +56,7 @@ from prunekit_core.rules import Kind, OpCall, Role, Rule, Scaling, TensorArgumen
 from prunekit_core.selection import Limits, Scope, linear_scheduler
 from prunekit_core.shadow import operation_name
 from prunekit_core.sharding import is_sharded, whole_tensor
+from prunekit_core.statistics import SiteStatistics, Statistics
 from prunekit_core.surgery import shrink_tensor
 from prunekit_core.trace import Operation, Trace
 
@@ -62,6 +67,7 @@ __all__ = [
     "Axis",
     "AxisMismatchError",
     "BasePruner",
+    "Batches",
     "CheckpointError",
     "Concat",
     "Config",
@@ -80,6 +86,7 @@ __all__ = [
     "Limits",
     "Member",
     "MemberView",
+    "Moments",
     "NothingToPruneError",
     "OpCall",
     "Opaque",
@@ -92,6 +99,7 @@ __all__ = [
     "Product",
     "PruneResult",
     "PrunekitError",
+    "Reading",
     "Reason",
     "Recording",
     "RecordingError",
@@ -106,7 +114,11 @@ __all__ = [
     "RuleOrigin",
     "Scaling",
     "Scope",
+    "Site",
+    "SiteStatistics",
     "Sizer",
+    "StatisticalCriterion",
+    "Statistics",
     "TensorArgument",
     "Trace",
     "UnitGroup",
@@ -114,6 +126,7 @@ __all__ = [
     "UnitsError",
     "UnsupportedModelError",
     "Verb",
+    "calibrate",
     "check_exact",
     "check_indices",
     "concat",
@@ -133,6 +146,7 @@ __all__ = [
     "product",
     "prune",
     "read_plan",
+    "reads",
     "regroup",
     "resolve",
     "save",

@@ -242,7 +242,7 @@ def _record_all(
         if not fake and any(parameter.is_meta for parameter in model.parameters()):
             break
         shadow = Shadow(model, fake=fake)
-        swaps = _swap_modules(shadow.module, registry)
+        swaps = swap_modules(shadow.module, registry)
         shadow.watch(registry.opaque)
         notes = (
             []
@@ -269,7 +269,7 @@ def _record_all(
     raise last
 
 
-def _swap_modules(shadow: nn.Module, registry: Registry) -> list[tuple[str, str]]:
+def swap_modules(shadow: nn.Module, registry: Registry) -> list[tuple[str, str]]:
     """Exchanges modules that can't hold a smaller shape for prunable equivalents."""
     swaps = []
     for path, module in list(shadow.named_modules()):

@@ -320,6 +320,10 @@ class RuleTable:
         """Returns what the operation's rule says about scaling, if anything."""
         return getattr(self.find(op), "scaling", None)
 
+    def reading(self, op: Any) -> Any:
+        """Returns what the operation's rule says about how it reads (a `Reading`), if anything."""
+        return getattr(self.find(op), "reading", None)
+
     def key(self, op: Any) -> str | torch.Tag | None:
         """Returns the key under which the rule of an operation was found."""
         return next((key for key in rule_keys(op) if key in self._rules), None)

@@ -8,6 +8,11 @@ from typing import Any
 from prunekit_core import hookimpl
 from prunekit_plugins.importance.activation import ActivationImportance
 from prunekit_plugins.importance.chance import RandomImportance
+from prunekit_plugins.importance.contributions import (
+    ActivationEnergyImportance,
+    ActivationVarianceImportance,
+    WandaImportance,
+)
 from prunekit_plugins.importance.fpgm import FPGMImportance
 from prunekit_plugins.importance.hessian import GroupHessianImportance
 from prunekit_plugins.importance.magnitude import BNScaleImportance, GroupMagnitudeImportance, LAMPImportance
@@ -20,7 +25,9 @@ MagnitudeImportance = GroupMagnitudeImportance
 TaylorImportance = GroupTaylorImportance
 
 __all__ = [
+    "ActivationEnergyImportance",
     "ActivationImportance",
+    "ActivationVarianceImportance",
     "BNScaleImportance",
     "FPGMImportance",
     "GroupHessianImportance",
@@ -33,6 +40,7 @@ __all__ = [
     "OBDCImportance",
     "RandomImportance",
     "TaylorImportance",
+    "WandaImportance",
 ]
 
 
@@ -41,6 +49,8 @@ def prunekit_importance() -> Mapping[str, Callable[..., Any]]:
     """All built-in criteria."""
     return {
         "activation": ActivationImportance,
+        "activation_energy": ActivationEnergyImportance,
+        "activation_variance": ActivationVarianceImportance,
         "bn_scale": BNScaleImportance,
         "fpgm": FPGMImportance,
         "hessian": GroupHessianImportance,
@@ -49,4 +59,5 @@ def prunekit_importance() -> Mapping[str, Callable[..., Any]]:
         "obdc": OBDCImportance,
         "random": RandomImportance,
         "taylor": GroupTaylorImportance,
+        "wanda": WandaImportance,
     }

@@ -7,7 +7,21 @@ from typing import Any
 
 import torch
 
-from prunekit_core import Axis, Kind, OpCall, Role, Rule, Scaling, TensorArgument, output_like, product, scales, split
+from prunekit_core import (
+    Axis,
+    Kind,
+    OpCall,
+    Role,
+    Rule,
+    Scaling,
+    TensorArgument,
+    output_like,
+    product,
+    reads,
+    scales,
+    split,
+)
+from prunekit_plugins.ops import readings
 
 
 def _like_convolved(arguments: Mapping[str, Any]) -> tuple[torch.Tensor, Sequence[int]] | None:
@@ -86,13 +100,14 @@ def _tie_groups(call: OpCall, channels: Axis, weight: TensorArgument, groups: in
     return result
 
 
-rows = scales(Scaling.ROWS)
+plain = reads(readings.CONVOLUTION)(scales(Scaling.ROWS)(convolution))
+transposed = reads(readings.TRANSPOSED)(transposed_convolution)
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    **{f"aten::conv{n}d": rows(convolution) for n in (1, 2, 3)},
-    **{f"aten::conv{n}d.padding": rows(convolution) for n in (1, 2, 3)},
-    "aten::conv_transpose1d": transposed_convolution,
-    "aten::conv_transpose2d": transposed_convolution,
-    "aten::conv_transpose3d": transposed_convolution,
+    **{f"aten::conv{n}d": plain for n in (1, 2, 3)},
+    **{f"aten::conv{n}d.padding": plain for n in (1, 2, 3)},
+    "aten::conv_transpose1d": transposed,
+    "aten::conv_transpose2d": transposed,
+    "aten::conv_transpose3d": transposed,
     "aten::convolution": general_convolution,
 }

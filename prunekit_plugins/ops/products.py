@@ -19,9 +19,11 @@ from prunekit_core import (
     Verb,
     is_pinned,
     output_like,
+    reads,
     resolve,
     scales,
 )
+from prunekit_plugins.ops import readings
 from prunekit_plugins.ops.pointwise import broadcast
 
 
@@ -187,12 +189,14 @@ def _labels(equation: str, ndims: list[int]) -> tuple[list[str], str]:
 
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    "aten::linear": scales(Scaling.ROWS)(linear),
-    **{f"aten::{name}": scales(Scaling.MATRIX)(matmul) for name in ("matmul", "mm", "bmm")},
+    "aten::linear": reads(readings.LINEAR)(scales(Scaling.ROWS)(linear)),
+    "aten::matmul": reads(readings.PRODUCT)(scales(Scaling.MATRIX)(matmul)),
+    "aten::mm": reads(readings.PLAIN_PRODUCT)(scales(Scaling.MATRIX)(matmul)),
+    "aten::bmm": scales(Scaling.MATRIX)(matmul),
     "aten::mv": matmul,
     "aten::dot": matmul,
     "aten::vdot": matmul,
-    "aten::addmm": add_matmul,
+    "aten::addmm": reads(readings.ADDED_PRODUCT)(add_matmul),
     "aten::baddbmm": add_matmul,
     "aten::addmv": add_matmul,
     "aten::_grouped_mm": grouped_matmul,

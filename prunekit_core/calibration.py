@@ -1,0 +1,211 @@
+"""The calibration pass: one stream over batches, gathering what criteria and compensators need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from prunekit_core.batches import Batch, Batches
+from prunekit_core.consumers import Site
+from prunekit_core.errors import ArgumentError, nearest
+from prunekit_core.group import Group
+from prunekit_core.moments import Gatherer
+from prunekit_core.naming import Layer, module_paths
+from prunekit_core.recorder import check_recordable
+from prunekit_core.registry import Registry, default_registry
+from prunekit_core.statistics import COVARIANCES, FISHER, GRADIENTS, MOMENTS, PARTS, SiteStatistics, Statistics
+from prunekit_core.surgery import named_tensors
+from prunekit_core.watching import Seen, Watched
+
+Loss = Callable[[Any, Any], torch.Tensor]
+"""``loss(outputs, batch)`` returns a scalar, the mean over the examples of the batch."""
+Progress = Callable[[int, int | None], None]
+"""Called as ``progress(done, total)`` after each batch; the total is None where it isn't known."""
+FEW = 4
+"""Samples per feature below which a covariance is called a poor estimate."""
+
+
+@runtime_checkable
+class StatisticalCriterion(Protocol):
+    """A criterion that scores groups by statistics.
+
+    Attributes:
+        needs: The parts of `Statistics` that it reads.
+        statistics: The statistics; None until they are set.
+    """
+
+    needs: Sequence[str]
+    statistics: Statistics | None
+
+    def __call__(self, group: Group) -> torch.Tensor | None:
+        """Scores the selected units of a group; None when it has nothing to say."""
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Any] | Batches,
+    *,
+    parts: Sequence[str] = (MOMENTS,),
+    layers: Iterable[Layer] | None = None,
+    loss_fn: Loss | None = None,
+    progress: Progress | None = None,
+    registry: Registry | None = None,
+) -> Statistics:
+    """Streams batches through a model once and gathers statistics of what its layers read.
+
+    The model runs in eval mode on a twin that shares its parameters: it isn't changed. Nothing is registered by hand:
+    every operation that multiplies by a parameter, and whose rule says how it reads, is seen.
+
+    Args:
+        model: The model.
+        batches: Any iterable of model inputs (tensors, tuples, mappings), or `Batches` that say how they are read.
+            Positions that the ``"attention_mask"`` of a mapping leaves out don't count.
+        parts: What to gather: ``"moments"`` (means and variances), ``"covariances"``, ``"gradients"`` (the mean
+            gradient of every parameter), ``"fisher"`` (the mean squared gradient of single examples).
+        layers: Only what these layers read (modules, names or types; containers mean what they contain): for models
+            whose covariances don't fit into memory together.
+        loss_fn: Loss for gradients: ``loss_fn(outputs, batch)``.
+        progress: Called after each batch with the number of batches done and their total, if it is known.
+        registry: Where op rules are found; None for the default registry.
+
+    Returns:
+        The statistics, on the devices of the layers.
+
+    Raises:
+        ArgumentError: An argument is wrong, there are no batches, a batch doesn't fit the model, or no value that a
+            layer read was finite.
+    """
+    for part in parts:
+        if part not in PARTS:
+            raise ArgumentError(f"There are no statistics called {part!r}.", hint=nearest(str(part), PARTS))
+    if (GRADIENTS in parts or FISHER in parts) and loss_fn is None:
+        raise ArgumentError("Gradients need a loss.", hint="loss_fn=lambda outputs, batch: ..., a mean over the batch")
+    target = check_recordable(model)
+    paths = None if layers is None else module_paths(target, layers)
+    batches = Batches.of(batches)
+    watched = Watched(target, registry or default_registry())
+    gathering = _Gathering(paths, covariance=COVARIANCES in parts)
+    slopes = _Slopes(watched, loss_fn, parts) if loss_fn is not None else None
+    examples, total = 0, batches.count()
+    for number, batch in enumerate(batches.read(_device(target)), 1):
+        if MOMENTS in parts or COVARIANCES in parts:
+            watched.run(batch, gathering.look)
+        if slopes is not None:
+            slopes.add(batch)
+        examples += batch.size
+        if progress is not None:
+            progress(number, total)
+    sites, notes = gathering.finish()
+    shapes = {name: tuple(t.shape) for name, t in named_tensors(target).items() if isinstance(t, nn.Parameter)}
+    gradients, fisher = ({}, {}) if slopes is None else slopes.finish(examples)
+    return Statistics(sites, gradients, fisher, shapes, examples, notes)
+
+
+def _device(model: nn.Module) -> torch.device | None:
+    """The device of a model that has one."""
+    devices = {parameter.device for parameter in model.parameters()} - {torch.device("meta")}
+    return devices.pop() if len(devices) == 1 else None
+
+
+class _Gathering:
+    def __init__(self, paths: set[str] | None, *, covariance: bool) -> None:
+        self._paths, self._covariance = paths, covariance
+        self._found: dict[str, tuple[Site, Gatherer]] = {}
+
+    def look(self, seen: Seen) -> None:
+        if self._paths is not None and seen.site.parameter.rpartition(".")[0] not in self._paths:
+            return
+        _, gatherer = self._found.setdefault(seen.site.name, (seen.site, Gatherer(covariance=self._covariance)))
+        for chunk in seen.chunks():
+            gatherer.add(chunk.features)
+
+    def finish(self) -> tuple[dict[str, SiteStatistics], tuple[str, ...]]:
+        sites, notes = {}, []
+        for name, (site, gatherer) in self._found.items():
+            moments = gatherer.moments()
+            if moments is None:
+                notes.append(f"{name}: no sample that it read was finite; it has no statistics")
+                continue
+            if gatherer.dropped:
+                notes.append(f"{name}: {gatherer.dropped} of {gatherer.dropped + gatherer.count} samples not finite")
+            width = moments.mean.shape[1]
+            if self._covariance and moments.count < FEW * width:
+                notes.append(f"{name}: {moments.count} samples for a covariance of {width} features: a poor estimate")
+            sites[name] = SiteStatistics(site, moments)
+        if self._found and not sites:
+            raise ArgumentError(
+                "No value that a layer read was finite.",
+                where=", ".join(list(self._found)[:3]),
+                hint="run the model on a batch and look at its outputs; half precision may overflow",
+            )
+        return sites, tuple(notes)
+
+
+class _Slopes:
+    """Gradients of a loss, on the twin; the model's ``.grad`` stays as it is."""
+
+    def __init__(self, watched: Watched, loss: Loss, parts: Sequence[str]) -> None:
+        self._module, self._loss = watched.shadow.module, loss
+        self._shadow = watched.shadow
+        self._single, self._mean = FISHER in parts, GRADIENTS in parts
+        self._gradients: dict[str, torch.Tensor] = {}
+        self._fisher: dict[str, torch.Tensor] = {}
+
+    def add(self, batch: Batch) -> None:
+        named = {
+            name: t
+            for name, t in self._shadow.tensors().items()
+            if isinstance(t, nn.Parameter) and t.is_floating_point()
+        }
+        try:
+            for tensor in named.values():
+                tensor.requires_grad_(True)
+            self._module.train(False)
+            if self._mean:
+                for name, gradient in self._backward(batch, batch, named).items():
+                    _add(self._gradients, name, gradient * batch.size)
+            for part in _examples(batch) if self._single else ():
+                for name, gradient in self._backward(batch, part, named).items():
+                    _add(self._fisher, name, gradient.square())
+        finally:
+            for tensor in named.values():
+                tensor.requires_grad_(False)
+            self._shadow.reset()
+
+    def _backward(self, whole: Batch, part: Batch, named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        with torch.enable_grad():
+            example = part.example
+            outputs = example.runner(self._module, example.args, example.kwargs)
+            loss = self._loss(outputs, part.given)
+            if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
+                raise ArgumentError(
+                    "The loss must be a scalar tensor that depends on the parameters.",
+                    where=whole.where,
+                    why=f"{loss!r}",
+                )
+            found = torch.autograd.grad(loss.reshape(()), list(named.values()), allow_unused=True)
+        return {n: g.detach().float() for n, g in zip(named, found, strict=True) if g is not None}
+
+    def finish(self, examples: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        for table in (self._gradients, self._fisher):
+            for values in table.values():
+                values /= examples
+        return self._gradients, self._fisher
+
+
+def _add(table: dict[str, torch.Tensor], name: str, values: torch.Tensor) -> None:
+    table[name] = table[name] + values if name in table else values
+
+
+def _examples(batch: Batch) -> Iterable[Batch]:
+    """Takes a batch apart into examples: every tensor of its length is cut."""
+    for number in range(batch.size):
+
+        def one(tensor: torch.Tensor, number: int = number) -> torch.Tensor:
+            return tensor[number : number + 1] if tensor.dim() and len(tensor) == batch.size else tensor
+
+        yield batch.cut(lambda value: pytree.tree_map_only(torch.Tensor, one, value))

@@ -1,0 +1,135 @@
+"""Means and covariances of what consumers read, gathered a block at a time.
+
+Values are shifted by the mean of the first block, so that a mean that is large beside the variance costs no digits.
+Products of float64 values and of up to `EXACT_WIDTH` features are made in float64. Those of wider float32 layers are
+made in float32 for `ROWS` samples at a time, and added up in float64.
+"""
+
+from __future__ import annotations
+
+import attrs
+import torch
+
+EXACT_WIDTH = 512
+ROWS = 8192
+_COLUMNS = 1024
+
+
+@attrs.frozen(eq=False)
+class Moments:
+    """First and second moments of the features of one consumer, and of its outputs if they were gathered.
+
+    Attributes:
+        count: Number of samples.
+        mean: Tensor ``[groups, features]``, float64.
+        variance: Tensor ``[groups, features]``, float64, divided by ``count``.
+        covariance: Tensor ``[groups, features, features]``, float64; None if it wasn't gathered.
+        target_mean: Tensor ``[groups, outputs]``, float64; None without targets.
+        target_variance: Tensor ``[groups, outputs]``, float64.
+        cross: Tensor ``[groups, features, outputs]``, float64: covariances of features and targets.
+    """
+
+    count: int
+    mean: torch.Tensor
+    variance: torch.Tensor
+    covariance: torch.Tensor | None = None
+    target_mean: torch.Tensor | None = None
+    target_variance: torch.Tensor | None = None
+    cross: torch.Tensor | None = None
+
+
+class Gatherer:
+    """Adds up moments.
+
+    Args:
+        covariance: Whether covariances are gathered, not variances alone.
+    """
+
+    def __init__(self, *, covariance: bool) -> None:
+        self.covariance = covariance
+        self.count = 0
+        self.dropped = 0
+        self._sums: dict[str, torch.Tensor] = {}
+        self._shifts: tuple[torch.Tensor, torch.Tensor | None] | None = None
+
+    def add(self, features: torch.Tensor, targets: torch.Tensor | None = None) -> None:
+        """Adds samples; those with values that are not finite are left out and counted.
+
+        Args:
+            features: Tensor ``[groups, samples, features]``.
+            targets: Tensor ``[groups, samples, outputs]``; for all calls or for none.
+        """
+        good = torch.isfinite(features).all(2).all(0)
+        if targets is not None:
+            good &= torch.isfinite(targets).all(2).all(0)
+        kept = int(good.sum())
+        self.dropped += len(good) - kept
+        if kept < len(good):
+            features, targets = features[:, good], None if targets is None else targets[:, good]
+        for start in range(0, kept, ROWS):
+            stop = start + ROWS
+            self._add(features[:, start:stop], None if targets is None else targets[:, start:stop])
+
+    def _add(self, features: torch.Tensor, targets: torch.Tensor | None) -> None:
+        exact = features.dtype is torch.float64 or features.shape[2] <= EXACT_WIDTH
+        dtype = torch.float64 if exact else torch.float32
+        if self._shifts is None:
+            wide = None if targets is None else targets.double().mean(1, keepdim=True).float()
+            self._shifts = (features.double().mean(1, keepdim=True).float(), wide)
+        x = features.to(dtype) - self._shifts[0].to(dtype)
+        self.count += x.shape[1]
+        self._put("sum", x.sum(1, dtype=torch.float64))
+        if self.covariance:
+            self._products(x)
+        else:
+            self._put("squares", x.square().sum(1, dtype=torch.float64))
+        if targets is not None:
+            assert self._shifts[1] is not None
+            y = targets.to(dtype) - self._shifts[1].to(dtype)
+            self._put("target_sum", y.sum(1, dtype=torch.float64))
+            self._put("target_squares", y.square().sum(1, dtype=torch.float64))
+            self._put("cross", torch.matmul(x.transpose(1, 2), y))
+
+    def _put(self, name: str, values: torch.Tensor) -> None:
+        known = self._sums.get(name)
+        if known is None:
+            self._sums[name] = values.double()
+        else:
+            known += values
+
+    def _products(self, x: torch.Tensor) -> None:
+        """Adds products of features, the lower triangle of blocks only: half of the work and little extra memory."""
+        groups, _, width = x.shape
+        total = self._sums.get("products")
+        if total is None:
+            total = self._sums["products"] = torch.zeros(groups, width, width, dtype=torch.float64, device=x.device)
+        for start in range(0, width, _COLUMNS):
+            stop = min(start + _COLUMNS, width)
+            total[:, start:stop, :stop] += torch.matmul(x[:, :, start:stop].transpose(1, 2), x[:, :, :stop])
+
+    def moments(self) -> Moments | None:
+        """Returns the moments of all samples so far; None when there were none."""
+        if self._shifts is None:
+            return None
+        n, sums = self.count, self._sums
+        mean = sums["sum"] / n
+        shift, wide = self._shifts
+        covariance = target_mean = target_variance = cross = None
+        if self.covariance:
+            covariance = sums["products"] / n
+            width = covariance.shape[1]
+            for start in range(_COLUMNS, width, _COLUMNS):
+                stop = min(start + _COLUMNS, width)
+                covariance[:, :start, start:stop] = covariance[:, start:stop, :start].transpose(1, 2)
+            for start in range(0, width, _COLUMNS):
+                stop = min(start + _COLUMNS, width)
+                covariance[:, :, start:stop] -= mean[:, :, None] * mean[:, None, start:stop]
+            variance = covariance.diagonal(dim1=1, dim2=2).clamp(min=0)
+        else:
+            variance = (sums["squares"] / n - mean.square()).clamp(min=0)
+        if wide is not None:
+            target_mean = sums["target_sum"] / n
+            target_variance = (sums["target_squares"] / n - target_mean.square()).clamp(min=0)
+            cross = sums["cross"] / n - mean[:, :, None] * target_mean[:, None, :]
+            target_mean = target_mean + wide[:, 0].double()
+        return Moments(n, mean + shift[:, 0].double(), variance, covariance, target_mean, target_variance, cross)

@@ -1,0 +1,184 @@
+"""Watching a model read: what every consumer is given and returns while a batch runs.
+
+The forward runs on a real shadow of the model, which shares its parameters' storage, in eval mode: the model isn't
+touched, and every use of a parameter is seen, whether a module is called or a function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from prunekit_core.analysis import swap_modules
+from prunekit_core.batches import Batch
+from prunekit_core.consumers import Reading, Site, find_site
+from prunekit_core.errors import ArgumentError
+from prunekit_core.registry import Registry
+from prunekit_core.rules import RuleTable
+from prunekit_core.shadow import Shadow, Sink
+
+CHUNK = 1 << 23
+"""Elements of columns that are made at a time."""
+
+
+@attrs.frozen(eq=False)
+class Seen:
+    """One consumer at work.
+
+    Attributes:
+        order: Its number among the consumers of this forward.
+        site: What it multiplies by.
+        bias: Canonical name of the parameter that it adds; empty where there is none, or it is no parameter.
+        module: Dotted path of the innermost module that was running.
+        reading: How it reads.
+        arguments: Its arguments.
+        output: What it returned.
+        batch: The batch that runs.
+    """
+
+    order: int
+    site: Site
+    bias: str
+    module: str
+    reading: Reading
+    arguments: Mapping[str, Any]
+    output: torch.Tensor
+    batch: Batch
+
+    def chunks(self, targets: torch.Tensor | None = None) -> Iterator[Chunk]:
+        """Yields the samples that count, some at a time.
+
+        Args:
+            targets: Tensor of the shape of the output that is read as targets in the same order; None for no targets.
+        """
+        source = self.arguments[self.reading.source]
+        weight = self.arguments[self.reading.weight]
+        batched = source.dim() > (1 if self.reading.channels_last else weight.dim() - 1)
+        if not batched:
+            source, targets = source[None], None if targets is None else targets[None]
+        wider = 1
+        for size in weight.shape[2:]:
+            wider *= size
+        step = max(1, CHUNK * len(source) // max(1, source.numel() * wider))
+        counted = self.batch.counted(tuple(source.shape[:-1])) if self.reading.channels_last else None
+        for start in range(0, len(source), step):
+            part = source[start : start + step]
+            features = self.reading.features(part, self.arguments)
+            places = torch.arange(start, start + len(part)).repeat_interleave(features.shape[1] // len(part))
+            wanted = None
+            if targets is not None:
+                wanted = self.reading.outputs(targets[start : start + step], self.arguments)
+            if counted is not None:
+                keep = counted[start : start + step].flatten().to(features.device)
+                features = features[:, keep]
+                wanted = None if wanted is None else wanted[:, keep]
+                places = places[keep.cpu()]
+            yield Chunk(features, wanted, places * self.batch.size // len(source))
+
+
+@attrs.frozen(eq=False)
+class Chunk:
+    """Some samples of what a consumer read.
+
+    Attributes:
+        features: Tensor ``[groups, samples, features]``.
+        targets: Tensor ``[groups, samples, outputs]``, or None.
+        examples: Tensor ``[samples]``: which example of the batch each comes from, as far as that can be told.
+    """
+
+    features: torch.Tensor
+    targets: torch.Tensor | None
+    examples: torch.Tensor
+
+
+class Enough(Exception):  # noqa: N818  # no error: it ends a forward whose rest isn't needed
+    """Raised by whoever watches to end the forward."""
+
+
+Look = Callable[[Seen], None]
+
+
+class _Sink(Sink):
+    def __init__(self, shadow: Shadow, rules: RuleTable, batch: Batch, look: Look) -> None:
+        self._shadow, self._rules, self._batch, self._look = shadow, rules, batch, look
+        self._parameters: dict[str, torch.Tensor] = {}
+        self._order = 0
+
+    def start(self, tensors: Mapping[str, torch.Tensor], inputs: Any) -> None:
+        self._parameters = {name: t for name, t in tensors.items() if isinstance(t, nn.Parameter)}
+
+    def operation(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> None:
+        reading: Reading | None = self._rules.reading(op)
+        if reading is None:
+            return
+        weight, source = arguments[reading.weight], arguments[reading.source]
+        if not isinstance(weight, torch.Tensor) or weight.dim() < 2 or source.dtype != weight.dtype:
+            return
+        names, groups = self._shadow.names, reading.groups(arguments)
+        site = find_site(weight, names, self._parameters, reading, groups) if groups else None
+        if site is None or site.parameter not in self._parameters:
+            return
+        bias = arguments.get(reading.bias) if reading.bias else None
+        known = find_bias(bias, names, self._parameters) if isinstance(bias, torch.Tensor) else ""
+        order, self._order = self._order, self._order + 1
+        self._look(Seen(order, site, known, module, reading, arguments, outputs, self._batch))
+
+
+def find_bias(bias: torch.Tensor, names: Mapping[int, str], parameters: Mapping[str, torch.Tensor]) -> str:
+    """Names the parameter that a bias is, or is a run of; empty where it is neither."""
+    name = names.get(id(bias), "")
+    if name in parameters:
+        return name
+    store = bias.untyped_storage().data_ptr()
+    for name, parameter in parameters.items():
+        if parameter.dim() == 1 and bias.dim() == 1 and parameter.untyped_storage().data_ptr() == store:
+            start = bias.storage_offset() - parameter.storage_offset()
+            if bias.stride() == parameter.stride() and 0 <= start <= len(parameter) - len(bias):
+                return f"{name}[{start}:{start + len(bias)}]"
+    return ""
+
+
+class Watched:
+    """A model whose consumers can be watched.
+
+    Args:
+        model: The model; it is not touched. What is done to its parameters in place later is seen; a cut isn't.
+        registry: Where rules and replacements are found.
+    """
+
+    def __init__(self, model: nn.Module, registry: Registry) -> None:
+        self._registry = registry
+        self.shadow = Shadow(model, fake=False)
+        swap_modules(self.shadow.module, registry)
+        self.shadow.watch(registry.opaque)
+
+    def run(self, batch: Batch, look: Look) -> Any:
+        """Runs one batch in eval mode.
+
+        Args:
+            batch: The batch.
+            look: Called with every consumer once it ran; may raise `Enough` to end the forward.
+
+        Returns:
+            The outputs of the model; None after `Enough`.
+
+        Raises:
+            ArgumentError: The forward raised on this batch; its exception is the cause.
+        """
+        sink = _Sink(self.shadow, self._registry.op_rules, batch, look)
+        try:
+            return self.shadow.run(batch.example, sink, self._registry.op_rules, training=False)
+        except Enough:
+            return None
+        except Exception as error:
+            raise ArgumentError(
+                "The model's forward pass raised on a calibration batch.",
+                where=batch.where,
+                why=f"{type(error).__name__}: {str(error)[:400]}",
+                hint="batches are model inputs; with targets in them, say which part is read: "
+                "Batches(loader, inputs=lambda batch: batch[0])",
+            ) from error

@@ -1,0 +1,138 @@
+"""Criteria from statistics, against what removing a unit really does to the outputs of its consumers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import prunekit_core as pk
+from prunekit_plugins.importance import ActivationEnergyImportance, ActivationVarianceImportance, WandaImportance
+
+
+def group_of(model: nn.Module, inputs: torch.Tensor, name: str) -> pk.Group:
+    graph = pk.DependencyGraph().build_dependency(model, inputs)
+    return next(group for group in graph.get_all_groups() if group.name == name)
+
+
+def mlp() -> tuple[nn.Sequential, torch.Tensor]:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 3)).double(), torch.randn(40, 4).double() + 0.5
+
+
+def test_energy_and_variance_are_the_changes_of_the_output() -> None:
+    model, x = mlp()
+    statistics = pk.calibrate(model, x.split(7))
+    group = group_of(model, x, "0")
+    hidden = model[1](model[0](x)).detach()
+    changes = torch.stack([hidden[:, [c]] * model[2].weight.detach()[:, c] for c in range(6)])  # [units, samples, out]
+    energy = ActivationEnergyImportance(statistics, normalizer=None)(group)
+    assert energy is not None
+    assert torch.allclose(energy, changes.square().sum(2).mean(1))
+    varies = (changes - changes.mean(1, keepdim=True)).square().sum(2).mean(1)
+    variance = ActivationVarianceImportance(statistics, normalizer=None)(group)
+    assert variance is not None
+    assert torch.allclose(variance, varies)
+    wanda = WandaImportance(statistics, normalizer=None)(group)
+    assert wanda is not None
+    assert torch.allclose(wanda, changes.square().mean(1).sqrt().sum(1))
+
+
+def test_convolution_and_flatten_count_every_tap_and_column() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, 3)
+    ).double()
+    x = torch.randn(5, 2, 6, 6).double()
+    statistics = pk.calibrate(model, [x])
+    score = ActivationEnergyImportance(statistics, normalizer=None)
+    first = model[1](model[0](x)).detach()
+    second = model[3](model[2](first)).detach()
+    columns = torch.nn.functional.unfold(first, 3, padding=1).transpose(1, 2).flatten(0, 1).square().mean(0)
+    energies = (columns * model[2].weight.detach().flatten(1).square().sum(0)).reshape(4, 9).sum(1)
+    found = score(group_of(model, x, "0"))
+    assert found is not None
+    assert torch.allclose(found, energies)
+    flat = second.flatten(1).square().mean(0) * model[5].weight.detach().square().sum(0)
+    found = score(group_of(model, x, "2"))
+    assert found is not None
+    assert torch.allclose(found, flat.reshape(6, 16).sum(1))
+
+
+class GroupedQueries(nn.Module):
+    """Two key-value heads, each shared by two query heads, of three dims."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = nn.Linear(8, 12), nn.Linear(8, 6), nn.Linear(8, 6), nn.Linear(12, 8)
+
+    def mixed(self, x: torch.Tensor) -> torch.Tensor:
+        q = self.q(x).unflatten(-1, (4, 3)).transpose(1, 2)
+        k, v = (p(x).unflatten(-1, (2, 3)).transpose(1, 2) for p in (self.k, self.v))
+        y = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return y.transpose(1, 2).flatten(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.o(self.mixed(x))
+
+
+def test_key_value_heads_add_up_the_queries_that_share_them() -> None:
+    torch.manual_seed(0)
+    model, x = GroupedQueries().double(), torch.randn(3, 5, 8).double()
+    statistics = pk.calibrate(model, [x])
+    graph = pk.DependencyGraph().build_dependency(model, x)
+    heads = next(g for g in graph.groups() if g.kind is pk.Kind.HEADS)
+    values = model.mixed(x).detach().flatten(0, 1).square().mean(0) * model.o.weight.detach().square().sum(0)
+    found = ActivationEnergyImportance(statistics, normalizer=None)(graph.whole_group(heads.name))
+    assert found is not None
+    assert torch.allclose(found, values.reshape(2, 6).sum(1))
+
+
+def test_packed_projections_add_up_their_parts() -> None:
+    torch.manual_seed(0)
+    multihead, x = nn.Sequential(nn.Linear(10, 16), Self(16)).double(), torch.randn(2, 6, 10).double()
+    statistics = pk.calibrate(multihead, [x])
+    assert [name for name in statistics.sites if "in_proj" in name] == [
+        f"1.attention.in_proj_weight[{a}:{a + 16}]" for a in (0, 16, 32)
+    ]
+    graph = pk.DependencyGraph().build_dependency(multihead, x)
+    stream = next(g for g in graph.groups() if any(m.parameter == "0.weight" for m in g.members))
+    h = multihead[0](x).detach().flatten(0, 1)
+    expected = h.square().mean(0) * multihead[1].attention.in_proj_weight.detach().square().sum(0)
+    found = ActivationEnergyImportance(statistics, normalizer=None)(graph.whole_group(stream.name))
+    assert found is not None
+    assert torch.allclose(found, expected)
+
+
+class Self(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, 4, batch_first=True)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.attention(x, x, x, need_weights=False)[0])
+
+
+def test_units_without_a_consumer_have_no_score() -> None:
+    torch.manual_seed(0)
+    model, x = GroupedQueries(), torch.randn(3, 5, 8)
+    statistics = pk.calibrate(model, [x])
+    graph = pk.DependencyGraph().build_dependency(model, x)
+    inner = [g for g in graph.groups() if g.kind is pk.Kind.HEAD_DIM and all(m.module != "o" for m in g.members)]
+    assert [ActivationEnergyImportance(statistics)(graph.whole_group(g.name)) for g in inner] == [None]
+
+
+def test_what_is_missing_is_told() -> None:
+    model, x = mlp()
+    group = group_of(model, x, "0")
+    with pytest.raises(pk.ArgumentError, match="The criterion has no statistics"):
+        ActivationEnergyImportance()(group)
+    slopes = pk.calibrate(model, [x], parts=("gradients",), loss_fn=lambda outputs, batch: outputs.mean())
+    with pytest.raises(pk.ArgumentError, match="The statistics have no moments"):
+        WandaImportance(slopes)(group)
+    statistics = pk.calibrate(model, [x])
+    pruner = pk.BasePruner(model, x, importance=ActivationVarianceImportance(statistics), iterative_steps=2)
+    pruner.step()
+    with pytest.raises(pk.ArgumentError, match="The model was pruned since its statistics were gathered"):
+        pruner.step()
