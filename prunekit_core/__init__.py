@@ -22,8 +22,10 @@ from prunekit_core.axes import (
 from prunekit_core.batches import Batches
 from prunekit_core.calibration import StatisticalCriterion, calibrate
 from prunekit_core.checkpoint import load, read_plan, save
+from prunekit_core.chooser import Chooser, Counts, Tie
 from prunekit_core.config import Config
 from prunekit_core.consumers import Reading, Site, reads
+from prunekit_core.costs import Compiled, CostModel, compile_sum, group_sizes
 from prunekit_core.custom_layers import CustomizedPruner
 from prunekit_core.errors import (
     ArgumentError,
@@ -39,6 +41,7 @@ from prunekit_core.errors import (
     nearest,
 )
 from prunekit_core.exactness import ExactCheck, check_exact
+from prunekit_core.families import Family, RatioFamily
 from prunekit_core.graph import DependencyGraph
 from prunekit_core.group import Dependency, Group, MemberView
 from prunekit_core.history import Removal
@@ -49,6 +52,16 @@ from prunekit_core.moments import Moments
 from prunekit_core.numbering import check_indices
 from prunekit_core.opaque import Opaque
 from prunekit_core.plan import Plan, Preview
+from prunekit_core.polynomial import (
+    Number,
+    Polynomial,
+    Sizes,
+    SymbolicSizer,
+    as_polynomial,
+    compile_polynomials,
+    multiplied,
+    size_of,
+)
 from prunekit_core.pruner import BasePruner
 from prunekit_core.registry import HOOKS, Entry, Plugin, Registry, RuleOrigin, default_registry
 from prunekit_core.report import Explanation, Report
@@ -58,6 +71,7 @@ from prunekit_core.shadow import operation_name
 from prunekit_core.sharding import is_sharded, whole_tensor
 from prunekit_core.statistics import SiteStatistics, Statistics
 from prunekit_core.surgery import shrink_tensor
+from prunekit_core.targets import Budget, plan_to_target
 from prunekit_core.trace import Operation, Trace
 
 __all__ = [
@@ -68,15 +82,21 @@ __all__ = [
     "AxisMismatchError",
     "BasePruner",
     "Batches",
+    "Budget",
     "CheckpointError",
+    "Chooser",
+    "Compiled",
     "Concat",
     "Config",
+    "CostModel",
+    "Counts",
     "CustomizedPruner",
     "Dependency",
     "DependencyGraph",
     "Entry",
     "ExactCheck",
     "Explanation",
+    "Family",
     "Fixed",
     "Group",
     "Kept",
@@ -88,6 +108,7 @@ __all__ = [
     "MemberView",
     "Moments",
     "NothingToPruneError",
+    "Number",
     "OpCall",
     "Opaque",
     "Operation",
@@ -95,10 +116,12 @@ __all__ = [
     "PlanError",
     "Plugin",
     "PluginError",
+    "Polynomial",
     "Preview",
     "Product",
     "PruneResult",
     "PrunekitError",
+    "RatioFamily",
     "Reading",
     "Reason",
     "Recording",
@@ -117,31 +140,40 @@ __all__ = [
     "Site",
     "SiteStatistics",
     "Sizer",
+    "Sizes",
     "StatisticalCriterion",
     "Statistics",
+    "SymbolicSizer",
     "TensorArgument",
+    "Tie",
     "Trace",
     "UnitGroup",
     "Units",
     "UnitsError",
     "UnsupportedModelError",
     "Verb",
+    "as_polynomial",
     "calibrate",
     "check_exact",
     "check_indices",
+    "compile_polynomials",
+    "compile_sum",
     "concat",
     "cut",
     "default_registry",
+    "group_sizes",
     "hookimpl",
     "is_pinned",
     "is_sharded",
     "linear_scheduler",
     "load",
+    "multiplied",
     "nearest",
     "new_size",
     "operation_name",
     "output_like",
     "pin",
+    "plan_to_target",
     "prefix",
     "product",
     "prune",
@@ -152,6 +184,7 @@ __all__ = [
     "save",
     "scales",
     "shrink_tensor",
+    "size_of",
     "split",
     "tie",
     "whole_tensor",

@@ -6,7 +6,8 @@ A group is one free leaf of size above one together with every parameter dim tha
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import attrs
 from torch import nn
@@ -15,7 +16,7 @@ from prunekit_core import axes
 from prunekit_core.axes import Axis, Form, Reason
 from prunekit_core.errors import RecordingError
 from prunekit_core.examples import Example
-from prunekit_core.layout import Concat, Fixed, Layout, Product, Sizer, Units, groups_of, walk
+from prunekit_core.layout import Concat, Fixed, Layout, Product, Units, groups_of, walk
 from prunekit_core.propagate import NotUnderstood, Propagation, parameter_axes, propagate
 from prunekit_core.recorder import check_recordable, record
 from prunekit_core.registry import Registry
@@ -120,8 +121,13 @@ class Recording:
     expectations: Mapping[int, tuple[tuple[str, int | None, tuple[Layout, ...]], ...]]
     temperatures: Mapping[int, tuple[Temperature, Layout]]
 
-    def shape(self, index: int, sizer: Sizer) -> tuple[int, ...]:
-        """Returns the shape a tensor must have when only the sizer's kept units stay."""
+    def shape(self, index: int, sizer: Callable[[Layout], Any]) -> tuple[Any, ...]:
+        """Returns the shape a tensor must have when only the sizer's kept units stay.
+
+        Args:
+            index: `TensorRef.index`.
+            sizer: Computes sizes of layouts: a `Sizer`, or a `SymbolicSizer`, whose sizes are polynomials.
+        """
         layouts = self.live.get(index)
         if layouts is None:
             return self.trace.shapes[index]

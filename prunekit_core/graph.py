@@ -11,6 +11,7 @@ from torch import nn
 
 from prunekit_core import layout as layouts
 from prunekit_core.analysis import Analysis, UnitGroup, analyse
+from prunekit_core.costs import Compiled, cost_model
 from prunekit_core.custom_layers import CustomizedPruner, with_customized
 from prunekit_core.edits import GroupCut, ParameterCut, Swap
 from prunekit_core.errors import ArgumentError, PlanError, UnitsError
@@ -50,6 +51,7 @@ class DependencyGraph:
         self._standing: Standing | None = None
         self._steps: list[Plan] = []
         self.knowledge = Knowledge()
+        self._compiled: dict[str, Compiled] | None = None
         self.notes: list[str] = []
 
     def build_dependency(
@@ -94,6 +96,7 @@ class DependencyGraph:
         examples = [example_of(inputs, forward_fn, output_transform) for inputs in (example_inputs, *more_inputs)]
         self._analysis = analyse(self._model, examples, self.registry, modes=modes)
         self.knowledge = Knowledge()
+        self._compiled = None
         self._standing = Standing(self._analysis, self._model, Plan())
         self._steps = []
         self.notes = unwrapped_notes(self._analysis, unwrapped)
@@ -331,8 +334,16 @@ class DependencyGraph:
         }
 
     def _costs(self, kept: Mapping[str, Sequence[int]]) -> dict[str, tuple[float, float]]:
-        table = self.registry.entries("prunekit_budgets")
-        return {name: (e.value(self.analysis, {}), e.value(self.analysis, kept)) for name, e in table.items()}
+        sizes = {name: len(units) for name, units in kept.items()}
+        return {name: (cost({}), cost(sizes)) for name, cost in self._compiled_costs().items()}
+
+    def _compiled_costs(self) -> dict[str, Compiled]:
+        """The costs that every preview shows, as functions of group sizes."""
+        if self._compiled is None:
+            table = self.registry.entries("prunekit_budgets")
+            models = {name: cost_model(entry.value) for name, entry in table.items()}
+            self._compiled = {name: m.compile(self.analysis) for name, m in models.items() if m.previewed}
+        return self._compiled
 
     def apply(self, plan: Plan, optimizer: torch.optim.Optimizer | None = None) -> Plan:
         """Applies a plan that this graph drafted to the model, on top of what was applied before.

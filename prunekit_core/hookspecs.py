@@ -85,7 +85,8 @@ def prunekit_budgets() -> Mapping[str, Callable[..., float]]:  # type: ignore[em
     """Cost models.
 
     Returns:
-        Name to a function ``(analysis, kept) -> float``: the cost of the model when only the kept units stay.
+        Name to a function ``(analysis, kept) -> float``: the cost of the model when only the kept units stay (how many,
+        not which); or to a `CostModel`, which does the work that all candidates of a search share once.
     """
 
 

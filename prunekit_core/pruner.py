@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from prunekit_core.chooser import Chooser
 from prunekit_core.custom_layers import CustomizedPruner
 from prunekit_core.declarations import channel_blocks, check_heads
 from prunekit_core.errors import ArgumentError, NothingToPruneError, PluginError, nearest
@@ -28,8 +29,6 @@ from prunekit_core.selection import (
     Limits,
     Scope,
     check_ratio,
-    choose_counts,
-    keep_in_step,
     linear_scheduler,
 )
 from prunekit_core.unwrapped import Unwrapped
@@ -250,24 +249,24 @@ class BasePruner:
 
     def kept_at(self, scopes: Sequence[Scope], scores: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
         """Chooses the units that stay, for given scopes and scores."""
-        sizes = {name: group.size for name, group in self.graph.analysis.groups.items()}
-        candidates = self._candidates(scores)
-        counts: dict[str, int] = {}
-        self._spared = {}
-        for scope in scopes:
-            chosen = choose_counts(scope, candidates)
-            counts.update(chosen.units)
-            self._spared.update({name: chosen.units[name] for name in chosen.spared})
-        ties = [tie & scores.keys() for tie in self.graph.knowledge.ties]
-        counts = keep_in_step(counts, [tie for tie in ties if len(tie) > 1], sizes)
-        asked = {name for scope in scopes if scope.ratio for name in scope.groups}
-        kept = {}
-        for name, count in counts.items():
-            if count < len(self.graph.remaining(name)):
-                kept[name] = candidates[name].best(count)
-            elif name in asked:
-                self._left.setdefault(name, f"{count} of {sizes[name]} units stay at this ratio")
-        return kept
+        chooser = self.chooser(scores)
+        counts = chooser.counts(scopes)
+        self._spared = {name: counts.units[name] for name in counts.spared}
+        return self._settled(chooser, counts.units, {name for scope in scopes if scope.ratio for name in scope.groups})
+
+    def chooser(self, scores: Mapping[str, torch.Tensor]) -> Chooser:
+        """Makes what chooses counts and units by some scores, within the limits and ties known by now."""
+        return Chooser(self._candidates(scores), self.graph.knowledge.ties)
+
+    def _settled(
+        self, chooser: Chooser, units: Mapping[str, int], asked: Collection[str]
+    ) -> dict[str, tuple[int, ...]]:
+        """Chooses the units that stay, and notes which groups stay whole although units of theirs were asked for."""
+        for name, count in units.items():
+            if name in asked and count == len(self.graph.remaining(name)):
+                size = self.graph.analysis.groups[name].size
+                self._left.setdefault(name, f"{count} of {size} units stay at this ratio")
+        return chooser.kept(units)
 
     def _candidates(self, scores: Mapping[str, torch.Tensor]) -> dict[str, Candidate]:
         groups = self.graph.analysis.groups
@@ -290,9 +289,28 @@ class BasePruner:
     def draft(self, scopes: Sequence[Scope], scores: Mapping[str, torch.Tensor] | None = None) -> Plan:
         """Makes a proven plan for given scopes (see `scopes`)."""
         found = dict(scores) if scores is not None else self.scores(scopes)
-        kept = self.kept_at(scopes, found)
+        known = len(self.graph.knowledge.ties)
+        plan = self._proven(self.kept_at(scopes, found), found)
+        if self.limits.round_to is not None and len(self.graph.knowledge.ties) > known:
+            plan = self._proven(self.kept_at(scopes, found), found)  # now all sizes in step are multiples, too
+        return plan
 
-        candidates = self._candidates(found)
+    def draft_counts(self, chooser: Chooser, units: Mapping[str, int]) -> Plan:
+        """Makes a proven plan that keeps given numbers of units.
+
+        Args:
+            chooser: What chooses the units (see `chooser`).
+            units: Group to the number of units that it keeps.
+
+        Returns:
+            The plan. Where the program can't express these numbers it has others, and the graph's knowledge says why.
+        """
+        scores = {name: candidate.scores for name, candidate in chooser.candidates.items()}
+        self._spared = {}
+        return self._proven(self._settled(chooser, units, units.keys()), scores)
+
+    def _proven(self, kept: Mapping[str, tuple[int, ...]], scores: Mapping[str, torch.Tensor]) -> Plan:
+        candidates = self._candidates(scores)
 
         def reselect(group: str, count: int) -> tuple[int, ...] | None:
             candidate = candidates.get(group)

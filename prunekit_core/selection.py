@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 
 import attrs
 import torch
 
 from prunekit_core.errors import ArgumentError, UnitsError
-from prunekit_core.ladder import counts_in_step
 
-_TOLERANCE = 1e-9
+TOLERANCE = 1e-9
+"""Ratios are decimals: what differs by less than this is meant to be equal."""
 
 
 @attrs.frozen
@@ -34,7 +33,7 @@ class Limits:
             size: Units at analysis.
             present: Units there now; no more than these can stay.
         """
-        floor = max(1, math.ceil(size * (1 - self.max_ratio) - _TOLERANCE))
+        floor = max(1, math.ceil(size * (1 - self.max_ratio) - TOLERANCE))
         count = min(present, max(wanted, floor))
         if self.round_to is None or count == present:
             return count
@@ -47,7 +46,7 @@ class Limits:
 
 def target_count(size: int, ratio: float) -> int:
     """Returns how many of ``size`` units stay at a pruning ratio: ``floor(size * (1 - ratio))``, exact for decimals."""
-    return max(1, math.floor(size * (1 - ratio) + _TOLERANCE))
+    return max(1, math.floor(size * (1 - ratio) + TOLERANCE))
 
 
 @attrs.frozen(eq=False)
@@ -132,81 +131,6 @@ class Scope:
     ratio: float
     ranked: bool
     fixed: bool = False
-
-
-@attrs.frozen
-class Counts:
-    """How many units each group of a scope keeps.
-
-    Attributes:
-        units: Group to the number of units, a multiple of its blocks.
-        spared: Groups that the ratio would have emptied.
-    """
-
-    units: dict[str, int]
-    spared: tuple[str, ...]
-
-
-def choose_counts(scope: Scope, candidates: Mapping[str, Candidate]) -> Counts:
-    """Decides how many units each group of a scope keeps.
-
-    Args:
-        scope: The scope.
-        candidates: Its groups by name; those that are missing here are left alone.
-    """
-    chosen = {name: candidates[name] for name in scope.groups if name in candidates}
-    counts, spared = _ranked_counts(scope, chosen) if scope.ranked else _local_counts(scope, chosen)
-    return Counts({name: count * chosen[name].blocks for name, count in counts.items()}, tuple(spared))
-
-
-def _local_counts(scope: Scope, candidates: Mapping[str, Candidate]) -> tuple[dict[str, int], list[str]]:
-    counts = {
-        name: c.limits.count(target_count(c.size, scope.ratio), c.size, len(c.present))
-        for name, c in candidates.items()
-    }
-    left = 1 - scope.ratio
-    spared = [name for name, c in candidates.items() if 2 * (c.size * left + _TOLERANCE) < (c.limits.round_to or 2)]
-    return counts, spared
-
-
-def _ranked_counts(scope: Scope, candidates: Mapping[str, Candidate]) -> tuple[dict[str, int], list[str]]:
-    floors = {name: Limits(c.limits.max_ratio).count(1, c.size, len(c.present)) for name, c in candidates.items()}
-    counts = {name: len(c.present) for name, c in candidates.items()}
-    total = sum(c.size * c.blocks for c in candidates.values())
-    gone = total - sum(len(c.present) * c.blocks for c in candidates.values())
-    missing = math.floor(total * scope.ratio + _TOLERANCE) - gone
-    spared: dict[str, None] = {}
-    if not candidates or missing <= 0:
-        return counts, []
-    joined = torch.cat([c.scores.detach().double().cpu() for c in candidates.values()])
-    owners = [name for name, c in candidates.items() for _ in c.present]
-    for position in _ascending(joined):
-        if missing <= 0:
-            break
-        owner = owners[position]
-        if counts[owner] > floors[owner] and candidates[owner].blocks <= missing:
-            counts[owner] -= 1
-            missing -= candidates[owner].blocks
-        elif counts[owner] == 1:
-            spared[owner] = None
-    return {name: c.limits.count(counts[name], c.size, len(c.present)) for name, c in candidates.items()}, list(spared)
-
-
-def _ascending(scores: torch.Tensor) -> list[int]:
-    """Positions from the lowest score up; among equal scores, from the last position back."""
-    order: list[int] = torch.argsort(scores.flip(0), stable=True).tolist()
-    return [len(order) - 1 - position for position in order]
-
-
-def keep_in_step(counts: dict[str, int], ties: Sequence[frozenset[str]], sizes: Mapping[str, int]) -> dict[str, int]:
-    """Gives groups whose sizes the program computes from each other the same fraction."""
-    result = dict(counts)
-    for tie in ties:
-        names = sorted(name for name in tie if name in sizes)
-        fraction = sum(result.get(name, sizes[name]) for name in names) / sum(sizes[name] for name in names)
-        for name, count in zip(names, counts_in_step([sizes[n] for n in names], fraction), strict=True):
-            result[name] = count
-    return result
 
 
 def linear_scheduler(ratio: float, steps: int) -> list[float]:

@@ -1,22 +1,33 @@
-"""Planning to a target: how much may go so that the model costs what was asked for."""
+"""Planning to a target: the largest model that costs no more than was asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import attrs
+import torch
 
+from prunekit_core.chooser import Chooser
+from prunekit_core.costs import Compiled, CostModel, cost_model
 from prunekit_core.errors import ArgumentError, nearest
+from prunekit_core.families import Family, RatioFamily
 from prunekit_core.plan import Plan
 from prunekit_core.pruner import BasePruner
 from prunekit_core.registry import Registry
-from prunekit_core.selection import Scope, check_ratio
+from prunekit_core.selection import Scope
 
-_SEARCH_STEPS = 24
-_ROUNDS = 8
+Target = Mapping[str, float | str]
+"""Cost model to what should be left of it: a fraction of the original (a number up to one), or an absolute value."""
+
+FamilyMaker = Callable[[Chooser, Sequence[Scope], "Budget"], Family]
+"""Makes the family that a search goes through, for the ties known by now."""
+
+_SEARCH_STEPS = 40
+_STRONGEST = 1.0 - 1e-6
 
 
-def check_target(target: Mapping[str, float], registry: Registry) -> None:
+def check_target(target: Target, registry: Registry) -> None:
     """Raises `ArgumentError` unless a target names registered cost models and says how much of each should be left."""
     known = registry.entries("prunekit_budgets")
     if not target:
@@ -24,48 +35,206 @@ def check_target(target: Mapping[str, float], registry: Registry) -> None:
     for name, value in target.items():
         if name not in known:
             raise ArgumentError(f"No cost model is registered as {name!r}.", hint=nearest(name, map(str, known)))
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise ArgumentError("A target must be a positive number.", where=name, why=f"got {value!r}")
+        allowance(cost_model(known[name].value), name, value, 1.0)
 
 
-def plan_to_target(pruner: BasePruner, target: Mapping[str, float]) -> Plan:
-    """Finds the largest model that meets a target, by bisecting the ratio on predicted costs.
+def allowance(model: CostModel, name: str, value: float | str, dense: float) -> float:
+    """Returns how much a target allows, in the unit of its cost model.
 
     Args:
-        pruner: A pruner that has not stepped yet.
-        target: See `prune`.
+        model: The cost model.
+        name: Its name.
+        value: A fraction of the original (up to 1), an absolute value (above 1), or a text with a unit.
+        dense: What the original costs.
 
     Raises:
-        ArgumentError: Not even the smallest reachable model meets the target.
+        ArgumentError: The value is no positive number, or a text that can't be read.
     """
-    budgets = {name: pruner.registry.named("prunekit_budgets", name) for name in target}
-    analysis = pruner.graph.analysis
-    dense = {name: budget(analysis, {}) for name, budget in budgets.items()}
-    allowed = {name: value * dense[name] if value <= 1 else float(value) for name, value in target.items()}
+    relative = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
+    if relative:
+        return float(value) * dense
+    try:
+        found = math.nan if isinstance(value, bool) else model.absolute(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise ArgumentError(
+            "A target must be a positive number.",
+            where=name,
+            why=f"got {value!r}",
+            hint="up to 1 it is what is left of the original, above 1 an absolute value; a text may have a unit",
+        )
+    return found
+
+
+@attrs.frozen(eq=False)
+class Budget:
+    """A target on a model: what may be spent, and what selections cost.
+
+    Attributes:
+        models: Cost model by name.
+        costs: The same as functions of group sizes.
+        dense: What the original costs.
+        allowed: What may be spent.
+        base: Sizes of the groups that earlier steps have cut.
+    """
+
+    models: Mapping[str, CostModel]
+    costs: Mapping[str, Compiled]
+    dense: Mapping[str, float]
+    allowed: Mapping[str, float]
+    base: Mapping[str, int]
+
+    @classmethod
+    def of(cls, pruner: BasePruner, target: Target) -> Budget:
+        """Compiles the cost models of a target for the model of a pruner.
+
+        Raises:
+            ArgumentError: See `check_target`.
+        """
+        check_target(target, pruner.registry)
+        graph = pruner.graph
+        models = {name: cost_model(pruner.registry.named("prunekit_budgets", name)) for name in target}
+        costs = {name: model.compile(graph.analysis) for name, model in models.items()}
+        dense = {name: cost({}) for name, cost in costs.items()}
+        allowed = {name: allowance(models[name], name, value, dense[name]) for name, value in target.items()}
+        return cls(models, costs, dense, allowed, {name: len(units) for name, units in graph.applied.kept.items()})
+
+    def spent(self, units: Mapping[str, int]) -> dict[str, float]:
+        """Computes what a selection costs.
+
+        Args:
+            units: Group to the number of units that it keeps.
+        """
+        sizes = {**self.base, **units}
+        return {name: cost(sizes) for name, cost in self.costs.items()}
+
+    def fits(self, units: Mapping[str, int]) -> bool:
+        """Tells whether a selection costs no more than is allowed."""
+        sizes = {**self.base, **units}
+        return all(cost(sizes) <= self.allowed[name] * (1 + 1e-9) for name, cost in self.costs.items())
+
+    def refuse(self, smallest: Mapping[str, int]) -> ArgumentError:
+        """Words the error for a target that not even the smallest selection meets."""
+        reached, wanted = [], []
+        for name, cost in self.spent(smallest).items():
+            model, dense = self.models[name], self.dense[name]
+            share = f" ({cost / dense:.1%} of {model.text(dense)})" if dense else ""
+            reached.append(f"{name}={model.text(cost)}{share}")
+            wanted.append(f"{name}={model.text(self.allowed[name])}")
+        return ArgumentError(
+            "The target can't be reached.",
+            why=f"the smallest model has {', '.join(reached)}; asked for {', '.join(wanted)}",
+            hint="ask for more, or let more go: ignored_layers, max_pruning_ratio, round_to and stated ratios hold; "
+            "prune_num_heads=True with a head_pruning_ratio takes whole heads",
+        )
+
+
+def ratio_family(chooser: Chooser, scopes: Sequence[Scope], budget: Budget) -> Family:
+    """The family in which every scope loses the same ratio."""
+    return RatioFamily(chooser, scopes)
+
+
+def plan_to_target(pruner: BasePruner, target: Target, family: FamilyMaker = ratio_family) -> Plan:
+    """Finds the largest model that meets a target, without running it.
+
+    The strength of a family is bisected on predicted costs; then single units are given back to one group after the
+    other for as long as any fits. Both end at the same place for the same model. A pruner that has stepped goes on from
+    where it is; fractions mean those of the model as it was at construction.
+
+    Args:
+        pruner: The pruner; its ratios are not used, but for those stated for single layers and for heads.
+        target: See `prune`.
+        family: Makes the family that is searched.
+
+    Returns:
+        A proven plan from the model as it was at construction; ``pruner.graph.apply(plan)`` carries it out.
+
+    Raises:
+        ArgumentError: The target is wrong, or not even the smallest reachable model meets it.
+    """
+    budget = Budget.of(pruner, target)
     scores = pruner.scores(pruner.scopes())
-
-    def scopes_at(ratio: float) -> list[Scope]:
-        return [scope if scope.fixed else attrs.evolve(scope, ratio=ratio) for scope in pruner.scopes()]
-
-    def meets(kept: Mapping[str, Sequence[int]]) -> bool:
-        return all(budget(analysis, kept) <= allowed[name] * (1 + 1e-9) for name, budget in budgets.items())
-
-    for _ in range(_ROUNDS):
-        state = (list(pruner.graph.knowledge.ties), dict(pruner.graph.knowledge.given_back))
-        low, high = 0.0, 1.0 - 1e-6
-        smallest = pruner.kept_at(scopes_at(high), scores)
-        if not meets(smallest):
-            reached = ", ".join(f"{name}={budget(analysis, smallest):,.0f}" for name, budget in budgets.items())
-            wanted = ", ".join(f"{name}={value:,.0f}" for name, value in allowed.items())
-            raise ArgumentError(
-                "The target can't be reached.", why=f"the smallest model has {reached}; asked for {wanted}"
-            )
-        if meets(pruner.kept_at(scopes_at(low), scores)):
-            high = low
-        for _ in range(_SEARCH_STEPS if high else 0):
-            middle = (low + high) / 2
-            low, high = (low, middle) if meets(pruner.kept_at(scopes_at(middle), scores)) else (middle, high)
-        plan = pruner.draft(scopes_at(check_ratio(high, "the ratio found")), scores)
-        if meets(plan.kept) or (pruner.graph.knowledge.ties, pruner.graph.knowledge.given_back) == state:
+    while True:  # ends, because every further round knows more ties or more groups that can't shrink
+        state = _known(pruner)
+        scopes = [scope for scope in pruner.scopes() if scope.groups]
+        chooser = pruner.chooser({name: scores[name] for s in scopes for name in s.groups if name in scores})
+        units = search(family(chooser, scopes, budget), budget)
+        units = fill(chooser, scopes, units, budget)
+        plan = pruner.draft_counts(chooser, units)
+        if _known(pruner) == state:
             return plan
-    return plan
+
+
+def _known(pruner: BasePruner) -> tuple[list[frozenset[str]], list[str]]:
+    return list(pruner.graph.knowledge.ties), list(pruner.graph.knowledge.given_back)
+
+
+def search(family: Family, budget: Budget) -> dict[str, int]:
+    """Finds the largest selection of a family that a budget allows.
+
+    Raises:
+        ArgumentError: Not even the smallest one is allowed.
+    """
+    largest, smallest = family.counts(0.0), family.counts(_STRONGEST)
+    if not budget.fits(smallest):
+        raise budget.refuse(smallest)
+    if budget.fits(largest):
+        return largest
+    low, high, best = 0.0, _STRONGEST, smallest
+    for _ in range(_SEARCH_STEPS):
+        middle = (low + high) / 2
+        units = family.counts(middle)
+        if budget.fits(units):
+            high, best = middle, units
+        else:
+            low, largest = middle, units
+        if largest == best:
+            break
+    return best
+
+
+def fill(chooser: Chooser, scopes: Sequence[Scope], units: Mapping[str, int], budget: Budget) -> dict[str, int]:
+    """Gives units back where that fits a budget, until nothing more does.
+
+    Groups take turns: in every round each gets its smallest possible number of units back, those first whose units
+    score highest, compared with the mean score of all that they are ranked with. Ties, ``round_to`` and stated ratios
+    are respected.
+    """
+    result = dict(units)
+    means = _mean_scores(chooser, scopes)
+    waiting = _growing(chooser, means)
+    while waiting:
+        turns: list[tuple[float, int, str, dict[str, int]]] = []
+        for place, group in enumerate(waiting):
+            larger = chooser.larger(result, group)
+            if larger is not None:
+                scores = chooser.returned(result, larger)
+                worth = sum(float(s.mean()) / means[name] for name, s in scores.items()) / len(scores)
+                turns.append((-worth, place, group, larger))
+        waiting = []
+        for _, _, group, larger in sorted(turns):
+            if budget.fits({**result, **larger}):
+                result.update(larger)
+                waiting.append(group)
+    return result
+
+
+def _mean_scores(chooser: Chooser, scopes: Sequence[Scope]) -> dict[str, float]:
+    """Mean absolute score of what each group that may grow is ranked with: all of its scope, or itself."""
+    means: dict[str, float] = {}
+    for scope in scopes:
+        names = [name for name in scope.groups if name in chooser.candidates and not scope.fixed]
+        own = {name: chooser.candidates[name].scores.detach().double().abs().cpu() for name in names}
+        if scope.ranked and names:
+            means.update(dict.fromkeys(names, float(torch.cat(list(own.values())).mean()) or 1.0))
+        else:
+            means.update({name: float(values.mean()) or 1.0 for name, values in own.items()})
+    return means
+
+
+def _growing(chooser: Chooser, means: Mapping[str, float]) -> list[str]:
+    """Lists the groups that may grow, one for each tie; a tie with a group that may not stays."""
+    tied = {name for tie in chooser.ties for name in tie.sizes}
+    leaders = [next(iter(tie.sizes)) for tie in chooser.ties if all(name in means for name in tie.sizes)]
+    return [*(name for name in means if name not in tied), *leaders]

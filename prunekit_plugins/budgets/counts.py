@@ -1,19 +1,38 @@
-"""Costs of a cut, computed from the recorded operations and the sizes that remain; nothing is run."""
+"""Counts of the trace: parameters, their bytes, and multiply-accumulates, as polynomials in the sizes of groups."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
-from prunekit_core import Analysis, Kept, Operation, Recording, Sizer
+from prunekit_core import (
+    Analysis,
+    Compiled,
+    CostModel,
+    Layout,
+    Number,
+    Operation,
+    Recording,
+    SymbolicSizer,
+    as_polynomial,
+    compile_sum,
+    multiplied,
+)
 
-Shape = tuple[int, ...]
+Shape = tuple[Any, ...]
+"""Sizes: numbers, or polynomials in the sizes of groups."""
 
 
 class Shapes:
-    """The shapes of one operation's tensors when only the kept units stay."""
+    """The shapes of one operation's tensors.
 
-    def __init__(self, recording: Recording, operation: Operation, sizer: Sizer) -> None:
+    Args:
+        recording: The recording that the operation is in.
+        operation: The operation.
+        sizer: Computes sizes: a `Sizer` numbers, a `SymbolicSizer` polynomials.
+    """
+
+    def __init__(self, recording: Recording, operation: Operation, sizer: Callable[[Layout], Any]) -> None:
         self._recording, self.operation, self._sizer = recording, operation, sizer
 
     def __getitem__(self, argument: str) -> Shape:
@@ -29,82 +48,115 @@ class Shapes:
         return [self._recording.shape(ref.index, self._sizer) for ref in self.operation.arguments[argument]]
 
 
-def params(analysis: Analysis, kept: Kept) -> float:
-    """Number of parameter elements (buffers don't count)."""
-    sizer = Sizer(kept)
-    return float(sum(math.prod(map(sizer, p.dims)) for p in analysis.parameters.values() if not p.buffer))
+class ParameterCost(CostModel):
+    """A cost of parameters and buffers.
+
+    Args:
+        buffers: Whether buffers count, too.
+        in_bytes: Whether bytes are counted instead of elements.
+    """
+
+    def __init__(self, *, buffers: bool, in_bytes: bool) -> None:
+        self._buffers, self._in_bytes = buffers, in_bytes
+        self.unit = "bytes" if in_bytes else ""
+
+    def compile(self, analysis: Analysis) -> Compiled:
+        """Adds all tensors up to one polynomial."""
+        sizer = SymbolicSizer()
+        total = as_polynomial(0)
+        for parameter in analysis.parameters.values():
+            if self._buffers or not parameter.buffer:
+                elements = multiplied(map(sizer, parameter.dims))
+                total += elements * (parameter.itemsize if self._in_bytes else 1)
+        return compile_sum(total, analysis)
 
 
-def memory(analysis: Analysis, kept: Kept) -> float:
-    """Bytes of parameters and buffers."""
-    sizer = Sizer(kept)
-    return float(sum(math.prod(map(sizer, p.dims)) * p.itemsize for p in analysis.parameters.values()))
-
-
-def macs(analysis: Analysis, kept: Kept) -> float:
+class MacsCost(CostModel):
     """Multiply-accumulates of one forward on the (first) example inputs, in the first recorded mode.
 
     Linear layers, matrix products, einsum, convolutions and attention count, one for each product that is added up
     (half of what ``torch.utils.flop_counter`` calls flops); biases, norms and pointwise operations don't.
     """
-    recording, sizer = analysis.recordings[0], Sizer(kept)
-    total = 0
+
+    def compile(self, analysis: Analysis) -> Compiled:
+        """Adds all operations up to one polynomial."""
+        total = as_polynomial(0)
+        for _, macs in operation_macs(analysis.recordings[0], SymbolicSizer()):
+            total += macs
+        return compile_sum(total, analysis)
+
+
+def operation_macs(recording: Recording, sizer: Callable[[Layout], Any]) -> Iterator[tuple[Operation, Number]]:
+    """Yields the multiply-accumulates of every operation of a recording that has any.
+
+    Args:
+        recording: The recording.
+        sizer: Computes sizes: a `Sizer` numbers, a `SymbolicSizer` polynomials.
+    """
     for operation in recording.trace.operations:
         formula = FORMULAS.get(operation.name.split(".")[0])
         if formula is not None:
-            total += formula(Shapes(recording, operation, sizer))
-    return float(total)
+            yield operation, formula(Shapes(recording, operation, sizer))
 
 
-def _linear(shapes: Shapes) -> int:
-    return math.prod(shapes.out) * shapes["input"][-1]
+params = ParameterCost(buffers=False, in_bytes=False)
+"""Number of parameter elements (buffers don't count)."""
+weights = ParameterCost(buffers=True, in_bytes=True)
+"""Bytes of parameters and buffers."""
+macs = MacsCost()
+"""Multiply-accumulates of one forward; see `MacsCost`."""
 
 
-def _matmul(shapes: Shapes) -> int:
-    return math.prod(shapes.out) * shapes["self"][-1]
+def _linear(shapes: Shapes) -> Any:
+    return multiplied(shapes.out) * shapes["input"][-1]
 
 
-def _added_matmul(shapes: Shapes) -> int:
+def _matmul(shapes: Shapes) -> Any:
+    return multiplied(shapes.out) * shapes["self"][-1]
+
+
+def _added_matmul(shapes: Shapes) -> Any:
     first = "mat1" if "mat1" in shapes.operation.arguments else "batch1"
-    return math.prod(shapes.out) * shapes[first][-1]
+    return multiplied(shapes.out) * shapes[first][-1]
 
 
-def _convolution(shapes: Shapes) -> int:
-    return math.prod(shapes.out) * math.prod(shapes["weight"][1:])
+def _convolution(shapes: Shapes) -> Any:
+    return multiplied(shapes.out) * multiplied(shapes["weight"][1:])
 
 
-def _transposed(shapes: Shapes) -> int:
-    return math.prod(shapes["input"]) * math.prod(shapes["weight"][1:])
+def _transposed(shapes: Shapes) -> Any:
+    return multiplied(shapes["input"]) * multiplied(shapes["weight"][1:])
 
 
-def _either_convolution(shapes: Shapes) -> int:
+def _either_convolution(shapes: Shapes) -> Any:
     return _transposed(shapes) if shapes.operation.arguments["transposed"] else _convolution(shapes)
 
 
-def _attention(shapes: Shapes) -> int:
+def _attention(shapes: Shapes) -> Any:
     *lead, queries, width = shapes["query"]
     keys, values = shapes["value"][-2:]
-    return math.prod(lead) * queries * keys * (width + values)
+    return multiplied(lead) * queries * keys * (width + values)
 
 
-def _einsum(shapes: Shapes) -> int:
+def _einsum(shapes: Shapes) -> Any:
     """Products of all labels' sizes: the cost of summing in one go."""
     terms = shapes.operation.arguments["equation"].replace(" ", "").split("->")[0].split(",")
     listed = shapes.listed("tensors")
     if len(listed) < 2:
         return 0
-    sizes: dict[str, int] = {}
+    sizes: dict[str, Any] = {}
     for term, shape in zip(terms, listed, strict=True):
         named = term.replace("...", "")
         hidden = len(shape) - len(named)
         at = term.find("...")
         labels = list(named) if at < 0 else [*term[:at], *(f"...{hidden - k}" for k in range(hidden)), *term[at + 3 :]]
         for label, size in zip(labels, shape, strict=True):
-            sizes[label] = max(size, sizes.get(label, 1))
-    return math.prod(sizes.values())
+            if isinstance(sizes.get(label, 1), int) and sizes.get(label, 1) == 1:  # a size of one is broadcast
+                sizes[label] = size
+    return multiplied(sizes.values())
 
 
-FORMULAS: Mapping[str, Callable[[Shapes], int]] = {
+FORMULAS: Mapping[str, Callable[[Shapes], Any]] = {
     "aten::linear": _linear,
     "aten::matmul": _matmul,
     "aten::mm": _matmul,

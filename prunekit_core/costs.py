@@ -1,0 +1,98 @@
+"""Cost models: what a model costs when only some of its units stay, as a function of the sizes of its groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from prunekit_core.analysis import Analysis
+from prunekit_core.layout import Kept
+from prunekit_core.polynomial import Polynomial, Sizes, compile_polynomials
+
+Compiled = Callable[[Sizes], float]
+"""A cost as a function of the number of units that each group keeps (a group that is absent keeps all)."""
+
+
+class CostModel:
+    """What a model costs; derive from it where a plain function ``(analysis, kept) -> float`` is not enough.
+
+    A search for a target asks for the cost of thousands of candidates: `compile` does once what all of them share.
+
+    Attributes:
+        unit: What the cost is counted in, for people: ``"bytes"``; empty for plain numbers.
+        previewed: Whether every preview shows this cost; False where computing it takes long.
+    """
+
+    unit: str = ""
+    previewed: bool = True
+
+    def compile(self, analysis: Analysis) -> Compiled:
+        """Makes the cost a function of group sizes.
+
+        Args:
+            analysis: The analysed model.
+
+        Returns:
+            A function from sizes (`Sizes`) to the cost. It must not grow when a group gets smaller, and should take
+            well under a millisecond.
+        """
+        raise NotImplementedError
+
+    def absolute(self, value: float | str) -> float:
+        """Returns what a target above one (or a text such as ``"20ms"``) means, in the unit of the cost.
+
+        Raises:
+            ValueError: The text can't be read.
+        """
+        return float(value)
+
+    def text(self, cost: float) -> str:
+        """Writes a cost for people."""
+        return f"{cost:,.0f}" + (f" {self.unit}" if self.unit else "")
+
+    def __call__(self, analysis: Analysis, kept: Kept) -> float:
+        """Returns the cost when only the kept units stay."""
+        return self.compile(analysis)({name: len(units) for name, units in kept.items()})
+
+
+class FunctionCost(CostModel):
+    """A cost model that is a function ``(analysis, kept) -> float`` of how many units are kept, not of which.
+
+    Args:
+        function: The function. While a target is searched, the kept units that it is given are ``0, 1, 2, ...``
+    """
+
+    def __init__(self, function: Callable[[Analysis, Kept], float]) -> None:
+        self._function = function
+
+    def compile(self, analysis: Analysis) -> Compiled:
+        """Calls the function for every candidate."""
+
+        def cost(sizes: Sizes) -> float:
+            return float(self._function(analysis, {name: range(size) for name, size in sizes.items()}))
+
+        return cost
+
+    def __call__(self, analysis: Analysis, kept: Kept) -> float:
+        """Calls the function."""
+        return self._function(analysis, kept)
+
+
+def cost_model(registered: Any) -> CostModel:
+    """Returns what is registered through ``prunekit_budgets`` as a cost model."""
+    return registered if isinstance(registered, CostModel) else FunctionCost(registered)
+
+
+def group_sizes(analysis: Analysis) -> dict[str, int]:
+    """Returns the number of units of every group at analysis."""
+    return {name: group.size for name, group in analysis.groups.items()}
+
+
+def compile_sum(polynomial: Polynomial, analysis: Analysis) -> Compiled:
+    """Makes a cost out of one polynomial in the sizes of groups."""
+    evaluate = compile_polynomials([polynomial], group_sizes(analysis))
+
+    def cost(sizes: Sizes) -> float:
+        return float(evaluate(sizes).item())
+
+    return cost
