@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import resource
-import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -29,40 +30,39 @@ from typing import Any
 
 import zoo_models
 
-WORKER = Path(__file__).with_name("zoo_worker.py")
 GIB = 2**30
+PROCESSES = multiprocessing.get_context("forkserver")
 
 
-def limit_memory(gib: float) -> None:
-    resource.setrlimit(resource.RLIMIT_DATA, (int(gib * GIB), int(gib * GIB)))
+def inside(family: str, name: str, args: argparse.Namespace, out: str) -> None:
+    """Runs in the model's own process: measures under a limit on memory, and writes what it finds to a file."""
+    import zoo_worker
+
+    sys.stdout = open(out, "a")  # noqa: SIM115  (the process ends with it)
+    resource.setrlimit(resource.RLIMIT_DATA, (int(args.memory * GIB), int(args.memory * GIB)))
+    zoo_worker.work(family, name, args.groups, args.threads)
+    sys.stdout.flush()
 
 
 def sweep_one(family: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Runs the worker on one model; a crash or a limit is a result, too."""
-    command = [sys.executable, str(WORKER), family, name, "--groups", str(args.groups), "--threads", str(args.threads)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(args.threads)}
+    """Runs the worker on one model in a process of its own; a crash or a limit is a result, too."""
     began = time.perf_counter()
     result: dict[str, Any] = {"family": family, "model": name}
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=args.limit,
-            check=False,
-            env=environment,
-            preexec_fn=lambda: limit_memory(args.memory),
-        )
-        out, err = done.stdout, done.stderr
-        if done.returncode:
-            tail = err.strip().splitlines()[-1:] or ["no message"]
-            result["failed"] = f"exit status {done.returncode}: {tail[0]}"
-    except subprocess.TimeoutExpired as expired:
-        out = expired.stdout.decode() if isinstance(expired.stdout, bytes) else (expired.stdout or "")
-        result["failed"] = f"longer than {args.limit} s"
-    for line in out.splitlines():
-        if line.startswith("{"):
-            result |= json.loads(line)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "lines"
+        out.touch()
+        process = PROCESSES.Process(target=inside, args=(family, name, args, str(out)))
+        process.start()
+        process.join(args.limit)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            result["failed"] = f"longer than {args.limit:g} s"
+        elif process.exitcode:
+            result["failed"] = f"exit status {process.exitcode}"
+        for line in out.read_text().splitlines():
+            if line.startswith("{") and line.endswith("}"):
+                result |= json.loads(line)
     result["total_s"] = round(time.perf_counter() - began, 1)
     return result
 
@@ -146,6 +146,12 @@ def chosen(args: argparse.Namespace) -> list[tuple[str, str]]:
     return found
 
 
+def earlier(path: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """Reads the JSON lines of earlier runs; the last line of a model counts."""
+    lines = Path(path).read_text().splitlines() if Path(path).exists() else []
+    return {(r["family"], r["model"]): r for r in map(json.loads, lines)}
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", default="all", help="torchvision, timm, transformers, several, or all")
@@ -157,6 +163,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--memory", type=float, default=12, help="GiB per model")
     parser.add_argument("--groups", type=int, default=3, help="groups of each model that are pruned by themselves")
     parser.add_argument("--json", default="", help="file to which the JSON lines are appended")
+    parser.add_argument("--resume", action="store_true", help="leave out models that the file holds a line of")
+    parser.add_argument("--again", default="", help="with --resume: verdicts to run again, as in fails,wrong,told")
     parser.add_argument("--table", default="", help="print the table of such a file (the last line of a model counts)")
     return parser.parse_args()
 
@@ -164,10 +172,16 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     if args.table:
-        lines = [json.loads(line) for line in Path(args.table).read_text().splitlines()]
-        print(table({(r["family"], r["model"]): r for r in lines}.values()))
+        print(table(earlier(args.table).values()))
         return
     models = chosen(args)
+    done = earlier(args.json) if args.resume and args.json else {}
+    again = args.again.split(",")
+    models = [pair for pair in models if pair not in done or verdict(done[pair]) in again]
+    places = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))  # where the server finds what to preload
+    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(args.threads)}
+    PROCESSES.set_forkserver_preload(["zoo_warm"])
     results = []
     with ThreadPoolExecutor(args.jobs) as pool:
         for result in pool.map(lambda pair: sweep_one(*pair, args), models):

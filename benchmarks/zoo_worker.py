@@ -149,6 +149,18 @@ def measure(family: str, name: str, groups: int) -> None:
     tell(single=single_groups(original, inputs, groups))
 
 
+def work(family: str, name: str, groups: int, threads: int) -> None:
+    """Measures one model; an error is a result, too."""
+    torch.set_num_threads(threads)
+    warnings.simplefilter("ignore")
+    try:
+        measure(family, name, groups)
+    except Exception as error:
+        traceback.print_exc()
+        print(flush=True)
+        tell(failed=f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("family", choices=sorted(zoo_models.FAMILIES))
@@ -156,13 +168,7 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    warnings.simplefilter("ignore")
-    try:
-        measure(args.family, args.model, args.groups)
-    except Exception as error:
-        traceback.print_exc()
-        tell(failed=f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
+    work(args.family, args.model, args.groups, args.threads)
 
 
 if __name__ == "__main__":
