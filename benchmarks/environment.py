@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 DEFAULT = Path.home() / ".cache" / "prunekit-bench"
@@ -29,8 +30,12 @@ def probe(python: Path) -> str | None:
     return found.stdout.strip() if found.returncode == 0 else None
 
 
-def ensure(folder: Path) -> tuple[Path, str]:
+def ensure(folder: Path, requirements: Sequence[str] = REQUIREMENTS) -> tuple[Path, str]:
     """Makes the environment unless it is there.
+
+    Args:
+        folder: Where.
+        requirements: What is installed into it.
 
     Returns:
         Its interpreter, and the versions in it as JSON.
@@ -41,18 +46,18 @@ def ensure(folder: Path) -> tuple[Path, str]:
     python = python_in(folder)
     versions = probe(python)
     if versions is None:
-        print(f"installing {', '.join(REQUIREMENTS)} into {folder}", file=sys.stderr)
+        print(f"installing {', '.join(requirements)} into {folder}", file=sys.stderr)
         uv = shutil.which("uv")
         if uv:
             make = [uv, "venv", "--allow-existing", "--python", sys.executable, str(folder)]
-            install = [uv, "pip", "install", "--python", str(python), *REQUIREMENTS]
+            install = [uv, "pip", "install", "--python", str(python), *requirements]
         else:
             make = [sys.executable, "-m", "venv", str(folder)]
-            install = [str(python), "-m", "pip", "install", *REQUIREMENTS]
+            install = [str(python), "-m", "pip", "install", *requirements]
         for command in (make, install):
             if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
                 raise SystemExit(f"this failed: {' '.join(command)}")
         versions = probe(python)
     if versions is None:
-        raise SystemExit(f"{', '.join(REQUIREMENTS)} don't import in {folder}; remove it and try again, or give --env")
+        raise SystemExit(f"{', '.join(requirements)} don't import in {folder}; remove it and try again, or give --env")
     return python, versions

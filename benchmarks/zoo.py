@@ -14,6 +14,8 @@ and at least half of the parameters held units that may go, or less where the ta
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -22,25 +24,27 @@ import resource
 import sys
 import tempfile
 import time
+import types
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import environment
 import zoo_models
 
 GIB = 2**30
+ZOO_REQUIREMENTS = (*environment.REQUIREMENTS, "timm", "transformers", "attrs", "einops")
 PROCESSES = multiprocessing.get_context("forkserver")
 
 
 def inside(family: str, name: str, args: argparse.Namespace, out: str) -> None:
     """Runs in the model's own process: measures under a limit on memory, and writes what it finds to a file."""
-    import zoo_worker
-
+    worker = importlib.import_module("zoo_rival" if args.tool == "torch-pruning" else "zoo_worker")
     sys.stdout = open(out, "a")  # noqa: SIM115  (the process ends with it)
     resource.setrlimit(resource.RLIMIT_DATA, (int(args.memory * GIB), int(args.memory * GIB)))
-    zoo_worker.work(family, name, args.groups, args.threads)
+    worker.work(family, name, args.groups, args.threads)
     sys.stdout.flush()
 
 
@@ -68,8 +72,9 @@ def sweep_one(family: str, name: str, args: argparse.Namespace) -> dict[str, Any
 
 
 def verdict(result: dict[str, Any]) -> str:
-    """``works``, ``little`` (less than half of the parameters may shrink), ``told``, ``fails`` or ``wrong``.
+    """``works``, ``little`` (less than half of the parameters may shrink), ``blind``, ``told``, ``fails`` or ``wrong``.
 
+    ``blind`` means that the comparison would not have seen a wrong index either.
     ``told`` isn't exact because a constant of the program follows a size that shrank, and the report's notes say so.
     """
     exact = result.get("exact")
@@ -77,7 +82,21 @@ def verdict(result: dict[str, Any]) -> str:
         return "told" if result.get("constants") else "wrong"
     if "failed" in result or exact is None or not result.get("shapes_kept") or not result.get("backward"):
         return "fails"
+    if not result.get("shift_seen", True):
+        return "blind"
     return "works" if result["prunable"] >= 0.5 else "little"
+
+
+def rival_verdict(result: dict[str, Any]) -> str:
+    """The same for Torch-Pruning, whose results are not checked for exactness."""
+    if "failed" in result or not result.get("shapes_kept") or not result.get("backward"):
+        return "fails"
+    return "runs" if result["left"] <= 0.9 else "little"
+
+
+def rival_cell(result: dict[str, Any]) -> str:
+    left = f", {result['left']:.0%} left" if "left" in result else ""
+    return rival_verdict(result) + left
 
 
 def why(result: dict[str, Any]) -> str:
@@ -94,13 +113,18 @@ def why(result: dict[str, Any]) -> str:
     return "; ".join(parts).replace("|", "/")[:160]
 
 
-def table(results: Iterable[dict[str, Any]]) -> str:
-    """Markdown: one line per model, and the percentages per family."""
+Results = Mapping[tuple[str, str], dict[str, Any]]
+
+
+def table(results: Iterable[dict[str, Any]], rival: Results = types.MappingProxyType({})) -> str:
+    """Markdown: one line per model, and the percentages per family; ``rival`` are Torch-Pruning's results."""
     rows = sorted(results, key=lambda r: (r["family"], r["model"]))
     lines = [
         "| model | verdict | ops | groups | prunable | params left | largest error | analysis | prune | why |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
+    if rival:
+        lines = [lines[0].replace("| why", "| Torch-Pruning | why"), lines[1] + "---|"]
     for r in rows:
         single = [group["error"] for group in r.get("single", []) if group["error"] is not None]
         errors = [r["error"], *single] if r.get("error") is not None else single
@@ -116,6 +140,9 @@ def table(results: Iterable[dict[str, Any]]) -> str:
             f"{r['prune_s']:.1f} s" if "prune_s" in r else "",
             why(r),
         ]
+        if rival:
+            other = rival.get((r["family"], r["model"]))
+            cells.insert(-1, "" if other is None else rival_cell(other))
         lines.append("| " + " | ".join(cells) + " |")
     lines.append("")
     for family in dict.fromkeys(r["family"] for r in rows):
@@ -123,6 +150,10 @@ def table(results: Iterable[dict[str, Any]]) -> str:
         total = sum(counted.values())
         parts = ", ".join(f"{n} {word} ({n / total:.0%})" for word, n in counted.most_common())
         lines.append(f"{family}: {total} models, {parts}.")
+        others = Counter(rival_verdict(r) for key, r in rival.items() if key[0] == family)
+        if others:
+            parts = ", ".join(f"{n} {word} ({n / others.total():.0%})" for word, n in others.most_common())
+            lines.append(f"{family} with Torch-Pruning: {others.total()} models, {parts}.")
     missing = Counter(op for r in rows for op in r.get("without_rule", []))
     if missing:
         lines.append("Operations without a rule: " + ", ".join(f"{op} in {n}" for op, n in missing.most_common()) + ".")
@@ -165,6 +196,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", default="", help="file to which the JSON lines are appended")
     parser.add_argument("--resume", action="store_true", help="leave out models that the file holds a line of")
     parser.add_argument("--again", default="", help="with --resume: verdicts to run again, as in fails,wrong,told")
+    parser.add_argument("--tool", default="prunekit", choices=["prunekit", "torch-pruning"])
+    parser.add_argument("--beside", default="", help="with --table: the file of a run with --tool torch-pruning")
     parser.add_argument("--table", default="", help="print the table of such a file (the last line of a model counts)")
     return parser.parse_args()
 
@@ -172,12 +205,16 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     if args.table:
-        print(table(earlier(args.table).values()))
+        print(table(earlier(args.table).values(), earlier(args.beside) if args.beside else {}))
         return
+    if args.tool == "torch-pruning" and importlib.util.find_spec("torch_pruning") is None:
+        python, _ = environment.ensure(environment.DEFAULT.with_name("prunekit-zoo"), ZOO_REQUIREMENTS)
+        os.execv(python, [str(python), *sys.argv])
     models = chosen(args)
+    judge = verdict if args.tool == "prunekit" else rival_verdict
     done = earlier(args.json) if args.resume and args.json else {}
     again = args.again.split(",")
-    models = [pair for pair in models if pair not in done or verdict(done[pair]) in again]
+    models = [pair for pair in models if pair not in done or judge(done[pair]) in again]
     places = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))  # where the server finds what to preload
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(args.threads)}
@@ -187,15 +224,14 @@ def main() -> None:
         for result in pool.map(lambda pair: sweep_one(*pair, args), models):
             results.append(result)
             line = json.dumps(result)
-            print(f"{verdict(result):6} {result['family']}:{result['model']} {result['total_s']} s {why(result)}")
+            print(f"{judge(result):6} {result['family']}:{result['model']} {result['total_s']} s {why(result)}")
             sys.stdout.flush()
             if args.json:
                 with Path(args.json).open("a") as file:
                     file.write(line + "\n")
-    print(
-        f"\n{platform.machine()}, {os.cpu_count()} cores, {args.threads} threads, Python {platform.python_version()}\n"
-    )
-    print(table(results))
+    print(f"\n{platform.machine()}, {os.cpu_count()} cores, {args.threads} threads, Python {platform.python_version()}")
+    if args.tool == "prunekit":
+        print("\n" + table(results))
 
 
 if __name__ == "__main__":

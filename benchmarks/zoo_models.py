@@ -1,4 +1,4 @@
-"""The models of the zoo: three families, each with its names and a way to build one with random weights."""
+"""The models of the zoo: five families, each with its names and a way to build one with random weights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 import torch
+import zoo_awkward
 import zoo_timm
 import zoo_transformers
 from torch import nn
@@ -112,4 +113,8 @@ FAMILIES: Mapping[str, Family] = {
     "torchvision": Family(torchvision_names, torchvision_build),
     "timm": Family(zoo_timm.names, lambda name: Example(*zoo_timm.build(name))),
     "transformers": Family(zoo_transformers.names, lambda name: Example(*zoo_transformers.build(name))),
+    **{
+        family: Family(lambda m=models: list(m), lambda name, m=models: Example(*m[name]()))  # type: ignore[misc]
+        for family, models in zoo_awkward.MODELS.items()
+    },
 }

@@ -140,8 +140,6 @@ MODELS: Mapping[str, Entry] = {
     ),
     "llama": ("llama", LM, LLAMA, words),
     "llama_tied": ("llama", LM, {**LLAMA, "tie_word_embeddings": True}, words),
-    "llama_eager": ("llama", LM, {**LLAMA, "attn_implementation": "eager"}, words),
-    "llama_no_cache": ("llama", LM, {**LLAMA, "use_cache": False}, words),
     "mistral": ("mistral", LM, {**LLAMA, "sliding_window": 8}, words),
     "qwen2": ("qwen2", LM, LLAMA, words),
     "qwen3": ("qwen3", LM, LLAMA, words),
@@ -220,7 +218,7 @@ MODELS: Mapping[str, Entry] = {
         wave,
     ),
     "vit": ("vit", PICTURES, PICTURE, picture),
-    "deit": ("deit", PICTURES, PICTURE, picture),
+    "deit": ("deit", PICTURES, {**PICTURE, "architectures": ["DeiTForImageClassification"]}, picture),
     "dinov2": ("dinov2", PICTURES, {**PICTURE, "mlp_ratio": 2}, picture),
     "swin": (
         "swin",
@@ -280,15 +278,50 @@ MODELS: Mapping[str, Entry] = {
 }
 
 
+NO_CACHE = (
+    *(
+        "gpt2",
+        "opt",
+        "gpt_neox",
+        "gptj",
+        "falcon",
+        "bloom",
+        "llama",
+        "llama_tied",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "gemma",
+    ),
+    *("gemma2", "gemma3", "phi", "phi3", "olmo2", "cohere", "stablelm", "starcoder2", "deepseek_v3", "mixtral"),
+    *("mamba", "t5", "bart", "marian", "whisper"),
+)
+"""Models that return caches unless they are told not to."""
+
+EAGER_ONLY = frozenset(["deberta", "longformer", "bloom", "gemma2", "mamba", "convnext", "blip"])
+"""Models that have one kind of attention, or none."""
+
+
 def names() -> list[str]:
-    return list(MODELS)
+    """Lists every model as it comes, without caches, and with attention written out where it is fused by default."""
+    found = []
+    for name in MODELS:
+        found.append(name)
+        if name in NO_CACHE:
+            found.append(f"{name}+no_cache")
+        if name not in EAGER_ONLY:
+            found.append(f"{name}+eager")
+    return found
 
 
 def build(name: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """Builds a model by its name, or by its name and variants: ``llama+no_cache``, ``vit+eager``."""
     transformers = importlib.import_module("transformers")
-    kind, automatic, given, inputs = MODELS[name]
-    arguments = dict(given)
-    attention = arguments.pop("attn_implementation", None)
-    config = transformers.AutoConfig.for_model(kind, **arguments)
-    options = {"attn_implementation": attention} if attention else {}
-    return getattr(transformers, automatic).from_config(config, **options), inputs()
+    base, *variants = name.split("+")
+    kind, automatic, given, inputs = MODELS[base]
+    config = transformers.AutoConfig.for_model(kind, **given)
+    options = {"attn_implementation": "eager"} if "eager" in variants else {}
+    model = getattr(transformers, automatic).from_config(config, **options)
+    if "no_cache" in variants:
+        model.config.use_cache = False
+    return model, inputs()

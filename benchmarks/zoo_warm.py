@@ -9,5 +9,4 @@ import importlib.util
 for name in ("torchvision.models", "timm", "transformers", "transformers.modeling_utils", "torch._dynamo"):
     with contextlib.suppress(ImportError):
         importlib.import_module(name)
-if importlib.util.find_spec("prunekit_core"):
-    importlib.import_module("zoo_worker")
+importlib.import_module("zoo_worker" if importlib.util.find_spec("prunekit_core") else "zoo_rival")

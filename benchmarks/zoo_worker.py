@@ -20,8 +20,10 @@ import zoo_models
 from torch import nn
 
 import prunekit_core as pk
-from prunekit_core.recorder import output_tensors
+from prunekit_core.recorder import check_recordable, output_tensors
 from prunekit_plugins.importance import RandomImportance
+
+ATTEMPTS = 4
 
 
 def tell(**values: Any) -> None:
@@ -69,6 +71,19 @@ def exactness(original: nn.Module, pruned: nn.Module, plan: pk.Plan, inputs: Any
     except Exception as error:
         return {**found, "float64": f"{type(error).__name__}: {str(error)[:200]}"}
     return {"error": check.error, "exact": check.exact, "dtype": "float64", "mixes": len(check.inexact)}
+
+
+def shift_seen(original: nn.Module, pruned: nn.Module, plan: pk.Plan, inputs: Any) -> bool:
+    """Whether the check fails once the positions of one weight that stayed are each their neighbour's."""
+    matrices = [cut for cut in plan.parameters if len(cut.shape) > 1 and plan.positions(cut)]
+    for cut in matrices[-1:] + matrices[: ATTEMPTS - 1]:
+        wrong = copy.deepcopy(pruned)
+        tensor = dict(check_recordable(wrong).named_parameters()).get(cut.parameter)
+        if tensor is not None:
+            tensor.data = tensor.data.roll(1, dims=max(plan.positions(cut)))
+            if pk.check_exact(original, wrong, plan, inputs).error > 1e-4:
+                return True
+    return False
 
 
 def single_groups(model: nn.Module, inputs: Any, count: int) -> list[dict[str, Any]]:
@@ -142,6 +157,7 @@ def measure(family: str, name: str, groups: int) -> None:
         after = shapes(call(copy.deepcopy(model), inputs))
     tell(shapes_kept=after == before or example.free_outputs)
     tell(**exactness(original, model, result.plan, inputs))
+    tell(shift_seen=shift_seen(original, model, result.plan, inputs))
     try:
         tell(**backward(example))
     except Exception as error:
