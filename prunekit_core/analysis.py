@@ -10,13 +10,25 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
+import torch
 from torch import nn
 
 from prunekit_core import axes
 from prunekit_core.axes import Axis, Form, Reason
 from prunekit_core.errors import RecordingError
 from prunekit_core.examples import Example
-from prunekit_core.layout import Concat, Fixed, Layout, Product, Units, groups_of, walk
+from prunekit_core.layout import (
+    Concat,
+    Fixed,
+    Kept,
+    Layout,
+    Product,
+    Units,
+    groups_of,
+    kept_positions,
+    new_size,
+    walk,
+)
 from prunekit_core.propagate import NotUnderstood, Propagation, parameter_axes, propagate
 from prunekit_core.recorder import check_recordable, record
 from prunekit_core.registry import Registry
@@ -71,6 +83,11 @@ class UnitGroup:
         return [member for member in self.members if member.role is Role.OUT]
 
 
+def _positions(dims: Sequence[Layout], kept: Kept) -> dict[int, torch.Tensor]:
+    sizes = ((dim, layout, new_size(layout, kept)) for dim, layout in enumerate(dims))
+    return {dim: kept_positions(layout, kept) for dim, layout, size in sizes if size != layout.size}
+
+
 @attrs.frozen
 class ParameterLayout:
     """How a parameter or buffer is made of units.
@@ -88,6 +105,10 @@ class ParameterLayout:
     reasons: tuple[Reason | None, ...]
     itemsize: int
     buffer: bool
+
+    def positions(self, kept: Kept) -> dict[int, torch.Tensor]:
+        """Returns, per dim that shrinks, the positions that stay."""
+        return _positions(self.dims, kept)
 
 
 @attrs.frozen(eq=False)
@@ -132,6 +153,10 @@ class Recording:
         if layouts is None:
             return self.trace.shapes[index]
         return tuple(map(sizer, layouts))
+
+    def positions(self, index: int, kept: Kept) -> dict[int, torch.Tensor]:
+        """Returns, per dim of a tensor that shrinks, the positions that stay."""
+        return _positions(self.live.get(index, ()), kept)
 
 
 @attrs.frozen(eq=False)

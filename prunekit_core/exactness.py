@@ -8,24 +8,21 @@ hold one value throughout (zero-initialised heads, fresh norms) could hide a wro
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
-from prunekit_core import layout as layouts
-from prunekit_core.analysis import Analysis, Recording, analyse
+from prunekit_core.analysis import Analysis, analyse
 from prunekit_core.errors import PlanError
 from prunekit_core.examples import Example
-from prunekit_core.layout import Kept, Layout
 from prunekit_core.plan import Plan
 from prunekit_core.recorder import check_recordable, output_tensors
 from prunekit_core.registry import Registry, default_registry
-from prunekit_core.rules import ModuleOp
-from prunekit_core.shadow import Shadow, Sink, bind_arguments, tensors_of
+from prunekit_core.shadow import Shadow
+from prunekit_core.sides import MaskedSide, Side
 from prunekit_core.surgery import named_tensors, select_positions, tensor_at, zero_positions
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -41,12 +38,15 @@ class ExactCheck:
         inexact: Pruned groups under operations whose result depends on the number of units; the original ran those
             operations over the kept units, so they are part of the comparison.
         outputs: How many output tensors were compared.
+        decisions: How many operations decided something by value (a comparison, ``topk``, ``nms``). Both sides follow
+            the decisions of the original, and what they read there was compared as well.
     """
 
     error: float
     tolerance: float
     inexact: tuple[str, ...]
     outputs: int
+    decisions: int = 0
 
     @property
     def exact(self) -> bool:
@@ -99,14 +99,16 @@ def check_exact(
     if missing is not None:
         raise PlanError("The plan was made for another model.", where=missing, why="the original has no such group")
     masked = _Masked(original, pruned, plan, analysis, registry)
-    expected, found = masked.run(example, training)
-    if len(expected) != len(found):
-        raise PlanError("The pruned model returns another number of tensors.", why=f"{len(found)}, not {len(expected)}")
-    worst = max((_difference(a, b) for a, b in zip(expected, found, strict=True)), default=float("nan"))
-    dtypes = [tensor.dtype for tensor in expected if tensor.dtype in TOLERANCES]
+    runs = masked.run(example, training)
+    if len(runs.expected) != len(runs.found):
+        raise PlanError(
+            "The pruned model returns another number of tensors.", why=f"{len(runs.found)}, not {len(runs.expected)}"
+        )
+    worst = max((_difference(a, b) for a, b in runs.pairs()), default=float("nan"))
+    dtypes = [tensor.dtype for tensor, _ in runs.pairs() if tensor.dtype in TOLERANCES]
     allowed = max((TOLERANCES[dtype] for dtype in dtypes), default=0.0) if tolerance is None else tolerance
     inexact = tuple(cut.group for cut in plan.cuts if analysis.groups[cut.group].mixes)
-    return ExactCheck(worst, allowed, inexact, len(expected))
+    return ExactCheck(worst, allowed, inexact, len(runs.expected), len(runs.decided))
 
 
 def _missing_group(analysis: Analysis, plan: Plan) -> str | None:
@@ -128,6 +130,21 @@ def _difference(expected: torch.Tensor, found: torch.Tensor) -> float:
         return 0.0
     scale = a[finite].abs().max().clamp(min=1e-30)
     return float((a[finite] - b[finite]).abs().max() / scale)
+
+
+@attrs.frozen(eq=False)
+class _Runs:
+    """Outputs of both sides, and what both read where something was decided."""
+
+    expected: list[torch.Tensor]
+    found: list[torch.Tensor]
+    decided: list[tuple[list[torch.Tensor], list[torch.Tensor]]]
+
+    def pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yields what has to be equal. What only one side has read shows in its outputs."""
+        yield from zip(self.expected, self.found, strict=True)
+        for expected, found in self.decided:
+            yield from zip(expected, found, strict=False)
 
 
 class _Masked:
@@ -162,7 +179,7 @@ class _Masked:
                 select_positions(fresh, self._plan.positions(cut)) if cut else fresh
             )
 
-    def run(self, example: Example, training: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def run(self, example: Example, training: bool) -> _Runs:
         rules = self._registry.op_rules
         full = Shadow(self._full, fake=False)
         for path, _ in self._analysis.swaps:
@@ -172,83 +189,11 @@ class _Masked:
                 parent, _, name = path.rpartition(".")
                 full.module.get_submodule(parent)._modules[name] = converted
         full.watch(self._registry.opaque)
-        sink = _OverKept(self._analysis.recordings[0], self._plan)
-        expected = output_tensors(full.run(example, sink, rules, training=training))
+        masked = MaskedSide(self._analysis.recordings[0], self._plan)
+        expected = output_tensors(full.run(example, masked, rules, training=training))
         small = Shadow(self._small, fake=False)
         small.watch(self._registry.opaque)
-        found = output_tensors(small.run(example, Sink(), rules, training=training))
-        return expected, found
-
-
-class _OverKept(Sink):
-    """Runs operations that depend on a whole axis over its kept units only."""
-
-    def __init__(self, recording: Recording, plan: Plan) -> None:
-        self._recording, self._plan, self._kept = recording, plan, plan.kept
-        self._next = 0
-
-    def compute(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        index = self._next
-        self._next += 1
-        wholes = self._recording.wholes.get(index)
-        names = {name for layout, _, _ in wholes.uses for name in layouts.groups_of(layout)} if wholes else set()
-        kept = {name: self._kept[name] for name in names if name in self._kept}
-        if not kept:
-            return op(*args, **kwargs)
-        if isinstance(op, ModuleOp):  # its attributes are those for the whole plan
-            kept = self._kept
-        operation = self._recording.trace.operations[index]
-        arguments = bind_arguments(op, args, kwargs)
-        for name, value in arguments.items():
-            arguments[name] = self._sliced(operation.arguments[name], value, kept)
-        for name, position, pieces in self._recording.expectations.get(index, ()):
-            size = sum(layouts.new_size(piece, kept) for piece in pieces)
-            if position is None:
-                arguments[name] = size
-            else:
-                arguments[name] = [size if k == position else item for k, item in enumerate(arguments[name])]
-        if index in self._recording.temperatures:
-            temperature, _ = self._recording.temperatures[index]
-            arguments[temperature.argument] = temperature.value
-        whole = tensors_of(op(*args, **kwargs))  # lies in memory as what follows was recorded with
-        result = op.run(arguments, self._sizes(operation.module)) if isinstance(op, ModuleOp) else op(**arguments)
-        return self._spread(result, whole, operation.outputs, kept)
-
-    def _sizes(self, path: str) -> dict[tuple[str, str], Any]:
-        """Returns the sizes that the plan sets in the attributes of a module and of those in it."""
-        inside = f"{path}." if path else ""
-        return {
-            (edit.module[len(inside) :], edit.attribute): edit.new
-            for edit in self._plan.edits
-            if edit.module == path or edit.module.startswith(inside)
-        }
-
-    def _sliced(self, ref: Any, value: Any, kept: Kept) -> Any:
-        if isinstance(value, torch.Tensor):
-            return select_positions(value, self._positions(ref.index, kept))
-        if isinstance(value, list | tuple) and any(isinstance(item, torch.Tensor) for item in value):
-            return [self._sliced(r, v, kept) for r, v in zip(ref, value, strict=True)]
-        return value
-
-    def _positions(self, index: int, kept: Kept) -> dict[int, torch.Tensor]:
-        found: Sequence[Layout] = self._recording.live.get(index, ())
-        return {
-            dim: layouts.kept_positions(layout, kept)
-            for dim, layout in enumerate(found)
-            if layouts.new_size(layout, kept) != layout.size
-        }
-
-    def _spread(self, result: Any, whole: Any, refs: Sequence[Any], kept: Kept) -> Any:
-        """Puts results over kept units back to their places among zeros, in the memory format of the whole results."""
-        leaves, form = pytree.tree_flatten(result)
-        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        spread = []
-        for ref, tensor, like in zip(refs, tensors, whole, strict=True):
-            for dim, positions in self._positions(ref.index, kept).items():
-                shape = list(tensor.shape)
-                shape[dim] = self._recording.trace.shapes[ref.index][dim]
-                tensor = tensor.new_zeros(shape).index_copy_(dim, positions.to(tensor.device), tensor)
-            placed = torch.empty_strided(like.shape, like.stride(), dtype=tensor.dtype, device=tensor.device)
-            spread.append(placed.copy_(tensor))
-        places = iter(spread)
-        return pytree.tree_unflatten([next(places) if torch.is_tensor(leaf) else leaf for leaf in leaves], form)
+        smaller = Side(self._analysis.recordings[0], self._plan.kept, whole=False)
+        found = output_tensors(small.run(example, smaller, rules, training=training))
+        decided = [(masked.read[index], smaller.read.get(index, [])) for index in masked.read]
+        return _Runs(expected, found, decided)

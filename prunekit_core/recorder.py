@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
+from prunekit_core.decisions import Answers, decided
 from prunekit_core.errors import RecordingError, UnsupportedModelError
 from prunekit_core.examples import Example
 from prunekit_core.rules import RuleTable
@@ -82,11 +83,20 @@ class TraceBuilder(Sink):
         self._operations: list[Operation] = []
         self._parameters: dict[str, TensorRef] = {}
         self._inputs: list[TensorRef] = []
+        self._decisions: dict[int, Answers] = {}
 
     def start(self, tensors: Mapping[str, torch.Tensor], inputs: Any) -> None:
         """Makes parameters, buffers and inputs known."""
         self._parameters = {name: self.table.ref(tensor) for name, tensor in tensors.items()}
         self._inputs = [self.table.ref(leaf) for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
+
+    def compute(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Runs an operation and remembers what it decides."""
+        result = op(*args, **kwargs)
+        found = decided(op, args, kwargs, result)
+        if found is not None:
+            self._decisions[len(self._operations)] = found
+        return result
 
     def operation(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> None:
         """Writes an operation down."""
@@ -116,6 +126,7 @@ class TraceBuilder(Sink):
             self._parameters,
             tuple(self._inputs),
             tuple(results),
+            self._decisions,
         )
 
 

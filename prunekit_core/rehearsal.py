@@ -6,7 +6,8 @@ under the same recorder, and every operation is compared with what the axes pred
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -16,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from prunekit_core import layout as layouts
 from prunekit_core.analysis import Analysis, Recording
+from prunekit_core.decisions import answered
 from prunekit_core.edits import AttributeEdit, is_size, normal_size
 from prunekit_core.layers import Resizing
 from prunekit_core.layout import Kept
@@ -100,7 +102,8 @@ class _Comparer(Sink):
     def __init__(self, position: int, recording: Recording, kept: Kept, *, keep_alive: bool) -> None:
         self.mismatch: Mismatch | None = None
         self.drifts: list[Drift] = []
-        self._position, self._recording, self._sizer = position, recording, layouts.Sizer(kept)
+        self._position, self._recording, self._kept = position, recording, kept
+        self._sizer = layouts.Sizer(kept)
         self._operations = recording.trace.operations
         self._table = TensorTable(keep_alive=keep_alive)
         self._next = 0
@@ -111,6 +114,15 @@ class _Comparer(Sink):
         for leaf in pytree.tree_leaves(inputs):
             if isinstance(leaf, torch.Tensor):
                 self._table.ref(leaf)
+
+    def compute(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Runs an operation; what it decides is what was decided when the program was recorded."""
+        result = op(*args, **kwargs)
+        decisions = self._recording.trace.decisions
+        if self._next not in decisions or op is not self._operations[self._next].op:
+            return result
+        cuts = [self._recording.positions(ref.index, self._kept) for ref in self._operations[self._next].outputs]
+        return answered(decisions[self._next], cuts, [*args, *kwargs.values()], result)
 
     def alias(self, source: torch.Tensor, result: torch.Tensor) -> None:
         self._table.put(result, self._table.ref(source))
@@ -263,7 +275,7 @@ class Stage:
                         continue
                     if id(tensor) not in fresh:
                         shape = [layouts.new_size(dim, self.kept) for dim in parameter.dims]
-                        made = self._shadow.empty(shape, tensor)
+                        made = self._shadow.cut(tensor, shape, partial(parameter.positions, self.kept))
                         if isinstance(tensor, nn.Parameter):
                             made = self._shadow.as_parameter(made)
                         fresh[id(tensor)] = made

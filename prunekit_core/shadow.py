@@ -30,8 +30,11 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from prunekit_core.examples import Example
 from prunekit_core.opaque import Closed, Opaque
 from prunekit_core.rules import Likeness, ModuleOp, RuleTable
-from prunekit_core.surgery import modules_in, tensors_in
+from prunekit_core.surgery import modules_in, select_positions, tensors_in
 from prunekit_core.twin import Marks, deep_twin, shallow_twin
+
+Positions = Mapping[int, torch.Tensor]
+"""Per dim that shrinks, the positions that stay."""
 
 
 class Sink:
@@ -285,12 +288,11 @@ class Shadow:
         tensor._is_param = True  # what nn.Parameter does, less a detach through the mode
         return tensor
 
-    def empty(self, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-        """Makes a contiguous stand-in of another shape (random values where the shadow is real)."""
-        if self.fake_mode is None:
-            value = torch.zeros(shape, dtype=like.dtype, device=like.device)
-            return value.normal_(std=0.1) if value.is_floating_point() else value
-        return FakeTensor(self.fake_mode, torch.empty(shape, dtype=like.dtype, device="meta"), like.device)
+    def cut(self, tensor: torch.Tensor, shape: Sequence[int], positions: Callable[[], Positions]) -> torch.Tensor:
+        """Makes the contiguous stand-in of a tensor that loses something: its kept values where the shadow is real."""
+        if self.fake_mode is None:  # native code trusts its input: random weights may lead it anywhere
+            return select_positions(tensor, positions()).contiguous()
+        return FakeTensor(self.fake_mode, torch.empty(shape, dtype=tensor.dtype, device="meta"), tensor.device)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Returns every parameter and buffer that is there now, under its canonical name."""

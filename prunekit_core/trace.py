@@ -49,6 +49,7 @@ class Trace:
         parameters: Canonical name of every parameter and buffer to its tensor.
         inputs: The tensors among the example inputs.
         results: The tensors among the outputs of the model.
+        decisions: What was decided by value, by operation index; empty for a recording without values.
     """
 
     label: str
@@ -58,6 +59,7 @@ class Trace:
     parameters: Mapping[str, TensorRef]
     inputs: tuple[TensorRef, ...]
     results: tuple[TensorRef, ...]
+    decisions: Mapping[int, tuple[Any, ...]] = attrs.field(factory=dict)
 
 
 def is_continuous(dtype: torch.dtype) -> bool:

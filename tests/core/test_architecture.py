@@ -23,6 +23,7 @@ CORE = [
     "examples",
     "opaque",
     "shadow",
+    "decisions",
     "recorder",
     "propagate",
     "layers",
@@ -65,6 +66,7 @@ CORE = [
     "targets",
     "api",
     "checkpoint",
+    "sides",
     "exactness",
 ]
 """The core's files in import order: each imports only files before it."""

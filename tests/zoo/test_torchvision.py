@@ -140,3 +140,24 @@ def test_the_check_fails_when_one_index_is_shifted(name: str) -> None:
         wrong = wrong.index_select(d - (d > dim), p)
     model.get_parameter(cut.parameter).data.select(dim, 0).copy_(wrong)
     assert not pk.check_exact(original, model, plan, x)
+
+
+@pytest.mark.parametrize("name", ["ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn"])
+def test_detectors_lose_half_of_everything_and_are_exact(name: str) -> None:
+    torch.manual_seed(0)
+    options = {} if name.startswith("ssd") else {"min_size": 96, "max_size": 96}
+    build = getattr(torchvision.models.detection, name)
+    model = build(weights=None, weights_backbone=None, num_classes=7, **options).eval()
+    x = ([torch.rand(3, 96, 96)],)
+    original = copy.deepcopy(model)
+    result = pk.prune(model, x, importance=RandomImportance())
+    assert not result.report.not_understood
+    assert result.preview.params_after <= 0.34 * result.preview.params_before
+    check = pk.check_exact(original, model, result.plan, x)
+    assert check.error < 1e-5, str(check)
+    assert check.decisions > 10
+    model.train()
+    picture = torch.rand(3, 96, 96)
+    target = {"boxes": torch.tensor([[10.0, 20.0, 60.0, 70.0]]), "labels": torch.tensor([1])}
+    sum(model([picture, picture], [target, target]).values()).backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,139 @@
+"""The two sides of an exactness check: the masked original, and the pruned model that follows its decisions.
+
+Both are answered with what the recording decided by value, so that they take the recorded path. What they read where
+something is decided is compared as well: an answer must not hide a difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from prunekit_core import layout as layouts
+from prunekit_core.analysis import Recording
+from prunekit_core.decisions import answered
+from prunekit_core.layout import Kept
+from prunekit_core.plan import Plan
+from prunekit_core.rules import ModuleOp
+from prunekit_core.shadow import Sink, bind_arguments, tensors_of
+from prunekit_core.surgery import select_positions
+from prunekit_core.trace import Operation, is_continuous, tensor_refs
+
+Read = dict[int, list[torch.Tensor]]
+"""By operation index: the real numbers that were read where something was decided, at the kept positions."""
+
+
+class Side(Sink):
+    """Counts the operations of a run and answers those that decide something.
+
+    Args:
+        recording: The recorded program.
+        kept: Kept units per group.
+        whole: Whether this side has all units.
+
+    Attributes:
+        read: What was read by operations that decide.
+    """
+
+    def __init__(self, recording: Recording, kept: Kept, *, whole: bool) -> None:
+        self._recording, self._kept, self._whole = recording, kept, whole
+        self.read: Read = {}
+        self._next = 0
+
+    def compute(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Runs an operation; what it decides is what was decided when the program was recorded."""
+        index = self._next
+        self._next += 1
+        operations = self._recording.trace.operations
+        decision = self._recording.trace.decisions.get(index)
+        if decision is None or operations[index].op is not op:
+            return self._result(index, op, args, kwargs)
+        self.read[index] = self._reading(operations[index], bind_arguments(op, args, kwargs))
+        result = self._result(index, op, args, kwargs)
+        kept = {} if self._whole else self._kept
+        cuts = [self._recording.positions(ref.index, kept) for ref in operations[index].outputs]
+        return answered(decision, cuts, [*args, *kwargs.values()], result)
+
+    def _result(self, index: int, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return op(*args, **kwargs)
+
+    def _reading(self, operation: Operation, arguments: Mapping[str, Any]) -> list[torch.Tensor]:
+        found = []
+        refs = tensor_refs(list(operation.arguments.values()))
+        for ref, tensor in zip(refs, tensors_of(list(arguments.values())), strict=True):
+            if is_continuous(tensor.dtype):
+                cut = self._recording.positions(ref.index, self._kept) if self._whole else {}
+                found.append(select_positions(tensor, cut).clone())  # it may be overwritten later
+        return found
+
+
+class MaskedSide(Side):
+    """The original: operations that depend on a whole axis run over its kept units only.
+
+    Args:
+        recording: The recorded program.
+        plan: The cut.
+    """
+
+    def __init__(self, recording: Recording, plan: Plan) -> None:
+        super().__init__(recording, plan.kept, whole=True)
+        self._plan = plan
+
+    def _result(self, index: int, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        wholes = self._recording.wholes.get(index)
+        names = {name for layout, _, _ in wholes.uses for name in layouts.groups_of(layout)} if wholes else set()
+        kept: Kept = {name: self._kept[name] for name in names if name in self._kept}
+        if not kept:
+            return op(*args, **kwargs)
+        if isinstance(op, ModuleOp):  # its attributes are those for the whole plan
+            kept = self._kept
+        operation = self._recording.trace.operations[index]
+        arguments = bind_arguments(op, args, kwargs)
+        for name, value in arguments.items():
+            arguments[name] = self._sliced(operation.arguments[name], value, kept)
+        for name, position, pieces in self._recording.expectations.get(index, ()):
+            size = sum(layouts.new_size(piece, kept) for piece in pieces)
+            if position is None:
+                arguments[name] = size
+            else:
+                arguments[name] = [size if k == position else item for k, item in enumerate(arguments[name])]
+        if index in self._recording.temperatures:
+            temperature, _ = self._recording.temperatures[index]
+            arguments[temperature.argument] = temperature.value
+        whole = tensors_of(op(*args, **kwargs))  # lies in memory as what follows was recorded with
+        result = op.run(arguments, self._sizes(operation.module)) if isinstance(op, ModuleOp) else op(**arguments)
+        return self._spread(result, whole, operation.outputs, kept)
+
+    def _sizes(self, path: str) -> dict[tuple[str, str], Any]:
+        """Returns the sizes that the plan sets in the attributes of a module and of those in it."""
+        inside = f"{path}." if path else ""
+        return {
+            (edit.module[len(inside) :], edit.attribute): edit.new
+            for edit in self._plan.edits
+            if edit.module == path or edit.module.startswith(inside)
+        }
+
+    def _sliced(self, ref: Any, value: Any, kept: Kept) -> Any:
+        if isinstance(value, torch.Tensor):
+            return select_positions(value, self._recording.positions(ref.index, kept))
+        if isinstance(value, list | tuple) and any(isinstance(item, torch.Tensor) for item in value):
+            return [self._sliced(r, v, kept) for r, v in zip(ref, value, strict=True)]
+        return value
+
+    def _spread(self, result: Any, whole: Any, refs: Sequence[Any], kept: Kept) -> Any:
+        """Puts results over kept units back to their places among zeros, in the memory format of the whole results."""
+        leaves, form = pytree.tree_flatten(result)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        spread = []
+        for ref, tensor, like in zip(refs, tensors, whole, strict=True):
+            for dim, positions in self._recording.positions(ref.index, kept).items():
+                shape = list(tensor.shape)
+                shape[dim] = self._recording.trace.shapes[ref.index][dim]
+                tensor = tensor.new_zeros(shape).index_copy_(dim, positions.to(tensor.device), tensor)
+            placed = torch.empty_strided(like.shape, like.stride(), dtype=tensor.dtype, device=tensor.device)
+            spread.append(placed.copy_(tensor))
+        places = iter(spread)
+        return pytree.tree_unflatten([next(places) if torch.is_tensor(leaf) else leaf for leaf in leaves], form)
