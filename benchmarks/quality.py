@@ -1,0 +1,357 @@
+"""Measures what is left of networks right after the cut and after short training, and writes docs/quality.md.
+
+    python benchmarks/quality.py                       everything; needs prunekit[demo,plots]
+    python benchmarks/quality.py --quick               one seed, the two small digit networks, half of the MACs
+    python benchmarks/quality.py --out docs            writes quality.md and its plots into a folder
+
+Networks are trained here on data that is bundled or generated (see ``quality_tasks.py``). Each is cut to the same parts
+of its MACs by prunekit and, in an environment of its own, by Torch-Pruning 1.6.1 (``quality_worker.py``), on the same
+calibration samples; all models are measured by the same code. A row takes the largest model within its budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import attrs
+import environment
+import quality_networks as networks
+import quality_tasks as tasks
+import torch
+from torch import nn
+
+import prunekit_core as pk
+
+TARGETS = (0.75, 0.5, 0.35, 0.25)
+RETRAINED = (0.5, 0.25)
+"""Parts of the MACs at which rows are also trained again, for `PART` of the full course."""
+PART = 0.125
+SEEDS = (0, 1, 2)
+THEIRS = ("magnitude", "taylor", "hessian")
+DEFAULT = "default"
+
+
+def ours(task: tasks.Task, seed: int) -> dict[str, Callable[[nn.Module, float], None]]:
+    """The variants of prunekit: name to a function that cuts a model to a part of its MACs, in place."""
+    x, y = task.calibration_data(seed)
+    example = x[:1]
+
+    def taylor(model: nn.Module) -> Any:
+        from prunekit_plugins.importance import GroupTaylorImportance
+
+        networks.loss(model(x), y).mean().backward()
+        return GroupTaylorImportance()
+
+    def cut(criterion: Any, everywhere: bool) -> Callable[[nn.Module, float], None]:
+        def run(model: nn.Module, target: float) -> None:
+            importance = criterion(model) if callable(criterion) else criterion
+            pk.prune(model, example, target={"macs": target}, importance=importance, global_pruning=everywhere)
+            model.zero_grad()
+
+        return run
+
+    return {
+        "magnitude": cut("magnitude", everywhere=False),
+        "magnitude global": cut("magnitude", everywhere=True),
+        "taylor global": cut(taylor, everywhere=True),
+    }
+
+
+@attrs.frozen
+class Measurement:
+    """One cut of one trained network.
+
+    Attributes:
+        network: Its name.
+        seed: Of its training, and of the choice of calibration samples.
+        tool: ``"prunekit"`` or ``"Torch-Pruning"``.
+        method: What was done.
+        target: Part of the MACs that was asked for.
+        macs: Part of the MACs that was left, None where no cut within the target ran.
+        metric: Accuracy or bits per character right after the cut.
+        retrained: The same after short training; None where that isn't measured.
+        seconds: What the cut took; None for Torch-Pruning's search.
+    """
+
+    network: str
+    seed: int
+    tool: str
+    method: str
+    target: float
+    macs: float | None
+    metric: float | None
+    retrained: float | None = None
+    seconds: float | None = None
+
+
+class Bench:
+    """Runs the measurements of one network.
+
+    Args:
+        name: Of the network.
+        options: The command line.
+        python: The interpreter of Torch-Pruning's environment.
+    """
+
+    def __init__(self, name: str, options: argparse.Namespace, python: Path) -> None:
+        self.task, self._options, self._python = tasks.task(name), options, python
+        self.dense: dict[int, float] = {}
+        self.found: list[Measurement] = []
+
+    def run(self, seed: int) -> None:
+        model = self.task.trained(seed)
+        self.dense[seed] = self.task.metric(model)
+        x, _ = self.task.calibration_data(seed)
+        macs = networks.count_macs(model, x[:1])
+        cuts: list[tuple[Measurement, nn.Module | None]] = []
+        for method, cut in ours(self.task, seed).items():
+            if self._options.methods and method not in self._options.methods:
+                continue
+            for target in self._options.targets:
+                small = copy.deepcopy(model)
+                start = time.perf_counter()
+                cut(small, target)
+                taken = time.perf_counter() - start
+                left = networks.count_macs(small, x[:1]) / macs
+                row = Measurement(
+                    self.task.name, seed, "prunekit", method, target, left, self.task.metric(small), seconds=taken
+                )
+                cuts.append((row, small))
+        if not self._options.alone:
+            cuts += self._theirs(model, seed)
+        best = self._best([row for row, _ in cuts])
+        self.found += [self._retrained(row, small, seed, best) for row, small in cuts]
+
+    def _theirs(self, model: nn.Module, seed: int) -> list[tuple[Measurement, nn.Module | None]]:
+        x, y = self.task.calibration_data(seed)
+        job = {"network": self.task.name, "state": model.state_dict(), "x": x, "y": y}
+        job |= {"targets": list(self._options.targets), "criteria": list(THEIRS)}
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [Path(folder) / name for name in ("job.pt", "result.pt")]
+            torch.save(job, paths[0])
+            worker = Path(__file__).with_name("quality_worker.py")
+            subprocess.run([str(self._python), str(worker), *map(str, paths)], check=True)
+            # whole modules, written by the process that was just started
+            rows = torch.load(paths[1], weights_only=False)
+        found = []
+        for row in rows:
+            method, small = f"{row['criterion']} {row['scope']}", row["model"]
+            metric = None if small is None else self.task.metric(small)
+            made = Measurement(self.task.name, seed, "Torch-Pruning", method, row["target"], row["macs"], metric)
+            found.append((made, small))
+        return found
+
+    def _best(self, rows: Sequence[Measurement]) -> set[tuple[str, str, float]]:
+        """The rows to train again: prunekit's default, and the better scope of each of Torch-Pruning's criteria."""
+        chosen = {("prunekit", DEFAULT, target) for target in RETRAINED}
+        for target in RETRAINED:
+            for criterion in THEIRS:
+                scopes = [
+                    r
+                    for r in rows
+                    if r.tool != "prunekit" and r.target == target and r.method.startswith(criterion) and r.metric
+                ]
+                if scopes:
+                    first = sorted(scopes, key=lambda r: r.metric or 0.0, reverse=not self.task.bits)[0]
+                    chosen.add((first.tool, first.method, target))
+        return chosen
+
+    def _retrained(
+        self, row: Measurement, small: nn.Module | None, seed: int, chosen: set[tuple[str, str, float]]
+    ) -> Measurement:
+        if small is None or self._options.no_retraining or (row.tool, row.method, row.target) not in chosen:
+            return row
+        self.task.train(small, seed + 100, PART)
+        return attrs.evolve(row, retrained=self.task.metric(small))
+
+
+# -- tables
+
+
+def shown(values: Sequence[float | None], bits: bool) -> str:
+    """The median over the seeds, and the spread: half of the distance between the best and the worst."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return ""
+    middle, spread = statistics.median(there), (max(there) - min(there)) / 2
+    text = f"{middle:.2f} ±{spread:.2f}" if bits else f"{middle:.1%} ±{100 * spread:.1f}"
+    return text if len(there) == len(values) else f"{text} ({len(there)} of {len(values)} ran)"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", f"|{'|'.join(['---'] * 2 + ['---:'] * (len(head) - 2))}|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def collected(bench: Bench, attribute: str) -> dict[tuple[str, str], dict[float, list[Any]]]:
+    """One attribute of the measurements: tool and method, then target, to the values over the seeds."""
+    found: dict[tuple[str, str], dict[float, list[Any]]] = {}
+    for row in bench.found:
+        found.setdefault((row.tool, row.method), {}).setdefault(row.target, []).append(getattr(row, attribute))
+    return found
+
+
+def section(bench: Bench, targets: Sequence[float]) -> str:
+    bits = bench.task.bits
+    what = "bits per character, less is better" if bits else "accuracy"
+    dense = shown(list(bench.dense.values()), bits)
+    rows = [
+        [tool, method, *(shown(values.get(target, []), bits) for target in targets)]
+        for (tool, method), values in collected(bench, "metric").items()
+    ]
+    head = ["tool", "method", *(f"{target:.0%} of the MACs" for target in targets)]
+    text = f"## {bench.task.name}\n\nDense: {dense} ({what}).\n\nRight after the cut:\n\n{table(head, rows)}\n"
+    trained = collected(bench, "retrained")
+    again = [target for target in targets if target in RETRAINED]
+    rows = [
+        [tool, method, *(shown([v for v in values.get(target, []) if v is not None], bits) for target in again)]
+        for (tool, method), values in trained.items()
+        if any(value is not None for target in again for value in values.get(target, []))
+    ]
+    if rows:
+        head = ["tool", "method", *(f"{target:.0%} of the MACs" for target in again)]
+        text += f"\nAfter training again for an eighth of the course:\n\n{table(head, rows)}\n"
+    return text
+
+
+def margins(benches: Sequence[Bench], targets: Sequence[float]) -> str:
+    """For every network and target: prunekit's default, the best row of Torch-Pruning, and what lies between."""
+    rows = []
+    for bench in benches:
+        sign, unit = (-1.0, 1.0) if bench.task.bits else (1.0, 100.0)
+        found = collected(bench, "metric")
+        for target in targets:
+            mine = found.get(("prunekit", DEFAULT), {}).get(target, [])
+            theirs = {
+                method: [value for value in values.get(target, []) if value is not None]
+                for (tool, method), values in found.items()
+                if tool != "prunekit"
+            }
+            theirs = {method: values for method, values in theirs.items() if values}
+            if not mine or not theirs:
+                continue
+            best = max(theirs, key=lambda method: sign * statistics.median(theirs[method]))
+            margin = unit * sign * (statistics.median(mine) - statistics.median(theirs[best]))
+            spread = unit * max((max(values) - min(values)) / 2 for values in (mine, theirs[best]))
+            dense = statistics.median(bench.dense.values())
+            kept = statistics.median(mine) / dense
+            part = f"{1 / kept:.0%}" if bench.task.bits else f"{kept:.0%}"
+            ahead = "yes" if margin > spread else "no"
+            rows.append(
+                [
+                    bench.task.name,
+                    f"{target:.0%}",
+                    shown(mine, bench.task.bits),
+                    part,
+                    f"{shown(theirs[best], bench.task.bits)} ({best})",
+                    f"{margin:.2f}",
+                    f"{spread:.2f}",
+                    ahead,
+                ]
+            )
+    head = ("network", "MACs left", "prunekit", "of dense", "best of Torch-Pruning", "margin", "spread", "ahead")
+    return table(head, rows)
+
+
+def plot(benches: Sequence[Bench], targets: Sequence[float], file: Path) -> None:
+    """Draws the metric against the MACs left, one panel per network, medians with the range over the seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(benches), figsize=(4 * len(benches), 3.8), squeeze=False)
+    for panel, bench in zip(panels[0], benches, strict=True):
+        for (tool, method), values in collected(bench, "metric").items():
+            mine = tool == "prunekit"
+            if mine and method not in (DEFAULT, "magnitude"):
+                continue
+            points = [(t, [v for v in values.get(t, []) if v is not None]) for t in targets]
+            points = [(t, v) for t, v in points if v]
+            middle = [statistics.median(v) for _, v in points]
+            bars = [[m - min(v) for m, (_, v) in zip(middle, points, strict=True)]]
+            bars.append([max(v) - m for m, (_, v) in zip(middle, points, strict=True)])
+            style = {"linewidth": 2.2, "marker": "o"} if mine else {"linewidth": 1, "linestyle": "--", "marker": "."}
+            label = f"{tool} {method}"
+            panel.errorbar([t for t, _ in points], middle, bars, label=label, capsize=2, **style)
+        panel.axhline(statistics.median(bench.dense.values()), color="grey", linewidth=0.8, linestyle=":")
+        panel.set_title(bench.task.name, fontsize=10)
+        panel.set_xlabel("part of the MACs left")
+        panel.set_ylabel("bits per character" if bench.task.bits else "accuracy")
+        panel.invert_xaxis()
+        panel.grid(alpha=0.3)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=4, fontsize=8)
+    figure.tight_layout(rect=(0, 0.14, 1, 1))
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Quality after the cut, against Torch-Pruning 1.6.1.")
+    parser.add_argument("--quick", action="store_true", help="one seed, the two small digit networks, half of the MACs")
+    parser.add_argument("--networks", help=f"comma-separated, of: {', '.join(networks.BUILDERS)}")
+    parser.add_argument("--methods", help="comma-separated names of prunekit's variants; all")
+    parser.add_argument("--targets", help=f"comma-separated parts of the MACs ({','.join(map(str, TARGETS))})")
+    parser.add_argument("--seeds", type=int, help=f"how many ({len(SEEDS)})")
+    parser.add_argument("--no-retraining", action="store_true", help="only right after the cut")
+    parser.add_argument("--alone", action="store_true", help="leave Torch-Pruning out")
+    parser.add_argument("--env", type=Path, default=environment.DEFAULT, help="Torch-Pruning's environment")
+    parser.add_argument("--json", type=Path, help="file for the raw data")
+    parser.add_argument("--out", type=Path, help="folder for quality.md's tables (quality-tables.md) and quality.png")
+    options = parser.parse_args(arguments)
+    chosen = options.networks or ("digits conv net,digits transformer" if options.quick else None)
+    options.networks = chosen.split(",") if chosen else list(networks.BUILDERS)
+    options.methods = options.methods.split(",") if options.methods else None
+    targets = options.targets or ("0.5" if options.quick else None)
+    options.targets = [float(value) for value in targets.split(",")] if targets else list(TARGETS)
+    options.seeds = options.seeds or (1 if options.quick else len(SEEDS))
+    unknown = [name for name in options.networks if name not in networks.BUILDERS]
+    if unknown:
+        parser.error(f"unknown network {unknown[0]!r}; known: {', '.join(networks.BUILDERS)}")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    start = time.perf_counter()
+    torch.set_num_threads(1)
+    python, theirs = (Path(), "{}") if options.alone else environment.ensure(options.env)
+    versions = {name: version(name) for name in ("torch", "prunekit")}
+    print(f"Versions: prunekit with {versions}; Torch-Pruning with {theirs}.", file=sys.stderr)
+    benches = []
+    for name in options.networks:
+        benches.append(Bench(name, options, python))
+        for seed in range(options.seeds):
+            print(f"{name}, seed {seed}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                benches[-1].run(seed)
+        if options.json:
+            raw = {b.task.name: {"dense": b.dense, "rows": [attrs.asdict(r) for r in b.found]} for b in benches}
+            options.json.write_text(json.dumps({"versions": versions, "theirs": json.loads(theirs), "raw": raw}))
+        print(section(benches[-1], options.targets), flush=True)
+    text = "\n".join(section(bench, options.targets) for bench in benches)
+    if not options.alone:
+        text = f"## Summary\n\n{margins(benches, options.targets)}\n\n{text}"
+        print(margins(benches, options.targets))
+    if options.out:
+        (options.out / "quality-tables.md").write_text(text)
+        plot(benches, options.targets, options.out / "quality.png")
+    print(f"took {time.perf_counter() - start:.0f} s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
