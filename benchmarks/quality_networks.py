@@ -6,6 +6,7 @@ This file is imported in two environments, prunekit's and Torch-Pruning's, so th
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,8 @@ def _demo_networks() -> Any:
     if name not in sys.modules:
         path = Path(__file__).parents[1] / "prunekit_plugins" / "cli" / "demo" / "networks.py"
         spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
@@ -126,7 +128,7 @@ class Perceptron(nn.Module):
     def __init__(self, width: int = 128) -> None:
         super().__init__()
         sizes = (FEATURES, width, width, width)
-        self.hidden = nn.ModuleList([nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)])
+        self.hidden = nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise(sizes)])
         self.head = nn.Linear(width, CLASSES)
 
     def forward(self, rows: Tensor) -> Tensor:

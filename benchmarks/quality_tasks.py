@@ -229,7 +229,9 @@ def _documentation() -> Tensor:
             continue
         texts.append(_docstrings(module))
     code = [ord(letter) for letter in "\n\n".join(texts)]
-    numbers = torch.tensor([0 if letter == 10 else letter - 31 for letter in code if letter == 10 or 32 <= letter < 127])
+    numbers = torch.tensor(
+        [0 if letter == 10 else letter - 31 for letter in code if letter == 10 or 32 <= letter < 127]
+    )
     assert int(numbers.max()) < networks.SYMBOLS
     return numbers
 
@@ -243,7 +245,7 @@ def _docstrings(module: object) -> str:
         found.append(inspect.getdoc(value) or "")
         if isinstance(value, type):
             members = [member for _, member in sorted(vars(value).items()) if inspect.isroutine(member)]
-            found += [member.__doc__ and inspect.cleandoc(member.__doc__) or "" for member in members]
+            found += [(member.__doc__ and inspect.cleandoc(member.__doc__)) or "" for member in members]
     return "\n\n".join(dict.fromkeys(text for text in found if text))
 
 
