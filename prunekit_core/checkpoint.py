@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import nn
 
@@ -15,11 +13,13 @@ from prunekit_core import layout as layouts
 from prunekit_core.application import Application
 from prunekit_core.errors import CheckpointError, PlanError
 from prunekit_core.plan import Plan
+from prunekit_core.protocol import Protocol
 from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry
-from prunekit_core.surgery import named_tensors, tensor_at
+from prunekit_core.shards import KEY, SAVE, Weights, write_weights
+from prunekit_core.surgery import aliases_in, named_tensors, replace_tensor, tensor_at
+from prunekit_core.tensorfile import Stored
 
-KEY = "prunekit"
 FORMAT = "1"
 
 
@@ -29,16 +29,38 @@ def _stored(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in named_tensors(model).items() if name in persistent}
 
 
-def save(model: nn.Module, path: str | os.PathLike[str], *, plan: Plan | None = None) -> None:
+def metadata_of(plan: Plan, protocol: Protocol | None) -> dict[str, str]:
+    """The texts that make a safetensors file a prunekit checkpoint."""
+    found = {KEY: FORMAT, "plan": plan.to_json()}
+    return found if protocol is None else {**found, "protocol": protocol.to_json()}
+
+
+def save(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    plan: Plan | None = None,
+    protocol: Protocol | None = None,
+    max_shard_size: int | str | None = None,
+) -> None:
     """Writes a model's weights and the plan that leads to its shapes.
 
+    Tensors that share an object (tied weights) are written once. Tensors are written one after the other, without a
+    second copy of the model. What is written appears whole or not at all, also after Ctrl-C.
+
     Args:
-        model: The (pruned) model.
-        path: File to write; it appears whole or not at all.
+        model: The (pruned) model, on any device.
+        path: File to write; with ``max_shard_size`` a folder, which is made if it isn't there.
         plan: The plan from the unpruned model to this one; None for a model that wasn't pruned.
+        protocol: How the model came about (``result.protocol``), stored beside the plan.
+        max_shard_size: Bytes that one file holds at most: a number, or a text such as ``"5GB"``. The folder then holds
+            ``model.safetensors``, or shards with ``model.safetensors.index.json`` as Hugging Face lays them out. None
+            writes one file.
 
     Raises:
-        CheckpointError: The model holds state that is no tensor, or its shapes are not those that the plan leads to.
+        CheckpointError: The model holds state that is no tensor or has no values, its shapes are not those that the
+            plan leads to, or the folder isn't there or holds weights that prunekit didn't write.
+        ArgumentError: ``max_shard_size`` is not a size.
     """
     target = check_recordable(model)
     other = [key for key, value in target.state_dict().items() if not isinstance(value, torch.Tensor)]
@@ -46,64 +68,75 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, plan: Plan | None = 
         raise CheckpointError("The model holds state that is no tensor.", where=", ".join(other))
     plan = plan or Plan()
     tensors = _stored(target)
+    for name, tensor in tensors.items():
+        if tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized:
+            why = "it is on the meta device" if tensor.is_meta else f"its layout is {tensor.layout}, or it is quantized"
+            raise CheckpointError("A tensor of the model can't be written.", where=name, why=why)
+    found = named_tensors(target)
     for cut in plan.parameters:
         expected = tuple(layouts.new_size(dim, plan.kept) for dim in cut.dims)
-        found = named_tensors(target).get(cut.parameter)
-        if found is None or tuple(found.shape) != expected:
+        shape = tuple(found[cut.parameter].shape) if cut.parameter in found else None
+        if shape != expected:
             raise CheckpointError(
                 "The plan doesn't lead to this model.",
                 where=cut.parameter,
-                why=f"the plan gives shape {expected}, the model has {None if found is None else tuple(found.shape)}",
+                why=f"the plan gives shape {expected}, the model has {shape}",
                 hint="pass the plan of all steps together: pruner.graph.applied, or first.then(second)",
             )
-    destination = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=destination.parent, prefix=f".{destination.name}.")
-    os.close(handle)
-    try:
-        metadata = {KEY: FORMAT, "plan": plan.to_json()}
-        data = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        safetensors.torch.save_file(data, temporary, metadata=metadata)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, destination)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    stored = {name: Stored(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
 
+    def rows(name: str) -> Iterator[torch.Tensor]:
+        for start, stop in stored[name].pieces():
+            yield tensors[name][start:stop] if stored[name].shape else tensors[name]
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    write_weights(path, stored, metadata_of(plan, protocol), rows, max_shard_size)
 
 
 def read_plan(path: str | os.PathLike[str]) -> Plan:
-    """Reads the plan of a checkpoint.
+    """Reads the plan of a checkpoint (a file, or a folder with shards), or of a file that ``plan.save`` wrote.
+
+    Raises:
+        CheckpointError: The file is corrupt, or no prunekit checkpoint.
+        PlanError: It is a JSON file that holds no plan.
+    """
+    place = Path(path)
+    if place.suffix == ".json" and not place.name.endswith(".index.json"):
+        return Plan.load(place)
+    return plan_of(Weights(place))
+
+
+def read_protocol(path: str | os.PathLike[str]) -> Protocol | None:
+    """Reads how the model of a checkpoint came about; None where that wasn't stored.
 
     Raises:
         CheckpointError: The file is corrupt, or no prunekit checkpoint.
     """
-    return _open(path)[0]
+    weights = Weights(path)
+    plan_of(weights)
+    text = weights.metadata.get("protocol")
+    return None if text is None else Protocol.from_json(text)
 
 
-def _open(path: str | os.PathLike[str]) -> tuple[Plan, dict[str, torch.Tensor]]:
-    where = os.fspath(path)
-    if not Path(where).is_file():
-        raise CheckpointError("There is no such file.", where=where)
+def plan_of(weights: Weights) -> Plan:
+    """Reads the plan in the metadata of a checkpoint.
+
+    Raises:
+        CheckpointError: It isn't one of prunekit's, or its plan can't be read.
+    """
+    metadata, where = weights.metadata, os.fspath(weights.path)
+    if metadata.get(KEY) != FORMAT:
+        raise CheckpointError(
+            "The file is not a prunekit checkpoint.",
+            where=where,
+            why=f"its metadata has no {KEY!r}: {FORMAT!r}",
+            hint="write it with prunekit_core.save",
+        )
+    if SAVE in metadata and not weights.sharded:
+        raise CheckpointError(
+            "The file is one shard of a checkpoint.", where=where, hint="name the folder, or the index in it"
+        )
     try:
-        with safetensors.safe_open(where, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get(KEY) != FORMAT:
-                raise CheckpointError(
-                    "The file is not a prunekit checkpoint.",
-                    where=where,
-                    why=f"its metadata has no {KEY!r}: {FORMAT!r}",
-                    hint="write it with prunekit_core.save",
-                )
-            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
-    except safetensors.SafetensorError as error:
-        raise CheckpointError("The file is corrupt or no safetensors file.", where=where, why=str(error)) from error
-    try:
-        return Plan.from_json(metadata["plan"]), tensors
+        return Plan.from_json(metadata["plan"])
     except (KeyError, PlanError) as error:
         raise CheckpointError("The file holds no readable plan.", where=where, why=str(error)) from error
 
@@ -111,9 +144,12 @@ def _open(path: str | os.PathLike[str]) -> tuple[Plan, dict[str, torch.Tensor]]:
 def load(model: nn.Module, path: str | os.PathLike[str], *, registry: Registry | None = None) -> nn.Module:
     """Prunes a fresh model as the file's plan says and fills in the weights.
 
+    Values are converted to the dtypes of the model's own tensors. A model on the meta device gets its tensors on the
+    CPU, and the file is the only other place where they are.
+
     Args:
         model: An unpruned model of the same architecture; changed in place.
-        path: What `save` wrote.
+        path: What `save` wrote: a file, a folder, or the index in it.
         registry: Where replacements are found; None for the default registry.
 
     Returns:
@@ -122,38 +158,62 @@ def load(model: nn.Module, path: str | os.PathLike[str], *, registry: Registry |
     Raises:
         CheckpointError: The file is corrupt, foreign, or for another model; the model is untouched.
     """
-    plan, tensors = _open(path)
+    weights = Weights(path)
+    plan = plan_of(weights)
     target = check_recordable(model)
     try:
         application = Application(plan, target, registry)
         application.check()
     except PlanError as error:
         raise CheckpointError("The checkpoint is for another model.", where=error.where, why=error.why) from error
-    cuts = {cut.parameter: cut for cut in plan.parameters}
-    expected = {}
-    for name, tensor in _stored(target).items():
-        cut = cuts.get(name)
-        shape = tuple(layouts.new_size(dim, plan.kept) for dim in cut.dims) if cut else tuple(tensor.shape)
-        expected[name] = shape
-    _check_tensors(expected, tensors, os.fspath(path))
+    own = _stored(target)
+    names = _match(target, own, plan, weights)
+    # everything is read before anything changes; a model on the meta device takes over what was read
+    values = {name: weights.read(found) for name, found in names.items()}
     application.perform()
     with torch.no_grad():
-        for name, value in tensors.items():
-            own = tensor_at(target, name)
-            if own.is_meta:
-                own.data = value
+        for name in own:
+            tensor, value = tensor_at(target, name), values.pop(name)
+            if tensor.is_meta:
+                replace_tensor(target, tensor, value.to(tensor.dtype))
             else:
-                own.data.copy_(value)
+                tensor.copy_(value)
     return model
 
 
-def _check_tensors(expected: dict[str, tuple[int, ...]], tensors: dict[str, torch.Tensor], where: str) -> None:
-    missing, surplus = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    wrong = [n for n, shape in expected.items() if n in tensors and tuple(tensors[n].shape) != shape]
-    if missing or surplus or wrong:
-        problems = [
-            *(f"{name} is missing" for name in missing[:3]),
-            *(f"{name} is not in the model" for name in surplus[:3]),
-            *(f"{name} has shape {tuple(tensors[name].shape)}, not {expected[name]}" for name in wrong[:3]),
-        ]
-        raise CheckpointError("The checkpoint is for another model.", where=where, why="; ".join(problems))
+def _match(target: nn.Module, own: Mapping[str, torch.Tensor], plan: Plan, weights: Weights) -> dict[str, str]:
+    """Finds the stored tensor of every tensor of a model, which may go by any name of a shared one.
+
+    Returns:
+        Name in the model to name in the checkpoint.
+    """
+    where, cuts = os.fspath(weights.path), {cut.parameter: cut for cut in plan.parameters}
+    canonical = aliases_in(target)
+    problems: list[str] = []
+    found: dict[str, str] = {}
+    for name, stored in weights.tensors.items():
+        home = canonical.get(name)
+        if home not in own:
+            problems.append(f"{name} is not in the model")
+            continue
+        cut, tensor = cuts.get(home), own[home]
+        shape = tuple(layouts.new_size(dim, plan.kept) for dim in cut.dims) if cut else tuple(tensor.shape)
+        if stored.shape != shape:
+            problems.append(f"{name} has shape {stored.shape}, not {shape}")
+        elif not torch.can_cast(stored.dtype, tensor.dtype):
+            problems.append(f"{name} is of {stored.dtype}, not of {tensor.dtype}")
+        elif home in found and not torch.equal(weights.read(found[home]), weights.read(name)):
+            problems.append(f"{found[home]} and {name} are one tensor in the model, and differ")
+        found[home] = name
+    problems += [f"{name} is missing" for name in own if name not in found]
+    if problems:
+        raise CheckpointError("The checkpoint is for another model.", where=where, why="; ".join(sorted(problems)[:6]))
+    empty = [name for name, tensor in named_tensors(target).items() if tensor.is_meta and name not in own]
+    if empty:
+        raise CheckpointError(
+            "A buffer on the meta device is not in the checkpoint.",
+            where=", ".join(empty[:3]),
+            why="non-persistent buffers are made by the model's own code and are never saved",
+            hint="build the model so that its buffers are real, for example under accelerate's init_empty_weights()",
+        )
+    return found

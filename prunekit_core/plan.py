@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -22,6 +24,7 @@ from prunekit_core.application import Application
 from prunekit_core.composition import compose, difference
 from prunekit_core.edits import AttributeEdit, Decision, GroupCut, ParameterCut, Rescale, Size, Swap
 from prunekit_core.errors import PlanError
+from prunekit_core.files import write_text
 from prunekit_core.layout import Kept
 from prunekit_core.recorder import unwrap
 from prunekit_core.registry import Registry
@@ -191,6 +194,27 @@ class Plan(Decision):
             raise PlanError("The plan is malformed.", why=f"{type(error).__name__}: {error}") from error
         plan.check_consistent()
         return plan
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the plan to a JSON file, which appears whole or not at all."""
+        write_text(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Reads what `save` wrote.
+
+        Raises:
+            PlanError: There is no such file, or it holds no plan.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError("The file of the plan can't be read.", where=os.fspath(path), why=str(error)) from error
+        try:
+            return cls.from_json(text)
+        except PlanError as error:
+            error.where = error.where or os.fspath(path)
+            raise
 
     def then(self, later: Plan) -> Plan:
         """Composes two plans: applying the result equals applying this one, then the later one.

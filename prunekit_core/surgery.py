@@ -82,6 +82,28 @@ def tensor_at(model: nn.Module, name: str) -> torch.Tensor:
     raise AttributeError(f"no parameter or buffer named {name!r}")
 
 
+def aliases_in(model: nn.Module) -> dict[str, str]:
+    """Returns every dotted name of every parameter and buffer, shared ones included, with the canonical name."""
+    canonical = {id(tensor): name for name, tensor in named_tensors(model).items()}
+    every = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: canonical[id(tensor)] for name, tensor in every}
+
+
+def replace_tensor(model: nn.Module, old: torch.Tensor, new: torch.Tensor) -> None:
+    """Puts a tensor in the place of one on the meta device, wherever that is registered: as a parameter if it was one.
+
+    The data of a meta tensor can't be exchanged, so this is another object; it has the old one's attributes.
+    """
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(new, requires_grad=old.requires_grad)
+        vars(new).update(vars(old))
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is old:
+                    table[name] = new
+
+
 def exchange_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Puts a module in another one's place wherever it is registered."""
     for parent in list(model.modules()):

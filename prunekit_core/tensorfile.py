@@ -1,0 +1,237 @@
+"""One safetensors file, read and written a few rows at a time.
+
+The safetensors library checks the files. It reads and writes whole tensors only, and wants all of them in memory at
+once to write a file; so the bytes are moved here, and a file may be larger than the memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import attrs
+import safetensors
+import torch
+
+from prunekit_core.errors import CheckpointError
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "C64": torch.complex64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""The format's names of dtypes."""
+
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_PIECE = 64 * 2**20
+"""Bytes moved in one go."""
+UNSIGNED = "0" * 64
+"""Stands in a header for a digest that is known only when all tensors were written."""
+Rows = Callable[[str], Iterable[torch.Tensor]]
+"""Gives the values of a named tensor as consecutive runs along its dim 0."""
+
+
+@attrs.frozen
+class Stored:
+    """What is known about a tensor before it is read.
+
+    Attributes:
+        dtype: Its dtype.
+        shape: Its shape.
+        start: Where its bytes start in the file; 0 for a tensor that is yet to be written.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int = 0
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one position along dim 0; of everything for a tensor without dims."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def pieces(self) -> list[tuple[int, int]]:
+        """Divides dim 0 into runs ``(start, stop)`` of at most 64 MiB, or of one row where a row is larger."""
+        if not self.shape:
+            return [(0, 1)]
+        rows = max(1, _PIECE // max(1, self.row_bytes))
+        return [(start, min(start + rows, self.shape[0])) for start in range(0, self.shape[0], rows)]
+
+
+class TensorFile:
+    """A safetensors file; opening it reads the header only.
+
+    Attributes:
+        path: The file.
+        metadata: Texts by name.
+        tensors: What it holds, by name.
+
+    Raises:
+        CheckpointError: There is no such file, it is truncated or no safetensors file, or holds an unknown dtype.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.metadata: dict[str, str] = {}
+        self.tensors: dict[str, Stored] = {}
+        if sys.byteorder != "little":
+            raise CheckpointError("Checkpoints need a little-endian machine.", where=sys.platform)
+        if not self.path.is_file():
+            raise CheckpointError("There is no such file.", where=str(path))
+        try:
+            with safetensors.safe_open(str(path), framework="pt"):  # checks the header against the file
+                pass
+            with open(self.path, "rb") as file:
+                header = read_header(file)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise CheckpointError(
+                "The file is corrupt or no safetensors file.", where=str(path), why=str(error)
+            ) from error
+        begin = 8 + len(header)
+        for name, entry in json.loads(header).items():
+            if name == "__metadata__":
+                self.metadata = dict(entry)
+            elif entry["dtype"] not in DTYPES:
+                raise CheckpointError(
+                    "The file holds a dtype that isn't known.", where=f"{name} in {path}", why=entry["dtype"]
+                )
+            else:
+                start = begin + entry["data_offsets"][0]
+                self.tensors[name] = Stored(DTYPES[entry["dtype"]], tuple(entry["shape"]), start)
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
+        """Reads a tensor, or a run of positions along its dim 0, into memory of its own.
+
+        Raises:
+            CheckpointError: The file was cut short since it was opened.
+        """
+        stored = self.tensors[name]
+        shape, start = stored.shape, stored.start
+        if rows is not None and shape:
+            shape, start = (rows[1] - rows[0], *shape[1:]), start + rows[0] * stored.row_bytes
+        tensor = torch.empty(shape, dtype=stored.dtype)
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(start)
+            read_into(file, tensor, self.path)
+        return tensor
+
+
+def read_header(file: BinaryIO) -> bytes:
+    """Reads the JSON text at the start of a file that the library has checked."""
+    return file.read(int.from_bytes(file.read(8), "little"))
+
+
+def read_into(file: BinaryIO, tensor: torch.Tensor, path: Path) -> None:
+    """Fills a contiguous tensor with bytes of a file."""
+    size = tensor.nbytes
+    if not size:
+        return
+    done = 0
+    while done < size:
+        count = file.readinto(_bytes_of(tensor, done))  # type: ignore[attr-defined]
+        if not count:
+            raise CheckpointError("The file is corrupt or no safetensors file.", where=str(path), why="it is too short")
+        done += count
+
+
+def _bytes_of(tensor: torch.Tensor, start: int = 0) -> ctypes.Array[ctypes.c_char]:
+    """The memory of a contiguous tensor on the CPU."""
+    return (ctypes.c_char * (tensor.nbytes - start)).from_address(tensor.data_ptr() + start)
+
+
+def file_order(tensors: Mapping[str, Stored]) -> list[str]:
+    """Sorts names as the library does: wide dtypes first, so that everything is aligned; then by name."""
+    return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+
+
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Stored],
+    metadata: Mapping[str, str],
+    rows: Rows,
+    summed: bool = False,
+) -> int:
+    """Writes a safetensors file.
+
+    Args:
+        path: The file; written in place.
+        tensors: Dtypes and shapes.
+        metadata: Texts for the header.
+        rows: Gives the values of a tensor: consecutive runs along its dim 0.
+        summed: Whether a checksum is wanted.
+
+    Returns:
+        The checksum (CRC-32) of all values, which tells two saves apart; 0 unless it is wanted.
+
+    Raises:
+        CheckpointError: A dtype can't be stored.
+    """
+    names = file_order(tensors)
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name in names:
+        stored = tensors[name]
+        if stored.dtype not in _CODES:
+            raise CheckpointError("A dtype can't be stored in a safetensors file.", where=name, why=str(stored.dtype))
+        header[name] = {
+            "dtype": _CODES[stored.dtype],
+            "shape": list(stored.shape),
+            "data_offsets": [offset, offset + stored.bytes],
+        }
+        offset += stored.bytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    checksum = 0
+    with open(path, "wb", buffering=0) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            begin = file.tell()
+            for piece in rows(name):
+                values = piece.detach().cpu().resolve_conj().resolve_neg().contiguous()
+                _write(file, values)
+                checksum = zlib.crc32(_bytes_of(values), checksum) if summed and values.nbytes else checksum
+            assert file.tell() - begin == tensors[name].bytes, name
+    return checksum
+
+
+def _write(file: BinaryIO, values: torch.Tensor) -> None:
+    size, done = values.nbytes, 0
+    while done < size:
+        done += file.write(_bytes_of(values, done))
+
+
+def sign(path: Path, key: str, digest: str) -> None:
+    """Writes a digest into the metadata of a file that was written with `UNSIGNED` in its place."""
+    with open(path, "r+b") as file:
+        header = read_header(file)
+        # quotes within names and texts are escaped, so that these bytes are nowhere else
+        place = header.index(f'"{key}":"{UNSIGNED}"'.encode())
+        file.seek(8 + place + len(key) + 4)
+        file.write(digest.encode())
