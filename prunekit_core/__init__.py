@@ -21,10 +21,11 @@ from prunekit_core.axes import (
 )
 from prunekit_core.batches import Batches
 from prunekit_core.calibration import StatisticalCriterion, calibrate
-from prunekit_core.checkpoint import load, read_plan, save
+from prunekit_core.checkpoint import load, read_plan, read_protocol, save
 from prunekit_core.chooser import Chooser, Counts, Tie
 from prunekit_core.config import Config
 from prunekit_core.consumers import Reading, Site, reads
+from prunekit_core.conversion import prune_checkpoint
 from prunekit_core.costs import Compiled, CostModel, compile_sum, group_sizes
 from prunekit_core.custom_layers import CustomizedPruner
 from prunekit_core.errors import (
@@ -62,6 +63,7 @@ from prunekit_core.polynomial import (
     multiplied,
     size_of,
 )
+from prunekit_core.protocol import Protocol
 from prunekit_core.pruner import BasePruner
 from prunekit_core.registry import HOOKS, Entry, Plugin, Registry, RuleOrigin, default_registry
 from prunekit_core.report import Explanation, Report
@@ -119,6 +121,7 @@ __all__ = [
     "Polynomial",
     "Preview",
     "Product",
+    "Protocol",
     "PruneResult",
     "PrunekitError",
     "RatioFamily",
@@ -177,7 +180,9 @@ __all__ = [
     "prefix",
     "product",
     "prune",
+    "prune_checkpoint",
     "read_plan",
+    "read_protocol",
     "reads",
     "regroup",
     "resolve",

@@ -13,7 +13,9 @@ from prunekit_core import layout as layouts
 from prunekit_core.errors import ArgumentError
 from prunekit_core.naming import Layer
 from prunekit_core.plan import Plan, Preview
+from prunekit_core.protocol import Protocol, make_protocol
 from prunekit_core.pruner import BasePruner, Criterion
+from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry, default_registry
 from prunekit_core.report import Report
 from prunekit_core.scopes import Ratios
@@ -30,6 +32,7 @@ class PruneResult:
         report: What was pruned, left on purpose, not understood, untouched.
         preview: Parameters, bytes and costs before and after.
         layers: Parameter to (shape before, shape after), for every parameter that changed.
+        protocol: How the result came about: versions, seed, arguments, costs before and after.
     """
 
     model: nn.Module
@@ -37,6 +40,7 @@ class PruneResult:
     report: Report
     preview: Preview
     layers: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    protocol: Protocol
 
     def __str__(self) -> str:
         p = self.preview
@@ -121,9 +125,24 @@ def prune(
     if asked or not pruner.scopes():
         pruner.require_something(plan)
     preview = plan.preview()
+    arguments = {
+        "example_inputs": example_inputs,
+        "ratio": pruner.pruning_ratio if target is None else None,
+        "target": target,
+        "importance": importance,
+        "global_pruning": global_pruning,
+        "max_pruning_ratio": max_pruning_ratio,
+        "ignored_layers": ignored_layers,
+        "round_to": round_to,
+        "pruning_ratio_dict": pruning_ratio_dict,
+        "forward_fn": forward_fn,
+        "optimizer": optimizer and type(optimizer),
+        **options,
+    }
+    protocol = make_protocol(check_recordable(model), pruner.registry, arguments, preview.costs)
     pruner.graph.apply(plan, optimizer)
     kept = plan.kept
     layers = {
         cut.parameter: (cut.shape, tuple(layouts.new_size(dim, kept) for dim in cut.dims)) for cut in plan.parameters
     }
-    return PruneResult(model, plan, pruner.report(), preview, layers)
+    return PruneResult(model, plan, pruner.report(), preview, layers, protocol)

@@ -193,7 +193,7 @@ def _match(target: nn.Module, own: Mapping[str, torch.Tensor], plan: Plan, weigh
     found: dict[str, str] = {}
     for name, stored in weights.tensors.items():
         home = canonical.get(name)
-        if home not in own:
+        if home is None or home not in own:
             problems.append(f"{name} is not in the model")
             continue
         cut, tensor = cuts.get(home), own[home]

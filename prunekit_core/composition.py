@@ -75,7 +75,7 @@ def _compose_parameter(
         assert one is not None
         return one
     if one is None:
-        return ParameterCut(two.parameter, two.shape, tuple(_listed(dim, kept_later, same) for dim in two.dims))
+        return attrs.evolve(two, dims=tuple(_listed(dim, kept_later, same) for dim in two.dims))
     if tuple(layouts.new_size(dim, kept) for dim in one.dims) != two.shape:
         raise PlanError(
             "The second plan doesn't fit the model that the first one leaves.",
@@ -90,7 +90,7 @@ def _compose_parameter(
         origin = layouts.kept_positions(mine, kept)
         chosen = origin[layouts.kept_positions(theirs, kept_later)]
         dims.append(Listed(mine.size, tuple(chosen.tolist())))
-    return ParameterCut(one.parameter, one.shape, tuple(dims))
+    return attrs.evolve(one, dims=tuple(dims))
 
 
 def _listed(layout: Layout, kept: Kept, same: set[str]) -> Layout:
@@ -117,7 +117,7 @@ def difference(total: Decision, earlier: Decision) -> Decision:
     for parameter in total.parameters:
         dims = tuple(layouts.substitute(dim, before) for dim in parameter.dims)
         if any(moving & set(layouts.groups_of(dim)) for dim in dims):
-            parameters.append(ParameterCut(parameter.parameter, tuple(dim.size for dim in dims), dims))
+            parameters.append(attrs.evolve(parameter, shape=tuple(dim.size for dim in dims), dims=dims))
     done = {(e.module, e.attribute): e.new for e in earlier.edits}
     edits = (attrs.evolve(e, old=done.get((e.module, e.attribute), e.old)) for e in total.edits)
     originals = {cut.parameter: cut.dims[0] for cut in total.parameters}

@@ -39,11 +39,15 @@ class ParameterCut:
         parameter: Canonical dotted name.
         shape: Its shape before.
         dims: One layout per dim.
+        aliases: Its other dotted names, where modules share it; a checkpoint may use any of them.
+        persistent: Whether checkpoints hold it; False for a non-persistent buffer.
     """
 
     parameter: str
     shape: tuple[int, ...]
     dims: tuple[Layout, ...]
+    aliases: tuple[str, ...] = ()
+    persistent: bool = True
 
 
 @attrs.frozen

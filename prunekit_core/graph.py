@@ -30,7 +30,7 @@ from prunekit_core.report import Explanation, Report
 from prunekit_core.rescale import find_rescales
 from prunekit_core.rules import Role
 from prunekit_core.standing import Standing
-from prunekit_core.surgery import modules_in
+from prunekit_core.surgery import modules_in, other_names
 from prunekit_core.unwrapped import Unwrapped, check_unwrapped, unwrapped_notes
 
 
@@ -304,8 +304,9 @@ class DependencyGraph:
 
     def _plan(self, rehearsed: Rehearsed) -> Plan:
         analysis, kept = self.analysis, rehearsed.kept
+        aliases, stored = other_names(self.model), set(self.model.state_dict(keep_vars=True))
         parameters = tuple(
-            ParameterCut(name, parameter.shape, parameter.dims)
+            ParameterCut(name, parameter.shape, parameter.dims, aliases.get(name, ()), name in stored)
             for name, parameter in analysis.parameters.items()
             if any(group in kept for dim in parameter.dims for group in layouts.groups_of(dim))
         )

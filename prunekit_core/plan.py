@@ -145,7 +145,12 @@ class Plan(Decision):
             "format": FORMAT,
             "groups": {cut.group: {"size": cut.size, "kept": list(cut.kept)} for cut in self.cuts},
             "parameters": {
-                cut.parameter: {"shape": list(cut.shape), "dims": [layouts.to_json(dim) for dim in cut.dims]}
+                cut.parameter: {
+                    "shape": list(cut.shape),
+                    "dims": [layouts.to_json(dim) for dim in cut.dims],
+                    **({"aliases": list(cut.aliases)} if cut.aliases else {}),
+                    **({} if cut.persistent else {"persistent": False}),
+                }
                 for cut in self.parameters
             },
             "edits": [[e.module, e.attribute, e.old, e.new] for e in self.edits],
@@ -178,6 +183,8 @@ class Plan(Decision):
                         _text(name),
                         tuple(_whole(size) for size in entry["shape"]),
                         tuple(layouts.from_json(dim) for dim in entry["dims"]),
+                        tuple(_text(other) for other in entry.get("aliases", ())),
+                        _switch(entry.get("persistent", True)),
                     )
                     for name, entry in data["parameters"].items()
                 ),
@@ -242,6 +249,12 @@ def _text(value: Any) -> str:
 def _whole(value: Any) -> int:
     if type(value) is not int or value < 0:
         raise TypeError(f"{value!r} is not a size")
+    return value
+
+
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{value!r} is not true or false")
     return value
 
 

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint: in one file, or in the shards of a folder with an index, as Hugging Face lays them out."""
+"""The tensors of a checkpoint: in one file, or in the shards of a folder with an index."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ class Weights:
             tensor, name = wrong[0]
             verb = "holds" if wrong[0] in held else "doesn't hold"
             raise CheckpointError(
-                "A shard and the index contradict each other.", where=str(index.parent / name), why=f"it {verb} {tensor}"
+                "A shard and the index contradict each other.",
+                where=str(index.parent / name),
+                why=f"it {verb} {tensor}",
             )
         self._homes = {tensor: self.files[name] for tensor, name in places.items()}
 
@@ -256,5 +258,3 @@ def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Stored], sums: It
     layout = [(name, str(stored.dtype), stored.shape) for name, stored in tensors.items()]
     text = json.dumps([dict(metadata), sorted(layout), list(sums)])
     return hashlib.sha256(text.encode()).hexdigest()
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -89,6 +90,15 @@ def aliases_in(model: nn.Module) -> dict[str, str]:
     return {name: canonical[id(tensor)] for name, tensor in every}
 
 
+def other_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Returns the further dotted names of every parameter and buffer that has several, by canonical name."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, canonical in aliases_in(model).items():
+        if name != canonical:
+            found[canonical] = (*found.get(canonical, ()), name)
+    return found
+
+
 def replace_tensor(model: nn.Module, old: torch.Tensor, new: torch.Tensor) -> None:
     """Puts a tensor in the place of one on the meta device, wherever that is registered: as a parameter if it was one.
 
@@ -98,7 +108,8 @@ def replace_tensor(model: nn.Module, old: torch.Tensor, new: torch.Tensor) -> No
         new = nn.Parameter(new, requires_grad=old.requires_grad)
         vars(new).update(vars(old))
     for module in model.modules():
-        for table in (module._parameters, module._buffers):
+        tables: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for table in tables:
             for name, tensor in table.items():
                 if tensor is old:
                     table[name] = new

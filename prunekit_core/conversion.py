@@ -1,0 +1,146 @@
+"""Applying a plan to a checkpoint on disk: no model is built, and only pieces of tensors are in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from prunekit_core import layout as layouts
+from prunekit_core.checkpoint import metadata_of, plan_of
+from prunekit_core.edits import ParameterCut, Rescale
+from prunekit_core.errors import CheckpointError
+from prunekit_core.plan import Plan
+from prunekit_core.protocol import Protocol
+from prunekit_core.shards import Weights, write_weights
+from prunekit_core.surgery import scale_positions, select_positions
+from prunekit_core.tensorfile import Stored
+
+SHARD = "5GB"
+"""Size of the files of a folder, where nobody says."""
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes read so far, and with all bytes there are."""
+
+
+def prune_checkpoint(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    plan: Plan,
+    *,
+    protocol: Protocol | None = None,
+    max_shard_size: int | str | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Prunes the tensors of a checkpoint on disk; what it writes is what `save` writes of the pruned model.
+
+    Tensors that the plan doesn't change are copied, under the names that they have in the source. Non-persistent
+    buffers, attributes and exchanged modules are no part of a checkpoint: `load` sees to them.
+
+    Args:
+        source: A safetensors file, a folder with ``model.safetensors`` or ``model.safetensors.index.json``, or that
+            index. One that prunekit wrote is pruned further, and the destination holds the plan of all steps together.
+        destination: File to write; a folder where the source is a folder or an index, or with ``max_shard_size``.
+        plan: The plan from the model whose weights the source holds.
+        protocol: How the plan came about, stored beside it.
+        max_shard_size: Bytes that one file holds at most; see `save`. None means one file for a file, ``"5GB"`` for a
+            folder.
+        progress: Called with the bytes read so far, and with all bytes there are.
+
+    Raises:
+        CheckpointError: The source can't be read or is for another model, or the destination can't be written.
+        PlanError: The source was pruned before, and the plan wasn't made for what is left of the model.
+        ArgumentError: ``max_shard_size`` is not a size.
+    """
+    weights = Weights(source)
+    if Path(destination).exists() and any(Path(destination).samefile(file.path) for file in weights.files.values()):
+        raise CheckpointError("The destination is the source.", where=os.fspath(destination), hint="name another file")
+    whole = plan_of(weights).then(plan) if weights.ours else plan
+    plan.check_consistent()
+    pruned = _Pruned(weights, plan, progress)
+    if max_shard_size is None and (weights.sharded or Path(source).is_dir()):
+        max_shard_size = SHARD
+    write_weights(destination, pruned.tensors, metadata_of(whole, protocol), pruned.rows, max_shard_size)
+
+
+class _Pruned:
+    """The tensors of a checkpoint as a plan leaves them, made when they are asked for."""
+
+    def __init__(self, weights: Weights, plan: Plan, progress: Progress | None) -> None:
+        self._weights, self._plan, self._progress = weights, plan, progress
+        self._cuts: dict[str, ParameterCut] = {}
+        self._rescales: dict[str, list[Rescale]] = {}
+        self._match()
+        kept = plan.kept
+        self.tensors: dict[str, Stored] = {}
+        for name, stored in weights.tensors.items():
+            cut = self._cuts.get(name)
+            shape = tuple(layouts.new_size(dim, kept) for dim in cut.dims) if cut else stored.shape
+            self.tensors[name] = Stored(stored.dtype, shape)
+        self._total = sum(stored.bytes for stored in weights.tensors.values())
+        self._done = 0
+
+    def _match(self) -> None:
+        """Finds the tensor of every entry of the plan."""
+        tensors, problems = self._weights.tensors, []
+        names: dict[str, list[str]] = {}
+        for cut in self._plan.parameters:
+            names[cut.parameter] = found = [name for name in (cut.parameter, *cut.aliases) if name in tensors]
+            if not found and cut.persistent:
+                problems.append(f"{cut.parameter} is missing")
+            problems += [
+                f"{name} has shape {tensors[name].shape}, the plan was made for {cut.shape}"
+                for name in found
+                if tensors[name].shape != cut.shape
+            ]
+            self._cuts.update(dict.fromkeys(found, cut))
+        for rescale in self._plan.rescales:
+            for name in names.get(rescale.parameter) or [rescale.parameter]:
+                problem = _not_scalable(name, rescale, tensors)
+                problems += [problem] if problem else []
+                self._rescales.setdefault(name, []).append(rescale)
+        if problems:
+            why = "; ".join(problems[:4])
+            raise CheckpointError("The checkpoint is for another model.", where=str(self._weights.path), why=why)
+
+    def rows(self, name: str) -> Iterator[torch.Tensor]:
+        """Yields a tensor in runs along its dim 0."""
+        stored, cut = self._weights.tensors[name], self._cuts.get(name)
+        positions = self._plan.positions(cut) if cut else {}
+        for start, stop in stored.pieces():
+            piece = self._weights.read(name, (start, stop))
+            for rescale in self._rescales.get(name, ()):
+                scale_positions(piece, _within(rescale.rows, start, stop), rescale.factor)
+            yield _selected(piece, positions, start, stop) if positions else piece
+            self._done += piece.nbytes
+            if self._progress is not None:
+                self._progress(self._done, self._total)
+
+
+def _selected(piece: torch.Tensor, positions: Mapping[int, torch.Tensor], start: int, stop: int) -> torch.Tensor:
+    """Selects what stays of the rows from ``start`` to ``stop`` of a tensor."""
+    chosen = dict(positions)
+    if 0 in chosen:
+        rows = chosen[0]
+        chosen[0] = rows[(rows >= start) & (rows < stop)] - start
+    if piece.dtype.itemsize == 1:  # some dtypes of one byte can't be indexed
+        return select_positions(piece.view(torch.uint8), chosen).view(piece.dtype)
+    return select_positions(piece, chosen)
+
+
+def _within(runs: tuple[tuple[int, int], ...], start: int, stop: int) -> list[int]:
+    return [row - start for first, last in runs for row in range(max(first, start), min(last, stop))]
+
+
+def _not_scalable(name: str, rescale: Rescale, tensors: Mapping[str, Stored]) -> str:
+    """Says why rows of a tensor can't be scaled; empty when they can."""
+    stored = tensors.get(name)
+    if stored is None:
+        return f"{name} is missing"
+    if not stored.dtype.is_floating_point or not stored.shape:
+        return f"{name} has no rows of real numbers to scale"
+    if any(not 0 <= start < stop <= stored.shape[0] for start, stop in rescale.rows):
+        return f"{name} doesn't have the rows to scale"
+    return ""
