@@ -57,7 +57,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 
 def test_its_own_tests_pass_where_it_is_installed(installed: Environment, package: Path) -> None:
     printed = installed.python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", cwd=package)
-    assert "8 passed" in printed
+    assert "9 passed" in printed
 
 
 PROGRAM = """
@@ -127,7 +127,9 @@ for arguments in (["plugins", "--json"], ["example", "--width", "12"],
     assert states["prunekit-example:pruning"] == ("0.3.1", "loaded")
     assert example == "12 -> 6\n"
     rules = {rule["operation"]: rule for rule in json.loads(inspected)["rules"]}
-    assert rules["prunekit_example::clip"]["plugin"] == "prunekit-example:model"
-    assert "prunekit_example/operations.py:" in rules["prunekit_example::clip"]["site"].replace("\\", "/")
-    assert rules["prunekit_example::swish"]["modules"] == ["first"]
+    clip, swish = rules["opaque::prunekit_example.layers.SoftClip"], rules["prunekit_example::swish"]
+    assert (clip["plugin"], swish["plugin"]) == ("prunekit-example:model", "prunekit-example:model")
+    assert (clip["modules"], swish["modules"]) == (["clip"], ["first"])
+    assert "prunekit_example/layer_types.py:" in clip["site"].replace("\\", "/")
+    assert "prunekit_example/operations.py:" in swish["site"].replace("\\", "/")
     assert json.loads(inspected)["not_understood"] == []

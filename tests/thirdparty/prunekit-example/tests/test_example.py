@@ -8,7 +8,7 @@ import pytest
 import torch
 from prunekit_example import Net, ScaledSwish, SoftClip, model_plugin, pruning_plugin
 from prunekit_example.layer_types import prune_clip, prune_swish_out
-from prunekit_example.operations import clip, swish
+from prunekit_example.operations import swish
 from prunekit_example.scoring import LargestRow, Shrink
 
 import prunekit_core as pk
@@ -20,18 +20,21 @@ def registry(prunekit_registry: Callable[..., pk.Registry]) -> pk.Registry:
     return prunekit_registry("prunekit-example")
 
 
-def test_rules(registry: pk.Registry) -> None:
+def test_rule(registry: pk.Registry) -> None:
     assert str(check_rule(lambda x: swish(x, 1.5), [sample(3, 4)], registry=registry)) == "a3 b4 -> a3 b4"
-    limit = sample(4, seed=1).abs()
-    read = check_rule(clip, [sample(2, 3, 4), limit], weights=[1], registry=registry)
-    assert str(read) == "a2 b3 c4, c4 -> a2 b3 c4"
-    assert read.role(1, 0) is pk.Role.ALONG
 
 
 @pytest.mark.parametrize("layer", [ScaledSwish(5, 6), SoftClip(6)], ids=["swish", "clip"])
 def test_layer_types(registry: pk.Registry, layer: torch.nn.Module) -> None:
     inputs = torch.randn(4, 5 if isinstance(layer, ScaledSwish) else 6)
     assert check_layer_type(layer, inputs, registry=registry)
+
+
+def test_the_recording_does_not_look_into_the_clip(registry: pk.Registry) -> None:
+    graph = pk.DependencyGraph(registry).build_dependency(Net(4), torch.randn(2, 8))
+    names = [operation.name for operation in graph.analysis.recordings[0].trace.operations]
+    assert "opaque::prunekit_example.layers.SoftClip" in names
+    assert graph.report().not_understood == ()
 
 
 def test_gradients() -> None:

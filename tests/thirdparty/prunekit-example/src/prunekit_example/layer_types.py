@@ -8,7 +8,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit_core import LayerType, Layout, Resizing, UnitsError, check_indices, shrink_tensor
+from prunekit_core import (
+    Axis,
+    LayerType,
+    Layout,
+    Opaque,
+    OpCall,
+    Resizing,
+    Role,
+    UnitsError,
+    check_indices,
+    shrink_tensor,
+)
 
 Layouts = Mapping[str, tuple[Layout, ...]]
 
@@ -49,6 +60,18 @@ def _limits(module: nn.Module, layouts: Layouts) -> Layout:
     return layouts["limit"][0]
 
 
+def _clip_rule(call: OpCall) -> list[Axis]:
+    """The limits lie along the last dim."""
+    x, limit = call["x"], call["limit"]
+    call.tie(x.axes[-1], limit.axes[0])
+    call.role(limit, 0, Role.ALONG)
+    return list(x.axes)
+
+
+def _clip_fake(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
 SCALED_SWISH = LayerType(
     "scaled_swish",
     prune_out=prune_swish_out,
@@ -57,4 +80,11 @@ SCALED_SWISH = LayerType(
     flat_in=lambda module, layouts: layouts["weight"][1],
     attributes=_attributes,
 )
-SOFT_CLIP = LayerType("soft_clip", prune_out=prune_clip, prune_in=prune_clip, flat_out=_limits, flat_in=_limits)
+SOFT_CLIP = LayerType(
+    "soft_clip",
+    prune_out=prune_clip,
+    prune_in=prune_clip,
+    flat_out=_limits,
+    flat_in=_limits,
+    opaque=Opaque(_clip_rule, fake=_clip_fake),
+)

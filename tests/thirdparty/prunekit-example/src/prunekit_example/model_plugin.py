@@ -9,16 +9,16 @@ from torch import nn
 from prunekit_core import LayerType, Rule, hookimpl
 from prunekit_example.layer_types import SCALED_SWISH, SOFT_CLIP
 from prunekit_example.layers import ScaledSwish, SoftClip
-from prunekit_example.operations import clip_rule, swish_rule
+from prunekit_example.operations import swish_rule
 
 
 @hookimpl
 def prunekit_op_rules() -> Mapping[str, Rule]:
-    """Both operations."""
-    return {"prunekit_example::swish": swish_rule, "prunekit_example::clip": clip_rule}
+    """The operation."""
+    return {"prunekit_example::swish": swish_rule}
 
 
 @hookimpl
 def prunekit_layer_types() -> Mapping[type[nn.Module], LayerType]:
-    """Both layers."""
+    """Both layers: one is traced through, the other one isn't looked into."""
     return {ScaledSwish: SCALED_SWISH, SoftClip: SOFT_CLIP}
