@@ -22,6 +22,9 @@ from prunekit_core.errors import PluginError
 from prunekit_core.rules import ModuleOp, OpCall, Outputs, Rule, Verb
 from prunekit_core.surgery import modules_in, set_size, tensors_in
 
+UNSAID = "the rule of an opaque layer says nothing about it"
+"""The reason that pins what a rule leaves out."""
+
 
 @attrs.frozen(eq=False)
 class Opaque:
@@ -236,4 +239,4 @@ def _pin_the_rest(call: OpCall, outputs: Sequence[Sequence[Axis]]) -> None:
     for tensor, dim in dims:
         if not call.has_role(tensor, dim):
             silent = [leaf for leaf in axes.leaves(tensor.axes[dim]) if places[id(leaf)] == 1]
-            call.pin(silent, "the rule of an opaque layer says nothing about it")
+            call.pin(silent, UNSAID)

@@ -1,4 +1,4 @@
-"""The kit with which a plugin's author proves an op rule, a layer type and a criterion.
+"""The kit with which a plugin's author proves a rule, a layer type, a criterion, a regularizer, a cost model.
 
 Every check runs what it is given and raises ``AssertionError`` with the place and the difference when the plugin is
 wrong. A check that could see no difference (nothing free, nothing pruned) fails as well. The fixture
@@ -6,9 +6,22 @@ wrong. A check that could see no difference (nothing free, nothing pruned) fails
 here, because it needs pytest.
 """
 
+from prunekit_core.testing.cost_check import check_cost
 from prunekit_core.testing.criterion_check import check_criterion
 from prunekit_core.testing.layer_check import check_layer_type
 from prunekit_core.testing.reading import AxesRead, read_axes, sample
+from prunekit_core.testing.regularizer_check import check_regularizer
 from prunekit_core.testing.rule_check import check_rule
+from prunekit_core.testing.schedule_check import check_schedule
 
-__all__ = ["AxesRead", "check_criterion", "check_layer_type", "check_rule", "read_axes", "sample"]
+__all__ = [
+    "AxesRead",
+    "check_cost",
+    "check_criterion",
+    "check_layer_type",
+    "check_regularizer",
+    "check_rule",
+    "check_schedule",
+    "read_axes",
+    "sample",
+]

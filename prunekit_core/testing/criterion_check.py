@@ -11,27 +11,9 @@ from torch import nn
 from prunekit_core.graph import DependencyGraph
 from prunekit_core.group import Group
 from prunekit_core.registry import Registry
+from prunekit_core.testing.network import small_net
 
 Criterion = Callable[[Group], "torch.Tensor | None"]
-
-
-class _Net(nn.Module):
-    """A small network with a residual branch, a norm of each kind and a flatten."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 6, 3, padding=1)
-        self.norm = nn.BatchNorm2d(6)
-        self.inner = nn.Conv2d(6, 6, 1)
-        self.hidden = nn.Linear(6 * 4, 5)
-        self.last_norm = nn.LayerNorm(5)
-        self.head = nn.Linear(5, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.norm(self.stem(x)).relu()
-        x = nn.functional.adaptive_avg_pool2d(x + self.inner(x), 2).flatten(1)
-        scores: torch.Tensor = self.head(self.last_norm(self.hidden(x)).relu())
-        return scores
 
 
 def check_criterion(
@@ -56,11 +38,7 @@ def check_criterion(
     Raises:
         AssertionError: One of the above doesn't hold.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net, batch = _Net().double(), torch.randn(4, 3, 6, 6, dtype=torch.float64)
-        for parameter in net.parameters():
-            nn.init.normal_(parameter)
+    net, batch = small_net()
     scores = _scores(net, batch, make, prepare, registry)
     assert any(score is not None for score in scores.values()), "the criterion scores no group of the network"
     again = _scores(net, batch, make, prepare, registry)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from prunekit_core.checkpoint import load, save
-from prunekit_core.errors import UnitsError
+from prunekit_core.errors import RehearsalError, UnitsError
 from prunekit_core.exactness import check_exact
 from prunekit_core.graph import DependencyGraph
 from prunekit_core.group import Group
@@ -20,6 +20,7 @@ from prunekit_core.layers import Resizing
 from prunekit_core.plan import Plan
 from prunekit_core.registry import Registry, default_registry
 from prunekit_core.shadow import tensors_of
+from prunekit_core.testing.opaque_check import check_opaque, check_spoken
 
 
 class _Bench(nn.Module):
@@ -51,10 +52,12 @@ def check_layer_type(
 ) -> tuple[str, ...]:
     """Proves the layer type of a module.
 
-    Half of the units of every group that the layer takes part in are removed in turn, each from a fresh copy. Then
-    the layer's attributes must be those that its type states for the new shapes, the layer must agree with one that
-    its own pruning functions pruned, the output must be that of the original with the removed units zeroed,
-    gradients must reach every parameter, and the result must survive saving and loading.
+    Of a layer that is declared opaque, first, the outputs that are declared are compared with those that it returns,
+    and its rule must say something about each dim of its parameters. Then half of the units of every group that the
+    layer takes part in are removed in turn, each from a fresh copy. The layer's attributes must be those that its type
+    states for the new shapes, the layer must agree with one that its own pruning functions pruned, the output must be
+    that of the original with the removed units zeroed, gradients must reach every parameter, and the result must
+    survive saving and loading.
 
     Args:
         module: A layer whose class has a layer type; it is not touched. Its parameters should differ from each other.
@@ -71,12 +74,16 @@ def check_layer_type(
     kind = registry.layer_type(module)
     assert kind is not None, f"{type(module).__name__} has no layer type"
     given = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
+    if kind.opaque is not None:
+        check_opaque(copy.deepcopy(module), kind.opaque, given)
     bench = _Bench(copy.deepcopy(module), given)
     scale = torch.tensor(
         [1.5], dtype=next((t.dtype for t in given if t.is_floating_point()), torch.get_default_dtype())
     )
     graph = DependencyGraph(registry).build_dependency(bench, scale)
     _check_attributes(graph, registry, "before pruning")
+    if kind.opaque is not None:
+        check_spoken(graph.analysis, "layer", kind.name)
     names = [g.name for g in graph.groups() if g.size > 1 and any(_inside(m.module) for m in g.members)]
     assert names, f"no unit of {kind.name} can be removed: {graph.report()}"
     for name in names:
@@ -94,7 +101,10 @@ def _check_group(bench: _Bench, scale: torch.Tensor, name: str, registry: Regist
     size = graph.analysis.groups[name].size
     gone = list(range(0, size, 2)) if size > 2 else [0]
     alone = _pruned_alone(bench, graph, Group(graph, {name: gone}, None))
-    plan = graph.remove({name: gone})
+    try:
+        plan = graph.remove({name: gone})
+    except RehearsalError as error:
+        raise AssertionError(f"{name}: without {gone} the layer doesn't run: {error.where}") from error
     fresh = DependencyGraph(registry).build_dependency(pruned, scale)
     _check_attributes(fresh, registry, f"after removing {gone} of {name}")
     result = check_exact(bench, pruned, plan, scale, registry=registry)

@@ -57,7 +57,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 
 def test_its_own_tests_pass_where_it_is_installed(installed: Environment, package: Path) -> None:
     printed = installed.python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", cwd=package)
-    assert "9 passed" in printed
+    assert "10 passed" in printed
 
 
 PROGRAM = """

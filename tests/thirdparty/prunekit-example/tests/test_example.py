@@ -9,10 +9,10 @@ import torch
 from prunekit_example import Net, ScaledSwish, SoftClip, model_plugin, pruning_plugin
 from prunekit_example.layer_types import prune_clip, prune_swish_out
 from prunekit_example.operations import swish
-from prunekit_example.scoring import LargestRow, Shrink
+from prunekit_example.scoring import LargestRow, Shrink, int8_bytes
 
 import prunekit_core as pk
-from prunekit_core.testing import check_criterion, check_layer_type, check_rule, sample
+from prunekit_core.testing import check_cost, check_criterion, check_layer_type, check_regularizer, check_rule, sample
 
 
 @pytest.fixture
@@ -55,7 +55,12 @@ def test_criterion(registry: pk.Registry) -> None:
         LargestRow(floor=-1.0)
 
 
+def test_the_cost_model(registry: pk.Registry) -> None:
+    check_cost(int8_bytes, registry=registry)
+
+
 def test_the_regularizer_adds_to_the_gradients(registry: pk.Registry) -> None:
+    check_regularizer(Shrink, registry=registry)
     model = Net(4)
     graph = pk.DependencyGraph(registry).build_dependency(model, torch.randn(2, 8))
     shrink = Shrink(graph.get_all_groups, strength=0.25)

@@ -1,0 +1,36 @@
+"""The network on which criteria, regularizers, cost models and compensators are proven."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class SmallNet(nn.Module):
+    """A residual branch, a norm of each kind and a flatten, so that units show as rows, columns, runs and entries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.inner = nn.Conv2d(6, 6, 1)
+        self.hidden = nn.Linear(6 * 4, 5)
+        self.last_norm = nn.LayerNorm(5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps pictures ``[batch, 3, height, width]`` to scores ``[batch, 3]``."""
+        x = self.norm(self.stem(x)).relu()
+        x = nn.functional.adaptive_avg_pool2d(x + self.inner(x), 2).flatten(1)
+        scores: torch.Tensor = self.head(self.last_norm(self.hidden(x)).relu())
+        return scores
+
+
+def small_net() -> tuple[SmallNet, torch.Tensor]:
+    """Makes the network and a batch for it, the same every time; all parameters are random, in float64."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net, batch = SmallNet().double(), torch.randn(4, 3, 6, 6, dtype=torch.float64)
+        for parameter in net.parameters():
+            nn.init.normal_(parameter)
+    return net, batch

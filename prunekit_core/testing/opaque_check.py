@@ -1,0 +1,55 @@
+"""Proving what a layer type declares about a module that isn't looked into."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from prunekit_core.analysis import Analysis
+from prunekit_core.opaque import UNSAID, Opaque
+
+
+def check_opaque(module: nn.Module, declared: Opaque, inputs: Sequence[torch.Tensor]) -> None:
+    """Compares the outputs that are declared for a module with those that it returns, in eval and train mode.
+
+    Raises:
+        AssertionError: They differ in structure, shapes, dtypes or devices.
+    """
+    if declared.fake is None:
+        return
+    for training in (False, True):
+        layer = copy.deepcopy(module).train(training)
+        with torch.no_grad():
+            real, fake = layer(*inputs), declared.fake(layer, *inputs)
+        leaves, form = pytree.tree_flatten(real)
+        declared_leaves, declared_form = pytree.tree_flatten(fake)
+        assert form == declared_form, f"`fake` returns {_form(fake)}, the layer returns {_form(real)}"
+        for found, expected in zip(declared_leaves, leaves, strict=True):
+            if isinstance(expected, torch.Tensor):
+                assert _form(found) == _form(expected), f"`fake` returns {_form(found)}, the layer {_form(expected)}"
+
+
+def _form(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"a tensor {tuple(value.shape)} of {value.dtype} on {value.device}"
+    return f"{type(value).__name__} of {', '.join(map(_form, pytree.tree_leaves(value)))}"
+
+
+def check_spoken(analysis: Analysis, path: str, name: str) -> None:
+    """Checks that the rule of an opaque layer has said something about every dim of its parameters.
+
+    Raises:
+        AssertionError: It is silent about one, which is pinned for that.
+    """
+    for parameter, layout in analysis.parameters.items():
+        for dim, reason in enumerate(layout.reasons):
+            if parameter.startswith(f"{path}.") and reason is not None and reason.text == UNSAID:
+                raise AssertionError(
+                    f"{name}: the rule says nothing about {parameter.removeprefix(path + '.')}[{dim}]: tie it, give it "
+                    "a role, or pin it with call.pin"
+                )
