@@ -12,10 +12,10 @@ from prunekit_core.layout import Kept
 from prunekit_core.registry import Registry
 from prunekit_core.testing.network import small_net
 
-CostModel = Callable[[Analysis, Kept], float]
+Cost = Callable[[Analysis, Kept], float]
 
 
-def check_cost(cost: CostModel, *, exact: bool = True, registry: Registry | None = None) -> None:
+def check_cost(cost: Cost, *, exact: bool = True, registry: Registry | None = None) -> None:
     """Proves a cost model on a small network.
 
     The cost must be a finite number that isn't negative, the same every time, the same whether a whole group is
@@ -49,7 +49,7 @@ def check_cost(cost: CostModel, *, exact: bool = True, registry: Registry | None
         _check_prediction(cost, {n: tuple(range(0, g.size, 2)) for n, g in analysis.groups.items()}, registry)
 
 
-def _check_every_group(cost: CostModel, analysis: Analysis, whole: float) -> float:
+def _check_every_group(cost: Cost, analysis: Analysis, whole: float) -> float:
     """Removes units one by one, from each group alone and from all of them; returns the lowest cost seen."""
     cuts = [[name] for name in analysis.groups] + [list(analysis.groups)]
     lowest = whole
@@ -66,7 +66,7 @@ def _check_every_group(cost: CostModel, analysis: Analysis, whole: float) -> flo
     return lowest
 
 
-def _check_prediction(cost: CostModel, kept: Kept, registry: Registry | None) -> None:
+def _check_prediction(cost: Cost, kept: Kept, registry: Registry | None) -> None:
     net, batch = small_net()
     graph = DependencyGraph(registry).build_dependency(net, batch)
     predicted = cost(graph.analysis, kept)

@@ -45,7 +45,19 @@ def factors(criterion: Any, model: nn.Module, batch: torch.Tensor) -> None:
     criterion.rm_hooks(model)
 
 
-PREPARE: dict[str, Prepare] = {"activation": activations, "hessian": squares, "obdc": factors, "taylor": gradients}
+def statistics(criterion: Any, model: nn.Module, batch: torch.Tensor) -> None:
+    criterion.statistics = pk.calibrate(model, [batch])
+
+
+PREPARE: dict[str, Prepare] = {
+    "activation": activations,
+    "activation_energy": statistics,
+    "activation_variance": statistics,
+    "hessian": squares,
+    "obdc": factors,
+    "taylor": gradients,
+    "wanda": statistics,
+}
 """What a criterion needs before it can score."""
 
 
