@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
-import torch
 from torch import nn
 
 from prunekit_core import layout as layouts
 from prunekit_core.errors import ArgumentError
 from prunekit_core.naming import Layer
+from prunekit_core.optimizers import Optimizers
 from prunekit_core.plan import Plan, Preview
 from prunekit_core.protocol import Protocol, make_protocol
 from prunekit_core.pruner import BasePruner, Criterion
@@ -68,7 +68,7 @@ def prune(
     pruning_ratio_dict: Ratios | None = None,
     forward_fn: Callable[[nn.Module, Any], Any] | None = None,
     registry: Registry | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Optimizers | None = None,
     **options: Any,
 ) -> PruneResult:
     """Prunes a model in place.
@@ -87,7 +87,7 @@ def prune(
         pruning_ratio_dict: Ratios for single layers; they hold whatever the target.
         forward_fn: Called as ``forward_fn(model, example_inputs)`` instead of the model.
         registry: Where plugins are found; None for the default registry.
-        optimizer: An optimizer that trains the model; its state (momentum, averages) is cut along.
+        optimizer: An optimizer that trains the model, or several; their state (momentum, averages) is cut along.
         options: Further arguments of `BasePruner`, such as ``isomorphic`` or ``head_pruning_ratio``; all but those
             about steps.
 

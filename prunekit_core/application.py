@@ -8,7 +8,7 @@ from torch import nn
 from prunekit_core import surgery
 from prunekit_core.edits import Decision, Size, is_size, normal_size
 from prunekit_core.errors import PlanError
-from prunekit_core.optimizers import OptimizerCut
+from prunekit_core.optimizers import OptimizerCut, Optimizers
 from prunekit_core.recorder import inventory
 from prunekit_core.registry import Registry, default_registry
 
@@ -21,7 +21,7 @@ class Application:
         plan: Decision,
         model: nn.Module,
         registry: Registry | None,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: Optimizers | None = None,
     ) -> None:
         self._plan, self._model, self._registry = plan, model, registry
         self._modules, self._tensors = inventory(model)
@@ -53,6 +53,10 @@ class Application:
             rows = tensor.shape[0]
             if any(not 0 <= start < stop <= rows for start, stop in rescale.rows):
                 raise self._misfit(rescale.parameter, "rows to scale are out of range")
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Returns the parameters and buffers that are cut."""
+        return [self._tensor(cut.parameter) for cut in self._plan.parameters]
 
     def _tensor(self, name: str) -> torch.Tensor:
         if name not in self._tensors:

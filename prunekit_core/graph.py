@@ -23,6 +23,7 @@ from prunekit_core.layers import PruningFunction
 from prunekit_core.layout import Layout
 from prunekit_core.naming import Layer, module_paths, path_of
 from prunekit_core.numbering import check_indices, flat_layout, not_whole, whole_units
+from prunekit_core.optimizers import Optimizers
 from prunekit_core.plan import Plan
 from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry, default_registry
@@ -346,22 +347,23 @@ class DependencyGraph:
             self._compiled = {name: m.compile(self.analysis) for name, m in models.items() if m.previewed}
         return self._compiled
 
-    def apply(self, plan: Plan, optimizer: torch.optim.Optimizer | None = None) -> Plan:
+    def apply(self, plan: Plan, optimizer: Optimizers | None = None, copies: Iterable[nn.Module] = ()) -> Plan:
         """Applies a plan that this graph drafted to the model, on top of what was applied before.
 
         Args:
             plan: The plan, from the model as it was at analysis.
-            optimizer: An optimizer that trains the model; its state is cut along.
+            optimizer: An optimizer that trains the model, or several; their state is cut along.
+            copies: Copies of the model as it is now that are cut alike.
 
         Returns:
             The plan from the model as it was at analysis to the model as it is now.
 
         Raises:
-            PlanError: The model was changed otherwise since the analysis, or the optimizer's state can't be cut.
+            PlanError: The model or a copy was changed otherwise since, or the optimizer's state can't be cut.
         """
         step = plan.since(self.applied) if self.applied.cuts else plan
         try:
-            step.apply(self.model, registry=self.registry, optimizer=optimizer)
+            step.apply(self.model, registry=self.registry, optimizer=optimizer, copies=copies)
         except PlanError as error:
             error.hint = error.hint if "optimizer" in error.headline else _REBUILD
             raise

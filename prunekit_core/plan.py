@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
-import torch
 from torch import nn
 
 from prunekit_core import layout as layouts
@@ -26,6 +25,7 @@ from prunekit_core.edits import AttributeEdit, Decision, GroupCut, ParameterCut,
 from prunekit_core.errors import PlanError
 from prunekit_core.files import write_text
 from prunekit_core.layout import Kept
+from prunekit_core.optimizers import Optimizers
 from prunekit_core.recorder import unwrap
 from prunekit_core.registry import Registry
 
@@ -84,24 +84,36 @@ class Plan(Decision):
         model: nn.Module,
         *,
         registry: Registry | None = None,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: Optimizers | None = None,
+        copies: Iterable[nn.Module] = (),
     ) -> nn.Module:
         """Prunes a model in place: checks everything first, then only slices and sets.
 
         Args:
             model: A copy of the model the plan was made for.
             registry: Where replacements are found; None for the default registry.
-            optimizer: An optimizer that trains the model; its state (momentum, averages) is cut along.
+            optimizer: An optimizer that trains the model, or several; their state (momentum, averages) is cut along.
+            copies: Further copies of the model that are cut alike, such as moving averages of its weights.
 
         Returns:
             The model.
 
         Raises:
-            PlanError: The plan doesn't fit the model or the optimizer; nothing was changed.
+            PlanError: The plan doesn't fit the model, a copy or the optimizer; nothing was changed.
         """
-        operation = Application(self, unwrap(model), registry, optimizer)
-        operation.check()
-        operation.perform()
+        operations = [Application(self, unwrap(model), registry, optimizer)]
+        operations += [Application(self, unwrap(other), registry) for other in copies]
+        for operation in operations:
+            operation.check()
+        cut = [tensor for operation in operations for tensor in operation.tensors()]
+        if len({id(tensor) for tensor in cut}) < len(cut):
+            raise PlanError(
+                "A copy shares parameters with the model.",
+                why="they would be cut twice",
+                hint="copies are instances of their own: copy.deepcopy(model)",
+            )
+        for operation in operations:
+            operation.perform()
         return model
 
     def mask(self, model: nn.Module) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,12 @@ from torch import nn
 from prunekit_core.chooser import Chooser
 from prunekit_core.custom_layers import CustomizedPruner
 from prunekit_core.declarations import channel_blocks, check_heads
-from prunekit_core.errors import ArgumentError, NothingToPruneError, PluginError, nearest
+from prunekit_core.errors import ArgumentError, NothingToPruneError, PlanError, PluginError, nearest
 from prunekit_core.graph import DependencyGraph
 from prunekit_core.group import Group
 from prunekit_core.history import Removal
 from prunekit_core.naming import Layer
+from prunekit_core.optimizers import Optimizers
 from prunekit_core.plan import Plan
 from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry, default_registry
@@ -323,14 +324,16 @@ class BasePruner:
     # -- acting
 
     def step(
-        self, interactive: bool = False, *, optimizer: torch.optim.Optimizer | None = None
+        self, interactive: bool = False, *, optimizer: Optimizers | None = None, copies: Iterable[nn.Module] = ()
     ) -> Iterator[Group] | None:
         """Prunes one step.
 
         Args:
             interactive: True returns a generator of groups instead; each is pruned by calling ``group.prune()`` (all
                 of its units) or ``group.prune(idxs)``, or left alone.
-            optimizer: An optimizer that trains the model; its state (momentum, averages) is cut along. Not for
+            optimizer: An optimizer that trains the model, or several; their state (momentum, averages) is cut along.
+                Not for interactive steps.
+            copies: Copies of the model that are cut alike, such as moving averages of its weights. Not for
                 interactive steps.
 
         Returns:
@@ -339,19 +342,22 @@ class BasePruner:
         Raises:
             NothingToPruneError: The first step finds no unit that may go.
         """
+        copies = list(copies)
         if interactive and optimizer is not None:
             raise ArgumentError("An interactive step takes no optimizer.", hint="make a new one after the step")
+        if interactive and copies:
+            raise ArgumentError("An interactive step takes no copies.", hint="make new ones after the step")
         if interactive:
             return self._interactive()
         if self.current_step < self.iterative_steps:
-            self._advance(optimizer)
+            self._advance(optimizer, copies)
         return None
 
-    def _advance(self, optimizer: torch.optim.Optimizer | None) -> None:
+    def _advance(self, optimizer: Optimizers | None, copies: Sequence[nn.Module]) -> None:
         plan = self.plan()
         if not plan.cuts and self.current_step + 1 == self.iterative_steps and self._highest_ratio() > 0:
             self.require_something(plan)
-        self.graph.apply(plan, optimizer)
+        self.graph.apply(plan, optimizer, copies)
         self.current_step += 1
 
     def adopt(self, model: nn.Module, plan: Plan) -> None:
@@ -367,6 +373,39 @@ class BasePruner:
         self.graph.adopt(model, plan)
         self.model = model
         self.current_step += 1
+
+    def resume(
+        self, plan: Plan, step: int, *, optimizer: Optimizers | None = None, copies: Iterable[nn.Module] = ()
+    ) -> Plan:
+        """Brings a fresh model to where an earlier run had come, so that its weights can be loaded and it goes on.
+
+        The units that the plan keeps are cut anew, proven like any other cut; nothing else of the plan is used.
+
+        Args:
+            plan: What an earlier run had applied: its ``pruner.graph.applied``.
+            step: How many steps that run had made.
+            optimizer, copies: As for `step`.
+
+        Returns:
+            The plan that was applied.
+
+        Raises:
+            ArgumentError: This pruner has cut something already, or doesn't make so many steps.
+            PlanError: The plan was made for another model; nothing was changed.
+        """
+        if self.current_step or self.graph.applied.cuts:
+            raise ArgumentError("This pruner has made steps already.", hint="resume with a fresh model and pruner")
+        if not 0 <= step <= self.iterative_steps:
+            raise ArgumentError("The pruner makes fewer steps.", why=f"{step} of {self.iterative_steps} can't be done")
+        sizes = {name: group.size for name, group in self.graph.analysis.groups.items()}
+        plan.check_consistent()
+        for cut in plan.cuts:
+            if sizes.get(cut.group) != cut.size:
+                why = f"it has {cut.size} units in the plan, and {sizes.get(cut.group, 'none')} in the model"
+                raise PlanError("The plan was made for another model.", where=f"group {cut.group}", why=why)
+        applied = self.graph.apply(self.graph.draft(plan.kept), optimizer, list(copies))
+        self.current_step = step
+        return applied
 
     def _highest_ratio(self) -> float:
         return max((scope.ratio for scope in self.scopes()), default=self.pruning_ratio)

@@ -37,9 +37,22 @@ def shrink_tensors(cuts: Iterable[tuple[torch.Tensor, Mapping[int, torch.Tensor]
             gradient = tensor.grad if tensor.is_leaf else None
             if gradient is not None:
                 tensor.grad = None
-            tensor.data = select_positions(tensor.data, positions)
+            cut = select_positions(tensor.data, positions)
+            if tensor.requires_grad:
+                _forget_accumulator(tensor)
+            tensor.data = cut
             if gradient is not None:
                 tensor.grad = select_positions(gradient, positions)
+
+
+def _forget_accumulator(tensor: torch.Tensor) -> None:
+    """Makes autograd forget the shape that a leaf had, which it remembers as long as anything holds an old graph.
+
+    Programs do (``loss`` of the last step is alive during the next forward). The node that adds up the gradients is
+    made anew where data of another dtype is put in; hooks are on the tensor and stay.
+    """
+    other = torch.float64 if tensor.dtype is not torch.float64 else torch.float32
+    tensor.data = torch.empty(0, dtype=other, device=tensor.device)
 
 
 def zero_positions(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from prunekit_core import Group
+from prunekit_core import ArgumentError, Group
 from prunekit_plugins.regularizers.arguments import check_strength
 from prunekit_plugins.regularizers.members import GroupMembers, GroupSource
 
@@ -56,6 +56,25 @@ class GrowingRegularizer:
         """The coefficients: group name to tensor ``[units]``."""
         self._keep_up()
         return self.members.by_group(self._strengths.clone())
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """Returns the coefficients as plain data: group name to one number per unit."""
+        return {name: values.tolist() for name, values in self.group_reg.items()}
+
+    def load_state_dict(self, state: Mapping[str, Sequence[float]]) -> None:
+        """Takes coefficients that `state_dict` returned, for groups of the same sizes.
+
+        Raises:
+            ArgumentError: The groups are others, or have other sizes.
+        """
+        self._keep_up()
+        given = {name: len(values) for name, values in state.items()}
+        if given != self.members.sizes:
+            raise ArgumentError(
+                "The coefficients are for other groups.", why=f"got {given}, the groups have {self.members.sizes} units"
+            )
+        values = [value for name in self.members.sizes for value in state[name]]
+        self._strengths = torch.tensor(values, dtype=self._strengths.dtype, device=self._strengths.device)
 
     def grow(self) -> None:
         """Lets the coefficients grow by one step, by the importance that the units have now."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -193,13 +193,18 @@ class BasePruner(pk.BasePruner):
         return scores
 
     def step(
-        self, interactive: bool = False, *, optimizer: torch.optim.Optimizer | None = None
+        self,
+        interactive: bool = False,
+        *,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
+        copies: Iterable[nn.Module] = (),
     ) -> Iterator[Any] | None:
         """Prunes one step.
 
         Args:
             interactive: True returns a generator of groups instead; each is pruned by calling ``group.prune()``.
-            optimizer: Not in Torch-Pruning: an optimizer whose state is cut along.
+            optimizer: Not in Torch-Pruning: an optimizer whose state is cut along, or several.
+            copies: Not in Torch-Pruning: copies of the model that are cut alike.
 
         Returns:
             None, or the generator.
@@ -207,7 +212,7 @@ class BasePruner(pk.BasePruner):
         Raises:
             NothingToPruneError: The last step finds that no unit may go at all.
         """
-        groups = super().step(interactive, optimizer=optimizer)
+        groups = super().step(interactive, optimizer=optimizer, copies=copies)
         return None if groups is None else (Group(self.graph, group.units) for group in groups)
 
     def load_pruning_history(self, pruning_history: Sequence[Sequence[Any]]) -> pk.Plan:
