@@ -141,16 +141,20 @@ def plan_of(weights: Weights) -> Plan:
         raise CheckpointError("The file holds no readable plan.", where=where, why=str(error)) from error
 
 
-def load(model: nn.Module, path: str | os.PathLike[str], *, registry: Registry | None = None) -> nn.Module:
+def load(
+    model: nn.Module, path: str | os.PathLike[str], *, registry: Registry | None = None, assign: bool = False
+) -> nn.Module:
     """Prunes a fresh model as the file's plan says and fills in the weights.
 
-    Values are converted to the dtypes of the model's own tensors. A model on the meta device gets its tensors on the
-    CPU, and the file is the only other place where they are.
+    Values are converted to the dtypes of the model's own tensors, unless they are assigned. A model on the meta device
+    gets its tensors on the CPU, and the file is the only other place where they are.
 
     Args:
         model: An unpruned model of the same architecture; changed in place.
         path: What `save` wrote: a file, a folder, or the index in it.
         registry: Where replacements are found; None for the default registry.
+        assign: Put the tensors of the file in the place of the model's own, with their dtypes, as
+            ``load_state_dict(assign=True)`` does; parameters are new objects then.
 
     Returns:
         The model.
@@ -167,21 +171,25 @@ def load(model: nn.Module, path: str | os.PathLike[str], *, registry: Registry |
     except PlanError as error:
         raise CheckpointError("The checkpoint is for another model.", where=error.where, why=error.why) from error
     own = _stored(target)
-    names = _match(target, own, plan, weights)
+    names = _match(target, own, plan, weights, assign)
     # everything is read before anything changes; a model on the meta device takes over what was read
     values = {name: weights.read(found) for name, found in names.items()}
     application.perform()
     with torch.no_grad():
         for name in own:
             tensor, value = tensor_at(target, name), values.pop(name)
-            if tensor.is_meta:
+            if assign:
+                replace_tensor(target, tensor, value if tensor.is_meta else value.to(tensor.device))
+            elif tensor.is_meta:
                 replace_tensor(target, tensor, value.to(tensor.dtype))
             else:
                 tensor.copy_(value)
     return model
 
 
-def _match(target: nn.Module, own: Mapping[str, torch.Tensor], plan: Plan, weights: Weights) -> dict[str, str]:
+def _match(
+    target: nn.Module, own: Mapping[str, torch.Tensor], plan: Plan, weights: Weights, assign: bool
+) -> dict[str, str]:
     """Finds the stored tensor of every tensor of a model, which may go by any name of a shared one.
 
     Returns:
@@ -200,7 +208,7 @@ def _match(target: nn.Module, own: Mapping[str, torch.Tensor], plan: Plan, weigh
         shape = tuple(layouts.new_size(dim, plan.kept) for dim in cut.dims) if cut else tuple(tensor.shape)
         if stored.shape != shape:
             problems.append(f"{name} has shape {stored.shape}, not {shape}")
-        elif not torch.can_cast(stored.dtype, tensor.dtype):
+        elif not assign and not torch.can_cast(stored.dtype, tensor.dtype):
             problems.append(f"{name} is of {stored.dtype}, not of {tensor.dtype}")
         elif home in found and not torch.equal(weights.read(found[home]), weights.read(name)):
             problems.append(f"{found[home]} and {name} are one tensor in the model, and differ")

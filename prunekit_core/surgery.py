@@ -113,9 +113,9 @@ def other_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def replace_tensor(model: nn.Module, old: torch.Tensor, new: torch.Tensor) -> None:
-    """Puts a tensor in the place of one on the meta device, wherever that is registered: as a parameter if it was one.
+    """Puts a tensor in the place of another one wherever that is registered: as a parameter if it was one.
 
-    The data of a meta tensor can't be exchanged, so this is another object; it has the old one's attributes.
+    The new parameter is another object, with the old one's attributes: the data of a meta tensor can't be exchanged.
     """
     if isinstance(old, nn.Parameter):
         new = nn.Parameter(new, requires_grad=old.requires_grad)

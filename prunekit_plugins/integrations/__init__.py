@@ -1,7 +1,8 @@
-"""Pruning while a model is trained: a helper for plain loops, and callbacks for trainers.
+"""Meeting points with other libraries, and a helper for plain training loops.
 
-The callbacks are in modules of their own, which import their library: ``integrations.lightning`` (extra ``lightning``)
-and ``integrations.hf`` (extra ``hf``).
+What needs a library is in a module of its own, which imports it: ``integrations.lightning`` (extra ``lightning``),
+``integrations.hf`` (callback for transformers' trainer) and ``integrations.huggingface`` (folders of transformers
+models; extra ``hf`` for both).
 """
 
 from prunekit_plugins.integrations.event import PruningEvent
