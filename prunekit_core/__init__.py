@@ -72,8 +72,8 @@ from prunekit_core.selection import Limits, Scope, linear_scheduler
 from prunekit_core.shadow import operation_name
 from prunekit_core.sharding import is_sharded, whole_tensor
 from prunekit_core.statistics import SiteStatistics, Statistics
-from prunekit_core.surgery import shrink_tensor
 from prunekit_core.targets import Budget, plan_to_target
+from prunekit_core.surgery import named_tensors, select_positions, shrink_tensor
 from prunekit_core.trace import Operation, Trace
 
 __all__ = [
@@ -171,6 +171,7 @@ __all__ = [
     "linear_scheduler",
     "load",
     "multiplied",
+    "named_tensors",
     "nearest",
     "new_size",
     "operation_name",
@@ -188,6 +189,7 @@ __all__ = [
     "resolve",
     "save",
     "scales",
+    "select_positions",
     "shrink_tensor",
     "size_of",
     "split",

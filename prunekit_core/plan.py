@@ -116,6 +116,25 @@ class Plan(Decision):
             operation.perform()
         return model
 
+    def check(
+        self,
+        model: nn.Module,
+        *,
+        registry: Registry | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        """Makes every check of `apply`, and changes nothing.
+
+        Args:
+            model: See `apply`.
+            registry: See `apply`.
+            optimizer: See `apply`.
+
+        Raises:
+            PlanError: The plan doesn't fit the model or the optimizer.
+        """
+        Application(self, unwrap(model), registry, optimizer).check()
+
     def mask(self, model: nn.Module) -> nn.Module:
         """Zeroes the units instead of removing them (soft pruning), in place; shapes stay.
 

@@ -19,7 +19,15 @@ from prunekit_plugins.importance.members import (
     wide,
 )
 from prunekit_plugins.importance.reductions import Normalizer
-from prunekit_plugins.importance.watching import Arguments, Hooks, channel_dim, read_tensors, weight_of
+from prunekit_plugins.importance.watching import (
+    Arguments,
+    Hooks,
+    Total,
+    channel_dim,
+    gathered_everywhere,
+    read_tensors,
+    weight_of,
+)
 from prunekit_plugins.layers.attention import convert
 
 
@@ -91,6 +99,22 @@ class ActivationImportance:
         if equivalent is not None:
             equivalent.training = False  # draws no random numbers; only the equivalent's own flag, the parts are shared
             equivalent(*args, **kwargs)
+
+    def reduce(self, model: nn.Module, total: Total) -> None:
+        """Adds up what several processes saw, each of other batches.
+
+        Args:
+            model: The model.
+            total: Returns the sum of a tensor over all processes.
+
+        Raises:
+            ArgumentError: Different layers ran on the processes.
+        """
+        found = gathered_everywhere(list(model.parameters()), self._sums, total, type(self).__name__)
+        self._sums = {
+            weight: (total(sums), int(total(torch.tensor(count))))
+            for weight, (sums, count) in ((weight, self._sums[weight]) for weight in found)
+        }
 
     def __call__(self, group: Group) -> torch.Tensor | None:
         """Scores the selected units of a group.

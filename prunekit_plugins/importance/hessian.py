@@ -10,6 +10,7 @@ from torch import nn
 from prunekit_core import ArgumentError, Group, MemberView, whole_tensor
 from prunekit_plugins.importance.members import TARGET_TYPES, Members, name_of, sums_over_slices, wide
 from prunekit_plugins.importance.reductions import Normalizer
+from prunekit_plugins.importance.watching import Total, gathered_everywhere
 
 
 class GroupHessianImportance:
@@ -84,6 +85,20 @@ class GroupHessianImportance:
                 else:
                     raise _changed(type(model).__name__)
         self._samples += 1
+
+    def reduce(self, model: nn.Module, total: Total) -> None:
+        """Adds up what several processes took in, each of other samples.
+
+        Args:
+            model: The model.
+            total: Returns the sum of a tensor over all processes.
+
+        Raises:
+            ArgumentError: The processes have gradients of different parameters.
+        """
+        found = gathered_everywhere(list(model.parameters()), self._squares, total, type(self).__name__)
+        self._squares = {parameter: total(self._squares[parameter]) for parameter in found}
+        self._samples = int(total(torch.tensor(self._samples)))
 
     def __call__(self, group: Group) -> torch.Tensor | None:
         """Scores the selected units of a group.

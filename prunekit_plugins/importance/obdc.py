@@ -19,7 +19,15 @@ from prunekit_plugins.importance.members import (
     wide,
 )
 from prunekit_plugins.importance.reductions import Normalizer
-from prunekit_plugins.importance.watching import Arguments, Hooks, channel_dim, read_tensors, weight_of
+from prunekit_plugins.importance.watching import (
+    Arguments,
+    Hooks,
+    Total,
+    channel_dim,
+    gathered_everywhere,
+    read_tensors,
+    weight_of,
+)
 
 _NORMS = (
     nn.modules.batchnorm._BatchNorm,
@@ -142,6 +150,23 @@ class OBDCImportance:
         self._samples += batch
         self._pending.clear()
         self._batch = None
+
+    def reduce(self, model: nn.Module, total: Total) -> None:
+        """Adds up what several processes gathered, each from other batches.
+
+        Args:
+            model: The model.
+            total: Returns the sum of a tensor over all processes.
+
+        Raises:
+            ArgumentError: Different layers ran on the processes.
+        """
+        keys = [(weight, reads) for weight in model.parameters() for reads in (False, True)]
+        for key in gathered_everywhere(keys, self._totals, total, type(self).__name__):
+            own = self._totals[key]
+            count = int(total(torch.tensor(own.count)))
+            self._totals[key] = _Moments(total(own.values), total(own.gradients), count)
+        self._samples = int(total(torch.tensor(self._samples)))
 
     def rm_hooks(self, model: nn.Module | None = None) -> None:
         """Removes all hooks; may be called at any time, also twice. What was gathered stays.

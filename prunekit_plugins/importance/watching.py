@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from prunekit_core import ArgumentError
 from prunekit_plugins.importance.members import ATTENTION
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+Total = Callable[[torch.Tensor], torch.Tensor]
+"""Returns the sum of a tensor over all processes that train a model together; all of them have to call it."""
+Key = TypeVar("Key")
+
+
+def gathered_everywhere(keys: Sequence[Key], known: Collection[Key], total: Total, where: str) -> list[Key]:
+    """Lists the keys about which something was gathered, on every process alike.
+
+    Args:
+        keys: All keys that there may be, in the same order on every process.
+        known: Those about which this process gathered something.
+        total: Adds up over processes.
+        where: The criterion, for errors.
+
+    Raises:
+        ArgumentError: Some processes gathered something about a key, and others didn't.
+    """
+    counts = total(torch.tensor([1, *(int(key in known) for key in keys)])).tolist()
+    if any(0 < count < counts[0] for count in counts[1:]):
+        raise ArgumentError(
+            "The processes gathered statistics of different layers.",
+            where=where,
+            hint="run the same layers on every process, and at least one batch on each",
+        )
+    return [key for key, count in zip(keys, counts[1:], strict=True) if count]
 
 
 class Hooks:

@@ -1,4 +1,8 @@
-"""Where the units of groups are in the parameters, as index tensors that are made once per change of sizes."""
+"""Arithmetic on all units of some groups at once: norms, scores, and what their weights get in return.
+
+Sharded parameters (``fully_shard``) are worked on where they lie: sums about units are added up over the processes, so
+that all of them know the same numbers, and each changes its own part.
+"""
 
 from __future__ import annotations
 
@@ -7,78 +11,17 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
 
-import attrs
 import torch
 from torch import nn
 
 from prunekit_core import ArgumentError, Group, MemberView
+from prunekit_plugins.regularizers.slots import Reduction, Slot, Table, add_up, tables_of
 
 GroupSource = Callable[[], Iterable[Group]]
 """Called for the groups as they are now, for example ``graph.get_all_groups``."""
 
 _BLOCK = 2**20
 """Elements squared in one go."""
-
-
-@attrs.frozen(eq=False)
-class _Slot:
-    """A parameter that holds units.
-
-    Attributes:
-        module: The module that owns it.
-        name: Its local name.
-        path: Its dotted name.
-        shape: Its shape when the index was made.
-        dims: Its dims that hold units; a dim occurs again where a position holds units of several groups.
-    """
-
-    module: nn.Module
-    name: str
-    path: str
-    shape: tuple[int, ...]
-    dims: tuple[int, ...]
-
-    def tensor(self) -> torch.Tensor:
-        return self.module.get_parameter(self.name)
-
-
-@attrs.define(eq=False)
-class _Table:
-    """Parameters, and which unit each position of their dims holds: all indices in one tensor, slot after slot."""
-
-    slots: tuple[_Slot, ...]
-    index: torch.Tensor
-
-    @staticmethod
-    def of(entries: Iterable[tuple[MemberView, int]], nothing: int) -> _Table:
-        """Makes the index of some members, whose units are numbered from the given number on."""
-        rows: dict[tuple[str, str], dict[int, list[torch.Tensor]]] = {}
-        owners: dict[tuple[str, str], MemberView] = {}
-        for view, start in entries:
-            owners.setdefault((view.path, view.name), view)
-            layers = rows.setdefault((view.path, view.name), {}).setdefault(view.dim, [])
-            for positions, units in _once_each(view.positions, view.units + start):
-                free = (layer for layer in layers if bool((layer[positions] == nothing).all()))
-                layer = next(free, None)
-                if layer is None:
-                    layer = torch.full((view.tensor.shape[view.dim],), nothing)
-                    layers.append(layer)
-                layer[positions] = units
-        slots: list[_Slot] = []
-        pieces: list[torch.Tensor] = []
-        for (path, name), dims in rows.items():
-            view = owners[path, name]
-            slots.append(
-                _Slot(
-                    view.module,
-                    name,
-                    f"{path}.{name}" if path else name,
-                    tuple(view.tensor.shape),
-                    tuple(dim for dim, layers in dims.items() for _ in layers),
-                )
-            )
-            pieces.extend(layer for layers in dims.values() for layer in layers)
-        return _Table(tuple(slots), torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.long))
 
 
 class GroupMembers:
@@ -115,8 +58,8 @@ class GroupMembers:
                 if isinstance(view.tensor, nn.Parameter) and (self._counts is None or self._counts(view)):
                     entries[is_bias(view.name)].append((view, start))
             start += group.size()
-        self._weights, self._biases = (_Table.of(found, self.units) for found in entries)
-        if not self._weights.slots:
+        self._weights, self._biases = (tables_of(found, self.units) for found in entries)
+        if not self._weights:
             raise ArgumentError(
                 "There is nothing to regularize.",
                 why=f"{len(groups)} groups, and no weight in them counts",
@@ -126,9 +69,9 @@ class GroupMembers:
         self._owner = torch.cat(owner)
 
     def refresh_if_changed(self) -> bool:
-        """Takes the groups anew if a parameter changed its shape since; returns whether it did."""
-        slots = (*self._weights.slots, *self._biases.slots)
-        changed = any(slot.tensor().shape != slot.shape for slot in slots)
+        """Takes the groups anew if a parameter changed its shape or was sharded since; returns whether one did."""
+        slots = (slot for table in (*self._weights, *self._biases) for slot in table.slots)
+        changed = any(slot.has_changed() for slot in slots)
         if changed:
             self.refresh()
         return changed
@@ -137,15 +80,18 @@ class GroupMembers:
         """Splits a tensor ``[units]`` into one per group, by name."""
         return dict(zip(self.sizes, values.split(list(self.sizes.values())), strict=True))
 
-    def _tables(self, bias: bool) -> Iterator[_Table]:
-        device = self._weights.slots[0].tensor().device
-        for table in (self._weights, self._biases) if bias else (self._weights,):
+    def _tables(self, bias: bool) -> Iterator[Table]:
+        device = self._first().device
+        for table in (*self._weights, *self._biases) if bias else self._weights:
             table.index = table.index.to(device)
             yield table
 
+    def _first(self) -> torch.Tensor:
+        return self._weights[0].slots[0].local()
+
     def full(self, value: float) -> torch.Tensor:
         """Returns one value for all units: tensor ``[units]``, of the dtype and on the device of `norms`."""
-        first = self._weights.slots[0].tensor()
+        first = self._first()
         wide = torch.float64 if first.dtype is torch.float64 else torch.float32
         return torch.full((self.units,), value, dtype=wide, device=first.device)
 
@@ -160,13 +106,15 @@ class GroupMembers:
             Tensor ``[units]``, float32, or float64 where the first weight is; on the device of the first weight. A
             member that holds a unit several times counts all of its occurrences.
         """
-        total = torch.cat([self.full(0), self.full(0)[:1]])
+        nothing = torch.cat([self.full(0), self.full(0)[:1]])
+        parts: dict[Reduction, torch.Tensor] = {}
         for table in self._tables(bias):
             squares = [
-                part.to(total) for slot in table.slots for part in _squares(slot.tensor(), slot.dims, total.dtype)
+                part.to(nothing) for slot in table.slots for part in _squares(slot.local(), slot.dims, nothing.dtype)
             ]
-            if squares:
-                total.index_add_(0, table.index, torch.cat(squares))
+            known = parts.setdefault(table.reduction, nothing.clone())
+            known.index_add_(0, table.index, torch.cat(squares))
+        total = sum((add_up(part, reduction) for reduction, part in parts.items()), start=nothing)
         return total[:-1].sqrt_()
 
     @torch.no_grad()
@@ -204,7 +152,7 @@ class GroupMembers:
 
     def shares(
         self, values: torch.Tensor, *, bias: bool = False, product: bool = False
-    ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    ) -> Iterator[tuple[Slot, torch.Tensor, torch.Tensor]]:
         """Yields every parameter with what its elements get from the units that they belong to.
 
         Args:
@@ -214,21 +162,21 @@ class GroupMembers:
                 of another), and gives 0 where it belongs to none. True multiplies them, and gives 1.
 
         Yields:
-            Dotted name, parameter, and a tensor that broadcasts with it, of its dtype and on its device.
+            Slot, the part of the parameter on this process, and a tensor that broadcasts with that part, of its dtype
+            and on its device.
         """
         padded = torch.cat([values, values.new_full((1,), float(product))])
         for table in self._tables(bias):
             gathered = padded.to(table.index.device)[table.index]
             start = 0
             for slot in table.slots:
-                tensor = slot.tensor()
+                tensor = slot.local()
                 parts = []
-                for dim in slot.dims:
-                    size = slot.shape[dim]
+                for dim, size in zip(slot.dims, slot.lengths, strict=True):
                     part = gathered[start : start + size].to(tensor)
                     parts.append(part.view(-1, *[1] * (tensor.dim() - dim - 1)))
                     start += size
-                yield slot.path, tensor, functools.reduce(operator.mul if product else operator.add, parts)
+                yield slot, tensor, functools.reduce(operator.mul if product else operator.add, parts)
 
     @torch.no_grad()
     def add_to_gradients(
@@ -253,10 +201,11 @@ class GroupMembers:
             ArgumentError: No parameter has a gradient, or one has a sparse gradient; nothing was changed.
         """
         self.require_gradients(bias=bias)
-        for _, tensor, share in self.shares(values, bias=bias):
-            if tensor.grad is not None:
+        for slot, tensor, share in self.shares(values, bias=bias):
+            gradient = slot.gradient()
+            if gradient is not None:
                 along = tensor if direction is None else direction(tensor)
-                tensor.grad.addcmul_(along, share if limit == math.inf else share.clamp(max=limit))
+                gradient.addcmul_(along, share if limit == math.inf else share.clamp(max=limit))
 
     def require_gradients(self, *, bias: bool = False) -> None:
         """Checks that there is something to add to.
@@ -265,7 +214,7 @@ class GroupMembers:
             ArgumentError: No parameter has a gradient, or one has a sparse gradient.
         """
         slots = [slot for table in self._tables(bias) for slot in table.slots]
-        grads = {slot.path: slot.tensor().grad for slot in slots}
+        grads = {slot.path: slot.gradient() for slot in slots}
         if all(grad is None for grad in grads.values()):
             raise ArgumentError(
                 "No parameter of the groups has a gradient.",
@@ -277,14 +226,6 @@ class GroupMembers:
                 raise ArgumentError(
                     "A sparse gradient can't be regularized.", where=path, hint="make the embedding with sparse=False"
                 )
-
-
-def _once_each(positions: torch.Tensor, units: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Splits positions, ascending, into parts in which none is repeated (an ``A x A`` dim holds each twice)."""
-    starts = torch.searchsorted(positions, positions)
-    turns = torch.arange(len(positions)) - starts
-    for turn in range(int(turns.max()) + 1 if len(turns) else 0):
-        yield positions[turns == turn], units[turns == turn]
 
 
 def is_bias(name: str) -> bool:

@@ -188,3 +188,21 @@ def test_the_same_model_gives_the_same_groups_and_the_same_plan() -> None:
     assert len(texts) == 1
     reports = {str(pk.DependencyGraph().build_dependency(copy.deepcopy(model), X).report()) for _ in range(3)}
     assert len(reports) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_training_goes_on_while_a_loss_from_before_the_cut_is_still_alive(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).to(dtype)
+    inputs = torch.randn(3, 4, dtype=dtype)
+    loss = model(inputs).square().sum()
+    loss.backward()
+    pk.prune(model, inputs)
+    model.zero_grad()
+    fresh = copy.deepcopy(model)
+    fresh(inputs).square().sum().backward()
+    later = model(inputs).square().sum()
+    later.backward()
+    assert loss.grad_fn is not None
+    for parameter, expected in zip(model.parameters(), fresh.parameters(), strict=True):
+        assert parameter.dtype is dtype
+        torch.testing.assert_close(parameter.grad, expected.grad, rtol=0, atol=0)

@@ -18,7 +18,7 @@ from tests.docs.snippets import DOCUMENTS, ROOT, blocks_of
 
 CORE = ROOT / "prunekit_core"
 DOCS = ROOT / "docs"
-PUBLIC = ("importance", "layers", "regularizers", "schedules", "pruners", "budgets", "integrations")
+PUBLIC = ("budgets", "distributed", "importance", "integrations", "layers", "pruners", "regularizers", "schedules")
 
 
 def listed_names(title: str) -> list[str]:
