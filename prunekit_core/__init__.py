@@ -72,8 +72,8 @@ from prunekit_core.selection import Limits, Scope, linear_scheduler
 from prunekit_core.shadow import operation_name
 from prunekit_core.sharding import is_sharded, whole_tensor
 from prunekit_core.statistics import SiteStatistics, Statistics
-from prunekit_core.targets import Budget, plan_to_target
 from prunekit_core.surgery import named_tensors, select_positions, shrink_tensor
+from prunekit_core.targets import Budget, plan_to_target
 from prunekit_core.trace import Operation, Trace
 
 __all__ = [
