@@ -121,7 +121,7 @@ class Plan(Decision):
         model: nn.Module,
         *,
         registry: Registry | None = None,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: Optimizers | None = None,
     ) -> None:
         """Makes every check of `apply`, and changes nothing.
 

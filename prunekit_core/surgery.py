@@ -51,7 +51,7 @@ def _forget_accumulator(tensor: torch.Tensor) -> None:
     Programs do (``loss`` of the last step is alive during the next forward). The node that adds up the gradients is
     made anew where data of another dtype is put in; hooks are on the tensor and stay.
     """
-    other = torch.float64 if tensor.dtype is not torch.float64 else torch.float32
+    other = torch.float16 if tensor.dtype is torch.float32 else torch.float32  # which every device has
     tensor.data = torch.empty(0, dtype=other, device=tensor.device)
 
 
