@@ -4,6 +4,9 @@ A plugin is a module (or object) named by an entry point of group ``prunekit``; 
 ``prunekit_core.hookimpl``. Third-party plugins take precedence over built-in ones; two third-party plugins that claim
 the same key are an error. A hook that returns an empty mapping registers nothing. Hooks must not touch models, print,
 or change global state.
+
+The docstrings are the contract, in a fixed order; the page of hooks is made from them with
+``python -m tests.docs.hook_pages``.
 """
 
 from __future__ import annotations
@@ -25,29 +28,71 @@ hookimpl = pluggy.HookimplMarker("prunekit")
 def prunekit_op_rules() -> Mapping[str | torch.Tag, Rule]:  # type: ignore[empty-body]
     """Rules for operations.
 
+    Called:
+        Once for each registry, when it is made.
+
     Returns:
-        Qualified operation name (``"aten::add.Tensor"`` or ``"aten::add"``) or ``torch.Tag`` to `Rule`. The exact
-        overload wins over the packet, the packet over a tag.
+        Operation to `Rule`. The key is a qualified name with overload (``"aten::add.Tensor"``), one without
+        (``"aten::add"``, for all overloads), or a ``torch.Tag``. A rule is a function of one `OpCall`; it ties the
+        axes of the arguments and returns those of the outputs.
+
+    Empty:
+        An operation that no rule knows is taken apart into those it is made of, or else pinned and reported.
+
+    Precedence:
+        The exact overload wins over the name, the name over a tag; an in-place operation (``add_``) falls back to
+        its twin. Of the same key, the plugin of the higher rank.
+
+    Forbidden:
+        A rule must not keep state from one call to the next, run the operation, or look at values.
     """
 
 
 @hookspec
 def prunekit_layer_types() -> Mapping[type[torch.nn.Module] | str, LayerType]:  # type: ignore[empty-body]
-    """Layer types.
+    """What classes of layers are, and how they are pruned.
+
+    Called:
+        Once for each registry, when it is made.
 
     Returns:
-        Module class, or its dotted name where importing it would be costly, to `LayerType`. The most specific class of
-        a module's method resolution order wins.
+        Module class, or its dotted name where importing it would be costly, to `LayerType`. A layer type names the
+        attributes that state sizes, the functions that prune the layer alone, how its channels are numbered, and, for
+        layers that can't be looked into, their axes and shapes (`Opaque`).
+
+    Empty:
+        A layer without a type is traced through; its attributes are found by rehearsal. It can't be named as the
+        start of a group.
+
+    Precedence:
+        The most specific class of a module wins. Of the same class, the plugin of the higher rank.
+
+    Forbidden:
+        ``attributes`` must not change the module. A pruning function changes the layer it is given and nothing else.
     """
 
 
 @hookspec
 def prunekit_importance() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
-    """Importance criteria.
+    """Importance criteria: which units leave first.
+
+    Called:
+        Once for each registry, when it is made.
 
     Returns:
-        Name to a class (or function) that makes a criterion: a callable that takes a group and returns one score per
-        selected unit as a 1-D tensor, or None when it has nothing to say about the group.
+        Name to a class (or function) that makes a criterion. It is called without arguments when the criterion is
+        asked for by name, and with those that a project's configuration states. A criterion is called with a group
+        and returns one score for each selected unit, ``[units]``, the highest staying longest; or None where it has
+        nothing to say about the group.
+
+    Empty:
+        The names of the others remain.
+
+    Precedence:
+        Of the same name, the plugin of the higher rank.
+
+    Forbidden:
+        A criterion must not change the model. Scores must be finite and follow the units, not their order.
     """
 
 
@@ -55,19 +100,44 @@ def prunekit_importance() -> Mapping[str, Callable[..., Any]]:  # type: ignore[e
 def prunekit_regularizers() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
     """Regularizers for sparse training.
 
+    Called:
+        Once for each registry, when it is made.
+
     Returns:
-        Name to a class (or function) that makes a regularizer: ``make(groups, **options)``, where ``groups`` lists the
-        groups as they are now. A regularizer has ``regularize()``, which adds to the gradients after
-        ``loss.backward()``, and ``refresh()``, which is called after units were removed.
+        Name to a class (or function) that makes a regularizer: ``make(groups, **options)``, where ``groups()`` lists
+        the groups as they are now, such as ``graph.get_all_groups``. A regularizer has ``regularize()``, which is
+        called between ``loss.backward()`` and ``optimizer.step()`` and adds to the gradients, and ``refresh()``,
+        which is called after units were removed.
+
+    Empty:
+        The names of the others remain.
+
+    Precedence:
+        Of the same name, the plugin of the higher rank.
+
+    Forbidden:
+        ``regularize()`` must not change weights, modes or ``requires_grad``.
     """
 
 
 @hookspec
 def prunekit_schedules() -> Mapping[str, Callable[[float, int], list[float]]]:  # type: ignore[empty-body]
-    """Schedules of iterative pruning.
+    """Schedules of pruning in steps.
+
+    Called:
+        Once for each registry, when it is made.
 
     Returns:
-        Name to a function ``(ratio, steps) -> [0, ..., ratio]`` of ``steps + 1`` cumulative ratios.
+        Name to a function ``(ratio, steps) -> [0, ..., ratio]`` of ``steps + 1`` ascending cumulative ratios.
+
+    Empty:
+        The names of the others remain.
+
+    Precedence:
+        Of the same name, the plugin of the higher rank.
+
+    Forbidden:
+        A schedule must not depend on anything but its two arguments.
     """
 
 
@@ -75,18 +145,42 @@ def prunekit_schedules() -> Mapping[str, Callable[[float, int], list[float]]]:  
 def prunekit_pruners() -> Mapping[str, type[Any]]:  # type: ignore[empty-body]
     """Pruner classes.
 
+    Called:
+        Once for each registry, when it is made.
+
     Returns:
         Name to a class with the interface of `BasePruner`.
+
+    Empty:
+        The names of the others remain.
+
+    Precedence:
+        Of the same name, the plugin of the higher rank.
+
+    Forbidden:
+        A pruner must not touch the model before ``step`` is called.
     """
 
 
 @hookspec
 def prunekit_budgets() -> Mapping[str, Callable[..., float]]:  # type: ignore[empty-body]
-    """Cost models.
+    """Cost models: what a target may be stated in.
+
+    Called:
+        Once for each registry, when it is made.
 
     Returns:
         Name to a function ``(analysis, kept) -> float``: the cost of the model when only the kept units stay (how many,
         not which); or to a `CostModel`, which does the work that all candidates of a search share once.
+
+    Empty:
+        The names of the others remain.
+
+    Precedence:
+        Of the same name, the plugin of the higher rank.
+
+    Forbidden:
+        A cost must not grow when units go, and must not run or change the model while a target is searched for.
     """
 
 
@@ -94,8 +188,20 @@ def prunekit_budgets() -> Mapping[str, Callable[..., float]]:  # type: ignore[em
 def prunekit_compensators() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
     """Compensators, which repair a model after the cut.
 
+    Called:
+        Once for each registry, when it is made.
+
     Returns:
-        Name to a class that makes a compensator.
+        Name to a class (or function) that makes a compensator.
+
+    Empty:
+        The names of the others remain.
+
+    Precedence:
+        Of the same name, the plugin of the higher rank.
+
+    Forbidden:
+        A compensator must not change shapes, or parameters that it has not been given.
     """
 
 
@@ -103,8 +209,21 @@ def prunekit_compensators() -> Mapping[str, Callable[..., Any]]:  # type: ignore
 def prunekit_replacements() -> Mapping[str, Replacement]:  # type: ignore[empty-body]
     """Prunable equivalents for modules that can't hold a smaller shape.
 
+    Called:
+        Once for each registry, when it is made.
+
     Returns:
-        Name to `Replacement`; the name is stored in plans and must stay the same.
+        Name to `Replacement`, for modules of exactly one class. The name is stored in plans.
+
+    Empty:
+        Modules stay what they are.
+
+    Precedence:
+        Of the same name, the plugin of the higher rank. Of several replacements for one class, the one that was
+        registered first.
+
+    Forbidden:
+        A replacement must compute the same numbers around the same parameter objects. Its name must never change.
     """
 
 
@@ -112,6 +231,19 @@ def prunekit_replacements() -> Mapping[str, Replacement]:  # type: ignore[empty-
 def prunekit_commands() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
     """Subcommands of the command line.
 
+    Called:
+        Once for each registry, when it is made.
+
     Returns:
         Name to a function with typer annotations; its docstring is the help text.
+
+    Empty:
+        The commands of the others remain.
+
+    Precedence:
+        Of the same name, the plugin of the higher rank.
+
+    Forbidden:
+        A command must not end the program: an `ArgumentError` ends it with exit code 2, any other `PrunekitError`
+        with 1.
     """

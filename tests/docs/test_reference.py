@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 import prunekit_core
-from prunekit_core import PrunekitError, errors, hookspecs
-from prunekit_core.registry import HOOKS
+from prunekit_core import PrunekitError, errors
+from prunekit_core.registry import BUILT_IN, HOOKS
+from tests.core.test_hooks import USES
+from tests.docs import hook_pages
 from tests.docs.snippets import DOCUMENTS, ROOT, blocks_of
 
 CORE = ROOT / "prunekit_core"
@@ -35,24 +37,36 @@ def test_public_names_are_listed_exactly(package: str) -> None:
     assert sorted(listed_names(package)) == sorted(importlib.import_module(package).__all__)
 
 
-def test_every_hook_has_a_section_with_its_signature() -> None:
-    tree = ast.parse(inspect.getsource(hookspecs))
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    assert sorted(functions) == sorted(HOOKS)
-    headings = re.findall(r"^## `(.*)`$", (DOCS / "hooks.md").read_text(), flags=re.MULTILINE)
-    expected = []
-    for name in HOOKS:
-        returns = functions[name].returns
-        assert returns is not None
-        assert not functions[name].args.args
-        expected.append(f"{name}() -> {ast.unparse(returns)}")
-    assert headings == expected
+def sections() -> dict[str, str]:
+    """The sections of the page of hooks, by hook."""
+    parts = re.split(r"^## `(prunekit_\w+)\(\)[^\n]*`$", hook_pages.PAGE.read_text(), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def test_every_hook_is_used_by_an_example() -> None:
-    code = "".join(block.text for block in blocks_of((DOCS / "hooks.md").read_text()) if block.language == "python")
-    for name in HOOKS:
-        assert f"def {name}(" in code
+def test_the_page_of_hooks_has_a_section_for_every_hook_in_order() -> None:
+    headings = re.findall(r"^## `(.*)`$", hook_pages.PAGE.read_text(), flags=re.MULTILINE)
+    assert headings == list(hook_pages.signatures().values())
+
+
+def test_the_page_of_hooks_says_what_the_specifications_say() -> None:
+    page = hook_pages.PAGE.read_text()
+    assert page == hook_pages.rewritten(page), "run python -m tests.docs.hook_pages"
+
+
+@pytest.mark.parametrize("hook", [hook for hook in HOOKS if hook != "prunekit_compensators"])
+def test_every_hook_is_whole(hook: str) -> None:
+    """A contract, a complete example that prints something, a built-in plugin that uses it, and a test."""
+    section = sections()[hook]
+    assert hook_pages.generated(hook) in section
+    blocks = blocks_of(section)
+    shown = [place for place, block in enumerate(blocks) if f"def {hook}(" in block.text]
+    assert shown, f"no example in docs/hooks.md implements {hook}"
+    assert all(blocks[place + 1].language == "text" for place in shown), f"an example of {hook} prints nothing"
+    own = [key for key, e in prunekit_core.default_registry().entries(hook).items() if e.owner.distribution == BUILT_IN]
+    assert own, f"no built-in plugin uses {hook}"
+    names = [] if hook in ("prunekit_op_rules", "prunekit_layer_types") else own
+    assert [name for name in names if f"`{name}`" not in section] == [], f"docs/hooks.md leaves out what {hook} has"
+    assert hook in USES, f"tests/core/test_hooks.py doesn't use {hook}"
 
 
 def test_every_error_class_has_a_section() -> None:
