@@ -44,14 +44,14 @@ def inside(family: str, name: str, args: argparse.Namespace, out: str) -> None:
     worker = importlib.import_module("zoo_rival" if args.tool == "torch-pruning" else "zoo_worker")
     sys.stdout = open(out, "a")  # noqa: SIM115  (the process ends with it)
     resource.setrlimit(resource.RLIMIT_DATA, (int(args.memory * GIB), int(args.memory * GIB)))
-    worker.work(family, name, args.groups, args.threads)
+    worker.work(family, name, args.groups, args.threads, args.quick)
     sys.stdout.flush()
 
 
 def sweep_one(family: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Runs the worker on one model in a process of its own; a crash or a limit is a result, too."""
     began = time.perf_counter()
-    result: dict[str, Any] = {"family": family, "model": name}
+    result: dict[str, Any] = {"family": family, "model": name, **({"quick": True} if args.quick else {})}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "lines"
         out.touch()
@@ -74,12 +74,15 @@ def sweep_one(family: str, name: str, args: argparse.Namespace) -> dict[str, Any
 def verdict(result: dict[str, Any]) -> str:
     """``works``, ``little`` (less than half of the parameters may shrink), ``blind``, ``told``, ``fails`` or ``wrong``.
 
+    ``cut`` is that a quick run found no fault.
     ``blind`` means that the comparison would not have seen a wrong index either.
     ``told`` isn't exact because a constant of the program follows a size that shrank, and the report's notes say so.
     """
     exact = result.get("exact")
     if (exact is not None and not exact) or any(not group["exact"] for group in result.get("single", [])):
         return "told" if result.get("constants") else "wrong"
+    if result.get("shapes_kept") and result.get("quick"):
+        return "cut"
     if "failed" in result or exact is None or not result.get("shapes_kept") or not result.get("backward"):
         return "fails"
     if not result.get("shift_seen", True):
@@ -196,6 +199,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", default="", help="file to which the JSON lines are appended")
     parser.add_argument("--resume", action="store_true", help="leave out models that the file holds a line of")
     parser.add_argument("--again", default="", help="with --resume: verdicts to run again, as in fails,wrong,told")
+    parser.add_argument("--quick", action="store_true", help="only analysis, cut and shapes: nothing is compared")
     parser.add_argument("--tool", default="prunekit", choices=["prunekit", "torch-pruning"])
     parser.add_argument("--beside", default="", help="with --table: the file of a run with --tool torch-pruning")
     parser.add_argument("--table", default="", help="print the table of such a file (the last line of a model counts)")

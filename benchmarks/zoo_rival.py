@@ -128,7 +128,7 @@ def measure(family: str, name: str) -> None:
     tell(backward=True)
 
 
-def work(family: str, name: str, groups: int, threads: int) -> None:
+def work(family: str, name: str, groups: int, threads: int, quick: bool) -> None:
     """Measures one model; an error is a result, too."""
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
