@@ -23,6 +23,9 @@ Local = Callable[[MemberView], "torch.Tensor | None"]
 class Members:
     """Chooses the members of a group that count, and joins their scores.
 
+    With the default target types, weights of foreign classes that act like a linear layer count, too, and a group
+    without any member that counts is scored by all its parameters of more than one dim (stacks of experts, say).
+
     Args:
         group_reduction: How members are joined: ``mean``, ``sum``, ``max``, ``prod``, ``first`` (the root layer's own
             output), ``gate`` (the last layer), or None for the stack ``[members, units]``.
@@ -49,7 +52,8 @@ class Members:
         self._types = (
             (*self.target_types, *ATTENTION, nn.RNNBase) if nn.Linear in self.target_types else self.target_types
         )
-        self._known: dict[tuple[type[nn.Module], str], bool] = {}
+        self._strangers = self.target_types == TARGET_TYPES
+        self._known: dict[tuple[type[nn.Module], str, Role], bool] = {}
 
     def of(self, group: Group, views: Sequence[MemberView] | None = None) -> list[MemberView]:
         """Lists the members that count: producers first, led by the root layer where only the first one matters.
@@ -59,14 +63,16 @@ class Members:
             views: Its views, where the caller has them already.
         """
         known = self._known
-        found = []
+        found, rest = [], []
         for view in group.views() if views is None else views:
-            kind = (type(view.module), view.name)
+            kind = (type(view.module), view.name, view.role)
             counts = known.get(kind)
             if counts is None:
                 counts = known[kind] = self._counts(view)
-            if counts and view.module._parameters.get(view.name) is view.tensor:
-                found.append(view)
+            if view.module._parameters.get(view.name) is view.tensor:
+                (found if counts else rest).append(view)
+        if not found and self._strangers:
+            found = [view for view in rest if view.tensor.dim() > 1]
         if self.group_reduction in ("first", "gate", None) and len(found) > 1:
             root = group.root.layer if self.group_reduction == "first" else None
             found.sort(key=lambda view: _place(view, root))
@@ -74,7 +80,7 @@ class Members:
 
     def _counts(self, view: MemberView) -> bool:
         if not isinstance(view.module, self._types):
-            return False
+            return self._strangers and acts_like_a_linear_layer(view)
         return self.bias if is_bias(view) else "weight" in view.name
 
     def score(
@@ -171,6 +177,12 @@ def wide(values: torch.Tensor) -> torch.Tensor:
 def name_of(view: MemberView) -> str:
     """Returns the dotted name of a member's parameter."""
     return f"{view.path}.{view.name}" if view.path else view.name
+
+
+def acts_like_a_linear_layer(view: MemberView) -> bool:
+    """Tells whether a member is the matrix of a class that isn't PyTorch's, and makes or reads units with it."""
+    foreign = not type(view.module).__module__.startswith("torch.")
+    return foreign and view.name == "weight" and view.tensor.dim() == 2 and view.role in (Role.OUT, Role.IN)
 
 
 def is_bias(view: MemberView) -> bool:
