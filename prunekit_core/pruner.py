@@ -63,6 +63,8 @@ class BasePruner:
         round_to: Sizes are kept at multiples of this; numbers of heads are not.
         isomorphic: With ``global_pruning``: units are ranked only with those of groups of the same structure (Fang et
             al., Isomorphic Pruning, ECCV 2024).
+        uniform: Groups of the same structure at sibling layers keep the same number of units, so that one number in a
+            configuration can say it; so do head dims, and heads, of attention modules of one class.
         in_channel_groups: Layer to a number of groups that its input channels form; the same channels leave all.
         out_channel_groups: The same for output channels.
         num_heads: Layer to its number of attention heads. Heads are found without it; a wrong number is an error.
@@ -100,6 +102,7 @@ class BasePruner:
         ignored_layers: Sequence[Layer] | None = None,
         round_to: int | None = None,
         isomorphic: bool = False,
+        uniform: bool = False,
         in_channel_groups: Mapping[nn.Module, int] | None = None,
         out_channel_groups: Mapping[nn.Module, int] | None = None,
         num_heads: Mapping[nn.Module, int] | None = None,
@@ -140,6 +143,7 @@ class BasePruner:
             _checked(head_pruning_ratio_dict, "a ratio in head_pruning_ratio_dict"),
             global_pruning=global_pruning,
             isomorphic=isomorphic,
+            uniform=uniform,
             prune_num_heads=prune_num_heads,
             prune_head_dims=prune_head_dims,
             ignored_layers=tuple(ignored_layers or ()),

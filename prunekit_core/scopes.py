@@ -13,6 +13,7 @@ from prunekit_core.layout import Product, groups_of, walk
 from prunekit_core.naming import Layer, module_paths
 from prunekit_core.rules import Kind
 from prunekit_core.selection import Scope
+from prunekit_core.siblings import siblings
 
 Ratios = Mapping[Layer | tuple[Layer, ...], float]
 """Ratios of single layers; a tuple of layers is a scope of its own."""
@@ -34,6 +35,7 @@ class Wishes:
         head_ratios: Ratios of whole heads of single layers.
         global_pruning: Whether all units are ranked together.
         isomorphic: Whether only groups of the same structure are ranked together.
+        uniform: Whether sibling groups keep the same number of units.
         prune_num_heads: Whether whole heads may go.
         prune_head_dims: Whether head dims may go.
         ignored_layers: Layers whose outputs are left alone.
@@ -46,6 +48,7 @@ class Wishes:
     head_ratios: Ratios
     global_pruning: bool
     isomorphic: bool
+    uniform: bool
     prune_num_heads: bool
     prune_head_dims: bool
     ignored_layers: Sequence[Layer]
@@ -75,6 +78,9 @@ class Scopes:
         self._protected = graph.protected_groups(wishes.ignored_layers)
         self._ratios = self._by_path(wishes.ratios)
         self._head_ratios = self._by_path(wishes.head_ratios)
+        self._families = siblings(graph.model, graph.groups()) if wishes.uniform else []
+        for family in self._families:
+            graph.knowledge.add_tie(family)
         self.left: dict[str, str] = {}
 
     def _by_path(self, ratios: Ratios) -> list[tuple[set[str], bool, float]]:
@@ -84,8 +90,11 @@ class Scopes:
         """Lists the scopes with their ratios at a step."""
         heads: list[UnitGroup] = []
         units: list[UnitGroup] = []
+        reasons = {group.name: self._reason_to_leave(group) for group in self._graph.groups()}
+        whole = [(family, name) for family in self._families for name in sorted(family) if reasons[name] is not None]
         for group in self._graph.groups():
-            reason = self._reason_to_leave(group)
+            brother = next((name for family, name in whole if group.name in family), None)
+            reason = reasons[group.name] or (brother and f"uniform: {brother} stays whole")
             if reason is not None:
                 self.left[group.name] = reason
             elif group.name not in self._graph.knowledge.given_back:

@@ -64,6 +64,7 @@ CORE = [
     "ranking",
     "chooser",
     "families",
+    "siblings",
     "scopes",
     "pruner",
     "targets",
