@@ -63,7 +63,8 @@ class Members:
             views: Its views, where the caller has them already.
         """
         known = self._known
-        found, rest = [], []
+        found: list[MemberView] = []
+        rest: list[MemberView] = []
         for view in group.views() if views is None else views:
             kind = (type(view.module), view.name, view.role)
             counts = known.get(kind)
