@@ -6,7 +6,7 @@ whole on all.
 
 from prunekit_plugins.distributed.agreement import DistributedError, agree, broadcast_plan
 from prunekit_plugins.distributed.sharded import apply_sharded, step_sharded
-from prunekit_plugins.distributed.statistics import reduce_statistics
+from prunekit_plugins.distributed.statistics import reduce_calibration, reduce_statistics
 from prunekit_plugins.distributed.together import apply_together, step_together
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "apply_sharded",
     "apply_together",
     "broadcast_plan",
+    "reduce_calibration",
     "reduce_statistics",
     "step_sharded",
     "step_together",

@@ -103,6 +103,15 @@ def broadcast_plan(plan: Plan | None, *, source: int = 0, group: dist.ProcessGro
     return Plan.from_json(bytes(content.cpu().numpy()).decode())
 
 
+def same_everywhere(text: str, group: dist.ProcessGroup | None = None) -> bool:
+    """Tells whether all processes hold the same text; all of them get the same answer."""
+    digest = torch.frombuffer(bytearray(hashlib.sha256(text.encode()).digest()), dtype=torch.uint8).int()
+    lowest, highest = digest.to(device_of(group)), digest.to(device_of(group), copy=True)
+    dist.all_reduce(lowest, dist.ReduceOp.MIN, group=group)
+    dist.all_reduce(highest, dist.ReduceOp.MAX, group=group)
+    return torch.equal(lowest, highest)
+
+
 def agree(plan: Plan, group: dist.ProcessGroup | None = None) -> Plan:
     """Checks that all processes hold the same plan.
 
@@ -114,11 +123,7 @@ def agree(plan: Plan, group: dist.ProcessGroup | None = None) -> Plan:
         ArgumentError: There is no process group.
     """
     require_group()
-    digest = torch.frombuffer(bytearray(hashlib.sha256(plan.to_json().encode()).digest()), dtype=torch.uint8).int()
-    lowest, highest = digest.to(device_of(group)), digest.to(device_of(group)).clone()
-    dist.all_reduce(lowest, dist.ReduceOp.MIN, group=group)
-    dist.all_reduce(highest, dist.ReduceOp.MAX, group=group)
-    if not torch.equal(lowest, highest):
+    if not same_everywhere(plan.to_json(), group):
         raise DistributedError(
             "The processes made different plans.",
             why="their weights, gradients or statistics differ",

@@ -1,15 +1,18 @@
-"""Criteria that look at data see a part of it on every process: their sums are added up."""
+"""What looks at data sees a part of it on every process: sums are added up, means and covariances joined."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import attrs
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from prunekit_core import ArgumentError, is_sharded
-from prunekit_plugins.distributed.agreement import device_of, require_group
+from prunekit_core import ArgumentError, Statistics, is_sharded
+from prunekit_plugins.distributed.agreement import device_of, require_group, same_everywhere
 
 
 def reduce_statistics(criterion: Any, model: nn.Module, group: dist.ProcessGroup | None = None) -> None:
@@ -41,6 +44,65 @@ def reduce_statistics(criterion: Any, model: nn.Module, group: dist.ProcessGroup
             where=type(criterion).__name__,
             hint="criteria that read weights or averaged gradients need none; others need a reduce(model, total)",
         )
+    reduce(model, _total_over(group))
+
+
+def reduce_calibration(statistics: Statistics, group: dist.ProcessGroup | None = None) -> Statistics:
+    """Joins what `prunekit_core.calibrate` gathered on all processes, each from batches of its own.
+
+    With ``n_r`` samples, mean ``m_r`` and covariance ``C_r`` on process ``r``: ``N = sum n_r``,
+    ``m = sum n_r m_r / N``, ``C = sum n_r (C_r + (m_r - m)(m_r - m)^T) / N`` (Chan et al., 1979), in float64. Gradients
+    and squared gradients are averaged by examples.
+
+    Args:
+        statistics: What this process gathered.
+        group: The processes; None for all.
+
+    Returns:
+        The statistics of all data, the same on every process.
+
+    Raises:
+        ArgumentError: The processes gathered statistics of different layers, or there is no process group.
+    """
+    require_group()
+    about = [sorted(part) for part in (statistics.sites, statistics.gradients, statistics.fisher)]
+    parts = [found.moments.covariance is None for found in statistics.sites.values()]
+    if not same_everywhere(json.dumps([about, parts, statistics.shapes], sort_keys=True), group):
+        raise ArgumentError(
+            "The processes gathered statistics of different layers.",
+            hint="run calibrate with the same arguments on every process, on at least one batch each",
+        )
+    total = _total_over(group)
+    sites = {}
+    for name, found in statistics.sites.items():
+        own = found.moments
+        count = int(total(torch.tensor(own.count)))
+        mean = total(own.mean * own.count) / count
+        off = own.mean - mean
+        variance = total((own.variance + off.square()) * own.count) / count
+        covariance = own.covariance
+        if covariance is not None:
+            covariance = total((covariance + off[:, :, None] * off[:, None, :]) * own.count) / count
+        sites[name] = attrs.evolve(
+            found, moments=attrs.evolve(own, count=count, mean=mean, variance=variance, covariance=covariance)
+        )
+    examples = int(total(torch.tensor(statistics.examples)))
+
+    def averaged(table: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: total(values * statistics.examples) / examples for name, values in table.items()}
+
+    notes = (*statistics.notes, f"statistics of {dist.get_world_size(group)} processes, joined")
+    return attrs.evolve(
+        statistics,
+        sites=sites,
+        gradients=averaged(statistics.gradients),
+        fisher=averaged(statistics.fisher),
+        examples=examples,
+        notes=notes,
+    )
+
+
+def _total_over(group: dist.ProcessGroup | None) -> Callable[[torch.Tensor], torch.Tensor]:
     device = device_of(group)
 
     def total(values: torch.Tensor) -> torch.Tensor:
@@ -48,4 +110,4 @@ def reduce_statistics(criterion: Any, model: nn.Module, group: dist.ProcessGroup
         dist.all_reduce(sent, group=group)
         return sent.to(values.device)
 
-    reduce(model, total)
+    return total

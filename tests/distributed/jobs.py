@@ -283,6 +283,32 @@ def replicas(world: int) -> None:
     assert optimizer.state[model.stem.weight]["exp_avg"].shape == model.stem.weight.shape
 
 
+def calibrated(world: int) -> None:
+    """Statistics of parts, joined, are those of the whole."""
+    rank = dist.get_rank()
+    model = toys.weights()
+
+    def loss(outputs: Any, batch: Any) -> torch.Tensor:
+        return outputs.square().mean()
+
+    def gather(images: torch.Tensor) -> pk.Statistics:
+        parts = ("covariances", "gradients", "fisher")
+        return pk.calibrate(model, images.split(2), parts=parts, loss_fn=loss)
+
+    expected = gather(toys.IMAGES)
+    found = distributed.reduce_calibration(gather(toys.IMAGES[rank * 8 // world : (rank + 1) * 8 // world]))
+    assert found.examples == expected.examples == 8
+    assert found.sites.keys() == expected.sites.keys()
+    for name, site in expected.sites.items():
+        own = found.sites[name].moments
+        assert own.count == site.moments.count
+        for part in ("mean", "variance", "covariance"):
+            torch.testing.assert_close(getattr(own, part), getattr(site.moments, part), rtol=1e-5, atol=1e-7)
+    for part in ("gradients", "fisher"):
+        for name, values in getattr(expected, part).items():
+            torch.testing.assert_close(getattr(found, part)[name], values, rtol=1e-4, atol=1e-7)
+
+
 JOBS = {
     job.__name__: job
     for job in (
@@ -296,6 +322,7 @@ JOBS = {
         failures,
         agreement,
         replicas,
+        calibrated,
     )
 }
 
