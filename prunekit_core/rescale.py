@@ -2,28 +2,43 @@
 
 ``softmax(q k^T / sqrt(D))`` computes its scale from the size of an axis. When the axis shrinks to ``D'`` the scale
 becomes ``1 / sqrt(D')``; the rows of the parameter that make ``q`` are multiplied by ``sqrt(D' / D)`` to make up for
-it. Which rows these are is found by walking back from ``q`` through operations that only move or combine elements
-linearly: the op rules say which do (`Scaling`).
+it (`Origins` finds them). Where the queries can't be scaled, the keys may be; and where both are made by the same rows,
+both take the square root of the factor.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterator
 
-import torch
+import attrs
 
 from prunekit_core import layout as layouts
 from prunekit_core.analysis import Analysis, Recording
 from prunekit_core.edits import Rescale, runs_of
+from prunekit_core.folding import Folding, sources
 from prunekit_core.ladder import Rehearsed
+from prunekit_core.origins import Origin, Origins, UnresolvedError
+from prunekit_core.rehearsal import Drift
 from prunekit_core.rules import RuleTable, Scaling
-from prunekit_core.trace import Operation, TensorRef, tensor_refs
+from prunekit_core.trace import Operation, TensorRef
 
 
-class _UnresolvedError(Exception):
-    """The rows can't be found; the message says why."""
+@attrs.frozen(eq=False)
+class _Demand:
+    """A constant that has changed.
+
+    Attributes:
+        operation: Where it meets activations.
+        operand: The activations, which may be scaled to make up for it; None where they can't be told.
+        factor: What they would have to be multiplied with.
+        why: Why they can't be told.
+    """
+
+    operation: Operation
+    operand: TensorRef | None
+    factor: float
+    why: str = "it is no plain factor"
 
 
 def find_rescales(
@@ -39,213 +54,189 @@ def find_rescales(
     Returns:
         The rescales, and a note for each constant that could not be made up for.
     """
-    found: dict[tuple[str, tuple[tuple[int, int], ...]], Rescale] = {}
+    scaled: dict[str, dict[int, float]] = {}
     notes: dict[str, None] = {}
     for position, recording in enumerate(analysis.recordings):
-        changes = list(_changes(recording, rules, position, rehearsed)) if recording.replayed else []
-        walk = _Walk(recording, rules) if changes else None
-        for index, ref, factor in changes:
-            assert walk is not None
-            operation = recording.trace.operations[index]
-            try:
-                for parameter, rows in walk.rows(ref, index).items():
-                    runs = runs_of(sorted(rows))
-                    found.setdefault((parameter, runs), Rescale(parameter, runs, factor))
-            except _UnresolvedError as why:
-                site = f"{operation.name} in {operation.module or 'the model'}"
-                notes[f"a constant of {site} follows a size and changes by a factor of {1 / factor:.4g}: {why}"] = None
-    for drift in rehearsed.drifts:
-        operation = analysis.recordings[drift.recording].trace.operations[drift.operation]
-        if not _sources(operation) or not drift.old or not drift.new:
-            site = f"{operation.name} in {operation.module or 'the model'}"
-            notes[f"a constant of {site} follows a size: {drift.old:g} became {drift.new:g}"] = None
-    return tuple(found.values()), tuple(notes)
-
-
-def _changes(
-    recording: Recording, rules: RuleTable, position: int, rehearsed: Rehearsed
-) -> Iterable[tuple[int, TensorRef, float]]:
-    """Yields (operation, tensor to scale, factor) for default scales and for drifted factors."""
-    for index, (temperature, axis) in recording.temperatures.items():
-        size = layouts.new_size(axis, rehearsed.kept)
-        if size != axis.size:
-            source = recording.trace.operations[index].arguments[temperature.scaled]
-            yield index, source, math.sqrt(size / axis.size)
-    for drift in rehearsed.drifts:
-        if drift.recording != position:
+        if not recording.replayed:
             continue
-        operation = recording.trace.operations[drift.operation]
-        source = next(iter(_sources(operation)), None)
-        if source is not None and drift.old and drift.new:
-            factor = drift.old / drift.new
-            yield drift.operation, source, 1 / factor if rules.scaling(operation.op) is Scaling.QUOTIENT else factor
+        drifts = [drift for drift in rehearsed.drifts if drift.recording == position]
+        collected = _Collected(recording, rules, rehearsed, drifts)
+        notes.update(dict.fromkeys(collected.notes))
+        if collected.demands:
+            notes.update(dict.fromkeys(_Solver(recording, rules, collected.demands, scaled).solve()))
+    found = []
+    for parameter, rows in scaled.items():
+        for factor in dict.fromkeys(rows.values()):
+            runs = runs_of(sorted(row for row, value in rows.items() if value == factor))
+            found.append(Rescale(parameter, runs, factor))
+    return tuple(found), tuple(notes)
 
 
-class _Walk:
-    """Walks back from a tensor to the parameter rows that make it."""
+class _Collected:
+    """The constants of one recording that have changed: default scales, numbers, and tensors made of numbers."""
 
-    def __init__(self, recording: Recording, rules: RuleTable) -> None:
+    def __init__(self, recording: Recording, rules: RuleTable, rehearsed: Rehearsed, drifts: list[Drift]) -> None:
+        self.demands: list[_Demand] = []
+        self.notes: list[str] = []
         self._recording, self._rules = recording, rules
-        self._names = {ref.index: name for name, ref in recording.trace.parameters.items()}
-        self._makers: dict[int, Operation] = {}
-        self._users: dict[int, list[Operation]] = {}
-        for operation in recording.trace.operations:
-            for ref in operation.outputs:
-                self._makers.setdefault(ref.index, operation)
-            for ref in _sources(operation):
-                self._users.setdefault(ref.index, []).append(operation)
-        self._found: dict[str, set[int]] = {}
-        self._scaled: list[tuple[TensorRef, torch.Tensor]] = []
-        self._passed: set[tuple[int, int]] = set()
+        operations = recording.trace.operations
+        for index, (temperature, axis) in recording.temperatures.items():
+            size = layouts.new_size(axis, rehearsed.kept)
+            if size != axis.size:
+                operand = operations[index].arguments[temperature.scaled]
+                self.demands.append(_Demand(operations[index], operand, math.sqrt(size / axis.size)))
+        changes: dict[int, dict[str, float]] = {}
+        for drift in drifts:
+            kind = type(operations[drift.operation].arguments[drift.argument])
+            changes.setdefault(drift.operation, {})[drift.argument] = kind(drift.new)
+        folding = Folding(recording, changes)
+        for drift in drifts:
+            operation = operations[drift.operation]
+            if not any(ref.index in folding.values for ref in operation.outputs):
+                self._number(operation, drift)
+        for operation, ref in folding.meetings():
+            self._meeting(operation, ref, folding.ratio(ref))
 
-    def rows(self, ref: TensorRef, user: int) -> dict[str, set[int]]:
-        """Returns, per parameter, the rows that scale the tensor when they are scaled.
-
-        Raises:
-            _UnresolvedError: The tensor is made otherwise, or something else would be scaled along.
-        """
-        operation = self._recording.trace.operations[user]
-        plain = self._rules.scaling(operation.op) in (Scaling.PRODUCT, Scaling.QUOTIENT, Scaling.CONSTANT)
-        if not plain and user not in self._recording.temperatures:
-            raise _UnresolvedError("it is no plain factor")
-        self._found, self._scaled = {}, []
-        self._passed = {(operation.index, output.index) for output in operation.outputs}
-        shape = self._recording.trace.shapes[ref.index]
-        self._back(ref, torch.ones(shape, dtype=torch.bool))
-        for scaled, wanted in self._scaled:
-            self._check_private(scaled, wanted)
-        return self._found
-
-    def _back(self, ref: TensorRef, wanted: torch.Tensor) -> None:
-        maker = self._makers.get(ref.index)
-        if maker is None:
-            raise _UnresolvedError("its operand is made by no operation")
-        self._scaled.append((ref, wanted))
-        self._passed.add((maker.index, ref.index))
-        how = self._rules.scaling(maker.op)
-        if how is Scaling.ROWS and isinstance(maker.arguments.get("weight"), TensorRef):
-            self._reach_rows(maker, wanted)
-        elif how is Scaling.MOVED:
-            for source in dict.fromkeys(_sources(maker)):
-                part = self._moved(maker, source, ref, wanted)
-                if part.any():
-                    self._back(source, part)
-        elif how is Scaling.MATRIX:
-            if not wanted.all():
-                raise _UnresolvedError(f"part of what {maker.name} makes would be scaled")
-            source = _sources(maker)[0]
-            self._back(source, torch.ones(self._recording.trace.shapes[source.index], dtype=torch.bool))
-        elif how in (Scaling.SUM, Scaling.PRODUCT, Scaling.QUOTIENT):
-            for source in self._scaled_with(maker, how):
-                if self._recording.trace.shapes[source.index] != tuple(wanted.shape):
-                    raise _UnresolvedError(f"{maker.name} broadcasts")
-                self._back(source, wanted)
-        else:
-            raise _UnresolvedError(f"its operand comes from {maker.name}")
-
-    def _scaled_with(self, maker: Operation, how: Scaling) -> list[TensorRef]:
-        """Lists the operands that have to be scaled for the result to be."""
-        sources = _sources(maker)
-        made = [source for source in sources if self._is_made(source)]
-        if how is Scaling.SUM:
-            other = maker.arguments.get("other")
-            if made != sources or (isinstance(other, int | float) and other):
-                raise _UnresolvedError(f"{maker.name} adds something that is not scaled")
-        elif len(made) != 1 or (how is Scaling.QUOTIENT and made != sources[:1]):
-            raise _UnresolvedError(f"{maker.name} combines several activations")
-        return list(dict.fromkeys(made))
-
-    def _is_made(self, ref: TensorRef) -> bool:
-        """Tells whether a tensor depends on what a layer or a matrix product makes, not on constants only."""
-        pending, seen = [ref], set[int]()
-        while pending:
-            current = pending.pop()
-            maker = self._makers.get(current.index)
-            if current.index in seen or maker is None:
-                continue
-            seen.add(current.index)
-            if self._rules.scaling(maker.op) is Scaling.ROWS or maker.index in self._recording.wholes:
-                return True
-            pending.extend(_sources(maker))
-        return False
-
-    def _check_private(self, ref: TensorRef, wanted: torch.Tensor) -> None:
-        """Makes sure that whatever reads the elements that will be scaled was passed on the way back."""
-        for reader in self._users.get(ref.index, []):
-            for output in reader.outputs:
-                if (reader.index, output.index) in self._passed:
-                    continue
-                moves = self._rules.scaling(reader.op) is Scaling.MOVED
-                if moves and not self._users.get(output.index):
-                    continue
-                if not moves or (self._moved(reader, ref, output, None) & wanted).any():
-                    raise _UnresolvedError(f"{reader.name} reads the same elements")
-
-    def _moved(
-        self, mover: Operation, source: TensorRef, output: TensorRef, wanted: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Returns which elements of a mover's input are read by (the wanted part of) one of its outputs."""
-        shape = self._recording.trace.shapes[source.index]
-        if "dtype" in mover.arguments and self._recording.trace.shapes[output.index] == shape:
-            return torch.ones(shape, dtype=torch.bool) if wanted is None else wanted.clone()  # a conversion
-        labels = torch.arange(math.prod(shape)).reshape(shape)
-
-        def labelled(value: Any) -> Any:
-            if isinstance(value, list) and any(isinstance(item, TensorRef) for item in value):
-                return [labelled(item) for item in value]
-            if not isinstance(value, TensorRef):
-                return value
-            return labels if value == source else torch.full(self._recording.trace.shapes[value.index], -1)
-
-        arguments = {name: labelled(value) for name, value in mover.arguments.items()}
-        result = mover.op(**_plain(mover, arguments))
-        results = [result] if isinstance(result, torch.Tensor) else list(result)
-        moved = results[list(mover.outputs).index(output)]
-        read = moved.reshape(-1) if wanted is None else moved[wanted]
-        mask = torch.zeros(math.prod(shape), dtype=torch.bool)
-        mask[read[read >= 0]] = True
-        return mask.reshape(shape)
-
-    def _reach_rows(self, maker: Operation, wanted: torch.Tensor) -> None:
-        kernel = len(self._recording.trace.shapes[maker.arguments["weight"].index]) - 2
-        channel = wanted.dim() - 1 - max(0, kernel)
-        per_row = wanted.movedim(channel, 0).reshape(wanted.shape[channel], -1)
-        chosen = per_row.any(1)
-        if not per_row[chosen].all():
-            raise _UnresolvedError("part of a row would be scaled")
-        for argument in ("weight", "bias"):
-            ref = maker.arguments.get(argument)
-            if isinstance(ref, TensorRef):
-                self._take(ref, chosen, maker)
-
-    def _take(self, ref: TensorRef, chosen: torch.Tensor, user: Operation) -> None:
-        name = self._names.get(ref.index)
-        if name is not None:
-            if any(other is not user and other.outputs for other in self._users.get(ref.index, [])):
-                raise _UnresolvedError(f"{name} is used elsewhere, too")
-            self._found.setdefault(name, set()).update(chosen.nonzero().flatten().tolist())
+    def _number(self, operation: Operation, drift: Drift) -> None:
+        source = next(iter(sources(operation)), None)
+        if source is None or not drift.old or not drift.new:
+            self.notes.append(f"a constant of {_site(operation)} follows a size: {drift.old:g} became {drift.new:g}")
             return
-        maker = self._makers.get(ref.index)
-        if maker is None or self._rules.scaling(maker.op) is not Scaling.MOVED:
-            raise _UnresolvedError("its weight is computed")
-        shape = self._recording.trace.shapes[ref.index]
-        wanted = chosen.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
-        for source in dict.fromkeys(_sources(maker)):
-            mask = self._moved(maker, source, ref, wanted)
-            rows = mask.reshape(mask.shape[0], -1)
-            if not rows[rows.any(1)].all():
-                raise _UnresolvedError("part of a row would be scaled")
-            if rows.any():
-                self._take(source, rows.any(1), maker)
+        how = self._rules.scaling(operation.op)
+        factor = drift.new / drift.old if how is Scaling.QUOTIENT else drift.old / drift.new
+        plain = how in (Scaling.PRODUCT, Scaling.QUOTIENT, Scaling.CONSTANT)
+        plain = plain or operation.index in self._recording.temperatures
+        self.demands.append(_Demand(operation, source if plain else None, factor))
+
+    def _meeting(self, operation: Operation, constant: TensorRef, ratio: float | None) -> None:
+        if ratio is None:
+            why = "not by one factor"
+            self.notes.append(f"a constant of {_site(operation)} follows a size: {why}")
+            return
+        read, how = sources(operation), self._rules.scaling(operation.op)
+        if ratio == 1:
+            return
+        others = [ref for ref in read if ref != constant]
+        plain = len(others) == 1 and len(read) == 2 and (how is Scaling.PRODUCT or read[1] == constant)
+        plain = plain and how in (Scaling.PRODUCT, Scaling.QUOTIENT)
+        factor = ratio if how is Scaling.QUOTIENT else 1 / ratio
+        self.demands.append(_Demand(operation, others[0] if plain else None, factor))
 
 
-def _sources(operation: Operation) -> list[TensorRef]:
-    return list(tensor_refs(list(operation.arguments.values())))
+@attrs.frozen(eq=False)
+class _Attempt:
+    """One way to scale the result of a product: which tensors, read by whom, at which operands, to which power."""
+
+    starts: tuple[TensorRef, ...]
+    user: Operation
+    operands: tuple[int, ...]
+    power: float = 1.0
 
 
-def _plain(operation: Operation, arguments: dict[str, Any]) -> dict[str, Any]:
-    known = {argument.name for argument in operation.op._schema.arguments}
-    return {name: value for name, value in arguments.items() if name in known and name not in _DTYPES}
+class _Solver:
+    """Finds rows for the demands of one recording; one set of rows may answer several demands.
+
+    Args:
+        recording: The recorded program.
+        rules: The op rules.
+        demands: What has changed.
+        scaled: Rows by parameter with their factors; what is found is added.
+    """
+
+    def __init__(
+        self, recording: Recording, rules: RuleTable, demands: list[_Demand], scaled: dict[str, dict[int, float]]
+    ) -> None:
+        self._recording, self._rules, self._demands, self._scaled = recording, rules, demands, scaled
+        self._origins = Origins(recording, rules)
+        self._lifted = {id(demand): self._product_after(demand) for demand in demands}
+        products = [self._lifted[id(demand)] or self._product_before(demand) for demand in demands]
+        once = {p.index: d for p, d in zip(products, demands, strict=True) if p is not None and products.count(p) == 1}
+        self._products = {id(demand): index for index, demand in once.items()}
+
+    def solve(self) -> Iterator[str]:
+        """Yields a note for each demand that could not be met."""
+        met = set[int]()
+        for demand in self._demands:
+            own = self._products.get(id(demand))
+            if own in met:
+                continue
+            alike = {
+                self._products[id(other)]
+                for other in self._demands
+                if other is not demand and id(other) in self._products and math.isclose(other.factor, demand.factor)
+            }
+            try:
+                origin, power = self._origin(demand, alike - met)
+                self._take(origin, demand.factor**power)
+            except UnresolvedError as why:
+                change = f"follows a size and changes by a factor of {1 / demand.factor:.4g}"
+                yield f"a constant of {_site(demand.operation)} {change}: {why}"
+                continue
+            met |= origin.products | ({own} if own is not None else set())
+
+    def _origin(self, demand: _Demand, shared: set[int]) -> tuple[Origin, float]:
+        if demand.operand is None:
+            raise UnresolvedError(demand.why)
+        first: UnresolvedError | None = None
+        for attempt in self._attempts(demand, demand.operand):
+            others = shared if attempt.power == 1 else set[int]()
+            try:
+                origin = self._origins.find(attempt.starts, attempt.user, attempt.operands, others)
+                return origin, attempt.power
+            except UnresolvedError as error:
+                first = first or error
+        assert first is not None
+        raise first
+
+    def _attempts(self, demand: _Demand, operand: TensorRef) -> Iterator[_Attempt]:
+        product = self._lifted[id(demand)] if id(demand) in self._products else None
+        if product is None:
+            for operands, power in (((0,), 1.0), ((1,), 1.0), ((0, 1), 0.5)):
+                yield _Attempt((operand,), demand.operation, operands, power)
+            return
+        left, right = sources(product)[:2]
+        yield _Attempt((operand,), demand.operation, (0,))
+        for starts, power in (((left,), 1.0), ((right,), 1.0), ((left, right), 0.5)):
+            yield _Attempt(starts, product, (0,), power)
+
+    def _take(self, origin: Origin, factor: float) -> None:
+        for parameter, rows in origin.rows.items():
+            known = self._scaled.get(parameter, {})
+            if any(row in known and not math.isclose(known[row], factor) for row in rows):
+                raise UnresolvedError(f"{parameter} is scaled otherwise for another constant")
+        for parameter, rows in origin.rows.items():
+            known = self._scaled.setdefault(parameter, {})
+            known.update({row: factor for row in sorted(rows) if row not in known})
+
+    def _product_after(self, demand: _Demand) -> Operation | None:
+        """Follows the result of a demand's operation to the one matrix product that reads it."""
+        plain = self._rules.scaling(demand.operation.op) in (Scaling.PRODUCT, Scaling.QUOTIENT)
+        ref = demand.operation.outputs[0] if plain else None
+        while ref is not None and ref not in self._recording.trace.results:
+            readers = [op for op in self._origins.users.get(ref.index, []) if op.outputs and ref not in op.outputs]
+            if len(readers) != 1:
+                return None
+            reader, how = readers[0], self._rules.scaling(readers[0].op)
+            if how is Scaling.MATRIX and sources(reader).count(ref) == 1:
+                return reader
+            ref = reader.outputs[0] if how is Scaling.MOVED and len(sources(reader)) == 1 else None
+        return None
+
+    def _product_before(self, demand: _Demand) -> Operation | None:
+        """Follows what a demand may scale back to the matrix product that makes it and is read by nothing else."""
+        plain = self._rules.scaling(demand.operation.op) in (Scaling.PRODUCT, Scaling.QUOTIENT)
+        ref = demand.operand if plain else None
+        while ref is not None and ref not in self._recording.trace.results:
+            maker = self._origins.makers.get(ref.index)
+            if maker is None or len(self._origins.users.get(ref.index, [])) != 1:
+                return None
+            how = self._rules.scaling(maker.op)
+            if how is Scaling.MATRIX:
+                return maker
+            single = len(maker.outputs) == 1 and (how is Scaling.PICKED or len(sources(maker)) == 1)
+            ref = sources(maker)[0] if single and how in (Scaling.MOVED, Scaling.PICKED) else None
+        return None
 
 
-_DTYPES = frozenset({"dtype", "layout", "device", "pin_memory", "non_blocking", "memory_format", "copy"})
+def _site(operation: Operation) -> str:
+    return f"{operation.name} in {operation.module or 'the model'}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from prunekit_core import Axis, Kind, OpCall, Role, Rule, TensorArgument
+from prunekit_core import Axis, Kind, OpCall, Role, Rule, Scaling, TensorArgument, scales
 
 
 def embedding(call: OpCall) -> list[Axis]:
@@ -85,14 +85,16 @@ def gather(call: OpCall) -> list[Axis]:
     return list(indices.axes)
 
 
+picked = scales(Scaling.PICKED)
+
 RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::embedding": embedding,
     "aten::embedding_bag": embedding_bag,
     "aten::_embedding_bag": embedding_bag,
     "aten::_embedding_bag_forward_only": embedding_bag,
     "aten::_pack_padded_sequence": pack,
-    "aten::index": index,
-    "aten::_unsafe_index": index,
-    "aten::index_select": index_select,
-    "aten::gather": gather,
+    "aten::index": picked(index),
+    "aten::_unsafe_index": picked(index),
+    "aten::index_select": picked(index_select),
+    "aten::gather": picked(gather),
 }

@@ -47,6 +47,8 @@ CORE = [
     "sites",
     "recipes",
     "ladder",
+    "folding",
+    "origins",
     "rescale",
     "report",
     "unwrapped",

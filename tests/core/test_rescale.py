@@ -42,6 +42,12 @@ def root(attention: Attention) -> float:
 
 X = torch.randn(2, 4, 5)
 
+
+def disentangled(q: torch.Tensor, k: torch.Tensor, p: torch.Tensor, dim: torch.Tensor) -> torch.Tensor:
+    """DeBERTa: queries meet keys and positions, each divided; the queries' rows make up for both."""
+    return q @ (k / dim.sqrt()).mT + q @ (p / dim.sqrt()).mT
+
+
 MADE_UP_FOR: dict[str, Scores] = {
     "queries times": lambda a, q, k: (q * root(a) ** -1) @ k.mT,
     "queries over": lambda a, q, k: (q / root(a)) @ k.mT,
@@ -51,16 +57,25 @@ MADE_UP_FOR: dict[str, Scores] = {
     "after a gain": lambda a, q, k: ((q * a.gain) @ k.mT) / root(a),
     "after halves are exchanged": lambda a, q, k: (torch.cat([q[:, :1], q[:, 1:]], 1).neg() / root(a)) @ -k.mT,
     "after conversions": lambda a, q, k: (q.to(torch.float32).to(torch.float64) / root(a)) @ k.to(k.device).mT,
+    "as a tensor": lambda a, q, k: (q @ k.mT) / torch.sqrt(torch.tensor(q.shape[-1])),
+    "as a tensor of a float": lambda a, q, k: (q @ k.mT) / torch.tensor(root(a)),
+    "as a tensor, converted": lambda a, q, k: (q @ k.mT) / torch.tensor(q.shape[-1] * 3.0).sqrt().to(q.dtype) * 3**0.5,
+    "as a filled tensor": lambda a, q, k: (q @ k.mT) * torch.full((), q.shape[-1]).rsqrt(),
+    "queries under a square": lambda a, q, k: ((q * q) @ k.mT) / root(a),
+    "queries shifted": lambda a, q, k: ((q + 1) @ k.mT) / root(a),
+    "queries read twice": lambda a, q, k: (q / root(a)) @ k.mT + 0 * q.sum(),
+    "picked": lambda a, q, k: (q @ k.mT).gather(-1, torch.arange(4).flip(0).expand(len(q), a.heads, 4, 4)) / root(a),
+    "disentangled": lambda a, q, k: disentangled(q, k, a.gain * k.flip(2), torch.tensor(float(a.dim))),
     "after a sum": lambda a, q, k: ((q + 2 * q) @ k.mT) / root(a),
 }
 
 REPORTED: dict[str, tuple[Scores, str]] = {
-    "under a square": (lambda a, q, k: ((q * q) @ k.mT) / root(a), "combines several activations"),
-    "as a divisor": (lambda a, q, k: ((1 / (q.abs() + 1)) @ k.mT) / root(a), "its operand comes from"),
-    "with a constant": (lambda a, q, k: ((q + 1) @ k.mT) / root(a), "adds something that is not scaled"),
-    "as a tensor": (lambda a, q, k: (q @ k.mT) / torch.sqrt(torch.tensor(q.shape[-1])), "it is no plain factor"),
-    "as a tensor of a float": (lambda a, q, k: (q @ k.mT) / torch.tensor(root(a)), "it is no plain factor"),
-    "read twice": (lambda a, q, k: (q / root(a)) @ k.mT + 0 * q.sum(), "reads the same elements"),
+    "under squares": (lambda a, q, k: ((q * q) @ (k * k).mT) / root(a), "combines several activations"),
+    "as divisors": (lambda a, q, k: ((1 / (q.abs() + 1)) @ (1 / k).mT) / root(a), "its operand comes from"),
+    "with constants": (lambda a, q, k: ((q + 1) @ (k + 1).mT) / root(a), "adds something that is not scaled"),
+    "as a tensor that is added": (lambda a, q, k: q @ k.mT + torch.tensor(root(a)), "it is no plain factor"),
+    "read twice": (lambda a, q, k: (q / root(a)) @ k.mT + 0 * (q.sum() + k.sum()), "reads the same elements"),
+    "read twice by one product": (lambda a, q, k: (q @ q.mT).matmul(k @ k.mT) / root(a) + q.sum() + k.sum(), "reads"),
 }
 
 
@@ -73,6 +88,7 @@ def test_the_temperature_stays(name: str) -> None:
     assert model.dim == 4
     assert result.plan.rescales
     assert [rescale.factor for rescale in result.plan.rescales] == pytest.approx([0.5**0.5] * len(result.plan.rescales))
+    assert len(result.plan.rescales) == 2  # weight and bias of one layer
     assert not result.report.notes
     check = pk.check_exact(original, model, result.plan, x)
     assert check.error < (1e-6 if name == "after conversions" else 1e-12), str(check)
@@ -108,13 +124,60 @@ def test_what_can_not_be_made_up_for_is_reported(name: str) -> None:
     assert any("follows a size and changes by a factor of" in note and why in note for note in result.report.notes)
 
 
-def test_a_filled_tensor_that_follows_a_size_is_reported() -> None:
-    scores: Scores = lambda a, q, k: (q @ k.mT) / torch.full((), q.shape[-1]).sqrt()  # noqa: E731
-    result = pk.prune(Attention(scores).eval(), X)
-    assert any("follows a size: 8 became 4" in note for note in result.report.notes)
-
-
 def test_written_down_tensors_that_follow_a_size_stop_the_cut() -> None:
     scores: Scores = lambda a, q, k: q @ k.mT / torch.tensor([a.heads, q.shape[-1]])[1]  # noqa: E731
     result = pk.prune(Attention(scores).eval(), X)
     assert any("fill_value is [2, 4], recorded was [2, 8]" in why for why in result.report.left.values())
+
+
+class Selves(nn.Module):
+    """Queries and keys are made by the same rows: both take the root of the factor."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.fused, self.rows, self.values, self.out = fused, nn.Linear(5, 16), nn.Linear(5, 16), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, v = self.rows(x), self.values(x)
+        if self.fused:
+            return self.out(F.scaled_dot_product_attention(q, q, q))
+        return self.out((q @ q.mT / torch.tensor(q.shape[-1]).sqrt()).softmax(-1) @ v)
+
+
+def test_rows_that_make_both_operands_take_the_root() -> None:
+    torch.manual_seed(0)
+    model = Selves(fused=False).eval().double()
+    original, x = copy.deepcopy(model), X.double()
+    result = pk.prune(model, x)
+    assert {rescale.parameter: rescale.factor for rescale in result.plan.rescales} == pytest.approx(
+        {"rows.weight": 0.5**0.25, "rows.bias": 0.5**0.25}
+    )
+    check = pk.check_exact(original, model, result.plan, x)
+    assert check.error < 1e-12, str(check)
+
+
+def test_queries_that_are_values_as_well_are_not_scaled() -> None:
+    result = pk.prune(Selves(fused=True).eval(), X)
+    assert not result.plan.rescales
+    assert any("reads it more than once" in note for note in result.report.notes)
+
+
+def test_one_constant_at_two_pictures_of_one_batch() -> None:
+    """RAFT: two pictures go through one encoder as one batch, and their features are multiplied with each other."""
+
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.out = nn.Conv2d(3, 16, 1), nn.Linear(4, 3)
+
+        def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+            a, b = self.encoder(torch.cat([left, right])).flatten(2).chunk(2)
+            return self.out((a.mT @ b) / torch.sqrt(torch.tensor(a.shape[1])))
+
+    torch.manual_seed(0)
+    model, x = Pairs().eval().double(), tuple(torch.randn(2, 1, 3, 2, 2, dtype=torch.float64))
+    original = copy.deepcopy(model)
+    result = pk.prune(model, x)
+    assert [rescale.factor for rescale in result.plan.rescales] == pytest.approx([0.5**0.25] * 2)
+    check = pk.check_exact(original, model, result.plan, x)
+    assert check.error < 1e-12, str(check)

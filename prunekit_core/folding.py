@@ -1,0 +1,119 @@
+"""Tensors that are made of numbers of the program only: their values, when recorded and when a size has changed.
+
+``x / torch.sqrt(torch.tensor(x.shape[-1]))`` makes a constant of a size with operations of its own. They are computed
+here, on both numbers, up to the operation that brings the constant and the activations together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from prunekit_core.analysis import Recording
+from prunekit_core.rules import ModuleOp, rule_keys
+from prunekit_core.trace import Operation, TensorRef, tensor_refs
+
+LARGEST = 64
+"""Elements up to which constants are followed."""
+
+Changes = Mapping[int, Mapping[str, float]]
+"""By operation index: the arguments that are numbers and have changed, with their new values."""
+
+
+class Folding:
+    """Values of the tensors of one recorded program that depend on numbers of the program only.
+
+    Args:
+        recording: The recorded program.
+        changes: Numbers in it that have changed.
+
+    Attributes:
+        values: By `TensorRef.index`: (value as recorded, value with the changes), for those that depend on a change.
+    """
+
+    def __init__(self, recording: Recording, changes: Changes) -> None:
+        self._recording, self._changes = recording, changes
+        self.values: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._makers = {ref.index: op for op in reversed(recording.trace.operations) for ref in op.outputs}
+        self._fixed: dict[int, torch.Tensor | None] = {}
+        self._overwritten: set[int] = set()
+        for operation in recording.trace.operations:
+            if operation.index in changes or any(ref.index in self.values for ref in sources(operation)):
+                self._follow(operation)
+
+    def meetings(self) -> Iterator[tuple[Operation, TensorRef]]:
+        """Yields the operations where a changed constant meets anything else: (operation, the constant)."""
+        for operation in self._recording.trace.operations:
+            met = [ref for ref in dict.fromkeys(sources(operation)) if ref.index in self.values]
+            followed = operation.outputs and all(ref.index in self.values for ref in operation.outputs)
+            if met and (operation.index in self._recording.trace.decisions or (operation.outputs and not followed)):
+                yield from ((operation, ref) for ref in met)
+
+    def ratio(self, ref: TensorRef) -> float | None:
+        """Returns by which factor a constant has changed; None where that isn't one factor for all its elements."""
+        old, new = (value.to(torch.float64) for value in self.values[ref.index])
+        if ref.index in self._overwritten or not old.numel() or not (old != 0).all():
+            return None
+        ratios = (new / old).flatten()
+        return float(ratios[0]) if torch.allclose(ratios, ratios[0]) and float(ratios[0]) > 0 else None
+
+    def _follow(self, operation: Operation) -> None:
+        if operation.index in self._recording.trace.decisions:
+            return
+        old, new = (self._compute(operation, changed) for changed in (False, True))
+        if old is None or new is None:
+            return
+        ref = operation.outputs[0]
+        if ref.index in self.values and not torch.equal(old, self.values[ref.index][0]):
+            self._overwritten.add(ref.index)
+        self.values[ref.index] = (old, new)
+
+    def _are_made(self, refs: list[TensorRef]) -> bool:
+        return any(ref.index in self._makers for ref in refs)
+
+    def _compute(self, operation: Operation, changed: bool) -> torch.Tensor | None:
+        """Runs an operation on constants; None if it reads anything else, or isn't one of a few numbers."""
+        shapes, keys = self._recording.trace.shapes, rule_keys(operation.op)
+        if len(operation.outputs) != 1 or math.prod(shapes[operation.outputs[0].index]) > LARGEST:
+            return None
+        if isinstance(operation.op, ModuleOp) or torch.Tag.nondeterministic_seeded in keys:
+            return None
+        arguments = dict(operation.arguments) | (dict(self._changes.get(operation.index, {})) if changed else {})
+        literal = arguments.get("fill_value")
+        if literal is not None and "size" not in arguments and not self._are_made(sources(operation)):
+            return torch.tensor(literal, dtype=self._recording.trace.dtypes[operation.outputs[0].index])
+        values = {}
+        for ref in sources(operation):
+            value = self._value(ref, changed)
+            if value is None or value.numel() > LARGEST:
+                return None
+            values[ref.index] = value.clone()  # the operation may write into it
+        known = {argument.name for argument in operation.op._schema.arguments} - {"device"}
+        plain = {name: _exchanged(value, values) for name, value in arguments.items() if name in known}
+        result = operation.op(**plain)
+        return result if isinstance(result, torch.Tensor) else None
+
+    def _value(self, ref: TensorRef, changed: bool) -> torch.Tensor | None:
+        if ref.index in self.values:
+            return self.values[ref.index][changed]
+        if ref.index not in self._fixed:
+            maker = self._makers.get(ref.index)
+            inside = maker is not None and ref not in sources(maker)
+            self._fixed[ref.index] = self._compute(maker, False) if maker is not None and inside else None
+        return self._fixed[ref.index]
+
+
+def sources(operation: Operation) -> list[TensorRef]:
+    """Lists the tensors that an operation reads, in the order of its arguments."""
+    return list(tensor_refs(list(operation.arguments.values())))
+
+
+def _exchanged(value: Any, values: Mapping[int, torch.Tensor]) -> Any:
+    if isinstance(value, TensorRef):
+        return values[value.index]
+    if isinstance(value, list) and any(isinstance(item, TensorRef) for item in value):
+        return [_exchanged(item, values) for item in value]
+    return value
