@@ -49,7 +49,7 @@ class PruneResult:
         ]
         for name, (before, after) in p.costs.items():
             if name != "params" and before:
-                lines.append(f"{name:<6}  {before:>14,.0f} -> {after:>14,.0f}  ({after / before:.1%} kept)")
+                lines.append(f"{name:<7} {before:>14,.0f} -> {after:>14,.0f}  ({after / before:.1%} kept)")
         lines.append(str(self.report))
         return "\n".join(lines)
 

@@ -15,7 +15,7 @@ from prunekit_core.decisions import Answers, decided
 from prunekit_core.errors import RecordingError, UnsupportedModelError
 from prunekit_core.examples import Example
 from prunekit_core.rules import RuleTable
-from prunekit_core.shadow import Shadow, Sink, operation_name, tensors_of
+from prunekit_core.shadow import Shadow, Sink, memory_of, operation_name, tensors_of
 from prunekit_core.sharding import is_sharded
 from prunekit_core.surgery import modules_in, tensors_in
 from prunekit_core.trace import Operation, TensorRef, Trace
@@ -84,6 +84,7 @@ class TraceBuilder(Sink):
         self._operations: list[Operation] = []
         self._parameters: dict[str, TensorRef] = {}
         self._inputs: list[TensorRef] = []
+        self._shares: dict[int, int] = {}
         self._decisions: dict[int, Answers] = {}
 
     def start(self, tensors: Mapping[str, torch.Tensor], inputs: Any) -> None:
@@ -104,6 +105,11 @@ class TraceBuilder(Sink):
         referred = {name: self._refer(value) for name, value in arguments.items()}
         results = tuple(self.table.output(tensor) for tensor in tensors_of(outputs))
         self._operations.append(Operation(len(self._operations), op, operation_name(op), module, referred, results))
+        places = {memory_of(tensor): self.table.ref(tensor) for tensor in tensors_of(list(arguments.values()))}
+        for tensor, ref in zip(tensors_of(outputs), results, strict=True):
+            source = places.get(memory_of(tensor))
+            if source is not None and source != ref:
+                self._shares[ref.index] = source.index
 
     def alias(self, source: torch.Tensor, result: torch.Tensor) -> None:
         """Takes the result for the same tensor."""
@@ -127,6 +133,7 @@ class TraceBuilder(Sink):
             self._parameters,
             tuple(self._inputs),
             tuple(results),
+            self._shares,
             self._decisions,
         )
 

@@ -460,6 +460,14 @@ def bind_arguments(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> d
     return bound
 
 
+def memory_of(tensor: torch.Tensor) -> int:
+    """Identifies the memory of a tensor that is alive: equal for a tensor and its views. A tensor without memory of
+    its own (a sparse one) is like no other."""
+    if not torch._C._has_storage(tensor):
+        return -id(tensor)
+    return int(tensor.untyped_storage()._cdata)
+
+
 def tensors_of(value: Any) -> list[torch.Tensor]:
     """Lists the tensors in a value: a tensor, or any nesting of tuples, lists and dicts."""
     if isinstance(value, torch.Tensor):

@@ -36,6 +36,10 @@ class Operation:
     arguments: Mapping[str, Any]
     outputs: tuple[TensorRef, ...]
 
+    def references(self) -> list[TensorRef]:
+        """Lists the tensors among the arguments, in order."""
+        return list(tensor_refs(list(self.arguments.values())))
+
 
 @attrs.frozen(eq=False)
 class Trace:
@@ -49,6 +53,7 @@ class Trace:
         parameters: Canonical name of every parameter and buffer to its tensor.
         inputs: The tensors among the example inputs.
         results: The tensors among the outputs of the model.
+        shares: Index of a tensor that an operation returned to that of the argument whose memory it uses (views).
         decisions: What was decided by value, by operation index; empty for a recording without values.
     """
 
@@ -59,6 +64,7 @@ class Trace:
     parameters: Mapping[str, TensorRef]
     inputs: tuple[TensorRef, ...]
     results: tuple[TensorRef, ...]
+    shares: Mapping[int, int]
     decisions: Mapping[int, tuple[Any, ...]] = attrs.field(factory=dict)
 
 
