@@ -123,6 +123,8 @@ class OpCall:
         self._effects = effects
 
     def __getitem__(self, argument: str) -> Any:
+        if argument not in self.arguments:
+            raise KeyError(f"{argument}: the arguments of {self.name} are {', '.join(self.arguments)}")
         return self.arguments[argument]
 
     def __contains__(self, argument: str) -> bool:

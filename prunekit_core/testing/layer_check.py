@@ -83,7 +83,7 @@ def check_layer_type(
     graph = DependencyGraph(registry).build_dependency(bench, scale)
     _check_attributes(graph, registry, "before pruning")
     if kind.opaque is not None:
-        check_spoken(graph.analysis, "layer", kind.name)
+        check_spoken(graph.analysis, "layer", kind)
     names = [g.name for g in graph.groups() if g.size > 1 and any(_inside(m.module) for m in g.members)]
     assert names, f"no unit of {kind.name} can be removed: {graph.report()}"
     for name in names:
@@ -104,7 +104,11 @@ def _check_group(bench: _Bench, scale: torch.Tensor, name: str, registry: Regist
     try:
         plan = graph.remove({name: gone})
     except RehearsalError as error:
-        raise AssertionError(f"{name}: without {gone} the layer doesn't run: {error.where}") from error
+        stated = _stated(graph, registry)
+        said = ", ".join(f"{path}.{attribute}" for path, attribute in stated) or "none"
+        raise AssertionError(
+            f"{name}: without {gone} the layer doesn't run: {error.where} (attributes that layer types state: {said})"
+        ) from error
     fresh = DependencyGraph(registry).build_dependency(pruned, scale)
     _check_attributes(fresh, registry, f"after removing {gone} of {name}")
     result = check_exact(bench, pruned, plan, scale, registry=registry)
@@ -141,20 +145,28 @@ def _pruned_alone(bench: _Bench, graph: DependencyGraph, group: Group) -> list[t
 
 
 def _check_attributes(graph: DependencyGraph, registry: Registry, when: str) -> None:
-    layer = graph.model.get_submodule("layer")
-    for path, module in layer.named_modules():
+    for (path, attribute), value in _stated(graph, registry).items():
+        module = graph.model.get_submodule(path)
+        kind, own = registry.layer_type(module), getattr(module, attribute)
+        assert kind is not None
+        assert own == value, f"{when}: {kind.name}.{attribute} is {own}, its parameters say {value}"
+
+
+def _stated(graph: DependencyGraph, registry: Registry) -> dict[tuple[str, str], Any]:
+    """Returns the attributes that the layer types of the layer, and of those in it, state for the present shapes."""
+    found: dict[tuple[str, str], Any] = {}
+    for path, module in graph.model.named_modules():
         kind = registry.layer_type(module)
-        if kind is None:
+        if kind is None or not _inside(path):
             continue
-        prefix = f"layer.{path}." if path else "layer."
         layouts = {
-            name: graph.analysis.parameters[prefix + name].dims
+            name: graph.analysis.parameters[f"{path}.{name}"].dims
             for name in [*module._parameters, *module._buffers]
-            if prefix + name in graph.analysis.parameters
+            if f"{path}.{name}" in graph.analysis.parameters
         }
-        for attribute, value in kind.attributes(module, Resizing(layouts, {})).items():
-            own: Any = getattr(module, attribute)
-            assert own == value, f"{when}: {kind.name}.{attribute} is {own}, its parameters say {value}"
+        stated = kind.attributes(module, Resizing(layouts, {}))
+        found.update(((path, attribute), value) for attribute, value in stated.items())
+    return found
 
 
 def _check_round_trip(bench: _Bench, pruned: _Bench, scale: torch.Tensor, plan: Plan, registry: Registry) -> None:

@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from prunekit_core.analysis import Analysis
+from prunekit_core.blame import site_of
+from prunekit_core.layers import LayerType
 from prunekit_core.opaque import UNSAID, Opaque
 
 
@@ -40,16 +42,20 @@ def _form(value: Any) -> str:
     return f"{type(value).__name__} of {', '.join(map(_form, pytree.tree_leaves(value)))}"
 
 
-def check_spoken(analysis: Analysis, path: str, name: str) -> None:
-    """Checks that the rule of an opaque layer has said something about every dim of its parameters.
+def check_spoken(analysis: Analysis, path: str, kind: LayerType) -> None:
+    """Checks that the rule of an opaque layer could be followed, and speaks of every dim of the layer's parameters.
 
     Raises:
-        AssertionError: It is silent about one, which is pinned for that.
+        AssertionError: It raises, contradicts the shapes, or is silent about a dim, which is pinned for that.
     """
+    assert kind.opaque is not None
+    where = f"{kind.name}, whose rule is in {site_of(kind.opaque.rule)}"
+    for gap in analysis.not_understood:
+        assert gap.module != path, f"{where}: {gap.why}"
     for parameter, layout in analysis.parameters.items():
         for dim, reason in enumerate(layout.reasons):
             if parameter.startswith(f"{path}.") and reason is not None and reason.text == UNSAID:
                 raise AssertionError(
-                    f"{name}: the rule says nothing about {parameter.removeprefix(path + '.')}[{dim}]: tie it, give it "
-                    "a role, or pin it with call.pin"
+                    f"{where}: it says nothing about {parameter.removeprefix(path + '.')}[{dim}]: tie it, give it a "
+                    "role, or pin it with call.pin"
                 )

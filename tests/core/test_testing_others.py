@@ -180,6 +180,10 @@ def unsaid(call: pk.OpCall) -> list[pk.Axis]:
     return [*x.axes[:-1], weight.axes[0]]
 
 
+def misnamed(call: pk.OpCall) -> list[pk.Axis]:
+    return [call["input"].axes[0]]
+
+
 def untied(call: pk.OpCall) -> list[pk.Axis]:
     """Takes the gains for something of their own."""
     call.role(call["gain"], 0, pk.Role.OUT)
@@ -189,10 +193,17 @@ def untied(call: pk.OpCall) -> list[pk.Axis]:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (attrs.evolve(FOREIGN, opaque=pk.Opaque(unsaid, foreign_fake)), r"the rule says nothing about gain\[0\]"),
+        (
+            attrs.evolve(FOREIGN, opaque=pk.Opaque(unsaid, foreign_fake)),
+            r"whose rule is in .*: it says nothing about gain\[0\]",
+        ),
         (
             attrs.evolve(FOREIGN, opaque=pk.Opaque(untied, foreign_fake)),
             r"layer: without \[0, 2, 4\] the layer doesn't run: .* could not be broadcast",
+        ),
+        (
+            attrs.evolve(FOREIGN, opaque=pk.Opaque(misnamed, foreign_fake)),
+            r"test_testing_others.py:\d+: its rule raised KeyError: .input: the arguments of .* are x, ",
         ),
         (
             attrs.evolve(FOREIGN, opaque=pk.Opaque(foreign_rule, lambda module, x: x.new_empty(len(x), 1))),
@@ -204,7 +215,7 @@ def untied(call: pk.OpCall) -> list[pk.Axis]:
         ),
         (
             attrs.evolve(FOREIGN, attributes=lambda module, resizing: {}),
-            "the layer doesn't run: .* 3 gains for a width of 6",
+            "the layer doesn't run: .* 3 gains for a width of 6 .*state: none",
         ),
     ],
 )
