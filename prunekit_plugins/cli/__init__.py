@@ -1,4 +1,4 @@
-"""The command line: ``prunekit prune``, ``inspect``, ``demo`` and ``plugins``.
+"""The command line: ``prunekit prune``, ``inspect``, ``export``, ``demo`` and ``plugins``.
 
 This module is the plugin that registers the built-in commands. It is imported with every registry, so it needs neither
 typer nor rich; the commands' own modules do, and are imported when the command line runs.
@@ -21,6 +21,7 @@ def prunekit_commands() -> Mapping[str, Callable[..., Any]]:
     return {
         "prune": LazyCommand("prunekit_plugins.cli.prune", "prune"),
         "inspect": LazyCommand("prunekit_plugins.cli.inspect", "inspect"),
+        "export": LazyCommand("prunekit_plugins.cli.export", "export"),
         "demo": LazyCommand("prunekit_plugins.cli.demo.run", "demo"),
         "plugins": LazyCommand("prunekit_plugins.cli.plugins", "plugins"),
     }
