@@ -19,7 +19,7 @@ from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry, default_registry
 from prunekit_core.report import Report
 from prunekit_core.scopes import Ratios
-from prunekit_core.targets import check_target, plan_to_target
+from prunekit_core.targets import Target, check_target, plan_to_target
 
 
 @attrs.frozen(eq=False)
@@ -59,12 +59,13 @@ def prune(
     example_inputs: Any,
     ratio: float | None = None,
     *,
-    target: Mapping[str, float] | None = None,
+    target: Target | None = None,
     importance: Criterion | str = "magnitude",
     global_pruning: bool = False,
     max_pruning_ratio: float = 1.0,
     ignored_layers: Sequence[Layer] | None = None,
     round_to: int | None = None,
+    align: str | None = None,
     pruning_ratio_dict: Ratios | None = None,
     forward_fn: Callable[[nn.Module, Any], Any] | None = None,
     registry: Registry | None = None,
@@ -78,12 +79,14 @@ def prune(
         example_inputs: A tensor, a tuple or list of positional inputs, or a dict of keyword inputs.
         ratio: Fraction of the units of every group to remove, in [0, 1); 0.5 if neither it nor a target is given.
         target: Instead of a ratio, what should be left: cost model to a fraction of the original (up to 1) or an
-            absolute value (above 1): ``{"macs": 0.5}``. The largest model that meets all targets is chosen.
+            absolute value (above 1, or a text with a unit, ``"90MB"``): ``{"macs": 0.5}``. The largest model that
+            meets all targets is chosen.
         importance: A criterion or its registered name.
         global_pruning: Rank all units together instead of taking the ratio in each group.
         max_pruning_ratio: Largest fraction that any group loses.
         ignored_layers: Layers (modules, names or types) whose outputs are left alone.
         round_to: Sizes are kept at multiples of this.
+        align: ``"auto"`` finds out the multiple that suits the device and dtype of the model; the report says it.
         pruning_ratio_dict: Ratios for single layers; they hold whatever the target.
         forward_fn: Called as ``forward_fn(model, example_inputs)`` instead of the model.
         registry: Where plugins are found; None for the default registry.
@@ -116,6 +119,7 @@ def prune(
         max_pruning_ratio=max_pruning_ratio,
         ignored_layers=ignored_layers,
         round_to=round_to,
+        align=align,
         forward_fn=forward_fn,
         registry=registry,
         **options,
@@ -134,6 +138,7 @@ def prune(
         "max_pruning_ratio": max_pruning_ratio,
         "ignored_layers": ignored_layers,
         "round_to": round_to,
+        "align": align,
         "pruning_ratio_dict": pruning_ratio_dict,
         "forward_fn": forward_fn,
         "optimizer": optimizer and type(optimizer),

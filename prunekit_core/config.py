@@ -67,8 +67,8 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "importance": ('the name of a criterion, or a table such as { name = "magnitude", p = 1 }', _is_criterion),
     "ratio": _RATIO,
     "target": (
-        "a table of cost models and positive numbers",
-        _is_table_of(lambda value: _is_number(value) and value > 0),
+        'a table of cost models and positive numbers, or texts with a unit such as "20ms"',
+        _is_table_of(lambda value: isinstance(value, str) or (_is_number(value) and value > 0)),
     ),
     "pruning_ratio_dict": ("a table of layers and numbers in [0, 1)", _is_table_of(_is_ratio)),
     "max_pruning_ratio": ("a number in [0, 1]", lambda value: _is_number(value) and 0 <= value <= 1),
@@ -78,6 +78,7 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "a positive whole number",
         lambda value: isinstance(value, int) and not isinstance(value, bool) and value > 0,
     ),
+    "align": ('"auto"', lambda value: value == "auto"),
     "ignored_layers": ("a list of layers", _is_list_of_names),
     "head_pruning_ratio": _RATIO,
     "prune_num_heads": _SWITCH,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -39,12 +41,23 @@ class CostModel:
         raise NotImplementedError
 
     def absolute(self, value: float | str) -> float:
-        """Returns what a target above one (or a text such as ``"20ms"``) means, in the unit of the cost.
+        """Returns what a target above one (or a text such as ``"4.1G"``) means, in the unit of the cost.
+
+        Args:
+            value: A number, or a number with k, M, G or T (thousands) or Ki, Mi, Gi or Ti (powers of 1024) behind it,
+                and ``B`` for bytes.
 
         Raises:
             ValueError: The text can't be read.
         """
-        return float(value)
+        if not isinstance(value, str):
+            return float(value)
+        found = re.fullmatch(r"\s*([\d.]+(?:[eE][+-]?\d+)?)\s*([kKMGT]?i?)(B?)\s*", value)
+        if found is None or (found[3] and self.unit != "bytes"):
+            raise ValueError(f"no amount: {value!r}")
+        power = " KMGT".index(found[2][0].upper()) if found[2].rstrip("i") else 0
+        base = 1024.0 if found[2].endswith("i") else 1000.0
+        return float(found[1]) * math.pow(base, power)
 
     def text(self, cost: float) -> str:
         """Writes a cost for people."""

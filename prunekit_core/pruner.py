@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunekit_core.alignment import multiple_of
 from prunekit_core.chooser import Chooser
 from prunekit_core.custom_layers import CustomizedPruner
 from prunekit_core.declarations import channel_blocks, check_heads
@@ -30,6 +31,7 @@ from prunekit_core.selection import (
     Limits,
     Scope,
     check_ratio,
+    check_steps,
     linear_scheduler,
 )
 from prunekit_core.unwrapped import Unwrapped
@@ -61,6 +63,7 @@ class BasePruner:
         iterative_pruning_ratio_scheduler: ``(ratio, steps) -> steps + 1`` cumulative ratios, or a registered name.
         ignored_layers: Layers (modules, names or types) whose outputs are left alone.
         round_to: Sizes are kept at multiples of this; numbers of heads are not.
+        align: ``"auto"`` finds out the multiple that suits the device and dtype of the model.
         isomorphic: With ``global_pruning``: units are ranked only with those of groups of the same structure (Fang et
             al., Isomorphic Pruning, ECCV 2024).
         uniform: Groups of the same structure at sibling layers keep the same number of units, so that one number in a
@@ -101,6 +104,7 @@ class BasePruner:
         iterative_pruning_ratio_scheduler: Schedule | str = linear_scheduler,
         ignored_layers: Sequence[Layer] | None = None,
         round_to: int | None = None,
+        align: str | None = None,
         isomorphic: bool = False,
         uniform: bool = False,
         in_channel_groups: Mapping[nn.Module, int] | None = None,
@@ -127,8 +131,9 @@ class BasePruner:
         self.registry = registry or default_registry()
         self.importance = self._criterion(importance)
         self.pruning_ratio = check_ratio(pruning_ratio, "pruning_ratio")
-        self.limits = Limits(check_ratio(max_pruning_ratio, "max_pruning_ratio", closed=True), _round_to(round_to))
-        self.iterative_steps = _steps(iterative_steps)
+        multiple, aligned = multiple_of(round_to, align, check_recordable(model))
+        self.limits = Limits(check_ratio(max_pruning_ratio, "max_pruning_ratio", closed=True), multiple)
+        self.iterative_steps = check_steps(iterative_steps)
         self._schedule = self._check_schedule(iterative_pruning_ratio_scheduler)
         if isomorphic and not global_pruning:
             raise ArgumentError(
@@ -162,7 +167,7 @@ class BasePruner:
         )
         self.current_step = 0
         self._scopes = Scopes(self.graph, wishes, self._schedule)
-        self._notes = check_heads(self.graph, num_heads or {})
+        self._notes = [*aligned, *check_heads(self.graph, num_heads or {})]
         self._blocks = channel_blocks(self.graph, out_channel_groups or {}, in_channel_groups or {})
         self._left: dict[str, str] = {}
         self._spared: dict[str, int] = {}
@@ -482,18 +487,6 @@ def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checked(ratios: Ratios | None, name: str) -> Ratios:
     return {key: check_ratio(ratio, name) for key, ratio in (ratios or {}).items()}
-
-
-def _round_to(value: int | None) -> int | None:
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-        return value
-    raise ArgumentError("round_to must be a positive integer.", why=f"got {value!r}")
-
-
-def _steps(value: int) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return value
-    raise ArgumentError("iterative_steps must be a positive integer.", why=f"got {value!r}")
 
 
 _ARGUMENTS = tuple(inspect.signature(BasePruner).parameters)

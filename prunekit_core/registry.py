@@ -193,7 +193,7 @@ class Registry:
 
         Args:
             given: Arguments that win over the settings; None where there is nothing to say. A ratio also wins over a
-                target that is set, and the other way round.
+                target that is set, and the other way round; so do ``round_to`` and ``align``.
 
         Raises:
             ArgumentError: The criterion can't be made with the arguments that are set.
@@ -202,6 +202,8 @@ class Registry:
         found: dict[str, Any] = {"registry": self, **self.config.options}
         if said.keys() & {"ratio", "target"}:
             found = {name: value for name, value in found.items() if name not in ("ratio", "target")}
+        if said.keys() & {"round_to", "align"}:
+            found = {name: value for name, value in found.items() if name not in ("round_to", "align")}
         if self.config.importance and "importance" not in said:
             found["importance"] = self._criterion()
         return {**found, **said}

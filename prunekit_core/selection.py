@@ -157,3 +157,14 @@ def check_ratio(value: float, name: str, *, closed: bool = False) -> float:
         bounds = "[0, 1]" if closed else "[0, 1)"
         raise ArgumentError(f"{name} must lie in {bounds}.", why=f"got {value!r}", hint="0.5 removes half of the units")
     return float(value)
+
+
+def check_steps(value: int) -> int:
+    """Returns a number of steps that is a positive integer.
+
+    Raises:
+        ArgumentError: It isn't.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    raise ArgumentError("iterative_steps must be a positive integer.", why=f"got {value!r}")

@@ -68,27 +68,29 @@ def read_inputs(texts: Sequence[str]) -> list[TensorSpec]:
     return found
 
 
-def read_targets(texts: Sequence[str]) -> dict[str, float] | None:
-    """Reads ``--target`` arguments: ``macs=0.5``.
+def read_targets(texts: Sequence[str]) -> dict[str, float | str] | None:
+    """Reads ``--target`` arguments: ``macs=0.5``, ``latency=20ms``.
 
     Returns:
-        Cost model to fraction (up to 1) or absolute value; None when there are none.
+        Cost model to fraction (up to 1), absolute value, or text with a unit; None when there are none.
 
     Raises:
         ArgumentError: One isn't of that form, or names a cost model twice.
     """
-    found: dict[str, float] = {}
+    found: dict[str, float | str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
+        number: float | str
         try:
             number = float(value)
+            good = 0 < number < float("inf")
         except ValueError:
-            number = float("nan")
-        if not name or not equals or not 0 < number < float("inf"):
+            number, good = value.strip(), re.fullmatch(r"\s*[\d.]+\s*[A-Za-z]+\s*", value) is not None
+        if not name or not equals or not good:
             raise ArgumentError(
                 "A --target must be a cost model, an equals sign and a positive number.",
                 why=f"got {text!r}",
-                hint="for example --target macs=0.5, which leaves half",
+                hint="for example --target macs=0.5, which leaves half, or --target latency=20ms",
             )
         if name in found:
             raise ArgumentError("A --target is given twice.", where=name)

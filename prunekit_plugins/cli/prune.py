@@ -58,6 +58,9 @@ def prune(
         bool | None, typer.Option("--global/--local", help="Rank all units of the model together.", show_default=False)
     ] = None,
     round_to: Annotated[int | None, typer.Option(help="Keep sizes at multiples of this.", show_default=False)] = None,
+    align: Annotated[
+        str | None, typer.Option(help="auto: the multiple that suits this device and dtype.", show_default=False)
+    ] = None,
     ignore: Annotated[
         list[str] | None,
         typer.Option(metavar="LAYER", help="Leave the outputs of a layer alone. Repeatable.", show_default=False),
@@ -83,6 +86,7 @@ def prune(
         importance=importance,
         global_pruning=global_pruning,
         round_to=round_to,
+        align=align,
         ignored_layers=[*registry.config.options.get("ignored_layers", ()), *ignore] if ignore else None,
     )
     with output.working(f"building {model}"):

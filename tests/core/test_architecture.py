@@ -62,6 +62,7 @@ CORE = [
     "statistics",
     "calibration",
     "declarations",
+    "alignment",
     "selection",
     "ranking",
     "chooser",

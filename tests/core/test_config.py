@@ -53,7 +53,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         "prune_num_heads": True,
         "prune_head_dims": False,
     }
-    assert {*config.options, "block", "importance", "ratio"} == set(SETTINGS)
+    assert {*config.options, "block", "importance", "ratio", "align"} == set(SETTINGS)
     table = "[tool.other]\nx = 1\n[tool.prunekit]" + EVERYTHING
     assert read_config(written(tmp_path, table, "pyproject.toml")).options == config.options
 
