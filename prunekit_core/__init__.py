@@ -43,6 +43,7 @@ from prunekit_core.errors import (
 )
 from prunekit_core.exactness import ExactCheck, check_exact
 from prunekit_core.families import Family, RatioFamily
+from prunekit_core.files import write_text
 from prunekit_core.graph import DependencyGraph
 from prunekit_core.group import Dependency, Group, MemberView
 from prunekit_core.history import Removal
@@ -195,4 +196,5 @@ __all__ = [
     "split",
     "tie",
     "whole_tensor",
+    "write_text",
 ]

@@ -10,6 +10,7 @@ from torch import nn
 
 from prunekit_core import layout as layouts
 from prunekit_core.errors import ArgumentError
+from prunekit_core.graph import DependencyGraph
 from prunekit_core.naming import Layer
 from prunekit_core.optimizers import Optimizers
 from prunekit_core.plan import Plan, Preview
@@ -33,6 +34,7 @@ class PruneResult:
         preview: Parameters, bytes and costs before and after.
         layers: Parameter to (shape before, shape after), for every parameter that changed.
         protocol: How the result came about: versions, seed, arguments, costs before and after.
+        graph: The analysed model: its groups, what ties them, what pins them.
     """
 
     model: nn.Module
@@ -41,6 +43,7 @@ class PruneResult:
     preview: Preview
     layers: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
     protocol: Protocol
+    graph: DependencyGraph = attrs.field(repr=False)
 
     def __str__(self) -> str:
         p = self.preview
@@ -150,4 +153,4 @@ def prune(
     layers = {
         cut.parameter: (cut.shape, tuple(layouts.new_size(dim, kept) for dim in cut.dims)) for cut in plan.parameters
     }
-    return PruneResult(model, plan, pruner.report(), preview, layers, protocol)
+    return PruneResult(model, plan, pruner.report(), preview, layers, protocol, pruner.graph)

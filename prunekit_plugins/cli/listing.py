@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from prunekit_core import Report
-from prunekit_plugins.cli.collapse import Row, collapse
 from prunekit_plugins.cli.output import Output, Table
+from prunekit_plugins.reports.collapse import Row, collapse
 
 
 def show_rows(

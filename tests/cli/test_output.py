@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunekit_plugins.cli.collapse import collapse
 from prunekit_plugins.cli.output import Output, Table, cost_rows
+from prunekit_plugins.reports.collapse import collapse
 
 
 def test_rows_that_differ_in_one_number_are_joined() -> None:

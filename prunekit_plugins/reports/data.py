@@ -1,0 +1,278 @@
+"""What a report says, as one structure of plain data that all renderers share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import attrs
+
+from prunekit_core import Analysis, DependencyGraph, Preview, PruneResult, Report, Sizer, UnitGroup
+from prunekit_plugins.budgets.counts import operation_macs
+
+FORMAT = 1
+Sensitivity = Mapping[str, Mapping[float, float]]
+"""Group to (fraction of its units removed to what was lost)."""
+
+
+@attrs.frozen
+class LayerRow:
+    """A layer that has parameters or does multiply-accumulates.
+
+    Attributes:
+        name: Dotted path of the module.
+        kind: Its class.
+        before, after: Shape of its largest parameter; None where it has none.
+        params: (before, after), its own parameters only.
+        macs: (before, after), of the operations that run in it.
+    """
+
+    name: str
+    kind: str
+    before: tuple[int, ...] | None
+    after: tuple[int, ...] | None
+    params: tuple[int, int]
+    macs: tuple[int, int]
+
+
+@attrs.frozen
+class MemberRow:
+    """A parameter dim that holds units of a group.
+
+    Attributes:
+        parameter: Dotted name.
+        dim: The dim.
+        role: ``"out"`` (produces the units), ``"in"`` (consumes them) or ``"along"``.
+        shape: Shape of the parameter before.
+        removed: Runs ``(start, stop)`` of positions of the dim that leave with the group, where the dim isn't simply
+            its units one after another (heads times head dims, packed projections); None where it is.
+    """
+
+    parameter: str
+    dim: int
+    role: str
+    shape: tuple[int, ...]
+    removed: tuple[tuple[int, int], ...] | None = None
+
+
+@attrs.frozen
+class GroupRow:
+    """Units that can only leave together.
+
+    Attributes:
+        name: Name of the group.
+        kind: What the units are: channels, neurons, heads, ...
+        before, after: Units.
+        why: Why it was left whole; empty where it lost units.
+        mixes: Operations whose result depends on the number of units; empty: removal is exact.
+        members: What holds the units.
+        ties: The operations that tie them, in order.
+        kept: Units that stay, ascending, where the group lost some; empty otherwise.
+    """
+
+    name: str
+    kind: str
+    before: int
+    after: int
+    why: str
+    mixes: tuple[str, ...]
+    members: tuple[MemberRow, ...]
+    ties: tuple[str, ...]
+    kept: tuple[int, ...]
+
+
+@attrs.frozen
+class ReportData:
+    """Everything that a report says.
+
+    Attributes:
+        title: What was pruned or inspected.
+        pruned: Whether it was pruned; otherwise "after" is what a trial would leave, or the same as before.
+        costs: Cost model to (before, after).
+        units: Cost model to what it is counted in, where it isn't a plain number.
+        layers: Layers, in the order of the model.
+        groups: Groups, in the order of the model.
+        pinned: Parameter dim to what pins it.
+        not_understood: Operations that were pinned for want of a rule.
+        untouched: Parameters that no recording touched.
+        notes: Anything else worth knowing.
+        sensitivity: Group to (fraction removed to what was lost), where it was measured.
+        metric: What was lost, in words.
+        protocol: How the result came about: versions, seed, arguments.
+    """
+
+    title: str
+    pruned: bool
+    costs: Mapping[str, tuple[float, float]]
+    units: Mapping[str, str]
+    layers: tuple[LayerRow, ...]
+    groups: tuple[GroupRow, ...]
+    pinned: Mapping[str, str]
+    not_understood: tuple[str, ...]
+    untouched: tuple[str, ...]
+    notes: tuple[str, ...]
+    sensitivity: Sensitivity
+    metric: str
+    protocol: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the data as dicts, lists, numbers and texts, as JSON can hold them."""
+        return {"format": FORMAT, **attrs.asdict(self, value_serializer=_plain)}
+
+
+def report_data(
+    result: PruneResult, *, title: str = "", sensitivity: Sensitivity | None = None, metric: str = "loss"
+) -> ReportData:
+    """Collects everything there is to say about a pruned model.
+
+    Args:
+        result: What `prune` returned.
+        title: What was pruned; the class of the model if empty.
+        sensitivity: Group to (fraction removed to what was lost), if it was measured.
+        metric: What was lost, in words.
+    """
+    preview = result.preview
+    costs = {"params": (float(preview.params_before), float(preview.params_after)), **preview.costs}
+    return ReportData(
+        title=title or result.protocol.source or type(result.model).__name__,
+        pruned=True,
+        costs=costs,
+        units=_cost_units(result.graph, costs),
+        layers=_layers(result.graph, result.plan.kept),
+        groups=_groups(result.graph, result.plan.kept, result.report),
+        **_rest(result.report),
+        sensitivity=dict(sensitivity or {}),
+        metric=metric,
+        protocol=attrs.asdict(result.protocol),
+    )
+
+
+def inspection_data(
+    graph: DependencyGraph,
+    *,
+    title: str = "",
+    report: Report | None = None,
+    preview: Preview | None = None,
+    kept: Mapping[str, tuple[int, ...]] | None = None,
+    sensitivity: Sensitivity | None = None,
+    metric: str = "loss",
+) -> ReportData:
+    """Collects everything there is to say about a model that was analysed and not pruned.
+
+    Args:
+        graph: The analysed model.
+        title: What was inspected; the class of the model if empty.
+        report: Reasons for what stays; that of the graph if None.
+        preview: What a trial would leave.
+        kept: The units that the trial keeps.
+        sensitivity, metric: As for `report_data`.
+    """
+    found = report or graph.report()
+    if preview is not None:
+        costs = {"params": (float(preview.params_before), float(preview.params_after)), **preview.costs}
+    else:
+        size = float(sum(math.prod(p.shape) for p in graph.analysis.parameters.values() if not p.buffer))
+        costs = {"params": (size, size)}
+    return ReportData(
+        title=title or type(graph.model).__name__,
+        pruned=False,
+        costs=costs,
+        units=_cost_units(graph, costs),
+        layers=_layers(graph, kept or {}),
+        groups=_groups(graph, kept or {}, found),
+        **_rest(found),
+        sensitivity=dict(sensitivity or {}),
+        metric=metric,
+        protocol={},
+    )
+
+
+def _rest(report: Report) -> dict[str, Any]:
+    names = ("pinned", "not_understood", "untouched", "notes")
+    return {name: getattr(report, name) for name in names}
+
+
+def _cost_units(graph: DependencyGraph, costs: Iterable[str]) -> dict[str, str]:
+    table = graph.registry.entries("prunekit_budgets")
+    units = {name: getattr(table[name].value, "unit", "") for name in costs if name in table}
+    return {name: unit for name, unit in units.items() if unit}
+
+
+def _layers(graph: DependencyGraph, kept: Mapping[str, tuple[int, ...]]) -> tuple[LayerRow, ...]:
+    analysis = graph.analysis
+    whole, left = Sizer({}), Sizer(kept)
+    macs: dict[str, list[int]] = {}
+    for column, sizer in enumerate((whole, left)):
+        for operation, count in operation_macs(analysis.recordings[0], sizer):
+            assert isinstance(count, int)  # a Sizer computes numbers
+            macs.setdefault(operation.module, [0, 0])[column] += count
+    own: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
+    for name, parameter in analysis.parameters.items():
+        if not parameter.buffer:
+            after = tuple(left(dim) for dim in parameter.dims)
+            own.setdefault(name.rpartition(".")[0], []).append((parameter.shape, after))
+    kinds = {path: type(module).__name__ for path, module in graph.model.named_modules()}
+    order = [*kinds, *(path for path in (*own, *macs) if path not in kinds)]
+    rows = []
+    for path in dict.fromkeys(order):
+        shapes, counts = own.get(path, []), macs.get(path, [0, 0])
+        if shapes or counts[0]:
+            largest = max(shapes, key=lambda pair: math.prod(pair[0]), default=None)
+            rows.append(
+                LayerRow(
+                    path,
+                    kinds.get(path, ""),
+                    largest[0] if largest else None,
+                    largest[1] if largest else None,
+                    (sum(math.prod(a) for a, _ in shapes), sum(math.prod(b) for _, b in shapes)),
+                    (counts[0], counts[1]),
+                )
+            )
+    return tuple(rows)
+
+
+def _groups(graph: DependencyGraph, kept: Mapping[str, tuple[int, ...]], report: Report) -> tuple[GroupRow, ...]:
+    analysis, uses = graph.analysis, graph.explain("").operations
+    return tuple(
+        GroupRow(
+            group.name,
+            group.kind.value,
+            group.size,
+            len(kept.get(group.name, range(group.size))),
+            "" if group.name in kept else report.left.get(group.name, ""),
+            group.mixes,
+            _members(analysis, group, kept),
+            uses.get(group.name, ()),
+            tuple(kept.get(group.name, ())),
+        )
+        for group in analysis.groups.values()
+    )
+
+
+def _members(analysis: Analysis, group: UnitGroup, kept: Mapping[str, tuple[int, ...]]) -> tuple[MemberRow, ...]:
+    alone = {group.name: kept[group.name]} if group.name in kept else {}
+    rows = []
+    for member in group.members:
+        parameter = analysis.parameters[member.parameter]
+        size, removed = parameter.shape[member.dim], None
+        if size != group.size:
+            stay = set(parameter.positions(alone)[member.dim].tolist()) if alone else set(range(size))
+            removed = tuple(runs_of(position for position in range(size) if position not in stay))
+        rows.append(MemberRow(member.parameter, member.dim, member.role.value, parameter.shape, removed))
+    return tuple(rows)
+
+
+def runs_of(positions: Iterable[int]) -> list[tuple[int, int]]:
+    """Writes ascending positions as runs ``(start, stop)``."""
+    runs: list[tuple[int, int]] = []
+    for position in positions:
+        if runs and runs[-1][1] == position:
+            runs[-1] = (runs[-1][0], position + 1)
+        else:
+            runs.append((position, position + 1))
+    return runs
+
+
+def _plain(instance: Any, attribute: Any, value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

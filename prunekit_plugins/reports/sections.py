@@ -1,0 +1,180 @@
+"""A report as tables of texts, which Markdown, HTML and the terminal lay out each in their way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from prunekit_plugins.reports.data import GroupRow, LayerRow, ReportData
+
+
+@attrs.frozen
+class Section:
+    """A table with a heading, or some lines of text.
+
+    Attributes:
+        key: A short name that is unique in the report.
+        title: The heading.
+        columns: Headings of the columns; those of numbers start with ``">"``. Empty for lines of text.
+        rows: One text per column.
+        about: A sentence about it.
+        bars: Per row, (before, after) of what the section is about, for a bar beside the row; empty without bars.
+        blocks: Whether names differ in numbers only, so that lines may be joined.
+    """
+
+    key: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    about: str = ""
+    bars: tuple[tuple[float, float], ...] = ()
+    blocks: bool = False
+
+
+def number(value: float, unit: str = "") -> str:
+    """Words a number: whole ones with commas between thousands, others with four digits."""
+    whole = abs(value) >= 1000 or float(value).is_integer()
+    text = f"{value:,.0f}" if whole else f"{value:.4g}"
+    return f"{text} {unit}" if unit else text
+
+
+def share(part: float, whole: float) -> str:
+    """Words a fraction as percent; a dash where there is nothing to divide by."""
+    return f"{part / whole:.1%}" if whole else "-"
+
+
+def shape(sizes: tuple[int, ...] | None) -> str:
+    """Words a shape: ``64 x 3 x 7 x 7``."""
+    return "-" if sizes is None else " x ".join(map(str, sizes)) or "1"
+
+
+def sections(data: ReportData) -> list[Section]:
+    """Lays out everything that a report says; what is empty is left out."""
+    left = [group for group in data.groups if group.why]
+    found = [
+        _costs(data),
+        _macs(data),
+        _layers(data),
+        _groups(data),
+        _table("left", "Left whole", ("group", "why"), [(g.name, g.why) for g in left], blocks=True,
+               about="Groups that could have lost units, and why they didn't."),
+        _table("pinned", "Pinned", ("parameter[dim]", "why"), list(data.pinned.items()), blocks=True,
+               about="Parameter dims that can't shrink, and the operation that is to blame."),
+        _table("not-understood", "Not understood", ("operation",), [(gap,) for gap in data.not_understood],
+               about="Operations without a rule; what they touch is pinned."),
+        _table("untouched", "Used by no recording", ("parameter",), [(name,) for name in data.untouched]),
+        _sensitivity(data),
+        _table("notes", "Notes", ("note",), [(note,) for note in data.notes]),
+        _protocol(data.protocol),
+    ]  # fmt: skip
+    return [section for section in found if section.rows]
+
+
+def _table(
+    key: str, title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], about: str = "", blocks: bool = False
+) -> Section:
+    return Section(key, title, columns, tuple(rows), about, blocks=blocks)
+
+
+def _costs(data: ReportData) -> Section:
+    rows = tuple(
+        (name, number(before, data.units.get(name, "")), number(after, data.units.get(name, "")), share(after, before))
+        for name, (before, after) in data.costs.items()
+    )
+    after = ">after" if data.pruned else ">after a trial"
+    return Section("costs", "Cost", ("cost", ">before", after, ">left"), rows, bars=tuple(data.costs.values()))
+
+
+def _macs(data: ReportData) -> Section:
+    """Where the multiply-accumulates were: layers that had any, the largest first."""
+    total = sum(layer.macs[0] for layer in data.layers)
+    saved = sum(layer.macs[0] - layer.macs[1] for layer in data.layers)
+    heavy = sorted((layer for layer in data.layers if layer.macs[0]), key=lambda layer: -layer.macs[0])
+    rows = tuple(
+        (
+            layer.name or "the model", number(layer.macs[0]), number(layer.macs[1]),
+            share(layer.macs[1], layer.macs[0]), share(layer.macs[0], total),
+            share(layer.macs[0] - layer.macs[1], saved),
+        )
+        for layer in heavy
+    )  # fmt: skip
+    columns = ("layer", ">MACs before", ">after", ">left", ">part of all", ">part of what was saved")
+    about = "Multiply-accumulates of one forward pass on the example inputs, by the module that they run in."
+    return Section("macs", "Where the MACs went", columns, rows, about, tuple((*layer.macs,) for layer in heavy))
+
+
+def _layers(data: ReportData) -> Section:
+    rows = tuple(_layer(layer) for layer in data.layers if layer.before is not None)
+    columns = ("layer", "kind", "shape before", "after", ">parameters before", ">after", ">left")
+    about = "The shape is that of the layer's largest parameter."
+    return Section("layers", "Layers", columns, rows, about)
+
+
+def _layer(layer: LayerRow) -> tuple[str, ...]:
+    before, after = layer.params
+    same = layer.before == layer.after
+    return (
+        layer.name or "the model", layer.kind, shape(layer.before), "same" if same else shape(layer.after),
+        number(before), number(after), share(after, before),
+    )  # fmt: skip
+
+
+def _groups(data: ReportData) -> Section:
+    columns = ("group", "kind", ">units before", ">after", ">members", "removal is", "tied by")
+    about = "Units that can only leave together: everything that is added up, concatenated or read alike."
+    rows = tuple(
+        (g.name, g.kind, number(g.before), number(g.after), number(len(g.members)), exactness(g), ties(g))
+        for g in data.groups
+    )
+    return Section("groups", "Groups", columns, rows, about)
+
+
+def exactness(group: GroupRow) -> str:
+    """Says whether a group's removal equals zeroing it."""
+    return f"not exact: {operation(group.mixes[0])}" if group.mixes else "exact"
+
+
+def operation(use: str) -> str:
+    """Returns the short name of an operation: ``"layer_norm"`` for ``"aten::layer_norm in encoder.ln"``."""
+    return use.partition(" in ")[0].removeprefix("aten::").partition(".")[0]
+
+
+def ties(group: GroupRow, most: int = 3) -> str:
+    """Names the kinds of operations that tie a group, most frequent first."""
+    counts: dict[str, int] = {}
+    for use in group.ties:
+        counts[operation(use)] = counts.get(operation(use), 0) + 1
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in ordered[:most])
+    return shown + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
+
+
+def _sensitivity(data: ReportData) -> Section:
+    fractions = sorted({fraction for curve in data.sensitivity.values() for fraction in curve})
+    rows = tuple(
+        (name, *(number(curve[f]) if f in curve else "-" for f in fractions))
+        for name, curve in data.sensitivity.items()
+    )
+    columns = ("group", *(f">{fraction:.0%} gone" for fraction in fractions))
+    return Section(
+        "sensitivity", "Sensitivity", columns, rows, f"What is lost when units of one group alone go: {data.metric}."
+    )
+
+
+def _protocol(protocol: Mapping[str, Any]) -> Section:
+    rows = []
+    for key, value in protocol.items():
+        if key not in ("dense", "pruned") and value not in ("", None, {}):
+            if isinstance(value, Mapping):
+                text = ", ".join(f"{name} {_word(item)}" for name, item in value.items())
+            else:
+                text = _word(value)
+            rows.append((key, text))
+    return Section("protocol", "Protocol", ("what", "value"), tuple(rows), "How the result came about.")
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
