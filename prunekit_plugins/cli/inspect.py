@@ -10,12 +10,14 @@ import typer
 
 from prunekit_core import BasePruner, Preview, PrunekitError, Report, UnitGroup
 from prunekit_plugins.cli import options
-from prunekit_plugins.cli.arguments import read_inputs
+from prunekit_plugins.cli.arguments import check_writable, read_inputs
 from prunekit_plugins.cli.listing import report_data, show_left, show_rows
 from prunekit_plugins.cli.models import Subject, build
 from prunekit_plugins.cli.output import Output, Table, cost_data, cost_rows
 from prunekit_plugins.cli.project import project_registry
 from prunekit_plugins.cli.rules import rule_uses, rules_data, show_rules
+from prunekit_plugins.reports import inspection_data, write_report
+from prunekit_plugins.reports.files import check_report_path
 
 RATIO = 0.5
 
@@ -26,6 +28,7 @@ def inspect(
     rules: Annotated[
         bool, typer.Option("--rules", help="Show which rule was used for each operation, and where it comes from.")
     ] = False,
+    report: options.Report = None,
     block: options.Block = None,
     config: options.Config = None,
     everything: options.All = False,
@@ -33,6 +36,9 @@ def inspect(
 ) -> None:
     """Show the groups of a model, what is pinned and why, and what could be saved."""
     specs = read_inputs(inputs or ())
+    if report is not None:
+        check_report_path(report)
+        check_writable(report, "--report")
     output = Output(as_json)
     registry = project_registry(block, config)
     with output.working(f"building {model}"):
@@ -40,22 +46,29 @@ def inspect(
     with output.working(f"analysing {model}"):
         pruner = BasePruner(subject.model, subject.inputs, pruning_ratio=RATIO, registry=registry)
     groups = pruner.graph.groups()
-    preview, obstacle = None, ""
+    trial, obstacle = None, ""
     with output.working("trying half of the units"):
         try:
-            preview = pruner.plan().preview()
+            trial = pruner.plan()
         except PrunekitError as error:  # the groups are worth showing all the same
             obstacle = str(error)
-    report = _only_reasons(pruner.report(), preview)
+    preview = None if trial is None else trial.preview()
+    reasons = _only_reasons(pruner.report(), preview)
+    if report is not None:
+        kept = None if trial is None else trial.kept
+        details = inspection_data(pruner.graph, title=str(subject), report=reasons, preview=preview, kept=kept)
+        write_report(details, report)
     size = sum(parameter.numel() for parameter in subject.model.parameters())
     output.line(f"{subject}: {size:,} parameters, groups: {len(groups)}")
     show_rows(output, "groups", COLUMNS, [_row(group) for group in groups], everything)
-    show_left(output, report, everything)
+    show_left(output, reasons, everything)
     uses = rule_uses(pruner.graph.analysis, registry) if rules else None
     if uses is not None:
         show_rules(output, uses)
     _show_saving(output, preview, obstacle)
-    data = _data(subject, size, groups, report, preview, obstacle)
+    data = _data(subject, size, groups, reasons, preview, obstacle)
+    if report is not None:
+        output.line(f"report: {report}", good=True)
     output.result(data if uses is None else {**data, "rules": rules_data(uses)})
 
 

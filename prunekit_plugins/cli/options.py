@@ -38,4 +38,8 @@ Config = Annotated[
         show_default=False,
     ),
 ]
+Report = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE", help="Where a report goes: .html, .md or .json.", show_default=False),
+]
 All = Annotated[bool, typer.Option("--all", help="List everything; don't join lines of repeated blocks.")]

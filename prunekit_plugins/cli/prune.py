@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +16,7 @@ from prunekit_core import (
     Registry,
     check_exact,
     save,
+    write_text,
 )
 from prunekit_core import prune as prune_model
 from prunekit_plugins.cli import options
@@ -26,6 +25,9 @@ from prunekit_plugins.cli.listing import report_data, show_report
 from prunekit_plugins.cli.models import Subject, build
 from prunekit_plugins.cli.output import Output, Table, cost_data, cost_rows
 from prunekit_plugins.cli.project import project_registry
+from prunekit_plugins.reports import report_data as details
+from prunekit_plugins.reports import write_report
+from prunekit_plugins.reports.files import check_report_path
 
 
 class NotExactError(PrunekitError, RuntimeError):
@@ -48,6 +50,7 @@ def prune(
         Path | None, typer.Option(help="Where the smaller model goes (safetensors).", show_default=False)
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="Where the plan goes (JSON).", show_default=False)] = None,
+    report: options.Report = None,
     weights: Annotated[
         Path | None, typer.Option(help="Weights to start from (safetensors).", show_default=False)
     ] = None,
@@ -75,7 +78,7 @@ def prune(
     specs, targets = read_inputs(inputs or ()), read_targets(target or ())
     if ratio is not None and targets:
         raise ArgumentError("Give --ratio or --target, not both.")
-    _check_files(out, plan)
+    _check_files(out, plan, report)
     output = Output(as_json)
     registry = project_registry(block, config)
     if importance is not None:
@@ -96,12 +99,18 @@ def prune(
         result = prune_model(subject.model, subject.inputs, **settings)
     found = None if original is None else _checked(original, subject, result, registry)
     _write(subject, result, out, plan)
+    if report is not None:
+        write_report(details(result, title=str(subject)), report)
     _show(output, subject, result, found, out, everything)
-    output.result(_data(subject, result, found, out, plan))
+    if report is not None:
+        output.line(f"report: {report}", good=True)
+    output.result({**_data(subject, result, found, out, plan), "report": None if report is None else str(report)})
 
 
-def _check_files(out: Path | None, plan: Path | None) -> None:
-    for path, option in ((out, "--out"), (plan, "--plan")):
+def _check_files(out: Path | None, plan: Path | None, report: Path | None) -> None:
+    if report is not None:
+        check_report_path(report)
+    for path, option in ((out, "--out"), (plan, "--plan"), (report, "--report")):
         if path is not None:
             check_writable(path, option)
 
@@ -118,14 +127,6 @@ def _checked(original: Any, subject: Subject, result: PruneResult, registry: Reg
     if not found:
         raise NotExactError("The pruned model is not exact; nothing was written.", where=subject.name, why=str(found))
     return found
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file; it appears whole or not at all."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        temporary = Path(folder) / path.name
-        temporary.write_text(text)
-        os.replace(temporary, path)
 
 
 def _show(

@@ -20,7 +20,17 @@ from tests.docs.snippets import DOCUMENTS, ROOT, blocks_of
 
 CORE = ROOT / "prunekit_core"
 DOCS = ROOT / "docs"
-PUBLIC = ("budgets", "distributed", "importance", "integrations", "layers", "pruners", "regularizers", "schedules")
+PUBLIC = (
+    "budgets",
+    "distributed",
+    "importance",
+    "integrations",
+    "reports",
+    "layers",
+    "pruners",
+    "regularizers",
+    "schedules",
+)
 
 
 def listed_names(title: str) -> list[str]:
