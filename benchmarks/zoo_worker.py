@@ -20,7 +20,8 @@ import zoo_models
 from torch import nn
 
 import prunekit_core as pk
-from prunekit_core.recorder import check_recordable, output_tensors
+from prunekit_core.outputs import output_tensors
+from prunekit_core.recorder import check_recordable
 from prunekit_plugins.importance import RandomImportance
 
 ATTEMPTS = 4

@@ -29,6 +29,7 @@ from prunekit_core.layout import (
     new_size,
     walk,
 )
+from prunekit_core.outputs import check_free
 from prunekit_core.propagate import NotUnderstood, Propagation, parameter_axes, propagate
 from prunekit_core.recorder import check_recordable, record
 from prunekit_core.registry import Registry
@@ -220,8 +221,10 @@ def _analyse(
     shadow, swaps, recorded, notes = _record_all(model, examples, registry, modes, fakes)
     parameters = parameter_axes(recorded[0][0])
     propagations = []
-    for trace, _, _ in recorded:
-        propagations.append(propagate(trace, registry.op_rules, parameters))
+    names = [name for trace, _, _ in recorded for name in trace.names]
+    check_free(names, [pattern for example in examples for pattern in example.free_outputs])
+    for trace, example, _ in recorded:
+        propagations.append(propagate(trace, registry.op_rules, parameters, example.free_outputs))
     touched = set().union(*(p.touched for p in propagations))
     untouched = [name for name in parameters if name not in touched]
     for name in untouched:

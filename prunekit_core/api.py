@@ -94,7 +94,7 @@ def prune(
         forward_fn: Called as ``forward_fn(model, example_inputs)`` instead of the model.
         registry: Where plugins are found; None for the default registry.
         optimizer: An optimizer that trains the model, or several; their state (momentum, averages) is cut along.
-        options: Further arguments of `BasePruner`, such as ``uniform``, ``isomorphic`` or ``head_pruning_ratio``; all
+        options: Further arguments of `BasePruner`, such as ``uniform``, ``free_outputs`` or ``head_pruning_ratio``; all
             but those about steps.
 
     Returns:

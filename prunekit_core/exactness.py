@@ -8,7 +8,7 @@ hold one value throughout (zero-initialised heads, fresh norms) could hide a wro
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -18,8 +18,9 @@ from torch import nn
 from prunekit_core.analysis import Analysis, analyse
 from prunekit_core.errors import PlanError
 from prunekit_core.examples import Example
+from prunekit_core.outputs import check_patterns, output_tensors
 from prunekit_core.plan import Plan
-from prunekit_core.recorder import check_recordable, output_tensors
+from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry, default_registry
 from prunekit_core.shadow import Shadow
 from prunekit_core.sides import MaskedSide, Side
@@ -69,6 +70,7 @@ def check_exact(
     *,
     tolerance: float | None = None,
     training: bool = False,
+    free_outputs: Sequence[str] = (),
     registry: Registry | None = None,
 ) -> ExactCheck:
     """Compares a pruned model with the original that has the removed units zeroed.
@@ -80,6 +82,7 @@ def check_exact(
         inputs: Example inputs to run both on.
         tolerance: Allowed relative error; None for 1e-10 in float64, 1e-5 in float32.
         training: Mode to run in; anything random must be off for a comparison in train mode.
+        free_outputs: The outputs that were free to lose units when the plan was made; what stays of them is compared.
         registry: Where op rules are found.
 
     Returns:
@@ -89,7 +92,7 @@ def check_exact(
         PlanError: The plan doesn't fit the original.
     """
     registry = registry or default_registry()
-    example = Example.of(inputs)
+    example = attrs.evolve(Example.of(inputs), free_outputs=check_patterns(free_outputs))
     original, pruned = check_recordable(original), check_recordable(pruned)
     # on real tensors, whose strides (and so which copies are made) are those of the run that is compared
     analysis = analyse(original, [example], registry, modes=(training, not training), fakes=(False,))
@@ -190,7 +193,11 @@ class _Masked:
                 full.module.get_submodule(parent)._modules[name] = converted
         full.watch(self._registry.opaque)
         masked = MaskedSide(self._analysis.recordings[0], self._plan)
-        expected = output_tensors(full.run(example, masked, rules, training=training))
+        recording = self._analysis.recordings[0]
+        whole = output_tensors(full.run(example, masked, rules, training=training))
+        refs = recording.trace.results
+        cuts = [recording.positions(ref.index, self._plan.kept) for ref in refs]
+        expected = [select_positions(tensor, cut) for tensor, cut in zip(whole, cuts, strict=True)]
         small = Shadow(self._small, fake=False)
         small.watch(self._registry.opaque)
         smaller = Side(self._analysis.recordings[0], self._plan.kept, whole=False)

@@ -25,11 +25,13 @@ class Example:
         args: Positional inputs.
         kwargs: Keyword inputs.
         runner: How the model is run on them.
+        free_outputs: Patterns of names of outputs that may lose units.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     runner: Runner = run_model
+    free_outputs: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, inputs: Any, runner: Runner = run_model) -> Example:
@@ -55,7 +57,9 @@ def example_of(
             outputs = run_model(model, args, kwargs)
         else:
             outputs = forward_fn(model, _as_given(inputs, args, kwargs))
-        return outputs if output_transform is None else (outputs, output_transform(outputs))
+        if output_transform is None:
+            return outputs
+        return {"": outputs, "output_transform": output_transform(outputs)}
 
     return Example.of(inputs, run)
 

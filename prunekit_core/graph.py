@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import attrs
 import torch
 from torch import nn
 
@@ -24,6 +25,7 @@ from prunekit_core.layout import Layout
 from prunekit_core.naming import Layer, module_paths, path_of
 from prunekit_core.numbering import check_indices, flat_layout, not_whole, whole_units
 from prunekit_core.optimizers import Optimizers
+from prunekit_core.outputs import check_patterns
 from prunekit_core.plan import Plan
 from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry, default_registry
@@ -66,6 +68,7 @@ class DependencyGraph:
         modes: Sequence[bool | None] = (False, True),
         unwrapped_parameters: Unwrapped | None = None,
         customized_pruners: Mapping[Any, CustomizedPruner] | None = None,
+        free_outputs: Sequence[str] = (),
     ) -> DependencyGraph:
         """Records the model and finds its groups; the model is not touched.
 
@@ -81,12 +84,15 @@ class DependencyGraph:
             customized_pruners: Module class to an object with ``prune_out_channels(layer, idxs)``,
                 ``prune_in_channels(layer, idxs)``, ``get_out_channels(layer)`` and ``get_in_channels(layer)``: it is
                 the layer type of that class in this graph.
+            free_outputs: Outputs that may lose units, by their key path or by patterns of it (``"past_key_values"``,
+                ``"hidden_states.*"``); a path names all that lies in it. Every other output keeps its size.
 
         Returns:
             The graph itself.
 
         Raises:
-            ArgumentError: What is said about unwrapped parameters or customized pruners is wrong; nothing was traced.
+            ArgumentError: What is said about unwrapped parameters or customized pruners is wrong, and nothing was
+                traced; or no output has a name in ``free_outputs``.
             UnsupportedModelError: The model can't be analysed at all.
             RecordingError: Its forward raised; the exception is the cause.
         """
@@ -94,7 +100,9 @@ class DependencyGraph:
         unwrapped = check_unwrapped(self._model, unwrapped_parameters or {})
         if customized_pruners:
             self._registry = with_customized(self.registry, customized_pruners)
-        examples = [example_of(inputs, forward_fn, output_transform) for inputs in (example_inputs, *more_inputs)]
+        free = check_patterns(free_outputs)
+        runs = [example_of(inputs, forward_fn, output_transform) for inputs in (example_inputs, *more_inputs)]
+        examples = [attrs.evolve(example, free_outputs=free) for example in runs]
         self._analysis = analyse(self._model, examples, self.registry, modes=modes)
         self.knowledge = Knowledge()
         self._compiled = None

@@ -210,6 +210,8 @@ class _Walk:
             The products that are scaled along.
         """
         products = set()
+        if ref in self._recording.trace.results:
+            raise UnresolvedError("it is an output of the model")
         for reader in self._origins.users.get(ref.index, []):
             for output in reader.outputs:
                 if (reader.index, output.index) in self._passed:

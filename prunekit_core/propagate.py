@@ -12,6 +12,7 @@ import attrs
 
 from prunekit_core import axes
 from prunekit_core.axes import Axis, AxisMismatchError, Reason
+from prunekit_core.outputs import is_free
 from prunekit_core.rules import Effects, OpCall, Outputs, RuleTable, TensorArgument
 from prunekit_core.trace import Operation, TensorRef, Trace, is_continuous
 
@@ -63,15 +64,18 @@ def parameter_axes(trace: Trace) -> dict[str, tuple[Axis, ...]]:
     return made
 
 
-def propagate(trace: Trace, rules: RuleTable, parameters: ParameterAxes) -> Propagation:
+def propagate(
+    trace: Trace, rules: RuleTable, parameters: ParameterAxes, free_outputs: Sequence[str] = ()
+) -> Propagation:
     """Ties the axes of all tensors of a trace.
 
     Args:
         trace: The recorded forward.
         rules: The op rules.
         parameters: Axes of the parameters and buffers, shared by all traces of one model; they are tied in place.
+        free_outputs: Patterns of names of outputs that aren't pinned.
     """
-    return _Propagator(trace, rules, parameters).run()
+    return _Propagator(trace, rules, parameters).run(free_outputs)
 
 
 class _Propagator:
@@ -84,12 +88,13 @@ class _Propagator:
         for ref in trace.inputs:
             self._set(ref, [Axis(n, pinned=Reason("an input of the model")) for n in trace.shapes[ref.index]])
 
-    def run(self) -> Propagation:
+    def run(self, free_outputs: Sequence[str]) -> Propagation:
         for operation in self._trace.operations:
             self._step(operation)
-        for ref in self._trace.results:
-            for axis in self._axes(ref):
-                axes.pin(axis, Reason("an output of the model"))
+        for ref, name in zip(self._trace.results, self._trace.names, strict=True):
+            if not is_free(name, free_outputs):
+                for axis in self._axes(ref):
+                    axes.pin(axis, Reason(f"an output of the model: {name}" if name else "an output of the model"))
         return self._result
 
     def _set(self, ref: TensorRef, value: Sequence[Axis]) -> None:

@@ -26,14 +26,7 @@ from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry, default_registry
 from prunekit_core.report import Report
 from prunekit_core.scopes import Ratios, Scopes, Wishes, is_heads
-from prunekit_core.selection import (
-    Candidate,
-    Limits,
-    Scope,
-    check_ratio,
-    check_steps,
-    linear_scheduler,
-)
+from prunekit_core.selection import Candidate, Limits, Scope, check_ratio, check_steps, linear_scheduler
 from prunekit_core.unwrapped import Unwrapped
 
 Criterion = Callable[[Group], "torch.Tensor | None"]
@@ -76,7 +69,7 @@ class BasePruner:
         prune_head_dims: Whether the dims within heads are removed, in all heads alike.
         head_pruning_ratio: Fraction of heads to remove, in [0, 1).
         head_pruning_ratio_dict: Like ``pruning_ratio_dict``, for heads.
-        customized_pruners, unwrapped_parameters: See `DependencyGraph.build_dependency`.
+        customized_pruners, unwrapped_parameters, free_outputs: See `DependencyGraph.build_dependency`.
         root_module_types: Only groups with a producer of one of these types lose units; None for all.
         forward_fn: Called as ``forward_fn(model, example_inputs)`` instead of the model.
         output_transform: Called on the outputs; tensors in its result count as outputs.
@@ -119,6 +112,7 @@ class BasePruner:
         root_module_types: Sequence[type[nn.Module]] | None = None,
         forward_fn: Callable[[nn.Module, Any], Any] | None = None,
         output_transform: Callable[[Any], Any] | None = None,
+        free_outputs: Sequence[str] = (),
         modes: Sequence[bool | None] = (False, True),
         registry: Registry | None = None,
         **renamed: Any,
@@ -161,6 +155,7 @@ class BasePruner:
             example_inputs,
             forward_fn=forward_fn,
             output_transform=output_transform,
+            free_outputs=free_outputs,
             modes=modes,
             unwrapped_parameters=unwrapped_parameters,
             customized_pruners=customized_pruners,

@@ -14,6 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from prunekit_core.decisions import Answers, decided
 from prunekit_core.errors import RecordingError, UnsupportedModelError
 from prunekit_core.examples import Example
+from prunekit_core.outputs import named_outputs
 from prunekit_core.rules import RuleTable
 from prunekit_core.shadow import Shadow, Sink, memory_of, operation_name, tensors_of
 from prunekit_core.sharding import is_sharded
@@ -124,7 +125,8 @@ class TraceBuilder(Sink):
 
     def finish(self, outputs: Any) -> Trace:
         """Closes the trace with the outputs of the model."""
-        results = [self.table.ref(leaf) for leaf in output_tensors(outputs)]
+        named = named_outputs(outputs)
+        results = [self.table.ref(tensor) for _, tensor in named]
         return Trace(
             self.label,
             tuple(self._operations),
@@ -133,36 +135,10 @@ class TraceBuilder(Sink):
             self._parameters,
             tuple(self._inputs),
             tuple(results),
+            tuple(name for name, _ in named),
             self._shares,
             self._decisions,
         )
-
-
-def output_tensors(outputs: Any) -> list[torch.Tensor]:
-    """Lists the tensors in the outputs of a model: any pytree, dataclass, or object with tensors as attributes."""
-    found: list[torch.Tensor] = []
-    seen: set[int] = set()
-
-    def visit(value: Any, depth: int) -> None:
-        if isinstance(value, torch.Tensor):
-            found.append(value)
-            return
-        if value is None or isinstance(value, str | bytes | int | float | bool | nn.Module | type) or id(value) in seen:
-            return
-        seen.add(id(value))
-        leaves = pytree.tree_leaves(value)
-        if len(leaves) != 1 or leaves[0] is not value:
-            for leaf in leaves:
-                visit(leaf, depth)
-        elif isinstance(value, Mapping):
-            for item in value.values():
-                visit(item, depth)
-        elif depth < 4:
-            for item in vars(value).values() if hasattr(value, "__dict__") else ():
-                visit(item, depth + 1)
-
-    visit(outputs, 0)
-    return found
 
 
 def unwrap(model: object) -> nn.Module:

@@ -53,6 +53,7 @@ class Trace:
         parameters: Canonical name of every parameter and buffer to its tensor.
         inputs: The tensors among the example inputs.
         results: The tensors among the outputs of the model.
+        names: Their key paths among the outputs; empty for a model that returns one tensor.
         shares: Index of a tensor that an operation returned to that of the argument whose memory it uses (views).
         decisions: What was decided by value, by operation index; empty for a recording without values.
     """
@@ -64,6 +65,7 @@ class Trace:
     parameters: Mapping[str, TensorRef]
     inputs: tuple[TensorRef, ...]
     results: tuple[TensorRef, ...]
+    names: tuple[str, ...]
     shares: Mapping[int, int]
     decisions: Mapping[int, tuple[Any, ...]] = attrs.field(factory=dict)
 

@@ -14,6 +14,7 @@ CORE = [
     "axes",
     "layout",
     "polynomial",
+    "outputs",
     "trace",
     "rules",
     "consumers",

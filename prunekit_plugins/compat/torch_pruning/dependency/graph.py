@@ -78,6 +78,7 @@ class DependencyGraph(pk.DependencyGraph):
         *,
         more_inputs: Iterable[Any] = (),
         modes: Sequence[bool | None] = (False, True),
+        free_outputs: Sequence[str] = (),
     ) -> DependencyGraph:
         """Records the model and finds its groups; the model is not touched.
 
@@ -94,6 +95,7 @@ class DependencyGraph(pk.DependencyGraph):
             verbose: Whether a listed parameter that can't shrink is told by a warning.
             more_inputs: Further example inputs, recorded as well.
             modes: Training flags to record in.
+            free_outputs: Outputs that may lose units.
 
         Returns:
             The graph itself.
@@ -112,6 +114,7 @@ class DependencyGraph(pk.DependencyGraph):
             modes=modes,
             unwrapped_parameters=unwrapped_parameters,
             customized_pruners=self.CUSTOMIZED_PRUNERS,
+            free_outputs=free_outputs,
         )
         self.verbose, self._nodes = verbose, None
         self._declared = declared_dims(unwrapped_parameters)
