@@ -3,6 +3,7 @@
 Importing it loads no plugin and changes nothing; plugins are loaded when the first registry is made.
 """
 
+from prunekit_core.allocation import Solver
 from prunekit_core.analysis import Analysis, Member, Recording, UnitGroup
 from prunekit_core.api import PruneResult, prune
 from prunekit_core.axes import (
@@ -27,6 +28,7 @@ from prunekit_core.config import Config
 from prunekit_core.consumers import Reading, Site, reads
 from prunekit_core.conversion import prune_checkpoint
 from prunekit_core.costs import Compiled, CostModel, compile_sum, group_sizes
+from prunekit_core.curves import Curve, Sensitivity
 from prunekit_core.custom_layers import CustomizedPruner
 from prunekit_core.errors import (
     ArgumentError,
@@ -48,8 +50,10 @@ from prunekit_core.graph import DependencyGraph
 from prunekit_core.group import Dependency, Group, MemberView
 from prunekit_core.history import Removal
 from prunekit_core.hookspecs import hookimpl
+from prunekit_core.knapsack import Choice, Problem
 from prunekit_core.layers import LayerType, Replacement, Resizing
 from prunekit_core.layout import Concat, Fixed, Kept, Layout, Product, Sizer, Units, new_size, prefix
+from prunekit_core.measuring import sensitivity
 from prunekit_core.moments import Moments
 from prunekit_core.numbering import check_indices
 from prunekit_core.opaque import Opaque
@@ -87,12 +91,14 @@ __all__ = [
     "Batches",
     "Budget",
     "CheckpointError",
+    "Choice",
     "Chooser",
     "Compiled",
     "Concat",
     "Config",
     "CostModel",
     "Counts",
+    "Curve",
     "CustomizedPruner",
     "Dependency",
     "DependencyGraph",
@@ -121,6 +127,7 @@ __all__ = [
     "PluginError",
     "Polynomial",
     "Preview",
+    "Problem",
     "Product",
     "Protocol",
     "PruneResult",
@@ -141,10 +148,12 @@ __all__ = [
     "RuleOrigin",
     "Scaling",
     "Scope",
+    "Sensitivity",
     "Site",
     "SiteStatistics",
     "Sizer",
     "Sizes",
+    "Solver",
     "StatisticalCriterion",
     "Statistics",
     "SymbolicSizer",
@@ -191,6 +200,7 @@ __all__ = [
     "save",
     "scales",
     "select_positions",
+    "sensitivity",
     "shrink_tensor",
     "size_of",
     "split",

@@ -9,6 +9,8 @@ import attrs
 from torch import nn
 
 from prunekit_core import layout as layouts
+from prunekit_core.allocation import GLOBAL, UNIFORM, Solver, check_allocation, selector
+from prunekit_core.curves import Sensitivity
 from prunekit_core.errors import ArgumentError
 from prunekit_core.graph import DependencyGraph
 from prunekit_core.naming import Layer
@@ -65,6 +67,8 @@ def prune(
     target: Target | None = None,
     importance: Criterion | str = "magnitude",
     global_pruning: bool = False,
+    allocation: str | Solver | None = None,
+    sensitivity: Sensitivity | None = None,
     max_pruning_ratio: float = 1.0,
     ignored_layers: Sequence[Layer] | None = None,
     round_to: int | None = None,
@@ -86,6 +90,11 @@ def prune(
             meets all targets is chosen.
         importance: A criterion or its registered name.
         global_pruning: Rank all units together instead of taking the ratio in each group.
+        allocation: How a target is shared out among the groups: ``"uniform"`` (the default; the same ratio for all),
+            ``"global"`` (one ranking of all units, which is ``global_pruning=True``), ``"greedy"`` (step by step what
+            does least damage for what it saves), ``"dp"`` (dynamic programming over damages), or a callable
+            ``(Problem) -> picked options``. See `prunekit_core.knapsack`.
+        sensitivity: Measured damages for ``"greedy"`` and ``"dp"``; None takes the sums of scores for damages.
         max_pruning_ratio: Largest fraction that any group loses.
         ignored_layers: Layers (modules, names or types) whose outputs are left alone.
         round_to: Sizes are kept at multiples of this.
@@ -107,6 +116,7 @@ def prune(
     """
     if ratio is not None and target is not None:
         raise ArgumentError("Give a ratio or a target, not both.")
+    weighed = _weighed(allocation, sensitivity, target)
     stepwise = [name for name in options if name.startswith("iterative_")]
     if stepwise:
         raise ArgumentError("prune() cuts once.", why=f"got {stepwise[0]}", hint="use BasePruner to prune in steps")
@@ -116,7 +126,7 @@ def prune(
         model,
         example_inputs,
         importance,
-        global_pruning=global_pruning,
+        global_pruning=global_pruning or allocation == GLOBAL,
         pruning_ratio=0.5 if ratio is None else ratio,
         pruning_ratio_dict=pruning_ratio_dict,
         max_pruning_ratio=max_pruning_ratio,
@@ -127,7 +137,10 @@ def prune(
         registry=registry,
         **options,
     )
-    plan = pruner.plan() if target is None else plan_to_target(pruner, target)
+    if sensitivity is not None:
+        sensitivity.check(pruner.graph.analysis)
+    select = selector(weighed, sensitivity) if weighed is not None else None
+    plan = pruner.plan() if target is None else plan_to_target(pruner, target, select=select)
     asked = target is not None or any(scope.ratio > 0 for scope in pruner.scopes())
     if asked or not pruner.scopes():
         pruner.require_something(plan)
@@ -138,6 +151,8 @@ def prune(
         "target": target,
         "importance": importance,
         "global_pruning": global_pruning,
+        "allocation": allocation,
+        "sensitivity": sensitivity and sensitivity.metric,
         "max_pruning_ratio": max_pruning_ratio,
         "ignored_layers": ignored_layers,
         "round_to": round_to,
@@ -154,3 +169,15 @@ def prune(
         cut.parameter: (cut.shape, tuple(layouts.new_size(dim, kept) for dim in cut.dims)) for cut in plan.parameters
     }
     return PruneResult(model, plan, pruner.report(), preview, layers, protocol, pruner.graph)
+
+
+def _weighed(
+    allocation: str | Solver | None, sensitivity: Sensitivity | None, target: Target | None
+) -> str | Solver | None:
+    """Returns the allocation if it is one that weighs damage against cost, after checking what goes with it."""
+    plain = allocation is None or check_allocation(allocation) in (UNIFORM, GLOBAL)
+    if not plain and target is None:
+        raise ArgumentError("This allocation needs a target.", why=f"allocation={allocation!r} weighs damage and cost")
+    if plain and sensitivity is not None:
+        raise ArgumentError("A sensitivity needs an allocation that uses it.", hint='allocation="dp" or "greedy"')
+    return None if plain else allocation

@@ -23,6 +23,9 @@ Target = Mapping[str, float | str]
 FamilyMaker = Callable[[Chooser, Sequence[Scope], "Budget"], Family]
 """Makes the family that a search goes through, for the ties known by now."""
 
+Selector = Callable[[Chooser, Sequence[Scope], "Budget"], Mapping[str, int]]
+"""Decides how many units each group keeps within a budget, for the ties known by now."""
+
 _SEARCH_STEPS = 40
 _STRONGEST = 1.0 - 1e-6
 
@@ -135,7 +138,9 @@ def ratio_family(chooser: Chooser, scopes: Sequence[Scope], budget: Budget) -> F
     return RatioFamily(chooser, scopes)
 
 
-def plan_to_target(pruner: BasePruner, target: Target, family: FamilyMaker = ratio_family) -> Plan:
+def plan_to_target(
+    pruner: BasePruner, target: Target, family: FamilyMaker = ratio_family, select: Selector | None = None
+) -> Plan:
     """Finds the largest model that meets a target, without running it.
 
     The strength of a family is bisected on predicted costs; then single units are given back to one group after the
@@ -146,6 +151,7 @@ def plan_to_target(pruner: BasePruner, target: Target, family: FamilyMaker = rat
         pruner: The pruner; its ratios are not used, but for those stated for single layers and for heads.
         target: See `prune`.
         family: Makes the family that is searched.
+        select: Decides instead of a search in a family (see `prunekit_core.allocation`).
 
     Returns:
         A proven plan from the model as it was at construction; ``pruner.graph.apply(plan)`` carries it out.
@@ -159,8 +165,10 @@ def plan_to_target(pruner: BasePruner, target: Target, family: FamilyMaker = rat
         state = _known(pruner)
         scopes = [scope for scope in pruner.scopes() if scope.groups]
         chooser = pruner.chooser({name: scores[name] for s in scopes for name in s.groups if name in scores})
-        units = search(family(chooser, scopes, budget), budget)
-        units = fill(chooser, scopes, units, budget)
+        if select is None:
+            units = fill(chooser, scopes, search(family(chooser, scopes, budget), budget), budget)
+        else:
+            units = dict(select(chooser, scopes, budget))
         plan = pruner.draft_counts(chooser, units)
         if _known(pruner) == state:
             return plan

@@ -1,0 +1,254 @@
+"""Choosing one size for each of several groups so that a budget is met and as little damage is done as possible.
+
+Damages add up over groups; costs are any function of all sizes (those of real models are sums of products, because a
+layer's cost is its inputs times its outputs). With additive costs this is the multiple-choice knapsack problem: HALP
+(Shen et al., NeurIPS 2022, eq. 5) solves it for latency, SPDY (Frantar and Alistarh, ICML 2022, eq. 4) for measured
+damage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import attrs
+import torch
+
+SLACK = 1 + 1e-9
+"""What rounding may add to a cost that meets its budget exactly."""
+_FRONTIER = 2048
+"""Partial solutions that dynamic programming keeps at once; below this number it is exact."""
+_ROUNDS = 24
+"""Linearisations at most."""
+
+Spent = Callable[[Mapping[str, int]], Mapping[str, float]]
+"""Sizes of groups to costs by name."""
+Picked = tuple[int, ...]
+"""The option that is picked of every choice."""
+
+
+@attrs.frozen(eq=False)
+class Choice:
+    """Groups that shrink together, and what each of their sizes does to the model.
+
+    Attributes:
+        options: Sizes of the groups, from all units to the fewest.
+        damages: What the model loses with each option; ascending, the first is 0.
+    """
+
+    options: tuple[Mapping[str, int], ...]
+    damages: tuple[float, ...]
+
+
+@attrs.frozen(eq=False)
+class Problem:
+    """What an allocation solves.
+
+    Attributes:
+        choices: What is to be chosen.
+        spent: Sizes of all groups to the costs.
+        allowed: Cost to what may be spent.
+        fixed: Sizes of groups that are not up for choice.
+    """
+
+    choices: tuple[Choice, ...]
+    spent: Spent
+    allowed: Mapping[str, float]
+    fixed: Mapping[str, int] = attrs.field(factory=dict)
+
+    def units(self, picked: Sequence[int]) -> dict[str, int]:
+        """Returns the sizes of all groups for the options picked."""
+        sizes = dict(self.fixed)
+        for choice, option in zip(self.choices, picked, strict=True):
+            sizes.update(choice.options[option])
+        return sizes
+
+    def damage(self, picked: Sequence[int]) -> float:
+        """Returns the sum of the damages of the options picked."""
+        return sum(choice.damages[option] for choice, option in zip(self.choices, picked, strict=True))
+
+    def fits(self, picked: Sequence[int]) -> bool:
+        """Tells whether the options picked meet the budget."""
+        spent = self.spent(self.units(picked))
+        return all(spent[name] <= allowed * SLACK for name, allowed in self.allowed.items())
+
+    @property
+    def whole(self) -> Picked:
+        """The options with all units."""
+        return (0,) * len(self.choices)
+
+    @property
+    def smallest(self) -> Picked:
+        """The options with the fewest units."""
+        return tuple(len(choice.options) - 1 for choice in self.choices)
+
+
+class _Load:
+    """One number for all costs: each divided by what has to be saved of it; 0 for those met from the start."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        dense = problem.spent(problem.units(problem.whole))
+        self._weights = {
+            name: 1 / (dense[name] - allowed) for name, allowed in problem.allowed.items() if dense[name] > allowed
+        }
+        self.allowed = sum(problem.allowed[name] * weight for name, weight in self._weights.items())
+
+    def __call__(self, picked: Sequence[int]) -> float:
+        spent = self._problem.spent(self._problem.units(picked))
+        return sum(spent[name] * weight for name, weight in self._weights.items())
+
+
+def greedy(problem: Problem) -> Picked:
+    """Takes away step by step what does least damage for the cost that it saves, until the budget is met.
+
+    A step goes to a vertex of the lower convex hull of a choice's damages, so that a steep first unit doesn't hide what
+    comes after it. In the end units are given back where that still fits.
+
+    Args:
+        problem: The problem; its smallest options must meet the budget.
+    """
+    load = _Load(problem)
+    hulls = [_hull(choice.damages) for choice in problem.choices]
+    return _finished(problem, load, problem.whole, hulls)
+
+
+def dynamic(problem: Problem) -> Picked:
+    """Solves the knapsack by dynamic programming, over costs made linear around the best solution so far.
+
+    Around a solution ``x`` the cost of ``y`` is taken to be ``c(x) + sum_g (c(x with y_g) - c(x))``, which is exact
+    where costs add up. The knapsack over these is solved exactly (partial solutions that cost more and damage more than
+    another are dropped), its solution made to meet the budget by exact costs, and kept if it does less damage; then the
+    costs are made linear around it. Where it does not, options further from the solution are left out of the next
+    round, until only neighbours are left. The start is `greedy`, so the result is never worse.
+
+    Args:
+        problem: The problem; its smallest options must meet the budget.
+    """
+    load = _Load(problem)
+    best = greedy(problem)
+    every = [tuple(range(len(choice.options))) for choice in problem.choices]
+    reach = max((len(choice.options) for choice in problem.choices), default=1)
+    for _ in range(_ROUNDS):
+        found = _finished(problem, load, _linearised(problem, load, best, reach), every)
+        if problem.damage(found) < problem.damage(best) * (1 - 1e-9):
+            best = found
+        elif reach == 1:
+            break
+        else:
+            reach = max(1, reach // 3)
+    return best
+
+
+def _hull(damages: Sequence[float]) -> tuple[int, ...]:
+    """The vertices of the lower convex hull of the points ``(option, damage)``."""
+    hull: list[int] = []
+    for option, damage in enumerate(damages):
+        while len(hull) > 1:
+            a, b = hull[-2], hull[-1]
+            if (damages[b] - damages[a]) * (option - a) < (damage - damages[a]) * (b - a):
+                break
+            hull.pop()
+        hull.append(option)
+    return tuple(hull)
+
+
+def _moved(picked: Picked, place: int, option: int) -> Picked:
+    return (*picked[:place], option, *picked[place + 1 :])
+
+
+def _finished(problem: Problem, load: _Load, picked: Picked, steps: Sequence[Sequence[int]]) -> Picked:
+    """Makes a solution meet the budget, with the steps that do least damage for what they save; then gives back."""
+    while not problem.fits(picked):
+        now = load(picked)
+        best: tuple[float, int, int] | None = None
+        for place, option in enumerate(picked):
+            further = next((step for step in steps[place] if step > option), None)
+            if further is None:
+                continue
+            damages = problem.choices[place].damages
+            saved = now - load(_moved(picked, place, further))
+            worth = (damages[further] - damages[option]) / max(saved, 1e-12)
+            if best is None or (worth, place) < best[:2]:
+                best = (worth, place, further)
+        if best is None:
+            break
+        picked = _moved(picked, best[1], best[2])
+    return _filled(problem, picked)
+
+
+def _filled(problem: Problem, picked: Picked) -> Picked:
+    """Gives units back, those whose loss does most damage first, until nothing more fits."""
+    waiting = set(range(len(picked)))
+    while waiting:
+        returns = []
+        for place in sorted(waiting):
+            damages, option = problem.choices[place].damages, picked[place]
+            if option:
+                returns.append((damages[option - 1] - damages[option], place))
+        waiting = set()
+        for _, place in sorted(returns):
+            larger = _moved(picked, place, picked[place] - 1)
+            if problem.fits(larger):
+                picked = larger
+                waiting.add(place)
+    return picked
+
+
+def _linearised(problem: Problem, load: _Load, around: Picked, reach: int) -> Picked:
+    """Solves the knapsack whose costs are linear around a solution, among the options within reach of it."""
+    base = load(around)
+    stages: list[tuple[list[int], torch.Tensor, torch.Tensor]] = []
+    for place, choice in enumerate(problem.choices):
+        near = range(max(0, around[place] - reach), min(len(choice.options), around[place] + reach + 1))
+        changes = [load(_moved(around, place, option)) - base for option in near]
+        damages = [choice.damages[option] for option in near]
+        stages.append((list(near), _wide(changes), _wide(damages)))
+    solution = _knapsack([changes for _, changes, _ in stages], [d for _, _, d in stages], load.allowed - base)
+    return tuple(options[found] for (options, _, _), found in zip(stages, solution, strict=True))
+
+
+def _wide(values: Sequence[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
+
+
+def _knapsack(costs: Sequence[torch.Tensor], damages: Sequence[torch.Tensor], allowed: float) -> list[int]:
+    """Picks one option of every stage: the least damage within the cost that is allowed.
+
+    Args:
+        costs: Tensors ``[options]``, one per stage.
+        damages: The same for damages.
+        allowed: What the costs may add up to. Where nothing fits, what costs least is picked.
+    """
+    least = sum(float(stage.min()) for stage in costs)
+    allowed = max(allowed + abs(allowed) * (SLACK - 1), least)
+    spent, lost = _wide([0.0]), _wide([0.0])
+    trail: list[tuple[torch.Tensor, int]] = []
+    for cost, damage in zip(costs, damages, strict=True):
+        least -= float(cost.min())
+        total = (spent[:, None] + cost).flatten()
+        harm = (lost[:, None] + damage).flatten()
+        chosen = _undominated(total, harm, allowed - least)
+        trail.append((chosen, len(cost)))
+        spent, lost = total[chosen], harm[chosen]
+    solution: list[int] = []
+    place = int(lost.argmin()) if len(lost) else 0
+    for chosen, options in reversed(trail):
+        before, option = divmod(int(chosen[place]), options)
+        solution.append(option)
+        place = before
+    return solution[::-1]
+
+
+def _undominated(total: torch.Tensor, harm: torch.Tensor, allowed: float) -> torch.Tensor:
+    """Returns the partial solutions that may still fit and than which none costs less and damages less."""
+    rounding = 1e-9 * max(1.0, abs(allowed))
+    within = (total <= max(allowed + rounding, float(total.min()))).nonzero().flatten()
+    order = within[torch.argsort(harm[within], stable=True)]
+    order = order[torch.argsort(total[order], stable=True)]
+    best = harm[order].cummin(0).values
+    new = torch.ones(len(order), dtype=torch.bool)
+    new[1:] = harm[order][1:] < best[:-1]
+    order = order[new]
+    if len(order) <= _FRONTIER:
+        return order
+    return order[torch.linspace(0, len(order) - 1, _FRONTIER, dtype=torch.float64).round().long()]
