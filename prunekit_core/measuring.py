@@ -17,9 +17,9 @@ from prunekit_core.chooser import Chooser
 from prunekit_core.curves import Curve, Sensitivity
 from prunekit_core.errors import ArgumentError, RehearsalError
 from prunekit_core.options import Options, free_options
+from prunekit_core.outputs import output_tensors
 from prunekit_core.plan import Plan
 from prunekit_core.pruner import BasePruner, Criterion
-from prunekit_core.recorder import output_tensors
 from prunekit_core.registry import Registry
 from prunekit_core.selection import check_ratio
 
