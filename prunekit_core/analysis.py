@@ -246,11 +246,19 @@ def _analyse(
         },
         recordings=tuple(recordings),
         untouched=tuple(name for name in untouched if recorded[0][0].shapes[recorded[0][0].parameters[name].index]),
-        not_understood=_merged(gap for p in propagations for gap in p.not_understood),
+        not_understood=_merged(_blamed(gap, registry) for p in propagations for gap in p.not_understood),
         notes=(*shadow.notes, *notes),
         shadow=shadow,
         swaps=tuple(swaps),
     )
+
+
+def _blamed(gap: NotUnderstood, registry: Registry) -> NotUnderstood:
+    """Says whose rule it is that is wrong, with file and line."""
+    origin = None if gap.faulty is None else registry.rule_origin(gap.faulty)
+    if origin is None:
+        return gap
+    return attrs.evolve(gap, why=f"{gap.why} (rule of {origin.owner.name} in {origin.site})", faulty=None)
 
 
 def _merged(gaps: Iterable[NotUnderstood]) -> tuple[NotUnderstood, ...]:

@@ -221,6 +221,9 @@ def _complete(declared: Opaque) -> Rule:
             made = [outputs]  # type: ignore[list-item]
         else:
             made = list(outputs)  # type: ignore[arg-type]
+        sizes = [tuple(axes.resolve(axis).size for axis in dims) for dims in made]
+        if sizes != list(call.shapes[: len(sizes)]):
+            return outputs  # the engine will say so
         _pin_the_rest(call, made)
         if not declared.exact:
             for axis in [axis for tensor in call.tensors() for axis in tensor.axes]:

@@ -28,12 +28,18 @@ class NotUnderstood:
         module: Where it ran first.
         why: ``"no rule"``, or what the rule said.
         froze: Whether anything prunable was pinned by it.
+        faulty: The operation itself where its rule is wrong: it raised, or contradicts the shapes; else None.
     """
 
     operation: str
     module: str
     why: str
     froze: bool
+    faulty: Any = attrs.field(default=None, eq=False, repr=False)
+
+
+class _ContradictionError(Exception):
+    """A rule gives an output another shape than the operation did."""
 
 
 @attrs.define(eq=False)
@@ -134,8 +140,10 @@ class _Propagator:
             self._deal_out(operation, shapes, rule(call))
         except AxisMismatchError as error:
             self._give_up(call, str(error))
+        except _ContradictionError as error:
+            self._give_up(call, str(error), faulty=True)
         except Exception as error:  # a plugin's rule may fail in any way; the operation is pinned and reported
-            self._give_up(call, f"its rule raised {type(error).__name__}: {error}")
+            self._give_up(call, f"its rule raised {type(error).__name__}: {error}", faulty=True)
 
     def _deal_out(self, operation: Operation, shapes: Sequence[tuple[int, ...]], outputs: Outputs) -> None:
         dealt: list[Sequence[Axis]] = []
@@ -149,13 +157,13 @@ class _Propagator:
             if position < len(dealt):
                 sizes = tuple(axes.resolve(axis).size for axis in dealt[position])
                 if sizes != shape:
-                    raise AxisMismatchError(f"its rule gives the sizes {sizes} to an output of shape {shape}")
+                    raise _ContradictionError(f"its rule gives the sizes {sizes} to an output of shape {shape}")
                 self._set(ref, dealt[position])
             else:
                 reason = Reason("made by this operation", operation.name, operation.module)
                 self._set(ref, [Axis(size, pinned=reason) for size in shape])
 
-    def _give_up(self, call: OpCall, why: str) -> None:
+    def _give_up(self, call: OpCall, why: str, *, faulty: bool = False) -> None:
         operation = call.operation
         reason = call.reason(why)
         froze = False
@@ -170,4 +178,6 @@ class _Propagator:
             else:
                 for axis in known:
                     axes.pin(axis, reason)
-        self._result.not_understood.append(NotUnderstood(operation.name, operation.module, why, froze))
+        self._result.not_understood.append(
+            NotUnderstood(operation.name, operation.module, why, froze, operation.op if faulty else None)
+        )

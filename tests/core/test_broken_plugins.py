@@ -42,6 +42,15 @@ def relu(call):
 def prunekit_op_rules():
     return {"aten::relu": relu}
 """
+OPAQUE = """
+def tanh(call):
+    return [pk.Axis(3) for axis in call["input"].axes]
+
+
+@pk.hookimpl
+def prunekit_layer_types():
+    return {nn.Tanh: pk.LayerType("tanh", opaque=pk.Opaque(tanh, fake=lambda module, x: torch.empty_like(x)))}
+"""
 
 Install = Callable[..., Path]
 
@@ -94,6 +103,21 @@ def test_a_plugin_that_returns_the_wrong_type(install: Install, prunekit_registr
     )
 
 
+def test_an_opaque_layer_that_contradicts_its_shapes(
+    install: Install, prunekit_registry: Callable[..., pk.Registry]
+) -> None:
+    path = install("opaquely", OPAQUE)
+    registry = prunekit_registry("opaquely")
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 6), torch.nn.Linear(6, 2))
+    result = pk.prune(model, torch.randn(1, 4), registry=registry)
+    (line,) = result.report.not_understood
+    assert line.endswith(
+        "in 1: its rule gives the sizes (3, 3) to an output of shape (1, 8) "
+        f"(rule of opaquely:point in {line_of(path, 'def tanh')})"
+    )
+    assert result.report.pruned == {"2": (6, 3)}
+
+
 def test_what_the_hint_says_helps(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     install("wrong", WRONG_TYPE)
     monkeypatch.setenv("PRUNEKIT_BLOCK", "wrong:point")
@@ -129,7 +153,10 @@ def test_a_rule_that_contradicts_its_shapes(install: Install, prunekit_registry:
     assert lines[-1] == f"  aten::relu: rule of contradicting:point in {line_of(path, 'def relu')}"
     report = pk.DependencyGraph(registry).build_dependency(Chain(4, 8, 3), torch.randn(1, 4)).report()
     assert report.not_understood == (
-        "aten::relu in the model: its rule gives the sizes (2, 2) to an output of shape (1, 8)",
+        (
+            "aten::relu in the model: its rule gives the sizes (2, 2) to an output of shape (1, 8) "
+            f"(rule of contradicting:point in {line_of(path, 'def relu')})"
+        ),
     )
 
 

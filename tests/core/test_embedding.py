@@ -135,3 +135,43 @@ def test_workers_can_prune(method: str) -> None:
     assert answers.get(timeout=120) == (4, 5, 6, 7)
     worker.join(timeout=60)
     assert worker.exitcode == 0
+
+
+def test_what_is_imported() -> None:
+    """Importing the core, and loading all plugins, imports little: that is what keeps both cheap."""
+    program = """
+import sys
+import torch
+before = set(sys.modules)
+import prunekit_core
+core = set(sys.modules)
+prunekit_core.Registry()
+plugins = set(sys.modules)
+def packages(names):
+    return sorted({name.partition(".")[0] for name in names} - set(sys.stdlib_module_names))
+print(packages(core - before))
+print(packages(plugins - core))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "['attr', 'attrs', 'pluggy', 'prunekit_core', 'safetensors']",
+        "['prunekit_plugins']",
+    ]
+
+
+def test_what_is_opaque_to_one_registry_is_looked_into_by_another() -> None:
+    def rule(call: pk.OpCall) -> list[pk.Axis]:
+        call.pin(call["input"].axes, "mine")
+        return list(call["input"].axes)
+
+    closed = pk.LayerType("closed", opaque=pk.Opaque(rule, fake=lambda module, x: torch.empty_like(x)))
+    table = {torch.nn.ReLU: closed}
+    one = pk.Registry(extra={"one": SimpleNamespace(h=pk.hookimpl(lambda: table, specname="prunekit_layer_types"))})
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+
+    def groups(registry: pk.Registry) -> list[str]:
+        graph = pk.DependencyGraph(registry).build_dependency(model, torch.randn(2, 4))
+        return list(graph.analysis.groups)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(groups, [one, pk.Registry(), one, pk.Registry()])) == [[], ["0"], [], ["0"]]

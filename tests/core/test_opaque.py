@@ -414,7 +414,8 @@ def test_a_rule_that_raises_pins_what_the_layer_touches() -> None:
 
     registry = registry_of({Foreign: attrs.evolve(FOREIGN, opaque=pk.Opaque(torn, foreign_fake))})
     report = pk.DependencyGraph(registry).build_dependency(Net(), EXAMPLE).report()
-    assert report.not_understood == (f"opaque::{__name__}.Foreign in foreign: its rule raised KeyError: 'nothing'",)
+    said = f"its rule raised KeyError: 'nothing' (rule of own in {__file__}:{torn.__code__.co_firstlineno})"
+    assert report.not_understood == (f"opaque::{__name__}.Foreign in foreign: {said}",)
 
 
 def test_an_argument_with_the_name_of_a_parameter() -> None:

@@ -333,10 +333,16 @@ def test_a_rule_that_raises_pins_and_is_reported() -> None:
 
 
 def test_a_rule_that_contradicts_its_shapes_pins_and_is_reported() -> None:
-    registry = pk.Registry(extra={"mine": plugin(prunekit_op_rules={"aten::relu": lambda call: [pk.Axis(5)]})})
+    def rule(call: pk.OpCall) -> list[pk.Axis]:
+        return [pk.Axis(5)]
+
+    registry = pk.Registry(extra={"mine": plugin(prunekit_op_rules={"aten::relu": rule})})
     graph = pk.DependencyGraph(registry).build_dependency(Chain(4, 8, 3), torch.randn(1, 4))
     assert graph.report().not_understood == (
-        "aten::relu in the model: its rule gives the sizes (5,) to an output of shape (1, 8)",
+        (
+            "aten::relu in the model: its rule gives the sizes (5,) to an output of shape (1, 8) "
+            f"(rule of mine in {__file__}:{line_of(rule)})"
+        ),
     )
 
 
