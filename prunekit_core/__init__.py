@@ -25,6 +25,7 @@ from prunekit_core.calibration import StatisticalCriterion, calibrate
 from prunekit_core.checkpoint import load, read_plan, read_protocol, save
 from prunekit_core.chooser import Chooser, Counts, Tie
 from prunekit_core.config import Config
+from prunekit_core.constants import absorb_constants
 from prunekit_core.consumers import Reading, Site, reads
 from prunekit_core.conversion import prune_checkpoint
 from prunekit_core.costs import Compiled, CostModel, compile_sum, group_sizes
@@ -165,6 +166,7 @@ __all__ = [
     "UnitsError",
     "UnsupportedModelError",
     "Verb",
+    "absorb_constants",
     "as_polynomial",
     "calibrate",
     "check_exact",

@@ -45,14 +45,14 @@ def save_pretrained(
             nothing was written.
         CheckpointError: See ``prunekit_core.save``.
     """
-    transformers = _library()
+    transformers = library()
     if not isinstance(model, transformers.PreTrainedModel):
         raise ArgumentError("The model is not one of transformers'.", why=f"got {type(model).__name__}")
     dense = type(model.config).from_dict((config or model.config).to_dict())
     dense.architectures = [type(model).__name__]
     dense.torch_dtype = model.dtype
     try:
-        plan.apply(_empty(_architecture(transformers, dense, str(folder)), dense), registry=registry)
+        plan.apply(empty_model(_architecture(transformers, dense, str(folder)), dense), registry=registry)
     except PlanError as error:
         raise ArgumentError(
             "The configuration is not that of the unpruned model.",
@@ -84,7 +84,7 @@ def load_pretrained(folder: str | os.PathLike[str], *, registry: Registry | None
     Raises:
         CheckpointError: The folder holds no such model, or its class isn't part of transformers.
     """
-    transformers = _library()
+    transformers = library()
     place = Path(folder)
     if not (place / CONFIG).is_file():
         raise CheckpointError("The folder holds no configuration.", where=str(place / CONFIG))
@@ -92,14 +92,21 @@ def load_pretrained(folder: str | os.PathLike[str], *, registry: Registry | None
         config = transformers.AutoConfig.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
         raise CheckpointError("The configuration can't be read.", where=str(place), why=str(error)[:300]) from error
-    model = load(_empty(_architecture(transformers, config, str(place)), config), place, registry=registry, assign=True)
+    model = load(
+        empty_model(_architecture(transformers, config, str(place)), config), place, registry=registry, assign=True
+    )
     if (place / GENERATION).is_file():
         generation: Any = transformers.GenerationConfig.from_pretrained(str(place), local_files_only=True)
         model.generation_config = generation
     return model.eval()
 
 
-def _library() -> Any:
+def library() -> Any:
+    """Imports transformers.
+
+    Raises:
+        ArgumentError: It, or accelerate, isn't installed.
+    """
     try:
         import accelerate  # noqa: F401  # both are needed, and told at once
         import transformers
@@ -124,7 +131,7 @@ def _architecture(transformers: Any, config: Any, where: str) -> type[nn.Module]
     return found
 
 
-def _empty(architecture: type[nn.Module], config: Any) -> nn.Module:
+def empty_model(architecture: type[nn.Module], config: Any) -> nn.Module:
     """Builds a model whose parameters are on the meta device, and whose buffers are real."""
     import accelerate
 

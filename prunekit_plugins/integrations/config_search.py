@@ -1,0 +1,174 @@
+"""Finding the sizes that a configuration of transformers must hold so that it builds a model of given shapes.
+
+Nothing is known about single architectures: an edit of the configuration counts when a model built from it without
+weights has more of its dims right than before.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from fractions import Fraction
+from typing import Any
+
+import attrs
+from torch import nn
+
+Dim = tuple[str, int]
+"""A dim of a parameter, by name, or an attribute of a module: its dotted name and -1."""
+
+Build = Callable[[Any], nn.Module]
+"""Builds a model without weights from a configuration."""
+
+
+@attrs.frozen
+class Field:
+    """A number in a configuration.
+
+    Attributes:
+        path: Names of the configurations inside configurations that lead to it.
+        name: Its name.
+        position: Place in a list of numbers; None for a plain one.
+        value: What it is.
+    """
+
+    path: tuple[str, ...]
+    name: str
+    position: int | None
+    value: int
+
+    def __str__(self) -> str:
+        place = "" if self.position is None else f"[{self.position}]"
+        return ".".join((*self.path, self.name)) + place
+
+    def set(self, config: Any, value: int) -> None:
+        """Changes it in a configuration of the same form."""
+        for part in self.path:
+            config = getattr(config, part)
+        if self.position is None:
+            setattr(config, self.name, value)
+        else:
+            numbers = list(getattr(config, self.name))
+            numbers[self.position] = value
+            setattr(config, self.name, type(getattr(config, self.name))(numbers))
+
+
+def fields_of(config: Any, kind: type[Any]) -> Iterator[Field]:
+    """Yields the numbers of a configuration and of those inside it; a shared one only once.
+
+    Args:
+        config: The configuration.
+        kind: The class of all configurations.
+    """
+    seen: set[int] = set()
+
+    def walk(inner: Any, path: tuple[str, ...]) -> Iterator[Field]:
+        if id(inner) in seen:
+            return
+        seen.add(id(inner))
+        for name, value in vars(inner).items():
+            if isinstance(value, kind):
+                yield from walk(value, (*path, name))
+            elif type(value) is int and value > 1:
+                yield Field(path, name, None, value)
+            elif type(value) in (list, tuple):
+                numbers = [(place, item) for place, item in enumerate(value) if type(item) is int and item > 1]
+                yield from (Field(path, name, place, item) for place, item in numbers)
+
+    yield from walk(config, ())
+
+
+def sizes_of(model: nn.Module) -> dict[Dim, int]:
+    """Returns the size of every dim of a model's tensors that are saved."""
+    return {(name, dim): size for name, t in model.state_dict().items() for dim, size in enumerate(t.shape)}
+
+
+def numbers_of(model: nn.Module, kind: type[Any]) -> dict[tuple[str, str], Any]:
+    """Returns the attributes of all modules that are of some type: (module path, attribute) to the value."""
+    found: dict[tuple[str, str], Any] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        found.update({(path, name): value for name, value in vars(module).items() if type(value) is kind})
+    return found
+
+
+@attrs.define
+class ConfigSearch:
+    """Looks for a configuration that builds a model of the shapes of another one.
+
+    Attributes:
+        build: Builds a model.
+        kind: The class of configurations.
+        wanted: The sizes to reach.
+        influence: Field to the dims that followed it in a trial.
+    """
+
+    build: Build
+    kind: type[Any]
+    wanted: Mapping[Dim, int]
+    influence: dict[Field, frozenset[Dim]] = attrs.field(factory=dict)
+
+    def sizes(self, config: Any, edits: Mapping[Field, int]) -> dict[Dim, int] | None:
+        """Returns the sizes that a configuration leads to with some edits; None where it can't be built."""
+        changed = copy.deepcopy(config)
+        try:
+            for field, value in edits.items():
+                field.set(changed, value)
+            model = self.build(changed)
+        except Exception:  # whatever a configuration that doesn't add up raises, it is not the one
+            return None
+        found = sizes_of(model)
+        attributes = {(f"{path}.{name}", -1): value for (path, name), value in numbers_of(model, int).items()}
+        return found | {dim: value for dim, value in attributes.items() if dim in self.wanted}
+
+    def wrong(self, sizes: Mapping[Dim, int]) -> set[Dim]:
+        """Returns the dims that are not as wanted, those that only one side has included."""
+        return {dim for dim in sizes.keys() | self.wanted.keys() if sizes.get(dim) != self.wanted.get(dim)}
+
+    def run(self, config: Any, ratios: Iterable[Fraction]) -> tuple[dict[Field, int], set[Dim]]:
+        """Finds edits of a configuration.
+
+        Args:
+            config: The configuration of the unpruned model.
+            ratios: Ratios by which sizes may have shrunk.
+
+        Returns:
+            Field to its new value, and the dims that remain wrong. Every dim that follows an edited field is right.
+        """
+        shrunk = sorted(set(ratios), reverse=True)
+        edits: dict[Field, int] = {}
+        now = self.sizes(config, {})
+        assert now is not None
+        options = [
+            (field, int(field.value * ratio))
+            for field in fields_of(config, self.kind)
+            for ratio in shrunk
+            if (field.value * ratio).denominator == 1
+        ]
+        improved = True
+        while improved and self.wrong(now):
+            improved = False
+            gains = {option: gain for option in options if (gain := self._gain(config, edits, now, *option)) > 0}
+            for field, value in sorted(gains, key=lambda option: -gains[option]):  # what explains most comes first
+                found = self.sizes(config, {**edits, field: value})
+                if found is not None and len(self.wrong(found)) < len(self.wrong(now)):
+                    edits[field], now, improved = value, found, True
+            options = [option for option in options if self.influence.get(option[0])]
+        return self._right(config, edits, now)
+
+    def _gain(self, config: Any, edits: Mapping[Field, int], now: Mapping[Dim, int], field: Field, value: int) -> int:
+        """Tries an edit on top of others; returns how many more dims are right."""
+        found = self.sizes(config, {**edits, field: value}) if edits.get(field, field.value) != value else None
+        if found is None:
+            return 0
+        moved = frozenset(dim for dim in found.keys() | now.keys() if found.get(dim) != now.get(dim))
+        self.influence[field] = self.influence.get(field, frozenset()) | moved
+        return len(self.wrong(now)) - len(self.wrong(found))
+
+    def _right(self, config: Any, edits: dict[Field, int], now: dict[Dim, int]) -> tuple[dict[Field, int], set[Dim]]:
+        """Takes those edits back that make some dim right and another one wrong."""
+        for field in list(edits):
+            without = {other: value for other, value in edits.items() if other != field}
+            before = self.sizes(config, without) if self.wrong(now) else None
+            if before is not None and any(before.get(dim) != now.get(dim) for dim in self.wrong(now)):
+                edits, now = without, before
+        return edits, self.wrong(now)

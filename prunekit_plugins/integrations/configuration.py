@@ -1,0 +1,183 @@
+"""Making the configuration of a pruned transformers model say what the model is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from prunekit_core import ArgumentError, DependencyGraph, Plan, RehearsalError, absorb_constants
+from prunekit_plugins.integrations.config_search import ConfigSearch, Dim, Field, numbers_of, sizes_of
+from prunekit_plugins.integrations.huggingface import empty_model, library
+
+_TOLERANCE = 1e-5
+
+
+@attrs.frozen
+class ConfigUpdate:
+    """What `update_config` did.
+
+    Attributes:
+        changed: Field (``"text_config.hidden_size"``) to its value before and after.
+        notes: What the configuration can't say, and why. Empty: ``from_pretrained`` builds this model.
+    """
+
+    changed: Mapping[str, tuple[int, int]]
+    notes: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether a model that is built from the configuration is this one."""
+        return not self.notes
+
+    def __str__(self) -> str:
+        lines = [f"{name}: {old} -> {new}" for name, (old, new) in self.changed.items()]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def update_config(model: nn.Module, plan: Plan, example_inputs: Mapping[str, Any]) -> ConfigUpdate:
+    """Makes the configuration of a pruned transformers model tell its sizes, as far as it can.
+
+    Nothing is known about single architectures: a field is changed when a model built from the configuration has more
+    of its sizes right, and stays changed only when everything that follows it is right. Numbers that a new model
+    computes from sizes (an attention's ``scaling``) are taken over, and the weights make up for them. In the end a
+    model is built from the configuration and must give the same outputs.
+
+    Args:
+        model: The pruned model, a ``transformers.PreTrainedModel`` whose configuration is that of the unpruned one. Its
+            configuration is changed in place, objects that are shared once.
+        plan: The plan that led to it.
+        example_inputs: Keyword inputs to compare outputs on.
+
+    Returns:
+        What was changed. With ``complete``, ``model.save_pretrained`` and ``from_pretrained`` give back this model;
+        otherwise the notes say which sizes differ from layer to layer (see ``uniform`` of `prunekit_core.prune`), and
+        `save_pretrained` of ``integrations.huggingface`` still stores it.
+
+    Raises:
+        ArgumentError: The model is not one of transformers'; nothing was changed.
+    """
+    transformers = library()
+    if not isinstance(model, transformers.PreTrainedModel):
+        raise ArgumentError("The model is not one of transformers'.", why=f"got {type(model).__name__}")
+    return _Update(model, plan, example_inputs, transformers.PretrainedConfig).run()
+
+
+class _Update:
+    def __init__(self, model: Any, plan: Plan, inputs: Mapping[str, Any], kind: type[Any]) -> None:
+        self._model, self._plan, self._inputs, self._kind = model, plan, inputs, kind
+        self._before = self._build(model.config)
+
+    def _build(self, config: Any) -> nn.Module:
+        return empty_model(type(self._model), config)
+
+    def run(self) -> ConfigUpdate:
+        edits, wrong, search = self._search()
+        expected = self._outputs(self._model)
+        notes = _not_said(search, wrong)
+        restore = self._take_over(edits, notes)
+        if not notes:
+            fresh = self._build(copy.deepcopy(self._model.config))
+            fresh.load_state_dict(self._model.state_dict(), assign=True)
+            error = _difference(expected, self._outputs(fresh))
+            if error > _TOLERANCE:
+                notes.append(f"a model that is built from the configuration gives other outputs (by {error:.1g})")
+        error = _difference(expected, self._outputs(self._model))
+        if error > _TOLERANCE:
+            restore()
+            edits = {}
+            notes.append("the model reads its configuration while it runs, and gives other outputs with these sizes")
+        return ConfigUpdate({str(field): (field.value, value) for field, value in edits.items()}, tuple(notes))
+
+    def _search(self) -> tuple[dict[Field, int], set[Dim], ConfigSearch]:
+        """Looks for the configuration of the model's sizes, and of those attributes that pruning changed."""
+        wanted = sizes_of(self._model)
+        dense, now = numbers_of(self._before, int), numbers_of(self._model, int)
+        for (path, name), value in now.items():
+            if dense.get((path, name), value) != value:
+                wanted[f"{path}.{name}", -1] = value
+        search = ConfigSearch(self._build, self._kind, wanted)
+        ratios = {Fraction(len(cut.kept), cut.size) for cut in self._plan.cuts}
+        edits, wrong = search.run(self._model.config, ratios)
+        return edits, wrong, search
+
+    def _take_over(self, edits: Mapping[Field, int], notes: list[str]) -> Callable[[], None]:
+        """Sets the configuration, and the numbers that a new model would compute from it.
+
+        Returns:
+            What puts everything back.
+        """
+        model, config = self._model, copy.deepcopy(self._model.config)
+        for field, value in edits.items():
+            field.set(config, value)
+        dense, new = numbers_of(self._before, float), numbers_of(self._build(config), float)
+        now = numbers_of(model, float)
+        values = {
+            place: new[place] for place in now.keys() & new.keys() if now[place] == dense.get(place) != new[place]
+        }
+        saved: dict[str, torch.Tensor] = {}
+        if values:
+            try:
+                graph = DependencyGraph().build_dependency(model, dict(self._inputs))
+                plan = absorb_constants(graph, values)
+            except RehearsalError as error:
+                notes.append(f"numbers that a new model computes from its sizes can't be taken over: {error.why}")
+                plan, values = Plan(), {}
+            saved = {r.parameter: model.get_parameter(r.parameter).detach().clone() for r in plan.rescales}
+            plan.apply(model)
+        for (path, name), value in values.items():
+            setattr(model.get_submodule(path), name, value)
+        for field, value in edits.items():
+            field.set(model.config, value)
+
+        def restore() -> None:
+            for name, tensor in saved.items():
+                model.get_parameter(name).data.copy_(tensor)
+            for path, name in values:
+                setattr(model.get_submodule(path), name, now[path, name])
+            for field in edits:
+                field.set(model.config, field.value)
+
+        return restore
+
+    def _outputs(self, model: nn.Module) -> list[torch.Tensor]:
+        flags = {module: module.training for module in model.modules()}
+        with torch.no_grad():
+            found = model.eval()(**self._inputs)
+        for module, training in flags.items():
+            module.training = training
+        return [tensor for tensor in found.to_tuple() if isinstance(tensor, torch.Tensor)]
+
+
+def _difference(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> float:
+    """Returns the largest difference, relative to the largest value."""
+    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in found]:
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(expected, found, strict=True):
+        scale = float(a.double().abs().max().clamp(min=1e-30))
+        worst = max(worst, float((a.double() - b.double()).abs().max()) / scale)
+    return worst
+
+
+def _not_said(search: ConfigSearch, wrong: Iterable[Dim]) -> list[str]:
+    """Says for every field that has to do with sizes that remain wrong which these are."""
+    left = set(wrong)
+    notes = []
+    for field, moved in search.influence.items():
+        here = sorted(moved & left)
+        if here:
+            sizes = sorted({search.wanted[dim] for dim in here if dim in search.wanted})
+            places = ", ".join(f"{name}[{dim}]" if dim >= 0 else name for name, dim in here[:3])
+            more = f" and {len(here) - 3} more" if len(here) > 3 else ""
+            notes.append(f"{field} = {field.value} can't say the sizes {sizes} of {places}{more}")
+            left -= moved
+    if left:
+        name, dim = min(left)
+        notes.append(f"no field says the size of {name}[{dim}] and of {len(left) - 1} more")
+    return notes
