@@ -160,7 +160,7 @@ class ConfigSearch:
         found = self.sizes(config, {**edits, field: value}) if edits.get(field, field.value) != value else None
         if found is None:
             return 0
-        moved = frozenset(dim for dim in found.keys() | now.keys() if found.get(dim) != now.get(dim))
+        moved = frozenset(dim for dim in found.keys() & now.keys() if found[dim] != now[dim])
         self.influence[field] = self.influence.get(field, frozenset()) | moved
         return len(self.wrong(now)) - len(self.wrong(found))
 

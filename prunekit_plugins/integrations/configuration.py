@@ -84,6 +84,8 @@ class _Update:
         if not notes:
             fresh = self._build(copy.deepcopy(self._model.config))
             fresh.load_state_dict(self._model.state_dict(), assign=True)
+            notes.extend(_made_otherwise(fresh, self._model))
+        if not notes:
             error = _difference(expected, self._outputs(fresh))
             if error > _TOLERANCE:
                 notes.append(f"a model that is built from the configuration gives other outputs (by {error:.1g})")
@@ -163,6 +165,20 @@ def _difference(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor])
         scale = float(a.double().abs().max().clamp(min=1e-30))
         worst = max(worst, float((a.double() - b.double()).abs().max()) / scale)
     return worst
+
+
+def _made_otherwise(fresh: nn.Module, model: nn.Module) -> list[str]:
+    """Names the buffers that are not saved and that a new model fills with other values than a pruned one holds."""
+    stored, here = fresh.state_dict().keys(), dict(model.named_buffers())
+    different = [
+        name
+        for name, buffer in fresh.named_buffers()
+        if name not in stored and name in here and not torch.equal(buffer, here[name].to(buffer.device))
+    ]
+    return [
+        f"{name} isn't saved, and a new model fills it with other values"
+        for name in different
+    ]
 
 
 def _not_said(search: ConfigSearch, wrong: Iterable[Dim]) -> list[str]:
