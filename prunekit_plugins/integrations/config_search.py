@@ -135,15 +135,24 @@ class ConfigSearch:
             Field to its new value, and the dims that remain wrong. Every dim that follows an edited field is right.
         """
         shrunk = sorted(set(ratios), reverse=True)
-        edits: dict[Field, int] = {}
-        now = self.sizes(config, {})
-        assert now is not None
         options = [
             (field, int(field.value * ratio))
             for field in fields_of(config, self.kind)
             for ratio in shrunk
             if (field.value * ratio).denominator == 1
         ]
+        edits, now = self._climb(config, options)
+        for field in list(edits) if self.wrong(now) else []:  # fewer heads look like narrower ones at first
+            others, found = self._climb(config, [option for option in options if option[0] != field])
+            if len(self.wrong(found)) < len(self.wrong(now)):
+                edits, now = others, found
+        return self._right(config, edits, now)
+
+    def _climb(self, config: Any, options: list[tuple[Field, int]]) -> tuple[dict[Field, int], dict[Dim, int]]:
+        """Makes edits as long as one makes more dims right; returns them and the sizes that they lead to."""
+        edits: dict[Field, int] = {}
+        now = self.sizes(config, {})
+        assert now is not None
         improved = True
         while improved and self.wrong(now):
             improved = False
@@ -153,7 +162,7 @@ class ConfigSearch:
                 if found is not None and len(self.wrong(found)) < len(self.wrong(now)):
                     edits[field], now, improved = value, found, True
             options = [option for option in options if self.influence.get(option[0])]
-        return self._right(config, edits, now)
+        return edits, now
 
     def _gain(self, config: Any, edits: Mapping[Field, int], now: Mapping[Dim, int], field: Field, value: int) -> int:
         """Tries an edit on top of others; returns how many more dims are right."""

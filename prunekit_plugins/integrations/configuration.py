@@ -175,10 +175,7 @@ def _made_otherwise(fresh: nn.Module, model: nn.Module) -> list[str]:
         for name, buffer in fresh.named_buffers()
         if name not in stored and name in here and not torch.equal(buffer, here[name].to(buffer.device))
     ]
-    return [
-        f"{name} isn't saved, and a new model fills it with other values"
-        for name in different
-    ]
+    return [f"{name} isn't saved, and a new model fills it with other values" for name in different]
 
 
 def _not_said(search: ConfigSearch, wrong: Iterable[Dim]) -> list[str]:

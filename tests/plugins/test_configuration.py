@@ -1,0 +1,180 @@
+"""Configurations of pruned transformers models: what they say, and that a model built from them is the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from torch import nn
+
+import prunekit_core as pk
+from prunekit_plugins.integrations.configuration import update_config
+
+transformers = pytest.importorskip("transformers")
+
+TEXT: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+PICTURE: dict[str, Any] = {**TEXT, "image_size": 16, "patch_size": 8}
+for name in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"):
+    PICTURE.pop(name)
+IDS = torch.tensor([[7, 5, 9, 4, 3], [3, 3, 8, 7, 6]])
+PIXELS = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@attrs.frozen
+class Case:
+    """A model, how it is pruned, and what its configuration says afterwards.
+
+    Attributes:
+        kind: Type of the configuration.
+        made: Class of the model.
+        config: Arguments of the configuration.
+        changed: Expected changes.
+        inputs: Keyword inputs.
+        options: Arguments of `prune`.
+    """
+
+    kind: str
+    made: str
+    config: dict[str, Any]
+    changed: dict[str, tuple[int, int]]
+    inputs: dict[str, Any] = attrs.field(factory=lambda: {"input_ids": IDS})
+    options: dict[str, Any] = attrs.field(factory=dict)
+
+
+HALVES = {"hidden_size": (32, 16), "intermediate_size": (48, 24)}
+GQA = {**TEXT, "num_key_value_heads": 2, "head_dim": 8}
+DIMS_STAY: dict[str, Any] = {"prune_head_dims": False}
+CASES = {
+    "bert": Case("bert", "BertForMaskedLM", TEXT, HALVES),
+    "bert without fused attention": Case("bert", "BertForMaskedLM", {**TEXT, "attn_implementation": "eager"}, HALVES),
+    "grouped queries, tied": Case(
+        "llama", "LlamaForCausalLM", {**GQA, "tie_word_embeddings": True}, {**HALVES, "num_attention_heads": (4, 2)}
+    ),
+    "packed layers": Case("phi3", "Phi3ForCausalLM", GQA, HALVES),
+    "experts": Case(
+        "mixtral",
+        "MixtralForCausalLM",
+        {**GQA, "num_local_experts": 3, "num_experts_per_tok": 2},
+        {**HALVES, "num_attention_heads": (4, 2)},
+    ),
+    "pictures": Case("vit", "ViTForImageClassification", PICTURE, HALVES, {"pixel_values": PIXELS}),
+    "encoder and decoder": Case(
+        "t5",
+        "T5ForConditionalGeneration",
+        {
+            "vocab_size": 40,
+            "d_model": 32,
+            "d_kv": 8,
+            "d_ff": 48,
+            "num_layers": 2,
+            "num_heads": 4,
+            "decoder_start_token_id": 0,
+        },
+        {"d_ff": (48, 24)},
+        {"input_ids": IDS, "decoder_input_ids": IDS},
+        DIMS_STAY,
+    ),
+    "configurations inside": Case(
+        "clip",
+        "CLIPModel",
+        {"text_config": {**TEXT, "projection_dim": 16}, "vision_config": {**PICTURE, "projection_dim": 16}},
+        {"text_config.intermediate_size": (48, 24), "vision_config.intermediate_size": (48, 24)},
+        {"input_ids": IDS, "pixel_values": PIXELS},
+        DIMS_STAY,
+    ),
+}
+
+
+def build(case: Case) -> Any:
+    torch.manual_seed(0)
+    arguments = dict(case.config)
+    attention = arguments.pop("attn_implementation", "sdpa")
+    config = transformers.AutoConfig.for_model(case.kind, **arguments)
+    return getattr(transformers, case.made)._from_config(config, attn_implementation=attention).eval()
+
+
+def logits(model: nn.Module, inputs: dict[str, Any]) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return [tensor for tensor in model(**inputs).to_tuple() if isinstance(tensor, torch.Tensor)]
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_a_pruned_model_comes_back_from_its_configuration(case: Case, tmp_path: Path) -> None:
+    model = build(case)
+    plan = pk.prune(model, case.inputs, uniform=True, **case.options).plan
+    expected = logits(model, case.inputs)
+    update = update_config(model, plan, case.inputs)
+    assert update.complete, str(update)
+    assert dict(update.changed) == case.changed
+    for name, (_, new) in case.changed.items():
+        holder = model.config
+        for part in name.split("."):
+            holder = getattr(holder, part)
+        assert holder == new
+    after = logits(model, case.inputs)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(expected, after, strict=True))
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, attn_implementation=model.config._attn_implementation).eval()
+    assert all(torch.equal(a, b) for a, b in zip(after, logits(loaded, case.inputs), strict=True))
+    if model.can_generate():
+        ids = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
+        made = [m.generate(**ids, max_new_tokens=4, do_sample=False) for m in (model, loaded)]
+        assert torch.equal(*made)
+        assert made[0].shape[1] > 1
+    if case.config.get("tie_word_embeddings"):
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_what_differs_from_layer_to_layer_is_named() -> None:
+    case = CASES["grouped queries, tied"]
+    model = build(case)
+    ratios: Any = {"model.layers.0.mlp.up_proj": 0.25, "model.layers.1.mlp.up_proj": 0.5}
+    plan = pk.prune(model, case.inputs, pruning_ratio_dict=ratios).plan
+    expected = logits(model, case.inputs)
+    update = update_config(model, plan, case.inputs)
+    assert not update.complete
+    assert update.changed["hidden_size"] == (32, 16)
+    assert model.config.intermediate_size == 48
+    (note,) = update.notes
+    assert note.startswith("intermediate_size = 48 can't say the sizes [24, 36] of model.layers.0.mlp.down_proj")
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(expected, logits(model, case.inputs), strict=True))
+
+
+def test_ranked_globally_with_one_size_for_all_layers_comes_back() -> None:
+    case = CASES["grouped queries, tied"]
+    model = build(case)
+    for number, layer in enumerate(model.model.layers):
+        layer.mlp.up_proj.weight.data *= 3.0**number
+    plan = pk.prune(model, case.inputs, target={"params": 0.5}, global_pruning=True, uniform=True).plan
+    update = update_config(model, plan, case.inputs)
+    assert update.complete, str(update)
+    assert update.changed["intermediate_size"][1] == model.model.layers[0].mlp.up_proj.out_features < 48
+
+
+def test_frequencies_of_positions_that_were_kept_cant_be_said() -> None:
+    case = CASES["grouped queries, tied"]
+    inputs = {**case.inputs, "use_cache": False}
+    model = build(case)
+    plan = pk.prune(model, inputs, uniform=True).plan
+    update = update_config(model, plan, inputs)
+    assert model.config.head_dim == 4
+    assert update.notes[-1].endswith("inv_freq isn't saved, and a new model fills it with other values")
+
+
+def test_other_models_are_refused() -> None:
+    model = nn.Linear(4, 4)
+    with pytest.raises(pk.ArgumentError, match="not one of transformers'"):
+        update_config(model, pk.Plan(), {})
