@@ -58,6 +58,7 @@ CORE = [
     "group",
     "standing",
     "graph",
+    "constants",
     "batches",
     "watching",
     "statistics",
