@@ -22,6 +22,7 @@ def prunekit_commands() -> Mapping[str, Callable[..., Any]]:
         "prune": LazyCommand("prunekit_plugins.cli.prune", "prune"),
         "inspect": LazyCommand("prunekit_plugins.cli.inspect", "inspect"),
         "export": LazyCommand("prunekit_plugins.cli.export", "export"),
+        "bench": LazyCommand("prunekit_plugins.cli.bench", "bench"),
         "demo": LazyCommand("prunekit_plugins.cli.demo.run", "demo"),
         "plugins": LazyCommand("prunekit_plugins.cli.plugins", "plugins"),
     }

@@ -14,13 +14,16 @@ from torch import nn
 
 from prunekit_core import ExactCheck, Preview, check_exact, prune
 from prunekit_plugins.cli import options
-from prunekit_plugins.cli.demo import data, latency, networks, training
+from prunekit_plugins.cli.demo import data, networks, training
 from prunekit_plugins.cli.demo.training import Course
 from prunekit_plugins.cli.output import Output, Table
+from prunekit_plugins.measure import side_by_side, threads
 
 SEED = 0
 TARGET = 0.5
 LATENCY_BATCH = 256
+ROUNDS = 40
+WARM_UP = 5
 THREADS = 1
 """Tensors are so small that more threads only wait for each other, very long where the machine is busy."""
 
@@ -87,7 +90,7 @@ def demo(as_json: options.Json = False) -> None:
     output.table(Table("accuracy on the held-out images", ACCURACY, [_accuracy_row(o) for o in outcomes]))
     output.table(Table("cost", COST, [row for outcome in outcomes for row in _cost_rows(outcome)]))
     output.line(
-        f"latency: median of {latency.ROUNDS} forward passes of {LATENCY_BATCH} images after {latency.WARM_UP} to warm "
+        f"latency: median of {ROUNDS} forward passes of {LATENCY_BATCH} images after {WARM_UP} to warm "
         f"up, on {THREADS} thread of the CPU"
     )
     output.line(f"took {elapsed:.0f} s")
@@ -106,13 +109,8 @@ def demo(as_json: options.Json = False) -> None:
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
     """Sets the number of threads, and leaves it and the random state as they were."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        torch.set_num_threads(threads)
+    with threads(THREADS), torch.random.fork_rng(devices=[]):
+        yield
 
 
 def run(recipe: Recipe, digits: data.Digits, output: Output) -> Outcome:
@@ -137,7 +135,8 @@ def run(recipe: Recipe, digits: data.Digits, output: Output) -> Outcome:
     with output.progress(what, epochs) as advance:
         training.train(model, digits, recipe.tuning, seed=SEED + 1, after_epoch=advance, teacher=original)
     tuned = training.accuracy(model, digits)
-    seconds = latency.side_by_side(original, model, digits.held_out_images[:LATENCY_BATCH])
+    slow, fast = side_by_side([original, model], digits.held_out_images[:LATENCY_BATCH], rounds=ROUNDS, warm_up=WARM_UP)
+    seconds = (slow.median, fast.median)
     return Outcome(recipe.name, trained, after_cut, tuned, result.preview, seconds, check)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 
 from prunekit_core import ArgumentError
 from prunekit_plugins.compat.torch_pruning.unavailable import refuse
+from prunekit_plugins.measure import evaluating, timed
 
 RunFn = Callable[[nn.Module, Any], Any]
 
@@ -31,7 +31,7 @@ def measure_latency(
     Returns:
         Mean and standard deviation in milliseconds.
     """
-    times = list(_times(model, example_inputs, repeat, warmup, run_fn))
+    times = _times(model, example_inputs, repeat, warmup, run_fn)
     return statistics.fmean(times) * 1000, statistics.pstdev(times) * 1000
 
 
@@ -68,7 +68,7 @@ def measure_memory(model: nn.Module, example_inputs: Any, device: Any = None, ru
     place = torch.device(device) if device is not None else next((p.device for p in model.parameters()), None)
     if place is not None and place.type == "cuda":
         torch.cuda.reset_peak_memory_stats(place)
-        next(_times(model, example_inputs, 1, 0, run_fn))
+        _times(model, example_inputs, 1, 0, run_fn)
         return torch.cuda.max_memory_allocated(place)
     raise refuse(
         "measure_memory without a GPU",
@@ -77,24 +77,13 @@ def measure_memory(model: nn.Module, example_inputs: Any, device: Any = None, ru
     )
 
 
-def _times(model: nn.Module, inputs: Any, repeat: int, warmup: int, run_fn: RunFn | None) -> Iterator[float]:
+def _times(model: nn.Module, inputs: Any, repeat: int, warmup: int, run_fn: RunFn | None) -> Sequence[float]:
     if repeat < 1 or warmup < 0:
         raise ArgumentError("repeat must be positive and warmup not negative.", why=f"got {repeat} and {warmup}")
-    modes = {module: module.training for module in model.modules()}
     gpu = torch.cuda.is_available() and any(tensor.is_cuda for tensor in (*model.parameters(), *_tensors(inputs)))
-    try:
-        model.eval()
-        for number in range(warmup + repeat):
-            start = time.perf_counter()
-            with torch.no_grad():
-                _run(model, inputs, run_fn)
-            if gpu:
-                torch.cuda.synchronize()
-            if number >= warmup:
-                yield time.perf_counter() - start
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating([model]):
+        (timing,) = timed([lambda: _run(model, inputs, run_fn)], rounds=repeat, warm_up=warmup, cuda=gpu)
+    return timing.seconds
 
 
 def _run(model: nn.Module, inputs: Any, run_fn: RunFn | None) -> Any:

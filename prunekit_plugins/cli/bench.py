@@ -1,0 +1,159 @@
+"""``prunekit bench``: what a model costs, measured, before and after pruning, side by side."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import attrs
+import torch
+import typer
+from torch import nn
+
+from prunekit_core import ArgumentError, Plan, load
+from prunekit_plugins.cli import options
+from prunekit_plugins.cli.arguments import TensorSpec, read_inputs
+from prunekit_plugins.cli.models import Subject, build
+from prunekit_plugins.cli.output import Output, Table
+from prunekit_plugins.measure import Timing, count_macs, peak_memory, side_by_side, threads
+
+ROUNDS = 20
+WARM_UP = 5
+
+
+def bench(
+    model: options.Model,
+    inputs: options.Inputs = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="A plan (JSON) that makes the smaller model.", show_default=False)
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="A smaller model that prune --out wrote.", show_default=False)
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Size of the first dim of all inputs.", show_default=False)] = None,
+    rounds: Annotated[int, typer.Option(help="How often each model is timed.")] = ROUNDS,
+    warm_up: Annotated[int, typer.Option(help="Rounds before, which don't count.")] = WARM_UP,
+    cores: Annotated[
+        int | None, typer.Option("--threads", help="Threads on the CPU; as PyTorch chose without.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to run: cpu or cuda.")] = "cpu",
+    as_json: options.Json = False,
+) -> None:
+    """Measure latency, throughput, memory and MACs of a model, and of a smaller one beside it."""
+    specs = read_inputs(inputs or ())
+    _check(plan, weights, batch, rounds, warm_up, cores, device)
+    output = Output(as_json)
+    with output.working(f"building {model}"):
+        subject = build(model, specs)
+        if batch is not None:
+            subject = build(model, [attrs.evolve(spec, shape=(batch, *spec.shape[1:])) for spec in subject.specs])
+        names, models = _models(subject, plan, weights)
+    given = _moved(subject.inputs, device)
+    for each in models:
+        each.to(device)
+    with threads(cores) as used, output.progress(f"{rounds} rounds after {warm_up} to warm up", rounds + warm_up) as on:
+        timings = side_by_side(models, given, rounds=rounds, warm_up=warm_up, after_round=on)
+    with output.working("counting"):
+        found = [
+            _Found(name, timing, _samples(subject.specs), peak_memory(each, given), count_macs(each, given), each)
+            for name, timing, each in zip(names, timings, models, strict=True)
+        ]
+    where = torch.cuda.get_device_name() if device == "cuda" else f"the CPU, threads: {used}"
+    output.table(Table(f"{subject}, on {where}", ("cost", *(f">{name}" for name in names), ">left"), _rows(found)))
+    output.line(f"latency: median of {rounds} forward passes in turns after {warm_up} to warm up, in inference mode")
+    output.result({"model": subject.name, "device": device, "threads": used, "rounds": rounds, **_data(found)})
+
+
+def _check(
+    plan: Path | None,
+    weights: Path | None,
+    batch: int | None,
+    rounds: int,
+    warm_up: int,
+    cores: int | None,
+    device: str,
+) -> None:
+    if plan is not None and weights is not None:
+        raise ArgumentError("Give --plan or --weights, not both.")
+    for path in (plan, weights):
+        if path is not None and not path.is_file():
+            raise ArgumentError("There is no such file.", where=str(path))
+    if min(rounds, 1 if batch is None else batch, 1 if cores is None else cores) < 1 or warm_up < 0:
+        raise ArgumentError("--rounds, --batch and --threads must be positive, and --warm-up not negative.")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise ArgumentError("The --device must be cpu, or cuda where PyTorch finds a GPU.", why=f"got {device!r}")
+
+
+def _models(subject: Subject, plan: Path | None, weights: Path | None) -> tuple[list[str], list[nn.Module]]:
+    if plan is None and weights is None:
+        return ["now"], [subject.model]
+    small = copy.deepcopy(subject.model)
+    if plan is not None:
+        Plan.from_json(plan.read_text()).apply(small)
+    elif weights is not None:
+        small = load(small, weights)
+    return ["before", "after"], [subject.model, small.eval()]
+
+
+def _moved(inputs: Any, device: str) -> Any:
+    if isinstance(inputs, Mapping):
+        return {name: tensor.to(device) for name, tensor in inputs.items()}
+    return tuple(tensor.to(device) for tensor in inputs)
+
+
+def _samples(specs: Sequence[TensorSpec]) -> int:
+    return specs[0].shape[0]
+
+
+@attrs.frozen(eq=False)
+class _Found:
+    """What was measured of one model."""
+
+    name: str
+    timing: Timing
+    samples: int
+    memory: int
+    macs: float
+    model: nn.Module
+
+    @property
+    def throughput(self) -> float:
+        return self.samples / self.timing.median
+
+    @property
+    def params(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def _rows(found: Sequence[_Found]) -> list[tuple[str, ...]]:
+    def row(name: str, values: Sequence[float], texts: Sequence[str]) -> tuple[str, ...]:
+        left = f"{values[1] / values[0]:.1%}" if len(values) > 1 and values[0] else ""
+        return (name, *texts, left)
+
+    medians = [each.timing.median for each in found]
+    spreads = [each.timing.quartiles for each in found]
+    return [
+        row("latency", medians, [f"{median * 1e3:.2f} ms" for median in medians]),
+        row("half of the runs", [], [f"{low * 1e3:.2f} - {high * 1e3:.2f} ms" for low, high in spreads]),
+        row("samples per second", [f.throughput for f in found], [f"{f.throughput:,.1f}" for f in found]),
+        row("peak memory", [f.memory for f in found], [f"{f.memory / 1e6:,.2f} MB" for f in found]),
+        row("MACs", [f.macs for f in found], [f"{f.macs:,.0f}" for f in found]),
+        row("parameters", [f.params for f in found], [f"{f.params:,}" for f in found]),
+    ]
+
+
+def _data(found: Sequence[_Found]) -> dict[str, Any]:
+    return {
+        each.name: {
+            "latency_seconds": each.timing.median,
+            "quartiles": list(each.timing.quartiles),
+            "seconds": list(each.timing.seconds),
+            "samples_per_second": each.throughput,
+            "peak_memory_bytes": each.memory,
+            "macs": each.macs,
+            "params": each.params,
+        }
+        for each in found
+    }

@@ -1,0 +1,243 @@
+"""How long models take: in inference mode, after a warm-up, several in turns so that noise hits all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from prunekit_core import ArgumentError
+
+ROUNDS = 20
+WARM_UP = 3
+
+
+@attrs.frozen
+class Timing:
+    """Durations of the same work.
+
+    Attributes:
+        seconds: One per timed run, in the order in which they ran.
+    """
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The median, in seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """The first and the third quartile, in seconds: half of the runs lie between them."""
+        if len(self.seconds) < 2:
+            return self.seconds[0], self.seconds[0]
+        first, _, third = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return first, third
+
+
+@contextlib.contextmanager
+def threads(number: int | None) -> Iterator[int]:
+    """Sets the number of threads of operations on the CPU, and puts it back.
+
+    Args:
+        number: How many; None leaves it.
+
+    Yields:
+        The number in use.
+    """
+    before = torch.get_num_threads()
+    try:
+        if number is not None:
+            torch.set_num_threads(number)
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Switches models to eval mode in inference mode, and every module back to the mode that it was in."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def runner(model: nn.Module, inputs: Any) -> Callable[[], Any]:
+    """Returns a function that runs a model on its inputs: a tensor, a tuple or list of positional ones, or a dict."""
+    if isinstance(inputs, Mapping):
+        return lambda: model(**inputs)
+    if isinstance(inputs, tuple | list):
+        return lambda: model(*inputs)
+    return lambda: model(inputs)
+
+
+def timed(
+    runs: Sequence[Callable[[], Any]],
+    *,
+    rounds: int = ROUNDS,
+    warm_up: int = WARM_UP,
+    cuda: bool = False,
+    after_round: Callable[[], None] | None = None,
+) -> list[Timing]:
+    """Times several functions in turns; every other round goes backwards.
+
+    Args:
+        runs: The functions.
+        rounds: How often each is timed.
+        warm_up: Rounds before, which don't count.
+        cuda: Whether to wait for the GPU after each run.
+        after_round: Called after every round, warm-up included.
+
+    Raises:
+        ArgumentError: There are no rounds.
+    """
+    if rounds < 1 or warm_up < 0:
+        raise ArgumentError("A measurement needs at least one round.", why=f"got {rounds} after {warm_up} to warm up")
+    taken: list[list[float]] = [[] for _ in runs]
+    for number in range(warm_up + rounds):
+        order = range(len(runs)) if number % 2 == 0 else reversed(range(len(runs)))
+        for place in order:
+            if cuda:
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            runs[place]()
+            if cuda:
+                torch.cuda.synchronize()
+            if number >= warm_up:
+                taken[place].append(time.perf_counter() - start)
+        if after_round is not None:
+            after_round()
+    return [Timing(tuple(seconds)) for seconds in taken]
+
+
+def uses_cuda(models: Sequence[nn.Module]) -> bool:
+    """Whether any parameter lies on a GPU."""
+    return any(parameter.is_cuda for model in models for parameter in model.parameters())
+
+
+def side_by_side(
+    models: Sequence[nn.Module],
+    inputs: Any,
+    *,
+    rounds: int = ROUNDS,
+    warm_up: int = WARM_UP,
+    after_round: Callable[[], None] | None = None,
+) -> list[Timing]:
+    """Times one forward of several models in turns, so that whatever else the machine does hits all of them.
+
+    Args:
+        models: The models; they run in eval mode, and their modes are restored.
+        inputs: What all are run on: a tensor, a tuple or list of positional inputs, or a dict of keyword inputs.
+        rounds: How often each is timed.
+        warm_up: Rounds before, which don't count.
+        after_round: Called after every round.
+
+    Returns:
+        One timing per model.
+    """
+    with evaluating(models):
+        runs = [runner(model, inputs) for model in models]
+        cuda = uses_cuda(models)
+        return timed(runs, rounds=rounds, warm_up=warm_up, cuda=cuda, after_round=after_round)
+
+
+def time_layers(
+    models: Sequence[nn.Module],
+    inputs: Any,
+    *,
+    rounds: int = ROUNDS,
+    warm_up: int = WARM_UP,
+    after_round: Callable[[], None] | None = None,
+) -> list[dict[str, Timing]]:
+    """Times the layers of several models, in turns: all modules without children, by path.
+
+    A layer that is called several times has the sum. What runs between layers isn't in it; the path ``""`` has the
+    whole forward.
+
+    Args:
+        models: The models; their modes are restored, and no hooks are left.
+        inputs: As for `side_by_side`.
+        rounds: How often each is timed.
+        warm_up: Rounds before, which don't count.
+        after_round: Called after every round.
+
+    Returns:
+        Per model, path to timing.
+    """
+    clocks = [_Clock(model, uses_cuda([model])) for model in models]
+    try:
+        with evaluating(models):
+            runs = [clock.around(runner(model, inputs)) for clock, model in zip(clocks, models, strict=True)]
+            timed(runs, rounds=rounds, warm_up=warm_up, after_round=after_round)
+        return [clock.timings(warm_up) for clock in clocks]
+    finally:
+        for clock in clocks:
+            clock.remove()
+
+
+class _Clock:
+    """Hooks that add up the time of every layer of one model."""
+
+    def __init__(self, model: nn.Module, cuda: bool) -> None:
+        self._cuda = cuda
+        self._now: dict[str, float] = {}
+        self._rounds: list[dict[str, float]] = []
+        self._starts: dict[str, float] = {}
+        self._handles: list[Any] = []
+        for path, module in model.named_modules():
+            if path and next(module.children(), None) is None:
+                self._handles.append(module.register_forward_pre_hook(self._starter(path)))
+                self._handles.append(module.register_forward_hook(self._stopper(path)))
+
+    def _moment(self) -> float:
+        if self._cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def _starter(self, path: str) -> Callable[..., None]:
+        def start(*_: Any) -> None:
+            self._starts[path] = self._moment()
+
+        return start
+
+    def _stopper(self, path: str) -> Callable[..., None]:
+        def stop(*_: Any) -> None:
+            self._now[path] = self._now.get(path, 0.0) + self._moment() - self._starts[path]
+
+        return stop
+
+    def around(self, run: Callable[[], Any]) -> Callable[[], None]:
+        """Makes a run that keeps what its layers took."""
+
+        def whole() -> None:
+            self._now = {}
+            start = self._moment()
+            run()
+            self._now[""] = self._moment() - start
+            self._rounds.append(self._now)
+
+        return whole
+
+    def timings(self, warm_up: int) -> dict[str, Timing]:
+        """Returns what was taken after the warm-up."""
+        rounds = self._rounds[warm_up:]
+        paths = dict.fromkeys(path for found in rounds for path in found)
+        return {path: Timing(tuple(found.get(path, 0.0) for found in rounds)) for path in paths}
+
+    def remove(self) -> None:
+        """Takes the hooks away."""
+        for handle in self._handles:
+            handle.remove()

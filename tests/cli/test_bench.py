@@ -1,0 +1,59 @@
+"""``prunekit bench``: numbers that are known, before and after, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cli.conftest import Cli
+
+PERCEPTRON = ("tests.cli.toys:perceptron", "--input", "1,4")
+
+
+def test_before_and_after_side_by_side(cli: Cli, tmp_path: Path) -> None:
+    small, plan = tmp_path / "small.safetensors", tmp_path / "plan.json"
+    assert cli("prune", *PERCEPTRON, "--out", small, "--plan", plan).code == 0
+    for option, path in (("--weights", small), ("--plan", plan)):
+        data = cli("bench", *PERCEPTRON, option, path, "--rounds", 3, "--batch", 5, "--threads", 1, "--json").data
+        before, after = data["before"], data["after"]
+        assert (before["macs"], after["macs"]) == (5 * 56, 5 * 28)
+        assert (before["params"], after["params"]) == (67, 35)
+        # weights, input, hidden before and after relu, of 8 and of 4 neurons
+        assert before["peak_memory_bytes"] == 4 * (67 + 5 * 4 + 2 * 5 * 8)
+        assert after["peak_memory_bytes"] == 4 * (35 + 5 * 4 + 2 * 5 * 4)
+        assert len(before["seconds"]) == data["rounds"] == 3
+        assert before["samples_per_second"] == pytest.approx(5 / before["latency_seconds"])
+        assert data["threads"] == 1
+
+
+def test_one_model_alone_as_a_table(cli: Cli) -> None:
+    called = cli("bench", *PERCEPTRON, "--rounds", 2, "--warm-up", 0, "--threads", 2)
+    assert called.code == 0
+    lines = called.out.splitlines()
+    assert lines[1] == "tests.cli.toys:perceptron, random weights, input 1,4, on the CPU, threads: 2"
+    assert lines[2].split() == ["cost", "now", "left"]
+    assert lines[-2].split() == ["parameters", "67"]
+    assert lines[-1] == "latency: median of 2 forward passes in turns after 0 to warm up, in inference mode"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--plan", "a", "--weights", "b"), "Give --plan or --weights, not both."),
+        (("--plan", "nowhere.json"), "There is no such file."),
+        (("--rounds", 0), "must be positive"),
+        (("--batch", 0), "must be positive"),
+        (("--device", "abacus"), "The --device must be cpu, or cuda"),
+    ],
+)
+def test_what_is_refused(cli: Cli, arguments: tuple[object, ...], message: str) -> None:
+    called = cli("bench", *PERCEPTRON, *arguments)
+    assert called.code == 2
+    assert message in called.err
+
+
+def test_a_gpu_that_is_not_there(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "finds a GPU" in cli("bench", *PERCEPTRON, "--device", "cuda").err
