@@ -24,9 +24,11 @@ from prunekit_core.batches import Batches
 from prunekit_core.calibration import StatisticalCriterion, calibrate
 from prunekit_core.checkpoint import load, read_plan, read_protocol, save
 from prunekit_core.chooser import Chooser, Counts, Tie
+from prunekit_core.compensation import Compensation, compensate
 from prunekit_core.config import Config
 from prunekit_core.constants import absorb_constants
 from prunekit_core.consumers import Reading, Site, reads
+from prunekit_core.consumers import Centring, Reading, Site, centres, reads
 from prunekit_core.conversion import prune_checkpoint
 from prunekit_core.costs import Compiled, CostModel, compile_sum, group_sizes
 from prunekit_core.curves import Curve, Sensitivity
@@ -52,6 +54,7 @@ from prunekit_core.group import Dependency, Group, MemberView
 from prunekit_core.history import Removal
 from prunekit_core.hookspecs import hookimpl
 from prunekit_core.knapsack import Choice, Problem
+from prunekit_core.layer_fit import LayerFit
 from prunekit_core.layers import LayerType, Replacement, Resizing
 from prunekit_core.layout import Concat, Fixed, Kept, Layout, Product, Sizer, Units, new_size, prefix
 from prunekit_core.measuring import sensitivity
@@ -72,6 +75,7 @@ from prunekit_core.polynomial import (
 from prunekit_core.protocol import Protocol
 from prunekit_core.pruner import BasePruner
 from prunekit_core.registry import HOOKS, Entry, Plugin, Registry, RuleOrigin, default_registry
+from prunekit_core.repair import LayerRepair, Repair
 from prunekit_core.report import Explanation, Report
 from prunekit_core.rules import Kind, OpCall, Role, Rule, Scaling, TensorArgument, Verb, output_like, scales
 from prunekit_core.selection import Limits, Scope, linear_scheduler
@@ -91,9 +95,11 @@ __all__ = [
     "BasePruner",
     "Batches",
     "Budget",
+    "Centring",
     "CheckpointError",
     "Choice",
     "Chooser",
+    "Compensation",
     "Compiled",
     "Concat",
     "Config",
@@ -111,6 +117,8 @@ __all__ = [
     "Group",
     "Kept",
     "Kind",
+    "LayerFit",
+    "LayerRepair",
     "LayerType",
     "Layout",
     "Limits",
@@ -141,6 +149,7 @@ __all__ = [
     "Registry",
     "RehearsalError",
     "Removal",
+    "Repair",
     "Replacement",
     "Report",
     "Resizing",
@@ -169,8 +178,10 @@ __all__ = [
     "absorb_constants",
     "as_polynomial",
     "calibrate",
+    "centres",
     "check_exact",
     "check_indices",
+    "compensate",
     "compile_polynomials",
     "compile_sum",
     "concat",

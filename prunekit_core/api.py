@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -10,6 +10,9 @@ from torch import nn
 
 from prunekit_core import layout as layouts
 from prunekit_core.allocation import GLOBAL, UNIFORM, Solver, check_allocation, selector
+from prunekit_core.batches import Batches
+from prunekit_core.calibrated import CRITERION, CalibratedPath
+from prunekit_core.compensation import Compensation, write
 from prunekit_core.curves import Sensitivity
 from prunekit_core.errors import ArgumentError
 from prunekit_core.graph import DependencyGraph
@@ -20,9 +23,10 @@ from prunekit_core.protocol import Protocol, make_protocol
 from prunekit_core.pruner import BasePruner, Criterion
 from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry, default_registry
+from prunekit_core.repair import Compensator
 from prunekit_core.report import Report
 from prunekit_core.scopes import Ratios
-from prunekit_core.targets import Target, check_target, plan_to_target
+from prunekit_core.targets import Selector, Target, check_target, plan_to_target
 
 
 @attrs.frozen(eq=False)
@@ -37,6 +41,7 @@ class PruneResult:
         layers: Parameter to (shape before, shape after), for every parameter that changed.
         protocol: How the result came about: versions, seed, arguments, costs before and after.
         graph: The analysed model: its groups, what ties them, what pins them.
+        compensation: What was done with calibration data; None without them.
     """
 
     model: nn.Module
@@ -46,6 +51,7 @@ class PruneResult:
     layers: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
     protocol: Protocol
     graph: DependencyGraph = attrs.field(repr=False)
+    compensation: Compensation | None = None
 
     def __str__(self) -> str:
         p = self.preview
@@ -56,6 +62,8 @@ class PruneResult:
             if name != "params" and before:
                 lines.append(f"{name:<7} {before:>14,.0f} -> {after:>14,.0f}  ({after / before:.1%} kept)")
         lines.append(str(self.report))
+        if self.compensation is not None:
+            lines.append(str(self.compensation))
         return "\n".join(lines)
 
 
@@ -65,7 +73,11 @@ def prune(
     ratio: float | None = None,
     *,
     target: Target | None = None,
-    importance: Criterion | str = "magnitude",
+    importance: Criterion | str | None = None,
+    calibration: Iterable[Any] | Batches | None = None,
+    compensation: Sequence[str | Compensator] | str | None = "least_squares",
+    reestimate_batchnorm: bool = True,
+    stages: int | None = None,
     global_pruning: bool = False,
     allocation: str | Solver | None = None,
     sensitivity: Sensitivity | None = None,
@@ -88,7 +100,13 @@ def prune(
         target: Instead of a ratio, what should be left: cost model to a fraction of the original (up to 1) or an
             absolute value (above 1, or a text with a unit, ``"90MB"``): ``{"macs": 0.5}``. The largest model that
             meets all targets is chosen.
-        importance: A criterion or its registered name.
+        importance: A criterion or its registered name; None for ``"magnitude"``, and for ``"calibrated"`` where there
+            are calibration data.
+        calibration: Batches of data, see `calibrate`: units are chosen by what they do on them, and the weights that
+            stay make up for what goes.
+        compensation: Compensators or their names, for use with calibration data; None for none.
+        reestimate_batchnorm: Whether batch norms are estimated anew on calibration data.
+        stages: In how many stages layers are compensated; see `compensate`.
         global_pruning: Rank all units together instead of taking the ratio in each group.
         allocation: How a target is shared out among the groups: ``"uniform"`` (the default; the same ratio for all),
             ``"global"`` (one ranking of all units, which is ``global_pruning=True``), ``"greedy"`` (step by step what
@@ -120,8 +138,13 @@ def prune(
     stepwise = [name for name in options if name.startswith("iterative_")]
     if stepwise:
         raise ArgumentError("prune() cuts once.", why=f"got {stepwise[0]}", hint="use BasePruner to prune in steps")
+    registry = registry or default_registry()
+    path = None
+    if calibration is not None:
+        path = CalibratedPath.of(calibration, compensation, reestimate_batchnorm, stages, forward_fn, registry)
+    importance = importance or ("magnitude" if path is None else CRITERION)
     if target is not None:
-        check_target(target, registry or default_registry())
+        check_target(target, registry)
     pruner = BasePruner(
         model,
         example_inputs,
@@ -137,13 +160,12 @@ def prune(
         registry=registry,
         **options,
     )
+    if path is not None:
+        path.inform(pruner)
     if sensitivity is not None:
         sensitivity.check(pruner.graph.analysis)
     select = selector(weighed, sensitivity) if weighed is not None else None
-    plan = pruner.plan() if target is None else plan_to_target(pruner, target, select=select)
-    asked = target is not None or any(scope.ratio > 0 for scope in pruner.scopes())
-    if asked or not pruner.scopes():
-        pruner.require_something(plan)
+    plan = _decide(pruner, target, select)
     preview = plan.preview()
     arguments = {
         "example_inputs": example_inputs,
@@ -163,12 +185,29 @@ def prune(
         **options,
     }
     protocol = make_protocol(check_recordable(model), pruner.registry, arguments, preview.costs)
+    repaired = None if path is None else path.repair(pruner.graph.model, plan)
     pruner.graph.apply(plan, optimizer)
+    if repaired is not None:
+        write(repaired, pruner.graph.model)
+    found = None if repaired is None else repaired.result
+    return PruneResult(model, plan, pruner.report(), preview, _changes(plan), protocol, pruner.graph, found)
+
+
+def _decide(pruner: BasePruner, target: Target | None, select: Selector | None) -> Plan:
+    """Makes the plan; an empty one only where nothing was asked for."""
+    plan = pruner.plan() if target is None else plan_to_target(pruner, target, select=select)
+    asked = target is not None or any(scope.ratio > 0 for scope in pruner.scopes())
+    if asked or not pruner.scopes():
+        pruner.require_something(plan)
+    return plan
+
+
+def _changes(plan: Plan) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Shapes before and after of every parameter that changes."""
     kept = plan.kept
-    layers = {
+    return {
         cut.parameter: (cut.shape, tuple(layouts.new_size(dim, kept) for dim in cut.dims)) for cut in plan.parameters
     }
-    return PruneResult(model, plan, pruner.report(), preview, layers, protocol, pruner.graph)
 
 
 def _weighed(

@@ -61,6 +61,35 @@ def reads(reading: Reading) -> Callable[[Rule], Rule]:
 
 
 @attrs.frozen
+class Centring:
+    """How an operation subtracts a mean that is kept in a buffer, outside of training.
+
+    Attributes:
+        source: Name of the argument that it is subtracted from.
+        mean: Name of the argument that holds it.
+        switch: Name of the argument that is true in training.
+    """
+
+    source: str
+    mean: str
+    switch: str
+
+
+def centres(centring: Centring) -> Callable[[Rule], Rule]:
+    """Makes a rule with the same ties that also says which mean the operation subtracts."""
+
+    def mark(rule: Rule) -> Rule:
+        @functools.wraps(rule)
+        def marked(call: OpCall) -> Outputs:
+            return rule(call)
+
+        marked.__dict__["centring"] = centring
+        return marked
+
+    return mark
+
+
+@attrs.frozen
 class Site:
     """The (part of a) parameter that a consumer multiplies by, as a matrix ``[groups, outputs, features]``.
 

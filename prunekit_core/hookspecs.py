@@ -192,7 +192,8 @@ def prunekit_compensators() -> Mapping[str, Callable[..., Any]]:  # type: ignore
         Once for each registry, when it is made.
 
     Returns:
-        Name to a class (or function) that makes a compensator.
+        Name to a class (or function) that makes a compensator without arguments: a callable that takes a `Repair` and
+        returns nothing.
 
     Empty:
         The names of the others remain.
@@ -201,7 +202,7 @@ def prunekit_compensators() -> Mapping[str, Callable[..., Any]]:  # type: ignore
         Of the same name, the plugin of the higher rank.
 
     Forbidden:
-        A compensator must not change shapes, or parameters that it has not been given.
+        A compensator must change nothing but through the `Repair`: shapes stay, and so does the model itself.
     """
 
 

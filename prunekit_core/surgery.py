@@ -71,6 +71,12 @@ def scale_positions(tensor: torch.Tensor, positions: Sequence[int], factor: floa
         tensor.data[rows] *= factor
 
 
+def replace_values(tensor: torch.Tensor, values: torch.Tensor) -> None:
+    """Gives a parameter or buffer other values of its shape, in storage of its own and in its memory format."""
+    with torch.no_grad():
+        tensor.data = torch.empty_like(tensor.data).copy_(values)
+
+
 def set_size(module: nn.Module, attribute: str, value: int | tuple[int, ...]) -> None:
     """Sets a size attribute, keeping the type of a sequence."""
     old = vars(module).get(attribute)

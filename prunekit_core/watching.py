@@ -49,6 +49,12 @@ class Seen:
     output: torch.Tensor
     batch: Batch
 
+    @property
+    def channel_dim(self) -> int:
+        """The dim of the output that its channels lie along."""
+        kernel = 0 if self.reading.channels_last else self.arguments[self.reading.weight].dim() - 2
+        return self.output.dim() - 1 - kernel
+
     def chunks(self, targets: torch.Tensor | None = None) -> Iterator[Chunk]:
         """Yields the samples that count, some at a time.
 
@@ -102,30 +108,48 @@ class Enough(Exception):  # noqa: N818  # no error: it ends a forward whose rest
 Look = Callable[[Seen], None]
 
 
-class _Sink(Sink):
+class WatchingSink(Sink):
+    """The sink that recognises consumers.
+
+    Args:
+        shadow: The shadow that runs.
+        rules: Which operations read, and how.
+        batch: The batch that runs.
+        look: Called with every consumer once it ran.
+    """
+
     def __init__(self, shadow: Shadow, rules: RuleTable, batch: Batch, look: Look) -> None:
-        self._shadow, self._rules, self._batch, self._look = shadow, rules, batch, look
-        self._parameters: dict[str, torch.Tensor] = {}
+        self.rules, self.look = rules, look
+        self.parameters: dict[str, torch.Tensor] = {}
+        self._shadow, self._batch = shadow, batch
         self._order = 0
 
     def start(self, tensors: Mapping[str, torch.Tensor], inputs: Any) -> None:
-        self._parameters = {name: t for name, t in tensors.items() if isinstance(t, nn.Parameter)}
+        """Notes the parameters."""
+        self.parameters = {name: t for name, t in tensors.items() if isinstance(t, nn.Parameter)}
 
     def operation(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> None:
-        reading: Reading | None = self._rules.reading(op)
+        """Shows a consumer to whoever watches."""
+        seen = self.consumer(op, module, arguments, outputs)
+        if seen is not None:
+            self.look(seen)
+
+    def consumer(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> Seen | None:
+        """Recognises an operation that multiplies what it reads by (a part of) a parameter; None for others."""
+        reading: Reading | None = self.rules.reading(op)
         if reading is None:
-            return
+            return None
         weight, source = arguments[reading.weight], arguments[reading.source]
         if not isinstance(weight, torch.Tensor) or weight.dim() < 2 or source.dtype != weight.dtype:
-            return
+            return None
         names, groups = self._shadow.names, reading.groups(arguments)
-        site = find_site(weight, names, self._parameters, reading, groups) if groups else None
-        if site is None or site.parameter not in self._parameters:
-            return
+        site = find_site(weight, names, self.parameters, reading, groups) if groups else None
+        if site is None or site.parameter not in self.parameters:
+            return None
         bias = arguments.get(reading.bias) if reading.bias else None
-        known = find_bias(bias, names, self._parameters) if isinstance(bias, torch.Tensor) else ""
+        known = find_bias(bias, names, self.parameters) if isinstance(bias, torch.Tensor) else ""
         order, self._order = self._order, self._order + 1
-        self._look(Seen(order, site, known, module, reading, arguments, outputs, self._batch))
+        return Seen(order, site, known, module, reading, arguments, outputs, self._batch)
 
 
 def find_bias(bias: torch.Tensor, names: Mapping[int, str], parameters: Mapping[str, torch.Tensor]) -> str:
@@ -148,10 +172,14 @@ class Watched:
     Args:
         model: The model; it is not touched. What is done to its parameters in place later is seen; a cut isn't.
         registry: Where rules and replacements are found.
+
+    Attributes:
+        shadow: The shadow that runs.
+        rules: The op rules.
     """
 
     def __init__(self, model: nn.Module, registry: Registry) -> None:
-        self._registry = registry
+        self.rules = registry.op_rules
         self.shadow = Shadow(model, fake=False)
         swap_modules(self.shadow.module, registry)
         self.shadow.watch(registry.opaque)
@@ -169,9 +197,12 @@ class Watched:
         Raises:
             ArgumentError: The forward raised on this batch; its exception is the cause.
         """
-        sink = _Sink(self.shadow, self._registry.op_rules, batch, look)
+        return self.run_into(batch, WatchingSink(self.shadow, self.rules, batch, look))
+
+    def run_into(self, batch: Batch, sink: Sink) -> Any:
+        """Runs one batch in eval mode into a sink; see `run`."""
         try:
-            return self.shadow.run(batch.example, sink, self._registry.op_rules, training=False)
+            return self.shadow.run(batch.example, sink, self.rules, training=False)
         except Enough:
             return None
         except Exception as error:

@@ -7,6 +7,7 @@ from typing import Any
 
 from prunekit_core import hookimpl
 from prunekit_plugins.importance.activation import ActivationImportance
+from prunekit_plugins.importance.calibrated import CalibratedImportance
 from prunekit_plugins.importance.chance import RandomImportance
 from prunekit_plugins.importance.contributions import (
     ActivationEnergyImportance,
@@ -29,6 +30,7 @@ __all__ = [
     "ActivationImportance",
     "ActivationVarianceImportance",
     "BNScaleImportance",
+    "CalibratedImportance",
     "FPGMImportance",
     "GroupHessianImportance",
     "GroupMagnitudeImportance",
@@ -52,6 +54,7 @@ def prunekit_importance() -> Mapping[str, Callable[..., Any]]:
         "activation_energy": ActivationEnergyImportance,
         "activation_variance": ActivationVarianceImportance,
         "bn_scale": BNScaleImportance,
+        "calibrated": CalibratedImportance,
         "fpgm": FPGMImportance,
         "hessian": GroupHessianImportance,
         "lamp": LAMPImportance,

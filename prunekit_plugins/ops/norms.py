@@ -7,7 +7,21 @@ from typing import Any
 
 import torch
 
-from prunekit_core import Axis, Kind, OpCall, Role, Rule, Scaling, TensorArgument, Verb, output_like, scales, split
+from prunekit_core import (
+    Axis,
+    Centring,
+    Kind,
+    OpCall,
+    Role,
+    Rule,
+    Scaling,
+    TensorArgument,
+    Verb,
+    centres,
+    output_like,
+    scales,
+    split,
+)
 
 
 def _like_channels(arguments: Mapping[str, Any]) -> torch.Tensor | None:
@@ -111,7 +125,7 @@ def weight_norm(call: OpCall) -> list[list[Axis]]:
 
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    "aten::batch_norm": batch_norm,
+    "aten::batch_norm": centres(Centring("input", "running_mean", "training"))(batch_norm),
     "aten::instance_norm": channel_norm,
     "aten::native_batch_norm": channel_norm,
     "aten::_native_batch_norm_legit": channel_norm,

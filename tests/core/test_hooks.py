@@ -114,8 +114,18 @@ def budgets() -> None:
 
 
 def compensators() -> None:
-    registry = registry_of("prunekit_compensators", {"own": dict})
-    assert registry.named("prunekit_compensators", "own") is dict
+    def forget() -> Callable[[pk.Repair], None]:
+        def forgetting(repair: pk.Repair) -> None:
+            with pytest.raises(pk.PluginError, match="A compensator gave values that don't fit"):
+                repair.write("layers.1.bias", torch.zeros(2))
+            repair.write("layers.1.bias", torch.zeros(3))
+
+        return forgetting
+
+    model = chain()
+    registry = registry_of("prunekit_compensators", {"forget": forget})
+    pk.prune(model, EXAMPLE, calibration=[EXAMPLE], compensation="forget", registry=registry)
+    assert model.layers[1].bias.tolist() == [0, 0, 0]
 
 
 def replacements() -> None:

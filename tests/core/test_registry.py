@@ -201,8 +201,6 @@ GOOD: dict[str, tuple[Any, Any]] = {
     "prunekit_replacements": ("own", pk.Replacement("own", nn.Module, lambda module: None)),
 }
 
-WITHOUT_BUILT_IN = {"prunekit_compensators": "the first compensators are still to come"}
-
 
 @pytest.mark.parametrize("hook", HOOKS)
 def test_what_a_plugin_returns_through_a_hook_is_found(hook: str) -> None:
@@ -217,7 +215,7 @@ def test_what_a_plugin_returns_through_a_hook_is_found(hook: str) -> None:
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_hook_is_used_by_a_built_in_plugin(hook: str) -> None:
     owners = {entry.owner.distribution for entry in pk.Registry(extra={}).entries(hook).values()}
-    assert owners == {"prunekit"} or (not owners and hook in WITHOUT_BUILT_IN)
+    assert owners == {"prunekit"}
 
 
 def sections() -> dict[str, str]:
@@ -228,9 +226,6 @@ def sections() -> dict[str, str]:
 @pytest.mark.parametrize("hook", HOOKS)
 def test_the_page_of_hooks_names_what_is_built_in(hook: str) -> None:
     built_in = re.search(r"Built in: (.*?)\.(?:\s|$)", sections()[hook], flags=re.DOTALL)
-    if hook in WITHOUT_BUILT_IN:
-        assert built_in is None
-        return
     assert built_in is not None, "the section has no sentence that starts with 'Built in:'"
     if hook not in ("prunekit_op_rules", "prunekit_layer_types"):  # these are many, and described
         named = re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", built_in[1], flags=re.DOTALL))

@@ -22,6 +22,7 @@ CORE = ROOT / "prunekit_core"
 DOCS = ROOT / "docs"
 PUBLIC = (
     "budgets",
+    "compensation",
     "distributed",
     "importance",
     "integrations",

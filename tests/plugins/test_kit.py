@@ -53,6 +53,7 @@ PREPARE: dict[str, Prepare] = {
     "activation": activations,
     "activation_energy": statistics,
     "activation_variance": statistics,
+    "calibrated": statistics,
     "hessian": squares,
     "obdc": factors,
     "taylor": gradients,

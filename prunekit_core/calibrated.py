@@ -1,0 +1,84 @@
+"""Pruning with calibration data: the criterion gets statistics, and the plan's weights are repaired before the cut."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import attrs
+from torch import nn
+
+from prunekit_core.batches import Batches
+from prunekit_core.calibration import StatisticalCriterion, calibrate
+from prunekit_core.compensation import Repaired, find_compensators, run_compensation, twin_of
+from prunekit_core.plan import Plan
+from prunekit_core.pruner import BasePruner
+from prunekit_core.registry import Registry
+from prunekit_core.repair import Compensator
+from prunekit_core.watching import Watched
+
+CRITERION = "calibrated"
+"""The registered criterion that is taken where there are calibration data and none was chosen."""
+BATCHNORM = "batchnorm"
+
+
+@attrs.frozen(eq=False)
+class CalibratedPath:
+    """What `prune` does with calibration data.
+
+    Attributes:
+        batches: The data.
+        methods: Compensators or their names, in order.
+        stages: See `compensate`.
+        registry: Where compensators are found.
+    """
+
+    batches: Batches
+    methods: Sequence[str | Compensator]
+    stages: int | None
+    registry: Registry
+
+    @classmethod
+    def of(
+        cls,
+        calibration: Iterable[Any] | Batches,
+        compensation: Sequence[str | Compensator] | str | None,
+        reestimate_batchnorm: bool,
+        stages: int | None,
+        forward_fn: Any,
+        registry: Registry,
+    ) -> CalibratedPath:
+        """Reads the arguments of `prune`.
+
+        Raises:
+            ArgumentError: The data can't be iterated over, or a compensator isn't known.
+        """
+        batches = Batches.of(calibration)
+        if batches.forward_fn is None and forward_fn is not None:
+            batches = attrs.evolve(batches, forward_fn=forward_fn)
+        methods = [compensation] if isinstance(compensation, str) else list(compensation or ())
+        if reestimate_batchnorm and BATCHNORM not in methods:
+            methods.append(BATCHNORM)
+        find_compensators(methods, registry)
+        return cls(batches, methods, stages, registry)
+
+    def inform(self, pruner: BasePruner) -> None:
+        """Gathers what the pruner's criterion needs, unless it has statistics."""
+        criterion = pruner.importance
+        if isinstance(criterion, StatisticalCriterion) and criterion.statistics is None:
+            informed = copy.copy(criterion)
+            informed.statistics = calibrate(
+                pruner.graph.model, self.batches, parts=tuple(criterion.needs), registry=self.registry
+            )
+            pruner.importance = informed
+
+    def repair(self, model: nn.Module, plan: Plan) -> Repaired | None:
+        """Finds the weights that the model should have after a plan; the model isn't touched."""
+        if not self.methods or not plan.cuts:
+            return None
+        twin = twin_of(model)
+        plan.apply(twin, registry=self.registry)
+        return run_compensation(
+            Watched(model, self.registry), twin, plan, self.batches, self.methods, self.stages, self.registry
+        )

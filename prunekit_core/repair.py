@@ -1,0 +1,371 @@
+"""A pruned model beside the original on calibration data: what a compensator works with.
+
+Everything happens on a twin of the pruned model; the model itself is written to when all is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import attrs
+import torch
+from torch import nn
+
+from prunekit_core.batches import Batch, Batches
+from prunekit_core.errors import PlanError, PluginError
+from prunekit_core.layer_fit import Kinship, LayerFit
+from prunekit_core.moments import Gatherer, Moments
+from prunekit_core.outputs import output_tensors
+from prunekit_core.plan import Plan
+from prunekit_core.registry import Registry
+from prunekit_core.surgery import named_tensors, replace_values
+from prunekit_core.uses import Consumer, find_consumers
+from prunekit_core.watching import Enough, Seen, Watched
+
+HOLD_OUT = 5
+"""One example in this many is held out."""
+
+
+@attrs.frozen
+class LayerRepair:
+    """What became of one consumer.
+
+    Attributes:
+        consumer: Name of its site.
+        method: Which compensator it was.
+        before: Its mean squared error on the calibration data, relative to the variance of the targets, as cut.
+        after: The same after compensation.
+        detail: What was chosen.
+    """
+
+    consumer: str
+    method: str
+    before: float
+    after: float
+    detail: str = ""
+
+    def __str__(self) -> str:
+        detail = f", {self.detail}" if self.detail else ""
+        return f"{self.consumer}: {self.method}, error {self.before:.3g} -> {self.after:.3g}{detail}"
+
+
+@attrs.frozen(eq=False)
+class _Pair:
+    """A consumer of the pruned model with its counterpart in the original."""
+
+    before: Consumer
+    after: Consumer
+    kinship: Kinship
+
+
+@attrs.define(eq=False)
+class _Gathered:
+    fit: Gatherer
+    held: Gatherer
+    lost: Gatherer
+
+    def add(self, features: torch.Tensor, targets: torch.Tensor, examples: torch.Tensor) -> None:
+        """Adds samples of some examples: one example in `HOLD_OUT` is held out."""
+        held = (examples % HOLD_OUT == HOLD_OUT - 1).to(features.device)
+        self.fit.add(features[:, ~held], targets[:, ~held])
+        self.held.add(features[:, held], targets[:, held])
+
+
+class Repair:
+    """A pruned model beside the original on calibration data.
+
+    Args:
+        original: The original, watched.
+        module: A twin of the pruned model, which is changed.
+        plan: The plan from one to the other.
+        batches: The calibration batches.
+        registry: Where rules and replacements are found.
+        stages: In how many stages consumers are compensated; each is fitted to what the stages before it left. None
+            for one stage per consumer, but at most `STAGES`.
+        device: Where batches are moved.
+
+    Attributes:
+        module: The twin.
+        repairs: What was done so far.
+        left: Consumers (and others) that were left alone, with the reason.
+    """
+
+    STAGES = 12
+
+    def __init__(
+        self,
+        original: Watched,
+        module: nn.Module,
+        plan: Plan,
+        batches: Batches,
+        registry: Registry,
+        *,
+        stages: int | None,
+        device: torch.device | None,
+    ) -> None:
+        self.module, self.repairs = module, list[LayerRepair]()
+        self.left: dict[str, str] = {}
+        self.written: dict[str, torch.Tensor] = {}
+        self._original, self._plan, self._batches, self._registry = original, plan, batches, registry
+        self._stages, self._device = stages, device
+        self._method = ""
+        self._pairs = self._find_pairs()
+
+    def use(self, method: str) -> None:
+        """Names the compensator that works from now on."""
+        self._method = method
+
+    # -- running
+
+    def batches(self) -> Iterator[Batch]:
+        """Yields the calibration batches."""
+        return self._batches.read(self._device)
+
+    def output_error(self) -> float:
+        """Returns the mean squared error of the twin's outputs, relative to the size of the original's.
+
+        Positions that a mask leaves out don't count, where an output has positions.
+        """
+        watched = Watched(self.module, self._registry)
+        wrong = size = 0.0
+        for batch in self.batches():
+            expected = output_tensors(self._original.run(batch, _ignore))
+            found = output_tensors(watched.run(batch, _ignore))
+            for a, b in zip(expected, found, strict=True):
+                if not a.is_floating_point() or a.shape != b.shape:
+                    continue
+                counted = batch.counted(tuple(a.shape[:-1])) if a.dim() > 1 else None
+                if counted is not None:
+                    a, b = a[counted], b[counted]
+                wrong += float((a.double() - b.double()).square().sum())
+                size += float(a.double().square().sum())
+        return wrong / size if size else float("nan")
+
+    def _find_pairs(self) -> list[_Pair]:
+        batch = next(iter(self.batches()))
+        before = find_consumers(self._original, batch)
+        after = find_consumers(Watched(self.module, self._registry), batch)
+        if [c.orders for c in before] != [c.orders for c in after] or any(
+            a.site.parameter != b.site.parameter for a, b in zip(before, after, strict=True)
+        ):
+            raise PlanError(
+                "The pruned model doesn't run the program of the original.",
+                why=f"{len(before)} consumers ran in one, {len(after)} in the other, or in another order",
+                hint="pass the model that the plan was made for as the original",
+            )
+        pairs = []
+        for old, new in zip(before, after, strict=True):
+            kinship = Kinship.of(old.site, self._plan)
+            if not kinship.lost:
+                continue
+            if new.others:
+                self.left[new.site.name] = f"its weight has other uses: {new.others[0]}"
+                continue
+            pairs.append(_Pair(old, new, kinship))
+        return pairs
+
+    # -- problems
+
+    def layers(self, *, lost: bool = False) -> Iterator[LayerFit]:
+        """Yields the consumers that lost features, in the order in which they run.
+
+        What `settle` did to those of the stages before shows in what the first consumers of a stage read. The later
+        ones of a stage are given what they read in the original, less the removed features, which is what they read
+        once those before them are settled, as far as that can be known.
+
+        Args:
+            lost: Whether the moments of removed features are gathered as well.
+        """
+        levels = list(dict.fromkeys(pair.after.level for pair in self._pairs))
+        count = len(levels)
+        stages = min(count, self.STAGES if self._stages is None else self._stages)
+        for number in range(stages):
+            chosen = levels[number * count // stages : (number + 1) * count // stages]
+            part = [pair for pair in self._pairs if pair.after.level in chosen]
+            gathered = self._gather(part, lost=lost)
+            for pair in part:
+                problem = self._problem(pair, gathered[pair.after.site.name], lost=lost)
+                if problem is not None:
+                    yield problem
+
+    def _gather(self, part: Sequence[_Pair], *, lost: bool) -> dict[str, _Gathered]:
+        found = {
+            pair.after.site.name: _Gathered(
+                Gatherer(covariance=True), Gatherer(covariance=True), Gatherer(covariance=False)
+            )
+            for pair in part
+        }
+        of_order = {order: pair for pair in part for order in pair.after.orders}
+        first = min(pair.after.level for pair in part)
+        last = max(of_order)
+        last_read = max(order for order, pair in of_order.items() if pair.after.level == first)
+        watched = Watched(self.module, self._registry)
+        examples = 0
+        for batch in self.batches():
+            targets: dict[int, torch.Tensor] = {}
+
+            def note(seen: Seen, targets: dict[int, torch.Tensor] = targets, base: int = examples) -> None:
+                pair = of_order.get(seen.order)
+                if pair is not None:
+                    both, later = found[pair.after.site.name], pair.after.level != first
+                    if not later:
+                        targets[seen.order] = pair.kinship.kept_outputs(seen.output, seen.channel_dim).clone()
+                    for chunk in seen.chunks(seen.output) if lost or later else ():
+                        assert chunk.targets is not None
+                        if lost:
+                            both.lost.add(chunk.features)
+                        if later:
+                            kept = pair.kinship.kept_samples(chunk.features, chunk.targets)
+                            both.add(*kept, chunk.examples + base)
+                if seen.order == last:
+                    raise Enough
+
+            def add(seen: Seen, targets: dict[int, torch.Tensor] = targets, base: int = examples) -> None:
+                if seen.order in targets:
+                    both = found[of_order[seen.order].after.site.name]
+                    for chunk in seen.chunks(targets.pop(seen.order)):
+                        assert chunk.targets is not None
+                        both.add(chunk.features, chunk.targets, chunk.examples + base)
+                if seen.order == last_read:
+                    raise Enough
+
+            self._original.run(batch, note)
+            watched.run(batch, add)
+            examples += batch.size
+        return found
+
+    def _problem(self, pair: _Pair, gathered: _Gathered, *, lost: bool) -> LayerFit | None:
+        site, kinship = pair.after.site, pair.kinship
+        tensors = named_tensors(self.module)
+        fit, held = gathered.fit.moments(), gathered.held.moments()
+        if fit is None:
+            fit, held = held, None
+        if fit is None:
+            self.left[site.name] = "no sample that it read was finite"
+            return None
+        weight = site.matrix(tensors[site.parameter].detach()).double()
+        offset = weight.new_zeros(weight.shape[:2])
+        if pair.after.bias:
+            offset = _run(tensors, pair.after.bias).detach().double().reshape(weight.shape[:2])
+        old = self._original.shadow.tensors()[pair.before.site.parameter]
+        lost_weight = kinship.lost_part(pair.before.site.matrix(old.detach()).double())
+        lost_weight = lost_weight * kinship.scales.to(lost_weight.device).reshape(*weight.shape[:2], 1)
+        seen = gathered.lost.moments() if lost else None
+        empty = lost_weight.new_zeros(lost_weight.shape[0], lost_weight.shape[2])
+        return LayerFit(
+            site.name,
+            weight,
+            offset,
+            bool(pair.after.bias or pair.after.mean),
+            fit,
+            held,
+            lost_weight,
+            empty if seen is None else kinship.lost_features(seen.mean),
+            empty if seen is None else kinship.lost_features(seen.variance),
+        )
+
+    # -- writing
+
+    def settle(self, problem: LayerFit, weight: torch.Tensor, offset: torch.Tensor, detail: str = "") -> bool:
+        """Gives a consumer another weight and offset, unless that would make its error on the calibration data worse.
+
+        Args:
+            problem: The consumer.
+            weight: Tensor ``[groups, outputs, features]``.
+            offset: Tensor ``[groups, outputs]``; that of the problem where it isn't movable.
+            detail: What was chosen, for the report.
+
+        Returns:
+            Whether it was done; if not, the reason is noted.
+        """
+        pair = next(pair for pair in self._pairs if pair.after.site.name == problem.name)
+        site = pair.after.site
+        tensors = named_tensors(self.module)
+        dtype = tensors[site.parameter].dtype
+        rounded, moved = weight.to(dtype).double(), offset.to(dtype).double()
+        if not bool(torch.isfinite(rounded).all()) or not bool(torch.isfinite(moved).all()):
+            self.left[problem.name] = f"{self._method}: the solution is not finite"
+            return False
+        before, after = _errors(problem, problem.weight, problem.offset), _errors(problem, rounded, moved)
+        if any(not b <= a for a, b in zip(before, after, strict=True)):
+            pairs = zip(("fitted", "held-out"), before, after, strict=False)
+            worse = next(f"{name} error {a:.3g} -> {b:.3g}" for name, a, b in pairs if not b <= a)
+            self.left[problem.name] = f"{self._method} would make it worse ({worse})"
+            return False
+        self.write(site.parameter, site.placed(rounded, tensors[site.parameter]))
+        if not torch.equal(moved, problem.offset):
+            self._move(pair, tensors, moved - problem.offset)
+        shares = (problem.fit.count, problem.held.count if problem.held else 0)
+        self.record(problem.name, _mean(before, shares), _mean(after, shares), detail)
+        return True
+
+    def record(self, name: str, before: float, after: float, detail: str = "") -> None:
+        """Notes what was done for the report.
+
+        Args:
+            name: What it was done to.
+            before, after: The relative error before and after.
+            detail: What was chosen.
+        """
+        self.repairs.append(LayerRepair(name, self._method, before, after, detail))
+
+    def _move(self, pair: _Pair, tensors: Mapping[str, torch.Tensor], change: torch.Tensor) -> None:
+        if pair.after.bias:
+            name, start, stop = _parse(pair.after.bias, tensors)
+            values = tensors[name].detach().clone()
+            values[start:stop] += change.flatten().to(values)
+        else:
+            name = pair.after.mean
+            values = tensors[name] - change.flatten().to(tensors[name])
+        self.write(name, values)
+
+    def write(self, name: str, values: torch.Tensor) -> None:
+        """Gives a parameter or buffer of the twin other values; the model gets them at the end.
+
+        Args:
+            name: Its canonical name.
+            values: Tensor of its shape.
+
+        Raises:
+            PluginError: The twin has no such tensor, or it has another shape.
+        """
+        tensor = named_tensors(self.module).get(name)
+        if tensor is None or tensor.shape != values.shape:
+            raise PluginError(
+                "A compensator gave values that don't fit.",
+                where=f"{self._method} on {name}",
+                why=f"got {tuple(values.shape)}, it is {None if tensor is None else tuple(tensor.shape)}",
+            )
+        replace_values(tensor, values)
+        self.written[name] = tensor
+
+
+def _errors(problem: LayerFit, weight: torch.Tensor, offset: torch.Tensor) -> list[float]:
+    parts: list[Moments] = [problem.fit, *([problem.held] if problem.held else [])]
+    return [problem.error(weight, offset, part) for part in parts]
+
+
+def _mean(errors: Sequence[float], shares: Sequence[int]) -> float:
+    weighted = sum(error * share for error, share in zip(errors, shares, strict=False))
+    return weighted / sum(shares[: len(errors)])
+
+
+def _parse(bias: str, tensors: Mapping[str, torch.Tensor]) -> tuple[str, int, int]:
+    name, _, run = bias.partition("[")
+    if not run:
+        return name, 0, len(tensors[name])
+    start, stop = run[:-1].split(":")
+    return name, int(start), int(stop)
+
+
+def _run(tensors: Mapping[str, torch.Tensor], bias: str) -> torch.Tensor:
+    name, start, stop = _parse(bias, tensors)
+    return tensors[name][start:stop]
+
+
+def _ignore(seen: Seen) -> None:
+    """Looks at nothing."""
+
+
+Compensator = Callable[[Repair], None]
+"""Repairs a pruned model: solves its problems, or writes what it likes to the twin."""

@@ -1,0 +1,138 @@
+"""What a program does with its consumers: in which order they run, what else reads their weights, what follows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+
+from prunekit_core.batches import Batch
+from prunekit_core.consumers import Centring, Site
+from prunekit_core.outputs import output_tensors
+from prunekit_core.rules import RuleTable
+from prunekit_core.shadow import Shadow, operation_name, tensors_of
+from prunekit_core.watching import Look, Seen, Watched, WatchingSink
+
+
+@attrs.frozen
+class Consumer:
+    """One consumer of a program.
+
+    Attributes:
+        site: The (part of a) parameter that it multiplies by.
+        orders: Its numbers among the consumers of a forward; several where it runs several times.
+        bias: The parameter (or the run of one, ``"name[a:b]"``) that it alone adds; empty if there is none.
+        mean: The buffer with the mean that is subtracted from all that it puts out; empty if there is none.
+        others: What else its weight is used for.
+        level: Consumers that follow each other and read the same tensor (queries, keys and values) are on one level.
+    """
+
+    site: Site
+    orders: tuple[int, ...]
+    bias: str
+    mean: str
+    others: tuple[str, ...]
+    level: int
+
+
+class _Uses(WatchingSink):
+    """Notes who reads the outputs of consumers, and who else uses parameters."""
+
+    def __init__(self, shadow: Shadow, rules: RuleTable, batch: Batch, look: Look) -> None:
+        super().__init__(shadow, rules, batch, look)
+        self.outputs: dict[int, tuple[int, torch.Tensor]] = {}
+        self.readers: dict[int, list[str]] = {}
+        self.means: list[str] = []
+        self.others: dict[str, dict[str, None]] = {}
+        self.sources: list[torch.Tensor] = []
+        self._names: dict[int, str] = {}
+
+    def start(self, tensors: Mapping[str, torch.Tensor], inputs: Any) -> None:
+        super().start(tensors, inputs)
+        self._names = {id(tensor): name for name, tensor in tensors.items()}
+
+    def operation(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> None:
+        given = tensors_of(list(arguments.values()))
+        self._note_readers(op, arguments, given)
+        seen = self.consumer(op, module, arguments, outputs)
+        own: list[Any] = []
+        if seen is not None:
+            self.look(seen)
+            self.outputs[id(outputs)] = (seen.order, outputs)
+            self.sources.append(arguments[seen.reading.source])
+            own = [arguments[seen.reading.weight], arguments.get(seen.reading.bias) if seen.bias else None]
+        stores = {tensor.untyped_storage().data_ptr() for tensor in tensors_of(outputs)}
+        for tensor in given:
+            name = self._names.get(id(tensor), "")
+            handed_on = tensor.untyped_storage().data_ptr() in stores  # a view is no use; what uses the view is seen
+            if name in self.parameters and not any(tensor is one for one in own) and not handed_on:
+                self.others.setdefault(name, {})[f"{operation_name(op)} in {module or 'the model'}"] = None
+
+    def _note_readers(self, op: Any, arguments: Mapping[str, Any], given: Sequence[torch.Tensor]) -> None:
+        centring: Centring | None = self.rules.centring(op)
+        mean, centred = "", None
+        if centring is not None and not arguments[centring.switch]:
+            mean, centred = self._names.get(id(arguments[centring.mean]), ""), arguments[centring.source]
+            self.means.append(mean)
+        for tensor in given:
+            if id(tensor) in self.outputs:
+                order = self.outputs[id(tensor)][0]
+                self.readers.setdefault(order, []).append(mean if tensor is centred else "")
+
+
+def find_consumers(watched: Watched, batch: Batch) -> list[Consumer]:
+    """Runs a batch and lists the consumers in the order in which they first run."""
+    calls: dict[str, list[Seen]] = {}
+
+    def look(seen: Seen) -> None:
+        calls.setdefault(seen.site.name, []).append(attrs.evolve(seen, arguments={}, output=torch.empty(0)))
+
+    sink = _Uses(watched.shadow, watched.rules, batch, look)
+    results = output_tensors(watched.run_into(batch, sink))
+    for tensor in results:
+        if id(tensor) in sink.outputs:
+            sink.readers.setdefault(sink.outputs[id(tensor)][0], []).append("")
+    biases = [seen[0].bias.partition("[")[::2] for seen in calls.values()]
+    levels, found = _levels(sink.sources), []
+    for seen in calls.values():
+        first = seen[0]
+        means = sink.readers.get(first.order, [])
+        mean = means[0] if len(seen) == len(means) == 1 and sink.means.count(means[0]) == 1 else ""
+        parameter, _, run = first.bias.partition("[")
+        alone = biases.count((parameter, run)) == 1 and all(call.bias == first.bias for call in seen)
+        found.append(
+            Consumer(
+                first.site,
+                tuple(call.order for call in seen),
+                first.bias if alone and parameter not in sink.others else "",
+                mean,
+                (
+                    *sink.others.get(first.site.parameter, ()),
+                    *_overlaps(first.site, [c[0].site for c in calls.values()]),
+                ),
+                levels[first.order],
+            )
+        )
+    return found
+
+
+def _levels(sources: Sequence[torch.Tensor]) -> list[int]:
+    levels: list[int] = []
+    for number, source in enumerate(sources):
+        place = (source.data_ptr(), source.numel())
+        alike = number > 0 and place == (sources[number - 1].data_ptr(), sources[number - 1].numel())
+        levels.append(levels[-1] + (not alike) if levels else 0)
+    return levels
+
+
+def _overlaps(site: Site, sites: Sequence[Site]) -> list[str]:
+    return [
+        f"{other.name} overlaps with it"
+        for other in sites
+        if other != site
+        and other.parameter == site.parameter
+        and other.rows[0] < site.rows[1]
+        and site.rows[0] < other.rows[1]
+    ]

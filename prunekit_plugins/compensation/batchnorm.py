@@ -1,0 +1,84 @@
+"""BatchNorm statistics of the pruned model, estimated anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from prunekit_core import Repair
+
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+class BatchNormStatistics:
+    """Estimates the running mean and variance of every BatchNorm anew on the calibration data.
+
+    The means over the batches of each batch's mean and variance take the place of the running ones, where that doesn't
+    make the error of the model's outputs worse.
+    """
+
+    def __call__(self, repair: Repair) -> None:
+        """Estimates them all, and keeps them if the outputs of the model are no worse."""
+        norms = {
+            path: module
+            for path, module in repair.module.named_modules()
+            if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
+        }
+        if not norms:
+            return
+        before = repair.output_error()
+        old = {path: _statistics(norm) for path, norm in norms.items()}
+        try:
+            found = _estimate(repair, norms)
+        except ValueError as error:  # one value per channel has no variance
+            repair.left["batch norms"] = f"batchnorm: {error}"
+            return
+        if not all(bool(torch.isfinite(values).all()) for both in found.values() for values in both):
+            repair.left["batch norms"] = "batchnorm: the statistics are not finite"
+            return
+        _write(repair, found)
+        after = repair.output_error()
+        if not after <= before:
+            _write(repair, old)
+            repair.left["batch norms"] = f"batchnorm would make it worse (output error {before:.3g} -> {after:.3g})"
+            return
+        repair.record(f"{len(norms)} batch norms", before, after, "error of the model's outputs")
+
+
+Both = tuple[torch.Tensor, torch.Tensor]
+
+
+def _statistics(norm: _BatchNorm) -> Both:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return norm.running_mean.clone(), norm.running_var.clone()
+
+
+def _estimate(repair: Repair, norms: Mapping[str, _BatchNorm]) -> dict[str, Both]:
+    """Runs the twin with its batch norms in training, and puts back what that did to them."""
+    kept = [(norm, norm.momentum, norm.num_batches_tracked, *_statistics(norm)) for norm in norms.values()]
+    try:
+        repair.module.train(False)
+        for norm in norms.values():
+            norm.momentum, norm.num_batches_tracked = None, torch.tensor(0)  # a plain mean over the batches
+            norm.train(True)
+        with torch.no_grad():
+            for batch in repair.batches():
+                batch.example.runner(repair.module, batch.example.args, batch.example.kwargs)
+        return {path: _statistics(norm) for path, norm in norms.items()}
+    finally:
+        for norm, momentum, tracked, mean, variance in kept:
+            norm.momentum, norm.num_batches_tracked = momentum, tracked
+            norm.train(False)
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+
+
+def _write(repair: Repair, statistics: Mapping[str, Both]) -> None:
+    for path, (mean, variance) in statistics.items():
+        repair.write(f"{path}.running_mean" if path else "running_mean", mean)
+        repair.write(f"{path}.running_var" if path else "running_var", variance)

@@ -1,0 +1,88 @@
+"""Ridge least squares: the units that stay take over what the removed ones did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from prunekit_core import ArgumentError, LayerFit, Moments, Repair
+
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+UNSEEN = 1e-2
+"""The ridge where no example is held out to choose it on."""
+
+
+class LeastSquares:
+    """Fits the weights of every consumer that lost inputs to what it put out before the cut.
+
+    With ``C`` the covariance of what it reads now, ``P`` that of it and of what it should put out, and ``W`` its weight
+    as cut: ``W' = W + (P^T - W C) (C + lambda I)^-1`` and ``b' = E[y] - W' E[x]``, which minimises
+    ``E||y - W' x - b'||^2 + lambda ||W' - W||^2``. While what it reads is what it read before the cut, less the removed
+    units ``R``, that is ``W' = W_K + W_R B^T`` with ``B = (C_KK + lambda I)^-1 C_KR``. ``lambda`` is a multiple of the
+    mean variance of a feature: of the ``ridges``, the one with the least error on examples that were held out.
+
+    A consumer without a bias moves the mean of the norm that follows it; without one it is fitted through the origin.
+
+    Args:
+        ridges: Multiples to choose from.
+
+    Raises:
+        ArgumentError: A ridge is not positive.
+    """
+
+    def __init__(self, ridges: Sequence[float] = RIDGES) -> None:
+        if not ridges or not all(ridge > 0 for ridge in ridges):
+            raise ArgumentError("Ridges must be positive numbers.", why=f"got {list(ridges)!r}")
+        self.ridges = tuple(ridges)
+
+    def __call__(self, repair: Repair) -> None:
+        """Fits consumer after consumer."""
+        for problem in repair.layers():
+            few = problem.held is None
+            best = None
+            for ridge in (UNSEEN,) if few else self.ridges:
+                solution = solve(problem, ridge)
+                if solution is None:
+                    continue
+                error = problem.error(*solution, problem.held)
+                if best is None or error < best[0]:
+                    best = (error, ridge, solution)
+            if best is None:
+                repair.left[problem.name] = "least_squares: its covariance has no Cholesky factor"
+                continue
+            text = f"ridge {best[1]:.0e}" + (" (too few examples to choose it)" if few else "")
+            repair.settle(problem, *best[2], text)
+
+
+def solve(problem: LayerFit, ridge: float) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Solves one consumer for one ridge.
+
+    Returns:
+        Weight ``[groups, outputs, features]`` and offset ``[groups, outputs]``; None where the matrix is singular.
+    """
+    moments, weight = problem.fit, problem.weight
+    square, cross = _second(moments, problem)
+    scale = square.diagonal(dim1=1, dim2=2).mean(1)
+    if not bool(scale.isfinite().all()) or not bool((scale > 0).all()):
+        return None
+    regular = square.clone()
+    regular.diagonal(dim1=1, dim2=2).add_(ridge * scale[:, None])
+    factor, failed = torch.linalg.cholesky_ex(regular)
+    if bool((failed != 0).any()):
+        return None
+    gap = cross - square @ weight.transpose(1, 2)
+    fitted = weight + torch.cholesky_solve(gap, factor).transpose(1, 2)
+    return fitted, problem.mean_error(fitted) if problem.movable else problem.offset
+
+
+def _second(moments: Moments, problem: LayerFit) -> tuple[torch.Tensor, torch.Tensor]:
+    """Moments about the mean, or about zero where the offset can't be moved."""
+    assert moments.covariance is not None
+    assert moments.cross is not None
+    assert moments.target_mean is not None
+    if problem.movable:
+        return moments.covariance, moments.cross
+    mean = moments.mean
+    goal = moments.target_mean - problem.offset
+    return moments.covariance + mean[:, :, None] * mean[:, None], moments.cross + mean[:, :, None] * goal[:, None]

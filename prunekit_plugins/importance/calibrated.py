@@ -1,0 +1,39 @@
+"""The criterion that is taken where there are calibration data and none was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from prunekit_core import Group, Statistics
+from prunekit_plugins.importance.contributions import ActivationVarianceImportance
+from prunekit_plugins.importance.magnitude import GroupMagnitudeImportance
+
+
+class CalibratedImportance:
+    """Scores a unit by how much its contribution varies; by magnitude where no consumer of the unit was seen.
+
+    Dims of queries and keys have no consumer: they are only multiplied with each other. Both scores are divided by
+    their mean within the group, so that groups of either kind can be compared.
+
+    Args:
+        statistics: What `calibrate` gathered; may be set later (``prune(..., calibration=...)`` does).
+    """
+
+    needs: Sequence[str] = ("moments",)
+
+    def __init__(self, statistics: Statistics | None = None) -> None:
+        self.statistics = statistics
+
+    def __call__(self, group: Group) -> torch.Tensor | None:
+        """Scores the selected units of a group.
+
+        Returns:
+            Tensor ``[units]`` in the order of the selection; None when no member counts.
+
+        Raises:
+            ArgumentError: There are no statistics, or the model was pruned since.
+        """
+        scores = ActivationVarianceImportance(self.statistics)(group)
+        return GroupMagnitudeImportance()(group) if scores is None else scores
