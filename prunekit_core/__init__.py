@@ -27,7 +27,6 @@ from prunekit_core.chooser import Chooser, Counts, Tie
 from prunekit_core.compensation import Compensation, compensate
 from prunekit_core.config import Config
 from prunekit_core.constants import absorb_constants
-from prunekit_core.consumers import Reading, Site, reads
 from prunekit_core.consumers import Centring, Reading, Site, centres, reads
 from prunekit_core.conversion import prune_checkpoint
 from prunekit_core.costs import Compiled, CostModel, compile_sum, group_sizes
