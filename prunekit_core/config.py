@@ -38,6 +38,19 @@ class Config:
     importance_arguments: Mapping[str, Any] = attrs.field(factory=dict)
     options: Mapping[str, Any] = attrs.field(factory=dict)
 
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], path: Path) -> Config:
+        """Checks settings that were read elsewhere.
+
+        Args:
+            settings: What would stand in a configuration file.
+            path: Where it does stand.
+
+        Raises:
+            ArgumentError: A setting doesn't exist or has the wrong form.
+        """
+        return _checked(settings, path)
+
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -49,7 +49,7 @@ class Protocol:
 
     def to_json(self) -> str:
         """Writes the protocol as JSON."""
-        return json.dumps({"format": FORMAT, **attrs.asdict(self)})
+        return json.dumps({"format": FORMAT, **attrs.asdict(self)}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Protocol:

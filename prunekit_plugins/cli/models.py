@@ -40,13 +40,14 @@ class Subject:
         return f"{self.name}, {self.weights}, input {' and '.join(str(spec) for spec in self.specs)}"
 
 
-def build(name: str, specs: Sequence[TensorSpec], weights: Path | None = None) -> Subject:
+def build(name: str, specs: Sequence[TensorSpec], weights: Path | None = None, seed: int = SEED) -> Subject:
     """Builds the model that an argument names. The same argument gives the same weights every time.
 
     Args:
         name: ``torchvision:NAME``, ``timm:NAME``, ``hf:FOLDER`` or ``package.module:factory``.
         specs: Its inputs; empty for the usual ones.
         weights: A safetensors file with the model's weights; None for random ones.
+        seed: Seed of random weights and inputs.
 
     Raises:
         ArgumentError: There is no such model, or its inputs aren't known.
@@ -56,7 +57,7 @@ def build(name: str, specs: Sequence[TensorSpec], weights: Path | None = None) -
     prefix, colon, rest = name.partition(":")
     maker = SOURCES.get(prefix) if colon else None
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
+        torch.manual_seed(seed)
         source = maker(rest) if maker is not None else from_code(name)
     chosen = tuple(specs) or source.inputs
     if not chosen:
@@ -65,7 +66,7 @@ def build(name: str, specs: Sequence[TensorSpec], weights: Path | None = None) -
         )
     if weights is not None:
         fill(source.model, weights)
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator().manual_seed(seed)
     tensors = tuple(spec.tensor(generator) for spec in chosen)
     keyword = source.keyword if len(tensors) == 1 else ""
     inputs = {keyword: tensors[0]} if keyword else tensors

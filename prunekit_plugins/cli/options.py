@@ -15,6 +15,14 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+OptionalModel = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="torchvision:NAME, timm:NAME, hf:FOLDER or package.module:factory. A --recipe names it, too.",
+        show_default=False,
+    ),
+]
 Inputs = Annotated[
     list[str] | None,
     typer.Option(

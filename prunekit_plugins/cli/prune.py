@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
+import attrs
 import typer
 
 from prunekit_core import (
@@ -24,7 +26,7 @@ from prunekit_plugins.cli.arguments import check_writable, read_inputs, read_tar
 from prunekit_plugins.cli.listing import report_data, show_report
 from prunekit_plugins.cli.models import Subject, build
 from prunekit_plugins.cli.output import Output, Table, cost_data, cost_rows
-from prunekit_plugins.cli.project import project_registry
+from prunekit_plugins.cli.repeating import finish, start
 from prunekit_plugins.reports import report_data as details
 from prunekit_plugins.reports import write_report
 from prunekit_plugins.reports.files import check_report_path
@@ -35,7 +37,8 @@ class NotExactError(PrunekitError, RuntimeError):
 
 
 def prune(
-    model: options.Model,
+    context: typer.Context,
+    model: options.OptionalModel = None,
     inputs: options.Inputs = None,
     ratio: Annotated[
         float | None, typer.Option(help="Fraction of the units to remove; 0.5 without --target.", show_default=False)
@@ -68,6 +71,13 @@ def prune(
         list[str] | None,
         typer.Option(metavar="LAYER", help="Leave the outputs of a layer alone. Repeatable.", show_default=False),
     ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="Repeat what --save-recipe wrote; what else is typed wins.", show_default=False),
+    ] = None,
+    save_recipe: Annotated[
+        Path | None, typer.Option(help="Where a recipe goes that repeats this (TOML).", show_default=False)
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Fail unless the result is exactly right.")] = False,
     block: options.Block = None,
     config: options.Config = None,
@@ -75,12 +85,13 @@ def prune(
     as_json: options.Json = False,
 ) -> None:
     """Prune a model and write the smaller one to a file, which prunekit_core.load reads."""
-    specs, targets = read_inputs(inputs or ()), read_targets(target or ())
+    known, registry = start(context, model, recipe, block, config)
+    model, weights = known.model, weights or known.checked_weights()
+    specs, targets = read_inputs(inputs or known.input), read_targets(target or ())
     if ratio is not None and targets:
         raise ArgumentError("Give --ratio or --target, not both.")
-    _check_files(out, plan, report)
+    _check_files(out, plan, report, save_recipe)
     output = Output(as_json)
-    registry = project_registry(block, config)
     if importance is not None:
         registry.named("prunekit_importance", importance)
     settings = registry.options(
@@ -93,10 +104,11 @@ def prune(
         ignored_layers=[*registry.config.options.get("ignored_layers", ()), *ignore] if ignore else None,
     )
     with output.working(f"building {model}"):
-        subject = build(model, specs, weights)
+        subject = build(model, specs, weights, known.seed)
     original = copy.deepcopy(subject.model) if check else None
     with output.working(f"pruning {model}"):
         result = prune_model(subject.model, subject.inputs, **settings)
+    result = attrs.evolve(result, protocol=attrs.evolve(result.protocol, source=model, seed=known.seed))
     found = None if original is None else _checked(original, subject, result, registry)
     _write(subject, result, out, plan)
     if report is not None:
@@ -104,20 +116,21 @@ def prune(
     _show(output, subject, result, found, out, everything)
     if report is not None:
         output.line(f"report: {report}", good=True)
+    finish(output, known, subject, settings, save_recipe, weights)
     output.result({**_data(subject, result, found, out, plan), "report": None if report is None else str(report)})
 
 
-def _check_files(out: Path | None, plan: Path | None, report: Path | None) -> None:
+def _check_files(out: Path | None, plan: Path | None, report: Path | None, recipe: Path | None) -> None:
     if report is not None:
         check_report_path(report)
-    for path, option in ((out, "--out"), (plan, "--plan"), (report, "--report")):
+    for path, option in ((out, "--out"), (plan, "--plan"), (report, "--report"), (recipe, "--save-recipe")):
         if path is not None:
             check_writable(path, option)
 
 
 def _write(subject: Subject, result: PruneResult, out: Path | None, plan: Path | None) -> None:
     if out is not None:
-        save(subject.model, out, plan=result.plan)
+        save(subject.model, out, plan=result.plan, protocol=result.protocol)
     if plan is not None:
         write_text(plan, result.plan.to_json())
 
@@ -164,6 +177,7 @@ def _data(
             "tolerance": check.tolerance,
             "inexact_groups": list(check.inexact),
         },
+        "protocol": json.loads(result.protocol.to_json()),
         "out": None if out is None else str(out),
         "plan": None if plan is None else str(plan),
     }

@@ -1,0 +1,195 @@
+"""Recipes: everything that a call of ``prunekit prune`` depends on, in a TOML file that repeats it bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import platform
+import re
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from prunekit_core import ArgumentError, CheckpointError, Config, Registry, nearest, write_text
+
+FORMAT = 1
+
+
+@attrs.frozen
+class Recipe:
+    """What a call of ``prunekit prune`` depends on.
+
+    Attributes:
+        model: The MODEL argument.
+        input: The inputs, as ``--input`` takes them.
+        settings: The settings, as in a configuration file.
+        weights: The file with the weights; empty for random ones.
+        weights_sha256: SHA-256 of that file.
+        seed: Seed of random weights and inputs.
+        versions: Versions it was written with.
+    """
+
+    model: str
+    input: tuple[str, ...]
+    settings: Mapping[str, Any]
+    weights: str = ""
+    weights_sha256: str = ""
+    seed: int = 0
+    versions: Mapping[str, str] = attrs.field(factory=dict)
+
+    def checked_weights(self) -> Path | None:
+        """Returns the file with the weights, or None for random ones.
+
+        Raises:
+            CheckpointError: It is not the file that the recipe was written with.
+        """
+        if not self.weights:
+            return None
+        if digest(Path(self.weights)) != self.weights_sha256:
+            raise CheckpointError(
+                "The weights are not those of the recipe.",
+                where=self.weights,
+                why="their SHA-256 is another one",
+                hint="give other weights with --weights, if that is meant",
+            )
+        return Path(self.weights)
+
+    def changes(self) -> list[str]:
+        """Lists versions that are others today."""
+        now = current_versions()
+        return [f"{name} {old}, now {now[name]}" for name, old in self.versions.items() if now.get(name, old) != old]
+
+
+def current_versions() -> dict[str, str]:
+    """Versions that a result may depend on."""
+    return {
+        "prunekit": metadata.version("prunekit"),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
+
+
+def digest(path: Path) -> str:
+    """Returns the SHA-256 of a file, as hexadecimal digits."""
+    if not path.is_file():
+        raise CheckpointError("There is no such file.", where=str(path))
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            found.update(piece)
+    return found.hexdigest()
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "format": (f"the number {FORMAT}", lambda value: value == FORMAT and not isinstance(value, bool)),
+    "model": ("the name of a model", lambda value: _is_text(value) and bool(value)),
+    "input": ('a list of inputs such as "1,3,224,224"', _is_texts),
+    "weights": ("the name of a file", _is_text),
+    "weights_sha256": (
+        "64 hexadecimal digits",
+        lambda value: _is_text(value) and bool(re.fullmatch("[0-9a-f]*", value)),
+    ),
+    "seed": ("a whole number", lambda value: type(value) is int and value >= 0),
+    "settings": ("a table of settings", _is_table),
+    "versions": ("a table of versions", lambda value: _is_table(value) and all(map(_is_text, value.values()))),
+}
+"""Every key: what it must be, in words, and whether a value is that."""
+
+
+def read_recipe(path: Path) -> tuple[Recipe, Config]:
+    """Reads and checks a recipe.
+
+    Returns:
+        The recipe, and its settings as a configuration.
+
+    Raises:
+        ArgumentError: There is no such file, it is no TOML, or holds a key that doesn't exist or is wrong.
+    """
+    where = str(path)
+    try:
+        data = _parser().loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # TOML's own error is a ValueError
+        raise ArgumentError("The recipe can't be read.", where=where, why=str(error)) from error
+    for key, value in data.items():
+        if key not in KEYS:
+            raise ArgumentError(f"A recipe has no key {key!r}.", where=where, hint=nearest(key, KEYS))
+        words, holds = KEYS[key]
+        if not holds(value):
+            raise ArgumentError(f"The key {key!r} of a recipe must be {words}.", where=where, why=f"got {value!r}")
+    missing = [key for key in ("format", "model", "settings") if key not in data]
+    if missing:
+        raise ArgumentError("A recipe lacks a key.", where=where, why=", ".join(missing))
+    config = Config.of(data["settings"], path)
+    values = {**data, "input": tuple(data.get("input", ()))}
+    return Recipe(**{key: value for key, value in values.items() if key != "format"}), config
+
+
+def _parser() -> Any:
+    """The TOML parser: part of Python from 3.11 on, brought along by the extra ``cli`` before."""
+    try:
+        return importlib.import_module("tomllib")
+    except ModuleNotFoundError:
+        return importlib.import_module("tomli")
+
+
+def write_recipe(path: Path, recipe: Recipe) -> None:
+    """Writes a recipe; the file appears whole or not at all."""
+    lines = ["# repeat it with: prunekit prune --recipe FILE", f"format = {FORMAT}"]
+    tables: list[str] = []
+    for name, value in attrs.asdict(recipe).items():
+        if isinstance(value, dict):
+            tables += ["", f"[{name}]", *(f"{_key(key)} = {_value(item)}" for key, item in value.items())]
+        elif value != "":
+            lines.append(f"{name} = {_value(value)}")
+    write_text(path, "\n".join([*lines, *tables]) + "\n")
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _value(name)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items()) + " }"
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def settings_of(registry: Registry, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes the arguments of ``prune`` as settings of a configuration file.
+
+    Args:
+        registry: The registry that they are meant for, with the project's configuration.
+        settings: What its ``options`` returned.
+    """
+    config = registry.config
+    found = {key: value for key, value in settings.items() if key not in ("registry", "importance")}
+    if not found.keys() & {"ratio", "target"}:
+        found["ratio"] = 0.5
+    criterion = settings.get("importance", "magnitude")
+    if not isinstance(criterion, str):
+        criterion = {"name": config.importance, **config.importance_arguments}
+    blocked = [plugin.name for plugin in registry.plugins() if plugin.blocked]
+    return {"importance": criterion, **found, **({"block": blocked} if blocked else {})}

@@ -1,0 +1,74 @@
+"""Where a call of ``prunekit prune`` starts from, a recipe or what was typed, and the recipe that repeats it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from prunekit_core import ArgumentError, Registry
+from prunekit_plugins.cli.models import SEED, Subject
+from prunekit_plugins.cli.output import Output
+from prunekit_plugins.cli.project import project_registry
+from prunekit_plugins.cli.recipe import Recipe, current_versions, digest, read_recipe, settings_of, write_recipe
+
+
+def start(
+    context: typer.Context, model: str | None, path: Path | None, block: Sequence[str] | None, config: Path | None
+) -> tuple[Recipe, Registry]:
+    """Reads the recipe, if there is one, and makes the registry with its settings or with those of the project.
+
+    Returns:
+        The recipe, with the model that was typed in its place if one was, and the registry.
+
+    Raises:
+        ArgumentError: The recipe can't be read, or a configuration file was given beside it.
+        typer.BadParameter: There is no model.
+    """
+    if path is None:
+        if model is None:
+            raise typer.BadParameter("name a model, or give --recipe FILE", ctx=context, param_hint="MODEL")
+        return Recipe(model, (), {}, seed=SEED), project_registry(block, config)
+    if config is not None:
+        raise ArgumentError("Give --recipe or --config, not both.", hint="a recipe holds all settings")
+    recipe, settings = read_recipe(path)
+    if model is not None and model != recipe.model:  # the inputs and weights were another model's
+        recipe = Recipe(model, (), recipe.settings, seed=recipe.seed, versions=recipe.versions)
+    return recipe, Registry(block=block or (), config=settings)
+
+
+def finish(
+    output: Output,
+    known: Recipe,
+    subject: Subject,
+    settings: Mapping[str, Any],
+    path: Path | None,
+    weights: Path | None,
+) -> None:
+    """Tells where versions differ from the recipe's, and writes the recipe of this call where one is wanted.
+
+    Args:
+        output: Where lines go.
+        known: The recipe that the call started from.
+        subject: What was pruned.
+        settings: What it was pruned with.
+        path: Where the new recipe goes; None for nowhere.
+        weights: The file with the weights; None for random ones.
+    """
+    for change in known.changes():
+        output.line(f"note: the recipe was written with {change}")
+    if path is None:
+        return
+    recipe = Recipe(
+        subject.name,
+        tuple(map(str, subject.specs)),
+        settings_of(settings["registry"], settings),
+        "" if weights is None else str(weights),
+        "" if weights is None else digest(weights),
+        known.seed,
+        current_versions(),
+    )
+    write_recipe(path, recipe)
+    output.line(f"recipe: {path}", good=True)
