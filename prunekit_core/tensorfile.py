@@ -45,8 +45,8 @@ DTYPES = {
 """The format's names of dtypes."""
 
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
-_PIECE = 64 * 2**20
-"""Bytes moved in one go."""
+_PIECE = 8 * 2**20
+"""Bytes moved in one go: few enough that the allocator gives the same memory again and again."""
 UNSIGNED = "0" * 64
 """Stands in a header for a digest that is known only when all tensors were written."""
 Rows = Callable[[str], Iterable[torch.Tensor]]
@@ -78,7 +78,7 @@ class Stored:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def pieces(self) -> list[tuple[int, int]]:
-        """Divides dim 0 into runs ``(start, stop)`` of at most 64 MiB, or of one row where a row is larger."""
+        """Divides dim 0 into runs ``(start, stop)`` of at most 8 MiB, or of one row where a row is larger."""
         if not self.shape:
             return [(0, 1)]
         rows = max(1, _PIECE // max(1, self.row_bytes))
