@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prunekit_core import HOOKS, Registry
+from prunekit_core import HOOKS, Entry, LayerType, Registry
 from prunekit_plugins.cli import options
 from prunekit_plugins.cli.output import Output, Table
 from prunekit_plugins.cli.project import project_registry
@@ -62,10 +62,15 @@ def key_name(key: Any) -> str:
     return str(key)
 
 
+def is_opaque(entry: Entry) -> bool:
+    """Tells whether an entry is the layer type of modules that a recording doesn't look into."""
+    return isinstance(entry.value, LayerType) and entry.value.opaque is not None
+
+
 def _hook_lines(hook: str, registry: Registry, everything: bool) -> list[tuple[str, ...]]:
     owners: dict[str, list[str]] = {}
     for key, entry in registry.entries(hook).items():
-        owners.setdefault(entry.owner.name, []).append(key_name(key))
+        owners.setdefault(entry.owner.name, []).append(key_name(key) + (" (opaque)" if is_opaque(entry) else ""))
     if not owners:
         return [(hook, "-", "0", "")]
     lines: list[tuple[str, ...]] = []
@@ -83,6 +88,7 @@ def _entries(hook: str, registry: Registry) -> list[dict[str, Any]]:
             "distribution": entry.owner.distribution,
             "version": entry.owner.version,
             "overrides": list(entry.overrides),
+            **({"opaque": True} if is_opaque(entry) else {}),
         }
         for key, entry in registry.entries(hook).items()
     ]

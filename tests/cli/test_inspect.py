@@ -138,3 +138,24 @@ def test_rules_that_override_or_are_missing_show(capsys: pytest.CaptureFixture[s
     line = next(line for line in capsys.readouterr().out.splitlines() if "aten::relu" in line)
     assert "own, overrides prunekit:ops" in line
     assert line.endswith(f"{__file__}:{OwnRelu.prunekit_op_rules.__code__.co_firstlineno + 3}")
+
+
+def along(call: pk.OpCall) -> list[pk.Axis]:
+    return list(call["input"].axes)
+
+
+def test_the_rule_of_an_opaque_layer_shows() -> None:
+    kind = pk.LayerType("relu", opaque=pk.Opaque(along, fake=lambda module, input: torch.empty_like(input)))
+
+    class Own:
+        @staticmethod
+        @pk.hookimpl
+        def prunekit_layer_types() -> Mapping[type[torch.nn.Module], pk.LayerType]:
+            return {torch.nn.ReLU: kind}
+
+    registry = pk.Registry(extra={"own": Own})
+    graph = pk.DependencyGraph(registry).build_dependency(toys.blocks(), torch.randn(1, 4))
+    (use,) = (use for use in rule_uses(graph.analysis, registry) if use.operation.startswith("opaque::"))
+    assert use.operation == use.key == "opaque::torch.nn.modules.activation.ReLU"
+    assert use.modules == ("blocks.0.2", "blocks.1.2", "blocks.2.2")
+    assert (use.plugin, use.site) == ("own", f"{__file__}:{along.__code__.co_firstlineno}")

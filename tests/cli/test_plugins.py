@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 import prunekit_core as pk
 from prunekit_plugins.cli.output import Output
@@ -34,7 +35,8 @@ def test_plugins_lists_what_is_registered_and_from_where(cli: Cli) -> None:
     assert {"name": "magnitude", "plugin": "prunekit:importance", "distribution": "prunekit", "version": version} | {
         "overrides": []
     } in data["hooks"]["prunekit_importance"]
-    assert [entry["name"] for entry in data["hooks"]["prunekit_commands"]] == ["prune", "inspect", "demo", "plugins"]
+    commands = [entry["name"] for entry in data["hooks"]["prunekit_commands"]]
+    assert {"prune", "inspect", "demo", "plugins"} <= set(commands)
     assert {plugin["state"] for plugin in data["plugins"]} == {"loaded"}
     registry = pk.default_registry()
     assert {hook: len(entries) for hook, entries in data["hooks"].items()} == {
@@ -93,3 +95,21 @@ def test_long_lists_are_cut_unless_everything_is_wanted(cli: Cli) -> None:
     rules = next(line for line in cli("plugins").out.splitlines() if "prunekit_op_rules" in line)
     assert "more (--all)" in rules
     assert "aten::linear" in cli("plugins", "--all").out
+
+
+def test_opaque_layers_are_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    opaque = pk.LayerType("tanh", opaque=pk.Opaque(lambda call: list(call["input"].axes)))
+
+    class Own:
+        @staticmethod
+        @pk.hookimpl
+        def prunekit_layer_types() -> Mapping[type[nn.Module], pk.LayerType]:
+            return {nn.Tanh: opaque, nn.Sigmoid: pk.LayerType("sigmoid")}
+
+    registry = pk.Registry(extra={"own": Own})
+    show(registry, Output())
+    assert "activation.Tanh (opaque), torch.nn.modules.activation.Sigmoid\n" in capsys.readouterr().out
+    show(registry, Output(as_json=True))
+    entries = {e["name"]: e for e in json.loads(capsys.readouterr().out)["hooks"]["prunekit_layer_types"]}
+    assert entries["torch.nn.modules.activation.Tanh"]["opaque"] is True
+    assert "opaque" not in entries["torch.nn.modules.activation.Sigmoid"]
