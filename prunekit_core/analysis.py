@@ -132,6 +132,7 @@ class Recording:
         wholes: Whole-axis uses by operation index.
         expectations: By operation index: (argument, position, layouts whose total size it must be).
         temperatures: By operation index: the constant and the layout of the axis that it follows.
+        unread: Indices of operations that say nothing, as nobody reads their results; they only have to run.
     """
 
     trace: Trace
@@ -142,6 +143,7 @@ class Recording:
     wholes: Mapping[int, Wholes]
     expectations: Mapping[int, tuple[tuple[str, int | None, tuple[Layout, ...]], ...]]
     temperatures: Mapping[int, tuple[Temperature, Layout]]
+    unread: frozenset[int]
 
     def shape(self, index: int, sizer: Callable[[Layout], Any]) -> tuple[Any, ...]:
         """Returns the shape a tensor must have when only the sizer's kept units stay.
@@ -420,6 +422,7 @@ class _Freezer:
                 for index, found in effects.expectations.items()
             },
             temperatures={i: (t, self.layout(t.axis)) for i, t in effects.temperatures.items()},
+            unread=p.unread,
         )
 
     def _outer(self) -> set[str]:

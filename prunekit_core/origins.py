@@ -52,7 +52,7 @@ class Origins:
         for operation in recording.trace.operations:
             for ref in operation.outputs:
                 self.makers.setdefault(ref.index, operation)
-            for ref in dict.fromkeys(sources(operation)):
+            for ref in () if operation.index in recording.unread else dict.fromkeys(sources(operation)):
                 self.users.setdefault(ref.index, []).append(operation)
 
     def find(

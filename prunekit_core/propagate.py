@@ -15,6 +15,7 @@ from prunekit_core.axes import Axis, AxisMismatchError, Reason
 from prunekit_core.outputs import is_free
 from prunekit_core.rules import Effects, OpCall, Outputs, RuleTable, TensorArgument
 from prunekit_core.trace import Operation, TensorRef, Trace, is_continuous
+from prunekit_core.unread import unread
 
 ParameterAxes = Mapping[str, tuple[Axis, ...]]
 
@@ -52,6 +53,7 @@ class Propagation:
         effects: What the rules said beyond ties.
         not_understood: Operations that were pinned, in order of first occurrence.
         touched: Names of the parameters and buffers that some operation used.
+        unread: Indices of operations that were left out, as nobody reads their results.
     """
 
     trace: Trace
@@ -59,6 +61,7 @@ class Propagation:
     effects: Effects = attrs.field(factory=Effects)
     not_understood: list[NotUnderstood] = attrs.field(factory=list)
     touched: set[str] = attrs.field(factory=set)
+    unread: frozenset[int] = frozenset()
 
 
 def parameter_axes(trace: Trace) -> dict[str, tuple[Axis, ...]]:
@@ -87,7 +90,7 @@ def propagate(
 class _Propagator:
     def __init__(self, trace: Trace, rules: RuleTable, parameters: ParameterAxes) -> None:
         self._trace, self._rules = trace, rules
-        self._result = Propagation(trace)
+        self._result = Propagation(trace, unread=unread(trace))
         self._names = {ref.index: name for name, ref in trace.parameters.items()}
         for name, ref in trace.parameters.items():
             self._result.tensors[ref.index] = parameters[name]
@@ -96,7 +99,8 @@ class _Propagator:
 
     def run(self, free_outputs: Sequence[str]) -> Propagation:
         for operation in self._trace.operations:
-            self._step(operation)
+            if operation.index not in self._result.unread:
+                self._step(operation)
         for ref, name in zip(self._trace.results, self._trace.names, strict=True):
             if not is_free(name, free_outputs):
                 for axis in self._axes(ref):

@@ -206,3 +206,40 @@ def test_training_goes_on_while_a_loss_from_before_the_cut_is_still_alive(dtype:
     for parameter, expected in zip(model.parameters(), fresh.parameters(), strict=True):
         assert parameter.dtype is dtype
         torch.testing.assert_close(parameter.grad, expected.grad, rtol=0, atol=0)
+
+
+class Careless(nn.Module):
+    """Computes something that nobody reads."""
+
+    def __init__(self, aside: Any) -> None:
+        super().__init__()
+        self.aside, self.other = aside, nn.Linear(8, 2)
+        self.first, self.second, self.last = nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        self.aside(self, x)
+        return self.last(self.second(x))
+
+
+@pytest.mark.parametrize(
+    ("aside", "size"),
+    [
+        (lambda m, x: x[:, -1].exp(), 4),
+        (lambda m, x: x[:, 3].unsqueeze(0).cumsum(0), 4),
+        (lambda m, x: x[:, 7], 8),  # nobody reads it, but position 7 has to be there
+        (lambda m, x: x.view(2, 8), 8),
+        (lambda m, x: x[:, 3].zero_(), 8),
+        (lambda m, x: m.other(x), 4),
+        (lambda m, x: float(x.sum()), 4),
+    ],
+    ids=["last", "chain", "beyond", "by number", "written", "layer", "number"],
+)
+def test_what_nobody_reads_only_has_to_run(aside: Any, size: int) -> None:
+    torch.manual_seed(0)
+    model, x = Careless(aside), torch.randn(2, 4)
+    original = copy.deepcopy(model)
+    plan = pk.prune(model, x).plan
+    assert (model.first.out_features, model.second.out_features) == (size, 3)
+    assert model.other.in_features == (4 if model.aside.__code__.co_names == ("other",) else 8)
+    assert pk.check_exact(original, model, plan, x)

@@ -26,6 +26,7 @@ CORE = [
     "shadow",
     "decisions",
     "recorder",
+    "unread",
     "propagate",
     "layers",
     "hookspecs",
