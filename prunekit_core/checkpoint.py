@@ -12,6 +12,7 @@ from torch import nn
 from prunekit_core import layout as layouts
 from prunekit_core.application import Application
 from prunekit_core.errors import CheckpointError, PlanError
+from prunekit_core.interrupts import held_back
 from prunekit_core.plan import Plan
 from prunekit_core.protocol import Protocol
 from prunekit_core.recorder import check_recordable
@@ -174,8 +175,8 @@ def load(
     names = _match(target, own, plan, weights, assign)
     # everything is read before anything changes; a model on the meta device takes over what was read
     values = {name: weights.read(found) for name, found in names.items()}
-    application.perform()
-    with torch.no_grad():
+    with held_back(), torch.no_grad():
+        application.perform()
         for name in own:
             tensor, value = tensor_at(target, name), values.pop(name)
             if assign:

@@ -19,6 +19,7 @@ from prunekit_core.errors import ArgumentError, PlanError, UnitsError
 from prunekit_core.examples import example_of
 from prunekit_core.group import Dependency, Group, MemberView
 from prunekit_core.history import Removal, removals, resolve
+from prunekit_core.interrupts import held_back
 from prunekit_core.ladder import Knowledge, Rehearsed, Reselect, rehearse
 from prunekit_core.layers import PruningFunction
 from prunekit_core.layout import Layout
@@ -370,13 +371,14 @@ class DependencyGraph:
             PlanError: The model or a copy was changed otherwise since, or the optimizer's state can't be cut.
         """
         step = plan.since(self.applied) if self.applied.cuts else plan
-        try:
-            step.apply(self.model, registry=self.registry, optimizer=optimizer, copies=copies)
-        except PlanError as error:
-            error.hint = error.hint if "optimizer" in error.headline else _REBUILD
-            raise
-        self._standing = Standing(self.analysis, self.model, plan)
-        self._steps.append(plan)
+        with held_back():
+            try:
+                step.apply(self.model, registry=self.registry, optimizer=optimizer, copies=copies)
+            except PlanError as error:
+                error.hint = error.hint if "optimizer" in error.headline else _REBUILD
+                raise
+            self._standing = Standing(self.analysis, self.model, plan)
+            self._steps.append(plan)
         return plan
 
     def adopt(self, model: nn.Module, plan: Plan) -> None:

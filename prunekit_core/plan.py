@@ -24,6 +24,7 @@ from prunekit_core.composition import compose, difference
 from prunekit_core.edits import AttributeEdit, Decision, GroupCut, ParameterCut, Rescale, Size, Swap
 from prunekit_core.errors import PlanError
 from prunekit_core.files import write_text
+from prunekit_core.interrupts import held_back
 from prunekit_core.layout import Kept
 from prunekit_core.optimizers import Optimizers
 from prunekit_core.recorder import unwrap
@@ -112,8 +113,9 @@ class Plan(Decision):
                 why="they would be cut twice",
                 hint="copies are instances of their own: copy.deepcopy(model)",
             )
-        for operation in operations:
-            operation.perform()
+        with held_back():
+            for operation in operations:
+                operation.perform()
         return model
 
     def check(

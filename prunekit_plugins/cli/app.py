@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -24,7 +25,7 @@ def run(arguments: Sequence[str] | None = None, registry: Registry | None = None
             belongs to.
 
     Returns:
-        0, 1 (it failed; the reason is on stderr) or 2 (wrong usage).
+        0, 1 (it failed; the reason is on stderr), 2 (wrong usage) or 130 (Ctrl-C).
     """
     try:
         application = build(registry or project_registry())
@@ -69,8 +70,21 @@ def _usable(name: str, command: Any, owner: str) -> Callable[..., Any]:
 
         broken.__doc__ = f"Can't be used: {reason}"
         return broken
-    usable: Callable[..., Any] = function
-    return usable
+    return _stoppable(function)
+
+
+def _stoppable(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a command end quietly with Ctrl-C; typer would take the interrupt for a failure."""
+
+    @functools.wraps(function)
+    def stoppable(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise SystemExit(130) from None
+
+    return stoppable
 
 
 def _show_version(wanted: bool) -> None:

@@ -14,8 +14,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after ``prunekit``; None for those of the process.
 
     Returns:
-        0, 1 (it failed; the reason is on stderr) or 2 (wrong usage).
+        0, 1 (it failed; the reason is on stderr), 2 (wrong usage) or 130 (Ctrl-C).
     """
+    try:
+        return _main(arguments)
+    except KeyboardInterrupt:  # before a command was at work, which would say so itself
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     missing = [name for name in ("typer", "rich") if importlib.util.find_spec(name) is None]
     if missing:
         print(

@@ -12,7 +12,15 @@ import attrs
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table as RichTable
 
 
@@ -99,16 +107,18 @@ class Output:
 
     @contextlib.contextmanager
     def working(self, what: str) -> Iterator[None]:
-        """Shows on a terminal that something is being done; says nothing in a pipe."""
-        if is_terminal(sys.stderr):
-            with Console(stderr=True).status(escape(what)):
-                yield
-        else:
+        """Shows on a terminal that something is being done, and for how long; says nothing in a pipe."""
+        if not is_terminal(sys.stderr):
+            yield
+            return
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            bar.add_task(escape(what), total=None)
             yield
 
     @contextlib.contextmanager
     def progress(self, what: str, total: int) -> Iterator[Callable[[], None]]:
-        """Shows a progress bar on a terminal, and one line of text in a pipe.
+        """Shows a progress bar with the time left on a terminal, and one line of text in a pipe.
 
         Args:
             what: What is being done.
@@ -121,7 +131,14 @@ class Output:
             self.line(what)
             yield lambda: None
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(escape(what), total=total)
             yield lambda: bar.advance(task)
