@@ -1,4 +1,4 @@
-"""The kit with which a plugin's author proves a rule, a layer type, a criterion, a regularizer, a cost model.
+"""The kit with which a plugin's author proves what a plugin brings.
 
 Every check runs what it is given and raises ``AssertionError`` with the place and the difference when the plugin is
 wrong. A check that could see no difference (nothing free, nothing pruned) fails as well. The fixture
@@ -6,6 +6,7 @@ wrong. A check that could see no difference (nothing free, nothing pruned) fails
 here, because it needs pytest.
 """
 
+from prunekit_core.testing.compensator_check import check_compensator
 from prunekit_core.testing.cost_check import check_cost
 from prunekit_core.testing.criterion_check import check_criterion
 from prunekit_core.testing.layer_check import check_layer_type
@@ -16,6 +17,7 @@ from prunekit_core.testing.schedule_check import check_schedule
 
 __all__ = [
     "AxesRead",
+    "check_compensator",
     "check_cost",
     "check_criterion",
     "check_layer_type",

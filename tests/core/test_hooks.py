@@ -189,8 +189,6 @@ def test_what_a_plugin_brings_is_used(hook: str) -> None:
 @pytest.mark.parametrize("hook", USES)
 def test_the_higher_rank_wins_and_none_of_it_stays_elsewhere(hook: str) -> None:
     table = pk.default_registry().entries(hook)
-    if not table:
-        pytest.skip("nothing is built in")
     key, entry = next(iter(table.items()))
     found = registry_of(hook, {key: entry.value}).entries(hook)[key]
     assert (found.owner.name, found.overrides) == ("own", (entry.owner.name,))

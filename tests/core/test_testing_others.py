@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import prunekit_core as pk
-from prunekit_core.testing import check_cost, check_layer_type, check_regularizer, check_schedule
+from prunekit_core.testing import check_compensator, check_cost, check_layer_type, check_regularizer, check_schedule
 from tests.core.test_opaque import FOREIGN, Foreign, foreign_fake, foreign_rule, registry_of
 
 
@@ -158,6 +158,43 @@ def test_a_right_cost_model_passes() -> None:
 def test_wrong_cost_models_fail(cost: Any, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_cost(cost)
+
+
+def silent() -> Callable[[pk.Repair], None]:
+    return lambda repair: None
+
+
+def spoiling() -> Callable[[pk.Repair], None]:
+    return lambda repair: repair.write("head.weight", torch.zeros(3, 3, dtype=torch.float64))
+
+
+def broken() -> Callable[[pk.Repair], None]:
+    return lambda repair: repair.write("stem.weight", torch.full((3, 3, 3, 3), float("nan"), dtype=torch.float64))
+
+
+class Drifts:
+    """Every one of it is another one."""
+
+    count = 0
+
+    def __call__(self, repair: pk.Repair) -> None:
+        Drifts.count += 1
+        repair.left["stem"] = "not mine"
+        repair.write("stem.bias", torch.full((3,), 1e-9 * Drifts.count, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (silent, "changes nothing and doesn't say why"),
+        (spoiling, "the error of the outputs grows"),
+        (broken, "not finite"),
+        (Drifts, "made anew, the compensator leaves other values"),
+    ],
+)
+def test_wrong_compensators_fail(make: Any, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_compensator(make)
 
 
 @pytest.mark.parametrize(

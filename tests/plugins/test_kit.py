@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import prunekit_core as pk
-from prunekit_core.testing import check_cost, check_criterion, check_regularizer, check_schedule
+from prunekit_core.testing import check_compensator, check_cost, check_criterion, check_regularizer, check_schedule
 from tests.plugins.test_layers import LAYERS
 
 REGISTRY = pk.default_registry()
@@ -89,6 +89,11 @@ def test_cost_models(name: str) -> None:
 @pytest.mark.parametrize("name", names("prunekit_schedules"))
 def test_schedules(name: str) -> None:
     check_schedule(REGISTRY.named("prunekit_schedules", name))
+
+
+@pytest.mark.parametrize("name", names("prunekit_compensators"))
+def test_compensators(name: str) -> None:
+    check_compensator(REGISTRY.named("prunekit_compensators", name))
 
 
 def test_every_layer_type_is_tried_on_a_layer() -> None:
