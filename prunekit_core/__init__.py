@@ -46,6 +46,7 @@ from prunekit_core.errors import (
     nearest,
 )
 from prunekit_core.exactness import ExactCheck, check_exact
+from prunekit_core.examples import Example
 from prunekit_core.families import Family, RatioFamily
 from prunekit_core.files import write_text
 from prunekit_core.graph import DependencyGraph
@@ -110,6 +111,7 @@ __all__ = [
     "DependencyGraph",
     "Entry",
     "ExactCheck",
+    "Example",
     "Explanation",
     "Family",
     "Fixed",

@@ -7,7 +7,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
 from prunekit_core.analysis import Analysis
+from prunekit_core.examples import Example
 from prunekit_core.layout import Kept
 from prunekit_core.polynomial import Polynomial, Sizes, compile_polynomials
 
@@ -23,10 +26,12 @@ class CostModel:
     Attributes:
         unit: What the cost is counted in, for people: ``"bytes"``; empty for plain numbers.
         previewed: Whether every preview shows this cost; False where computing it takes long.
+        measured: Whether the cost is measured: `compile` then only predicts it, and plans are corrected by `measure`.
     """
 
     unit: str = ""
     previewed: bool = True
+    measured: bool = False
 
     def compile(self, analysis: Analysis) -> Compiled:
         """Makes the cost a function of group sizes.
@@ -58,6 +63,19 @@ class CostModel:
         power = " KMGT".index(found[2][0].upper()) if found[2].rstrip("i") else 0
         base = 1024.0 if found[2].endswith("i") else 1000.0
         return float(found[1]) * math.pow(base, power)
+
+    def measure(self, before: nn.Module, after: nn.Module, example: Example) -> tuple[float, float]:
+        """Measures two models, for cost models that are `measured`.
+
+        Args:
+            before: The model as it is.
+            after: A pruned copy of it.
+            example: What to run them on.
+
+        Returns:
+            The costs of both.
+        """
+        raise NotImplementedError
 
     def text(self, cost: float) -> str:
         """Writes a cost for people."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -28,6 +29,9 @@ Selector = Callable[[Chooser, Sequence[Scope], "Budget"], Mapping[str, int]]
 
 _SEARCH_STEPS = 40
 _STRONGEST = 1.0 - 1e-6
+_ATTEMPTS = 6
+_NEAR = 0.1
+"""How near a measured cost comes to its target."""
 
 
 def check_target(target: Target, registry: Registry) -> None:
@@ -160,6 +164,13 @@ def plan_to_target(
         ArgumentError: The target is wrong, or not even the smallest reachable model meets it.
     """
     budget = Budget.of(pruner, target)
+    plan = _planned(pruner, budget, family, select)
+    if not any(model.measured for model in budget.models.values()):
+        return plan
+    return _measured(pruner, target, budget, plan, lambda changed: _planned(pruner, changed, family, select))
+
+
+def _planned(pruner: BasePruner, budget: Budget, family: FamilyMaker, select: Selector | None) -> Plan:
     scores = pruner.scores(pruner.scopes())
     while True:  # ends, because every further round knows more ties or more groups that can't shrink
         state = _known(pruner)
@@ -172,6 +183,90 @@ def plan_to_target(
         plan = pruner.draft_counts(chooser, units)
         if _known(pruner) == state:
             return plan
+
+
+def _measured(pruner: BasePruner, target: Target, budget: Budget, plan: Plan, replan: Callable[[Budget], Plan]) -> Plan:
+    """Measures a plan and plans again, with predictions corrected, until it is as near to the target as was promised.
+
+    A copy of the model is cut and measured beside the model itself. The plan that came nearest is returned, with a note
+    of what was predicted and what was measured.
+    """
+    best: tuple[float, Plan] | None = None
+    factors: dict[str, float] = {}
+    for attempt in range(_ATTEMPTS):
+        checks = _checks(pruner, target, budget, plan, factors)
+        worst = max(checks, key=lambda check: check.used)
+        off = abs(worst.used - 1) if plan.cuts or worst.used > 1 else 0.0
+        if best is None or off < best[0]:
+            notes = tuple(check.note(attempt + 1) for check in checks)
+            best = off, attrs.evolve(plan, notes=(*plan.notes, *notes))
+        if off <= _NEAR:
+            break
+        factors = {check.name: check.found / check.counted for check in checks}
+        nearer = {check.name: check.allowed / factors[check.name] for check in checks}
+        allowed = {name: min(value, budget.dense[name]) for name, value in nearer.items()}
+        budget = attrs.evolve(budget, allowed={**budget.allowed, **allowed})
+        before, plan = plan, replan(budget)
+        if plan == before:
+            break
+    assert best is not None
+    return best[1]
+
+
+@attrs.frozen
+class _Check:
+    """A measured cost of a plan.
+
+    Attributes:
+        name: The cost model.
+        model: The same.
+        counted: What the compiled cost says.
+        predicted: The same, corrected by how far off it was the last time: for the model itself, or the last plan.
+        found: What it costs.
+        allowed: What it may cost.
+        before: What the model costs.
+    """
+
+    name: str
+    model: CostModel
+    counted: float
+    predicted: float
+    found: float
+    allowed: float
+    before: float
+
+    @property
+    def used(self) -> float:
+        """Fraction of what is allowed."""
+        return self.found / self.allowed
+
+    def note(self, attempts: int) -> str:
+        """Words a line for the report."""
+        values = (self.predicted, self.found, self.allowed, self.before)
+        predicted, found, allowed, before = map(self.model.text, values)
+        far = "" if abs(self.used - 1) <= _NEAR else f", {self.used:.0%} of what was asked for"
+        return (
+            f"{self.name}: predicted {predicted}, measured {found}{far}; asked for {allowed}; the model took {before} "
+            f"(attempt {attempts})"
+        )
+
+
+def _checks(
+    pruner: BasePruner, target: Target, budget: Budget, plan: Plan, factors: Mapping[str, float]
+) -> list[_Check]:
+    graph = pruner.graph
+    step = plan.since(graph.applied) if graph.applied.cuts else plan
+    small = step.apply(copy.deepcopy(graph.model), registry=pruner.registry)
+    found = []
+    for name, model in budget.models.items():
+        if model.measured:
+            before, after = model.measure(graph.model, small, graph.analysis.recordings[0].example)
+            off = before / budget.costs[name](budget.base)
+            allowed = allowance(model, name, target[name], budget.dense[name] * off)
+            counted = budget.costs[name]({cut.group: len(cut.kept) for cut in plan.cuts})
+            predicted = counted * factors.get(name, off)
+            found.append(_Check(name, model, counted, predicted, after, allowed, before))
+    return found
 
 
 def _known(pruner: BasePruner) -> tuple[list[frozenset[str]], list[str]]:

@@ -143,6 +143,25 @@ class Output:
             task = bar.add_task(escape(what), total=total)
             yield lambda: bar.advance(task)
 
+    @contextlib.contextmanager
+    def tracked(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Shows a progress bar on a terminal for work whose size is known when it begins, and one line in a pipe.
+
+        Args:
+            what: What is being done.
+
+        Yields:
+            A function to be called with how much is done and how much there is.
+        """
+        if not is_terminal(sys.stderr):
+            self.line(what)
+            yield lambda done, total: None
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(escape(what), total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
 
 def cost_rows(costs: Mapping[str, tuple[float, float]]) -> list[tuple[str, ...]]:
     """Words costs before and after as rows: name, before, after, what is left."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +23,7 @@ from prunekit_core import (
     write_text,
 )
 from prunekit_core import prune as prune_model
+from prunekit_plugins.budgets import watched
 from prunekit_plugins.cli import options
 from prunekit_plugins.cli.arguments import check_writable, read_inputs, read_targets
 from prunekit_plugins.cli.listing import report_data, show_report
@@ -106,7 +109,7 @@ def prune(
     with output.working(f"building {model}"):
         subject = build(model, specs, weights, known.seed)
     original = copy.deepcopy(subject.model) if check else None
-    with output.working(f"pruning {model}"):
+    with _pruning(output, model, settings.get("target") or {}):
         result = prune_model(subject.model, subject.inputs, **settings)
     result = attrs.evolve(result, protocol=attrs.evolve(result.protocol, source=model, seed=known.seed))
     found = None if original is None else _checked(original, subject, result, registry)
@@ -118,6 +121,17 @@ def prune(
         output.line(f"report: {report}", good=True)
     finish(output, known, subject, settings, save_recipe, weights)
     output.result({**_data(subject, result, found, out, plan), "report": None if report is None else str(report)})
+
+
+@contextlib.contextmanager
+def _pruning(output: Output, model: str, target: Mapping[str, Any]) -> Iterator[None]:
+    """Shows that a model is being pruned; with a target on latency, how many operations have been measured."""
+    if "latency" not in target:
+        with output.working(f"pruning {model}"):
+            yield
+    else:
+        with output.tracked("measuring operations") as progress, watched(progress):
+            yield
 
 
 def _check_files(out: Path | None, plan: Path | None, report: Path | None, recipe: Path | None) -> None:

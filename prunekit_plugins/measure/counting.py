@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from prunekit_plugins.measure.latency import evaluating, runner
 
@@ -20,6 +19,8 @@ def count_macs(model: nn.Module, inputs: Any) -> float:
         model: The model; its modes are restored.
         inputs: A tensor, a tuple or list of positional inputs, or a dict of keyword inputs.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # takes long to import
+
     with evaluating([model]), torch.inference_mode(False), torch.no_grad():
         with FlopCounterMode(display=False) as counter:
             runner(model, inputs)()

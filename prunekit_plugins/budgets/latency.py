@@ -1,0 +1,247 @@
+"""Latency on this machine: times of single operations at several sizes, corrected by measuring the pruned model."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from prunekit_core import (
+    Analysis,
+    ArgumentError,
+    Compiled,
+    CostModel,
+    Example,
+    Operation,
+    Recording,
+    Sizes,
+    SymbolicSizer,
+    as_polynomial,
+    compile_polynomials,
+    group_sizes,
+    multiplied,
+    size_of,
+)
+from prunekit_plugins.budgets.counts import FORMULAS, Shapes
+from prunekit_plugins.budgets.timetable import Timetable
+from prunekit_plugins.measure import evaluating, timed
+
+FRACTIONS = (0.125, 0.25, 0.5, 0.75, 1.0)
+"""Fractions of the units at which every operation is measured; between them its time is interpolated."""
+
+ROUNDS = 10
+WARM_UP = 2
+
+_watcher: contextvars.ContextVar[Callable[[int, int], None] | None] = contextvars.ContextVar("watcher", default=None)
+
+
+@contextlib.contextmanager
+def watched(progress: Callable[[int, int], None]) -> Iterator[None]:
+    """Has a function called while operations are measured, with how many are done and how many there are."""
+    token = _watcher.set(progress)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+@attrs.frozen(eq=False)
+class _Job:
+    """An operation that takes time, and what to measure."""
+
+    recording: Recording
+    operation: Operation
+
+    def groups(self) -> list[str]:
+        """Names the groups that the operation's tensors are made of."""
+        names: dict[str, None] = {}
+        for ref in (*self.operation.references(), *self.operation.outputs):
+            for layout in self.recording.live.get(ref.index, ()):
+                names.update(dict.fromkeys(name for term in as_polynomial(size_of(layout)).terms for name in term))
+        return list(names)
+
+    def work(self, sizer: SymbolicSizer) -> Any:
+        """What its time grows with: multiply-accumulates where there are any, else elements read and written."""
+        formula = FORMULAS.get(self.operation.name.split(".")[0])
+        if formula is not None:
+            return as_polynomial(formula(Shapes(self.recording, self.operation, sizer)))
+        refs = dict.fromkeys(ref.index for ref in (*self.operation.references(), *self.operation.outputs))
+        return sum((multiplied(self.recording.shape(index, sizer)) for index in refs), as_polynomial(0))
+
+    def arguments(self, sizes: Sizes, device: torch.device) -> tuple[dict[str, Any], str]:
+        """Makes real arguments for some group sizes, and the key that says what they are."""
+        recording, trace = self.recording, self.recording.trace
+
+        def number(layout: Any) -> int:
+            polynomial = as_polynomial(size_of(layout))
+            total = 0
+            for term, coefficient in polynomial.terms.items():
+                for name in term:
+                    coefficient *= sizes[name]
+                total += coefficient
+            return total
+
+        made: dict[int, torch.Tensor] = {}
+
+        def value(given: Any) -> Any:
+            index = getattr(given, "index", None)
+            if isinstance(index, int):
+                if index not in made:
+                    made[index] = _tensor(recording.shape(index, number), trace.dtypes[index], device)
+                return made[index]
+            return [value(item) for item in given] if isinstance(given, list) else given
+
+        known = {argument.name for argument in self.operation.op._schema.arguments}
+        found = {name: value(given) for name, given in self.operation.arguments.items() if name in known}
+        out = recording.shape(self.operation.outputs[0].index, number)
+        for name in ("shape", "size"):
+            if isinstance(found.get(name), list) and len(found[name]) == len(out):
+                found[name] = list(out)
+        if isinstance(found.get("normalized_shape"), list):
+            found["normalized_shape"] = list(out[-len(found["normalized_shape"]) :])
+        for name, position, pieces in recording.expectations.get(self.operation.index, ()):
+            total = sum(map(number, pieces))
+            if position is None:
+                found[name] = total
+            else:
+                found[name] = [total if place == position else item for place, item in enumerate(found[name])]
+        return found, f"{self.operation.name}({', '.join(f'{name}={_word(item)}' for name, item in found.items())})"
+
+    def run(self, arguments: dict[str, Any]) -> Callable[[], Any]:
+        """Returns the call of the operation on its arguments."""
+        schema = self.operation.op._schema.arguments
+        args = [arguments[a.name] for a in schema if not a.kwarg_only]
+        kwargs = {a.name: arguments[a.name] for a in schema if a.kwarg_only}
+        return lambda: self.operation.op(*args, **kwargs)
+
+
+def _tensor(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.ones(shape, dtype=dtype, device=device)
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_word, value)) + "]"
+    return str(value)
+
+
+def _jobs(recording: Recording) -> list[_Job]:
+    """Lists the operations that do something: no views, and nothing that isn't an operation of PyTorch's."""
+    trace = recording.trace
+    return [
+        _Job(recording, operation)
+        for operation in trace.operations
+        if isinstance(operation.op, torch._ops.OpOverload)
+        and operation.outputs
+        and operation.references()
+        and not all(ref.index in trace.shares for ref in operation.outputs)
+    ]
+
+
+class LatencyCost(CostModel):
+    """Seconds of one forward on the (first) example inputs, in eval and inference mode, on the device of the model.
+
+    Every operation of the recording is run by itself, with all its groups at the fractions `FRACTIONS` of their units,
+    and its time is interpolated in its multiply-accumulates (or in the elements that it reads and writes). The sum of
+    all operations is then corrected by the time that the model takes, and a plan is measured as a whole.
+
+    Args:
+        folder: Where measurements are kept; None for the user's cache folder.
+    """
+
+    unit = "ms"
+    previewed = False
+    measured = True
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+
+    def compile(self, analysis: Analysis) -> Compiled:
+        """Measures the operations that aren't in the table yet, and makes their sum a function of group sizes."""
+        device = _device(analysis)
+        jobs, groups, sizer = _jobs(analysis.recordings[0]), group_sizes(analysis), SymbolicSizer()
+        evaluate = compile_polynomials([job.work(sizer) for job in jobs], groups)
+        points = [{n: max(1, round(size * fraction)) for n, size in groups.items()} for fraction in FRACTIONS]
+        seconds = self._measured(jobs, points, device).cummax(1).values
+        works = torch.stack([evaluate(point) for point in points], 1).double()
+        rows = torch.arange(len(jobs), device="cpu")
+        steps = (works[:, 1:] - works[:, :-1]).clamp(min=1)
+
+        def cost(sizes: Sizes) -> float:
+            work = evaluate(sizes).double()
+            place = ((work[:, None] > works).sum(1) - 1).clamp(0, len(FRACTIONS) - 2)
+            share = ((work - works[rows, place]) / steps[rows, place]).clamp(0, 1)
+            low, high = seconds[rows, place], seconds[rows, place + 1]
+            return float((low + (high - low) * torch.where(steps[rows, place] > 1, share, 1.0)).sum())
+
+        return cost
+
+    def _measured(self, jobs: list[_Job], points: list[dict[str, int]], device: torch.device) -> torch.Tensor:
+        """Returns the seconds of all operations at all points: tensor ``[operations, points]``, float64.
+
+        An operation that can't be run by itself counts nothing here; the correction makes up for it.
+        """
+        table, progress = Timetable(device, self._folder), _watcher.get()
+        found = torch.zeros(len(jobs), len(points), dtype=torch.double, device="cpu")
+        try:
+            with torch.inference_mode():
+                for number, job in enumerate(jobs):
+                    varies = bool(job.groups())
+                    for place in reversed(range(len(points))):
+                        if not varies and place + 1 < len(points):
+                            found[number, place] = found[number, place + 1]
+                            continue
+                        arguments, key = job.arguments(points[place], device)
+                        try:
+                            found[number, place] = table.measure(key, job.run(arguments))
+                        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
+                            break
+                    if progress is not None:
+                        progress(number + 1, len(jobs))
+        finally:
+            table.save()
+        return found
+
+    def measure(self, before: nn.Module, after: nn.Module, example: Example) -> tuple[float, float]:
+        """Measures two models in turns; see `CostModel.measure`."""
+        models = [before, after]
+        cuda = any(parameter.is_cuda for parameter in before.parameters())
+        with evaluating(models):
+            runs = [lambda model=model: example.runner(model, example.args, example.kwargs) for model in models]
+            first, second = timed(runs, rounds=ROUNDS, warm_up=WARM_UP, cuda=cuda)
+        return first.median, second.median
+
+    def absolute(self, value: float | str) -> float:
+        """Reads a number of milliseconds, or a text such as ``"20ms"``, ``"0.02s"`` or ``"800us"``."""
+        if not isinstance(value, str):
+            return float(value) / 1e3
+        found = re.fullmatch(r"\s*([\d.]+)\s*(us|ms|s)\s*", value)
+        if found is None:
+            raise ValueError(f"no time: {value!r}")
+        return float(found[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[found[2]]
+
+    def text(self, cost: float) -> str:
+        """Writes seconds as milliseconds."""
+        return f"{cost * 1e3:.3g} ms"
+
+
+def _device(analysis: Analysis) -> torch.device:
+    device = next((tensor.device for tensor in analysis.shadow.tensors().values()), torch.device("cpu"))
+    if device.type == "meta":
+        raise ArgumentError("The latency of a model without values can't be measured.", where="the meta device")
+    return device
+
+
+latency = LatencyCost()
+"""Seconds of one forward on this machine; see `LatencyCost`."""
