@@ -47,7 +47,8 @@ class Rotary(nn.Module):
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    first, second = x.chunk(2, dim=-1)
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 

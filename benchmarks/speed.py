@@ -1,8 +1,9 @@
 """Measures prunekit's speed, and its ratio to Torch-Pruning's in the same run, and prints Markdown tables.
 
-    python benchmarks/speed.py                  all models, 3 repeats; needs prunekit[vision]
-    python benchmarks/speed.py --quick          4 small models and the Llama, 1 repeat
+    python benchmarks/speed.py                  all models, 5 repeats; needs prunekit[vision]
+    python benchmarks/speed.py --quick          4 small models and the large Llama, 1 repeat
     python benchmarks/speed.py --models resnet50,densenet161 --json speed.json
+    python benchmarks/speed.py --scaling --plot docs/scaling.png        how time grows with depth and width
 
 Torch-Pruning 1.6.1 is installed from PyPI into an environment of its own (``--env``). Every tool and model gets a
 process of its own, with the same number of threads and the same time limit, after one warm-up on a tiny model;
@@ -11,8 +12,11 @@ the two tools take turns, model by model. Building and copying models isn't coun
 Ratios are given by wall clock and by processor time; the second one bears other work on the machine better.
 
 1. Step: analysis, groups, and one pruning step at ratio 0.5 with L2 magnitude, prunekit's rehearsal included.
-2. Application: applying a finished plan, against copying every parameter once; and the memory it needs on top.
-3. Llama: analysis and plan of a 32-layer model without data.
+2. Phases: where prunekit's time goes, and its analysis against one forward on fake tensors (it records two programs,
+   eval and train).
+3. Application: applying a finished plan, against copying every parameter once; and the memory it needs on top.
+4. Llama: analysis and plan of a 32-layer model without data.
+5. Scaling: the same step for stacks of 4 to 128 blocks and of 32 to 1024 channels, with the exponent of the growth.
 """
 
 from __future__ import annotations
@@ -37,28 +41,33 @@ MODELS = (
     "resnet50",
     "resnet101",
     "vgg16_bn",
-    "alexnet",
     "squeezenet1_1",
     "densenet121",
     "densenet161",
-    "googlenet",
     "inception_v3",
     "mobilenet_v2",
     "mobilenet_v3_large",
+    "mnasnet1_0",
     "efficientnet_b0",
     "efficientnet_v2_s",
     "regnet_y_400mf",
     "resnext50_32x4d",
     "shufflenet_v2_x1_0",
-    "mnasnet1_0",
-    "convnext_tiny",
+    "convnext_base",
     "vit_b_16",
     "swin_t",
-    "swin_v2_t",
-    "maxvit_t",
+    "retinanet_resnet50_fpn",
+    "maskrcnn_resnet50_fpn",
+    "bert_base",
+    "llama_8",
+    "llama_32",
+    "llama_64",
 )
+DEPTHS = tuple(f"stack_{depth}x32" for depth in (4, 8, 16, 32, 64, 128))
+WIDTHS = tuple(f"stack_4x{width}" for width in (32, 64, 128, 256, 512, 1024))
 QUICK = ("resnet18", "squeezenet1_1", "mobilenet_v2", "shufflenet_v2_x1_0")
 LLAMA = "llama"
+PHASES = ("analysis", "plan", "application")
 WORKER = Path(__file__).with_name("worker.py")
 
 
@@ -74,7 +83,8 @@ def measure(python: Path | str, tool: str, model: str, options: argparse.Namespa
         process.kill()
         output, errors = process.communicate()
         reason = f"over {options.limit:g} s"
-    found: dict[str, Any] = {"tool": tool, "model": model, "step": [], "application": [], "llama": [], "reason": reason}
+    found: dict[str, Any] = {"tool": tool, "model": model, "reason": reason}
+    found |= {"step": [], "application": [], "llama": [], "fake": []}
     for line in output.splitlines():
         if line.startswith("{"):
             values = json.loads(line)
@@ -121,9 +131,10 @@ def step_table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
                 known.append(y / x)
             shown.append(f"{y / x:.1f}" if x and y else "")
         kept = " / ".join(f"{r['step'][-1]['parameters']:.0%}" if r["step"] else "-" for r in (ours, theirs))
-        rows.append((model, cell(ours, a), cell(theirs, b), *shown, kept))
+        extra = " / ".join(f"{r['step'][0]['extra_bytes'] / 2**20:.0f}" if r["step"] else "-" for r in (ours, theirs))
+        rows.append((model, cell(ours, a), cell(theirs, b), *shown, kept, extra))
         notes += [f"- {model}, {r['tool']}: {r['reason']}" for r in (ours, theirs) if r["reason"]]
-    head = ("model", "prunekit s", "torch-pruning s", "torch-pruning / prunekit", "same, CPU time", "parameters kept")
+    head = ("model", "prunekit s", "torch-pruning s", "torch-pruning / prunekit", "same, CPU time", "kept", "peak MiB")
     text = table(head, rows)
     for name, known in zip(("wall clock", "CPU time"), ratios.values(), strict=True):
         if known:
@@ -157,6 +168,72 @@ def application_table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
     return table(head, rows)
 
 
+def phase_table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
+    rows = []
+    for model, tools in results.items():
+        found = tools["prunekit"]
+        if found["step"]:
+            phases = [statistics.median(step[name] for step in found["step"]) for name in PHASES]
+            fake = found["fake"][0]["seconds"] if found["fake"] else None
+            shown = (f"{1000 * fake:.0f}", f"{phases[0] / fake:.1f}") if fake else ("", "")
+            rows.append((model, *(f"{1000 * phase:.0f}" for phase in phases), *shown))
+    head = ("model", "analysis ms", "plan ms", "application ms", "one fake forward ms", "analysis / fake forward")
+    return table(head, rows)
+
+
+def exponent(sizes: Sequence[int], times: Sequence[float]) -> float:
+    """The slope of a line through the logarithms, by least squares."""
+    x, y = [math.log(size) for size in sizes], [math.log(value) for value in times]
+    mean_x, mean_y = statistics.fmean(x), statistics.fmean(y)
+    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
+
+
+def curves(results: dict[str, dict[str, dict[str, Any]]], names: Sequence[str], place: int) -> dict[str, Any]:
+    """Per tool, the sizes it managed, with seconds and extra bytes."""
+    found: dict[str, Any] = {}
+    for tool in ("prunekit", "torch-pruning"):
+        points = []
+        for name in filter(results.__contains__, names):
+            result = results[name][tool]
+            seconds = median(result, "seconds")
+            if seconds is not None:
+                size = int(name.partition("_")[2].split("x")[place])
+                points.append((size, seconds, result["step"][0]["extra_bytes"]))
+        found[tool] = points
+    return found
+
+
+def scaling_table(results: dict[str, dict[str, dict[str, Any]]], names: Sequence[str], place: int, what: str) -> str:
+    """Seconds per size; the exponent is that of the upper half of the sizes, where fixed costs count little."""
+    found = curves(results, names, place)
+    sizes = [int(name.partition("_")[2].split("x")[place]) for name in names]
+    rows = []
+    for tool, points in found.items():
+        known = {size: seconds for size, seconds, _ in points}
+        upper = [(size, known[size]) for size in sizes[len(sizes) // 2 :] if size in known]
+        slope = f"{exponent(*zip(*upper, strict=True)):.2f}" if len(upper) > 1 else ""
+        rows.append((tool, *(f"{known[size]:.3f}" if size in known else "-" for size in sizes), slope))
+    return table((what, *(str(size) for size in sizes), "exponent"), rows)
+
+
+def plot(results: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
+    """Draws time over depth and over width, both axes logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for axis, (names, place, label) in zip(axes, ((DEPTHS, 0, "blocks"), (WIDTHS, 1, "channels")), strict=True):
+        for (tool, points), marker in zip(curves(results, names, place).items(), "os", strict=True):
+            axis.loglog([p[0] for p in points], [p[1] for p in points], marker=marker, label=tool)
+        axis.set_xlabel(label)
+        axis.set_ylabel("seconds for analysis and one step")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(path, dpi=110)
+
+
 def llama_table(result: dict[str, Any]) -> str:
     rows = []
     for tied in (False, True):
@@ -183,16 +260,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Speed of prunekit, with ratios to Torch-Pruning 1.6.1.")
     parser.add_argument("--models", help=f"comma-separated: names from torchvision.models, or {LLAMA}")
     parser.add_argument("--quick", action="store_true", help=f"{', '.join(QUICK)} and {LLAMA}, 1 repeat")
-    parser.add_argument("--repeats", type=int, help="measurements per tool and model, of which the median counts (3)")
+    parser.add_argument("--repeats", type=int, help="measurements per tool and model, of which the median counts (5)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads of both tools (1)")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds per tool and model, all repeats (120)")
     parser.add_argument("--env", type=Path, default=environment.DEFAULT, help="Torch-Pruning's environment")
+    parser.add_argument("--scaling", action="store_true", help="stacks of growing depth and width instead of models")
+    parser.add_argument("--plot", type=Path, help="with --scaling: a PNG to draw")
     parser.add_argument("--json", type=Path, help="file for the raw data, written after every model")
     options = parser.parse_args(arguments)
     default = (*QUICK, LLAMA) if options.quick else (*MODELS, LLAMA)
+    if options.scaling:
+        default = tuple(dict.fromkeys((*DEPTHS, *WIDTHS)))
     options.models = tuple(options.models.split(",")) if options.models else default
-    options.repeats = options.repeats or (1 if options.quick else 3)
-    unknown = [name for name in options.models if name not in (*MODELS, LLAMA)]
+    options.repeats = options.repeats or (1 if options.quick else 5)
+    unknown = [name for name in options.models if name not in (*MODELS, *DEPTHS, *WIDTHS, LLAMA)]
     if unknown:
         parser.error(f"unknown model {unknown[0]}; known: {', '.join((*MODELS, LLAMA))}")
     if options.repeats < 1 or options.threads < 1 or options.limit <= 0:
@@ -222,8 +303,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             }
         if options.json:
             options.json.write_text(json.dumps(data, indent=1))
+    if options.scaling:
+        print(f"\n## Depth\n\n{scaling_table(results, DEPTHS, 0, 'seconds for a stack of so many blocks')}")
+        print(f"\n## Width\n\n{scaling_table(results, WIDTHS, 1, 'seconds for 4 blocks of so many channels')}")
+        if options.plot:
+            plot(results, options.plot)
+        return
     if results:
         print(f"\n## Analysis, groups and one pruning step\n\n{step_table(results)}")
+        print(f"\n## Phases (prunekit)\n\n{phase_table(results)}")
         print(f"\n## Applying a plan (prunekit)\n\n{application_table(results)}")
     if data[LLAMA] is not None:
         print(f"\n## Llama of 32 layers on the meta device (prunekit)\n\n{llama_table(data[LLAMA])}")

@@ -9,19 +9,25 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import itertools
 import json
+import resource
 import statistics
+import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import speed_models
 import torch
 from torch import nn
 
-CLASSES = 1000
 RATIO = 0.5
+PHASES = ("analysis", "plan", "application")
+"""Recording and groups; scores, choice and rehearsal; the cut."""
+SEPARATE = ("query", "key", "value")
 
 
 def report(kind: str, **values: Any) -> None:
@@ -33,58 +39,55 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-# -- models
-
-
-def build(name: str) -> tuple[nn.Module, torch.Tensor]:
-    """Builds a torchvision model with random weights, in eval mode, and one input.
-
-    GoogLeNet and Inception come without auxiliary heads for both tools, as in Torch-Pruning's own example: it traces
-    one forward, in eval mode, where those heads don't run.
-    """
-    models = importlib.import_module("torchvision.models")
-    torch.manual_seed(0)
-    options: dict[str, Any] = {"weights": None}
-    if name in ("googlenet", "inception_v3"):
-        options |= {"aux_logits": False, "init_weights": False}
-    size = 299 if name == "inception_v3" else 224
-    return getattr(models, name)(**options).eval(), torch.randn(1, 3, size, size)
+# -- one pruning step
 
 
 def tiny() -> tuple[nn.Module, torch.Tensor]:
     """A model that takes each tool once through its own imports and caches."""
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, CLASSES)
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3),
+        nn.Flatten(),
+        nn.Linear(128, speed_models.CLASSES),
     )
     return model.eval(), torch.randn(1, 3, 8, 8)
 
 
-# -- one pruning step
-
-
-def prunekit_step(model: nn.Module, x: torch.Tensor) -> None:
-    """Analysis, groups and one step; the rehearsal is part of the step."""
+def prunekit_step(model: nn.Module, x: Any) -> dict[str, float]:
+    """Analysis, groups and one step; the rehearsal is part of the plan. Returns the seconds of each phase."""
     pk = importlib.import_module("prunekit_core")
-    pk.BasePruner(model, x, "magnitude", pruning_ratio=RATIO).step()
+    moments = [time.perf_counter()]
+    pruner = pk.BasePruner(model, x, "magnitude", pruning_ratio=RATIO)
+    moments.append(time.perf_counter())
+    plan = pruner.plan()
+    moments.append(time.perf_counter())
+    pruner.graph.apply(plan)
+    moments.append(time.perf_counter())
+    return {name: b - a for name, (a, b) in zip(PHASES, itertools.pairwise(moments), strict=True)}
 
 
-def torch_pruning_step(model: Any, x: torch.Tensor) -> None:
+def torch_pruning_step(model: Any, x: Any) -> dict[str, float]:
     """The same with Torch-Pruning, with the hints that its own examples pass.
 
     The classifier is ignored; sizes of a torchvision ViT are rounded to its heads and its ``hidden_dim`` is set
-    afterwards; fused query-key-value layers of Swin and MaxViT are given their number of heads.
+    afterwards; query, key and value layers, fused or not, are given their number of heads.
     """
     tp = importlib.import_module("torch_pruning")
     ignored = [
         module
         for module in model.modules()
-        if CLASSES in (getattr(module, "out_features", None), getattr(module, "out_channels", None))
+        if speed_models.CLASSES in (getattr(module, "out_features", None), getattr(module, "out_channels", None))
     ]
     heads: dict[Any, int] = {}
     for module in model.modules():
-        for layer, count in (("qkv", "num_heads"), ("to_qkv", "n_heads")):
+        for layer, count in (("qkv", "num_heads"), ("to_qkv", "n_heads"), *((n, "num_heads") for n in SEPARATE)):
             if isinstance(getattr(module, layer, None), nn.Linear) and hasattr(module, count):
                 heads[getattr(module, layer)] = getattr(module, count)
+        if hasattr(module, "head_dim") and hasattr(module, "q_proj"):
+            for name in ("q_proj", "k_proj", "v_proj"):
+                heads[getattr(module, name)] = getattr(module, name).out_features // module.head_dim
     vit = type(model).__name__ == "VisionTransformer"
     pruner = tp.pruner.MagnitudePruner(
         model,
@@ -98,39 +101,69 @@ def torch_pruning_step(model: Any, x: torch.Tensor) -> None:
     pruner.step()
     if vit:
         model.hidden_dim = model.conv_proj.out_channels
+    for module in model.modules():
+        if hasattr(module, "head_dim") and hasattr(module, "q_proj"):
+            module.head_dim = module.q_proj.out_features // heads[module.q_proj]
+    return {}
 
 
-STEPS: dict[str, Callable[[nn.Module, torch.Tensor], None]] = {
+STEPS: dict[str, Callable[[nn.Module, Any], dict[str, float]]] = {
     "prunekit": prunekit_step,
     "torch-pruning": torch_pruning_step,
 }
 
 
-def measure_step(tool: str, model: nn.Module, x: torch.Tensor, repeats: int) -> None:
-    """Times one step per repeat on a fresh copy; afterwards, untimed, the pruned model must run and be smaller."""
+def measure_step(tool: str, model: nn.Module, x: Any, repeats: int) -> None:
+    """Times one step per repeat on a fresh copy; afterwards, untimed, the pruned model must run and be smaller.
+
+    Peak memory is how much the largest resident size of the process rose over that before the first step, and the copy
+    that gets pruned was made by then: it is what the tool needs on top.
+    """
     step = STEPS[tool]
     step(*tiny())
-    before = parameters(model)
-    for _ in range(repeats):
+    before, expected = parameters(model), speed_models.shapes(speed_models.run(model, x))
+    for number in range(repeats):
         target = copy.deepcopy(model)
+        resident = peak_memory()
         start, start_cpu = time.perf_counter(), time.process_time()
-        step(target, x)
+        phases = step(target, x)
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
-        report("step", seconds=seconds, cpu_seconds=cpu_seconds, parameters=parameters(target) / before)
+        values = {"seconds": seconds, "cpu_seconds": cpu_seconds, "parameters": parameters(target) / before}
+        if not number:
+            values["extra_bytes"] = peak_memory() - resident
+        report("step", **values, **phases)
     try:
-        with torch.no_grad():
-            shape = tuple(target(x).shape)
+        found = speed_models.shapes(speed_models.run(target, x))
     except Exception as error:
         report("failed", reason=f"the pruned model doesn't run: {type(error).__name__}: {first_line(error)}")
         return
-    if shape != (1, CLASSES) or parameters(target) >= before:
-        report("failed", reason=f"the pruned model gives {shape} with {parameters(target) / before:.0%} of parameters")
+    if found != expected or parameters(target) >= before:
+        report("failed", reason=f"the pruned model gives {found} with {parameters(target) / before:.0%} of parameters")
+
+
+def peak_memory() -> int:
+    """The largest resident size of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def measure_fake_forward(name: str, repeats: int) -> None:
+    """Times one forward on PyTorch's fake tensors, in inference mode: what a recording of shapes costs at least."""
+    fake_tensor = importlib.import_module("torch._subclasses.fake_tensor")
+    times = []
+    with fake_tensor.FakeTensorMode():
+        model, x = speed_models.build(name)
+        with torch.inference_mode():
+            for _ in range(repeats + 1):
+                start = time.perf_counter()
+                speed_models.run(model, x)
+                times.append(time.perf_counter() - start)
+    report("fake", seconds=statistics.median(times[1:]))
 
 
 # -- application
 
 
-def measure_application(model: nn.Module, x: torch.Tensor, repeats: int) -> None:
+def measure_application(model: nn.Module, x: Any, repeats: int) -> None:
     """Times applying a plan against copying every parameter once, and finds the peak of extra memory."""
     pk = importlib.import_module("prunekit_core")
     plan = pk.BasePruner(model, x, "magnitude", pruning_ratio=RATIO).plan()
@@ -234,10 +267,12 @@ def main() -> None:
             prunekit_step(*tiny())
             measure_llama(options.repeats)
             return
-        model, x = build(options.model)
+        model, x = speed_models.build(options.model)
         measure_step(options.tool, model, x, options.repeats)
-        if options.tool == "prunekit":
+        if options.tool == "prunekit" and not options.model.startswith("stack_"):
             measure_application(model, x, options.repeats)
+            if options.model not in speed_models.DETECTORS:  # they look at values, which fakes don't have
+                measure_fake_forward(options.model, options.repeats)
     except Exception as error:
         traceback.print_exc()
         report("failed", reason=f"{type(error).__name__}: {first_line(error)}")
