@@ -141,7 +141,7 @@ def read_axes(
     except RecordingError:  # operations that need values
         trace = _record(case, rules, fake=False)
     known = parameter_axes(trace)
-    propagation = propagate(attrs.evolve(trace, results=(), names=()), rules, known)
+    propagation = propagate(trace, rules, known, free_outputs=["*"])
     inputs = tuple(known[f"x{position}"] for position in range(len(tensors)))
     return AxesRead(
         propagation=attrs.evolve(propagation, trace=trace), inputs=inputs, outputs=_outputs(trace, propagation)
