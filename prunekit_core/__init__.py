@@ -3,6 +3,7 @@
 Importing it loads no plugin and changes nothing; plugins are loaded when the first registry is made.
 """
 
+from prunekit_core.alignment import Alignment, auto_alignment
 from prunekit_core.allocation import Solver
 from prunekit_core.analysis import Analysis, Member, Recording, UnitGroup
 from prunekit_core.api import PruneResult, prune
@@ -56,7 +57,7 @@ from prunekit_core.hookspecs import hookimpl
 from prunekit_core.knapsack import Choice, Problem
 from prunekit_core.layer_fit import LayerFit
 from prunekit_core.layers import LayerType, Replacement, Resizing
-from prunekit_core.layout import Concat, Fixed, Kept, Layout, Product, Sizer, Units, new_size, prefix
+from prunekit_core.layout import Concat, Fixed, Kept, Layout, Product, Sizer, Units, groups_of, new_size, prefix
 from prunekit_core.measuring import sensitivity
 from prunekit_core.moments import Moments
 from prunekit_core.numbering import check_indices
@@ -88,6 +89,7 @@ from prunekit_core.trace import Operation, Trace
 
 __all__ = [
     "HOOKS",
+    "Alignment",
     "Analysis",
     "ArgumentError",
     "Axis",
@@ -178,6 +180,7 @@ __all__ = [
     "Verb",
     "absorb_constants",
     "as_polynomial",
+    "auto_alignment",
     "calibrate",
     "centres",
     "check_exact",
@@ -189,6 +192,7 @@ __all__ = [
     "cut",
     "default_registry",
     "group_sizes",
+    "groups_of",
     "hookimpl",
     "is_pinned",
     "is_sharded",

@@ -21,6 +21,7 @@ def prunekit_commands() -> Mapping[str, Callable[..., Any]]:
     return {
         "prune": LazyCommand("prunekit_plugins.cli.prune", "prune"),
         "inspect": LazyCommand("prunekit_plugins.cli.inspect", "inspect"),
+        "doctor": LazyCommand("prunekit_plugins.cli.doctor", "doctor"),
         "export": LazyCommand("prunekit_plugins.cli.export", "export"),
         "bench": LazyCommand("prunekit_plugins.cli.bench", "bench"),
         "demo": LazyCommand("prunekit_plugins.cli.demo.run", "demo"),

@@ -162,10 +162,10 @@ def time_layers(
     warm_up: int = WARM_UP,
     after_round: Callable[[], None] | None = None,
 ) -> list[dict[str, Timing]]:
-    """Times the layers of several models, in turns: all modules without children, by path.
+    """Times the modules of several models, in turns: each without what the modules inside it take.
 
-    A layer that is called several times has the sum. What runs between layers isn't in it; the path ``""`` has the
-    whole forward.
+    A module that is called several times has the sum. The path ``""`` has what the model does outside its layers, so
+    that all together are the whole forward.
 
     Args:
         models: The models; their modes are restored, and no hooks are left.
@@ -189,17 +189,17 @@ def time_layers(
 
 
 class _Clock:
-    """Hooks that add up the time of every layer of one model."""
+    """Hooks that add up the time of every module of one model, without that of the modules inside it."""
 
     def __init__(self, model: nn.Module, cuda: bool) -> None:
         self._cuda = cuda
         self._now: dict[str, float] = {}
         self._rounds: list[dict[str, float]] = []
-        self._starts: dict[str, float] = {}
+        self._open: list[list[float]] = []
         self._handles: list[Any] = []
         for path, module in model.named_modules():
-            if path and next(module.children(), None) is None:
-                self._handles.append(module.register_forward_pre_hook(self._starter(path)))
+            if path:
+                self._handles.append(module.register_forward_pre_hook(self._start))
                 self._handles.append(module.register_forward_hook(self._stopper(path)))
 
     def _moment(self) -> float:
@@ -207,26 +207,30 @@ class _Clock:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def _starter(self, path: str) -> Callable[..., None]:
-        def start(*_: Any) -> None:
-            self._starts[path] = self._moment()
+    def _start(self, *_: Any) -> None:
+        self._open.append([self._moment(), 0.0])
 
-        return start
+    def _stop(self, path: str) -> None:
+        start, inside = self._open.pop()
+        taken = self._moment() - start
+        self._now[path] = self._now.get(path, 0.0) + taken - inside
+        if self._open:
+            self._open[-1][1] += taken
 
     def _stopper(self, path: str) -> Callable[..., None]:
         def stop(*_: Any) -> None:
-            self._now[path] = self._now.get(path, 0.0) + self._moment() - self._starts[path]
+            self._stop(path)
 
         return stop
 
     def around(self, run: Callable[[], Any]) -> Callable[[], None]:
-        """Makes a run that keeps what its layers took."""
+        """Makes a run that keeps what its modules took."""
 
         def whole() -> None:
-            self._now = {}
-            start = self._moment()
+            self._now, self._open = {}, []
+            self._start()
             run()
-            self._now[""] = self._moment() - start
+            self._stop("")
             self._rounds.append(self._now)
 
         return whole

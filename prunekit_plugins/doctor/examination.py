@@ -1,0 +1,153 @@
+"""Examining a model and its pruned copy: what every layer does, and how long it takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunekit_core import Analysis, DependencyGraph, Plan, Sizer, auto_alignment, groups_of
+from prunekit_plugins.budgets.counts import operation_macs
+from prunekit_plugins.doctor.facts import Facts, Finding, LayerFacts, Pair
+from prunekit_plugins.doctor.findings import find
+from prunekit_plugins.measure import time_layers, timed
+
+ROUNDS = 10
+WARM_UP = 2
+
+
+def diagnose(
+    model: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    inputs: Any,
+    *,
+    rounds: int = ROUNDS,
+    after_round: Callable[[], None] | None = None,
+) -> tuple[Facts, list[Finding]]:
+    """Says why a pruned model isn't as much faster as it has fewer multiply-accumulates.
+
+    Args:
+        model: The model before pruning.
+        small: A copy that the plan was applied to.
+        plan: The plan.
+        inputs: What to run both on: a tensor, a tuple or list of positional inputs, or a dict of keyword inputs.
+        rounds: How often both are timed, in turns.
+        after_round: Called after every round.
+
+    Returns:
+        What was measured, and what was found.
+
+    Raises:
+        ArgumentError: Nothing is known about the device (see ``align="auto"``).
+    """
+    facts = examine(model, small, plan, inputs, rounds=rounds, after_round=after_round)
+    return facts, find(facts)
+
+
+def examine(
+    model: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    inputs: Any,
+    *,
+    rounds: int = ROUNDS,
+    after_round: Callable[[], None] | None = None,
+) -> Facts:
+    """Collects the facts; arguments as for `diagnose`."""
+    alignment = auto_alignment(model)
+    graph = DependencyGraph().build_dependency(model, inputs)
+    before, after = time_layers([model, small], inputs, rounds=rounds, warm_up=WARM_UP, after_round=after_round)
+    work = _work(graph.analysis, plan)
+    pinned = _pinned(graph, plan)
+    kinds = {path: type(module).__name__ for path, module in model.named_modules()}
+    layers = {}
+    for path in dict.fromkeys([*before, *after]):
+        times = tuple(found[path].median if path in found else 0.0 for found in (before, after))
+        macs, traffic, depthwise = work.get(path, ((0.0, 0.0), (0.0, 0.0), False))
+        layers[path] = LayerFacts(
+            path,
+            kinds.get(path, "outside layers"),
+            (times[0], times[1]),
+            macs,
+            traffic,
+            _sizes(graph.analysis, plan, path),
+            depthwise,
+            pinned.get(path, {}),
+        )
+    device = next(model.parameters()).device
+    dtype = next(p.dtype for p in model.parameters() if p.dtype.is_floating_point)
+    overhead = time_layers([nn.Sequential(nn.ReLU()).to(device)], torch.zeros(1, device=device))[0]["0"].median
+    return Facts(layers, alignment.multiple, alignment.why, machine_balance(device, dtype), overhead)
+
+
+def machine_balance(device: torch.device, dtype: torch.dtype) -> float:
+    """Measures how many multiply-accumulates a device does while it moves a byte: a large product and a large copy."""
+    width, length = 512, 1 << 22
+    a = torch.ones(width, width, device=device, dtype=dtype)
+    b = torch.ones(length, device=device, dtype=dtype)
+    with torch.inference_mode():
+        product, copied = timed([lambda: a @ a, lambda: b.clone()], rounds=5, warm_up=2, cuda=device.type == "cuda")
+    rate = width**3 / min(product.seconds)
+    bandwidth = 2 * length * b.element_size() / min(copied.seconds)
+    return float(rate / bandwidth)
+
+
+def _work(analysis: Analysis, plan: Plan) -> dict[str, tuple[Pair, Pair, bool]]:
+    """Multiply-accumulates and bytes moved per module, before and after, and whether it is a depthwise convolution."""
+    recording = analysis.recordings[0]
+    sizers = (Sizer({}), Sizer(plan.kept))
+    macs: dict[str, list[float]] = {}
+    traffic: dict[str, list[float]] = {}
+    depthwise: set[str] = set()
+    for place, sizer in enumerate(sizers):
+        for operation, counted in operation_macs(recording, sizer):
+            macs.setdefault(operation.module, [0.0, 0.0])[place] += float(counted)  # type: ignore[arg-type]
+        for operation in recording.trace.operations:
+            if operation.outputs and all(ref.index in recording.trace.shares for ref in operation.outputs):
+                continue
+            for index in dict.fromkeys(ref.index for ref in (*operation.references(), *operation.outputs)):
+                size = math.prod(recording.shape(index, sizer)) * recording.trace.dtypes[index].itemsize
+                traffic.setdefault(operation.module, [0.0, 0.0])[place] += size
+    for operation in recording.trace.operations:
+        groups, weight = operation.arguments.get("groups"), operation.arguments.get("weight")
+        several = isinstance(groups, int) and groups > 1
+        if several and weight is not None and recording.trace.shapes[weight.index][1] == 1:
+            depthwise.add(operation.module)
+    return {
+        path: (_pair(macs.get(path, [0.0, 0.0])), _pair(moved), path in depthwise) for path, moved in traffic.items()
+    }
+
+
+def _pair(values: list[float]) -> Pair:
+    return values[0], values[1]
+
+
+def _sizes(analysis: Analysis, plan: Plan, path: str) -> dict[str, int]:
+    """Channels in and out of a layer's matrices that changed, after the cut."""
+    sizer, found = Sizer(plan.kept), {}
+    for name, parameter in analysis.parameters.items():
+        if name.rpartition(".")[0] == path and len(parameter.shape) > 1:
+            for dim in range(2):
+                size = sizer(parameter.dims[dim])
+                if size != parameter.shape[dim]:
+                    found[f"{name.rpartition('.')[2]}[{dim}]"] = size
+    return found
+
+
+def _pinned(graph: DependencyGraph, plan: Plan) -> dict[str, dict[str, str]]:
+    """Dims of matrices that couldn't shrink, or were left whole, with the reason, by layer."""
+    found: dict[str, dict[str, str]] = {}
+    reasons = graph.report().pinned
+    for name, parameter in graph.analysis.parameters.items():
+        path, _, own = name.rpartition(".")
+        for dim, layout in enumerate(parameter.dims if len(parameter.shape) > 1 else ()):
+            whole = [group for group in groups_of(layout) if group not in plan.kept]
+            if f"{name}[{dim}]" in reasons:
+                found.setdefault(path, {})[f"{own}[{dim}]"] = reasons[f"{name}[{dim}]"]
+            elif whole:
+                found.setdefault(path, {})[f"{own}[{dim}]"] = f"the group {whole[0]} was left whole"
+    return found

@@ -1,0 +1,59 @@
+"""From facts to findings; nothing is measured here."""
+
+from __future__ import annotations
+
+from prunekit_plugins.doctor.facts import Disease, Facts, Finding, LayerFacts
+
+WORTH_TELLING = 0.02
+"""Layers that take a smaller fraction of the time aren't mentioned."""
+SHORT = 0.1
+"""A layer falls short when the time that it has left exceeds what its work has left by this fraction."""
+CALLS = 4
+"""A layer that takes less than so many empty calls is dominated by being called."""
+
+
+def find(facts: Facts) -> list[Finding]:
+    """Finds what keeps a pruned model from being as fast as its multiply-accumulates say.
+
+    Returns:
+        Findings, those about the layers that take the most time first; none when nothing falls short.
+    """
+    layers = sorted(facts.layers.values(), key=lambda layer: -layer.seconds[1])
+    return [
+        Finding(layer.path, disease, text, facts.share(layer))
+        for layer in layers
+        if facts.share(layer)[1] >= WORTH_TELLING
+        for disease, text in _diseases(facts, layer)
+    ]
+
+
+def _diseases(facts: Facts, layer: LayerFacts) -> list[tuple[Disease, str]]:
+    found = []
+    overall = 1 / facts.hoped_for
+    work = layer.macs[1] / layer.macs[0] if layer.macs[0] else layer.traffic[1] / max(layer.traffic[0], 1)
+    left = layer.seconds[1] / layer.seconds[0] if layer.seconds[0] else 1.0
+    if layer.pinned and work > overall + SHORT:
+        reasons = "; ".join(f"{where}: {why}" for where, why in layer.pinned.items())
+        text = f"{work:.0%} of its work is left where the model has {overall:.0%} ({reasons})"
+        found.append((Disease.PINNED, text))
+    if left <= min(work, overall) + SHORT and not layer.depthwise:
+        return found
+    odd = {where: size for where, size in layer.sizes.items() if size % facts.multiple}
+    if odd and left > work + SHORT:
+        sizes = ", ".join(f"{where} = {size}" for where, size in odd.items())
+        found.append((Disease.UNALIGNED, f"{sizes}: no multiples of {facts.multiple} ({facts.why})"))
+    intensity = layer.macs[1] / max(layer.traffic[1], 1)
+    if layer.depthwise:
+        share, counted = facts.share(layer)[1], layer.macs[1] / max(facts.macs[1], 1)
+        if share > 2 * counted:
+            text = f"{counted:.1%} of the MACs take {share:.1%} of the time; {intensity:.2f} MACs per byte"
+            found.append((Disease.DEPTHWISE, text))
+    elif layer.seconds[1] < CALLS * facts.overhead:
+        text = f"takes {layer.seconds[1] * 1e6:.0f} us, an empty call {facts.overhead * 1e6:.0f} us"
+        found.append((Disease.FIXED, text))
+    elif intensity < facts.balance and left > overall + SHORT:
+        text = f"{intensity:.2f} MACs per byte, this device does {facts.balance:.1f} in the time of one; "
+        found.append(
+            (Disease.MEMORY, text + f"{layer.traffic[1] / max(layer.traffic[0], 1):.0%} of its bytes are left")
+        )
+    return found
