@@ -172,13 +172,15 @@ class _Walk:
                 part = self._origins.moved(maker, source, ref, wanted)
                 if part.any():
                     self._reach(source, part, operands)
-        elif how in (Scaling.MATRIX, Scaling.PICKED) and not wanted.all():
+        elif how in (Scaling.MATRIX, Scaling.WHOLE) and not wanted.all():
             raise UnresolvedError(f"part of what {maker.name} makes would be scaled")
-        elif how is Scaling.PICKED:
+        elif how is Scaling.WHOLE:
             source = sources(maker)[0]
             self._reach(source, torch.ones(self._origins.shape(source), dtype=torch.bool), operands)
         elif how is Scaling.MATRIX:
             read = sources(maker)
+            if max(operands) >= len(read):
+                raise UnresolvedError(f"{maker.name} has no other operand")
             self._through[maker.index] = (maker, len(operands))
             for position in operands:
                 source = read[position]

@@ -217,7 +217,7 @@ class _Solver:
             if len(readers) != 1:
                 return None
             reader, how = readers[0], self._rules.scaling(readers[0].op)
-            if how is Scaling.MATRIX and sources(reader).count(ref) == 1:
+            if how is Scaling.MATRIX and len(sources(reader)) == 2 and sources(reader).count(ref) == 1:
                 return reader
             ref = reader.outputs[0] if how is Scaling.MOVED and len(sources(reader)) == 1 else None
         return None
@@ -233,8 +233,8 @@ class _Solver:
             how = self._rules.scaling(maker.op)
             if how is Scaling.MATRIX:
                 return maker
-            single = len(maker.outputs) == 1 and (how is Scaling.PICKED or len(sources(maker)) == 1)
-            ref = sources(maker)[0] if single and how in (Scaling.MOVED, Scaling.PICKED) else None
+            single = len(maker.outputs) == 1 and (how is Scaling.WHOLE or len(sources(maker)) == 1)
+            ref = sources(maker)[0] if single and how in (Scaling.MOVED, Scaling.WHOLE) else None
         return None
 
 

@@ -240,8 +240,8 @@ class Scaling(enum.Enum):
 
     MOVED = "moved"
     """Elements are only moved, copied or left out: every element of a result is one of an operand."""
-    PICKED = "picked"
-    """Elements of the first tensor are picked by positions that other tensors hold."""
+    WHOLE = "whole"
+    """It scales with its first tensor as a whole, in one factor for all (elements that are picked by position)."""
     SUM = "sum"
     """It scales when all its tensors do."""
     PRODUCT = "product"

@@ -83,6 +83,23 @@ class MaskedSide(Side):
         self._plan = plan
 
     def _result(self, index: int, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        result = self._over_kept(index, op, args, kwargs)
+        operations = self._recording.trace.operations
+        refs = operations[index].outputs if index < len(operations) else ()
+        for ref, tensor in zip(refs, tensors_of(result), strict=False):
+            if is_continuous(tensor.dtype) and ref.index in self._recording.live and bool(tensor.isnan().any()):
+                self._clear(tensor, ref.index)
+        return result
+
+    def _clear(self, tensor: torch.Tensor, index: int) -> None:
+        """Puts zeros where removed units have become no number: a direction of length zero has no norm to divide by."""
+        for dim, kept in self._recording.positions(index, self._kept).items():
+            removed = torch.ones(tensor.shape[dim], dtype=torch.bool)
+            removed[kept] = False
+            part = tensor.movedim(dim, 0)
+            part[removed.to(tensor.device)] = part[removed.to(tensor.device)].nan_to_num(nan=0.0)
+
+    def _over_kept(self, index: int, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         wholes = self._recording.wholes.get(index)
         names = {name for layout, _, _ in wholes.uses for name in layouts.groups_of(layout)} if wholes else set()
         kept: Kept = {name: self._kept[name] for name in names if name in self._kept}

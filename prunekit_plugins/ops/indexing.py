@@ -85,7 +85,7 @@ def gather(call: OpCall) -> list[Axis]:
     return list(indices.axes)
 
 
-picked = scales(Scaling.PICKED)
+whole = scales(Scaling.WHOLE)
 
 RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::embedding": embedding,
@@ -93,8 +93,8 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::_embedding_bag": embedding_bag,
     "aten::_embedding_bag_forward_only": embedding_bag,
     "aten::_pack_padded_sequence": pack,
-    "aten::index": picked(index),
-    "aten::_unsafe_index": picked(index),
-    "aten::index_select": picked(index_select),
-    "aten::gather": picked(gather),
+    "aten::index": whole(index),
+    "aten::_unsafe_index": whole(index),
+    "aten::index_select": whole(index_select),
+    "aten::gather": whole(gather),
 }

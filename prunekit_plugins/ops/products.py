@@ -203,5 +203,5 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::bilinear": bilinear,
     "aten::cdist": distances,
     "aten::_cdist_forward": distances,
-    "aten::einsum": einsum,
+    "aten::einsum": scales(Scaling.MATRIX)(einsum),
 }

@@ -208,8 +208,8 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::channel_shuffle": moved(channel_shuffle),
     "aten::diagonal": diagonal,
     "aten::unfold": windows,
-    "aten::view_as_complex": as_complex,
-    "aten::view_as_real": as_real,
+    "aten::view_as_complex": scales(Scaling.WHOLE)(as_complex),
+    "aten::view_as_real": scales(Scaling.WHOLE)(as_real),
     "aten::pixel_shuffle": moved(pixel_shuffle),
     "aten::pixel_unshuffle": moved(pixel_unshuffle),
 }
