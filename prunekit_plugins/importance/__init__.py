@@ -19,6 +19,7 @@ from prunekit_plugins.importance.hessian import GroupHessianImportance
 from prunekit_plugins.importance.magnitude import BNScaleImportance, GroupMagnitudeImportance, LAMPImportance
 from prunekit_plugins.importance.members import Members
 from prunekit_plugins.importance.obdc import OBDCImportance
+from prunekit_plugins.importance.reconstruction import ReconstructionImportance
 from prunekit_plugins.importance.taylor import GroupTaylorImportance
 
 HessianImportance = GroupHessianImportance
@@ -41,6 +42,7 @@ __all__ = [
     "Members",
     "OBDCImportance",
     "RandomImportance",
+    "ReconstructionImportance",
     "TaylorImportance",
     "WandaImportance",
 ]
@@ -61,6 +63,7 @@ def prunekit_importance() -> Mapping[str, Callable[..., Any]]:
         "magnitude": GroupMagnitudeImportance,
         "obdc": OBDCImportance,
         "random": RandomImportance,
+        "reconstruction": ReconstructionImportance,
         "taylor": GroupTaylorImportance,
         "wanda": WandaImportance,
     }

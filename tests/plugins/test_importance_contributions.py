@@ -7,7 +7,12 @@ import torch
 from torch import nn
 
 import prunekit_core as pk
-from prunekit_plugins.importance import ActivationEnergyImportance, ActivationVarianceImportance, WandaImportance
+from prunekit_plugins.importance import (
+    ActivationEnergyImportance,
+    ActivationVarianceImportance,
+    ReconstructionImportance,
+    WandaImportance,
+)
 
 
 def group_of(model: nn.Module, inputs: torch.Tensor, name: str) -> pk.Group:
@@ -121,6 +126,66 @@ def test_units_without_a_consumer_have_no_score() -> None:
     graph = pk.DependencyGraph().build_dependency(model, x)
     inner = [g for g in graph.groups() if g.kind is pk.Kind.HEAD_DIM and all(m.module != "o" for m in g.members)]
     assert [ActivationEnergyImportance(statistics)(graph.whole_group(g.name)) for g in inner] == [None]
+
+
+def best_without(weight: torch.Tensor, square: torch.Tensor, gone: list[int]) -> float:
+    """The least of ``tr((V - W) H (V - W)^T)`` over all V without some columns, by solving for the others."""
+    kept = [k for k in range(len(square)) if k not in gone]
+    change = torch.linalg.solve(square[kept][:, kept], square[kept][:, gone] @ weight[:, gone].T).T
+    update = torch.zeros_like(weight)
+    update[:, kept], update[:, gone] = change, -weight[:, gone]
+    return float(torch.einsum("of,fg,og->", update, square, update))
+
+
+def test_reconstruction_is_what_the_best_update_leaves() -> None:
+    model, x = mlp()
+    statistics = pk.calibrate(model, [x], parts=("covariances",))
+    group = group_of(model, x, "0")
+    found = ReconstructionImportance(statistics, normalizer=None, ridge=0.05, rounds=6)(group)
+    assert found is not None
+    hidden = model[1](model[0](x)).detach()
+    square = torch.cov(hidden.T, correction=0)
+    square = square + 0.05 * square.diagonal().mean() * torch.eye(6).double()
+    gone: list[int] = []
+    total = floor = 0.0
+    for _ in range(6):
+        added = {
+            u: best_without(model[2].weight.detach(), square, [*gone, u]) - total for u in range(6) if u not in gone
+        }
+        unit = min(added, key=lambda u: added[u])
+        floor = max(floor, added[unit])
+        assert found[unit].item() == pytest.approx(floor, rel=1e-6)
+        gone.append(unit)
+        total += added[unit]
+
+
+def test_reconstruction_of_units_with_several_columns() -> None:
+    """A channel is four columns of the flattened layer; one round scores each as if it went alone."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(20, 3)
+    ).double()
+    x = torch.randn(80, 2, 6, 6).double()
+    statistics = pk.calibrate(model, [x], parts=("covariances",))
+    found = ReconstructionImportance(statistics, normalizer=None, rounds=1)(group_of(model, x, "0"))
+    assert found is not None
+    square = torch.cov(model[:4](x).detach().T, correction=0)
+    square = square + 0.01 * square.diagonal().mean() * torch.eye(20).double()
+    for unit in range(5):
+        columns = list(range(4 * unit, 4 * unit + 4))
+        assert found[unit].item() == pytest.approx(best_without(model[4].weight.detach(), square, columns), rel=1e-6)
+
+
+def test_of_units_that_repeat_one_stays() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 3)).double(), torch.randn(200, 4).double()
+    for part in (model[0].weight.data, model[0].bias.data):
+        part[6:] = part[:6]
+    statistics = pk.calibrate(model, [x], parts=("covariances",))
+    scores = ReconstructionImportance(statistics, rounds=12, ridge=1e-6)(group_of(model, x, "0"))
+    assert scores is not None
+    kept = scores.argsort()[6:]
+    assert sorted((kept % 6).tolist()) == list(range(6))
 
 
 def test_what_is_missing_is_told() -> None:

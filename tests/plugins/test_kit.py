@@ -46,7 +46,7 @@ def factors(criterion: Any, model: nn.Module, batch: torch.Tensor) -> None:
 
 
 def statistics(criterion: Any, model: nn.Module, batch: torch.Tensor) -> None:
-    criterion.statistics = pk.calibrate(model, [batch])
+    criterion.statistics = pk.calibrate(model, [batch], parts=criterion.needs)
 
 
 PREPARE: dict[str, Prepare] = {
@@ -56,6 +56,7 @@ PREPARE: dict[str, Prepare] = {
     "calibrated": statistics,
     "hessian": squares,
     "obdc": factors,
+    "reconstruction": statistics,
     "taylor": gradients,
     "wanda": statistics,
 }

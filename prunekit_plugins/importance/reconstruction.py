@@ -1,0 +1,148 @@
+"""Reconstruction: what is lost when a unit goes and the units that stay make up for it as well as they can."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import torch
+
+from prunekit_core import ArgumentError, Group, Statistics
+from prunekit_plugins.importance.contributions import FromStatistics
+from prunekit_plugins.importance.reductions import Normalizer
+
+ROUNDS = 32
+
+
+class ReconstructionImportance(FromStatistics):
+    """Scores a unit by the error that its removal adds after the best update of all other weights.
+
+    For a consumer ``y = W x + b`` with ``H`` the covariance of ``x`` plus a ridge, and ``U`` the features of a unit:
+    ``s[c] = tr(W_U [(H^-1)_UU]^-1 W_U^T)`` (Hassibi and Stork, *Optimal Brain Surgeon*, NIPS 1992, for a block of
+    weights and all rows at once; Kurtic et al., *ZipLM*, NeurIPS 2023). Units are taken away greedily, the worst ones
+    first, in rounds; after each, ``W`` and ``H^-1`` are updated as if they had gone, so that two units that repeat each
+    other don't both look superfluous. The errors of all consumers add up. A unit's score is the error that it adds when
+    its turn comes, but at least that of the units before it.
+
+    Args:
+        statistics: What `calibrate` gathered, with covariances; may be set later.
+        normalizer: A name, a callable on the scores, or None.
+        ridge: What is added to the variances, as a multiple of their mean.
+        rounds: In how many rounds units are taken away; at most as many as there are units.
+
+    Raises:
+        ArgumentError: The normalizer is unknown, or ``ridge`` or ``rounds`` is not positive.
+    """
+
+    needs: Sequence[str] = ("covariances",)
+
+    def __init__(
+        self,
+        statistics: Statistics | None = None,
+        normalizer: str | Normalizer | None = "mean",
+        ridge: float = 1e-2,
+        rounds: int = ROUNDS,
+    ) -> None:
+        super().__init__(statistics, "sum", normalizer)
+        if not ridge > 0 or not rounds > 0:
+            raise ArgumentError("ridge and rounds must be positive numbers.", why=f"got {ridge!r} and {rounds!r}")
+        self.ridge, self.rounds = ridge, rounds
+
+    def __call__(self, group: Group) -> torch.Tensor | None:
+        """Scores the selected units of a group.
+
+        Returns:
+            Tensor ``[units]`` in the order of the selection, float64; None when no consumer of the units was seen.
+
+        Raises:
+            ArgumentError: There are no statistics, they have no covariances, or the model was pruned since.
+        """
+        members, units = self.consumers(group), group.size()
+        blocks = []
+        for view in members:
+            unit_of = torch.full((view.tensor.shape[view.dim],), -1)
+            unit_of[view.positions] = view.units
+            for seen, weight in self.reads(view):
+                assert seen.moments.covariance is not None
+                labels = unit_of[seen.site.positions(view.dim)]
+                for k in range(len(labels)):
+                    block = _Block.of(weight[k], seen.moments.covariance[k], labels[k], self.ridge)
+                    blocks += [block] if block is not None else []
+        if not blocks:
+            return None
+        return self.members.join(group, members[:1], [_take_away(blocks, units, min(self.rounds, units))])
+
+
+@attrs.define(eq=False)
+class _Block:
+    """One consumer, or one of its groups.
+
+    Attributes:
+        weight: Tensor ``[outputs, features]``, updated as units go.
+        inverse: Tensor ``[features, features]``: the inverse covariance of those that are left.
+        labels: Tensor ``[features]``: which unit each belongs to; -1 for none.
+    """
+
+    weight: torch.Tensor
+    inverse: torch.Tensor
+    labels: torch.Tensor
+
+    @classmethod
+    def of(cls, weight: torch.Tensor, covariance: torch.Tensor, labels: torch.Tensor, ridge: float) -> _Block | None:
+        """Makes a block; None where nothing that it reads varies, so that whatever goes costs nothing."""
+        scale = covariance.diagonal().mean()
+        if not scale > 0:
+            return None
+        regular = covariance.clone()
+        regular.diagonal().add_(ridge * scale)
+        return cls(weight.clone(), torch.linalg.inv(regular), labels)
+
+    def errors(self, units: int) -> torch.Tensor:
+        """What each unit adds if it goes next: tensor ``[units]``; features that went count nothing."""
+        found = self.weight.new_zeros(units)
+        held = (self.labels >= 0).nonzero().flatten()
+        order = held[self.labels[held].argsort(stable=True)]
+        counts = torch.bincount(self.labels[held], minlength=units)
+        starts = counts.cumsum(0) - counts
+        for count in counts.unique().tolist():
+            if not count:
+                continue
+            chosen = (counts == count).nonzero().flatten()
+            places = order[starts[chosen][:, None] + torch.arange(count)].to(self.weight.device)  # [chosen, count]
+            columns = self.weight[:, places].permute(1, 2, 0)  # [chosen, count, outputs]
+            inner = self.inverse[places[:, :, None], places[:, None, :]]
+            found[chosen.to(found.device)] = (columns * torch.linalg.solve(inner, columns)).sum((1, 2))
+        return found
+
+    def remove(self, units: torch.Tensor) -> None:
+        """Takes units away, and lets the features that stay make up for them."""
+        gone = torch.isin(self.labels, units.cpu())
+        places = gone.nonzero().flatten().to(self.weight.device)
+        if not len(places):
+            return
+        rows = self.inverse[places]
+        solved = torch.linalg.solve(rows[:, places], rows)
+        self.weight -= self.weight[:, places] @ solved
+        self.inverse -= rows.T @ solved
+        self.weight[:, places] = 0
+        self.labels = torch.where(gone, -1, self.labels)
+
+
+def _take_away(blocks: Sequence[_Block], units: int, rounds: int) -> torch.Tensor:
+    """Takes all units away, the cheapest first; returns what each added, never less than one before it."""
+    device = blocks[0].weight.device
+    scores = torch.zeros(units, dtype=torch.float64, device=device)
+    left = torch.arange(units, device=device)
+    floor = scores.new_zeros(())
+    for number in range(rounds):
+        errors = torch.stack([block.errors(units).to(device) for block in blocks]).sum(0)[left].clamp(min=floor)
+        count = len(left) // (rounds - number) if number < rounds - 1 else len(left)
+        order = errors.argsort(stable=True)[:count]
+        scores[left[order]] = errors[order]
+        floor = errors[order].max() if count else floor
+        for block in blocks:
+            block.remove(left[order])
+        stays = torch.ones(len(left), dtype=torch.bool, device=device)
+        stays[order] = False
+        left = left[stays]
+    return scores
