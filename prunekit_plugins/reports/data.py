@@ -8,11 +8,11 @@ from typing import Any
 
 import attrs
 
-from prunekit_core import Analysis, DependencyGraph, Preview, PruneResult, Report, Sizer, UnitGroup
+from prunekit_core import Analysis, DependencyGraph, Preview, PruneResult, Report, Sensitivity, Sizer, UnitGroup
 from prunekit_plugins.budgets.counts import operation_macs
 
 FORMAT = 1
-Sensitivity = Mapping[str, Mapping[float, float]]
+Curves = Mapping[str, Mapping[float, float]]
 """Group to (fraction of its units removed to what was lost)."""
 
 
@@ -112,7 +112,7 @@ class ReportData:
     not_understood: tuple[str, ...]
     untouched: tuple[str, ...]
     notes: tuple[str, ...]
-    sensitivity: Sensitivity
+    sensitivity: Curves
     metric: str
     protocol: Mapping[str, Any]
 
@@ -122,15 +122,15 @@ class ReportData:
 
 
 def report_data(
-    result: PruneResult, *, title: str = "", sensitivity: Sensitivity | None = None, metric: str = "loss"
+    result: PruneResult, *, title: str = "", sensitivity: Sensitivity | Curves | None = None, metric: str = ""
 ) -> ReportData:
     """Collects everything there is to say about a pruned model.
 
     Args:
         result: What `prune` returned.
         title: What was pruned; the class of the model if empty.
-        sensitivity: Group to (fraction removed to what was lost), if it was measured.
-        metric: What was lost, in words.
+        sensitivity: What was measured, if it was: a `Sensitivity`, or group to (fraction removed to what was lost).
+        metric: What was lost, in words; that of the `Sensitivity` if empty.
     """
     preview = result.preview
     costs = {"params": (float(preview.params_before), float(preview.params_after)), **preview.costs}
@@ -142,8 +142,7 @@ def report_data(
         layers=_layers(result.graph, result.plan.kept),
         groups=_groups(result.graph, result.plan.kept, result.report),
         **_rest(result.report),
-        sensitivity=dict(sensitivity or {}),
-        metric=metric,
+        **_measured(sensitivity, metric),
         protocol=attrs.asdict(result.protocol),
     )
 
@@ -155,8 +154,8 @@ def inspection_data(
     report: Report | None = None,
     preview: Preview | None = None,
     kept: Mapping[str, tuple[int, ...]] | None = None,
-    sensitivity: Sensitivity | None = None,
-    metric: str = "loss",
+    sensitivity: Sensitivity | Curves | None = None,
+    metric: str = "",
 ) -> ReportData:
     """Collects everything there is to say about a model that was analysed and not pruned.
 
@@ -182,8 +181,7 @@ def inspection_data(
         layers=_layers(graph, kept or {}),
         groups=_groups(graph, kept or {}, found),
         **_rest(found),
-        sensitivity=dict(sensitivity or {}),
-        metric=metric,
+        **_measured(sensitivity, metric),
         protocol={},
     )
 
@@ -191,6 +189,13 @@ def inspection_data(
 def _rest(report: Report) -> dict[str, Any]:
     names = ("pinned", "not_understood", "untouched", "notes")
     return {name: getattr(report, name) for name in names}
+
+
+def _measured(sensitivity: Sensitivity | Curves | None, metric: str) -> dict[str, Any]:
+    if isinstance(sensitivity, Sensitivity):
+        curves = {n: dict(zip(c.removed, c.damages, strict=True)) for c in sensitivity.curves for n in c.groups}
+        return {"sensitivity": curves, "metric": metric or sensitivity.metric}
+    return {"sensitivity": dict(sensitivity or {}), "metric": metric or "loss"}
 
 
 def _cost_units(graph: DependencyGraph, costs: Iterable[str]) -> dict[str, str]:

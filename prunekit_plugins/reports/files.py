@@ -6,8 +6,8 @@ import json
 import os
 from pathlib import Path
 
-from prunekit_core import ArgumentError, PruneResult, write_text
-from prunekit_plugins.reports.data import ReportData, Sensitivity, report_data
+from prunekit_core import ArgumentError, PruneResult, Sensitivity, write_text
+from prunekit_plugins.reports.data import Curves, ReportData, report_data
 from prunekit_plugins.reports.markdown import to_markdown
 from prunekit_plugins.reports.page import to_html
 
@@ -37,8 +37,8 @@ def write_report(
     result: PruneResult | ReportData,
     path: str | os.PathLike[str],
     *,
-    sensitivity: Sensitivity | None = None,
-    metric: str = "loss",
+    sensitivity: Sensitivity | Curves | None = None,
+    metric: str = "",
 ) -> None:
     """Writes a report; the file appears whole or not at all.
 

@@ -14,6 +14,7 @@ from tests.docs.snippets import DOCUMENTS, ROOT, blocks_of, run_document
 @pytest.fixture(autouse=True)
 def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # as for a program that is started there
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
@@ -40,6 +41,8 @@ WRONG = {
     "an exception": "```python\nassert False\n```\n",
     "a warning": "```python\nimport warnings; warnings.warn('old')\n```\n",
     "another program": "```console\n$ rm -r /\n```\n",
+    "an output of a file": "<!-- file: a.py -->\n```python\nprint(1)\n```\n\n```console\n$ python a.py\n2\n```\n",
+    "a command with options": "```console\n$ python -c 1\n```\n",
     "a command that fails": "```console\n$ prunekit prune nonsense\n```\n",
     "a block without an end": "```python\nx = 1\n",
     "a skip without a reason": "<!-- not run: -->\n\n```python\nassert False\n```\n",
@@ -60,6 +63,16 @@ def test_blocks_share_names_and_dots_stand_for_anything() -> None:
 def test_a_block_with_a_visible_reason_is_left_out() -> None:
     document = "<!-- not run: needs a camera -->\n```python\nassert False\n```\n"
     assert run_document(document, "skipped.md") == 0
+
+
+def test_files_and_fresh_processes() -> None:
+    document = (
+        "<!-- file: part.py -->\n```python\nimport os\nprint('in', os.getpid())\n```\n\n"
+        "```console\n$ python part.py\nin ...\n```\n\n```python\nimport part\n```\n\n```text\nin ...\n```\n"
+    )
+    assert run_document(document, "files.md") == 3
+    with pytest.raises(AssertionError, match=r"ended with 1: [^$]*ZeroDivisionError"):
+        run_document(document.replace("print('in'", "1 / 0; print('in'"), "files.md")
 
 
 def test_text_that_follows_prose_is_no_output() -> None:

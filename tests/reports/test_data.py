@@ -136,6 +136,17 @@ def test_json_holds_everything(residual: tuple[nn.Module, nn.Module, pk.PruneRes
     assert loaded.keys() == {"format", *ReportData.__annotations__}
 
 
+def test_a_measured_sensitivity(residual: tuple[nn.Module, nn.Module, pk.PruneResult]) -> None:
+    curves = (pk.Curve(("a", "b"), (0.25, 0.5), (0.1, 0.4)), pk.Curve(("c",), (0.5,), (2.0,)))
+    measured = pk.Sensitivity(curves, "output error", {"a": 4, "b": 4, "c": 8}, 16)
+    data = report_data(residual[2], sensitivity=measured)
+    assert data.sensitivity == {"a": {0.25: 0.1, 0.5: 0.4}, "b": {0.25: 0.1, 0.5: 0.4}, "c": {0.5: 2.0}}
+    assert data.metric == "output error"
+    assert report_data(residual[2], sensitivity=measured, metric="mine").metric == "mine"
+    (section,) = [section for section in sections(data) if section.key == "sensitivity"]
+    assert section.rows == (("a", "0.1", "0.4"), ("b", "0.1", "0.4"), ("c", "-", "2"))
+
+
 def test_every_section_is_in_every_form(
     residual: tuple[nn.Module, nn.Module, pk.PruneResult], capsys: pytest.CaptureFixture[str]
 ) -> None:
