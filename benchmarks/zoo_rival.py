@@ -105,7 +105,7 @@ def measure(family: str, name: str) -> None:
         or (isinstance(module, nn.Conv2d) and module.out_channels in ends)
     ]
     heads = head_hints(model)
-    began = time.perf_counter()
+    began = time.process_time()
     pruner = tp.pruner.MagnitudePruner(
         model,
         inputs,
@@ -118,7 +118,7 @@ def measure(family: str, name: str) -> None:
     pruner.step()
     set_attributes(model, dict(pruner.num_heads))
     left = sum(p.numel() for p in model.parameters()) / size
-    tell(prune_s=round(time.perf_counter() - began, 2), left=round(left, 4))
+    tell(prune_s=round(time.process_time() - began, 2), left=round(left, 4))
     with torch.no_grad():
         after = [tuple(tensor.shape) for tensor in tensors(call(model, inputs))]
     tell(shapes_kept=after == before or example.free_outputs)
