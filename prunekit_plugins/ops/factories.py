@@ -23,6 +23,10 @@ def number(call: OpCall) -> None:
     """``item()`` reads one value; what the program does with it is recorded as it happens."""
 
 
+def check(call: OpCall) -> None:
+    """An assertion about values makes nothing."""
+
+
 _UNIFORM = "zeros ones full empty new_zeros new_ones new_full new_empty empty_strided new_empty_strided scalar_tensor"
 _NUMBERED = "arange linspace logspace rand randn randint randperm eye tril_indices triu_indices tensor"
 
@@ -30,4 +34,5 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     **{f"aten::{name}": uniform_values for name in _UNIFORM.split()},
     **{f"aten::{name}": numbered_values for name in _NUMBERED.split()},
     "aten::_local_scalar_dense": number,
+    "aten::_assert_async": check,
 }

@@ -116,16 +116,19 @@ def slice_(call: OpCall) -> list[Axis]:
         call.pin(inner, "every n-th unit is taken")
         result[dim] = outer
         return result
-    given_start, given_end = call["start"] or 0, call["end"]
-    if given_start < 0 or (given_end is not None and given_end < 0):
-        raise AxisMismatchError("a slice that counts from the end of a prunable dim")
     points = sorted({0, start, stop, size})
     parts = cut(axis, points)
     low = points.index(start)
-    if start:
+    counted: list[Axis] = []  # what lies behind a position that counts from the end must keep its size
+    if (call["start"] or 0) < 0:
+        counted += parts[low:]
+    elif start:
         call.expect("start", parts[:low])
-    if stop < size:
+    if call["end"] is not None and call["end"] < 0:
+        counted += parts[low + 1 :]
+    elif stop < size:
         call.expect("end", parts[: low + 1])
+    call.pin(counted, "positions before it are counted from the end")
     result[dim] = parts[low]
     return result
 
@@ -133,13 +136,17 @@ def slice_(call: OpCall) -> list[Axis]:
 def narrow(call: OpCall) -> list[Axis]:
     source: TensorArgument = call["self"]
     dim, start, length = call["dim"] % source.ndim, call["start"], call["length"]
-    if not isinstance(start, int) or start < 0:
-        raise AxisMismatchError("narrow counts from the end or from a tensor")
+    if not isinstance(start, int):
+        raise AxisMismatchError("narrow counts from a tensor")
     result = list(source.axes)
-    points = sorted({0, start, start + length, source.shape[dim]})
+    place = start % source.shape[dim] if start < 0 else start
+    points = sorted({0, place, place + length, source.shape[dim]})
     parts = cut(source.axes[dim], points)
-    low = points.index(start)
-    call.expect("start", parts[:low])
+    low = points.index(place)
+    if start < 0:
+        call.pin(parts[low:], "positions before it are counted from the end")
+    else:
+        call.expect("start", parts[:low])
     call.expect("length", [parts[low]])
     result[dim] = parts[low]
     return result

@@ -50,6 +50,8 @@ CASES = [
     case("torch.cat([x, x.new_zeros(2, 4)], 1)", "a2 b3 -> a2 (b3+c4)", x=(2, 3)),
     # a value that the program reads ties nothing
     case("x * y.item()", "a3, () -> a3", x=(3,), y=torch.tensor(2.0)),
+    # an assertion makes nothing
+    case("torch._assert_async(y > 1) or x * 2", "a3, () -> a3", x=(3,), y=torch.tensor(2.0)),
     # numbered values pin it
     case("torch.arange(3) + x", "a2 3! -> a2 3!", x=(2, 3), pins={"x1": "its values depend on their position"}),
     case("torch.eye(3, dtype=torch.float64) @ x", "3! a2 -> 3! a2", x=(3, 2)),
