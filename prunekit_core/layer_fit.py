@@ -6,7 +6,7 @@ import attrs
 import torch
 
 from prunekit_core.consumers import Site
-from prunekit_core.moments import Moments
+from prunekit_core.moments import Moments, merge
 from prunekit_core.plan import Plan
 from prunekit_core.surgery import select_positions
 
@@ -62,10 +62,14 @@ class LayerFit:
             scale = m.target_mean.square().sum()
         return float(total.sum() / scale) if scale > 0 else float(total.sum())
 
-    def mean_error(self, weight: torch.Tensor) -> torch.Tensor:
+    def whole(self) -> Moments:
+        """Returns the moments of all samples, those that are held out among them."""
+        return self.fit if self.held is None else merge(self.fit, self.held)
+
+    def mean_error(self, weight: torch.Tensor, moments: Moments) -> torch.Tensor:
         """Returns what must be added to the product so that its mean is that of the targets: ``[groups, outputs]``."""
-        assert self.fit.target_mean is not None
-        return self.fit.target_mean - torch.einsum("gof,gf->go", weight, self.fit.mean)
+        assert moments.target_mean is not None
+        return moments.target_mean - torch.einsum("gof,gf->go", weight, moments.mean)
 
 
 @attrs.frozen(eq=False)

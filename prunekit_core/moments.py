@@ -38,6 +38,35 @@ class Moments:
     cross: torch.Tensor | None = None
 
 
+def merge(a: Moments, b: Moments) -> Moments:
+    """Returns the moments of two lots of samples together; parts that either lacks are left out."""
+    count = a.count + b.count
+    shares = (a.count / count, b.count / count)
+    apart = a.count * b.count / count**2
+
+    def mean(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return shares[0] * one + shares[1] * other
+
+    gap = a.mean - b.mean
+    found = Moments(count, mean(a.mean, b.mean), mean(a.variance, b.variance) + apart * gap.square())
+    if a.covariance is not None and b.covariance is not None:
+        covariance = mean(a.covariance, b.covariance) + apart * gap[:, :, None] * gap[:, None, :]
+        found = attrs.evolve(found, covariance=covariance)
+    if a.cross is None or b.cross is None:
+        return found
+    assert a.target_mean is not None
+    assert b.target_mean is not None
+    assert a.target_variance is not None
+    assert b.target_variance is not None
+    goals = a.target_mean - b.target_mean
+    return attrs.evolve(
+        found,
+        target_mean=mean(a.target_mean, b.target_mean),
+        target_variance=mean(a.target_variance, b.target_variance) + apart * goals.square(),
+        cross=mean(a.cross, b.cross) + apart * gap[:, :, None] * goals[:, None, :],
+    )
+
+
 class Gatherer:
     """Adds up moments.
 

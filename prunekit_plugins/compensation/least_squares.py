@@ -20,7 +20,8 @@ class LeastSquares:
     as cut: ``W' = W + (P^T - W C) (C + lambda I)^-1`` and ``b' = E[y] - W' E[x]``, which minimises
     ``E||y - W' x - b'||^2 + lambda ||W' - W||^2``. While what it reads is what it read before the cut, less the removed
     units ``R``, that is ``W' = W_K + W_R B^T`` with ``B = (C_KK + lambda I)^-1 C_KR``. ``lambda`` is a multiple of the
-    mean variance of a feature: of the ``ridges``, the one with the least error on examples that were held out.
+    mean variance of a feature: of the ``ridges``, the one with the least error on examples that were held out. With
+    it the layer is fitted to all examples, if that one was no worse on those than the plain cut.
 
     A consumer without a bias moves the mean of the norm that follows it; without one it is fitted through the origin.
 
@@ -42,26 +43,35 @@ class LeastSquares:
             few = problem.held is None
             best = None
             for ridge in (UNSEEN,) if few else self.ridges:
-                solution = solve(problem, ridge)
+                solution = solve(problem, ridge, problem.fit)
                 if solution is None:
                     continue
                 error = problem.error(*solution, problem.held)
                 if best is None or error < best[0]:
-                    best = (error, ridge, solution)
+                    best = (error, ridge)
             if best is None:
                 repair.left[problem.name] = "least_squares: its covariance has no Cholesky factor"
                 continue
-            text = f"ridge {best[1]:.0e}" + (" (too few examples to choose it)" if few else "")
-            repair.settle(problem, *best[2], text)
+            error, ridge = best
+            before = problem.error(problem.weight, problem.offset, problem.held)
+            if not error <= before:
+                repair.left[problem.name] = f"least_squares would make it worse (error {before:.3g} -> {error:.3g})"
+                continue
+            solution = solve(problem, ridge, problem.whole())
+            if solution is None:
+                repair.left[problem.name] = "least_squares: its covariance has no Cholesky factor"
+                continue
+            text = f"ridge {ridge:.0e}" + (" (too few examples to choose it)" if few else "")
+            repair.settle(problem, *solution, text)
 
 
-def solve(problem: LayerFit, ridge: float) -> tuple[torch.Tensor, torch.Tensor] | None:
+def solve(problem: LayerFit, ridge: float, moments: Moments) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Solves one consumer for one ridge.
 
     Returns:
         Weight ``[groups, outputs, features]`` and offset ``[groups, outputs]``; None where the matrix is singular.
     """
-    moments, weight = problem.fit, problem.weight
+    weight = problem.weight
     square, cross = _second(moments, problem)
     scale = square.diagonal(dim1=1, dim2=2).mean(1)
     if not bool(scale.isfinite().all()) or not bool((scale > 0).all()):
@@ -73,7 +83,7 @@ def solve(problem: LayerFit, ridge: float) -> tuple[torch.Tensor, torch.Tensor] 
         return None
     gap = cross - square @ weight.transpose(1, 2)
     fitted = weight + torch.cholesky_solve(gap, factor).transpose(1, 2)
-    return fitted, problem.mean_error(fitted) if problem.movable else problem.offset
+    return fitted, problem.mean_error(fitted, moments) if problem.movable else problem.offset
 
 
 def _second(moments: Moments, problem: LayerFit) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,7 +21,7 @@ class MeanBias:
         """Moves the means, consumer after consumer."""
         for problem in repair.layers():
             if _movable(repair, problem, "bias"):
-                repair.settle(problem, problem.weight, problem.mean_error(problem.weight))
+                repair.settle(problem, problem.weight, problem.mean_error(problem.weight, problem.whole()))
 
 
 class ConstantUnits:

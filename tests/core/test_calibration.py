@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import prunekit_core as pk
 from prunekit_core.batches import Batches as Reader
-from prunekit_core.moments import Gatherer
+from prunekit_core.moments import Gatherer, merge
 from prunekit_core.watching import Seen, Watched
 
 
@@ -129,6 +129,22 @@ def test_cross_moments() -> None:
         assert np.allclose(found.cross[group], both[:6, 6:])
         assert found.target_mean is not None
         assert np.allclose(found.target_mean[group], y[group].double().mean(0))
+
+
+def test_lots_of_samples_are_merged() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 50, 6, generator=generator) + 2, torch.randn(2, 50, 3, generator=generator) - 5
+    lots = []
+    for part in (slice(0, 13), slice(13, 50), slice(0, 50)):
+        gatherer = Gatherer(covariance=True)
+        gatherer.add(x[:, part], y[:, part])
+        lots.append(gatherer.moments())
+    first, second, whole = lots
+    assert first is not None
+    assert second is not None
+    found = merge(first, second)
+    for name in ("count", "mean", "variance", "covariance", "target_mean", "target_variance", "cross"):
+        assert np.allclose(getattr(found, name), getattr(whole, name)), name
 
 
 class Tagger(nn.Module):

@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import prunekit_core as pk
-from prunekit_core.repair import HOLD_OUT
 from prunekit_plugins.compensation import BatchNormStatistics, ConstantUnits, LeastSquares, MeanBias
 from tests.models import Encoder
 
@@ -74,7 +73,7 @@ def test_least_squares_is_where_the_gradient_vanishes(build: Any) -> None:
     found = pk.compensate(model, result.plan, [x], original=original, methods=[LeastSquares(ridges=[RIDGE])], stages=1)
     (layer,) = found.layers
     assert layer.consumer == name
-    fit = x[torch.arange(len(x)) % HOLD_OUT != HOLD_OUT - 1]
+    fit = x
     goal = original(fit).detach()
     scale = penalty(model, fit, name, movable=build is not no_bias)
     bias = "bias" if build is Product else name.replace("weight", "bias")
@@ -124,7 +123,7 @@ def test_it_is_the_formula_with_removed_and_kept_units() -> None:
     kept = list(result.plan.cuts[0].kept)
     gone = [unit for unit in range(8) if unit not in kept]
     pk.compensate(model, result.plan, [x], original=original, methods=[LeastSquares([RIDGE])])
-    hidden = original[1](original[0](x[torch.arange(50) % HOLD_OUT != HOLD_OUT - 1])).detach()
+    hidden = original[1](original[0](x)).detach()
     mean = hidden.mean(0)
     covariance = torch.cov(hidden.T, correction=0)
     inner = covariance[kept][:, kept]
@@ -194,7 +193,7 @@ def test_bias_moves_the_mean_of_what_is_gone() -> None:
     original, result = cut(model, x)
     gone = [unit for unit in range(6) if unit not in result.plan.cuts[0].kept]
     pk.compensate(model, result.plan, [x], original=original, methods=[MeanBias()])
-    fit = x[torch.arange(35) % HOLD_OUT != HOLD_OUT - 1]
+    fit = x
     mean = original[1](original[0](fit)).detach().mean(0)
     expected = original[2].bias.detach() + original[2].weight.detach()[:, gone] @ mean[gone]
     assert torch.allclose(model[2].bias, expected)
@@ -220,7 +219,7 @@ def test_without_a_bias_the_mean_of_the_next_norm_moves() -> None:
     plain = copy.deepcopy(model)
     pk.compensate(model, result.plan, [x], original=original, methods=["bias"])
     assert not torch.equal(model.norm.running_mean, original.norm.running_mean)
-    fit = x[torch.arange(30) % HOLD_OUT != HOLD_OUT - 1]
+    fit = x
     goal = original.b(original.a(fit).relu()).mean((0, 2, 3)) - original.norm.running_mean
     now = model.b(model.a(fit).relu()).mean((0, 2, 3)) - model.norm.running_mean
     assert torch.allclose(now, goal)
@@ -334,7 +333,7 @@ def test_shared_layers_are_fitted_to_all_their_uses() -> None:
     found = pk.compensate(model, result.plan, [x], original=original, methods=[LeastSquares([1e-6])])
     assert [layer.consumer for layer in found.layers] == ["c.weight"]
     assert found.layers[0].after < found.layers[0].before
-    fit = x[torch.arange(90) % HOLD_OUT != HOLD_OUT - 1]
+    fit = x
     both = [model.a(fit[:, :4]).relu(), model.b(fit[:, 4:]).tanh()]
     kept = [original.a(fit[:, :4]).relu(), original.b(fit[:, 4:]).tanh()]
     source = torch.cat([torch.cat(both), torch.ones(len(fit) * 2, 1)], 1).detach()
@@ -405,7 +404,7 @@ def test_prune_with_calibration_does_all_of_it() -> None:
 
 def test_the_report_tells_what_compensation_did() -> None:
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(40, 4)
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(400, 4)
     result = pk.prune(model, x, ratio=0.5, calibration=[x], compensation=["bias", "least_squares"])
     text = str(result)
     assert result.compensation is not None
