@@ -5,7 +5,6 @@ A group is one free leaf of size above one together with every parameter dim tha
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,6 @@ from torch import nn
 
 from prunekit_core import axes
 from prunekit_core.axes import Axis, Form, Reason
-from prunekit_core.errors import RecordingError
 from prunekit_core.examples import Example
 from prunekit_core.layout import (
     Concat,
@@ -30,12 +28,12 @@ from prunekit_core.layout import (
     walk,
 )
 from prunekit_core.outputs import check_free
+from prunekit_core.programs import record_programs
 from prunekit_core.propagate import NotUnderstood, Propagation, parameter_axes, propagate
-from prunekit_core.recorder import check_recordable, record
+from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry
 from prunekit_core.rules import Kind, Role, Temperature, Verb
 from prunekit_core.shadow import Shadow, collection_paused
-from prunekit_core.surgery import exchange_module
 from prunekit_core.trace import Trace, program_of
 
 
@@ -220,7 +218,8 @@ def _analyse(
     modes: Sequence[bool | None],
     fakes: Sequence[bool],
 ) -> Analysis:
-    shadow, swaps, recorded, notes = _record_all(model, examples, registry, modes, fakes)
+    programs = record_programs(model, examples, registry, modes, fakes)
+    shadow, recorded = programs.shadow, programs.recorded
     parameters = parameter_axes(recorded[0][0])
     propagations = []
     names = [name for trace, _, _ in recorded for name in trace.names]
@@ -234,12 +233,12 @@ def _analyse(
             axes.pin(axis, Reason("no recording touched this parameter"))
     freezer = _Freezer(parameters, propagations)
     recordings: list[Recording] = []
-    programs: list[list[object]] = []
+    known: list[list[object]] = []
     for propagation, (trace, example, training) in zip(propagations, recorded, strict=True):
         recording = freezer.recording(propagation, example, training)
         program = program_of(trace, recording.live)
-        recordings.append(attrs.evolve(recording, replayed=program not in programs))
-        programs.append(program)
+        recordings.append(attrs.evolve(recording, replayed=program not in known))
+        known.append(program)
     return Analysis(
         groups=freezer.groups(recordings),
         parameters={
@@ -249,9 +248,9 @@ def _analyse(
         recordings=tuple(recordings),
         untouched=tuple(name for name in untouched if recorded[0][0].shapes[recorded[0][0].parameters[name].index]),
         not_understood=_merged(_blamed(gap, registry) for p in propagations for gap in p.not_understood),
-        notes=(*shadow.notes, *notes),
+        notes=(*shadow.notes, *programs.notes),
         shadow=shadow,
-        swaps=tuple(swaps),
+        swaps=programs.swaps,
     )
 
 
@@ -271,59 +270,6 @@ def _merged(gaps: Iterable[NotUnderstood]) -> tuple[NotUnderstood, ...]:
         if gap.froze and not known.froze:
             merged[gap.operation, gap.why] = gap
     return tuple(merged.values())
-
-
-def _record_all(
-    model: nn.Module,
-    examples: Sequence[Example],
-    registry: Registry,
-    modes: Sequence[bool | None],
-    fakes: Sequence[bool],
-) -> tuple[Shadow, list[tuple[str, str]], list[tuple[Trace, Example, bool | None]], list[str]]:
-    """Records on fakes; where the program needs values, starts again on real tensors."""
-    last: RecordingError | None = None
-    for fake in fakes:
-        if not fake and any(parameter.is_meta for parameter in model.parameters()):
-            break
-        shadow = Shadow(model, fake=fake)
-        swaps = swap_modules(shadow.module, registry)
-        shadow.watch(registry.opaque)
-        notes = (
-            []
-            if fake or fakes[0] is False
-            else ["the program depends on values: recorded on real tensors instead of fake ones"]
-        )
-        recorded: list[tuple[Trace, Example, bool | None]] = []
-        try:
-            for example, (position, training) in itertools.product(examples, enumerate(modes)):
-                label = {None: "as set", False: "eval", True: "train"}[training]
-                try:
-                    trace = record(shadow, example, registry.op_rules, label=label, training=training)
-                except RecordingError as error:
-                    if position == 0:
-                        raise
-                    notes.append(f"{label} mode was not recorded: {error.why}")
-                    continue
-                recorded.append((trace, example, training))
-        except RecordingError as error:
-            last = error
-            continue
-        return shadow, swaps, recorded, notes
-    assert last is not None
-    raise last
-
-
-def swap_modules(shadow: nn.Module, registry: Registry) -> list[tuple[str, str]]:
-    """Exchanges modules that can't hold a smaller shape for prunable equivalents."""
-    swaps = []
-    for path, module in list(shadow.named_modules()):
-        replacement = registry.replacement(module)
-        converted = replacement.convert(module) if replacement is not None and path else None
-        if replacement is not None and converted is not None:
-            converted.train(module.training)
-            exchange_module(shadow, module, converted)
-            swaps.append((path, replacement.name))
-    return swaps
 
 
 class _Freezer:

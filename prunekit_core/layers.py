@@ -68,6 +68,8 @@ class LayerType:
         also_in: Further functions that mean the same as ``prune_in``.
         attributes: Called with a module and its `Resizing`; returns the int or tuple-of-int attributes that state
             sizes, with their values for the new shapes.
+        same_in_training: Whether the layer ties the same axes in train mode as in eval mode, though it asks which one
+            it is in (a dropout, a BatchNorm). Where only such layers ask, one recording stands for both modes.
         opaque: What a recording must know if it isn't to look into the module; None: the module is traced through.
     """
 
@@ -79,6 +81,7 @@ class LayerType:
     also_out: tuple[PruningFunction, ...] = ()
     also_in: tuple[PruningFunction, ...] = ()
     attributes: Callable[[nn.Module, Resizing], Mapping[str, Any]] = no_attributes
+    same_in_training: bool = False
     opaque: Opaque | None = None
 
 

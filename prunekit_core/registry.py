@@ -354,15 +354,22 @@ class Registry:
         found = self._layer_entry(module)
         if found is None or found[1].value.opaque is None:
             return None
-        return found[0], found[1].value.opaque
+        return class_name(found[0]), found[1].value.opaque
 
-    def _layer_entry(self, module: nn.Module) -> tuple[str, Entry] | None:
+    def same_in_training(self, module: nn.Module) -> bool:
+        """Tells whether a module's layer type says that its program ties the same axes in every mode.
+
+        A subclass with a forward of its own is another program, about which the layer type says nothing.
+        """
+        found = self._layer_entry(module)
+        return found is not None and found[1].value.same_in_training and type(module).forward is found[0].forward
+
+    def _layer_entry(self, module: nn.Module) -> tuple[type[nn.Module], Entry] | None:
         table = self._tables["prunekit_layer_types"]
         for cls in type(module).__mro__:
-            name = class_name(cls)
-            entry = table.get(cls) or table.get(name)
+            entry = table.get(cls) or table.get(class_name(cls))
             if entry is not None:
-                return name, entry
+                return cls, entry
         return None
 
     def replacement(self, module: nn.Module) -> Replacement | None:

@@ -28,6 +28,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from prunekit_core.examples import Example
+from prunekit_core.modes import ModeWatch
 from prunekit_core.opaque import Closed, Opaque
 from prunekit_core.rules import Likeness, ModuleOp, RuleTable
 from prunekit_core.surgery import modules_in, select_positions, tensors_in
@@ -235,6 +236,7 @@ class Shadow:
         modules: Its modules by dotted path.
         notes: What the report has to say about how the copy was made, and about its runs.
         stack: The dotted paths of the modules that are running, innermost last.
+        modes: Which modules asked for their mode in the last run; there once `watch` was called.
     """
 
     def __init__(self, model: nn.Module, *, fake: bool) -> None:
@@ -252,6 +254,7 @@ class Shadow:
             )
         self.names: dict[int, str] = {}
         self.modules: dict[str, nn.Module] = {}
+        self.modes: ModeWatch
         self._marks: Marks
         self._pristine: Marks
 
@@ -314,6 +317,7 @@ class Shadow:
                 vars(module)["forward"] = _followed(module.forward, name, self.stack)
             else:
                 vars(module)["forward"] = self._closed(Closed(module, *declared), name, module.forward)
+        self.modes = ModeWatch(self.modules)
         self._pristine = self._marks = Marks(self.module)
 
     def _closed(self, module: Closed, path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -369,6 +373,7 @@ class Shadow:
             setattr(self.module.get_submodule(path), attribute, value)
         if training is not None:
             self.module.train(training)
+        self.modes.start()
         self.stack.clear()
         with self._regime():
             args, kwargs = pytree.tree_map_only(torch.Tensor, self.stand_in, (example.args, example.kwargs))
@@ -378,6 +383,7 @@ class Shadow:
                     with _Recorder(sink, rules, self) as self._recorder:
                         return example.runner(self.module, args, kwargs)
             finally:
+                self.modes.finish()
                 self.reset()
 
     @contextlib.contextmanager

@@ -13,10 +13,10 @@ import attrs
 import torch
 from torch import nn
 
-from prunekit_core.analysis import swap_modules
 from prunekit_core.batches import Batch
 from prunekit_core.consumers import Reading, Site, find_site
 from prunekit_core.errors import ArgumentError
+from prunekit_core.programs import swap_modules
 from prunekit_core.registry import Registry
 from prunekit_core.rules import RuleTable
 from prunekit_core.shadow import Shadow, Sink

@@ -20,6 +20,7 @@ from prunekit_core.layers import Resizing
 from prunekit_core.plan import Plan
 from prunekit_core.registry import Registry, default_registry
 from prunekit_core.shadow import tensors_of
+from prunekit_core.surgery import modules_in, tensors_in
 from prunekit_core.testing.opaque_check import check_opaque, check_spoken
 
 
@@ -53,11 +54,12 @@ def check_layer_type(
     """Proves the layer type of a module.
 
     Of a layer that is declared opaque, first, the outputs that are declared are compared with those that it returns,
-    and its rule must say something about each dim of its parameters. Then half of the units of every group that the
-    layer takes part in are removed in turn, each from a fresh copy. The layer's attributes must be those that its type
-    states for the new shapes, the layer must agree with one that its own pruning functions pruned, the output must be
-    that of the original with the removed units zeroed, gradients must reach every parameter, and the result must
-    survive saving and loading.
+    and its rule must say something about each dim of its parameters. A layer that is said to tie the same axes in both
+    modes must do so. Then half of the units of every group that the layer takes part in are removed in turn, each from
+    a fresh copy; of a layer that holds no tensors, those of the groups that run through it. The layer's attributes must
+    be those that its type states for the new shapes, the layer must agree with one that its own pruning functions
+    pruned, the output must be that of the original with the removed units zeroed, gradients must reach every parameter,
+    and the result must survive saving and loading.
 
     Args:
         module: A layer whose class has a layer type; it is not touched. Its parameters should differ from each other.
@@ -84,7 +86,10 @@ def check_layer_type(
     _check_attributes(graph, registry, "before pruning")
     if kind.opaque is not None:
         check_spoken(graph.analysis, "layer", kind)
-    names = [g.name for g in graph.groups() if g.size > 1 and any(_inside(m.module) for m in g.members)]
+    if kind.same_in_training:
+        _check_modes(bench, scale, kind.name, registry)
+    bare = not tensors_in(modules_in(module))
+    names = [g.name for g in graph.groups() if g.size > 1 and (bare or any(_inside(m.module) for m in g.members))]
     assert names, f"no unit of {kind.name} can be removed: {graph.report()}"
     for name in names:
         _check_group(bench, scale, name, registry)
@@ -93,6 +98,19 @@ def check_layer_type(
 
 def _inside(path: str) -> bool:
     return path == "layer" or path.startswith("layer.")
+
+
+def _check_modes(bench: _Bench, scale: torch.Tensor, name: str, registry: Registry) -> None:
+    evaluated, trained = (
+        [
+            (group.name, group.size, group.kind.value, [(m.parameter, m.dim) for m in group.members])
+            for group in DependencyGraph(registry).build_dependency(copy.deepcopy(bench), scale, modes=[mode]).groups()
+        ]
+        for mode in (False, True)
+    )
+    assert evaluated == trained, (
+        f"{name}.same_in_training: in eval mode the groups are {evaluated}, in train mode {trained}"
+    )
 
 
 def _check_group(bench: _Bench, scale: torch.Tensor, name: str, registry: Registry) -> None:

@@ -77,12 +77,12 @@ class PrunableMultiheadAttention(nn.Module):
             query, key, value = (t.transpose(0, 1) for t in (query, key, value))
         q, k, v = self._project(query, key, value)
         mask = self._mask(attn_mask, key_padding_mask, q, k)
-        dropout = self.dropout if self.training else 0.0
+        dropout = self.dropout if self.dropout and self.training else 0.0
         weights = None
         if need_weights:
             scores = (q * self.scale) @ k.transpose(-2, -1)
             weights = (scores if mask is None else scores + mask).softmax(-1)
-            mixed = F.dropout(weights, dropout, self.training) @ v
+            mixed = F.dropout(weights, dropout) @ v
             weights = weights.mean(1) if average_attn_weights else weights
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=self.scale)

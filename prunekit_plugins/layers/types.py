@@ -124,6 +124,7 @@ BATCH_NORM = LayerType(
     flat_out=rows,
     flat_in=rows,
     attributes=batch_norm_attributes,
+    same_in_training=True,
 )
 LAYER_NORM = LayerType(
     "layer norm",
@@ -157,6 +158,7 @@ EMBEDDING = LayerType(
     flat_in=columns,
     attributes=embedding_attributes,
 )
+DROPOUT = LayerType("dropout", same_in_training=True)
 
 LAYER_TYPES: Mapping[type[nn.Module] | str, LayerType] = {
     nn.modules.conv._ConvNd: CONV,
@@ -168,6 +170,14 @@ LAYER_TYPES: Mapping[type[nn.Module] | str, LayerType] = {
     nn.GroupNorm: GROUP_NORM,
     nn.PReLU: PRELU,
     nn.Embedding: EMBEDDING,
+    nn.Dropout: DROPOUT,
+    nn.Dropout1d: DROPOUT,
+    nn.Dropout2d: DROPOUT,
+    nn.Dropout3d: DROPOUT,
+    nn.AlphaDropout: DROPOUT,
+    nn.FeatureAlphaDropout: DROPOUT,
+    "torchvision.ops.stochastic_depth.StochasticDepth": DROPOUT,
+    "timm.layers.drop.DropPath": DROPOUT,
     nn.RNNBase: recurrent.RECURRENT,
     nn.MultiheadAttention: attention.ATTENTION,
     attention.PrunableMultiheadAttention: attention.STAND_IN,

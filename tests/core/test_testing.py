@@ -219,6 +219,17 @@ def test_wrong_layer_types_fail(kind: pk.LayerType, message: str) -> None:
         check_layer_type(nn.Linear(4, 6), torch.randn(3, 4), registry=with_layer(nn.Linear, kind))
 
 
+class Folds(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.flip(-1) if self.training else x) * x.mean(-1, keepdim=True)
+
+
+def test_a_layer_that_is_another_program_in_train_mode() -> None:
+    other = pk.LayerType("folds", same_in_training=True)
+    with pytest.raises(AssertionError, match=r"folds.same_in_training: in eval mode the groups are"):
+        check_layer_type(Folds(4, 6), torch.randn(3, 4), registry=with_layer(Folds, other))
+
+
 def test_a_class_without_a_layer_type() -> None:
     with pytest.raises(AssertionError, match="Tanh has no layer type"):
         check_layer_type(nn.Tanh(), torch.randn(3, 4))

@@ -1,0 +1,98 @@
+"""The programs of a model: what it does in every mode, for every example."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import attrs
+from torch import nn
+
+from prunekit_core.errors import RecordingError
+from prunekit_core.examples import Example
+from prunekit_core.recorder import record
+from prunekit_core.registry import Registry
+from prunekit_core.shadow import Shadow
+from prunekit_core.surgery import exchange_module
+from prunekit_core.trace import Trace
+
+_LABELS = {None: "as set", False: "eval", True: "train"}
+
+
+@attrs.frozen(eq=False)
+class Programs:
+    """What was recorded.
+
+    Attributes:
+        shadow: The shadow that ran.
+        swaps: Modules that it holds a replacement for: (module path, registered name).
+        recorded: The trace of every program, with its example and the training flag that it was recorded with.
+        notes: Lines for the report.
+    """
+
+    shadow: Shadow
+    swaps: tuple[tuple[str, str], ...]
+    recorded: tuple[tuple[Trace, Example, bool | None], ...]
+    notes: tuple[str, ...]
+
+
+def record_programs(
+    model: nn.Module,
+    examples: Sequence[Example],
+    registry: Registry,
+    modes: Sequence[bool | None],
+    fakes: Sequence[bool],
+) -> Programs:
+    """Records a model in every mode; on fakes, and where the program needs values, once more on real tensors.
+
+    Where no module asks for the mode, but for layers that tie the same axes in all of them, the first recording of an
+    example stands for the other modes.
+
+    Raises:
+        RecordingError: The forward raised in the first mode, on everything that it was recorded on.
+    """
+    last: RecordingError | None = None
+    for fake in fakes:
+        if not fake and any(parameter.is_meta for parameter in model.parameters()):
+            break
+        shadow = Shadow(model, fake=fake)
+        swaps = swap_modules(shadow.module, registry)
+        shadow.watch(registry.opaque)
+        notes = []
+        if not fake and fakes[0]:
+            notes.append("the program depends on values: recorded on real tensors instead of fake ones")
+        recorded: list[tuple[Trace, Example, bool | None]] = []
+        settled: set[int] = set()
+        try:
+            for (number, example), (position, training) in itertools.product(enumerate(examples), enumerate(modes)):
+                if number in settled:
+                    continue
+                try:
+                    trace = record(shadow, example, registry.op_rules, label=_LABELS[training], training=training)
+                except RecordingError as error:
+                    if position == 0:
+                        raise
+                    notes.append(f"{_LABELS[training]} mode was not recorded: {error.why}")
+                    continue
+                recorded.append((trace, example, training))
+                if all(registry.same_in_training(shadow.modules[path]) for path in shadow.modes.asked):
+                    settled.add(number)
+        except RecordingError as error:
+            last = error
+            continue
+        return Programs(shadow, tuple(swaps), tuple(recorded), tuple(notes))
+    assert last is not None
+    raise last
+
+
+def swap_modules(shadow: nn.Module, registry: Registry) -> list[tuple[str, str]]:
+    """Exchanges modules that can't hold a smaller shape for prunable equivalents."""
+    swaps = []
+    for path, module in list(shadow.named_modules()):
+        replacement = registry.replacement(module)
+        converted = replacement.convert(module) if replacement is not None and path else None
+        if replacement is not None and converted is not None:
+            converted.train(module.training)
+            exchange_module(shadow, module, converted)
+            swaps.append((path, replacement.name))
+    return swaps
