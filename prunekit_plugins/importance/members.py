@@ -50,7 +50,9 @@ class Members:
         self.target_types = tuple(target_types)
         self._normalize = find_normalizer(normalizer)
         self._types = (
-            (*self.target_types, *ATTENTION, nn.RNNBase) if nn.Linear in self.target_types else self.target_types
+            (*self.target_types, *ATTENTION, nn.RNNBase, nn.RNNCellBase)
+            if nn.Linear in self.target_types
+            else self.target_types
         )
         self._strangers = self.target_types == TARGET_TYPES
         self._known: dict[tuple[type[nn.Module], str, Role], bool] = {}

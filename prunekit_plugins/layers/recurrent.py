@@ -1,4 +1,4 @@
-"""Recurrent layers: RNN, LSTM and GRU of any depth, in one direction or both, with or without projections."""
+"""Recurrent layers: RNN, LSTM and GRU of any depth, in one direction or both, with or without projections; cells."""
 
 from __future__ import annotations
 
@@ -12,17 +12,32 @@ from prunekit_core import LayerType, Layout, Resizing, shrink_tensor
 from prunekit_plugins.layers.removal import remaining
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
+_CELL_GATES = {nn.LSTMCell: 4, nn.GRUCell: 3, nn.RNNCell: 1}
+_Recurrent = nn.RNNBase | nn.RNNCellBase
 
 
-def _cells(layer: nn.RNNBase) -> Iterator[tuple[int, str]]:
+def _gates(layer: _Recurrent) -> int:
+    if isinstance(layer, nn.RNNBase):
+        return _GATES[layer.mode]
+    return next(gates for kind, gates in _CELL_GATES.items() if isinstance(layer, kind))
+
+
+def _projected(layer: _Recurrent) -> int:
+    return layer.proj_size if isinstance(layer, nn.RNNBase) else 0
+
+
+def _cells(layer: _Recurrent) -> Iterator[tuple[int, str]]:
     """Yields the depth and the name suffix of every cell."""
+    if isinstance(layer, nn.RNNCellBase):
+        yield 0, ""
+        return
     for depth in range(layer.num_layers):
         yield depth, f"_l{depth}"
         if layer.bidirectional:
             yield depth, f"_l{depth}_reverse"
 
 
-def _cut(layer: nn.RNNBase, name: str, dim: int, kept: torch.Tensor, blocks: int = 1) -> None:
+def _cut(layer: _Recurrent, name: str, dim: int, kept: torch.Tensor, blocks: int = 1) -> None:
     """Cuts the same positions out of every block of a parameter dim."""
     tensor = getattr(layer, name, None)
     if tensor is not None:
@@ -35,19 +50,20 @@ def prune_recurrent_out_channels(layer: nn.Module, idxs: Sequence[int]) -> nn.Mo
 
     Indices count the units of one direction: from 0 to ``hidden_size``, or ``proj_size`` where there is one.
     """
-    assert isinstance(layer, nn.RNNBase)
-    kept = remaining(layer.proj_size or layer.hidden_size, idxs, layer)
-    gates, directions = _GATES[layer.mode], 2 if layer.bidirectional else 1
+    assert isinstance(layer, _Recurrent)
+    projected = _projected(layer)
+    kept = remaining(projected or layer.hidden_size, idxs, layer)
+    gates, directions = _gates(layer), 2 if getattr(layer, "bidirectional", False) else 1
     for depth, cell in _cells(layer):
         if depth:
             _cut(layer, f"weight_ih{cell}", 1, kept, directions)
         _cut(layer, f"weight_hh{cell}", 1, kept)
-        if layer.proj_size:
+        if projected:
             _cut(layer, f"weight_hr{cell}", 0, kept)
         else:
             for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
                 _cut(layer, name + cell, 0, kept, gates)
-    if layer.proj_size:
+    if projected:
         layer.proj_size = len(kept)
     else:
         layer.hidden_size = len(kept)
@@ -56,7 +72,7 @@ def prune_recurrent_out_channels(layer: nn.Module, idxs: Sequence[int]) -> nn.Mo
 
 def prune_recurrent_in_channels(layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
     """Removes input features."""
-    assert isinstance(layer, nn.RNNBase)
+    assert isinstance(layer, _Recurrent)
     kept = remaining(layer.input_size, idxs, layer)
     for depth, cell in _cells(layer):
         if not depth:
@@ -67,22 +83,23 @@ def prune_recurrent_in_channels(layer: nn.Module, idxs: Sequence[int]) -> nn.Mod
 
 def recurrent_attributes(module: nn.Module, resizing: Resizing) -> Mapping[str, Any]:
     """``input_size``, ``hidden_size`` and ``proj_size``."""
-    assert isinstance(module, nn.RNNBase)
-    found = {
-        "input_size": resizing.size("weight_ih_l0", 1),
-        "hidden_size": resizing.size("weight_hh_l0", 0) // _GATES[module.mode],
-    }
-    return {**found, "proj_size": resizing.size("weight_hh_l0", 1)} if module.proj_size else found
+    assert isinstance(module, _Recurrent)
+    _, cell = next(_cells(module))
+    rows, handed_on = resizing.size(f"weight_hh{cell}", 0), resizing.size(f"weight_hh{cell}", 1)
+    # a cell that runs once makes rows without reading them; what it reads has the size that it checks
+    hidden = handed_on if isinstance(module, nn.RNNCellBase) else rows // _gates(module)
+    found = {"input_size": resizing.size(f"weight_ih{cell}", 1), "hidden_size": hidden}
+    return {**found, "proj_size": handed_on} if _projected(module) else found
 
 
 def outputs(module: nn.Module, layouts: Mapping[str, tuple[Layout, ...]]) -> Layout | None:
     """The units that a cell hands on: columns of the hidden-to-hidden weight."""
-    return layouts["weight_hh_l0"][1]
+    return layouts["weight_hh" if isinstance(module, nn.RNNCellBase) else "weight_hh_l0"][1]
 
 
 def inputs(module: nn.Module, layouts: Mapping[str, tuple[Layout, ...]]) -> Layout | None:
     """Input features: columns of the input-to-hidden weight."""
-    return layouts["weight_ih_l0"][1]
+    return layouts["weight_ih" if isinstance(module, nn.RNNCellBase) else "weight_ih_l0"][1]
 
 
 RECURRENT = LayerType(

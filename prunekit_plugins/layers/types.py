@@ -179,6 +179,7 @@ LAYER_TYPES: Mapping[type[nn.Module] | str, LayerType] = {
     "torchvision.ops.stochastic_depth.StochasticDepth": DROPOUT,
     "timm.layers.drop.DropPath": DROPOUT,
     nn.RNNBase: recurrent.RECURRENT,
+    nn.RNNCellBase: recurrent.RECURRENT,
     nn.MultiheadAttention: attention.ATTENTION,
     attention.PrunableMultiheadAttention: attention.STAND_IN,
 }

@@ -393,6 +393,8 @@ LAYERS: list[tuple[Callable[[], nn.Module], list[torch.Tensor]]] = [
     (lambda: nn.GRU(4, 6, 2, batch_first=True), [picture(3, 4)]),
     (lambda: nn.LSTM(4, 6, 2, bidirectional=True), [picture(3, 4)]),
     (lambda: nn.LSTM(4, 8, proj_size=3), [picture(3, 4)]),
+    (lambda: nn.GRUCell(4, 6, bias=False), [picture(4)]),
+    (lambda: nn.LSTMCell(4, 6), [picture(4)]),
     (lambda: nn.MultiheadAttention(8, 2, batch_first=True), [picture(3, 8), picture(3, 8), picture(3, 8)]),
     (lambda: nn.MultiheadAttention(8, 2, bias=False), [picture(3, 8), picture(3, 8), picture(3, 8)]),
     (

@@ -29,7 +29,6 @@ sys.path.remove(BENCHMARKS)
 NEEDS = {"einops": "einops"}
 LEFT_OUT = {
     "weight_norm": "zeroing a unit divides by its norm, which is zero then; test_wounds.py has another check",
-    "cells": "test_loops_over_cells",
 }
 SMALL = [
     (family, name)
@@ -103,13 +102,6 @@ def test_small_models(family: str, name: str) -> None:
     model.eval()
     result = cut_in_half(model, inputs)
     assert result.preview.params_after < 0.6 * result.preview.params_before
-
-
-def test_loops_over_cells() -> None:
-    torch.manual_seed(0)
-    model, inputs = zoo_awkward.MODELS["recurrent"]["cells"]()
-    assert {g.size for g in pk.DependencyGraph().build_dependency(model, inputs).groups()} == {24, 16}
-    cut_in_half(model.eval(), inputs)
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)

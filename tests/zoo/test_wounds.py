@@ -457,6 +457,25 @@ class Sequences(nn.Module):
         return self.out(self.rnn(self.embed(x))[0])
 
 
+class Steps(nn.Module):
+    """A loop over cells: what a cell hands on is what it is given in the next step."""
+
+    inputs: ClassVar = torch.randn(2, 3, 6)
+    groups: ClassVar = {"embed": 5, "first.weight_ih#stream": 8, "second.weight_ih#stream": 10}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Linear(6, 5), nn.Linear(10, 3)
+        self.first, self.second = nn.RNNCell(5, 8), nn.LSTMCell(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = second = None
+        for step in self.embed(x).unbind(1):
+            first = self.first(step, first)
+            second = self.second(first, second)
+        return self.out(second[0])
+
+
 MODELS = (
     UNet,
     Volume,
@@ -483,6 +502,7 @@ MODELS = (
     Pooled,
     Packed,
     Sequences,
+    Steps,
 )
 
 
