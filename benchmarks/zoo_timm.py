@@ -110,6 +110,9 @@ SMALLEST: Mapping[str, str] = {
     "xcit": "xcit_nano_12_p8_224",
 }
 
+SIZES: Mapping[str, int] = {"deepseek_vit_412m": 140}  # patches of 14
+"""Picture sizes other than 128."""
+
 
 def names() -> list[str]:
     return list(SMALLEST.values())
@@ -123,5 +126,6 @@ def build(name: str) -> tuple[nn.Module, Any]:
     channels, height, width = settings["input_size"]
     if not settings.get("fixed_input_size"):
         least = settings.get("min_input_size") or (channels, 128, 128)
-        height, width = min(height, max(128, least[1])), min(width, max(128, least[2]))
+        usual = SIZES.get(name, 128)
+        height, width = min(height, max(usual, least[1])), min(width, max(usual, least[2]))
     return model, torch.randn(2, channels, height, width)

@@ -8,6 +8,7 @@ hold one value throughout (zero-initialised heads, fresh norms) could hide a wro
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ from prunekit_core.sides import MaskedSide, Side
 from prunekit_core.surgery import named_tensors, select_positions, tensor_at, zero_positions
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+SMALL = 0.1
+"""Parameters of one value below this, such as layer scales, are raised: they would hide a wrong index."""
 
 
 @attrs.frozen
@@ -175,6 +178,8 @@ class _Masked:
                 continue
             value = float(tensor.detach().flatten()[0])
             noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+            if isinstance(tensor, nn.Parameter) and 0 < abs(value) < SMALL:
+                value = math.copysign(1.0, value)
             fresh = (value * (0.5 + noise) if value else noise - 0.5).to(tensor)
             tensor.data.copy_(fresh)
             cut = self._cuts.get(name)

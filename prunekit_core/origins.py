@@ -165,8 +165,9 @@ class _Walk:
         self._scaled[ref.index] = (ref, wanted)
         self._passed.add((maker.index, ref.index))
         how = self._rules.scaling(maker.op)
-        if how is Scaling.ROWS and isinstance(maker.arguments.get("weight"), TensorRef):
-            self._reach_rows(maker, wanted)
+        if how in (Scaling.ROWS, Scaling.CHANNELS) and isinstance(maker.arguments.get("weight"), TensorRef):
+            kernel = len(self._origins.shape(maker.arguments["weight"])) - 2
+            self._reach_rows(maker, wanted, 1 if how is Scaling.CHANNELS else wanted.dim() - 1 - max(0, kernel))
         elif how is Scaling.MOVED:
             for source in dict.fromkeys(sources(maker)):
                 part = self._origins.moved(maker, source, ref, wanted)
@@ -228,9 +229,7 @@ class _Walk:
                     raise UnresolvedError(f"{reader.name} reads the same elements")
         return products
 
-    def _reach_rows(self, maker: Operation, wanted: torch.Tensor) -> None:
-        kernel = len(self._origins.shape(maker.arguments["weight"])) - 2
-        channel = wanted.dim() - 1 - max(0, kernel)
+    def _reach_rows(self, maker: Operation, wanted: torch.Tensor, channel: int) -> None:
         per_row = wanted.movedim(channel, 0).reshape(wanted.shape[channel], -1)
         chosen = per_row.any(1)
         if not per_row[chosen].all():

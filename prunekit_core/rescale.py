@@ -193,9 +193,12 @@ class _Solver:
         if product is None:
             for operands, power in (((0,), 1.0), ((1,), 1.0), ((0, 1), 0.5)):
                 yield _Attempt((operand,), demand.operation, operands, power)
-            return
+            if self._rules.scaling(demand.operation.op) is not Scaling.CONSTANT:
+                return
+            product = demand.operation
+        else:
+            yield _Attempt((operand,), demand.operation, (0,))
         left, right = sources(product)[:2]
-        yield _Attempt((operand,), demand.operation, (0,))
         for starts, power in (((left,), 1.0), ((right,), 1.0), ((left, right), 0.5)):
             yield _Attempt(starts, product, (0,), power)
 

@@ -249,11 +249,13 @@ class Scaling(enum.Enum):
     QUOTIENT = "quotient"
     """It scales with its first tensor, and inversely with its second."""
     CONSTANT = "constant"
-    """It scales with none of its tensors; a number among its arguments multiplies the first one."""
+    """It scales with none of its tensors; a number among its arguments multiplies the product of the first two."""
     MATRIX = "matrix"
     """It scales with either of its two tensors, each taken as a whole."""
     ROWS = "rows"
     """It scales with the rows of ``weight`` and ``bias``: an element of the result belongs to one row."""
+    CHANNELS = "channels"
+    """It scales with the elements of ``weight`` and ``bias``, which lie along dim 1 of the result."""
 
 
 def scales(how: Scaling) -> Callable[[Rule], Rule]:

@@ -125,12 +125,12 @@ def weight_norm(call: OpCall) -> list[list[Axis]]:
 
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    "aten::batch_norm": centres(Centring("input", "running_mean", "training"))(batch_norm),
-    "aten::instance_norm": channel_norm,
+    "aten::batch_norm": centres(Centring("input", "running_mean", "training"))(scales(Scaling.CHANNELS)(batch_norm)),
+    "aten::instance_norm": scales(Scaling.CHANNELS)(channel_norm),
     "aten::native_batch_norm": channel_norm,
     "aten::_native_batch_norm_legit": channel_norm,
     "aten::_native_batch_norm_legit_no_training": channel_norm,
-    "aten::group_norm": group_norm,
+    "aten::group_norm": scales(Scaling.CHANNELS)(group_norm),
     "aten::layer_norm": scales(Scaling.ROWS)(single_layer_norm),
     "aten::native_layer_norm": layer_norm_with_statistics,
     "aten::_weight_norm_interface": weight_norm,

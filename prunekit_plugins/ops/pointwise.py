@@ -157,17 +157,19 @@ def prelu(call: OpCall) -> list[Axis]:
 
 _SAME = """
 alpha_dropout bernoulli empty_like exponential fake_quantize_per_tensor_affine feature_alpha_dropout feature_dropout
-fill full_like normal ones_like rand_like randn_like random requires_grad_ rrelu type_as uniform zero zeros_like
+fill full_like normal ones_like rand_like randn_like random requires_grad_ rrelu uniform zero zeros_like
 """
 
-_COPIES = "_to_copy alias clone contiguous cpu cuda detach lift_fresh positive resolve_conj resolve_neg to"
+_COPIES = "_to_copy alias clone contiguous cpu cuda detach lift_fresh positive resolve_conj resolve_neg to type_as"
 _SUMS = "add neg negative rsub subtract"
 _QUOTIENTS = "div divide true_divide"
 
 _ACTIVATIONS = """
-celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_sigmoid mish relu relu6 selu sigmoid silu
-softplus softshrink tanh
+celu elu gelu hardshrink hardsigmoid hardswish hardtanh log_sigmoid mish relu6 selu sigmoid silu softplus softshrink
+tanh
 """
+_HOMOGENEOUS = "leaky_relu relu"
+"""Activations that scale with what they are given."""
 
 _POINTWISE = """
 abs absolute addcdiv addcmul clamp complex copysign eq exp floor_divide fmod ge glu_jvp gt isfinite isinf isnan le lerp
@@ -180,6 +182,7 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     **{f"aten::{name}": like_first for name in _SAME.split()},
     **{f"aten::{name}": pointwise for name in _POINTWISE.split()},
     **{f"aten::{name}": activation for name in _ACTIVATIONS.split()},
+    **{f"aten::{name}": scales(Scaling.SUM)(activation) for name in _HOMOGENEOUS.split()},
     **{f"aten::{name}": scales(Scaling.MOVED)(like_first) for name in _COPIES.split()},
     **{f"aten::{name}": scales(Scaling.SUM)(pointwise) for name in _SUMS.split()},
     **{f"aten::{name}": scales(Scaling.QUOTIENT)(pointwise) for name in _QUOTIENTS.split()},
@@ -198,8 +201,8 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::_safe_softmax": softmax,
     "aten::cumsum": along_dim,
     "aten::cumprod": along_dim,
-    "aten::flip": along_dims,
-    "aten::roll": along_dims,
+    "aten::flip": scales(Scaling.MOVED)(along_dims),
+    "aten::roll": scales(Scaling.MOVED)(along_dims),
     "aten::triu": last_two,
     "aten::tril": last_two,
     "aten::copy_": copy_into,

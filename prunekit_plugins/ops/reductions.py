@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from prunekit_core import Axis, OpCall, Rule, TensorArgument, Verb
+from prunekit_core import Axis, OpCall, Rule, Scaling, TensorArgument, Verb, scales
 
 
 def _reduced(call: OpCall, source: TensorArgument) -> list[int]:
@@ -44,13 +44,16 @@ def _remaining(call: OpCall, source: TensorArgument, gone: list[int]) -> list[Ax
     return result
 
 
+_HOMOGENEOUS = "sum mean amax amin std nansum nanmean"
+"""Reductions that scale with what they are given."""
+
 _REDUCTIONS = """
-sum mean amax amin std var var_mean std_mean norm linalg_vector_norm any all prod logsumexp nansum nanmean
-count_nonzero max min median
+var var_mean std_mean norm linalg_vector_norm any all prod logsumexp count_nonzero max min median
 """
 
 RULES: Mapping[str | torch.Tag, Rule] = {
     **{f"aten::{name}": reduce for name in _REDUCTIONS.split()},
+    **{f"aten::{name}": scales(Scaling.WHOLE)(reduce) for name in _HOMOGENEOUS.split()},
     "aten::argmax": locate,
     "aten::argmin": locate,
     "aten::max.dim": locate,

@@ -13,12 +13,14 @@ from prunekit_core import (
     AxisMismatchError,
     OpCall,
     Rule,
+    Scaling,
     TensorArgument,
     concat,
     cut,
     is_pinned,
     output_like,
     product,
+    scales,
     split,
 )
 
@@ -130,8 +132,8 @@ _upsample_bilinear2d_aa _upsample_bicubic2d_aa
 """
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    **{f"aten::{name}": spatial for name in _SPATIAL.split()},
-    **{f"aten::adaptive_avg_pool{n}d": adaptive for n in (1, 2, 3)},
+    **{f"aten::{name}": scales(Scaling.WHOLE)(spatial) for name in _SPATIAL.split()},
+    **{f"aten::adaptive_avg_pool{n}d": scales(Scaling.WHOLE)(adaptive) for n in (1, 2, 3)},
     "aten::grid_sampler": grid_sample,
     "aten::grid_sampler_2d": grid_sample,
     "aten::grid_sampler_3d": grid_sample,

@@ -66,6 +66,9 @@ MADE_UP_FOR: dict[str, Scores] = {
     "queries read twice": lambda a, q, k: (q / root(a)) @ k.mT + 0 * q.sum(),
     "picked": lambda a, q, k: (q @ k.mT).gather(-1, torch.arange(4).flip(0).expand(len(q), a.heads, 4, 4)) / root(a),
     "disentangled": lambda a, q, k: disentangled(q, k, a.gain * k.flip(2), torch.tensor(float(a.dim))),
+    "after a maximum": lambda a, q, k: (q.unflatten(2, (2, 2)).amax(2) @ k.mT).repeat_interleave(2, 2) / root(a),
+    "after an average": lambda a, q, k: F.avg_pool1d(q.flatten(0, 1).mT, 1).relu().mT.view_as(q) @ k.mT / root(a),
+    "converted like another": lambda a, q, k: (q.type_as(k) / root(a)) @ k.mT,
     "after a sum": lambda a, q, k: ((q + 2 * q) @ k.mT) / root(a),
 }
 
@@ -128,6 +131,54 @@ def test_written_down_tensors_that_follow_a_size_stop_the_cut() -> None:
     scores: Scores = lambda a, q, k: q @ k.mT / torch.tensor([a.heads, q.shape[-1]])[1]  # noqa: E731
     result = pk.prune(Attention(scores).eval(), X)
     assert any("fill_value is [2, 4], recorded was [2, 8]" in why for why in result.report.left.values())
+
+
+def test_keys_of_fused_attention_are_scaled_where_queries_are_read_elsewhere() -> None:
+    """SAM: the queries make a bias of the scores as well."""
+
+    class Biased(Attention):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.embed(x)
+            q, k, v = (
+                layer(x).view(len(x), -1, self.heads, self.dim).transpose(1, 2) for layer in (self.q, self.k, self.v)
+            )
+            bias = (q * self.gain).tanh().sum(-1, keepdim=True).expand(-1, -1, -1, 4)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+            return self.out(y.transpose(1, 2).reshape(len(x), -1, self.heads * self.dim))
+
+    torch.manual_seed(0)
+    model = Biased(MADE_UP_FOR["scores over"]).eval().double()
+    original, x = copy.deepcopy(model), X.double()
+    result = pk.prune(model, x)
+    assert {rescale.parameter for rescale in result.plan.rescales} == {"k.weight", "k.bias"}
+    assert pk.check_exact(original, model, result.plan, x).error < 1e-12
+
+
+def test_a_norm_after_the_queries_is_scaled() -> None:
+    """iFormer: queries are made by a convolution and a BatchNorm, whose weights and biases answer for the scale."""
+
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.norm, self.k, self.v = (
+                nn.Conv1d(5, 8, 1),
+                nn.BatchNorm1d(8),
+                nn.Conv1d(5, 8, 1),
+                nn.Linear(5, 6),
+            )
+            self.out = nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, k = self.norm(self.q(x.mT)), self.k(x.mT)
+            return self.out(F.scaled_dot_product_attention(q.mT, k.mT, self.v(x)))
+
+    torch.manual_seed(0)
+    model = Normed().double()
+    model(X.double())
+    original = copy.deepcopy(model.eval())
+    result = pk.prune(model, X.double())
+    assert {rescale.parameter for rescale in result.plan.rescales} == {"norm.weight", "norm.bias"}
+    assert pk.check_exact(original, model, result.plan, X.double()).error < 1e-12
 
 
 class Selves(nn.Module):
