@@ -50,6 +50,8 @@ LEFT_OUT: Mapping[str, str] = {
     "quantized_": "integer arithmetic on packed weights: not differentiable, and nothing to slice"
 }
 DETECTION = ("rcnn", "retinanet", "fcos", "ssd")
+PROPOSALS, DETECTIONS = 40, 20
+"""Regions that a detector of two stages looks at, and objects that it finds."""
 SIZES: Mapping[str, int] = {
     "inception_v3": 299,  # the auxiliary head needs this much to run in train mode
     "googlenet": 96,
@@ -100,6 +102,14 @@ def _detection(name: str, model: nn.Module) -> Example:
     for part in model.modules():  # the picture is scaled to this, and larger ones only cost time
         if type(part).__name__ == "GeneralizedRCNNTransform" and not name.startswith("ssd"):
             part.min_size, part.max_size = (size,), size
+        if hasattr(part, "score_thresh"):  # random weights are sure of nothing, and outputs without a box show nothing
+            part.score_thresh = 0.0
+        if hasattr(part, "detections_per_img"):
+            part.detections_per_img = DETECTIONS
+        if name.startswith("ssdlite") and isinstance(part, nn.Conv2d):  # starts with weights that hardly move a box
+            nn.init.kaiming_normal_(part.weight)
+        if type(part).__name__ == "RegionProposalNetwork":
+            part._pre_nms_top_n = part._post_nms_top_n = {"training": PROPOSALS, "testing": PROPOSALS}
     target: dict[str, torch.Tensor] = {
         "boxes": torch.tensor([[10.0, 20.0, 90.0, 100.0]]),
         "labels": torch.tensor([1]),
