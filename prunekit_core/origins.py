@@ -7,7 +7,7 @@ They are found by walking back through operations that only move or combine elem
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Any
 
 import attrs
@@ -47,6 +47,7 @@ class Origins:
     def __init__(self, recording: Recording, rules: RuleTable) -> None:
         self._recording, self._rules = recording, rules
         self._names = {ref.index: name for name, ref in recording.trace.parameters.items()}
+        self._moved: dict[Hashable, torch.Tensor] = {}
         self.makers: dict[int, Operation] = {}
         self.users: dict[int, list[Operation]] = {}
         for operation in recording.trace.operations:
@@ -100,6 +101,10 @@ class Origins:
         shape = self.shape(source)
         if "dtype" in mover.arguments and self.shape(output) == shape:
             return torch.ones(shape, dtype=torch.bool) if wanted is None else wanted.clone()  # a conversion
+        whole = wanted is None or bool(wanted.all())
+        key = self._form(mover, source, output)
+        if whole and key in self._moved:
+            return self._moved[key]
         labels = torch.arange(math.prod(shape)).reshape(shape)
 
         def labelled(value: Any) -> Any:
@@ -116,7 +121,21 @@ class Origins:
         read = moved.reshape(-1) if wanted is None else moved[wanted]
         mask = torch.zeros(math.prod(shape), dtype=torch.bool)
         mask[read[read >= 0]] = True
-        return mask.reshape(shape)
+        mask = mask.reshape(shape)
+        if whole:
+            self._moved[key] = mask
+        return mask
+
+    def _form(self, mover: Operation, source: TensorRef, output: TensorRef) -> Hashable:
+        """What the result of `moved` depends on, but for the wanted part: the same for an operation in every block."""
+
+        def form(value: Any) -> Hashable:
+            if isinstance(value, TensorRef):
+                return (value == source, self.shape(value))
+            return tuple(map(form, value)) if isinstance(value, list) else value
+
+        arguments = tuple((name, form(value)) for name, value in mover.arguments.items())
+        return (mover.name, list(mover.outputs).index(output), arguments)
 
 
 class _Walk:

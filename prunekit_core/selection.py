@@ -110,7 +110,10 @@ class Candidate:
             The chosen units, ascending.
         """
         order = torch.argsort(-self.scores.detach().double().cpu(), stable=True)[: units // self.blocks]
-        chosen = [self.present[place] for place in sorted(order.tolist())]
+        places: list[int] = order.sort().values.tolist()
+        chosen = places if len(self.present) == self.size else [self.present[place] for place in places]
+        if self.blocks == 1:
+            return tuple(chosen)
         return tuple(block * self.size + position for block in range(self.blocks) for position in chosen)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,7 +45,7 @@ class Standing:
 
     def remaining(self, group: str) -> tuple[int, ...]:
         """Returns the units of a group that are still there, as numbered at analysis."""
-        return self.plan.kept.get(group, tuple(range(self.analysis.groups[group].size)))
+        return self.plan.kept.get(group) or _all_units(self.analysis.groups[group].size)
 
     def views(self, group: str, shared: dict[Any, torch.Tensor]) -> list[MemberView]:
         """Lists the members of a group; see `DependencyGraph.views`."""
@@ -104,3 +105,9 @@ class Standing:
                 if tensor is not None and id(tensor) in names:
                     own[local] = self.analysis.parameters[names[id(tensor)]].dims
         return own
+
+
+@functools.lru_cache(maxsize=64)
+def _all_units(size: int) -> tuple[int, ...]:
+    """The units of a whole group; groups of the same size are many, and large."""
+    return tuple(range(size))
