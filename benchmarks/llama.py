@@ -1,4 +1,4 @@
-"""A Llama-shaped decoder with nothing but what shapes the computation, at the sizes of an 8-billion-parameter model."""
+"""A Llama-shaped decoder with nothing but what shapes the computation, at the sizes of models of 8 and 70 billion."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ class Sizes:
     kv_heads: int = 8
     hidden: int = 14_336
     tied: bool = False
+
+    def with_layers(self, layers: int) -> Sizes:
+        return dataclasses.replace(self, layers=layers)
+
+
+SEVENTY_BILLION = Sizes(width=8192, layers=80, heads=64, kv_heads=8, hidden=28_672)
 
 
 class RMSNorm(nn.Module):

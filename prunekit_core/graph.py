@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ from prunekit_core.numbering import check_indices, flat_layout, not_whole, whole
 from prunekit_core.optimizers import Optimizers
 from prunekit_core.outputs import check_patterns
 from prunekit_core.plan import Plan
+from prunekit_core.reading import StoredValues
 from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry, default_registry
 from prunekit_core.report import Explanation, Report
@@ -111,6 +113,17 @@ class DependencyGraph:
         self._steps = []
         self.notes = unwrapped_notes(self._analysis, unwrapped)
         return self
+
+    def read_values_from(self, path: str | os.PathLike[str]) -> None:
+        """Lets criteria read the values of tensors on the meta device from a checkpoint, one parameter at a time.
+
+        Args:
+            path: A safetensors file or a folder, with the weights of the model as it was at analysis.
+
+        Raises:
+            CheckpointError: The checkpoint can't be read, or is for another model.
+        """
+        self.standing.stored = StoredValues(path, self.model)
 
     @property
     def registry(self) -> Registry:
@@ -377,7 +390,7 @@ class DependencyGraph:
             except PlanError as error:
                 error.hint = error.hint if "optimizer" in error.headline else _REBUILD
                 raise
-            self._standing = Standing(self.analysis, self.model, plan)
+            self._standing = Standing(self.analysis, self.model, plan, self.standing.stored)
             self._steps.append(plan)
         return plan
 
@@ -391,7 +404,7 @@ class DependencyGraph:
         Raises:
             PlanError: Its parameters don't have the shapes that the plan leads to; nothing was changed.
         """
-        standing = Standing(self.analysis, model, plan)
+        standing = Standing(self.analysis, model, plan, self.standing.stored)
         standing.check()
         self._model, self._standing = model, standing
         self._steps.append(plan)

@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import nn
 
-from prunekit_core.errors import UnitsError
+from prunekit_core.errors import ArgumentError, UnitsError
 from prunekit_core.layers import PruningFunction
 from prunekit_core.plan import Plan
 from prunekit_core.rules import Role
@@ -30,6 +30,7 @@ class MemberView:
         positions: Tensor ``[held]``, int64, on the CPU: the positions along the dim that hold units, ascending.
         units: Tensor ``[held]``, int64, on the CPU: which unit each of them holds.
         shared: Intermediate results, shared by all views of one scoring pass.
+        load: Reads the values of a tensor on the meta device from a file; None where `values` has them in memory.
     """
 
     path: str
@@ -41,9 +42,24 @@ class MemberView:
     positions: torch.Tensor
     units: torch.Tensor
     shared: dict[Any, torch.Tensor] = attrs.field(factory=dict, repr=False)
+    load: Callable[[], torch.Tensor] | None = attrs.field(default=None, repr=False)
 
     def values(self) -> torch.Tensor:
-        """Returns the values of the parameter or buffer in full, detached; see `whole_tensor`."""
+        """Returns the values of the parameter or buffer in full, detached; see `whole_tensor`.
+
+        Where the model is on the meta device and has its weights in files, they are read anew at every call.
+
+        Raises:
+            ArgumentError: The model is on the meta device, and nobody said where its weights are.
+        """
+        if self.load is not None:
+            return self.load()
+        if self.tensor.is_meta:
+            raise ArgumentError(
+                "A model on the meta device has no values to score.",
+                where=f"{self.path}.{self.name}",
+                hint="name the checkpoint that holds them: weights=..., or take a criterion that needs none",
+            )
         return whole_tensor(self.tensor)
 
     def gradient(self) -> torch.Tensor | None:

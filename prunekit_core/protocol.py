@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -111,6 +112,8 @@ def describe(value: Any, names: Mapping[int, str]) -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     if isinstance(value, nn.Module):
         return names.get(id(value), _class_name(type(value)))
     if isinstance(value, torch.Tensor):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import os
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -74,6 +75,8 @@ class BasePruner:
         forward_fn: Called as ``forward_fn(model, example_inputs)`` instead of the model.
         output_transform: Called on the outputs; tensors in its result count as outputs.
         modes: Training flags to record in.
+        weights: A checkpoint on disk with the weights of a model on the meta device, for criteria that read them: a
+            safetensors file or a folder. One parameter at a time is in memory.
         registry: Where criteria, rules and layer types are found; None for the default registry.
         renamed: ``ch_sparsity``, ``ch_sparsity_dict`` and ``channel_groups``: former names, taken with a warning.
 
@@ -114,6 +117,7 @@ class BasePruner:
         output_transform: Callable[[Any], Any] | None = None,
         free_outputs: Sequence[str] = (),
         modes: Sequence[bool | None] = (False, True),
+        weights: str | os.PathLike[str] | None = None,
         registry: Registry | None = None,
         **renamed: Any,
     ) -> None:
@@ -160,6 +164,8 @@ class BasePruner:
             unwrapped_parameters=unwrapped_parameters,
             customized_pruners=customized_pruners,
         )
+        if weights is not None:
+            self.graph.read_values_from(weights)
         self.current_step = 0
         self._scopes = Scopes(self.graph, wishes, self._schedule)
         self._notes = [*aligned, *check_heads(self.graph, num_heads or {})]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from prunekit_core.errors import PlanError
 from prunekit_core.group import MemberView
 from prunekit_core.layout import Layout
 from prunekit_core.plan import Plan
+from prunekit_core.reading import StoredValues
 from prunekit_core.surgery import modules_in
 
 
@@ -25,10 +26,11 @@ class Standing:
         analysis: What is known about the model as it was before.
         model: The model as it is now.
         plan: The plan that led there.
+        stored: Where the values of tensors on the meta device are read from; None for nowhere.
     """
 
-    def __init__(self, analysis: Analysis, model: nn.Module, plan: Plan) -> None:
-        self.analysis, self.model, self.plan = analysis, model, plan
+    def __init__(self, analysis: Analysis, model: nn.Module, plan: Plan, stored: StoredValues | None = None) -> None:
+        self.analysis, self.model, self.plan, self.stored = analysis, model, plan, stored
         modules = modules_in(model)
         self._owners = {name: modules.get(name.rpartition(".")[0]) for name in analysis.parameters}
         self._sizer = layouts.Sizer(plan.kept)
@@ -61,8 +63,15 @@ class Standing:
                     "The model was changed since it was analysed.", where=member.parameter, hint="build the graph anew"
                 )
             units = units if place is None else place[units]
-            found.append(MemberView(path, owner, name, tensor, member.dim, member.role, positions, units, shared))
+            load = self._loader(member.parameter, tensor)
+            found.append(MemberView(path, owner, name, tensor, member.dim, member.role, positions, units, shared, load))
         return found
+
+    def _loader(self, name: str, tensor: torch.Tensor) -> Callable[[], torch.Tensor] | None:
+        """How the values of a tensor on the meta device are read; None where they are in memory."""
+        if self.stored is None or not tensor.is_meta or name not in self.stored:
+            return None
+        return functools.partial(self.stored.read, name, self.plan)
 
     def _tensor(self, name: str) -> torch.Tensor | None:
         module, leaf = self._owners[name], name.rpartition(".")[2]

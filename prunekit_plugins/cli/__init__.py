@@ -1,4 +1,4 @@
-"""The command line: ``prunekit prune``, ``inspect``, ``export``, ``demo`` and ``plugins``.
+"""The command line: ``prunekit prune``, ``inspect``, ``apply``, ``export``, ``demo`` and ``plugins``.
 
 This module is the plugin that registers the built-in commands. It is imported with every registry, so it needs neither
 typer nor rich; the commands' own modules do, and are imported when the command line runs.
@@ -22,6 +22,7 @@ def prunekit_commands() -> Mapping[str, Callable[..., Any]]:
         "prune": LazyCommand("prunekit_plugins.cli.prune", "prune"),
         "inspect": LazyCommand("prunekit_plugins.cli.inspect", "inspect"),
         "doctor": LazyCommand("prunekit_plugins.cli.doctor", "doctor"),
+        "apply": LazyCommand("prunekit_plugins.cli.apply", "apply"),
         "export": LazyCommand("prunekit_plugins.cli.export", "export"),
         "bench": LazyCommand("prunekit_plugins.cli.bench", "bench"),
         "demo": LazyCommand("prunekit_plugins.cli.demo.run", "demo"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ class Subject:
         inputs: Example inputs: positional ones, or keyword ones.
         specs: What the inputs were made from.
         weights: Where the weights are from: a file, or ``"random weights"``.
+        on_disk: Whether the model is on the meta device, and its weights in files only.
     """
 
     name: str
@@ -35,12 +37,15 @@ class Subject:
     inputs: tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]
     specs: tuple[TensorSpec, ...]
     weights: str
+    on_disk: bool = False
 
     def __str__(self) -> str:
         return f"{self.name}, {self.weights}, input {' and '.join(str(spec) for spec in self.specs)}"
 
 
-def build(name: str, specs: Sequence[TensorSpec], weights: Path | None = None, seed: int = SEED) -> Subject:
+def build(
+    name: str, specs: Sequence[TensorSpec], weights: Path | None = None, seed: int = SEED, *, empty: bool = False
+) -> Subject:
     """Builds the model that an argument names. The same argument gives the same weights every time.
 
     Args:
@@ -48,6 +53,7 @@ def build(name: str, specs: Sequence[TensorSpec], weights: Path | None = None, s
         specs: Its inputs; empty for the usual ones.
         weights: A safetensors file with the model's weights; None for random ones.
         seed: Seed of random weights and inputs.
+        empty: Whether the model is built on the meta device, without weights.
 
     Raises:
         ArgumentError: There is no such model, or its inputs aren't known.
@@ -58,7 +64,8 @@ def build(name: str, specs: Sequence[TensorSpec], weights: Path | None = None, s
     maker = SOURCES.get(prefix) if colon else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        source = maker(rest) if maker is not None else from_code(name)
+        with torch.device("meta") if empty else contextlib.nullcontext():
+            source = maker(rest) if maker is not None else from_code(name)
     chosen = tuple(specs) or source.inputs
     if not chosen:
         raise ArgumentError(
@@ -67,10 +74,11 @@ def build(name: str, specs: Sequence[TensorSpec], weights: Path | None = None, s
     if weights is not None:
         fill(source.model, weights)
     generator = torch.Generator().manual_seed(seed)
-    tensors = tuple(spec.tensor(generator) for spec in chosen)
+    tensors = tuple(spec.tensor(generator).to("meta" if empty else "cpu") for spec in chosen)
     keyword = source.keyword if len(tensors) == 1 else ""
     inputs = {keyword: tensors[0]} if keyword else tensors
-    return Subject(name, source.model.eval(), inputs, chosen, "random weights" if weights is None else str(weights))
+    told = "no weights in memory" if empty else "random weights" if weights is None else str(weights)
+    return Subject(name, source.model.eval(), inputs, chosen, told, empty)
 
 
 def fill(model: nn.Module, path: Path) -> None:

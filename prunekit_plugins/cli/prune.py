@@ -25,6 +25,7 @@ from prunekit_core import (
 from prunekit_core import prune as prune_model
 from prunekit_plugins.budgets import watched
 from prunekit_plugins.cli import options
+from prunekit_plugins.cli.apply import convert, source_of
 from prunekit_plugins.cli.arguments import check_writable, read_inputs, read_targets
 from prunekit_plugins.cli.listing import report_data, show_report
 from prunekit_plugins.cli.models import Subject, build
@@ -81,6 +82,10 @@ def prune(
     save_recipe: Annotated[
         Path | None, typer.Option(help="Where a recipe goes that repeats this (TOML).", show_default=False)
     ] = None,
+    on_disk: Annotated[
+        bool,
+        typer.Option("--on-disk", help="Never load the model: score and prune its files, one tensor at a time."),
+    ] = False,
     check: Annotated[bool, typer.Option("--check", help="Fail unless the result is exactly right.")] = False,
     block: options.Block = None,
     config: options.Config = None,
@@ -93,7 +98,10 @@ def prune(
     specs, targets = read_inputs(inputs or known.input), read_targets(target or ())
     if ratio is not None and targets:
         raise ArgumentError("Give --ratio or --target, not both.")
-    _check_files(out, plan, report, save_recipe)
+    if on_disk and (check or recipe is not None or save_recipe is not None):
+        raise ArgumentError("--on-disk goes neither with --check nor with recipes.")
+    source = source_of(model, weights) if on_disk else None
+    _check_files(None if on_disk else out, plan, report, save_recipe)
     output = Output(as_json)
     if importance is not None:
         registry.named("prunekit_importance", importance)
@@ -107,13 +115,17 @@ def prune(
         ignored_layers=[*registry.config.options.get("ignored_layers", ()), *ignore] if ignore else None,
     )
     with output.working(f"building {model}"):
-        subject = build(model, specs, weights, known.seed)
+        if source is not None:
+            settings["weights"] = source
+        subject = build(model, specs, None if on_disk else weights, known.seed, empty=on_disk)
     original = copy.deepcopy(subject.model) if check else None
     with _pruning(output, model, settings.get("target") or {}):
         result = prune_model(subject.model, subject.inputs, **settings)
     result = attrs.evolve(result, protocol=attrs.evolve(result.protocol, source=model, seed=known.seed))
     found = None if original is None else _checked(original, subject, result, registry)
-    _write(subject, result, out, plan)
+    if source is not None and out is not None:
+        convert(output, source, out, result.plan, result.protocol)
+    _write(subject, result, None if on_disk else out, plan)
     if report is not None:
         write_report(details(result, title=str(subject)), report)
     _show(output, subject, result, found, out, everything)
@@ -167,7 +179,7 @@ def _show(
         output.line(f"checked against the original with the removed units zeroed: {check}", good=True)
     if out is None:
         output.line("nothing was written: --out FILE keeps the smaller model")
-    else:
+    elif not subject.on_disk:
         output.line(f"written: {out} ({out.stat().st_size:,} bytes)", good=True)
 
 

@@ -60,6 +60,7 @@ CORE = [
     "numbering",
     "history",
     "group",
+    "reading",
     "standing",
     "graph",
     "constants",
