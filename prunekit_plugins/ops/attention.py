@@ -36,7 +36,8 @@ def attention(call: OpCall) -> list[Axis]:
             if mask.shape[-back] == scores[-back].size:
                 call.tie(scores[-back], mask.axes[-back])
     if query.ndim > 3:
-        call.kind(query.axes[-3], Kind.HEADS)
+        for axis in query.axes[1:-2]:  # windows may stand beside them, which belong to no parameter
+            call.kind(axis, Kind.HEADS)
         call.kind(query.axes[-1], Kind.HEAD_DIM)
         call.kind(value.axes[-1], Kind.HEAD_DIM)
     return [*lead, query.axes[-2], value.axes[-1]]

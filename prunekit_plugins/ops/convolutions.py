@@ -45,7 +45,7 @@ def _like_convolved(arguments: Mapping[str, Any]) -> tuple[torch.Tensor, Sequenc
 
 @output_like(_like_convolved)
 def convolution(call: OpCall) -> list[Axis]:
-    """Channels in ``G x i``, channels out ``G x o``; kernel and spatial dims are pinned."""
+    """Channels in ``G x i``, channels out ``G x o``; kernel and spatial dims are pinned, but where a kernel is 1."""
     return _convolve(call, transposed=False)
 
 
@@ -79,8 +79,25 @@ def _convolve(call: OpCall, *, transposed: bool) -> list[Axis]:
         call.tie(result, bias.axes[0])
         call.role(bias, 0, Role.ALONG)
     call.pin(weight.axes[2:], "a kernel dim")
-    call.pin(source.axes[dim + 1 :], "a spatial dim")
-    return [*source.axes[:dim], result, *(call.fresh(size, "a spatial dim") for size in call.shape[dim + 1 :])]
+    places = list(source.axes[dim + 1 :])
+    for position, size in enumerate(call.shape[dim + 1 :]):
+        if not _one_by_one(call, weight.shape[2 + position], position):
+            call.pin(places[position], "a spatial dim")
+            places[position] = call.fresh(size, "a spatial dim")
+    return [*source.axes[:dim], result, *places]
+
+
+def _one_by_one(call: OpCall, kernel: int, position: int) -> bool:
+    """Whether each place along a spatial dim is convolved by itself: a kernel, a step and no margin."""
+
+    def number(argument: str, usual: int) -> int:
+        given = call.get(argument, usual)
+        if isinstance(given, str):
+            return usual
+        return given if isinstance(given, int) else int(given[position if len(given) > 1 else 0])
+
+    margins = number("padding", 0) + number("output_padding", 0)
+    return kernel == 1 and number("stride", 1) == 1 and not margins
 
 
 def _tie_groups(call: OpCall, channels: Axis, weight: TensorArgument, groups: int, *, transposed: bool) -> Axis:

@@ -419,6 +419,41 @@ class Pooled(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
+class Blocked(nn.Module):
+    """NesT: heads stand before the blocks, and the width is divided by their number; widths are heads x dims."""
+
+    inputs: ClassVar = torch.randn(2, 3, 4, 12)
+    groups: ClassVar = {"stem#stream": 12, "qkv#heads": 3, "qkv#head_dim": 4}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.qkv, self.mix, self.out = (nn.Linear(12, n) for n in (12, 36, 12, 5))
+        self.heads = 3
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        batch, blocks, places, width = x.shape
+        qkv = self.qkv(x).reshape(batch, blocks, places, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(3, 0, 4, 1, 2, 5).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v).permute(0, 2, 3, 4, 1).reshape(batch, blocks, places, width)
+        return self.out(x + self.mix(mixed)).mean(1)
+
+
+class Aggregated(nn.Module):
+    """CoaT: tokens of several scales are weighed by a convolution of size one, along the width."""
+
+    inputs: ClassVar = torch.randn(2, 2, 6)
+    groups: ClassVar = {"first": 8}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+        self.weigh = nn.Conv1d(4, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.weigh(torch.cat([self.first(x), self.second(x)], 1))[:, 0])
+
+
 class Packed(nn.Module):
     """Experts as one grouped product over rows sorted by expert; their width is free."""
 
@@ -500,6 +535,8 @@ MODELS = (
     CrossCovariance,
     LinearAttention,
     Pooled,
+    Blocked,
+    Aggregated,
     Packed,
     Sequences,
     Steps,

@@ -46,6 +46,13 @@ CASES = [
         b=(3,),
         weights="w b",
     ),
+    # where a kernel is 1, places are convolved one by one
+    case("F.conv1d(x, w, b)", "a2 b4 c5, d3 b4 1, d3 -> a2 d3 c5", x=(2, 4, 5), w=(3, 4, 1), b=(3,), weights="w b"),
+    case("F.conv2d(x, w)", "a2 b4 5! c6, d3 b4 2! 1 -> a2 d3 4! c6", x=(2, 4, 5, 6), w=(3, 4, 2, 1), weights="w"),
+    case("F.conv1d(x, w, stride=2)", "a2 b4 5!, c3 b4 1 -> a2 c3 3!", x=(2, 4, 5), w=(3, 4, 1), weights="w"),
+    case("F.conv1d(x, w, padding=1)", "a2 b4 5!, c3 b4 1 -> a2 c3 7!", x=(2, 4, 5), w=(3, 4, 1), weights="w"),
+    case('F.conv1d(x, w, padding="same")', "a2 b4 c5, d3 b4 1 -> a2 d3 c5", x=(2, 4, 5), w=(3, 4, 1), weights="w"),
+    case("F.conv_transpose1d(x, w)", "a2 b4 c5, b4 d3 1 -> a2 d3 c5", x=(2, 4, 5), w=(4, 3, 1), weights="w"),
     # padding by name is another overload
     case('F.conv1d(x, w, padding="same")', "a2 b4 7!, c3 b4 3! -> a2 c3 7!", x=(2, 4, 7), w=(3, 4, 3), weights="w"),
     case(
