@@ -63,15 +63,16 @@ class Task:
                     total += float((logits.argmax(1) == y).sum())
         return total / len(self.held_out[0])
 
-    def train(self, model: nn.Module, seed: int, part: float = 1.0) -> None:
+    def train(self, model: nn.Module, seed: int, part: float = 1.0, speed: float = 1.0) -> None:
         """Trains a model in place with AdamW and one cycle of the learning rate.
 
         Args:
             model: The model.
             seed: For the order of the data.
-            part: Which part of the full course: fewer steps, and half of the rate unless it is the whole.
+            part: Which part of the steps of the full course.
+            speed: Which part of its learning rate.
         """
-        steps, rate = max(1, round(self.steps * part)), self.rate * (1.0 if part == 1 else 0.5)
+        steps, rate = max(1, round(self.steps * part)), self.rate * speed
         generator = torch.Generator().manual_seed(seed)
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)

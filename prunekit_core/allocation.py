@@ -14,6 +14,10 @@ from prunekit_core.selection import Scope
 from prunekit_core.targets import Budget, Selector
 
 UNIFORM, GLOBAL = "uniform", "global"
+CALIBRATED = GLOBAL
+"""What is taken where there are a target and calibration data, and nothing was said. ``benchmarks/quality.py``: with
+compensation it is ahead of uniform, and it costs nothing; ``"dp"`` is ahead of it at a quarter of the MACs, but has to
+measure first."""
 
 Solver = Callable[[Problem], Sequence[int]]
 """An allocation: a problem to the number of the option that is picked of every choice."""

@@ -9,13 +9,14 @@ import attrs
 from torch import nn
 
 from prunekit_core import layout as layouts
-from prunekit_core.allocation import GLOBAL, UNIFORM, Solver, check_allocation, selector
+from prunekit_core.allocation import CALIBRATED, GLOBAL, UNIFORM, Solver, check_allocation, selector
 from prunekit_core.batches import Batches
 from prunekit_core.calibrated import CRITERION, CalibratedPath
 from prunekit_core.compensation import Compensation, write
 from prunekit_core.curves import Sensitivity
 from prunekit_core.errors import ArgumentError
 from prunekit_core.graph import DependencyGraph
+from prunekit_core.measuring import QUICK_RATIOS, measure
 from prunekit_core.naming import Layer
 from prunekit_core.optimizers import Optimizers
 from prunekit_core.plan import Plan, Preview
@@ -108,11 +109,12 @@ def prune(
         reestimate_batchnorm: Whether batch norms are estimated anew on calibration data.
         stages: In how many stages layers are compensated; see `compensate`.
         global_pruning: Rank all units together instead of taking the ratio in each group.
-        allocation: How a target is shared out among the groups: ``"uniform"`` (the default; the same ratio for all),
-            ``"global"`` (one ranking of all units, which is ``global_pruning=True``), ``"greedy"`` (step by step what
-            does least damage for what it saves), ``"dp"`` (dynamic programming over damages), or a callable
-            ``(Problem) -> picked options``. See `prunekit_core.knapsack`.
-        sensitivity: Measured damages for ``"greedy"`` and ``"dp"``; None takes the sums of scores for damages.
+        allocation: How a target is shared out among the groups: ``"uniform"`` (the same ratio for all), ``"global"``
+            (one ranking of all units, which is ``global_pruning=True``), ``"greedy"`` (step by step what does least
+            damage for what it saves), ``"dp"`` (dynamic programming over damages), or a callable ``(Problem) -> picked
+            options``, see `prunekit_core.knapsack`. None: ``"uniform"``, with calibration data ``"global"``.
+        sensitivity: Measured damages for ``"greedy"`` and ``"dp"``. None: they are measured on the calibration data,
+            after compensation; without such data they come from the scores.
         max_pruning_ratio: Largest fraction that any group loses.
         ignored_layers: Layers (modules, names or types) whose outputs are left alone.
         round_to: Sizes are kept at multiples of this.
@@ -134,6 +136,8 @@ def prune(
     """
     if ratio is not None and target is not None:
         raise ArgumentError("Give a ratio or a target, not both.")
+    if allocation is None and calibration is not None and target is not None and not global_pruning:
+        allocation = CALIBRATED
     weighed = _weighed(allocation, sensitivity, target)
     stepwise = [name for name in options if name.startswith("iterative_")]
     if stepwise:
@@ -162,9 +166,7 @@ def prune(
     )
     if path is not None:
         path.inform(pruner)
-    if sensitivity is not None:
-        sensitivity.check(pruner.graph.analysis)
-    select = selector(weighed, sensitivity) if weighed is not None else None
+    select = _selector(weighed, sensitivity, pruner, path)
     plan = _decide(pruner, target, select)
     preview = plan.preview()
     arguments = {
@@ -220,3 +222,16 @@ def _weighed(
     if plain and sensitivity is not None:
         raise ArgumentError("A sensitivity needs an allocation that uses it.", hint='allocation="dp" or "greedy"')
     return None if plain else allocation
+
+
+def _selector(
+    weighed: str | Solver | None, sensitivity: Sensitivity | None, pruner: BasePruner, path: CalibratedPath | None
+) -> Selector | None:
+    """Makes what decides how many units each group keeps, if not a search for a ratio does."""
+    if weighed is None:
+        return None
+    if sensitivity is None and path is not None:
+        sensitivity = measure(pruner, path.batches, ratios=QUICK_RATIOS, finish=path.finish(pruner.graph.model))
+    elif sensitivity is not None:
+        sensitivity.check(pruner.graph.analysis)
+    return selector(weighed, sensitivity)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import attrs
@@ -11,7 +11,7 @@ from torch import nn
 
 from prunekit_core.batches import Batches
 from prunekit_core.calibration import StatisticalCriterion, calibrate
-from prunekit_core.compensation import Repaired, find_compensators, run_compensation, twin_of
+from prunekit_core.compensation import Repaired, find_compensators, run_compensation, twin_of, write
 from prunekit_core.plan import Plan
 from prunekit_core.pruner import BasePruner
 from prunekit_core.registry import Registry
@@ -77,8 +77,21 @@ class CalibratedPath:
         """Finds the weights that the model should have after a plan; the model isn't touched."""
         if not self.methods or not plan.cuts:
             return None
+        return self._repair(model, plan, self.stages)
+
+    def _repair(self, model: nn.Module, plan: Plan, stages: int | None) -> Repaired:
         twin = twin_of(model)
         plan.apply(twin, registry=self.registry)
         return run_compensation(
-            Watched(model, self.registry), twin, plan, self.batches, self.methods, self.stages, self.registry
+            Watched(model, self.registry), twin, plan, self.batches, self.methods, stages, self.registry
         )
+
+    def finish(self, model: nn.Module) -> Callable[[nn.Module, Plan], None] | None:
+        """Returns what compensates a copy that was cut for a measurement, in one stage; None without compensation."""
+        if not self.methods:
+            return None
+
+        def compensated(small: nn.Module, plan: Plan) -> None:
+            write(self._repair(model, plan, 1), small)
+
+        return compensated

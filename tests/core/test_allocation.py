@@ -153,3 +153,39 @@ def test_arguments_are_checked(net: Net, measured: pk.Sensitivity) -> None:
     other = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
     with pytest.raises(pk.ArgumentError, match="The sensitivity is that of another model"):
         pk.prune(other, IMAGE, target={"macs": 0.5}, allocation="dp", sensitivity=measured)
+
+
+def test_with_calibration_data_damages_are_measured_after_compensation(net: Net) -> None:
+    torch.manual_seed(1)
+    batches = [torch.randn(16, 3, 8, 8) for _ in range(2)]
+    errors = {}
+    for allocation in ("dp", "uniform", None):
+        small = copy.deepcopy(net)
+        result = pk.prune(small, IMAGE, target={"macs": 0.4}, calibration=batches, allocation=allocation)
+        assert macs(small, IMAGE) / macs(net, IMAGE) <= 0.4
+        assert result.compensation is not None
+        errors[allocation] = result.compensation.output_error[1]
+    assert errors["dp"] <= errors["uniform"]
+    first = copy.deepcopy(net)
+    damages = pk.sensitivity(
+        net,
+        IMAGE,
+        batches,
+        ratios=(0.25, 0.5, 0.75, 0.9),
+        importance=pk.default_registry().named("prunekit_importance", "calibrated")(pk.calibrate(net, batches)),
+        finish=lambda small, plan: pk.compensate(small, plan, batches, original=net, stages=1) and None,
+    )
+    given = pk.prune(first, IMAGE, target={"macs": 0.4}, calibration=batches, allocation="dp", sensitivity=damages).plan
+    assert given == pk.prune(copy.deepcopy(net), IMAGE, target={"macs": 0.4}, calibration=batches, allocation="dp").plan
+
+
+def test_the_default_with_calibration_data_is_one_ranking(net: Net) -> None:
+    torch.manual_seed(1)
+    batches = [torch.randn(16, 3, 8, 8)]
+    plans = [
+        pk.prune(copy.deepcopy(net), IMAGE, target={"macs": 0.5}, calibration=batches, allocation=allocation).plan
+        for allocation in (None, "global", "uniform")
+    ]
+    assert plans[0] == plans[1] != plans[2]
+    alike = pk.prune(copy.deepcopy(net), IMAGE, 0.5, calibration=batches).preview.groups
+    assert all(after == before // 2 for before, after in alike.values())
