@@ -36,6 +36,13 @@ class _Children(dict[str, Any]):
         return super().__getitem__(key)
 
 
+def mode_of(module: nn.Module) -> bool:
+    """Returns a module's flag; this doesn't count as asking for it."""
+    attributes = vars(module)
+    flag: bool = attributes[_FLAG] if _FLAG in attributes else attributes["_modules"].flag
+    return flag
+
+
 class ModeWatch:
     """Notes which modules of a shadow read their flag.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -19,11 +19,19 @@ from torch.utils import _pytree as pytree
 from prunekit_core import axes
 from prunekit_core.axes import Axis
 from prunekit_core.errors import PluginError
+from prunekit_core.modes import mode_of
 from prunekit_core.rules import ModuleOp, OpCall, Outputs, Rule, Verb
 from prunekit_core.surgery import modules_in, set_size, tensors_in
 
 UNSAID = "the rule of an opaque layer says nothing about it"
 """The reason that pins what a rule leaves out."""
+_NOT_SAID = (
+    "forward",
+    "training",
+    "_modules",
+    "_parameters",
+    "_buffers",
+)  # the shadow's own; tensors are among the arguments
 
 
 @attrs.frozen(eq=False)
@@ -60,6 +68,7 @@ class Closed:
         module: The module.
         name: Dotted name of the class that was declared opaque.
         declared: What was declared about it.
+        passed: What layers of the same shadow ran through on made-up values: what is alike isn't tried twice.
 
     Attributes:
         op: The operation.
@@ -68,9 +77,9 @@ class Closed:
         PluginError: An argument of its forward has the name of one of its parameters or buffers.
     """
 
-    def __init__(self, module: nn.Module, name: str, declared: Opaque) -> None:
+    def __init__(self, module: nn.Module, name: str, declared: Opaque, passed: set[object]) -> None:
         self.op = ModuleOp(f"opaque::{name}", _complete(declared), self._run)
-        self._module, self._declared = module, declared
+        self._module, self._declared, self._passed = module, declared, passed
         self._forward = module.forward
         self._signature = inspect.signature(module.forward)
         self._modules = modules_in(module)
@@ -128,6 +137,10 @@ class Closed:
         """
         if self._tried is False or any(tensor.is_meta for tensor in _tensors(arguments)):
             return ""
+        key = self._likeness(arguments)
+        if key in self._passed:
+            self._tried = True
+            return ""
         first, self._tried = self._tried is None, False
         if any(isinstance(value, Held) for value in arguments.values()):
             return "it is given objects with tensors inside"
@@ -142,7 +155,16 @@ class Closed:
         shapes, expected = ([tuple(tensor.shape) for tensor in _tensors(value)] for value in (found, outputs))
         if shapes != expected:
             raise ValueError(f"it returns tensors of shape {shapes}, its layer type says {expected}")
+        self._passed.add(key)
         return ""
+
+    def _likeness(self, arguments: Mapping[str, Any]) -> object:
+        """Writes what decides whether the module runs: classes, attributes, and the shapes of its arguments."""
+        inside = [
+            (path, id(type(module)), mode_of(module), [*_written_in(module)]) for path, module in self._modules.items()
+        ]
+        given = pytree.tree_map_only(torch.Tensor, lambda t: (tuple(t.shape), t.dtype, t.device), dict(arguments))
+        return repr((self.op.name, inside, given))
 
     def _run(self, arguments: Mapping[str, Any], sizes: Mapping[tuple[str, str], Any]) -> Any:
         own = tensors_in(self._modules)
@@ -183,6 +205,25 @@ class Closed:
 
 def _tensors(value: Any) -> list[torch.Tensor]:
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def _written_in(module: nn.Module) -> Iterator[tuple[str, object]]:
+    for key, value in vars(module).items():
+        if key not in _NOT_SAID:
+            yield key, _written(value)
+
+
+def _written(value: Any) -> object:
+    """Writes a value such that equal texts mean equal values; an object is only like itself."""
+    if value is None or isinstance(value, int | float | complex | str | bytes | torch.dtype | torch.device):
+        return value
+    if isinstance(value, tuple | list):
+        return [_written(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(str(_written(item)) for item in value)
+    if isinstance(value, Mapping):
+        return [(_written(key), _written(item)) for key, item in value.items()]
+    return id(value)
 
 
 def _made_up(tensor: torch.Tensor) -> torch.Tensor:

@@ -311,12 +311,13 @@ class Shadow:
         """
         self.modules = modules_in(self.module)
         self.names = {id(tensor): name for name, tensor in self.tensors().items()}
+        passed: set[object] = set()
         for name, module in self.modules.items():
             declared = opaque(module)
             if declared is None:
                 vars(module)["forward"] = _followed(module.forward, name, self.stack)
             else:
-                vars(module)["forward"] = self._closed(Closed(module, *declared), name, module.forward)
+                vars(module)["forward"] = self._closed(Closed(module, *declared, passed), name, module.forward)
         self.modes = ModeWatch(self.modules)
         self._pristine = self._marks = Marks(self.module)
 

@@ -229,6 +229,52 @@ def test_what_the_module_can_not_do_in_smaller_shapes_is_given_back() -> None:
     assert "my kernel takes multiples of four" in result.report.left["foreign"]
 
 
+def test_what_is_alike_is_tried_once() -> None:
+    class Counted(Foreign):
+        runs: list[tuple[int, ...]] = []  # noqa: RUF012
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.runs.append(tuple(self.weight.shape))
+            return super().forward(x)
+
+    model = nn.Sequential(*(Counted(8, 8) for _ in range(5)), nn.Linear(8, 3))
+    pk.prune(model, torch.randn(3, 8), 0.5, registry=registry_of({Counted: FOREIGN}))
+    assert [layer.width for layer in model[:5]] == [4] * 5
+    # whole for the recording, then as cut; the first one goes on reading all inputs of the model
+    assert Counted.runs == [(8, 8), (4, 8), (4, 4)]
+
+
+class Lone(Foreign):
+    mode: Any = "any"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if "four" in str(self.mode) and len(self.weight) % 4:
+            raise ValueError("in this mode I take multiples of four")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("mode", ["four", SimpleNamespace(four=4), ["four"], {"four"}, {"four": 4}])
+def test_what_is_not_alike_is_tried_again(mode: object) -> None:
+    model = nn.Sequential(nn.Linear(5, 8), *(Lone(8, 8) for _ in range(4)), nn.Linear(8, 3))
+    model[3].mode = mode
+    result = pk.prune(model, EXAMPLE, 0.25, registry=registry_of({Lone: FOREIGN}))
+    assert [layer.width for layer in model[1:5]] == [6, 8, 8, 6]  # the group before the layer touches it, too
+    assert "in this mode I take multiples of four" in result.report.left["3"]
+
+
+def test_what_ran_in_one_mode_is_tried_in_the_other() -> None:
+    class Twice(Foreign):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result = super().forward(x)
+            return torch.cat([result, result]) if self.training else result
+
+    model = nn.Sequential(nn.Linear(5, 8), Twice(8, 8), Twice(8, 8))
+    graph = pk.DependencyGraph(registry_of({Twice: FOREIGN})).build_dependency(model, EXAMPLE)
+    (note,) = graph.report().notes
+    assert note.endswith("ValueError: it returns tensors of shape [(8, 8)], its layer type says [(4, 8)]")
+    assert note.startswith("train mode was not recorded: ")
+
+
 def test_a_module_that_can_not_run_on_made_up_values_is_noted() -> None:
     class Picky(Foreign):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -41,9 +41,20 @@ CRITERIA = {
 }
 
 
+NAMED = CRITERIA | {
+    "activation_energy": importance.ActivationEnergyImportance,
+    "activation_variance": importance.ActivationVarianceImportance,
+    "calibrated": importance.CalibratedImportance,
+    "reconstruction": importance.ReconstructionImportance,
+    "wanda": importance.WandaImportance,
+}
+
+
 def test_registered_names() -> None:
     entries = pk.default_registry().entries("prunekit_importance")
-    assert {name: entry.value for name, entry in entries.items() if entry.owner.rank == 0} == CRITERIA
+    assert {name: entry.value for name, entry in entries.items() if entry.owner.rank == 0} == NAMED
+    aliases = {importance.Members, importance.HessianImportance, importance.MagnitudeImportance}
+    assert {getattr(importance, name) for name in importance.__all__} - aliases <= set(NAMED.values())
 
 
 @pytest.mark.parametrize("name", [name for name in CRITERIA if name != "random"])
