@@ -156,8 +156,9 @@ def prelu(call: OpCall) -> list[Axis]:
 
 
 _SAME = """
-alpha_dropout bernoulli empty_like exponential fake_quantize_per_tensor_affine feature_alpha_dropout feature_dropout
-fill full_like normal ones_like rand_like randn_like random requires_grad_ rrelu uniform zero zeros_like
+_standard_gamma alpha_dropout bernoulli cauchy empty_like exponential fake_quantize_per_tensor_affine
+feature_alpha_dropout feature_dropout fill full_like geometric log_normal normal ones_like poisson rand_like randn_like
+random requires_grad_ rrelu uniform zero zeros_like
 """
 
 _COPIES = "_to_copy alias clone contiguous cpu cuda detach lift_fresh positive resolve_conj resolve_neg to type_as"
@@ -174,7 +175,7 @@ _HOMOGENEOUS = "leaky_relu relu"
 _POINTWISE = """
 abs absolute addcdiv addcmul clamp complex copysign eq exp floor_divide fmod ge glu_jvp gt isfinite isinf isnan le lerp
 log logical_and logical_not logical_or lt masked_fill max.other maximum min.other minimum nan_to_num ne polar
-pow reciprocal remainder rsqrt special_erf special_expit sqrt square where
+pow reciprocal remainder rsqrt special_erf special_expit sqrt square threshold where xlogy
 """
 
 RULES: Mapping[str | torch.Tag, Rule] = {

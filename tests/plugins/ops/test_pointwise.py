@@ -25,7 +25,7 @@ aten.leaky_relu(x) aten.log_sigmoid(x) aten.mish(x) aten.nan_to_num(x) aten.relu
 aten.sigmoid(x) aten.silu(x) aten.softplus(x) aten.softshrink(x) aten.square(x) aten.tanh(x) aten.isinf(x) aten.isnan(x)
 aten.isfinite(x) aten.logical_not(x) aten.absolute(x) aten.negative(x) aten.special_erf(x) aten.special_expit(x)
 aten.exp(x) aten.log(x) aten.rsqrt(x) aten.sqrt(x) aten.reciprocal(x) F.softsign(x) F.tanhshrink(x) F.logsigmoid(x)
-torch.sin(x) torch.erf(x) x.abs() -x x.float() x.double() x.half() x.bfloat16()
+torch.sin(x) torch.erf(x) F.threshold(x,0.5,2.0,inplace=True) x.abs() -x x.float() x.double() x.half() x.bfloat16()
 torch.clamp(x,0.2,0.7) torch.clamp(x,min=0.3) x.relu_() F.hardswish(x,inplace=True) x.mul_(2) x.add(2) x*2 2-x 1/x
 aten.add.Scalar(x,2) aten.rsub(x,1) aten.pow(x,2) x**-0.5 2**x x//0.3 x%0.3 aten.floor_divide(x,0.3)
 aten.remainder(x,0.3) aten.fmod(x,0.3) x.eq(0.5) x.ne(0.5) x.lt(0.5) x.gt(0.5) x.le(0.5) x.ge(0.5)
@@ -39,7 +39,8 @@ aten.requires_grad_(x,False) aten.fake_quantize_per_tensor_affine(x,0.1,0,-128,1
 """
 RANDOM = """
 aten.bernoulli(x) x.bernoulli_(0.5) aten.normal(x,1.0) x.normal_() F.dropout(x,0.5,True) x.uniform_() x.random_()
-x.exponential_() aten.uniform(x) aten.random(x) aten.exponential(x) torch.empty_like(x) torch.rand_like(x)
+x.exponential_() x.cauchy_() x.log_normal_() x.geometric_(0.5) torch.poisson(x.abs()) torch._standard_gamma(x.abs())
+aten.uniform(x) aten.random(x) aten.exponential(x) torch.empty_like(x) torch.rand_like(x)
 torch.randn_like(x) F.rrelu(x,training=True)
 """
 BINARY = """
@@ -47,7 +48,7 @@ x+y x-y x*y x/y x.add(y,alpha=3) aten.true_divide(x,y) aten.divide(x,y) aten.mul
 aten.logical_and(x,y) aten.logical_or(x,y) aten.lerp(x,y,0.3) aten.pow(x,y) aten.maximum(x,y) aten.minimum(x,y)
 torch.max(x,y) torch.min(x,y) aten.eq(x,y) aten.ne(x,y) aten.lt(x,y) aten.gt(x,y) aten.le(x,y) aten.ge(x,y)
 aten.floor_divide(x,y) aten.remainder(x,y) aten.fmod(x,y) torch.atan2(x,y) torch.where(x>0.5,x,y) x.mul_(y)
-aten._prelu_kernel(x,y) aten.rsub(x,y)
+aten._prelu_kernel(x,y) aten.rsub(x,y) torch.xlogy(x,y) x.xlogy_(y)
 """
 
 CASES = [
