@@ -12,9 +12,10 @@ the two tools take turns, model by model. Building and copying models isn't coun
 Ratios are given by wall clock and by processor time; the second one bears other work on the machine better.
 
 1. Step: analysis, groups, and one pruning step at ratio 0.5 with L2 magnitude, prunekit's rehearsal included.
-2. Phases: where prunekit's time goes, and its analysis against one forward on fake tensors (it records two programs,
-   eval and train).
-3. Application: applying a finished plan, against copying every parameter once; and the memory it needs on top.
+2. Phases: where prunekit's time goes, and its analysis against one forward on fake tensors (an analysis records the
+   program twice where a module asks whether it is in train mode); processor time.
+3. Application: applying a finished plan, against copying every parameter once, in processor time; and the memory it
+   needs on top.
 4. Llama: analysis and plan of a 32-layer model without data.
 5. Scaling: the same step for stacks of 4 to 128 blocks and of 32 to 1024 channels, with the exponent of the growth.
 """

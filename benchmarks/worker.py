@@ -56,15 +56,15 @@ def tiny() -> tuple[nn.Module, torch.Tensor]:
 
 
 def prunekit_step(model: nn.Module, x: Any) -> dict[str, float]:
-    """Analysis, groups and one step; the rehearsal is part of the plan. Returns the seconds of each phase."""
+    """Analysis, groups and one step; the rehearsal is part of the plan. Returns the processor's seconds of each phase."""
     pk = importlib.import_module("prunekit_core")
-    moments = [time.perf_counter()]
+    moments = [time.process_time()]
     pruner = pk.BasePruner(model, x, "magnitude", pruning_ratio=RATIO)
-    moments.append(time.perf_counter())
+    moments.append(time.process_time())
     plan = pruner.plan()
-    moments.append(time.perf_counter())
+    moments.append(time.process_time())
     pruner.graph.apply(plan)
-    moments.append(time.perf_counter())
+    moments.append(time.process_time())
     return {name: b - a for name, (a, b) in zip(PHASES, itertools.pairwise(moments), strict=True)}
 
 
@@ -147,16 +147,16 @@ def peak_memory() -> int:
 
 
 def measure_fake_forward(name: str, repeats: int) -> None:
-    """Times one forward on PyTorch's fake tensors, in inference mode: what a recording of shapes costs at least."""
+    """Times one forward on PyTorch's fake tensors, in inference mode, by the processor: what a recording of shapes costs at least."""
     fake_tensor = importlib.import_module("torch._subclasses.fake_tensor")
     times = []
     with fake_tensor.FakeTensorMode():
         model, x = speed_models.build(name)
         with torch.inference_mode():
             for _ in range(repeats + 1):
-                start = time.perf_counter()
+                start = time.process_time()
                 speed_models.run(model, x)
-                times.append(time.perf_counter() - start)
+                times.append(time.process_time() - start)
     report("fake", seconds=statistics.median(times[1:]))
 
 
@@ -164,18 +164,18 @@ def measure_fake_forward(name: str, repeats: int) -> None:
 
 
 def measure_application(model: nn.Module, x: Any, repeats: int) -> None:
-    """Times applying a plan against copying every parameter once, and finds the peak of extra memory."""
+    """Times applying a plan against copying every parameter once, by the processor, and finds the peak of extra memory."""
     pk = importlib.import_module("prunekit_core")
     plan = pk.BasePruner(model, x, "magnitude", pruning_ratio=RATIO).plan()
     applying, copying = [], []
     for _ in range(repeats + 1):
         target = copy.deepcopy(model)
-        start = time.perf_counter()
+        start = time.process_time()
         plan.apply(target)
-        applying.append(time.perf_counter() - start)
-        start = time.perf_counter()
+        applying.append(time.process_time() - start)
+        start = time.process_time()
         clones = [parameter.clone() for parameter in model.parameters()]
-        copying.append(time.perf_counter() - start)
+        copying.append(time.process_time() - start)
         del clones
     extra, rise = extra_memory(plan, model)
     report(
