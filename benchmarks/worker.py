@@ -56,7 +56,7 @@ def tiny() -> tuple[nn.Module, torch.Tensor]:
 
 
 def prunekit_step(model: nn.Module, x: Any) -> dict[str, float]:
-    """Analysis, groups and one step; the rehearsal is part of the plan. Returns the processor's seconds of each phase."""
+    """Analysis, groups and one step; the rehearsal is part of the plan. Returns processor seconds by phase."""
     pk = importlib.import_module("prunekit_core")
     moments = [time.process_time()]
     pruner = pk.BasePruner(model, x, "magnitude", pruning_ratio=RATIO)
@@ -147,7 +147,7 @@ def peak_memory() -> int:
 
 
 def measure_fake_forward(name: str, repeats: int) -> None:
-    """Times one forward on PyTorch's fake tensors, in inference mode, by the processor: what a recording of shapes costs at least."""
+    """Finds the processor seconds of one forward on fake tensors in inference mode: a recording costs them at least."""
     fake_tensor = importlib.import_module("torch._subclasses.fake_tensor")
     times = []
     with fake_tensor.FakeTensorMode():
@@ -164,7 +164,7 @@ def measure_fake_forward(name: str, repeats: int) -> None:
 
 
 def measure_application(model: nn.Module, x: Any, repeats: int) -> None:
-    """Times applying a plan against copying every parameter once, by the processor, and finds the peak of extra memory."""
+    """Finds the processor seconds of applying a plan and of copying every parameter once, and the peak of memory."""
     pk = importlib.import_module("prunekit_core")
     plan = pk.BasePruner(model, x, "magnitude", pruning_ratio=RATIO).plan()
     applying, copying = [], []

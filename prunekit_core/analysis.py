@@ -31,9 +31,10 @@ from prunekit_core.outputs import check_free
 from prunekit_core.programs import record_programs
 from prunekit_core.propagate import NotUnderstood, Propagation, parameter_axes, propagate
 from prunekit_core.recorder import check_recordable
+from prunekit_core.regime import collection_paused
 from prunekit_core.registry import Registry
 from prunekit_core.rules import Kind, Role, Temperature, Verb
-from prunekit_core.shadow import Shadow, collection_paused
+from prunekit_core.shadow import Shadow
 from prunekit_core.trace import Trace, program_of
 
 

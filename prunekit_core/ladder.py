@@ -20,9 +20,9 @@ from prunekit_core.edits import AttributeEdit, normal_size
 from prunekit_core.errors import RehearsalError
 from prunekit_core.layout import Units
 from prunekit_core.recipes import AttributeSearch, Place, Recipe, further, replay, value_of
+from prunekit_core.regime import collection_paused
 from prunekit_core.registry import Registry
 from prunekit_core.rehearsal import Drift, Mismatch, Stage
-from prunekit_core.shadow import collection_paused
 from prunekit_core.sites import Sites, ancestors, operations_in, tensors_at
 
 Reselect = Callable[[str, int], "tuple[int, ...] | None"]

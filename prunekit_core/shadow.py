@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import logging
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -30,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from prunekit_core.examples import Example
 from prunekit_core.modes import ModeWatch
 from prunekit_core.opaque import Closed, Opaque
+from prunekit_core.regime import Regime
 from prunekit_core.rules import Likeness, ModuleOp, RuleTable
 from prunekit_core.surgery import modules_in, select_positions, tensors_in
 from prunekit_core.twin import Marks, deep_twin, shallow_twin
@@ -155,7 +154,6 @@ def _literal(tensor: torch.Tensor) -> Any:
 
 _LITERAL = 64
 """Elements up to which a written-down tensor is compared by value."""
-_FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 _NEEDS_DATA = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
 
@@ -255,6 +253,7 @@ class Shadow:
         self.names: dict[int, str] = {}
         self.modules: dict[str, nn.Module] = {}
         self.modes: ModeWatch
+        self._regime: Regime
         self._marks: Marks
         self._pristine: Marks
 
@@ -319,6 +318,7 @@ class Shadow:
             else:
                 vars(module)["forward"] = self._closed(Closed(module, *declared, passed), name, module.forward)
         self.modes = ModeWatch(self.modules)
+        self._regime = Regime(self.module, self.fake_mode is not None, logging.getLogger(FakeTensorMode.__module__))
         self._pristine = self._marks = Marks(self.module)
 
     def _closed(self, module: Closed, path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -386,47 +386,6 @@ class Shadow:
             finally:
                 self.modes.finish()
                 self.reset()
-
-    @contextlib.contextmanager
-    def _regime(self) -> Iterator[None]:
-        # Recurrent layers would run as one operation of a library; on real tensors, convolutions may stay fast.
-        apart = self.fake_mode is not None or any(isinstance(m, nn.RNNBase) for m in self.module.modules())
-        libraries = (torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled())
-        fastpath = torch.backends.mha.get_fastpath_enabled()
-        logged = _FAKE_LOG.disabled
-        python_state = random.getstate()
-        torch.backends.mha.set_fastpath_enabled(False)
-        _FAKE_LOG.disabled = True  # it prints a traceback for every shape that a replay finds not to fit
-        try:
-            real = self.fake_mode is None and torch.cuda.is_initialized()
-            if apart:
-                torch._C._set_mkldnn_enabled(False)
-                torch._C._set_cudnn_enabled(False)
-            with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if real else []):
-                torch.default_generator.manual_seed(0)
-                if real:
-                    torch.cuda.manual_seed_all(0)
-                random.seed(0)
-                yield
-        finally:
-            _FAKE_LOG.disabled = logged
-            torch._C._set_mkldnn_enabled(libraries[0])
-            torch._C._set_cudnn_enabled(libraries[1])
-            random.setstate(python_state)
-            torch.backends.mha.set_fastpath_enabled(fastpath)
-
-
-@contextlib.contextmanager
-def collection_paused() -> Iterator[None]:
-    """Pauses the cycle collector: analysis makes many small objects that live, and each full collection walks all of
-    torch's. Reference counting goes on."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _followed(forward: Callable[..., Any], name: str, stack: list[str]) -> Callable[..., Any]:

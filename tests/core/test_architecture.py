@@ -25,6 +25,7 @@ CORE = [
     "examples",
     "modes",
     "opaque",
+    "regime",
     "shadow",
     "decisions",
     "recorder",

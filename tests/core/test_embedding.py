@@ -32,6 +32,16 @@ def preferring(sign: int) -> pk.Registry:
     return pk.Registry(extra={"own": SimpleNamespace(hook=pk.hookimpl(lambda: table, specname="prunekit_importance"))})
 
 
+class Last(torch.nn.Module):
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.layer(x)[0]
+        return found
+
+
 def kept(registry: pk.Registry) -> tuple[int, ...]:
     result = pk.prune(Chain(4, 8, 3), torch.randn(1, 4), 0.5, importance="own", registry=registry)
     return result.plan.cuts[0].kept
@@ -82,6 +92,8 @@ def settings() -> dict[str, Any]:
         "grad": torch.is_grad_enabled(),
         "dtype": torch.get_default_dtype(),
         "threads": torch.get_num_threads(),
+        "libraries": (torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled),
+        "fast path": torch.backends.mha.get_fastpath_enabled(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
 
@@ -96,6 +108,22 @@ def test_pruning_prints_nothing_and_changes_nothing_around_it() -> None:
         str(result)
     assert (out.getvalue(), err.getvalue()) == ("", "")
     assert settings() == {**before, "random": random}
+
+
+def test_pruning_in_threads_changes_nothing_around_it() -> None:
+    def work(number: int) -> int:
+        together.wait(timeout=60)
+        model = torch.nn.ModuleList([torch.nn.LSTM(4, 6, batch_first=True), torch.nn.TransformerEncoderLayer(6, 2, 8)])
+        for _ in range(3):
+            pk.DependencyGraph().build_dependency(torch.nn.Sequential(Last(model[0]), model[1]), torch.randn(2, 3, 4))
+        return number
+
+    work_alone, together = 0, threading.Barrier(1)
+    assert work(work_alone) == 0
+    before, together = settings(), threading.Barrier(4)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, range(4))) == [0, 1, 2, 3]
+    assert {**settings(), "random": 0} == {**before, "random": 0}
 
 
 def test_importing_changes_nothing() -> None:

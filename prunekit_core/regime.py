@@ -1,0 +1,87 @@
+"""The regime that forwards of shadows run in: settings of the whole process, changed for a moment and put back.
+
+PyTorch has one switch per process for its libraries and for fused attention, and one generator of random numbers.
+So one shadow runs at a time, whichever thread it belongs to: what two threads save and put back in turns would not be
+what was there at first. Switches that a model doesn't depend on aren't touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import random
+import threading
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+_FUSED = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
+_turn = threading.RLock()
+
+
+def _new_turn() -> None:
+    global _turn
+    _turn = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # in a child, the thread whose turn it was doesn't exist
+    os.register_at_fork(after_in_child=_new_turn)
+
+
+class Regime:
+    """The settings that a model's forwards run with, in a recording and in every replay.
+
+    - Random generators of torch (CPU; CUDA where it is used) and of Python start at the same seed.
+    - Recurrent layers don't run as one operation of oneDNN or cuDNN, attention not as one of the fused fast paths.
+    - The log of operations that don't fit is off: in a replay, that is an answer.
+
+    Args:
+        model: The model.
+        fake: Whether it runs on fake tensors.
+        log: The logger of operations that don't fit on fake tensors.
+    """
+
+    def __init__(self, model: nn.Module, fake: bool, log: logging.Logger) -> None:
+        modules = list(model.modules())
+        self._fake, self._log = fake, log
+        self._recurrent = any(isinstance(module, nn.RNNBase) for module in modules)
+        self._fused = any(isinstance(module, _FUSED) for module in modules)
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Sets everything for the time of one forward, when no other one runs."""
+        with _turn, contextlib.ExitStack() as back:
+            back.callback(setattr, self._log, "disabled", self._log.disabled)
+            self._log.disabled = True
+            if self._recurrent:
+                back.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
+                back.callback(torch._C._set_cudnn_enabled, torch._C._get_cudnn_enabled())
+                torch._C._set_mkldnn_enabled(False)
+                torch._C._set_cudnn_enabled(False)
+            if self._fused:
+                back.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+                torch.backends.mha.set_fastpath_enabled(False)
+            real = not self._fake and torch.cuda.is_initialized()
+            back.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count()) if real else []))
+            torch.default_generator.manual_seed(0)
+            if real:
+                torch.cuda.manual_seed_all(0)
+            back.callback(random.setstate, random.getstate())
+            random.seed(0)
+            yield
+
+
+@contextlib.contextmanager
+def collection_paused() -> Iterator[None]:
+    """Pauses the cycle collector: analysis makes many small objects that live, and each full collection walks all of
+    torch's. Reference counting goes on."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
