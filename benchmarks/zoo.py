@@ -103,7 +103,7 @@ def rival_cell(result: dict[str, Any]) -> str:
 
 
 def why(result: dict[str, Any]) -> str:
-    """The reason of a verdict in one line: the failure, else what pins most."""
+    """The reason of a verdict in one line: the failure, else what pins most where more than half is left."""
     if "failed" in result:
         return str(result["failed"]).replace("|", "/")[:160]
     parts = list(result.get("constants", []))[:1]
@@ -111,8 +111,10 @@ def why(result: dict[str, Any]) -> str:
         parts.append("no rule: " + ", ".join(result["without_rule"]))
     if not result.get("backward", True):
         parts.append(str(result.get("backward_failed", "")))
-    if result.get("prunable", 1) < 0.5:
-        parts.append("; ".join(f"{n} dims: {text}" for text, n in list(result.get("pins", {}).items())[:2]))
+    if result.get("left", 0) > 0.5:
+        parts += list(result.get("given_back", {}))[:1]
+        pins = [(text, n) for text, n in result.get("pins", {}).items() if text != "an input of the model"]
+        parts += [f"{n} dims: {text}" for text, n in pins[: 1 if parts else 2]]
     return "; ".join(parts).replace("|", "/")[:160]
 
 

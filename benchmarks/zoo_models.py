@@ -46,9 +46,6 @@ class Family:
 
 # -- torchvision
 
-LEFT_OUT: Mapping[str, str] = {
-    "quantized_": "integer arithmetic on packed weights: not differentiable, and nothing to slice"
-}
 DETECTION = ("rcnn", "retinanet", "fcos", "ssd")
 PROPOSALS, DETECTIONS = 40, 20
 """Regions that a detector of two stages looks at, and objects that it finds."""
@@ -70,8 +67,8 @@ VIDEO: Mapping[str, tuple[int, int]] = {  # prefix to frames and picture size
 
 
 def torchvision_names() -> list[str]:
-    models = importlib.import_module("torchvision.models")
-    return [name for name in models.list_models() if not name.startswith(tuple(LEFT_OUT))]
+    models: list[str] = importlib.import_module("torchvision.models").list_models()
+    return models
 
 
 def torchvision_build(name: str) -> Example:
@@ -79,7 +76,10 @@ def torchvision_build(name: str) -> Example:
     options: dict[str, Any] = {"weights": None}
     if name.startswith((*SEGMENTATION, "fasterrcnn", "maskrcnn", "keypointrcnn", "retinanet", "fcos", "ssd")):
         options["weights_backbone"] = None
-    if name in ("googlenet", "inception_v3"):
+    if name.startswith("quantized_"):
+        options["quantize"] = False  # ready to be quantized, in float: packed weights have no gradients and no slices
+    plain = name.removeprefix("quantized_")
+    if plain in ("googlenet", "inception_v3"):
         options["init_weights"] = False
     if name == "vit_h_14":
         options["image_size"] = 224
@@ -91,7 +91,7 @@ def torchvision_build(name: str) -> Example:
     for prefix, (frames, size) in VIDEO.items():
         if name.startswith(prefix):
             return Example(model, torch.randn(2 if size < 100 else 1, 3, frames, size, size))
-    size = next((size for prefix, size in SIZES.items() if name.startswith(prefix)), 64)
+    size = next((size for prefix, size in SIZES.items() if plain.startswith(prefix)), 64)
     return Example(model, torch.randn(2, 3, size, size))
 
 

@@ -376,6 +376,7 @@ class _Freezer:
         """Names the groups whose units contain units of other groups.
 
         After a channel shuffle two factors stand in both orders; then conv groups, or the fewer units, are outer.
+        Copies of channels count as outer wherever they stand: channels go with all of their copies.
         """
         pairs: dict[tuple[str, str], None] = {}
         for dims in self._parameters.values():
@@ -386,6 +387,8 @@ class _Freezer:
                         inside = [name for later in factors[position + 1 :] for name in groups_of(later)]
                         pairs.update(((name, inner), None) for name in groups_of(factor) for inner in inside)
         order, keys = list(Kind), {name: key for key, name in self._names.items()}
+        copies = {name for name, key in keys.items() if self._kinds.get(key) is Kind.COPIES}
+        pairs = {((b, a) if b in copies and a not in copies else (a, b)): None for a, b in pairs}
 
         def rank(name: str) -> tuple[int, int, str]:
             kind = self._kinds.get(keys[name], Kind.UNITS)

@@ -31,13 +31,17 @@ class Role(enum.Enum):
 
 
 class Kind(enum.Enum):
-    """What the units of a group are, from how operations use their axis; earlier kinds win over later ones."""
+    """What the units of a group are, from how operations use their axis; earlier kinds win over later ones.
+
+    ``copies`` are what a depthwise convolution with a multiplier makes of each channel.
+    """
 
     CONV_GROUPS = "conv_groups"
     NORM_GROUPS = "norm_groups"
     QUERIES_PER_HEAD = "queries_per_head"
     HEADS = "heads"
     HEAD_DIM = "head_dim"
+    COPIES = "copies"
     STREAM = "stream"
     CHANNELS = "channels"
     NEURONS = "neurons"

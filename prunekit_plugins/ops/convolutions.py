@@ -106,13 +106,14 @@ def _tie_groups(call: OpCall, channels: Axis, weight: TensorArgument, groups: in
     call.tie(outer, weight_groups)
     if transposed:
         call.tie(inner, rest)
-        result = product([weight_groups, weight.axes[1]])
-        inside = (weight.shape[0] // groups, weight.shape[1])
+        made = weight.axes[1]
+        result = product([weight_groups, made])
     else:
         call.tie(inner, weight.axes[1])
-        result = weight.axes[0]
-        inside = (weight.shape[0] // groups, weight.shape[1])
-    call.kind(weight_groups, Kind.CHANNELS if inside == (1, 1) else Kind.CONV_GROUPS)
+        made, result = rest, weight.axes[0]
+    call.kind(weight_groups, Kind.CHANNELS if inner.size == 1 else Kind.CONV_GROUPS)
+    if inner.size == 1:
+        call.kind(made, Kind.COPIES)
     call.expect("groups", [weight_groups])
     return result
 

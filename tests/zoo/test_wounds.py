@@ -419,6 +419,21 @@ class Pooled(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
+class Multiplied(nn.Module):
+    """FastViT: depthwise convolutions that make two channels of each; a channel goes with both."""
+
+    inputs: ClassVar = torch.randn(PICTURE)
+    groups: ClassVar = {"first": 6, "second#copies": 2}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 12, 3, padding=1, groups=6)
+        self.third, self.out = nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.Conv2d(12, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.third(self.second(self.first(x)).relu()))
+
+
 class Blocked(nn.Module):
     """NesT: heads stand before the blocks, and the width is divided by their number; widths are heads x dims."""
 
@@ -535,6 +550,7 @@ MODELS = (
     CrossCovariance,
     LinearAttention,
     Pooled,
+    Multiplied,
     Blocked,
     Aggregated,
     Packed,
@@ -567,7 +583,7 @@ def test_the_expected_groups_are_found(model: nn.Module) -> None:
 def test_half_of_each_goes_and_the_rest_is_the_same_program(model: nn.Module) -> None:
     original, before = copy.deepcopy(model), [tensor.shape for tensor in run(model)]
     result = pk.prune(model, model.inputs, importance=RandomImportance())
-    inner = {name for name in model.groups if not name.endswith(("_groups", "heads"))}
+    inner = {name for name in model.groups if not name.endswith(("_groups", "heads", "copies"))}
     assert set(result.report.pruned) == inner
     check = pk.check_exact(original, model, result.plan, model.inputs)
     assert check.error < 1e-5, str(check)
