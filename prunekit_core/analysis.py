@@ -14,6 +14,7 @@ from torch import nn
 
 from prunekit_core import axes
 from prunekit_core.axes import Axis, Form, Reason
+from prunekit_core.errors import PluginError
 from prunekit_core.examples import Example
 from prunekit_core.layout import (
     Concat,
@@ -206,6 +207,7 @@ def analyse(
     Raises:
         UnsupportedModelError: The model can't be analysed at all.
         RecordingError: The forward raised on the example inputs.
+        PluginError: A layer type states roles for another number of dims than a parameter has.
     """
     model = check_recordable(model)
     with collection_paused():
@@ -232,7 +234,7 @@ def _analyse(
     for name in untouched:
         for axis in parameters[name]:
             axes.pin(axis, Reason("no recording touched this parameter"))
-    freezer = _Freezer(parameters, propagations)
+    freezer = _Freezer(parameters, propagations, _stated_roles(shadow.modules, parameters, registry))
     recordings: list[Recording] = []
     known: list[list[object]] = []
     for propagation, (trace, example, training) in zip(propagations, recorded, strict=True):
@@ -253,6 +255,28 @@ def _analyse(
         shadow=shadow,
         swaps=programs.swaps,
     )
+
+
+def _stated_roles(
+    modules: Mapping[str, nn.Module], parameters: Mapping[str, tuple[Axis, ...]], registry: Registry
+) -> dict[tuple[str, int], Role]:
+    """Collects what layer types say about the dims of their layers' parameters."""
+    found: dict[tuple[str, int], Role] = {}
+    for path, module in modules.items():
+        kind = registry.layer_type(module)
+        if kind is None:
+            continue
+        for own, roles in kind.roles.items():
+            name = f"{path}.{own}" if path else own
+            dims = parameters.get(name, ())
+            if name in parameters and len(dims) != len(roles):
+                raise PluginError(
+                    "A layer type says what a parameter does along dims that it doesn't have.",
+                    where=f"roles[{own!r}] of {kind.name} in {registry.layer_owner(module)}, for {name}",
+                    why=f"{len(roles)} roles for {len(dims)} dims",
+                )
+            found.update(((name, dim), role) for dim, role in enumerate(roles) if name in parameters)
+    return found
 
 
 def _blamed(gap: NotUnderstood, registry: Registry) -> NotUnderstood:
@@ -276,12 +300,17 @@ def _merged(gaps: Iterable[NotUnderstood]) -> tuple[NotUnderstood, ...]:
 class _Freezer:
     """Turns live axes into layouts over named groups."""
 
-    def __init__(self, parameters: Mapping[str, tuple[Axis, ...]], propagations: Sequence[Propagation]) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, tuple[Axis, ...]],
+        propagations: Sequence[Propagation],
+        stated: Mapping[tuple[str, int], Role],
+    ) -> None:
         self._parameters, self._propagations = parameters, propagations
         self._layouts: dict[int, Layout] = {}
         self._members: dict[int, list[Member]] = {}
         self._leaves: dict[int, Axis] = {}
-        roles = {key: role for p in reversed(propagations) for key, role in p.effects.roles.items()}
+        roles = {key: role for p in reversed(propagations) for key, role in p.effects.roles.items()} | dict(stated)
         for name, dims in parameters.items():
             for dim, axis in enumerate(dims):
                 matrix = len(dims) == 2 and name.endswith("weight")  # a packed weight is used in pieces only

@@ -10,6 +10,7 @@ from torch import nn
 
 from prunekit_core.layout import Kept, Layout, new_size, prefix
 from prunekit_core.opaque import Opaque
+from prunekit_core.rules import Role
 
 PruningFunction = Callable[[nn.Module, Sequence[int]], nn.Module]
 """Removes units from one layer in place: ``prune(layer, indices) -> layer``."""
@@ -66,6 +67,9 @@ class LayerType:
         flat_in: How its input channels are numbered.
         also_out: Further functions that mean the same as ``prune_out``.
         also_in: Further functions that mean the same as ``prune_in``.
+        roles: What its own parameters do along each of their dims, by local name, such as
+            ``{"weight": (Role.OUT, Role.IN)}``. Rules say it of parameters that an operation is given as they are; a
+            layer that transposes or reshapes a parameter first has to say it here. This wins over what rules say.
         attributes: Called with a module and its `Resizing`; returns the int or tuple-of-int attributes that state
             sizes, with their values for the new shapes.
         same_in_training: Whether the layer ties the same axes in train mode as in eval mode, though it asks which one
@@ -80,6 +84,7 @@ class LayerType:
     flat_in: Flat | None = None
     also_out: tuple[PruningFunction, ...] = ()
     also_in: tuple[PruningFunction, ...] = ()
+    roles: Mapping[str, Sequence[Role]] = attrs.field(factory=dict)
     attributes: Callable[[nn.Module, Resizing], Mapping[str, Any]] = no_attributes
     same_in_training: bool = False
     opaque: Opaque | None = None

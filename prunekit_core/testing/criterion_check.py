@@ -11,7 +11,7 @@ from torch import nn
 from prunekit_core.graph import DependencyGraph
 from prunekit_core.group import Group
 from prunekit_core.registry import Registry
-from prunekit_core.testing.network import small_net
+from prunekit_core.testing.network import chosen_net
 
 Criterion = Callable[[Group], "torch.Tensor | None"]
 
@@ -21,6 +21,8 @@ def check_criterion(
     *,
     prepare: Callable[[nn.Module, torch.Tensor], None] | None = None,
     equivariant: bool = True,
+    model: nn.Module | None = None,
+    example: torch.Tensor | None = None,
     registry: Registry | None = None,
 ) -> None:
     """Proves a criterion on a small network.
@@ -33,12 +35,15 @@ def check_criterion(
         make: Makes the criterion; called anew for every comparison, so that seeded ones start again.
         prepare: Called with the network and a batch before scoring, for criteria that need gradients or activations.
         equivariant: False for criteria that don't look at the weights (random scores).
+        model: The network, for criteria that look at layers of one's own; it is not touched. It needs a layer that a
+            group of more than three units can start from. None for one of convolutions, linear layers and norms.
+        example: What the model is called with; goes with ``model``.
         registry: Where rules and layer types are found; None for the default registry.
 
     Raises:
         AssertionError: One of the above doesn't hold.
     """
-    net, batch = small_net()
+    net, batch = chosen_net(model, example)
     scores = _scores(net, batch, make, prepare, registry)
     assert any(score is not None for score in scores.values()), "the criterion scores no group of the network"
     again = _scores(net, batch, make, prepare, registry)
@@ -92,15 +97,19 @@ def _check_order(
     if prepare is not None:
         prepare(model, batch)
     graph = _graph(model, batch, registry)
-    function = graph.registry.layer_type(net.get_submodule("stem"))
-    assert function is not None, "nn.Conv2d has no layer type in this registry"
-    assert function.prune_out is not None, "the layer type of nn.Conv2d can't remove outputs"
-    layer = model.get_submodule("stem")
-    first = make()(graph.get_pruning_group(layer, function.prune_out, [4, 0, 3]))
-    second = make()(graph.get_pruning_group(layer, function.prune_out, [0, 3, 4]))
-    assert (first is None) == (second is None), "the criterion scores units in one order, not in another"
-    if first is not None and second is not None:
-        assert torch.allclose(first, second[[2, 0, 1]]), "the scores don't follow the order of the units asked for"
+    tried = False
+    for whole in graph.get_all_groups():
+        root, channels = whole[0]
+        if root.pruning_fn is None or not 3 < len(channels) == whole.size():
+            continue
+        tried = True
+        mixed, sorted_ = [channels[3], channels[0], channels[2]], [channels[0], channels[2], channels[3]]
+        first = make()(graph.get_pruning_group(root.layer, root.pruning_fn, mixed))
+        second = make()(graph.get_pruning_group(root.layer, root.pruning_fn, sorted_))
+        assert (first is None) == (second is None), "the criterion scores units in one order, not in another"
+        if first is not None and second is not None:
+            assert torch.allclose(first, second[[2, 0, 1]]), "the scores don't follow the order of the units asked for"
+    assert tried, "no group of more than three units starts at a layer whose type has a pruning function"
 
 
 def _check_permutation(

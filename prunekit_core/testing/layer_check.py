@@ -16,9 +16,10 @@ from prunekit_core.errors import RehearsalError, UnitsError
 from prunekit_core.exactness import check_exact
 from prunekit_core.graph import DependencyGraph
 from prunekit_core.group import Group
-from prunekit_core.layers import Resizing
+from prunekit_core.layers import LayerType, Resizing
 from prunekit_core.plan import Plan
 from prunekit_core.registry import Registry, default_registry
+from prunekit_core.rules import Role
 from prunekit_core.shadow import tensors_of
 from prunekit_core.surgery import modules_in, tensors_in
 from prunekit_core.testing.opaque_check import check_opaque, check_spoken
@@ -55,11 +56,11 @@ def check_layer_type(
 
     Of a layer that is declared opaque, first, the outputs that are declared are compared with those that it returns,
     and its rule must say something about each dim of its parameters. A layer that is said to tie the same axes in both
-    modes must do so. Then half of the units of every group that the layer takes part in are removed in turn, each from
-    a fresh copy; of a layer that holds no tensors, those of the groups that run through it. The layer's attributes must
-    be those that its type states for the new shapes, the layer must agree with one that its own pruning functions
-    pruned, the output must be that of the original with the removed units zeroed, gradients must reach every parameter,
-    and the result must survive saving and loading.
+    modes must do so. Parameters must consume what is numbered as inputs. Then half of the units of every group that the
+    layer takes part in are removed in turn, each from a fresh copy; of a layer that holds no tensors, those of the
+    groups that run through it. The layer's attributes must be those that its type states for the new shapes, the layer
+    must agree with one that its own pruning functions pruned, the output must be that of the original with the removed
+    units zeroed, gradients must reach every parameter, and the result must survive saving and loading.
 
     Args:
         module: A layer whose class has a layer type; it is not touched. Its parameters should differ from each other.
@@ -86,6 +87,7 @@ def check_layer_type(
     _check_attributes(graph, registry, "before pruning")
     if kind.opaque is not None:
         check_spoken(graph.analysis, "layer", kind)
+    _check_roles(graph, kind)
     if kind.same_in_training:
         _check_modes(bench, scale, kind.name, registry)
     bare = not tensors_in(modules_in(module))
@@ -94,6 +96,23 @@ def check_layer_type(
     for name in names:
         _check_group(bench, scale, name, registry)
     return tuple(names)
+
+
+def _check_roles(graph: DependencyGraph, kind: LayerType) -> None:
+    """What is numbered as inputs must be consumed: that is how a group knows which function removes it."""
+    layer = graph.model.get_submodule("layer")
+    unknown = [name for name in kind.roles if not hasattr(layer, name)]
+    assert not unknown, f"{kind.name}.roles: there is no parameter {', '.join(unknown)}"
+    own = graph.standing.own_layouts(layer)
+    into, out = (None if flat is None else flat(layer, own) for flat in (kind.flat_in, kind.flat_out))
+    if into is None or into == out:
+        return
+    for member in (member for group in graph.groups() for member in group.members if member.module == "layer"):
+        name = member.parameter.rpartition(".")[2]
+        assert own[name][member.dim] != into or member.role is Role.IN, (
+            f"{kind.name}: flat_in says that the inputs lie along {name}[{member.dim}], whose role is "
+            f"{member.role.name}: say what the parameter does in LayerType(roles=...)"
+        )
 
 
 def _inside(path: str) -> bool:

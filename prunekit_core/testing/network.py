@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 
@@ -34,3 +36,16 @@ def small_net() -> tuple[SmallNet, torch.Tensor]:
         for parameter in net.parameters():
             nn.init.normal_(parameter)
     return net, batch
+
+
+def chosen_net(model: nn.Module | None, example: torch.Tensor | None) -> tuple[nn.Module, torch.Tensor]:
+    """Returns a copy of the author's network and its input, or the small one.
+
+    Raises:
+        AssertionError: Only one of both was given.
+    """
+    if model is None and example is None:
+        return small_net()
+    assert model is not None, "an example without a model"
+    assert example is not None, "a model without an example"
+    return copy.deepcopy(model), example

@@ -12,12 +12,18 @@ from torch import nn
 from prunekit_core.graph import DependencyGraph
 from prunekit_core.group import Group
 from prunekit_core.registry import Registry
-from prunekit_core.testing.network import small_net
+from prunekit_core.testing.network import chosen_net
 
 MakeRegularizer = Callable[[Callable[[], Iterable[Group]]], Any]
 
 
-def check_regularizer(make: MakeRegularizer, *, registry: Registry | None = None) -> None:
+def check_regularizer(
+    make: MakeRegularizer,
+    *,
+    model: nn.Module | None = None,
+    example: torch.Tensor | None = None,
+    registry: Registry | None = None,
+) -> None:
     """Proves a regularizer on a small network.
 
     ``regularize()`` must change gradients and keep their shapes, dtypes and finiteness, change no weight, buffer or
@@ -26,12 +32,15 @@ def check_regularizer(make: MakeRegularizer, *, registry: Registry | None = None
 
     Args:
         make: Makes the regularizer from a function that lists the groups as they are now, such as the registered class.
+        model: The network, for regularizers of layers of one's own; it is not touched. None for one of convolutions,
+            linear layers and norms.
+        example: What the model is called with; goes with ``model``.
         registry: Where rules are found; None for the default registry.
 
     Raises:
         AssertionError: One of the above doesn't hold.
     """
-    net, batch = small_net()
+    net, batch = chosen_net(model, example)
     first, second = (_one_step(copy.deepcopy(net), batch, make, registry) for _ in range(2))
     for name, gradient in first.items():
         assert torch.equal(gradient, second[name]), f"{name}: made anew, the regularizer adds something else"
@@ -43,7 +52,7 @@ def check_regularizer(make: MakeRegularizer, *, registry: Registry | None = None
             nn.init.constant_(parameter, constant)
         _one_step(even, batch, make, registry)
     frozen = copy.deepcopy(net)
-    frozen.stem.requires_grad_(False)
+    next(iter(frozen.parameters())).requires_grad_(False)
     _one_step(frozen, batch, make, registry)
     _check_refresh(copy.deepcopy(net), batch, make, registry)
 
