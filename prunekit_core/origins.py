@@ -192,6 +192,8 @@ class _Walk:
                 part = self._origins.moved(maker, source, ref, wanted)
                 if part.any():
                     self._reach(source, part, operands)
+        elif how is Scaling.MATRIX and not wanted.all() and not self._origins.is_made(sources(maker)[-1]):
+            self._reach_columns(maker, wanted)
         elif how in (Scaling.MATRIX, Scaling.WHOLE) and not wanted.all():
             raise UnresolvedError(f"part of what {maker.name} makes would be scaled")
         elif how is Scaling.WHOLE:
@@ -256,27 +258,35 @@ class _Walk:
         for argument in ("weight", "bias"):
             ref = maker.arguments.get(argument)
             if isinstance(ref, TensorRef):
-                self._take(ref, chosen, maker)
+                shape = self._origins.shape(ref)
+                self._take(ref, chosen.reshape(-1, *[1] * (len(shape) - 1)).expand(shape), maker)
 
-    def _take(self, ref: TensorRef, chosen: torch.Tensor, user: Operation) -> None:
-        name = self._origins.name(ref)
+    def _reach_columns(self, maker: Operation, wanted: torch.Tensor) -> None:
+        """Part of a product with a parameter that was turned round: ``x @ W.T``."""
+        columns = wanted.reshape(-1, wanted.shape[-1])
+        chosen = columns.any(0)
+        if not columns[:, chosen].all():
+            raise UnresolvedError("part of a row would be scaled")
+        weight = sources(maker)[-1]
+        self._take(weight, chosen.expand(self._origins.shape(weight)), maker)
+
+    def _take(self, ref: TensorRef, wanted: torch.Tensor, user: Operation) -> None:
+        name, maker = self._origins.name(ref), self._origins.makers.get(ref.index)
+        if name is None and (maker is None or self._rules.scaling(maker.op) is not Scaling.MOVED):
+            raise UnresolvedError("its weight is computed")
+        rows = wanted.reshape(wanted.shape[0], -1)
         if name is not None:
             if any(other is not user and other.outputs for other in self._origins.users.get(ref.index, [])):
                 raise UnresolvedError(f"{name} is used elsewhere, too")
-            self._rows.setdefault(name, set()).update(chosen.nonzero().flatten().tolist())
-            return
-        maker = self._origins.makers.get(ref.index)
-        if maker is None or self._rules.scaling(maker.op) is not Scaling.MOVED:
-            raise UnresolvedError("its weight is computed")
-        shape = self._origins.shape(ref)
-        wanted = chosen.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
-        for source in dict.fromkeys(sources(maker)):
-            mask = self._origins.moved(maker, source, ref, wanted)
-            rows = mask.reshape(mask.shape[0], -1)
             if not rows[rows.any(1)].all():
                 raise UnresolvedError("part of a row would be scaled")
-            if rows.any():
-                self._take(source, rows.any(1), maker)
+            self._rows.setdefault(name, set()).update(rows.any(1).nonzero().flatten().tolist())
+            return
+        assert maker is not None
+        for source in dict.fromkeys(sources(maker)):
+            mask = self._origins.moved(maker, source, ref, wanted)
+            if mask.any():
+                self._take(source, mask, maker)
 
 
 def _plain(operation: Operation, arguments: dict[str, Any]) -> dict[str, Any]:

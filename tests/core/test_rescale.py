@@ -181,6 +181,26 @@ def test_a_norm_after_the_queries_is_scaled() -> None:
     assert pk.check_exact(original, model, result.plan, X.double()).error < 1e-12
 
 
+def test_part_of_a_product_with_a_turned_parameter_is_scaled() -> None:
+    """Queries, keys and values are one product with ``weight.T``."""
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.out = nn.Parameter(torch.randn(24, 5)), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, k, v = (x @ self.weight.T).view(*x.shape[:2], 3, -1).unbind(2)
+            return self.out(F.scaled_dot_product_attention(q, k, v))
+
+    torch.manual_seed(0)
+    model = Turned().double()
+    original, x = copy.deepcopy(model), X.double()
+    result = pk.prune(model, x)
+    assert [(r.parameter, r.rows) for r in result.plan.rescales] == [("weight", ((0, 8),))]
+    assert pk.check_exact(original, model, result.plan, x).error < 1e-12
+
+
 class Selves(nn.Module):
     """Queries and keys are made by the same rows: both take the root of the factor."""
 
