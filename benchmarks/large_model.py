@@ -35,6 +35,12 @@ class Chance:
         return torch.rand(group.size(), generator=self._generator)
 
 
+def peak_memory() -> int:
+    """Bytes of this process; not getrusage, whose peak is at least that of the process that started this one."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
+
+
 def work(layers: int) -> None:
     """One measurement, printed as JSON."""
     torch.set_num_threads(1)
@@ -43,15 +49,16 @@ def work(layers: int) -> None:
         model = Llama(sizes)
         ids = torch.zeros(1, 16, dtype=torch.long)
     pk.default_registry()
+    peak_before = peak_memory()
     wall, processor = time.perf_counter(), time.process_time()
     plan = pk.BasePruner(model, ids, Chance()).plan()
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     preview = plan.preview()
     found = {
         "wall": wall,
         "processor": processor,
-        "peak": int(status["VmHWM"].split()[0]) * 1024,
+        "peak": peak_memory(),
+        "peak_before": peak_before,
         "before": preview.params_before,
         "after": preview.params_after,
         "groups": len(plan.cuts),
@@ -79,7 +86,9 @@ def main() -> None:
     print(f"{first['before'] / 1e9:.1f} -> {first['after'] / 1e9:.1f} billion parameters, {first['groups']} groups cut")
     print(f"seconds (median): {statistics.median(f['wall'] for f in found):.2f} by the wall clock,", end=" ")
     print(f"{statistics.median(f['processor'] for f in found):.2f} by the processor")
-    print(f"peak memory: {max(f['peak'] for f in found) / 1e9:.2f} GB; the plan as JSON: {first['plan'] / 1e6:.1f} MB")
+    peak, planning = max(f["peak"] for f in found), max(f["peak"] - f["peak_before"] for f in found)
+    print(f"peak memory: {peak / 1e9:.2f} GB, of which planning took {planning / 1e9:.2f} GB")
+    print(f"the plan as JSON: {first['plan'] / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -108,8 +108,7 @@ class Application:
             surgery.exchange_module(self._model, old, new)
             new.train(old.training)
         for rescale in self._plan.rescales:
-            rows = [row for start, stop in rescale.rows for row in range(start, stop)]
-            surgery.scale_positions(self._tensor(rescale.parameter), rows, rescale.factor)
+            surgery.scale_rows(self._tensor(rescale.parameter), rescale.rows, rescale.factor)
         positions = self._plan.all_positions(self._plan.parameters)
         surgery.shrink_tensors([(self._tensors[name], dims) for name, dims in positions.items()])
         if self._state is not None:

@@ -15,7 +15,7 @@ from prunekit_core.errors import CheckpointError
 from prunekit_core.plan import Plan
 from prunekit_core.protocol import Protocol
 from prunekit_core.shards import Weights, write_weights
-from prunekit_core.surgery import scale_positions, select_positions
+from prunekit_core.surgery import scale_rows, select_positions
 from prunekit_core.tensorfile import Stored
 
 SHARD = "5GB"
@@ -83,6 +83,8 @@ class _Pruned:
             self.tensors[name] = Stored(stored.dtype, shape)
         self._total = sum(stored.bytes for stored in weights.tensors.values())
         self._done = 0
+        largest = max((s.row_bytes * (b - a) for s in weights.tensors.values() for a, b in s.pieces()[:1]), default=0)
+        self._room = torch.empty(largest, dtype=torch.uint8)
 
     def _match(self) -> None:
         """Finds the tensor of every entry of the plan."""
@@ -108,13 +110,13 @@ class _Pruned:
             raise CheckpointError("The checkpoint is for another model.", where=str(self._weights.path), why=why)
 
     def rows(self, name: str) -> Iterator[torch.Tensor]:
-        """Yields a tensor in runs along its dim 0."""
+        """Yields a tensor in runs along its dim 0; a run is there until the next one is asked for."""
         stored, cut = self._weights.tensors[name], self._cuts.get(name)
         positions = self._plan.positions(cut) if cut else {}
         for start, stop in stored.pieces():
-            piece = self._weights.read(name, (start, stop))
+            piece = self._weights.read(name, (start, stop), self._room)
             for rescale in self._rescales.get(name, ()):
-                scale_positions(piece, _within(rescale.rows, start, stop), rescale.factor)
+                scale_rows(piece, _within(rescale.rows, start, stop), rescale.factor)
             yield _selected(piece, positions, start, stop) if positions else piece
             self._done += piece.nbytes
             if self._progress is not None:
@@ -137,8 +139,9 @@ def _selected(piece: torch.Tensor, positions: Mapping[int, torch.Tensor], start:
     return bits.view(piece.dtype)
 
 
-def _within(runs: tuple[tuple[int, int], ...], start: int, stop: int) -> list[int]:
-    return [row - start for first, last in runs for row in range(max(first, start), min(last, stop))]
+def _within(runs: tuple[tuple[int, int], ...], start: int, stop: int) -> list[tuple[int, int]]:
+    parts = ((max(first, start) - start, min(last, stop) - start) for first, last in runs)
+    return [(first, last) for first, last in parts if first < last]
 
 
 def _not_scalable(name: str, rescale: Rescale, tensors: Mapping[str, Stored]) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 from prunekit_core.errors import ArgumentError, CheckpointError
 from prunekit_core.plan import Plan
 from prunekit_core.shards import Weights
-from prunekit_core.surgery import aliases_in, named_tensors, scale_positions, select_positions
+from prunekit_core.surgery import aliases_in, named_tensors, scale_rows, select_positions
 
 
 class StoredValues:
@@ -63,7 +63,6 @@ class StoredValues:
         values = self._weights.read(self._stored[name])
         for rescale in plan.rescales:
             if rescale.parameter == name:
-                rows = [row for start, stop in rescale.rows for row in range(start, stop)]
-                scale_positions(values, rows, rescale.factor)
+                scale_rows(values, rescale.rows, rescale.factor)
         cuts = [cut for cut in plan.parameters if cut.parameter == name]
         return select_positions(values, plan.positions(cuts[0])) if cuts else values

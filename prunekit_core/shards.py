@@ -59,9 +59,9 @@ class Weights:
         """Whether prunekit wrote it."""
         return KEY in self.metadata
 
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
-        """Reads a tensor, or a run of positions along its dim 0, into memory of its own."""
-        return self._homes[name].read(name, rows)
+    def read(self, name: str, rows: tuple[int, int] | None = None, room: torch.Tensor | None = None) -> torch.Tensor:
+        """Reads a tensor, or a run of positions along its dim 0; see `TensorFile.read`."""
+        return self._homes[name].read(name, rows, room)
 
     def _open_shards(self, index: Path) -> None:
         places, metadata = _read_index(index)

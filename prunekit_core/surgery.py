@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -64,11 +64,11 @@ def zero_positions(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]) 
             tensor.data.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0)
 
 
-def scale_positions(tensor: torch.Tensor, positions: Sequence[int], factor: float) -> None:
-    """Multiplies rows (dim 0) of a parameter by a factor, in place."""
+def scale_rows(tensor: torch.Tensor, runs: Iterable[tuple[int, int]], factor: float) -> None:
+    """Multiplies runs ``(start, stop)`` of rows (dim 0) of a parameter by a factor, in place."""
     with torch.no_grad():
-        rows = torch.tensor(positions, dtype=torch.long, device=tensor.device)
-        tensor.data[rows] *= factor
+        for start, stop in runs:
+            tensor.data[start:stop] *= factor
 
 
 def replace_values(tensor: torch.Tensor, values: torch.Tensor) -> None:

@@ -126,8 +126,14 @@ class TensorFile:
                 start = begin + entry["data_offsets"][0]
                 self.tensors[name] = Stored(DTYPES[entry["dtype"]], tuple(entry["shape"]), start)
 
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
-        """Reads a tensor, or a run of positions along its dim 0, into memory of its own.
+    def read(self, name: str, rows: tuple[int, int] | None = None, room: torch.Tensor | None = None) -> torch.Tensor:
+        """Reads a tensor, or a run of positions along its dim 0.
+
+        Args:
+            name: One of `tensors`.
+            rows: The run ``(start, stop)``; None means everything.
+            room: Memory to read into, uint8 ``[bytes]``, with room enough; None means memory of its own, which the
+                system has to find and to clear.
 
         Raises:
             CheckpointError: The file was cut short since it was opened.
@@ -136,7 +142,10 @@ class TensorFile:
         shape, start = stored.shape, stored.start
         if rows is not None and shape:
             shape, start = (rows[1] - rows[0], *shape[1:]), start + rows[0] * stored.row_bytes
-        tensor = torch.empty(shape, dtype=stored.dtype)
+        if room is None:
+            tensor = torch.empty(shape, dtype=stored.dtype)
+        else:
+            tensor = room[: math.prod(shape) * stored.dtype.itemsize].view(stored.dtype).view(shape)
         with open(self.path, "rb", buffering=0) as file:
             file.seek(start)
             read_into(file, tensor, self.path)

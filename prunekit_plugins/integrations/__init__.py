@@ -1,7 +1,7 @@
 """Meeting points with other libraries, and a helper for plain training loops.
 
 What needs a library is in a module of its own, which imports it: ``integrations.lightning`` (extra ``lightning``),
-``integrations.hf`` (callback for transformers' trainer) and ``integrations.huggingface`` (folders of transformers
+``integrations.trainer`` (callback for transformers' trainer) and ``integrations.huggingface`` (folders of transformers
 models; extra ``hf`` for both).
 """
 

@@ -18,7 +18,7 @@ from tests.integrations.test_training import same
 
 transformers = pytest.importorskip("transformers", reason="needs prunekit[hf]")
 pytest.importorskip("accelerate", reason="needs prunekit[hf]")
-integration = pytest.importorskip("prunekit_plugins.integrations.hf", reason="needs prunekit[hf]")
+integration = pytest.importorskip("prunekit_plugins.integrations.trainer", reason="needs prunekit[hf]")
 
 BATCHES = 4
 
