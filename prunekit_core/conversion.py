@@ -15,8 +15,8 @@ from prunekit_core.errors import CheckpointError
 from prunekit_core.plan import Plan
 from prunekit_core.protocol import Protocol
 from prunekit_core.shards import Weights, write_weights
-from prunekit_core.surgery import scale_rows, select_positions
-from prunekit_core.tensorfile import Stored
+from prunekit_core.surgery import scale_rows
+from prunekit_core.tensorfile import Stored, room_for
 
 SHARD = "5GB"
 """Size of the files of a folder, where nobody says."""
@@ -84,7 +84,8 @@ class _Pruned:
         self._total = sum(stored.bytes for stored in weights.tensors.values())
         self._done = 0
         largest = max((s.row_bytes * (b - a) for s in weights.tensors.values() for a, b in s.pieces()[:1]), default=0)
-        self._room = torch.empty(largest, dtype=torch.uint8)
+        # memory that is used again and again: what the system gives has to be cleared first
+        self._room, self._other = torch.empty(largest, dtype=torch.uint8), torch.empty(largest, dtype=torch.uint8)
 
     def _match(self) -> None:
         """Finds the tensor of every entry of the plan."""
@@ -117,26 +118,33 @@ class _Pruned:
             piece = self._weights.read(name, (start, stop), self._room)
             for rescale in self._rescales.get(name, ()):
                 scale_rows(piece, _within(rescale.rows, start, stop), rescale.factor)
-            yield _selected(piece, positions, start, stop) if positions else piece
+            yield self._selected(piece, positions, start, stop) if positions else piece
             self._done += piece.nbytes
             if self._progress is not None:
                 self._progress(self._done, self._total)
 
-
-def _selected(piece: torch.Tensor, positions: Mapping[int, torch.Tensor], start: int, stop: int) -> torch.Tensor:
-    """Selects what stays of the rows from ``start`` to ``stop`` of a tensor."""
-    chosen = dict(positions)
-    if 0 in chosen:
-        rows = chosen[0]
-        chosen[0] = rows[(rows >= start) & (rows < stop)] - start
-    # whole numbers of the same width: some dtypes can't be indexed
-    bits = piece.view(_BITS[piece.dtype.itemsize])
-    last = bits.dim() - 1
-    columns = chosen.pop(last, None) if last else None
-    bits = select_positions(bits, chosen)
-    if columns is not None:  # several times faster than index_select along the last dim
-        bits = bits.gather(last, columns.expand(*bits.shape[:-1], -1))
-    return bits.view(piece.dtype)
+    def _selected(
+        self, piece: torch.Tensor, positions: Mapping[int, torch.Tensor], start: int, stop: int
+    ) -> torch.Tensor:
+        """Selects what stays of the rows from ``start`` to ``stop`` of a tensor."""
+        chosen = dict(positions)
+        if 0 in chosen:
+            rows = chosen[0]
+            chosen[0] = rows[(rows >= start) & (rows < stop)] - start
+        # whole numbers of the same width: some dtypes can't be indexed
+        bits = piece.view(_BITS[piece.dtype.itemsize])
+        last = bits.dim() - 1
+        room, other = self._room, self._other
+        for dim in sorted(chosen):
+            kept = chosen[dim]
+            shape = (*bits.shape[:dim], len(kept), *bits.shape[dim + 1 :])
+            out = room_for(other, bits.dtype, shape)
+            if 0 < dim == last:  # several times faster than index_select along the last dim
+                torch.gather(bits, dim, kept.expand(shape), out=out)
+            else:
+                torch.index_select(bits, dim, kept, out=out)
+            bits, room, other = out, other, room
+        return bits.view(piece.dtype)
 
 
 def _within(runs: tuple[tuple[int, int], ...], start: int, stop: int) -> list[tuple[int, int]]:

@@ -142,14 +142,16 @@ class TensorFile:
         shape, start = stored.shape, stored.start
         if rows is not None and shape:
             shape, start = (rows[1] - rows[0], *shape[1:]), start + rows[0] * stored.row_bytes
-        if room is None:
-            tensor = torch.empty(shape, dtype=stored.dtype)
-        else:
-            tensor = room[: math.prod(shape) * stored.dtype.itemsize].view(stored.dtype).view(shape)
+        tensor = torch.empty(shape, dtype=stored.dtype) if room is None else room_for(room, stored.dtype, shape)
         with open(self.path, "rb", buffering=0) as file:
             file.seek(start)
             read_into(file, tensor, self.path)
         return tensor
+
+
+def room_for(room: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    """Makes a tensor in memory that is there, uint8 ``[bytes]``."""
+    return room[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
 
 
 def read_header(file: BinaryIO) -> bytes:
