@@ -17,7 +17,9 @@ def select_positions(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]
         positions: Dim to the positions that stay, int64 ``[kept]``, ascending.
     """
     shape, device = tensor.shape, tensor.device
-    order = sorted(positions, key=lambda d: (positions[d].numel() / max(1, shape[d]), d))
+    order: Iterable[int] = positions
+    if len(positions) > 1:
+        order = sorted(positions, key=lambda d: (positions[d].numel() / max(1, shape[d]), d))
     result = tensor
     for dim in order:
         kept = positions[dim]
