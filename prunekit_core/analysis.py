@@ -14,7 +14,6 @@ from torch import nn
 
 from prunekit_core import axes
 from prunekit_core.axes import Axis, Form, Reason
-from prunekit_core.errors import PluginError
 from prunekit_core.examples import Example
 from prunekit_core.layout import (
     Concat,
@@ -36,6 +35,7 @@ from prunekit_core.regime import collection_paused
 from prunekit_core.registry import Registry
 from prunekit_core.rules import Kind, Role, Temperature, Verb
 from prunekit_core.shadow import Shadow
+from prunekit_core.stated import stated_roles
 from prunekit_core.trace import Trace, program_of
 
 
@@ -207,7 +207,7 @@ def analyse(
     Raises:
         UnsupportedModelError: The model can't be analysed at all.
         RecordingError: The forward raised on the example inputs.
-        PluginError: A layer type states roles for another number of dims than a parameter has.
+        PluginError: What a layer type says about its parameters is wrong.
     """
     model = check_recordable(model)
     with collection_paused():
@@ -234,7 +234,7 @@ def _analyse(
     for name in untouched:
         for axis in parameters[name]:
             axes.pin(axis, Reason("no recording touched this parameter"))
-    freezer = _Freezer(parameters, propagations, _stated_roles(shadow.modules, parameters, registry))
+    freezer = _Freezer(parameters, propagations, stated_roles(registry, shadow.modules, parameters))
     recordings: list[Recording] = []
     known: list[list[object]] = []
     for propagation, (trace, example, training) in zip(propagations, recorded, strict=True):
@@ -255,28 +255,6 @@ def _analyse(
         shadow=shadow,
         swaps=programs.swaps,
     )
-
-
-def _stated_roles(
-    modules: Mapping[str, nn.Module], parameters: Mapping[str, tuple[Axis, ...]], registry: Registry
-) -> dict[tuple[str, int], Role]:
-    """Collects what layer types say about the dims of their layers' parameters."""
-    found: dict[tuple[str, int], Role] = {}
-    for path, module in modules.items():
-        kind = registry.layer_type(module)
-        if kind is None:
-            continue
-        for own, roles in kind.roles.items():
-            name = f"{path}.{own}" if path else own
-            dims = parameters.get(name, ())
-            if name in parameters and len(dims) != len(roles):
-                raise PluginError(
-                    "A layer type says what a parameter does along dims that it doesn't have.",
-                    where=f"roles[{own!r}] of {kind.name} in {registry.layer_owner(module)}, for {name}",
-                    why=f"{len(roles)} roles for {len(dims)} dims",
-                )
-            found.update(((name, dim), role) for dim, role in enumerate(roles) if name in parameters)
-    return found
 
 
 def _blamed(gap: NotUnderstood, registry: Registry) -> NotUnderstood:

@@ -10,9 +10,12 @@ from typing import Any
 from torch import nn
 
 from prunekit_core.analysis import Analysis
+from prunekit_core.blame import describe_error, site_of
+from prunekit_core.errors import PluginError, PrunekitError
 from prunekit_core.examples import Example
 from prunekit_core.layout import Kept
 from prunekit_core.polynomial import Polynomial, Sizes, compile_polynomials
+from prunekit_core.registry import Registry
 
 Compiled = Callable[[Sizes], float]
 """A cost as a function of the number of units that each group keeps (a group that is absent keeps all)."""
@@ -112,6 +115,39 @@ class FunctionCost(CostModel):
 def cost_model(registered: Any) -> CostModel:
     """Returns what is registered through ``prunekit_budgets`` as a cost model."""
     return registered if isinstance(registered, CostModel) else FunctionCost(registered)
+
+
+def compiled_cost(registry: Registry, name: str, analysis: Analysis) -> Compiled:
+    """Makes a registered cost a function of group sizes; a mistake is an error of the plugin that brought it.
+
+    Raises:
+        ArgumentError: Nothing is registered under the name.
+        PluginError: The cost model raises, or returns no finite number; so does the function, later.
+    """
+    registered = registry.named("prunekit_budgets", name)
+    owner = registry.entries("prunekit_budgets")[name].owner.name
+
+    def checked(compute: Callable[[], Any]) -> Any:
+        try:
+            return compute()
+        except PrunekitError:
+            raise
+        except Exception as error:  # a stranger's function may fail in any way
+            raise PluginError(
+                "A cost model can't be computed.",
+                where=f"{name!r} of {owner} ({site_of(registered)})",
+                why=describe_error(error, getattr(registered, "__module__", "")),
+                hint="until it is corrected, block the plugin",
+            ) from error
+
+    def number(sizes: Sizes) -> float:
+        found = float(compiled(sizes))
+        if not math.isfinite(found):
+            raise ValueError(f"it is {found}")
+        return found
+
+    compiled = checked(lambda: cost_model(registered).compile(analysis))
+    return lambda sizes: checked(lambda: number(sizes))
 
 
 def group_sizes(analysis: Analysis) -> dict[str, int]:

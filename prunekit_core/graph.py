@@ -13,7 +13,7 @@ from torch import nn
 
 from prunekit_core import layout as layouts
 from prunekit_core.analysis import Analysis, UnitGroup, analyse
-from prunekit_core.costs import Compiled, cost_model
+from prunekit_core.costs import Compiled, compiled_cost, cost_model
 from prunekit_core.custom_layers import CustomizedPruner, with_customized
 from prunekit_core.edits import GroupCut, ParameterCut, Swap
 from prunekit_core.errors import ArgumentError, PlanError, UnitsError
@@ -36,6 +36,7 @@ from prunekit_core.report import Explanation, Report
 from prunekit_core.rescale import find_rescales
 from prunekit_core.rules import Role
 from prunekit_core.standing import Standing
+from prunekit_core.stated import stated_channels
 from prunekit_core.surgery import modules_in, other_names
 from prunekit_core.unwrapped import Unwrapped, check_unwrapped, unwrapped_notes
 
@@ -225,9 +226,7 @@ class DependencyGraph:
         """
         path = path_of(self.model, layer)
         where = f"{path} ({type(layer).__name__})"
-        layout = flat_layout(
-            layer, self.registry.layer_type(layer), self.standing.own_layouts(layer), pruning_fn, where
-        )
+        layout = flat_layout(layer, self.registry, self.standing.own_layouts(layer), pruning_fn, where)
         kept = self.applied.kept
         positions = layouts.kept_positions(layout, kept)
         numbers = check_indices(idxs, len(positions), where)
@@ -284,7 +283,7 @@ class DependencyGraph:
             into = view.role is Role.IN
             flat = kind.flat_in if into else kind.flat_out
             own = self.standing.own_layouts(view.module)
-            if flat is not None and flat(view.module, own) == own[view.name][view.dim]:
+            if stated_channels(self.registry, view.module, flat, own) == own[view.name][view.dim]:
                 function = kind.prune_in if into else kind.prune_out
         return Dependency(view.module, view.path, view.role, function, view.name)
 
@@ -365,8 +364,11 @@ class DependencyGraph:
         """The costs that every preview shows, as functions of group sizes."""
         if self._compiled is None:
             table = self.registry.entries("prunekit_budgets")
-            models = {name: cost_model(entry.value) for name, entry in table.items()}
-            self._compiled = {name: m.compile(self.analysis) for name, m in models.items() if m.previewed}
+            self._compiled = {
+                name: compiled_cost(self.registry, name, self.analysis)
+                for name, entry in table.items()
+                if cost_model(entry.value).previewed
+            }
         return self._compiled
 
     def apply(self, plan: Plan, optimizer: Optimizers | None = None, copies: Iterable[nn.Module] = ()) -> Plan:
@@ -453,10 +455,8 @@ class DependencyGraph:
         for path, module in modules_in(self.model).items():
             kind, own = self.registry.layer_type(module), self.standing.own_layouts(module, names)
             if kind is not None and own:
-                found[path] = (
-                    kind.flat_out(module, own) if kind.flat_out else None,
-                    kind.flat_in(module, own) if kind.flat_in else None,
-                )
+                out, into = (stated_channels(self.registry, module, f, own) for f in (kind.flat_out, kind.flat_in))
+                found[path] = (out, into)
         return found
 
     # -- answers

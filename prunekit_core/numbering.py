@@ -9,8 +9,10 @@ from torch import nn
 
 from prunekit_core import layout as layouts
 from prunekit_core.errors import ArgumentError, UnitsError
-from prunekit_core.layers import LayerType, PruningFunction
+from prunekit_core.layers import PruningFunction
 from prunekit_core.layout import Kept, Layout
+from prunekit_core.registry import Registry
+from prunekit_core.stated import stated_channels
 
 
 def check_indices(indices: Sequence[int] | torch.Tensor, size: int, where: str) -> list[int]:
@@ -39,7 +41,7 @@ def check_indices(indices: Sequence[int] | torch.Tensor, size: int, where: str) 
 
 def flat_layout(
     layer: nn.Module,
-    layer_type: LayerType | None,
+    registry: Registry,
     own: Mapping[str, tuple[Layout, ...]],
     function: PruningFunction,
     where: str,
@@ -48,20 +50,22 @@ def flat_layout(
 
     Args:
         layer: The layer.
-        layer_type: Its layer type.
+        registry: Where its layer type is found.
         own: Layouts of its own parameters, by local name.
         function: The pruning function.
         where: Named in errors.
 
     Raises:
         ArgumentError: The layer has no type, or the function isn't for it.
+        PluginError: Its layer type is wrong.
     """
+    layer_type = registry.layer_type(layer)
     if layer_type is None:
         raise ArgumentError("No layer type is registered for this layer.", where=where, hint="prune a layer inside it")
     out = function == layer_type.prune_out or function in layer_type.also_out
     into = function == layer_type.prune_in or function in layer_type.also_in
     flat = layer_type.flat_out if out else layer_type.flat_in if into else None
-    layout = flat(layer, own) if flat is not None else None
+    layout = stated_channels(registry, layer, flat, own)
     if layout is None:
         name = getattr(function, "__name__", repr(function))
         known = [getattr(f, "__name__", "") for f in (layer_type.prune_out, layer_type.prune_in) if f is not None]

@@ -350,12 +350,9 @@ class Registry:
         return None if found is None else found[1].value
 
     def layer_owner(self, module: nn.Module) -> str:
-        """Names the plugin that brought the layer type of a module, with file and line of its first function."""
+        """Names the plugin that brought the layer type of a module; empty where it has none."""
         found = self._layer_entry(module)
-        if found is None:
-            return ""
-        kind = found[1].value
-        return f"{found[1].owner.name} ({site_of(kind.prune_out or kind.prune_in or kind.attributes)})"
+        return "" if found is None else found[1].owner.name
 
     def opaque(self, module: nn.Module) -> tuple[str, Opaque] | None:
         """Returns what is declared about a module that isn't to be looked into, with the dotted name of its class."""

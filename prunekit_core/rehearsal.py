@@ -25,6 +25,7 @@ from prunekit_core.recorder import TensorTable
 from prunekit_core.registry import Registry
 from prunekit_core.rules import rule_keys
 from prunekit_core.shadow import Sink, operation_name, tensors_of
+from prunekit_core.stated import stated_sizes
 from prunekit_core.surgery import set_size
 from prunekit_core.trace import TensorRef, tensor_refs
 
@@ -248,10 +249,7 @@ class Stage:
                     own[name] = found.dims
             if not any(group in self.kept for dims in own.values() for dim in dims for group in layouts.groups_of(dim)):
                 continue
-            layer_type = self._registry.layer_type(module)
-            if layer_type is None:
-                continue
-            for attribute, new in layer_type.attributes(module, Resizing(own, self.kept)).items():
+            for attribute, new in stated_sizes(self._registry, module, Resizing(own, self.kept)).items():
                 old = getattr(module, attribute)
                 if is_size(old) and old != new:
                     edits.append(AttributeEdit(path, attribute, normal_size(old), new))

@@ -10,7 +10,7 @@ import attrs
 import torch
 
 from prunekit_core.chooser import Chooser
-from prunekit_core.costs import Compiled, CostModel, cost_model
+from prunekit_core.costs import Compiled, CostModel, compiled_cost, cost_model
 from prunekit_core.errors import ArgumentError, nearest
 from prunekit_core.families import Family, RatioFamily
 from prunekit_core.plan import Plan
@@ -102,7 +102,7 @@ class Budget:
         check_target(target, pruner.registry)
         graph = pruner.graph
         models = {name: cost_model(pruner.registry.named("prunekit_budgets", name)) for name in target}
-        costs = {name: model.compile(graph.analysis) for name, model in models.items()}
+        costs = {name: compiled_cost(pruner.registry, name, graph.analysis) for name in models}
         dense = {name: cost({}) for name, cost in costs.items()}
         allowed = {name: allowance(models[name], name, value, dense[name]) for name, value in target.items()}
         return cls(models, costs, dense, allowed, {name: len(units) for name, units in graph.applied.kept.items()})

@@ -21,6 +21,7 @@ from prunekit_core.plan import Plan
 from prunekit_core.registry import Registry, default_registry
 from prunekit_core.rules import Role
 from prunekit_core.shadow import tensors_of
+from prunekit_core.stated import stated_channels, stated_sizes
 from prunekit_core.surgery import modules_in, tensors_in
 from prunekit_core.testing.opaque_check import check_opaque, check_spoken
 
@@ -72,6 +73,7 @@ def check_layer_type(
 
     Raises:
         AssertionError: The class has no layer type, nothing of it can be pruned, or one of the above doesn't hold.
+        PluginError: A function of the layer type raises, or returns something else than it should.
     """
     registry = registry or default_registry()
     kind = registry.layer_type(module)
@@ -104,7 +106,7 @@ def _check_roles(graph: DependencyGraph, kind: LayerType) -> None:
     unknown = [name for name in kind.roles if not hasattr(layer, name)]
     assert not unknown, f"{kind.name}.roles: there is no parameter {', '.join(unknown)}"
     own = graph.standing.own_layouts(layer)
-    into, out = (None if flat is None else flat(layer, own) for flat in (kind.flat_in, kind.flat_out))
+    into, out = (stated_channels(graph.registry, layer, flat, own) for flat in (kind.flat_in, kind.flat_out))
     if into is None or into == out:
         return
     for member in (member for group in graph.groups() for member in group.members if member.module == "layer"):
@@ -201,7 +203,7 @@ def _stated(graph: DependencyGraph, registry: Registry) -> dict[tuple[str, str],
             for name in [*module._parameters, *module._buffers]
             if f"{path}.{name}" in graph.analysis.parameters
         }
-        stated = kind.attributes(module, Resizing(layouts, {}))
+        stated = stated_sizes(registry, module, Resizing(layouts, {}))
         found.update(((path, attribute), value) for attribute, value in stated.items())
     return found
 

@@ -41,6 +41,7 @@ CORE = [
     "tensorfile",
     "shards",
     "edits",
+    "stated",
     "custom_layers",
     "optimizers",
     "application",

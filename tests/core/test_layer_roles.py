@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -108,13 +109,80 @@ def test_a_layer_that_only_reads_units_does_not_protect_them() -> None:
     assert (model[0].flat_width, model[1].flat_width) == (2 * 4, 2 * 6)
 
 
-def test_another_number_of_dims_names_the_plugin() -> None:
-    wrong = attrs.evolve(SILENT, roles={"weight": (pk.Role.OUT, pk.Role.IN), "nothing": (pk.Role.OUT,)})
-    with pytest.raises(pk.PluginError, match="along dims that it doesn't have") as caught:
-        pk.DependencyGraph(registry_of(wrong)).build_dependency(network(), EXAMPLE)
-    line = prune_out.__code__.co_firstlineno
-    assert caught.value.where == f"roles['weight'] of maxout in own ({__file__}:{line}), for 0.weight"
-    assert caught.value.why == "2 roles for 3 dims"
+def graph_with(kind: pk.LayerType) -> pk.DependencyGraph:
+    return pk.DependencyGraph(registry_of(kind)).build_dependency(network(), EXAMPLE)
+
+
+def start(kind: pk.LayerType) -> None:
+    graph = graph_with(kind)
+    graph.get_pruning_group(graph.model.get_submodule("0"), prune_out, [1])
+
+
+def cut(kind: pk.LayerType) -> None:
+    graph_with(kind).remove({"0": [1]})
+
+
+def raising(module: nn.Module, layouts: Any) -> Any:
+    return layouts["gian"][0]
+
+
+LINE = raising.__code__.co_firstlineno
+WRONG: dict[str, tuple[Callable[[pk.LayerType], object], str, Any, str]] = {
+    "too few roles": (graph_with, "roles", {"weight": (pk.Role.OUT, pk.Role.IN)}, "2 roles for the 3 dims of 0.weight"),
+    "no roles": (graph_with, "roles", {"bias": ("out",)}, "('out',) for bias are no roles"),
+    "no mapping": (graph_with, "roles", ["bias"], "AttributeError: 'list' object has no attribute 'items' (.*)"),
+    "numbering raises": (start, "flat_out", raising, f"KeyError: 'gian' ({__file__}:{LINE + 1})"),
+    "no layout": (start, "flat_out", lambda module, own: "out", "it returned 'out', which is no layout"),
+    "sizes raise": (
+        cut,
+        "attributes",
+        lambda module, new: {"flat_width": new.size("gian", 0)},
+        "KeyError: 'gian' (.*)",
+    ),
+    "no sizes": (cut, "attributes", lambda module, new: None, "TypeError: 'NoneType' object is not iterable (.*)"),
+    "a size that isn't there": (
+        cut,
+        "attributes",
+        lambda m, new: {"width": 3},
+        "it gives width = 3, which is no size of the layer",
+    ),
+    "half a unit": (
+        cut,
+        "attributes",
+        lambda m, new: {"flat_width": 3.5},
+        "it gives flat_width = 3.5, which is no size of the layer",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_mistake_names_the_plugin(case: str) -> None:
+    use, field, value, why = WRONG[case]
+    with pytest.raises(pk.PluginError) as caught:
+        use(attrs.evolve(MAXOUT, **{field: value}))
+    assert caught.value.headline == "A layer type is wrong."
+    assert re.fullmatch(re.escape(why).replace(re.escape(".*"), ".*"), caught.value.why)
+    site = f" ({__file__}:{value.__code__.co_firstlineno})" if callable(value) else ""
+    assert caught.value.where == f"{field} of 'maxout' for Maxout, from own{site}"
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [(None, "TypeError: float()"), ("much", "ValueError: could not"), (float("nan"), "ValueError: it is nan")],
+)
+def test_a_cost_model_that_gives_no_number_names_the_plugin(answer: Any, why: str) -> None:
+    def fits(analysis: pk.Analysis, kept: pk.Kept) -> Any:
+        return answer
+
+    implementation = pk.hookimpl(lambda: {"fits": fits}, specname="prunekit_budgets")
+    registry = pk.Registry(extra={"own": SimpleNamespace(implementation=implementation)})
+    model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2))
+    for options in ({"ratio": 0.5}, {"target": {"fits": 0.5}}):
+        with pytest.raises(pk.PluginError, match=r"A cost model can't be computed\.") as caught:
+            pk.prune(model, EXAMPLE, registry=registry, **options)
+        assert caught.value.where == f"'fits' of own ({__file__}:{fits.__code__.co_firstlineno})"
+        assert caught.value.why.startswith(why)
+    assert model[0].weight.shape == (4, 5)
 
 
 def test_the_kit_wants_to_know() -> None:

@@ -20,18 +20,9 @@ from tests.docs.snippets import DOCUMENTS, ROOT, blocks_of
 
 CORE = ROOT / "prunekit_core"
 DOCS = ROOT / "docs"
-PUBLIC = (
-    "budgets",
-    "compensation",
-    "distributed",
-    "importance",
-    "integrations",
-    "reports",
-    "layers",
-    "pruners",
-    "regularizers",
-    "schedules",
-)
+PLUGINS = ROOT / "prunekit_plugins"
+PUBLIC = sorted(path.parent.name for path in PLUGINS.glob("*/__init__.py") if "\n__all__ = " in path.read_text())
+"""The packages that say what is public; tests/compat compares that of Torch-Pruning's names with Torch-Pruning."""
 
 
 def listed_names(title: str) -> list[str]:
@@ -46,6 +37,11 @@ def listed_names(title: str) -> list[str]:
 )
 def test_public_names_are_listed_exactly(package: str) -> None:
     assert sorted(listed_names(package)) == sorted(importlib.import_module(package).__all__)
+
+
+def test_every_package_of_the_page_is_compared() -> None:
+    headings = re.findall(r"^## (prunekit_\w+\.\w+)$", (DOCS / "api.md").read_text(), flags=re.MULTILINE)
+    assert sorted(headings) == sorted(["prunekit_core.testing", *(f"prunekit_plugins.{name}" for name in PUBLIC)])
 
 
 def sections() -> dict[str, str]:
