@@ -161,6 +161,9 @@ class Repair:
             if new.others:
                 self.left[new.site.name] = f"its weight has other uses: {new.others[0]}"
                 continue
+            if old.places != new.places:
+                self.left[new.site.name] = "the places at which it works were cut as well, so they can't be compared"
+                continue
             pairs.append(_Pair(old, new, kinship))
         return pairs
 

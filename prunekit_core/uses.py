@@ -27,6 +27,7 @@ class Consumer:
         mean: The buffer with the mean that is subtracted from all that it puts out; empty if there is none.
         others: What else its weight is used for.
         level: Consumers that follow each other and read the same tensor (queries, keys and values) are on one level.
+        places: For each time that it runs, the sizes of what it puts out, channels left out.
     """
 
     site: Site
@@ -35,6 +36,7 @@ class Consumer:
     mean: str
     others: tuple[str, ...]
     level: int
+    places: tuple[tuple[int, ...], ...]
 
 
 class _Uses(WatchingSink):
@@ -85,8 +87,12 @@ class _Uses(WatchingSink):
 def find_consumers(watched: Watched, batch: Batch) -> list[Consumer]:
     """Runs a batch and lists the consumers in the order in which they first run."""
     calls: dict[str, list[Seen]] = {}
+    places: dict[str, list[tuple[int, ...]]] = {}
 
     def look(seen: Seen) -> None:
+        sizes = list(seen.output.shape)
+        del sizes[seen.channel_dim]
+        places.setdefault(seen.site.name, []).append(tuple(sizes))
         calls.setdefault(seen.site.name, []).append(attrs.evolve(seen, arguments={}, output=torch.empty(0)))
 
     sink = _Uses(watched.shadow, watched.rules, batch, look)
@@ -113,6 +119,7 @@ def find_consumers(watched: Watched, batch: Batch) -> list[Consumer]:
                     *_overlaps(first.site, [c[0].site for c in calls.values()]),
                 ),
                 levels[first.order],
+                tuple(places[first.site.name]),
             )
         )
     return found

@@ -513,3 +513,27 @@ def test_another_original_is_told() -> None:
         LeastSquares([0.0])
     assert isinstance(original, nn.Sequential)
     assert BatchNormStatistics()
+
+
+@pytest.mark.parametrize("importance", ["calibrated", "magnitude"])
+def test_layers_whose_places_were_cut_as_well_are_left_alone(importance: str) -> None:
+    """MLP-Mixer: what mixes tokens works at every channel, and fewer channels are left than the original has."""
+
+    class Mixer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.up, self.down, self.out = (nn.Linear(*n) for n in ((6, 12), (5, 20), (20, 5), (12, 3)))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            x = x + self.down(self.up(x.mT).relu()).mT
+            return self.out(x.mean(1))
+
+    torch.manual_seed(0)
+    model = Mixer()
+    data = [torch.randn(32, 5, 6) for _ in range(3)]
+    found = pk.prune(model, data[0], calibration=data, importance=importance).compensation
+    assert found is not None
+    assert list(found.left) == ["down.weight"]
+    assert "the places at which it works were cut as well" in found.left["down.weight"]
+    assert found.output_error[1] < found.output_error[0]
