@@ -12,6 +12,7 @@ import pytest
 
 from tests.thirdparty.environment import Environment, build_wheel
 
+ROOT = Path(__file__).resolve().parents[2]
 SOURCE = Path(__file__).parent / "prunekit-example"
 CONSOLE = "import sys; from prunekit_plugins.cli.entry import main; sys.exit(main())"
 
@@ -30,7 +31,15 @@ def wheel(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    return Environment.create(tmp_path_factory.mktemp("environment") / "venv")
+    """An environment with prunekit itself, which is installed from its wheel as well."""
+    source = tmp_path_factory.mktemp("prunekit")
+    for name in ("prunekit_core", "prunekit_plugins"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source)
+    made = Environment.create(tmp_path_factory.mktemp("environment") / "venv")
+    made.pip("install", "--no-deps", "--no-index", build_wheel(source, source / "dist"), cwd=source)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +62,16 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert {name.split("/")[0] for name in names} == {"prunekit_example", "prunekit_example-0.3.1.dist-info"}
     sources = {f"prunekit_example/{path.name}" for path in (SOURCE / "src/prunekit_example").glob("*.py")}
     assert {name for name in names if name.endswith(".py")} == sources
+
+
+def test_prunekit_is_that_of_the_environment(installed: Environment, tmp_path: Path) -> None:
+    program = "import prunekit_core, prunekit_plugins; print(prunekit_core.__file__); print(prunekit_plugins.__file__)"
+    found = [Path(line) for line in installed.python("-c", program, cwd=tmp_path).splitlines()]
+    assert all(path.is_relative_to(installed.root) for path in found)
+    folder = found[0].parents[1]
+    for package in ("prunekit_core", "prunekit_plugins"):
+        own = {path.relative_to(ROOT) for path in (ROOT / package).rglob("*.py*") if path.suffix != ".pyc"}
+        assert own == {path.relative_to(folder) for path in (folder / package).rglob("*.py*") if path.suffix != ".pyc"}
 
 
 def test_its_own_tests_pass_where_it_is_installed(installed: Environment, package: Path) -> None:
