@@ -3,6 +3,7 @@
     python benchmarks/quality.py                       everything; needs prunekit[demo,plots]
     python benchmarks/quality.py --quick               one seed, the two small digit networks, half of the MACs
     python benchmarks/quality.py --out docs            writes quality.md and its plots into a folder
+    python benchmarks/quality.py --read a.json b.json --out docs       the same from raw data of earlier runs (--json)
 
 Networks are trained here on data that is bundled or generated (see ``quality_tasks.py``). Each is cut to the same parts
 of its MACs by prunekit and, in an environment of its own, by Torch-Pruning 1.6.1 (``quality_worker.py``), on the same
@@ -252,9 +253,21 @@ def section(bench: Bench, targets: Sequence[float]) -> str:
     return text
 
 
+def least_margin(bench: Bench, target: float, sign: float) -> float:
+    """The smallest lead of prunekit's default over the best row of Torch-Pruning of the same seed."""
+    leads = []
+    for seed in bench.dense:
+        here = [row for row in bench.found if row.seed == seed and row.target == target]
+        found = [(row.tool, row.method, sign * row.metric) for row in here if row.metric is not None]
+        mine = [value for tool, method, value in found if (tool, method) == ("prunekit", DEFAULT)]
+        theirs = [value for tool, _, value in found if tool != "prunekit"]
+        leads += [mine[0] - max(theirs)] if mine and theirs else []
+    return min(leads)
+
+
 def margins(benches: Sequence[Bench], targets: Sequence[float]) -> str:
     """For every network and target: prunekit's default, the best row of Torch-Pruning, and what lies between."""
-    rows = []
+    rows, behind = [], []
     for bench in benches:
         sign, unit = (-1.0, 1.0) if bench.task.bits else (1.0, 100.0)
         found = collected(bench, "metric")
@@ -275,6 +288,8 @@ def margins(benches: Sequence[Bench], targets: Sequence[float]) -> str:
             kept = statistics.median(mine) / dense
             part = f"{1 / kept:.0%}" if bench.task.bits else f"{kept:.0%}"
             ahead = "yes" if margin > spread else "no"
+            if margin <= spread:
+                behind.append(f"{bench.task.name} at {target:.0%}")
             rows.append(
                 [
                     bench.task.name,
@@ -285,10 +300,22 @@ def margins(benches: Sequence[Bench], targets: Sequence[float]) -> str:
                     f"{margin:.2f}",
                     f"{spread:.2f}",
                     ahead,
+                    f"{unit * least_margin(bench, target, sign):.2f}",
                 ]
             )
-    head = ("network", "MACs left", "prunekit", "of dense", "best of Torch-Pruning", "margin", "spread", "ahead")
-    return table(head, rows)
+    head = (
+        "network",
+        "MACs left",
+        "prunekit",
+        "of dense",
+        "best of Torch-Pruning",
+        "margin",
+        "spread",
+        "ahead",
+        "least",
+    )
+    text = f"Ahead by more than the spread in {len(rows) - len(behind)} of {len(rows)} rows"
+    return f"{text}{'; not in: ' + ', '.join(behind) if behind else ''}.\n\n{table(head, rows)}"
 
 
 def plot(benches: Sequence[Bench], targets: Sequence[float], file: Path) -> None:
@@ -319,8 +346,9 @@ def plot(benches: Sequence[Bench], targets: Sequence[float], file: Path) -> None
         panel.invert_xaxis()
         panel.grid(alpha=0.3)
     handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=4, fontsize=8)
-    figure.tight_layout(rect=(0, 0.14, 1, 1))
+    columns = 4 if len(benches) > 1 else 2
+    figure.legend(handles, labels, loc="lower center", ncols=columns, fontsize=8)
+    figure.tight_layout(rect=(0, 0.06 * -(-len(labels) // columns), 1, 1))
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
 
@@ -336,6 +364,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--alone", action="store_true", help="leave Torch-Pruning out")
     parser.add_argument("--env", type=Path, default=environment.DEFAULT, help="Torch-Pruning's environment")
     parser.add_argument("--json", type=Path, help="file for the raw data")
+    parser.add_argument("--read", type=Path, nargs="+", help="measure nothing, show these files of raw data")
     parser.add_argument("--out", type=Path, help="folder of quality.md, whose tables are written, and quality.png")
     options = parser.parse_args(arguments)
     chosen = options.networks or ("digits conv net,digits transformer" if options.quick else None)
@@ -350,8 +379,24 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def read(files: Sequence[Path], options: argparse.Namespace) -> list[Bench]:
+    """Makes benches of the raw data of earlier runs; of a network that is in several files, the last one counts."""
+    found: dict[str, Bench] = {}
+    for file in files:
+        for name, raw in json.loads(file.read_text())["raw"].items():
+            found[name] = Bench(name, options, Path())
+            found[name].dense = {int(seed): value for seed, value in raw["dense"].items()}
+            found[name].found = [Measurement(**row) for row in raw["rows"]]
+    return [found[name] for name in networks.BUILDERS if name in found]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
+    show(read(options.read, options) if options.read else run(options), options)
+
+
+def run(options: argparse.Namespace) -> list[Bench]:
+    """Measures everything that was asked for."""
     start = time.perf_counter()
     torch.set_num_threads(1)
     python, theirs = (Path(), "{}") if options.alone else environment.ensure(options.env)
@@ -369,6 +414,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raw = {b.task.name: {"dense": b.dense, "rows": [attrs.asdict(r) for r in b.found]} for b in benches}
             options.json.write_text(json.dumps({"versions": versions, "theirs": json.loads(theirs), "raw": raw}))
         print(section(benches[-1], options.targets), flush=True)
+    print(f"took {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    return benches
+
+
+def show(benches: Sequence[Bench], options: argparse.Namespace) -> None:
+    """Prints how far ahead prunekit is, and writes the tables and the plot if a folder is given."""
     text = "\n".join(section(bench, options.targets) for bench in benches)
     if not options.alone:
         text = f"## Summary\n\n{margins(benches, options.targets)}\n\n{text}"
@@ -378,7 +429,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         before, _, rest = page.read_text().partition(BEGIN)
         page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}")
         plot(benches, options.targets, options.out / "quality.png")
-    print(f"took {time.perf_counter() - start:.0f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":

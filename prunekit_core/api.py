@@ -164,8 +164,7 @@ def prune(
         registry=registry,
         **options,
     )
-    if path is not None:
-        path.inform(pruner)
+    doubts = () if path is None else path.inform(pruner)
     select = _selector(weighed, sensitivity, pruner, path)
     plan = _decide(pruner, target, select)
     preview = plan.preview()
@@ -192,7 +191,14 @@ def prune(
     if repaired is not None:
         write(repaired, pruner.graph.model)
     found = None if repaired is None else repaired.result
-    return PruneResult(model, plan, pruner.report(), preview, _changes(plan), protocol, pruner.graph, found)
+    report = _report(pruner, doubts)
+    return PruneResult(model, plan, report, preview, _changes(plan), protocol, pruner.graph, found)
+
+
+def _report(pruner: BasePruner, doubts: Sequence[str]) -> Report:
+    """The report of what the pruner did, with what speaks against the statistics that it was given."""
+    report = pruner.report()
+    return attrs.evolve(report, notes=(*report.notes, *doubts))
 
 
 def _decide(pruner: BasePruner, target: Target | None, select: Selector | None) -> Plan:

@@ -63,8 +63,8 @@ class CalibratedPath:
         find_compensators(methods, registry)
         return cls(batches, methods, stages, registry)
 
-    def inform(self, pruner: BasePruner) -> None:
-        """Gathers what the pruner's criterion needs, unless it has statistics."""
+    def inform(self, pruner: BasePruner) -> tuple[str, ...]:
+        """Gathers what the pruner's criterion needs, unless it has statistics; returns what speaks against them."""
         criterion = pruner.importance
         if isinstance(criterion, StatisticalCriterion) and criterion.statistics is None:
             informed = copy.copy(criterion)
@@ -72,6 +72,8 @@ class CalibratedPath:
                 pruner.graph.model, self.batches, parts=tuple(criterion.needs), registry=self.registry
             )
             pruner.importance = informed
+            return informed.statistics.notes
+        return ()
 
     def repair(self, model: nn.Module, plan: Plan) -> Repaired | None:
         """Finds the weights that the model should have after a plan; the model isn't touched."""

@@ -13,7 +13,7 @@ from prunekit_core.batches import Batch, Batches
 from prunekit_core.consumers import Site
 from prunekit_core.errors import ArgumentError, nearest
 from prunekit_core.group import Group
-from prunekit_core.moments import Gatherer
+from prunekit_core.moments import Gatherer, doubts
 from prunekit_core.naming import Layer, module_paths
 from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry, default_registry
@@ -25,8 +25,6 @@ Loss = Callable[[Any, Any], torch.Tensor]
 """``loss(outputs, batch)`` returns a scalar, the mean over the examples of the batch."""
 Progress = Callable[[int, int | None], None]
 """Called as ``progress(done, total)`` after each batch; the total is None where it isn't known."""
-FEW = 4
-"""Samples per feature below which a covariance is called a poor estimate."""
 
 
 @runtime_checkable
@@ -130,11 +128,8 @@ class _Gathering:
             if moments is None:
                 notes.append(f"{name}: no sample that it read was finite; it has no statistics")
                 continue
-            if gatherer.dropped:
-                notes.append(f"{name}: {gatherer.dropped} of {gatherer.dropped + gatherer.count} samples not finite")
-            width = moments.mean.shape[1]
-            if self._covariance and moments.count < FEW * width:
-                notes.append(f"{name}: {moments.count} samples for a covariance of {width} features: a poor estimate")
+            width = moments.mean.shape[1] if self._covariance else None
+            notes.extend(doubts(name, gatherer.count, gatherer.dropped, width))
             sites[name] = SiteStatistics(site, moments)
         if self._found and not sites:
             raise ArgumentError(

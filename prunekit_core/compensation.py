@@ -31,11 +31,13 @@ class Compensation:
         left: What was left alone, with the reason.
         output_error: Mean squared error of the model's outputs on the calibration data, relative to their size, right
             after the cut and after compensation.
+        notes: Where an estimate is poor: samples that were not finite, or too few for a layer's covariance.
     """
 
     layers: tuple[LayerRepair, ...]
     left: Mapping[str, str]
     output_error: tuple[float, float]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         before, after = self.output_error
@@ -44,6 +46,7 @@ class Compensation:
         if self.left:
             lines.append(f"not compensated: {len(self.left)}")
             lines.extend(f"  {name}: {why}" for name, why in self.left.items())
+        lines.extend(f"poor data: {note}" for note in self.notes)
         return "\n".join(lines)
 
 
@@ -128,7 +131,8 @@ def run_compensation(
     for name, compensator in chosen:
         repair.use(name)
         compensator(repair)
-    result = Compensation(tuple(repair.repairs), dict(repair.left), (before, repair.output_error()))
+    errors = (before, repair.output_error())
+    result = Compensation(tuple(repair.repairs), dict(repair.left), errors, tuple(repair.notes))
     return Repaired(repair.written, result)
 
 

@@ -43,7 +43,8 @@ _GOLDEN = (5**0.5 - 1) / 2
 class _OutputError:
     """Squared differences of all outputs to those of the whole model, relative to the whole model's squares.
 
-    Small independent errors add up in it, which is what an allocation supposes of damages.
+    Small independent errors add up in it, which is what an allocation supposes of damages. What isn't finite in the
+    whole model doesn't count.
     """
 
     def __init__(self, model: nn.Module, batches: Batches, device: torch.device | None) -> None:
@@ -69,8 +70,10 @@ class _OutputError:
         whole: dict[int, float] = {}
         for (_, outputs), dense in zip(self._run(model), self._dense, strict=True):
             for place, (found, expected) in enumerate(zip(outputs, dense, strict=True)):
-                wrong[place] = wrong.get(place, 0.0) + float((found - expected).square().sum())
-                whole[place] = whole.get(place, 0.0) + float(expected.square().sum())
+                finite = expected.isfinite()
+                gap = found[finite] - expected[finite]
+                wrong[place] = wrong.get(place, 0.0) + float(gap.square().sum())
+                whole[place] = whole.get(place, 0.0) + float(expected[finite].square().sum())
         parts = [wrong[place] / whole[place] for place in wrong if whole[place]]
         return sum(parts) / len(parts) if parts else 0.0
 

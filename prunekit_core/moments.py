@@ -12,6 +12,8 @@ import torch
 
 EXACT_WIDTH = 512
 ROWS = 8192
+FEW = 4
+"""Samples per feature below which a covariance is called a poor estimate."""
 _COLUMNS = 1024
 
 
@@ -36,6 +38,26 @@ class Moments:
     target_mean: torch.Tensor | None = None
     target_variance: torch.Tensor | None = None
     cross: torch.Tensor | None = None
+
+
+def doubts(name: str, count: int, dropped: int, width: int | None) -> list[str]:
+    """Says what speaks against an estimate.
+
+    Args:
+        name: Of what was estimated.
+        count: Number of samples that it was estimated from.
+        dropped: Number of samples that were left out because they were not finite.
+        width: Number of features of the covariance; None if there is none.
+
+    Returns:
+        Lines for the report; none where nothing speaks against it.
+    """
+    found = []
+    if dropped:
+        found.append(f"{name}: {dropped} of {dropped + count} samples not finite")
+    if width is not None and count < FEW * width:
+        found.append(f"{name}: {count} samples for a covariance of {width} features: a poor estimate")
+    return found
 
 
 def merge(a: Moments, b: Moments) -> Moments:

@@ -14,7 +14,7 @@ from torch import nn
 from prunekit_core.batches import Batch, Batches
 from prunekit_core.errors import PlanError, PluginError
 from prunekit_core.layer_fit import Kinship, LayerFit
-from prunekit_core.moments import Gatherer, Moments
+from prunekit_core.moments import Gatherer, Moments, doubts
 from prunekit_core.outputs import output_tensors
 from prunekit_core.plan import Plan
 from prunekit_core.registry import Registry
@@ -88,6 +88,7 @@ class Repair:
         module: The twin.
         repairs: What was done so far.
         left: Consumers (and others) that were left alone, with the reason.
+        notes: What speaks against estimates: samples that are not finite, or too few.
     """
 
     STAGES = 12
@@ -105,6 +106,7 @@ class Repair:
     ) -> None:
         self.module, self.repairs = module, list[LayerRepair]()
         self.left: dict[str, str] = {}
+        self.notes: list[str] = []
         self.written: dict[str, torch.Tensor] = {}
         self._original, self._plan, self._batches, self._registry = original, plan, batches, registry
         self._stages, self._device = stages, device
@@ -124,7 +126,8 @@ class Repair:
     def output_error(self) -> float:
         """Returns the mean squared error of the twin's outputs, relative to the size of the original's.
 
-        Positions that a mask leaves out don't count, where an output has positions.
+        Positions that a mask leaves out don't count, where an output has positions; neither does what isn't finite in
+        the original.
         """
         watched = Watched(self.module, self._registry)
         wrong = size = 0.0
@@ -137,8 +140,10 @@ class Repair:
                 counted = batch.counted(tuple(a.shape[:-1])) if a.dim() > 1 else None
                 if counted is not None:
                     a, b = a[counted], b[counted]
-                wrong += float((a.double() - b.double()).square().sum())
-                size += float(a.double().square().sum())
+                finite = a.isfinite()
+                a, b = a[finite].double(), b[finite].double()
+                wrong += float((a - b).square().sum())
+                size += float(a.square().sum())
         return wrong / size if size else float("nan")
 
     def _find_pairs(self) -> list[_Pair]:
@@ -246,6 +251,7 @@ class Repair:
         if fit is None:
             self.left[site.name] = "no sample that it read was finite"
             return None
+        self._doubt(site.name, gathered, fit.mean.shape[1])
         weight = site.matrix(tensors[site.parameter].detach()).double()
         offset = weight.new_zeros(weight.shape[:2])
         if pair.after.bias:
@@ -266,6 +272,11 @@ class Repair:
             empty if seen is None else kinship.lost_features(seen.mean),
             empty if seen is None else kinship.lost_features(seen.variance),
         )
+
+    def _doubt(self, name: str, gathered: _Gathered, width: int) -> None:
+        both = (gathered.fit, gathered.held)
+        count, dropped = sum(part.count for part in both), sum(part.dropped for part in both)
+        self.notes.extend(line for line in doubts(name, count, dropped, width) if line not in self.notes)
 
     # -- writing
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -389,14 +390,16 @@ def test_prune_with_calibration_does_all_of_it() -> None:
     errors = {}
     for name, options in {
         "plain": {},
-        "all": {"calibration": [x]},
+        "all": {"calibration": [x], "allocation": "uniform"},
+        "default": {"calibration": [x]},
         "no compensation": {"calibration": [x], "compensation": None, "reestimate_batchnorm": False},
         "magnitude": {"calibration": [x], "importance": "magnitude"},
     }.items():
         pruned = copy.deepcopy(model)
         result = pk.prune(pruned, x[:1], target={"macs": 0.5}, **options)
         errors[name] = float((pruned(x) - goal).detach().square().mean())
-        assert (result.compensation is not None) == (name in ("all", "magnitude"))
+        assert (result.compensation is not None) == (name in ("all", "default", "magnitude"))
+    assert errors["default"] < errors["plain"]
     assert errors["all"] < 0.5 * errors["plain"]
     assert errors["magnitude"] < errors["plain"]
     assert errors["no compensation"] != errors["plain"]
@@ -473,6 +476,42 @@ def test_poor_data_give_no_nan(batches: Sequence[torch.Tensor]) -> None:
     assert result.compensation is not None
     for layer in result.compensation.layers:
         assert layer.after <= layer.before
+    assert all(math.isfinite(error) for error in result.compensation.output_error)
+    assert result.compensation.output_error[1] <= result.compensation.output_error[0]
+
+
+def test_doubtful_estimates_are_told() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 3))
+    batches = [torch.cat([torch.randn(20, 4), torch.full((3, 4), float("nan"))])]
+    result = pk.prune(model, torch.randn(2, 4), ratio=0.5, calibration=batches)
+    assert result.compensation is not None
+    assert result.compensation.notes == (
+        "2.weight: 3 of 23 samples not finite",
+        "2.weight: 20 samples for a covariance of 6 features: a poor estimate",
+    )
+    assert "poor data: 2.weight: 20 samples" in str(result)
+    assert "2.weight: 3 of 23 samples not finite" in result.report.notes
+
+
+def test_good_data_raise_no_doubts() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 3))
+    result = pk.prune(model, torch.randn(2, 4), ratio=0.5, calibration=[torch.randn(24, 4)])
+    assert result.compensation is not None
+    assert result.compensation.notes == ()
+
+
+@pytest.mark.parametrize("allocation", ["dp", "greedy", "global", "uniform"])
+def test_what_is_not_finite_spoils_no_allocation(allocation: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))
+    good, small = torch.randn(40, 4), copy.deepcopy(model)
+    bad = torch.cat([good, torch.full((1, 4), float("nan"))])
+    found = pk.prune(small, good, target={"macs": 0.5}, calibration=[bad], allocation=allocation)
+    clean = pk.prune(model, good, target={"macs": 0.5}, calibration=[good], allocation=allocation)
+    assert found.plan == clean.plan
+    assert torch.allclose(small(good), model(good), atol=1e-4)
 
 
 @pytest.mark.parametrize(
