@@ -333,14 +333,17 @@ class Registry:
         """Returns what is registered under a name.
 
         Raises:
-            ArgumentError: Nothing is; the message gives the nearest names.
+            ArgumentError: Nothing is; the message gives the nearest names, and the plugins that are broken or blocked.
         """
         table = self._tables[hook]
         if name not in table:
             noun = hook.removeprefix("prunekit_").replace("_", " ").rstrip("s")
             broken = [f"{plugin.name} could not be loaded: {plugin.error}" for plugin in self.plugins() if plugin.error]
+            blocked = [
+                f"{plugin.name} is blocked by {plugin.blocked_by}" for plugin in self.plugins() if plugin.blocked
+            ]
             raise ArgumentError(
-                f"No {noun} is registered as {name!r}.", why="; ".join(broken), hint=nearest(name, table)
+                f"No {noun} is registered as {name!r}.", why="; ".join(broken + blocked), hint=nearest(name, table)
             )
         return table[name].value
 

@@ -246,6 +246,9 @@ def test_the_environment_blocks_plugins_of_one_run(monkeypatch: pytest.MonkeyPat
     }
     assert registry.unused_blocks() == {"nosuch": "PRUNEKIT_BLOCK"}
     assert not registry.entries("prunekit_budgets")
+    with pytest.raises(pk.ArgumentError, match="No schedule is registered as 'cubic'") as caught:
+        registry.named("prunekit_schedules", "cubic")
+    assert "prunekit:schedules is blocked by PRUNEKIT_BLOCK" in caught.value.why.split("; ")
     isolated = pk.Registry(entry_points=False, extra={"budgets": plugin(prunekit_budgets={"own": dict})})
     assert list(isolated.entries("prunekit_budgets")) == ["own"]
     monkeypatch.delenv("PRUNEKIT_BLOCK")
