@@ -50,6 +50,9 @@ def bench(
         if batch is not None:
             subject = build(model, [attrs.evolve(spec, shape=(batch, *spec.shape[1:])) for spec in subject.specs])
         names, models = _models(subject, plan, weights)
+    smaller = plan or weights
+    if smaller is not None:
+        subject = attrs.evolve(subject, weights=f"{subject.weights} beside {smaller}")
     given = _moved(subject.inputs, device)
     for each in models:
         each.to(device)
@@ -78,7 +81,7 @@ def _check(
     if plan is not None and weights is not None:
         raise ArgumentError("Give --plan or --weights, not both.")
     for path in (plan, weights):
-        if path is not None and not path.is_file():
+        if path is not None and not path.exists():
             raise ArgumentError("There is no such file.", where=str(path))
     if min(rounds, 1 if batch is None else batch, 1 if cores is None else cores) < 1 or warm_up < 0:
         raise ArgumentError("--rounds, --batch and --threads must be positive, and --warm-up not negative.")
@@ -91,7 +94,7 @@ def _models(subject: Subject, plan: Path | None, weights: Path | None) -> tuple[
         return ["now"], [subject.model]
     small = copy.deepcopy(subject.model)
     if plan is not None:
-        Plan.from_json(plan.read_text()).apply(small)
+        Plan.load(plan).apply(small)
     elif weights is not None:
         small = load(small, weights)
     return ["before", "after"], [subject.model, small.eval()]

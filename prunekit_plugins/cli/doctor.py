@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Annotated, Any
 
+import attrs
 import typer
 
 from prunekit_core import ArgumentError, BasePruner, Plan, plan_to_target, read_plan
@@ -47,7 +48,7 @@ def doctor(
     if sum(given is not None for given in (plan, weights, targets)) > 1:
         raise ArgumentError("Give one of --plan, --weights and --target.")
     for path in (plan, weights):
-        if path is not None and not path.is_file():
+        if path is not None and not path.exists():
             raise ArgumentError("There is no such file.", where=str(path))
     if min(rounds, cores or 1) < 1:
         raise ArgumentError("--rounds and --threads must be positive.")
@@ -55,9 +56,12 @@ def doctor(
     registry = project_registry(block, config)
     with output.working(f"building {model}"):
         subject = build(model, specs)
+    smaller = plan or weights
+    if smaller is not None:
+        subject = attrs.evolve(subject, weights=f"{subject.weights} beside {smaller}")
     with output.working(f"pruning {model}"):
         if plan is not None:
-            chosen = Plan.from_json(plan.read_text())
+            chosen = Plan.load(plan)
         elif weights is not None:
             chosen = read_plan(weights)
         else:

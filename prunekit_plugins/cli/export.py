@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import attrs
 import typer
 
 from prunekit_core import ArgumentError, CheckpointError, load, nearest, read_plan
@@ -59,6 +60,8 @@ def export(
             fill(subject.model, weights)
         if plan is not None:
             read_plan(plan).apply(subject.model, registry=registry)
+    told = str(weights or subject.weights) + (f" cut by {plan}" if plan is not None else "")
+    subject = attrs.evolve(subject, weights=told)
     with output.working(f"exporting {model}"):
         found = FORMATS[to](subject.model, subject.inputs, out, tolerance=tolerance)
     output.line(f"{subject}: {sum(p.numel() for p in subject.model.parameters()):,} parameters")

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import prunekit_core as pk
+from tests.cli import toys
 from tests.cli.conftest import Cli
 
 PERCEPTRON = ("tests.cli.toys:perceptron", "--input", "1,4")
@@ -36,6 +38,19 @@ def test_one_model_alone_as_a_table(cli: Cli) -> None:
     assert lines[2].split() == ["cost", "now", "left"]
     assert lines[-2].split() == ["parameters", "67"]
     assert lines[-1] == "latency: median of 2 forward passes in turns after 0 to warm up, in inference mode"
+
+
+@pytest.mark.parametrize("command", ["bench", "doctor"])
+@pytest.mark.parametrize("option", ["--plan", "--weights"])
+def test_the_table_says_what_stands_beside_what(command: str, option: str, cli: Cli, tmp_path: Path) -> None:
+    model = toys.perceptron()
+    plan = pk.prune(model, torch.randn(1, 4)).plan
+    pk.save(model, tmp_path / "shards", plan=plan, max_shard_size=100)
+    plan.save(tmp_path / "plan.json")
+    given = tmp_path / ("shards" if option == "--weights" else "plan.json")
+    called = cli(command, *PERCEPTRON, option, given, "--rounds", 1)
+    assert called.code == 0, called.err
+    assert f"tests.cli.toys:perceptron, random weights beside {given}, input 1,4" in called.out
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ def test_a_program_runs_without_the_code_of_the_model(cli: Cli, tmp_path: Path) 
         "export", *PERCEPTRON, "--weights", tmp_path / "small.safetensors", "--format", "torch-export", "--out", out
     )
     assert called.code == 0, called.err
+    assert f"tests.cli.toys:perceptron, {tmp_path / 'small.safetensors'}, input 1,4: 35 parameters" in called.out
     assert "1 outputs, largest relative error 0.0e+00 (accepted: 1e-04)" in called.out
     x = torch.randn(1, 4)
     assert torch.equal(torch.export.load(str(out)).module()(x), model(x))
