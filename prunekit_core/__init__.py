@@ -79,7 +79,8 @@ from prunekit_core.registry import HOOKS, Entry, Plugin, Registry, RuleOrigin, d
 from prunekit_core.repair import LayerRepair, Repair
 from prunekit_core.report import Explanation, Report
 from prunekit_core.rules import Kind, OpCall, Role, Rule, Scaling, TensorArgument, Verb, output_like, scales
-from prunekit_core.selection import Limits, Scope, linear_scheduler
+from prunekit_core.schedule import linear_scheduler
+from prunekit_core.selection import Limits, Scope
 from prunekit_core.shadow import operation_name
 from prunekit_core.sharding import is_sharded, whole_tensor
 from prunekit_core.statistics import SiteStatistics, Statistics

@@ -13,6 +13,7 @@ from prunekit_core.allocation import CALIBRATED, GLOBAL, UNIFORM, Solver, check_
 from prunekit_core.batches import Batches
 from prunekit_core.calibrated import CRITERION, CalibratedPath
 from prunekit_core.compensation import Compensation, write
+from prunekit_core.criterion import Criterion
 from prunekit_core.curves import Sensitivity
 from prunekit_core.errors import ArgumentError
 from prunekit_core.graph import DependencyGraph
@@ -21,7 +22,7 @@ from prunekit_core.naming import Layer
 from prunekit_core.optimizers import Optimizers
 from prunekit_core.plan import Plan, Preview
 from prunekit_core.protocol import Protocol, make_protocol
-from prunekit_core.pruner import BasePruner, Criterion
+from prunekit_core.pruner import BasePruner
 from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry, default_registry
 from prunekit_core.repair import Compensator

@@ -14,12 +14,13 @@ from torch import nn
 
 from prunekit_core.batches import Batches
 from prunekit_core.chooser import Chooser
+from prunekit_core.criterion import Criterion
 from prunekit_core.curves import Curve, Sensitivity
 from prunekit_core.errors import ArgumentError, RehearsalError
 from prunekit_core.options import Options, free_options
 from prunekit_core.outputs import output_tensors
 from prunekit_core.plan import Plan
-from prunekit_core.pruner import BasePruner, Criterion
+from prunekit_core.pruner import BasePruner
 from prunekit_core.registry import Registry
 from prunekit_core.selection import check_ratio
 

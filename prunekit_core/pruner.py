@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import os
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -14,9 +13,10 @@ from torch import nn
 
 from prunekit_core.alignment import multiple_of
 from prunekit_core.chooser import Chooser
+from prunekit_core.criterion import Criterion, checked_scores, criterion_of
 from prunekit_core.custom_layers import CustomizedPruner
 from prunekit_core.declarations import channel_blocks, check_heads
-from prunekit_core.errors import ArgumentError, NothingToPruneError, PlanError, PluginError, nearest
+from prunekit_core.errors import ArgumentError, NothingToPruneError, PlanError, nearest
 from prunekit_core.graph import DependencyGraph
 from prunekit_core.group import Group
 from prunekit_core.history import Removal
@@ -26,12 +26,10 @@ from prunekit_core.plan import Plan
 from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry, default_registry
 from prunekit_core.report import Report
+from prunekit_core.schedule import Schedule, bound_schedule, check_steps, linear_scheduler
 from prunekit_core.scopes import Ratios, Scopes, Wishes, is_heads
-from prunekit_core.selection import Candidate, Limits, Scope, check_ratio, check_steps, linear_scheduler
+from prunekit_core.selection import Candidate, Limits, Scope, check_ratio
 from prunekit_core.unwrapped import Unwrapped
-
-Criterion = Callable[[Group], "torch.Tensor | None"]
-Schedule = Callable[[float, int], Sequence[float]]
 
 _RENAMED = {
     "ch_sparsity": ("pruning_ratio",),
@@ -127,12 +125,13 @@ class BasePruner:
         in_channel_groups = former.get("in_channel_groups", in_channel_groups)
         out_channel_groups = former.get("out_channel_groups", out_channel_groups)
         self.registry = registry or default_registry()
-        self.importance = self._criterion(importance)
+        self.importance = criterion_of(importance, self.registry)
         self.pruning_ratio = check_ratio(pruning_ratio, "pruning_ratio")
         multiple, aligned = multiple_of(round_to, align, check_recordable(model))
         self.limits = Limits(check_ratio(max_pruning_ratio, "max_pruning_ratio", closed=True), multiple)
         self.iterative_steps = check_steps(iterative_steps)
-        self._schedule = self._check_schedule(iterative_pruning_ratio_scheduler)
+        self._schedule = bound_schedule(iterative_pruning_ratio_scheduler, self.iterative_steps, self.registry)
+        self._schedule(self.pruning_ratio)
         if isomorphic and not global_pruning:
             raise ArgumentError(
                 "isomorphic needs global_pruning=True.",
@@ -177,41 +176,6 @@ class BasePruner:
         """Makes the empty graph that the constructor builds; a subclass may return one of another class."""
         return DependencyGraph(self.registry)
 
-    def _criterion(self, importance: Criterion | str) -> Criterion:
-        if isinstance(importance, str):
-            made: Criterion = self.registry.named("prunekit_importance", importance)()
-            return made
-        if not callable(importance):
-            raise ArgumentError(
-                "The importance must be a callable on groups, or the name of a registered criterion.",
-                why=f"got {importance!r}",
-                hint=nearest(str(importance), self.registry.entries("prunekit_importance")),
-            )
-        return importance
-
-    def _check_schedule(
-        self, scheduler: Callable[[float, int], Sequence[float]] | str
-    ) -> Callable[[float], list[float]]:
-        if isinstance(scheduler, str):
-            scheduler = self.registry.named("prunekit_schedules", scheduler)
-        function: Any = scheduler
-        if not callable(function):
-            raise ArgumentError(
-                "The schedule must be a function (ratio, steps) -> cumulative ratios.", why=f"{scheduler!r}"
-            )
-
-        def ratios(ratio: float) -> list[float]:
-            found = [float(value) for value in function(ratio, self.iterative_steps)]
-            if len(found) != self.iterative_steps + 1 or any(b < a - 1e-12 for a, b in itertools.pairwise(found)):
-                raise ArgumentError(
-                    "The schedule must return ascending cumulative ratios, one more than there are steps.",
-                    why=f"got {found} for {self.iterative_steps} steps",
-                )
-            return [check_ratio(value, "a scheduled ratio") for value in found]
-
-        ratios(self.pruning_ratio)
-        return ratios
-
     # -- deciding
 
     def scopes(self, step: int | None = None) -> list[Scope]:
@@ -231,19 +195,7 @@ class BasePruner:
         Raises:
             PluginError: The criterion returned something else, or values that are not numbers.
         """
-        whole = self.graph.whole_group(group, shared)
-        scores = self.importance(whole)
-        if scores is None:
-            return None
-        where = f"{type(self.importance).__name__} on group {group}"
-        if not isinstance(scores, torch.Tensor) or tuple(scores.shape) != (whole.size(),):
-            shape = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
-            raise PluginError(
-                "A criterion must return one score per unit.", where=where, why=f"{whole.size()} units, got {shape}"
-            )
-        if not bool(torch.isfinite(scores).all()):
-            raise PluginError("A criterion returned values that are not finite.", where=where)
-        return scores
+        return checked_scores(self.importance, self.graph.whole_group(group, shared), group)
 
     def scores(self, scopes: Sequence[Scope]) -> dict[str, torch.Tensor]:
         """Scores all groups of some scopes that the criterion has something to say about."""

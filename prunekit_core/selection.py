@@ -136,19 +136,6 @@ class Scope:
     fixed: bool = False
 
 
-def linear_scheduler(ratio: float, steps: int) -> list[float]:
-    """Cumulative pruning ratios in equal steps.
-
-    Args:
-        ratio: The final ratio.
-        steps: Number of steps, at least one.
-
-    Returns:
-        ``[i / steps * ratio for i in 0..steps]``.
-    """
-    return [step / steps * ratio for step in range(steps + 1)]
-
-
 def check_ratio(value: float, name: str, *, closed: bool = False) -> float:
     """Returns a ratio that lies in [0, 1), or in [0, 1] if ``closed``.
 
@@ -160,14 +147,3 @@ def check_ratio(value: float, name: str, *, closed: bool = False) -> float:
         bounds = "[0, 1]" if closed else "[0, 1)"
         raise ArgumentError(f"{name} must lie in {bounds}.", why=f"got {value!r}", hint="0.5 removes half of the units")
     return float(value)
-
-
-def check_steps(value: int) -> int:
-    """Returns a number of steps that is a positive integer.
-
-    Raises:
-        ArgumentError: It isn't.
-    """
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return value
-    raise ArgumentError("iterative_steps must be a positive integer.", why=f"got {value!r}")

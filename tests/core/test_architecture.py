@@ -77,6 +77,8 @@ CORE = [
     "declarations",
     "alignment",
     "selection",
+    "criterion",
+    "schedule",
     "ranking",
     "chooser",
     "options",

@@ -1,0 +1,60 @@
+"""Criteria: what scores the units of a group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from prunekit_core.errors import ArgumentError, PluginError, nearest
+from prunekit_core.group import Group
+from prunekit_core.registry import Registry
+
+Criterion = Callable[[Group], "torch.Tensor | None"]
+"""Gives scores ``[units]`` of a group, or None when it has nothing to say about it."""
+
+
+def criterion_of(importance: Criterion | str, registry: Registry) -> Criterion:
+    """Returns a criterion, or makes the one that is registered under a name.
+
+    Raises:
+        ArgumentError: It is no callable, or there is none of that name.
+    """
+    if isinstance(importance, str):
+        made: Criterion = registry.named("prunekit_importance", importance)()
+        return made
+    if not callable(importance):
+        raise ArgumentError(
+            "The importance must be a callable on groups, or the name of a registered criterion.",
+            why=f"got {importance!r}",
+            hint=nearest(str(importance), registry.entries("prunekit_importance")),
+        )
+    return importance
+
+
+def checked_scores(criterion: Criterion, group: Group, name: str) -> torch.Tensor | None:
+    """Scores the units of a group, and checks what a criterion returned.
+
+    Args:
+        criterion: The criterion.
+        group: The group.
+        name: The group's name, for messages.
+
+    Returns:
+        Tensor ``[units]``, or None when the criterion has nothing to say about the group.
+
+    Raises:
+        PluginError: The criterion returned something else, or values that are not numbers.
+    """
+    scores = criterion(group)
+    if scores is None:
+        return None
+    where = f"{type(criterion).__name__} on group {name}"
+    if not isinstance(scores, torch.Tensor) or tuple(scores.shape) != (group.size(),):
+        shape = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+        raise PluginError(
+            "A criterion must return one score per unit.", where=where, why=f"{group.size()} units, got {shape}"
+        )
+    if not bool(torch.isfinite(scores).all()):
+        raise PluginError("A criterion returned values that are not finite.", where=where)
+    return scores
