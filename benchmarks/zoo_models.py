@@ -87,6 +87,11 @@ def torchvision_build(name: str) -> Example:
     if any(part in name for part in DETECTION):
         return _detection(name, model)
     if name.startswith("raft"):
+        raft = importlib.import_module("torchvision.models.optical_flow.raft")
+        grid = raft.make_coords_grid
+        if not hasattr(grid, "usual"):  # so that it runs in float64 as well
+            raft.make_coords_grid = lambda *args, **named: grid(*args, **named).to(torch.get_default_dtype())
+            raft.make_coords_grid.usual = grid
         return Example(model, (torch.rand(1, 3, 128, 128), torch.rand(1, 3, 128, 128)))
     for prefix, (frames, size) in VIDEO.items():
         if name.startswith(prefix):

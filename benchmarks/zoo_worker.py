@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
 import random
@@ -13,6 +14,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -59,16 +61,34 @@ def prunable(analysis: Any) -> float:
     return sum(size for name, size in sizes.items() if name in held) / max(1, sum(sizes.values()))
 
 
-def exactness(original: nn.Module, pruned: nn.Module, plan: pk.Plan, inputs: Any) -> dict[str, Any]:
-    """Compares in float32, then, where rounding may be what differs, in float64."""
+@contextlib.contextmanager
+def double_precision() -> Iterator[None]:
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(usual)
+
+
+def exactness(original: nn.Module, pruned: nn.Module, plan: pk.Plan, inputs: Any, *, whole: bool) -> dict[str, Any]:
+    """Compares in float32, then, where rounding may be what differs, in float64.
+
+    The whole cut is made anew in float64: constants that follow a size are more exact there.
+    """
     check = pk.check_exact(original, pruned, plan, inputs)
     found = {"error": check.error, "exact": check.exact, "dtype": "float32", "mixes": len(check.inexact)}
     if check.exact:
         return found
     try:
-        double = copy.deepcopy(original).double()
-        smaller = plan.apply(copy.deepcopy(double))
-        check = pk.check_exact(double, smaller, plan, cast(inputs, torch.float64))
+        with double_precision():
+            double, inputs = copy.deepcopy(original).double(), cast(inputs, torch.float64)
+            smaller = copy.deepcopy(double)
+            if whole:
+                plan = pk.prune(smaller, inputs, importance=RandomImportance()).plan
+            else:
+                smaller = plan.apply(smaller)
+            check = pk.check_exact(double, smaller, plan, inputs)
     except Exception as error:
         return {**found, "float64": f"{type(error).__name__}: {str(error)[:200]}"}
     return {"error": check.error, "exact": check.exact, "dtype": "float64", "mixes": len(check.inexact)}
@@ -103,7 +123,7 @@ def single_groups(model: nn.Module, inputs: Any, count: int) -> list[dict[str, A
         except pk.RehearsalError as error:
             results.append({"group": name, "exact": True, "error": None, "refused": str(error)[:300]})
             continue
-        results.append({"group": name, **exactness(model, pruned, fresh.applied, inputs)})
+        results.append({"group": name, **exactness(model, pruned, fresh.applied, inputs, whole=False)})
     return results
 
 
@@ -159,7 +179,7 @@ def measure(family: str, name: str, groups: int, quick: bool = False) -> None:
     tell(shapes_kept=after == before or example.free_outputs)
     if quick:
         return
-    tell(**exactness(original, model, result.plan, inputs))
+    tell(**exactness(original, model, result.plan, inputs, whole=True))
     tell(shift_seen=shift_seen(original, model, result.plan, inputs))
     try:
         tell(**backward(example))
