@@ -240,12 +240,15 @@ def section(bench: Bench, targets: Sequence[float]) -> str:
     ]
     head = ["tool", "method", *(f"{target:.0%} of the MACs" for target in targets)]
     text = f"## {bench.task.name}\n\nDense: {dense} ({what}).\n\nRight after the cut:\n\n{table(head, rows)}\n"
-    trained = collected(bench, "retrained")
+    trained: dict[tuple[str, str], dict[float, list[float]]] = {}
+    for row in bench.found:
+        if row.retrained is not None:
+            name = row.method if row.tool == "prunekit" else f"{row.method.split()[0]}, better scope"
+            trained.setdefault((row.tool, name), {}).setdefault(row.target, []).append(row.retrained)
     again = [target for target in targets if target in RETRAINED]
     rows = [
-        [tool, method, *(shown([v for v in values.get(target, []) if v is not None], bits) for target in again)]
+        [tool, method, *(shown(values.get(target, []), bits) for target in again)]
         for (tool, method), values in trained.items()
-        if any(value is not None for target in again for value in values.get(target, []))
     ]
     if rows:
         head = ["tool", "method", *(f"{target:.0%} of the MACs" for target in again)]
@@ -424,6 +427,9 @@ def show(benches: Sequence[Bench], options: argparse.Namespace) -> None:
     if not options.alone:
         text = f"## Summary\n\n{margins(benches, options.targets)}\n\n{text}"
         print(margins(benches, options.targets))
+    missing = [name for name in networks.BUILDERS if name not in {bench.task.name for bench in benches}]
+    if missing:
+        text = f"Not measured in this run: {', '.join(missing)}.\n\n{text}"
     if options.out:
         page = options.out / "quality.md"
         before, _, rest = page.read_text().partition(BEGIN)
