@@ -146,17 +146,26 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def measure_fake_forward(name: str, repeats: int) -> None:
-    """Finds the processor seconds of one forward on fake tensors in inference mode: a recording costs them at least."""
+def measure_fake_forward(model: nn.Module, x: Any, repeats: int) -> None:
+    """Finds the processor seconds of one forward on fake tensors in inference mode: a recording costs them at least.
+
+    Attention's fast path, one operation for a whole layer, is off, as it is in a recording.
+    """
     fake_tensor = importlib.import_module("torch._subclasses.fake_tensor")
-    times = []
-    with fake_tensor.FakeTensorMode():
-        model, x = speed_models.build(name)
-        with torch.inference_mode():
-            for _ in range(repeats + 1):
-                start = time.process_time()
-                speed_models.run(model, x)
-                times.append(time.process_time() - start)
+    mode, times = fake_tensor.FakeTensorMode(), []
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(mode.from_tensor(parameter.detach()), requires_grad=False)
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else mode.from_tensor(buffer)
+    inputs = torch.utils._pytree.tree_map_only(torch.Tensor, mode.from_tensor, x)
+    torch.backends.mha.set_fastpath_enabled(False)
+    with mode, torch.inference_mode():
+        for _ in range(repeats + 1):
+            start = time.process_time()
+            speed_models.run(model, inputs)
+            times.append(time.process_time() - start)
     report("fake", seconds=statistics.median(times[1:]))
 
 
@@ -272,7 +281,7 @@ def main() -> None:
         if options.tool == "prunekit" and not options.model.startswith("stack_"):
             measure_application(model, x, options.repeats)
             if options.model not in speed_models.DETECTORS:  # they look at values, which fakes don't have
-                measure_fake_forward(options.model, options.repeats)
+                measure_fake_forward(model, x, options.repeats)
     except Exception as error:
         traceback.print_exc()
         report("failed", reason=f"{type(error).__name__}: {first_line(error)}")
