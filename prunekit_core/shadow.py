@@ -63,6 +63,7 @@ class _Recorder(TorchDispatchMode):
         self._sink, self._rules, self._fake_mode = sink, rules, shadow.fake_mode
         self._stack, self._notes = shadow.stack, shadow.notes
         self._habits: dict[int, _Habit] = {}
+        self._known = shadow.known_results
 
     def closed(self, module: Closed, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a module that isn't looked into, and reports it as one operation."""
@@ -129,10 +130,16 @@ class _Recorder(TorchDispatchMode):
         if like is not None and habit.writes_first:
             return args[0]
         assert self._fake_mode is not None
+        asked = _described((id(op), arguments)) if like is None and habit.makes_new else None
+        known = None if asked is None else self._known.get(asked)
         try:
             with in_kernel_invocation_manager(self._fake_mode):
-                if like is None:
+                if known is not None:
+                    result = torch.empty_strided(known[0], known[1], dtype=known[2], device="meta")
+                elif like is None:
                     result = op(*args, **kwargs)
+                    if asked is not None and type(result) is torch.Tensor:
+                        self._known[asked] = (result.shape, result.stride(), result.dtype)
                 elif isinstance(like, tuple):
                     result = torch.empty(like[1], dtype=like[0].dtype, device="meta")
                 elif like.is_contiguous():
@@ -142,6 +149,18 @@ class _Recorder(TorchDispatchMode):
         except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError):
             return op(*args, **kwargs)  # the fake mode may know better; if not, its error is the one that counts
         return _wrap(result, self._fake_mode, device)
+
+
+def _described(value: Any) -> Any:
+    """Writes down what the shape of an operation's result follows from; None where that can't be told."""
+    if isinstance(value, torch.Tensor):
+        return (value.shape, value.stride(), value.dtype)
+    if value is None or isinstance(value, bool | int | float | str | torch.dtype):
+        return (type(value), value)  # 1, 1.0 and True are equal
+    if isinstance(value, tuple | list | dict):
+        items = [_described(item) for item in (value.values() if isinstance(value, dict) else value)]
+        return None if None in items else (type(value), *items)
+    return None
 
 
 def _literal(tensor: torch.Tensor) -> Any:
@@ -168,6 +187,7 @@ class _Habit:
         shape_only: Whether it has a rule, moves nothing between devices, and needs no values to know its output's
             shape.
         writes_first: Whether it writes its result into its first argument.
+        makes_new: Whether it writes nothing, and what it returns shares no memory with its arguments.
         likeness: What its rule says about its output's shape, if anything.
     """
 
@@ -175,12 +195,13 @@ class _Habit:
     decomposes: bool
     shape_only: bool
     writes_first: bool
+    makes_new: bool
     likeness: Likeness | None
 
     @classmethod
     def of(cls, op: Any, rules: RuleTable) -> _Habit:
         if op.namespace == "prim" or op is torch.ops.aten.detach.default:
-            return cls(passed_on=True, decomposes=False, shape_only=False, writes_first=False, likeness=None)
+            return cls(True, decomposes=False, shape_only=False, writes_first=False, makes_new=False, likeness=None)
         ruled = rules.has(op)
         arguments = op._schema.arguments
         moves = any(argument.name in ("device", "generator") for argument in arguments)
@@ -190,6 +211,7 @@ class _Habit:
             decomposes=not ruled and bool(op._can_decompose()),
             shape_only=ruled and not moves and not _NEEDS_DATA & set(op.tags),
             writes_first=alias is not None and alias.is_write,
+            makes_new=not any(entry.alias_info for entry in (*arguments, *op._schema.returns)),
             likeness=rules.likeness(op),
         )
 
@@ -233,6 +255,7 @@ class Shadow:
         names: Identity of each of its parameters and buffers to the canonical name.
         modules: Its modules by dotted path.
         notes: What the report has to say about how the copy was made, and about its runs.
+        known_results: Shape, strides and dtype of what operations returned on fakes, by operation and arguments.
         stack: The dotted paths of the modules that are running, innermost last.
         modes: Which modules asked for their mode in the last run; there once `watch` was called.
     """
@@ -240,6 +263,7 @@ class Shadow:
     def __init__(self, model: nn.Module, *, fake: bool) -> None:
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
         self.notes: list[str] = []
+        self.known_results: dict[Any, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
         self.stack: list[str] = []
         self._recorder: _Recorder | None = None
         memo = self._stand_ins(model)

@@ -13,6 +13,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import prunekit_core as pk
+from prunekit_core.examples import Example
+from prunekit_core.recorder import record
+from prunekit_core.shadow import Shadow
 from tests.models import Residual
 
 DEPTHS = (8, 16, 32)
@@ -83,3 +86,25 @@ def test_an_analysis_is_a_few_forwards_on_fakes(efforts: dict[str, list[int]]) -
     """Two programs are recorded, eval and train; propagation is counted, too."""
     more, one = (efforts[stage][-1] - efforts[stage][0] for stage in ("analysis", "fake forward"))
     assert more < 4 * one, efforts
+
+
+@pytest.mark.parametrize("make", [Residual, lambda: Deep(3)])
+def test_what_is_remembered_is_what_would_have_been_computed(
+    make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seen() -> tuple[Any, int]:
+        torch.manual_seed(0)
+        model = make()
+        example = torch.randn(2, 3, 8, 8) if isinstance(model, Residual) else torch.randn(2, 5, 4)
+        shadow = Shadow(model, fake=True)
+        registry = pk.default_registry()
+        shadow.watch(registry.opaque)
+        trace = record(shadow, Example.of(example), registry.op_rules, label="eval", training=False)
+        return (str(trace.operations), trace.shapes, trace.dtypes, trace.shares), len(shadow.known_results)
+
+    remembered, count = seen()
+    assert count > 0
+    monkeypatch.setattr("prunekit_core.shadow._described", lambda value: None)
+    computed, none = seen()
+    assert none == 0
+    assert remembered == computed
