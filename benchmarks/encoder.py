@@ -38,6 +38,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "magnitude + least squares": {"importance": "magnitude"},
     "activation energy + least squares": {"importance": "activation_energy"},
     "reconstruction + least squares": {"importance": "reconstruction"},
+    "reconstruction + least squares, one stage": {"importance": "reconstruction", "stages": 1},
     "variance + least squares, one stage": {"importance": "activation_variance", "stages": 1},
     "prune(calibration=...)": {},
 }
@@ -110,7 +111,7 @@ def main() -> None:
         pk.prune(model, calibration[0], ratio=0.0, pruning_ratio_dict=layers, calibration=calibration, **way)
         seconds = time.perf_counter() - start
         similarity = (embed(model, unseen) * expected).sum(1)
-        print(f"{name:<38} mean cosine {similarity.mean():.4f}  lowest {similarity.min():.4f}  {seconds:6.1f} s")
+        print(f"{name:<42} mean cosine {similarity.mean():.4f}  lowest {similarity.min():.4f}  {seconds:6.1f} s")
         sys.stdout.flush()
 
 
