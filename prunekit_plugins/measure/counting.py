@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def count_macs(model: nn.Module, inputs: Any) -> float:
     return float(counter.get_total_flops()) / 2
 
 
-def _attention_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *args: Any, **kwargs: Any) -> int:
     """Counts both products of attention from the shapes ``[..., tokens, head dim]`` of its arguments."""
     *batch, rows, width = query
     return 2 * math.prod(batch) * rows * key[-2] * (width + value[-1])
