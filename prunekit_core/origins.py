@@ -274,8 +274,11 @@ class _Walk:
         name, maker = self._origins.name(ref), self._origins.makers.get(ref.index)
         if name is None and (maker is None or self._rules.scaling(maker.op) is not Scaling.MOVED):
             raise UnresolvedError("its weight is computed")
-        rows = wanted.reshape(wanted.shape[0], -1)
         if name is not None:
+            for dim in range(1, wanted.dim()):
+                if wanted.stride(dim) == 0 and wanted.shape[dim] > 1:  # expanded: the same at every place
+                    wanted = wanted.narrow(dim, 0, 1)
+            rows = wanted.reshape(wanted.shape[0], -1)
             if any(other is not user and other.outputs for other in self._origins.users.get(ref.index, [])):
                 raise UnresolvedError(f"{name} is used elsewhere, too")
             if not rows[rows.any(1)].all():
