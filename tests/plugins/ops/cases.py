@@ -6,10 +6,11 @@ An answer is written as `prunekit_core.testing.AxesRead` prints it: ``a2 b3, a2 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -137,3 +138,31 @@ def unmet_keys(rules: Mapping[str | torch.Tag, Rule], cases: list[Case], excused
     excused = {**excused, **dict.fromkeys(missing_ops(rules), "no such operation")}
     met = set().union(*(each.keys() for each in cases))
     return [str(key) for key in rules if key not in met and key not in excused]
+
+
+def checks_of(
+    rules: Mapping[str | torch.Tag, Rule], cases: list[Case], excused: dict[str, str]
+) -> tuple[Callable[..., None], ...]:
+    """Makes the tests of a family of rules: written answers, those executed, keys that exist, and no rule left out.
+
+    Args:
+        rules: The family's rules.
+        cases: Its cases.
+        excused: Keys that no case meets, with the reason.
+    """
+
+    @pytest.mark.parametrize("case", cases, ids=str)
+    def written(case: Case) -> None:
+        case.check_written()
+
+    @pytest.mark.parametrize("case", [case for case in cases if case.free], ids=str)
+    def executed(case: Case) -> None:
+        case.check_executed()
+
+    def keys() -> None:
+        assert missing_ops(rules) == []
+
+    def met() -> None:
+        assert unmet_keys(rules, cases, excused) == []
+
+    return written, executed, keys, met

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from prunekit_plugins.ops import attention
-from tests.plugins.ops.cases import Case, case, missing_ops, unmet_keys
+from tests.plugins.ops.cases import case, checks_of
 
 
 def scores(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -102,20 +101,6 @@ CASES = [
     ),
 ]
 
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_written_answer(case: Case) -> None:
-    case.check_written()
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case.free], ids=str)
-def test_by_execution(case: Case) -> None:
-    case.check_executed()
-
-
-def test_every_key_is_an_operation() -> None:
-    assert missing_ops(attention.RULES) == []
-
-
-def test_every_rule_is_met() -> None:
-    assert unmet_keys(attention.RULES, CASES, EXCUSED) == []
+test_written_answer, test_by_execution, test_every_key_is_an_operation, test_every_rule_is_met = checks_of(
+    attention.RULES, CASES, EXCUSED
+)

@@ -9,7 +9,7 @@ import torch
 
 from prunekit_plugins.ops import convolutions
 from prunekit_plugins.ops.convolutions import _like_convolved
-from tests.plugins.ops.cases import Case, case, missing_ops, unmet_keys
+from tests.plugins.ops.cases import case, checks_of
 
 EXCUSED: dict[str, str] = {}
 
@@ -184,23 +184,9 @@ CASES = [
     ),
 ]
 
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_written_answer(case: Case) -> None:
-    case.check_written()
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case.free], ids=str)
-def test_by_execution(case: Case) -> None:
-    case.check_executed()
-
-
-def test_every_key_is_an_operation() -> None:
-    assert missing_ops(convolutions.RULES) == []
-
-
-def test_every_rule_is_met() -> None:
-    assert unmet_keys(convolutions.RULES, CASES, EXCUSED) == []
+test_written_answer, test_by_execution, test_every_key_is_an_operation, test_every_rule_is_met = checks_of(
+    convolutions.RULES, CASES, EXCUSED
+)
 
 
 def test_the_shape_said_without_running_is_that_of_running() -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from prunekit_plugins.ops import indexing
-from tests.plugins.ops.cases import Case, case, missing_ops, unmet_keys
+from tests.plugins.ops.cases import case, checks_of
 
 LOOKUP = "its positions are looked up"
 
@@ -110,20 +109,6 @@ CASES = [
     case("aten._unsafe_index(x, [None, i])", "a5 3!, 2! -> a5 2!", x=(5, 3), i=torch.tensor([2, 1])),
 ]
 
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_written_answer(case: Case) -> None:
-    case.check_written()
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case.free], ids=str)
-def test_by_execution(case: Case) -> None:
-    case.check_executed()
-
-
-def test_every_key_is_an_operation() -> None:
-    assert missing_ops(indexing.RULES) == []
-
-
-def test_every_rule_is_met() -> None:
-    assert unmet_keys(indexing.RULES, CASES, EXCUSED) == []
+test_written_answer, test_by_execution, test_every_key_is_an_operation, test_every_rule_is_met = checks_of(
+    indexing.RULES, CASES, EXCUSED
+)

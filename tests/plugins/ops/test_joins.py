@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from prunekit_plugins.ops import joins
-from tests.plugins.ops.cases import Case, case, missing_ops, unmet_keys
+from tests.plugins.ops.cases import case, checks_of
 
 EXCUSED: dict[str, str] = {}
 
@@ -114,20 +112,6 @@ CASES = [
     case("x.slice_scatter(y, 1)", "a2 b5, a2 b5 -> a2 b5", x=(2, 5), y=(2, 5)),
 ]
 
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_written_answer(case: Case) -> None:
-    case.check_written()
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case.free], ids=str)
-def test_by_execution(case: Case) -> None:
-    case.check_executed()
-
-
-def test_every_key_is_an_operation() -> None:
-    assert missing_ops(joins.RULES) == []
-
-
-def test_every_rule_is_met() -> None:
-    assert unmet_keys(joins.RULES, CASES, EXCUSED) == []
+test_written_answer, test_by_execution, test_every_key_is_an_operation, test_every_rule_is_met = checks_of(
+    joins.RULES, CASES, EXCUSED
+)

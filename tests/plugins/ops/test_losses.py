@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from prunekit_plugins.ops import losses
-from tests.plugins.ops.cases import Case, case, missing_ops, unmet_keys
+from tests.plugins.ops.cases import case, checks_of
 
 EXCUSED: dict[str, str] = {}
 CLASSES = "classes are looked up by number"
@@ -52,20 +51,6 @@ CASES = [
     case("F.cross_entropy(x, y)", "3! 4!, 3! -> ()", x=(3, 4), y=torch.tensor([0, 3, 1])),
 ]
 
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_written_answer(case: Case) -> None:
-    case.check_written()
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case.free], ids=str)
-def test_by_execution(case: Case) -> None:
-    case.check_executed()
-
-
-def test_every_key_is_an_operation() -> None:
-    assert missing_ops(losses.RULES) == []
-
-
-def test_every_rule_is_met() -> None:
-    assert unmet_keys(losses.RULES, CASES, EXCUSED) == []
+test_written_answer, test_by_execution, test_every_key_is_an_operation, test_every_rule_is_met = checks_of(
+    losses.RULES, CASES, EXCUSED
+)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from prunekit_plugins.ops import matrices
-from tests.plugins.ops.cases import Case, case, missing_ops, unmet_keys
+from tests.plugins.ops.cases import Case, case, checks_of
 
 MATRIX = "a function of the whole matrix"
 FOURIER = "a dim of a Fourier transform"
@@ -53,20 +52,6 @@ CASES = [
     case("torch.linalg.cross(x, y, dim=0)", "3! a4 b5, 3! a4 b5 -> 3! a4 b5", x=(3, 4, 5), y=(3, 4, 5)),
 ]
 
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_written_answer(case: Case) -> None:
-    case.check_written()
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case.free], ids=str)
-def test_by_execution(case: Case) -> None:
-    case.check_executed()
-
-
-def test_every_key_is_an_operation() -> None:
-    assert missing_ops(matrices.RULES) == []
-
-
-def test_every_rule_is_met() -> None:
-    assert unmet_keys(matrices.RULES, CASES, EXCUSED) == []
+test_written_answer, test_by_execution, test_every_key_is_an_operation, test_every_rule_is_met = checks_of(
+    matrices.RULES, CASES, EXCUSED
+)

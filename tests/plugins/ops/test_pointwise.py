@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from prunekit_plugins.ops import pointwise
-from tests.plugins.ops.cases import Case, case, missing_ops, unmet_keys
+from tests.plugins.ops.cases import case, checks_of
 
 CLOSE = 1e-12  # vectorised and scalar code of one function may differ in the last bits
 HALF = torch.rand(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
@@ -124,20 +123,6 @@ CASES = [
     case("aten._safe_softmax(x, 1)", "a2 b3 -> a2 b3", x=(2, 3), says={"x1": "mix"}, tolerance=1e-12),
 ]
 
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_written_answer(case: Case) -> None:
-    case.check_written()
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case.free], ids=str)
-def test_by_execution(case: Case) -> None:
-    case.check_executed()
-
-
-def test_every_key_is_an_operation() -> None:
-    assert missing_ops(pointwise.RULES) == []
-
-
-def test_every_rule_is_met() -> None:
-    assert unmet_keys(pointwise.RULES, CASES, EXCUSED) == []
+test_written_answer, test_by_execution, test_every_key_is_an_operation, test_every_rule_is_met = checks_of(
+    pointwise.RULES, CASES, EXCUSED
+)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from prunekit_plugins.ops import reductions
-from tests.plugins.ops.cases import Case, case, missing_ops, unmet_keys
+from tests.plugins.ops.cases import case, checks_of
 
 CLOSE = 1e-12
 EXCUSED: dict[str, str] = {}
@@ -66,20 +64,6 @@ CASES = [
     case("torch.argmax(x, -1, keepdim=True)", "a2 3! -> a2 1", x=(2, 3)),
 ]
 
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_written_answer(case: Case) -> None:
-    case.check_written()
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case.free], ids=str)
-def test_by_execution(case: Case) -> None:
-    case.check_executed()
-
-
-def test_every_key_is_an_operation() -> None:
-    assert missing_ops(reductions.RULES) == []
-
-
-def test_every_rule_is_met() -> None:
-    assert unmet_keys(reductions.RULES, CASES, EXCUSED) == []
+test_written_answer, test_by_execution, test_every_key_is_an_operation, test_every_rule_is_met = checks_of(
+    reductions.RULES, CASES, EXCUSED
+)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from prunekit_plugins.ops import scatters
-from tests.plugins.ops.cases import Case, case, missing_ops, unmet_keys
+from tests.plugins.ops.cases import case, checks_of
 
 WRITTEN = "its positions are written by index"
 DEALT = "its elements are dealt out one after another"
@@ -84,20 +83,6 @@ CASES = [
     case("x.histc(4)", "5! -> 4!", x=(5,)),
 ]
 
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_written_answer(case: Case) -> None:
-    case.check_written()
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case.free], ids=str)
-def test_by_execution(case: Case) -> None:
-    case.check_executed()
-
-
-def test_every_key_is_an_operation() -> None:
-    assert missing_ops(scatters.RULES) == []
-
-
-def test_every_rule_is_met() -> None:
-    assert unmet_keys(scatters.RULES, CASES, EXCUSED) == []
+test_written_answer, test_by_execution, test_every_key_is_an_operation, test_every_rule_is_met = checks_of(
+    scatters.RULES, CASES, EXCUSED
+)

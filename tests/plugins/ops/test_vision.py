@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torchvision
 
 from prunekit_plugins.ops import vision
-from tests.plugins.ops.cases import Case, case, unmet_keys
+from tests.plugins.ops.cases import case, checks_of
 
 EXCUSED: dict[str, str] = {}
 TV = "torch.ops.torchvision"
@@ -91,15 +90,4 @@ def test_every_key_is_an_operation_of_torchvision() -> None:
         assert hasattr(torch.ops.torchvision, key.removeprefix("torchvision::"))
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_written_answer(case: Case) -> None:
-    case.check_written()
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case.free], ids=str)
-def test_by_execution(case: Case) -> None:
-    case.check_executed()
-
-
-def test_every_rule_is_met() -> None:
-    assert unmet_keys(vision.RULES, CASES, EXCUSED) == []
+test_written_answer, test_by_execution, _, test_every_rule_is_met = checks_of(vision.RULES, CASES, EXCUSED)
