@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
 
-from prunekit_core import ArgumentError, BasePruner, CheckpointError, Plan
-from prunekit_plugins.integrations.training import Regularizer, TrainingPruner, Unit, check_unit, holding
+from prunekit_core import ArgumentError, CheckpointError, Plan
+from prunekit_plugins.integrations.callback import PruningWhileTraining
 
 
-class PruningCallback(Callback):
+class PruningCallback(PruningWhileTraining, Callback):
     """Prunes a model while Lightning trains it.
 
     Checkpoints that Lightning writes hold the plan, as JSON, in the state of this callback; ``trainer.fit(...,
@@ -30,27 +29,6 @@ class PruningCallback(Callback):
         ArgumentError: An argument is wrong.
     """
 
-    def __init__(
-        self,
-        pruner: BasePruner,
-        at: Sequence[int],
-        *,
-        unit: Unit = "steps",
-        copies: Iterable[nn.Module] | Callable[[], Iterable[nn.Module]] = (),
-        regularizer: Regularizer | None = None,
-        grow_every: int | None = None,
-    ) -> None:
-        self.unit = check_unit(unit)
-        self.training = TrainingPruner(
-            pruner,
-            at,
-            optimizer=lambda: self._optimizers,
-            copies=copies,
-            regularizer=regularizer,
-            grow_every=grow_every,
-        )
-        self._optimizers: list[torch.optim.Optimizer] = []
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Makes sure that the shapes are rebuilt before Lightning loads the weights of a checkpoint."""
         if trainer.world_size > 1:
@@ -59,12 +37,7 @@ class PruningCallback(Callback):
                 why=f"world_size is {trainer.world_size}, and wrappers such as DDP remember the old shapes",
                 hint="stop, prune, and go on with the smaller model",
             )
-        if all(module is not self.training.pruner.graph.model for module in pl_module.modules()):
-            raise ArgumentError(
-                "The pruner is for another model.",
-                where=type(pl_module).__name__,
-                hint="make it for the module or a part",
-            )
+        self._check_model(pl_module)
         load = pl_module.on_load_checkpoint
 
         def rebuild_and_load(checkpoint: dict[str, Any]) -> None:
@@ -93,7 +66,7 @@ class PruningCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes cuts that were due when the checkpoint was written."""
-        self._optimizers = holding(self.training.pruner.graph.model, trainer.optimizers)
+        self._take(trainer.optimizers)
         self._prune(trainer, trainer.global_step if self.unit == "steps" else trainer.current_epoch)
 
     def on_before_optimizer_step(

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from prunekit_core import ArgumentError, BasePruner, CheckpointError, Plan
-from prunekit_plugins.integrations.training import Regularizer, TrainingPruner, Unit, check_unit, holding
+from prunekit_core import ArgumentError, CheckpointError, Plan
+from prunekit_plugins.integrations.callback import PruningWhileTraining
 
 FILE = "prunekit.json"
 """The file next to the weights in a checkpoint folder that holds the plan."""
 
 
-class PruningCallback(TrainerCallback):
+class PruningCallback(PruningWhileTraining, TrainerCallback):
     """Prunes a model while the Trainer trains it.
 
     Every checkpoint folder that the Trainer writes gets a file ``prunekit.json`` with the plan. To resume, make
@@ -36,27 +33,6 @@ class PruningCallback(TrainerCallback):
     Raises:
         ArgumentError: An argument is wrong.
     """
-
-    def __init__(
-        self,
-        pruner: BasePruner,
-        at: Sequence[int],
-        *,
-        unit: Unit = "steps",
-        copies: Iterable[nn.Module] | Callable[[], Iterable[nn.Module]] = (),
-        regularizer: Regularizer | None = None,
-        grow_every: int | None = None,
-    ) -> None:
-        self.unit = check_unit(unit)
-        self.training = TrainingPruner(
-            pruner,
-            at,
-            optimizer=lambda: self._optimizers,
-            copies=copies,
-            regularizer=regularizer,
-            grow_every=grow_every,
-        )
-        self._optimizers: list[torch.optim.Optimizer] = []
 
     def rebuild(self, checkpoint: str | os.PathLike[str]) -> None:
         """Brings a fresh model to the shapes of a checkpoint; call it before ``train(resume_from_checkpoint=...)``.
@@ -79,13 +55,8 @@ class PruningCallback(TrainerCallback):
                 why=f"world_size={args.world_size}, n_gpu={args.n_gpu}; wrappers such as DDP remember the old shapes",
                 hint="train with one device, or stop, prune, and go on with the smaller model",
             )
-        if all(module is not self.training.pruner.graph.model for module in kwargs["model"].modules()):
-            raise ArgumentError(
-                "The pruner is for another model.",
-                where=type(kwargs["model"]).__name__,
-                hint="make it for the Trainer's model or a part",
-            )
-        self._optimizers = holding(self.training.pruner.graph.model, [kwargs["optimizer"]])
+        self._check_model(kwargs["model"])
+        self._take([kwargs["optimizer"]])
         self._prune(state, state.global_step if self.unit == "steps" else int(state.epoch or 0))
 
     def on_pre_optimizer_step(

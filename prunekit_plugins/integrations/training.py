@@ -1,11 +1,11 @@
-"""Pruning in a training loop of one's own, and the part that the callbacks for trainers share."""
+"""Pruning in a training loop of one's own."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -18,7 +18,6 @@ FORMAT = 1
 _LOG = logging.getLogger("prunekit")
 
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
-Unit = Literal["steps", "epochs"]
 
 
 class Regularizer(Protocol):
@@ -203,22 +202,3 @@ def _check_growth(grow_every: int | None, regularizer: Regularizer | None) -> in
     if not isinstance(grow_every, int) or isinstance(grow_every, bool) or grow_every < 1:
         raise ArgumentError("grow_every must be a positive integer.", why=f"got {grow_every!r}")
     return grow_every
-
-
-def holding(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> list[torch.optim.Optimizer]:
-    """Returns the optimizers that hold parameters of a model."""
-    own = {id(parameter) for parameter in model.parameters()}
-    return [o for o in optimizers if any(id(p) in own for group in o.param_groups for p in group["params"])]
-
-
-def check_unit(unit: str) -> Unit:
-    """Returns ``"steps"`` or ``"epochs"``.
-
-    Raises:
-        ArgumentError: It is something else.
-    """
-    if unit == "steps":
-        return "steps"
-    if unit == "epochs":
-        return "epochs"
-    raise ArgumentError("The unit must be 'steps' or 'epochs'.", why=f"got {unit!r}")
