@@ -24,19 +24,10 @@ from pathlib import Path
 
 import torch
 from llama import Llama, Sizes
+from memory import peak_memory
 
 import prunekit_core as pk
 from prunekit_core.tensorfile import Stored, write_tensors
-
-
-class Chance:
-    """Scores without weights: which units stay doesn't matter here."""
-
-    def __init__(self) -> None:
-        self._generator = torch.Generator().manual_seed(0)
-
-    def __call__(self, group: pk.Group) -> torch.Tensor:
-        return torch.rand(group.size(), generator=self._generator)
 
 
 def model_of(gigabytes: float) -> Llama:
@@ -61,7 +52,7 @@ def prepare(folder: Path, gigabytes: float) -> None:
 
     write_tensors(folder / "dense.safetensors", stored, {"format": "pt"}, rows)
     ids = torch.zeros(1, 8, dtype=torch.long, device="meta")
-    pk.BasePruner(model, ids, Chance(), pruning_ratio=0.5).plan().save(folder / "plan.json")
+    pk.BasePruner(model, ids, "random", pruning_ratio=0.5).plan().save(folder / "plan.json")
 
 
 def work(what: str, folder: Path) -> None:
@@ -75,9 +66,7 @@ def work(what: str, folder: Path) -> None:
     else:
         pk.prune_checkpoint(source, target, plan)
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
-    # not getrusage, whose peak is at least that of the process that started this one
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    print(json.dumps({"wall": wall, "processor": processor, "peak": int(status["VmHWM"].split()[0]) * 1024}))
+    print(json.dumps({"wall": wall, "processor": processor, "peak": peak_memory()}))
 
 
 def measure(what: str, folder: Path) -> dict[str, float]:

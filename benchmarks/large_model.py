@@ -3,7 +3,7 @@
     python benchmarks/large_model.py                  80 layers, 8192 wide: analysis, groups and a plan
     python benchmarks/large_model.py --layers 8 --rounds 1
 
-Scores need no weights here (`Chance`), so that what is measured is the structure: recording, groups, choosing units,
+Scores are random and need no weights, so that what is measured is the structure: recording, groups, choosing units,
 rehearsal, and the plan with its rescales. Building the model isn't counted. Every round is a process of its own with
 one thread; seconds are counted by the wall clock and by the processor. Peak memory is that of the whole process,
 PyTorch and the model's modules included.
@@ -17,28 +17,12 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 from llama import SEVENTY_BILLION, Llama
+from memory import peak_memory
 
 import prunekit_core as pk
-
-
-class Chance:
-    """Random scores."""
-
-    def __init__(self) -> None:
-        self._generator = torch.Generator().manual_seed(0)
-
-    def __call__(self, group: pk.Group) -> torch.Tensor:
-        return torch.rand(group.size(), generator=self._generator)
-
-
-def peak_memory() -> int:
-    """Bytes of this process; not getrusage, whose peak is at least that of the process that started this one."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) * 1024
 
 
 def work(layers: int) -> None:
@@ -51,7 +35,7 @@ def work(layers: int) -> None:
     pk.default_registry()
     peak_before = peak_memory()
     wall, processor = time.perf_counter(), time.process_time()
-    plan = pk.BasePruner(model, ids, Chance()).plan()
+    plan = pk.BasePruner(model, ids, "random").plan()
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
     preview = plan.preview()
     found = {

@@ -11,9 +11,7 @@ import copy
 import importlib
 import itertools
 import json
-import resource
 import statistics
-import sys
 import time
 import traceback
 import warnings
@@ -22,6 +20,7 @@ from typing import Any
 
 import speed_models
 import torch
+from memory import peak_memory
 from torch import nn
 
 RATIO = 0.5
@@ -139,11 +138,6 @@ def measure_step(tool: str, model: nn.Module, x: Any, repeats: int) -> None:
         return
     if found != expected or parameters(target) >= before:
         report("failed", reason=f"the pruned model gives {found} with {parameters(target) / before:.0%} of parameters")
-
-
-def peak_memory() -> int:
-    """The largest resident size of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def measure_fake_forward(model: nn.Module, x: Any, repeats: int) -> None:

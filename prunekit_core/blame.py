@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import traceback
+from collections.abc import Callable, Iterator
 from typing import Any
+
+from prunekit_core.errors import PluginError, PrunekitError
 
 
 def site_of(thing: object) -> str:
@@ -39,3 +43,19 @@ def describe_error(error: BaseException, module: str) -> str:
     own = [site for site, name in frames if name.partition(".")[0] == package]
     place = (own or [site for site, _ in frames] or [""])[-1]
     return f"{text} ({place})" if place else text
+
+
+@contextlib.contextmanager
+def blamed(wrong: Callable[[str], PluginError], stranger: object) -> Iterator[None]:
+    """Makes whatever a stranger's function raises an error of its plugin; errors of this library stay what they are.
+
+    Args:
+        wrong: Makes the error from the words of what was raised.
+        stranger: The function or object, whose module says which lines are the plugin's own.
+    """
+    try:
+        yield
+    except PrunekitError:
+        raise
+    except Exception as error:  # a stranger's function may fail in any way
+        raise wrong(describe_error(error, getattr(stranger, "__module__", ""))) from error

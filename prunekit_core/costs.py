@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from prunekit_core.analysis import Analysis
-from prunekit_core.blame import describe_error, site_of
-from prunekit_core.errors import PluginError, PrunekitError
+from prunekit_core.blame import blamed, site_of
+from prunekit_core.errors import PluginError
 from prunekit_core.examples import Example
 from prunekit_core.layout import Kept
 from prunekit_core.polynomial import Polynomial, Sizes, compile_polynomials
@@ -127,27 +127,24 @@ def compiled_cost(registry: Registry, name: str, analysis: Analysis) -> Compiled
     registered = registry.named("prunekit_budgets", name)
     owner = registry.entries("prunekit_budgets")[name].owner.name
 
-    def checked(compute: Callable[[], Any]) -> Any:
-        try:
-            return compute()
-        except PrunekitError:
-            raise
-        except Exception as error:  # a stranger's function may fail in any way
-            raise PluginError(
-                "A cost model can't be computed.",
-                where=f"{name!r} of {owner} ({site_of(registered)})",
-                why=describe_error(error, getattr(registered, "__module__", "")),
-                hint="until it is corrected, block the plugin",
-            ) from error
+    def wrong(why: str) -> PluginError:
+        return PluginError(
+            "A cost model can't be computed.",
+            where=f"{name!r} of {owner} ({site_of(registered)})",
+            why=why,
+            hint="until it is corrected, block the plugin",
+        )
 
     def number(sizes: Sizes) -> float:
-        found = float(compiled(sizes))
-        if not math.isfinite(found):
-            raise ValueError(f"it is {found}")
-        return found
+        with blamed(wrong, registered):
+            found = float(compiled(sizes))
+            if not math.isfinite(found):
+                raise ValueError(f"it is {found}")
+            return found
 
-    compiled = checked(lambda: cost_model(registered).compile(analysis))
-    return lambda sizes: checked(lambda: number(sizes))
+    with blamed(wrong, registered):
+        compiled = cost_model(registered).compile(analysis)
+    return number
 
 
 def group_sizes(analysis: Analysis) -> dict[str, int]:

@@ -102,8 +102,8 @@ class Origins:
         if "dtype" in mover.arguments and self.shape(output) == shape:
             return torch.ones(shape, dtype=torch.bool) if wanted is None else wanted.clone()  # a conversion
         whole = wanted is None or bool(wanted.all())
-        key = self._form(mover, source, output)
-        if whole and key in self._moved:
+        key = self._form(mover, source, output) if whole else None
+        if key in self._moved:
             return self._moved[key]
         labels = torch.arange(math.prod(shape)).reshape(shape)
 
@@ -122,7 +122,7 @@ class Origins:
         mask = torch.zeros(math.prod(shape), dtype=torch.bool)
         mask[read[read >= 0]] = True
         mask = mask.reshape(shape)
-        if whole:
+        if key is not None:
             self._moved[key] = mask
         return mask
 

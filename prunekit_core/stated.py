@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from prunekit_core.axes import Axis
-from prunekit_core.blame import describe_error, site_of
+from prunekit_core.blame import blamed, site_of
 from prunekit_core.edits import is_size
-from prunekit_core.errors import PluginError, PrunekitError
+from prunekit_core.errors import PluginError
 from prunekit_core.layers import Flat, LayerType, Resizing
 from prunekit_core.layout import Layout
 from prunekit_core.registry import Registry
@@ -87,13 +87,8 @@ def _tuples(kind: LayerType) -> dict[str, tuple[Role, ...]]:
 
 
 def _asked(registry: Registry, module: nn.Module, kind: LayerType, what: str, question: Callable[[], Any]) -> Any:
-    try:
+    with blamed(functools.partial(_wrong, registry, module, kind, what), getattr(kind, what)):
         return question()
-    except PrunekitError:
-        raise
-    except Exception as error:  # a stranger's function may fail in any way
-        source = getattr(getattr(kind, what), "__module__", "")
-        raise _wrong(registry, module, kind, what, describe_error(error, source)) from error
 
 
 def _wrong(registry: Registry, module: nn.Module, kind: LayerType, what: str, why: str) -> PluginError:

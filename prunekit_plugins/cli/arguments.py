@@ -98,6 +98,17 @@ def read_targets(texts: Sequence[str]) -> dict[str, float | str] | None:
     return found or None
 
 
+def check_there(*paths: Path | None) -> None:
+    """Makes sure that files or folders are there; None is left out.
+
+    Raises:
+        ArgumentError: One isn't.
+    """
+    for path in paths:
+        if path is not None and not path.exists():
+            raise ArgumentError("There is no such file.", where=str(path))
+
+
 def check_writable(path: Path, option: str) -> None:
     """Makes sure that a file can be written, without touching it.
 

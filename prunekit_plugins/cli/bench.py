@@ -14,7 +14,7 @@ from torch import nn
 
 from prunekit_core import ArgumentError, Plan, load
 from prunekit_plugins.cli import options
-from prunekit_plugins.cli.arguments import TensorSpec, read_inputs
+from prunekit_plugins.cli.arguments import TensorSpec, check_there, read_inputs
 from prunekit_plugins.cli.models import Subject, build
 from prunekit_plugins.cli.output import Output, Table
 from prunekit_plugins.measure import Timing, count_macs, peak_memory, side_by_side, threads
@@ -50,9 +50,7 @@ def bench(
         if batch is not None:
             subject = build(model, [attrs.evolve(spec, shape=(batch, *spec.shape[1:])) for spec in subject.specs])
         names, models = _models(subject, plan, weights)
-    smaller = plan or weights
-    if smaller is not None:
-        subject = attrs.evolve(subject, weights=f"{subject.weights} beside {smaller}")
+    subject = subject.beside(plan or weights)
     given = _moved(subject.inputs, device)
     for each in models:
         each.to(device)
@@ -80,9 +78,7 @@ def _check(
 ) -> None:
     if plan is not None and weights is not None:
         raise ArgumentError("Give --plan or --weights, not both.")
-    for path in (plan, weights):
-        if path is not None and not path.exists():
-            raise ArgumentError("There is no such file.", where=str(path))
+    check_there(plan, weights)
     if min(rounds, 1 if batch is None else batch, 1 if cores is None else cores) < 1 or warm_up < 0:
         raise ArgumentError("--rounds, --batch and --threads must be positive, and --warm-up not negative.")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):

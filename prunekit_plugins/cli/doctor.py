@@ -6,12 +6,11 @@ import copy
 from pathlib import Path
 from typing import Annotated, Any
 
-import attrs
 import typer
 
 from prunekit_core import ArgumentError, BasePruner, Plan, plan_to_target, read_plan
 from prunekit_plugins.cli import options
-from prunekit_plugins.cli.arguments import read_inputs, read_targets
+from prunekit_plugins.cli.arguments import check_there, read_inputs, read_targets
 from prunekit_plugins.cli.listing import show_rows
 from prunekit_plugins.cli.models import build
 from prunekit_plugins.cli.output import Output, Table
@@ -47,18 +46,14 @@ def doctor(
     specs, targets = read_inputs(inputs or ()), read_targets(target or ())
     if sum(given is not None for given in (plan, weights, targets)) > 1:
         raise ArgumentError("Give one of --plan, --weights and --target.")
-    for path in (plan, weights):
-        if path is not None and not path.exists():
-            raise ArgumentError("There is no such file.", where=str(path))
+    check_there(plan, weights)
     if min(rounds, cores or 1) < 1:
         raise ArgumentError("--rounds and --threads must be positive.")
     output = Output(as_json)
     registry = project_registry(block, config)
     with output.working(f"building {model}"):
         subject = build(model, specs)
-    smaller = plan or weights
-    if smaller is not None:
-        subject = attrs.evolve(subject, weights=f"{subject.weights} beside {smaller}")
+    subject = subject.beside(plan or weights)
     with output.working(f"pruning {model}"):
         if plan is not None:
             chosen = Plan.load(plan)

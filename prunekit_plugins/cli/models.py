@@ -42,6 +42,10 @@ class Subject:
     def __str__(self) -> str:
         return f"{self.name}, {self.weights}, input {' and '.join(str(spec) for spec in self.specs)}"
 
+    def beside(self, smaller: Path | None) -> Subject:
+        """The same, with the file in its name that makes or holds a smaller model beside it, if there is one."""
+        return self if smaller is None else attrs.evolve(self, weights=f"{self.weights} beside {smaller}")
+
 
 def build(
     name: str, specs: Sequence[TensorSpec], weights: Path | None = None, seed: int = SEED, *, empty: bool = False
