@@ -1,7 +1,8 @@
 """Does half of the MACs take half of the time? ResNet-50 on this CPU, with sizes that suit it and as they come.
 
-Run ``python benchmarks/latency.py`` on a quiet machine (about two minutes); ``--rounds 3 --batches 1`` for a try. The
-original, the unaligned and the aligned model run in turns, so that noise hits all three.
+Run ``python benchmarks/latency.py`` on a quiet machine (about two minutes); ``--rounds 3 --batches 1`` for a try, and
+``--device cuda --dtype bfloat16 --batches 1 64 256`` for a GPU. The original, the unaligned and the aligned model run
+in turns, so that noise hits all three.
 """
 
 from __future__ import annotations
@@ -26,13 +27,18 @@ def main() -> None:
     parser.add_argument("--target", type=float, default=0.5, help="fraction of the MACs that is left")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--out", type=Path, help="where the numbers go, as JSON")
     arguments = parser.parse_args()
     found = []
     with threads(arguments.threads) as used:
+        where = f"{used} threads, {torch.backends.cpu.get_cpu_capability()}"
+        if arguments.device == "cuda":
+            where = torch.cuda.get_device_name()
         print(
-            f"{arguments.model}, {arguments.size} x {arguments.size}, {used} threads, "
-            f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+            f"{arguments.model}, {arguments.size} x {arguments.size}, {arguments.dtype}, {where}, "
+            f"torch {torch.__version__}"
         )
         print(
             f"{'batch':>5}  {'model':<18}  {'MACs left':>9}  {'median':>10}  {'half of the runs':>21}  {'speed-up':>8}"
@@ -45,10 +51,11 @@ def main() -> None:
 
 def measured(arguments: argparse.Namespace, batch: int) -> list[dict[str, object]]:
     """Prunes, measures one batch size, and prints a line per model."""
-    image = torch.randn(1, 3, arguments.size, arguments.size)
-    models: dict[str, nn.Module] = {"original": build(arguments.model)}
+    dtype = getattr(torch, arguments.dtype)
+    image = torch.randn(1, 3, arguments.size, arguments.size).to(arguments.device, dtype)
+    models: dict[str, nn.Module] = {"original": build(arguments.model).to(image)}
     for name, align in (("as they come", None), ('align="auto"', "auto")):
-        models[name] = build(arguments.model)
+        models[name] = build(arguments.model).to(image)
         pk.prune(models[name], image, target={"macs": arguments.target}, align=align)
     inputs = image.expand(batch, -1, -1, -1).contiguous()
     timings = side_by_side(list(models.values()), inputs, rounds=arguments.rounds)

@@ -1,0 +1,283 @@
+"""Models on a GPU: the answers of the CPU, on the model's device, without copies of weights to the host.
+
+Skipped where there is no CUDA device.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import prunekit_core as pk
+from prunekit_plugins.measure import peak_memory
+from prunekit_plugins.pruners import BNScalePruner, GroupNormPruner, GrowingRegPruner
+from tests.gpu.crossings import Crossings
+from tests.models import Attention, Chain, Encoder, Residual
+from tests.plugins.test_kit import PREPARE, names
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+CUDA = torch.device("cuda")
+SEEDED = torch.Generator().manual_seed(0)
+PICTURES = torch.randn(32, 3, 8, 8, generator=SEEDED, dtype=torch.float64)
+TOKENS = torch.randn(32, 6, 10, generator=SEEDED, dtype=torch.float64)
+MODELS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
+    "residual": (Residual, PICTURES),
+    "encoder": (Encoder, TOKENS),
+}
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+def both(name: str) -> tuple[nn.Module, torch.Tensor, nn.Module, torch.Tensor]:
+    """The same model in float64 on the CPU and on the GPU, with inputs for each."""
+    build, inputs = MODELS[name]
+    torch.manual_seed(0)
+    model = build().double().eval()
+    return model, inputs, copy.deepcopy(model).to(CUDA), inputs.to(CUDA)
+
+
+def on_device(model: nn.Module) -> bool:
+    return all(tensor.device.type == "cuda" for tensor in (*model.parameters(), *model.buffers()))
+
+
+def units(graph: pk.DependencyGraph) -> int:
+    """How many units all groups have together."""
+    return sum(group.size for group in graph.analysis.groups.values())
+
+
+@every_model
+def test_a_cut_is_that_of_the_cpu(name: str) -> None:
+    here, x, there, y = both(name)
+    original = copy.deepcopy(there)
+    expected, found = pk.prune(here, x[:2], 0.5), pk.prune(there, y[:2], 0.5)
+    assert found.plan.kept == expected.plan.kept
+    assert on_device(there)
+    for path, tensor in here.state_dict().items():
+        assert torch.equal(there.state_dict()[path].cpu(), tensor), path
+    assert pk.check_exact(original, there, found.plan, y[:2])
+    torch.testing.assert_close(there(y).cpu(), here(x), rtol=1e-9, atol=1e-9)
+
+
+@every_model
+@pytest.mark.parametrize("criterion", names("prunekit_importance"))
+def test_scores_are_those_of_the_cpu_and_stay_on_the_device(name: str, criterion: str) -> None:
+    if criterion == "random":
+        pytest.skip("another generator on each device")
+    here, x, there, y = both(name)
+    found = []
+    crossings = Crossings()
+    for model, inputs in ((here, x), (there, y)):
+        importance = pk.default_registry().named("prunekit_importance", criterion)()
+        pruner = pk.BasePruner(model, inputs[:2], importance)
+        if criterion in PREPARE:
+            PREPARE[criterion](importance, model, inputs)
+        with crossings:
+            found.append({group.name: importance(group) for group in pruner.graph.get_all_groups()})
+        model.zero_grad()
+    expected, scores = found
+    assert any(values is not None for values in expected.values()) or (name, criterion) == ("encoder", "bn_scale")
+    for group, values in expected.items():
+        got = scores[group]
+        assert (got is None) == (values is None), group
+        if values is not None:
+            assert got.device.type == "cuda", group
+            torch.testing.assert_close(got.cpu(), values, rtol=1e-6, atol=1e-9, msg=lambda m, g=group: f"{g}: {m}")
+    assert crossings.ran
+    assert crossings.largest <= 64, f"only positions and counts may go to the host: {crossings.elements}"
+
+
+@every_model
+def test_calibrated_pruning_is_that_of_the_cpu(name: str) -> None:
+    here, x, there, y = both(name)
+    expected = pk.prune(here, x[:2], target={"macs": 0.5}, calibration=list(x.split(8)))
+    found = pk.prune(there, y[:2], target={"macs": 0.5}, calibration=list(y.split(8)))
+    assert found.plan.kept == expected.plan.kept
+    assert on_device(there)
+    assert str(found.compensation) == str(expected.compensation)
+    torch.testing.assert_close(there(y).cpu(), here(x), rtol=1e-6, atol=1e-6)
+
+
+def test_batches_on_the_host_are_brought_to_the_model() -> None:
+    _, x, there, y = both("residual")
+    statistics = pk.calibrate(there, list(x.split(8)), parts=("covariances",))
+    again = pk.calibrate(there, list(y.split(8)), parts=("covariances",))
+    for site, seen in statistics.sites.items():
+        assert seen.moments.covariance is not None
+        assert seen.moments.covariance.device.type == "cuda"
+        assert torch.equal(seen.moments.covariance, again.sites[site].moments.covariance), site
+
+
+@every_model
+def test_a_calibration_pass_copies_no_features_to_the_host(name: str) -> None:
+    _, _, there, y = both(name)
+    pk.calibrate(there, [y[:4]])  # what is made once may be read once
+    crossings = Crossings()
+    with crossings:
+        statistics = pk.calibrate(there, [y], parts=("covariances",))
+    assert crossings.ran
+    assert crossings.largest <= 1, f"only counts of samples may go to the host: {crossings.elements}"
+    assert all(seen.moments.mean.device.type == "cuda" for seen in statistics.sites.values())
+
+
+@every_model
+def test_planning_copies_one_score_per_unit_and_applying_nothing(name: str) -> None:
+    _, _, there, y = both(name)
+    pruner = pk.BasePruner(there, y[:2], "magnitude", global_pruning=True)
+    planning, applying = Crossings(), Crossings()
+    with planning:
+        plan = pruner.plan()
+    assert planning.ran
+    assert 0 < sum(planning.elements.values()) <= 2 * units(pruner.graph)
+    with applying:
+        pruner.graph.apply(plan)
+    assert applying.ran
+    assert not applying.elements
+    assert on_device(there)
+
+
+def test_applying_takes_room_for_the_largest_parameter() -> None:
+    torch.manual_seed(0)
+    model = Chain(*[1024] * 9).to(CUDA)
+    x = torch.randn(2, 1024, device=CUDA)
+    pruner = pk.BasePruner(model, x, "magnitude", pruning_ratio=0.5)
+    plan = pruner.plan()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    pruner.graph.apply(plan)
+    extra = torch.cuda.max_memory_allocated() - before
+    assert extra <= 2 * 1024 * 1024 * 4, f"{extra} bytes beyond the model of {before}"
+    assert torch.cuda.memory_allocated() < 0.5 * before
+
+
+@pytest.mark.parametrize("make", [GroupNormPruner, GrowingRegPruner, BNScalePruner], ids=lambda make: make.__name__)
+def test_regularized_gradients_are_those_of_the_cpu(make: Callable[..., Any]) -> None:
+    here, x, there, y = both("residual")
+    for model, inputs in ((here, x), (there, y)):
+        pruner = make(model, inputs[:2], reg=0.05)
+        for _ in range(2):
+            model.zero_grad()
+            model(inputs).square().mean().backward()
+            pruner.regularize(model)
+            pruner.update_regularizer()
+    expected = dict(here.named_parameters())
+    for path, parameter in there.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad.cpu(), expected[path].grad, rtol=1e-9, atol=1e-12)
+
+
+def test_regularizing_copies_nothing_to_the_host() -> None:
+    _, _, there, y = both("residual")
+    pruner = GroupNormPruner(there, y[:2], reg=0.05)
+    there(y).square().mean().backward()
+    pruner.regularize(there)  # indices are made once
+    crossings = Crossings()
+    with crossings:
+        pruner.regularize(there)
+    assert crossings.ran
+    assert not crossings.elements
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_optimizer_trains_on(fused: bool) -> None:
+    _, _, there, y = both("encoder")
+    optimizer = torch.optim.AdamW(there.parameters(), lr=1e-2, fused=fused)
+    for _ in range(2):
+        there(y).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    pk.prune(there, y[:2], 0.5, optimizer=optimizer)
+    states = [optimizer.state[parameter] for parameter in there.parameters()]
+    for parameter, state in zip(there.parameters(), states, strict=True):
+        assert state["exp_avg"].shape == parameter.shape
+        assert state["exp_avg"].device.type == "cuda"
+    first = there(y).square().mean()
+    first.backward()
+    optimizer.step()
+    assert there(y).square().mean() < first
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@every_model
+def test_half_precision(name: str, dtype: torch.dtype) -> None:
+    _, _, there, y = both(name)
+    there, y = there.to(dtype), y.to(dtype)
+    result = pk.prune(there, y[:2], 0.5, calibration=list(y.split(8)))
+    assert all(parameter.dtype is dtype for parameter in there.parameters())
+    assert result.preview.params_after < 0.7 * result.preview.params_before
+    assert bool(torch.isfinite(there(y)).all())
+
+
+def test_mixed_precision_is_recorded_as_it_runs() -> None:
+    _, _, there, y = both("encoder")
+    there, y = there.float(), y.float()
+    original = copy.deepcopy(there)
+
+    def run(model: nn.Module, inputs: torch.Tensor) -> Any:
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            return model(inputs)
+
+    result = pk.prune(there, y[:2], 0.5, forward_fn=run)
+    masked = result.plan.mask(original)
+    assert result.preview.params_after < result.preview.params_before
+    torch.testing.assert_close(there(y), masked(y), rtol=1e-4, atol=1e-4)
+
+
+class Spread(nn.Module):
+    """The first half on the CPU, the second on the GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Chain(10, 24, 16), Attention().to(CUDA)
+        self.head = nn.Linear(16, 3).to(CUDA)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.second(self.first(x).to(CUDA)))
+        return out
+
+
+def test_a_model_on_two_devices() -> None:
+    torch.manual_seed(0)
+    model = Spread().double().eval()
+    original, x = copy.deepcopy(model), TOKENS
+    devices = {path: parameter.device for path, parameter in model.named_parameters()}
+    result = pk.prune(model, x[:2], 0.5)
+    assert {path: parameter.device for path, parameter in model.named_parameters()} == devices
+    assert {"first.layers.0.weight", "second.qkv.weight"} <= set(result.layers)
+    assert pk.check_exact(original, model, result.plan, x[:2])
+    statistics = pk.calibrate(model, [x])
+    assert statistics.sites["first.layers.0.weight"].moments.mean.device.type == "cpu"
+    assert statistics.sites["head.weight"].moments.mean.device.type == "cuda"
+
+
+def test_inputs_on_another_device_are_told() -> None:
+    _, x, there, _ = both("residual")
+    before = {path: tensor.clone() for path, tensor in there.state_dict().items()}
+    with pytest.raises(pk.PrunekitError, match="cpu"):
+        pk.prune(there, x[:2], 0.5)
+    for path, tensor in there.state_dict().items():
+        assert torch.equal(tensor, before[path]), path
+
+
+def test_checkpoints_move_between_devices(tmp_path: Path) -> None:
+    here, _, there, y = both("encoder")
+    result = pk.prune(there, y[:2], 0.5)
+    pk.save(there, tmp_path / "small.safetensors", plan=result.plan)
+    loaded = pk.load(here, tmp_path / "small.safetensors")
+    assert all(parameter.device.type == "cpu" for parameter in loaded.parameters())
+    for path, tensor in there.state_dict().items():
+        assert torch.equal(loaded.state_dict()[path], tensor.cpu()), path
+
+
+def test_peak_memory_is_that_of_the_allocator() -> None:
+    model = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(4))).to(CUDA)
+    x = torch.randn(512, 1024, device=CUDA)
+    used = torch.cuda.memory_allocated()
+    activations = 2 * 512 * 1024 * 4  # what a layer reads and what it returns; the first reads the inputs
+    assert 0 <= peak_memory(model, x) - used - activations <= 32 * 2**20  # cuBLAS takes room to work in
