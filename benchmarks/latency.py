@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="height and width of the images")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--target", type=float, default=0.5, help="fraction of the MACs that is left")
+    parser.add_argument("--latency", type=float, help="also prune until this fraction of the time is left")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -58,6 +59,10 @@ def measured(arguments: argparse.Namespace, batch: int) -> list[dict[str, object
         models[name] = build(arguments.model).to(image)
         pk.prune(models[name], image, target={"macs": arguments.target}, align=align)
     inputs = image.expand(batch, -1, -1, -1).contiguous()
+    if arguments.latency is not None:
+        name = f"latency {arguments.latency:g}"
+        models[name] = build(arguments.model).to(image)
+        pk.prune(models[name], inputs, target={"latency": arguments.latency}, align="auto")
     timings = side_by_side(list(models.values()), inputs, rounds=arguments.rounds)
     dense = count_macs(models["original"], image)
     rows = []

@@ -81,14 +81,15 @@ def test_scores_are_those_of_the_cpu_and_stay_on_the_device(name: str, criterion
             found.append({group.name: importance(group) for group in pruner.graph.get_all_groups()})
         model.zero_grad()
     expected, scores = found
-    assert any(values is not None for values in expected.values()) or (name, criterion) == ("encoder", "bn_scale")
+    scored = any(values is not None for values in expected.values())
+    assert scored or (name, criterion) == ("encoder", "bn_scale"), "it has no batch norm"
     for group, values in expected.items():
         got = scores[group]
         assert (got is None) == (values is None), group
         if values is not None:
             assert got.device.type == "cuda", group
             torch.testing.assert_close(got.cpu(), values, rtol=1e-6, atol=1e-9, msg=lambda m, g=group: f"{g}: {m}")
-    assert crossings.ran
+    assert crossings.ran or not scored
     assert crossings.largest <= 64, f"only positions and counts may go to the host: {crossings.elements}"
 
 
@@ -149,11 +150,12 @@ def test_applying_takes_room_for_the_largest_parameter() -> None:
     plan = pruner.plan()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+    before, weights = torch.cuda.memory_allocated(), sum(parameter.nbytes for parameter in model.parameters())
     pruner.graph.apply(plan)
-    extra = torch.cuda.max_memory_allocated() - before
-    assert extra <= 2 * 1024 * 1024 * 4, f"{extra} bytes beyond the model of {before}"
-    assert torch.cuda.memory_allocated() < 0.5 * before
+    assert torch.cuda.max_memory_allocated() - before <= 2 * 1024 * 1024 * 4
+    gone = weights - sum(parameter.nbytes for parameter in model.parameters())
+    assert gone > 0.5 * weights
+    assert before - torch.cuda.memory_allocated() == pytest.approx(gone, rel=0.05)
 
 
 @pytest.mark.parametrize("make", [GroupNormPruner, GrowingRegPruner, BNScalePruner], ids=lambda make: make.__name__)
@@ -224,9 +226,8 @@ def test_mixed_precision_is_recorded_as_it_runs() -> None:
             return model(inputs)
 
     result = pk.prune(there, y[:2], 0.5, forward_fn=run)
-    masked = result.plan.mask(original)
     assert result.preview.params_after < result.preview.params_before
-    torch.testing.assert_close(there(y), masked(y), rtol=1e-4, atol=1e-4)
+    assert pk.check_exact(original, there, result.plan, y[:2])
 
 
 class Spread(nn.Module):
