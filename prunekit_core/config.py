@@ -18,6 +18,7 @@ from prunekit_core.errors import ArgumentError, nearest
 
 OWN_FILE = "prunekit.toml"
 SHARED_FILE = "pyproject.toml"
+ALLOCATIONS = ("uniform", "global", "dp", "greedy")
 
 
 @attrs.frozen
@@ -64,6 +65,10 @@ def _is_list_of_names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) and item for item in value)
 
 
+def _is_name_or_list(value: object) -> bool:
+    return _is_list_of_names([value] if isinstance(value, str) else value)
+
+
 def _is_criterion(value: object) -> bool:
     name = value.get("name") if isinstance(value, Mapping) else value
     return isinstance(name, str) and bool(name)
@@ -71,6 +76,10 @@ def _is_criterion(value: object) -> bool:
 
 def _is_table_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, Mapping) and bool(value) and all(map(check, value.values()))
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 _RATIO = ("a number in [0, 1)", _is_ratio)
@@ -87,12 +96,15 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "max_pruning_ratio": ("a number in [0, 1]", lambda value: _is_number(value) and 0 <= value <= 1),
     "global_pruning": _SWITCH,
     "isomorphic": _SWITCH,
-    "round_to": (
-        "a positive whole number",
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value > 0,
-    ),
+    "uniform": _SWITCH,
+    "allocation": ('"uniform", "global", "greedy" or "dp"', lambda value: value in ALLOCATIONS),
+    "compensation": ("the name of a compensator or a list of them", _is_name_or_list),
+    "reestimate_batchnorm": _SWITCH,
+    "stages": ("a positive whole number", _is_count),
+    "round_to": ("a positive whole number", _is_count),
     "align": ('"auto"', lambda value: value == "auto"),
     "ignored_layers": ("a list of layers", _is_list_of_names),
+    "free_outputs": ("a list of names of outputs", _is_list_of_names),
     "head_pruning_ratio": _RATIO,
     "prune_num_heads": _SWITCH,
     "prune_head_dims": _SWITCH,

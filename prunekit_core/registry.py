@@ -179,6 +179,8 @@ class Registry:
         config, where = self.config, str(self.config.path)
         named = [("prunekit_importance", config.importance)] if config.importance else []
         named += [("prunekit_budgets", name) for name in config.options.get("target", ())]
+        methods = config.options.get("compensation", ())
+        named += [("prunekit_compensators", n) for n in ([methods] if isinstance(methods, str) else methods)]
         for hook, name in named:
             try:
                 self.named(hook, name)
@@ -193,7 +195,7 @@ class Registry:
 
         Args:
             given: Arguments that win over the settings; None where there is nothing to say. A ratio also wins over a
-                target that is set, and the other way round; so do ``round_to`` and ``align``.
+                target that is set, with its allocation, and the other way round; so do ``round_to`` and ``align``.
 
         Raises:
             ArgumentError: The criterion can't be made with the arguments that are set.
@@ -202,6 +204,8 @@ class Registry:
         found: dict[str, Any] = {"registry": self, **self.config.options}
         if said.keys() & {"ratio", "target"}:
             found = {name: value for name, value in found.items() if name not in ("ratio", "target")}
+        if "ratio" in said and "target" in self.config.options:
+            found.pop("allocation", None)
         if said.keys() & {"round_to", "align"}:
             found = {name: value for name, value in found.items() if name not in ("round_to", "align")}
         if self.config.importance and "importance" not in said:

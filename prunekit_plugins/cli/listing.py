@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from prunekit_core import Report
+from prunekit_core import Compensation, Report
 from prunekit_plugins.cli.output import Output, Table
 from prunekit_plugins.reports.collapse import Row, collapse
 
@@ -43,6 +43,21 @@ def show_left(output: Output, report: Report, everything: bool = False) -> None:
     show_rows(output, f"used by no recording: {len(untouched)} parameters", ("parameter",), untouched, everything)
     for note in report.notes:
         output.line(f"note: {note}")
+
+
+def show_compensation(output: Output, done: Compensation) -> None:
+    """Shows what was repaired with calibration data, and what was left alone and why."""
+    before, after = done.output_error
+    rows = [(r.consumer, r.method, f"{r.before:.3g}", f"{r.after:.3g}", r.detail) for r in done.layers]
+    title = f"compensated: {len(rows)} layers, output error {before:.3g} -> {after:.3g}"
+    if rows:
+        output.table(Table(title, ("layer", "method", ">error before", ">after", "detail"), rows))
+    else:
+        output.line(title)
+    left = list(done.left.items())
+    show_rows(output, f"not compensated: {len(left)}", ("layer", "why"), left)
+    for note in done.notes:
+        output.line(f"poor data: {note}")
 
 
 def report_data(report: Report) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class Subject:
         specs: What the inputs were made from.
         weights: Where the weights are from: a file, or ``"random weights"``.
         on_disk: Whether the model is on the meta device, and its weights in files only.
+        keyword: Name of the argument that a single input is passed as; empty for positional inputs.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Subject:
     specs: tuple[TensorSpec, ...]
     weights: str
     on_disk: bool = False
+    keyword: str = ""
 
     def __str__(self) -> str:
         return f"{self.name}, {self.weights}, input {' and '.join(str(spec) for spec in self.specs)}"
@@ -82,7 +84,7 @@ def build(
     keyword = source.keyword if len(tensors) == 1 else ""
     inputs = {keyword: tensors[0]} if keyword else tensors
     told = "no weights in memory" if empty else "random weights" if weights is None else str(weights)
-    return Subject(name, source.model.eval(), inputs, chosen, told, empty)
+    return Subject(name, source.model.eval(), inputs, chosen, told, empty, keyword)
 
 
 def fill(model: nn.Module, path: Path) -> None:

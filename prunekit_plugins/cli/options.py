@@ -51,3 +51,32 @@ Report = Annotated[
     typer.Option("--report", metavar="FILE", help="Where a report goes: .html, .md or .json.", show_default=False),
 ]
 All = Annotated[bool, typer.Option("--all", help="List everything; don't join lines of repeated blocks.")]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA",
+        help="Choose and repair by data: package.module:batches, or a .safetensors, .npy or .pt file of inputs.",
+        show_default=False,
+    ),
+]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Examples of a batch, where DATA is a file; 16 by default.")]
+MaxBatches = Annotated[int | None, typer.Option("--batches", min=1, help="Use this many calibration batches at most.")]
+Compensation = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="What repairs the weights that stay: least_squares by default, or none. Repeatable.",
+        show_default=False,
+    ),
+]
+Stages = Annotated[int | None, typer.Option(help="In how many stages layers are repaired.", show_default=False)]
+BatchNorm = Annotated[
+    bool | None,
+    typer.Option(
+        "--batchnorm/--no-batchnorm", help="Estimate batch norms anew on the data; done by default.", show_default=False
+    ),
+]
+Allocation = Annotated[
+    str | None,
+    typer.Option(help="How a target is shared out: uniform, global, greedy or dp.", show_default=False),
+]

@@ -144,7 +144,7 @@ class Output:
             yield lambda: bar.advance(task)
 
     @contextlib.contextmanager
-    def tracked(self, what: str) -> Iterator[Callable[[int, int], None]]:
+    def tracked(self, what: str) -> Iterator[Callable[[int, int | None], None]]:
         """Shows a progress bar on a terminal for work whose size is known when it begins, and one line in a pipe.
 
         Args:

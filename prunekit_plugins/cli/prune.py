@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ import typer
 
 from prunekit_core import (
     ArgumentError,
+    Batches,
     ExactCheck,
     PrunekitError,
     PruneResult,
@@ -27,13 +28,17 @@ from prunekit_plugins.budgets import watched
 from prunekit_plugins.cli import options
 from prunekit_plugins.cli.apply import convert, source_of
 from prunekit_plugins.cli.arguments import check_writable, read_inputs, read_targets
-from prunekit_plugins.cli.listing import report_data, show_report
+from prunekit_plugins.cli.calibrating import Data, counted
+from prunekit_plugins.cli.listing import report_data, show_compensation, show_report
 from prunekit_plugins.cli.models import Subject, build
 from prunekit_plugins.cli.output import Output, Table, cost_data, cost_rows
+from prunekit_plugins.cli.recipe import Recipe
 from prunekit_plugins.cli.repeating import finish, start
 from prunekit_plugins.reports import report_data as details
 from prunekit_plugins.reports import write_report
 from prunekit_plugins.reports.files import check_report_path
+
+NONE = "none"
 
 
 class NotExactError(PrunekitError, RuntimeError):
@@ -75,6 +80,13 @@ def prune(
         list[str] | None,
         typer.Option(metavar="LAYER", help="Leave the outputs of a layer alone. Repeatable.", show_default=False),
     ] = None,
+    allocation: options.Allocation = None,
+    calibration: options.Calibration = None,
+    batch_size: options.BatchSize = None,
+    batches: options.MaxBatches = None,
+    compensation: options.Compensation = None,
+    stages: options.Stages = None,
+    reestimate_batchnorm: options.BatchNorm = None,
     recipe: Annotated[
         Path | None,
         typer.Option(help="Repeat what --save-recipe wrote; what else is typed wins.", show_default=False),
@@ -100,11 +112,15 @@ def prune(
         raise ArgumentError("Give --ratio or --target, not both.")
     if on_disk and (check or recipe is not None or save_recipe is not None):
         raise ArgumentError("--on-disk goes neither with --check nor with recipes.")
+    data = _data_of(known, calibration, batch_size, batches, (compensation, stages, reestimate_batchnorm))
     source = source_of(model, weights) if on_disk else None
     _check_files(None if on_disk else out, plan, report, save_recipe)
     output = Output(as_json)
     if importance is not None:
         registry.named("prunekit_importance", importance)
+    for name in compensation or ():
+        if name != NONE:
+            registry.named("prunekit_compensators", name)
     settings = registry.options(
         ratio=ratio,
         target=targets,
@@ -112,15 +128,20 @@ def prune(
         global_pruning=global_pruning,
         round_to=round_to,
         align=align,
+        allocation=allocation,
+        compensation=[name for name in compensation if name != NONE] if compensation else None,
+        stages=stages,
+        reestimate_batchnorm=reestimate_batchnorm,
         ignored_layers=[*registry.config.options.get("ignored_layers", ()), *ignore] if ignore else None,
     )
     with output.working(f"building {model}"):
         if source is not None:
             settings["weights"] = source
         subject = build(model, specs, None if on_disk else weights, known.seed, empty=on_disk)
+    read = None if data is None else data.batches(subject.keyword)
     original = copy.deepcopy(subject.model) if check else None
-    with _pruning(output, model, settings.get("target") or {}):
-        result = prune_model(subject.model, subject.inputs, **settings)
+    with _pruning(output, model, settings.get("target") or {}, read) as read:
+        result = prune_model(subject.model, subject.inputs, calibration=read, **settings)
     result = attrs.evolve(result, protocol=attrs.evolve(result.protocol, source=model, seed=known.seed))
     found = None if original is None else _checked(original, subject, result, registry)
     if source is not None and out is not None:
@@ -131,19 +152,40 @@ def prune(
     _show(output, subject, result, found, out, everything)
     if report is not None:
         output.line(f"report: {report}", good=True)
-    finish(output, known, subject, settings, save_recipe, weights)
+    finish(output, known, subject, settings, save_recipe, weights, data)
     output.result({**_data(subject, result, found, out, plan), "report": None if report is None else str(report)})
 
 
-@contextlib.contextmanager
-def _pruning(output: Output, model: str, target: Mapping[str, Any]) -> Iterator[None]:
-    """Shows that a model is being pruned; with a target on latency, how many operations have been measured."""
-    if "latency" not in target:
-        with output.working(f"pruning {model}"):
-            yield
+def _data_of(
+    known: Recipe, typed: str | None, batch_size: int | None, limit: int | None, switches: Sequence[object]
+) -> Data | None:
+    """The calibration data: those that were typed, or those of the recipe."""
+    if typed is not None:
+        data = Data(typed, batch_size, limit)
+    elif known.calibration:
+        data = Data(known.checked_calibration(), batch_size or known.batch_size, limit or known.batches)
+    elif any(value is not None for value in (batch_size, limit, *switches)):
+        raise ArgumentError("Compensation, stages and batches need --calibration.")
     else:
-        with output.tracked("measuring operations") as progress, watched(progress):
-            yield
+        return None
+    data.check()
+    return data
+
+
+@contextlib.contextmanager
+def _pruning(
+    output: Output, model: str, target: Mapping[str, Any], batches: Batches | None
+) -> Iterator[Batches | None]:
+    """Shows that a model is being pruned; with calibration data how many batches of a pass over them were read, with a
+    target on latency how many operations have been measured."""
+    with contextlib.ExitStack() as stack:
+        if "latency" in target:
+            stack.enter_context(watched(stack.enter_context(output.tracked("measuring operations"))))
+        elif batches is None:
+            stack.enter_context(output.working(f"pruning {model}"))
+        if batches is not None:
+            batches = counted(batches, stack.enter_context(output.tracked("reading calibration data")))
+        yield batches
 
 
 def _check_files(out: Path | None, plan: Path | None, report: Path | None, recipe: Path | None) -> None:
@@ -162,7 +204,11 @@ def _write(subject: Subject, result: PruneResult, out: Path | None, plan: Path |
 
 
 def _checked(original: Any, subject: Subject, result: PruneResult, registry: Registry) -> ExactCheck:
-    found = check_exact(original, subject.model, result.plan, subject.inputs, registry=registry)
+    """Checks the cut; weights that were repaired afterwards are others on purpose."""
+    pruned = subject.model
+    if result.compensation is not None:
+        pruned = result.plan.apply(copy.deepcopy(original), registry=registry)
+    found = check_exact(original, pruned, result.plan, subject.inputs, registry=registry)
     if not found:
         raise NotExactError("The pruned model is not exact; nothing was written.", where=subject.name, why=str(found))
     return found
@@ -175,8 +221,11 @@ def _show(
     rows = cost_rows(costs)
     output.table(Table(str(subject), ("cost", ">before", ">after", ">left"), rows))
     show_report(output, result.report, everything)
+    if result.compensation is not None:
+        show_compensation(output, result.compensation)
     if check is not None:
-        output.line(f"checked against the original with the removed units zeroed: {check}", good=True)
+        what = "" if result.compensation is None else "before compensation, "
+        output.line(f"checked {what}against the original with the removed units zeroed: {check}", good=True)
     if out is None:
         output.line("nothing was written: --out FILE keeps the smaller model")
     elif not subject.on_disk:
@@ -195,6 +244,7 @@ def _data(
         "costs": cost_data(preview.costs),
         "layers": {name: {"before": list(a), "after": list(b)} for name, (a, b) in result.layers.items()},
         **report_data(result.report),
+        "compensation": None if result.compensation is None else attrs.asdict(result.compensation),
         "check": None
         if check is None
         else {

@@ -32,6 +32,10 @@ class Recipe:
         weights_sha256: SHA-256 of that file.
         seed: Seed of random weights and inputs.
         versions: Versions it was written with.
+        calibration: The calibration data, as ``--calibration`` takes them; empty for none.
+        calibration_sha256: SHA-256 of them, where they are a file.
+        batch_size: Examples of a batch, where they are a file; None for the usual number.
+        batches: Largest number of batches; None for all.
     """
 
     model: str
@@ -41,6 +45,10 @@ class Recipe:
     weights_sha256: str = ""
     seed: int = 0
     versions: Mapping[str, str] = attrs.field(factory=dict)
+    calibration: str = ""
+    calibration_sha256: str = ""
+    batch_size: int | None = None
+    batches: int | None = None
 
     def checked_weights(self) -> Path | None:
         """Returns the file with the weights, or None for random ones.
@@ -58,6 +66,21 @@ class Recipe:
                 hint="give other weights with --weights, if that is meant",
             )
         return Path(self.weights)
+
+    def checked_calibration(self) -> str:
+        """Returns the calibration data, as ``--calibration`` takes them.
+
+        Raises:
+            CheckpointError: They are a file, and not the one that the recipe was written with.
+        """
+        if self.calibration_sha256 and digest(Path(self.calibration)) != self.calibration_sha256:
+            raise CheckpointError(
+                "The calibration data are not those of the recipe.",
+                where=self.calibration,
+                why="their SHA-256 is another one",
+                hint="give other data with --calibration, if that is meant",
+            )
+        return self.calibration
 
     def changes(self) -> list[str]:
         """Lists versions that are others today."""
@@ -93,6 +116,14 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _is_digest(value: Any) -> bool:
+    return _is_text(value) and bool(re.fullmatch("[0-9a-f]*", value))
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
 def _is_table(value: Any) -> bool:
     return isinstance(value, dict)
 
@@ -102,10 +133,11 @@ KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "model": ("the name of a model", lambda value: _is_text(value) and bool(value)),
     "input": ('a list of inputs such as "1,3,224,224"', _is_texts),
     "weights": ("the name of a file", _is_text),
-    "weights_sha256": (
-        "64 hexadecimal digits",
-        lambda value: _is_text(value) and bool(re.fullmatch("[0-9a-f]*", value)),
-    ),
+    "weights_sha256": ("64 hexadecimal digits", _is_digest),
+    "calibration": ("the name of a file, or package.module:name", _is_text),
+    "calibration_sha256": ("64 hexadecimal digits", _is_digest),
+    "batch_size": ("a positive whole number", _is_count),
+    "batches": ("a positive whole number", _is_count),
     "seed": ("a whole number", lambda value: type(value) is int and value >= 0),
     "settings": ("a table of settings", _is_table),
     "versions": ("a table of versions", lambda value: _is_table(value) and all(map(_is_text, value.values()))),
@@ -156,7 +188,7 @@ def write_recipe(path: Path, recipe: Recipe) -> None:
     for name, value in attrs.asdict(recipe).items():
         if isinstance(value, dict):
             tables += ["", f"[{name}]", *(f"{_key(key)} = {_value(item)}" for key, item in value.items())]
-        elif value != "":
+        elif value not in ("", None):
             lines.append(f"{name} = {_value(value)}")
     write_text(path, "\n".join([*lines, *tables]) + "\n")
 
@@ -177,18 +209,19 @@ def _value(value: Any) -> str:
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def settings_of(registry: Registry, settings: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(registry: Registry, settings: Mapping[str, Any], default: str) -> dict[str, Any]:
     """Writes the arguments of ``prune`` as settings of a configuration file.
 
     Args:
         registry: The registry that they are meant for, with the project's configuration.
         settings: What its ``options`` returned.
+        default: The criterion that was taken where they name none.
     """
     config = registry.config
     found = {key: value for key, value in settings.items() if key not in ("registry", "importance")}
     if not found.keys() & {"ratio", "target"}:
         found["ratio"] = 0.5
-    criterion = settings.get("importance", "magnitude")
+    criterion = settings.get("importance", default)
     if not isinstance(criterion, str):
         criterion = {"name": config.importance, **config.importance_arguments}
     blocked = [plugin.name for plugin in registry.plugins() if plugin.blocked]

@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from prunekit_core import ArgumentError, Registry
+from prunekit_plugins.cli.calibrating import Data
 from prunekit_plugins.cli.models import SEED, Subject
 from prunekit_plugins.cli.output import Output
 from prunekit_plugins.cli.project import project_registry
@@ -46,6 +47,7 @@ def finish(
     settings: Mapping[str, Any],
     path: Path | None,
     weights: Path | None,
+    data: Data | None,
 ) -> None:
     """Tells where versions differ from the recipe's, and writes the recipe of this call where one is wanted.
 
@@ -56,6 +58,7 @@ def finish(
         settings: What it was pruned with.
         path: Where the new recipe goes; None for nowhere.
         weights: The file with the weights; None for random ones.
+        data: The calibration data; None for none.
     """
     for change in known.changes():
         output.line(f"note: the recipe was written with {change}")
@@ -64,11 +67,21 @@ def finish(
     recipe = Recipe(
         subject.name,
         tuple(map(str, subject.specs)),
-        settings_of(settings["registry"], settings),
+        settings_of(settings["registry"], settings, "magnitude" if data is None else "calibrated"),
         "" if weights is None else str(weights),
         "" if weights is None else digest(weights),
-        known.seed,
-        current_versions(),
+        **({} if data is None else _calibration(data)),
+        seed=known.seed,
+        versions=current_versions(),
     )
     write_recipe(path, recipe)
     output.line(f"recipe: {path}", good=True)
+
+
+def _calibration(data: Data) -> dict[str, Any]:
+    return {
+        "calibration": data.text,
+        "calibration_sha256": "" if data.file is None else digest(data.file),
+        "batch_size": data.batch_size,
+        "batches": data.limit,
+    }

@@ -123,26 +123,41 @@ def from_code(name: str) -> Source:
             why=f"got {name!r}",
             hint="use torchvision:NAME, timm:NAME, hf:FOLDER or package.module:factory",
         )
+    factory = look_up(path, attribute, "model")
+    return Source(factory if isinstance(factory, nn.Module) else _called(factory, name))
+
+
+def look_up(path: str, attribute: str, what: str) -> Any:
+    """Finds something in a module of the user's; modules in the working directory are found.
+
+    Args:
+        path: The module, as in an import.
+        attribute: Its name there.
+        what: What it is, for messages.
+
+    Raises:
+        ArgumentError: There is no such module, or nothing of that name in it.
+        BuildError: The module's own code raised.
+    """
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    headline = f"The module of the {what} can't be imported."
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:
         if error.name is None or not (path == error.name or path.startswith(error.name + ".")):
-            raise BuildError("The module of the model can't be imported.", where=path, why=str(error)) from error
+            raise BuildError(headline, where=path, why=str(error)) from error
         raise ArgumentError(
             f"There is no module {path!r}.",
             why=str(error),
             hint="name it as in an import; the working directory is searched first",
         ) from error
     except Exception as error:  # the user's module may fail in any way
-        why = f"{type(error).__name__}: {error}"
-        raise BuildError("The module of the model can't be imported.", where=path, why=why) from error
+        raise BuildError(headline, where=path, why=f"{type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):
         public = [key for key in vars(module) if not key.startswith("_")]
         raise ArgumentError(f"The module {path!r} has no {attribute!r}.", hint=_close(attribute, public))
-    factory = getattr(module, attribute)
-    return Source(factory if isinstance(factory, nn.Module) else _called(factory, name))
+    return getattr(module, attribute)
 
 
 SOURCES: dict[str, Callable[[str], Source]] = {

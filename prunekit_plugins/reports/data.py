@@ -83,6 +83,25 @@ class GroupRow:
 
 
 @attrs.frozen
+class RepairRow:
+    """A layer whose weights were fitted to calibration data after the cut, or that was left as it was cut.
+
+    Attributes:
+        name: What the layer multiplies by.
+        method: The compensator; empty where it was left alone.
+        before, after: Mean squared error of its outputs on the data, relative to the variance of what they were before
+            the cut; None where it was left alone.
+        detail: What was chosen, or why it was left alone.
+    """
+
+    name: str
+    method: str
+    before: float | None
+    after: float | None
+    detail: str
+
+
+@attrs.frozen
 class ReportData:
     """Everything that a report says.
 
@@ -100,6 +119,9 @@ class ReportData:
         sensitivity: Group to (fraction removed to what was lost), where it was measured.
         metric: What was lost, in words.
         protocol: How the result came about: versions, seed, arguments.
+        repairs: What calibration data were used for, layer by layer.
+        output_error: Mean squared error of the model's outputs on the calibration data, relative to their size, right
+            after the cut and after compensation; None without.
     """
 
     title: str
@@ -115,6 +137,8 @@ class ReportData:
     sensitivity: Curves
     metric: str
     protocol: Mapping[str, Any]
+    repairs: tuple[RepairRow, ...] = ()
+    output_error: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the data as dicts, lists, numbers and texts, as JSON can hold them."""
@@ -141,9 +165,8 @@ def report_data(
         units=_cost_units(result.graph, costs),
         layers=_layers(result.graph, result.plan.kept),
         groups=_groups(result.graph, result.plan.kept, result.report),
-        **_rest(result.report),
-        **_measured(sensitivity, metric),
         protocol=attrs.asdict(result.protocol),
+        **{**_rest(result.report), **_measured(sensitivity, metric), **_repairs(result)},
     )
 
 
@@ -184,6 +207,16 @@ def inspection_data(
         **_measured(sensitivity, metric),
         protocol={},
     )
+
+
+def _repairs(result: PruneResult) -> dict[str, Any]:
+    found = result.compensation
+    if found is None:
+        return {}
+    done = [RepairRow(r.consumer, r.method, r.before, r.after, r.detail) for r in found.layers]
+    left = [RepairRow(name, "", None, None, why) for name, why in found.left.items()]
+    notes = tuple(dict.fromkeys((*result.report.notes, *found.notes)))
+    return {"repairs": (*done, *left), "output_error": found.output_error, "notes": notes}
 
 
 def _rest(report: Report) -> dict[str, Any]:

@@ -66,6 +66,7 @@ def sections(data: ReportData) -> list[Section]:
         _table("not-understood", "Not understood", ("operation",), [(gap,) for gap in data.not_understood],
                about="Operations without a rule; what they touch is pinned."),
         _table("untouched", "Used by no recording", ("parameter",), [(name,) for name in data.untouched]),
+        _repairs(data),
         _sensitivity(data),
         _table("notes", "Notes", ("note",), [(note,) for note in data.notes]),
         _protocol(data.protocol),
@@ -150,6 +151,24 @@ def ties(group: GroupRow, most: int = 3) -> str:
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     shown = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in ordered[:most])
     return shown + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
+
+
+def _repairs(data: ReportData) -> Section:
+    rows = tuple(
+        (
+            r.name,
+            r.method or "left as it was cut",
+            *("-" if e is None else f"{e:.3g}" for e in (r.before, r.after)),
+            r.detail,
+        )
+        for r in data.repairs
+    )
+    columns = ("layer", "method", ">error before", ">after", "detail")
+    about = "Weights that were fitted to calibration data after the cut."
+    if data.output_error is not None:
+        before, after = data.output_error
+        about += f" Relative error of the model's outputs on them: {before:.3g} right after the cut, {after:.3g} now."
+    return Section("repairs", "Compensation", columns, rows, about)
 
 
 def _sensitivity(data: ReportData) -> Section:

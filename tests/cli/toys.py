@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
+
+import prunekit_core as pk
 
 
 class Perceptron(nn.Module):
@@ -63,6 +67,16 @@ def tokens() -> nn.Module:
     return Tokens()
 
 
+def normed() -> nn.Module:
+    """Its norm's statistics are those of the batches."""
+    norm = nn.BatchNorm1d(12, momentum=None)
+    model = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 12), norm, nn.ReLU(), nn.Linear(12, 3))
+    with torch.no_grad():
+        model[0].bias.add_(1.0)
+        model.train()(torch.cat(batches()))
+    return model.eval()
+
+
 def fixed() -> nn.Module:
     """Nothing in it can shrink: its input and its output are its only dims."""
     return nn.Linear(4, 3)
@@ -77,3 +91,32 @@ def no_module() -> object:
 
 
 INSTANCE = Perceptron()
+
+
+def batches() -> list[Tensor]:
+    """Sixty examples that repeat each other, in batches of twelve."""
+    generator = torch.Generator().manual_seed(1)
+    examples = torch.randn(60, 2, generator=generator) @ torch.randn(2, 4, generator=generator)
+    return list(examples.split(12))
+
+
+class Seen:
+    """An iterable that isn't a list and has no length; it counts the passes over it."""
+
+    passes = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        Seen.passes += 1
+        return iter(batches())
+
+
+SEEN = Seen()
+READ = pk.Batches([(batch, 0) for batch in batches()], inputs=lambda pair: pair[0])
+
+
+def no_batches() -> object:
+    return 3
+
+
+def batches_raise() -> object:
+    raise OSError("no data here")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 import prunekit_core as pk
-from prunekit_core.config import SETTINGS, Config, find_config, read_config
+from prunekit_core.allocation import NAMES
+from prunekit_core.config import ALLOCATIONS, SETTINGS, Config, find_config, read_config
 from tests.models import Chain
 
 EVERYTHING = """
@@ -27,6 +29,12 @@ ignored_layers = ["layers.1"]
 head_pruning_ratio = 0.5
 prune_num_heads = true
 prune_head_dims = false
+uniform = true
+free_outputs = ["hidden*"]
+allocation = "greedy"
+compensation = "bias"
+reestimate_batchnorm = false
+stages = 3
 """
 
 
@@ -52,6 +60,12 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         "head_pruning_ratio": 0.5,
         "prune_num_heads": True,
         "prune_head_dims": False,
+        "uniform": True,
+        "free_outputs": ["hidden*"],
+        "allocation": "greedy",
+        "compensation": "bias",
+        "reestimate_batchnorm": False,
+        "stages": 3,
     }
     assert {*config.options, "block", "importance", "ratio", "align"} == set(SETTINGS)
     table = "[tool.other]\nx = 1\n[tool.prunekit]" + EVERYTHING
@@ -72,9 +86,24 @@ def test_options_are_arguments_of_prune_and_base_pruner(tmp_path: Path) -> None:
     pk.prune(model, torch.randn(1, 4), **registry.options())
     assert model.layers[0].out_features == 9
     everything = pk.Registry.from_config(written(tmp_path, EVERYTHING)).options()
-    target = everything.pop("target")
-    pk.BasePruner(Chain(4, 12, 3), torch.randn(1, 4), **everything)
-    assert target == {"macs": 0.5, "params": 100}
+    of_prune = {"target", "allocation", "compensation", "reestimate_batchnorm", "stages"}
+    assert of_prune < set(inspect.signature(pk.prune).parameters)
+    told = {name: value for name, value in everything.items() if name not in of_prune}
+    with pytest.raises(pk.ArgumentError, match="hidden"):
+        pk.BasePruner(Chain(4, 12, 3), torch.randn(1, 4), **told)
+    pk.BasePruner(Chain(4, 12, 3), torch.randn(1, 4), **{**told, "free_outputs": ["*"]})
+
+
+def test_the_names_of_allocations_are_those_that_prune_knows() -> None:
+    assert ALLOCATIONS == NAMES
+
+
+def test_a_ratio_also_wins_over_the_allocation_of_a_target(tmp_path: Path) -> None:
+    text = 'target = { macs = 0.5 }\nallocation = "greedy"\n'
+    registry = pk.Registry.from_config(written(tmp_path, text))
+    assert registry.options(ratio=0.5) == {"registry": registry, "ratio": 0.5}
+    assert registry.options()["allocation"] == registry.options(target={"macs": 0.2})["allocation"] == "greedy"
+    pk.prune(Chain(4, 12, 3), torch.randn(1, 4), **registry.options(ratio=0.5))
 
 
 def test_the_criterion_is_made_with_its_arguments(tmp_path: Path) -> None:
@@ -158,6 +187,11 @@ WRONG: list[tuple[str, str]] = [
     ("block = [1]", "'block' must be a list of plugins"),
     ("round_to = 0", "'round_to' must be a positive whole number"),
     ("round_to = true", "'round_to' must be a positive whole number"),
+    ("stages = 0", "'stages' must be a positive whole number"),
+    ('allocation = "dq"', '\'allocation\' must be "uniform", "global"'),
+    ("compensation = 1", "'compensation' must be the name of a compensator or a list of them"),
+    ('compensation = ["leest_squares"]', r"'leest_squares'(?s:.*)prunekit.toml(?s:.*)did you mean 'least_squares'"),
+    ("free_outputs = 'x'", "'free_outputs' must be a list of names of outputs"),
     ("max_pruning_ratio = 1.5", r"'max_pruning_ratio' must be a number in \[0, 1\]"),
     ("global_pruning = 1", "'global_pruning' must be true or false"),
     ("pruning_ratio_dict = { a = 1 }", "'pruning_ratio_dict' must be a table of layers"),
