@@ -27,6 +27,7 @@ class Application:
         self._modules, self._tensors = inventory(model)
         self._stand_ins: dict[int, nn.Module] = {}
         self._converted: dict[str, tuple[nn.Module, nn.Module]] = {}
+        self._edited: list[nn.Module] = []
         self._optimizer = optimizer
         self._state: OptimizerCut | None = None
 
@@ -40,7 +41,6 @@ class Application:
 
     def check_parameters(self) -> None:
         """Raises `PlanError` unless every parameter exists in the expected shape."""
-        self._plan.check_consistent()
         shapes = {cut.parameter: cut.shape for cut in self._plan.parameters}
         for name, shape in shapes.items():
             found = tuple(self._tensor(name).shape)
@@ -95,12 +95,13 @@ class Application:
     def _check_edits(self) -> None:
         for edit in self._plan.edits:
             module = self._module(edit.module)
-            where = f"{edit.module or 'the model'}.{edit.attribute}"
-            if edit.attribute not in vars(module):
-                raise self._misfit(where, "the module has no such attribute of its own")
-            value = vars(module)[edit.attribute]
+            value = vars(module).get(edit.attribute)
             if not is_size(value) or normal_size(value) != edit.old or not _same_form(edit.old, edit.new):
+                where = f"{edit.module or 'the model'}.{edit.attribute}"
+                if edit.attribute not in vars(module):
+                    raise self._misfit(where, "the module has no such attribute of its own")
                 raise self._misfit(where, f"it is {value!r}, the plan expects the size {edit.old!r}")
+            self._edited.append(module)
 
     def perform(self) -> None:
         """Changes the model; call `check` first."""
@@ -110,11 +111,10 @@ class Application:
         for rescale in self._plan.rescales:
             surgery.scale_rows(self._tensor(rescale.parameter), rescale.rows, rescale.factor)
         positions = self._plan.all_positions(self._plan.parameters)
-        surgery.shrink_tensors([(self._tensors[name], dims) for name, dims in positions.items()])
+        surgery.shrink_tensors((self._tensors[name], dims) for name, dims in positions.items())
         if self._state is not None:
             self._state.perform()
-        for edit in self._plan.edits:
-            module = self._module(edit.module)
+        for edit, module in zip(self._plan.edits, self._edited, strict=True):
             surgery.set_size(module, edit.attribute, edit.new)
 
 

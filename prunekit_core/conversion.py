@@ -60,7 +60,6 @@ def prune_checkpoint(
     if Path(destination).exists() and any(Path(destination).samefile(file.path) for file in weights.files.values()):
         raise CheckpointError("The destination is the source.", where=os.fspath(destination), hint="name another file")
     whole = plan_of(weights).then(plan) if weights.ours else plan
-    plan.check_consistent()
     pruned = _Pruned(weights, plan, progress)
     if max_shard_size is None and (weights.sharded or Path(source).is_dir()):
         max_shard_size = SHARD

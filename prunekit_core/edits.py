@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -106,6 +107,9 @@ class Decision:
         rescales: Rows to scale.
         swaps: Modules to exchange first.
         notes: Lines for the report; no part of the decision's identity.
+
+    Raises:
+        PlanError: The parts contradict each other.
     """
 
     cuts: tuple[GroupCut, ...] = ()
@@ -114,6 +118,36 @@ class Decision:
     rescales: tuple[Rescale, ...] = ()
     swaps: tuple[Swap, ...] = ()
     notes: tuple[str, ...] = attrs.field(default=(), eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        sizes = {cut.group: cut.size for cut in self.cuts}
+        for cut in self.cuts:
+            if not all(map(operator.lt, cut.kept, cut.kept[1:])):
+                raise PlanError("The plan is malformed.", where=f"group {cut.group}", why="kept units not ascending")
+            if not cut.kept or cut.kept[0] < 0 or cut.kept[-1] >= cut.size:
+                raise PlanError(
+                    "The plan is malformed.", where=f"group {cut.group}", why="kept units out of range or none"
+                )
+        checked: set[int] = set()
+        for parameter in self.parameters:
+            if tuple([dim.size for dim in parameter.dims]) != parameter.shape:
+                raise PlanError(
+                    "The plan is malformed.", where=parameter.parameter, why="its dims don't multiply out to its shape"
+                )
+            for dim in parameter.dims:
+                if isinstance(dim, layouts.Fixed) or id(dim) in checked:
+                    continue
+                checked.add(id(dim))
+                for part in layouts.walk(dim):
+                    if isinstance(part, layouts.Units) and sizes.get(part.group, part.size) != part.size:
+                        raise PlanError(
+                            "The plan is malformed.",
+                            where=parameter.parameter,
+                            why=f"group {part.group} has {sizes[part.group]} units, not {part.size}",
+                        )
+        for rescale in self.rescales:
+            if not math.isfinite(rescale.factor) or rescale.factor <= 0:
+                raise PlanError("The plan is malformed.", where=rescale.parameter, why="a factor is not positive")
 
     @property
     def kept(self) -> dict[str, tuple[int, ...]]:
@@ -128,47 +162,16 @@ class Decision:
         """Returns the positions that stay for several parameters, computing each shared layout once."""
         kept = self.kept
         positions_of, size_of = layouts.Positions(kept), layouts.Sizer(kept)
-        known: dict[int, torch.Tensor | None] = {}
-        for cut in cuts:
-            for layout in cut.dims:
-                if id(layout) not in known:
-                    known[id(layout)] = positions_of(layout) if size_of(layout) != layout.size else None
+        known: dict[int, torch.Tensor] = {}
         found: dict[str, dict[int, torch.Tensor]] = {}
         for cut in cuts:
-            placed = {dim: known[id(layout)] for dim, layout in enumerate(cut.dims)}
-            found[cut.parameter] = {dim: positions for dim, positions in placed.items() if positions is not None}
+            placed = found[cut.parameter] = {}
+            for dim, layout in enumerate(cut.dims):
+                if id(layout) in known:
+                    placed[dim] = known[id(layout)]
+                elif size_of(layout) != layout.size:
+                    placed[dim] = known[id(layout)] = positions_of(layout)
         return found
-
-    def check_consistent(self) -> None:
-        """Raises `PlanError` where the parts contradict each other."""
-        sizes = {cut.group: cut.size for cut in self.cuts}
-        for cut in self.cuts:
-            if not cut.kept or min(cut.kept) < 0 or max(cut.kept) >= cut.size:
-                raise PlanError(
-                    "The plan is malformed.", where=f"group {cut.group}", why="kept units out of range or none"
-                )
-            if list(cut.kept) != sorted(set(cut.kept)):
-                raise PlanError("The plan is malformed.", where=f"group {cut.group}", why="kept units not ascending")
-        checked: set[int] = set()
-        for parameter in self.parameters:
-            if tuple(dim.size for dim in parameter.dims) != parameter.shape:
-                raise PlanError(
-                    "The plan is malformed.", where=parameter.parameter, why="its dims don't multiply out to its shape"
-                )
-            for dim in parameter.dims:
-                if id(dim) in checked:
-                    continue
-                checked.add(id(dim))
-                for part in layouts.walk(dim):
-                    if isinstance(part, layouts.Units) and sizes.get(part.group, part.size) != part.size:
-                        raise PlanError(
-                            "The plan is malformed.",
-                            where=parameter.parameter,
-                            why=f"group {part.group} has {sizes[part.group]} units, not {part.size}",
-                        )
-        for rescale in self.rescales:
-            if not math.isfinite(rescale.factor) or rescale.factor <= 0:
-                raise PlanError("The plan is malformed.", where=rescale.parameter, why="a factor is not positive")
 
 
 def is_size(value: Any) -> bool:

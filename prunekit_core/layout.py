@@ -7,7 +7,9 @@ dim and which positions stay. Layouts are values: equal meanings are equal objec
 
 from __future__ import annotations
 
+import functools
 import math
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -66,12 +68,25 @@ class Concat:
 Layout = Fixed | Units | Listed | Product | Concat
 
 
+def long_tensor(numbers: Sequence[int]) -> torch.Tensor:
+    """Makes a tensor of ints as ``torch.tensor`` does, which for a long tuple takes several times as long.
+
+    Returns:
+        Tensor ``[len(numbers)]``, int64, on the CPU.
+    """
+    if not numbers:
+        return torch.empty(0, dtype=torch.long, device="cpu")
+    return torch.frombuffer(array("q", numbers), dtype=torch.long)
+
+
 def walk(layout: Layout) -> Iterator[Layout]:
     """Yields the layout and everything below it, depth first."""
-    yield layout
-    if isinstance(layout, Product | Concat):
-        for part in layout.parts:
-            yield from walk(part)
+    pending = [layout]
+    while pending:
+        part = pending.pop()
+        yield part
+        if isinstance(part, Product | Concat):
+            pending.extend(reversed(part.parts))
 
 
 def groups_of(layout: Layout) -> list[str]:
@@ -81,17 +96,15 @@ def groups_of(layout: Layout) -> list[str]:
 
 def new_size(layout: Layout, kept: Kept) -> int:
     """Returns the size that remains when only the kept units stay."""
-    match layout:
-        case Fixed(size):
-            return size
-        case Units(group, size):
-            return len(kept[group]) if group in kept else size
-        case Listed():
-            return len(layout.kept)
-        case Product(parts):
-            return math.prod(new_size(part, kept) for part in parts)
-        case Concat(parts):
-            return sum(new_size(part, kept) for part in parts)
+    if isinstance(layout, Fixed):  # asked for every dim of every tensor, where matching patterns takes thrice as long
+        return layout.size
+    if isinstance(layout, Units):
+        units = kept.get(layout.group)
+        return layout.size if units is None else len(units)
+    if isinstance(layout, Listed):
+        return len(layout.kept)
+    sizes = [new_size(part, kept) for part in layout.parts]
+    return math.prod(sizes) if isinstance(layout, Product) else sum(sizes)
 
 
 class Sizer:
@@ -124,32 +137,38 @@ class Positions:
 
     def __init__(self, kept: Kept) -> None:
         self.kept = kept
-        self._known: dict[str, torch.Tensor] = {}
+        self._units: dict[str, torch.Tensor] = {}
+        self._stay: dict[str, torch.Tensor] = {}
 
     def __call__(self, layout: Layout) -> torch.Tensor:
         """Returns the positions that stay, ascending: tensor ``[new_size]``, int64, on the CPU."""
-        match layout:
-            case Units(group, size):
-                known = self._known.get(group)
-                if known is None:
-                    chosen = self.kept.get(group)
-                    known = torch.arange(size) if chosen is None else torch.tensor(chosen, dtype=torch.long)
-                    self._known[group] = known
-                return known
-            case Listed():
-                return torch.tensor(layout.kept, dtype=torch.long)
-            case Product(parts):
-                result = torch.zeros(1, dtype=torch.long)
-                for part in parts:
-                    result = (result[:, None] * part.size + self(part)[None, :]).flatten()
-                return result
-            case Concat(parts):
-                offset, pieces = 0, []
-                for part in parts:
-                    pieces.append(self(part) + offset if offset else self(part))
-                    offset += part.size
-                return torch.cat(pieces)
-        return torch.arange(layout.size)
+        if isinstance(layout, Units) and layout.group in self.kept:
+            return self._kept_units(layout.group)
+        return self._mask(layout).nonzero().squeeze(1)
+
+    def _kept_units(self, group: str) -> torch.Tensor:
+        known = self._units.get(group)
+        if known is None:
+            known = self._units[group] = long_tensor(self.kept[group])
+        return known
+
+    def _mask(self, layout: Layout) -> torch.Tensor:
+        """Which positions stay: tensor ``[size]``, bool, on the CPU."""
+        if isinstance(layout, Units) and layout.group in self.kept:
+            known = self._stay.get(layout.group)
+            if known is None:
+                known = torch.zeros(layout.size, dtype=torch.bool, device="cpu")
+                self._stay[layout.group] = known.index_fill_(0, self._kept_units(layout.group), True)
+            return known
+        if isinstance(layout, Units | Fixed):
+            return torch.ones(layout.size, dtype=torch.bool, device="cpu")
+        if isinstance(layout, Listed):
+            none = torch.zeros(layout.size, dtype=torch.bool, device="cpu")
+            return none.index_fill_(0, long_tensor(layout.kept), True)
+        masks = [self._mask(part) for part in layout.parts]
+        if isinstance(layout, Concat):
+            return torch.cat(masks)
+        return functools.reduce(lambda outer, inner: (outer[:, None] & inner).flatten(), masks)
 
 
 def kept_positions(layout: Layout, kept: Kept) -> torch.Tensor:
@@ -174,8 +193,8 @@ def placements(layout: Layout, kept: Kept) -> dict[str, Placement]:
     found: dict[str, list[Placement]] = {}
     match layout:
         case Units(group, size):
-            units = torch.tensor(kept[group], dtype=torch.long) if group in kept else torch.arange(size)
-            return {group: (torch.arange(len(units)), units)}
+            units = long_tensor(kept[group]) if group in kept else torch.arange(size, device="cpu")
+            return {group: (torch.arange(len(units), device="cpu"), units)}
         case Concat(parts):
             offset = 0
             for part in parts:
@@ -187,8 +206,8 @@ def placements(layout: Layout, kept: Kept) -> dict[str, Placement]:
             for number, part in enumerate(parts):
                 outer, inner = math.prod(sizes[:number]), math.prod(sizes[number + 1 :])
                 for group, (positions, units) in placements(part, kept).items():
-                    heads = torch.arange(outer)[:, None, None] * sizes[number]
-                    spread = (heads + positions[None, :, None]) * inner + torch.arange(inner)
+                    heads = torch.arange(outer, device="cpu")[:, None, None] * sizes[number]
+                    spread = (heads + positions[None, :, None]) * inner + torch.arange(inner, device="cpu")
                     repeated = units[:, None].expand(outer, -1, inner)
                     found.setdefault(group, []).append((spread.flatten(), repeated.flatten()))
     joined = {}

@@ -28,6 +28,7 @@ from prunekit_core.interrupts import held_back
 from prunekit_core.layout import Kept
 from prunekit_core.optimizers import Optimizers
 from prunekit_core.recorder import unwrap
+from prunekit_core.regime import collection_paused
 from prunekit_core.registry import Registry
 
 FORMAT = 1
@@ -102,20 +103,21 @@ class Plan(Decision):
         Raises:
             PlanError: The plan doesn't fit the model, a copy or the optimizer; nothing was changed.
         """
-        operations = [Application(self, unwrap(model), registry, optimizer)]
-        operations += [Application(self, unwrap(other), registry) for other in copies]
-        for operation in operations:
-            operation.check()
-        cut = [tensor for operation in operations for tensor in operation.tensors()]
-        if len({id(tensor) for tensor in cut}) < len(cut):
-            raise PlanError(
-                "A copy shares parameters with the model.",
-                why="they would be cut twice",
-                hint="copies are instances of their own: copy.deepcopy(model)",
-            )
-        with held_back():
+        with collection_paused():
+            operations = [Application(self, unwrap(model), registry, optimizer)]
+            operations += [Application(self, unwrap(other), registry) for other in copies]
             for operation in operations:
-                operation.perform()
+                operation.check()
+            cut = [tensor for operation in operations for tensor in operation.tensors()]
+            if len({id(tensor) for tensor in cut}) < len(cut):
+                raise PlanError(
+                    "A copy shares parameters with the model.",
+                    why="they would be cut twice",
+                    hint="copies are instances of their own: copy.deepcopy(model)",
+                )
+            with held_back():
+                for operation in operations:
+                    operation.perform()
         return model
 
     def check(
@@ -206,7 +208,7 @@ class Plan(Decision):
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise PlanError("The text is not a plan.", why=f'it has no "format": {FORMAT}')
         try:
-            plan = cls(
+            return cls(
                 cuts=tuple(
                     GroupCut(_text(name), _whole(entry["size"]), tuple(_whole(unit) for unit in entry["kept"]))
                     for name, entry in data["groups"].items()
@@ -230,10 +232,10 @@ class Plan(Decision):
                 ),
                 swaps=tuple(Swap(_text(module), _text(name)) for module, name in data["swaps"]),
             )
+        except PlanError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise PlanError("The plan is malformed.", why=f"{type(error).__name__}: {error}") from error
-        plan.check_consistent()
-        return plan
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan to a JSON file, which appears whole or not at all."""

@@ -22,6 +22,10 @@ from prunekit_core.surgery import modules_in, tensors_in
 from prunekit_core.trace import Operation, TensorRef, Trace
 
 
+_SCRIPTED = (torch.jit.ScriptModule, torch.jit.ScriptFunction)
+_PLAIN = (nn.Parameter, torch.Tensor)
+
+
 class TensorTable:
     """Remembers which tensor object is which `TensorRef`.
 
@@ -170,16 +174,18 @@ def inventory(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, torch.T
         UnsupportedModelError: A module is a ScriptModule, or a parameter is uninitialised or sharded.
     """
     modules = modules_in(model)
-    for name, module in modules.items():
-        if isinstance(module, torch.jit.ScriptModule | torch.jit.ScriptFunction):
-            raise UnsupportedModelError(
-                "A ScriptModule can't be pruned.",
-                where=name or type(module).__name__,
-                why="its program is compiled; sizes in it can't be followed or changed",
-                hint="prune the Python module it was made from, then script the result",
-            )
+    if any(issubclass(kind, _SCRIPTED) for kind in {type(module) for module in modules.values()}):
+        name, module = next((name, module) for name, module in modules.items() if isinstance(module, _SCRIPTED))
+        raise UnsupportedModelError(
+            "A ScriptModule can't be pruned.",
+            where=name or type(module).__name__,
+            why="its program is compiled; sizes in it can't be followed or changed",
+            hint="prune the Python module it was made from, then script the result",
+        )
     tensors = tensors_in(modules)
     for name, tensor in tensors.items():
+        if type(tensor) in _PLAIN:
+            continue
         if nn.parameter.is_lazy(tensor):
             raise UnsupportedModelError(
                 "The model has uninitialised lazy parameters.",

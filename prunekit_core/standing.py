@@ -84,9 +84,9 @@ class Standing:
         """Place of every unit of a group among those that are there now; None while all are."""
         if group not in self.plan.kept:
             return None
-        remaining = torch.tensor(self.plan.kept[group])
-        place = torch.full((self.analysis.groups[group].size,), -1)
-        place[remaining] = torch.arange(len(remaining))
+        remaining = layouts.long_tensor(self.plan.kept[group])
+        place = torch.full((self.analysis.groups[group].size,), -1, device="cpu")
+        place[remaining] = torch.arange(len(remaining), device="cpu")
         return place
 
     def _placed(self, layout: Layout) -> dict[str, layouts.Placement]:

@@ -16,11 +16,11 @@ def select_positions(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]
         tensor: Any tensor.
         positions: Dim to the positions that stay, int64 ``[kept]``, ascending.
     """
-    shape, device = tensor.shape, tensor.device
     order: Iterable[int] = positions
     if len(positions) > 1:
+        shape = tensor.shape
         order = sorted(positions, key=lambda d: (positions[d].numel() / max(1, shape[d]), d))
-    result = tensor
+    device, result = tensor.device, tensor
     for dim in order:
         kept = positions[dim]
         result = result.index_select(dim, kept if kept.device == device else kept.to(device))
@@ -33,7 +33,13 @@ def shrink_tensor(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]) -
 
 
 def shrink_tensors(cuts: Iterable[tuple[torch.Tensor, Mapping[int, torch.Tensor]]]) -> None:
-    """Cuts several parameters and buffers in place; see `shrink_tensor`."""
+    """Cuts several parameters and buffers in place; see `shrink_tensor`.
+
+    Autograd remembers the shape that a leaf had as long as anything holds an old graph, and programs do (``loss`` of
+    the last step is alive during the next forward). The node that adds up the gradients is made anew where data of
+    another dtype is put in, so that is done in between; hooks are on the tensor and stay.
+    """
+    others: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
     with torch.no_grad():
         for tensor, positions in cuts:
             gradient = tensor.grad if tensor.is_leaf else None
@@ -41,20 +47,18 @@ def shrink_tensors(cuts: Iterable[tuple[torch.Tensor, Mapping[int, torch.Tensor]
                 tensor.grad = None
             cut = select_positions(tensor.data, positions)
             if tensor.requires_grad:
-                _forget_accumulator(tensor)
+                kind = (tensor.dtype, tensor.device)
+                if kind not in others:
+                    others[kind] = _empty_of_other_dtype(tensor)
+                tensor.data = others[kind]
             tensor.data = cut
             if gradient is not None:
                 tensor.grad = select_positions(gradient, positions)
 
 
-def _forget_accumulator(tensor: torch.Tensor) -> None:
-    """Makes autograd forget the shape that a leaf had, which it remembers as long as anything holds an old graph.
-
-    Programs do (``loss`` of the last step is alive during the next forward). The node that adds up the gradients is
-    made anew where data of another dtype is put in; hooks are on the tensor and stay.
-    """
+def _empty_of_other_dtype(tensor: torch.Tensor) -> torch.Tensor:
     other = torch.float16 if tensor.dtype is torch.float32 else torch.float32  # which every device has
-    tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+    return torch.empty(0, dtype=other, device=tensor.device)
 
 
 def zero_positions(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]) -> None:
