@@ -21,7 +21,6 @@ from prunekit_core.sharding import is_sharded
 from prunekit_core.surgery import modules_in, tensors_in
 from prunekit_core.trace import Operation, TensorRef, Trace
 
-
 _SCRIPTED = (torch.jit.ScriptModule, torch.jit.ScriptFunction)
 _PLAIN = (nn.Parameter, torch.Tensor)
 
