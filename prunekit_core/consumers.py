@@ -144,7 +144,7 @@ class Site:
         """
         sizes = [1] * len(self.shape)
         sizes[dim] = self.shape[dim]
-        return self.matrix(torch.arange(self.shape[dim]).reshape(sizes).expand(self.shape))[:, 0, :]
+        return self.matrix(torch.arange(self.shape[dim], device="cpu").reshape(sizes).expand(self.shape))[:, 0, :]
 
     def along(self, values: torch.Tensor, dim: int) -> torch.Tensor:
         """Adds up values of features by the position of a parameter dim that each belongs to.

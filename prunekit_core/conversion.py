@@ -84,7 +84,8 @@ class _Pruned:
         self._done = 0
         largest = max((s.row_bytes * (b - a) for s in weights.tensors.values() for a, b in s.pieces()[:1]), default=0)
         # memory that is used again and again: what the system gives has to be cleared first
-        self._room, self._other = torch.empty(largest, dtype=torch.uint8), torch.empty(largest, dtype=torch.uint8)
+        self._room = torch.empty(largest, dtype=torch.uint8, device="cpu")
+        self._other = torch.empty_like(self._room)
 
     def _match(self) -> None:
         """Finds the tensor of every entry of the plan."""

@@ -93,7 +93,7 @@ def _layer_type(cls: type[nn.Module], pruner: CustomizedPruner) -> LayerType:
 
 
 def _zeros(tensor: torch.Tensor) -> torch.Tensor:
-    zeros = torch.zeros(tensor.shape, dtype=tensor.dtype)
+    zeros = torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu")
     return nn.Parameter(zeros, requires_grad=False) if isinstance(tensor, nn.Parameter) else zeros
 
 

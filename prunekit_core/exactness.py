@@ -177,7 +177,7 @@ class _Masked:
             if not constant or name in scales:
                 continue
             value = float(tensor.detach().flatten()[0])
-            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64, device="cpu")
             if isinstance(tensor, nn.Parameter) and 0 < abs(value) < SMALL:
                 value = math.copysign(1.0, value)
             fresh = (value * (0.5 + noise) if value else noise - 0.5).to(tensor)

@@ -84,7 +84,7 @@ class Folding:
         arguments = dict(operation.arguments) | (dict(self._changes.get(operation.index, {})) if changed else {})
         literal = arguments.get("fill_value")
         if literal is not None and "size" not in arguments and not self._are_made(sources(operation)):
-            return torch.tensor(literal, dtype=self._recording.trace.dtypes[operation.outputs[0].index])
+            return torch.tensor(literal, dtype=self._recording.trace.dtypes[operation.outputs[0].index], device="cpu")
         values = {}
         for ref in sources(operation):
             value = self._value(ref, changed)

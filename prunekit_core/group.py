@@ -233,7 +233,7 @@ class Group:
         for name, chosen in self.units.items():
             remaining = self.graph.remaining(name)
             wanted = {unit: order[offset + number] for number, unit in enumerate(chosen)}
-            place = torch.tensor([wanted.get(unit, -1) for unit in remaining])
+            place = torch.tensor([wanted.get(unit, -1) for unit in remaining], device="cpu")
             offset += len(chosen)
             partial = len(chosen) < len(remaining)
             for view in self.graph.views(name, shared):

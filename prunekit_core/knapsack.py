@@ -246,9 +246,9 @@ def _undominated(total: torch.Tensor, harm: torch.Tensor, allowed: float) -> tor
     order = within[torch.argsort(harm[within], stable=True)]
     order = order[torch.argsort(total[order], stable=True)]
     best = harm[order].cummin(0).values
-    new = torch.ones(len(order), dtype=torch.bool)
+    new = torch.ones(len(order), dtype=torch.bool, device="cpu")
     new[1:] = harm[order][1:] < best[:-1]
     order = order[new]
     if len(order) <= _FRONTIER:
         return order
-    return order[torch.linspace(0, len(order) - 1, _FRONTIER, dtype=torch.float64).round().long()]
+    return order[torch.linspace(0, len(order) - 1, _FRONTIER, dtype=torch.float64, device="cpu").round().long()]

@@ -97,20 +97,20 @@ class Kinship:
         """Tells what a plan leaves of a site of the original."""
         cut = next((cut for cut in plan.parameters if cut.parameter == site.parameter), None)
         positions = {} if cut is None else plan.positions(cut)
-        mask = torch.ones(1, dtype=torch.bool).expand(site.shape)
+        mask = torch.ones(1, dtype=torch.bool, device="cpu").expand(site.shape)
         for dim, kept in positions.items():
-            along = torch.zeros(site.shape[dim], dtype=torch.bool)
+            along = torch.zeros(site.shape[dim], dtype=torch.bool, device="cpu")
             along[kept] = True
             mask = mask & along.reshape([-1 if d == dim else 1 for d in range(len(site.shape))])
         matrix = site.matrix(mask)
         rows, features = matrix.any(2), matrix.any(1)
-        factors = torch.ones(site.shape[0], dtype=torch.float64)
+        factors = torch.ones(site.shape[0], dtype=torch.float64, device="cpu")
         for rescale in plan.rescales:
             if rescale.parameter == site.parameter:
                 for start, stop in rescale.rows:
                     factors[start:stop] *= rescale.factor
         if site.inputs_first:
-            scales = torch.ones(int(rows.sum()), dtype=torch.float64)
+            scales = torch.ones(int(rows.sum()), dtype=torch.float64, device="cpu")
         else:
             part = factors[site.rows[0] : site.rows[1]].reshape(rows.shape)
             scales = part[rows]

@@ -100,26 +100,26 @@ class Origins:
         """Returns which elements of a mover's input are read by (the wanted part of) one of its outputs."""
         shape = self.shape(source)
         if "dtype" in mover.arguments and self.shape(output) == shape:
-            return torch.ones(shape, dtype=torch.bool) if wanted is None else wanted.clone()  # a conversion
+            return _everything(shape) if wanted is None else wanted.clone()  # a conversion
         whole = wanted is None or bool(wanted.all())
         key = self._form(mover, source, output) if whole else None
         if key in self._moved:
             return self._moved[key]
-        labels = torch.arange(math.prod(shape)).reshape(shape)
+        labels = torch.arange(math.prod(shape), device="cpu").reshape(shape)
 
         def labelled(value: Any) -> Any:
             if isinstance(value, list) and any(isinstance(item, TensorRef) for item in value):
                 return [labelled(item) for item in value]
             if not isinstance(value, TensorRef):
                 return value
-            return labels if value == source else torch.full(self.shape(value), -1)
+            return labels if value == source else torch.full(self.shape(value), -1, device="cpu")
 
         arguments = {name: labelled(value) for name, value in mover.arguments.items()}
         result = mover.op(**_plain(mover, arguments))
         results = [result] if isinstance(result, torch.Tensor) else list(result)
         moved = results[list(mover.outputs).index(output)]
         read = moved.reshape(-1) if wanted is None else moved[wanted]
-        mask = torch.zeros(math.prod(shape), dtype=torch.bool)
+        mask = torch.zeros(math.prod(shape), dtype=torch.bool, device="cpu")
         mask[read[read >= 0]] = True
         mask = mask.reshape(shape)
         if key is not None:
@@ -155,7 +155,7 @@ class _Walk:
     def run(self, starts: Sequence[TensorRef], operands: tuple[int, ...]) -> Origin:
         self._through[self._user.index] = (self._user, len(starts))
         for ref in starts:
-            self._reach(ref, torch.ones(self._origins.shape(ref), dtype=torch.bool), operands)
+            self._reach(ref, _everything(self._origins.shape(ref)), operands)
         while self._pending:
             latest = max(self._pending, key=self._made_at)
             self._back(*self._pending.pop(latest))
@@ -198,7 +198,7 @@ class _Walk:
             raise UnresolvedError(f"part of what {maker.name} makes would be scaled")
         elif how is Scaling.WHOLE:
             source = sources(maker)[0]
-            self._reach(source, torch.ones(self._origins.shape(source), dtype=torch.bool), operands)
+            self._reach(source, _everything(self._origins.shape(source)), operands)
         elif how is Scaling.MATRIX:
             read = sources(maker)
             if max(operands) >= len(read):
@@ -206,7 +206,7 @@ class _Walk:
             self._through[maker.index] = (maker, len(operands))
             for position in operands:
                 source = read[position]
-                self._reach(source, torch.ones(self._origins.shape(source), dtype=torch.bool), (0,))
+                self._reach(source, _everything(self._origins.shape(source)), (0,))
         elif how in (Scaling.SUM, Scaling.PRODUCT, Scaling.QUOTIENT):
             for source in self._scaled_with(maker, how):
                 if self._origins.shape(source) != tuple(wanted.shape):
@@ -298,3 +298,8 @@ def _plain(operation: Operation, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 _DTYPES = frozenset({"dtype", "layout", "device", "pin_memory", "non_blocking", "memory_format", "copy"})
+
+
+def _everything(shape: Sequence[int]) -> torch.Tensor:
+    """A mask ``[shape]``, on the CPU, that is true everywhere."""
+    return torch.ones(tuple(shape), dtype=torch.bool, device="cpu")

@@ -22,28 +22,28 @@ class Ranking:
     def __init__(self, candidates: Mapping[str, Candidate]) -> None:
         self._candidates = dict(candidates)
         self._names = list(candidates)
-        with torch.device("cpu"):
-            self._sort()
+        self._sort()
 
     def _sort(self) -> None:
         candidates = self._candidates
         chosen = list(candidates.values())
-        self._present = torch.tensor([len(c.present) for c in chosen])
-        floors = torch.tensor([Limits(c.limits.max_ratio).count(1, c.size, len(c.present)) for c in chosen])
-        self._blocks = torch.tensor([c.blocks for c in chosen])
+        self._present = torch.tensor([len(c.present) for c in chosen], device="cpu")
+        least = [Limits(c.limits.max_ratio).count(1, c.size, len(c.present)) for c in chosen]
+        floors = torch.tensor(least, device="cpu")
+        self._blocks = torch.tensor([c.blocks for c in chosen], device="cpu")
         self._total = sum(c.size * c.blocks for c in chosen)
         self._gone = self._total - sum(len(c.present) * c.blocks for c in chosen)
         if not chosen:
             return
         joined = torch.cat([c.scores.detach().double().cpu() for c in chosen])
         order = len(joined) - 1 - torch.argsort(joined.flip(0), stable=True)
-        self._owners = torch.repeat_interleave(torch.arange(len(chosen)), self._present)[order]
+        self._owners = torch.repeat_interleave(torch.arange(len(chosen), device="cpu"), self._present)[order]
         rank = _occurrence(self._owners)
         spare = self._present - floors
         self._places = (rank < spare[self._owners]).nonzero().flatten()
         """Places in the order of the units that may go."""
         last = (rank == self._present[self._owners] - 1).nonzero().flatten()
-        self._last = torch.zeros(len(chosen), dtype=torch.long).index_copy(0, self._owners[last], last)
+        self._last = torch.zeros(len(chosen), dtype=torch.long, device="cpu").index_copy(0, self._owners[last], last)
         self._last[floors > 1] = len(joined) + 1
 
     def at(self, ratio: float) -> tuple[dict[str, int], list[str]]:
@@ -58,8 +58,7 @@ class Ranking:
         missing = math.floor(self._total * ratio + TOLERANCE) - self._gone
         if not self._names or missing <= 0:
             return {name: len(c.present) for name, c in self._candidates.items()}, []
-        with torch.device("cpu"):
-            taken, end = self._taken(missing)
+        taken, end = self._taken(missing)
         removed = torch.bincount(self._owners[taken], minlength=len(self._names))
         left = self._present - removed
         emptied = ((left == 1) & (self._last <= end)).nonzero().flatten()
@@ -80,7 +79,7 @@ class Ranking:
                 places.append(place)
                 missing -= weight
         end = len(self._owners) if missing else places[-1]
-        return torch.tensor(places, dtype=torch.long), end
+        return torch.tensor(places, dtype=torch.long, device="cpu"), end
 
 
 def _occurrence(owners: torch.Tensor) -> torch.Tensor:
@@ -88,4 +87,4 @@ def _occurrence(owners: torch.Tensor) -> torch.Tensor:
     order = torch.argsort(owners, stable=True)
     counts = torch.bincount(owners)
     starts = (counts.cumsum(0) - counts)[owners[order]]
-    return torch.zeros_like(owners).index_copy(0, order, torch.arange(len(owners)) - starts)
+    return torch.zeros_like(owners).index_copy(0, order, torch.arange(len(owners), device="cpu") - starts)

@@ -94,7 +94,7 @@ class MaskedSide(Side):
     def _clear(self, tensor: torch.Tensor, index: int) -> None:
         """Puts zeros where removed units have become no number: a direction of length zero has no norm to divide by."""
         for dim, kept in self._recording.positions(index, self._kept).items():
-            removed = torch.ones(tensor.shape[dim], dtype=torch.bool)
+            removed = torch.ones(tensor.shape[dim], dtype=torch.bool, device="cpu")
             removed[kept] = False
             part = tensor.movedim(dim, 0)
             part[removed.to(tensor.device)] = part[removed.to(tensor.device)].nan_to_num(nan=0.0)

@@ -65,7 +65,7 @@ def zero_positions(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]) 
     """Sets everything outside the kept positions to zero, in place."""
     with torch.no_grad():
         for dim, kept in positions.items():
-            gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
+            gone = torch.ones(tensor.shape[dim], dtype=torch.bool, device="cpu")
             gone[kept] = False
             tensor.data.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0)
 

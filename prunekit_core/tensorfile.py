@@ -142,7 +142,10 @@ class TensorFile:
         shape, start = stored.shape, stored.start
         if rows is not None and shape:
             shape, start = (rows[1] - rows[0], *shape[1:]), start + rows[0] * stored.row_bytes
-        tensor = torch.empty(shape, dtype=stored.dtype) if room is None else room_for(room, stored.dtype, shape)
+        if room is None:
+            tensor = torch.empty(shape, dtype=stored.dtype, device="cpu")
+        else:
+            tensor = room_for(room, stored.dtype, shape)
         with open(self.path, "rb", buffering=0) as file:
             file.seek(start)
             read_into(file, tensor, self.path)

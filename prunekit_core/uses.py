@@ -93,7 +93,8 @@ def find_consumers(watched: Watched, batch: Batch) -> list[Consumer]:
         sizes = list(seen.output.shape)
         del sizes[seen.channel_dim]
         places.setdefault(seen.site.name, []).append(tuple(sizes))
-        calls.setdefault(seen.site.name, []).append(attrs.evolve(seen, arguments={}, output=torch.empty(0)))
+        nothing = torch.empty(0, device="cpu")
+        calls.setdefault(seen.site.name, []).append(attrs.evolve(seen, arguments={}, output=nothing))
 
     sink = _Uses(watched.shadow, watched.rules, batch, look)
     results = output_tensors(watched.run_into(batch, sink))

@@ -74,7 +74,8 @@ class Seen:
         for start in range(0, len(source), step):
             part = source[start : start + step]
             features = self.reading.features(part, self.arguments)
-            places = torch.arange(start, start + len(part)).repeat_interleave(features.shape[1] // len(part))
+            places = torch.arange(start, start + len(part), device="cpu")
+            places = places.repeat_interleave(features.shape[1] // len(part))
             wanted = None
             if targets is not None:
                 wanted = self.reading.outputs(targets[start : start + step], self.arguments)

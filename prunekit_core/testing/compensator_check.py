@@ -34,7 +34,8 @@ def check_compensator(make: Callable[[], Any], *, registry: Registry | None = No
     original, batch = small_net()
     original.eval()
     generator = torch.Generator().manual_seed(1)
-    batches = [torch.randn(batch.shape, generator=generator, dtype=batch.dtype) for _ in range(10)]
+    made = [torch.randn(batch.shape, generator=generator, dtype=batch.dtype, device="cpu") for _ in range(10)]
+    batches = [values.to(batch.device) for values in made]
     pruned = copy.deepcopy(original)
     graph = DependencyGraph(registry).build_dependency(pruned, batch)
     plan = graph.remove({group.name: list(range(1, group.size, 2)) for group in graph.groups()})

@@ -125,13 +125,13 @@ def _check_permutation(
         score = scores[group.name]
         if score is None:
             continue
-        order = torch.arange(group.size()).roll(2)
+        order = torch.arange(group.size(), device="cpu").roll(2)
         moved = copy.deepcopy(net)
         for view in _graph(moved, batch, registry).views(group.name):
             by_unit = torch.stack([view.positions[view.units == unit] for unit in range(group.size())])
-            source = torch.arange(view.tensor.shape[view.dim])
+            source = torch.arange(view.tensor.shape[view.dim], device="cpu")
             source[by_unit.flatten()] = by_unit[order].flatten()
-            view.tensor.data = view.tensor.data.index_select(view.dim, source)
+            view.tensor.data = view.tensor.data.index_select(view.dim, source.to(view.tensor.device))
         found = _scores(moved, batch, make, prepare, registry)[group.name]
         assert found is not None, f"{group.name}: no scores once units have changed places"
         assert torch.allclose(found, score[order]), (

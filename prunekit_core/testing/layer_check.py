@@ -39,7 +39,7 @@ class _Bench(nn.Module):
         with torch.no_grad():
             outputs = tensors_of(copy.deepcopy(layer).eval()(*inputs))
         for position, tensor in enumerate(outputs):
-            self.register_parameter(f"reader{position}", nn.Parameter(torch.randn(tensor.shape, dtype=tensor.dtype)))
+            self.register_parameter(f"reader{position}", nn.Parameter(torch.randn_like(tensor)))
 
     def forward(self, scale: torch.Tensor) -> torch.Tensor:
         outputs = tensors_of(self.layer(*(getattr(self, f"source{k}") for k in range(self.count))))
@@ -82,9 +82,8 @@ def check_layer_type(
     if kind.opaque is not None:
         check_opaque(copy.deepcopy(module), kind.opaque, given)
     bench = _Bench(copy.deepcopy(module), given)
-    scale = torch.tensor(
-        [1.5], dtype=next((t.dtype for t in given if t.is_floating_point()), torch.get_default_dtype())
-    )
+    like = next((t for t in given if t.is_floating_point()), torch.empty(0))
+    scale = torch.full((1,), 1.5, dtype=like.dtype, device=like.device)
     graph = DependencyGraph(registry).build_dependency(bench, scale)
     _check_attributes(graph, registry, "before pruning")
     if kind.opaque is not None:

@@ -28,7 +28,7 @@ def sample(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> to
     Sums and products of whole numbers are exact in float64, so results can be compared bit by bit.
     """
     count = torch.Size(shape).numel()
-    numbers = torch.randperm(count, generator=torch.Generator().manual_seed(seed)) - count // 2
+    numbers = torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu") - count // 2
     return torch.where(numbers >= 0, numbers + 1, numbers).to(dtype).reshape(shape)
 
 

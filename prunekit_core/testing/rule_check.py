@@ -120,7 +120,7 @@ def _positions(axis: Axis, kept: Kept) -> list[int]:
 
 def _sliced(tensor: torch.Tensor, dims: Sequence[Axis], kept: Kept) -> torch.Tensor:
     for dim, axis in enumerate(dims):
-        tensor = tensor.index_select(dim, torch.tensor(_positions(axis, kept), dtype=torch.long))
+        tensor = tensor.index_select(dim, torch.tensor(_positions(axis, kept), dtype=torch.long, device=tensor.device))
     return tensor
 
 
@@ -128,7 +128,7 @@ def _masked(tensor: torch.Tensor, dims: Sequence[Axis], kept: Kept) -> torch.Ten
     result = tensor.clone()
     for dim, axis in enumerate(dims):
         gone = sorted(set(range(tensor.shape[dim])) - set(_positions(axis, kept)))
-        result.index_fill_(dim, torch.tensor(gone, dtype=torch.long), 0)
+        result.index_fill_(dim, torch.tensor(gone, dtype=torch.long, device=tensor.device), 0)
     return result
 
 

@@ -43,8 +43,8 @@ class TensorSpec:
         """Makes a random tensor: normal, or zeros and ones for integers, which any vocabulary holds."""
         dtype = DTYPES[self.dtype]
         if dtype.is_floating_point:
-            return torch.randn(self.shape, generator=generator).to(dtype)
-        return torch.randint(0, 2, self.shape, generator=generator).to(dtype)
+            return torch.randn(self.shape, generator=generator, device="cpu").to(dtype)
+        return torch.randint(0, 2, self.shape, generator=generator, device="cpu").to(dtype)
 
 
 def read_inputs(texts: Sequence[str]) -> list[TensorSpec]:

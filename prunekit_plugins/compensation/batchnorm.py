@@ -62,7 +62,8 @@ def _estimate(repair: Repair, norms: Mapping[str, _BatchNorm]) -> dict[str, Both
     try:
         repair.module.train(False)
         for norm in norms.values():
-            norm.momentum, norm.num_batches_tracked = None, torch.tensor(0)  # a plain mean over the batches
+            norm.momentum = None  # a plain mean over the batches
+            norm.num_batches_tracked = torch.tensor(0, device="cpu")
             norm.train(True)
         with torch.no_grad():
             for batch in repair.batches():

@@ -56,7 +56,7 @@ def all_or_none(what: str, group: dist.ProcessGroup | None = None) -> Iterator[N
         error = raised
     device = device_of(group)
     text = f"{type(error).__name__}: {error}".encode()[:_MESSAGE] if error is not None else b""
-    own = torch.zeros(_MESSAGE + 1, dtype=torch.uint8)
+    own = torch.zeros(_MESSAGE + 1, dtype=torch.uint8, device="cpu")
     own[0] = error is not None
     own[1 : 1 + len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else own[1:1]
     received = [torch.zeros_like(own, device=device) for _ in range(dist.get_world_size(group))]

@@ -76,7 +76,7 @@ def reduce_calibration(statistics: Statistics, group: dist.ProcessGroup | None =
     sites = {}
     for name, found in statistics.sites.items():
         own = found.moments
-        count = int(total(torch.tensor(own.count)))
+        count = int(total(torch.tensor(own.count, device="cpu")))
         mean = total(own.mean * own.count) / count
         off = own.mean - mean
         variance = total((own.variance + off.square()) * own.count) / count
@@ -86,7 +86,7 @@ def reduce_calibration(statistics: Statistics, group: dist.ProcessGroup | None =
         sites[name] = attrs.evolve(
             found, moments=attrs.evolve(own, count=count, mean=mean, variance=variance, covariance=covariance)
         )
-    examples = int(total(torch.tensor(statistics.examples)))
+    examples = int(total(torch.tensor(statistics.examples, device="cpu")))
 
     def averaged(table: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: total(values * statistics.examples) / examples for name, values in table.items()}

@@ -112,7 +112,7 @@ class ActivationImportance:
         """
         found = gathered_everywhere(list(model.parameters()), self._sums, total, type(self).__name__)
         self._sums = {
-            weight: (total(sums), int(total(torch.tensor(count))))
+            weight: (total(sums), int(total(torch.tensor(count, device="cpu"))))
             for weight, (sums, count) in ((weight, self._sums[weight]) for weight in found)
         }
 

@@ -98,7 +98,7 @@ class GroupHessianImportance:
         """
         found = gathered_everywhere(list(model.parameters()), self._squares, total, type(self).__name__)
         self._squares = {parameter: total(self._squares[parameter]) for parameter in found}
-        self._samples = int(total(torch.tensor(self._samples)))
+        self._samples = int(total(torch.tensor(self._samples, device="cpu")))
 
     def __call__(self, group: Group) -> torch.Tensor | None:
         """Scores the selected units of a group.

@@ -160,7 +160,7 @@ def unit_sums(view: MemberView, values: torch.Tensor, units: int) -> torch.Tenso
     if units == len(values) == len(view.units):
         order = view.shared.get(units)
         if order is None:
-            order = view.shared[units] = torch.arange(units)
+            order = view.shared[units] = torch.arange(units, device="cpu")
         if torch.equal(view.units, order):
             return values
     return view.per_unit(values, units)
@@ -194,7 +194,7 @@ def is_bias(view: MemberView) -> bool:
 
 
 def _covered(view: MemberView, units: int) -> torch.Tensor:
-    held = torch.zeros(units, dtype=torch.bool)
+    held = torch.zeros(units, dtype=torch.bool, device="cpu")
     held[view.units] = True
     return held
 

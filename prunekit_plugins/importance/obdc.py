@@ -164,9 +164,9 @@ class OBDCImportance:
         keys = [(weight, reads) for weight in model.parameters() for reads in (False, True)]
         for key in gathered_everywhere(keys, self._totals, total, type(self).__name__):
             own = self._totals[key]
-            count = int(total(torch.tensor(own.count)))
+            count = int(total(torch.tensor(own.count, device="cpu")))
             self._totals[key] = _Moments(total(own.values), total(own.gradients), count)
-        self._samples = int(total(torch.tensor(self._samples)))
+        self._samples = int(total(torch.tensor(self._samples, device="cpu")))
 
     def rm_hooks(self, model: nn.Module | None = None) -> None:
         """Removes all hooks; may be called at any time, also twice. What was gathered stays.

@@ -60,7 +60,7 @@ class ReconstructionImportance(FromStatistics):
         members, units = self.consumers(group), group.size()
         blocks = []
         for view in members:
-            unit_of = torch.full((view.tensor.shape[view.dim],), -1)
+            unit_of = torch.full((view.tensor.shape[view.dim],), -1, device="cpu")
             unit_of[view.positions] = view.units
             for seen, weight in self.reads(view):
                 assert seen.moments.covariance is not None
@@ -108,7 +108,8 @@ class _Block:
             if not count:
                 continue
             chosen = (counts == count).nonzero().flatten()
-            places = order[starts[chosen][:, None] + torch.arange(count)].to(self.weight.device)  # [chosen, count]
+            turns = starts[chosen][:, None] + torch.arange(count, device="cpu")
+            places = order[turns].to(self.weight.device)  # [chosen, count]
             columns = self.weight[:, places].permute(1, 2, 0)  # [chosen, count, outputs]
             inner = self.inverse[places[:, :, None], places[:, None, :]]
             found[chosen.to(found.device)] = (columns * torch.linalg.solve(inner, columns)).sum((1, 2))

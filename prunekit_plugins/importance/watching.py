@@ -30,7 +30,7 @@ def gathered_everywhere(keys: Sequence[Key], known: Collection[Key], total: Tota
     Raises:
         ArgumentError: Some processes gathered something about a key, and others didn't.
     """
-    counts = total(torch.tensor([1, *(int(key in known) for key in keys)])).tolist()
+    counts = total(torch.tensor([1, *(int(key in known) for key in keys)], device="cpu")).tolist()
     if any(0 < count < counts[0] for count in counts[1:]):
         raise ArgumentError(
             "The processes gathered statistics of different layers.",

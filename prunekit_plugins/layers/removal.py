@@ -27,7 +27,7 @@ def remaining(size: int, indices: Sequence[int] | torch.Tensor, layer: nn.Module
     gone = check_indices(indices, size, type(layer).__name__)
     if len(gone) == size:
         raise UnitsError("All units of a layer can't be removed.", where=type(layer).__name__)
-    mask = torch.ones(size, dtype=torch.bool)
+    mask = torch.ones(size, dtype=torch.bool, device="cpu")
     mask[gone] = False
     return mask.nonzero().flatten()
 

@@ -65,7 +65,7 @@ class GroupMembers:
                 why=f"{len(groups)} groups, and no weight in them counts",
                 hint="groups may be pinned, ignored, or have ratio 0; see graph.report()",
             )
-        owner = [torch.full((size,), number) for number, size in enumerate(self.sizes.values())]
+        owner = [torch.full((size,), number, device="cpu") for number, size in enumerate(self.sizes.values())]
         self._owner = torch.cat(owner)
 
     def refresh_if_changed(self) -> bool:
@@ -128,7 +128,7 @@ class GroupMembers:
         found = []
         for group in self._groups():
             scores = criterion(group)
-            scores = torch.zeros(group.size()) if scores is None else scores.detach().cpu()
+            scores = torch.zeros(group.size(), device="cpu") if scores is None else scores.detach().cpu()
             found.append(scores if scores.dtype is torch.float64 else scores.float())
         return torch.cat(found)
 

@@ -105,7 +105,7 @@ def tables_of(entries: Iterable[tuple[MemberView, int]], nothing: int) -> list[T
             free = (layer for layer in layers if bool((layer[positions] == nothing).all()))
             layer = next(free, None)
             if layer is None:
-                layer = torch.full((view.tensor.shape[view.dim],), nothing)
+                layer = torch.full((view.tensor.shape[view.dim],), nothing, device="cpu")
                 layers.append(layer)
             layer[positions] = units
     found: dict[Reduction, tuple[list[Slot], list[torch.Tensor]]] = {}
@@ -170,6 +170,6 @@ def add_up(values: torch.Tensor, reduction: Reduction) -> torch.Tensor:
 def _once_each(positions: torch.Tensor, units: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Splits positions, ascending, into parts in which none is repeated (an ``A x A`` dim holds each twice)."""
     starts = torch.searchsorted(positions, positions)
-    turns = torch.arange(len(positions)) - starts
+    turns = torch.arange(len(positions), device="cpu") - starts
     for turn in range(int(turns.max()) + 1 if len(turns) else 0):
         yield positions[turns == turn], units[turns == turn]

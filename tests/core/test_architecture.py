@@ -170,3 +170,19 @@ def test_what_torch_does_not_promise_is_used_in_one_file() -> None:
 def test_only_surgery_writes_parameters() -> None:
     writers = {p.stem for p in sources("prunekit_core") if p.parent.name != "testing" and ".data = " in p.read_text()}
     assert writers == {"surgery"}
+
+
+FACTORIES = {"arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm"}
+FACTORIES |= {"tensor", "zeros"}
+OWN_PROGRAMS = ("cli/demo", "compat", "testing/layer_check.py", "testing/network.py")
+"""What makes models and inputs of its own, on the default device as a user's program would."""
+
+
+@pytest.mark.parametrize("path", [*sources("prunekit_core"), *sources("prunekit_plugins")], ids=lambda p: p.name)
+def test_tensors_say_where_they_lie(path: Path) -> None:
+    """So that a default device that the user has set is the model's affair only."""
+    if any(part in str(path) for part in OWN_PROGRAMS):
+        pytest.skip("makes models and inputs of its own")
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {f"torch.{name}" for name in FACTORIES}:
+            assert any(keyword.arg == "device" for keyword in node.keywords), f"line {node.lineno}: {ast.unparse(node)}"
