@@ -55,6 +55,7 @@ def main() -> None:
 def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures one model."""
     cuda = arguments.device == "cuda"
+    device = torch.device("cuda", torch.cuda.current_device()) if cuda else None
     torch.manual_seed(0)
     model = get_model(name, weights=None).eval().to(arguments.device)
     image = torch.randn(1, 3, 224, 224, device=arguments.device)
@@ -80,7 +81,7 @@ def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         lambda: pk.calibrate(model, batches, parts=("covariances",)),
     ]
     seconds = [
-        statistics.median(timing.seconds) for timing in timed(runs, rounds=arguments.rounds, warm_up=1, cuda=cuda)
+        statistics.median(timing.seconds) for timing in timed(runs, rounds=arguments.rounds, warm_up=1, device=device)
     ]
     largest = sorted((parameter.nbytes for parameter in model.parameters()), reverse=True)[:2]
     return {

@@ -31,7 +31,7 @@ from prunekit_core import (
 )
 from prunekit_plugins.budgets.counts import FORMULAS, Shapes
 from prunekit_plugins.budgets.timetable import Timetable
-from prunekit_plugins.measure import evaluating, timed
+from prunekit_plugins.measure import accelerator_of, evaluating, timed
 
 FRACTIONS = (0.125, 0.25, 0.5, 0.75, 1.0)
 """Fractions of the units at which every operation is measured; between them its time is interpolated."""
@@ -216,10 +216,9 @@ class LatencyCost(CostModel):
     def measure(self, before: nn.Module, after: nn.Module, example: Example) -> tuple[float, float]:
         """Measures two models in turns; see `CostModel.measure`."""
         models = [before, after]
-        cuda = any(parameter.is_cuda for parameter in before.parameters())
         with evaluating(models):
             runs = [lambda model=model: example.runner(model, example.args, example.kwargs) for model in models]
-            first, second = timed(runs, rounds=ROUNDS, warm_up=WARM_UP, cuda=cuda)
+            first, second = timed(runs, rounds=ROUNDS, warm_up=WARM_UP, device=accelerator_of(models))
         return first.median, second.median
 
     def absolute(self, value: float | str) -> float:

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from prunekit_plugins.measure import wait_for
+
 _LEAST_SECONDS = 4e-3
 _RUNS = (3, 20)
 
@@ -30,6 +32,8 @@ def machine(device: torch.device) -> dict[str, str | int]:
     """Describes what a measurement depends on besides the operation: machine, device, threads, version of PyTorch."""
     if device.type == "cuda":
         unit = torch.cuda.get_device_name(device)
+    elif device.type != "cpu":
+        unit = device.type
     else:
         unit = f"{platform.processor() or platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return {
@@ -85,8 +89,7 @@ class Timetable:
         return min(taken)  # what else the machine does only adds
 
     def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        wait_for(None if self.device.type == "cpu" else self.device)
 
     def save(self) -> None:
         """Writes what was measured since the last time."""

@@ -38,7 +38,9 @@ def bench(
     cores: Annotated[
         int | None, typer.Option("--threads", help="Threads on the CPU; as PyTorch chose without.", show_default=False)
     ] = None,
-    device: Annotated[str, typer.Option(help="Where to run: cpu or cuda.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="Where to run: cpu, or the accelerator that PyTorch finds: cuda, mps, xpu.")
+    ] = "cpu",
     as_json: options.Json = False,
 ) -> None:
     """Measure latency, throughput, memory and MACs of a model, and of a smaller one beside it."""
@@ -61,7 +63,9 @@ def bench(
             _Found(name, timing, _samples(subject.specs), peak_memory(each, given), count_macs(each, given), each)
             for name, timing, each in zip(names, timings, models, strict=True)
         ]
-    where = torch.cuda.get_device_name() if device == "cuda" else f"the CPU, threads: {used}"
+    where = f"the CPU, threads: {used}" if device == "cpu" else device
+    if device == "cuda":
+        where = torch.cuda.get_device_name()
     output.table(Table(f"{subject}, on {where}", ("cost", *(f">{name}" for name in names), ">left"), _rows(found)))
     output.line(f"latency: median of {rounds} forward passes in turns after {warm_up} to warm up, in inference mode")
     output.result({"model": subject.name, "device": device, "threads": used, "rounds": rounds, **_data(found)})
@@ -81,8 +85,12 @@ def _check(
     check_there(plan, weights)
     if min(rounds, 1 if batch is None else batch, 1 if cores is None else cores) < 1 or warm_up < 0:
         raise ArgumentError("--rounds, --batch and --threads must be positive, and --warm-up not negative.")
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise ArgumentError("The --device must be cpu, or cuda where PyTorch finds a GPU.", why=f"got {device!r}")
+    found = torch.accelerator.current_accelerator(check_available=True)
+    known = ["cpu"] if found is None else ["cpu", found.type]
+    if device not in known:
+        raise ArgumentError(
+            "The --device isn't there.", why=f"got {device!r}, PyTorch finds {' and '.join(known)}", hint="leave it out"
+        )
 
 
 def _models(subject: Subject, plan: Path | None, weights: Path | None) -> tuple[list[str], list[nn.Module]]:

@@ -88,9 +88,10 @@ def machine_balance(device: torch.device, dtype: torch.dtype) -> float:
     """Measures how many multiply-accumulates a device does while it moves a byte: a large product and a large copy."""
     width, length = 512, 1 << 22
     a = torch.ones(width, width, device=device, dtype=dtype)
+    waited = None if device.type == "cpu" else device
     b = torch.ones(length, device=device, dtype=dtype)
     with torch.inference_mode():
-        product, copied = timed([lambda: a @ a, lambda: b.clone()], rounds=5, warm_up=2, cuda=device.type == "cuda")
+        product, copied = timed([lambda: a @ a, lambda: b.clone()], rounds=5, warm_up=2, device=waited)
     rate = width**3 / min(product.seconds)
     bandwidth = 2 * length * b.element_size() / min(copied.seconds)
     return float(rate / bandwidth)

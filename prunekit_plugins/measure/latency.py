@@ -89,7 +89,7 @@ def timed(
     *,
     rounds: int = ROUNDS,
     warm_up: int = WARM_UP,
-    cuda: bool = False,
+    device: torch.device | None = None,
     after_round: Callable[[], None] | None = None,
 ) -> list[Timing]:
     """Times several functions in turns; every other round goes backwards.
@@ -98,7 +98,7 @@ def timed(
         runs: The functions.
         rounds: How often each is timed.
         warm_up: Rounds before, which don't count.
-        cuda: Whether to wait for the GPU after each run.
+        device: The accelerator to wait for before and after each run; None for the CPU.
         after_round: Called after every round, warm-up included.
 
     Raises:
@@ -110,12 +110,10 @@ def timed(
     for number in range(warm_up + rounds):
         order = range(len(runs)) if number % 2 == 0 else reversed(range(len(runs)))
         for place in order:
-            if cuda:
-                torch.cuda.synchronize()
+            wait_for(device)
             start = time.perf_counter()
             runs[place]()
-            if cuda:
-                torch.cuda.synchronize()
+            wait_for(device)
             if number >= warm_up:
                 taken[place].append(time.perf_counter() - start)
         if after_round is not None:
@@ -123,9 +121,16 @@ def timed(
     return [Timing(tuple(seconds)) for seconds in taken]
 
 
-def uses_cuda(models: Sequence[nn.Module]) -> bool:
-    """Whether any parameter lies on a GPU."""
-    return any(parameter.is_cuda for model in models for parameter in model.parameters())
+def accelerator_of(models: Sequence[nn.Module]) -> torch.device | None:
+    """Returns the accelerator that parameters lie on, the first that is found; None where all lie on the CPU."""
+    devices = (parameter.device for model in models for parameter in model.parameters())
+    return next((device for device in devices if device.type not in ("cpu", "meta")), None)
+
+
+def wait_for(device: torch.device | None) -> None:
+    """Waits until an accelerator has done what was queued; at once for the CPU (None)."""
+    if device is not None:
+        torch.accelerator.synchronize(device)
 
 
 def side_by_side(
@@ -150,8 +155,8 @@ def side_by_side(
     """
     with evaluating(models):
         runs = [runner(model, inputs) for model in models]
-        cuda = uses_cuda(models)
-        return timed(runs, rounds=rounds, warm_up=warm_up, cuda=cuda, after_round=after_round)
+        device = accelerator_of(models)
+        return timed(runs, rounds=rounds, warm_up=warm_up, device=device, after_round=after_round)
 
 
 def time_layers(
@@ -177,7 +182,7 @@ def time_layers(
     Returns:
         Per model, path to timing.
     """
-    clocks = [_Clock(model, uses_cuda([model])) for model in models]
+    clocks = [_Clock(model, accelerator_of([model])) for model in models]
     try:
         with evaluating(models):
             runs = [clock.around(runner(model, inputs)) for clock, model in zip(clocks, models, strict=True)]
@@ -191,8 +196,8 @@ def time_layers(
 class _Clock:
     """Hooks that add up the time of every module of one model, without that of the modules inside it."""
 
-    def __init__(self, model: nn.Module, cuda: bool) -> None:
-        self._cuda = cuda
+    def __init__(self, model: nn.Module, device: torch.device | None) -> None:
+        self._device = device
         self._now: dict[str, float] = {}
         self._rounds: list[dict[str, float]] = []
         self._open: list[list[float]] = []
@@ -203,8 +208,7 @@ class _Clock:
                 self._handles.append(module.register_forward_hook(self._stopper(path)))
 
     def _moment(self) -> float:
-        if self._cuda:
-            torch.cuda.synchronize()
+        wait_for(self._device)
         return time.perf_counter()
 
     def _start(self, *_: Any) -> None:

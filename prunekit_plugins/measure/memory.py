@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,14 +11,15 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prunekit_plugins.measure.latency import runner, uses_cuda
+from prunekit_plugins.measure.latency import accelerator_of, runner
 
 
 def peak_memory(model: nn.Module, inputs: Any) -> int:
     """Measures the bytes that weights, inputs and activations take at the worst moment of one forward in eval mode.
 
-    On a GPU that is what the allocator reports, with the scratch memory of kernels. On a CPU the tensors that
-    operations return are followed until nothing refers to their memory; what kernels use while they run is not in it.
+    On a CUDA device activations are what the allocator reports, with the scratch memory of kernels. Elsewhere the
+    tensors that operations return are followed until nothing refers to their memory; what kernels use while they run is
+    not in it.
 
     Args:
         model: The model; its modes are restored.
@@ -28,21 +29,29 @@ def peak_memory(model: nn.Module, inputs: Any) -> int:
     model.eval()
     try:
         with torch.no_grad():
-            if uses_cuda([model]):
-                torch.cuda.synchronize()
-                torch.cuda.reset_peak_memory_stats()
-                runner(model, inputs)()
-                torch.cuda.synchronize()
-                return int(torch.cuda.max_memory_allocated())
             given = inputs if isinstance(inputs, Mapping | tuple | list) else (inputs,)
             leaves = pytree.tree_leaves(dict(given) if isinstance(given, Mapping) else given)
-            with _Follower() as follower:
-                follower.take([*model.parameters(), *model.buffers(), *leaves])
+            follower = _Follower()
+            follower.take([*model.parameters(), *model.buffers(), *leaves])
+            device = accelerator_of([model])
+            if device is not None and device.type == "cuda":
+                return int(follower.most) + _beyond(device, runner(model, inputs))
+            with follower:
                 runner(model, inputs)()
             return int(follower.most)
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _beyond(device: torch.device, run: Callable[[], Any]) -> int:
+    """The most bytes that a CUDA device's allocator held during a run, beyond those before."""
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    return int(torch.cuda.max_memory_allocated(device)) - before
 
 
 class _Follower(TorchDispatchMode):

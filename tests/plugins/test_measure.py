@@ -127,3 +127,19 @@ def test_layers_are_timed_by_path_and_shared_ones_once() -> None:
 def test_no_rounds_are_refused() -> None:
     with pytest.raises(pk.ArgumentError, match="at least one round"):
         measure.side_by_side([nn.ReLU()], X, rounds=0)
+
+
+def test_an_accelerator_is_waited_for_before_and_after_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever it is: what a run queues would else count for the next one."""
+    events: list[str] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: events.append(device.type))
+    measure.timed([lambda: events.append("run")], rounds=2, warm_up=0, device=torch.device("mps"))
+    assert events == ["mps", "run", "mps"] * 2
+    measure.timed([lambda: events.append("run")], rounds=1, warm_up=0)
+    assert events[6:] == ["run"]
+
+
+def test_where_a_model_is() -> None:
+    assert measure.accelerator_of([nn.Linear(2, 2), nn.Linear(2, 2, device="meta")]) is None
+    elsewhere = SimpleNamespace(parameters=lambda: [torch.empty(1), SimpleNamespace(device=torch.device("xpu", 1))])
+    assert measure.accelerator_of([nn.Linear(2, 2), elsewhere]) == torch.device("xpu", 1)  # type: ignore[list-item]

@@ -80,9 +80,10 @@ def measure_memory(model: nn.Module, example_inputs: Any, device: Any = None, ru
 def _times(model: nn.Module, inputs: Any, repeat: int, warmup: int, run_fn: RunFn | None) -> Sequence[float]:
     if repeat < 1 or warmup < 0:
         raise ArgumentError("repeat must be positive and warmup not negative.", why=f"got {repeat} and {warmup}")
-    gpu = torch.cuda.is_available() and any(tensor.is_cuda for tensor in (*model.parameters(), *_tensors(inputs)))
+    places = (tensor.device for tensor in (*model.parameters(), *_tensors(inputs)))
+    place = next((place for place in places if place.type not in ("cpu", "meta")), None)
     with evaluating([model]):
-        (timing,) = timed([lambda: _run(model, inputs, run_fn)], rounds=repeat, warm_up=warmup, cuda=gpu)
+        (timing,) = timed([lambda: _run(model, inputs, run_fn)], rounds=repeat, warm_up=warmup, device=place)
     return timing.seconds
 
 
