@@ -152,7 +152,7 @@ def sparse_training(world: int) -> None:
 
 def tensor_parallel(world: int) -> None:
     """Columns and rows that lie on several processes: regularized, scored, and cut."""
-    inputs = torch.randn(4, 6, generator=torch.Generator().manual_seed(2))
+    inputs = torch.randn(4, 6, generator=torch.Generator().manual_seed(2)).to(toys.DEVICE)
     alone = pk.BasePruner(toys.weights(toys.Perceptron), inputs)
     with torch.device("meta"):
         model = toys.Perceptron()
@@ -200,8 +200,8 @@ def failures(world: int) -> None:
     replica = toys.weights()
     plan = pk.BasePruner(toys.weights(), toys.IMAGES[:2]).plan()
     if dist.get_rank() == last:
-        replica.head = nn.Linear(20, 4)
-        replica.stem = nn.Conv2d(3, 13, 3)
+        replica.head = nn.Linear(20, 4, device=toys.DEVICE)
+        replica.stem = nn.Conv2d(3, 13, 3, device=toys.DEVICE)
     shapes = {name: tensor.shape for name, tensor in pk.named_tensors(replica).items()}
     expected = pk.PlanError if dist.get_rank() == last else distributed.DistributedError
     with pytest.raises(expected):
@@ -327,11 +327,14 @@ JOBS = {
 }
 
 
-def run(rank: int, world: int, folder: str) -> None:
+def run(rank: int, world: int, folder: str, backend: str = "gloo") -> None:
     """Runs all jobs on one process, and writes what they return or how they fail."""
     warnings.simplefilter("error")
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
+        toys.move(torch.device("cuda", rank))
+    dist.init_process_group(backend, init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
     found: dict[str, Any] = {}
     try:
         for name, job in JOBS.items():

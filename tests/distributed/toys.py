@@ -13,8 +13,15 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 import prunekit_core as pk
 
+DEVICE = torch.device("cpu")
 IMAGES = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(8) % 5
+
+
+def move(device: torch.device) -> None:
+    """Makes all models and data of this process lie on another device."""
+    global DEVICE, IMAGES, LABELS
+    DEVICE, IMAGES, LABELS = device, IMAGES.to(device), LABELS.to(device)
 
 
 class Mixed(nn.Module):
@@ -53,7 +60,7 @@ def weights(model: type[nn.Module] = Mixed) -> nn.Module:
         made = model()
         for parameter in made.parameters():
             nn.init.normal_(parameter, std=0.3)
-    return made
+    return made.to(DEVICE)
 
 
 def on_meta() -> nn.Module:
@@ -69,13 +76,13 @@ def shard(model: nn.Module) -> None:
 
 
 def parallel(model: nn.Module) -> None:
-    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    mesh = init_device_mesh(DEVICE.type, (torch.distributed.get_world_size(),))
     parallelize_module(model, mesh, {"first": ColwiseParallel(), "last": RowwiseParallel()})
 
 
 def fill(model: nn.Module, source: nn.Module) -> None:
     """Materialises a sharded meta model with the values of a plain one."""
-    model.to_empty(device="cpu")
+    model.to_empty(device=DEVICE)
     targets, values = pk.named_tensors(model), pk.named_tensors(source)
     for name, target in targets.items():
         value: Any = values[name].detach()
@@ -90,7 +97,8 @@ def full(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: pk.whole_tensor(tensor).clone() for name, tensor in pk.named_tensors(model).items()}
 
 
-def backward(model: nn.Module, inputs: torch.Tensor = IMAGES, labels: torch.Tensor = LABELS) -> torch.Tensor:
+def backward(model: nn.Module, inputs: torch.Tensor | None = None, labels: torch.Tensor | None = None) -> torch.Tensor:
+    inputs, labels = IMAGES if inputs is None else inputs, LABELS if labels is None else labels
     loss = nn.functional.cross_entropy(model(inputs), labels)
     loss.backward()
     return loss.detach()

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from torch import nn
 
 import prunekit_core as pk
 from prunekit_plugins.measure import peak_memory
 from prunekit_plugins.pruners import BNScalePruner, GroupNormPruner, GrowingRegPruner
+from tests.distributed import jobs
 from tests.gpu.crossings import Crossings
 from tests.models import Attention, Chain, Encoder, Residual
 from tests.plugins.test_kit import PREPARE, names
@@ -285,3 +287,11 @@ def test_peak_memory_is_of_the_model_alone() -> None:
     # the inputs, what a layer reads and what it returns; the first layer reads the inputs
     assert peak_memory(model, x) == pytest.approx(weights + 3 * x.nbytes, rel=0.01)
     assert other.is_cuda
+
+
+def test_processes_that_talk_over_nccl(tmp_path: Path) -> None:
+    """All jobs of the tests over gloo, one process per GPU."""
+    world = torch.cuda.device_count()
+    mp.start_processes(jobs.run, args=(world, str(tmp_path), "nccl"), nprocs=world, start_method="spawn")
+    for rank in range(world):
+        assert list(torch.load(tmp_path / f"found.{rank}")) == list(jobs.JOBS)
