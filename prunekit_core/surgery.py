@@ -40,8 +40,11 @@ def shrink_tensors(cuts: Iterable[tuple[torch.Tensor, Mapping[int, torch.Tensor]
     another dtype is put in, so that is done in between; hooks are on the tensor and stay.
     """
     others: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
+    sent: dict[tuple[int, torch.device], tuple[torch.Tensor, torch.Tensor]] = {}
     with torch.no_grad():
         for tensor, positions in cuts:
+            if tensor.device.type != "cpu":
+                positions = {dim: _sent(kept, tensor.device, sent) for dim, kept in positions.items()}
             gradient = tensor.grad if tensor.is_leaf else None
             if gradient is not None:
                 tensor.grad = None
@@ -54,6 +57,15 @@ def shrink_tensors(cuts: Iterable[tuple[torch.Tensor, Mapping[int, torch.Tensor]
             tensor.data = cut
             if gradient is not None:
                 tensor.grad = select_positions(gradient, positions)
+
+
+def _sent(
+    kept: torch.Tensor, device: torch.device, known: dict[tuple[int, torch.device], tuple[torch.Tensor, torch.Tensor]]
+) -> torch.Tensor:
+    """Positions on a device: parameters share them, and each is copied there once."""
+    if (id(kept), device) not in known:
+        known[id(kept), device] = (kept, kept.to(device))
+    return known[id(kept), device][1]
 
 
 def _empty_of_other_dtype(tensor: torch.Tensor) -> torch.Tensor:

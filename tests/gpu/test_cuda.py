@@ -295,3 +295,18 @@ def test_processes_that_talk_over_nccl(tmp_path: Path) -> None:
     mp.start_processes(jobs.run, args=(world, str(tmp_path), "nccl"), nprocs=world, start_method="spawn")
     for rank in range(world):
         assert list(torch.load(tmp_path / f"found.{rank}")) == list(jobs.JOBS)
+
+
+def test_positions_are_copied_to_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chain of eight layers has seven groups, whose positions fifteen dims of parameters share."""
+    model, x = Chain(*[16] * 9).to(CUDA), torch.randn(2, 16, device=CUDA)
+    pruner = pk.BasePruner(model, x, "magnitude", pruning_ratio=0.5)
+    plan, sent, to = pruner.plan(), [], torch.Tensor.to
+
+    def counted(tensor: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        sent.append(tensor)
+        return to(tensor, *arguments, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", counted)
+    pruner.graph.apply(plan)
+    assert len([tensor for tensor in sent if tensor.dtype is torch.long]) == 7
