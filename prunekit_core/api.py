@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
+import torch
 from torch import nn
 
 from prunekit_core import layout as layouts
 from prunekit_core.allocation import CALIBRATED, GLOBAL, UNIFORM, Solver, check_allocation, selector
 from prunekit_core.batches import Batches
 from prunekit_core.calibrated import CRITERION, CalibratedPath
-from prunekit_core.compensation import Compensation, write
+from prunekit_core.compensation import Compensation, Repaired, write
 from prunekit_core.criterion import Criterion
 from prunekit_core.curves import Sensitivity
 from prunekit_core.errors import ArgumentError
@@ -44,6 +45,9 @@ class PruneResult:
         protocol: How the result came about: versions, seed, arguments, costs before and after.
         graph: The analysed model: its groups, what ties them, what pins them.
         compensation: What was done with calibration data; None without them.
+        repaired: For a model on the meta device, the weights that compensation changed, by their names in the
+            checkpoint: give them to `prune_checkpoint`. A tensor is read when it is asked for, from temporary files
+            that go with this. Empty for a model in memory, which has them.
     """
 
     model: nn.Module
@@ -54,6 +58,7 @@ class PruneResult:
     protocol: Protocol
     graph: DependencyGraph = attrs.field(repr=False)
     compensation: Compensation | None = None
+    repaired: Mapping[str, torch.Tensor] = attrs.field(factory=dict, repr=False)
 
     def __str__(self) -> str:
         p = self.preview
@@ -66,6 +71,8 @@ class PruneResult:
         lines.append(str(self.report))
         if self.compensation is not None:
             lines.append(str(self.compensation))
+        if self.repaired:
+            lines.append("the weights are on disk: prune_checkpoint(..., repaired=result.repaired) puts these in")
         return "\n".join(lines)
 
 
@@ -124,8 +131,8 @@ def prune(
         forward_fn: Called as ``forward_fn(model, example_inputs)`` instead of the model.
         registry: Where plugins are found; None for the default registry.
         optimizer: An optimizer that trains the model, or several; their state (momentum, averages) is cut along.
-        options: Further arguments of `BasePruner`, such as ``uniform``, ``free_outputs`` or ``head_pruning_ratio``; all
-            but those about steps.
+        options: Further arguments of `BasePruner`, such as ``uniform``, ``free_outputs``, ``head_pruning_ratio``, or
+            ``weights`` for a model on the meta device; all but those about steps.
 
     Returns:
         The result; print it for a report.
@@ -187,13 +194,18 @@ def prune(
         **options,
     }
     protocol = make_protocol(check_recordable(model), pruner.registry, arguments, preview.costs)
-    repaired = None if path is None else path.repair(pruner.graph.model, plan)
+    repaired = None if path is None else path.repair(pruner.graph, plan)
     pruner.graph.apply(plan, optimizer)
-    if repaired is not None:
-        write(repaired, pruner.graph.model)
-    found = None if repaired is None else repaired.result
     report = _report(pruner, doubts)
-    return PruneResult(model, plan, report, preview, _changes(plan), protocol, pruner.graph, found)
+    result = PruneResult(model, plan, report, preview, _changes(plan), protocol, pruner.graph)
+    return result if repaired is None else _with(result, repaired)
+
+
+def _with(result: PruneResult, repaired: Repaired) -> PruneResult:
+    """Puts repaired weights into the model that was cut, or into the result where the model has none."""
+    if not repaired.on_disk:
+        write(repaired, result.graph.model)
+    return attrs.evolve(result, compensation=repaired.result, repaired=repaired.values if repaired.on_disk else {})
 
 
 def _report(pruner: BasePruner, doubts: Sequence[str]) -> Report:
@@ -238,6 +250,12 @@ def _selector(
     if weighed is None:
         return None
     if sensitivity is None and path is not None:
+        if pruner.graph.standing.stored is not None:
+            raise ArgumentError(
+                "Damages can't be measured on a model on disk.",
+                why=f"allocation={weighed!r} cuts copies of the model, and they don't fit into memory",
+                hint='allocation="global", or a sensitivity that was measured elsewhere',
+            )
         sensitivity = measure(pruner, path.batches, ratios=QUICK_RATIOS, finish=path.finish(pruner.graph.model))
     elif sensitivity is not None:
         sensitivity.check(pruner.graph.analysis)

@@ -10,12 +10,15 @@ import attrs
 from torch import nn
 
 from prunekit_core.batches import Batches
-from prunekit_core.calibration import StatisticalCriterion, calibrate
+from prunekit_core.calibration import StatisticalCriterion, gather
 from prunekit_core.compensation import Repaired, find_compensators, run_compensation, twin_of, write
+from prunekit_core.graph import DependencyGraph
 from prunekit_core.plan import Plan
 from prunekit_core.pruner import BasePruner
+from prunekit_core.reading import Cut, Scratch, StoredValues
 from prunekit_core.registry import Registry
 from prunekit_core.repair import Compensator
+from prunekit_core.surgery import named_tensors, replace_values
 from prunekit_core.watching import Watched
 
 CRITERION = "calibrated"
@@ -68,25 +71,32 @@ class CalibratedPath:
         criterion = pruner.importance
         if isinstance(criterion, StatisticalCriterion) and criterion.statistics is None:
             informed = copy.copy(criterion)
-            informed.statistics = calibrate(
-                pruner.graph.model, self.batches, parts=tuple(criterion.needs), registry=self.registry
+            informed.statistics = gather(
+                pruner.graph.model,
+                self.batches,
+                parts=tuple(criterion.needs),
+                values=pruner.graph.standing.stored,
+                registry=self.registry,
             )
             pruner.importance = informed
             return informed.statistics.notes
         return ()
 
-    def repair(self, model: nn.Module, plan: Plan) -> Repaired | None:
-        """Finds the weights that the model should have after a plan; the model isn't touched."""
+    def repair(self, graph: DependencyGraph, plan: Plan) -> Repaired | None:
+        """Finds the weights that a model should have after a plan; the model isn't touched."""
         if not self.methods or not plan.cuts:
             return None
-        return self._repair(model, plan, self.stages)
+        return self._repair(graph.model, plan, self.stages, graph.standing.stored)
 
-    def _repair(self, model: nn.Module, plan: Plan, stages: int | None) -> Repaired:
+    def _repair(self, model: nn.Module, plan: Plan, stages: int | None, stored: StoredValues | None) -> Repaired:
         twin = twin_of(model)
+        tensors = named_tensors(twin)
+        for name in {rescale.parameter for rescale in plan.rescales}:  # scaled in place, and shared with the model
+            replace_values(tensors[name], tensors[name])
         plan.apply(twin, registry=self.registry)
-        return run_compensation(
-            Watched(model, self.registry), twin, plan, self.batches, self.methods, stages, self.registry
-        )
+        original = Watched(model, self.registry, None if stored is None else Cut(stored, Plan()))
+        scratch = None if stored is None else Scratch(Cut(stored, plan))
+        return run_compensation(original, twin, plan, self.batches, self.methods, stages, self.registry, scratch)
 
     def finish(self, model: nn.Module) -> Callable[[nn.Module, Plan], None] | None:
         """Returns what compensates a copy that was cut for a measurement, in one stage; None without compensation."""
@@ -94,6 +104,6 @@ class CalibratedPath:
             return None
 
         def compensated(small: nn.Module, plan: Plan) -> None:
-            write(self._repair(model, plan, 1), small)
+            write(self._repair(model, plan, 1, None), small)
 
         return compensated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +16,8 @@ from prunekit_core.errors import ArgumentError, nearest
 from prunekit_core.group import Group
 from prunekit_core.moments import Gatherer, doubts
 from prunekit_core.naming import Layer, module_paths
+from prunekit_core.plan import Plan
+from prunekit_core.reading import Cut, StoredValues
 from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry, default_registry
 from prunekit_core.statistics import COVARIANCES, FISHER, GRADIENTS, MOMENTS, PARTS, SiteStatistics, Statistics
@@ -51,6 +54,7 @@ def calibrate(
     layers: Iterable[Layer] | None = None,
     loss_fn: Loss | None = None,
     progress: Progress | None = None,
+    weights: str | os.PathLike[str] | None = None,
     registry: Registry | None = None,
 ) -> Statistics:
     """Streams batches through a model once and gathers statistics of what its layers read.
@@ -68,6 +72,8 @@ def calibrate(
             whose covariances don't fit into memory together.
         loss_fn: Loss for gradients: ``loss_fn(outputs, batch)``.
         progress: Called after each batch with the number of batches done and their total, if it is known.
+        weights: A checkpoint on disk with the weights of a model on the meta device: a safetensors file or a folder.
+            Every batch reads it once; a tensor is in memory, on torch's default device, while an operation uses it.
         registry: Where op rules are found; None for the default registry.
 
     Returns:
@@ -76,6 +82,7 @@ def calibrate(
     Raises:
         ArgumentError: An argument is wrong, there are no batches, a batch doesn't fit the model, or no value that a
             layer read was finite.
+        CheckpointError: The checkpoint can't be read, is for another model, or lacks values that the model runs with.
     """
     for part in parts:
         if part not in PARTS:
@@ -83,13 +90,40 @@ def calibrate(
     if (GRADIENTS in parts or FISHER in parts) and loss_fn is None:
         raise ArgumentError("Gradients need a loss.", hint="loss_fn=lambda outputs, batch: ..., a mean over the batch")
     target = check_recordable(model)
+    values = None if weights is None else StoredValues(weights, target)
+    return gather(
+        target,
+        batches,
+        parts=parts,
+        layers=layers,
+        loss_fn=loss_fn,
+        progress=progress,
+        values=values,
+        registry=registry,
+    )
+
+
+def gather(
+    target: nn.Module,
+    batches: Iterable[Any] | Batches,
+    *,
+    parts: Sequence[str],
+    layers: Iterable[Layer] | None = None,
+    loss_fn: Loss | None = None,
+    progress: Progress | None = None,
+    values: StoredValues | None = None,
+    registry: Registry | None = None,
+) -> Statistics:
+    """Does what `calibrate` does, with the values of a model on the meta device from an open checkpoint."""
+    if values is not None and loss_fn is not None:
+        raise ArgumentError("Gradients need a model in memory.", why="this one has its weights on disk")
     paths = None if layers is None else module_paths(target, layers)
     batches = Batches.of(batches)
-    watched = Watched(target, registry or default_registry())
+    watched = Watched(target, registry or default_registry(), None if values is None else Cut(values, Plan()))
     gathering = _Gathering(paths, covariance=COVARIANCES in parts)
     slopes = _Slopes(watched, loss_fn, parts) if loss_fn is not None else None
     examples, total = 0, batches.count()
-    for number, batch in enumerate(batches.read(_device(target)), 1):
+    for number, batch in enumerate(batches.read(watched.device), 1):
         if MOMENTS in parts or COVARIANCES in parts:
             watched.run(batch, gathering.look)
         if slopes is not None:
@@ -101,12 +135,6 @@ def calibrate(
     shapes = {name: tuple(t.shape) for name, t in named_tensors(target).items() if isinstance(t, nn.Parameter)}
     gradients, fisher = ({}, {}) if slopes is None else slopes.finish(examples)
     return Statistics(sites, gradients, fisher, shapes, examples, notes)
-
-
-def _device(model: nn.Module) -> torch.device | None:
-    """The device of a model that has one."""
-    devices = {parameter.device for parameter in model.parameters()} - {torch.device("meta")}
-    return devices.pop() if len(devices) == 1 else None
 
 
 class _Gathering:

@@ -12,6 +12,7 @@ from torch import nn
 from prunekit_core.batches import Batches
 from prunekit_core.errors import ArgumentError, PlanError
 from prunekit_core.plan import Plan
+from prunekit_core.reading import Scratch
 from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry, default_registry
 from prunekit_core.repair import Compensator, LayerRepair, Repair
@@ -105,10 +106,12 @@ class Repaired:
     Attributes:
         values: New values of parameters and buffers by name.
         result: What was done.
+        on_disk: Whether the model is on the meta device; the names are those of its checkpoint then.
     """
 
     values: Mapping[str, torch.Tensor]
     result: Compensation
+    on_disk: bool
 
 
 def run_compensation(
@@ -119,21 +122,20 @@ def run_compensation(
     methods: Sequence[str | Compensator],
     stages: int | None,
     registry: Registry,
+    scratch: Scratch | None = None,
 ) -> Repaired:
     """Compensates a twin of the pruned model; see `compensate`."""
     if stages is not None and (not isinstance(stages, int) or stages < 1):
         raise ArgumentError("stages must be a positive integer.", why=f"got {stages!r}")
     chosen = find_compensators(methods, registry)
-    devices = {parameter.device for parameter in twin.parameters()}
-    device = devices.pop() if len(devices) == 1 else None
-    repair = Repair(original, twin, plan, batches, registry, stages=stages, device=device)
+    repair = Repair(original, twin, plan, batches, registry, stages=stages, scratch=scratch)
     before = repair.output_error()
     for name, compensator in chosen:
         repair.use(name)
         compensator(repair)
     errors = (before, repair.output_error())
     result = Compensation(tuple(repair.repairs), dict(repair.left), errors, tuple(repair.notes))
-    return Repaired(repair.written, result)
+    return Repaired(repair.written if scratch is None else scratch.changes(), result, scratch is not None)
 
 
 def find_compensators(

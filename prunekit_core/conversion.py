@@ -35,6 +35,7 @@ def prune_checkpoint(
     protocol: Protocol | None = None,
     max_shard_size: int | str | None = None,
     progress: Progress | None = None,
+    repaired: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Prunes the tensors of a checkpoint on disk; what it writes is what `save` writes of the pruned model.
 
@@ -50,6 +51,8 @@ def prune_checkpoint(
         max_shard_size: Bytes that one file holds at most; see `save`. None means one file for a file, ``"5GB"`` for a
             folder.
         progress: Called with the bytes read so far, and with all bytes there are.
+        repaired: Values of pruned tensors that take the place of the cut ones, by name: what compensation found
+            (`PruneResult.repaired`).
 
     Raises:
         CheckpointError: The source can't be read or is for another model, or the destination can't be written.
@@ -60,7 +63,7 @@ def prune_checkpoint(
     if Path(destination).exists() and any(Path(destination).samefile(file.path) for file in weights.files.values()):
         raise CheckpointError("The destination is the source.", where=os.fspath(destination), hint="name another file")
     whole = plan_of(weights).then(plan) if weights.ours else plan
-    pruned = _Pruned(weights, plan, progress)
+    pruned = _Pruned(weights, plan, progress, repaired or {})
     if max_shard_size is None and (weights.sharded or Path(source).is_dir()):
         max_shard_size = SHARD
     write_weights(destination, pruned.tensors, metadata_of(whole, protocol), pruned.rows, max_shard_size)
@@ -69,8 +72,10 @@ def prune_checkpoint(
 class _Pruned:
     """The tensors of a checkpoint as a plan leaves them, made when they are asked for."""
 
-    def __init__(self, weights: Weights, plan: Plan, progress: Progress | None) -> None:
-        self._weights, self._plan, self._progress = weights, plan, progress
+    def __init__(
+        self, weights: Weights, plan: Plan, progress: Progress | None, repaired: Mapping[str, torch.Tensor]
+    ) -> None:
+        self._weights, self._plan, self._progress, self._repaired = weights, plan, progress, repaired
         self._cuts: dict[str, ParameterCut] = {}
         self._rescales: dict[str, list[Rescale]] = {}
         self._match()
@@ -106,22 +111,42 @@ class _Pruned:
                 problem = _not_scalable(name, rescale, tensors)
                 problems += [problem] if problem else []
                 self._rescales.setdefault(name, []).append(rescale)
+        problems += [f"{name} is missing" for name in self._repaired if name not in tensors]
         if problems:
             why = "; ".join(problems[:4])
             raise CheckpointError("The checkpoint is for another model.", where=str(self._weights.path), why=why)
 
+    def _told(self, name: str) -> torch.Tensor:
+        """Returns the values that were given for a tensor."""
+        values, wanted = self._repaired[name], self.tensors[name]
+        if tuple(values.shape) != wanted.shape:
+            raise CheckpointError(
+                "Repaired values don't fit the plan.",
+                where=name,
+                why=f"they have shape {tuple(values.shape)}, the plan leaves {wanted.shape}",
+                hint="pass plan and repaired of the same result",
+            )
+        return values.to(wanted.dtype)
+
     def rows(self, name: str) -> Iterator[torch.Tensor]:
         """Yields a tensor in runs along its dim 0; a run is there until the next one is asked for."""
         stored, cut = self._weights.tensors[name], self._cuts.get(name)
+        if name in self._repaired:
+            yield self._told(name)
+            self._tell(stored.bytes)
+            return
         positions = self._plan.positions(cut) if cut else {}
         for start, stop in stored.pieces():
             piece = self._weights.read(name, (start, stop), self._room)
             for rescale in self._rescales.get(name, ()):
                 scale_rows(piece, _within(rescale.rows, start, stop), rescale.factor)
             yield self._selected(piece, positions, start, stop) if positions else piece
-            self._done += piece.nbytes
-            if self._progress is not None:
-                self._progress(self._done, self._total)
+            self._tell(piece.nbytes)
+
+    def _tell(self, read: int) -> None:
+        self._done += read
+        if self._progress is not None:
+            self._progress(self._done, self._total)
 
     def _selected(
         self, piece: torch.Tensor, positions: Mapping[int, torch.Tensor], start: int, stop: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -204,11 +205,22 @@ def check_recordable(model: object) -> nn.Module:
     """Returns the model itself, out of wrappers that only forward to it.
 
     Raises:
-        UnsupportedModelError: The object is no module, a ScriptModule, or has parameters that are uninitialised or
-            sharded.
+        UnsupportedModelError: The object is no module, a ScriptModule, or has parameters that are uninitialised,
+            sharded, or loaded while it runs.
     """
     found = unwrap(model)
-    inventory(found)
+    modules, _ = inventory(found)
+    for name, module in modules.items():
+        forward = vars(module).get("forward")
+        empty = [leaf for leaf, tensor in module._parameters.items() if tensor is not None and tensor.is_meta]
+        if forward is not None and not inspect.ismethod(forward) and empty:
+            raise UnsupportedModelError(
+                "The model's weights are loaded while it runs.",
+                where=f"{name}.{empty[0]}" if name else empty[0],
+                why="it is on the meta device, and what runs isn't the module's own forward, as after accelerate's "
+                "cpu_offload, disk_offload or device_map",
+                hint="build the model on the meta device without offloading, and name its files: weights=...",
+            )
     return found
 
 

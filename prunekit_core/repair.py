@@ -5,7 +5,7 @@ Everything happens on a twin of the pruned model; the model itself is written to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 import torch
@@ -17,6 +17,7 @@ from prunekit_core.layer_fit import Kinship, LayerFit
 from prunekit_core.moments import Gatherer, Moments, doubts
 from prunekit_core.outputs import output_tensors
 from prunekit_core.plan import Plan
+from prunekit_core.reading import Scratch
 from prunekit_core.registry import Registry
 from prunekit_core.surgery import named_tensors, replace_values
 from prunekit_core.uses import Consumer, find_consumers
@@ -82,7 +83,7 @@ class Repair:
         registry: Where rules and replacements are found.
         stages: In how many stages consumers are compensated; each is fitted to what the stages before it left. None
             for one stage per consumer, but at most `STAGES`.
-        device: Where batches are moved.
+        scratch: The values of a twin on the meta device; None where it has its own.
 
     Attributes:
         module: The twin.
@@ -102,14 +103,14 @@ class Repair:
         registry: Registry,
         *,
         stages: int | None,
-        device: torch.device | None,
+        scratch: Scratch | None = None,
     ) -> None:
         self.module, self.repairs = module, list[LayerRepair]()
         self.left: dict[str, str] = {}
         self.notes: list[str] = []
         self.written: dict[str, torch.Tensor] = {}
         self._original, self._plan, self._batches, self._registry = original, plan, batches, registry
-        self._stages, self._device = stages, device
+        self._stages, self._scratch = stages, scratch
         self._method = ""
         self._pairs = self._find_pairs()
 
@@ -119,9 +120,16 @@ class Repair:
 
     # -- running
 
+    def _watched(self) -> Watched:
+        return Watched(self.module, self._registry, self._scratch)
+
+    def values(self, name: str) -> torch.Tensor:
+        """Returns the values of a parameter or buffer of the twin by its canonical name, detached."""
+        return named_tensors(self.module)[name].detach() if self._scratch is None else self._scratch.read(name)
+
     def batches(self) -> Iterator[Batch]:
         """Yields the calibration batches."""
-        return self._batches.read(self._device)
+        return self._batches.read(self._original.device)
 
     def output_error(self) -> float:
         """Returns the mean squared error of the twin's outputs, relative to the size of the original's.
@@ -129,7 +137,7 @@ class Repair:
         Positions that a mask leaves out don't count, where an output has positions; neither does what isn't finite in
         the original.
         """
-        watched = Watched(self.module, self._registry)
+        watched = self._watched()
         wrong = size = 0.0
         for batch in self.batches():
             expected = output_tensors(self._original.run(batch, _ignore))
@@ -149,7 +157,7 @@ class Repair:
     def _find_pairs(self) -> list[_Pair]:
         batch = next(iter(self.batches()))
         before = find_consumers(self._original, batch)
-        after = find_consumers(Watched(self.module, self._registry), batch)
+        after = find_consumers(self._watched(), batch)
         if [c.orders for c in before] != [c.orders for c in after] or any(
             a.site.parameter != b.site.parameter for a, b in zip(before, after, strict=True)
         ):
@@ -192,7 +200,7 @@ class Repair:
             part = [pair for pair in self._pairs if pair.after.level in chosen]
             gathered = self._gather(part, lost=lost)
             for pair in part:
-                problem = self._problem(pair, gathered[pair.after.site.name], lost=lost)
+                problem = self._problem(pair, gathered.pop(pair.after.site.name), lost=lost)
                 if problem is not None:
                     yield problem
 
@@ -207,7 +215,7 @@ class Repair:
         first = min(pair.after.level for pair in part)
         last = max(of_order)
         last_read = max(order for order, pair in of_order.items() if pair.after.level == first)
-        watched = Watched(self.module, self._registry)
+        watched = self._watched()
         examples = 0
         for batch in self.batches():
             targets: dict[int, torch.Tensor] = {}
@@ -244,7 +252,6 @@ class Repair:
 
     def _problem(self, pair: _Pair, gathered: _Gathered, *, lost: bool) -> LayerFit | None:
         site, kinship = pair.after.site, pair.kinship
-        tensors = named_tensors(self.module)
         fit, held = gathered.fit.moments(), gathered.held.moments()
         if fit is None:
             fit, held = held, None
@@ -252,12 +259,12 @@ class Repair:
             self.left[site.name] = "no sample that it read was finite"
             return None
         self._doubt(site.name, gathered, fit.mean.shape[1])
-        weight = site.matrix(tensors[site.parameter].detach()).double()
+        weight = site.matrix(self.values(site.parameter)).to(fit.mean.device).double()
         offset = weight.new_zeros(weight.shape[:2])
         if pair.after.bias:
-            offset = _run(tensors, pair.after.bias).detach().double().reshape(weight.shape[:2])
-        old = self._original.shadow.tensors()[pair.before.site.parameter]
-        lost_weight = kinship.lost_part(pair.before.site.matrix(old.detach()).double())
+            offset = self._run(pair.after.bias)[0].to(weight).reshape(weight.shape[:2])
+        old = self._original.values(pair.before.site.parameter)
+        lost_weight = kinship.lost_part(pair.before.site.matrix(old).to(weight.device).double())
         lost_weight = lost_weight * kinship.scales.to(lost_weight.device).reshape(*weight.shape[:2], 1)
         seen = gathered.lost.moments() if lost else None
         empty = lost_weight.new_zeros(lost_weight.shape[0], lost_weight.shape[2])
@@ -294,8 +301,8 @@ class Repair:
         """
         pair = next(pair for pair in self._pairs if pair.after.site.name == problem.name)
         site = pair.after.site
-        tensors = named_tensors(self.module)
-        dtype = tensors[site.parameter].dtype
+        whole = self.values(site.parameter)
+        dtype = whole.dtype
         rounded, moved = weight.to(dtype).double(), offset.to(dtype).double()
         if not bool(torch.isfinite(rounded).all()) or not bool(torch.isfinite(moved).all()):
             self.left[problem.name] = f"{self._method}: the solution is not finite"
@@ -306,9 +313,9 @@ class Repair:
             worse = next(f"{name} error {a:.3g} -> {b:.3g}" for name, a, b in pairs if not b <= a)
             self.left[problem.name] = f"{self._method} would make it worse ({worse})"
             return False
-        self.write(site.parameter, site.placed(rounded, tensors[site.parameter]))
+        self.write(site.parameter, site.placed(rounded, whole))
         if not torch.equal(moved, problem.offset):
-            self._move(pair, tensors, moved - problem.offset)
+            self._move(pair, moved - problem.offset)
         shares = (problem.fit.count, problem.held.count if problem.held else 0)
         self.record(problem.name, _mean(before, shares), _mean(after, shares), detail)
         return True
@@ -323,15 +330,23 @@ class Repair:
         """
         self.repairs.append(LayerRepair(name, self._method, before, after, detail))
 
-    def _move(self, pair: _Pair, tensors: Mapping[str, torch.Tensor], change: torch.Tensor) -> None:
+    def _move(self, pair: _Pair, change: torch.Tensor) -> None:
         if pair.after.bias:
-            name, start, stop = _parse(pair.after.bias, tensors)
-            values = tensors[name].detach().clone()
-            values[start:stop] += change.flatten().to(values)
+            run, values = self._run(pair.after.bias)
+            run += change.flatten().to(run)
+            self.write(pair.after.bias.partition("[")[0], values)
         else:
-            name = pair.after.mean
-            values = tensors[name] - change.flatten().to(tensors[name])
-        self.write(name, values)
+            values = self.values(pair.after.mean)
+            self.write(pair.after.mean, values - change.flatten().to(values))
+
+    def _run(self, bias: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns a copy of the run of a parameter that a bias is, as a view, and all of the copy."""
+        name, _, run = bias.partition("[")
+        values = self.values(name).clone()
+        if not run:
+            return values, values
+        start, stop = map(int, run[:-1].split(":"))
+        return values[start:stop], values
 
     def write(self, name: str, values: torch.Tensor) -> None:
         """Gives a parameter or buffer of the twin other values; the model gets them at the end.
@@ -350,8 +365,11 @@ class Repair:
                 where=f"{self._method} on {name}",
                 why=f"got {tuple(values.shape)}, it is {None if tensor is None else tuple(tensor.shape)}",
             )
-        replace_values(tensor, values)
-        self.written[name] = tensor
+        if self._scratch is not None:
+            self._scratch.put(name, values)
+        else:
+            replace_values(tensor, values)
+            self.written[name] = tensor
 
 
 def _errors(problem: LayerFit, weight: torch.Tensor, offset: torch.Tensor) -> list[float]:
@@ -362,19 +380,6 @@ def _errors(problem: LayerFit, weight: torch.Tensor, offset: torch.Tensor) -> li
 def _mean(errors: Sequence[float], shares: Sequence[int]) -> float:
     weighted = sum(error * share for error, share in zip(errors, shares, strict=False))
     return weighted / sum(shares[: len(errors)])
-
-
-def _parse(bias: str, tensors: Mapping[str, torch.Tensor]) -> tuple[str, int, int]:
-    name, _, run = bias.partition("[")
-    if not run:
-        return name, 0, len(tensors[name])
-    start, stop = run[:-1].split(":")
-    return name, int(start), int(stop)
-
-
-def _run(tensors: Mapping[str, torch.Tensor], bias: str) -> torch.Tensor:
-    name, start, stop = _parse(bias, tensors)
-    return tensors[name][start:stop]
 
 
 def _ignore(seen: Seen) -> None:

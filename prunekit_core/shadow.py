@@ -1,7 +1,7 @@
 """The shadow: a copy of a model to run forwards on, reporting every operation.
 
-Everything of PyTorch that is not promised to stay (fake tensors, dispatch modes, decompositions) is used here and
-nowhere else. What is relied on:
+Everything of PyTorch that is not promised to stay (fake tensors, dispatch modes, decompositions) is used here and in
+`hollow`, and nowhere else. What is relied on:
 
 - a ``TorchDispatchMode`` sees every operation once, and under ``torch.inference_mode()`` composite ones arrive whole;
 - ``OpOverload.decompose`` runs a composite operation as the operations it is made of;
@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from prunekit_core.examples import Example
+from prunekit_core.hollow import Hollows, device_for
 from prunekit_core.modes import ModeWatch
 from prunekit_core.opaque import Closed, Opaque
 from prunekit_core.regime import Regime
@@ -64,6 +65,7 @@ class _Recorder(TorchDispatchMode):
         self._stack, self._notes = shadow.stack, shadow.notes
         self._habits: dict[int, _Habit] = {}
         self._known = shadow.known_results
+        self._hollows, self._names = shadow.hollows, shadow.names
 
     def closed(self, module: Closed, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a module that isn't looked into, and reports it as one operation."""
@@ -86,6 +88,12 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._hollows is None or func.namespace == "prim":
+            return self._dispatched(func, args, kwargs)
+        with self._hollows.filled(func, args, kwargs, self._names) as (args, kwargs):
+            return self._dispatched(func, args, kwargs)
+
+    def _dispatched(self, func: Any, args: Any, kwargs: Any) -> Any:
         habit = self._habits.get(id(func))
         if habit is None:
             habit = self._habits[id(func)] = _Habit.of(func, self._rules)
@@ -249,9 +257,11 @@ class Shadow:
     Args:
         model: The model; it is not touched.
         fake: True for fake tensors; False for real ones that share the parameters' storage.
+        hollows: For a real shadow of a model whose tensors on the meta device have their values elsewhere.
 
     Attributes:
         module: The copy.
+        hollows: What stands for tensors on the meta device; None where they stay as they are.
         names: Identity of each of its parameters and buffers to the canonical name.
         modules: Its modules by dotted path.
         notes: What the report has to say about how the copy was made, and about its runs.
@@ -260,12 +270,14 @@ class Shadow:
         modes: Which modules asked for their mode in the last run; there once `watch` was called.
     """
 
-    def __init__(self, model: nn.Module, *, fake: bool) -> None:
+    def __init__(self, model: nn.Module, *, fake: bool, hollows: Hollows | None = None) -> None:
+        self.hollows = hollows
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
         self.notes: list[str] = []
         self.known_results: dict[Any, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
         self.stack: list[str] = []
         self._recorder: _Recorder | None = None
+        self._home = device_for(model)
         memo = self._stand_ins(model)
         try:
             self.module = deep_twin(model, dict(memo))
@@ -287,11 +299,15 @@ class Shadow:
         for module in modules:
             for tensor in module._parameters.values():
                 if tensor is not None and id(tensor) not in memo:
-                    memo[id(tensor)] = self.as_parameter(self.stand_in(tensor, share=True))
+                    if self.hollows is not None and tensor.is_meta:
+                        memo[id(tensor)] = self.hollows.make(tensor, parameter=True)
+                    else:
+                        memo[id(tensor)] = self.as_parameter(self.stand_in(tensor, share=True))
         for module in modules:
             for buffer in module._buffers.values():
                 if buffer is not None and id(buffer) not in memo:
-                    memo[id(buffer)] = self.stand_in(buffer)
+                    hollow = self.hollows if buffer.is_meta else None
+                    memo[id(buffer)] = hollow.make(buffer, parameter=False) if hollow else self.stand_in(buffer)
         for module in modules:
             for value in vars(module).values():
                 if isinstance(value, torch.Tensor) and id(value) not in memo:
@@ -305,7 +321,7 @@ class Shadow:
         if type(tensor) not in _PLAIN_TENSORS or tensor.layout is not torch.strided:
             return self.fake_mode.from_tensor(tensor.detach())
         meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-        return FakeTensor(self.fake_mode, meta, tensor.device)
+        return FakeTensor(self.fake_mode, meta, self._home if tensor.is_meta else tensor.device)
 
     def as_parameter(self, tensor: torch.Tensor) -> torch.Tensor:
         """Makes a stand-in count as a parameter."""
@@ -340,6 +356,8 @@ class Shadow:
             if declared is None:
                 vars(module)["forward"] = _followed(module.forward, name, self.stack)
             else:
+                if self.hollows is not None:
+                    self.hollows.settle(module, self.names)
                 vars(module)["forward"] = self._closed(Closed(module, *declared, passed), name, module.forward)
         self.modes = ModeWatch(self.modules)
         self._regime = Regime(self.module, self.fake_mode is not None, logging.getLogger(FakeTensorMode.__module__))

@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
 from prunekit_core.batches import Batch
 from prunekit_core.consumers import Centring, Site
@@ -44,16 +45,13 @@ class _Uses(WatchingSink):
 
     def __init__(self, shadow: Shadow, rules: RuleTable, batch: Batch, look: Look) -> None:
         super().__init__(shadow, rules, batch, look)
-        self.outputs: dict[int, tuple[int, torch.Tensor]] = {}
+        self.outputs: WeakIdKeyDictionary = WeakIdKeyDictionary()  # to their orders
         self.readers: dict[int, list[str]] = {}
         self.means: list[str] = []
         self.others: dict[str, dict[str, None]] = {}
-        self.sources: list[torch.Tensor] = []
-        self._names: dict[int, str] = {}
-
-    def start(self, tensors: Mapping[str, torch.Tensor], inputs: Any) -> None:
-        super().start(tensors, inputs)
-        self._names = {id(tensor): name for name, tensor in tensors.items()}
+        self.levels: list[int] = []
+        self._source: torch.Tensor | None = None
+        self._names = shadow.names
 
     def operation(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> None:
         given = tensors_of(list(arguments.values()))
@@ -62,8 +60,8 @@ class _Uses(WatchingSink):
         own: list[Any] = []
         if seen is not None:
             self.look(seen)
-            self.outputs[id(outputs)] = (seen.order, outputs)
-            self.sources.append(arguments[seen.reading.source])
+            self.outputs[outputs] = seen.order
+            self._note_level(arguments[seen.reading.source])
             own = [arguments[seen.reading.weight], arguments.get(seen.reading.bias) if seen.bias else None]
         stores = {tensor.untyped_storage().data_ptr() for tensor in tensors_of(outputs)}
         for tensor in given:
@@ -79,9 +77,15 @@ class _Uses(WatchingSink):
             mean, centred = self._names.get(id(arguments[centring.mean]), ""), arguments[centring.source]
             self.means.append(mean)
         for tensor in given:
-            if id(tensor) in self.outputs:
-                order = self.outputs[id(tensor)][0]
-                self.readers.setdefault(order, []).append(mean if tensor is centred else "")
+            if tensor in self.outputs:
+                self.readers.setdefault(self.outputs[tensor], []).append(mean if tensor is centred else "")
+
+    def _note_level(self, source: torch.Tensor) -> None:
+        """Consumers that follow each other and read the same memory are on one level; the last source is kept alive,
+        so that no other tensor has its memory."""
+        last, self._source = self._source, source
+        alike = last is not None and (source.data_ptr(), source.numel()) == (last.data_ptr(), last.numel())
+        self.levels.append(self.levels[-1] + (not alike) if self.levels else 0)
 
 
 def find_consumers(watched: Watched, batch: Batch) -> list[Consumer]:
@@ -99,10 +103,10 @@ def find_consumers(watched: Watched, batch: Batch) -> list[Consumer]:
     sink = _Uses(watched.shadow, watched.rules, batch, look)
     results = output_tensors(watched.run_into(batch, sink))
     for tensor in results:
-        if id(tensor) in sink.outputs:
-            sink.readers.setdefault(sink.outputs[id(tensor)][0], []).append("")
+        if tensor in sink.outputs:
+            sink.readers.setdefault(sink.outputs[tensor], []).append("")
     biases = [seen[0].bias.partition("[")[::2] for seen in calls.values()]
-    levels, found = _levels(sink.sources), []
+    found = []
     for seen in calls.values():
         first = seen[0]
         means = sink.readers.get(first.order, [])
@@ -119,20 +123,11 @@ def find_consumers(watched: Watched, batch: Batch) -> list[Consumer]:
                     *sink.others.get(first.site.parameter, ()),
                     *_overlaps(first.site, [c[0].site for c in calls.values()]),
                 ),
-                levels[first.order],
+                sink.levels[first.order],
                 tuple(places[first.site.name]),
             )
         )
     return found
-
-
-def _levels(sources: Sequence[torch.Tensor]) -> list[int]:
-    levels: list[int] = []
-    for number, source in enumerate(sources):
-        place = (source.data_ptr(), source.numel())
-        alike = number > 0 and place == (sources[number - 1].data_ptr(), sources[number - 1].numel())
-        levels.append(levels[-1] + (not alike) if levels else 0)
-    return levels
 
 
 def _overlaps(site: Site, sites: Sequence[Site]) -> list[str]:

@@ -7,7 +7,7 @@ touched, and every use of a parameter is seen, whether a module is called or a f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 import torch
@@ -15,11 +15,13 @@ from torch import nn
 
 from prunekit_core.batches import Batch
 from prunekit_core.consumers import Reading, Site, find_site
-from prunekit_core.errors import ArgumentError
+from prunekit_core.errors import ArgumentError, CheckpointError
+from prunekit_core.hollow import Hollows, device_for
 from prunekit_core.programs import swap_modules
 from prunekit_core.registry import Registry
 from prunekit_core.rules import RuleTable
 from prunekit_core.shadow import Shadow, Sink
+from prunekit_core.surgery import modules_in, named_tensors, tensor_at
 
 CHUNK = 1 << 23
 """Elements of columns that are made at a time."""
@@ -122,12 +124,14 @@ class WatchingSink(Sink):
     def __init__(self, shadow: Shadow, rules: RuleTable, batch: Batch, look: Look) -> None:
         self.rules, self.look = rules, look
         self.parameters: dict[str, torch.Tensor] = {}
-        self._shadow, self._batch = shadow, batch
+        self._real: dict[str, torch.Tensor] = {}
+        self._shadow, self._hollows, self._batch = shadow, shadow.hollows, batch
         self._order = 0
 
     def start(self, tensors: Mapping[str, torch.Tensor], inputs: Any) -> None:
         """Notes the parameters."""
         self.parameters = {name: t for name, t in tensors.items() if isinstance(t, nn.Parameter)}
+        self._real = {n: t for n, t in self.parameters.items() if self._hollows is None or not self._hollows.holds(t)}
 
     def operation(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> None:
         """Shows a consumer to whoever watches."""
@@ -144,20 +148,23 @@ class WatchingSink(Sink):
         if not isinstance(weight, torch.Tensor) or weight.dim() < 2 or source.dtype != weight.dtype:
             return None
         names, groups = self._shadow.names, reading.groups(arguments)
-        site = find_site(weight, names, self.parameters, reading, groups) if groups else None
+        site = find_site(weight, names, self._behind(weight), reading, groups) if groups else None
         if site is None or site.parameter not in self.parameters:
             return None
         bias = arguments.get(reading.bias) if reading.bias else None
-        known = find_bias(bias, names, self.parameters) if isinstance(bias, torch.Tensor) else ""
+        known = names.get(id(bias), "")
+        if known not in self.parameters:
+            known = find_run(bias, self._behind(bias)) if isinstance(bias, torch.Tensor) else ""
         order, self._order = self._order, self._order + 1
         return Seen(order, site, known, module, reading, arguments, outputs, self._batch)
 
+    def _behind(self, tensor: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """The parameters that a tensor may be a view of."""
+        return (self._hollows.behind(tensor) if self._hollows is not None else None) or self._real
 
-def find_bias(bias: torch.Tensor, names: Mapping[int, str], parameters: Mapping[str, torch.Tensor]) -> str:
-    """Names the parameter that a bias is, or is a run of; empty where it is neither."""
-    name = names.get(id(bias), "")
-    if name in parameters:
-        return name
+
+def find_run(bias: torch.Tensor, parameters: Mapping[str, torch.Tensor]) -> str:
+    """Names the parameter that a bias is a run of, with the run; empty where it is of none."""
     store = bias.untyped_storage().data_ptr()
     for name, parameter in parameters.items():
         if parameter.dim() == 1 and bias.dim() == 1 and parameter.untyped_storage().data_ptr() == store:
@@ -167,23 +174,48 @@ def find_bias(bias: torch.Tensor, names: Mapping[int, str], parameters: Mapping[
     return ""
 
 
+class Values(Protocol):
+    """Where values of parameters and buffers come from."""
+
+    def __contains__(self, name: str) -> bool:
+        """Tells whether the values of a tensor are there, by its canonical name."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """Reads them: a tensor of its own memory."""
+
+
 class Watched:
     """A model whose consumers can be watched.
 
     Args:
         model: The model; it is not touched. What is done to its parameters in place later is seen; a cut isn't.
         registry: Where rules and replacements are found.
+        values: Where the values of tensors on the meta device come from, one at a time; None where there are none.
 
     Attributes:
         shadow: The shadow that runs.
         rules: The op rules.
+        device: Where batches belong; None where the model lies on several devices.
+
+    Raises:
+        ArgumentError: The model is on the meta device, and nobody said where its values are.
+        CheckpointError: They lack something that is on the meta device.
     """
 
-    def __init__(self, model: nn.Module, registry: Registry) -> None:
+    def __init__(self, model: nn.Module, registry: Registry, values: Values | None = None) -> None:
+        _check_values(model, values)
+        devices = {device_for(model) if tensor.is_meta else tensor.device for tensor in model.parameters()}
+        self.device = devices.pop() if len(devices) == 1 else None
         self.rules = registry.op_rules
-        self.shadow = Shadow(model, fake=False)
+        hollows = None if values is None else Hollows(values.read, device_for(model))
+        self.shadow = Shadow(model, fake=False, hollows=hollows)
         swap_modules(self.shadow.module, registry)
         self.shadow.watch(registry.opaque)
+
+    def values(self, name: str) -> torch.Tensor:
+        """Returns the values of a parameter or buffer by its canonical name, detached."""
+        tensor, hollows = self.shadow.tensors()[name], self.shadow.hollows
+        return hollows.read(name, tensor) if hollows is not None and hollows.holds(tensor) else tensor.detach()
 
     def run(self, batch: Batch, look: Look) -> Any:
         """Runs one batch in eval mode.
@@ -214,3 +246,30 @@ class Watched:
                 hint="batches are model inputs; with targets in them, say which part is read: "
                 "Batches(loader, inputs=lambda batch: batch[0])",
             ) from error
+
+
+def _check_values(model: nn.Module, values: Values | None) -> None:
+    """Raises an error where something on the meta device has no values."""
+    empty = [
+        name for name, tensor in named_tensors(model).items() if tensor.is_meta and not (values and name in values)
+    ]
+    if values is None and any(isinstance(tensor_at(model, name), nn.Parameter) for name in empty):
+        raise ArgumentError(
+            "A model on the meta device has no values to run with.",
+            where=empty[0],
+            why="its weights are elsewhere: on disk, or with a library that loads them when a layer runs",
+            hint="build the model on the meta device and name the checkpoint that holds them: weights=...",
+        )
+    attributes = [
+        f"{path}.{key}" if path else key
+        for path, module in modules_in(model).items()
+        for key, value in vars(module).items()
+        if isinstance(value, torch.Tensor) and value.is_meta
+    ]
+    if empty or attributes:
+        raise CheckpointError(
+            "The checkpoint lacks values that the model runs with.",
+            where=", ".join([*empty, *attributes][:4]),
+            why="they are on the meta device and in no file",
+            hint="build the model so that they are real, for example under accelerate's init_empty_weights()",
+        )

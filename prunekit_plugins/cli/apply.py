@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from prunekit_core import ArgumentError, CheckpointError, Plan, Protocol, prune_checkpoint, read_plan, read_protocol
@@ -47,6 +49,7 @@ def convert(
     plan: Plan,
     protocol: Protocol | None,
     max_shard_size: str | None = None,
+    repaired: Mapping[str, torch.Tensor] | None = None,
 ) -> int:
     """Applies a plan to a checkpoint with a progress bar, and copies what else is in its folder (configuration,
     tokenizer).
@@ -63,7 +66,13 @@ def convert(
                 advance()
                 shown += 1
 
-        prune_checkpoint(source, destination, plan, protocol=protocol, max_shard_size=max_shard_size, progress=progress)
+        prune_checkpoint(
+            *(source, destination, plan),
+            protocol=protocol,
+            max_shard_size=max_shard_size,
+            progress=progress,
+            repaired=repaired,
+        )
     copied = _copy_others(source, destination) if source.is_dir() and destination.is_dir() else []
     files = sorted(destination.glob("*.safetensors")) if destination.is_dir() else [destination]
     written = sum(file.stat().st_size for file in files)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 import safetensors
@@ -14,7 +15,7 @@ from torch import nn
 
 from prunekit_core import ArgumentError, CheckpointError
 from prunekit_plugins.cli.arguments import TensorSpec
-from prunekit_plugins.cli.sources import SOURCES, from_code
+from prunekit_plugins.cli.sources import SOURCES, find_package, from_code
 
 SEED = 0
 
@@ -50,7 +51,13 @@ class Subject:
 
 
 def build(
-    name: str, specs: Sequence[TensorSpec], weights: Path | None = None, seed: int = SEED, *, empty: bool = False
+    name: str,
+    specs: Sequence[TensorSpec],
+    weights: Path | None = None,
+    seed: int = SEED,
+    *,
+    empty: bool = False,
+    runs: bool = False,
 ) -> Subject:
     """Builds the model that an argument names. The same argument gives the same weights every time.
 
@@ -60,6 +67,7 @@ def build(
         weights: A safetensors file with the model's weights; None for random ones.
         seed: Seed of random weights and inputs.
         empty: Whether the model is built on the meta device, without weights.
+        runs: Whether such a model will be run with weights from files: then its buffers are real.
 
     Raises:
         ArgumentError: There is no such model, or its inputs aren't known.
@@ -70,8 +78,10 @@ def build(
     maker = SOURCES.get(prefix) if colon else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        with torch.device("meta") if empty else contextlib.nullcontext():
+        with _without_weights(runs) if empty else contextlib.nullcontext():
             source = maker(rest) if maker is not None else from_code(name)
+    if empty and runs and callable(tie := getattr(source.model, "tie_weights", None)):
+        tie()  # transformers ties parameters once they are loaded
     chosen = tuple(specs) or source.inputs
     if not chosen:
         raise ArgumentError(
@@ -85,6 +95,13 @@ def build(
     inputs = {keyword: tensors[0]} if keyword else tensors
     told = "no weights in memory" if empty else "random weights" if weights is None else str(weights)
     return Subject(name, source.model.eval(), inputs, chosen, told, empty, keyword)
+
+
+def _without_weights(runs: bool) -> contextlib.AbstractContextManager[Any]:
+    if not runs:
+        return torch.device("meta")
+    accelerate = find_package("accelerate", "prunekit[hf]")
+    return accelerate.init_empty_weights()  # type: ignore[no-any-return]
 
 
 def fill(model: nn.Module, path: Path) -> None:

@@ -137,7 +137,7 @@ def prune(
     with output.working(f"building {model}"):
         if source is not None:
             settings["weights"] = source
-        subject = build(model, specs, None if on_disk else weights, known.seed, empty=on_disk)
+        subject = build(model, specs, None if on_disk else weights, known.seed, empty=on_disk, runs=data is not None)
     read = None if data is None else data.batches(subject.keyword)
     original = copy.deepcopy(subject.model) if check else None
     with _pruning(output, model, settings.get("target") or {}, read) as read:
@@ -145,7 +145,7 @@ def prune(
     result = attrs.evolve(result, protocol=attrs.evolve(result.protocol, source=model, seed=known.seed))
     found = None if original is None else _checked(original, subject, result, registry)
     if source is not None and out is not None:
-        convert(output, source, out, result.plan, result.protocol)
+        convert(output, source, out, result.plan, result.protocol, repaired=result.repaired)
     _write(subject, result, None if on_disk else out, plan)
     if report is not None:
         write_report(details(result, title=str(subject)), report)

@@ -51,7 +51,7 @@ class Source:
 
 def from_torchvision(name: str) -> Source:
     """Builds a model of torchvision by its registered name."""
-    models = _package("torchvision.models", "prunekit[vision]")
+    models = find_package("torchvision.models", "prunekit[vision]")
     known = models.list_models()
     if name not in known:
         raise ArgumentError(f"torchvision has no model {name!r}.", hint=_close(name, known))
@@ -76,7 +76,7 @@ def from_torchvision(name: str) -> Source:
 
 def from_timm(name: str) -> Source:
     """Builds a model of timm by its registered name."""
-    timm = _package("timm", "timm")
+    timm = find_package("timm", "timm")
     if not timm.is_model(name):
         raise ArgumentError(f"timm has no model {name!r}.", hint=_close(name, timm.list_models()))
     model = _called(lambda: timm.create_model(name, pretrained=False), f"timm:{name}")
@@ -93,7 +93,7 @@ def from_transformers(name: str) -> Source:
             where=str(folder),
             hint="nothing is downloaded: save the configuration with config.save_pretrained(folder)",
         )
-    transformers = _package("transformers", "transformers")
+    transformers = find_package("transformers", "transformers")
 
     def build() -> Any:
         config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
@@ -167,7 +167,12 @@ SOURCES: dict[str, Callable[[str], Source]] = {
 }
 
 
-def _package(name: str, install: str) -> ModuleType:
+def find_package(name: str, install: str) -> ModuleType:
+    """Imports a package that an extra brings.
+
+    Raises:
+        BuildError: It can't be imported.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:

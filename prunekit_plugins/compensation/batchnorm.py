@@ -28,6 +28,9 @@ class BatchNormStatistics:
         }
         if not norms:
             return
+        if any(parameter.is_meta for parameter in repair.module.parameters()):
+            repair.left["batch norms"] = "batchnorm: the model is on disk; load it to estimate them anew"
+            return
         before = repair.output_error()
         old = {path: _statistics(norm) for path, norm in norms.items()}
         try:

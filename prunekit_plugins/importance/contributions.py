@@ -70,7 +70,7 @@ class FromStatistics:
         found = []
         for seen in self.statistics.of(name_of(view)):
             if view.dim == (0 if seen.site.inputs_first else 1):
-                weight = seen.site.matrix(view.tensor.detach()).double()
+                weight = seen.site.matrix(view.values()).double()
                 found.append((seen, weight.to(seen.moments.mean.device)))
         return found
 

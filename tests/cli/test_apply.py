@@ -95,6 +95,32 @@ def test_a_folder_of_transformers_is_pruned_on_disk(sharded: bool, cli: Cli, tmp
         assert torch.equal(loaded(ids).last_hidden_state, model(ids).last_hidden_state)
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_calibration_data_choose_and_repair_on_disk(sharded: bool, cli: Cli, tmp_path: Path) -> None:
+    """A Llama, whose rotary frequencies are in no file and whose embedding is tied to its head."""
+    from prunekit_plugins.integrations.huggingface import load_pretrained
+
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(vocab_size=20, num_hidden_layers=2, tie_word_embeddings=True, **sizes)
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "llama", max_shard_size="5KB" if sharded else "5GB")
+    ids = torch.randint(20, (40, 9))
+    safetensors.torch.save_file({"input_ids": ids}, tmp_path / "data.safetensors")
+    called = cli(
+        *("prune", f"hf:{tmp_path / 'llama'}", "--calibration", tmp_path / "data.safetensors", "--batch-size", 20),
+        *("--on-disk", "--out", tmp_path / "small"),
+    )
+    assert called.code == 0, called.err
+    assert "compensated: " in called.out
+    assert "weights are on disk" not in called.out  # they were written
+    loaded = load_pretrained(tmp_path / "small")
+    pk.prune(model, {"input_ids": ids[:1]}, 0.5, calibration=[{"input_ids": part} for part in ids.split(20)])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=0, atol=0)
+
+
 def test_wrong_arguments_are_told(cli: Cli, tmp_path: Path) -> None:
     dense(tmp_path)
     weights = tmp_path / "dense.safetensors"

@@ -283,6 +283,27 @@ class Self(nn.Module):
         return self.head(self.attention(x, x, x, need_weights=False)[0])
 
 
+def test_rows_that_are_rescaled_are_rescaled_once() -> None:
+    """The weights that are scaled in place lie in memory that the model and its twin share."""
+    torch.manual_seed(3)
+    model = Encoder().eval()
+    original, data = copy.deepcopy(model), [torch.randn(8, 6, 10)]
+    # nothing is constant, so that compensation changes nothing, and the plain cut is left
+    result = pk.prune(
+        model, data[0][:1], ratio=0.5, calibration=data, compensation="constant_units", reestimate_batchnorm=False
+    )
+    assert result.plan.rescales
+    assert result.compensation is not None
+    assert result.compensation.layers == ()
+    cut = result.plan.apply(copy.deepcopy(original)).state_dict()
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in cut.items())
+    # the error that is told is that of the plain cut to the original
+    with torch.no_grad():
+        expected = original(data[0])
+        error = (model(data[0]) - expected).square().sum() / expected.square().sum()
+    assert result.compensation.output_error == pytest.approx((error.item(), error.item()), rel=1e-5)
+
+
 def test_packed_projections_of_multihead_attention() -> None:
     torch.manual_seed(0)
     model, x = Self().eval(), torch.randn(60, 7, 5)

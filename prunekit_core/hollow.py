@@ -1,0 +1,138 @@
+"""Tensors without values: a forward runs on them, and every operation gets the values that it needs from elsewhere.
+
+A hollow tensor has the shape, dtype and device of the real one. The values are read when an operation asks for them and
+are gone after it, unless the program goes on with a view of them. What is relied on in PyTorch:
+
+- a ``FakeTensor`` tells the device that it stands for, and operations on it reach a dispatch mode first;
+- a ``StorageWeakRef`` doesn't keep memory alive, and no other storage has its number while it exists.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils import _pytree as pytree
+
+Fill = Callable[[str], torch.Tensor]
+"""Reads the values of a parameter or buffer by its canonical name: a tensor of its own memory."""
+
+
+def device_for(model: nn.Module) -> torch.device:
+    """Tells where tensors of a model that are on the meta device belong: where its others are, or torch's default."""
+    tensors = [*model.parameters(), *model.buffers()]
+    real = {tensor.device for tensor in tensors if not tensor.is_meta}
+    return real.pop() if len(real) == 1 else torch.get_default_device()
+
+
+class Hollows:
+    """The hollow tensors of a model.
+
+    Args:
+        fill: Reads values.
+        device: Where they are wanted.
+    """
+
+    def __init__(self, fill: Fill, device: torch.device) -> None:
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._fill, self.device = fill, device
+        self._alive: dict[int, tuple[StorageWeakRef, str, torch.Size]] = {}
+
+    def make(self, tensor: torch.Tensor, *, parameter: bool) -> torch.Tensor:
+        """Makes the hollow tensor that stands for one on the meta device."""
+        meta = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        hollow = FakeTensor(self._mode, meta, self.device)
+        if parameter:
+            hollow._is_param = True  # isinstance(tensor, nn.Parameter) looks at it
+        return hollow
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is hollow."""
+        return isinstance(tensor, FakeTensor)
+
+    def read(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        """Reads the values of one of them, in its dtype and on its device."""
+        with torch.inference_mode(False), torch.no_grad():  # an ordinary tensor, as a parameter is
+            return self._fill(name).to(self.device, like.dtype)
+
+    def settle(self, module: nn.Module, names: dict[int, str]) -> None:
+        """Gives a module and all below it real tensors for good: what it does isn't seen.
+
+        Args:
+            module: A module of the shadow.
+            names: Identity of every tensor to its name; those of the real ones are added.
+        """
+        for part in module.modules():
+            tables: list[dict[str, Any]] = [part._parameters, part._buffers]
+            for table in tables:
+                for leaf, tensor in table.items():
+                    if isinstance(tensor, FakeTensor):
+                        values = self.read(names[id(tensor)], tensor)
+                        if isinstance(tensor, nn.Parameter):
+                            values = nn.Parameter(values, requires_grad=False)
+                        table[leaf], names[id(values)] = values, names[id(tensor)]
+
+    @contextlib.contextmanager
+    def filled(
+        self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], names: dict[int, str]
+    ) -> Iterator[tuple[Any, Any]]:
+        """Puts values into all hollow tensors among the arguments of an operation.
+
+        Args:
+            op: The operation.
+            args, kwargs: Its arguments.
+            names: Identity of every hollow tensor to its name; for the time of the operation, of the values as well.
+
+        Yields:
+            The arguments, with values.
+
+        Raises:
+            RuntimeError: It writes to one, which has nowhere to keep that.
+        """
+        if not any(isinstance(value, FakeTensor) for value in pytree.tree_leaves((args, kwargs))):
+            yield args, kwargs
+            return
+        for argument, value in zip(op._schema.arguments, args, strict=False):
+            if isinstance(value, FakeTensor) and argument.alias_info is not None and argument.alias_info.is_write:
+                raise RuntimeError(
+                    f"{names.get(id(value), 'a tensor')} is written to by {op}, but its values are on disk"
+                )
+        made: dict[int, torch.Tensor] = {}
+
+        def fill(hollow: FakeTensor) -> torch.Tensor:
+            if id(hollow) not in made:
+                name = names.get(id(hollow))
+                if name is None:
+                    raise RuntimeError("a tensor without values was made by an operation that isn't seen")
+                made[id(hollow)] = values = self.read(name, hollow)
+                self._remember(values, name)
+            return made[id(hollow)]
+
+        try:
+            whole = pytree.tree_map_only(FakeTensor, fill, (tuple(args), dict(kwargs)))
+            names.update({id(values): names[hollow] for hollow, values in made.items()})
+            yield whole
+        finally:
+            for values in made.values():
+                names.pop(id(values), None)
+
+    def _remember(self, values: torch.Tensor, name: str) -> None:
+        self._alive = {key: entry for key, entry in self._alive.items() if not entry[0].expired()}
+        store = StorageWeakRef(values.untyped_storage())
+        self._alive[store.cdata] = (store, name, values.shape)
+
+    def behind(self, tensor: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """Finds what values a tensor is a view of: their name, and all of them; empty if it is of none."""
+        if isinstance(tensor, FakeTensor):
+            return {}
+        store = tensor.untyped_storage()
+        _, name, shape = self._alive.get(store._cdata, (None, "", torch.Size()))
+        if not name:
+            return {}
+        whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(store)
+        return {name: whole[: shape.numel()].view(shape)}
