@@ -7,14 +7,14 @@ here, on both numbers, up to the operation that brings the constant and the acti
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from prunekit_core.analysis import Recording
 from prunekit_core.rules import ModuleOp, rule_keys
-from prunekit_core.trace import Operation, TensorRef, tensor_refs
+from prunekit_core.trace import Operation, TensorRef
 
 LARGEST = 64
 """Elements up to which constants are followed."""
@@ -41,13 +41,13 @@ class Folding:
         self._fixed: dict[int, torch.Tensor | None] = {}
         self._overwritten: set[int] = set()
         for operation in recording.trace.operations:
-            if operation.index in changes or any(ref.index in self.values for ref in sources(operation)):
+            if operation.index in changes or any(ref.index in self.values for ref in operation.references()):
                 self._follow(operation)
 
     def meetings(self) -> Iterator[tuple[Operation, TensorRef]]:
         """Yields the operations where a changed constant meets anything else: (operation, the constant)."""
         for operation in self._recording.trace.operations:
-            met = [ref for ref in dict.fromkeys(sources(operation)) if ref.index in self.values]
+            met = [ref for ref in dict.fromkeys(operation.references()) if ref.index in self.values]
             followed = operation.outputs and all(ref.index in self.values for ref in operation.outputs)
             if met and (operation.index in self._recording.trace.decisions or (operation.outputs and not followed)):
                 yield from ((operation, ref) for ref in met)
@@ -71,7 +71,7 @@ class Folding:
             self._overwritten.add(ref.index)
         self.values[ref.index] = (old, new)
 
-    def _are_made(self, refs: list[TensorRef]) -> bool:
+    def _are_made(self, refs: Sequence[TensorRef]) -> bool:
         return any(ref.index in self._makers for ref in refs)
 
     def _compute(self, operation: Operation, changed: bool) -> torch.Tensor | None:
@@ -83,10 +83,10 @@ class Folding:
             return None
         arguments = dict(operation.arguments) | (dict(self._changes.get(operation.index, {})) if changed else {})
         literal = arguments.get("fill_value")
-        if literal is not None and "size" not in arguments and not self._are_made(sources(operation)):
+        if literal is not None and "size" not in arguments and not self._are_made(operation.references()):
             return torch.tensor(literal, dtype=self._recording.trace.dtypes[operation.outputs[0].index], device="cpu")
         values = {}
-        for ref in sources(operation):
+        for ref in operation.references():
             value = self._value(ref, changed)
             if value is None or value.numel() > LARGEST:
                 return None
@@ -101,14 +101,9 @@ class Folding:
             return self.values[ref.index][changed]
         if ref.index not in self._fixed:
             maker = self._makers.get(ref.index)
-            inside = maker is not None and ref not in sources(maker)
+            inside = maker is not None and ref not in maker.references()
             self._fixed[ref.index] = self._compute(maker, False) if maker is not None and inside else None
         return self._fixed[ref.index]
-
-
-def sources(operation: Operation) -> list[TensorRef]:
-    """Lists the tensors that an operation reads, in the order of its arguments."""
-    return list(tensor_refs(list(operation.arguments.values())))
 
 
 def _exchanged(value: Any, values: Mapping[int, torch.Tensor]) -> Any:

@@ -23,7 +23,7 @@ from prunekit_core.recipes import AttributeSearch, Place, Recipe, further, repla
 from prunekit_core.regime import collection_paused
 from prunekit_core.registry import Registry
 from prunekit_core.rehearsal import Drift, Mismatch, Stage
-from prunekit_core.sites import Sites, ancestors, operations_in, tensors_at
+from prunekit_core.sites import Sites, ancestors, tensors_at
 
 Reselect = Callable[[str, int], "tuple[int, ...] | None"]
 """Chooses the units of a group to keep, given how many; None when the group has to keep all."""
@@ -160,7 +160,7 @@ class _Ladder:
         for position in range(index, -1, -1):
             names = [
                 name
-                for tensor in tensors_at(record, position)
+                for tensor in tensors_at(record.trace.operations[position])
                 for layout in record.live.get(tensor, ())
                 for name in layouts.groups_of(layout)
                 if name in self._kept
@@ -179,7 +179,7 @@ class _Ladder:
         here = self._choosable(self._names_at(record, [mismatch.operation]))
         frame = ancestors(record.trace.operations[mismatch.operation].module)[:3]
         for path in frame:
-            indices = [operation.index for operation in operations_in(record, path)]
+            indices = [operation.index for operation in self._sites.operations(mismatch.recording, path)]
             for group, other in itertools.product(here, self._choosable(self._names_at(record, indices))):
                 pair = self._knowledge.tied(group) | self._knowledge.tied(other)
                 if other in self._knowledge.tied(group) or not pair & self._kept.keys():
@@ -201,7 +201,7 @@ class _Ladder:
         """Names the groups that some operations touch, in order."""
         names: dict[str, None] = {}
         for index in indices:
-            for tensor in tensors_at(record, index):
+            for tensor in tensors_at(record.trace.operations[index]):
                 for layout in record.live.get(tensor, ()):
                     names.update(dict.fromkeys(layouts.groups_of(layout)))
         return list(names)
@@ -233,7 +233,7 @@ class _Ladder:
         lost = {group.name}
         record = self._analysis.recordings[mismatch.recording]
         path = self._frame(stage, record, mismatch)
-        operations = operations_in(record, path)
+        operations = self._sites.operations(mismatch.recording, path)
         ordinal = next((i for i, op in enumerate(operations) if op.index == mismatch.operation), -1)
         key = (type(stage.modules[path]), ordinal)
         self._conceded[key] = self._conceded.get(key, 0) + 1
@@ -248,23 +248,21 @@ class _Ladder:
         """Finds the innermost module around an operation that is more than a single layer."""
         paths = ancestors(record.trace.operations[mismatch.operation].module)
         for path in paths:
-            if len(operations_in(record, path)) > 1 and self._registry.layer_type(stage.modules[path]) is None:
+            several = len(self._sites.operations(mismatch.recording, path)) > 1
+            if several and self._registry.layer_type(stage.modules[path]) is None:
                 return path
         return ""
 
     def _twin_groups(self, stage: Stage, path: str, group: str, recording: int) -> set[str]:
-        places = [
-            key
-            for key, piece in self._sites.pieces(recording, path).items()
-            if isinstance(piece, Units) and piece.group == group
-        ]
+        pieces = self._sites.pieces(recording, path)
+        place = next((key for key, piece in pieces if isinstance(piece, Units) and piece.group == group), None)
         found: set[str] = set()
+        if place is None:
+            return found
         for twin in self._sites.twins(stage.modules, path, recording):
-            pieces = self._sites.pieces(recording, twin)
-            for key in places[:1]:
-                piece = pieces.get(key)
-                if isinstance(piece, Units):
-                    found.add(piece.group)
+            piece = self._sites.piece(recording, twin, place)
+            if isinstance(piece, Units):
+                found.add(piece.group)
         return found
 
 

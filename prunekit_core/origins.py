@@ -14,7 +14,6 @@ import attrs
 import torch
 
 from prunekit_core.analysis import Recording
-from prunekit_core.folding import sources
 from prunekit_core.rules import RuleTable, Scaling
 from prunekit_core.trace import Operation, TensorRef
 
@@ -53,7 +52,7 @@ class Origins:
         for operation in recording.trace.operations:
             for ref in operation.outputs:
                 self.makers.setdefault(ref.index, operation)
-            for ref in () if operation.index in recording.unread else dict.fromkeys(sources(operation)):
+            for ref in () if operation.index in recording.unread else dict.fromkeys(operation.references()):
                 self.users.setdefault(ref.index, []).append(operation)
 
     def find(
@@ -91,7 +90,7 @@ class Origins:
             seen.add(current.index)
             if self._rules.scaling(maker.op) is Scaling.ROWS or maker.index in self._recording.wholes:
                 return True
-            pending.extend(sources(maker))
+            pending.extend(maker.references())
         return False
 
     def moved(
@@ -163,7 +162,7 @@ class _Walk:
         for operation in (self._recording.trace.operations[index] for index in products):
             self._through[operation.index] = (operation, 1)
         for operation, count in self._through.values():
-            if sum(ref.index in self._scaled for ref in sources(operation)) != count:
+            if sum(ref.index in self._scaled for ref in operation.references()) != count:
                 raise UnresolvedError(f"{operation.name} reads it more than once")
         return Origin(self._rows, products)
 
@@ -188,19 +187,19 @@ class _Walk:
             kernel = len(self._origins.shape(maker.arguments["weight"])) - 2
             self._reach_rows(maker, wanted, 1 if how is Scaling.CHANNELS else wanted.dim() - 1 - max(0, kernel))
         elif how is Scaling.MOVED:
-            for source in dict.fromkeys(sources(maker)):
+            for source in dict.fromkeys(maker.references()):
                 part = self._origins.moved(maker, source, ref, wanted)
                 if part.any():
                     self._reach(source, part, operands)
-        elif how is Scaling.MATRIX and not wanted.all() and not self._origins.is_made(sources(maker)[-1]):
+        elif how is Scaling.MATRIX and not wanted.all() and not self._origins.is_made(maker.references()[-1]):
             self._reach_columns(maker, wanted)
         elif how in (Scaling.MATRIX, Scaling.WHOLE) and not wanted.all():
             raise UnresolvedError(f"part of what {maker.name} makes would be scaled")
         elif how is Scaling.WHOLE:
-            source = sources(maker)[0]
+            source = maker.references()[0]
             self._reach(source, _everything(self._origins.shape(source)), operands)
         elif how is Scaling.MATRIX:
-            read = sources(maker)
+            read = maker.references()
             if max(operands) >= len(read):
                 raise UnresolvedError(f"{maker.name} has no other operand")
             self._through[maker.index] = (maker, len(operands))
@@ -217,8 +216,8 @@ class _Walk:
 
     def _scaled_with(self, maker: Operation, how: Scaling) -> list[TensorRef]:
         """Lists the operands that have to be scaled for the result to be."""
-        read = sources(maker)
-        made = [source for source in read if self._origins.is_made(source)]
+        read = maker.references()
+        made = tuple(source for source in read if self._origins.is_made(source))
         if how is Scaling.SUM:
             other = maker.arguments.get("other")
             if made != read or (isinstance(other, int | float) and other):
@@ -267,7 +266,7 @@ class _Walk:
         chosen = columns.any(0)
         if not columns[:, chosen].all():
             raise UnresolvedError("part of a row would be scaled")
-        weight = sources(maker)[-1]
+        weight = maker.references()[-1]
         self._take(weight, chosen.expand(self._origins.shape(weight)), maker)
 
     def _take(self, ref: TensorRef, wanted: torch.Tensor, user: Operation) -> None:
@@ -286,7 +285,7 @@ class _Walk:
             self._rows.setdefault(name, set()).update(rows.any(1).nonzero().flatten().tolist())
             return
         assert maker is not None
-        for source in dict.fromkeys(sources(maker)):
+        for source in dict.fromkeys(maker.references()):
             mask = self._origins.moved(maker, source, ref, wanted)
             if mask.any():
                 self._take(source, mask, maker)

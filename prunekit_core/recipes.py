@@ -114,7 +114,7 @@ class AttributeSearch:
         if self._registry.layer_type(module) is not None and any(True for _ in module.parameters(recurse=False)):
             return []
         by_size: dict[int, dict[int, PieceKey]] = {}
-        pieces = self._sites.pieces(recording, path)
+        pieces = dict(self._sites.pieces(recording, path))
         for key, piece in pieces.items():
             new = layouts.new_size(piece, stage.kept)
             if new != piece.size:
@@ -139,18 +139,18 @@ class AttributeSearch:
         path, attribute = place
         found: dict[Place, Recipe] = {}
         for twin in self._sites.twins(stage.modules, path, recording):
-            pieces = self._sites.pieces(recording, twin)
-            if any(key not in pieces for key in keys):
+            pieces = [self._sites.piece(recording, twin, key) for key in keys]
+            known = [piece for piece in pieces if piece is not None]
+            if len(known) < len(keys):
                 continue
             theirs = vars(stage.modules[twin]).get(attribute)
             if isinstance(theirs, int):
-                if not isinstance(recipe, tuple) and pieces[keys[0]].size == theirs:
-                    found[twin, attribute] = pieces[keys[0]]
+                if not isinstance(recipe, tuple) and known[0].size == theirs:
+                    found[twin, attribute] = known[0]
             elif isinstance(recipe, tuple) and theirs is not None and is_size(theirs) and len(theirs) == len(recipe):
-                rest = iter(keys)
+                rest = iter(known)
                 made = tuple(
-                    item if isinstance(part, int) else pieces[next(rest)]
-                    for part, item in zip(recipe, theirs, strict=True)
+                    item if isinstance(part, int) else next(rest) for part, item in zip(recipe, theirs, strict=True)
                 )
                 if tuple(part if isinstance(part, int) else part.size for part in made) == tuple(theirs):
                     found[twin, attribute] = made

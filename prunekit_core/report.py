@@ -8,7 +8,6 @@ import attrs
 
 from prunekit_core import layout as layouts
 from prunekit_core.analysis import Analysis, UnitGroup
-from prunekit_core.trace import tensor_refs
 
 
 @attrs.frozen
@@ -150,7 +149,7 @@ def _uses(analysis: Analysis, groups: Mapping[str, UnitGroup]) -> dict[str, tupl
     uses: dict[str, dict[str, None]] = {name: {} for name in groups}
     for recording in analysis.recordings:
         for operation in recording.trace.operations:
-            refs = [*operation.outputs, *tensor_refs(list(operation.arguments.values()))]
+            refs = [*operation.outputs, *operation.references()]
             names = {
                 n for ref in refs for layout in recording.live.get(ref.index, ()) for n in layouts.groups_of(layout)
             }

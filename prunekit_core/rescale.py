@@ -16,7 +16,7 @@ import attrs
 from prunekit_core import layout as layouts
 from prunekit_core.analysis import Analysis, Recording
 from prunekit_core.edits import Rescale, runs_of
-from prunekit_core.folding import Folding, sources
+from prunekit_core.folding import Folding
 from prunekit_core.ladder import Rehearsed
 from prunekit_core.origins import Origin, Origins, UnresolvedError
 from prunekit_core.rehearsal import Drift
@@ -98,7 +98,7 @@ class _Collected:
             self._meeting(operation, ref, folding.ratio(ref))
 
     def _number(self, operation: Operation, drift: Drift) -> None:
-        source = next(iter(sources(operation)), None)
+        source = next(iter(operation.references()), None)
         if source is None or not drift.old or not drift.new:
             self.notes.append(f"a constant of {_site(operation)} follows a size: {drift.old:g} became {drift.new:g}")
             return
@@ -113,7 +113,7 @@ class _Collected:
             why = "not by one factor"
             self.notes.append(f"a constant of {_site(operation)} follows a size: {why}")
             return
-        read, how = sources(operation), self._rules.scaling(operation.op)
+        read, how = operation.references(), self._rules.scaling(operation.op)
         if ratio == 1:
             return
         others = [ref for ref in read if ref != constant]
@@ -198,7 +198,7 @@ class _Solver:
             product = demand.operation
         else:
             yield _Attempt((operand,), demand.operation, (0,))
-        left, right = sources(product)[:2]
+        left, right = product.references()[:2]
         for starts, power in (((left,), 1.0), ((right,), 1.0), ((left, right), 0.5)):
             yield _Attempt(starts, product, (0,), power)
 
@@ -220,9 +220,9 @@ class _Solver:
             if len(readers) != 1:
                 return None
             reader, how = readers[0], self._rules.scaling(readers[0].op)
-            if how is Scaling.MATRIX and len(sources(reader)) == 2 and sources(reader).count(ref) == 1:
+            if how is Scaling.MATRIX and len(reader.references()) == 2 and reader.references().count(ref) == 1:
                 return reader
-            ref = reader.outputs[0] if how is Scaling.MOVED and len(sources(reader)) == 1 else None
+            ref = reader.outputs[0] if how is Scaling.MOVED and len(reader.references()) == 1 else None
         return None
 
     def _product_before(self, demand: _Demand) -> Operation | None:
@@ -236,8 +236,8 @@ class _Solver:
             how = self._rules.scaling(maker.op)
             if how is Scaling.MATRIX:
                 return maker
-            single = len(maker.outputs) == 1 and (how is Scaling.WHOLE or len(sources(maker)) == 1)
-            ref = sources(maker)[0] if single and how in (Scaling.MOVED, Scaling.WHOLE) else None
+            single = len(maker.outputs) == 1 and (how is Scaling.WHOLE or len(maker.references()) == 1)
+            ref = maker.references()[0] if single and how in (Scaling.MOVED, Scaling.WHOLE) else None
         return None
 
 

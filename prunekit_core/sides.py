@@ -20,7 +20,7 @@ from prunekit_core.plan import Plan
 from prunekit_core.rules import ModuleOp
 from prunekit_core.shadow import Sink, bind_arguments, tensors_of
 from prunekit_core.surgery import select_positions
-from prunekit_core.trace import Operation, is_continuous, tensor_refs
+from prunekit_core.trace import Operation, is_continuous
 
 Read = dict[int, list[torch.Tensor]]
 """By operation index: the real numbers that were read where something was decided, at the kept positions."""
@@ -62,7 +62,7 @@ class Side(Sink):
 
     def _reading(self, operation: Operation, arguments: Mapping[str, Any]) -> list[torch.Tensor]:
         found = []
-        refs = tensor_refs(list(operation.arguments.values()))
+        refs = operation.references()
         for ref, tensor in zip(refs, tensors_of(list(arguments.values())), strict=True):
             if is_continuous(tensor.dtype):
                 cut = self._recording.positions(ref.index, self._kept) if self._whole else {}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 
 from torch import nn
 
 from prunekit_core.analysis import Analysis, Recording
 from prunekit_core.layout import Concat, Layout, Product
-from prunekit_core.trace import Operation, tensor_refs
+from prunekit_core.trace import Operation
 
 PieceKey = tuple[int, int, int, int]
 """Where a piece of a layout shows in a module: operation within the module, tensor, dim, piece."""
@@ -23,34 +24,42 @@ class Sites:
 
     def __init__(self, analysis: Analysis) -> None:
         self._analysis = analysis
-        self._known: dict[tuple[int, str], dict[PieceKey, Layout]] = {}
+        self._operations: dict[int, dict[str, list[Operation]]] = {}
 
-    def pieces(self, recording: int, path: str) -> dict[PieceKey, Layout]:
-        """Lists every piece of every layout that shows in the operations of a module, by place."""
-        cached = self._known.get((recording, path))
-        if cached is not None:
-            return cached
-        pieces: dict[PieceKey, Layout] = {}
+    def operations(self, recording: int, path: str) -> list[Operation]:
+        """Lists the operations that ran in a module or in what it contains."""
+        inside = self._operations.get(recording)
+        if inside is None:
+            inside = self._operations[recording] = _by_module(self._analysis.recordings[recording])
+        return inside.get(path, [])
+
+    def pieces(self, recording: int, path: str) -> Iterator[tuple[PieceKey, Layout]]:
+        """Yields every piece of every layout that shows in the operations of a module, with its place."""
         record = self._analysis.recordings[recording]
-        for ordinal, operation in enumerate(operations_in(record, path)):
-            for slot, index in enumerate(tensors_at(record, operation.index)):
+        for ordinal, operation in enumerate(self.operations(recording, path)):
+            for slot, index in enumerate(tensors_at(operation)):
                 for dim, layout in enumerate(record.live.get(index, ())):
                     for number, piece in enumerate(_runs(layout)):
-                        pieces[ordinal, slot, dim, number] = piece
-        self._known[recording, path] = pieces
-        return pieces
+                        yield (ordinal, slot, dim, number), piece
+
+    def piece(self, recording: int, path: str, key: PieceKey) -> Layout | None:
+        """Returns the piece that shows at a place in a module, None if there is no such place."""
+        ordinal, slot, dim, number = key
+        operations = self.operations(recording, path)
+        tensors = tensors_at(operations[ordinal]) if ordinal < len(operations) else []
+        dims = self._analysis.recordings[recording].live.get(tensors[slot], ()) if slot < len(tensors) else ()
+        return next(itertools.islice(_runs(dims[dim]), number, None), None) if dim < len(dims) else None
 
     def twins(self, modules: Mapping[str, nn.Module], path: str, recording: int) -> list[str]:
         """Lists the modules of the same class that run the same operations."""
-        record = self._analysis.recordings[recording]
-        names = [operation.name for operation in operations_in(record, path)]
+        names = [operation.name for operation in self.operations(recording, path)]
         cls = type(modules[path])
         return [
             other
             for other, module in modules.items()
             if other != path
             and type(module) is cls
-            and [operation.name for operation in operations_in(record, other)] == names
+            and [operation.name for operation in self.operations(recording, other)] == names
         ]
 
 
@@ -62,17 +71,17 @@ def ancestors(path: str) -> list[str]:
     return result
 
 
-def operations_in(record: Recording, path: str) -> list[Operation]:
-    """Lists the operations that ran in a module or in what it contains."""
-    inside = path + "."
-    return [op for op in record.trace.operations if not path or op.module == path or op.module.startswith(inside)]
+def _by_module(record: Recording) -> dict[str, list[Operation]]:
+    found: dict[str, list[Operation]] = {}
+    for operation in record.trace.operations:
+        for path in ancestors(operation.module):
+            found.setdefault(path, []).append(operation)
+    return found
 
 
-def tensors_at(record: Recording, index: int) -> list[int]:
+def tensors_at(operation: Operation) -> list[int]:
     """Lists the tensors of an operation, results first, by `TensorRef.index`."""
-    operation = record.trace.operations[index]
-    refs = [*operation.outputs, *(ref for value in operation.arguments.values() for ref in tensor_refs(value))]
-    return [ref.index for ref in refs]
+    return [ref.index for ref in (*operation.outputs, *operation.references())]
 
 
 def _runs(layout: Layout) -> Iterator[Layout]:

@@ -35,10 +35,14 @@ class Operation:
     module: str
     arguments: Mapping[str, Any]
     outputs: tuple[TensorRef, ...]
+    _references: tuple[TensorRef, ...] = attrs.field(init=False, repr=False)
 
-    def references(self) -> list[TensorRef]:
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "_references", tuple(tensor_refs(tuple(self.arguments.values()))))
+
+    def references(self) -> tuple[TensorRef, ...]:
         """Lists the tensors among the arguments, in order."""
-        return list(tensor_refs(list(self.arguments.values())))
+        return self._references
 
 
 @attrs.frozen(eq=False)
@@ -103,7 +107,7 @@ def program_of(trace: Trace, live: Mapping[int, object]) -> list[object]:
 
     program: list[object] = [canonical(list(trace.parameters.values())), canonical(list(trace.inputs))]
     for operation in trace.operations:
-        used = [*operation.outputs, *tensor_refs(list(operation.arguments.values()))]
+        used = [*operation.outputs, *operation.references()]
         if any(ref.index in live for ref in used):
             arguments = [(name, canonical(value)) for name, value in operation.arguments.items()]
             program.append((operation.name, operation.module, arguments, canonical(list(operation.outputs))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prunekit_core.rules import ModuleOp
-from prunekit_core.trace import Operation, Trace, tensor_refs
+from prunekit_core.trace import Operation, Trace
 
 
 def unread(trace: Trace) -> frozenset[int]:
@@ -19,7 +19,7 @@ def unread(trace: Trace) -> frozenset[int]:
     parameters = {ref.index for ref in trace.parameters.values()}
     found = []
     for operation in reversed(trace.operations):
-        read = {ref.index for ref in tensor_refs(list(operation.arguments.values()))}
+        read = {ref.index for ref in operation.references()}
         counts = len(read) != 1 or bool(read & parameters) or _acts(operation)
         if counts or any(ref.index in needed for ref in operation.outputs):
             needed |= read

@@ -14,7 +14,7 @@ from prunekit_core.rehearsal import SIZE_ARGUMENTS
 from prunekit_core.rules import Role, Verb
 from prunekit_core.shadow import tensors_of
 from prunekit_core.testing.reading import AxesRead, read_axes
-from prunekit_core.trace import Operation, TensorRef, tensor_refs
+from prunekit_core.trace import Operation, TensorRef
 
 Kept = Mapping[int, Sequence[int]]
 """Kept units by the identity of a leaf; an absent leaf keeps all."""
@@ -176,7 +176,7 @@ def _replay(read: AxesRead, tensors: Sequence[torch.Tensor], kept: Kept | None) 
     """Runs the operations of a trace on other tensors, with the predicted sizes where units were removed."""
     trace = read.propagation.trace
     known = {trace.parameters[f"x{position}"].index: tensor for position, tensor in enumerate(tensors)}
-    later = (ref for operation in trace.operations for ref in tensor_refs(list(operation.arguments.values())))
+    later = (ref for operation in trace.operations for ref in operation.references())
     used = {*later, *trace.results}
     for operation in trace.operations:
         arguments = {name: _look_up(known, value) for name, value in operation.arguments.items()}
