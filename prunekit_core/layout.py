@@ -212,6 +212,9 @@ def placements(layout: Layout, kept: Kept) -> dict[str, Placement]:
                     found.setdefault(group, []).append((spread.flatten(), repeated.flatten()))
     joined = {}
     for group, pieces in found.items():
+        if len(pieces) == 1:  # one piece is in order
+            joined[group] = pieces[0]
+            continue
         positions, order = torch.cat([piece[0] for piece in pieces]).sort()
         joined[group] = (positions, torch.cat([piece[1] for piece in pieces])[order])
     return joined

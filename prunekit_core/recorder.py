@@ -108,12 +108,13 @@ class TraceBuilder(Sink):
     def operation(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> None:
         """Writes an operation down."""
         referred = {name: self._refer(value) for name, value in arguments.items()}
-        results = tuple(self.table.output(tensor) for tensor in tensors_of(outputs))
+        returned = tensors_of(outputs)
+        results = tuple([self.table.output(tensor) for tensor in returned])
         self._operations.append(Operation(len(self._operations), op, operation_name(op), module, referred, results))
         places = {memory_of(tensor): self.table.ref(tensor) for tensor in tensors_of(list(arguments.values()))}
-        for tensor, ref in zip(tensors_of(outputs), results, strict=True):
+        for tensor, ref in zip(returned, results, strict=True):
             source = places.get(memory_of(tensor))
-            if source is not None and source != ref:
+            if source is not None and source.index != ref.index:
                 self._shares[ref.index] = source.index
 
     def alias(self, source: torch.Tensor, result: torch.Tensor) -> None:

@@ -140,31 +140,32 @@ class _Comparer(Sink):
         expected = self._operations[self._next]
         if op is not expected.op or module != expected.module:
             self._stop(f"{operation_name(op)} ran where {expected.name} was recorded")
-        stated = {name for name, _, _ in self._recording.expectations.get(self._next, ())}
+        expectations = self._recording.expectations.get(self._next, ())
+        stated = {name for name, _, _ in expectations} - SIZE_ARGUMENTS if expectations else ()
         counts = self._next not in self._recording.unread  # if not, only its tensors have to be the recorded ones
         for name, old in expected.arguments.items():
-            compared = name not in stated or name in SIZE_ARGUMENTS
-            if compared if counts else any(True for _ in tensor_refs(old)):
-                self._compare(name, old, arguments[name])
+            new = arguments[name]
+            if new is not old and (name not in stated if counts else any(True for _ in tensor_refs(old))):
+                self._compare(name, old, new)
         for ref, tensor in zip(expected.outputs, tensors_of(outputs), strict=True):
             self._changed_in_place(ref, tensor)
-            if self._table.ref(tensor) != ref:
+            if self._table.ref(tensor).index != ref.index:
                 self._stop(f"{expected.name} returned another tensor than recorded")
             shape = self._recording.shape(ref.index, self._sizer)
             if counts and tuple(tensor.shape) != shape:
                 self._stop(f"{expected.name} gave shape {tuple(tensor.shape)}, the axes predict {shape}")
-        self._expect(arguments)
+        for name, position, pieces in expectations:
+            self._expect(name, arguments[name] if position is None else arguments[name][position], pieces)
         self._next += 1
 
     def _changed_in_place(self, expected: TensorRef, tensor: torch.Tensor) -> None:
         """Follows the recording where it gave a tensor that changed its shape in place a new reference."""
-        known = self._table.get(tensor)
-        if known is not None and known != expected and expected.index == len(self._table.shapes):
+        if expected.index == len(self._table.shapes) and self._table.get(tensor) is not None:
             self._table.forget(tensor)
 
     def _compare(self, name: str, old: Any, new: Any) -> None:
         if isinstance(old, TensorRef):
-            if not isinstance(new, torch.Tensor) or self._table.ref(new) != old:
+            if not isinstance(new, torch.Tensor) or self._table.ref(new).index != old.index:
                 self._stop(f"argument {name} is another tensor than recorded")
         elif isinstance(old, list) and any(isinstance(item, TensorRef) for item in old):
             if len(old) != len(new):
@@ -176,7 +177,7 @@ class _Comparer(Sink):
         elif isinstance(new, tuple | list):
             if name not in SIZE_ARGUMENTS and list(new) != old:
                 self._stop(f"argument {name} is {list(new)}, recorded was {old}")
-        elif new is not old and new != old and not (new != new and old != old):
+        elif new != old and not (new != new and old != old):
             self._number(name, old, new)
 
     def _number(self, name: str, old: Any, new: Any) -> None:
@@ -188,14 +189,10 @@ class _Comparer(Sink):
         elif name not in SIZE_ARGUMENTS:
             self._stop(f"argument {name} is {new!r}, recorded was {old!r}")
 
-    def _expect(self, arguments: Mapping[str, Any]) -> None:
-        for name, position, pieces in self._recording.expectations.get(self._next, ()):
-            value = arguments[name]
-            if position is not None:
-                value = value[position]
-            size = sum(map(self._sizer, pieces))
-            if value != size and value is not None:
-                self._stop(f"argument {name} is {value}, the axes predict {size}")
+    def _expect(self, name: str, value: Any, pieces: Sequence[layouts.Layout]) -> None:
+        size = sum(map(self._sizer, pieces))
+        if value != size and value is not None:
+            self._stop(f"argument {name} is {value}, the axes predict {size}")
 
     def _report(self, why: str) -> None:
         operation = min(self._next, len(self._operations) - 1)

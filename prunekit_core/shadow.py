@@ -1,12 +1,12 @@
 """The shadow: a copy of a model to run forwards on, reporting every operation.
 
-Everything of PyTorch that is not promised to stay (fake tensors, dispatch modes, decompositions) is used here and in
-`hollow`, and nowhere else. What is relied on:
+Everything of PyTorch that is not promised to stay (fake tensors, dispatch modes, decompositions) is used here, in
+`fakes` and in `hollow`, and nowhere else. What is relied on:
 
 - a ``TorchDispatchMode`` sees every operation once, and under ``torch.inference_mode()`` composite ones arrive whole;
 - ``OpOverload.decompose`` runs a composite operation as the operations it is made of;
 - a ``FakeTensorMode`` computes shapes without data, and raises where a value would be needed; inside
-  ``in_kernel_invocation_manager`` its tensors are meta tensors, and ``FakeTensor(mode, meta, device)`` wraps one;
+  ``in_kernel_invocation_manager`` its tensors are meta tensors, which `Fakes` wraps;
 - a module runs what its instance attribute ``forward`` holds.
 """
 
@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from prunekit_core.examples import Example
+from prunekit_core.fakes import Fakes
 from prunekit_core.hollow import Hollows, device_for
 from prunekit_core.modes import ModeWatch
 from prunekit_core.opaque import Closed, Opaque
@@ -64,7 +65,7 @@ class _Recorder(TorchDispatchMode):
         self._sink, self._rules, self._fake_mode = sink, rules, shadow.fake_mode
         self._stack, self._notes = shadow.stack, shadow.notes
         self._habits: dict[int, _Habit] = {}
-        self._known = shadow.known_results
+        self._known, self._fakes = shadow.known_results, shadow.fakes
         self._hollows, self._names = shadow.hollows, shadow.names
 
     def closed(self, module: Closed, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -138,6 +139,7 @@ class _Recorder(TorchDispatchMode):
         if like is not None and habit.writes_first:
             return args[0]
         assert self._fake_mode is not None
+        assert self._fakes is not None
         asked = _described((id(op), arguments)) if like is None and habit.makes_new else None
         known = None if asked is None else self._known.get(asked)
         try:
@@ -156,7 +158,7 @@ class _Recorder(TorchDispatchMode):
                     result = torch.empty_like(like)
         except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError):
             return op(*args, **kwargs)  # the fake mode may know better; if not, its error is the one that counts
-        return _wrap(result, self._fake_mode, device)
+        return self._fakes.wrap(result, device)
 
 
 def _described(value: Any) -> Any:
@@ -241,16 +243,6 @@ def _common_device(arguments: Mapping[str, Any]) -> torch.device | None:
     return device
 
 
-def _wrap(result: Any, mode: FakeTensorMode, device: torch.device) -> Any:
-    if isinstance(result, FakeTensor):
-        return result
-    if isinstance(result, torch.Tensor):
-        return FakeTensor(mode, result, device)
-    if isinstance(result, tuple | list):
-        return type(result)(_wrap(item, mode, device) for item in result)
-    return result
-
-
 class Shadow:
     """A copy of a model whose parameters hold no data (or share the model's), to run forwards on.
 
@@ -273,6 +265,7 @@ class Shadow:
     def __init__(self, model: nn.Module, *, fake: bool, hollows: Hollows | None = None) -> None:
         self.hollows = hollows
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
+        self.fakes = None if self.fake_mode is None else Fakes(self.fake_mode)
         self.notes: list[str] = []
         self.known_results: dict[Any, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
         self.stack: list[str] = []
@@ -316,12 +309,12 @@ class Shadow:
 
     def stand_in(self, tensor: torch.Tensor, *, share: bool = False) -> torch.Tensor:
         """Makes the tensor that stands for a tensor of the model or of the inputs."""
-        if self.fake_mode is None:
+        if self.fake_mode is None or self.fakes is None:
             return tensor.detach() if share else tensor.detach().clone()
         if type(tensor) not in _PLAIN_TENSORS or tensor.layout is not torch.strided:
             return self.fake_mode.from_tensor(tensor.detach())
         meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-        return FakeTensor(self.fake_mode, meta, self._home if tensor.is_meta else tensor.device)
+        return self.fakes.make(meta, self._home if tensor.is_meta else tensor.device)
 
     def as_parameter(self, tensor: torch.Tensor) -> torch.Tensor:
         """Makes a stand-in count as a parameter."""
@@ -332,9 +325,9 @@ class Shadow:
 
     def cut(self, tensor: torch.Tensor, shape: Sequence[int], positions: Callable[[], Positions]) -> torch.Tensor:
         """Makes the contiguous stand-in of a tensor that loses something: its kept values where the shadow is real."""
-        if self.fake_mode is None:  # native code trusts its input: random weights may lead it anywhere
+        if self.fakes is None:  # native code trusts its input: random weights may lead it anywhere
             return select_positions(tensor, positions()).contiguous()
-        return FakeTensor(self.fake_mode, torch.empty(shape, dtype=tensor.dtype, device="meta"), tensor.device)
+        return self.fakes.make(torch.empty(shape, dtype=tensor.dtype, device="meta"), tensor.device)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Returns every parameter and buffer that is there now, under its canonical name."""

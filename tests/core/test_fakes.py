@@ -1,0 +1,48 @@
+"""What is relied on when fake tensors are made by copying the first one of a device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from prunekit_core.fakes import Fakes
+
+DEVICES = ["cpu", "meta", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA"))]
+
+
+def metas() -> list[torch.Tensor]:
+    strided = torch.empty_strided((3, 4), (1, 3), dtype=torch.float16, device="meta")
+    return [torch.empty(2, 3, device="meta"), strided, torch.empty((), dtype=torch.long, device="meta")]
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("device", DEVICES)
+def test_copied_fakes_are_like_constructed_ones(device: str, inference: bool) -> None:
+    mode, place = FakeTensorMode(), torch.device(device)
+    fakes = Fakes(mode)
+    with torch.inference_mode(inference):
+        first = fakes.make(torch.empty(1, device="meta"), place)
+        first._is_param = True  # what is done to one later must not show in others
+        for meta in metas():
+            made, constructed = fakes.make(meta, place), FakeTensor(mode, meta, place)
+            assert vars(made) == vars(constructed)
+            assert type(made) is type(constructed) is FakeTensor
+            assert made.device == constructed.device
+            assert (made.shape, made.stride(), made.dtype) == (meta.shape, meta.stride(), meta.dtype)
+            assert made.is_inference() == constructed.is_inference()
+            assert torch._C._dispatch_keys(made) == torch._C._dispatch_keys(constructed)
+    made = fakes.make(metas()[0], place)
+    with mode:
+        result = made @ torch.ones(3, 5, device=place)
+    assert isinstance(result, FakeTensor)
+    assert (result.shape, result.device) == (torch.Size([2, 5]), first.device)
+
+
+def test_copied_fakes_give_no_memory_away() -> None:
+    mode = FakeTensorMode()
+    mode._allow_unsafe_data_ptr_access = False
+    fakes = Fakes(mode)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="data pointer"):
+            fakes.make(torch.empty(2, device="meta"), torch.device("cpu")).data_ptr()
