@@ -107,17 +107,20 @@ class Batches:
         return self.limit if known is None else min(known, self.limit)
 
     def read(self, device: torch.device | None) -> Iterator[Batch]:
-        """Yields the batches, with their tensors on a device.
+        """Yields the batches that aren't empty, with their tensors on a device.
 
         Raises:
             ArgumentError: There is none, or a mask doesn't fit.
         """
-        number = -1
+        some = False
         for number, given in enumerate(_first(self.source, self.limit)):
             if device is not None:
                 given = _moved(given, device)
-            yield self._batch(given, f"batch {number}")
-        if number < 0:
+            batch = self._batch(given, f"batch {number}")
+            if batch.size:
+                some = True
+                yield batch
+        if not some:
             raise ArgumentError(
                 "There are no calibration batches.",
                 hint="an iterator that was used up elsewhere gives none: pass a list",

@@ -157,7 +157,7 @@ class _Gathering:
                 notes.append(f"{name}: no sample that it read was finite; it has no statistics")
                 continue
             width = moments.mean.shape[1] if self._covariance else None
-            notes.extend(doubts(name, gatherer.count, gatherer.dropped, width))
+            notes.extend(doubts(name, [gatherer], width))
             sites[name] = SiteStatistics(site, moments)
         if self._found and not sites:
             raise ArgumentError(

@@ -7,6 +7,8 @@ made in float32 for `ROWS` samples at a time, and added up in float64.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import attrs
 import torch
 
@@ -14,6 +16,8 @@ EXACT_WIDTH = 512
 ROWS = 8192
 FEW = 4
 """Samples per feature below which a covariance is called a poor estimate."""
+MOST = 0.5
+"""Part of all that varies beyond which one sample makes an estimate a poor one."""
 _COLUMNS = 1024
 
 
@@ -40,23 +44,28 @@ class Moments:
     cross: torch.Tensor | None = None
 
 
-def doubts(name: str, count: int, dropped: int, width: int | None) -> list[str]:
+def doubts(name: str, parts: Sequence[Gatherer], width: int | None) -> list[str]:
     """Says what speaks against an estimate.
 
     Args:
         name: Of what was estimated.
-        count: Number of samples that it was estimated from.
-        dropped: Number of samples that were left out because they were not finite.
+        parts: What it was estimated from.
         width: Number of features of the covariance; None if there is none.
 
     Returns:
         Lines for the report; none where nothing speaks against it.
     """
     found = []
+    count, dropped = sum(part.count for part in parts), sum(part.dropped for part in parts)
+    total, largest = sum(part.total for part in parts), max(part.largest for part in parts)
     if dropped:
         found.append(f"{name}: {dropped} of {dropped + count} samples not finite")
     if width is not None and count < FEW * width:
         found.append(f"{name}: {count} samples for a covariance of {width} features: a poor estimate")
+    elif count and not total > 0:
+        found.append(f"{name}: what it reads doesn't vary over {count} samples: a poor estimate")
+    elif largest > MOST * total:
+        found.append(f"{name}: one of {count} samples makes up {largest / total:.0%} of what varies: a poor estimate")
     return found
 
 
@@ -94,12 +103,20 @@ class Gatherer:
 
     Args:
         covariance: Whether covariances are gathered, not variances alone.
+
+    Attributes:
+        count: Number of samples.
+        dropped: Number of samples that were left out because they were not finite.
+        total: Sum of squared deviations of all samples, about the mean of the first block.
+        largest: The largest of one sample.
     """
 
     def __init__(self, *, covariance: bool) -> None:
         self.covariance = covariance
         self.count = 0
         self.dropped = 0
+        self.total = 0.0
+        self.largest = 0.0
         self._sums: dict[str, torch.Tensor] = {}
         self._shifts: tuple[torch.Tensor, torch.Tensor | None] | None = None
 
@@ -130,10 +147,13 @@ class Gatherer:
         x = features.to(dtype) - self._shifts[0].to(dtype)
         self.count += x.shape[1]
         self._put("sum", x.sum(1, dtype=torch.float64))
+        squares = x.square()
+        of_samples = squares.sum((0, 2), dtype=torch.float64)
+        self.total, self.largest = self.total + float(of_samples.sum()), max(self.largest, float(of_samples.max()))
         if self.covariance:
             self._products(x)
         else:
-            self._put("squares", x.square().sum(1, dtype=torch.float64))
+            self._put("squares", squares.sum(1, dtype=torch.float64))
         if targets is not None:
             assert self._shifts[1] is not None
             y = targets.to(dtype) - self._shifts[1].to(dtype)

@@ -281,9 +281,8 @@ class Repair:
         )
 
     def _doubt(self, name: str, gathered: _Gathered, width: int) -> None:
-        both = (gathered.fit, gathered.held)
-        count, dropped = sum(part.count for part in both), sum(part.dropped for part in both)
-        self.notes.extend(line for line in doubts(name, count, dropped, width) if line not in self.notes)
+        found = doubts(name, (gathered.fit, gathered.held), width)
+        self.notes.extend(line for line in found if line not in self.notes)
 
     # -- writing
 

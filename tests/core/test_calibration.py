@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -286,6 +287,40 @@ def test_what_is_not_finite_is_left_out_and_told() -> None:
         "weight: 2 of 6 samples not finite",
         "weight: 4 samples for a covariance of 4 features: a poor estimate",
     )
+
+
+@pytest.mark.parametrize("parts", [("moments",), ("covariances",)])
+def test_data_that_hardly_vary_are_told(parts: tuple[str, ...]) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 4)), torch.randn(40, 3)
+    skewed = x.clone()
+    skewed[7] *= 100
+    share = (skewed - skewed.mean(0)).square().sum(1)
+    told = f"0.weight: one of 40 samples makes up {share[7] / share.sum():.0%} of what varies: a poor estimate"
+    assert pk.calibrate(model, [skewed], parts=parts).notes == (told,)
+    constant = "0.weight: what it reads doesn't vary over 40 samples: a poor estimate"
+    assert pk.calibrate(model, [x[:1].expand(40, 3)], parts=parts).notes == (constant,)
+    assert pk.calibrate(model, [x], parts=parts).notes == ()
+    one = pk.calibrate(model, [x[:1]], parts=parts).notes
+    assert any("doesn't vary over 1 samples" in note or "1 samples for a covariance" in note for note in one)
+
+
+def test_empty_batches_are_passed_over() -> None:
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)),
+        torch.randn(90, 3),
+    )
+    results = []
+    for batches in ([x], [x[:0], x], [x[:50], x[:0], x[50:], x[:0]]):
+        small = copy.deepcopy(model)
+        results.append((pk.prune(small, x, ratio=0.5, calibration=batches).compensation, small.state_dict()))
+    first, second, third = results
+    assert first[0] == second[0]
+    assert all(torch.equal(first[1][name], tensor) for name, tensor in second[1].items())
+    torch.testing.assert_close(third[1], first[1], rtol=1e-4, atol=1e-5)
+    with pytest.raises(pk.ArgumentError, match="There are no calibration batches"):
+        pk.calibrate(model, [x[:0]])
 
 
 def test_half_precision_is_widened() -> None:
