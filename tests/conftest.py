@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -20,3 +21,28 @@ settings.register_profile(
 )
 settings.register_profile("hunt", max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+OLDER_TORCH = (
+    ((2, 13), "test_layers.py::test_layer_type[LSTM(4, 8, proj_size=3)]", "fake final states have a dim too many"),
+    ((2, 13), "test_layers.py::test_layer_type[LSTM(4, 6, num_layers=2, bid", "fake final states have a dim too many"),
+    ((2, 13), "test_orders.py::test_written_answer[torch._unique", "the fake result has one element"),
+    ((2, 12), "test_wounds.py::test_the_expected_groups_are_found[Recomputed]", "not in inference mode"),
+    ((2, 12), "test_wounds.py::test_half_of_each_goes_and_the_rest_is_the_same_program[Recomputed]", "the same"),
+    ((2, 11), "test_processes.py", "FSDP2 over gloo gives other gradients with more than one process"),
+    ((2, 11), "test_wounds.py::test_the_expected_groups_are_found[Packed]", "no aten._grouped_mm on the CPU"),
+    ((2, 11), "test_wounds.py::test_half_of_each_goes_and_the_rest_is_the_same_program[Packed]", "the same"),
+    ((2, 11), "test_bad_input.py::test_script_modules", "torch.jit doesn't warn"),
+    ((2, 11), "test_optimizers.py::test_state_that_is_not_understood", "LBFGS warns"),
+    ((2, 11), "test_norms.py::test_written_answer[aten._fused_rms_norm", "another signature"),
+    ((2, 11), "test_norms.py::test_by_execution[aten._fused_rms_norm", "another signature"),
+    ((2, 11), "test_norms.py::test_every_rule_is_met", "another signature of aten._fused_rms_norm"),
+)
+"""What PyTorch itself got wrong before a version: first good version, start of a test's name, what."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    found = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    for item in items:
+        for good, name, what in OLDER_TORCH:
+            if found < good and f"/{item.nodeid}".split("/")[-1].startswith(name):
+                item.add_marker(pytest.mark.skip(reason=f"PyTorch before {good[0]}.{good[1]}: {what}"))
