@@ -30,7 +30,6 @@ from prunekit_core.layout import (
 from prunekit_core.outputs import check_free
 from prunekit_core.programs import record_programs
 from prunekit_core.propagate import NotUnderstood, Propagation, parameter_axes, propagate
-from prunekit_core.recorder import check_recordable
 from prunekit_core.regime import collection_paused
 from prunekit_core.registry import Registry
 from prunekit_core.rules import Kind, Role, Temperature, Verb
@@ -198,18 +197,16 @@ def analyse(
     """Records a model in every mode and finds its groups.
 
     Args:
-        model: The model; it is not touched.
+        model: The model, as `check_recordable` returned it; it is not touched.
         examples: Example inputs; each is recorded in every mode.
         registry: Where op rules and replacements are found.
         modes: Training flags to record in; the first must run, later ones may fail with a note.
         fakes: What to record on, in this order until one works: True for fake tensors, False for real ones.
 
     Raises:
-        UnsupportedModelError: The model can't be analysed at all.
         RecordingError: The forward raised on the example inputs.
         PluginError: What a layer type says about its parameters is wrong.
     """
-    model = check_recordable(model)
     with collection_paused():
         return _analyse(model, examples, registry, modes, fakes)
 
@@ -239,9 +236,11 @@ def _analyse(
     known: list[list[object]] = []
     for propagation, (trace, example, training) in zip(propagations, recorded, strict=True):
         recording = freezer.recording(propagation, example, training)
-        program = program_of(trace, recording.live)
-        recordings.append(attrs.evolve(recording, replayed=program not in known))
-        known.append(program)
+        if len(recorded) > 1:
+            program = program_of(trace, recording.live)
+            recording = attrs.evolve(recording, replayed=program not in known)
+            known.append(program)
+        recordings.append(recording)
     return Analysis(
         groups=freezer.groups(recordings),
         parameters={

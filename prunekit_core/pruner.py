@@ -127,7 +127,8 @@ class BasePruner:
         self.registry = registry or default_registry()
         self.importance = criterion_of(importance, self.registry)
         self.pruning_ratio = check_ratio(pruning_ratio, "pruning_ratio")
-        multiple, aligned = multiple_of(round_to, align, check_recordable(model))
+        target = check_recordable(model)
+        multiple, aligned = multiple_of(round_to, align, target)
         self.limits = Limits(check_ratio(max_pruning_ratio, "max_pruning_ratio", closed=True), multiple)
         self.iterative_steps = check_steps(iterative_steps)
         self._schedule = bound_schedule(iterative_pruning_ratio_scheduler, self.iterative_steps, self.registry)
@@ -152,7 +153,7 @@ class BasePruner:
             root_module_types=None if root_module_types is None else tuple(root_module_types),
         )
         self.model = model
-        wishes.check_layers(check_recordable(model))
+        wishes.check_layers(target)
         self.graph = self.make_graph().build_dependency(
             model,
             example_inputs,

@@ -24,6 +24,7 @@ from prunekit_core.trace import Operation, TensorRef, Trace
 
 _SCRIPTED = (torch.jit.ScriptModule, torch.jit.ScriptFunction)
 _PLAIN = (nn.Parameter, torch.Tensor)
+_LISTS = (list, tuple)
 
 
 class TensorTable:
@@ -124,7 +125,7 @@ class TraceBuilder(Sink):
     def _refer(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return self.table.ref(value)
-        if isinstance(value, list | tuple):
+        if isinstance(value, _LISTS):
             return [self._refer(item) for item in value]
         return value
 

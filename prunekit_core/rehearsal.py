@@ -145,7 +145,7 @@ class _Comparer(Sink):
         counts = self._next not in self._recording.unread  # if not, only its tensors have to be the recorded ones
         for name, old in expected.arguments.items():
             new = arguments[name]
-            if new is not old and (name not in stated if counts else any(True for _ in tensor_refs(old))):
+            if new is not old and (name not in stated if counts else bool(tensor_refs(old))):
                 self._compare(name, old, new)
         for ref, tensor in zip(expected.outputs, tensors_of(outputs), strict=True):
             self._changed_in_place(ref, tensor)

@@ -165,9 +165,9 @@ def _described(value: Any) -> Any:
     """Writes down what the shape of an operation's result follows from; None where that can't be told."""
     if isinstance(value, torch.Tensor):
         return (value.shape, value.stride(), value.dtype)
-    if value is None or isinstance(value, bool | int | float | str | torch.dtype):
+    if value is None or isinstance(value, _WRITTEN):
         return (type(value), value)  # 1, 1.0 and True are equal
-    if isinstance(value, tuple | list | dict):
+    if isinstance(value, _NESTED):
         items = [_described(item) for item in (value.values() if isinstance(value, dict) else value)]
         return None if None in items else (type(value), *items)
     return None
@@ -183,6 +183,8 @@ def _literal(tensor: torch.Tensor) -> Any:
 
 _LITERAL = 64
 """Elements up to which a written-down tensor is compared by value."""
+_NESTED = (list, tuple, dict)
+_WRITTEN = (bool, int, float, str, torch.dtype)
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 _NEEDS_DATA = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
 
@@ -232,7 +234,7 @@ def _common_device(arguments: Mapping[str, Any]) -> torch.device | None:
     for value in arguments.values():
         if isinstance(value, torch.Tensor):
             tensors = [value]
-        elif isinstance(value, list | tuple):
+        elif isinstance(value, _NESTED):
             tensors = tensors_of(value)
         else:
             continue
@@ -473,8 +475,11 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
     """Lists the tensors in a value: a tensor, or any nesting of tuples, lists and dicts."""
     if isinstance(value, torch.Tensor):
         return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return [tensor for item in value for tensor in tensors_of(item)]
-    return []
+    found: list[torch.Tensor] = []
+    if isinstance(value, _NESTED):
+        for item in value.values() if isinstance(value, dict) else value:
+            if isinstance(item, torch.Tensor):
+                found.append(item)
+            elif isinstance(item, _NESTED):
+                found.extend(tensors_of(item))
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -79,13 +79,21 @@ def is_continuous(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point or dtype.is_complex
 
 
-def tensor_refs(value: Any) -> Iterator[TensorRef]:
-    """Yields the tensors in an argument value: a tensor, a list with tensors in it, or neither."""
+def tensor_refs(value: Any) -> list[TensorRef]:
+    """Lists the tensors in an argument value: a tensor, a list with tensors in it, or neither."""
     if isinstance(value, TensorRef):
-        yield value
-    elif isinstance(value, list | tuple):
+        return [value]
+    found: list[TensorRef] = []
+    if isinstance(value, _NESTED):
         for item in value:
-            yield from tensor_refs(item)
+            if isinstance(item, TensorRef):
+                found.append(item)
+            elif isinstance(item, _NESTED):
+                found.extend(tensor_refs(item))
+    return found
+
+
+_NESTED = (list, tuple)
 
 
 def program_of(trace: Trace, live: Mapping[int, object]) -> list[object]:
