@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,15 +12,14 @@ from torch import nn
 
 from prunekit_core import layout as layouts
 from prunekit_core.analysis import Analysis, UnitGroup, analyse
-from prunekit_core.costs import Compiled, compiled_cost, cost_model
 from prunekit_core.custom_layers import CustomizedPruner, with_customized
-from prunekit_core.edits import GroupCut, ParameterCut, Swap
+from prunekit_core.drafting import Drafts
 from prunekit_core.errors import ArgumentError, PlanError, UnitsError
 from prunekit_core.examples import example_of
 from prunekit_core.group import Dependency, Group, MemberView
 from prunekit_core.history import Removal, removals, resolve
 from prunekit_core.interrupts import held_back
-from prunekit_core.ladder import Knowledge, Rehearsed, Reselect, rehearse
+from prunekit_core.ladder import Knowledge, Reselect
 from prunekit_core.layers import PruningFunction
 from prunekit_core.layout import Layout
 from prunekit_core.naming import Layer, module_paths, path_of
@@ -33,11 +31,10 @@ from prunekit_core.reading import StoredValues
 from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry, default_registry
 from prunekit_core.report import Explanation, Report
-from prunekit_core.rescale import find_rescales
 from prunekit_core.rules import Role
 from prunekit_core.standing import Standing
 from prunekit_core.stated import stated_channels
-from prunekit_core.surgery import modules_in, other_names
+from prunekit_core.surgery import modules_in
 from prunekit_core.unwrapped import Unwrapped, check_unwrapped, unwrapped_notes
 
 
@@ -57,8 +54,7 @@ class DependencyGraph:
         self._model: nn.Module | None = None
         self._standing: Standing | None = None
         self._steps: list[Plan] = []
-        self.knowledge = Knowledge()
-        self._compiled: dict[str, Compiled] | None = None
+        self._drafts: Drafts | None = None
         self.notes: list[str] = []
 
     def build_dependency(
@@ -108,8 +104,7 @@ class DependencyGraph:
         runs = [example_of(inputs, forward_fn, output_transform) for inputs in (example_inputs, *more_inputs)]
         examples = [attrs.evolve(example, free_outputs=free) for example in runs]
         self._analysis = analyse(self._model, examples, self.registry, modes=modes)
-        self.knowledge = Knowledge()
-        self._compiled = None
+        self._drafts = Drafts(self._analysis, self.registry)
         self._standing = Standing(self._analysis, self._model, Plan())
         self._steps = []
         self.notes = unwrapped_notes(self._analysis, unwrapped)
@@ -148,6 +143,18 @@ class DependencyGraph:
         assert self.analysis
         assert self._model is not None
         return self._model
+
+    @property
+    def drafts(self) -> Drafts:
+        """What makes plans for the model, with what rehearsals have found out about it."""
+        assert self.analysis
+        assert self._drafts is not None
+        return self._drafts
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """What rehearsals have found out so far."""
+        return self.drafts.knowledge
 
     @property
     def standing(self) -> Standing:
@@ -320,56 +327,7 @@ class DependencyGraph:
         Raises:
             RehearsalError: The program can't express the cut.
         """
-        whole = {**self.applied.kept, **kept}
-        rehearsed = rehearse(self.analysis, self.registry, self.knowledge, whole, reselect)
-        return self._plan(rehearsed)
-
-    def _plan(self, rehearsed: Rehearsed) -> Plan:
-        analysis, kept = self.analysis, rehearsed.kept
-        aliases, stored = other_names(self.model), set(self.model.state_dict(keep_vars=True))
-        parameters = tuple(
-            ParameterCut(name, parameter.shape, parameter.dims, aliases.get(name, ()), name in stored)
-            for name, parameter in analysis.parameters.items()
-            if any(group in kept for dim in parameter.dims for group in layouts.groups_of(dim))
-        )
-        changed = {cut.parameter.rpartition(".")[0] for cut in parameters} | {edit.module for edit in rehearsed.edits}
-        swaps = tuple(
-            Swap(path, name)
-            for path, name in analysis.swaps
-            if any(module == path or module.startswith(path + ".") for module in changed)
-        )
-        rescales, notes = find_rescales(analysis, self.registry.op_rules, rehearsed)
-        return Plan(
-            cuts=tuple(GroupCut(g.name, g.size, kept[g.name]) for g in analysis.groups.values() if g.name in kept),
-            parameters=parameters,
-            edits=rehearsed.edits,
-            rescales=rescales,
-            swaps=swaps,
-            notes=notes,
-            costs=self._costs,
-            sizes=self._sizes(),
-        )
-
-    def _sizes(self) -> dict[str, tuple[int, int]]:
-        return {
-            name: (math.prod(p.shape), -p.itemsize if p.buffer else p.itemsize)
-            for name, p in self.analysis.parameters.items()
-        }
-
-    def _costs(self, kept: Mapping[str, Sequence[int]]) -> dict[str, tuple[float, float]]:
-        sizes = {name: len(units) for name, units in kept.items()}
-        return {name: (cost({}), cost(sizes)) for name, cost in self._compiled_costs().items()}
-
-    def _compiled_costs(self) -> dict[str, Compiled]:
-        """The costs that every preview shows, as functions of group sizes."""
-        if self._compiled is None:
-            table = self.registry.entries("prunekit_budgets")
-            self._compiled = {
-                name: compiled_cost(self.registry, name, self.analysis)
-                for name, entry in table.items()
-                if cost_model(entry.value).previewed
-            }
-        return self._compiled
+        return self.drafts.draft(self.model, {**self.applied.kept, **kept}, reselect)
 
     def apply(self, plan: Plan, optimizer: Optimizers | None = None, copies: Iterable[nn.Module] = ()) -> Plan:
         """Applies a plan that this graph drafted to the model, on top of what was applied before.

@@ -59,6 +59,7 @@ CORE = [
     "folding",
     "origins",
     "rescale",
+    "drafting",
     "report",
     "unwrapped",
     "numbering",

@@ -1,0 +1,99 @@
+"""Drafts: choices of units made into proven plans, with everything that a plan says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from prunekit_core import layout as layouts
+from prunekit_core.analysis import Analysis
+from prunekit_core.costs import Compiled, compiled_cost, cost_model
+from prunekit_core.edits import GroupCut, ParameterCut, Swap
+from prunekit_core.ladder import Knowledge, Rehearsed, Reselect, rehearse
+from prunekit_core.plan import Plan
+from prunekit_core.registry import Registry
+from prunekit_core.rescale import find_rescales
+from prunekit_core.surgery import other_names
+
+
+class Drafts:
+    """Makes plans for one analysed model by rehearsing on its shadow.
+
+    Args:
+        analysis: The model as analysed.
+        registry: Where rules, layer types and cost models are found.
+
+    Attributes:
+        knowledge: What rehearsals have found out so far.
+    """
+
+    def __init__(self, analysis: Analysis, registry: Registry) -> None:
+        self.analysis, self.registry = analysis, registry
+        self.knowledge = Knowledge()
+        self._compiled: dict[str, Compiled] | None = None
+
+    def draft(self, model: nn.Module, kept: Mapping[str, tuple[int, ...]], reselect: Reselect | None = None) -> Plan:
+        """Makes a proven plan from the model as it was at analysis.
+
+        Args:
+            model: The model as it is now; its names of tensors are noted.
+            kept: All kept units per group, as numbered at analysis.
+            reselect: Chooses units anew when the program needs another number; None if the choice is fixed.
+
+        Raises:
+            RehearsalError: The program can't express the cut.
+        """
+        rehearsed = rehearse(self.analysis, self.registry, self.knowledge, kept, reselect)
+        parameters = self._parameters(model, rehearsed)
+        rescales, notes = find_rescales(self.analysis, self.registry.op_rules, rehearsed)
+        cut = rehearsed.kept
+        return Plan(
+            cuts=tuple(GroupCut(g.name, g.size, cut[g.name]) for g in self.analysis.groups.values() if g.name in cut),
+            parameters=parameters,
+            edits=rehearsed.edits,
+            rescales=rescales,
+            swaps=self._swaps(parameters, rehearsed),
+            notes=notes,
+            costs=self._costs,
+            sizes=self._sizes(),
+        )
+
+    def _parameters(self, model: nn.Module, rehearsed: Rehearsed) -> tuple[ParameterCut, ...]:
+        aliases, stored = other_names(model), set(model.state_dict(keep_vars=True))
+        return tuple(
+            ParameterCut(name, parameter.shape, parameter.dims, aliases.get(name, ()), name in stored)
+            for name, parameter in self.analysis.parameters.items()
+            if any(group in rehearsed.kept for dim in parameter.dims for group in layouts.groups_of(dim))
+        )
+
+    def _swaps(self, parameters: Sequence[ParameterCut], rehearsed: Rehearsed) -> tuple[Swap, ...]:
+        """The replacements of layers in which something changes."""
+        changed = {cut.parameter.rpartition(".")[0] for cut in parameters} | {edit.module for edit in rehearsed.edits}
+        return tuple(
+            Swap(path, name)
+            for path, name in self.analysis.swaps
+            if any(module == path or module.startswith(path + ".") for module in changed)
+        )
+
+    def _sizes(self) -> dict[str, tuple[int, int]]:
+        return {
+            name: (math.prod(p.shape), -p.itemsize if p.buffer else p.itemsize)
+            for name, p in self.analysis.parameters.items()
+        }
+
+    def _costs(self, kept: Mapping[str, Sequence[int]]) -> dict[str, tuple[float, float]]:
+        sizes = {name: len(units) for name, units in kept.items()}
+        return {name: (cost({}), cost(sizes)) for name, cost in self._compiled_costs().items()}
+
+    def _compiled_costs(self) -> dict[str, Compiled]:
+        """The costs that every preview shows, as functions of group sizes."""
+        if self._compiled is None:
+            table = self.registry.entries("prunekit_budgets")
+            self._compiled = {
+                name: compiled_cost(self.registry, name, self.analysis)
+                for name, entry in table.items()
+                if cost_model(entry.value).previewed
+            }
+        return self._compiled
