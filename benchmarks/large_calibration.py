@@ -57,7 +57,7 @@ def empty(sizes: Sizes) -> Llama:
 
 
 def memory(place: Path, sizes: Sizes) -> None:
-    model = pk.load(Llama(sizes).eval(), place / "dense")
+    model = pk.load(empty(sizes), place / "dense", assign=True)
     pk.calibrate(model, batches(sizes)).save(place / "memory.safetensors")
 
 

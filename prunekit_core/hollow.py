@@ -10,6 +10,8 @@ are gone after it, unless the program goes on with a view of them. What is relie
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +23,10 @@ from torch.utils import _pytree as pytree
 
 Fill = Callable[[str], torch.Tensor]
 """Reads the values of a parameter or buffer by its canonical name: a tensor of its own memory."""
+
+
+_TRIM = 64 * 2**20
+"""Bytes that are read between two calls of glibc to give back what it holds."""
 
 
 def device_for(model: nn.Module) -> torch.device:
@@ -42,6 +48,10 @@ class Hollows:
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._fill, self.device = fill, device
         self._alive: dict[int, tuple[StorageWeakRef, str, torch.Size]] = {}
+        # tensors of many sizes that come and go leave glibc's memory in pieces, which it keeps: half a gigabyte in
+        # `benchmarks/large_calibration.py`, where 0.1 are needed; other allocators have no such function
+        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+        self._read = 0
 
     def make(self, tensor: torch.Tensor, *, parameter: bool) -> torch.Tensor:
         """Makes the hollow tensor that stands for one on the meta device."""
@@ -57,6 +67,10 @@ class Hollows:
 
     def read(self, name: str, like: torch.Tensor) -> torch.Tensor:
         """Reads the values of one of them, in its dtype and on its device."""
+        self._read += like.nbytes
+        if self._trim is not None and self._read > _TRIM:
+            self._trim(0)
+            self._read = 0
         with torch.inference_mode(False), torch.no_grad():  # an ordinary tensor, as a parameter is
             return self._fill(name).to(self.device, like.dtype)
 
