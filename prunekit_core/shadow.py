@@ -255,6 +255,7 @@ class Shadow:
 
     Attributes:
         module: The copy.
+        valued: Whether the model has values: none of its parameters is on the meta device.
         hollows: What stands for tensors on the meta device; None where they stay as they are.
         names: Identity of each of its parameters and buffers to the canonical name.
         modules: Its modules by dotted path.
@@ -266,6 +267,7 @@ class Shadow:
 
     def __init__(self, model: nn.Module, *, fake: bool, hollows: Hollows | None = None) -> None:
         self.hollows = hollows
+        self.valued = not any(parameter.is_meta for parameter in model.parameters())
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
         self.fakes = None if self.fake_mode is None else Fakes(self.fake_mode)
         self.notes: list[str] = []

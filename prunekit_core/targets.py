@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -17,6 +18,7 @@ from prunekit_core.plan import Plan
 from prunekit_core.pruner import BasePruner
 from prunekit_core.registry import Registry
 from prunekit_core.selection import Scope
+from prunekit_core.trials import Trials
 
 Target = Mapping[str, float | str]
 """Cost model to what should be left of it: a fraction of the original (a number up to one), or an absolute value."""
@@ -32,6 +34,11 @@ _STRONGEST = 1.0 - 1e-6
 _ATTEMPTS = 6
 _NEAR = 0.1
 """How near a measured cost comes to its target."""
+_HALVINGS = 4
+
+
+class OutOfReachError(ArgumentError):
+    """Not even the smallest model meets a target."""
 
 
 def check_target(target: Target, registry: Registry) -> None:
@@ -57,8 +64,7 @@ def allowance(model: CostModel, name: str, value: float | str, dense: float) -> 
     Raises:
         ArgumentError: The value is no positive number, or a text that can't be read.
     """
-    relative = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
-    if relative:
+    if _is_fraction(value):
         return float(value) * dense
     try:
         found = math.nan if isinstance(value, bool) else model.absolute(value)
@@ -72,6 +78,10 @@ def allowance(model: CostModel, name: str, value: float | str, dense: float) -> 
             hint="up to 1 it is what is left of the original, above 1 an absolute value; a text may have a unit",
         )
     return found
+
+
+def _is_fraction(value: float | str) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
 
 
 @attrs.frozen(eq=False)
@@ -121,7 +131,7 @@ class Budget:
         sizes = {**self.base, **units}
         return all(cost(sizes) <= self.allowed[name] * (1 + 1e-9) for name, cost in self.costs.items())
 
-    def refuse(self, smallest: Mapping[str, int]) -> ArgumentError:
+    def refuse(self, smallest: Mapping[str, int]) -> OutOfReachError:
         """Words the error for a target that not even the smallest selection meets."""
         reached, wanted = [], []
         for name, cost in self.spent(smallest).items():
@@ -129,7 +139,7 @@ class Budget:
             share = f" ({cost / dense:.1%} of {model.text(dense)})" if dense else ""
             reached.append(f"{name}={model.text(cost)}{share}")
             wanted.append(f"{name}={model.text(self.allowed[name])}")
-        return ArgumentError(
+        return OutOfReachError(
             "The target can't be reached.",
             why=f"the smallest model has {', '.join(reached)}; asked for {', '.join(wanted)}",
             hint="ask for more, or let more go: ignored_layers, max_pruning_ratio, round_to and stated ratios hold; "
@@ -163,11 +173,27 @@ def plan_to_target(
     Raises:
         ArgumentError: The target is wrong, or not even the smallest reachable model meets it.
     """
-    budget = Budget.of(pruner, target)
+    budget = _corrected(pruner, target, Budget.of(pruner, target))
     plan = _planned(pruner, budget, family, select)
     if not any(model.measured for model in budget.models.values()):
         return plan
     return _measured(pruner, target, budget, plan, lambda changed: _planned(pruner, changed, family, select))
+
+
+def _corrected(pruner: BasePruner, target: Target, budget: Budget) -> Budget:
+    """Corrects the predictions of measured costs by what the model takes now, where an absolute value is asked for."""
+    graph, costs, dense = pruner.graph, dict(budget.costs), dict(budget.dense)
+    for name, model in budget.models.items():
+        if model.measured and not _is_fraction(target[name]):
+            taken, _ = model.measure(graph.model, graph.model, graph.analysis.recordings[0].example)
+            factor = taken / costs[name](budget.base)
+            costs[name] = functools.partial(_scaled, costs[name], factor)
+            dense[name] *= factor
+    return attrs.evolve(budget, costs=costs, dense=dense)
+
+
+def _scaled(cost: Compiled, factor: float, sizes: Mapping[str, int]) -> float:
+    return factor * cost(sizes)
 
 
 def _planned(pruner: BasePruner, budget: Budget, family: FamilyMaker, select: Selector | None) -> Plan:
@@ -192,9 +218,9 @@ def _measured(pruner: BasePruner, target: Target, budget: Budget, plan: Plan, re
     of what was predicted and what was measured.
     """
     best: tuple[float, Plan] | None = None
-    factors: dict[str, float] = {}
+    trials = {name: Trials() for name, model in budget.models.items() if model.measured}
     for attempt in range(_ATTEMPTS):
-        checks = _checks(pruner, target, budget, plan, factors)
+        checks = _checks(pruner, target, budget, plan, trials)
         worst = max(checks, key=lambda check: check.used)
         off = abs(worst.used - 1) if plan.cuts or worst.used > 1 else 0.0
         if best is None or off < best[0]:
@@ -202,15 +228,26 @@ def _measured(pruner: BasePruner, target: Target, budget: Budget, plan: Plan, re
             best = off, attrs.evolve(plan, notes=(*plan.notes, *notes))
         if off <= _NEAR:
             break
-        factors = {check.name: check.found / check.counted for check in checks}
-        nearer = {check.name: check.allowed / factors[check.name] for check in checks}
-        allowed = {name: min(value, budget.dense[name]) for name, value in nearer.items()}
-        budget = attrs.evolve(budget, allowed={**budget.allowed, **allowed})
-        before, plan = plan, replan(budget)
-        if plan == before:
+        wanted = {name: min(found.wanted(), budget.dense[name]) for name, found in trials.items()}
+        changed = _replanned(budget, wanted, replan)
+        if changed is None or changed[1] == plan:
             break
+        budget, plan = changed
     assert best is not None
     return best[1]
+
+
+def _replanned(
+    budget: Budget, wanted: Mapping[str, float], replan: Callable[[Budget], Plan]
+) -> tuple[Budget, Plan] | None:
+    """Plans for corrected limits; halfway there, where by the prediction not even the smallest model meets them."""
+    for _ in range(_HALVINGS):
+        changed = attrs.evolve(budget, allowed={**budget.allowed, **wanted})
+        try:
+            return changed, replan(changed)
+        except OutOfReachError:
+            wanted = {name: math.sqrt(value * budget.allowed[name]) for name, value in wanted.items()}
+    return None
 
 
 @attrs.frozen
@@ -220,8 +257,7 @@ class _Check:
     Attributes:
         name: The cost model.
         model: The same.
-        counted: What the compiled cost says.
-        predicted: The same, corrected by how far off it was the last time: for the model itself, or the last plan.
+        predicted: What the compiled cost says, corrected by what the model and earlier plans took.
         found: What it costs.
         allowed: What it may cost.
         before: What the model costs.
@@ -229,7 +265,6 @@ class _Check:
 
     name: str
     model: CostModel
-    counted: float
     predicted: float
     found: float
     allowed: float
@@ -252,20 +287,20 @@ class _Check:
 
 
 def _checks(
-    pruner: BasePruner, target: Target, budget: Budget, plan: Plan, factors: Mapping[str, float]
+    pruner: BasePruner, target: Target, budget: Budget, plan: Plan, trials: Mapping[str, Trials]
 ) -> list[_Check]:
     graph = pruner.graph
     step = plan.since(graph.applied) if graph.applied.cuts else plan
     small = step.apply(copy.deepcopy(graph.model), registry=pruner.registry)
     found = []
-    for name, model in budget.models.items():
-        if model.measured:
-            before, after = model.measure(graph.model, small, graph.analysis.recordings[0].example)
-            off = before / budget.costs[name](budget.base)
-            allowed = allowance(model, name, target[name], budget.dense[name] * off)
-            counted = budget.costs[name]({cut.group: len(cut.kept) for cut in plan.cuts})
-            predicted = counted * factors.get(name, off)
-            found.append(_Check(name, model, counted, predicted, after, allowed, before))
+    for name, known in trials.items():
+        model, cost = budget.models[name], budget.costs[name]
+        before, after = model.measure(graph.model, small, graph.analysis.recordings[0].example)
+        whole, counted = cost(budget.base), cost({cut.group: len(cut.kept) for cut in plan.cuts})
+        allowed = allowance(model, name, target[name], budget.dense[name] * before / whole)
+        known.add(whole, before / allowed)
+        found.append(_Check(name, model, known.expected(counted) * allowed, after, allowed, before))
+        known.add(counted, after / allowed)
     return found
 
 

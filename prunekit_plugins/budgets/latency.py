@@ -236,10 +236,9 @@ class LatencyCost(CostModel):
 
 
 def _device(analysis: Analysis) -> torch.device:
-    device = next((tensor.device for tensor in analysis.shadow.tensors().values()), torch.device("cpu"))
-    if device.type == "meta":
+    if not analysis.shadow.valued:
         raise ArgumentError("The latency of a model without values can't be measured.", where="the meta device")
-    return device
+    return next((tensor.device for tensor in analysis.shadow.tensors().values()), torch.device("cpu"))
 
 
 latency = LatencyCost()

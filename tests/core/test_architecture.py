@@ -90,6 +90,7 @@ CORE = [
     "siblings",
     "scopes",
     "pruner",
+    "trials",
     "targets",
     "curves",
     "measuring",

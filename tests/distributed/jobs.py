@@ -48,13 +48,15 @@ def plans(world: int) -> Any:
 
 
 def whole_group_scores(world: int) -> None:
-    """Scores of sharded weights are those of whole ones, to the last bit."""
+    """Scores of sharded weights are those of whole ones: on a CPU, where strides don't change sums, to the last bit."""
     alone = pk.BasePruner(toys.weights(), toys.IMAGES[:2])
     pruner, _ = sharded()
     expected, found = alone.scores(alone.scopes()), pruner.scores(pruner.scopes())
     assert expected.keys() == found.keys()
     for name, values in expected.items():
-        assert torch.equal(values, found[name]), name
+        if toys.DEVICE.type == "cpu":
+            assert torch.equal(values, found[name]), name
+        torch.testing.assert_close(found[name], values, rtol=1e-6, atol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def regularized(world: int) -> None:

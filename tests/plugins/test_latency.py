@@ -196,4 +196,49 @@ def test_a_model_without_values_is_refused() -> None:
     with torch.device("meta"):
         model, x = Chain(4, 8, 3), torch.randn(1, 4)
     with pytest.raises(pk.ArgumentError, match="without values can't be measured"):
-        pk.prune(model, x, target={"latency": 0.5})
+        pk.prune(model, x, target={"latency": 0.5}, importance="random")
+
+
+class Flat(Skewed):
+    """Predicts a large part that no cut takes away, and "measures" none of it, as launches on a GPU do."""
+
+    def compile(self, analysis: pk.Analysis) -> pk.Compiled:
+        counted = macs.compile(analysis)
+        return lambda sizes: 40_000 + counted(sizes)
+
+    def real(self, model: nn.Module) -> float:
+        return float(sum(layer.weight.numel() for layer in model.layers))
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("share", [0.7, 0.5, 0.42])
+def test_predictions_that_end_too_early_are_corrected_bit_by_bit(share: float, absolute: bool) -> None:
+    """By the prediction about 0.37 of the cost stay whatever goes; really next to nothing does."""
+    cost, model = Flat(), Chain(40, 300, 200, 10)
+    dense = cost.real(model)
+    goal = share * dense
+    result = pk.prune(model, torch.randn(1, 40), target={"ticks": goal if absolute else share}, registry=registry(cost))
+    assert 0.9 <= cost.real(model) / goal <= 1.1
+    assert "of what was asked for" not in str(result.report)
+
+
+def test_what_can_t_be_reached_is_refused_in_what_the_model_takes() -> None:
+    cost, model = Flat(), Chain(40, 300, 200, 10)
+    dense = cost.real(model)
+    with pytest.raises(pk.ArgumentError, match=f"of {dense:,.0f} ticks\\); asked for ticks=500 ticks"):
+        pk.prune(model, torch.randn(1, 40), target={"ticks": 500}, registry=registry(cost))
+    assert cost.real(model) == dense
+
+
+def test_runs_are_queued_on_an_accelerator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Waiting after every run would count the way there and back for each operation of a model."""
+    events: list[str] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: events.append("wait"))
+    times = iter(range(100))
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    table = Timetable(torch.device("mps"), tmp_path)
+    assert table.measure("one", lambda: events.append("run")) == 0.1
+    assert events == ["run", *["wait", *["run"] * 10, "wait"] * 3]
+    on_cpu = Timetable(CPU, tmp_path)
+    assert on_cpu.measure("one", lambda: None) == 1.0
+    assert on_cpu.path != table.path
