@@ -162,32 +162,37 @@ class Gatherer:
             self._put("cross", torch.matmul(x.transpose(1, 2), y))
 
     def _put(self, name: str, values: torch.Tensor) -> None:
-        known = self._sums.get(name)
-        if known is None:
-            self._sums[name] = values.double()
-        else:
-            known += values
+        self._total(name, values.shape, values.device).add_(values)
+
+    def _total(self, name: str, shape: Sequence[int], device: torch.device) -> torch.Tensor:
+        """Returns what adds up, which can be changed when the forward is over."""
+        if name not in self._sums:
+            with torch.inference_mode(False):
+                self._sums[name] = torch.zeros(shape, dtype=torch.float64, device=device)
+        return self._sums[name]
 
     def _products(self, x: torch.Tensor) -> None:
         """Adds products of features, the lower triangle of blocks only: half of the work and little extra memory."""
         groups, _, width = x.shape
-        total = self._sums.get("products")
-        if total is None:
-            total = self._sums["products"] = torch.zeros(groups, width, width, dtype=torch.float64, device=x.device)
+        total = self._total("products", (groups, width, width), x.device)
         for start in range(0, width, _COLUMNS):
             stop = min(start + _COLUMNS, width)
             total[:, start:stop, :stop] += torch.matmul(x[:, :, start:stop].transpose(1, 2), x[:, :, :stop])
 
     def moments(self) -> Moments | None:
-        """Returns the moments of all samples so far; None when there were none."""
+        """Returns the moments of all samples, None when there were none; call it once, at the end.
+
+        Products become covariances where they are: for a wide layer there is no room for both.
+        """
         if self._shifts is None:
             return None
         n, sums = self.count, self._sums
+        self._sums = {}
         mean = sums["sum"] / n
         shift, wide = self._shifts
         covariance = target_mean = target_variance = cross = None
         if self.covariance:
-            covariance = sums["products"] / n
+            covariance = sums["products"].div_(n)
             width = covariance.shape[1]
             for start in range(_COLUMNS, width, _COLUMNS):
                 stop = min(start + _COLUMNS, width)
@@ -201,6 +206,6 @@ class Gatherer:
         if wide is not None:
             target_mean = sums["target_sum"] / n
             target_variance = (sums["target_squares"] / n - target_mean.square()).clamp(min=0)
-            cross = sums["cross"] / n - mean[:, :, None] * target_mean[:, None, :]
+            cross = sums["cross"].div_(n).sub_(mean[:, :, None] * target_mean[:, None, :])
             target_mean = target_mean + wide[:, 0].double()
         return Moments(n, mean + shift[:, 0].double(), variance, covariance, target_mean, target_variance, cross)

@@ -116,6 +116,18 @@ def test_a_large_mean_costs_no_digits_and_blocks_join() -> None:
     assert (found.covariance[0] - expected).abs().max() < 1e-6 * expected.max()
 
 
+def test_products_become_the_covariance_where_they_are() -> None:
+    """A wide layer has no room for both."""
+    gatherer = Gatherer(covariance=True)
+    with torch.inference_mode():  # as while a model is watched
+        gatherer.add(torch.randn(1, 50, 7))
+    place = gatherer._sums["products"].data_ptr()
+    found = gatherer.moments()
+    assert found is not None
+    assert found.covariance is not None
+    assert found.covariance.data_ptr() == place
+
+
 def test_cross_moments() -> None:
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 50, 6, generator=generator) + 2, torch.randn(2, 50, 3, generator=generator) - 5
