@@ -12,6 +12,9 @@ from torch import nn
 def select_positions(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]) -> torch.Tensor:
     """Returns the kept part of a tensor: one ``index_select`` per dim, the dim that loses most first.
 
+    A large tensor that loses something in several dims is cut in pieces: what is left after one dim, which may be
+    nearly all of it, is never there as a whole.
+
     Args:
         tensor: Any tensor.
         positions: Dim to the positions that stay, int64 ``[kept]``, ascending.
@@ -19,12 +22,31 @@ def select_positions(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]
     order: Iterable[int] = positions
     if len(positions) > 1:
         shape = tensor.shape
+        if tensor.numel() > 2 * _PIECE and type(tensor) in (torch.Tensor, nn.Parameter) and not tensor.is_meta:
+            return _select_in_pieces(tensor, positions)
         order = sorted(positions, key=lambda d: (positions[d].numel() / max(1, shape[d]), d))
     device, result = tensor.device, tensor
     for dim in order:
         kept = positions[dim]
         result = result.index_select(dim, kept if kept.device == device else kept.to(device))
     return result
+
+
+def _select_in_pieces(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]) -> torch.Tensor:
+    outer, *others = sorted(positions)
+    moved = {dim: kept.to(tensor.device) for dim, kept in positions.items()}
+    result = tensor.new_empty([moved[dim].numel() if dim in moved else size for dim, size in enumerate(tensor.shape)])
+    pieces = -(-tensor.numel() // _PIECE)
+    for part, into in zip(moved[outer].chunk(pieces), result.chunk(pieces, outer), strict=True):
+        piece = tensor.index_select(outer, part)
+        for dim in others:
+            piece = piece.index_select(dim, moved[dim])
+        into.copy_(piece)
+    return result
+
+
+_PIECE = 2**19
+"""About how many elements of the tensor go into a piece."""
 
 
 def shrink_tensor(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]) -> None:

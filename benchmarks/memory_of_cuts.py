@@ -1,0 +1,51 @@
+"""Measures the memory that applying a plan needs on top, for the classification models of torchvision.
+
+    python benchmarks/memory_of_cuts.py                      all below 700 MB, 10 % of the units removed
+    python benchmarks/memory_of_cuts.py --ratio 0.5 vgg11 resnet50
+
+Where little is removed, what is left after the first of two dims is nearly as large as the tensor itself, so small
+ratios are the hard ones. Peak and rise are explained at `worker.extra_memory`; both are given as parts of the two
+largest parameters together, and the last line counts the models where the peak exceeds them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+
+import torch
+import torchvision
+from worker import extra_memory
+
+import prunekit_core as pk
+
+LARGEST = 700e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Memory that applying a plan needs on top.")
+    parser.add_argument("models", nargs="*", help="names of torchvision; all classification models if none is given")
+    parser.add_argument("--ratio", type=float, default=0.1, help="part of the units that is removed (0.1)")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    over, count = 0, 0
+    for name in options.models or torchvision.models.list_models(torchvision.models):
+        more = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        with torch.device("meta"):
+            small = sum(p.numel() * p.element_size() for p in torchvision.models.get_model(name, **more).parameters())
+        if small > LARGEST:
+            print(f"{name:24s} left out: {small / 1e6:.0f} MB", flush=True)
+            continue
+        model = torchvision.models.get_model(name, **more).eval()
+        side = 299 if name == "inception_v3" else 224
+        plan = pk.BasePruner(model, torch.zeros(1, 3, side, side), "random", pruning_ratio=options.ratio).plan()
+        two = sum(sorted((p.numel() * p.element_size() for p in model.parameters()), reverse=True)[:2])
+        peak, rise = extra_memory(plan, model)
+        print(f"{name:24s} {small / 1e6:6.0f} MB  peak {peak / two:.2f}  rise {rise / two:.2f}", flush=True)
+        over, count = over + (peak > two), count + 1
+    print(f"{over} of {count} need more than the two largest parameters")
+
+
+if __name__ == "__main__":
+    main()
