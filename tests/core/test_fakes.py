@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from prunekit_core.fakes import Fakes
 
+CPU = torch.device("cpu")
 DEVICES = ["cpu", "meta", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA"))]
 
 
@@ -46,3 +50,24 @@ def test_copied_fakes_give_no_memory_away() -> None:
     for _ in range(2):
         with pytest.raises(RuntimeError, match="data pointer"):
             fakes.make(torch.empty(2, device="meta"), torch.device("cpu")).data_ptr()
+
+
+def lacking(*_: Any) -> Any:
+    raise AttributeError("another version of PyTorch")
+
+
+def other(*_: Any) -> Any:
+    return FakeTensor(FakeTensorMode(), torch.empty(1, device="meta"), CPU)
+
+
+@pytest.mark.parametrize("copied", [lacking, other])
+def test_where_copies_are_made_otherwise_the_constructor_is_called(
+    monkeypatch: pytest.MonkeyPatch, copied: Callable[..., Any]
+) -> None:
+    """Another version of PyTorch may lack what copies need, or have constructors that set more."""
+    mode = FakeTensorMode()
+    monkeypatch.setattr(Fakes, "_copy", copied)
+    fakes = Fakes(mode)
+    for meta in metas():
+        fake = fakes.make(meta, CPU)
+        assert (fake.shape, fake.dtype, fake.fake_mode) == (meta.shape, meta.dtype, mode)
