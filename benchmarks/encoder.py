@@ -40,6 +40,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "reconstruction + least squares": {"importance": "reconstruction"},
     "reconstruction + least squares, one stage": {"importance": "reconstruction", "stages": 1},
     "variance + least squares, one stage": {"importance": "activation_variance", "stages": 1},
+    "reconstruction + least squares, in order": {"importance": "reconstruction", "stages": 12},
     "prune(calibration=...)": {},
 }
 

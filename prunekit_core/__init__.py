@@ -28,7 +28,7 @@ from prunekit_core.chooser import Chooser, Counts, Tie
 from prunekit_core.compensation import Compensation, compensate
 from prunekit_core.config import Config
 from prunekit_core.constants import absorb_constants
-from prunekit_core.consumers import Centring, Reading, Site, centres, reads
+from prunekit_core.consumers import Addition, Centring, Reading, Site, adds, centres, reads
 from prunekit_core.conversion import prune_checkpoint
 from prunekit_core.costs import Compiled, CostModel, compile_sum, group_sizes
 from prunekit_core.curves import Curve, Sensitivity
@@ -90,6 +90,7 @@ from prunekit_core.trace import Operation, Trace
 
 __all__ = [
     "HOOKS",
+    "Addition",
     "Alignment",
     "Analysis",
     "ArgumentError",
@@ -180,6 +181,7 @@ __all__ = [
     "UnsupportedModelError",
     "Verb",
     "absorb_constants",
+    "adds",
     "as_polynomial",
     "auto_alignment",
     "calibrate",

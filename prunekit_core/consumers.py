@@ -90,6 +90,34 @@ def centres(centring: Centring) -> Callable[[Rule], Rule]:
 
 
 @attrs.frozen
+class Addition:
+    """How an operation adds two tensors.
+
+    Attributes:
+        first, second: Names of the arguments that are added.
+        factor: Name of the argument that the second one is multiplied by, where it isn't one.
+    """
+
+    first: str
+    second: str
+    factor: str
+
+
+def adds(addition: Addition) -> Callable[[Rule], Rule]:
+    """Makes a rule with the same ties that also says what the operation adds."""
+
+    def mark(rule: Rule) -> Rule:
+        @functools.wraps(rule)
+        def marked(call: OpCall) -> Outputs:
+            return rule(call)
+
+        marked.__dict__["addition"] = addition
+        return marked
+
+    return mark
+
+
+@attrs.frozen
 class Site:
     """The (part of a) parameter that a consumer multiplies by, as a matrix ``[groups, outputs, features]``.
 

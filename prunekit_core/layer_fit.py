@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import attrs
 import torch
 
@@ -16,7 +18,8 @@ class LayerFit:
     """One consumer of the pruned model, ``y = W x + b`` for each group, and moments of what it reads and should give.
 
     The targets are the outputs of the same consumer in the original model, those rows of it that stay; what it reads is
-    what the pruned model produces now. All tensors are float64.
+    what the pruned model produces now. Where all that it puts out goes into a sum, the targets are what that sum was in
+    the original, less what it is added to now. All tensors are float64.
 
     Attributes:
         name: Name of its site in the pruned model.
@@ -25,6 +28,9 @@ class LayerFit:
         movable: Whether another offset can be had: in its bias, or in the mean that a norm subtracts next.
         fit: Moments of features and targets on the samples to fit on.
         held: The same on samples that are held out; None if there were none.
+        earlier: Moments of what it read in the original, less the removed features, and put out there, on the samples
+            to fit on; None where they weren't gathered.
+        earlier_held: The same on samples that are held out.
         lost_weight: Tensor ``[groups, outputs, lost]``: the original's weight of the features that were removed.
         lost_mean: Tensor ``[groups, lost]``: their mean in the original.
         lost_variance: Tensor ``[groups, lost]``: their variance.
@@ -39,6 +45,8 @@ class LayerFit:
     lost_weight: torch.Tensor
     lost_mean: torch.Tensor
     lost_variance: torch.Tensor
+    earlier: Moments | None = None
+    earlier_held: Moments | None = None
 
     def error(self, weight: torch.Tensor, offset: torch.Tensor, moments: Moments | None = None) -> float:
         """Returns the mean squared error of a weight and an offset, relative to the variance of the targets.
@@ -65,6 +73,16 @@ class LayerFit:
     def whole(self) -> Moments:
         """Returns the moments of all samples, those that are held out among them."""
         return self.fit if self.held is None else merge(self.fit, self.held)
+
+    def both(self) -> tuple[Moments, Moments]:
+        """Returns the moments of what it reads now and of what it read earlier together.
+
+        Returns:
+            Those of the samples to fit on, and those of all samples.
+        """
+        parts = [part for part in (self.earlier, self.earlier_held) if part is not None]
+        training = self.fit if self.earlier is None else merge(self.fit, self.earlier)
+        return training, functools.reduce(merge, parts, self.whole())
 
     def mean_error(self, weight: torch.Tensor, moments: Moments) -> torch.Tensor:
         """Returns what must be added to the product so that its mean is that of the targets: ``[groups, outputs]``."""

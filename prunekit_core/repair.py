@@ -13,18 +13,16 @@ from torch import nn
 
 from prunekit_core.batches import Batch, Batches
 from prunekit_core.errors import PlanError, PluginError
+from prunekit_core.gathering import Gathered, Pair, gather
 from prunekit_core.layer_fit import Kinship, LayerFit
-from prunekit_core.moments import Gatherer, Moments, doubts
+from prunekit_core.moments import Moments, doubts
 from prunekit_core.outputs import output_tensors
 from prunekit_core.plan import Plan
 from prunekit_core.reading import Scratch
 from prunekit_core.registry import Registry
 from prunekit_core.surgery import named_tensors, replace_values
-from prunekit_core.uses import Consumer, find_consumers
-from prunekit_core.watching import Enough, Seen, Watched
-
-HOLD_OUT = 5
-"""One example in this many is held out."""
+from prunekit_core.uses import find_consumers
+from prunekit_core.watching import Seen, Watched
 
 
 @attrs.frozen
@@ -48,28 +46,6 @@ class LayerRepair:
     def __str__(self) -> str:
         detail = f", {self.detail}" if self.detail else ""
         return f"{self.consumer}: {self.method}, error {self.before:.3g} -> {self.after:.3g}{detail}"
-
-
-@attrs.frozen(eq=False)
-class _Pair:
-    """A consumer of the pruned model with its counterpart in the original."""
-
-    before: Consumer
-    after: Consumer
-    kinship: Kinship
-
-
-@attrs.define(eq=False)
-class _Gathered:
-    fit: Gatherer
-    held: Gatherer
-    lost: Gatherer
-
-    def add(self, features: torch.Tensor, targets: torch.Tensor, examples: torch.Tensor) -> None:
-        """Adds samples of some examples: one example in `HOLD_OUT` is held out."""
-        held = (examples % HOLD_OUT == HOLD_OUT - 1).to(features.device)
-        self.fit.add(features[:, ~held], targets[:, ~held])
-        self.held.add(features[:, held], targets[:, held])
 
 
 class Repair:
@@ -154,7 +130,7 @@ class Repair:
                 size += float(a.square().sum())
         return wrong / size if size else float("nan")
 
-    def _find_pairs(self) -> list[_Pair]:
+    def _find_pairs(self) -> list[Pair]:
         batch = next(iter(self.batches()))
         before = find_consumers(self._original, batch)
         after = find_consumers(self._watched(), batch)
@@ -177,7 +153,7 @@ class Repair:
             if old.places != new.places:
                 self.left[new.site.name] = "the places at which it works were cut as well, so they can't be compared"
                 continue
-            pairs.append(_Pair(old, new, kinship))
+            pairs.append(Pair(old, new, kinship))
         return pairs
 
     # -- problems
@@ -198,61 +174,15 @@ class Repair:
         for number in range(stages):
             chosen = levels[number * count // stages : (number + 1) * count // stages]
             part = [pair for pair in self._pairs if pair.after.level in chosen]
-            gathered = self._gather(part, lost=lost)
+            gathered = gather(part, self._original, self._watched(), self.batches(), lost=lost)
             for pair in part:
                 problem = self._problem(pair, gathered.pop(pair.after.site.name), lost=lost)
                 if problem is not None:
                     yield problem
 
-    def _gather(self, part: Sequence[_Pair], *, lost: bool) -> dict[str, _Gathered]:
-        found = {
-            pair.after.site.name: _Gathered(
-                Gatherer(covariance=True), Gatherer(covariance=True), Gatherer(covariance=False)
-            )
-            for pair in part
-        }
-        of_order = {order: pair for pair in part for order in pair.after.orders}
-        first = min(pair.after.level for pair in part)
-        last = max(of_order)
-        last_read = max(order for order, pair in of_order.items() if pair.after.level == first)
-        watched = self._watched()
-        examples = 0
-        for batch in self.batches():
-            targets: dict[int, torch.Tensor] = {}
-
-            def note(seen: Seen, targets: dict[int, torch.Tensor] = targets, base: int = examples) -> None:
-                pair = of_order.get(seen.order)
-                if pair is not None:
-                    both, later = found[pair.after.site.name], pair.after.level != first
-                    if not later:
-                        targets[seen.order] = pair.kinship.kept_outputs(seen.output, seen.channel_dim).clone()
-                    for chunk in seen.chunks(seen.output) if lost or later else ():
-                        assert chunk.targets is not None
-                        if lost:
-                            both.lost.add(chunk.features)
-                        if later:
-                            kept = pair.kinship.kept_samples(chunk.features, chunk.targets)
-                            both.add(*kept, chunk.examples + base)
-                if seen.order == last:
-                    raise Enough
-
-            def add(seen: Seen, targets: dict[int, torch.Tensor] = targets, base: int = examples) -> None:
-                if seen.order in targets:
-                    both = found[of_order[seen.order].after.site.name]
-                    for chunk in seen.chunks(targets.pop(seen.order)):
-                        assert chunk.targets is not None
-                        both.add(chunk.features, chunk.targets, chunk.examples + base)
-                if seen.order == last_read:
-                    raise Enough
-
-            self._original.run(batch, note)
-            watched.run(batch, add)
-            examples += batch.size
-        return found
-
-    def _problem(self, pair: _Pair, gathered: _Gathered, *, lost: bool) -> LayerFit | None:
+    def _problem(self, pair: Pair, gathered: Gathered, *, lost: bool) -> LayerFit | None:
         site, kinship = pair.after.site, pair.kinship
-        fit, held = gathered.fit.moments(), gathered.held.moments()
+        fit, held = gathered.now.fit.moments(), gathered.now.held.moments()
         if fit is None:
             fit, held = held, None
         if fit is None:
@@ -278,10 +208,12 @@ class Repair:
             lost_weight,
             empty if seen is None else kinship.lost_features(seen.mean),
             empty if seen is None else kinship.lost_features(seen.variance),
+            gathered.earlier.fit.moments(),
+            gathered.earlier.held.moments(),
         )
 
-    def _doubt(self, name: str, gathered: _Gathered, width: int) -> None:
-        found = doubts(name, (gathered.fit, gathered.held), width)
+    def _doubt(self, name: str, gathered: Gathered, width: int) -> None:
+        found = doubts(name, (gathered.now.fit, gathered.now.held), width)
         self.notes.extend(line for line in found if line not in self.notes)
 
     # -- writing
@@ -329,7 +261,7 @@ class Repair:
         """
         self.repairs.append(LayerRepair(name, self._method, before, after, detail))
 
-    def _move(self, pair: _Pair, change: torch.Tensor) -> None:
+    def _move(self, pair: Pair, change: torch.Tensor) -> None:
         if pair.after.bias:
             run, values = self._run(pair.after.bias)
             run += change.flatten().to(run)

@@ -338,6 +338,10 @@ class RuleTable:
         """Returns what the operation's rule says about the mean that it subtracts (a `Centring`), if anything."""
         return getattr(self.find(op), "centring", None)
 
+    def addition(self, op: Any) -> Any:
+        """Returns what the operation's rule says about the two tensors that it adds (an `Addition`), if anything."""
+        return getattr(self.find(op), "addition", None)
+
     def key(self, op: Any) -> str | torch.Tag | None:
         """Returns the key under which the rule of an operation was found."""
         return next((key for key in rule_keys(op) if key in self._rules), None)

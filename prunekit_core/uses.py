@@ -14,6 +14,7 @@ from prunekit_core.consumers import Centring, Site
 from prunekit_core.outputs import output_tensors
 from prunekit_core.rules import RuleTable
 from prunekit_core.shadow import Shadow, operation_name, tensors_of
+from prunekit_core.sums import Sums
 from prunekit_core.watching import Look, Seen, Watched, WatchingSink
 
 
@@ -29,6 +30,8 @@ class Consumer:
         others: What else its weight is used for.
         level: Consumers that follow each other and read the same tensor (queries, keys and values) are on one level.
         places: For each time that it runs, the sizes of what it puts out, channels left out.
+        summed: Whether all that it puts out is added to something that was there before its level ran, and nothing else
+            reads it.
     """
 
     site: Site
@@ -38,6 +41,7 @@ class Consumer:
     others: tuple[str, ...]
     level: int
     places: tuple[tuple[int, ...], ...]
+    summed: bool
 
 
 class _Uses(WatchingSink):
@@ -50,16 +54,19 @@ class _Uses(WatchingSink):
         self.means: list[str] = []
         self.others: dict[str, dict[str, None]] = {}
         self.levels: list[int] = []
+        self.sums = Sums(rules)
         self._source: torch.Tensor | None = None
         self._names = shadow.names
 
     def operation(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> None:
         given = tensors_of(list(arguments.values()))
         self._note_readers(op, arguments, given)
+        self.sums.operation(op, arguments, outputs)
         seen = self.consumer(op, module, arguments, outputs)
         own: list[Any] = []
         if seen is not None:
             self.look(seen)
+            self.sums.consumer(seen.order, outputs, follow=True)
             self.outputs[outputs] = seen.order
             self._note_level(arguments[seen.reading.source])
             own = [arguments[seen.reading.weight], arguments.get(seen.reading.bias) if seen.bias else None]
@@ -105,6 +112,7 @@ def find_consumers(watched: Watched, batch: Batch) -> list[Consumer]:
     for tensor in results:
         if tensor in sink.outputs:
             sink.readers.setdefault(sink.outputs[tensor], []).append("")
+    sink.sums.handed_out(results)
     biases = [seen[0].bias.partition("[")[::2] for seen in calls.values()]
     found = []
     for seen in calls.values():
@@ -125,9 +133,15 @@ def find_consumers(watched: Watched, batch: Batch) -> list[Consumer]:
                 ),
                 sink.levels[first.order],
                 tuple(places[first.site.name]),
+                all(_summed(call.order, sink.sums, sink.levels) for call in seen),
             )
         )
     return found
+
+
+def _summed(order: int, sums: Sums, levels: Sequence[int]) -> bool:
+    born = None if order in sums.read else sums.found.get(order)
+    return born is not None and (born < 0 or levels[born] < levels[order])
 
 
 def _overlaps(site: Site, sites: Sequence[Site]) -> list[str]:

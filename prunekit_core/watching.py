@@ -6,7 +6,7 @@ touched, and every use of a parameter is seen, whether a module is called or a f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 import attrs
@@ -21,6 +21,7 @@ from prunekit_core.programs import swap_modules
 from prunekit_core.registry import Registry
 from prunekit_core.rules import RuleTable
 from prunekit_core.shadow import Shadow, Sink
+from prunekit_core.sums import Sum, Sums
 from prunekit_core.surgery import modules_in, named_tensors, tensor_at
 
 CHUNK = 1 << 23
@@ -109,6 +110,7 @@ class Enough(Exception):  # noqa: N818  # no error: it ends a forward whose rest
 
 
 Look = Callable[[Seen], None]
+Total = Callable[[Sum], None]
 
 
 class WatchingSink(Sink):
@@ -119,10 +121,21 @@ class WatchingSink(Sink):
         rules: Which operations read, and how.
         batch: The batch that runs.
         look: Called with every consumer once it ran.
+        summed: Numbers of consumers whose sums are shown as well.
+        total: Called with each of those sums.
     """
 
-    def __init__(self, shadow: Shadow, rules: RuleTable, batch: Batch, look: Look) -> None:
+    def __init__(
+        self,
+        shadow: Shadow,
+        rules: RuleTable,
+        batch: Batch,
+        look: Look,
+        summed: Collection[int] = (),
+        total: Total | None = None,
+    ) -> None:
         self.rules, self.look = rules, look
+        self._summed, self._total, self._sums = summed, total, Sums(rules) if summed else None
         self.parameters: dict[str, torch.Tensor] = {}
         self._real: dict[str, torch.Tensor] = {}
         self._shadow, self._hollows, self._batch = shadow, shadow.hollows, batch
@@ -134,10 +147,16 @@ class WatchingSink(Sink):
         self._real = {n: t for n, t in self.parameters.items() if self._hollows is None or not self._hollows.holds(t)}
 
     def operation(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> None:
-        """Shows a consumer to whoever watches."""
+        """Shows a consumer, or a sum, to whoever watches."""
+        for found in self._sums.operation(op, arguments, outputs) if self._sums is not None else ():
+            if self._total is not None:
+                self._total(found)
         seen = self.consumer(op, module, arguments, outputs)
-        if seen is not None:
-            self.look(seen)
+        if seen is None:
+            return
+        if self._sums is not None:
+            self._sums.consumer(seen.order, seen.output, follow=seen.order in self._summed)
+        self.look(seen)
 
     def consumer(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> Seen | None:
         """Recognises an operation that multiplies what it reads by (a part of) a parameter; None for others."""
@@ -217,12 +236,14 @@ class Watched:
         tensor, hollows = self.shadow.tensors()[name], self.shadow.hollows
         return hollows.read(name, tensor) if hollows is not None and hollows.holds(tensor) else tensor.detach()
 
-    def run(self, batch: Batch, look: Look) -> Any:
+    def run(self, batch: Batch, look: Look, summed: Collection[int] = (), total: Total | None = None) -> Any:
         """Runs one batch in eval mode.
 
         Args:
             batch: The batch.
             look: Called with every consumer once it ran; may raise `Enough` to end the forward.
+            summed: Numbers of consumers whose sums are shown as well.
+            total: Called with each of those sums, after `look` was with the consumer; may raise `Enough`, too.
 
         Returns:
             The outputs of the model; None after `Enough`.
@@ -230,7 +251,7 @@ class Watched:
         Raises:
             ArgumentError: The forward raised on this batch; its exception is the cause.
         """
-        return self.run_into(batch, WatchingSink(self.shadow, self.rules, batch, look))
+        return self.run_into(batch, WatchingSink(self.shadow, self.rules, batch, look, summed, total))
 
     def run_into(self, batch: Batch, sink: Sink) -> Any:
         """Runs one batch in eval mode into a sink; see `run`."""

@@ -8,7 +8,7 @@ import torch
 
 from prunekit_core import ArgumentError, LayerFit, Moments, Repair
 
-RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 UNSEEN = 1e-2
 """The ridge where no example is held out to choose it on."""
 
@@ -42,8 +42,9 @@ class LeastSquares:
         for problem in repair.layers():
             few = problem.held is None
             best = None
+            training, everything = problem.both()
             for ridge in (UNSEEN,) if few else self.ridges:
-                solution = solve(problem, ridge, problem.fit)
+                solution = solve(problem, ridge, training)
                 if solution is None:
                     continue
                 error = problem.error(*solution, problem.held)
@@ -57,7 +58,7 @@ class LeastSquares:
             if not error <= before:
                 repair.left[problem.name] = f"least_squares would make it worse (error {before:.3g} -> {error:.3g})"
                 continue
-            solution = solve(problem, ridge, problem.whole())
+            solution = solve(problem, ridge, everything)
             if solution is None:
                 repair.left[problem.name] = "least_squares: its covariance has no Cholesky factor"
                 continue

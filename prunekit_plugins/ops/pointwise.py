@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from prunekit_core import (
+    Addition,
     Axis,
     AxisMismatchError,
     Kind,
@@ -17,6 +18,7 @@ from prunekit_core import (
     Scaling,
     TensorArgument,
     Verb,
+    adds,
     is_pinned,
     output_like,
     scales,
@@ -178,6 +180,8 @@ log logical_and logical_not logical_or lt masked_fill max.other maximum min.othe
 pow reciprocal remainder rsqrt special_erf special_expit sqrt square threshold where xlogy
 """
 
+_ADD = adds(Addition("self", "other", "alpha"))(scales(Scaling.SUM)(add))
+
 RULES: Mapping[str | torch.Tag, Rule] = {
     torch.Tag.pointwise: pointwise,
     **{f"aten::{name}": like_first for name in _SAME.split()},
@@ -191,8 +195,8 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::mul.Tensor": scales(Scaling.PRODUCT)(arithmetic),
     "aten::mul_.Tensor": scales(Scaling.PRODUCT)(arithmetic),
     "aten::sub.Tensor": scales(Scaling.SUM)(arithmetic),
-    "aten::add.Tensor": scales(Scaling.SUM)(add),
-    "aten::add_.Tensor": scales(Scaling.SUM)(add),
+    "aten::add.Tensor": _ADD,
+    "aten::add_.Tensor": _ADD,
     "aten::dropout": scales(Scaling.PRODUCT)(dropout),
     "aten::native_dropout": dropout_with_mask,
     "aten::softmax": softmax,
