@@ -65,7 +65,8 @@ class Sums:
             if order is None:
                 continue
             views = [] if changes else [result for result in results if _same_numbers(result, tensor)]
-            self._orders.update({view: order for view in views})
+            for view in views:
+                self._orders[view] = order
             if not views:
                 made += self._sum(order, tensor, op, arguments, outputs)
             if any(result is tensor for result in results) and changes:
