@@ -205,6 +205,11 @@ def placements(layout: Layout, kept: Kept) -> dict[str, Placement]:
             sizes = [new_size(part, kept) for part in parts]
             for number, part in enumerate(parts):
                 outer, inner = math.prod(sizes[:number]), math.prod(sizes[number + 1 :])
+                if isinstance(part, Units):  # every position holds one of its units
+                    _, units = placements(part, kept)[part.group]
+                    repeated = units[:, None].expand(-1, inner).flatten().repeat(outer)
+                    found.setdefault(part.group, []).append((torch.arange(len(repeated), device="cpu"), repeated))
+                    continue
                 for group, (positions, units) in placements(part, kept).items():
                     heads = torch.arange(outer, device="cpu")[:, None, None] * sizes[number]
                     spread = (heads + positions[None, :, None]) * inner + torch.arange(inner, device="cpu")

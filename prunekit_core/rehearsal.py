@@ -227,6 +227,9 @@ class Stage:
         self._shadow = analysis.shadow
         self._shadow.rewind()
         self.modules = self._shadow.modules
+        size_of = layouts.Sizer(kept)
+        shapes = {name: tuple(map(size_of, found.dims)) for name, found in analysis.parameters.items()}
+        self._shapes = {name: shape for name, shape in shapes.items() if shape != analysis.parameters[name].shape}
         self.layer_edits = self._layer_edits()
         self._exchange_tensors()
         for edit in self.layer_edits:
@@ -236,28 +239,16 @@ class Stage:
     def _layer_edits(self) -> list[AttributeEdit]:
         edits = []
         for path, module in self.modules.items():
-            names = [
-                name for table in (module._parameters, module._buffers) for name, t in table.items() if t is not None
-            ]
-            own: dict[str, tuple[layouts.Layout, ...]] = {}
-            for name in names:
-                found = self.analysis.parameters.get(self._canonical(module, name))
-                if found is not None:
-                    own[name] = found.dims
-            if not any(group in self.kept for dims in own.values() for dim in dims for group in layouts.groups_of(dim)):
+            tensors = [*module._parameters.items(), *module._buffers.items()]
+            names = {name: self._shadow.names[id(tensor)] for name, tensor in tensors if tensor is not None}
+            if self._shapes.keys().isdisjoint(names.values()):
                 continue
+            own = {name: self.analysis.parameters[canonical].dims for name, canonical in names.items()}
             for attribute, new in stated_sizes(self._registry, module, Resizing(own, self.kept)).items():
                 old = getattr(module, attribute)
                 if is_size(old) and old != new:
                     edits.append(AttributeEdit(path, attribute, normal_size(old), new))
         return edits
-
-    def _canonical(self, module: nn.Module, name: str) -> str:
-        return self._names[id(getattr(module, name))]
-
-    @property
-    def _names(self) -> dict[int, str]:
-        return self._shadow.names
 
     def _exchange_tensors(self) -> None:
         fresh: dict[int, torch.Tensor] = {}
@@ -267,12 +258,12 @@ class Stage:
                 for name, tensor in slots.items():
                     if tensor is None:
                         continue
-                    parameter = self.analysis.parameters[self._shadow.names[id(tensor)]]
-                    if not any(group in self.kept for dim in parameter.dims for group in layouts.groups_of(dim)):
+                    canonical = self._shadow.names[id(tensor)]
+                    if canonical not in self._shapes:
                         continue
                     if id(tensor) not in fresh:
-                        shape = [layouts.new_size(dim, self.kept) for dim in parameter.dims]
-                        made = self._shadow.cut(tensor, shape, partial(parameter.positions, self.kept))
+                        positions = partial(self.analysis.parameters[canonical].positions, self.kept)
+                        made = self._shadow.cut(tensor, self._shapes[canonical], positions)
                         if isinstance(tensor, nn.Parameter):
                             made = self._shadow.as_parameter(made)
                         fresh[id(tensor)] = made
