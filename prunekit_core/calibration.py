@@ -147,7 +147,7 @@ class _Gathering:
             return
         _, gatherer = self._found.setdefault(seen.site.name, (seen.site, Gatherer(covariance=self._covariance)))
         for chunk in seen.chunks():
-            gatherer.add(chunk.features)
+            gatherer.add(chunk.features, examples=chunk.examples)
 
     def finish(self) -> tuple[dict[str, SiteStatistics], tuple[str, ...]]:
         sites, notes = {}, []

@@ -48,9 +48,10 @@ class Split:
 
     def add(self, features: torch.Tensor, targets: torch.Tensor, examples: torch.Tensor) -> None:
         """Adds samples of some examples: one example in `HOLD_OUT` is held out."""
-        held = (examples % HOLD_OUT == HOLD_OUT - 1).to(features.device)
-        self.fit.add(features[:, ~held], targets[:, ~held])
-        self.held.add(features[:, held], targets[:, held])
+        held = examples % HOLD_OUT == HOLD_OUT - 1
+        for part, chosen in ((self.fit, ~held), (self.held, held)):
+            where = chosen.to(features.device)
+            part.add(features[:, where], targets[:, where], examples[chosen])
 
 
 @attrs.frozen(eq=False)

@@ -17,7 +17,9 @@ ROWS = 8192
 FEW = 4
 """Samples per feature below which a covariance is called a poor estimate."""
 MOST = 0.5
-"""Part of all that varies beyond which one sample makes an estimate a poor one."""
+"""Part of all that varies beyond which one example makes an estimate a poor one."""
+CONSTANT = 1e-12
+"""Part of the squared mean up to which deviations are rounding errors."""
 _COLUMNS = 1024
 
 
@@ -62,10 +64,10 @@ def doubts(name: str, parts: Sequence[Gatherer], width: int | None) -> list[str]
         found.append(f"{name}: {dropped} of {dropped + count} samples not finite")
     if width is not None and count < FEW * width:
         found.append(f"{name}: {count} samples for a covariance of {width} features: a poor estimate")
-    elif count and not total > 0:
+    elif count and total <= CONSTANT * sum(part.size for part in parts):
         found.append(f"{name}: what it reads doesn't vary over {count} samples: a poor estimate")
     elif largest > MOST * total:
-        found.append(f"{name}: one of {count} samples makes up {largest / total:.0%} of what varies: a poor estimate")
+        found.append(f"{name}: one example makes up {largest / total:.0%} of what varies: a poor estimate")
     return found
 
 
@@ -107,25 +109,30 @@ class Gatherer:
     Attributes:
         count: Number of samples.
         dropped: Number of samples that were left out because they were not finite.
+        size: Squared mean of the first block, times the number of samples.
         total: Sum of squared deviations of all samples, about the mean of the first block.
-        largest: The largest of one sample.
+        largest: The largest sum of one example.
     """
 
     def __init__(self, *, covariance: bool) -> None:
         self.covariance = covariance
         self.count = 0
         self.dropped = 0
+        self.size = 0.0
         self.total = 0.0
         self.largest = 0.0
         self._sums: dict[str, torch.Tensor] = {}
         self._shifts: tuple[torch.Tensor, torch.Tensor | None] | None = None
 
-    def add(self, features: torch.Tensor, targets: torch.Tensor | None = None) -> None:
+    def add(
+        self, features: torch.Tensor, targets: torch.Tensor | None = None, examples: torch.Tensor | None = None
+    ) -> None:
         """Adds samples; those with values that are not finite are left out and counted.
 
         Args:
             features: Tensor ``[groups, samples, features]``.
             targets: Tensor ``[groups, samples, outputs]``; for all calls or for none.
+            examples: Tensor ``[samples]``, int64: which example each sample is a part of; None: each is one.
         """
         good = torch.isfinite(features).all(2).all(0)
         if targets is not None:
@@ -134,11 +141,23 @@ class Gatherer:
         self.dropped += len(good) - kept
         if kept < len(good):
             features, targets = features[:, good], None if targets is None else targets[:, good]
-        for start in range(0, kept, ROWS):
-            stop = start + ROWS
-            self._add(features[:, start:stop], None if targets is None else targets[:, start:stop])
+        squares = [
+            self._add(part, None if targets is None else targets[:, start : start + ROWS])
+            for start, part in zip(range(0, kept, ROWS), features.split(ROWS, 1), strict=False)
+        ]
+        if kept:
+            self._weigh(torch.cat(squares), None if examples is None else examples[good.to(examples.device)])
 
-    def _add(self, features: torch.Tensor, targets: torch.Tensor | None) -> None:
+    def _weigh(self, squares: torch.Tensor, examples: torch.Tensor | None) -> None:
+        """Notes how much of what varies is one example's."""
+        if examples is not None:
+            first = int(examples.min())
+            places = (examples - first).to(squares.device)
+            squares = squares.new_zeros(int(examples.max()) - first + 1).index_add_(0, places, squares)
+        self.total, self.largest = self.total + float(squares.sum()), max(self.largest, float(squares.max()))
+
+    def _add(self, features: torch.Tensor, targets: torch.Tensor | None) -> torch.Tensor:
+        """Adds a block; returns the squared deviation of each sample, ``[samples]``."""
         exact = features.dtype is torch.float64 or features.shape[2] <= EXACT_WIDTH
         dtype = torch.float64 if exact else torch.float32
         if self._shifts is None:
@@ -146,10 +165,9 @@ class Gatherer:
             self._shifts = (features.double().mean(1, keepdim=True).float(), wide)
         x = features.to(dtype) - self._shifts[0].to(dtype)
         self.count += x.shape[1]
+        self.size = float(self._shifts[0].double().square().sum()) * self.count
         self._put("sum", x.sum(1, dtype=torch.float64))
         squares = x.square()
-        of_samples = squares.sum((0, 2), dtype=torch.float64)
-        self.total, self.largest = self.total + float(of_samples.sum()), max(self.largest, float(of_samples.max()))
         if self.covariance:
             self._products(x)
         else:
@@ -160,6 +178,7 @@ class Gatherer:
             self._put("target_sum", y.sum(1, dtype=torch.float64))
             self._put("target_squares", y.square().sum(1, dtype=torch.float64))
             self._put("cross", torch.matmul(x.transpose(1, 2), y))
+        return squares.sum((0, 2), dtype=torch.float64)
 
     def _put(self, name: str, values: torch.Tensor) -> None:
         self._total(name, values.shape, values.device).add_(values)

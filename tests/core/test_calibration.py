@@ -308,8 +308,14 @@ def test_data_that_hardly_vary_are_told(parts: tuple[str, ...]) -> None:
     skewed = x.clone()
     skewed[7] *= 100
     share = (skewed - skewed.mean(0)).square().sum(1)
-    told = f"0.weight: one of 40 samples makes up {share[7] / share.sum():.0%} of what varies: a poor estimate"
+    told = f"0.weight: one example makes up {share[7] / share.sum():.0%} of what varies: a poor estimate"
     assert pk.calibrate(model, [skewed], parts=parts).notes == (told,)
+    # twenty examples of two samples each: no sample of the large one makes up more than half
+    pairs = skewed.reshape(20, 2, 3).clone()
+    pairs[3, 0] = pairs[3, 1]
+    share = (pairs - pairs.mean((0, 1))).square().sum((1, 2))
+    told = f"0.weight: one example makes up {share[3] / share.sum():.0%} of what varies: a poor estimate"
+    assert pk.calibrate(model, [pairs], parts=parts).notes == (told,)
     constant = "0.weight: what it reads doesn't vary over 40 samples: a poor estimate"
     assert pk.calibrate(model, [x[:1].expand(40, 3)], parts=parts).notes == (constant,)
     assert pk.calibrate(model, [x], parts=parts).notes == ()
