@@ -12,7 +12,7 @@ from typing import Any
 MOMENTS = {
     "loading the plugins": ("prunekit_core.registry", "Registry._check_hook_names"),
     "building": ("prunekit_plugins.cli.prune", "build"),
-    "rehearsing": ("prunekit_core.graph", "rehearse"),
+    "rehearsing": ("prunekit_core.drafting", "rehearse"),
     "cutting": ("prunekit_core.application", "Application.perform"),
     "writing": ("prunekit_core.files", "Files.commit"),
     "renaming": ("prunekit_core.files", "Files._rename"),
