@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -35,10 +35,10 @@ class Example:
 
     @classmethod
     def of(cls, inputs: Any, runner: Runner = run_model) -> Example:
-        """Reads example inputs: a tensor, a tuple or list of positional inputs, or a dict of keyword inputs."""
+        """Reads example inputs: a tensor, a tuple or list of positional inputs, or a mapping of keyword inputs."""
         if isinstance(inputs, Example):
             return inputs
-        if isinstance(inputs, dict):
+        if isinstance(inputs, dict) or (isinstance(inputs, Mapping) and runner is run_model):
             return cls((), dict(inputs), runner)
         if isinstance(inputs, tuple | list):
             return cls(tuple(inputs), {}, runner)
@@ -49,6 +49,8 @@ def example_of(
     inputs: Any, forward_fn: Callable[[nn.Module, Any], Any] | None, output_transform: Callable[[Any], Any] | None
 ) -> Example:
     """Makes the example that is run by ``forward_fn(model, inputs)`` and whose outputs go through a transform."""
+    if forward_fn is None and isinstance(inputs, Mapping):
+        inputs = dict(inputs)  # what a tokenizer returns is no dict
     if forward_fn is None and output_transform is None:
         return Example.of(inputs)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import UserDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -243,3 +244,24 @@ def test_what_nobody_reads_only_has_to_run(aside: Any, size: int) -> None:
     assert (model.first.out_features, model.second.out_features) == (size, 3)
     assert model.other.in_features == (4 if model.aside.__code__.co_names == ("other",) else 8)
     assert pk.check_exact(original, model, plan, x)
+
+
+def test_a_mapping_that_is_no_dict_names_inputs() -> None:
+    """What a tokenizer returns is one."""
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.down(self.up(x * scale).relu())
+            return out
+
+    torch.manual_seed(0)
+    model = Named().double()
+    original = copy.deepcopy(model)
+    inputs = UserDict(x=torch.randn(3, 4).double(), scale=torch.tensor(2.0).double())
+    result = pk.prune(model, inputs, 0.5, calibration=[inputs], compensation=None)
+    assert model.up.weight.shape == (4, 4)
+    assert pk.check_exact(original, model, result.plan, inputs)
