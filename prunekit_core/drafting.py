@@ -13,6 +13,7 @@ from prunekit_core.costs import Compiled, compiled_cost, cost_model
 from prunekit_core.edits import GroupCut, ParameterCut, Swap
 from prunekit_core.ladder import Knowledge, Rehearsed, Reselect, rehearse
 from prunekit_core.plan import Plan
+from prunekit_core.regime import collection_paused
 from prunekit_core.registry import Registry
 from prunekit_core.rescale import find_rescales
 from prunekit_core.surgery import other_names
@@ -45,7 +46,10 @@ class Drafts:
         Raises:
             RehearsalError: The program can't express the cut.
         """
-        rehearsed = rehearse(self.analysis, self.registry, self.knowledge, kept, reselect)
+        with collection_paused():
+            return self._proven(model, rehearse(self.analysis, self.registry, self.knowledge, kept, reselect))
+
+    def _proven(self, model: nn.Module, rehearsed: Rehearsed) -> Plan:
         parameters = self._parameters(model, rehearsed)
         rescales, notes = find_rescales(self.analysis, self.registry.op_rules, rehearsed)
         cut = rehearsed.kept

@@ -20,7 +20,6 @@ from prunekit_core.edits import AttributeEdit, normal_size
 from prunekit_core.errors import RehearsalError
 from prunekit_core.layout import Units
 from prunekit_core.recipes import AttributeSearch, Place, Recipe, further, replay, value_of
-from prunekit_core.regime import collection_paused
 from prunekit_core.registry import Registry
 from prunekit_core.rehearsal import Drift, Mismatch, Stage
 from prunekit_core.sites import Sites, ancestors, tensors_at
@@ -87,8 +86,7 @@ def rehearse(
     Raises:
         RehearsalError: The choice is fixed and can't be expressed, or the program isn't the same twice.
     """
-    with collection_paused():
-        return _Ladder(analysis, registry, knowledge, dict(kept), reselect).climb()
+    return _Ladder(analysis, registry, knowledge, dict(kept), reselect).climb()
 
 
 class _Ladder:
