@@ -42,6 +42,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "variance + least squares, one stage": {"importance": "activation_variance", "stages": 1},
     "reconstruction + least squares, in order": {"importance": "reconstruction", "stages": 12},
     "prune(calibration=...)": {},
+    "prune(target=..., calibration=...)": {"allocation": None},
+    "prune(target=..., calibration=...), dp": {"allocation": "dp"},
 }
 
 
@@ -76,6 +78,16 @@ def embed(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) -> tor
     return torch.nn.functional.normalize(torch.cat(found), dim=1)
 
 
+def half(model: torch.nn.Module, layers: dict[str, float]) -> dict[str, float]:
+    """The target with which as many neurons go as with these ratios, from any of the layers."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    gone = 0.0
+    for name, ratio in layers.items():
+        layer = model.get_submodule(name)
+        gone += ratio * layer.out_features * (2 * layer.in_features + 1)  # a row, its bias, and a column of the next
+    return {"params": (total - gone) / total}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sentences", type=int, default=256, help="to calibrate on, and as many to measure on")
@@ -102,6 +114,8 @@ def main() -> None:
     calibration, unseen = batches(False), batches(True)
     expected = embed(dense, unseen)
     layers = {name: options.ratio for name, _ in dense.named_modules() if name.endswith("intermediate.dense")}
+    kinds = (torch.nn.Linear, torch.nn.Embedding, torch.nn.LayerNorm)
+    rest = [name for name, module in dense.named_modules() if isinstance(module, kinds) and name not in layers]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.sentences} sentences, ", end="")
     print(f"{int(sum(int(b['attention_mask'].sum()) for b in calibration)):,} tokens, ratio {options.ratio}")
     for name, way in WAYS.items():
@@ -109,10 +123,18 @@ def main() -> None:
             continue
         model = copy.deepcopy(dense)
         start = time.perf_counter()
-        pk.prune(model, calibration[0], ratio=0.0, pruning_ratio_dict=layers, calibration=calibration, **way)
+        if "allocation" in way:
+            pk.prune(
+                model, calibration[0], target=half(dense, layers), ignored_layers=rest, calibration=calibration, **way
+            )
+        else:
+            pk.prune(model, calibration[0], ratio=0.0, pruning_ratio_dict=layers, calibration=calibration, **way)
         seconds = time.perf_counter() - start
         similarity = (embed(model, unseen) * expected).sum(1)
-        print(f"{name:<42} mean cosine {similarity.mean():.4f}  lowest {similarity.min():.4f}  {seconds:6.1f} s")
+        print(
+            f"{name:<42} mean cosine {similarity.mean():.4f}  lowest {similarity.min():.4f}  {seconds:6.1f} s", end=""
+        )
+        print("  neurons", *(model.get_submodule(layer).out_features for layer in layers))
         sys.stdout.flush()
 
 

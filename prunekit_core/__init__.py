@@ -22,7 +22,7 @@ from prunekit_core.axes import (
     tie,
 )
 from prunekit_core.batches import Batches
-from prunekit_core.calibration import StatisticalCriterion, calibrate
+from prunekit_core.calibration import FrugalCriterion, StatisticalCriterion, calibrate
 from prunekit_core.checkpoint import load, read_plan, read_protocol, save
 from prunekit_core.chooser import Chooser, Counts, Tie
 from prunekit_core.compensation import Compensation, compensate
@@ -119,6 +119,7 @@ __all__ = [
     "Explanation",
     "Family",
     "Fixed",
+    "FrugalCriterion",
     "Group",
     "Kept",
     "Kind",

@@ -10,7 +10,7 @@ import attrs
 from torch import nn
 
 from prunekit_core.batches import Batches
-from prunekit_core.calibration import StatisticalCriterion, gather
+from prunekit_core.calibration import FrugalCriterion, StatisticalCriterion, covariance_bytes, gather
 from prunekit_core.compensation import Repaired, find_compensators, run_compensation, twin_of, write
 from prunekit_core.graph import DependencyGraph
 from prunekit_core.plan import Plan
@@ -18,12 +18,15 @@ from prunekit_core.pruner import BasePruner
 from prunekit_core.reading import Cut, Scratch, StoredValues
 from prunekit_core.registry import Registry
 from prunekit_core.repair import Compensator
+from prunekit_core.statistics import COVARIANCES
 from prunekit_core.surgery import named_tensors, replace_values
 from prunekit_core.watching import Watched
 
 CRITERION = "calibrated"
 """The registered criterion that is taken where there are calibration data and none was chosen."""
 BATCHNORM = "batchnorm"
+ROOM = 2 << 30
+"""Bytes that the covariances of what all layers read may take, if a criterion can do without them."""
 
 
 @attrs.frozen(eq=False)
@@ -71,16 +74,27 @@ class CalibratedPath:
         criterion = pruner.importance
         if isinstance(criterion, StatisticalCriterion) and criterion.statistics is None:
             informed = copy.copy(criterion)
+            parts, note = self._parts(criterion, pruner)
             informed.statistics = gather(
                 pruner.graph.model,
                 self.batches,
-                parts=tuple(criterion.needs),
+                parts=parts,
                 values=pruner.graph.standing.stored,
                 registry=self.registry,
             )
             pruner.importance = informed
-            return informed.statistics.notes
+            return (*note, *informed.statistics.notes)
         return ()
+
+    def _parts(self, criterion: StatisticalCriterion, pruner: BasePruner) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Which statistics a criterion gets, and what the report says about that."""
+        if not isinstance(criterion, FrugalCriterion) or COVARIANCES not in criterion.needs:
+            return tuple(criterion.needs), ()
+        size = covariance_bytes(pruner.graph.model, self.batches, pruner.graph.standing.stored, self.registry)
+        if size <= ROOM:
+            return tuple(criterion.needs), ()
+        note = f"units are chosen by variances: covariances of what all layers read would take {size / 2**30:.1f} GiB"
+        return tuple(criterion.otherwise), (note,)
 
     def repair(self, graph: DependencyGraph, plan: Plan) -> Repaired | None:
         """Finds the weights that a model should have after a plan; the model isn't touched."""

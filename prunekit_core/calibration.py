@@ -46,6 +46,17 @@ class StatisticalCriterion(Protocol):
         """Scores the selected units of a group; None when it has nothing to say."""
 
 
+@runtime_checkable
+class FrugalCriterion(StatisticalCriterion, Protocol):
+    """A criterion that can do with less.
+
+    Attributes:
+        otherwise: The parts that it reads where the covariances that it would rather have don't fit into memory.
+    """
+
+    otherwise: Sequence[str]
+
+
 def calibrate(
     model: nn.Module,
     batches: Iterable[Any] | Batches,
@@ -135,6 +146,21 @@ def gather(
     shapes = {name: tuple(t.shape) for name, t in named_tensors(target).items() if isinstance(t, nn.Parameter)}
     gradients, fisher = ({}, {}) if slopes is None else slopes.finish(examples)
     return Statistics(sites, gradients, fisher, shapes, examples, notes)
+
+
+def covariance_bytes(
+    target: nn.Module, batches: Batches, values: StoredValues | None, registry: Registry | None
+) -> int:
+    """Runs one batch; returns how many bytes the covariances of what all layers read take."""
+    watched = Watched(target, registry or default_registry(), None if values is None else Cut(values, Plan()))
+    sizes: dict[str, int] = {}
+
+    def look(seen: Seen) -> None:
+        matrix = seen.site.matrix(torch.empty(seen.site.shape, device="meta"))
+        sizes[seen.site.name] = matrix.shape[0] * matrix.shape[2] ** 2 * 8
+
+    watched.run(next(iter(batches.read(watched.device))), look)
+    return sum(sizes.values())
 
 
 class _Gathering:
