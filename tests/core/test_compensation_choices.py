@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import prunekit_core as pk
+from prunekit_core import calibrated
 from prunekit_plugins.compensation.least_squares import RIDGES, LeastSquares
 
 HELD = 5
@@ -292,3 +293,26 @@ def test_not_a_number_that_arises_inside_is_told() -> None:
     assert "b.weight: 1 of 200 samples not finite" in result.compensation.notes
     assert len(result.compensation.layers) == 2
     assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+def twice() -> nn.Module:
+    """Units 0 and 1 are the same and vary most: by variance both stay, for least squares one is enough."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    with torch.no_grad():
+        model[0].weight[:2] = 3.0
+        model[0].bias[:2] = 0.0
+    return model
+
+
+@pytest.mark.parametrize(("short", "kept"), [(0, 1), (1, 2)])
+def test_covariances_that_do_not_fit_are_left_out_and_told(
+    short: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers that read 4 and 6 features have 16 and 36 covariances of 8 bytes."""
+    monkeypatch.setattr(calibrated, "ROOM", 8 * (16 + 36) - short)
+    x = torch.randn(60, 4)
+    result = pk.prune(twice(), x[:1], 0.5, calibration=[x], compensation=None)
+    assert len({0, 1} & set(result.plan.kept["0"])) == kept
+    told = [note for note in result.report.notes if note.startswith("units are chosen by variances: ")]
+    assert len(told) == short
