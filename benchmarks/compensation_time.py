@@ -68,9 +68,9 @@ def main() -> None:
             model, result.plan, images, original=dense, methods=["least_squares"], stages=options.stages
         )
     stats = pstats.Stats(profile).stats  # type: ignore[attr-defined]
-    watching, repair = (f"prunekit_core{os.sep}{name}.py" for name in ("watching", "repair"))
+    watching, gathering = (f"prunekit_core{os.sep}{name}.py" for name in ("watching", "gathering"))
     total = spent(stats, f"prunekit_core{os.sep}compensation.py", "compensate")
-    looking = spent(stats, repair, "", (watching, "operation"))
+    looking = spent(stats, gathering, "", (watching, "operation"))
     forward = spent(stats, watching, "run") - looking
     samples = len(images) * options.batch
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {samples} samples, {len(done.layers)} layers")
