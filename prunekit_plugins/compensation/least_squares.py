@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -20,8 +21,9 @@ class LeastSquares:
     as cut: ``W' = W + (P^T - W C) (C + lambda I)^-1`` and ``b' = E[y] - W' E[x]``, which minimises
     ``E||y - W' x - b'||^2 + lambda ||W' - W||^2``. While what it reads is what it read before the cut, less the removed
     units ``R``, that is ``W' = W_K + W_R B^T`` with ``B = (C_KK + lambda I)^-1 C_KR``. ``lambda`` is a multiple of the
-    mean variance of a feature: of the ``ridges``, the one with the least error on examples that were held out. With
-    it the layer is fitted to all examples, if that one was no worse on those than the plain cut.
+    mean variance of a feature: of the ``ridges``, and of those halfway to the best one's neighbours, the one with the
+    least error on examples that were held out. With it the layer is fitted to all examples, if that one was no worse on
+    those than the plain cut.
 
     A consumer without a bias moves the mean of the norm that follows it; without one it is fitted through the origin.
 
@@ -41,20 +43,15 @@ class LeastSquares:
         """Fits consumer after consumer."""
         for problem in repair.layers():
             few = problem.held is None
-            best = None
             training, everything = problem.both()
-            for ridge in (UNSEEN,) if few else self.ridges:
-                solution = solve(problem, ridge, training)
-                if solution is None:
-                    continue
-                error = problem.error(*solution, problem.held)
-                if best is None or error < best[0]:
-                    best = (error, ridge)
-            if best is None:
+            tried = self._tried(problem, (UNSEEN,) if few else self.ridges, training)
+            if not few and tried:
+                tried |= self._tried(problem, self._between(min(tried, key=tried.__getitem__)), training)
+            if not tried:
                 repair.left[problem.name] = "least_squares: its covariance has no Cholesky factor"
                 continue
-            error, ridge = best
-            before = problem.error(problem.weight, problem.offset, problem.held)
+            ridge = min(tried, key=tried.__getitem__)
+            error, before = tried[ridge], problem.error(problem.weight, problem.offset, problem.held)
             if not error <= before:
                 repair.left[problem.name] = f"least_squares would make it worse (error {before:.3g} -> {error:.3g})"
                 continue
@@ -64,6 +61,23 @@ class LeastSquares:
                 continue
             text = f"ridge {ridge:.0e}" + (" (too few examples to choose it)" if few else "")
             repair.settle(problem, *solution, text)
+
+    def _between(self, best: float) -> list[float]:
+        """The ridges halfway, in their logarithms, between the best one and its neighbours."""
+        ridges = sorted(self.ridges)
+        place = ridges.index(best)
+        beside = (*ridges[max(0, place - 1) : place], *ridges[place + 1 : place + 2])
+        return [math.sqrt(best * other) for other in beside]
+
+    def _tried(self, problem: LayerFit, ridges: Sequence[float], training: Moments) -> dict[float, float]:
+        """Errors on the examples that were held out, by ridge; a ridge without a finite one is left out."""
+        found = {}
+        for ridge in ridges:
+            solution = solve(problem, ridge, training)
+            error = math.nan if solution is None else problem.error(*solution, problem.held)
+            if math.isfinite(error):
+                found[ridge] = error
+        return found
 
 
 def solve(problem: LayerFit, ridge: float, moments: Moments) -> tuple[torch.Tensor, torch.Tensor] | None:
