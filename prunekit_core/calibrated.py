@@ -10,7 +10,13 @@ import attrs
 from torch import nn
 
 from prunekit_core.batches import Batches
-from prunekit_core.calibration import FrugalCriterion, StatisticalCriterion, covariance_bytes, gather
+from prunekit_core.calibration import (
+    DemandingCriterion,
+    FrugalCriterion,
+    StatisticalCriterion,
+    covariance_bytes,
+    gather,
+)
 from prunekit_core.compensation import Repaired, find_compensators, run_compensation, twin_of, write
 from prunekit_core.graph import DependencyGraph
 from prunekit_core.plan import Plan
@@ -81,6 +87,7 @@ class CalibratedPath:
                 parts=parts,
                 values=pruner.graph.standing.stored,
                 registry=self.registry,
+                wishes=criterion.wishes if isinstance(criterion, DemandingCriterion) and not note else (),
             )
             pruner.importance = informed
             return (*note, *informed.statistics.notes)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from prunekit_core.batches import Batch, Batches
-from prunekit_core.consumers import Site
+from prunekit_core.curvature import Curvatures, Read
 from prunekit_core.errors import ArgumentError, nearest
 from prunekit_core.group import Group
 from prunekit_core.moments import Gatherer, doubts
@@ -20,7 +20,16 @@ from prunekit_core.plan import Plan
 from prunekit_core.reading import Cut, StoredValues
 from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry, default_registry
-from prunekit_core.statistics import COVARIANCES, FISHER, GRADIENTS, MOMENTS, PARTS, SiteStatistics, Statistics
+from prunekit_core.statistics import (
+    COVARIANCES,
+    CURVATURES,
+    FISHER,
+    GRADIENTS,
+    MOMENTS,
+    PARTS,
+    SiteStatistics,
+    Statistics,
+)
 from prunekit_core.surgery import named_tensors
 from prunekit_core.watching import Seen, Watched
 
@@ -57,6 +66,17 @@ class FrugalCriterion(StatisticalCriterion, Protocol):
     otherwise: Sequence[str]
 
 
+@runtime_checkable
+class DemandingCriterion(StatisticalCriterion, Protocol):
+    """A criterion that does better with more.
+
+    Attributes:
+        wishes: Parts that it reads where they can be had.
+    """
+
+    wishes: Sequence[str]
+
+
 def calibrate(
     model: nn.Module,
     batches: Iterable[Any] | Batches,
@@ -77,8 +97,9 @@ def calibrate(
         model: The model.
         batches: Any iterable of model inputs (tensors, tuples, mappings), or `Batches` that say how they are read.
             Positions that the ``"attention_mask"`` of a mapping leaves out don't count.
-        parts: What to gather: ``"moments"`` (means and variances), ``"covariances"``, ``"gradients"`` (the mean
-            gradient of every parameter), ``"fisher"`` (the mean squared gradient of single examples).
+        parts: What to gather: ``"moments"`` (means and variances), ``"covariances"``, ``"curvatures"`` (how much the
+            outputs of the model move with those of a layer), ``"gradients"`` (the mean gradient of every parameter),
+            ``"fisher"`` (the mean squared gradient of single examples).
         layers: Only what these layers read (modules, names or types; containers mean what they contain): for models
             whose covariances don't fit into memory together.
         loss_fn: Loss for gradients: ``loss_fn(outputs, batch)``.
@@ -91,8 +112,8 @@ def calibrate(
         The statistics, on the devices of the layers.
 
     Raises:
-        ArgumentError: An argument is wrong, there are no batches, a batch doesn't fit the model, or no value that a
-            layer read was finite.
+        ArgumentError: An argument is wrong, there are no batches, a batch doesn't fit the model, no value that a
+            layer read was finite, or there are no gradients for curvatures.
         CheckpointError: The checkpoint can't be read, is for another model, or lacks values that the model runs with.
     """
     for part in parts:
@@ -124,25 +145,44 @@ def gather(
     progress: Progress | None = None,
     values: StoredValues | None = None,
     registry: Registry | None = None,
+    wishes: Sequence[str] = (),
 ) -> Statistics:
-    """Does what `calibrate` does, with the values of a model on the meta device from an open checkpoint."""
-    if values is not None and loss_fn is not None:
+    """Does what `calibrate` does, with the values of a model on the meta device from an open checkpoint.
+
+    Args:
+        target, batches, parts, layers, loss_fn, progress, registry: As there.
+        values: The values.
+        wishes: Parts that are gathered as well where that can be done; where not, a note says why.
+    """
+    if values is not None and (loss_fn is not None or CURVATURES in parts):
         raise ArgumentError("Gradients need a model in memory.", why="this one has its weights on disk")
     paths = None if layers is None else module_paths(target, layers)
     batches = Batches.of(batches)
     watched = Watched(target, registry or default_registry(), None if values is None else Cut(values, Plan()))
-    gathering = _Gathering(paths, covariance=COVARIANCES in parts)
     slopes = _Slopes(watched, loss_fn, parts) if loss_fn is not None else None
     examples, total = 0, batches.count()
+    curvatures = Curvatures(watched) if CURVATURES in (*parts, *wishes) and values is None else None
+    gathering = _Gathering(paths, covariance=COVARIANCES in parts, energy=curvatures is not None)
     for number, batch in enumerate(batches.read(watched.device), 1):
-        if MOMENTS in parts or COVARIANCES in parts:
+        if {MOMENTS, COVARIANCES, CURVATURES} & {*parts, *wishes}:
             watched.run(batch, gathering.look)
+        if curvatures is not None:
+            curvatures.add(batch, gathering.found)
         if slopes is not None:
             slopes.add(batch)
         examples += batch.size
         if progress is not None:
             progress(number, total)
-    sites, notes = gathering.finish()
+    if curvatures is not None:
+        curvatures.check(gathering.found)
+        if curvatures.trouble and CURVATURES in parts:
+            raise ArgumentError("Curvatures need gradients.", why=curvatures.trouble)
+    sites, notes = gathering.finish(curvatures)
+    if CURVATURES in wishes and (curvatures is None or curvatures.trouble):
+        why = "they need a model in memory" if curvatures is None else curvatures.trouble
+        notes = (*notes, f"the outputs of all layers count alike, for want of gradients: {why}")
+    elif curvatures is not None and curvatures.dropped:
+        notes = (*notes, f"curvatures: {curvatures.dropped} batches left out, whose gradients were not finite")
     shapes = {name: tuple(t.shape) for name, t in named_tensors(target).items() if isinstance(t, nn.Parameter)}
     gradients, fisher = ({}, {}) if slopes is None else slopes.finish(examples)
     return Statistics(sites, gradients, fisher, shapes, examples, notes)
@@ -164,31 +204,38 @@ def covariance_bytes(
 
 
 class _Gathering:
-    def __init__(self, paths: set[str] | None, *, covariance: bool) -> None:
-        self._paths, self._covariance = paths, covariance
-        self._found: dict[str, tuple[Site, Gatherer]] = {}
+    def __init__(self, paths: set[str] | None, *, covariance: bool, energy: bool) -> None:
+        self._paths, self._covariance, self._energy = paths, covariance, energy
+        self.found: dict[str, Read] = {}
 
     def look(self, seen: Seen) -> None:
+        name = seen.site.name
         if self._paths is not None and seen.site.parameter.rpartition(".")[0] not in self._paths:
             return
-        _, gatherer = self._found.setdefault(seen.site.name, (seen.site, Gatherer(covariance=self._covariance)))
-        for chunk in seen.chunks():
-            gatherer.add(chunk.features, examples=chunk.examples)
+        if name not in self.found:
+            self.found[name] = Read(seen.site, seen.bias, Gatherer(covariance=self._covariance))
+        for chunk in seen.chunks(seen.output if self._energy else None):
+            self.found[name].gatherer.add(chunk.features, examples=chunk.examples)
+            if chunk.targets is not None:
+                self.found[name].weigh(chunk.targets)
 
-    def finish(self) -> tuple[dict[str, SiteStatistics], tuple[str, ...]]:
+    def finish(self, curvatures: Curvatures | None) -> tuple[dict[str, SiteStatistics], tuple[str, ...]]:
         sites, notes = {}, []
-        for name, (site, gatherer) in self._found.items():
-            moments = gatherer.moments()
+        for name, read in self.found.items():
+            moments = read.gatherer.moments()
             if moments is None:
                 notes.append(f"{name}: no sample that it read was finite; it has no statistics")
                 continue
             width = moments.mean.shape[1] if self._covariance else None
-            notes.extend(doubts(name, [gatherer], width))
-            sites[name] = SiteStatistics(site, moments)
-        if self._found and not sites:
+            notes.extend(doubts(name, [read.gatherer], width))
+            sites[name] = SiteStatistics(read.site, moments)
+            if curvatures is not None and not curvatures.trouble and read.energy is not None:
+                energy = read.energy / max(1, read.samples)
+                sites[name] = SiteStatistics(read.site, moments, curvatures.finish(read, moments), energy)
+        if self.found and not sites:
             raise ArgumentError(
                 "No value that a layer read was finite.",
-                where=", ".join(list(self._found)[:3]),
+                where=", ".join(list(self.found)[:3]),
                 hint="run the model on a batch and look at its outputs; half precision may overflow",
             )
         return sites, tuple(notes)

@@ -174,6 +174,19 @@ class Site:
         sizes[dim] = self.shape[dim]
         return self.matrix(torch.arange(self.shape[dim], device="cpu").reshape(sizes).expand(self.shape))[:, 0, :]
 
+    def channels(self, dim: int) -> torch.Tensor:
+        """Tells which position of a parameter dim every output belongs to.
+
+        Args:
+            dim: The parameter dim that is about outputs.
+
+        Returns:
+            Tensor ``[groups, outputs]``, int64, on the CPU.
+        """
+        sizes = [1] * len(self.shape)
+        sizes[dim] = self.shape[dim]
+        return self.matrix(torch.arange(self.shape[dim], device="cpu").reshape(sizes).expand(self.shape))[:, :, 0]
+
     def along(self, values: torch.Tensor, dim: int) -> torch.Tensor:
         """Adds up values of features by the position of a parameter dim that each belongs to.
 

@@ -198,6 +198,12 @@ class Gatherer:
             stop = min(start + _COLUMNS, width)
             total[:, start:stop, :stop] += torch.matmul(x[:, :, start:stop].transpose(1, 2), x[:, :, :stop])
 
+    def center(self) -> torch.Tensor | None:
+        """Returns the mean of the samples so far, ``[groups, features]``, float64; None when there were none."""
+        if self._shifts is None:
+            return None
+        return self._sums["sum"] / self.count + self._shifts[0][:, 0].double()
+
     def moments(self) -> Moments | None:
         """Returns the moments of all samples, None when there were none; call it once, at the end.
 

@@ -20,8 +20,9 @@ from prunekit_core.surgery import named_tensors
 
 KEY = "prunekit_statistics"
 FORMAT = "1"
-MOMENTS, COVARIANCES, GRADIENTS, FISHER = "moments", "covariances", "gradients", "fisher"
-PARTS = (MOMENTS, COVARIANCES, GRADIENTS, FISHER)
+MOMENTS, COVARIANCES, CURVATURES = "moments", "covariances", "curvatures"
+GRADIENTS, FISHER = "gradients", "fisher"
+PARTS = (MOMENTS, COVARIANCES, CURVATURES, GRADIENTS, FISHER)
 
 
 @attrs.frozen(eq=False)
@@ -31,10 +32,16 @@ class SiteStatistics:
     Attributes:
         site: The (part of a) parameter that it multiplies by.
         moments: Mean and variance, and the covariance if it was gathered, of its features.
+        curvature: Tensor ``[groups, outputs, outputs]``, float32: the matrix ``G`` with which a small error ``e`` of
+            what it puts out changes the outputs of the model, squared and summed up over an example: ``e^T G e``; see
+            `Curvatures`. None if not gathered.
+        energy: Tensor ``[groups, outputs]``, float64: the mean square of what it puts out; None without curvatures.
     """
 
     site: Site
     moments: Moments
+    curvature: torch.Tensor | None = None
+    energy: torch.Tensor | None = None
 
 
 @attrs.frozen(eq=False)
@@ -58,11 +65,14 @@ class Statistics:
     notes: tuple[str, ...] = ()
 
     def __contains__(self, part: str) -> bool:
-        """Tells whether a part (one of ``"moments"``, ``"covariances"``, ``"gradients"``, ``"fisher"``) is there."""
+        """Tells whether a part (``"moments"``, ``"covariances"``, ``"curvatures"``, ``"gradients"``, ``"fisher"``) is
+        there."""
         if part == MOMENTS:
             return bool(self.sites)
         if part == COVARIANCES:
             return bool(self.sites) and all(s.moments.covariance is not None for s in self.sites.values())
+        if part == CURVATURES:
+            return bool(self.sites) and all(s.curvature is not None for s in self.sites.values())
         return bool({GRADIENTS: self.gradients, FISHER: self.fisher}.get(part))
 
     def of(self, parameter: str) -> list[SiteStatistics]:
@@ -91,6 +101,10 @@ class Statistics:
             listing.append([name, moments.count, site.parameter, site.rows, site.groups, site.inputs_first])
             for part in ("mean", "variance", "covariance"):
                 values = getattr(moments, part)
+                if values is not None:
+                    tensors[f"{part}/{name}"] = values.contiguous().cpu()
+            for part in ("curvature", "energy"):
+                values = getattr(found, part)
                 if values is not None:
                     tensors[f"{part}/{name}"] = values.contiguous().cpu()
         for part in (GRADIENTS, FISHER):
@@ -123,7 +137,9 @@ class Statistics:
                 parts = [tensors.get(f"{part}/{name}") for part in ("mean", "variance", "covariance")]
                 if parts[0] is None or parts[1] is None:
                     raise KeyError(name)
-                sites[name] = SiteStatistics(site, Moments(count, parts[0], parts[1], parts[2]))
+                moments = Moments(count, parts[0], parts[1], parts[2])
+                extra = [tensors.get(f"{part}/{name}") for part in ("curvature", "energy")]
+                sites[name] = SiteStatistics(site, moments, *extra)
             others = {
                 part: {name.partition("/")[2]: t for name, t in tensors.items() if name.startswith(f"{part}/")}
                 for part in (GRADIENTS, FISHER)

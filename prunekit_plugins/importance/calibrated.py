@@ -8,27 +8,35 @@ import torch
 
 from prunekit_core import Group, Statistics
 from prunekit_plugins.importance.contributions import ActivationVarianceImportance
+from prunekit_plugins.importance.effect import EffectImportance
 from prunekit_plugins.importance.magnitude import GroupMagnitudeImportance
 from prunekit_plugins.importance.reconstruction import ReconstructionImportance
 
 
 class CalibratedImportance:
-    """Scores a unit by what is lost if it goes and the units that stay make up for it as well as they can.
+    """Scores a unit by what the model loses if it goes and the units that stay make up for it as well as they can.
 
-    That is `ReconstructionImportance`. With statistics that have no covariances it is how much the contribution of the
-    unit varies, `ActivationVarianceImportance`; by magnitude where no consumer of the unit was seen. Dims of queries
-    and keys have no consumer: they are only multiplied with each other. All scores are divided by their mean within the
-    group, so that groups of either kind can be compared.
+    That is `ReconstructionImportance`, with curvatures. Dims of queries and keys have no consumer: they are only
+    multiplied with each other, and `EffectImportance` scores them. Both are squared changes of the model's outputs, so
+    that groups can be compared; they are given as multiples of the mean effect of an output of any layer, and where
+    neither layer was seen units are scored by magnitude, divided by its mean within the group.
+
+    Without curvatures all scores are divided by their mean within the group, and where there is no consumer magnitude
+    counts; without covariances `ActivationVarianceImportance` stands for reconstruction.
 
     Args:
         statistics: What `calibrate` gathered; may be set later (``prune(..., calibration=...)`` does).
+        curvatures: Whether errors count by what they do to the outputs of the model, where that is known.
     """
 
     needs: Sequence[str] = ("covariances",)
     otherwise: Sequence[str] = ("moments",)
+    wishes: Sequence[str]
 
-    def __init__(self, statistics: Statistics | None = None) -> None:
+    def __init__(self, statistics: Statistics | None = None, curvatures: bool = True) -> None:
         self.statistics = statistics
+        self.wishes = ("curvatures",) if curvatures else ()
+        self._typical: tuple[Statistics, float] | None = None
 
     def __call__(self, group: Group) -> torch.Tensor | None:
         """Scores the selected units of a group.
@@ -39,9 +47,26 @@ class CalibratedImportance:
         Raises:
             ArgumentError: There are no statistics, or the model was pruned since.
         """
-        scores = None
-        if self.statistics is not None and "covariances" in self.statistics:
-            scores = ReconstructionImportance(self.statistics)(group)
+        statistics, scores = self.statistics, None
+        if statistics is not None and "covariances" in statistics:
+            if self.wishes and "curvatures" in statistics:
+                scores = ReconstructionImportance(statistics, None)(group)
+                scores = EffectImportance(statistics, normalizer=None)(group) if scores is None else scores
+                scores = None if scores is None else scores / self._scale(statistics)
+            else:
+                scores = ReconstructionImportance(statistics, curvatures=False)(group)
         if scores is None:
-            scores = ActivationVarianceImportance(self.statistics)(group)
+            scores = ActivationVarianceImportance(statistics)(group)
         return GroupMagnitudeImportance()(group) if scores is None else scores
+
+    def _scale(self, statistics: Statistics) -> float:
+        """The mean effect of an output of any layer: ``G_cc E[y_c^2]``; 1 where there is none."""
+        if self._typical is None or self._typical[0] is not statistics:
+            total, count = 0.0, 0
+            for seen in statistics.sites.values():
+                assert seen.curvature is not None
+                assert seen.energy is not None
+                effect = seen.curvature.double().diagonal(dim1=1, dim2=2) * seen.energy
+                total, count = total + float(effect.sum()), count + effect.numel()
+            self._typical = (statistics, total / count if total > 0 else 1.0)
+        return self._typical[1]

@@ -35,7 +35,15 @@ class FromStatistics:
         self.members = Members(group_reduction, normalizer)
 
     def consumers(self, group: Group) -> list[MemberView]:
-        """Lists the members of a group whose reads were seen.
+        """Lists the members of a group whose reads were seen; see `seen`."""
+        return self.seen(group, Role.IN)
+
+    def seen(self, group: Group, role: Role) -> list[MemberView]:
+        """Lists the members of a group that have statistics.
+
+        Args:
+            group: The group.
+            role: Whether they read the units or put them out.
 
         Raises:
             ArgumentError: There are no statistics, they lack what is needed, or the model was pruned since.
@@ -54,7 +62,7 @@ class FromStatistics:
                     where=type(self).__name__,
                     hint=f"calibrate(model, batches, parts={[*self.needs]!r})",
                 )
-        found = [view for view in group.views() if view.role is Role.IN and statistics.of(name_of(view))]
+        found = [view for view in group.views() if view.role is role and statistics.of(name_of(view))]
         for view in found:
             if tuple(view.tensor.shape) != statistics.shapes[name_of(view)]:
                 raise ArgumentError(

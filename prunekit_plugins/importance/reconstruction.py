@@ -12,6 +12,8 @@ from prunekit_plugins.importance.contributions import FromStatistics
 from prunekit_plugins.importance.reductions import Normalizer
 
 ROUNDS = 32
+TINY = 1e-6
+"""Part of the mean curvature that is added to that of outputs that nothing depends on."""
 
 
 class ReconstructionImportance(FromStatistics):
@@ -24,17 +26,22 @@ class ReconstructionImportance(FromStatistics):
     other don't both look superfluous. The errors of all consumers add up. A unit's score is the error that it adds when
     its turn comes, but at least that of the units before it.
 
+    With curvatures, ``A^T W`` stands for ``W``, where ``A A^T`` is the mean of a consumer's curvature ``G`` and of its
+    diagonal: the error is the squared change of the model's outputs, as K-FAC estimates it, not that of the consumer's.
+
     Args:
         statistics: What `calibrate` gathered, with covariances; may be set later.
         normalizer: A name, a callable on the scores, or None.
         ridge: What is added to the variances, as a multiple of their mean.
         rounds: In how many rounds units are taken away; at most as many as there are units.
+        curvatures: Whether errors count by what they do to the outputs of the model, where that is known.
 
     Raises:
         ArgumentError: The normalizer is unknown, or ``ridge`` or ``rounds`` is not positive.
     """
 
     needs: Sequence[str] = ("covariances",)
+    wishes: Sequence[str]
 
     def __init__(
         self,
@@ -42,11 +49,18 @@ class ReconstructionImportance(FromStatistics):
         normalizer: str | Normalizer | None = "mean",
         ridge: float = 1e-2,
         rounds: int = ROUNDS,
+        curvatures: bool = True,
     ) -> None:
         super().__init__(statistics, "sum", normalizer)
         if not ridge > 0 or not rounds > 0:
             raise ArgumentError("ridge and rounds must be positive numbers.", why=f"got {ridge!r} and {rounds!r}")
         self.ridge, self.rounds = ridge, rounds
+        self.wishes = ("curvatures",) if curvatures else ()
+
+    @property
+    def weighted(self) -> bool:
+        """Whether errors count by what they do to the outputs of the model."""
+        return bool(self.wishes) and self.statistics is not None and "curvatures" in self.statistics
 
     def __call__(self, group: Group) -> torch.Tensor | None:
         """Scores the selected units of a group.
@@ -65,12 +79,35 @@ class ReconstructionImportance(FromStatistics):
             for seen, weight in self.reads(view):
                 assert seen.moments.covariance is not None
                 labels = unit_of[seen.site.positions(view.dim)]
+                if self.weighted:
+                    assert seen.curvature is not None
+                    weight = root(seen.curvature).transpose(1, 2) @ weight
                 for k in range(len(labels)):
                     block = _Block.of(weight[k], seen.moments.covariance[k], labels[k], self.ridge)
                     blocks += [block] if block is not None else []
         if not blocks:
             return None
         return self.members.join(group, members[:1], [_take_away(blocks, units, min(self.rounds, units))])
+
+
+def root(curvature: torch.Tensor) -> torch.Tensor:
+    """A matrix ``A`` with ``A A^T`` the mean of a curvature and its diagonal.
+
+    The diagonal is known well from few samples, what is beside it less so.
+
+    Args:
+        curvature: Tensor ``[groups, outputs, outputs]``.
+
+    Returns:
+        Tensor of its shape, float64; zero where it is.
+    """
+    wide = curvature.double()
+    diagonal = wide.diagonal(dim1=1, dim2=2)
+    shrunk = (wide + torch.diag_embed(diagonal)) / 2
+    scale = diagonal.mean(1)[:, None]
+    shrunk.diagonal(dim1=1, dim2=2).add_(torch.where(scale > 0, TINY * scale, 1))
+    found: torch.Tensor = torch.linalg.cholesky(shrunk)
+    return found * (scale > 0)[:, :, None]
 
 
 @attrs.define(eq=False)

@@ -73,6 +73,7 @@ CORE = [
     "sums",
     "watching",
     "statistics",
+    "curvature",
     "calibration",
     "uses",
     "layer_fit",
