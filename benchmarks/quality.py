@@ -61,7 +61,7 @@ def ours(task: tasks.Task, model: nn.Module, seed: int) -> dict[str, Callable[[n
 
     def damages() -> pk.Sensitivity:
         if not measured:
-            criterion = CalibratedImportance(pk.calibrate(model, batches, parts=("covariances",)))
+            criterion = CalibratedImportance(pk.calibrate(model, batches, parts=("covariances", "curvatures")))
 
             def compensated(small: nn.Module, plan: pk.Plan) -> None:
                 pk.compensate(small, plan, batches, original=model, stages=1)

@@ -22,7 +22,7 @@ from prunekit_core.axes import (
     tie,
 )
 from prunekit_core.batches import Batches
-from prunekit_core.calibration import FrugalCriterion, StatisticalCriterion, calibrate
+from prunekit_core.calibration import DemandingCriterion, FrugalCriterion, StatisticalCriterion, calibrate
 from prunekit_core.checkpoint import load, read_plan, read_protocol, save
 from prunekit_core.chooser import Chooser, Counts, Tie
 from prunekit_core.compensation import Compensation, compensate
@@ -31,6 +31,7 @@ from prunekit_core.constants import absorb_constants
 from prunekit_core.consumers import Addition, Centring, Reading, Site, adds, centres, reads
 from prunekit_core.conversion import prune_checkpoint
 from prunekit_core.costs import Compiled, CostModel, compile_sum, group_sizes
+from prunekit_core.criterion import AdditiveCriterion
 from prunekit_core.curves import Curve, Sensitivity
 from prunekit_core.custom_layers import CustomizedPruner
 from prunekit_core.errors import (
@@ -91,6 +92,7 @@ from prunekit_core.trace import Operation, Trace
 __all__ = [
     "HOOKS",
     "Addition",
+    "AdditiveCriterion",
     "Alignment",
     "Analysis",
     "ArgumentError",
@@ -111,6 +113,7 @@ __all__ = [
     "Counts",
     "Curve",
     "CustomizedPruner",
+    "DemandingCriterion",
     "Dependency",
     "DependencyGraph",
     "Entry",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from prunekit_core.chooser import Chooser
+from prunekit_core.criterion import Criterion, additive
 from prunekit_core.curves import Sensitivity
 from prunekit_core.errors import ArgumentError, nearest
 from prunekit_core.knapsack import Choice, Picked, Problem, dynamic, greedy
@@ -13,16 +14,12 @@ from prunekit_core.options import Options, fixed_units, free_options
 from prunekit_core.selection import Scope
 from prunekit_core.targets import Budget, Selector
 
-UNIFORM, GLOBAL = "uniform", "global"
-CALIBRATED = GLOBAL
-"""What is taken where there are a target and calibration data, and nothing was said. ``benchmarks/quality.py``: with
-compensation it is ahead of uniform, and it costs nothing; ``"dp"`` is ahead of it at a quarter of the MACs, but has to
-measure first."""
+UNIFORM, GLOBAL, ESTIMATED = "uniform", "global", "estimated"
 
 Solver = Callable[[Problem], Sequence[int]]
 """An allocation: a problem to the number of the option that is picked of every choice."""
 
-SOLVERS: Mapping[str, Solver] = {"dp": dynamic, "greedy": greedy}
+SOLVERS: Mapping[str, Solver] = {"dp": dynamic, "greedy": greedy, ESTIMATED: dynamic}
 """The allocations that weigh damage against cost, by name."""
 
 NAMES = (UNIFORM, GLOBAL, *SOLVERS)
@@ -35,13 +32,23 @@ def check_allocation(allocation: str | Solver) -> str | Solver:
     raise ArgumentError(f"There is no allocation called {allocation!r}.", hint=nearest(str(allocation), NAMES))
 
 
-def selector(allocation: str | Solver, sensitivity: Sensitivity | None) -> Selector:
+def by_default(criterion: Criterion) -> str:
+    """The allocation that is taken where there are a target and calibration data, and nothing was said.
+
+    By ``benchmarks/quality.py``, with compensation, ``"estimated"`` is ahead of ``"global"`` where scores are damages,
+    and costs little; where they aren't, ``"global"`` is ahead of ``"uniform"``.
+    """
+    return ESTIMATED if additive(criterion) else GLOBAL
+
+
+def selector(allocation: str | Solver, sensitivity: Sensitivity | None, *, sums: bool = False) -> Selector:
     """Makes what decides for `plan_to_target`.
 
     Args:
-        allocation: ``"greedy"``, ``"dp"``, or a callable on a `Problem`.
-        sensitivity: Measured damages. None: damages come from the scores, as minus the logarithm of the part of a
-            group's summed scores that stays.
+        allocation: ``"greedy"``, ``"dp"``, ``"estimated"``, or a callable on a `Problem`.
+        sensitivity: Measured damages. None: damages come from the scores.
+        sums: Whether scores are damages that add up. If not, the damage of a group is minus the logarithm of the part
+            of its summed scores that stays.
     """
     solve = SOLVERS[allocation] if isinstance(allocation, str) else allocation
 
@@ -51,7 +58,7 @@ def selector(allocation: str | Solver, sensitivity: Sensitivity | None) -> Selec
             Choice(
                 options,
                 _ascending(
-                    _score_damages(chooser, options)
+                    _score_damages(chooser, options, sums=sums)
                     if sensitivity is None
                     else [sensitivity.damage(units) for units in options]
                 ),
@@ -86,18 +93,21 @@ def _ascending(damages: Sequence[float]) -> tuple[float, ...]:
     return tuple(found)
 
 
-def _score_damages(chooser: Chooser, options: Options) -> list[float]:
-    """Damages out of scores alone: ``-log(1 - removed / all)`` of the summed scores of each group.
+def _score_damages(chooser: Chooser, options: Options, *, sums: bool) -> list[float]:
+    """Damages out of scores alone.
 
-    The parts of the scores that groups keep are multiplied, as signals are that run through them one after another; a
-    plain sum would see no harm in emptying one group.
+    Where scores are no damages that add up, those of a group count as ``-log(1 - removed / all)``: the parts of the
+    scores that groups keep are multiplied, as signals are that run through them one after another; a plain sum would
+    see no harm in emptying one group.
     """
     damages = [0.0] * len(options)
     for group in options[0]:
         candidate = chooser.candidates[group]
         scores = candidate.scores.detach().double().cpu().sort(descending=True)[0]
         scores = scores - scores[-1].clamp(max=0)
-        kept = (scores / (float(scores.sum()) or 1.0)).cumsum(0).clamp(min=1e-12).tolist()
+        whole = float(scores.sum()) or 1.0
+        kept = (scores / whole).cumsum(0).clamp(min=1e-12, max=1).tolist()
         for place, units in enumerate(options):
-            damages[place] += -math.log(min(1.0, kept[units[group] // candidate.blocks - 1]))
+            stays = kept[units[group] // candidate.blocks - 1]
+            damages[place] += whole * (1 - stays) if sums else -math.log(stays)
     return damages

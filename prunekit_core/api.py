@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from prunekit_core import layout as layouts
-from prunekit_core.allocation import CALIBRATED, GLOBAL, UNIFORM, Solver, check_allocation, selector
+from prunekit_core.allocation import ESTIMATED, GLOBAL, UNIFORM, Solver, by_default, check_allocation, selector
 from prunekit_core.batches import Batches
 from prunekit_core.calibrated import CRITERION, CalibratedPath
 from prunekit_core.compensation import Compensation, Repaired, write
-from prunekit_core.criterion import Criterion
+from prunekit_core.criterion import Criterion, additive
 from prunekit_core.curves import Sensitivity
 from prunekit_core.errors import ArgumentError
 from prunekit_core.graph import DependencyGraph
@@ -119,8 +119,9 @@ def prune(
         global_pruning: Rank all units together instead of taking the ratio in each group.
         allocation: How a target is shared out among the groups: ``"uniform"`` (the same ratio for all), ``"global"``
             (one ranking of all units, which is ``global_pruning=True``), ``"greedy"`` (step by step what does least
-            damage for what it saves), ``"dp"`` (dynamic programming over damages), or a callable ``(Problem) -> picked
-            options``, see `prunekit_core.knapsack`. None: ``"uniform"``, with calibration data ``"global"``.
+            damage for what it saves), ``"dp"`` (dynamic programming over damages), ``"estimated"`` (the same with
+            damages from the scores), or a callable ``(Problem) -> picked options``, see `prunekit_core.knapsack`. None:
+            ``"uniform"``; with calibration data ``"estimated"``, or ``"global"`` where scores don't add up to damages.
         sensitivity: Measured damages for ``"greedy"`` and ``"dp"``. None: they are measured on the calibration data,
             after compensation; without such data they come from the scores.
         max_pruning_ratio: Largest fraction that any group loses.
@@ -144,8 +145,7 @@ def prune(
     """
     if ratio is not None and target is not None:
         raise ArgumentError("Give a ratio or a target, not both.")
-    if allocation is None and calibration is not None and target is not None and not global_pruning:
-        allocation = CALIBRATED
+    chosen_later = allocation is None and calibration is not None and target is not None and not global_pruning
     weighed = _weighed(allocation, sensitivity, target)
     stepwise = [name for name in options if name.startswith("iterative_")]
     if stepwise:
@@ -161,7 +161,7 @@ def prune(
         model,
         example_inputs,
         importance,
-        global_pruning=global_pruning or allocation == GLOBAL,
+        global_pruning=global_pruning or chosen_later or allocation == GLOBAL,
         pruning_ratio=0.5 if ratio is None else ratio,
         pruning_ratio_dict=pruning_ratio_dict,
         max_pruning_ratio=max_pruning_ratio,
@@ -173,6 +173,9 @@ def prune(
         **options,
     )
     doubts = () if path is None else path.inform(pruner)
+    if chosen_later:
+        allocation = by_default(pruner.importance)
+        weighed = _weighed(allocation, sensitivity, target)
     select = _selector(weighed, sensitivity, pruner, path)
     plan = _decide(pruner, target, select)
     preview = plan.preview()
@@ -238,7 +241,7 @@ def _weighed(
     plain = allocation is None or check_allocation(allocation) in (UNIFORM, GLOBAL)
     if not plain and target is None:
         raise ArgumentError("This allocation needs a target.", why=f"allocation={allocation!r} weighs damage and cost")
-    if plain and sensitivity is not None:
+    if (plain or allocation == ESTIMATED) and sensitivity is not None:
         raise ArgumentError("A sensitivity needs an allocation that uses it.", hint='allocation="dp" or "greedy"')
     return None if plain else allocation
 
@@ -249,7 +252,7 @@ def _selector(
     """Makes what decides how many units each group keeps, if not a search for a ratio does."""
     if weighed is None:
         return None
-    if sensitivity is None and path is not None:
+    if sensitivity is None and path is not None and weighed != ESTIMATED:
         if pruner.graph.standing.stored is not None:
             raise ArgumentError(
                 "Damages can't be measured on a model on disk.",
@@ -259,4 +262,4 @@ def _selector(
         sensitivity = measure(pruner, path.batches, ratios=QUICK_RATIOS, finish=path.finish(pruner.graph.model))
     elif sensitivity is not None:
         sensitivity.check(pruner.graph.analysis)
-    return selector(weighed, sensitivity)
+    return selector(weighed, sensitivity, sums=additive(pruner.importance))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -12,6 +13,25 @@ from prunekit_core.registry import Registry
 
 Criterion = Callable[[Group], "torch.Tensor | None"]
 """Gives scores ``[units]`` of a group, or None when it has nothing to say about it."""
+
+
+@runtime_checkable
+class AdditiveCriterion(Protocol):
+    """A criterion whose scores may be damages.
+
+    Attributes:
+        additive: Whether a score estimates what the model loses with a unit, on one scale for all groups, so that the
+            scores of what goes add up.
+    """
+
+    @property
+    def additive(self) -> bool:
+        """Whether they are."""
+
+
+def additive(criterion: Criterion) -> bool:
+    """Tells whether the scores of a criterion are damages that add up."""
+    return isinstance(criterion, AdditiveCriterion) and criterion.additive
 
 
 def criterion_of(importance: Criterion | str, registry: Registry) -> Criterion:

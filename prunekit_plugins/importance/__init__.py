@@ -14,6 +14,7 @@ from prunekit_plugins.importance.contributions import (
     ActivationVarianceImportance,
     WandaImportance,
 )
+from prunekit_plugins.importance.effect import EffectImportance
 from prunekit_plugins.importance.fpgm import FPGMImportance
 from prunekit_plugins.importance.hessian import GroupHessianImportance
 from prunekit_plugins.importance.magnitude import BNScaleImportance, GroupMagnitudeImportance, LAMPImportance
@@ -32,6 +33,7 @@ __all__ = [
     "ActivationVarianceImportance",
     "BNScaleImportance",
     "CalibratedImportance",
+    "EffectImportance",
     "FPGMImportance",
     "GroupHessianImportance",
     "GroupMagnitudeImportance",
@@ -57,6 +59,7 @@ def prunekit_importance() -> Mapping[str, Callable[..., Any]]:
         "activation_variance": ActivationVarianceImportance,
         "bn_scale": BNScaleImportance,
         "calibrated": CalibratedImportance,
+        "effect": EffectImportance,
         "fpgm": FPGMImportance,
         "hessian": GroupHessianImportance,
         "lamp": LAMPImportance,

@@ -49,7 +49,7 @@ class CalibratedImportance:
         """
         statistics, scores = self.statistics, None
         if statistics is not None and "covariances" in statistics:
-            if self.wishes and "curvatures" in statistics:
+            if self.additive:
                 scores = ReconstructionImportance(statistics, None)(group)
                 scores = EffectImportance(statistics, normalizer=None)(group) if scores is None else scores
                 scores = None if scores is None else scores / self._scale(statistics)
@@ -58,6 +58,11 @@ class CalibratedImportance:
         if scores is None:
             scores = ActivationVarianceImportance(statistics)(group)
         return GroupMagnitudeImportance()(group) if scores is None else scores
+
+    @property
+    def additive(self) -> bool:
+        """Whether scores are squared changes of the model's outputs, which add up."""
+        return bool(self.wishes) and self.statistics is not None and "curvatures" in self.statistics
 
     def _scale(self, statistics: Statistics) -> float:
         """The mean effect of an output of any layer: ``G_cc E[y_c^2]``; 1 where there is none."""

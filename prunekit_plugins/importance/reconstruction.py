@@ -58,8 +58,12 @@ class ReconstructionImportance(FromStatistics):
         self.wishes = ("curvatures",) if curvatures else ()
 
     @property
-    def weighted(self) -> bool:
-        """Whether errors count by what they do to the outputs of the model."""
+    def additive(self) -> bool:
+        """Whether scores are squared changes of the model's outputs, which add up, and weren't normalized."""
+        return self._weighted and self.members.normalizer is None
+
+    @property
+    def _weighted(self) -> bool:
         return bool(self.wishes) and self.statistics is not None and "curvatures" in self.statistics
 
     def __call__(self, group: Group) -> torch.Tensor | None:
@@ -79,7 +83,7 @@ class ReconstructionImportance(FromStatistics):
             for seen, weight in self.reads(view):
                 assert seen.moments.covariance is not None
                 labels = unit_of[seen.site.positions(view.dim)]
-                if self.weighted:
+                if self._weighted:
                     assert seen.curvature is not None
                     weight = root(seen.curvature).transpose(1, 2) @ weight
                 for k in range(len(labels)):
