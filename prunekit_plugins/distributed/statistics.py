@@ -51,8 +51,8 @@ def reduce_calibration(statistics: Statistics, group: dist.ProcessGroup | None =
     """Joins what `prunekit_core.calibrate` gathered on all processes, each from batches of its own.
 
     With ``n_r`` samples, mean ``m_r`` and covariance ``C_r`` on process ``r``: ``N = sum n_r``,
-    ``m = sum n_r m_r / N``, ``C = sum n_r (C_r + (m_r - m)(m_r - m)^T) / N`` (Chan et al., 1979), in float64. Gradients
-    and squared gradients are averaged by examples.
+    ``m = sum n_r m_r / N``, ``C = sum n_r (C_r + (m_r - m)(m_r - m)^T) / N`` (Chan et al., 1979), in float64.
+    Gradients, squared gradients and curvatures are averaged by examples.
 
     Args:
         statistics: What this process gathered.
@@ -66,13 +66,14 @@ def reduce_calibration(statistics: Statistics, group: dist.ProcessGroup | None =
     """
     require_group()
     about = [sorted(part) for part in (statistics.sites, statistics.gradients, statistics.fisher)]
-    parts = [found.moments.covariance is None for found in statistics.sites.values()]
+    parts = [(seen.moments.covariance is None, seen.curvature is None) for seen in statistics.sites.values()]
     if not same_everywhere(json.dumps([about, parts, statistics.shapes], sort_keys=True), group):
         raise ArgumentError(
             "The processes gathered statistics of different layers.",
             hint="run calibrate with the same arguments on every process, on at least one batch each",
         )
     total = _total_over(group)
+    examples = int(total(torch.tensor(statistics.examples, device="cpu")))
     sites = {}
     for name, found in statistics.sites.items():
         own = found.moments
@@ -83,10 +84,13 @@ def reduce_calibration(statistics: Statistics, group: dist.ProcessGroup | None =
         covariance = own.covariance
         if covariance is not None:
             covariance = total((covariance + off[:, :, None] * off[:, None, :]) * own.count) / count
-        sites[name] = attrs.evolve(
-            found, moments=attrs.evolve(own, count=count, mean=mean, variance=variance, covariance=covariance)
-        )
-    examples = int(total(torch.tensor(statistics.examples, device="cpu")))
+        moments = attrs.evolve(own, count=count, mean=mean, variance=variance, covariance=covariance)
+        curvature, energy = found.curvature, found.energy
+        if curvature is not None:
+            assert energy is not None
+            curvature = total(curvature * statistics.examples) / examples
+            energy = total(energy * own.count) / count
+        sites[name] = attrs.evolve(found, moments=moments, curvature=curvature, energy=energy)
 
     def averaged(table: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: total(values * statistics.examples) / examples for name, values in table.items()}

@@ -59,7 +59,6 @@ def prunekit_importance() -> Mapping[str, Callable[..., Any]]:
         "activation_variance": ActivationVarianceImportance,
         "bn_scale": BNScaleImportance,
         "calibrated": CalibratedImportance,
-        "effect": EffectImportance,
         "fpgm": FPGMImportance,
         "hessian": GroupHessianImportance,
         "lamp": LAMPImportance,

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import prunekit_core as pk
 from prunekit_plugins.compensation import BatchNormStatistics, ConstantUnits, LeastSquares, MeanBias
+from prunekit_plugins.importance import CalibratedImportance
 from tests.models import Encoder
 
 RIDGE = 1e-3
@@ -523,14 +524,17 @@ def test_good_data_raise_no_doubts() -> None:
     assert result.compensation.notes == ()
 
 
-@pytest.mark.parametrize("allocation", ["dp", "greedy", "global", "uniform"])
+@pytest.mark.parametrize("allocation", ["dp", "greedy", "global", "uniform", "estimated"])
 def test_what_is_not_finite_spoils_no_allocation(allocation: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))
     good, small = torch.randn(40, 4), copy.deepcopy(model)
     bad = torch.cat([good, torch.full((1, 4), float("nan"))])
-    found = pk.prune(small, good, target={"macs": 0.5}, calibration=[bad], allocation=allocation)
-    clean = pk.prune(model, good, target={"macs": 0.5}, calibration=[good], allocation=allocation)
+    options: dict[str, Any] = {"target": {"macs": 0.5}, "allocation": allocation}
+    found = pk.prune(small, good, calibration=[bad], **options)
+    told = "all layers count alike, for want of gradients: the gradients are not finite"
+    assert any(told in note for note in found.report.notes)
+    clean = pk.prune(model, good, calibration=[good], importance=CalibratedImportance(curvatures=False), **options)
     assert found.plan == clean.plan
     assert torch.allclose(small(good), model(good), atol=1e-4)
 

@@ -1,0 +1,164 @@
+"""Curvatures: how much the outputs of a model move with those of a layer."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import prunekit_core as pk
+from prunekit_plugins.importance import CalibratedImportance, EffectImportance, ReconstructionImportance
+
+PARTS = ("covariances", "curvatures")
+
+
+def chain() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double()
+
+
+def test_of_a_linear_model_it_is_the_product_of_what_follows() -> None:
+    """Outputs move by ``W2 e`` with the first layer's, so that ``G = W2^T W2``, and ``G = I`` for the last layer."""
+    model = chain()
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(6400, 3, generator=generator).double() + 2
+    found = pk.calibrate(model, x.split(16), parts=PARTS)
+    last = model[1].weight.detach()
+    first, second = found.sites["0.weight"], found.sites["1.weight"]
+    assert first.curvature is not None
+    assert second.curvature is not None
+    assert first.energy is not None
+    torch.testing.assert_close(first.curvature[0].double(), last.T @ last, rtol=0.1, atol=0.03)
+    torch.testing.assert_close(second.curvature[0].double(), torch.eye(2).double(), rtol=0.1, atol=0.05)
+    torch.testing.assert_close(first.energy[0], model[0](x).detach().square().mean(0))
+
+
+def test_places_of_a_convolution_add_up() -> None:
+    """The mean over 16 places moves by a sixteenth of what one of them does; there are 16 that count."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
+    x = torch.randn(3200, 2, 4, 4).double()
+    curvature = pk.calibrate(model, x.split(32), parts=PARTS).sites["0.weight"].curvature
+    assert curvature is not None
+    torch.testing.assert_close(curvature[0].double(), torch.eye(3).double() / 16, rtol=0.15, atol=0.006)
+
+
+def test_the_model_and_the_random_state_stay() -> None:
+    model, x = chain().train(), torch.randn(40, 3).double()
+    before = copy.deepcopy(model.state_dict())
+    state = torch.get_rng_state()
+    pk.calibrate(model, [x], parts=PARTS)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert model.training
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_kept_in_a_file(tmp_path: Path) -> None:
+    found = pk.calibrate(chain(), [torch.randn(40, 3).double()], parts=PARTS)
+    found.save(tmp_path / "s.safetensors")
+    again = pk.Statistics.load(tmp_path / "s.safetensors")
+    assert "curvatures" in again
+    for name, seen in found.sites.items():
+        assert seen.curvature is not None
+        assert seen.energy is not None
+        assert torch.equal(again.sites[name].curvature, seen.curvature)  # type: ignore[arg-type]
+        assert torch.equal(again.sites[name].energy, seen.energy)  # type: ignore[arg-type]
+    assert "curvatures" not in pk.calibrate(chain(), [torch.randn(40, 3).double()])
+
+
+class Detached(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            result: Tensor = self.layers(x)
+        return result
+
+
+def test_without_gradients_it_is_told_and_done_without() -> None:
+    torch.manual_seed(0)
+    model, x = Detached(), torch.randn(60, 3)
+    with pytest.raises(pk.ArgumentError, match="Curvatures need gradients") as error:
+        pk.calibrate(model, [x], parts=PARTS)
+    assert "no output has a gradient" in str(error.value)
+    plain = pk.prune(
+        copy.deepcopy(model), x[:1], target={"macs": 0.5}, calibration=[x], allocation="global",
+        importance=CalibratedImportance(curvatures=False),
+    )  # fmt: skip
+    found = pk.prune(model, x[:1], target={"macs": 0.5}, calibration=[x])
+    assert found.plan == plain.plan
+    assert any("for want of gradients: no output has a gradient" in note for note in found.report.notes)
+    assert found.protocol.arguments["allocation"] == "global"
+
+
+def test_batches_with_bad_gradients_are_left_out() -> None:
+    model, x = chain(), torch.randn(40, 3).double()
+    bad = torch.full((4, 3), float("inf")).double()
+    found = pk.calibrate(model, [x, bad], parts=PARTS)
+    clean = pk.calibrate(model, [x], parts=PARTS)
+    for name, seen in found.sites.items():
+        assert torch.equal(seen.curvature, clean.sites[name].curvature)  # type: ignore[arg-type]
+    assert any("1 batches left out, whose gradients were not finite" in note for note in found.notes)
+
+
+def test_errors_count_by_what_they_do() -> None:
+    """With curvature the scores are those of the consumer's weight times a root of the mean of G and its diagonal."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    x = torch.randn(200, 3).double()
+    statistics = pk.calibrate(model, [x], parts=PARTS)
+    (group,) = (g for g in pk.DependencyGraph().build_dependency(model, x).get_all_groups() if g.name == "0")
+    found = ReconstructionImportance(statistics, normalizer=None)(group)
+    curvature = statistics.sites["2.weight"].curvature
+    assert curvature is not None
+    mean = (curvature[0].double() + curvature[0].double().diagonal().diag()) / 2
+    values, vectors = torch.linalg.eigh(mean)
+    other = copy.deepcopy(model)
+    other[2].weight.data = (vectors * values.clamp(min=0).sqrt()).T @ model[2].weight.detach()
+    (group,) = (g for g in pk.DependencyGraph().build_dependency(other, x).get_all_groups() if g.name == "0")
+    expected = ReconstructionImportance(statistics, normalizer=None, curvatures=False)(group)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-9)
+
+
+def test_effects_are_curvature_times_energy() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)).double()
+    x = torch.randn(200, 3).double()
+    statistics = pk.calibrate(model, [x], parts=PARTS)
+    (group,) = pk.DependencyGraph().build_dependency(model, x).get_all_groups()
+    seen = statistics.sites["0.weight"]
+    assert seen.curvature is not None
+    found = EffectImportance(statistics, normalizer=None)(group)
+    expected = seen.curvature[0].double().diagonal() * model[0](x).detach().square().mean(0)
+    torch.testing.assert_close(found, expected)
+
+
+def test_scores_that_are_damages_add_up() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)).double()
+    x = torch.randn(200, 3).double()
+    problems = []
+
+    def solve(problem: Any) -> tuple[int, ...]:
+        problems.append(problem)
+        return tuple(problem.smallest)
+
+    criterion = CalibratedImportance(pk.calibrate(model, [x], parts=PARTS))
+    assert criterion.additive
+    groups = {g.name: g for g in pk.DependencyGraph().build_dependency(model, x).get_all_groups()}
+    pk.prune(copy.deepcopy(model), x[:1], target={"macs": 0.9}, importance=criterion, allocation=solve)
+    for choice in problems[0].choices:
+        (name,) = choice.options[0]
+        scores = criterion(groups[name])
+        assert scores is not None
+        lost = [float(scores.sort()[0][: len(scores) - option[name]].sum()) for option in choice.options]
+        assert choice.damages == pytest.approx(lost, rel=1e-6, abs=1e-9)
+    result = pk.prune(model, x[:1], target={"macs": 0.5}, calibration=[x])
+    assert result.protocol.arguments["allocation"] == "estimated"
