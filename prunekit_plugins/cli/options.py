@@ -78,5 +78,5 @@ BatchNorm = Annotated[
 ]
 Allocation = Annotated[
     str | None,
-    typer.Option(help="How a target is shared out: uniform, global, greedy or dp.", show_default=False),
+    typer.Option(help="How a target is shared out: uniform, global, greedy, dp or estimated.", show_default=False),
 ]
