@@ -294,11 +294,12 @@ def calibrated(world: int) -> None:
         return outputs.square().mean()
 
     def gather(images: torch.Tensor) -> pk.Statistics:
-        parts = ("covariances", "gradients", "fisher")
+        parts = ("covariances", "curvatures", "gradients", "fisher")
         return pk.calibrate(model, images.split(2), parts=parts, loss_fn=loss)
 
     expected = gather(toys.IMAGES)
-    found = distributed.reduce_calibration(gather(toys.IMAGES[rank * 8 // world : (rank + 1) * 8 // world]))
+    shares = [gather(toys.IMAGES[r * 8 // world : (r + 1) * 8 // world]) for r in range(world)]
+    found = distributed.reduce_calibration(shares[rank])
     assert found.examples == expected.examples == 8
     assert found.sites.keys() == expected.sites.keys()
     for name, site in expected.sites.items():
@@ -306,6 +307,9 @@ def calibrated(world: int) -> None:
         assert own.count == site.moments.count
         for part in ("mean", "variance", "covariance"):
             torch.testing.assert_close(getattr(own, part), getattr(site.moments, part), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(found.sites[name].energy, site.energy, rtol=1e-5, atol=1e-9)
+        mean = sum(share.sites[name].curvature * share.examples for share in shares) / 8
+        torch.testing.assert_close(found.sites[name].curvature, mean)
     for part in ("gradients", "fisher"):
         for name, values in getattr(expected, part).items():
             torch.testing.assert_close(getattr(found, part)[name], values, rtol=1e-4, atol=1e-7)
