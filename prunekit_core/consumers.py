@@ -170,9 +170,7 @@ class Site:
         Returns:
             Tensor ``[groups, features]``, int64, on the CPU.
         """
-        sizes = [1] * len(self.shape)
-        sizes[dim] = self.shape[dim]
-        return self.matrix(torch.arange(self.shape[dim], device="cpu").reshape(sizes).expand(self.shape))[:, 0, :]
+        return self._places(dim)[:, 0, :]
 
     def channels(self, dim: int) -> torch.Tensor:
         """Tells which position of a parameter dim every output belongs to.
@@ -183,9 +181,13 @@ class Site:
         Returns:
             Tensor ``[groups, outputs]``, int64, on the CPU.
         """
+        return self._places(dim)[:, :, 0]
+
+    def _places(self, dim: int) -> torch.Tensor:
+        """The matrix of the positions along a parameter dim."""
         sizes = [1] * len(self.shape)
         sizes[dim] = self.shape[dim]
-        return self.matrix(torch.arange(self.shape[dim], device="cpu").reshape(sizes).expand(self.shape))[:, :, 0]
+        return self.matrix(torch.arange(self.shape[dim], device="cpu").reshape(sizes).expand(self.shape))
 
     def along(self, values: torch.Tensor, dim: int) -> torch.Tensor:
         """Adds up values of features by the position of a parameter dim that each belongs to.

@@ -12,7 +12,7 @@ from prunekit_core.batches import Batch
 from prunekit_core.consumers import Site
 from prunekit_core.moments import Gatherer, Moments
 from prunekit_core.outputs import output_tensors
-from prunekit_core.watching import Watched
+from prunekit_core.watching import Watched, parameter_run
 
 EXAMPLES = 16
 """Examples of a batch for which there is one random projection of the outputs."""
@@ -67,7 +67,7 @@ class Curvatures:
     """
 
     def __init__(self, watched: Watched) -> None:
-        self._shadow = watched.shadow
+        self._watched = watched
         self._generator = torch.Generator("cpu").manual_seed(0)
         self._sums: dict[str, torch.Tensor] = {}
         self._weight = 0
@@ -83,26 +83,22 @@ class Curvatures:
         """
         if self.trouble:
             return
-        parameters = {n: t for n, t in self._shadow.tensors().items() if isinstance(t, nn.Parameter)}
+        parameters = {n: t for n, t in self._watched.shadow.tensors().items() if isinstance(t, nn.Parameter)}
         wanted = {read.site.parameter for read in reads.values()}
-        wanted |= {read.bias.partition("[")[0] for read in reads.values() if read.bias}
+        wanted |= {parameter_run(read.bias)[0] for read in reads.values() if read.bias}
         chosen = {name: parameters[name] for name in sorted(wanted)}
         try:
-            for tensor in chosen.values():
-                tensor.requires_grad_(True)
-            self._shadow.module.train(False)
-            self._project(batch, reads, chosen)
+            with self._watched.differentiable(chosen.values()) as module:
+                self._project(module, batch, reads, chosen)
         except RuntimeError as error:
             self.trouble = f"{type(error).__name__}: {str(error)[:200]}"
-        finally:
-            for tensor in chosen.values():
-                tensor.requires_grad_(False)
-            self._shadow.reset()
 
-    def _project(self, batch: Batch, reads: Mapping[str, Read], chosen: Mapping[str, torch.Tensor]) -> None:
+    def _project(
+        self, module: nn.Module, batch: Batch, reads: Mapping[str, Read], chosen: Mapping[str, torch.Tensor]
+    ) -> None:
         example = batch.example
         with torch.enable_grad():
-            outputs = output_tensors(example.runner(self._shadow.module, example.args, example.kwargs))
+            outputs = output_tensors(example.runner(module, example.args, example.kwargs))
             outputs = [tensor for tensor in outputs if tensor.requires_grad]
             if not outputs:
                 self.trouble = "no output has a gradient"
@@ -126,7 +122,7 @@ class Curvatures:
 
     def _signs(self, tensor: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Random signs of the shape of an output, zero where a mask leaves positions out."""
-        signs = torch.randint(0, 2, tensor.shape, generator=self._generator, device="cpu") * 2 - 1
+        signs = torch.randint(0, 2, tensor.shape, generator=self._generator, dtype=torch.int8, device="cpu") * 2 - 1
         signs = signs.to(tensor.device, tensor.dtype)
         counted = batch.counted(tuple(tensor.shape[:-1])) if tensor.dim() > 1 else None
         return signs if counted is None else signs * counted[..., None]
@@ -163,22 +159,13 @@ def _squares(
         if whole is None:
             continue
         gradient = read.site.matrix(whole.detach()).float()
-        slope, center = _run(read.bias, gradients) if read.bias else None, read.gatherer.center()
+        bias, run = parameter_run(read.bias)
+        slope, center = gradients[bias] if bias else None, read.gatherer.center()
         if slope is not None and center is not None:
-            gradient = gradient - slope.reshape(gradient.shape[:2])[:, :, None] * center.float()[:, None]
+            gradient = gradient - slope[run].reshape(gradient.shape[:2])[:, :, None] * center.float()[:, None]
         yield name, gradient @ gradient.transpose(1, 2)
 
 
 def _add(sums: dict[str, torch.Tensor], values: Iterable[tuple[str, torch.Tensor]]) -> None:
     for name, value in values:
         sums[name] = sums[name].add_(value) if name in sums else value
-
-
-def _run(bias: str, gradients: Mapping[str, torch.Tensor | None]) -> torch.Tensor | None:
-    """The gradient of a run of a parameter."""
-    name, _, run = bias.partition("[")
-    whole = gradients[name]
-    if whole is None or not run:
-        return whole
-    start, stop = map(int, run[:-1].split(":"))
-    return whole[start:stop]

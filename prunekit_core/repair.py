@@ -22,7 +22,7 @@ from prunekit_core.reading import Scratch
 from prunekit_core.registry import Registry
 from prunekit_core.surgery import named_tensors, replace_values
 from prunekit_core.uses import find_consumers
-from prunekit_core.watching import Seen, Watched
+from prunekit_core.watching import Seen, Watched, parameter_run
 
 
 @attrs.frozen
@@ -265,19 +265,16 @@ class Repair:
         if pair.after.bias:
             run, values = self._run(pair.after.bias)
             run += change.flatten().to(run)
-            self.write(pair.after.bias.partition("[")[0], values)
+            self.write(parameter_run(pair.after.bias)[0], values)
         else:
             values = self.values(pair.after.mean)
             self.write(pair.after.mean, values - change.flatten().to(values))
 
     def _run(self, bias: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns a copy of the run of a parameter that a bias is, as a view, and all of the copy."""
-        name, _, run = bias.partition("[")
+        name, run = parameter_run(bias)
         values = self.values(name).clone()
-        if not run:
-            return values, values
-        start, stop = map(int, run[:-1].split(":"))
-        return values[start:stop], values
+        return values[run], values
 
     def write(self, name: str, values: torch.Tensor) -> None:
         """Gives a parameter or buffer of the twin other values; the model gets them at the end.

@@ -43,6 +43,14 @@ class SiteStatistics:
     curvature: torch.Tensor | None = None
     energy: torch.Tensor | None = None
 
+    @property
+    def effect(self) -> torch.Tensor:
+        """Tensor ``[groups, outputs]``, float64: ``G_cc E[y_c^2]``, what the model loses, to first order, if an output
+        becomes zero; for statistics with curvatures."""
+        assert self.curvature is not None
+        assert self.energy is not None
+        return self.curvature.double().diagonal(dim1=1, dim2=2) * self.energy
+
 
 @attrs.frozen(eq=False)
 class Statistics:

@@ -15,7 +15,7 @@ from prunekit_core.outputs import output_tensors
 from prunekit_core.rules import RuleTable
 from prunekit_core.shadow import Shadow, operation_name, tensors_of
 from prunekit_core.sums import Sums
-from prunekit_core.watching import Look, Seen, Watched, WatchingSink
+from prunekit_core.watching import Look, Seen, Watched, WatchingSink, parameter_run
 
 
 @attrs.frozen
@@ -113,14 +113,14 @@ def find_consumers(watched: Watched, batch: Batch) -> list[Consumer]:
         if tensor in sink.outputs:
             sink.readers.setdefault(sink.outputs[tensor], []).append("")
     sink.sums.handed_out(results)
-    biases = [seen[0].bias.partition("[")[::2] for seen in calls.values()]
+    biases = [seen[0].bias for seen in calls.values()]
     found = []
     for seen in calls.values():
         first = seen[0]
         means = sink.readers.get(first.order, [])
         mean = means[0] if len(seen) == len(means) == 1 and sink.means.count(means[0]) == 1 else ""
-        parameter, _, run = first.bias.partition("[")
-        alone = biases.count((parameter, run)) == 1 and all(call.bias == first.bias for call in seen)
+        parameter, _ = parameter_run(first.bias)
+        alone = biases.count(first.bias) == 1 and all(call.bias == first.bias for call in seen)
         found.append(
             Consumer(
                 first.site,

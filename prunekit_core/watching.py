@@ -6,7 +6,8 @@ touched, and every use of a parameter is seen, whether a module is called or a f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import attrs
@@ -193,6 +194,12 @@ def find_run(bias: torch.Tensor, parameters: Mapping[str, torch.Tensor]) -> str:
     return ""
 
 
+def parameter_run(bias: str) -> tuple[str, slice]:
+    """Takes apart what `find_run` returned, or the name of a whole parameter: the name and the run of it."""
+    name, _, run = bias.partition("[")
+    return name, slice(*map(int, run[:-1].split(":"))) if run else slice(None)
+
+
 class Values(Protocol):
     """Where values of parameters and buffers come from."""
 
@@ -235,6 +242,19 @@ class Watched:
         """Returns the values of a parameter or buffer by its canonical name, detached."""
         tensor, hollows = self.shadow.tensors()[name], self.shadow.hollows
         return hollows.read(name, tensor) if hollows is not None and hollows.holds(tensor) else tensor.detach()
+
+    @contextlib.contextmanager
+    def differentiable(self, parameters: Iterable[torch.Tensor]) -> Iterator[nn.Module]:
+        """Gives the shadow in eval mode, with gradients by some of its parameters; puts it back afterwards."""
+        chosen = list(parameters)
+        try:
+            for tensor in chosen:
+                tensor.requires_grad_(True)
+            yield self.shadow.module.train(False)
+        finally:
+            for tensor in chosen:
+                tensor.requires_grad_(False)
+            self.shadow.reset()
 
     def run(self, batch: Batch, look: Look, summed: Collection[int] = (), total: Total | None = None) -> Any:
         """Runs one batch in eval mode.

@@ -67,11 +67,7 @@ class CalibratedImportance:
     def _scale(self, statistics: Statistics) -> float:
         """The mean effect of an output of any layer: ``G_cc E[y_c^2]``; 1 where there is none."""
         if self._typical is None or self._typical[0] is not statistics:
-            total, count = 0.0, 0
-            for seen in statistics.sites.values():
-                assert seen.curvature is not None
-                assert seen.energy is not None
-                effect = seen.curvature.double().diagonal(dim1=1, dim2=2) * seen.energy
-                total, count = total + float(effect.sum()), count + effect.numel()
-            self._typical = (statistics, total / count if total > 0 else 1.0)
+            effects = [seen.effect for seen in statistics.sites.values()]
+            total = sum(float(effect.sum()) for effect in effects)
+            self._typical = (statistics, total / sum(effect.numel() for effect in effects) if total > 0 else 1.0)
         return self._typical[1]

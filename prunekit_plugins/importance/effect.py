@@ -62,9 +62,7 @@ class EffectImportance(FromStatistics):
         total = None
         for seen in self.statistics.of(name_of(view)):
             if view.dim == (1 if seen.site.inputs_first else 0):
-                assert seen.curvature is not None
-                assert seen.energy is not None
-                effect = seen.curvature.double().diagonal(dim1=1, dim2=2) * seen.energy
+                effect = seen.effect
                 places = seen.site.channels(view.dim).to(effect.device).flatten()
                 part = effect.new_zeros(seen.site.shape[view.dim]).index_add_(0, places, effect.flatten())
                 total = part if total is None else total + part
