@@ -41,11 +41,11 @@ class Application:
 
     def check_parameters(self) -> None:
         """Raises `PlanError` unless every parameter exists in the expected shape."""
-        shapes = {cut.parameter: cut.shape for cut in self._plan.parameters}
-        for name, shape in shapes.items():
-            found = tuple(self._tensor(name).shape)
-            if found != shape:
-                raise self._misfit(name, f"it has shape {found}, the plan was made for {shape}")
+        for cut in self._plan.parameters:
+            found = self._tensor(cut.parameter).shape
+            if found != cut.shape:
+                why = f"it has shape {tuple(found)}, the plan was made for {cut.shape}"
+                raise self._misfit(cut.parameter, why)
         for rescale in self._plan.rescales:
             tensor = self._tensor(rescale.parameter)
             if not isinstance(tensor, nn.Parameter) or not tensor.dim() or not tensor.is_floating_point():
@@ -59,9 +59,10 @@ class Application:
         return [self._tensor(cut.parameter) for cut in self._plan.parameters]
 
     def _tensor(self, name: str) -> torch.Tensor:
-        if name not in self._tensors:
+        tensor = self._tensors.get(name)
+        if tensor is None:
             raise self._misfit(name, "the model has no such parameter")
-        return self._tensors[name]
+        return tensor
 
     def _misfit(self, where: str, why: str) -> PlanError:
         return PlanError(
@@ -96,6 +97,9 @@ class Application:
         for edit in self._plan.edits:
             module = self._module(edit.module)
             value = vars(module).get(edit.attribute)
+            if type(value) is type(edit.new) is int and value == edit.old:  # most are
+                self._edited.append(module)
+                continue
             if not is_size(value) or normal_size(value) != edit.old or not _same_form(edit.old, edit.new):
                 where = f"{edit.module or 'the model'}.{edit.attribute}"
                 if edit.attribute not in vars(module):

@@ -161,16 +161,21 @@ class Decision:
     def all_positions(self, cuts: Iterable[ParameterCut]) -> dict[str, dict[int, torch.Tensor]]:
         """Returns the positions that stay for several parameters, computing each shared layout once."""
         kept = self.kept
-        positions_of, size_of = layouts.Positions(kept), layouts.Sizer(kept)
-        known: dict[int, torch.Tensor] = {}
+        positions_of = layouts.Positions(kept)
+        known: dict[int, torch.Tensor | None] = {}
         found: dict[str, dict[int, torch.Tensor]] = {}
         for cut in cuts:
             placed = found[cut.parameter] = {}
             for dim, layout in enumerate(cut.dims):
-                if id(layout) in known:
-                    placed[dim] = known[id(layout)]
-                elif size_of(layout) != layout.size:
-                    placed[dim] = known[id(layout)] = positions_of(layout)
+                if type(layout) is layouts.Fixed:  # most are
+                    continue
+                key = id(layout)
+                if key not in known:
+                    positions = positions_of(layout) if layouts.depends(layout, kept) else None
+                    known[key] = None if positions is None or len(positions) == layout.size else positions
+                positions = known[key]
+                if positions is not None:
+                    placed[dim] = positions
         return found
 
 

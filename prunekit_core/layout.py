@@ -7,7 +7,6 @@ dim and which positions stay. Layouts are values: equal meanings are equal objec
 
 from __future__ import annotations
 
-import functools
 import math
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -107,6 +106,13 @@ def new_size(layout: Layout, kept: Kept) -> int:
     return math.prod(sizes) if isinstance(layout, Product) else sum(sizes)
 
 
+def depends(layout: Layout, kept: Kept) -> bool:
+    """Tells whether a layout may lose something when only the kept units stay."""
+    if isinstance(layout, Units):
+        return layout.group in kept
+    return isinstance(layout, Listed) or any(depends(part, kept) for part in getattr(layout, "parts", ()))
+
+
 class Sizer:
     """Computes new sizes of layouts for one choice of kept units, each layout object once.
 
@@ -129,7 +135,7 @@ class Sizer:
 
 
 class Positions:
-    """Computes which positions of layouts stay for one choice of kept units, those of each group once.
+    """Computes which positions of layouts stay for one choice of kept units, those of each layout object once.
 
     Args:
         kept: Kept units per group.
@@ -137,38 +143,43 @@ class Positions:
 
     def __init__(self, kept: Kept) -> None:
         self.kept = kept
-        self._units: dict[str, torch.Tensor] = {}
-        self._stay: dict[str, torch.Tensor] = {}
+        self._known: dict[str | int, tuple[Layout, torch.Tensor]] = {}
+        self._masks: dict[str | int, torch.Tensor] = {}
 
     def __call__(self, layout: Layout) -> torch.Tensor:
         """Returns the positions that stay, ascending: tensor ``[new_size]``, int64, on the CPU."""
-        if isinstance(layout, Units) and layout.group in self.kept:
-            return self._kept_units(layout.group)
-        return self._mask(layout).nonzero().squeeze(1)
-
-    def _kept_units(self, group: str) -> torch.Tensor:
-        known = self._units.get(group)
+        key = self._key(layout)
+        known = self._known.get(key)
         if known is None:
-            known = self._units[group] = long_tensor(self.kept[group])
-        return known
+            known = self._known[key] = (layout, self._positions(layout))
+        return known[1]
+
+    def _key(self, layout: Layout) -> str | int:
+        """What a layout is known by: units of a group, of which there may be many objects, by its name."""
+        return layout.group if isinstance(layout, Units) and layout.group in self.kept else id(layout)
+
+    def _positions(self, layout: Layout) -> torch.Tensor:
+        if isinstance(layout, Units) and layout.group in self.kept:
+            return long_tensor(self.kept[layout.group])
+        if isinstance(layout, Units | Fixed):
+            return torch.arange(layout.size, device="cpu")
+        if isinstance(layout, Listed):
+            return long_tensor(layout.kept)
+        if isinstance(layout, Concat):
+            return torch.cat([self._mask(part) for part in layout.parts]).nonzero().squeeze(1)
+        result = self(layout.parts[0])
+        for part in layout.parts[1:]:
+            result = torch.add(self(part), result[:, None], alpha=part.size).flatten()
+        return result
 
     def _mask(self, layout: Layout) -> torch.Tensor:
-        """Which positions stay: tensor ``[size]``, bool, on the CPU."""
-        if isinstance(layout, Units) and layout.group in self.kept:
-            known = self._stay.get(layout.group)
-            if known is None:
-                known = torch.zeros(layout.size, dtype=torch.bool, device="cpu")
-                self._stay[layout.group] = known.index_fill_(0, self._kept_units(layout.group), True)
-            return known
-        if isinstance(layout, Units | Fixed):
-            return torch.ones(layout.size, dtype=torch.bool, device="cpu")
-        if isinstance(layout, Listed):
-            none = torch.zeros(layout.size, dtype=torch.bool, device="cpu")
-            return none.index_fill_(0, long_tensor(layout.kept), True)
-        masks = [self._mask(part) for part in layout.parts]
-        if isinstance(layout, Concat):
-            return torch.cat(masks)
-        return functools.reduce(lambda outer, inner: (outer[:, None] & inner).flatten(), masks)
+        """Which positions of a part of a concatenation stay: tensor ``[size]``, bool, on the CPU."""
+        key = self._key(layout)
+        known = self._masks.get(key)
+        if known is None:
+            known = torch.zeros(layout.size, dtype=torch.bool, device="cpu").index_fill_(0, self(layout), True)
+            self._masks[key] = known
+        return known
 
 
 def kept_positions(layout: Layout, kept: Kept) -> torch.Tensor:

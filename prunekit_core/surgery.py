@@ -17,30 +17,33 @@ def select_positions(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]
 
     Args:
         tensor: Any tensor.
-        positions: Dim to the positions that stay, int64 ``[kept]``, ascending.
+        positions: Dim to the positions that stay, int64 ``[kept]``, ascending, on any device.
     """
+    return _select(tensor, {dim: kept.to(tensor.device) for dim, kept in positions.items()})
+
+
+def _select(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]) -> torch.Tensor:
+    """`select_positions` for positions that are where the tensor is."""
     order: Iterable[int] = positions
     if len(positions) > 1:
-        shape = tensor.shape
         if tensor.numel() > 2 * _PIECE and type(tensor) in (torch.Tensor, nn.Parameter) and not tensor.is_meta:
             return _select_in_pieces(tensor, positions)
-        order = sorted(positions, key=lambda d: (positions[d].numel() / max(1, shape[d]), d))
-    device, result = tensor.device, tensor
+        shape = tensor.shape
+        order = sorted(positions, key=lambda dim: (len(positions[dim]) / max(1, shape[dim]), dim))
     for dim in order:
-        kept = positions[dim]
-        result = result.index_select(dim, kept if kept.device == device else kept.to(device))
-    return result
+        tensor = tensor.index_select(dim, positions[dim])
+    return tensor
 
 
 def _select_in_pieces(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]) -> torch.Tensor:
     outer, *others = sorted(positions)
-    moved = {dim: kept.to(tensor.device) for dim, kept in positions.items()}
-    result = tensor.new_empty([moved[dim].numel() if dim in moved else size for dim, size in enumerate(tensor.shape)])
+    sizes = [len(positions[dim]) if dim in positions else size for dim, size in enumerate(tensor.shape)]
+    result = tensor.new_empty(sizes)
     pieces = -(-tensor.numel() // _PIECE)
-    for part, into in zip(moved[outer].chunk(pieces), result.chunk(pieces, outer), strict=True):
+    for part, into in zip(positions[outer].chunk(pieces), result.chunk(pieces, outer), strict=True):
         piece = tensor.index_select(outer, part)
         for dim in others:
-            piece = piece.index_select(dim, moved[dim])
+            piece = piece.index_select(dim, positions[dim])
         into.copy_(piece)
     return result
 
@@ -65,12 +68,12 @@ def shrink_tensors(cuts: Iterable[tuple[torch.Tensor, Mapping[int, torch.Tensor]
     sent: dict[tuple[int, torch.device], tuple[torch.Tensor, torch.Tensor]] = {}
     with torch.no_grad():
         for tensor, positions in cuts:
-            if tensor.device.type != "cpu":
+            if not tensor.is_cpu:
                 positions = {dim: _sent(kept, tensor.device, sent) for dim, kept in positions.items()}
             gradient = tensor.grad if tensor.is_leaf else None
             if gradient is not None:
                 tensor.grad = None
-            cut = select_positions(tensor.data, positions)
+            cut = _select(tensor.data, positions)
             if tensor.requires_grad:
                 kind = (tensor.dtype, tensor.device)
                 if kind not in others:
@@ -78,7 +81,7 @@ def shrink_tensors(cuts: Iterable[tuple[torch.Tensor, Mapping[int, torch.Tensor]
                 tensor.data = others[kind]
             tensor.data = cut
             if gradient is not None:
-                tensor.grad = select_positions(gradient, positions)
+                tensor.grad = _select(gradient, positions)
 
 
 def _sent(
@@ -119,8 +122,10 @@ def replace_values(tensor: torch.Tensor, values: torch.Tensor) -> None:
 
 def set_size(module: nn.Module, attribute: str, value: int | tuple[int, ...]) -> None:
     """Sets a size attribute, keeping the type of a sequence."""
-    old = vars(module).get(attribute)
-    new = value if isinstance(value, int) or old is None else type(old)(value)
+    new: Any = value
+    if not isinstance(value, int):
+        old = vars(module).get(attribute)
+        new = value if old is None else type(old)(value)
     if type(module).__setattr__ is nn.Module.__setattr__:
         object.__setattr__(module, attribute, new)  # a size is no parameter, buffer or module to be registered
     else:
@@ -202,12 +207,22 @@ def tensors_in(modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
     """Returns every parameter, then every buffer, of some modules once, under its canonical (first) dotted name."""
     found: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
-    for kind in ("_parameters", "_buffers"):
-        for path, module in modules.items():
-            for leaf, tensor in vars(module)[kind].items():
-                if tensor is not None and id(tensor) not in seen:
-                    seen.add(id(tensor))
-                    found[f"{path}.{leaf}" if path else leaf] = tensor
+
+    def note(path: str, table: Mapping[str, torch.Tensor | None]) -> None:
+        for leaf, tensor in table.items():
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                found[f"{path}.{leaf}" if path else leaf] = tensor
+
+    buffers = []
+    for path, module in modules.items():
+        own = vars(module)
+        if own["_parameters"]:
+            note(path, own["_parameters"])
+        if own["_buffers"]:
+            buffers.append((path, own["_buffers"]))
+    for path, table in buffers:
+        note(path, table)
     return found
 
 
