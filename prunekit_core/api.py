@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 from prunekit_core import layout as layouts
-from prunekit_core.allocation import ESTIMATED, GLOBAL, UNIFORM, Solver, by_default, check_allocation, selector
+from prunekit_core.allocation import Solver
+from prunekit_core.allotment import Allotment
 from prunekit_core.batches import Batches
 from prunekit_core.calibrated import CRITERION, CalibratedPath
 from prunekit_core.compensation import Compensation, Repaired, write
-from prunekit_core.criterion import Criterion, additive
+from prunekit_core.criterion import Criterion
 from prunekit_core.curves import Sensitivity
 from prunekit_core.errors import ArgumentError
 from prunekit_core.graph import DependencyGraph
-from prunekit_core.measuring import QUICK_RATIOS, measure
 from prunekit_core.naming import Layer
 from prunekit_core.optimizers import Optimizers
 from prunekit_core.plan import Plan, Preview
@@ -145,8 +145,9 @@ def prune(
     """
     if ratio is not None and target is not None:
         raise ArgumentError("Give a ratio or a target, not both.")
-    chosen_later = allocation is None and calibration is not None and target is not None and not global_pruning
-    weighed = _weighed(allocation, sensitivity, target)
+    allotment = Allotment.of(
+        allocation, sensitivity, target, calibrated=calibration is not None, global_pruning=global_pruning
+    )
     stepwise = [name for name in options if name.startswith("iterative_")]
     if stepwise:
         raise ArgumentError("prune() cuts once.", why=f"got {stepwise[0]}", hint="use BasePruner to prune in steps")
@@ -161,7 +162,7 @@ def prune(
         model,
         example_inputs,
         importance,
-        global_pruning=global_pruning or chosen_later or allocation == GLOBAL,
+        global_pruning=global_pruning or allotment.ranks,
         pruning_ratio=0.5 if ratio is None else ratio,
         pruning_ratio_dict=pruning_ratio_dict,
         max_pruning_ratio=max_pruning_ratio,
@@ -173,11 +174,8 @@ def prune(
         **options,
     )
     doubts = () if path is None else path.inform(pruner)
-    if chosen_later:
-        allocation = by_default(pruner.importance)
-        weighed = _weighed(allocation, sensitivity, target)
-    select = _selector(weighed, sensitivity, pruner, path)
-    plan = _decide(pruner, target, select)
+    allotment = allotment.settled(pruner)
+    plan = _decide(pruner, target, allotment.selector(pruner, path))
     preview = plan.preview()
     arguments = {
         "example_inputs": example_inputs,
@@ -185,7 +183,7 @@ def prune(
         "target": target,
         "importance": importance,
         "global_pruning": global_pruning,
-        "allocation": allocation,
+        "allocation": allotment.chosen,
         "sensitivity": sensitivity and sensitivity.metric,
         "max_pruning_ratio": max_pruning_ratio,
         "ignored_layers": ignored_layers,
@@ -232,34 +230,3 @@ def _changes(plan: Plan) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
     return {
         cut.parameter: (cut.shape, tuple(layouts.new_size(dim, kept) for dim in cut.dims)) for cut in plan.parameters
     }
-
-
-def _weighed(
-    allocation: str | Solver | None, sensitivity: Sensitivity | None, target: Target | None
-) -> str | Solver | None:
-    """Returns the allocation if it is one that weighs damage against cost, after checking what goes with it."""
-    plain = allocation is None or check_allocation(allocation) in (UNIFORM, GLOBAL)
-    if not plain and target is None:
-        raise ArgumentError("This allocation needs a target.", why=f"allocation={allocation!r} weighs damage and cost")
-    if (plain or allocation == ESTIMATED) and sensitivity is not None:
-        raise ArgumentError("A sensitivity needs an allocation that uses it.", hint='allocation="dp" or "greedy"')
-    return None if plain else allocation
-
-
-def _selector(
-    weighed: str | Solver | None, sensitivity: Sensitivity | None, pruner: BasePruner, path: CalibratedPath | None
-) -> Selector | None:
-    """Makes what decides how many units each group keeps, if not a search for a ratio does."""
-    if weighed is None:
-        return None
-    if sensitivity is None and path is not None and weighed != ESTIMATED:
-        if pruner.graph.standing.stored is not None:
-            raise ArgumentError(
-                "Damages can't be measured on a model on disk.",
-                why=f"allocation={weighed!r} cuts copies of the model, and they don't fit into memory",
-                hint='allocation="global", or a sensitivity that was measured elsewhere',
-            )
-        sensitivity = measure(pruner, path.batches, ratios=QUICK_RATIOS, finish=path.finish(pruner.graph.model))
-    elif sensitivity is not None:
-        sensitivity.check(pruner.graph.analysis)
-    return selector(weighed, sensitivity, sums=additive(pruner.importance))

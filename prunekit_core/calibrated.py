@@ -14,17 +14,18 @@ from prunekit_core.calibration import (
     DemandingCriterion,
     FrugalCriterion,
     StatisticalCriterion,
-    covariance_bytes,
+    bytes_needed,
     gather,
 )
 from prunekit_core.compensation import Repaired, find_compensators, run_compensation, twin_of, write
+from prunekit_core.curvature import WIDEST
 from prunekit_core.graph import DependencyGraph
 from prunekit_core.plan import Plan
 from prunekit_core.pruner import BasePruner
 from prunekit_core.reading import Cut, Scratch, StoredValues
 from prunekit_core.registry import Registry
 from prunekit_core.repair import Compensator
-from prunekit_core.statistics import COVARIANCES
+from prunekit_core.statistics import COVARIANCES, CURVATURES
 from prunekit_core.surgery import named_tensors, replace_values
 from prunekit_core.watching import Watched
 
@@ -32,7 +33,24 @@ CRITERION = "calibrated"
 """The registered criterion that is taken where there are calibration data and none was chosen."""
 BATCHNORM = "batchnorm"
 ROOM = 2 << 30
-"""Bytes that the covariances of what all layers read may take, if a criterion can do without them."""
+"""Bytes that covariances and curvatures of all layers may take, if a criterion can do without them."""
+
+
+@attrs.frozen
+class _Fare:
+    """Which statistics a criterion gets.
+
+    Attributes:
+        parts: What it needs.
+        wishes: What it gets where that can be had.
+        widest: Outputs up to which curvatures are whole matrices.
+        notes: What the report says about that.
+    """
+
+    parts: Sequence[str]
+    wishes: Sequence[str]
+    widest: int = WIDEST
+    notes: tuple[str, ...] = ()
 
 
 @attrs.frozen(eq=False)
@@ -80,28 +98,34 @@ class CalibratedPath:
         criterion = pruner.importance
         if isinstance(criterion, StatisticalCriterion) and criterion.statistics is None:
             informed = copy.copy(criterion)
-            parts, note = self._parts(criterion, pruner)
+            fare = self._fare(criterion, pruner)
             informed.statistics = gather(
                 pruner.graph.model,
                 self.batches,
-                parts=parts,
+                parts=fare.parts,
                 values=pruner.graph.standing.stored,
                 registry=self.registry,
-                wishes=criterion.wishes if isinstance(criterion, DemandingCriterion) and not note else (),
+                wishes=fare.wishes,
+                widest=fare.widest,
             )
             pruner.importance = informed
-            return (*note, *informed.statistics.notes)
+            return (*fare.notes, *informed.statistics.notes)
         return ()
 
-    def _parts(self, criterion: StatisticalCriterion, pruner: BasePruner) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Which statistics a criterion gets, and what the report says about that."""
+    def _fare(self, criterion: StatisticalCriterion, pruner: BasePruner) -> _Fare:
+        """Which statistics a criterion gets."""
+        fare = _Fare(criterion.needs, criterion.wishes if isinstance(criterion, DemandingCriterion) else ())
         if not isinstance(criterion, FrugalCriterion) or COVARIANCES not in criterion.needs:
-            return tuple(criterion.needs), ()
-        size = covariance_bytes(pruner.graph.model, self.batches, pruner.graph.standing.stored, self.registry)
-        if size <= ROOM:
-            return tuple(criterion.needs), ()
-        note = f"units are chosen by variances: covariances of what all layers read would take {size / 2**30:.1f} GiB"
-        return tuple(criterion.otherwise), (note,)
+            return fare
+        sizes = bytes_needed(pruner.graph.model, self.batches, pruner.graph.standing.stored, self.registry)
+        size = sizes[COVARIANCES]
+        if size > ROOM:
+            note = f"units are chosen by variances: covariances of what all layers read would take {_gib(size)}"
+            return _Fare(criterion.otherwise, (), notes=(note,))
+        if CURVATURES in fare.wishes and size + sizes[CURVATURES] > ROOM:
+            note = f"of the curvatures only the diagonals are used: all of them would take {_gib(sizes[CURVATURES])}"
+            return attrs.evolve(fare, widest=0, notes=(note,))
+        return fare
 
     def repair(self, graph: DependencyGraph, plan: Plan) -> Repaired | None:
         """Finds the weights that a model should have after a plan; the model isn't touched."""
@@ -128,3 +152,7 @@ class CalibratedPath:
             write(self._repair(model, plan, 1, None), small)
 
         return compensated
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

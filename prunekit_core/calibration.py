@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from prunekit_core.batches import Batch, Batches
-from prunekit_core.curvature import Curvatures, Read
+from prunekit_core.curvature import WIDEST, Curvatures, Read
 from prunekit_core.errors import ArgumentError, nearest
 from prunekit_core.group import Group
 from prunekit_core.moments import Gatherer, doubts
@@ -146,6 +146,7 @@ def gather(
     values: StoredValues | None = None,
     registry: Registry | None = None,
     wishes: Sequence[str] = (),
+    widest: int = WIDEST,
 ) -> Statistics:
     """Does what `calibrate` does, with the values of a model on the meta device from an open checkpoint.
 
@@ -153,6 +154,7 @@ def gather(
         target, batches, parts, layers, loss_fn, progress, registry: As there.
         values: The values.
         wishes: Parts that are gathered as well where that can be done; where not, a note says why.
+        widest: Outputs up to which curvatures are whole matrices, see `Curvatures`.
     """
     if values is not None and (loss_fn is not None or CURVATURES in parts):
         raise ArgumentError("Gradients need a model in memory.", why="this one has its weights on disk")
@@ -161,7 +163,7 @@ def gather(
     watched = Watched(target, registry or default_registry(), None if values is None else Cut(values, Plan()))
     slopes = _Slopes(watched, loss_fn, parts) if loss_fn is not None else None
     examples, total = 0, batches.count()
-    curvatures = Curvatures(watched) if CURVATURES in (*parts, *wishes) and values is None else None
+    curvatures = Curvatures(watched, widest) if CURVATURES in (*parts, *wishes) and values is None else None
     gathering = _Gathering(paths, covariance=COVARIANCES in parts, energy=curvatures is not None)
     for number, batch in enumerate(batches.read(watched.device), 1):
         if {MOMENTS, COVARIANCES, CURVATURES} & {*parts, *wishes}:
@@ -188,19 +190,19 @@ def gather(
     return Statistics(sites, gradients, fisher, shapes, examples, notes)
 
 
-def covariance_bytes(
+def bytes_needed(
     target: nn.Module, batches: Batches, values: StoredValues | None, registry: Registry | None
-) -> int:
-    """Runs one batch; returns how many bytes the covariances of what all layers read take."""
+) -> dict[str, int]:
+    """Runs one batch; returns how many bytes the covariances of what all layers read take, and their curvatures."""
     watched = Watched(target, registry or default_registry(), None if values is None else Cut(values, Plan()))
-    sizes: dict[str, int] = {}
+    sizes: dict[str, tuple[int, int]] = {}
 
     def look(seen: Seen) -> None:
-        matrix = seen.site.matrix(torch.empty(seen.site.shape, device="meta"))
-        sizes[seen.site.name] = matrix.shape[0] * matrix.shape[2] ** 2 * 8
+        groups, outputs, features = seen.site.matrix(torch.empty(seen.site.shape, device="meta")).shape
+        sizes[seen.site.name] = (groups * features**2 * 8, groups * outputs**2 * 4 if outputs <= WIDEST else 0)
 
     watched.run(next(iter(batches.read(watched.device))), look)
-    return sum(sizes.values())
+    return {COVARIANCES: sum(size for size, _ in sizes.values()), CURVATURES: sum(size for _, size in sizes.values())}
 
 
 class _Gathering:

@@ -18,6 +18,9 @@ EXAMPLES = 16
 """Examples of a batch for which there is one random projection of the outputs."""
 FEWEST, MOST = 2, 8
 """Projections of one batch."""
+WIDEST = 4096
+"""Outputs up to which a consumer has a whole matrix: that of a vocabulary would take ten gigabytes, and hours to
+factorize."""
 
 
 @attrs.define(eq=False)
@@ -60,14 +63,15 @@ class Curvatures:
 
     Args:
         watched: The model; its ``.grad`` stays as it is.
+        widest: Outputs (in a group) up to which a consumer has the whole matrix; a wider one has its diagonal.
 
     Attributes:
         trouble: Why there are none; empty while there are.
         dropped: Number of batches whose gradients were not finite: they are left out.
     """
 
-    def __init__(self, watched: Watched) -> None:
-        self._watched = watched
+    def __init__(self, watched: Watched, widest: int = WIDEST) -> None:
+        self._watched, self._widest = watched, widest
         self._generator = torch.Generator("cpu").manual_seed(0)
         self._sums: dict[str, torch.Tensor] = {}
         self._weight = 0
@@ -113,7 +117,7 @@ class Curvatures:
                     retain_graph=turn < times - 1,
                     allow_unused=True,
                 )
-                _add(squares, _squares(reads, dict(zip(chosen, found, strict=True))))
+                _add(squares, self._squares(reads, dict(zip(chosen, found, strict=True))))
         if all(bool(square.isfinite().all()) for square in squares.values()):
             _add(self._sums, squares.items())
             self._weight += times * batch.size
@@ -142,28 +146,29 @@ class Curvatures:
 
         Returns:
             Tensor ``[groups, outputs, outputs]``, float32: ``G``, for the sum of squared changes of the outputs of one
-            example.
+            example; ``[groups, outputs]``, its diagonal, of a wide consumer.
         """
         spread = moments.variance if read.bias else moments.variance + moments.mean.square()
-        total = spread.sum(1) * self._weight
-        scale = torch.where(total > 0, total, 1).reciprocal() * (total > 0)
-        return self._sums.pop(read.site.name) * scale[:, None, None].float()
+        weight = spread.sum(1) * self._weight
+        scale = torch.where(weight > 0, weight, 1).reciprocal() * (weight > 0)
+        total = self._sums.pop(read.site.name)
+        return total * scale.reshape(-1, *[1] * (total.dim() - 1)).float()
 
-
-def _squares(
-    reads: Mapping[str, Read], gradients: Mapping[str, torch.Tensor | None]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields ``D D^T`` by consumer, but for those that did not run or that nothing that counts depends on."""
-    for name, read in reads.items():
-        whole = gradients[read.site.parameter]
-        if whole is None:
-            continue
-        gradient = read.site.matrix(whole.detach()).float()
-        bias, run = parameter_run(read.bias)
-        slope, center = gradients[bias] if bias else None, read.gatherer.center()
-        if slope is not None and center is not None:
-            gradient = gradient - slope[run].reshape(gradient.shape[:2])[:, :, None] * center.float()[:, None]
-        yield name, gradient @ gradient.transpose(1, 2)
+    def _squares(
+        self, reads: Mapping[str, Read], gradients: Mapping[str, torch.Tensor | None]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields ``D D^T`` by consumer, but for those that did not run or that nothing that counts depends on."""
+        for name, read in reads.items():
+            whole = gradients[read.site.parameter]
+            if whole is None:
+                continue
+            gradient = read.site.matrix(whole.detach()).float()
+            bias, run = parameter_run(read.bias)
+            slope, center = gradients[bias] if bias else None, read.gatherer.center()
+            if slope is not None and center is not None:
+                gradient = gradient - slope[run].reshape(gradient.shape[:2])[:, :, None] * center.float()[:, None]
+            wide = gradient.shape[1] > self._widest
+            yield name, gradient.square().sum(2) if wide else gradient @ gradient.transpose(1, 2)
 
 
 def _add(sums: dict[str, torch.Tensor], values: Iterable[tuple[str, torch.Tensor]]) -> None:

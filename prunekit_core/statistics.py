@@ -34,7 +34,7 @@ class SiteStatistics:
         moments: Mean and variance, and the covariance if it was gathered, of its features.
         curvature: Tensor ``[groups, outputs, outputs]``, float32: the matrix ``G`` with which a small error ``e`` of
             what it puts out changes the outputs of the model, squared and summed up over an example: ``e^T G e``; see
-            `Curvatures`. None if not gathered.
+            `Curvatures`. Of a wide consumer its diagonal, ``[groups, outputs]``. None if not gathered.
         energy: Tensor ``[groups, outputs]``, float64: the mean square of what it puts out; None without curvatures.
     """
 
@@ -44,12 +44,18 @@ class SiteStatistics:
     energy: torch.Tensor | None = None
 
     @property
+    def diagonal(self) -> torch.Tensor:
+        """Tensor ``[groups, outputs]``, float64: the diagonal of the curvature; for statistics with curvatures."""
+        assert self.curvature is not None
+        whole = self.curvature
+        return (whole.diagonal(dim1=1, dim2=2) if whole.dim() > 2 else whole).double()
+
+    @property
     def effect(self) -> torch.Tensor:
         """Tensor ``[groups, outputs]``, float64: ``G_cc E[y_c^2]``, what the model loses, to first order, if an output
         becomes zero; for statistics with curvatures."""
-        assert self.curvature is not None
         assert self.energy is not None
-        return self.curvature.double().diagonal(dim1=1, dim2=2) * self.energy
+        return self.diagonal * self.energy
 
 
 @attrs.frozen(eq=False)

@@ -85,7 +85,7 @@ class ReconstructionImportance(FromStatistics):
                 labels = unit_of[seen.site.positions(view.dim)]
                 if self._weighted:
                     assert seen.curvature is not None
-                    weight = root(seen.curvature).transpose(1, 2) @ weight
+                    weight = weighted(weight, seen.curvature)
                 for k in range(len(labels)):
                     block = _Block.of(weight[k], seen.moments.covariance[k], labels[k], self.ridge)
                     blocks += [block] if block is not None else []
@@ -94,24 +94,28 @@ class ReconstructionImportance(FromStatistics):
         return self.members.join(group, members[:1], [_take_away(blocks, units, min(self.rounds, units))])
 
 
-def root(curvature: torch.Tensor) -> torch.Tensor:
-    """A matrix ``A`` with ``A A^T`` the mean of a curvature and its diagonal.
+def weighted(weight: torch.Tensor, curvature: torch.Tensor) -> torch.Tensor:
+    """Returns ``A^T W``, where ``A A^T`` is the mean of a curvature and its diagonal.
 
     The diagonal is known well from few samples, what is beside it less so.
 
     Args:
-        curvature: Tensor ``[groups, outputs, outputs]``.
+        weight: Tensor ``[groups, outputs, features]``, float64.
+        curvature: Tensor ``[groups, outputs, outputs]``, or its diagonal, ``[groups, outputs]``.
 
     Returns:
-        Tensor of its shape, float64; zero where it is.
+        Tensor of the shape of the weight; zero where the curvature is.
     """
     wide = curvature.double()
-    diagonal = wide.diagonal(dim1=1, dim2=2)
-    shrunk = (wide + torch.diag_embed(diagonal)) / 2
+    diagonal = wide.diagonal(dim1=1, dim2=2) if wide.dim() > 2 else wide
     scale = diagonal.mean(1)[:, None]
+    known = (scale > 0)[:, :, None]
+    if wide.dim() == 2:
+        return weight * (wide + TINY * scale).sqrt()[:, :, None] * known
+    shrunk = (wide + torch.diag_embed(diagonal)) / 2
     shrunk.diagonal(dim1=1, dim2=2).add_(torch.where(scale > 0, TINY * scale, 1))
-    found: torch.Tensor = torch.linalg.cholesky(shrunk)
-    return found * (scale > 0)[:, :, None]
+    found: torch.Tensor = torch.linalg.cholesky(shrunk).transpose(1, 2) @ weight
+    return found * known
 
 
 @attrs.define(eq=False)

@@ -100,6 +100,7 @@ CORE = [
     "allocation",
     "protocol",
     "calibrated",
+    "allotment",
     "api",
     "checkpoint",
     "conversion",

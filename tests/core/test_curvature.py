@@ -6,11 +6,15 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch import Tensor, nn
 
 import prunekit_core as pk
+from prunekit_core import calibrated
+from prunekit_core.calibration import gather
+from prunekit_core.curvature import WIDEST
 from prunekit_plugins.importance import CalibratedImportance, EffectImportance, ReconstructionImportance
 
 PARTS = ("covariances", "curvatures")
@@ -162,3 +166,59 @@ def test_scores_that_are_damages_add_up() -> None:
         assert choice.damages == pytest.approx(lost, rel=1e-6, abs=1e-9)
     result = pk.prune(model, x[:1], target={"macs": 0.5}, calibration=[x])
     assert result.protocol.arguments["allocation"] == "estimated"
+
+
+def pair() -> nn.Sequential:
+    """Its consumers put out 5 and 4."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4)).double()
+
+
+def test_of_a_wide_consumer_it_is_the_diagonal(tmp_path: Path) -> None:
+    model, x = pair(), torch.randn(200, 3).double()
+    whole = pk.calibrate(model, [x], parts=PARTS)
+    found = gather(model, [x], parts=PARTS, widest=4)
+    first, second = found.sites["0.weight"], found.sites["2.weight"]
+    assert first.curvature is not None
+    assert first.curvature.shape == (1, 5)
+    assert torch.equal(second.curvature, whole.sites["2.weight"].curvature)  # type: ignore[arg-type]
+    torch.testing.assert_close(first.diagonal, whole.sites["0.weight"].diagonal)
+    torch.testing.assert_close(first.effect, whole.sites["0.weight"].effect)
+    found.save(tmp_path / "s.safetensors")
+    again = pk.Statistics.load(tmp_path / "s.safetensors").sites["0.weight"]
+    assert torch.equal(again.curvature, first.curvature)  # type: ignore[arg-type]
+
+
+def test_errors_count_by_a_diagonal_as_by_a_diagonal_matrix() -> None:
+    model, x = pair(), torch.randn(200, 3).double()
+    found = gather(model, [x], parts=PARTS, widest=0)
+    full = {name: attrs.evolve(s, curvature=torch.diag_embed(s.diagonal)) for name, s in found.sites.items()}
+    (group,) = pk.DependencyGraph().build_dependency(model, x).get_all_groups()
+    one, other = (ReconstructionImportance(s, None)(group) for s in (found, attrs.evolve(found, sites=full)))
+    torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("short", "dims"), [(0, 3), (1, 2)])
+def test_curvatures_that_do_not_fit_are_diagonals_and_told(
+    short: int, dims: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers with 3 and 5 inputs, 5 and 4 outputs: 9 + 25 covariances of 8 bytes, 25 + 16 curvatures of 4."""
+    monkeypatch.setattr(calibrated, "ROOM", 8 * (9 + 25) + 4 * (25 + 16) - short)
+    x, criterion = torch.randn(60, 3).double(), CalibratedImportance()
+    asked = []
+    monkeypatch.setattr(calibrated, "gather", lambda *a, **k: asked.append(gather(*a, **k)) or asked[-1])
+    found = pk.prune(pair(), x[:1], target={"macs": 0.5}, calibration=[x], importance=criterion)
+    (statistics,) = asked
+    assert [seen.curvature.dim() for seen in statistics.sites.values()] == [dims] * 2
+    assert found.protocol.arguments["allocation"] == "estimated"
+    told = [note for note in found.report.notes if note.startswith("of the curvatures only the diagonals are used")]
+    assert len(told) == short
+
+
+def test_a_large_vocabulary_needs_no_matrix_of_its_size() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, WIDEST + 1))
+    x = torch.randn(20, 4)
+    statistics = pk.calibrate(model, [x], parts=PARTS)
+    assert statistics.sites["2.weight"].curvature.shape == (1, WIDEST + 1)  # type: ignore[union-attr]
+    assert pk.prune(model, x[:1], target={"macs": 0.5}, calibration=[x]).plan.cuts
