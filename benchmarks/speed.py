@@ -175,10 +175,14 @@ def phase_table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
         found = tools["prunekit"]
         if found["step"]:
             phases = [statistics.median(step[name] for step in found["step"]) for name in PHASES]
-            fake = found["fake"][0]["seconds"] if found["fake"] else None
-            shown = (f"{1000 * fake:.0f}", f"{phases[0] / fake:.1f}") if fake else ("", "")
-            rows.append((model, *(f"{1000 * phase:.0f}" for phase in phases), *shown))
-    head = ("model", "analysis ms", "plan ms", "application ms", "one fake forward ms", "analysis / fake forward")
+            programs, shown = found["step"][0]["programs"], ("", "", "")
+            if found["fake"]:
+                fake, training = (found["fake"][0][name] for name in ("seconds", "train_seconds"))
+                each = fake + (training if programs > 1 else 0)
+                shown = (f"{1000 * fake:.0f}", f"{phases[0] / fake:.1f}", f"{phases[0] / each:.1f}")
+            rows.append((model, str(programs), *(f"{1000 * phase:.0f}" for phase in phases), *shown))
+    head = ("model", "programs", "analysis ms", "plan ms", "application ms")
+    head += ("one fake forward ms", "analysis / fake forward", "analysis / one for each program")
     return table(head, rows)
 
 

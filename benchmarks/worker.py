@@ -55,7 +55,11 @@ def tiny() -> tuple[nn.Module, torch.Tensor]:
 
 
 def prunekit_step(model: nn.Module, x: Any) -> dict[str, float]:
-    """Analysis, groups and one step; the rehearsal is part of the plan. Returns processor seconds by phase."""
+    """Analysis, groups and one step; the rehearsal is part of the plan.
+
+    Returns:
+        Processor seconds by phase, and how many programs were recorded.
+    """
     pk = importlib.import_module("prunekit_core")
     moments = [time.process_time()]
     pruner = pk.BasePruner(model, x, "magnitude", pruning_ratio=RATIO)
@@ -64,7 +68,8 @@ def prunekit_step(model: nn.Module, x: Any) -> dict[str, float]:
     moments.append(time.process_time())
     pruner.graph.apply(plan)
     moments.append(time.process_time())
-    return {name: b - a for name, (a, b) in zip(PHASES, itertools.pairwise(moments), strict=True)}
+    phases = {name: b - a for name, (a, b) in zip(PHASES, itertools.pairwise(moments), strict=True)}
+    return phases | {"programs": len(pruner.graph.analysis.recordings)}
 
 
 def torch_pruning_step(model: Any, x: Any) -> dict[str, float]:
@@ -143,10 +148,11 @@ def measure_step(tool: str, model: nn.Module, x: Any, repeats: int) -> None:
 def measure_fake_forward(model: nn.Module, x: Any, repeats: int) -> None:
     """Finds the processor seconds of one forward on fake tensors in inference mode: a recording costs them at least.
 
-    Attention's fast path, one operation for a whole layer, is off, as it is in a recording.
+    Attention's fast path, one operation for a whole layer, is off, as it is in a recording. A forward in train mode is
+    measured as well, for the models that have another program there.
     """
     fake_tensor = importlib.import_module("torch._subclasses.fake_tensor")
-    mode, times = fake_tensor.FakeTensorMode(), []
+    mode, times = fake_tensor.FakeTensorMode(), {False: [], True: []}
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -157,10 +163,13 @@ def measure_fake_forward(model: nn.Module, x: Any, repeats: int) -> None:
     torch.backends.mha.set_fastpath_enabled(False)
     with mode, torch.inference_mode():
         for _ in range(repeats + 1):
-            start = time.process_time()
-            speed_models.run(model, inputs)
-            times.append(time.process_time() - start)
-    report("fake", seconds=statistics.median(times[1:]))
+            for training, found in times.items():
+                model.train(training)
+                start = time.process_time()
+                speed_models.run(model, inputs)
+                found.append(time.process_time() - start)
+    seconds, train_seconds = (statistics.median(found[1:]) for found in times.values())
+    report("fake", seconds=seconds, train_seconds=train_seconds)
 
 
 # -- application
