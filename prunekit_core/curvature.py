@@ -18,6 +18,8 @@ EXAMPLES = 16
 """Examples of a batch for which there is one random projection of the outputs."""
 FEWEST, MOST = 2, 8
 """Projections of one batch."""
+BLOCK = 1 << 22
+"""Elements of outputs whose squares are added up at a time."""
 WIDEST = 4096
 """Outputs up to which a consumer has a whole matrix: that of a vocabulary would take ten gigabytes, and hours to
 factorize."""
@@ -42,11 +44,12 @@ class Read:
     energy: torch.Tensor | None = None
 
     def weigh(self, outputs: torch.Tensor) -> None:
-        """Adds samples of what it put out, ``[groups, samples, outputs]``."""
-        finite = outputs.isfinite().all(2).all(0)
-        squares = outputs[:, finite].double().square().sum(1)
-        self.samples += int(finite.sum())
-        self.energy = squares if self.energy is None else self.energy + squares
+        """Adds samples of what it put out, ``[groups, samples, outputs]``, some at a time: a vocabulary is large."""
+        for part in outputs.split(max(1, BLOCK // max(1, outputs.shape[0] * outputs.shape[2])), 1):
+            finite = part.isfinite().all(2).all(0)
+            squares = part[:, finite].double().square().sum(1)
+            self.samples += int(finite.sum())
+            self.energy = squares if self.energy is None else self.energy + squares
 
 
 class Curvatures:

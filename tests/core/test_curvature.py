@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import prunekit_core as pk
-from prunekit_core import calibrated
+from prunekit_core import calibrated, curvature
 from prunekit_core.calibration import gather
 from prunekit_core.curvature import WIDEST
 from prunekit_plugins.importance import CalibratedImportance, EffectImportance, ReconstructionImportance
@@ -196,6 +196,18 @@ def test_errors_count_by_a_diagonal_as_by_a_diagonal_matrix() -> None:
     (group,) = pk.DependencyGraph().build_dependency(model, x).get_all_groups()
     one, other = (ReconstructionImportance(s, None)(group) for s in (found, attrs.evolve(found, sites=full)))
     torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
+
+
+def test_the_energy_of_many_outputs_is_added_up_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = pair(), torch.randn(200, 3).double()
+    batches = [x, torch.cat([x[:5], torch.full((1, 3), float("nan")).double(), x[5:9]])]
+    whole = pk.calibrate(model, batches, parts=PARTS)
+    monkeypatch.setattr(curvature, "BLOCK", 35)
+    found = pk.calibrate(model, batches, parts=PARTS)
+    for name, seen in found.sites.items():
+        torch.testing.assert_close(seen.energy, whole.sites[name].energy)
+    outputs = model[0](torch.cat([x, x[:9]])).detach()
+    torch.testing.assert_close(found.sites["0.weight"].energy, outputs.square().mean(0)[None])
 
 
 @pytest.mark.parametrize(("short", "dims"), [(0, 3), (1, 2)])
