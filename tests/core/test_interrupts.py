@@ -53,7 +53,7 @@ def test_a_cut_is_made_whole(turn: int, monkeypatch: pytest.MonkeyPatch, tmp_pat
     pk.save(expected, tmp_path / "small.safetensors", plan=plan)
     shapes = [tensor.shape for tensor in expected.state_dict().values()]
     pruner = pk.BasePruner(model, x)
-    monkeypatch.setattr(surgery, "select_positions", interrupting(surgery.select_positions, turn))
+    monkeypatch.setattr(surgery, "_select", interrupting(surgery._select, turn))
     with pytest.raises(KeyboardInterrupt):
         pruner.step(optimizer=optimizer, copies=[average])
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
@@ -61,12 +61,12 @@ def test_a_cut_is_made_whole(turn: int, monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert all(optimizer.state[p]["exp_avg"].shape == p.shape for p in model.parameters())
     assert pruner.graph.applied.kept == plan.kept
     monkeypatch.undo()
-    monkeypatch.setattr(surgery, "select_positions", interrupting(surgery.select_positions, turn))
+    monkeypatch.setattr(surgery, "_select", interrupting(surgery._select, turn))
     with pytest.raises(KeyboardInterrupt):
         plan.apply(twin)
     assert [tensor.shape for tensor in twin.state_dict().values()] == shapes
     monkeypatch.undo()
-    monkeypatch.setattr(surgery, "select_positions", interrupting(surgery.select_positions, turn))
+    monkeypatch.setattr(surgery, "_select", interrupting(surgery._select, turn))
     with pytest.raises(KeyboardInterrupt):
         pk.load(fresh, tmp_path / "small.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), expected.parameters(), strict=True))
