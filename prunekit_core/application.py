@@ -97,10 +97,8 @@ class Application:
         for edit in self._plan.edits:
             module = self._module(edit.module)
             value = vars(module).get(edit.attribute)
-            if type(value) is type(edit.new) is int and value == edit.old:  # most are
-                self._edited.append(module)
-                continue
-            if not is_size(value) or normal_size(value) != edit.old or not _same_form(edit.old, edit.new):
+            plain = type(value) is type(edit.new) is int and value == edit.old  # most are
+            if not plain and not (is_size(value) and normal_size(value) == edit.old and _same_form(edit.old, edit.new)):
                 where = f"{edit.module or 'the model'}.{edit.attribute}"
                 if edit.attribute not in vars(module):
                     raise self._misfit(where, "the module has no such attribute of its own")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import attrs
 import torch
 
-from prunekit_core import ArgumentError, Group, Statistics
+from prunekit_core import ArgumentError, Group, SiteStatistics, Statistics
 from prunekit_plugins.importance.contributions import FromStatistics
 from prunekit_plugins.importance.reductions import Normalizer
 
@@ -84,8 +84,7 @@ class ReconstructionImportance(FromStatistics):
                 assert seen.moments.covariance is not None
                 labels = unit_of[seen.site.positions(view.dim)]
                 if self._weighted:
-                    assert seen.curvature is not None
-                    weight = weighted(weight, seen.curvature)
+                    weight = weighted(weight, seen)
                 for k in range(len(labels)):
                     block = _Block.of(weight[k], seen.moments.covariance[k], labels[k], self.ridge)
                     blocks += [block] if block is not None else []
@@ -94,25 +93,25 @@ class ReconstructionImportance(FromStatistics):
         return self.members.join(group, members[:1], [_take_away(blocks, units, min(self.rounds, units))])
 
 
-def weighted(weight: torch.Tensor, curvature: torch.Tensor) -> torch.Tensor:
+def weighted(weight: torch.Tensor, seen: SiteStatistics) -> torch.Tensor:
     """Returns ``A^T W``, where ``A A^T`` is the mean of a curvature and its diagonal.
 
     The diagonal is known well from few samples, what is beside it less so.
 
     Args:
         weight: Tensor ``[groups, outputs, features]``, float64.
-        curvature: Tensor ``[groups, outputs, outputs]``, or its diagonal, ``[groups, outputs]``.
+        seen: What the consumer read, with curvatures.
 
     Returns:
         Tensor of the shape of the weight; zero where the curvature is.
     """
-    wide = curvature.double()
-    diagonal = wide.diagonal(dim1=1, dim2=2) if wide.dim() > 2 else wide
+    assert seen.curvature is not None
+    diagonal = seen.diagonal
     scale = diagonal.mean(1)[:, None]
     known = (scale > 0)[:, :, None]
-    if wide.dim() == 2:
-        return weight * (wide + TINY * scale).sqrt()[:, :, None] * known
-    shrunk = (wide + torch.diag_embed(diagonal)) / 2
+    if seen.curvature.dim() == diagonal.dim():
+        return weight * (diagonal + TINY * scale).sqrt()[:, :, None] * known
+    shrunk = (seen.curvature.double() + torch.diag_embed(diagonal)) / 2
     shrunk.diagonal(dim1=1, dim2=2).add_(torch.where(scale > 0, TINY * scale, 1))
     found: torch.Tensor = torch.linalg.cholesky(shrunk).transpose(1, 2) @ weight
     return found * known
