@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -46,3 +48,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for good, name, what in OLDER_TORCH:
             if found < good and f"/{item.nodeid}".split("/")[-1].startswith(name):
                 item.add_marker(pytest.mark.skip(reason=f"PyTorch before {good[0]}.{good[1]}: {what}"))
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Programs that are started in the background may ignore interrupts; for this test they don't."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -403,6 +403,7 @@ def test_weights_of_others_are_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_while_writing_leaves_the_save_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, _ = write_sharded(tmp_path / "small")
     held = {path.name: path.read_bytes() for path in (tmp_path / "small").iterdir()}
@@ -424,6 +425,7 @@ def test_an_interrupt_while_writing_leaves_the_save_before(tmp_path: Path, monke
     assert torch.equal(pk.load(seeded(Residual, 1), tmp_path / "small")(X), before(X))
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_while_renaming_is_held_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replace, calls = os.replace, iter(range(2))
 

@@ -146,6 +146,7 @@ def test_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["dense.safetensors"]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
     model = seeded(Encoder)
     pk.save(model, tmp_path / "dense", max_shard_size="4KB")

@@ -17,13 +17,7 @@ from prunekit_core import surgery
 from prunekit_core.interrupts import held_back
 from tests.models import Residual
 
-
-@pytest.fixture(autouse=True)
-def _usual_handler() -> Any:
-    """Programs that are started in the background may ignore interrupts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("interruptible")
 
 
 def interrupting(call: Callable[..., Any], turn: int) -> Callable[..., Any]:
