@@ -44,7 +44,7 @@ class _Fare:
         parts: What it needs.
         wishes: What it gets where that can be had.
         widest: Outputs up to which curvatures are whole matrices.
-        notes: What the report says about that.
+        notes: What the report says about that; of a smaller ``widest`` only if there are curvatures then.
     """
 
     parts: Sequence[str]
@@ -99,7 +99,7 @@ class CalibratedPath:
         if isinstance(criterion, StatisticalCriterion) and criterion.statistics is None:
             informed = copy.copy(criterion)
             fare = self._fare(criterion, pruner)
-            informed.statistics = gather(
+            statistics = informed.statistics = gather(
                 pruner.graph.model,
                 self.batches,
                 parts=fare.parts,
@@ -109,7 +109,8 @@ class CalibratedPath:
                 widest=fare.widest,
             )
             pruner.importance = informed
-            return (*fare.notes, *informed.statistics.notes)
+            told = fare.notes if fare.widest == WIDEST or CURVATURES in statistics else ()
+            return (*told, *statistics.notes)
         return ()
 
     def _fare(self, criterion: StatisticalCriterion, pruner: BasePruner) -> _Fare:

@@ -54,11 +54,11 @@ _PIECE = 2**19
 
 def shrink_tensor(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]) -> None:
     """Cuts a parameter or buffer in place: the object stays, with its gradient cut alike."""
-    shrink_tensors([(tensor, positions)])
+    shrink_tensors([(tensor, {dim: kept.to(tensor.device) for dim, kept in positions.items()})])
 
 
 def shrink_tensors(cuts: Iterable[tuple[torch.Tensor, Mapping[int, torch.Tensor]]]) -> None:
-    """Cuts several parameters and buffers in place; see `shrink_tensor`.
+    """Cuts several parameters and buffers in place; see `shrink_tensor`. Positions are on the CPU or where the tensor is.
 
     Autograd remembers the shape that a leaf had as long as anything holds an old graph, and programs do (``loss`` of
     the last step is alive during the next forward). The node that adds up the gradients is made anew where data of

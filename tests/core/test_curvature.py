@@ -227,6 +227,15 @@ def test_curvatures_that_do_not_fit_are_diagonals_and_told(
     assert len(told) == short
 
 
+def test_diagonals_are_not_told_of_where_there_are_no_curvatures(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x = Detached(), torch.randn(60, 3)
+    monkeypatch.setattr(calibrated, "ROOM", 8 * (9 + 64 + 64))
+    notes = pk.prune(model, x[:1], target={"macs": 0.5}, calibration=[x]).report.notes
+    assert sum("for want of gradients: no output has a gradient" in note for note in notes) == 1
+    assert not any("diagonals" in note or "variances" in note for note in notes)
+
+
 def test_a_large_vocabulary_needs_no_matrix_of_its_size() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, WIDEST + 1))
