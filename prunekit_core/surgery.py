@@ -58,7 +58,7 @@ def shrink_tensor(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]) -
 
 
 def shrink_tensors(cuts: Iterable[tuple[torch.Tensor, Mapping[int, torch.Tensor]]]) -> None:
-    """Cuts several parameters and buffers in place; see `shrink_tensor`. Positions are on the CPU or where the tensor is.
+    """Cuts several parameters and buffers in place, see `shrink_tensor`; positions are on the CPU or with the tensor.
 
     Autograd remembers the shape that a leaf had as long as anything holds an old graph, and programs do (``loss`` of
     the last step is alive during the next forward). The node that adds up the gradients is made anew where data of
