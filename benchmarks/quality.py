@@ -258,77 +258,71 @@ def section(bench: Bench, targets: Sequence[float]) -> str:
     return text
 
 
-def least_margin(bench: Bench, target: float, sign: float) -> float:
-    """The smallest lead of prunekit's default over the best row of Torch-Pruning of the same seed."""
-    leads = []
-    for seed in bench.dense:
-        here = [row for row in bench.found if row.seed == seed and row.target == target]
-        found = [(row.tool, row.method, sign * row.metric) for row in here if row.metric is not None]
-        mine = [value for tool, method, value in found if (tool, method) == ("prunekit", DEFAULT)]
-        theirs = [value for tool, _, value in found if tool != "prunekit"]
-        leads += [mine[0] - max(theirs)] if mine and theirs else []
-    return min(leads)
+@attrs.frozen
+class Lead:
+    """How far prunekit's default is ahead of the best row of Torch-Pruning, in percent or bits per character.
+
+    Attributes:
+        network: Its name.
+        target: Part of the MACs.
+        cells: The first columns of its row.
+        margin: Between the medians.
+        half_range: Half of what lies between the best and the worst seed, of the row that varies more.
+        deviation: The standard deviation over the seeds, likewise.
+        least: The smallest lead on a single seed, over the best row of that seed.
+    """
+
+    network: str
+    target: float
+    cells: tuple[str, ...]
+    margin: float
+    half_range: float
+    deviation: float
+    least: float
+
+
+def lead(bench: Bench, target: float) -> Lead | None:
+    """Compares the two tools at one target; None where one of them has no row."""
+    bits = bench.task.bits
+    scale = -1.0 if bits else 100.0  # more is better from here on
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    for row in bench.found:
+        if row.target == target and row.metric is not None:
+            found.setdefault((row.tool, row.method), {})[row.seed] = scale * row.metric
+    mine = found.get(("prunekit", DEFAULT))
+    theirs = {method: seeds for (tool, method), seeds in found.items() if tool != "prunekit"}
+    if not mine or not theirs:
+        return None
+    best = max(theirs, key=lambda method: statistics.median(theirs[method].values()))
+    pair = [list(seeds.values()) for seeds in (mine, theirs[best])]
+    ours, others = ([value / scale for value in values] for values in pair)
+    kept = statistics.median(ours) / statistics.median(bench.dense.values())
+    part = f"{1 / kept:.0%}" if bits else f"{kept:.0%}"
+    rivals = {seed: [seeds[seed] for seeds in theirs.values() if seed in seeds] for seed in mine}
+    return Lead(
+        bench.task.name,
+        target,
+        (bench.task.name, f"{target:.0%}", shown(ours, bits), part, f"{shown(others, bits)} ({best})"),
+        margin=statistics.median(pair[0]) - statistics.median(pair[1]),
+        half_range=max((max(values) - min(values)) / 2 for values in pair),
+        deviation=max(statistics.stdev(values) if len(values) > 1 else 0.0 for values in pair),
+        least=min(mine[seed] - max(values) for seed, values in rivals.items() if values),
+    )
 
 
 def margins(benches: Sequence[Bench], targets: Sequence[float]) -> str:
     """For every network and target: prunekit's default, the best row of Torch-Pruning, and what lies between."""
-    rows, within, leads = [], {"half of the range": [], "the standard deviation": []}, []
-    for bench in benches:
-        sign, unit = (-1.0, 1.0) if bench.task.bits else (1.0, 100.0)
-        found = collected(bench, "metric")
-        for target in targets:
-            mine = found.get(("prunekit", DEFAULT), {}).get(target, [])
-            theirs = {
-                method: [value for value in values.get(target, []) if value is not None]
-                for (tool, method), values in found.items()
-                if tool != "prunekit"
-            }
-            theirs = {method: values for method, values in theirs.items() if values}
-            if not mine or not theirs:
-                continue
-            best = max(theirs, key=lambda method: sign * statistics.median(theirs[method]))
-            margin = unit * sign * (statistics.median(mine) - statistics.median(theirs[best]))
-            spread = unit * max((max(values) - min(values)) / 2 for values in (mine, theirs[best]))
-            deviation = unit * max(statistics.stdev(v) if len(v) > 1 else 0.0 for v in (mine, theirs[best]))
-            least = unit * least_margin(bench, target, sign)
-            leads.append(least)
-            dense = statistics.median(bench.dense.values())
-            kept = statistics.median(mine) / dense
-            part = f"{1 / kept:.0%}" if bench.task.bits else f"{kept:.0%}"
-            for measure, value in zip(within, (spread, deviation), strict=True):
-                if margin <= value:
-                    within[measure].append(f"{bench.task.name} at {target:.0%}")
-            rows.append(
-                [
-                    bench.task.name,
-                    f"{target:.0%}",
-                    shown(mine, bench.task.bits),
-                    part,
-                    f"{shown(theirs[best], bench.task.bits)} ({best})",
-                    f"{margin:.2f}",
-                    f"{spread:.2f}",
-                    f"{deviation:.2f}",
-                    f"{least:.2f}",
-                ]
-            )
-    head = (
-        "network",
-        "MACs left",
-        "prunekit",
-        "of dense",
-        "best of Torch-Pruning",
-        "margin",
-        "half range",
-        "deviation",
-        "least",
-    )
-    lines = [
-        f"Ahead by more than {measure} over the seeds in {len(rows) - len(names)} of {len(rows)} rows"
-        f"{'; not in: ' + ', '.join(names) if names else ''}."
-        for measure, names in within.items()
-    ]
-    lines.append(f"Ahead on each of the seeds in {sum(lead > 0 for lead in leads)} of {len(rows)} rows.")
-    return "\n\n".join([*lines, table(head, rows)])
+    leads = [found for bench in benches for target in targets if (found := lead(bench, target)) is not None]
+    lines = []
+    for measure, attribute in (("half of the range", "half_range"), ("the standard deviation", "deviation")):
+        behind = [f"{x.network} at {x.target:.0%}" for x in leads if x.margin <= getattr(x, attribute)]
+        text = f"Ahead by more than {measure} over the seeds in {len(leads) - len(behind)} of {len(leads)} rows"
+        lines.append(f"{text}{'; not in: ' + ', '.join(behind) if behind else ''}.")
+    lines.append(f"Ahead on each of the seeds in {sum(x.least > 0 for x in leads)} of {len(leads)} rows.")
+    head = ("network", "MACs left", "prunekit", "of dense", "best of Torch-Pruning")
+    numbers = ("margin", "half range", "deviation", "least")
+    rows = [(*x.cells, *(f"{value:.2f}" for value in (x.margin, x.half_range, x.deviation, x.least))) for x in leads]
+    return "\n\n".join([*lines, table((*head, *numbers), rows)])
 
 
 def plot(benches: Sequence[Bench], targets: Sequence[float], file: Path) -> None:
