@@ -66,6 +66,6 @@ class GroupLassoRegularizer:
         self.members.refresh_if_changed()
         norms = self.members.norms(bias=bias)
         factors = torch.where(norms > 0, 1 - threshold / norms, 0).clamp(min=0)
-        for slot, tensor, share in self.members.shares(factors, bias=bias, product=True):
+        for slot, rows, share in self.members.shares(factors, bias=bias, product=True):
             if slot.parameter().requires_grad:
-                tensor.mul_(share)
+                slot.local()[rows].mul_(share)

@@ -6,7 +6,6 @@ that all of them know the same numbers, and each changes its own part.
 
 from __future__ import annotations
 
-import functools
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
@@ -15,13 +14,11 @@ import torch
 from torch import nn
 
 from prunekit_core import ArgumentError, Group, MemberView
+from prunekit_plugins.regularizers.blocks import EVERYTHING, combined, sums_of_squares
 from prunekit_plugins.regularizers.slots import Reduction, Slot, Table, add_up, tables_of
 
 GroupSource = Callable[[], Iterable[Group]]
 """Called for the groups as they are now, for example ``graph.get_all_groups``."""
-
-_BLOCK = 2**20
-"""Elements squared in one go."""
 
 
 class GroupMembers:
@@ -109,11 +106,8 @@ class GroupMembers:
         nothing = torch.cat([self.full(0), self.full(0)[:1]])
         parts: dict[Reduction, torch.Tensor] = {}
         for table in self._tables(bias):
-            squares = [
-                part.to(nothing) for slot in table.slots for part in _squares(slot.local(), slot.dims, nothing.dtype)
-            ]
             known = parts.setdefault(table.reduction, nothing.clone())
-            known.index_add_(0, table.index, torch.cat(squares))
+            known.index_add_(0, table.index, _squares(table, nothing))
         total = sum((add_up(part, reduction) for reduction, part in parts.items()), start=nothing)
         return total[:-1].sqrt_()
 
@@ -152,8 +146,8 @@ class GroupMembers:
 
     def shares(
         self, values: torch.Tensor, *, bias: bool = False, product: bool = False
-    ) -> Iterator[tuple[Slot, torch.Tensor, torch.Tensor]]:
-        """Yields every parameter with what its elements get from the units that they belong to.
+    ) -> Iterator[tuple[Slot, slice, torch.Tensor]]:
+        """Yields the parameters, large ones in blocks, with what their elements get from the units that they belong to.
 
         Args:
             values: Tensor ``[units]``.
@@ -162,21 +156,22 @@ class GroupMembers:
                 of another), and gives 0 where it belongs to none. True multiplies them, and gives 1.
 
         Yields:
-            Slot, the part of the parameter on this process, and a tensor that broadcasts with that part, of its dtype
-            and on its device.
+            Slot, a block of the rows (dim 0) that it has on this process, and a tensor that broadcasts with that block,
+            of its dtype and on its device.
         """
+        combine = operator.mul if product else operator.add
         padded = torch.cat([values, values.new_full((1,), float(product))])
         for table in self._tables(bias):
             gathered = padded.to(table.index.device)[table.index]
-            start = 0
+            pieces = iter(gathered.split([length for slot in table.slots for length in slot.lengths]))
             for slot in table.slots:
                 tensor = slot.local()
-                parts = []
-                for dim, size in zip(slot.dims, slot.lengths, strict=True):
-                    part = gathered[start : start + size].to(tensor)
-                    parts.append(part.view(-1, *[1] * (tensor.dim() - dim - 1)))
-                    start += size
-                yield slot, tensor, functools.reduce(operator.mul if product else operator.add, parts)
+                parts: dict[int, torch.Tensor] = {}
+                for dim in slot.dims:
+                    part, known = next(pieces).to(tensor), parts.get(dim)
+                    parts[dim] = part if known is None else combine(known, part)
+                for rows, share in combined(tensor, parts, combine):
+                    yield slot, rows, share
 
     @torch.no_grad()
     def add_to_gradients(
@@ -201,11 +196,23 @@ class GroupMembers:
             ArgumentError: No parameter has a gradient, or one has a sparse gradient; nothing was changed.
         """
         self.require_gradients(bias=bias)
-        for slot, tensor, share in self.shares(values, bias=bias):
+        vectors: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        for slot, rows, share in self.shares(values, bias=bias):
             gradient = slot.gradient()
-            if gradient is not None:
-                along = tensor if direction is None else direction(tensor)
-                gradient.addcmul_(along, share if limit == math.inf else share.clamp(max=limit))
+            if gradient is None:
+                continue
+            tensor = slot.local()
+            if rows != EVERYTHING:
+                gradient, tensor = gradient[rows], tensor[rows]
+            along = tensor if direction is None else direction(tensor)
+            if limit != math.inf:
+                share = share.clamp(max=limit)
+            if len(slot.shape) == 1:
+                vectors.append((gradient, along, share))
+            else:
+                gradient.addcmul_(along, share)
+        if vectors:
+            torch._foreach_addcmul_(*zip(*vectors, strict=True))
 
     def require_gradients(self, *, bias: bool = False) -> None:
         """Checks that there is something to add to.
@@ -233,16 +240,9 @@ def is_bias(name: str) -> bool:
     return name.startswith("bias") or name.endswith("bias")
 
 
-def _squares(weight: torch.Tensor, dims: tuple[int, ...], wide: torch.dtype) -> list[torch.Tensor]:
-    """Sums of squares along some dims of a parameter, each over all others; one pass, without a copy of a large one."""
-    if weight.dim() == 1:
-        return [weight.to(wide).square()] * len(dims)
-    rows = max(1, _BLOCK * weight.shape[0] // max(1, weight.numel()))
-    along_rows, rest = [], torch.zeros(weight.shape[1:], dtype=wide, device=weight.device)
-    for block in weight.split(rows):
-        squares = block.to(wide).flatten(1).square()
-        along_rows.append(squares.sum(1))
-        rest += squares.sum(0).view(rest.shape)
-    first = torch.cat(along_rows)
-    others = {dim: [other for other in range(rest.dim()) if other != dim - 1] for dim in dims}
-    return [first if dim == 0 else rest.sum(others[dim]) if others[dim] else rest for dim in dims]
+def _squares(table: Table, like: torch.Tensor) -> torch.Tensor:
+    """Sums of squares for all positions of a table, in the order of its index; dtype and device of ``like``."""
+    if table.vectors:
+        return torch.cat([slot.local().to(like) for slot in table.slots for _ in slot.dims]).square_()
+    sums = (sums_of_squares(slot.local(), slot.dims, like.dtype) for slot in table.slots)
+    return torch.cat([part.to(like) for of_one in sums for part in of_one])

@@ -40,7 +40,8 @@ class Slot:
 
     def parameter(self) -> nn.Parameter:
         """Returns the parameter as it is registered now."""
-        return self.module.get_parameter(self.name)
+        found = self.module._parameters.get(self.name)
+        return self.module.get_parameter(self.name) if found is None else found
 
     def has_changed(self) -> bool:
         """Tells whether the parameter has another shape, or was sharded, since the index was made."""
@@ -79,15 +80,17 @@ class Table:
         slots: The parameters.
         index: Tensor ``[sum of all lengths]``, int64: numbers of units; the number after the last for no unit.
         reduction: Process groups over which sums have to be added up.
+        vectors: Whether these are parameters of one dim, such as the scales of norms; others have more.
     """
 
     slots: tuple[Slot, ...]
     index: torch.Tensor
     reduction: Reduction
+    vectors: bool
 
 
 def tables_of(entries: Iterable[tuple[MemberView, int]], nothing: int) -> list[Table]:
-    """Makes the index of some members, one table for each way in which parameters are sharded.
+    """Makes the index of some members, one table for each way in which parameters are sharded, vectors apart.
 
     Args:
         entries: Members, each with the number of the first unit of its group.
@@ -108,13 +111,13 @@ def tables_of(entries: Iterable[tuple[MemberView, int]], nothing: int) -> list[T
                 layer = torch.full((view.tensor.shape[view.dim],), nothing, device="cpu")
                 layers.append(layer)
             layer[positions] = units
-    found: dict[Reduction, tuple[list[Slot], list[torch.Tensor]]] = {}
+    found: dict[tuple[Reduction, bool], tuple[list[Slot], list[torch.Tensor]]] = {}
     for (path, name), dims in rows.items():
         view = owners[path, name]
         where = f"{path}.{name}" if path else name
         local = {dim: _here(view.tensor, dim, where) for dim in dims}
         pieces = [(dim, layer if local[dim] is None else layer[local[dim]]) for dim in dims for layer in dims[dim]]
-        slots, index = found.setdefault(_reduction(view.tensor), ([], []))
+        slots, index = found.setdefault((_reduction(view.tensor), view.tensor.dim() == 1), ([], []))
         slots.append(
             Slot(
                 view.module,
@@ -127,7 +130,7 @@ def tables_of(entries: Iterable[tuple[MemberView, int]], nothing: int) -> list[T
             )
         )
         index.extend(piece for _, piece in pieces)
-    return [Table(tuple(slots), torch.cat(index), reduction) for reduction, (slots, index) in found.items()]
+    return [Table(tuple(slots), torch.cat(index), *kind) for kind, (slots, index) in found.items()]
 
 
 def _here(tensor: Any, dim: int, where: str) -> torch.Tensor | None:

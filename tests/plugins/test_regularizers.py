@@ -464,6 +464,21 @@ def test_large_weights_are_squared_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
     model = prepared(case)
     members = GroupMembers(source(model, case))
     whole = members.norms()
-    monkeypatch.setattr("prunekit_plugins.regularizers.members._BLOCK", 30)
+    monkeypatch.setattr("prunekit_plugins.regularizers.blocks._ELEMENTS", 30)
     torch.testing.assert_close(members.norms(), whole, rtol=1e-14, atol=0)
     assert whole.tolist() == pytest.approx(norms(model, case, "conv1#stream"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_large_weights_are_changed_in_parts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES[name]
+    found = []
+    for elements in (2**17, 7):
+        monkeypatch.setattr("prunekit_plugins.regularizers.blocks._ELEMENTS", elements)
+        model = prepared(case)
+        regularizer = GroupLassoRegularizer(source(model, case), reg=0.3)
+        regularizer.regularize(bias=True)
+        regularizer.proximal_step(lr=0.5, bias=True)
+        found.append({n: (p.detach(), p.grad) for n, p in model.named_parameters()})
+    whole, parts = found
+    torch.testing.assert_close(parts, whole, rtol=1e-13, atol=1e-15)
