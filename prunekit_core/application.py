@@ -41,11 +41,12 @@ class Application:
 
     def check_parameters(self) -> None:
         """Raises `PlanError` unless every parameter exists in the expected shape."""
+        tensors = self._tensors
         for cut in self._plan.parameters:
-            found = self._tensor(cut.parameter).shape
-            if found != cut.shape:
-                why = f"it has shape {tuple(found)}, the plan was made for {cut.shape}"
-                raise self._misfit(cut.parameter, why)
+            name = cut.parameter
+            if name not in tensors or tensors[name].shape != cut.shape:
+                found = tuple(self._tensor(name).shape)
+                raise self._misfit(name, f"it has shape {found}, the plan was made for {cut.shape}")
         for rescale in self._plan.rescales:
             tensor = self._tensor(rescale.parameter)
             if not isinstance(tensor, nn.Parameter) or not tensor.dim() or not tensor.is_floating_point():
@@ -55,8 +56,8 @@ class Application:
                 raise self._misfit(rescale.parameter, "rows to scale are out of range")
 
     def tensors(self) -> list[torch.Tensor]:
-        """Returns the parameters and buffers that are cut."""
-        return [self._tensor(cut.parameter) for cut in self._plan.parameters]
+        """Returns the parameters and buffers that are cut; call `check` first."""
+        return [self._tensors[cut.parameter] for cut in self._plan.parameters]
 
     def _tensor(self, name: str) -> torch.Tensor:
         tensor = self._tensors.get(name)

@@ -172,7 +172,7 @@ class Decision:
                 key = id(layout)
                 if key not in known:
                     positions = positions_of(layout) if layouts.depends(layout, kept) else None
-                    known[key] = None if positions is None or len(positions) == layout.size else positions
+                    known[key] = None if positions is None or positions.numel() == layout.size else positions
                 positions = known[key]
                 if positions is not None:
                     placed[dim] = positions

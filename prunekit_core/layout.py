@@ -8,7 +8,7 @@ dim and which positions stay. Layouts are values: equal meanings are equal objec
 from __future__ import annotations
 
 import math
-from array import array
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -75,7 +75,7 @@ def long_tensor(numbers: Sequence[int]) -> torch.Tensor:
     """
     if not numbers:
         return torch.empty(0, dtype=torch.long, device="cpu")
-    return torch.frombuffer(array("q", numbers), dtype=torch.long)
+    return torch.frombuffer(bytearray(struct.pack(f"{len(numbers)}q", *numbers)), dtype=torch.long)
 
 
 def walk(layout: Layout) -> Iterator[Layout]:
@@ -144,7 +144,7 @@ class Positions:
     def __init__(self, kept: Kept) -> None:
         self.kept = kept
         self._known: dict[str | int, tuple[Layout, torch.Tensor]] = {}
-        self._masks: dict[str | int, torch.Tensor] = {}
+        self._joined: dict[tuple[str | int, ...], tuple[torch.Tensor, int]] = {}
 
     def __call__(self, layout: Layout) -> torch.Tensor:
         """Returns the positions that stay, ascending: tensor ``[new_size]``, int64, on the CPU."""
@@ -156,30 +156,35 @@ class Positions:
 
     def _key(self, layout: Layout) -> str | int:
         """What a layout is known by: units of a group, of which there may be many objects, by its name."""
-        return layout.group if isinstance(layout, Units) and layout.group in self.kept else id(layout)
+        return layout.group if type(layout) is Units and layout.group in self.kept else id(layout)
 
     def _positions(self, layout: Layout) -> torch.Tensor:
-        if isinstance(layout, Units) and layout.group in self.kept:
-            return long_tensor(self.kept[layout.group])
-        if isinstance(layout, Units | Fixed):
-            return torch.arange(layout.size, device="cpu")
+        if isinstance(layout, Product):
+            result = self(layout.parts[0])
+            for part in layout.parts[1:]:
+                result = torch.add(self(part), result.view(-1, 1), alpha=part.size).view(-1)
+            return result
+        if isinstance(layout, Concat):
+            return self._concatenated(layout.parts)
         if isinstance(layout, Listed):
             return long_tensor(layout.kept)
-        if isinstance(layout, Concat):
-            return torch.cat([self._mask(part) for part in layout.parts]).nonzero().squeeze(1)
-        result = self(layout.parts[0])
-        for part in layout.parts[1:]:
-            result = torch.add(self(part), result[:, None], alpha=part.size).flatten()
-        return result
+        if isinstance(layout, Units) and layout.group in self.kept:
+            return long_tensor(self.kept[layout.group])
+        return torch.arange(layout.size, device="cpu")
 
-    def _mask(self, layout: Layout) -> torch.Tensor:
-        """Which positions of a part of a concatenation stay: tensor ``[size]``, bool, on the CPU."""
-        key = self._key(layout)
-        known = self._masks.get(key)
-        if known is None:
-            known = torch.zeros(layout.size, dtype=torch.bool, device="cpu").index_fill_(0, self(layout), True)
-            self._masks[key] = known
-        return known
+    def _concatenated(self, parts: Sequence[Layout]) -> torch.Tensor:
+        """Positions of consecutive segments; those of all but the last are often known: dense blocks grow so."""
+        keys = tuple([self._key(part) for part in parts])
+        pieces, size = [], 0
+        if keys[:-1] in self._joined:
+            known, size = self._joined[keys[:-1]]
+            pieces, parts = [known], parts[-1:]
+        for part in parts:
+            pieces.append(self(part) + size if size else self(part))
+            size += part.size
+        result = torch.cat(pieces)
+        self._joined[keys] = (result, size)
+        return result
 
 
 def kept_positions(layout: Layout, kept: Kept) -> torch.Tensor:

@@ -29,7 +29,7 @@ def _select(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]) -> torc
         if tensor.numel() > 2 * _PIECE and type(tensor) in (torch.Tensor, nn.Parameter) and not tensor.is_meta:
             return _select_in_pieces(tensor, positions)
         shape = tensor.shape
-        order = sorted(positions, key=lambda dim: (len(positions[dim]) / max(1, shape[dim]), dim))
+        order = sorted(positions, key=lambda dim: (positions[dim].numel() / max(1, shape[dim]), dim))
     for dim in order:
         tensor = tensor.index_select(dim, positions[dim])
     return tensor
@@ -189,15 +189,17 @@ def exchange_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 def modules_in(model: nn.Module) -> dict[str, nn.Module]:
     """Returns every module once, by its first dotted path, in the order of ``named_modules``."""
-    found: dict[str, nn.Module] = {}
-    seen: set[int] = set()
+    found = {"": model}
+    seen = {id(model)}
 
-    def visit(path: str, module: nn.Module) -> None:
-        seen.add(id(module))
-        found[path] = module
+    def visit(prefix: str, module: nn.Module) -> None:
         for name, child in module._modules.items():
             if child is not None and id(child) not in seen:
-                visit(f"{path}.{name}" if path else name, child)
+                seen.add(id(child))
+                path = prefix + name
+                found[path] = child
+                if child._modules:
+                    visit(path + ".", child)
 
     visit("", model)
     return found
@@ -207,22 +209,14 @@ def tensors_in(modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
     """Returns every parameter, then every buffer, of some modules once, under its canonical (first) dotted name."""
     found: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
-
-    def note(path: str, table: Mapping[str, torch.Tensor | None]) -> None:
-        for leaf, tensor in table.items():
-            if tensor is not None and id(tensor) not in seen:
-                seen.add(id(tensor))
-                found[f"{path}.{leaf}" if path else leaf] = tensor
-
-    buffers = []
-    for path, module in modules.items():
-        own = vars(module)
-        if own["_parameters"]:
-            note(path, own["_parameters"])
-        if own["_buffers"]:
-            buffers.append((path, own["_buffers"]))
-    for path, table in buffers:
-        note(path, table)
+    for kind in ("_parameters", "_buffers"):
+        for path, module in modules.items():
+            table: dict[str, torch.Tensor | None] = module.__dict__[kind]
+            if table:
+                for leaf, tensor in table.items():
+                    if tensor is not None and id(tensor) not in seen:
+                        seen.add(id(tensor))
+                        found[f"{path}.{leaf}" if path else leaf] = tensor
     return found
 
 
