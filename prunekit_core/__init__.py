@@ -23,6 +23,7 @@ from prunekit_core.axes import (
 )
 from prunekit_core.batches import Batches
 from prunekit_core.calibration import DemandingCriterion, FrugalCriterion, StatisticalCriterion, calibrate
+from prunekit_core.calls import operation_name
 from prunekit_core.checkpoint import load, read_plan, read_protocol, save
 from prunekit_core.chooser import Chooser, Counts, Tie
 from prunekit_core.compensation import Compensation, compensate
@@ -82,7 +83,6 @@ from prunekit_core.report import Explanation, Report
 from prunekit_core.rules import Kind, OpCall, Role, Rule, Scaling, TensorArgument, Verb, output_like, scales
 from prunekit_core.schedule import linear_scheduler
 from prunekit_core.selection import Limits, Scope
-from prunekit_core.shadow import operation_name
 from prunekit_core.sharding import is_sharded, whole_tensor
 from prunekit_core.statistics import SiteStatistics, Statistics
 from prunekit_core.surgery import named_tensors, select_positions, shrink_tensor

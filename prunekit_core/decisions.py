@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from prunekit_core.calls import tensors_of
 from prunekit_core.rules import rule_keys
-from prunekit_core.shadow import tensors_of
 from prunekit_core.surgery import select_positions
 from prunekit_core.trace import is_continuous
 

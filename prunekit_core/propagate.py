@@ -123,11 +123,13 @@ class _Propagator:
 
     def _argument(self, value: Any) -> Any:
         if isinstance(value, TensorRef):
-            name = self._names.get(value.index, "")
+            index = value.index
+            name = self._names.get(index, "")
             if name:
                 self._result.touched.add(name)
-            shape = self._trace.shapes[value.index]
-            return TensorArgument(value, shape, self._axes(value), self._trace.dtypes[value.index], name)
+            known = self._result.tensors.get(index)
+            own = self._axes(value) if known is None else known
+            return TensorArgument(value, self._trace.shapes[index], own, self._trace.dtypes[index], name)
         if isinstance(value, list):
             return [self._argument(item) for item in value]
         return value

@@ -12,12 +12,13 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
+from prunekit_core.calls import WRITTEN, memory_of, operation_name, tensors_of
 from prunekit_core.decisions import Answers, decided
 from prunekit_core.errors import RecordingError, UnsupportedModelError
 from prunekit_core.examples import Example
 from prunekit_core.outputs import named_outputs
 from prunekit_core.rules import RuleTable
-from prunekit_core.shadow import Shadow, Sink, memory_of, operation_name, tensors_of
+from prunekit_core.shadow import Shadow, Sink
 from prunekit_core.sharding import is_sharded
 from prunekit_core.surgery import modules_in, tensors_in
 from prunekit_core.trace import Operation, TensorRef, Trace
@@ -108,11 +109,12 @@ class TraceBuilder(Sink):
 
     def operation(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> None:
         """Writes an operation down."""
-        referred = {name: self._refer(value) for name, value in arguments.items()}
-        returned = tensors_of(outputs)
+        read: list[tuple[torch.Tensor, TensorRef]] = []
+        referred = {name: self._refer(value, read) for name, value in arguments.items()}
+        returned = [outputs] if isinstance(outputs, torch.Tensor) else tensors_of(outputs)
         results = tuple([self.table.output(tensor) for tensor in returned])
         self._operations.append(Operation(len(self._operations), op, operation_name(op), module, referred, results))
-        places = {memory_of(tensor): self.table.ref(tensor) for tensor in tensors_of(list(arguments.values()))}
+        places = {memory_of(tensor): ref for tensor, ref in read}
         for tensor, ref in zip(returned, results, strict=True):
             source = places.get(memory_of(tensor))
             if source is not None and source.index != ref.index:
@@ -122,11 +124,16 @@ class TraceBuilder(Sink):
         """Takes the result for the same tensor."""
         self.table.put(result, self.table.ref(source))
 
-    def _refer(self, value: Any) -> Any:
+    def _refer(self, value: Any, read: list[tuple[torch.Tensor, TensorRef]]) -> Any:
+        """Writes an argument down, and adds the tensors in it to those that are read."""
+        if type(value) in WRITTEN:
+            return value
         if isinstance(value, torch.Tensor):
-            return self.table.ref(value)
+            ref = self.table.ref(value)
+            read.append((value, ref))
+            return ref
         if isinstance(value, _LISTS):
-            return [self._refer(item) for item in value]
+            return [self._refer(item, read) for item in value]
         return value
 
     def finish(self, outputs: Any) -> Trace:

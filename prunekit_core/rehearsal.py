@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from prunekit_core import layout as layouts
 from prunekit_core.analysis import Analysis, Recording
+from prunekit_core.calls import operation_name, tensors_of
 from prunekit_core.decisions import answered
 from prunekit_core.edits import AttributeEdit, is_size, normal_size
 from prunekit_core.layers import Resizing
@@ -24,7 +25,7 @@ from prunekit_core.layout import Kept
 from prunekit_core.recorder import TensorTable
 from prunekit_core.registry import Registry
 from prunekit_core.rules import rule_keys
-from prunekit_core.shadow import Sink, operation_name, tensors_of
+from prunekit_core.shadow import Sink
 from prunekit_core.stated import stated_sizes
 from prunekit_core.surgery import set_size
 from prunekit_core.trace import TensorRef, tensor_refs

@@ -5,15 +5,13 @@ Everything of PyTorch that is not promised to stay (fake tensors, dispatch modes
 
 - a ``TorchDispatchMode`` sees every operation once, and under ``torch.inference_mode()`` composite ones arrive whole;
 - ``OpOverload.decompose`` runs a composite operation as the operations it is made of;
-- a ``FakeTensorMode`` computes shapes without data, and raises where a value would be needed; inside
-  ``in_kernel_invocation_manager`` its tensors are meta tensors, which `Fakes` wraps;
+- a ``FakeTensorMode`` computes shapes without data, and raises where a value would be needed;
 - a module runs what its instance attribute ``forward`` holds.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,17 +19,18 @@ from typing import Any
 import attrs
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from prunekit_core.calls import bind_arguments
 from prunekit_core.examples import Example
-from prunekit_core.fakes import Fakes
+from prunekit_core.fakes import Fakes, ShapeHabit
 from prunekit_core.hollow import Hollows, device_for
 from prunekit_core.modes import ModeWatch
 from prunekit_core.opaque import Closed, Opaque
 from prunekit_core.regime import Regime
-from prunekit_core.rules import Likeness, ModuleOp, RuleTable
+from prunekit_core.rules import RuleTable
 from prunekit_core.surgery import modules_in, select_positions, tensors_in
 from prunekit_core.twin import Marks, deep_twin, shallow_twin
 
@@ -65,8 +64,7 @@ class _Recorder(TorchDispatchMode):
         self._sink, self._rules, self._fake_mode = sink, rules, shadow.fake_mode
         self._stack, self._notes = shadow.stack, shadow.notes
         self._habits: dict[int, _Habit] = {}
-        self._known, self._fakes = shadow.known_results, shadow.fakes
-        self._hollows, self._names = shadow.hollows, shadow.names
+        self._fakes, self._hollows, self._names = shadow.fakes, shadow.hollows, shadow.names
 
     def closed(self, module: Closed, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a module that isn't looked into, and reports it as one operation."""
@@ -113,64 +111,15 @@ class _Recorder(TorchDispatchMode):
         if func is torch.ops.aten.lift_fresh.default:
             arguments["fill_value"] = _literal(args[0])  # a number in the program, like that of aten::full
         try:
-            if self._fake_mode is None:
+            if self._fakes is None:
                 result = self._sink.compute(func, args, kwargs)
             else:
-                result = self._fake_result(func, habit, arguments, args, kwargs)
+                result = self._fakes.result(func, habit.shape, arguments, args, kwargs)
         except Exception as error:
             self._sink.failed(func, module, error)
             raise
         self._sink.operation(func, module, arguments, result)
         return result
-
-    def _fake_result(
-        self, op: Any, habit: _Habit, arguments: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
-        """Computes the result of an operation on fake tensors.
-
-        The fake mode's own dispatch costs ten times the shape computation. Operations with a rule whose tensors are
-        all fake and on one device are run on their meta tensors directly; whatever that can't do is left to the fake
-        mode.
-        """
-        device = _common_device(arguments) if habit.shape_only else None
-        if device is None:
-            return op(*args, **kwargs)
-        like = None if habit.likeness is None else habit.likeness(arguments)
-        if like is not None and habit.writes_first:
-            return args[0]
-        assert self._fake_mode is not None
-        assert self._fakes is not None
-        asked = _described((id(op), arguments)) if like is None and habit.makes_new else None
-        known = None if asked is None else self._known.get(asked)
-        try:
-            with in_kernel_invocation_manager(self._fake_mode):
-                if known is not None:
-                    result = torch.empty_strided(known[0], known[1], dtype=known[2], device="meta")
-                elif like is None:
-                    result = op(*args, **kwargs)
-                    if asked is not None and type(result) is torch.Tensor:
-                        self._known[asked] = (result.shape, result.stride(), result.dtype)
-                elif isinstance(like, tuple):
-                    result = torch.empty(like[1], dtype=like[0].dtype, device="meta")
-                elif like.is_contiguous():
-                    result = torch.empty(like.shape, dtype=like.dtype, device="meta")
-                else:
-                    result = torch.empty_like(like)
-        except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError):
-            return op(*args, **kwargs)  # the fake mode may know better; if not, its error is the one that counts
-        return self._fakes.wrap(result, device)
-
-
-def _described(value: Any) -> Any:
-    """Writes down what the shape of an operation's result follows from; None where that can't be told."""
-    if isinstance(value, torch.Tensor):
-        return (value.shape, value.stride(), value.dtype)
-    if value is None or isinstance(value, _WRITTEN):
-        return (type(value), value)  # 1, 1.0 and True are equal
-    if isinstance(value, _NESTED):
-        items = [_described(item) for item in (value.values() if isinstance(value, dict) else value)]
-        return None if None in items else (type(value), *items)
-    return None
 
 
 def _literal(tensor: torch.Tensor) -> Any:
@@ -183,10 +132,7 @@ def _literal(tensor: torch.Tensor) -> Any:
 
 _LITERAL = 64
 """Elements up to which a written-down tensor is compared by value."""
-_NESTED = (list, tuple, dict)
-_WRITTEN = (bool, int, float, str, torch.dtype)
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
-_NEEDS_DATA = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
 
 
 @attrs.frozen(eq=False)
@@ -196,53 +142,18 @@ class _Habit:
     Attributes:
         passed_on: Whether it is run without being reported.
         decomposes: Whether it is run as the operations that it is made of, where it is made of some.
-        shape_only: Whether it has a rule, moves nothing between devices, and needs no values to know its output's
-            shape.
-        writes_first: Whether it writes its result into its first argument.
-        makes_new: Whether it writes nothing, and what it returns shares no memory with its arguments.
-        likeness: What its rule says about its output's shape, if anything.
+        shape: How its result is computed on fake tensors.
     """
 
     passed_on: bool
     decomposes: bool
-    shape_only: bool
-    writes_first: bool
-    makes_new: bool
-    likeness: Likeness | None
+    shape: ShapeHabit
 
     @classmethod
     def of(cls, op: Any, rules: RuleTable) -> _Habit:
-        if op.namespace == "prim" or op is torch.ops.aten.detach.default:
-            return cls(True, decomposes=False, shape_only=False, writes_first=False, makes_new=False, likeness=None)
-        ruled = rules.has(op)
-        arguments = op._schema.arguments
-        moves = any(argument.name in ("device", "generator") for argument in arguments)
-        alias = arguments[0].alias_info if arguments else None
-        return cls(
-            passed_on=False,
-            decomposes=not ruled and bool(op._can_decompose()),
-            shape_only=ruled and not moves and not _NEEDS_DATA & set(op.tags),
-            writes_first=alias is not None and alias.is_write,
-            makes_new=not any(entry.alias_info for entry in (*arguments, *op._schema.returns)),
-            likeness=rules.likeness(op),
-        )
-
-
-def _common_device(arguments: Mapping[str, Any]) -> torch.device | None:
-    """Returns the device that all tensors among the arguments share if there are any and all are fake, else None."""
-    device = None
-    for value in arguments.values():
-        if isinstance(value, torch.Tensor):
-            tensors = [value]
-        elif isinstance(value, _NESTED):
-            tensors = tensors_of(value)
-        else:
-            continue
-        for tensor in tensors:
-            if type(tensor) is not FakeTensor or (device is not None and tensor.device != device):
-                return None
-            device = tensor.device
-    return device
+        passed_on = op.namespace == "prim" or op is torch.ops.aten.detach.default
+        decomposes = not passed_on and not rules.has(op) and bool(op._can_decompose())
+        return cls(passed_on, decomposes, ShapeHabit.of(op, rules))
 
 
 class Shadow:
@@ -260,22 +171,21 @@ class Shadow:
         names: Identity of each of its parameters and buffers to the canonical name.
         modules: Its modules by dotted path.
         notes: What the report has to say about how the copy was made, and about its runs.
-        known_results: Shape, strides and dtype of what operations returned on fakes, by operation and arguments.
         stack: The dotted paths of the modules that are running, innermost last.
         modes: Which modules asked for their mode in the last run; there once `watch` was called.
     """
 
     def __init__(self, model: nn.Module, *, fake: bool, hollows: Hollows | None = None) -> None:
         self.hollows = hollows
-        self.valued = not any(parameter.is_meta for parameter in model.parameters())
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
         self.fakes = None if self.fake_mode is None else Fakes(self.fake_mode)
         self.notes: list[str] = []
-        self.known_results: dict[Any, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
         self.stack: list[str] = []
         self._recorder: _Recorder | None = None
         self._home = device_for(model)
-        memo = self._stand_ins(model)
+        modules = list(modules_in(model).values())
+        self.valued = not any(p.is_meta for m in modules for p in m._parameters.values() if p is not None)
+        memo = self._stand_ins(modules)
         try:
             self.module = deep_twin(model, dict(memo))
         except Exception as error:
@@ -290,8 +200,7 @@ class Shadow:
         self._marks: Marks
         self._pristine: Marks
 
-    def _stand_ins(self, model: nn.Module) -> dict[int, Any]:
-        modules = list(modules_in(model).values())
+    def _stand_ins(self, modules: Sequence[nn.Module]) -> dict[int, Any]:
         memo: dict[int, Any] = {}
         for module in modules:
             for tensor in module._parameters.values():
@@ -439,49 +348,3 @@ def _followed(forward: Callable[..., Any], name: str, stack: list[str]) -> Calla
 
     followed.__wrapped__ = forward  # type: ignore[attr-defined]  # inspect.signature reads the original's
     return followed
-
-
-@functools.cache
-def _schema(op: Any) -> tuple[str, tuple[tuple[str, Any], ...]]:
-    name = op._schema.name + (f".{op._overloadname}" if op._overloadname != "default" else "")
-    return name, tuple((argument.name, argument.default_value) for argument in op._schema.arguments)
-
-
-def operation_name(op: Any) -> str:
-    """Returns the qualified name of an operation with its overload, ``"aten::add.Tensor"``."""
-    if isinstance(op, ModuleOp):
-        return op.name
-    return _schema(op)[0]
-
-
-def bind_arguments(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Names the arguments of an operation by its schema, defaults filled in."""
-    if isinstance(op, ModuleOp):
-        return dict(kwargs)
-    bound: dict[str, Any] = dict(_schema(op)[1])
-    for (name, _), value in zip(_schema(op)[1], args, strict=False):
-        bound[name] = value
-    bound.update(kwargs)
-    return bound
-
-
-def memory_of(tensor: torch.Tensor) -> int:
-    """Identifies the memory of a tensor that is alive: equal for a tensor and its views. A tensor without memory of
-    its own (a sparse one) is like no other."""
-    if not torch._C._has_storage(tensor):
-        return -id(tensor)
-    return int(tensor.untyped_storage()._cdata)
-
-
-def tensors_of(value: Any) -> list[torch.Tensor]:
-    """Lists the tensors in a value: a tensor, or any nesting of tuples, lists and dicts."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    found: list[torch.Tensor] = []
-    if isinstance(value, _NESTED):
-        for item in value.values() if isinstance(value, dict) else value:
-            if isinstance(item, torch.Tensor):
-                found.append(item)
-            elif isinstance(item, _NESTED):
-                found.extend(tensors_of(item))
-    return found

@@ -14,11 +14,12 @@ from torch.utils import _pytree as pytree
 
 from prunekit_core import layout as layouts
 from prunekit_core.analysis import Recording
+from prunekit_core.calls import bind_arguments, tensors_of
 from prunekit_core.decisions import answered
 from prunekit_core.layout import Kept
 from prunekit_core.plan import Plan
 from prunekit_core.rules import ModuleOp
-from prunekit_core.shadow import Sink, bind_arguments, tensors_of
+from prunekit_core.shadow import Sink
 from prunekit_core.surgery import select_positions
 from prunekit_core.trace import Operation, is_continuous
 

@@ -9,9 +9,9 @@ import attrs
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
+from prunekit_core.calls import tensors_of
 from prunekit_core.consumers import Addition
 from prunekit_core.rules import ModuleOp, RuleTable
-from prunekit_core.shadow import tensors_of
 
 
 @attrs.frozen(eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -96,27 +96,48 @@ def tensor_refs(value: Any) -> list[TensorRef]:
 _NESTED = (list, tuple)
 
 
-def program_of(trace: Trace, live: Mapping[int, object]) -> list[object]:
-    """Returns what a trace does to the tensors that can shrink, so that equal programs are equal lists.
+@attrs.frozen(eq=False)
+class Program:
+    """What a trace does to the tensors that can shrink.
 
-    Args:
+    Attributes:
         trace: The trace.
         live: Indices of the tensors that can shrink. Operations on other tensors only, and switches such as
             ``training``, don't count.
     """
-    numbers: dict[int, int] = {}
 
-    def canonical(value: Any) -> Any:
-        if isinstance(value, TensorRef):
-            return ("tensor", numbers.setdefault(value.index, len(numbers)), trace.shapes[value.index])
-        if isinstance(value, list):
-            return [canonical(item) for item in value]
-        return "switch" if isinstance(value, bool) else value
+    trace: Trace
+    live: Mapping[int, object]
 
-    program: list[object] = [canonical(list(trace.parameters.values())), canonical(list(trace.inputs))]
-    for operation in trace.operations:
-        used = [*operation.outputs, *operation.references()]
-        if any(ref.index in live for ref in used):
+    def is_like(self, other: Program) -> bool:
+        """Tells whether both do the same operations, for the same modules, to the same tensors of the same shapes."""
+        mine, theirs = self._operations(), other._operations()
+        return [(operation.name, operation.module) for operation in mine] == [
+            (operation.name, operation.module) for operation in theirs
+        ] and self._written(mine) == other._written(theirs)
+
+    def _operations(self) -> list[Operation]:
+        live = self.live
+        return [
+            operation
+            for operation in self.trace.operations
+            if any([ref.index in live for ref in (*operation.outputs, *operation.references())])
+        ]
+
+    def _written(self, operations: Sequence[Operation]) -> list[object]:
+        """Writes operations down so that those of equal programs are equal."""
+        numbers: dict[int, int] = {}
+        shapes = self.trace.shapes
+
+        def canonical(value: Any) -> Any:
+            if isinstance(value, TensorRef):
+                return ("tensor", numbers.setdefault(value.index, len(numbers)), shapes[value.index])
+            if isinstance(value, list):
+                return [canonical(item) for item in value]
+            return "switch" if isinstance(value, bool) else value
+
+        written: list[object] = [canonical(list(self.trace.parameters.values())), canonical(list(self.trace.inputs))]
+        for operation in operations:
             arguments = [(name, canonical(value)) for name, value in operation.arguments.items()]
-            program.append((operation.name, operation.module, arguments, canonical(list(operation.outputs))))
-    return program
+            written.append((arguments, canonical(list(operation.outputs))))
+        return written

@@ -10,10 +10,11 @@ import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
 from prunekit_core.batches import Batch
+from prunekit_core.calls import operation_name, tensors_of
 from prunekit_core.consumers import Centring, Site
 from prunekit_core.outputs import output_tensors
 from prunekit_core.rules import RuleTable
-from prunekit_core.shadow import Shadow, operation_name, tensors_of
+from prunekit_core.shadow import Shadow
 from prunekit_core.sums import Sums
 from prunekit_core.watching import Look, Seen, Watched, WatchingSink, parameter_run
 

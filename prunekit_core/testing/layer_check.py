@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunekit_core.calls import tensors_of
 from prunekit_core.checkpoint import load, save
 from prunekit_core.errors import RehearsalError, UnitsError
 from prunekit_core.exactness import check_exact
@@ -20,7 +21,6 @@ from prunekit_core.layers import LayerType, Resizing
 from prunekit_core.plan import Plan
 from prunekit_core.registry import Registry, default_registry
 from prunekit_core.rules import Role
-from prunekit_core.shadow import tensors_of
 from prunekit_core.stated import stated_channels, stated_sizes
 from prunekit_core.surgery import modules_in, tensors_in
 from prunekit_core.testing.opaque_check import check_opaque, check_spoken

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from prunekit_core.axes import Axis, Form, leaves, resolve
+from prunekit_core.calls import tensors_of
 from prunekit_core.registry import Registry, default_registry
 from prunekit_core.rehearsal import SIZE_ARGUMENTS
 from prunekit_core.rules import Role, Verb
-from prunekit_core.shadow import tensors_of
 from prunekit_core.testing.reading import AxesRead, read_axes
 from prunekit_core.trace import Operation, TensorRef
 

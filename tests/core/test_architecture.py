@@ -18,6 +18,7 @@ CORE = [
     "outputs",
     "trace",
     "rules",
+    "calls",
     "consumers",
     "moments",
     "surgery",

@@ -100,11 +100,11 @@ def test_what_is_remembered_is_what_would_have_been_computed(
         registry = pk.default_registry()
         shadow.watch(registry.opaque)
         trace = record(shadow, Example.of(example), registry.op_rules, label="eval", training=False)
-        return (str(trace.operations), trace.shapes, trace.dtypes, trace.shares), len(shadow.known_results)
+        return (str(trace.operations), trace.shapes, trace.dtypes, trace.shares), len(shadow.fakes.known_results)
 
     remembered, count = seen()
     assert count > 0
-    monkeypatch.setattr("prunekit_core.shadow._described", lambda value: None)
+    monkeypatch.setattr("prunekit_core.fakes._described", lambda value: None)
     computed, none = seen()
     assert none == 0
     assert remembered == computed
