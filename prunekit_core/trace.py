@@ -121,7 +121,7 @@ class Program:
         return [
             operation
             for operation in self.trace.operations
-            if any([ref.index in live for ref in (*operation.outputs, *operation.references())])
+            if any(ref.index in live for ref in (*operation.outputs, *operation.references()))
         ]
 
     def _written(self, operations: Sequence[Operation]) -> list[object]:
