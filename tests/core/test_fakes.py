@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from prunekit_core.fakes import Fakes
+import prunekit_core as pk
+from prunekit_core.calls import bind_arguments
+from prunekit_core.fakes import Fakes, ShapeHabit
 
 CPU = torch.device("cpu")
 DEVICES = ["cpu", "meta", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA"))]
@@ -71,3 +73,50 @@ def test_where_copies_are_made_otherwise_the_constructor_is_called(
     for meta in metas():
         fake = fakes.make(meta, CPU)
         assert (fake.shape, fake.dtype, fake.fake_mode) == (meta.shape, meta.dtype, mode)
+
+
+def laid_out() -> dict[str, torch.Tensor]:
+    whole = torch.empty(2, 3, 4, 5, device="meta")
+    return {
+        "contiguous": whole,
+        "channels last": whole.to(memory_format=torch.channels_last),
+        "permuted": torch.empty(3, 4, 5, 2, device="meta").permute(3, 0, 1, 2),
+        "expanded": torch.empty_strided((2, 3, 4, 5), (0, 20, 5, 1), device="meta"),
+        "with gaps": torch.empty(2, 3, 4, 10, device="meta")[..., ::2],
+        "half": torch.empty(2, 3, 4, 5, dtype=torch.float16, device="meta"),
+    }
+
+
+ATEN = torch.ops.aten
+OPERATIONS: list[tuple[Any, Callable[[torch.Tensor], tuple[Any, ...]]]] = [
+    (ATEN.relu.default, lambda tensor: (tensor,)),
+    (ATEN.silu.default, lambda tensor: (tensor,)),
+    (ATEN.add.Tensor, lambda tensor: (tensor, tensor)),
+    (ATEN.mul.Tensor, lambda tensor: (tensor, 2)),
+    (ATEN.softmax.int, lambda tensor: (tensor, -1)),
+    (ATEN.clone.default, lambda tensor: (tensor,)),
+    (ATEN.native_dropout.default, lambda tensor: (tensor, 0.1, False)),
+    (ATEN.transpose.int, lambda tensor: (tensor, 1, 2)),
+    (ATEN.mean.dim, lambda tensor: (tensor, [2, 3], True)),
+    (ATEN.relu_.default, lambda tensor: (tensor,)),
+]
+
+
+@pytest.mark.parametrize("layout", laid_out())
+@pytest.mark.parametrize(("op", "arguments"), OPERATIONS, ids=[str(op) for op, _ in OPERATIONS])
+def test_results_are_those_of_the_fake_mode(
+    op: Any, arguments: Callable[[torch.Tensor], tuple[Any, ...]], layout: str
+) -> None:
+    rules, mode = pk.default_registry().op_rules, FakeTensorMode()
+    fakes = Fakes(mode)
+    args = arguments(fakes.make(laid_out()[layout], CPU))
+    habit = ShapeHabit.of(op, rules)
+    with torch.inference_mode(), mode:
+        found = [fakes.result(op, habit, bind_arguments(op, args, {}), args, {}) for _ in range(2)]
+        expected = op(*args)
+    for result in found:  # the second one may be a remembered one
+        for a, b in zip(
+            *(value if isinstance(value, tuple) else (value,) for value in (result, expected)), strict=True
+        ):
+            assert type(a) is FakeTensor
+            assert (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device)
