@@ -22,7 +22,7 @@ from prunekit_core.axes import (
     tie,
 )
 from prunekit_core.batches import Batches
-from prunekit_core.calibration import DemandingCriterion, FrugalCriterion, StatisticalCriterion, calibrate
+from prunekit_core.calibration import calibrate
 from prunekit_core.calls import operation_name
 from prunekit_core.checkpoint import load, read_plan, read_protocol, save
 from prunekit_core.chooser import Chooser, Counts, Tie
@@ -35,6 +35,7 @@ from prunekit_core.costs import Compiled, CostModel, compile_sum, group_sizes
 from prunekit_core.criterion import AdditiveCriterion
 from prunekit_core.curves import Curve, Sensitivity
 from prunekit_core.custom_layers import CustomizedPruner
+from prunekit_core.demand import DemandingCriterion, FrugalCriterion, StatisticalCriterion
 from prunekit_core.errors import (
     ArgumentError,
     CheckpointError,

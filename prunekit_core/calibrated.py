@@ -10,47 +10,21 @@ import attrs
 from torch import nn
 
 from prunekit_core.batches import Batches
-from prunekit_core.calibration import (
-    DemandingCriterion,
-    FrugalCriterion,
-    StatisticalCriterion,
-    bytes_needed,
-    gather,
-)
+from prunekit_core.calibration import bytes_needed, gather
 from prunekit_core.compensation import Repaired, find_compensators, run_compensation, twin_of, write
-from prunekit_core.curvature import WIDEST
+from prunekit_core.demand import Demand, StatisticalCriterion
 from prunekit_core.graph import DependencyGraph
 from prunekit_core.plan import Plan
 from prunekit_core.pruner import BasePruner
 from prunekit_core.reading import Cut, Scratch, StoredValues
 from prunekit_core.registry import Registry
 from prunekit_core.repair import Compensator
-from prunekit_core.statistics import COVARIANCES, CURVATURES
 from prunekit_core.surgery import named_tensors, replace_values
 from prunekit_core.watching import Watched
 
 CRITERION = "calibrated"
 """The registered criterion that is taken where there are calibration data and none was chosen."""
 BATCHNORM = "batchnorm"
-ROOM = 2 << 30
-"""Bytes that covariances and curvatures of all layers may take, if a criterion can do without them."""
-
-
-@attrs.frozen
-class _Fare:
-    """Which statistics a criterion gets.
-
-    Attributes:
-        parts: What it needs.
-        wishes: What it gets where that can be had.
-        widest: Outputs up to which curvatures are whole matrices.
-        notes: What the report says about that; of a smaller ``widest`` only if there are curvatures then.
-    """
-
-    parts: Sequence[str]
-    wishes: Sequence[str]
-    widest: int = WIDEST
-    notes: tuple[str, ...] = ()
 
 
 @attrs.frozen(eq=False)
@@ -97,36 +71,13 @@ class CalibratedPath:
         """Gathers what the pruner's criterion needs, unless it has statistics; returns what speaks against them."""
         criterion = pruner.importance
         if isinstance(criterion, StatisticalCriterion) and criterion.statistics is None:
+            model, stored = pruner.graph.model, pruner.graph.standing.stored
+            demand = Demand.of(criterion, lambda: bytes_needed(model, self.batches, stored, self.registry))
             informed = copy.copy(criterion)
-            fare = self._fare(criterion, pruner)
-            statistics = informed.statistics = gather(
-                pruner.graph.model,
-                self.batches,
-                parts=fare.parts,
-                values=pruner.graph.standing.stored,
-                registry=self.registry,
-                wishes=fare.wishes,
-                widest=fare.widest,
-            )
+            informed.statistics = gather(model, self.batches, demand, values=stored, registry=self.registry)
             pruner.importance = informed
-            told = fare.notes if fare.widest == WIDEST or CURVATURES in statistics else ()
-            return (*told, *statistics.notes)
+            return informed.statistics.notes
         return ()
-
-    def _fare(self, criterion: StatisticalCriterion, pruner: BasePruner) -> _Fare:
-        """Which statistics a criterion gets."""
-        fare = _Fare(criterion.needs, criterion.wishes if isinstance(criterion, DemandingCriterion) else ())
-        if not isinstance(criterion, FrugalCriterion) or COVARIANCES not in criterion.needs:
-            return fare
-        sizes = bytes_needed(pruner.graph.model, self.batches, pruner.graph.standing.stored, self.registry)
-        size = sizes[COVARIANCES]
-        if size > ROOM:
-            note = f"units are chosen by variances: covariances of what all layers read would take {_gib(size)}"
-            return _Fare(criterion.otherwise, (), notes=(note,))
-        if CURVATURES in fare.wishes and size + sizes[CURVATURES] > ROOM:
-            note = f"of the curvatures only the diagonals are used: all of them would take {_gib(sizes[CURVATURES])}"
-            return attrs.evolve(fare, widest=0, notes=(note,))
-        return fare
 
     def repair(self, graph: DependencyGraph, plan: Plan) -> Repaired | None:
         """Finds the weights that a model should have after a plan; the model isn't touched."""
@@ -153,7 +104,3 @@ class CalibratedPath:
             write(self._repair(model, plan, 1, None), small)
 
         return compensated
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"

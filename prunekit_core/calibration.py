@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
+import attrs
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from prunekit_core.batches import Batch, Batches
 from prunekit_core.curvature import WIDEST, Curvatures, Read
+from prunekit_core.demand import Demand
 from prunekit_core.errors import ArgumentError, nearest
-from prunekit_core.group import Group
 from prunekit_core.moments import Gatherer, doubts
 from prunekit_core.naming import Layer, module_paths
 from prunekit_core.plan import Plan
@@ -37,44 +38,6 @@ Loss = Callable[[Any, Any], torch.Tensor]
 """``loss(outputs, batch)`` returns a scalar, the mean over the examples of the batch."""
 Progress = Callable[[int, int | None], None]
 """Called as ``progress(done, total)`` after each batch; the total is None where it isn't known."""
-
-
-@runtime_checkable
-class StatisticalCriterion(Protocol):
-    """A criterion that scores groups by statistics.
-
-    Attributes:
-        needs: The parts of `Statistics` that it reads.
-        statistics: The statistics; None until they are set.
-    """
-
-    needs: Sequence[str]
-    statistics: Statistics | None
-
-    def __call__(self, group: Group) -> torch.Tensor | None:
-        """Scores the selected units of a group; None when it has nothing to say."""
-
-
-@runtime_checkable
-class FrugalCriterion(StatisticalCriterion, Protocol):
-    """A criterion that can do with less.
-
-    Attributes:
-        otherwise: The parts that it reads where the covariances that it would rather have don't fit into memory.
-    """
-
-    otherwise: Sequence[str]
-
-
-@runtime_checkable
-class DemandingCriterion(StatisticalCriterion, Protocol):
-    """A criterion that does better with more.
-
-    Attributes:
-        wishes: Parts that it reads where they can be had.
-    """
-
-    wishes: Sequence[str]
 
 
 def calibrate(
@@ -126,7 +89,7 @@ def calibrate(
     return gather(
         target,
         batches,
-        parts=parts,
+        Demand(parts),
         layers=layers,
         loss_fn=loss_fn,
         progress=progress,
@@ -138,24 +101,22 @@ def calibrate(
 def gather(
     target: nn.Module,
     batches: Iterable[Any] | Batches,
+    demand: Demand,
     *,
-    parts: Sequence[str],
     layers: Iterable[Layer] | None = None,
     loss_fn: Loss | None = None,
     progress: Progress | None = None,
     values: StoredValues | None = None,
     registry: Registry | None = None,
-    wishes: Sequence[str] = (),
-    widest: int = WIDEST,
 ) -> Statistics:
     """Does what `calibrate` does, with the values of a model on the meta device from an open checkpoint.
 
     Args:
-        target, batches, parts, layers, loss_fn, progress, registry: As there.
+        target, batches, layers, loss_fn, progress, registry: As there.
+        demand: What is gathered. Where a wish can't be met, a note says why.
         values: The values.
-        wishes: Parts that are gathered as well where that can be done; where not, a note says why.
-        widest: Outputs up to which curvatures are whole matrices, see `Curvatures`.
     """
+    parts = demand.parts
     if values is not None and (loss_fn is not None or CURVATURES in parts):
         raise ArgumentError("Gradients need a model in memory.", why="this one has its weights on disk")
     paths = None if layers is None else module_paths(target, layers)
@@ -163,10 +124,10 @@ def gather(
     watched = Watched(target, registry or default_registry(), None if values is None else Cut(values, Plan()))
     slopes = _Slopes(watched, loss_fn, parts) if loss_fn is not None else None
     examples, total = 0, batches.count()
-    curvatures = Curvatures(watched, widest) if CURVATURES in (*parts, *wishes) and values is None else None
+    curvatures = Curvatures(watched, demand.widest) if demand.has(CURVATURES) and values is None else None
     gathering = _Gathering(paths, covariance=COVARIANCES in parts, energy=curvatures is not None)
     for number, batch in enumerate(batches.read(watched.device), 1):
-        if {MOMENTS, COVARIANCES, CURVATURES} & {*parts, *wishes}:
+        if demand.has(MOMENTS, COVARIANCES, CURVATURES):
             watched.run(batch, gathering.look)
         if curvatures is not None:
             curvatures.add(batch, gathering.found)
@@ -180,14 +141,16 @@ def gather(
         if curvatures.trouble and CURVATURES in parts:
             raise ArgumentError("Curvatures need gradients.", why=curvatures.trouble)
     sites, notes = gathering.finish(curvatures)
-    if CURVATURES in wishes and (curvatures is None or curvatures.trouble):
+    if CURVATURES in demand.wishes and (curvatures is None or curvatures.trouble):
         why = "they need a model in memory" if curvatures is None else curvatures.trouble
         notes = (*notes, f"the outputs of all layers count alike, for want of gradients: {why}")
     elif curvatures is not None and curvatures.dropped:
         notes = (*notes, f"curvatures: {curvatures.dropped} batches left out, whose gradients were not finite")
     shapes = {name: tuple(t.shape) for name, t in named_tensors(target).items() if isinstance(t, nn.Parameter)}
     gradients, fisher = ({}, {}) if slopes is None else slopes.finish(examples)
-    return Statistics(sites, gradients, fisher, shapes, examples, notes)
+    found = Statistics(sites, gradients, fisher, shapes, examples)
+    told = (*demand.notes, *(demand.curvature_notes if CURVATURES in found else ()))
+    return attrs.evolve(found, notes=(*told, *notes))
 
 
 def bytes_needed(

@@ -75,6 +75,7 @@ CORE = [
     "watching",
     "statistics",
     "curvature",
+    "demand",
     "calibration",
     "uses",
     "layer_fit",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import prunekit_core as pk
-from prunekit_core import calibrated
+from prunekit_core import demand
 from prunekit_plugins.compensation.least_squares import RIDGES, LeastSquares
 
 HELD = 5
@@ -314,7 +314,7 @@ def test_covariances_that_do_not_fit_are_left_out_and_told(
     short: int, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Layers that read 4 and 6 features have 16 and 36 covariances of 8 bytes."""
-    monkeypatch.setattr(calibrated, "ROOM", 8 * (16 + 36) - short)
+    monkeypatch.setattr(demand, "ROOM", 8 * (16 + 36) - short)
     x = torch.randn(60, 4)
     result = pk.prune(twice(), x[:1], 0.5, calibration=[x], compensation=None)
     assert len({0, 1} & set(result.plan.kept["0"])) == kept

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import prunekit_core as pk
-from prunekit_core import calibrated, curvature
+from prunekit_core import calibrated, curvature, demand
 from prunekit_core.calibration import gather
 from prunekit_core.curvature import WIDEST
+from prunekit_core.demand import Demand
 from prunekit_plugins.importance import CalibratedImportance, EffectImportance, ReconstructionImportance
 
 PARTS = ("covariances", "curvatures")
@@ -177,7 +178,7 @@ def pair() -> nn.Sequential:
 def test_of_a_wide_consumer_it_is_the_diagonal(tmp_path: Path) -> None:
     model, x = pair(), torch.randn(200, 3).double()
     whole = pk.calibrate(model, [x], parts=PARTS)
-    found = gather(model, [x], parts=PARTS, widest=4)
+    found = gather(model, [x], Demand(PARTS, widest=4))
     first, second = found.sites["0.weight"], found.sites["2.weight"]
     assert first.curvature is not None
     assert first.curvature.shape == (1, 5)
@@ -191,7 +192,7 @@ def test_of_a_wide_consumer_it_is_the_diagonal(tmp_path: Path) -> None:
 
 def test_errors_count_by_a_diagonal_as_by_a_diagonal_matrix() -> None:
     model, x = pair(), torch.randn(200, 3).double()
-    found = gather(model, [x], parts=PARTS, widest=0)
+    found = gather(model, [x], Demand(PARTS, widest=0))
     full = {name: attrs.evolve(s, curvature=torch.diag_embed(s.diagonal)) for name, s in found.sites.items()}
     (group,) = pk.DependencyGraph().build_dependency(model, x).get_all_groups()
     one, other = (ReconstructionImportance(s, None)(group) for s in (found, attrs.evolve(found, sites=full)))
@@ -215,7 +216,7 @@ def test_curvatures_that_do_not_fit_are_diagonals_and_told(
     short: int, dims: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Layers with 3 and 5 inputs, 5 and 4 outputs: 9 + 25 covariances of 8 bytes, 25 + 16 curvatures of 4."""
-    monkeypatch.setattr(calibrated, "ROOM", 8 * (9 + 25) + 4 * (25 + 16) - short)
+    monkeypatch.setattr(demand, "ROOM", 8 * (9 + 25) + 4 * (25 + 16) - short)
     x, criterion = torch.randn(60, 3).double(), CalibratedImportance()
     asked = []
     monkeypatch.setattr(calibrated, "gather", lambda *a, **k: asked.append(gather(*a, **k)) or asked[-1])
@@ -230,7 +231,7 @@ def test_curvatures_that_do_not_fit_are_diagonals_and_told(
 def test_diagonals_are_not_told_of_where_there_are_no_curvatures(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model, x = Detached(), torch.randn(60, 3)
-    monkeypatch.setattr(calibrated, "ROOM", 8 * (9 + 64 + 64))
+    monkeypatch.setattr(demand, "ROOM", 8 * (9 + 64 + 64))
     notes = pk.prune(model, x[:1], target={"macs": 0.5}, calibration=[x]).report.notes
     assert sum("for want of gradients: no output has a gradient" in note for note in notes) == 1
     assert not any("diagonals" in note or "variances" in note for note in notes)
