@@ -346,9 +346,9 @@ class _Freezer:
     def parameter(self, name: str, itemsize: int, buffer: bool) -> ParameterLayout:
         dims = self._parameters[name]
         return ParameterLayout(
-            tuple(axes.resolve(axis).size for axis in dims),
-            tuple(self.layout(axis) for axis in dims),
-            tuple(axes.reason_of(axis) for axis in dims),
+            tuple([axes.resolve(axis).size for axis in dims]),
+            tuple([self.layout(axis) for axis in dims]),
+            tuple([axes.reason_of(axis) for axis in dims]),
             itemsize=itemsize,
             buffer=buffer,
         )
@@ -356,8 +356,8 @@ class _Freezer:
     def recording(self, p: Propagation, example: Example, training: bool | None) -> Recording:
         live = {}
         for index, dims in p.tensors.items():
-            layouts = tuple(self.layout(axis) for axis in dims)
-            if not all(isinstance(layout, Fixed) for layout in layouts):
+            layouts = tuple([self.layout(axis) for axis in dims])
+            if any(type(layout) is not Fixed for layout in layouts):
                 live[index] = layouts
         effects = p.effects
         return Recording(

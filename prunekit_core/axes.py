@@ -111,7 +111,10 @@ def is_pinned(axis: Axis) -> bool:
 
 def reason_of(axis: Axis) -> Reason | None:
     """Returns the first reason found among the axis' leaves, if any is pinned."""
-    return next((leaf.reason for leaf in leaves(axis) if leaf.reason is not None), None)
+    root = resolve(axis)
+    if root.form is Form.LEAF:
+        return root.reason
+    return next((leaf.reason for leaf in leaves(root) if leaf.reason is not None), None)
 
 
 def pin(axis: Axis, reason: Reason) -> None:

@@ -12,6 +12,7 @@ import attrs
 
 from prunekit_core import axes
 from prunekit_core.axes import Axis, AxisMismatchError, Reason
+from prunekit_core.calls import WRITTEN
 from prunekit_core.outputs import is_free
 from prunekit_core.rules import Effects, OpCall, Outputs, RuleTable, TensorArgument
 from prunekit_core.trace import Operation, TensorRef, Trace, is_continuous
@@ -122,6 +123,8 @@ class _Propagator:
         return self._result.tensors[ref.index]
 
     def _argument(self, value: Any) -> Any:
+        if type(value) in WRITTEN:
+            return value
         if isinstance(value, TensorRef):
             index = value.index
             name = self._names.get(index, "")
@@ -131,7 +134,7 @@ class _Propagator:
             own = self._axes(value) if known is None else known
             return TensorArgument(value, self._trace.shapes[index], own, self._trace.dtypes[index], name)
         if isinstance(value, list):
-            return [self._argument(item) for item in value]
+            return [item if type(item) in WRITTEN else self._argument(item) for item in value]
         return value
 
     def _step(self, operation: Operation) -> None:
@@ -161,7 +164,7 @@ class _Propagator:
             dealt = list(outputs)  # type: ignore[arg-type]
         for position, (ref, shape) in enumerate(zip(operation.outputs, shapes, strict=True)):
             if position < len(dealt):
-                sizes = tuple(axes.resolve(axis).size for axis in dealt[position])
+                sizes = tuple([axes.resolve(axis).size for axis in dealt[position]])
                 if sizes != shape:
                     raise _ContradictionError(f"its rule gives the sizes {sizes} to an output of shape {shape}")
                 self._set(ref, dealt[position])

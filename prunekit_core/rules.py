@@ -163,8 +163,9 @@ class OpCall:
 
     def pin(self, target: Axis | Iterable[Axis], text: str) -> None:
         """Pins one or several axes, with the reason."""
+        reason = self.reason(text)
         for axis in [target] if isinstance(target, Axis) else target:
-            axes.pin(axis, self.reason(text))
+            axes.pin(axis, reason)
 
     def tie(self, first: Axis, *others: Axis) -> Axis:
         """Ties axes to the first one and returns it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from prunekit_core.rules import ModuleOp
@@ -30,8 +31,10 @@ def unread(trace: Trace) -> frozenset[int]:
 
 def _acts(operation: Operation) -> bool:
     """Tells whether an operation does more than return tensors."""
-    op: Any = operation.op
-    if isinstance(op, ModuleOp) or not operation.outputs:
-        return True
+    return isinstance(operation.op, ModuleOp) or not operation.outputs or _writes(operation.op)
+
+
+@functools.cache
+def _writes(op: Any) -> bool:
     aliases = (argument.alias_info for argument in op._schema.arguments)
     return any(alias is not None and alias.is_write for alias in aliases)
