@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_
 from prunekit_core.calls import NESTED, WRITTEN, tensors_of
 from prunekit_core.rules import Likeness, RuleTable
 
+META = torch.device("meta")
 _Known = tuple[torch.device, dict[str, Any]]
 """The exact device of a fake tensor, and its attributes."""
 _Result = tuple[torch.Size, tuple[int, ...], torch.dtype]
@@ -153,12 +154,12 @@ def _empty(like: Any, known: _Result | None) -> torch.Tensor:
     """Makes a meta tensor as an operation would, of which the result is known, or what it is like."""
     if known is not None:
         shape, stride, dtype = known
-        return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+        return torch.empty_strided(shape, stride, dtype=dtype, device=META)
     if isinstance(like, tuple):
-        return torch.empty(like[1], dtype=like[0].dtype, device="meta")
+        return torch.empty(like[1], dtype=like[0].dtype, device=META)
     if like.is_contiguous():
-        return torch.empty(like.shape, dtype=like.dtype, device="meta")
-    return torch.empty_like(like, device="meta")
+        return torch.empty(like.shape, dtype=like.dtype, device=META)
+    return torch.empty_like(like, device=META)
 
 
 def _described(value: Any) -> Any:

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from prunekit_core.calls import bind_arguments
 from prunekit_core.examples import Example
-from prunekit_core.fakes import Fakes, ShapeHabit
+from prunekit_core.fakes import META, Fakes, ShapeHabit
 from prunekit_core.hollow import Hollows, device_for
 from prunekit_core.modes import ModeWatch
 from prunekit_core.opaque import Closed, Opaque
@@ -226,7 +226,7 @@ class Shadow:
             return tensor.detach() if share else tensor.detach().clone()
         if type(tensor) not in _PLAIN_TENSORS or tensor.layout is not torch.strided:
             return self.fake_mode.from_tensor(tensor.detach())
-        meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META)
         return self.fakes.make(meta, self._home if tensor.is_meta else tensor.device)
 
     def as_parameter(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -240,7 +240,7 @@ class Shadow:
         """Makes the contiguous stand-in of a tensor that loses something: its kept values where the shadow is real."""
         if self.fakes is None:  # native code trusts its input: random weights may lead it anywhere
             return select_positions(tensor, positions()).contiguous()
-        return self.fakes.make(torch.empty(shape, dtype=tensor.dtype, device="meta"), tensor.device)
+        return self.fakes.make(torch.empty(shape, dtype=tensor.dtype, device=META), tensor.device)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Returns every parameter and buffer that is there now, under its canonical name."""

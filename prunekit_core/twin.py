@@ -104,24 +104,26 @@ class Marks:
 
     def __init__(self, model: nn.Module) -> None:
         self._modules: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._contents: list[tuple[Any, Any]] = []
+        self._filled: list[tuple[Any, Any]] = []
+        self._empty: list[Any] = []
         for module in model.modules():
             attributes = dict(vars(module))
             self._modules.append((vars(module), attributes))
             for value in attributes.values():
-                if type(value) in _CONTAINERS:
-                    self._contents.append((value, value.copy() if value else ()))
-                elif isinstance(value, dict):
-                    self._contents.append((value, copy.copy(value)))
+                if type(value) in _CONTAINERS or isinstance(value, dict):
+                    if value:
+                        self._filled.append((value, copy.copy(value)))
+                    else:
+                        self._empty.append(value)
 
     def restore(self) -> None:
         """Gives every attribute and every container the value that it had."""
         for now, then in self._modules:
             now.clear()
             now.update(then)
-        for container, content in self._contents:
-            if isinstance(container, list):
-                container[:] = content
-            elif container or content:
+        for container in self._empty:
+            if container:
                 container.clear()
-                container.update(content)
+        for container, content in self._filled:
+            container.clear()
+            (container.extend if isinstance(container, list) else container.update)(content)
