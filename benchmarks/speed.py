@@ -13,7 +13,8 @@ Ratios are given by wall clock and by processor time; the second one bears other
 
 1. Step: analysis, groups, and one pruning step at ratio 0.5 with L2 magnitude, prunekit's rehearsal included.
 2. Phases: where prunekit's time goes, and its analysis against one forward on fake tensors (an analysis records the
-   program twice where a module asks whether it is in train mode); processor time.
+   program twice where a module asks whether it is in train mode); on real ones for detectors, which look at values;
+   processor time.
 3. Application: applying a finished plan, against copying every parameter once, in processor time; and the memory it
    needs on top.
 4. Llama: analysis and plan of a 32-layer model without data.
@@ -85,7 +86,7 @@ def measure(python: Path | str, tool: str, model: str, options: argparse.Namespa
         output, errors = process.communicate()
         reason = f"over {options.limit:g} s"
     found: dict[str, Any] = {"tool": tool, "model": model, "reason": reason}
-    found |= {"step": [], "application": [], "llama": [], "fake": []}
+    found |= {"step": [], "application": [], "llama": [], "forward": []}
     for line in output.splitlines():
         if line.startswith("{"):
             values = json.loads(line)
@@ -176,13 +177,14 @@ def phase_table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
         if found["step"]:
             phases = [statistics.median(step[name] for step in found["step"]) for name in PHASES]
             programs, shown = found["step"][0]["programs"], ("", "", "")
-            if found["fake"]:
-                fake, training = (found["fake"][0][name] for name in ("seconds", "train_seconds"))
-                each = fake + (training if programs > 1 else 0)
-                shown = (f"{1000 * fake:.0f}", f"{phases[0] / fake:.1f}", f"{phases[0] / each:.1f}")
+            for forward in found["forward"]:
+                one, training = forward["seconds"], forward["train_seconds"]
+                each = one + (training if programs > 1 else 0)
+                ms = f"{1000 * one:.0f}" if forward["fake"] else f"{1000 * one:.0f} (real)"
+                shown = (ms, f"{phases[0] / one:.1f}", f"{phases[0] / each:.1f}")
             rows.append((model, str(programs), *(f"{1000 * phase:.0f}" for phase in phases), *shown))
     head = ("model", "programs", "analysis ms", "plan ms", "application ms")
-    head += ("one fake forward ms", "analysis / fake forward", "analysis / one for each program")
+    head += ("one fake forward ms", "analysis / forward", "analysis / one for each program")
     return table(head, rows)
 
 

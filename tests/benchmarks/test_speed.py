@@ -22,7 +22,7 @@ def lines(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     command = [sys.executable, WORKER, "prunekit", request.param, "--repeats", "7"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line["kind"] for line in found] == ["step"] * 7 + ["application", "fake"]
+    assert [line["kind"] for line in found] == ["step"] * 7 + ["application", "forward"]
     return found
 
 
