@@ -65,6 +65,17 @@ class Preview:
         return "\n".join(lines)
 
 
+def _check_apart(operations: Iterable[Application]) -> None:
+    """Raises `PlanError` if a tensor would be cut twice."""
+    cut = [tensor for operation in operations for tensor in operation.tensors()]
+    if len({id(tensor) for tensor in cut}) < len(cut):
+        raise PlanError(
+            "A copy shares parameters with the model.",
+            why="they would be cut twice",
+            hint="copies are instances of their own: copy.deepcopy(model)",
+        )
+
+
 def _percent(after: float, before: float) -> str:
     return f"({after / before:.0%} kept)" if before else ""
 
@@ -108,13 +119,8 @@ class Plan(Decision):
             operations += [Application(self, unwrap(other), registry) for other in copies]
             for operation in operations:
                 operation.check()
-            cut = [tensor for operation in operations for tensor in operation.tensors()]
-            if len({id(tensor) for tensor in cut}) < len(cut):
-                raise PlanError(
-                    "A copy shares parameters with the model.",
-                    why="they would be cut twice",
-                    hint="copies are instances of their own: copy.deepcopy(model)",
-                )
+            if len(operations) > 1:
+                _check_apart(operations)
             with held_back():
                 for operation in operations:
                     operation.perform()

@@ -24,15 +24,23 @@ def select_positions(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]
 
 def _select(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]) -> torch.Tensor:
     """`select_positions` for positions that are where the tensor is."""
-    order: Iterable[int] = positions
     if len(positions) > 1:
         if tensor.numel() > 2 * _PIECE and type(tensor) in (torch.Tensor, nn.Parameter) and not tensor.is_meta:
             return _select_in_pieces(tensor, positions)
-        shape = tensor.shape
-        order = sorted(positions, key=lambda dim: (positions[dim].numel() / max(1, shape[dim]), dim))
-    for dim in order:
-        tensor = tensor.index_select(dim, positions[dim])
+        positions = _most_first(positions, tensor.shape)
+    for dim, kept in positions.items():
+        tensor = tensor.index_select(dim, kept)
     return tensor
+
+
+def _most_first(positions: Mapping[int, torch.Tensor], shape: torch.Size) -> Mapping[int, torch.Tensor]:
+    """Orders positions by how much of their dim stays: the fewer, the less is left to look at for the next dim."""
+    if len(positions) == 2:  # nearly always
+        (a, first), (b, second) = positions.items()
+        if first.numel() * shape[b] <= second.numel() * shape[a]:
+            return positions
+    order = sorted(positions, key=lambda dim: positions[dim].numel() / max(1, shape[dim]))
+    return {dim: positions[dim] for dim in order}
 
 
 def _select_in_pieces(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]) -> torch.Tensor:
