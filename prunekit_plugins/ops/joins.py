@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -17,6 +18,7 @@ from prunekit_core import (
     concat,
     cut,
     is_pinned,
+    output_like,
     scales,
     split,
 )
@@ -31,6 +33,24 @@ def _tie_others(call: OpCall, tensors: list[TensorArgument], dim: int) -> list[A
     return result
 
 
+def _like_joined(arguments: Mapping[str, Any]) -> tuple[torch.Tensor, Sequence[int]] | None:
+    """The shape of what contiguous tensors of one dtype make, if they fit."""
+    first, *others = arguments["tensors"]
+    dim, shape = arguments["dim"], list(first.shape)
+    if not first.is_contiguous() or not -len(shape) <= dim < len(shape) or shape == [0]:
+        return None
+    dim %= len(shape)
+    for tensor in others:
+        own = list(tensor.shape)
+        if tensor.dtype != first.dtype or not tensor.is_contiguous() or len(own) != len(shape):
+            return None
+        shape[dim] += own[dim]
+        if own[:dim] != shape[:dim] or own[dim + 1 :] != shape[dim + 1 :] or own == [0]:
+            return None
+    return first, shape
+
+
+@output_like(_like_joined)
 def cat(call: OpCall) -> list[Axis]:
     """The joined dim is the concat of the inputs' axes; all others are the same axis."""
     tensors = [t for t in call["tensors"] if t.shape != (0,)]

@@ -53,9 +53,15 @@ def _like_only_tensor(arguments: Mapping[str, Any]) -> torch.Tensor | None:
 
 
 def _like_operands(arguments: Mapping[str, Any]) -> torch.Tensor | tuple[torch.Tensor, Sequence[int]] | None:
-    """Sums and products of real numbers of one dtype have the broadcast shape."""
+    """Sums and products of real numbers of one dtype have the broadcast shape; an integer with integers is one."""
     tensors = [value for value in arguments.values() if isinstance(value, torch.Tensor)]
+    scalars = [value for value in arguments.values() if not isinstance(value, torch.Tensor)]
     first = tensors[0]
+    if any(isinstance(scalar, complex) for scalar in scalars):
+        return None
+    if len(tensors) == 1 and not first.is_floating_point():
+        whole = first.dtype in _INTEGERS and all(type(scalar) is int for scalar in scalars)
+        return first if whole else None
     if not all(t.dtype == first.dtype and t.is_floating_point() and t.dim() for t in tensors):
         return None
     if all(t.shape == first.shape for t in tensors):
@@ -67,6 +73,9 @@ def _like_operands(arguments: Mapping[str, Any]) -> torch.Tensor | tuple[torch.T
         return None
     shape = [b if a == 1 else a for a, b in pairs]
     return first if list(first.shape) == shape else (first, shape)
+
+
+_INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 
 
 @output_like(_like_operands)

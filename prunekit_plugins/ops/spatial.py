@@ -49,6 +49,40 @@ def adaptive(call: OpCall) -> list[list[Axis]]:
     return spatial(call)
 
 
+def _pooling(spatial_dims: int) -> Rule:
+    """Pooling by windows over so many dims, for contiguous inputs of real numbers and windows that fit."""
+
+    def like_pooled(arguments: Mapping[str, Any]) -> tuple[torch.Tensor, Sequence[int]] | None:
+        source = arguments["self"]
+        lead = source.dim() - spatial_dims
+        if lead not in (1, 2) or not source.is_contiguous() or not source.is_floating_point():
+            return None
+        if arguments.get("ceil_mode"):
+            return None
+        names = ("kernel_size", "stride", "padding", "dilation")
+        kernels, steps, pads, gaps = (_each(arguments.get(name, 1), spatial_dims) for name in names)
+        sizes = []
+        for size, kernel, step, margin, gap in zip(
+            source.shape[lead:], kernels, steps or kernels, pads, gaps, strict=True
+        ):
+            if 2 * margin > kernel or step < 1 or gap < 1:
+                return None
+            sizes.append((size + 2 * margin - gap * (kernel - 1) - 1) // step + 1)
+        return (source, [*source.shape[:lead], *sizes]) if min(sizes) > 0 else None
+
+    @output_like(like_pooled)
+    def pooling(call: OpCall) -> list[list[Axis]]:
+        return spatial(call)
+
+    return pooling
+
+
+def _each(setting: int | Sequence[int], dims: int) -> list[int]:
+    """One number per dim; none if none are given."""
+    numbers = [setting] if isinstance(setting, int) else list(setting)
+    return numbers * dims if len(numbers) == 1 else numbers
+
+
 def grid_sample(call: OpCall) -> list[Axis]:
     """Channels pass through; where to look is data."""
     source: TensorArgument = call["input"]
@@ -123,8 +157,8 @@ def unpool(call: OpCall) -> list[Axis]:
 
 _SPATIAL = """
 adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d
-adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d
-max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
+adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
 reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d
 upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d
 _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d
@@ -134,6 +168,7 @@ _upsample_bilinear2d_aa _upsample_bicubic2d_aa
 RULES: Mapping[str | torch.Tag, Rule] = {
     **{f"aten::{name}": scales(Scaling.WHOLE)(spatial) for name in _SPATIAL.split()},
     **{f"aten::adaptive_avg_pool{n}d": scales(Scaling.WHOLE)(adaptive) for n in (1, 2, 3)},
+    **{f"aten::{kind}_pool{n}d": scales(Scaling.WHOLE)(_pooling(n)) for kind in ("avg", "max") for n in (1, 2, 3)},
     "aten::grid_sampler": grid_sample,
     "aten::grid_sampler_2d": grid_sample,
     "aten::grid_sampler_3d": grid_sample,

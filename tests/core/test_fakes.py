@@ -99,9 +99,20 @@ OPERATIONS: list[tuple[Any, Callable[[torch.Tensor], tuple[Any, ...]]]] = [
     (ATEN.transpose.int, lambda tensor: (tensor, 1, 2)),
     (ATEN.mean.dim, lambda tensor: (tensor, [2, 3], True)),
     (ATEN.relu_.default, lambda tensor: (tensor,)),
+    (ATEN.mul.Tensor, lambda tensor: (tensor, 2j)),
+    (ATEN.cat.default, lambda tensor: ([tensor, tensor], 1)),
+    (ATEN.cat.default, lambda tensor: ([tensor, tensor, tensor], -1)),
+    (ATEN.max_pool2d.default, lambda tensor: (tensor, [2])),
+    (ATEN.max_pool2d.default, lambda tensor: (tensor, [3, 2], [2, 1], [1, 1], [1, 2])),
+    (ATEN.max_pool2d.default, lambda tensor: (tensor, [3], [2], [1], [1], True)),
+    (ATEN.avg_pool2d.default, lambda tensor: (tensor, [2], [], [0], True)),
+    (ATEN.avg_pool2d.default, lambda tensor: (tensor, [3], [1], [1])),
+    (ATEN.avg_pool1d.default, lambda tensor: (tensor[0], [2], [3], [1])),
+    (ATEN.avg_pool3d.default, lambda tensor: (tensor, [2, 1, 2])),
 ]
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
 @pytest.mark.parametrize("layout", laid_out())
 @pytest.mark.parametrize(("op", "arguments"), OPERATIONS, ids=[str(op) for op, _ in OPERATIONS])
 def test_results_are_those_of_the_fake_mode(
@@ -120,3 +131,51 @@ def test_results_are_those_of_the_fake_mode(
         ):
             assert type(a) is FakeTensor
             assert (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device)
+
+
+INTEGERS: list[tuple[Any, torch.dtype, Any]] = [
+    (ATEN.add_.Tensor, torch.int64, 1),
+    (ATEN.add.Tensor, torch.int32, 1),
+    (ATEN.add.Tensor, torch.int64, 0.5),
+    (ATEN.mul.Tensor, torch.uint8, 300),
+    (ATEN.add.Tensor, torch.bool, 1),
+    (ATEN.sub.Tensor, torch.int8, True),
+    (ATEN.mul.Tensor, torch.float16, 2),
+    (ATEN.mul.Tensor, torch.complex64, 2),
+]
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+@pytest.mark.parametrize(("op", "dtype", "number"), INTEGERS)
+def test_dtypes_are_those_of_the_fake_mode(op: Any, dtype: torch.dtype, number: Any, shape: tuple[int, ...]) -> None:
+    rules, mode = pk.default_registry().op_rules, FakeTensorMode()
+    fakes = Fakes(mode)
+    args = (fakes.make(torch.empty(shape, dtype=dtype, device="meta"), CPU), number)
+    with torch.inference_mode(), mode:
+        found = fakes.result(op, ShapeHabit.of(op, rules), bind_arguments(op, args, {}), args, {})
+        expected = op(*args)
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+
+
+MISFITS: list[tuple[Any, tuple[Any, ...]]] = [
+    (ATEN.cat.default, ([(2, 3), (2, 4)], 0)),
+    (ATEN.cat.default, ([(2, 3), (2, 3, 1)], 0)),
+    (ATEN.cat.default, ([(2, 3), (2, 3)], 2)),
+    (ATEN.max_pool2d.default, ((1, 2, 4, 4), [2], [2], [2])),
+    (ATEN.max_pool2d.default, ((1, 2, 1, 1), [2])),
+    (ATEN.avg_pool2d.default, ((2, 4), [2])),
+]
+
+
+@pytest.mark.parametrize(("op", "shapes"), MISFITS)
+def test_what_does_not_fit_is_refused(op: Any, shapes: tuple[Any, ...]) -> None:
+    rules, mode = pk.default_registry().op_rules, FakeTensorMode()
+    fakes = Fakes(mode)
+
+    def fake(shape: tuple[int, ...]) -> torch.Tensor:
+        return fakes.make(torch.empty(shape, device="meta"), CPU)
+
+    first = [fake(shape) for shape in shapes[0]] if isinstance(shapes[0], list) else fake(shapes[0])
+    args = (first, *shapes[1:])
+    with torch.inference_mode(), mode, pytest.raises((RuntimeError, IndexError)):
+        fakes.result(op, ShapeHabit.of(op, rules), bind_arguments(op, args, {}), args, {})
