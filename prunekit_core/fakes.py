@@ -182,7 +182,11 @@ def _common_device(arguments: Mapping[str, Any]) -> torch.device | None:
         if kind in WRITTEN:
             continue
         for tensor in (value,) if kind is FakeTensor else tensors_of(value):
-            if type(tensor) is not FakeTensor or (device is not None and tensor.fake_device != device):
+            if type(tensor) is not FakeTensor:
                 return None
-            device = tensor.fake_device
+            own = tensor.fake_device
+            if own is not device:  # it nearly always is
+                if device is not None and own != device:
+                    return None
+                device = own
     return device

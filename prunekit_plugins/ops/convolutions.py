@@ -26,21 +26,23 @@ from prunekit_plugins.ops import readings
 
 def _like_convolved(arguments: Mapping[str, Any]) -> tuple[torch.Tensor, Sequence[int]] | None:
     """The shape of a plain convolution's output, if its operands are batched, contiguous, of one dtype, and fit."""
-    source, weight, bias = arguments["input"], arguments["weight"], arguments["bias"]
-    spatial, groups = weight.dim() - 2, arguments["groups"]
-    settings = [arguments[name] for name in ("padding", "dilation", "stride")]
-    if source.dim() != weight.dim() or source.dtype != weight.dtype or not source.is_contiguous():
+    source, weight, bias, groups = (arguments[name] for name in ("input", "weight", "bias", "groups"))
+    settings = arguments["padding"], arguments["dilation"], arguments["stride"]
+    if source.dtype != weight.dtype or not source.is_contiguous() or not weight.is_contiguous():
         return None
-    if not weight.is_contiguous() or any(isinstance(setting, str) for setting in settings):
+    if not 2 < source.dim() == weight.dim():
         return None
-    if source.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
+    batch, channels, *places = source.shape
+    out, into, *kernels = weight.shape
+    if channels != into * groups or out % groups or isinstance(settings[0], str):
         return None
-    if bias is not None and bias.shape != weight.shape[:1]:
+    if bias is not None and bias.shape != (out,):
         return None
-    padding, dilation, stride = (list(s) * spatial if len(s) == 1 else list(s) for s in settings)
-    places = zip(source.shape[2:], weight.shape[2:], padding, dilation, stride, strict=True)
-    sizes = [(size + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for size, kernel, pad, gap, step in places]
-    return (source, [source.shape[0], weight.shape[0], *sizes]) if min(sizes) > 0 else None
+    padding, dilation, stride = (s * len(places) if len(s) == 1 else s for s in settings)
+    shape = [batch, out]
+    for size, kernel, pad, gap, step in zip(places, kernels, padding, dilation, stride, strict=True):
+        shape.append((size + 2 * pad - gap * (kernel - 1) - 1) // step + 1)
+    return (source, shape) if min(shape[2:]) > 0 else None
 
 
 @output_like(_like_convolved)

@@ -27,9 +27,14 @@ from prunekit_core import (
 def _like_channels(arguments: Mapping[str, Any]) -> torch.Tensor | None:
     """BatchNorm's output is like its input, if its parameters fit."""
     source: torch.Tensor = arguments["input"]
-    own = [arguments[name] for name in ("weight", "bias", "running_mean", "running_var")]
-    fits = source.dim() > 1 and all(tensor is None or tensor.shape == source.shape[1:2] for tensor in own)
-    return source if fits else None
+    if source.dim() < 2:
+        return None
+    channels = source.shape[1:2]
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        tensor = arguments[name]
+        if tensor is not None and tensor.shape != channels:
+            return None
+    return source
 
 
 @output_like(_like_channels)
