@@ -60,24 +60,23 @@ def _twin(module: nn.Module, memo: dict[int, Any], copier: Copier, plain: dict[t
     memo[id(module)] = twin
     state: dict[str, Any] = {}
     for key, value in vars(module).items():
-        if key == "_modules":
+        kind = type(value)
+        if kind in _AS_IS:  # most are, or are empty
+            state[key] = value
+        elif kind in _CONTAINERS and not value:
+            state[key] = kind()
+        elif key == "_modules":
             state[key] = {
                 name: None if child is None else _twin(child, memo, copier, plain) for name, child in value.items()
             }
         elif key in ("_parameters", "_buffers"):
             state[key] = {name: copier(tensor) for name, tensor in value.items()}
-        elif type(value) in _CONTAINERS and not value:
-            state[key] = type(value)()
         elif isinstance(value, nn.Module):
             state[key] = _twin(value, memo, copier, plain)
         elif key != _NEVER_COPIED:
-            state[key] = value if _is_atomic(value) else copier(value)
+            state[key] = value if kind is tuple and all(type(item) in _AS_IS for item in value) else copier(value)
     twin.__setstate__(state)  # what copying does, too: layers add what older pickles lack
     return twin
-
-
-def _is_atomic(value: Any) -> bool:
-    return type(value) in _AS_IS or (type(value) is tuple and all(type(item) in _AS_IS for item in value))
 
 
 def _copies_as_module(cls: type) -> bool:
