@@ -35,7 +35,7 @@ from prunekit_core.registry import Registry
 from prunekit_core.rules import Kind, Role, Temperature, Verb
 from prunekit_core.shadow import Shadow
 from prunekit_core.stated import stated_roles
-from prunekit_core.trace import Program, Trace
+from prunekit_core.trace import Trace, same_where_live
 
 
 @attrs.frozen
@@ -233,13 +233,11 @@ def _analyse(
             axes.pin(axis, Reason("no recording touched this parameter"))
     freezer = _Freezer(parameters, propagations, stated_roles(registry, shadow.modules, parameters))
     recordings: list[Recording] = []
-    known: list[Program] = []
     for propagation, (trace, example, training) in zip(propagations, recorded, strict=True):
         recording = freezer.recording(propagation, example, training)
         if len(recorded) > 1:
-            program = Program(trace, recording.live)
-            recording = attrs.evolve(recording, replayed=not any(map(program.is_like, known)))
-            known.append(program)
+            like = (same_where_live(trace, known.trace, recording.live, known.live) for known in recordings)
+            recording = attrs.evolve(recording, replayed=not any(like))
         recordings.append(recording)
     return Analysis(
         groups=freezer.groups(recordings),

@@ -14,7 +14,7 @@ from prunekit_core.recorder import record
 from prunekit_core.registry import Registry
 from prunekit_core.shadow import Shadow
 from prunekit_core.surgery import exchange_module
-from prunekit_core.trace import Trace
+from prunekit_core.trace import Trace, same_program
 
 _LABELS = {None: "as set", False: "eval", True: "train"}
 
@@ -45,8 +45,8 @@ def record_programs(
 ) -> Programs:
     """Records a model in every mode; on fakes, and where the program needs values, once more on real tensors.
 
-    Where no module asks for the mode, but for layers that tie the same axes in all of them, the first recording of an
-    example stands for the other modes.
+    Some layers tie the same axes in all modes, though they ask for it. Where no other module asks, the first recording
+    of an example stands for the other modes; where one does, it stands for those in which all else is the same.
 
     Raises:
         RecordingError: The forward raised in the first mode, on everything that it was recorded on.
@@ -74,6 +74,10 @@ def record_programs(
                         raise
                     notes.append(f"{_LABELS[training]} mode was not recorded: {error.why}")
                     continue
+                if position and _is_known(
+                    trace, [known for known, of, _ in recorded if of is example], shadow, registry
+                ):
+                    continue
                 recorded.append((trace, example, training))
                 if all(registry.same_in_training(shadow.modules[path]) for path in shadow.modes.asked):
                     settled.add(number)
@@ -83,6 +87,12 @@ def record_programs(
         return Programs(shadow, tuple(swaps), tuple(recorded), tuple(notes))
     assert last is not None
     raise last
+
+
+def _is_known(trace: Trace, recorded: Sequence[Trace], shadow: Shadow, registry: Registry) -> bool:
+    """Tells whether a forward does what one in another mode did, but inside layers that tie the same axes in both."""
+    inside = {path for path, module in shadow.modules.items() if registry.same_in_training(module)}
+    return any(same_program(known, trace, inside) for known in recorded)
 
 
 def swap_modules(shadow: nn.Module, registry: Registry) -> list[tuple[str, str]]:

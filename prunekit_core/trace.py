@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -96,48 +96,90 @@ def tensor_refs(value: Any) -> list[TensorRef]:
 _NESTED = (list, tuple)
 
 
-@attrs.frozen(eq=False)
-class Program:
-    """What a trace does to the tensors that can shrink.
+def same_program(first: Trace, second: Trace, inside: Collection[str]) -> bool:
+    """Tells whether two forwards of a model do the same to all of its tensors.
 
-    Attributes:
-        trace: The trace.
-        live: Indices of the tensors that can shrink. Operations on other tensors only, and switches such as
-            ``training``, don't count.
+    Args:
+        first: A forward.
+        second: Another one.
+        inside: Dotted paths of modules in which counters (operations on integers alone) and switches such as
+            ``training`` don't count.
     """
+    if first.decisions or second.decisions or first.names != second.names:
+        return False
+    mine, theirs = (
+        [op for op in trace.operations if op.module not in inside or _is_continuous(op, trace)]
+        for trace in (first, second)
+    )
+    match = _Match(first, second)
+    return match.operations(mine, theirs, lambda operation: operation.module in inside) and match.values(
+        list(first.results), list(second.results)
+    )
 
-    trace: Trace
-    live: Mapping[int, object]
 
-    def is_like(self, other: Program) -> bool:
-        """Tells whether both do the same operations, for the same modules, to the same tensors of the same shapes."""
-        mine, theirs = self._operations(), other._operations()
-        return [(operation.name, operation.module) for operation in mine] == [
-            (operation.name, operation.module) for operation in theirs
-        ] and self._written(mine) == other._written(theirs)
+def same_where_live(first: Trace, second: Trace, live: Mapping[int, object], also_live: Mapping[int, object]) -> bool:
+    """Tells whether two forwards of a model do the same to the tensors that can shrink.
 
-    def _operations(self) -> list[Operation]:
-        live = self.live
-        return [
-            operation
-            for operation in self.trace.operations
-            if any(ref.index in live for ref in (*operation.outputs, *operation.references()))
-        ]
+    Args:
+        first: A forward.
+        second: Another one.
+        live: Indices of the first one's tensors that can shrink. Operations on other tensors only, and switches such as
+            ``training``, don't count.
+        also_live: Those of the second one.
+    """
+    mine, theirs = (
+        [op for op in trace.operations if any(ref.index in chosen for ref in (*op.outputs, *op.references()))]
+        for trace, chosen in ((first, live), (second, also_live))
+    )
+    return _Match(first, second).operations(mine, theirs, lambda operation: True)
 
-    def _written(self, operations: Sequence[Operation]) -> list[object]:
-        """Writes operations down so that those of equal programs are equal."""
-        numbers: dict[int, int] = {}
-        shapes = self.trace.shapes
 
-        def canonical(value: Any) -> Any:
-            if isinstance(value, TensorRef):
-                return ("tensor", numbers.setdefault(value.index, len(numbers)), shapes[value.index])
-            if isinstance(value, list):
-                return [canonical(item) for item in value]
-            return "switch" if isinstance(value, bool) else value
+def _is_continuous(operation: Operation, trace: Trace) -> bool:
+    return any(is_continuous(trace.dtypes[ref.index]) for ref in (*operation.outputs, *operation.references()))
 
-        written: list[object] = [canonical(list(self.trace.parameters.values())), canonical(list(self.trace.inputs))]
-        for operation in operations:
-            arguments = [(name, canonical(value)) for name, value in operation.arguments.items()]
-            written.append((arguments, canonical(list(operation.outputs))))
-        return written
+
+class _Match:
+    """Which tensors of one forward are those of another, one for one."""
+
+    def __init__(self, first: Trace, second: Trace) -> None:
+        self._first, self._second = first, second
+        self._there: dict[int, int] = {}
+        self._back: dict[int, int] = {}
+
+    def operations(
+        self, mine: Sequence[Operation], theirs: Sequence[Operation], switched: Callable[[Operation], bool]
+    ) -> bool:
+        """Tells whether operations are the same one by one, for the same modules; but for switches in some of them."""
+        first, second = self._first, self._second
+        fits = len(mine) == len(theirs) and first.parameters.keys() == second.parameters.keys()
+        fits = fits and self.values([*first.parameters.values()], [*second.parameters.values()])
+        fits = fits and self.values(list(first.inputs), list(second.inputs))
+        for one, other in zip(mine, theirs, strict=True) if fits else ():
+            if one.name != other.name or one.module != other.module:
+                return False
+            given, also_given = list(one.arguments.values()), list(other.arguments.values())
+            if not self.values(given, also_given, switches=switched(one)):
+                return False
+            if not self.values(list(one.outputs), list(other.outputs)):
+                return False
+        return fits
+
+    def values(self, mine: list[Any], theirs: list[Any], *, switches: bool = False) -> bool:
+        """Tells whether lists of values are the same, tensors among them for the first time or again."""
+        if len(mine) != len(theirs):
+            return False
+        for one, other in zip(mine, theirs, strict=True):
+            if type(one) is not type(other):
+                return False
+            if isinstance(one, TensorRef):
+                here, there = one.index, other.index
+                if self._there.setdefault(here, there) != there or self._back.setdefault(there, here) != here:
+                    return False
+                if self._first.shapes[here] != self._second.shapes[there]:
+                    return False
+            elif isinstance(one, list):
+                if not self.values(one, other, switches=switches):
+                    return False
+            elif one != other and not (switches and isinstance(one, bool)):
+                return False
+        return True

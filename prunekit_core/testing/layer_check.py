@@ -25,6 +25,9 @@ from prunekit_core.stated import stated_channels, stated_sizes
 from prunekit_core.surgery import modules_in, tensors_in
 from prunekit_core.testing.opaque_check import check_opaque, check_spoken
 
+READERS = 16
+"""Sums that are made of each output. One alone may be near zero by chance, and rounding is large beside it."""
+
 
 class _Bench(nn.Module):
     """Holds a layer between parameters that stand for what comes before and after it, so that its axes are free."""
@@ -39,14 +42,16 @@ class _Bench(nn.Module):
         with torch.no_grad():
             outputs = tensors_of(copy.deepcopy(layer).eval()(*inputs))
         for position, tensor in enumerate(outputs):
-            self.register_parameter(f"reader{position}", nn.Parameter(torch.randn_like(tensor)))
+            self.register_parameter(
+                f"reader{position}", nn.Parameter(tensor.new_empty(READERS, *tensor.shape).normal_())
+            )
 
     def forward(self, scale: torch.Tensor) -> torch.Tensor:
         outputs = tensors_of(self.layer(*(getattr(self, f"source{k}") for k in range(self.count))))
         readers = (getattr(self, f"reader{k}") for k in range(len(outputs)))
         letters = "abcdefgh"
         dims = (letters[: tensor.dim()] for tensor in outputs)
-        read = [torch.einsum(f"{d},{d}->", t, r) for t, r, d in zip(outputs, readers, dims, strict=True)]
+        read = [torch.einsum(f"{d},z{d}->z", t, r) for t, r, d in zip(outputs, readers, dims, strict=True)]
         return scale * torch.stack(read)
 
 

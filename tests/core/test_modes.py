@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 from torchvision import models
 
 import prunekit_core as pk
+from prunekit_core import programs
+from prunekit_core.recorder import record
 
 
 class Asks(nn.Module):
@@ -59,13 +62,70 @@ def test_programs_that_nobody_asks_about_are_recorded_once() -> None:
     assert trainings(Asks(lambda module: False), torch.randn(2, 4)) == [False]
 
 
-def test_a_mode_that_is_set_during_the_forward_counts_as_asked() -> None:
+def test_a_mode_that_is_set_during_the_forward_counts_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     class Sets(Asks):
         def forward(self, x: torch.Tensor) -> object:
             self.last.eval()
             return super().forward(x)
 
-    assert trainings(Sets(lambda module: False), torch.randn(2, 4)) == [False, True]
+    modes = []
+
+    def noted(*args: Any, **options: Any) -> Any:
+        modes.append(options["training"])
+        return record(*args, **options)
+
+    monkeypatch.setattr(programs, "record", noted)
+    assert trainings(Sets(lambda module: False), torch.randn(2, 4)) == [False]  # it was the same program
+    assert modes == [False, True]
+
+
+class Pair(nn.Module):
+    """Does in train mode what it is told; its layers are of the same shapes."""
+
+    def __init__(self, act: Callable[[Any, torch.Tensor, bool], object]) -> None:
+        super().__init__()
+        self.act = act
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.norm, self.drop = nn.BatchNorm1d(4), nn.Dropout(0.3)
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.act(self, self.drop(self.norm(self.a(x))), self.training)
+
+
+SAME: dict[str, Callable[[Any, torch.Tensor, bool], object]] = {
+    "nothing": lambda m, x, training: m.b(x),
+    "another way to the same": lambda m, x, training: torch.relu(m.b(x)) if training else m.b(x).relu(),
+}
+OTHER: dict[str, Callable[[Any, torch.Tensor, bool], object]] = {
+    "a switch of its own": lambda m, x, training: nn.functional.dropout(m.b(x), 0.3, training),
+    "another number": lambda m, x, training: m.b(x) * (0.5 if training else 2.0),
+    "another type of number": lambda m, x, training: m.b(x) * (2 if training else 2.0),
+    "another weight": lambda m, x, training: (m.a if training else m.b)(x),
+    "another order of operands": lambda m, x, training: x - m.b(x) if training else m.b(x) - x,
+    "another order of outputs": lambda m, x, training: (x, m.b(x)) if training else (m.b(x), x),
+    "names of outputs": lambda m, x, training: {"x" if training else "y": m.b(x)},
+    "more": lambda m, x, training: m.b(x).relu() if training else m.b(x),
+    "less": lambda m, x, training: m.b(x) if training else m.b(x).relu(),
+    "another layer in between": lambda m, x, training: m.b(m.drop(x) if training else x),
+    "another shape": lambda m, x, training: m.b(x).view(*((4, 2) if training else (2, 4))).sum(),
+    "the same twice": lambda m, x, training: m.b(x) + (x if training else m.b(x)),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_same_program_in_both_modes_counts_once_though_a_module_asks(name: str) -> None:
+    assert trainings(Pair(SAME[name]), torch.randn(2, 4)) == [False]
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_another_program_in_train_mode_counts(name: str) -> None:
+    assert trainings(Pair(OTHER[name]), torch.randn(2, 4)) == [False, True]
+
+
+def test_of_two_examples_each_has_its_own_programs() -> None:
+    model = Pair(lambda m, x, training: m.b(x).relu() if training and len(x) > 2 else m.b(x))
+    graph = pk.DependencyGraph().build_dependency(model, torch.randn(2, 4), more_inputs=[torch.randn(3, 4)])
+    assert [recording.training for recording in graph.analysis.recordings] == [False, False, True]
 
 
 def test_layers_that_tie_the_same_axes_in_both_modes_may_ask() -> None:
@@ -92,3 +152,19 @@ def test_what_is_skipped_would_have_said_the_same(name: str, monkeypatch: pytest
     recorded, many = groups()
     assert (few, many) == (1, 2)
     assert skipped == recorded
+
+
+@pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
+def test_what_counts_once_would_have_said_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def groups() -> tuple[list[object], int]:
+        model = models.get_model(name, num_classes=4, aux_logits=False, init_weights=False)
+        graph = pk.DependencyGraph().build_dependency(model, torch.randn(2, 3, 96, 96))
+        return [(group.name, group.size, group.kind, group.mixes, group.members) for group in graph.groups()], len(
+            graph.analysis.recordings
+        )
+
+    once, few = groups()
+    monkeypatch.setattr(programs, "same_program", lambda *args: False)
+    twice, many = groups()
+    assert (few, many) == (1, 2)
+    assert once == twice
