@@ -94,6 +94,8 @@ def tensor_refs(value: Any) -> list[TensorRef]:
 
 
 _NESTED = (list, tuple)
+_COMPARED = {int, float, complex, bool, str, torch.dtype, torch.device, torch.layout, torch.memory_format}
+"""Types of arguments that are the same where they are equal; of others, what is given has to be the same object."""
 
 
 def same_program(first: Trace, second: Trace, inside: Collection[str]) -> bool:
@@ -108,7 +110,7 @@ def same_program(first: Trace, second: Trace, inside: Collection[str]) -> bool:
     if first.decisions or second.decisions or first.names != second.names:
         return False
     mine, theirs = (
-        [op for op in trace.operations if op.module not in inside or _is_continuous(op, trace)]
+        [op for op in trace.operations if op.module not in inside or _reads_reals(op, trace)]
         for trace in (first, second)
     )
     match = _Match(first, second)
@@ -134,7 +136,7 @@ def same_where_live(first: Trace, second: Trace, live: Mapping[int, object], als
     return _Match(first, second).operations(mine, theirs, lambda operation: True)
 
 
-def _is_continuous(operation: Operation, trace: Trace) -> bool:
+def _reads_reals(operation: Operation, trace: Trace) -> bool:
     return any(is_continuous(trace.dtypes[ref.index]) for ref in (*operation.outputs, *operation.references()))
 
 
@@ -155,10 +157,10 @@ class _Match:
         fits = fits and self.values([*first.parameters.values()], [*second.parameters.values()])
         fits = fits and self.values(list(first.inputs), list(second.inputs))
         for one, other in zip(mine, theirs, strict=True) if fits else ():
-            if one.name != other.name or one.module != other.module:
+            if one.name != other.name or one.module != other.module or one.arguments.keys() != other.arguments.keys():
                 return False
-            given, also_given = list(one.arguments.values()), list(other.arguments.values())
-            if not self.values(given, also_given, switches=switched(one)):
+            given = [other.arguments[name] for name in one.arguments]
+            if not self.values(list(one.arguments.values()), given, switches=switched(one)):
                 return False
             if not self.values(list(one.outputs), list(other.outputs)):
                 return False
@@ -180,6 +182,8 @@ class _Match:
             elif isinstance(one, list):
                 if not self.values(one, other, switches=switches):
                     return False
-            elif one != other and not (switches and isinstance(one, bool)):
+            elif not (
+                one is other or (type(one) in _COMPARED and one == other) or (switches and isinstance(one, bool))
+            ):
                 return False
         return True
