@@ -33,9 +33,10 @@ from prunekit_core.propagate import NotUnderstood, Propagation, parameter_axes, 
 from prunekit_core.regime import collection_paused
 from prunekit_core.registry import Registry
 from prunekit_core.rules import Kind, Role, Temperature, Verb
+from prunekit_core.sameness import same_where_live
 from prunekit_core.shadow import Shadow
 from prunekit_core.stated import stated_roles
-from prunekit_core.trace import Trace, same_where_live
+from prunekit_core.trace import Trace
 
 
 @attrs.frozen

@@ -156,17 +156,12 @@ class Decision:
 
     def positions(self, cut: ParameterCut) -> dict[int, torch.Tensor]:
         """Returns, per dim that shrinks, the positions that stay."""
-        return self._positions([cut], layouts.Positions(self.kept))[cut.parameter]
+        return self.all_positions([cut])[cut.parameter]
 
     def all_positions(self, cuts: Iterable[ParameterCut]) -> dict[str, dict[int, torch.Tensor]]:
         """Returns the positions that stay for several parameters, computing each shared layout once."""
         kept = self.kept
-        return self._positions(cuts, layouts.Positions(kept, layouts.long_tensors(kept)))
-
-    def _positions(
-        self, cuts: Iterable[ParameterCut], positions_of: layouts.Positions
-    ) -> dict[str, dict[int, torch.Tensor]]:
-        kept = positions_of.kept
+        positions_of = layouts.Positions(kept)
         known: dict[int, torch.Tensor | None] = {}
         found: dict[str, dict[int, torch.Tensor]] = {}
         for cut in cuts:

@@ -7,7 +7,6 @@ dim and which positions stay. Layouts are values: equal meanings are equal objec
 
 from __future__ import annotations
 
-import itertools
 import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,12 +78,6 @@ def long_tensor(numbers: Sequence[int]) -> torch.Tensor:
     return torch.frombuffer(bytearray(struct.pack(f"{len(numbers)}q", *numbers)), dtype=torch.long)
 
 
-def long_tensors(numbers: Kept) -> dict[str, torch.Tensor]:
-    """Does what `long_tensor` does for many sequences at once, in a fraction of the time: parts of one tensor."""
-    joined = long_tensor(tuple(itertools.chain.from_iterable(numbers.values())))
-    return dict(zip(numbers, joined.split([len(some) for some in numbers.values()]), strict=True))
-
-
 def walk(layout: Layout) -> Iterator[Layout]:
     """Yields the layout and everything below it, depth first."""
     pending = [layout]
@@ -146,11 +139,10 @@ class Positions:
 
     Args:
         kept: Kept units per group.
-        units: The same as tensors, where they are all needed (`long_tensors`); None makes those that are asked for.
     """
 
-    def __init__(self, kept: Kept, units: Mapping[str, torch.Tensor] | None = None) -> None:
-        self.kept, self._units = kept, units
+    def __init__(self, kept: Kept) -> None:
+        self.kept = kept
         self._known: dict[str | int, tuple[Layout, torch.Tensor]] = {}
         self._joined: dict[tuple[str | int, ...], tuple[torch.Tensor, int]] = {}
 
@@ -177,7 +169,7 @@ class Positions:
         if isinstance(layout, Listed):
             return long_tensor(layout.kept)
         if isinstance(layout, Units) and layout.group in self.kept:
-            return long_tensor(self.kept[layout.group]) if self._units is None else self._units[layout.group]
+            return long_tensor(self.kept[layout.group])
         return torch.arange(layout.size, device="cpu")
 
     def _concatenated(self, parts: Sequence[Layout]) -> torch.Tensor:

@@ -12,9 +12,10 @@ from prunekit_core.errors import RecordingError
 from prunekit_core.examples import Example
 from prunekit_core.recorder import record
 from prunekit_core.registry import Registry
+from prunekit_core.sameness import same_program
 from prunekit_core.shadow import Shadow
 from prunekit_core.surgery import exchange_module
-from prunekit_core.trace import Trace, same_program
+from prunekit_core.trace import Trace
 
 _LABELS = {None: "as set", False: "eval", True: "train"}
 

@@ -21,28 +21,25 @@ from prunekit_core import (
     scales,
     split,
 )
-from prunekit_plugins.ops import readings
+from prunekit_plugins.ops import readings, windows
 
 
 def _like_convolved(arguments: Mapping[str, Any]) -> tuple[torch.Tensor, Sequence[int]] | None:
     """The shape of a plain convolution's output, if its operands are batched, contiguous, of one dtype, and fit."""
     source, weight, bias, groups = (arguments[name] for name in ("input", "weight", "bias", "groups"))
-    settings = arguments["padding"], arguments["dilation"], arguments["stride"]
+    settings = arguments["stride"], arguments["padding"], arguments["dilation"]
     if source.dtype != weight.dtype or not source.is_contiguous() or not weight.is_contiguous():
         return None
     if not 2 < source.dim() == weight.dim():
         return None
     batch, channels, *places = source.shape
     out, into, *kernels = weight.shape
-    if channels != into * groups or out % groups or isinstance(settings[0], str):
+    if channels != into * groups or out % groups or isinstance(settings[1], str):
         return None
     if bias is not None and bias.shape != (out,):
         return None
-    padding, dilation, stride = (s * len(places) if len(s) == 1 else s for s in settings)
-    shape = [batch, out]
-    for size, kernel, pad, gap, step in zip(places, kernels, padding, dilation, stride, strict=True):
-        shape.append((size + 2 * pad - gap * (kernel - 1) - 1) // step + 1)
-    return (source, shape) if min(shape[2:]) > 0 else None
+    sizes = windows.counts(places, kernels, *(windows.each(setting, len(places)) for setting in settings))
+    return (source, [batch, out, *sizes]) if min(sizes) > 0 else None
 
 
 @output_like(_like_convolved)

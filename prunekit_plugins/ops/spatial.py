@@ -23,6 +23,7 @@ from prunekit_core import (
     scales,
     split,
 )
+from prunekit_plugins.ops import windows
 
 
 def spatial(call: OpCall) -> list[list[Axis]]:
@@ -60,14 +61,11 @@ def _pooling(spatial_dims: int) -> Rule:
         if arguments.get("ceil_mode"):
             return None
         names = ("kernel_size", "stride", "padding", "dilation")
-        kernels, steps, pads, gaps = (_each(arguments.get(name, 1), spatial_dims) for name in names)
-        sizes = []
-        for size, kernel, step, margin, gap in zip(
-            source.shape[lead:], kernels, steps or kernels, pads, gaps, strict=True
-        ):
-            if 2 * margin > kernel or step < 1 or gap < 1:
-                return None
-            sizes.append((size + 2 * margin - gap * (kernel - 1) - 1) // step + 1)
+        kernels, steps, margins, gaps = (windows.each(arguments.get(name, 1), spatial_dims) for name in names)
+        steps = steps or kernels
+        if min(*steps, *gaps) < 1 or any(2 * margin > kernel for margin, kernel in zip(margins, kernels, strict=True)):
+            return None
+        sizes = windows.counts(source.shape[lead:], kernels, steps, margins, gaps)
         return (source, [*source.shape[:lead], *sizes]) if min(sizes) > 0 else None
 
     @output_like(like_pooled)
@@ -75,12 +73,6 @@ def _pooling(spatial_dims: int) -> Rule:
         return spatial(call)
 
     return pooling
-
-
-def _each(setting: int | Sequence[int], dims: int) -> list[int]:
-    """One number per dim; none if none are given."""
-    numbers = [setting] if isinstance(setting, int) else list(setting)
-    return numbers * dims if len(numbers) == 1 else numbers
 
 
 def grid_sample(call: OpCall) -> list[Axis]:

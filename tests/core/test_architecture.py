@@ -17,6 +17,7 @@ CORE = [
     "polynomial",
     "outputs",
     "trace",
+    "sameness",
     "rules",
     "calls",
     "consumers",
