@@ -1,7 +1,7 @@
 """Arithmetic on weights in blocks of rows, so that nothing of the size of a large one is made on the way.
 
-Fresh memory for a copy of a large parameter costs more than all of the arithmetic on it, and what is computed for a
-block stays in the cache.
+Fresh memory for a copy of a large parameter may cost more than the arithmetic on it; what is computed for a block stays
+in the cache.
 """
 
 from __future__ import annotations
