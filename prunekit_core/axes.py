@@ -192,8 +192,9 @@ def _refine(leaf: Axis, form: Form, parts: Sequence[Axis]) -> None:
 def split(axis: Axis, outer: int, inner: int) -> tuple[Axis, Axis]:
     """Reads an axis as ``outer x inner``.
 
-    A leaf becomes a product. A concat distributes, ``(A + B) -> (A' + B') x inner``: each segment must be a multiple
-    of ``inner``, and the inner parts are tied.
+    A leaf becomes a product. A concat distributes, ``(A + B) -> (A' + B') x inner``, and the inner parts are tied.
+    Where a segment isn't a multiple of ``inner``, the axis is read as blocks of a common divisor ``u`` (64 + 32 as
+    8 x 12: blocks of 4): the number of blocks is pinned, and every block loses the same of its ``u`` units.
 
     Raises:
         AxisMismatchError: The structure of the axis doesn't divide that way.
@@ -220,9 +221,12 @@ def split(axis: Axis, outer: int, inner: int) -> tuple[Axis, Axis]:
 
 def _split_concat(root: Axis, inner: int) -> tuple[Axis, Axis]:
     pieces = segments(root)
-    if any(piece.size % inner for piece in pieces):
-        sizes = " + ".join(str(piece.size) for piece in pieces)
-        raise AxisMismatchError(f"the segments {sizes} are not all multiples of {inner}")
+    sizes = " + ".join(str(piece.size) for piece in pieces)
+    fault = f"the segments {sizes} are not all multiples of {inner}"
+    if not _divides(root, inner):
+        unit = _in_blocks(root, lambda size: inner % size == 0, fault)
+        reason = Reason(f"{fault}: blocks of {unit.size}")
+        return Axis(root.size // inner, pinned=reason), product([Axis(inner // unit.size, pinned=reason), unit])
     pairs = [split(piece, piece.size // inner, inner) for piece in pieces]
     shared = pairs[0][1]
     for _, other in pairs[1:]:
@@ -230,10 +234,64 @@ def _split_concat(root: Axis, inner: int) -> tuple[Axis, Axis]:
     return concat(first for first, _ in pairs), resolve(shared)
 
 
+def _divides(axis: Axis, inner: int) -> bool:
+    """Tells whether the structure of an axis can be read as ``outer x inner``, without changing it."""
+    root = resolve(axis)
+    if root.size % inner:
+        return False
+    if root.form is Form.LEAF or is_pinned(root):
+        return True
+    if root.form is Form.CONCAT:
+        return all(_divides(segment, inner) for segment in segments(root))
+    for factor in reversed(factors(root)):
+        if factor.size % inner == 0:
+            return _divides(factor, inner)
+        if inner % factor.size:
+            return False
+        inner //= factor.size
+    return True
+
+
+def _sizes_divide(sizes: Sequence[int], inner: int) -> bool:
+    """Tells whether row-major sizes can be read as ``outer x inner``."""
+    for size in reversed(sizes):
+        if size % inner == 0:
+            return True
+        if inner % size:
+            return False
+        inner //= size
+    return inner == 1
+
+
+def _in_blocks(axis: Axis, fits: Callable[[int], bool], fault: str) -> Axis:
+    """Reads an axis as ``blocks x u`` with the largest ``u`` that its structure allows and that fits another one.
+
+    The blocks are pinned: a boundary of one of the two structures falls inside a run of units of the other, so that
+    only what every block loses alike keeps both.
+
+    Returns:
+        The axis of the ``u`` units of a block.
+
+    Raises:
+        AxisMismatchError: There is no such ``u`` above one, or nothing of it is free; ``fault`` is the text.
+    """
+    root = resolve(axis)
+    small = [number for number in range(1, math.isqrt(root.size) + 1) if root.size % number == 0]
+    for unit in [*(root.size // number for number in small[1:]), *reversed(small[1:])]:
+        if fits(unit) and _divides(root, unit):
+            blocks, inner = split(root, root.size // unit, unit)
+            if is_pinned(inner):
+                break
+            pin(blocks, Reason(f"{fault}: blocks of {unit}"))
+            return inner
+    raise AxisMismatchError(fault)
+
+
 def cut(axis: Axis, points: Sequence[int]) -> list[Axis]:
     """Cuts an axis into consecutive pieces.
 
-    A leaf becomes a concat; a product is cut through its first factor when every point is a multiple of the rest.
+    A leaf becomes a concat; a product is cut through its first factor when every point is a multiple of the rest, else
+    in blocks of a common divisor, as `split` does.
 
     Args:
         axis: The axis to cut.
@@ -263,7 +321,11 @@ def cut(axis: Axis, points: Sequence[int]) -> list[Axis]:
     first, *rest = factors(root)
     inner = math.prod(factor.size for factor in rest)
     if any(point % inner for point in points):
-        raise AxisMismatchError(f"the cut {list(points)} splits units of {inner} in {root!r}")
+        fault = f"the cut {list(points)} splits units of {inner} in {root!r}"
+        step = math.gcd(*points)
+        unit = _in_blocks(root, lambda size: step % size == 0, fault)
+        reason = Reason(f"{fault}: blocks of {unit.size}")
+        return [product([Axis(width // unit.size, pinned=reason), unit]) for width in widths]
     return [product([head, *rest]) for head in cut(first, [point // inner for point in points])]
 
 
@@ -288,6 +350,8 @@ def _cut_concat(root: Axis, points: Sequence[int]) -> list[Axis]:
 def regroup(axes: Iterable[Axis], sizes: Sequence[int]) -> list[Axis]:
     """Deals the factors of some axes out to new sizes: the whole of view, reshape, flatten and unflatten.
 
+    From where the two don't align on, they are read in blocks of a common divisor, as `split` does.
+
     Raises:
         AxisMismatchError: A new boundary falls inside a factor that doesn't divide there.
     """
@@ -300,8 +364,8 @@ def regroup(axes: Iterable[Axis], sizes: Sequence[int]) -> list[Axis]:
             pin(axis, Reason("an empty tensor"))
         return [Axis(size, pinned=Reason("an empty tensor")) for size in sizes]
     pending = deque(factors(product(given)))
-    result = []
-    for size in sizes:
+    result: list[Axis] = []
+    for position, size in enumerate(sizes):
         taken, missing = [], size
         while missing > 1:
             factor = resolve(pending.popleft())
@@ -316,9 +380,23 @@ def regroup(axes: Iterable[Axis], sizes: Sequence[int]) -> list[Axis]:
                 pending.appendleft(tail)
                 missing = 1
             else:
-                raise AxisMismatchError(f"a run of {factor.size} units doesn't divide into {list(sizes)}")
+                fault = f"a run of {factor.size} units doesn't divide into {list(sizes)}"
+                first, *rest = _regroup_blocks(product([factor, *pending]), [missing, *sizes[position + 1 :]], fault)
+                return [*result, product([*taken, first]), *rest]
         result.append(product(taken))
     return result
+
+
+def _regroup_blocks(axis: Axis, sizes: Sequence[int], fault: str) -> list[Axis]:
+    unit = _in_blocks(axis, lambda size: _sizes_divide(sizes, size), fault)
+    reason = Reason(f"{fault}: blocks of {unit.size}")
+    last, missing = len(sizes) - 1, unit.size
+    while missing % sizes[last] == 0 and missing > sizes[last]:
+        missing //= sizes[last]
+        last -= 1
+    part, *tail = regroup([unit], [missing, *sizes[last + 1 :]])
+    lead = [Axis(size, pinned=reason) for size in sizes[:last]]
+    return [*lead, product([Axis(sizes[last] // missing, pinned=reason), part]), *tail]
 
 
 def tie(left: Axis, right: Axis) -> None:
@@ -370,18 +448,25 @@ def _tie_products(a: Axis, b: Axis) -> None:
             theirs.extendleft(reversed(factors(y)))
         elif x.size == y.size:
             tie(x, y)
+        elif x.size % y.size and y.size % x.size:
+            _tie_blocks([x, *ours], [y, *theirs])
+            return
         elif x.size > y.size:
             theirs.appendleft(y)
-            ours.extendleft(reversed(_halves(x, y.size)))
+            ours.extendleft(reversed(split(x, y.size, x.size // y.size)))
         else:
             ours.appendleft(x)
-            theirs.extendleft(reversed(_halves(y, x.size)))
+            theirs.extendleft(reversed(split(y, x.size, y.size // x.size)))
 
 
-def _halves(larger: Axis, outer: int) -> tuple[Axis, Axis]:
-    if larger.size % outer:
-        raise AxisMismatchError(f"factors of {larger.size} and {outer} units don't align")
-    return split(larger, outer, larger.size // outer)
+def _tie_blocks(ours: Sequence[Axis], theirs: Sequence[Axis]) -> None:
+    """Ties row-major factors that don't align in blocks of a common divisor, as `split` reads them."""
+    larger, smaller = sorted((ours[0].size, theirs[0].size), reverse=True)
+    fault = f"factors of {larger} and {smaller} units don't align"
+    unit = _in_blocks(product(ours), lambda size: _divides(product(theirs), size), fault)
+    blocks, other = split(product(theirs), product(theirs).size // unit.size, unit.size)
+    pin(blocks, Reason(f"{fault}: blocks of {unit.size}"))
+    tie(unit, other)
 
 
 def _tie_concats(a: Axis, b: Axis) -> None:

@@ -273,8 +273,83 @@ def test_split_errors() -> None:
         split(Axis(12), 5, 2)
     with pytest.raises(AxisMismatchError, match=r"^the segments 3 \+ 5 are not all multiples of 4$"):
         split(concat([Axis(3), Axis(5)]), 2, 4)
-    with pytest.raises(AxisMismatchError, match=r"^a run of 3 units doesn't divide into \[2, 6\]$"):
-        split(product([Axis(3), Axis(4)]), 2, 6)
+    with pytest.raises(AxisMismatchError, match=r"^a run of 3 units doesn't divide into \[5, 3\]$"):
+        split(product([Axis(3), Axis(5)]), 5, 3)
+
+
+# -- structures that don't align are read in blocks of a common divisor
+
+
+def test_a_concat_whose_seam_lies_inside_a_unit_is_split_in_blocks() -> None:
+    a, b = Axis(64), Axis(32)
+    joined = concat([a, b])
+    outer, inner = split(joined, 8, 12)
+    assert repr(joined) == "((16! x 4) + (8! x 4))"
+    assert (repr(outer), repr(inner)) == ("8!", "(3! x 4)")
+    assert same(factors(a)[1], factors(b)[1])
+    assert same(factors(a)[1], factors(inner)[1])
+    assert str(reason_of(outer)) == "the segments 64 + 32 are not all multiples of 12: blocks of 4"
+
+
+def test_blocks_get_finer_with_every_level() -> None:
+    """The streams of a U-Net: 80 + 80, 80 + 40, 40 + 20 in 4 groups each."""
+    low, mid, high = Axis(80), Axis(40), Axis(20)
+    for left, right in ((low, low), (low, mid), (mid, high)):
+        total = left.size + right.size
+        split(concat([left, right]), 4, total // 4)
+    for axis in (low, mid, high):
+        *blocks, unit = leaves(axis)
+        assert all(map(is_pinned, blocks))
+        assert same(unit, leaves(high)[-1])
+        assert unit.size == 5
+
+
+def test_a_segment_that_is_pinned_pins_the_blocks() -> None:
+    free = Axis(8)
+    with pytest.raises(AxisMismatchError, match=r"^the segments 8 \+ 4 are not all multiples of 6$"):
+        split(concat([free, Axis(4, pinned=WHY)]), 2, 6)
+    assert is_pinned(factors(free)[-1])
+
+
+def test_the_largest_unit_that_all_segments_have_is_taken() -> None:
+    """Of the divisors of gcd(18, 24, 12), 6 and 3 don't fit the segment that is 6 x 4 already; 2 does."""
+    heads, leaf = product([Axis(6), Axis(4)]), Axis(12)
+    split(concat([heads, leaf]), 2, 18)
+    assert repr(leaf) == "(6! x 2)"
+    assert [axis.size for axis in leaves(heads)] == [6, 2, 2]
+    assert same(leaves(heads)[-1], leaves(leaf)[-1])
+    assert sum(map(is_pinned, leaves(heads))) == 2
+
+
+def test_a_product_is_cut_inside_a_unit_in_blocks() -> None:
+    a, b = Axis(3), Axis(32)
+    first, second = cut(product([a, b]), [0, 48, 96])
+    assert repr(first) == repr(second) == "(3! x 16)"
+    assert same(factors(first)[1], factors(second)[1])
+    assert is_pinned(a)
+    assert repr(b) == "(2! x 16)"
+
+
+def test_products_that_do_not_align_are_regrouped_in_blocks() -> None:
+    a, b = Axis(3), Axis(32)
+    four, rest = regroup([a, b], [4, 24])
+    assert (repr(four), repr(rest), repr(b)) == ("4!", "(3! x 8)", "(4! x 8)")
+    assert same(factors(rest)[1], factors(b)[1])
+
+
+def test_what_aligns_before_and_behind_stays_free() -> None:
+    lead, a, b, tail = Axis(7), Axis(3), Axis(32), Axis(5)
+    first, _, rest, last = regroup([lead, a, b, tail], [7, 4, 24, 5])
+    assert same(first, lead)
+    assert same(last, tail)
+    assert repr(rest) == "(3! x 8)"
+
+
+def test_products_that_do_not_align_are_tied_in_blocks() -> None:
+    a, b = Axis(32), Axis(24)
+    tie(product([Axis(3), a]), product([Axis(4), b]))
+    assert (repr(a), repr(b)) == ("(4! x 8)", "(3! x 8)")
+    assert same(factors(a)[1], factors(b)[1])
 
 
 # -- cut

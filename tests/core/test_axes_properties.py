@@ -429,3 +429,27 @@ def test_pinned_axes_stay_pinned(inputs, program) -> None:  # type: ignore[no-un
     for axis in before:
         assert is_pinned(axis)
         assert all(leaf.reason is not None or leaf.size <= 1 for leaf in leaves(axis))
+
+
+@given(st.lists(st.integers(1, 12), min_size=2, max_size=4), st.integers(2, 12), st.integers(1, 6), st.data())
+def test_groups_over_a_concat_lose_the_same_units_each(parts, groups, scale, data) -> None:  # type: ignore[no-untyped-def]
+    """Segments that are no multiples of the groups' width: runs of the common divisor, cut alike everywhere."""
+    widths = [part * scale for part in parts]
+    widths[-1] += -sum(widths) % groups
+    width = sum(widths) // groups
+    unit = math.gcd(width, *widths)
+    joined = concat([Axis(size) for size in widths])
+    try:
+        outer, inner = split(joined, groups, width)
+    except AxisMismatchError:
+        assert unit == 1
+        return
+    free = [leaf for leaf in leaves(inner) if leaf.reason is None and leaf.size > 1]
+    assert [leaf.size for leaf in free] == ([unit] if unit > 1 else [])
+    if not free:
+        return
+    kept = sorted(data.draw(st.sets(st.integers(0, unit - 1), min_size=1)))
+    keep = {id(free[0]): kept}
+    expected = [place for place in range(sum(widths)) if place % unit in kept]
+    assert positions(joined, keep) == expected
+    assert [p * width + q for p in positions(outer, keep) for q in positions(inner, keep)] == expected

@@ -134,6 +134,17 @@ CASES = [
         y=(2, 2, 3),
         gap="multiples of 3",
     ),
+    # groups of 6 over 8 + 4: runs of 2 lose the same unit each, in every group
+    case(
+        "F.group_norm(torch.cat([x, y], 1), 2, w)",
+        "a2 (4!*b2) 3!, a2 (2!*b2) 3!, ((4!*b2)+(2!*b2)) -> a2 ((4!*b2)+(2!*b2)) 3!",
+        x=(2, 8, 3),
+        y=(2, 4, 3),
+        w=(12,),
+        weights="w",
+        says={"x1": "mix", "w0": "along mix"},
+        tolerance=CLOSE,
+    ),
     case("F.group_norm(x, 1)", "a2 b6 4! -> a2 b6 4!", x=(2, 6, 4), says={"x1": "mix"}, tolerance=CLOSE),
     case("F.group_norm(x, 6, w)", "a2 b6 4!, b6 -> a2 b6 4!", x=(2, 6, 4), w=(6,), tolerance=CLOSE),
     case("F.group_norm(x, 2)", "a3 (b2*c2) -> a3 (b2*c2)", x=(3, 4), tolerance=CLOSE),
