@@ -8,7 +8,7 @@ parameters, buffers and children: so the flag is taken out of the instance, and 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -41,6 +41,20 @@ def mode_of(module: nn.Module) -> bool:
     attributes = vars(module)
     flag: bool = attributes[_FLAG] if _FLAG in attributes else attributes["_modules"].flag
     return flag
+
+
+def set_mode(modules: Collection[nn.Module], training: bool) -> None:
+    """Sets the flag of all modules of a tree, the root first, as ``root.train(training)`` does.
+
+    Where no class has a ``train`` of its own, it is written past their ``__setattr__``, which may refuse.
+    """
+    root = next(iter(modules))
+    kinds = {type(module) for module in modules}
+    if any(kind.train is not nn.Module.train or hasattr(kind, _FLAG) for kind in kinds):
+        root.train(training)
+        return
+    for module in modules:
+        vars(module)[_FLAG] = training
 
 
 class ModeWatch:

@@ -27,12 +27,13 @@ from prunekit_core.calls import bind_arguments
 from prunekit_core.examples import Example
 from prunekit_core.fakes import META, Fakes, ShapeHabit
 from prunekit_core.hollow import Hollows, device_for
-from prunekit_core.modes import ModeWatch
+from prunekit_core.marks import Marks, ObjectMarks
+from prunekit_core.modes import ModeWatch, set_mode
 from prunekit_core.opaque import Closed, Opaque
 from prunekit_core.regime import Regime
 from prunekit_core.rules import RuleTable
 from prunekit_core.surgery import modules_in, select_positions, tensors_in
-from prunekit_core.twin import Marks, deep_twin, shallow_twin
+from prunekit_core.twin import Twin
 
 Positions = Mapping[int, torch.Tensor]
 """Per dim that shrinks, the positions that stay."""
@@ -186,19 +187,19 @@ class Shadow:
         modules = list(modules_in(model).values())
         self.valued = not any(p.is_meta for m in modules for p in m._parameters.values() if p is not None)
         memo = self._stand_ins(modules)
-        try:
-            self.module = deep_twin(model, dict(memo))
-        except Exception as error:
-            self.module = shallow_twin(model, memo)
-            self.notes.append(
-                f"the model can't be deep-copied ({type(error).__name__}: {error}); traced on a shallow copy"
-            )
+        twin = Twin(model, memo)
+        self.module, self._copied = twin.module, twin.copied
+        self.notes.extend(
+            f"a {kind} in the model can't be deep-copied ({why}); it is shared with the copy that is recorded"
+            for kind, why in twin.shared.items()
+        )
         self.names: dict[int, str] = {}
         self.modules: dict[str, nn.Module] = {}
         self.modes: ModeWatch
         self._regime: Regime
         self._marks: Marks
         self._pristine: Marks
+        self._inside: ObjectMarks
 
     def _stand_ins(self, modules: Sequence[nn.Module]) -> dict[int, Any]:
         memo: dict[int, Any] = {}
@@ -268,6 +269,7 @@ class Shadow:
         self.modes = ModeWatch(self.modules)
         self._regime = Regime(self.module, self.fake_mode is not None, logging.getLogger(FakeTensorMode.__module__))
         self._pristine = self._marks = Marks(self.module)
+        self._inside = ObjectMarks(self._copied)
 
     def _closed(self, module: Closed, path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         """Wraps the forward of a module that isn't looked into; what such a module calls isn't recorded either."""
@@ -287,6 +289,7 @@ class Shadow:
     def reset(self) -> None:
         """Undoes whatever editing the shadow did to its modules since the last `commit`; every run ends with it."""
         self._marks.restore()
+        self._inside.restore()
 
     def commit(self) -> None:
         """Makes the present state the one that `reset` returns to."""
@@ -321,7 +324,7 @@ class Shadow:
         for (path, attribute), value in (prepare or {}).items():
             setattr(self.module.get_submodule(path), attribute, value)
         if training is not None:
-            self.module.train(training)
+            set_mode(self.modules.values(), training)
         self.modes.start()
         self.stack.clear()
         with self._regime():

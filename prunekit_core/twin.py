@@ -1,4 +1,4 @@
-"""Twins of module trees: a copy whose tensors are exchanged, and keeping track of what is done to it.
+"""Twins of module trees: a copy whose tensors are exchanged.
 
 ``copy.deepcopy`` walks every object by the pickle protocol, which for the hundreds of modules of an ordinary model
 costs more than running their forward on fake tensors. A module that doesn't define how it is copied is copied here,
@@ -8,7 +8,9 @@ attribute by attribute; everything else still is ``copy.deepcopy``'s, with the s
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,17 +25,69 @@ _PROTOCOL = ("__reduce_ex__", "__reduce__", "__getstate__")
 _NEVER_COPIED = "_compiled_call_impl"
 
 
-def deep_twin(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """Copies a model as ``copy.deepcopy(model, memo)`` would.
+class Twin:
+    """A copy of a model, made as ``copy.deepcopy(model, memo)`` would as far as that goes.
+
+    What can't be deep-copied (a lock, a read-only mapping) is shared with the model; lists, dicts, sets and tuples
+    around it are copied.
 
     Args:
         model: The model; it is not touched.
-        memo: Identity of an object to what stands in for it; copies made on the way are added.
+        stand_ins: Identity of an object to what stands in for it.
 
-    Raises:
-        Exception: Whatever copying one of the model's attributes raises.
+    Attributes:
+        module: The copy.
+        copied: The objects other than modules and tensors that were made on the way.
+        shared: Per attribute value that couldn't be copied, its class and why.
     """
-    return _twin(model, memo, lambda value: _deep(value, memo), {})
+
+    def __init__(self, model: nn.Module, stand_ins: Mapping[int, Any]) -> None:
+        self.shared: dict[str, str] = {}
+        self._memo = dict(stand_ins)
+        try:
+            self.module = _twin(model, self._memo, self._deep, {})
+        except Exception:  # whatever copying one of its attributes raises
+            self._memo = dict(stand_ins)
+            self.module = _twin(model, self._memo, self._as_far_as_possible, {}, self._tried)
+        given = {id(self._memo), *stand_ins}
+        self.copied = [
+            value
+            for key, value in self._memo.items()
+            if key not in given and not isinstance(value, nn.Module | torch.Tensor)
+        ]
+
+    def _deep(self, value: Any) -> Any:
+        known = self._memo.get(id(value))
+        return copy.deepcopy(value, self._memo) if known is None else known
+
+    def _tried(self, value: Any) -> Any:
+        """Deep-copies a value, or returns None where that raises; then nothing half made stays in the memo."""
+        memo = dict(self._memo)
+        try:
+            made = copy.deepcopy(value, memo)
+        except Exception as error:  # a class may refuse in any way
+            self.shared[type(value).__name__] = f"{type(error).__name__}: {error}"
+            return None
+        memo[id(self._memo)] = [*self._memo.get(id(self._memo), ()), *memo.pop(id(memo), ())]  # kept alive
+        self._memo.update(memo)
+        return made
+
+    def _as_far_as_possible(self, value: Any) -> Any:
+        known = self._memo.get(id(value))
+        if known is not None or value is None:
+            return known
+        kind = type(value)
+        if kind not in _CONTAINERS and kind is not tuple:
+            made = self._tried(value)
+            return value if made is None else made
+        if kind in (tuple, set):
+            return kind([self._as_far_as_possible(item) for item in value])
+        made = self._memo[id(value)] = kind()
+        if kind is list:
+            made.extend([self._as_far_as_possible(item) for item in value])
+        else:
+            made.update({key: self._as_far_as_possible(item) for key, item in value.items()})
+        return made
 
 
 def shallow_twin(model: nn.Module, memo: Mapping[int, Any]) -> nn.Module:
@@ -41,11 +95,18 @@ def shallow_twin(model: nn.Module, memo: Mapping[int, Any]) -> nn.Module:
     return _twin(model, dict(memo), lambda value: memo.get(id(value), value), None)
 
 
-def _twin(module: nn.Module, memo: dict[int, Any], copier: Copier, plain: dict[type, bool] | None) -> nn.Module:
+def _twin(
+    module: nn.Module,
+    memo: dict[int, Any],
+    copier: Copier,
+    plain: dict[type, bool] | None,
+    own_way: Copier | None = None,
+) -> nn.Module:
     """Copies one module and, through the copier and here, everything below it.
 
     Args:
         plain: Whether a class leaves its copying to `nn.Module`, as far as known; None if it isn't to be asked.
+        own_way: Copies a module whose class does define how; None, or a result of None, for attribute by attribute.
     """
     known = memo.get(id(module))
     if known is not None:
@@ -55,7 +116,9 @@ def _twin(module: nn.Module, memo: dict[int, Any], copier: Copier, plain: dict[t
         if cls not in plain:
             plain[cls] = _copies_as_module(cls)
         if not plain[cls]:
-            return copy.deepcopy(module, memo)
+            made = copy.deepcopy(module, memo) if own_way is None else own_way(module)
+            if made is not None:
+                return made  # type: ignore[no-any-return]
     twin: nn.Module = cls.__new__(cls)
     memo[id(module)] = twin
     state: dict[str, Any] = {}
@@ -67,62 +130,29 @@ def _twin(module: nn.Module, memo: dict[int, Any], copier: Copier, plain: dict[t
             state[key] = kind()
         elif key == "_modules":
             state[key] = {
-                name: None if child is None else _twin(child, memo, copier, plain) for name, child in value.items()
+                name: None if child is None else _twin(child, memo, copier, plain, own_way)
+                for name, child in value.items()
             }
         elif key in ("_parameters", "_buffers"):
             state[key] = {name: copier(tensor) for name, tensor in value.items()}
         elif isinstance(value, nn.Module):
-            state[key] = _twin(value, memo, copier, plain)
+            state[key] = _twin(value, memo, copier, plain, own_way)
         elif key != _NEVER_COPIED:
             state[key] = value if kind is tuple and all(type(item) in _AS_IS for item in value) else copier(value)
     twin.__setstate__(state)  # what copying does, too: layers add what older pickles lack
+    for slot in slots_of(cls):
+        with contextlib.suppress(AttributeError):  # it may be empty
+            slot.__set__(twin, copier(slot.__get__(module)))
     return twin
 
 
 def _copies_as_module(cls: type) -> bool:
     if hasattr(cls, "__deepcopy__") or hasattr(cls, "__getnewargs__") or hasattr(cls, "__getnewargs_ex__"):
         return False
-    slots = any("__slots__" in vars(base) for base in cls.__mro__[:-1])
-    return not slots and all(getattr(cls, name, None) is getattr(nn.Module, name, None) for name in _PROTOCOL)
+    return all(getattr(cls, name, None) is getattr(nn.Module, name, None) for name in _PROTOCOL)
 
 
-def _deep(value: Any, memo: dict[int, Any]) -> Any:
-    known = memo.get(id(value))
-    return copy.deepcopy(value, memo) if known is None else known
-
-
-class Marks:
-    """The attributes of all modules of a tree at one moment, to return to.
-
-    Containers among the attributes (parameters, buffers, children, hooks, lists) are noted with their contents, one
-    level deep.
-
-    Args:
-        model: The root of the tree.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._modules: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._filled: list[tuple[Any, Any]] = []
-        self._empty: list[Any] = []
-        for module in model.modules():
-            attributes = dict(vars(module))
-            self._modules.append((vars(module), attributes))
-            for value in attributes.values():
-                if type(value) in _CONTAINERS or isinstance(value, dict):
-                    if value:
-                        self._filled.append((value, copy.copy(value)))
-                    else:
-                        self._empty.append(value)
-
-    def restore(self) -> None:
-        """Gives every attribute and every container the value that it had."""
-        for now, then in self._modules:
-            now.clear()
-            now.update(then)
-        for container in self._empty:
-            if container:
-                container.clear()
-        for container, content in self._filled:
-            container.clear()
-            (container.extend if isinstance(container, list) else container.update)(content)
+def slots_of(cls: type) -> tuple[types.MemberDescriptorType, ...]:
+    """Lists the descriptors of a class's ``__slots__``, those of its bases first; they go past its ``__setattr__``."""
+    found = [value for base in reversed(cls.__mro__) if "__slots__" in vars(base) for value in vars(base).values()]
+    return tuple(value for value in found if isinstance(value, types.MemberDescriptorType))

@@ -24,6 +24,7 @@ CORE = [
     "moments",
     "surgery",
     "twin",
+    "marks",
     "examples",
     "modes",
     "opaque",
