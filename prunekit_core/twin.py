@@ -118,7 +118,7 @@ def _twin(
         if not plain[cls]:
             made = copy.deepcopy(module, memo) if own_way is None else own_way(module)
             if made is not None:
-                return made  # type: ignore[no-any-return]
+                return made
     twin: nn.Module = cls.__new__(cls)
     memo[id(module)] = twin
     state: dict[str, Any] = {}
