@@ -184,9 +184,12 @@ class ObjectMarks:
 
     Args:
         objects: The objects; of tensors, modules, classes and functions nothing is noted.
+        model: The root of the tree that holds them; what `Marks` of it note is left to those.
     """
 
-    def __init__(self, objects: Iterable[Any]) -> None:
+    def __init__(self, objects: Iterable[Any], model: nn.Module) -> None:
+        noted = {id(value) for module in model.modules() for value in (vars(module), *vars(module).values())}
+        objects = [value for value in objects if id(value) not in noted or not _contents(value, type(value))]
         self._held = [held for value in objects for held in _marked(value)]
 
     def restore(self) -> None:

@@ -269,7 +269,7 @@ class Shadow:
         self.modes = ModeWatch(self.modules)
         self._regime = Regime(self.module, self.fake_mode is not None, logging.getLogger(FakeTensorMode.__module__))
         self._pristine = self._marks = Marks(self.module)
-        self._inside = ObjectMarks(self._copied)
+        self._inside = ObjectMarks(self._copied, self.module)
 
     def _closed(self, module: Closed, path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         """Wraps the forward of a module that isn't looked into; what such a module calls isn't recorded either."""
