@@ -8,7 +8,6 @@ hold one value throughout (zero-initialised heads, fresh norms) could hide a wro
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,17 +18,20 @@ from torch import nn
 from prunekit_core.analysis import Analysis, analyse
 from prunekit_core.errors import PlanError
 from prunekit_core.examples import Example
-from prunekit_core.outputs import check_patterns, output_tensors
+from prunekit_core.masked_run import MaskedRun, Runs
+from prunekit_core.outputs import check_patterns
 from prunekit_core.plan import Plan
 from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry, default_registry
-from prunekit_core.shadow import Shadow
-from prunekit_core.sides import MaskedSide, Side
-from prunekit_core.surgery import named_tensors, select_positions, tensor_at, zero_positions
 
-TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-SMALL = 0.1
-"""Parameters of one value below this, such as layer scales, are raised: they would hide a wrong index."""
+TOLERANCES = {
+    torch.float64: 1e-10,
+    torch.complex128: 1e-10,
+    torch.float32: 1e-5,
+    torch.complex64: 1e-5,
+    torch.bfloat16: 5e-2,
+    torch.float16: 1e-2,
+}
 
 
 @attrs.frozen
@@ -44,6 +46,9 @@ class ExactCheck:
         outputs: How many output tensors were compared.
         decisions: How many operations decided something by value (a comparison, ``topk``, ``nms``). Both sides follow
             the decisions of the original, and what they read there was compared as well.
+        why: What differed, or why nothing could be compared; empty where the outputs agree.
+        random: What draws random numbers, where the program is random and the outputs differ; a comparison says
+            nothing about such a program.
     """
 
     error: float
@@ -51,18 +56,21 @@ class ExactCheck:
     inexact: tuple[str, ...]
     outputs: int
     decisions: int = 0
+    why: str = ""
+    random: tuple[str, ...] = ()
 
     @property
     def exact(self) -> bool:
         """Whether the outputs agree."""
-        return self.outputs > 0 and self.error <= self.tolerance
+        return self.outputs > 0 and self.error <= self.tolerance and not self.why
 
     def __bool__(self) -> bool:
         return self.exact
 
     def __str__(self) -> str:
         verdict = "exact" if self.exact else "NOT exact"
-        return f"{verdict}: relative error {self.error:.2e}, tolerance {self.tolerance:.0e}, {self.outputs} outputs"
+        text = f"{verdict}: relative error {self.error:.2e}, tolerance {self.tolerance:.0e}, {self.outputs} outputs"
+        return f"{text}; {self.why}" if self.why else text
 
 
 def check_exact(
@@ -89,7 +97,8 @@ def check_exact(
         registry: Where op rules are found.
 
     Returns:
-        The result; it is true when the outputs agree.
+        The result; it is true when the outputs agree. An output without a single finite value has been compared
+        with nothing: then it isn't.
 
     Raises:
         PlanError: The plan doesn't fit the original.
@@ -104,17 +113,62 @@ def check_exact(
     missing = _missing_group(analysis, plan)
     if missing is not None:
         raise PlanError("The plan was made for another model.", where=missing, why="the original has no such group")
-    masked = _Masked(original, pruned, plan, analysis, registry)
-    runs = masked.run(example, training)
+    run = MaskedRun(copy.deepcopy(original), copy.deepcopy(pruned), plan, analysis, registry, training=training)
+    return compared(run, example, plan, analysis, tolerance)
+
+
+def compared(
+    run: MaskedRun, example: Example, plan: Plan, analysis: Analysis, tolerance: float | None = None
+) -> ExactCheck:
+    """Runs both sides on one example and compares them.
+
+    Args:
+        run: The two models.
+        example: What they run on.
+        plan: The cut.
+        analysis: The original as analysed.
+        tolerance: See `check_exact`.
+
+    Raises:
+        PlanError: The pruned model returns another number of tensors.
+    """
+    runs = run.run(example)
     if len(runs.expected) != len(runs.found):
         raise PlanError(
             "The pruned model returns another number of tensors.", why=f"{len(runs.found)}, not {len(runs.expected)}"
         )
-    worst = max((_difference(a, b) for a, b in runs.pairs()), default=float("nan"))
-    dtypes = [tensor.dtype for tensor, _ in runs.pairs() if tensor.dtype in TOLERANCES]
+    pairs = [*_pairs(runs)]
+    dtypes = [expected.dtype for _, expected, _ in pairs if expected.dtype in TOLERANCES]
     allowed = max((TOLERANCES[dtype] for dtype in dtypes), default=0.0) if tolerance is None else tolerance
+    errors = [(_difference(expected, found), where) for where, expected, found in pairs]
+    worst, where = max(errors, default=(float("nan"), ""), key=lambda entry: entry[0])
+    why = ""
+    random: tuple[str, ...] = ()
+    if not worst <= allowed:
+        why = f"{where} differs" if errors else "the model returns no tensor"
+        random = run.random_operations(example)
+    else:
+        empty = next((name for name, expected, _ in runs.outputs() if not _has_finite(expected)), None)
+        if empty is not None:
+            why = f"{_output(empty)} has no finite value, so that nothing was compared"
+    if random:
+        why = f"the program is random (it draws in {', '.join(random)}): switch that off to compare"
     inexact = tuple(cut.group for cut in plan.cuts if analysis.groups[cut.group].mixes)
-    return ExactCheck(worst, allowed, inexact, len(runs.expected), len(runs.decided))
+    return ExactCheck(worst, allowed, inexact, len(runs.expected), len(runs.decided), why, random)
+
+
+def _output(name: str) -> str:
+    return f"the output {name}" if name else "the output"
+
+
+def _pairs(runs: Runs) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Yields everything that has to be equal, with a name."""
+    for name, expected, found in runs.outputs():
+        yield _output(name), expected, found
+    for expected, found in runs.decisions():
+        yield "what is read where the program decides by value", expected, found
+    for expected, found in runs.replaced:
+        yield "a replacement of a module (hook prunekit_replacements)", expected, found
 
 
 def _missing_group(analysis: Analysis, plan: Plan) -> str | None:
@@ -124,13 +178,16 @@ def _missing_group(analysis: Analysis, plan: Plan) -> str | None:
 
 
 def _difference(expected: torch.Tensor, found: torch.Tensor) -> float:
+    """The largest difference, relative to the largest value; infinite where one is no number and the other is."""
     if expected.shape != found.shape:
         return float("inf")
     if not expected.numel():
         return 0.0
-    a, b = expected.detach().to(torch.float64), found.detach().to(torch.float64)
+    a, b = (_plain(tensor) for tensor in (expected, found))
     finite = torch.isfinite(a)
-    if not torch.equal(finite, torch.isfinite(b)) or not torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num()):
+    if not torch.equal(finite, torch.isfinite(b)):
+        return float("inf")
+    if not torch.equal(a[~finite].nan_to_num(nan=0.5), b[~finite].nan_to_num(nan=0.5)):  # infinities become large
         return float("inf")
     if not finite.any():
         return 0.0
@@ -138,74 +195,13 @@ def _difference(expected: torch.Tensor, found: torch.Tensor) -> float:
     return float((a[finite] - b[finite]).abs().max() / scale)
 
 
-@attrs.frozen(eq=False)
-class _Runs:
-    """Outputs of both sides, and what both read where something was decided."""
-
-    expected: list[torch.Tensor]
-    found: list[torch.Tensor]
-    decided: list[tuple[list[torch.Tensor], list[torch.Tensor]]]
-
-    def pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yields what has to be equal. What only one side has read shows in its outputs."""
-        yield from zip(self.expected, self.found, strict=True)
-        for expected, found in self.decided:
-            yield from zip(expected, found, strict=False)
+def _has_finite(tensor: torch.Tensor) -> bool:
+    return not tensor.numel() or bool(torch.isfinite(_plain(tensor)).any())
 
 
-class _Masked:
-    """The original with zeros, and the pruned model with the same randomised constants."""
-
-    def __init__(
-        self, original: nn.Module, pruned: nn.Module, plan: Plan, analysis: Analysis, registry: Registry
-    ) -> None:
-        self._plan, self._analysis, self._registry = plan, analysis, registry
-        self._full = copy.deepcopy(original)
-        self._small = copy.deepcopy(pruned)
-        self._cuts = {cut.parameter: cut for cut in plan.parameters}
-        self._randomise()
-        for name, cut in self._cuts.items():
-            tensor = tensor_at(self._full, name)
-            if isinstance(tensor, nn.Parameter):
-                zero_positions(tensor, plan.positions(cut))
-
-    def _randomise(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        scales = {r.parameter for r in self._plan.rescales}
-        for name, tensor in named_tensors(self._full).items():
-            constant = tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())
-            if not constant or name in scales:
-                continue
-            value = float(tensor.detach().flatten()[0])
-            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64, device="cpu")
-            if isinstance(tensor, nn.Parameter) and 0 < abs(value) < SMALL:
-                value = math.copysign(1.0, value)
-            fresh = (value * (0.5 + noise) if value else noise - 0.5).to(tensor)
-            tensor.data.copy_(fresh)
-            cut = self._cuts.get(name)
-            tensor_at(self._small, name).data.copy_(
-                select_positions(fresh, self._plan.positions(cut)) if cut else fresh
-            )
-
-    def run(self, example: Example, training: bool) -> _Runs:
-        rules = self._registry.op_rules
-        full = Shadow(self._full, fake=False)
-        for path, _ in self._analysis.swaps:
-            replacement = self._registry.replacement(full.module.get_submodule(path))
-            converted = replacement.convert(full.module.get_submodule(path)) if replacement else None
-            if converted is not None:
-                parent, _, name = path.rpartition(".")
-                full.module.get_submodule(parent)._modules[name] = converted
-        full.watch(self._registry.opaque)
-        masked = MaskedSide(self._analysis.recordings[0], self._plan)
-        recording = self._analysis.recordings[0]
-        whole = output_tensors(full.run(example, masked, rules, training=training))
-        refs = recording.trace.results
-        cuts = [recording.positions(ref.index, self._plan.kept) for ref in refs]
-        expected = [select_positions(tensor, cut) for tensor, cut in zip(whole, cuts, strict=True)]
-        small = Shadow(self._small, fake=False)
-        small.watch(self._registry.opaque)
-        smaller = Side(self._analysis.recordings[0], self._plan.kept, whole=False)
-        found = output_tensors(small.run(example, smaller, rules, training=training))
-        decided = [(masked.read[index], smaller.read.get(index, [])) for index in masked.read]
-        return _Runs(expected, found, decided)
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """Any tensor as dense real numbers in double precision."""
+    dense = tensor.detach() if tensor.layout is torch.strided else tensor.detach().to_dense()
+    if dense.is_complex():
+        dense = torch.view_as_real(dense.resolve_conj())
+    return dense.to(torch.float64)

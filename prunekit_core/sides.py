@@ -65,7 +65,7 @@ class Side(Sink):
         found = []
         refs = operation.references()
         for ref, tensor in zip(refs, tensors_of(list(arguments.values())), strict=True):
-            if is_continuous(tensor.dtype):
+            if is_continuous(tensor.dtype) and tensor.layout is torch.strided:
                 cut = self._recording.positions(ref.index, self._kept) if self._whole else {}
                 found.append(select_positions(tensor, cut).clone())  # it may be overwritten later
         return found
@@ -88,7 +88,8 @@ class MaskedSide(Side):
         operations = self._recording.trace.operations
         refs = operations[index].outputs if index < len(operations) else ()
         for ref, tensor in zip(refs, tensors_of(result), strict=False):
-            if is_continuous(tensor.dtype) and ref.index in self._recording.live and bool(tensor.isnan().any()):
+            live = ref.index in self._recording.live and tensor.layout is torch.strided  # others are never cut
+            if live and is_continuous(tensor.dtype) and bool(tensor.isnan().any()):
                 self._clear(tensor, ref.index)
         return result
 

@@ -115,6 +115,18 @@ def zero_positions(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]) 
             tensor.data.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0)
 
 
+def zeroed(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]) -> torch.Tensor:
+    """Returns a copy of a tensor with zeros everywhere outside the kept positions."""
+    copied = tensor.detach().clone()
+    zero_positions(copied, positions)
+    return copied
+
+
+def put_values(tensor: torch.Tensor, values: torch.Tensor) -> None:
+    """Gives a parameter or buffer other values, of any shape, in storage of their own: what it shared stays."""
+    tensor.data = values
+
+
 def scale_rows(tensor: torch.Tensor, runs: Iterable[tuple[int, int]], factor: float) -> None:
     """Multiplies runs ``(start, stop)`` of rows (dim 0) of a parameter by a factor, in place."""
     with torch.no_grad():

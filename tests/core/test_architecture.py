@@ -63,6 +63,9 @@ CORE = [
     "origins",
     "rescale",
     "drafting",
+    "sides",
+    "masked_run",
+    "exactness",
     "report",
     "unwrapped",
     "numbering",
@@ -108,8 +111,6 @@ CORE = [
     "api",
     "checkpoint",
     "conversion",
-    "sides",
-    "exactness",
 ]
 """The core's files in import order: each imports only files before it."""
 
