@@ -39,6 +39,7 @@ from prunekit_core.demand import DemandingCriterion, FrugalCriterion, Statistica
 from prunekit_core.errors import (
     ArgumentError,
     CheckpointError,
+    KeywordError,
     NothingToPruneError,
     PlanError,
     PluginError,
@@ -126,6 +127,7 @@ __all__ = [
     "FrugalCriterion",
     "Group",
     "Kept",
+    "KeywordError",
     "Kind",
     "LayerFit",
     "LayerRepair",

@@ -378,7 +378,7 @@ class _Freezer:
         )
 
     def _outer(self) -> set[str]:
-        """Names the groups whose units contain units of other groups.
+        """Names the groups whose units contain units of other groups, or of an axis that is pinned.
 
         After a channel shuffle two factors stand in both orders; then conv groups, or the fewer units, are outer.
         Copies of channels count as outer wherever they stand: channels go with all of their copies.
@@ -399,7 +399,21 @@ class _Freezer:
             kind = self._kinds.get(keys[name], Kind.UNITS)
             return (order.index(kind), self._leaves[keys[name]].size, name)
 
-        return {a for a, b in pairs if a != b and ((b, a) not in pairs or rank(a) < rank(b))}
+        return self._around_pinned() | {a for a, b in pairs if a != b and ((b, a) not in pairs or rank(a) < rank(b))}
+
+    def _around_pinned(self) -> set[str]:
+        """Names the groups of kinds that contain units (of heads, of channels) where those inside are pinned.
+
+        Dims that a weight reads don't tell: behind a flatten, every channel contains pinned places.
+        """
+        found = set()
+        for key, name in self._names.items():
+            if self._kinds.get(key) in _CONTAINING:
+                made = [member for member in self._members[key] if member.role is not Role.IN]
+                layouts = [self.layout(self._parameters[member.parameter][member.dim]) for member in made]
+                if any(_holds_fixed(part, name) for layout in layouts for part in walk(layout)):
+                    found.add(name)
+        return found
 
     def groups(self, recordings: Sequence[Recording]) -> dict[str, UnitGroup]:
         mixes: dict[str, dict[str, None]] = {}
@@ -422,6 +436,18 @@ class _Freezer:
             )
             for key, name in self._names.items()
         }
+
+
+_CONTAINING = (Kind.CONV_GROUPS, Kind.NORM_GROUPS, Kind.QUERIES_PER_HEAD)
+"""Kinds whose units contain others, besides heads, which are told by their kind alone."""
+
+
+def _holds_fixed(layout: Layout, group: str) -> bool:
+    """Tells whether each unit of a group is several positions that never leave alone."""
+    if not isinstance(layout, Product):
+        return False
+    at = next((position for position, factor in enumerate(layout.parts) if group in groups_of(factor)), None)
+    return at is not None and any(isinstance(factor, Fixed) for factor in layout.parts[at + 1 :])
 
 
 def _parts(layout: Layout, form: type[Product] | type[Concat]) -> tuple[Layout, ...]:

@@ -12,6 +12,7 @@ from torch import nn
 from prunekit_core import layout as layouts
 from prunekit_core.allocation import Solver
 from prunekit_core.allotment import Allotment
+from prunekit_core.arguments import check_forms, check_keywords, keywords_of
 from prunekit_core.batches import Batches
 from prunekit_core.calibrated import CRITERION, CalibratedPath
 from prunekit_core.compensation import Compensation, Repaired, write
@@ -145,12 +146,23 @@ def prune(
     """
     if ratio is not None and target is not None:
         raise ArgumentError("Give a ratio or a target, not both.")
-    allotment = Allotment.of(
-        allocation, sensitivity, target, calibrated=calibration is not None, global_pruning=global_pruning
-    )
     stepwise = [name for name in options if name.startswith("iterative_")]
     if stepwise:
         raise ArgumentError("prune() cuts once.", why=f"got {stepwise[0]}", hint="use BasePruner to prune in steps")
+    check_keywords(options, _KEYWORDS, "prune")
+    check_forms(
+        {
+            "target": target,
+            "compensation": compensation,
+            "reestimate_batchnorm": reestimate_batchnorm,
+            "forward_fn": forward_fn,
+            "registry": registry,
+            "optimizer": optimizer,
+        }
+    )
+    allotment = Allotment.of(
+        allocation, sensitivity, target, calibrated=calibration is not None, global_pruning=global_pruning
+    )
     registry = registry or default_registry()
     path = None
     if calibration is not None:
@@ -230,3 +242,9 @@ def _changes(plan: Plan) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
     return {
         cut.parameter: (cut.shape, tuple(layouts.new_size(dim, kept) for dim in cut.dims)) for cut in plan.parameters
     }
+
+
+_KEYWORDS = tuple(
+    name for name in keywords_of(prune, BasePruner) if name != "pruning_ratio" and not name.startswith("iterative_")
+)
+"""What `prune` takes; the pruner's ratio goes by another name here."""

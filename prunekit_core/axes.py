@@ -33,13 +33,17 @@ class Reason:
         text: The reason in words.
         operation: The operation that needed it (``"aten::select.int"``), empty where none did.
         module: Dotted path of the innermost module that ran the operation.
+        output: Name of the output of the model that is the reason; None where none is.
     """
 
     text: str
     operation: str = ""
     module: str = ""
+    output: str | None = None
 
     def __str__(self) -> str:
+        if self.output:
+            return f"{self.text}: {self.output}"
         site = " in ".join(part for part in (self.operation, self.module) if part)
         return f"{self.text} ({site})" if site else self.text
 

@@ -38,11 +38,17 @@ def criterion_of(importance: Criterion | str, registry: Registry) -> Criterion:
     """Returns a criterion, or makes the one that is registered under a name.
 
     Raises:
-        ArgumentError: It is no callable, or there is none of that name.
+        ArgumentError: It is no callable, a class, or there is none of that name.
     """
     if isinstance(importance, str):
         made: Criterion = registry.named("prunekit_importance", importance)()
         return made
+    if isinstance(importance, type):
+        raise ArgumentError(
+            "A criterion is an object, not a class.",
+            why=f"got the class {importance.__name__}",
+            hint=f"make one: importance={importance.__name__}()",
+        )
     if not callable(importance):
         raise ArgumentError(
             "The importance must be a callable on groups, or the name of a registered criterion.",

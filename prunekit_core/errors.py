@@ -35,8 +35,12 @@ class ArgumentError(PrunekitError, ValueError):
     """An argument is wrong; nothing was traced or changed."""
 
 
+class KeywordError(ArgumentError, TypeError):
+    """There is no argument of that name; nothing was traced or changed."""
+
+
 class UnsupportedModelError(PrunekitError, TypeError):
-    """The object can't be analysed at all: no module, a ScriptModule, uninitialised lazy parameters."""
+    """The object can't be analysed at all: no module, a ScriptModule, lazy, quantised or sharded parameters."""
 
 
 class RecordingError(PrunekitError, RuntimeError):

@@ -84,7 +84,7 @@ class DependencyGraph:
             customized_pruners: Module class to an object with ``prune_out_channels(layer, idxs)``,
                 ``prune_in_channels(layer, idxs)``, ``get_out_channels(layer)`` and ``get_in_channels(layer)``: it is
                 the layer type of that class in this graph.
-            free_outputs: Outputs that may lose units, by their key path or by patterns of it (``"past_key_values"``,
+            free_outputs: Outputs that may lose units, by their key path or by patterns of it (``"cache"``,
                 ``"hidden_states.*"``); a path names all that lies in it. Every other output keeps its size.
 
         Returns:

@@ -20,7 +20,7 @@ def named_outputs(outputs: Any) -> list[tuple[str, torch.Tensor]]:
     """Lists the tensors in the outputs of a model with their key paths, in order.
 
     A model may return any pytree, dataclass, or object with tensors as attributes. A path is made of keys, positions
-    and attribute names: ``"logits"``, ``"past_key_values.layers.0.keys"``, ``"0.boxes"``; empty for a single tensor.
+    and attribute names: ``"logits"``, ``"cache.layers.0.keys"``, ``"0.boxes"``; empty for a single tensor.
     """
     return [(".".join(path), tensor) for path, tensor in _walk(outputs, (), DEPTH, set(), [])]
 
@@ -70,7 +70,7 @@ def check_patterns(patterns: Any) -> tuple[str, ...]:
     """
     if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
         raise ArgumentError(
-            "free_outputs is a list of names.", why=f"got {patterns!r}", hint='for example ["past_key_values"]'
+            "free_outputs is a list of names.", why=f"got {patterns!r}", hint='for example ["hidden_states"]'
         )
     return tuple(patterns)
 

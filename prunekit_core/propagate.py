@@ -105,7 +105,7 @@ class _Propagator:
         for ref, name in zip(self._trace.results, self._trace.names, strict=True):
             if not is_free(name, free_outputs):
                 for axis in self._axes(ref):
-                    axes.pin(axis, Reason(f"an output of the model: {name}" if name else "an output of the model"))
+                    axes.pin(axis, Reason("an output of the model", output=name))
         return self._result
 
     def _set(self, ref: TensorRef, value: Sequence[Axis]) -> None:

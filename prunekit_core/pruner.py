@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -12,11 +11,12 @@ import torch
 from torch import nn
 
 from prunekit_core.alignment import multiple_of
+from prunekit_core.arguments import check_forms, check_keywords, keywords_of
 from prunekit_core.chooser import Chooser
 from prunekit_core.criterion import Criterion, checked_scores, criterion_of
 from prunekit_core.custom_layers import CustomizedPruner
 from prunekit_core.declarations import channel_blocks, check_heads
-from prunekit_core.errors import ArgumentError, NothingToPruneError, PlanError, nearest
+from prunekit_core.errors import ArgumentError, NothingToPruneError, PlanError
 from prunekit_core.graph import DependencyGraph
 from prunekit_core.group import Group
 from prunekit_core.history import Removal
@@ -25,7 +25,7 @@ from prunekit_core.optimizers import Optimizers
 from prunekit_core.plan import Plan
 from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry, default_registry
-from prunekit_core.report import Report
+from prunekit_core.report import Report, outputs_that_pin
 from prunekit_core.schedule import Schedule, bound_schedule, check_steps, linear_scheduler
 from prunekit_core.scopes import Ratios, Scopes, Wishes, is_heads
 from prunekit_core.selection import Candidate, Limits, Scope, check_ratio
@@ -63,10 +63,11 @@ class BasePruner:
         in_channel_groups: Layer to a number of groups that its input channels form; the same channels leave all.
         out_channel_groups: The same for output channels.
         num_heads: Layer to its number of attention heads. Heads are found without it; a wrong number is an error.
-        prune_num_heads: Whether whole heads are removed, by ``head_pruning_ratio``. In grouped-query attention these
+        prune_num_heads: Whether whole heads are removed (see ``head_pruning_ratio``). In grouped-query attention these
             are key-value heads with their queries.
         prune_head_dims: Whether the dims within heads are removed, in all heads alike.
-        head_pruning_ratio: Fraction of heads to remove, in [0, 1).
+        head_pruning_ratio: Fraction of heads to remove, in [0, 1), whatever a target asks for; None for the ratio that
+            other units have: ``pruning_ratio``, or what reaches the target.
         head_pruning_ratio_dict: Like ``pruning_ratio_dict``, for heads.
         customized_pruners, unwrapped_parameters, free_outputs: See `DependencyGraph.build_dependency`.
         root_module_types: Only groups with a producer of one of these types lose units; None for all.
@@ -106,7 +107,7 @@ class BasePruner:
         num_heads: Mapping[nn.Module, int] | None = None,
         prune_num_heads: bool = False,
         prune_head_dims: bool = True,
-        head_pruning_ratio: float = 0.0,
+        head_pruning_ratio: float | None = None,
         head_pruning_ratio_dict: Ratios | None = None,
         customized_pruners: Mapping[Any, CustomizedPruner] | None = None,
         unwrapped_parameters: Unwrapped | None = None,
@@ -120,6 +121,29 @@ class BasePruner:
         **renamed: Any,
     ) -> None:
         former = _renamed(renamed)
+        check_forms(
+            {
+                "global_pruning": global_pruning,
+                "pruning_ratio_dict": pruning_ratio_dict,
+                "ignored_layers": ignored_layers,
+                "isomorphic": isomorphic,
+                "uniform": uniform,
+                "in_channel_groups": in_channel_groups,
+                "out_channel_groups": out_channel_groups,
+                "num_heads": num_heads,
+                "prune_num_heads": prune_num_heads,
+                "prune_head_dims": prune_head_dims,
+                "head_pruning_ratio_dict": head_pruning_ratio_dict,
+                "customized_pruners": customized_pruners,
+                "unwrapped_parameters": unwrapped_parameters,
+                "root_module_types": root_module_types,
+                "forward_fn": forward_fn,
+                "output_transform": output_transform,
+                "free_outputs": free_outputs,
+                "modes": modes,
+                "registry": registry,
+            }
+        )
         pruning_ratio = former.get("pruning_ratio", pruning_ratio)
         pruning_ratio_dict = former.get("pruning_ratio_dict", pruning_ratio_dict)
         in_channel_groups = former.get("in_channel_groups", in_channel_groups)
@@ -142,7 +166,7 @@ class BasePruner:
         wishes = Wishes(
             self.pruning_ratio,
             _checked(pruning_ratio_dict, "a ratio in pruning_ratio_dict"),
-            check_ratio(head_pruning_ratio, "head_pruning_ratio"),
+            None if head_pruning_ratio is None else check_ratio(head_pruning_ratio, "head_pruning_ratio"),
             _checked(head_pruning_ratio_dict, "a ratio in head_pruning_ratio_dict"),
             global_pruning=global_pruning,
             isomorphic=isomorphic,
@@ -383,7 +407,12 @@ class BasePruner:
             "Nothing can be pruned.",
             where=type(self.model).__name__,
             why=shown or "the model has no parameters that an operation used",
-            hint="inspect the report: prunekit inspect, or graph.report()",
+            hint="; ".join(
+                filter(
+                    None,
+                    ["inspect the report: prunekit inspect, or graph.report()", outputs_that_pin(self.graph.analysis)],
+                )
+            ),
         )
 
     def _interactive(self) -> Iterator[Group]:
@@ -430,8 +459,7 @@ def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
     """Takes arguments under former names, with a warning."""
     found: dict[str, Any] = {}
     for name, value in given.items():
-        if name not in _RENAMED:
-            raise TypeError(f"BasePruner() got an unexpected keyword argument {name!r}; {nearest(name, _ARGUMENTS)}")
+        check_keywords([name], (*_RENAMED, *_ARGUMENTS), "BasePruner")
         new = " and ".join(_RENAMED[name])
         warnings.warn(f"{name} was renamed: use {new}.", DeprecationWarning, stacklevel=3)
         found.update(dict.fromkeys(_RENAMED[name], value))
@@ -442,4 +470,4 @@ def _checked(ratios: Ratios | None, name: str) -> Ratios:
     return {key: check_ratio(ratio, name) for key, ratio in (ratios or {}).items()}
 
 
-_ARGUMENTS = tuple(inspect.signature(BasePruner).parameters)
+_ARGUMENTS = keywords_of(BasePruner)

@@ -17,9 +17,10 @@ from prunekit_core.decisions import Answers, decided
 from prunekit_core.errors import RecordingError, UnsupportedModelError
 from prunekit_core.examples import Example
 from prunekit_core.outputs import named_outputs
+from prunekit_core.packed import check_no_packed_objects, check_unpacked
 from prunekit_core.rules import RuleTable
 from prunekit_core.shadow import Shadow, Sink
-from prunekit_core.sharding import is_sharded
+from prunekit_core.sharding import is_sharded, shards_its_parameters
 from prunekit_core.surgery import modules_in, tensors_in
 from prunekit_core.trace import Operation, TensorRef, Trace
 
@@ -170,8 +171,11 @@ def unwrap(model: object) -> nn.Module:
         else:
             break
     if not isinstance(model, nn.Module):
+        exported = isinstance(model, torch.export.ExportedProgram)
         raise UnsupportedModelError(
-            "The model is not an nn.Module.", why=f"got {type(model).__name__}", hint="pass the module itself"
+            "The model is not an nn.Module.",
+            why=f"got {type(model).__name__}",
+            hint="pass its .module(), which is one" if exported else "pass the module itself",
         )
     return model
 
@@ -180,7 +184,7 @@ def inventory(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, torch.T
     """Returns the modules of a model, and its parameters and buffers, by canonical name.
 
     Raises:
-        UnsupportedModelError: A module is a ScriptModule, or a parameter is uninitialised or sharded.
+        UnsupportedModelError: A module is a ScriptModule, or a parameter is uninitialised, sharded or quantised.
     """
     modules = modules_in(model)
     if any(issubclass(kind, _SCRIPTED) for kind in {type(module) for module in modules.values()}):
@@ -192,8 +196,12 @@ def inventory(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, torch.T
             hint="prune the Python module it was made from, then script the result",
         )
     tensors = tensors_in(modules)
+    flat = next((name for name, module in modules.items() if shards_its_parameters(module)), None)
+    if flat is not None:
+        raise _sharded(flat or type(model).__name__)
+    unusual = {}
     for name, tensor in tensors.items():
-        if type(tensor) in _PLAIN:
+        if type(tensor) in _PLAIN and not tensor.is_quantized:
             continue
         if nn.parameter.is_lazy(tensor):
             raise UnsupportedModelError(
@@ -202,12 +210,19 @@ def inventory(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, torch.T
                 hint="run one forward pass on real inputs first, so that every shape is known",
             )
         if is_sharded(tensor):
-            raise UnsupportedModelError(
-                "The model is sharded over several processes.",
-                where=name,
-                hint="analyse it before it is sharded (on the meta device if it is large); cut it with apply_sharded",
-            )
+            raise _sharded(name)
+        unusual[name] = tensor
+    check_unpacked(unusual)
     return modules, tensors
+
+
+def _sharded(where: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        "The model is sharded over several processes.",
+        where=where,
+        hint="analyse and cut it before it is sharded (on the meta device if it is large); what fully_shard has "
+        "sharded is cut with apply_sharded",
+    )
 
 
 def check_recordable(model: object) -> nn.Module:
@@ -215,10 +230,11 @@ def check_recordable(model: object) -> nn.Module:
 
     Raises:
         UnsupportedModelError: The object is no module, a ScriptModule, or has parameters that are uninitialised,
-            sharded, or loaded while it runs.
+            sharded, quantised, or loaded while it runs.
     """
     found = unwrap(model)
     modules, _ = inventory(found)
+    check_no_packed_objects(modules)
     for name, module in modules.items():
         forward = vars(module).get("forward")
         empty = [leaf for leaf, tensor in module._parameters.items() if tensor is not None and tensor.is_meta]

@@ -95,6 +95,21 @@ def pinned_dims(analysis: Analysis) -> dict[str, str]:
     return found
 
 
+def outputs_that_pin(analysis: Analysis) -> str:
+    """Says which outputs of the model pin parameters, and how those are released that may shrink; empty if none has
+    a name."""
+    counts: dict[str, int] = {}
+    for parameter in analysis.parameters.values():
+        for reason in parameter.reasons:
+            if reason is not None and reason.output:
+                name = reason.output.partition(".")[0]
+                counts[name] = counts.get(name, 0) + 1
+    if not counts:
+        return ""
+    listed = ", ".join(f"{name} ({count} parameter dims)" for name, count in counts.items())
+    return f"outputs keep their size: {listed}; free_outputs=[...] releases those that may shrink, by these names"
+
+
 @attrs.frozen
 class Explanation:
     """What a layer's channels are tied to and what pins them.

@@ -31,7 +31,7 @@ class Wishes:
     Attributes:
         ratio: Ratio of units, and ``ratios`` of those of single layers.
         ratios: Ratios of single layers.
-        head_ratio: Ratio of whole heads.
+        head_ratio: Ratio of whole heads; None for that of all other units.
         head_ratios: Ratios of whole heads of single layers.
         global_pruning: Whether all units are ranked together.
         isomorphic: Whether only groups of the same structure are ranked together.
@@ -44,7 +44,7 @@ class Wishes:
 
     ratio: float
     ratios: Ratios
-    head_ratio: float
+    head_ratio: float | None
     head_ratios: Ratios
     global_pruning: bool
     isomorphic: bool
@@ -102,7 +102,8 @@ class Scopes:
         w = self._wishes
         scopes = self._sorted(units, self._ratios, w.ratio, "pruning_ratio_dict", self._shared(units), step)
         ranked = [("heads", heads)] if heads else []
-        return scopes + self._sorted(heads, self._head_ratios, w.head_ratio, "head_pruning_ratio_dict", ranked, step)
+        ratio = w.ratio if w.head_ratio is None else w.head_ratio
+        return scopes + self._sorted(heads, self._head_ratios, ratio, "head_pruning_ratio_dict", ranked, step)
 
     def _reason_to_leave(self, group: UnitGroup) -> str | None:
         wishes = self._wishes
@@ -115,6 +116,8 @@ class Scopes:
         if is_heads(group):
             if not wishes.prune_num_heads:
                 return f"whole {group.kind.value} are left alone by default"
+            if wishes.head_ratio == 0 and not wishes.head_ratios:
+                return "prune_num_heads is on, but head_pruning_ratio is 0"
             if group.kind is Kind.QUERIES_PER_HEAD and self._has_heads_above(group.name):
                 return "queries leave together with their key-value heads"
         elif group.outer:
@@ -149,7 +152,7 @@ class Scopes:
             if home is not None:
                 own.setdefault(home, []).append(group.name)
         taken = {name for names in own.values() for name in names}
-        heads = label.startswith("head")
+        fixed = label.startswith("head") and self._wishes.head_ratio is not None
         scopes = [
             Scope(f"{label}[{home}]", tuple(names), self._schedule(ratios[home][2])[step], ratios[home][1], fixed=True)
             for home, names in own.items()
@@ -158,7 +161,7 @@ class Scopes:
             rest = tuple(group.name for group in members if group.name not in taken)
             if rest:
                 ranked = self._wishes.global_pruning
-                scopes.append(Scope(name, rest, self._schedule(ratio)[step], ranked, fixed=heads))
+                scopes.append(Scope(name, rest, self._schedule(ratio)[step], ranked, fixed=fixed))
         return scopes
 
     def _shared(self, groups: Sequence[UnitGroup]) -> list[tuple[str, Sequence[UnitGroup]]]:

@@ -1,16 +1,23 @@
-"""Tensors that lie in pieces on several processes: ``DTensor``, as ``fully_shard`` and ``parallelize_module`` make."""
+"""Tensors in pieces on several processes: ``DTensor`` (``fully_shard``, ``parallelize_module``), and FSDP's modules."""
 
 from __future__ import annotations
 
 import sys
 
 import torch
+from torch import nn
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
     """Tells whether a tensor is a ``torch.distributed.tensor.DTensor``."""
     module = sys.modules.get("torch.distributed.tensor")  # without that module there are no such tensors
     return module is not None and isinstance(tensor, module.DTensor)
+
+
+def shards_its_parameters(module: nn.Module) -> bool:
+    """Tells whether a module is a ``FullyShardedDataParallel``: what its parameters are, no process knows in full."""
+    package = sys.modules.get("torch.distributed.fsdp")  # without that module there are no such modules
+    return package is not None and isinstance(module, package.FullyShardedDataParallel)
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import attrs
 import torch
 
+from prunekit_core.arguments import check_forms
 from prunekit_core.chooser import Chooser
 from prunekit_core.costs import Compiled, CostModel, compiled_cost, cost_model
 from prunekit_core.errors import ArgumentError, nearest
@@ -17,6 +18,7 @@ from prunekit_core.families import Family, RatioFamily
 from prunekit_core.plan import Plan
 from prunekit_core.pruner import BasePruner
 from prunekit_core.registry import Registry
+from prunekit_core.report import outputs_that_pin
 from prunekit_core.selection import Scope
 from prunekit_core.trials import Trials
 
@@ -43,6 +45,7 @@ class OutOfReachError(ArgumentError):
 
 def check_target(target: Target, registry: Registry) -> None:
     """Raises `ArgumentError` unless a target names registered cost models and says how much of each should be left."""
+    check_forms({"target": target})
     known = registry.entries("prunekit_budgets")
     if not target:
         raise ArgumentError("The target is empty.", hint='for example target={"macs": 0.5}')
@@ -94,6 +97,7 @@ class Budget:
         dense: What the original costs.
         allowed: What may be spent.
         base: Sizes of the groups that earlier steps have cut.
+        pins: What can be done about parameters that outputs of the model pin; empty where none does.
     """
 
     models: Mapping[str, CostModel]
@@ -101,6 +105,7 @@ class Budget:
     dense: Mapping[str, float]
     allowed: Mapping[str, float]
     base: Mapping[str, int]
+    pins: str = ""
 
     @classmethod
     def of(cls, pruner: BasePruner, target: Target) -> Budget:
@@ -115,7 +120,8 @@ class Budget:
         costs = {name: compiled_cost(pruner.registry, name, graph.analysis) for name in models}
         dense = {name: cost({}) for name, cost in costs.items()}
         allowed = {name: allowance(models[name], name, value, dense[name]) for name, value in target.items()}
-        return cls(models, costs, dense, allowed, {name: len(units) for name, units in graph.applied.kept.items()})
+        base = {name: len(units) for name, units in graph.applied.kept.items()}
+        return cls(models, costs, dense, allowed, base, outputs_that_pin(graph.analysis))
 
     def spent(self, units: Mapping[str, int]) -> dict[str, float]:
         """Computes what a selection costs.
@@ -143,7 +149,8 @@ class Budget:
             "The target can't be reached.",
             why=f"the smallest model has {', '.join(reached)}; asked for {', '.join(wanted)}",
             hint="ask for more, or let more go: ignored_layers, max_pruning_ratio, round_to and stated ratios hold; "
-            "prune_num_heads=True with a head_pruning_ratio takes whole heads",
+            "prune_num_heads=True takes whole heads; the report says what the program pins, and why"
+            + (f"; {self.pins}" if self.pins else ""),
         )
 
 

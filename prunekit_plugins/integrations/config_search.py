@@ -29,19 +29,19 @@ class Field:
         path: Names of the configurations inside configurations that lead to it.
         name: Its name.
         position: Place in a list of numbers; None for a plain one.
-        value: What it is.
+        value: What it is; None where it is open and the model computes a number of its own.
     """
 
     path: tuple[str, ...]
     name: str
     position: int | None
-    value: int
+    value: int | None
 
     def __str__(self) -> str:
         place = "" if self.position is None else f"[{self.position}]"
         return ".".join((*self.path, self.name)) + place
 
-    def set(self, config: Any, value: int) -> None:
+    def set(self, config: Any, value: int | None) -> None:
         """Changes it in a configuration of the same form."""
         for part in self.path:
             config = getattr(config, part)
@@ -53,29 +53,70 @@ class Field:
             setattr(config, self.name, type(getattr(config, self.name))(numbers))
 
 
-def fields_of(config: Any, kind: type[Any]) -> Iterator[Field]:
-    """Yields the numbers of a configuration and of those inside it; a shared one only once.
+def configs_in(config: Any, kind: type[Any]) -> list[tuple[tuple[str, ...], Any]]:
+    """Lists a configuration and those inside it, a shared one only once, with the names that lead to them.
 
     Args:
         config: The configuration.
         kind: The class of all configurations.
     """
-    seen: set[int] = set()
+    found: dict[int, tuple[tuple[str, ...], Any]] = {}
 
-    def walk(inner: Any, path: tuple[str, ...]) -> Iterator[Field]:
-        if id(inner) in seen:
-            return
-        seen.add(id(inner))
+    def walk(inner: Any, path: tuple[str, ...]) -> None:
+        if id(inner) not in found:
+            found[id(inner)] = (path, inner)
+            for name, value in vars(inner).items():
+                if isinstance(value, kind):
+                    walk(value, (*path, name))
+
+    walk(config, ())
+    return list(found.values())
+
+
+def fields_of(config: Any, kind: type[Any]) -> Iterator[Field]:
+    """Yields the numbers of a configuration and of those inside it."""
+    for path, inner in configs_in(config, kind):
         for name, value in vars(inner).items():
-            if isinstance(value, kind):
-                yield from walk(value, (*path, name))
-            elif type(value) is int and value > 1:
+            if type(value) is int and value > 1:
                 yield Field(path, name, None, value)
             elif type(value) in (list, tuple):
                 numbers = [(place, item) for place, item in enumerate(value) if type(item) is int and item > 1]
                 yield from (Field(path, name, place, item) for place, item in numbers)
 
-    yield from walk(config, ())
+
+def open_fields(config: Any, kind: type[Any], build: Build) -> list[Field]:
+    """Lists the fields that a model asks for while it is built, and that are None or not there.
+
+    Args:
+        config: The configuration.
+        kind: The class of all configurations.
+        build: Builds a model.
+    """
+    asked: dict[Field, None] = {}
+    watched = copy.deepcopy(config)
+    for path, inner in configs_in(watched, kind):
+        inner.__class__ = _watching(type(inner), path, asked)
+    build(watched)
+    return list(asked)
+
+
+def _watching(kind: type[Any], path: tuple[str, ...], asked: dict[Field, None]) -> type[Any]:
+    """Makes a subclass of a class of configurations that notes what is asked for and open."""
+
+    found: Callable[[Any, str], Any] = vars(object)["__getattribute__"]
+    for base in reversed(kind.__mro__):
+        found = vars(base).get("__getattribute__", found)
+
+    def look_up(self: Any, name: str) -> Any:
+        value = None
+        try:
+            value = found(self, name)
+        finally:
+            if value is None and not name.startswith("_"):
+                asked[Field(path, name, None, None)] = None
+        return value
+
+    return type(kind.__name__, (kind,), {"__getattribute__": look_up, "__module__": kind.__module__})
 
 
 def sizes_of(model: nn.Module) -> dict[Dim, int]:
@@ -139,7 +180,7 @@ class ConfigSearch:
             (field, int(field.value * ratio))
             for field in fields_of(config, self.kind)
             for ratio in shrunk
-            if (field.value * ratio).denominator == 1
+            if field.value is not None and (field.value * ratio).denominator == 1
         ]
         edits, now = self._climb(config, options)
         for field in list(edits) if self.wrong(now) else []:  # fewer heads look like narrower ones at first

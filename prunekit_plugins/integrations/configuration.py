@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from prunekit_core import ArgumentError, DependencyGraph, Plan, RehearsalError, absorb_constants
-from prunekit_plugins.integrations.config_search import ConfigSearch, Dim, Field, numbers_of, sizes_of
+from prunekit_plugins.integrations.config_search import ConfigSearch, Dim, Field, numbers_of, open_fields, sizes_of
 from prunekit_plugins.integrations.huggingface import empty_model, library
 
 _TOLERANCE = 1e-5
@@ -23,11 +24,11 @@ class ConfigUpdate:
     """What `update_config` did.
 
     Attributes:
-        changed: Field (``"text_config.hidden_size"``) to its value before and after.
+        changed: Field (``"text_config.hidden_size"``) to its value before and after; None where it was open.
         notes: What the configuration can't say, and why. Empty: ``from_pretrained`` builds this model.
     """
 
-    changed: Mapping[str, tuple[int, int]]
+    changed: Mapping[str, tuple[int | None, int]]
     notes: tuple[str, ...]
 
     @property
@@ -81,6 +82,10 @@ class _Update:
         expected = self._outputs(self._model)
         notes = _not_said(search, wrong)
         restore = self._take_over(edits, notes)
+        refused = _refused(self._model.config)
+        if refused:
+            restore()
+            return ConfigUpdate({}, (*notes, *refused))
         if not notes:
             fresh = self._build(copy.deepcopy(self._model.config))
             fresh.load_state_dict(self._model.state_dict(), assign=True)
@@ -105,8 +110,33 @@ class _Update:
                 wanted[f"{path}.{name}", -1] = value
         search = ConfigSearch(self._build, self._kind, wanted)
         ratios = {Fraction(len(cut.kept), cut.size) for cut in self._plan.cuts}
-        edits, wrong = search.run(self._model.config, ratios)
+        settled, config = self._settled(search)
+        edits, wrong = search.run(config, ratios)
+        given = {field: attrs.evolve(field, value=value) for field, value in settled.items()}
+        edits = {field: edits.pop(now, settled[field]) for field, now in given.items()} | edits
+        for field in settled:  # what the model computes by itself needn't be said
+            fewer = {other: value for other, value in edits.items() if other != field}
+            if search.sizes(self._model.config, fewer) == search.sizes(self._model.config, edits):
+                edits = fewer
         return edits, wrong, search
+
+    def _settled(self, search: ConfigSearch) -> tuple[dict[Field, int], Any]:
+        """Fills in open fields for which the dense model has computed a number that it keeps under the same name.
+
+        Returns:
+            The fields with these numbers, and a configuration with them that builds the same model.
+        """
+        config = copy.deepcopy(self._model.config)
+        computed: dict[str, set[int]] = {}
+        for (_, name), value in numbers_of(self._before, int).items():
+            computed.setdefault(name, set()).add(value)
+        dense, settled = search.sizes(config, {}), dict[Field, int]()
+        for field in open_fields(config, self._kind, self._build):
+            values = computed.get(field.name, set())
+            if len(values) == 1 and search.sizes(config, {field: min(values)}) == dense:
+                settled[field] = min(values)
+                field.set(config, min(values))
+        return settled, config
 
     def _take_over(self, edits: Mapping[Field, int], notes: list[str]) -> Callable[[], None]:
         """Sets the configuration, and the numbers that a new model would compute from it.
@@ -154,6 +184,17 @@ class _Update:
         for module, training in flags.items():
             module.training = training
         return [tensor for tensor in found.to_tuple() if isinstance(tensor, torch.Tensor)]
+
+
+def _refused(config: Any) -> list[str]:
+    """Says why transformers doesn't take a configuration when it writes and reads it, if it doesn't."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            config.save_pretrained(folder)
+            type(config).from_pretrained(folder)
+        except Exception as error:  # its checks raise errors of several libraries
+            return [f"transformers refuses a configuration with these sizes: {' '.join(str(error).split())}"]
+    return []
 
 
 def _difference(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> float:

@@ -10,8 +10,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CORE = [
     "errors",
+    "arguments",
     "interrupts",
     "sharding",
+    "packed",
     "axes",
     "layout",
     "polynomial",

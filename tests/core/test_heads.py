@@ -219,3 +219,67 @@ def test_num_heads_of_multi_head_attention() -> None:
     pk.BasePruner(model, x, num_heads={model.self_attn: 4})
     with pytest.raises(pk.ArgumentError, match="made of 4"):
         pk.BasePruner(model, x, num_heads={model.self_attn: 2})
+
+
+def test_heads_go_by_the_ratio_where_none_of_their_own_is_given() -> None:
+    model = Decoder()
+    report = pk.prune(model, X, ratio=0.25, prune_num_heads=True, prune_head_dims=False).report
+    assert sizes(model) == (6, 6, 4, 24)
+    assert report.pruned["a.q#heads"] == (8, 6)
+    assert "a.q#heads" not in report.left
+
+
+def test_asking_for_heads_at_a_ratio_of_zero_is_told() -> None:
+    report = pk.prune(Decoder(), X, prune_num_heads=True, head_pruning_ratio=0.0).report
+    assert report.left["a.q#heads"] == "prune_num_heads is on, but head_pruning_ratio is 0"
+
+
+def test_a_target_shares_heads_out_where_no_ratio_of_their_own_is_given() -> None:
+    model = Decoder()
+    result = pk.prune(model, X, target={"params": 0.4}, prune_num_heads=True, prune_head_dims=False)
+    before, after = result.preview.costs["params"]
+    assert after <= 0.4 * before
+    assert model.a.heads < 8
+    stated = Decoder()
+    pk.prune(stated, X, target={"params": 0.4}, prune_num_heads=True, prune_head_dims=False, head_pruning_ratio=0.25)
+    assert stated.a.heads == 6
+
+
+class Cached(Decoder):
+    """What decoders with a cache do: keys and values are handed back, so that their heads and dims are pinned."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        h = self.embed(x)
+        return self.out(h + self.a(h)), self.a.k(h).unflatten(-1, (self.a.kv, -1)), self.a.v(h).unflatten(-1, (2, 4))
+
+
+def test_query_heads_stay_unless_asked_for_where_a_cache_pins_their_dims() -> None:
+    model = Cached(8, 2, 4)
+    pruner = pk.BasePruner(model, X)
+    plan = pruner.plan()
+    assert set(plan.kept) == {"embed#stream"} or set(plan.kept) == {"embed"}
+    assert pruner.report().left["a.q#queries_per_head"] == "whole queries_per_head are left alone by default"
+    before = copy.deepcopy(model)
+    plan = pk.prune(model, X, prune_num_heads=True, prune_head_dims=False, ratio=0.5).plan
+    assert sizes(model) == (4, 2, 4, 16)
+    assert pk.check_exact(before, model, plan, X)
+
+
+class PinnedGroups(nn.Module):
+    """A grouped convolution whose channels within the groups are looked up, so that only whole groups could go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.grouped, self.last = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 3, groups=4), nn.Conv2d(16, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.grouped(self.first(x))
+        grouped = y.unflatten(1, (self.grouped.groups, 4))
+        return self.last(y) + grouped[:, :, 0].sum(1, keepdim=True)
+
+
+def test_whole_convolution_groups_stay_where_the_channels_inside_are_pinned() -> None:
+    pruner = pk.BasePruner(PinnedGroups(), torch.randn(1, 3, 6, 6))
+    pruner.plan()
+    left = {name: why for name, why in pruner.report().left.items() if "conv_groups" in name}
+    assert list(left.values()) == ["whole conv_groups are left alone by default"]

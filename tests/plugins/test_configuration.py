@@ -12,6 +12,7 @@ from torch import nn
 
 import prunekit_core as pk
 from prunekit_plugins.integrations.configuration import update_config
+from prunekit_plugins.integrations.huggingface import load_pretrained, save_pretrained
 
 transformers = pytest.importorskip("transformers")
 
@@ -49,7 +50,7 @@ class Case:
     kind: str
     made: str
     config: dict[str, Any]
-    changed: dict[str, tuple[int, int]]
+    changed: dict[str, tuple[int | None, int]]
     inputs: dict[str, Any] = attrs.field(factory=lambda: {"input_ids": IDS})
     options: dict[str, Any] = attrs.field(factory=dict)
 
@@ -60,15 +61,27 @@ DIMS_STAY: dict[str, Any] = {"prune_head_dims": False}
 CASES = {
     "bert": Case("bert", "BertForMaskedLM", TEXT, HALVES),
     "bert without fused attention": Case("bert", "BertForMaskedLM", {**TEXT, "attn_implementation": "eager"}, HALVES),
-    "grouped queries, tied": Case(
-        "llama", "LlamaForCausalLM", {**GQA, "tie_word_embeddings": True}, {**HALVES, "num_attention_heads": (4, 2)}
+    "grouped queries, tied": Case("llama", "LlamaForCausalLM", {**GQA, "tie_word_embeddings": True}, HALVES),
+    "query heads on request": Case(
+        "llama",
+        "LlamaForCausalLM",
+        GQA,
+        {**HALVES, "num_attention_heads": (4, 2)},
+        options={"prune_num_heads": True},
+    ),
+    "an open field": Case(
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        {**TEXT, "num_key_value_heads": 2, "moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2},
+        {"hidden_size": (32, 16), "moe_intermediate_size": (24, 12), "head_dim": (None, 8)},
+        options=DIMS_STAY,
     ),
     "packed layers": Case("phi3", "Phi3ForCausalLM", GQA, HALVES),
     "experts": Case(
         "mixtral",
         "MixtralForCausalLM",
         {**GQA, "num_local_experts": 3, "num_experts_per_tok": 2},
-        {**HALVES, "num_attention_heads": (4, 2)},
+        HALVES,
     ),
     "pictures": Case("vit", "ViTForImageClassification", PICTURE, HALVES, {"pixel_values": PIXELS}),
     "encoder and decoder": Case(
@@ -172,6 +185,27 @@ def test_frequencies_of_positions_that_were_kept_cant_be_said() -> None:
     update = update_config(model, plan, inputs)
     assert model.config.head_dim == 4
     assert update.notes[-1].endswith("inv_freq isn't saved, and a new model fills it with other values")
+
+
+def test_sizes_that_transformers_refuses_are_told_and_the_configuration_stays(tmp_path: Path) -> None:
+    """Three query heads to each of two key heads: a width of 32 isn't a multiple of 6 heads, which is checked."""
+    case = Case("llama", "LlamaForCausalLM", {**TEXT, "num_attention_heads": 8, "num_key_value_heads": 2}, {})
+    model = build(case)
+    before = model.config.to_dict()
+    graph = pk.DependencyGraph().build_dependency(model, {**case.inputs, "use_cache": False})
+    names = [name for name in graph.analysis.groups if name.endswith("#queries_per_head")]
+    for name in names:
+        pk.Group(graph, {name: (1,)}, None).prune()
+    plan = graph.applied
+    assert model.model.layers[0].self_attn.q_proj.out_features == 24
+    update = update_config(model, plan, case.inputs)
+    assert not update.complete
+    assert "not a multiple of the number of attention heads" in update.notes[-1]
+    assert update.changed == {}
+    assert model.config.to_dict() == before
+    expected = logits(model, case.inputs)
+    save_pretrained(model, tmp_path, plan=plan)
+    assert torch.allclose(logits(load_pretrained(tmp_path), case.inputs)[0], expected[0], atol=1e-6)
 
 
 def test_other_models_are_refused() -> None:

@@ -1,0 +1,117 @@
+"""Arguments held against the form that they have to have, before anything is traced."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import attrs
+from torch import nn
+
+from prunekit_core.errors import ArgumentError, KeywordError, nearest
+
+
+@attrs.frozen
+class Form:
+    """What an argument has to be.
+
+    Attributes:
+        text: In words, to follow "NAME is".
+        fits: Whether a value has this form; None always does.
+        example: What to write.
+    """
+
+    text: str
+    fits: Callable[[Any], bool]
+    example: str
+
+
+def _is_listing(value: Any) -> bool:
+    single = isinstance(value, str | type) or (isinstance(value, nn.Module) and not hasattr(type(value), "__iter__"))
+    return isinstance(value, Iterable) and not single
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _trains(value: Any) -> bool:
+    several = value if isinstance(value, list | tuple) else [value]
+    return all(hasattr(one, "param_groups") for one in several)
+
+
+def _is_switch(value: Any) -> bool:
+    return isinstance(value, int)  # True and False are, too
+
+
+_LAYERS = Form("a list of layers: modules, types or dotted names", _is_listing, '["head"], [nn.Linear]')
+_RATIOS = Form("a mapping of layers to ratios", _is_mapping, '{"layer1": 0.3, nn.Linear: 0.5}')
+_COUNTS = Form("a mapping of layers to numbers", _is_mapping, "{model.attention.qkv: 8}")
+_SWITCH = Form("True or False", _is_switch, "True")
+_CALLED = Form("called as it is documented", callable, "a function")
+
+FORMS: Mapping[str, Form] = {
+    "ignored_layers": _LAYERS,
+    "root_module_types": Form("a list of module types", _is_listing, "[nn.Linear, nn.Conv2d]"),
+    "pruning_ratio_dict": _RATIOS,
+    "head_pruning_ratio_dict": _RATIOS,
+    "in_channel_groups": _COUNTS,
+    "out_channel_groups": _COUNTS,
+    "num_heads": _COUNTS,
+    "customized_pruners": Form("a mapping of module types to pruning objects", _is_mapping, "{MyLayer: MyPruner()}"),
+    "unwrapped_parameters": Form(
+        "a mapping of parameters to dims, or a list of such pairs", _is_listing, "{model.scale: 0}"
+    ),
+    "free_outputs": Form("a list of names of outputs", _is_listing, '["hidden_states"]'),
+    "modes": Form("a list of training flags", _is_listing, "[False, True]"),
+    "global_pruning": _SWITCH,
+    "isomorphic": _SWITCH,
+    "uniform": _SWITCH,
+    "prune_num_heads": _SWITCH,
+    "prune_head_dims": _SWITCH,
+    "reestimate_batchnorm": _SWITCH,
+    "forward_fn": _CALLED,
+    "output_transform": _CALLED,
+    "target": Form(
+        "a mapping of costs to what should be left",
+        _is_mapping,
+        '{"macs": 0.5} for half of the multiply-accumulates; ratio=0.5 for half of the units',
+    ),
+    "optimizer": Form("an optimizer, or a list of them", _trains, "torch.optim.AdamW(model.parameters())"),
+    "compensation": Form(
+        "the name of a compensator, a compensator, or a list of them",
+        lambda value: isinstance(value, str) or _is_listing(value) or callable(value),
+        '"least_squares"',
+    ),
+    "registry": Form("a Registry", lambda value: hasattr(type(value), "named"), "prunekit_core.Registry()"),
+}
+"""The arguments that are checked by their form alone; others have values to be checked where they are used."""
+
+
+def check_forms(arguments: Mapping[str, Any]) -> None:
+    """Raises `ArgumentError` for the first argument that isn't None and hasn't the form that its name asks for."""
+    for name, value in arguments.items():
+        form = FORMS[name]
+        if value is not None and not form.fits(value):
+            raise ArgumentError(
+                f"{name} is {form.text}.", why=f"got {_shown(value)}", hint=f"for example {form.example}"
+            )
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:120] if isinstance(value, str | int | float | list | tuple) else type(value).__name__
+
+
+def keywords_of(*functions: Callable[..., Any]) -> tuple[str, ...]:
+    """Lists the names by which some functions take arguments, leaving out those that stand for others."""
+    found = [p for function in functions for p in inspect.signature(function).parameters.values()]
+    return tuple(dict.fromkeys(p.name for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)))
+
+
+def check_keywords(given: Iterable[str], known: Iterable[str], function: str) -> None:
+    """Raises `KeywordError` for the first name that a function doesn't know, with the nearest ones that it does."""
+    accepted = tuple(known)
+    for name in given:
+        if name not in accepted:
+            raise KeywordError(f"{function} has no argument called {name!r}.", hint=nearest(name, accepted))

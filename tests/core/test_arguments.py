@@ -1,0 +1,111 @@
+"""Arguments of the wrong form, and misspelt ones, are told before anything is traced."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import prunekit_core as pk
+from prunekit_core.arguments import FORMS
+
+
+class Loud(nn.Module):
+    """A model that can't be traced without anyone noticing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("traced")
+
+
+X = torch.randn(2, 4)
+WRONG: dict[str, list[Any]] = {
+    "ignored_layers": ["a", nn.Linear, nn.Linear(2, 2), 5],
+    "root_module_types": [nn.Linear, "Linear"],
+    "pruning_ratio_dict": [0.5, ["a"]],
+    "head_pruning_ratio_dict": [0.5, ["a"]],
+    "in_channel_groups": [4, ["a"]],
+    "out_channel_groups": [4, ["a"]],
+    "num_heads": [4, ["a"]],
+    "customized_pruners": [5, [nn.Linear]],
+    "unwrapped_parameters": [5, "a"],
+    "free_outputs": ["states", 5],
+    "modes": [True],
+    "global_pruning": ["no", [True]],
+    "isomorphic": ["no"],
+    "uniform": ["yes"],
+    "prune_num_heads": ["yes", 0.5],
+    "prune_head_dims": ["no"],
+    "reestimate_batchnorm": ["no"],
+    "forward_fn": [5, "forward"],
+    "output_transform": [5],
+    "target": [0.5, "macs", ["macs"]],
+    "optimizer": [5, torch.optim.Adam, [5]],
+    "compensation": [5],
+    "registry": [5, "default"],
+}
+"""Every argument with a form, with values that haven't it."""
+
+
+def test_every_form_is_tried() -> None:
+    assert WRONG.keys() == FORMS.keys()
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_form_is_told_with_an_example(name: str) -> None:
+    for value in WRONG[name]:
+        with pytest.raises(pk.ArgumentError) as caught:
+            pk.prune(Loud(), X, **{name: value})
+        assert caught.value.headline.startswith(name), caught.value
+        assert FORMS[name].example in caught.value.hint or name == "free_outputs"
+
+
+def test_the_example_of_a_target_is_a_target() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(pk.ArgumentError, match=r"target is a mapping") as caught:
+        pk.prune(model, X, target=0.5)  # type: ignore[arg-type]
+    assert '{"macs": 0.5}' in caught.value.hint
+    assert "ratio=0.5" in caught.value.hint
+    result = pk.prune(model, X, target={"macs": 0.5})
+    before, after = result.preview.costs["macs"]
+    assert after <= 0.5 * before
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"), [("global_prunin", "global_pruning"), ("ration", "ratio"), ("free_output", "free_outputs")]
+)
+def test_a_misspelt_argument_is_told_with_what_was_meant(misspelt: str, meant: str) -> None:
+    with pytest.raises(pk.KeywordError, match=f"prune has no argument called '{misspelt}'") as caught:
+        pk.prune(Loud(), X, **{misspelt: 0.5})
+    assert caught.value.hint.startswith(f"did you mean '{meant}'")
+    assert isinstance(caught.value, TypeError)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_the_ratio_of_a_pruner_is_not_that_of_prune() -> None:
+    with pytest.raises(pk.KeywordError, match="no argument called 'pruning_ratio'") as caught:
+        pk.prune(Loud(), X, pruning_ratio=0.5)
+    assert "iterative_steps" not in caught.value.hint
+    with pytest.raises(pk.ArgumentError, match="prune\\(\\) cuts once"):
+        pk.prune(Loud(), X, iterative_steps=3)
+
+
+def test_a_class_is_no_criterion() -> None:
+    from prunekit_plugins.importance import GroupMagnitudeImportance
+
+    with pytest.raises(pk.ArgumentError, match="an object, not a class") as caught:
+        pk.prune(Loud(), X, importance=GroupMagnitudeImportance)  # type: ignore[arg-type]
+    assert caught.value.hint == "make one: importance=GroupMagnitudeImportance()"
+
+
+@pytest.mark.parametrize("listed", [lambda m: iter([m[0]]), lambda m: (m[0],), lambda m: {"0"}, lambda m: m[:1]])
+def test_what_can_be_iterated_is_a_list_of_layers(listed: Any) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 3))
+    report = pk.prune(model, X, ignored_layers=listed(model)).report
+    assert report.left == {"0": "ignored layer 0"}
+    assert report.pruned == {"1": (6, 3)}
