@@ -150,15 +150,21 @@ def prune(
     if stepwise:
         raise ArgumentError("prune() cuts once.", why=f"got {stepwise[0]}", hint="use BasePruner to prune in steps")
     check_keywords(options, _KEYWORDS, "prune")
+    arguments = {
+        "example_inputs": example_inputs,
+        "target": target,
+        "global_pruning": global_pruning,
+        "max_pruning_ratio": max_pruning_ratio,
+        "ignored_layers": ignored_layers,
+        "round_to": round_to,
+        "align": align,
+        "pruning_ratio_dict": pruning_ratio_dict,
+        "forward_fn": forward_fn,
+        "optimizer": optimizer,
+        **options,
+    }
     check_forms(
-        {
-            "target": target,
-            "compensation": compensation,
-            "reestimate_batchnorm": reestimate_batchnorm,
-            "forward_fn": forward_fn,
-            "registry": registry,
-            "optimizer": optimizer,
-        }
+        {**arguments, "compensation": compensation, "registry": registry, "reestimate_batchnorm": reestimate_batchnorm}
     )
     allotment = Allotment.of(
         allocation, sensitivity, target, calibrated=calibration is not None, global_pruning=global_pruning
@@ -189,22 +195,12 @@ def prune(
     allotment = allotment.settled(pruner)
     plan = _decide(pruner, target, allotment.selector(pruner, path))
     preview = plan.preview()
-    arguments = {
-        "example_inputs": example_inputs,
+    arguments |= {
         "ratio": pruner.pruning_ratio if target is None else None,
-        "target": target,
         "importance": importance,
-        "global_pruning": global_pruning,
         "allocation": allotment.chosen,
         "sensitivity": sensitivity and sensitivity.metric,
-        "max_pruning_ratio": max_pruning_ratio,
-        "ignored_layers": ignored_layers,
-        "round_to": round_to,
-        "align": align,
-        "pruning_ratio_dict": pruning_ratio_dict,
-        "forward_fn": forward_fn,
         "optimizer": optimizer and type(optimizer),
-        **options,
     }
     protocol = make_protocol(check_recordable(model), pruner.registry, arguments, preview.costs)
     repaired = None if path is None else path.repair(pruner.graph, plan)

@@ -92,8 +92,8 @@ FORMS: Mapping[str, Form] = {
 def check_forms(arguments: Mapping[str, Any]) -> None:
     """Raises `ArgumentError` for the first argument that isn't None and hasn't the form that its name asks for."""
     for name, value in arguments.items():
-        form = FORMS[name]
-        if value is not None and not form.fits(value):
+        form = FORMS.get(name)
+        if form is not None and value is not None and not form.fits(value):
             raise ArgumentError(
                 f"{name} is {form.text}.", why=f"got {_shown(value)}", hint=f"for example {form.example}"
             )
