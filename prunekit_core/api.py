@@ -12,7 +12,7 @@ from torch import nn
 from prunekit_core import layout as layouts
 from prunekit_core.allocation import Solver
 from prunekit_core.allotment import Allotment
-from prunekit_core.arguments import check_forms, check_keywords, keywords_of
+from prunekit_core.arguments import check_keywords, forms_checked, keywords_of
 from prunekit_core.batches import Batches
 from prunekit_core.calibrated import CRITERION, CalibratedPath
 from prunekit_core.compensation import Compensation, Repaired, write
@@ -77,6 +77,7 @@ class PruneResult:
         return "\n".join(lines)
 
 
+@forms_checked
 def prune(
     model: nn.Module,
     example_inputs: Any,
@@ -146,26 +147,7 @@ def prune(
     """
     if ratio is not None and target is not None:
         raise ArgumentError("Give a ratio or a target, not both.")
-    stepwise = [name for name in options if name.startswith("iterative_")]
-    if stepwise:
-        raise ArgumentError("prune() cuts once.", why=f"got {stepwise[0]}", hint="use BasePruner to prune in steps")
-    check_keywords(options, _KEYWORDS, "prune")
-    arguments = {
-        "example_inputs": example_inputs,
-        "target": target,
-        "global_pruning": global_pruning,
-        "max_pruning_ratio": max_pruning_ratio,
-        "ignored_layers": ignored_layers,
-        "round_to": round_to,
-        "align": align,
-        "pruning_ratio_dict": pruning_ratio_dict,
-        "forward_fn": forward_fn,
-        "optimizer": optimizer,
-        **options,
-    }
-    check_forms(
-        {**arguments, "compensation": compensation, "registry": registry, "reestimate_batchnorm": reestimate_batchnorm}
-    )
+    _check_options(options)
     allotment = Allotment.of(
         allocation, sensitivity, target, calibrated=calibration is not None, global_pruning=global_pruning
     )
@@ -195,12 +177,22 @@ def prune(
     allotment = allotment.settled(pruner)
     plan = _decide(pruner, target, allotment.selector(pruner, path))
     preview = plan.preview()
-    arguments |= {
+    arguments = {
+        "example_inputs": example_inputs,
         "ratio": pruner.pruning_ratio if target is None else None,
+        "target": target,
         "importance": importance,
+        "global_pruning": global_pruning,
         "allocation": allotment.chosen,
         "sensitivity": sensitivity and sensitivity.metric,
+        "max_pruning_ratio": max_pruning_ratio,
+        "ignored_layers": ignored_layers,
+        "round_to": round_to,
+        "align": align,
+        "pruning_ratio_dict": pruning_ratio_dict,
+        "forward_fn": forward_fn,
         "optimizer": optimizer and type(optimizer),
+        **options,
     }
     protocol = make_protocol(check_recordable(model), pruner.registry, arguments, preview.costs)
     repaired = None if path is None else path.repair(pruner.graph, plan)
@@ -208,6 +200,14 @@ def prune(
     report = _report(pruner, doubts)
     result = PruneResult(model, plan, report, preview, _changes(plan), protocol, pruner.graph)
     return result if repaired is None else _with(result, repaired)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raises `ArgumentError` for arguments that `prune` doesn't pass on to its pruner."""
+    stepwise = [name for name in options if name.startswith("iterative_")]
+    if stepwise:
+        raise ArgumentError("prune() cuts once.", why=f"got {stepwise[0]}", hint="use BasePruner to prune in steps")
+    check_keywords(options, _KEYWORDS, "prune")
 
 
 def _with(result: PruneResult, repaired: Repaired) -> PruneResult:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import attrs
 from torch import nn
 
 from prunekit_core.errors import ArgumentError, KeywordError, nearest
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @attrs.frozen
@@ -97,6 +101,18 @@ def check_forms(arguments: Mapping[str, Any]) -> None:
             raise ArgumentError(
                 f"{name} is {form.text}.", why=f"got {_shown(value)}", hint=f"for example {form.example}"
             )
+
+
+def forms_checked(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorates a function: its arguments are held against their forms before it runs."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        check_forms(signature.bind(*args, **kwargs).arguments)
+        return function(*args, **kwargs)
+
+    return checked
 
 
 def _shown(value: Any) -> str:

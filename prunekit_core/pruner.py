@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from prunekit_core.alignment import multiple_of
-from prunekit_core.arguments import check_forms, check_keywords, keywords_of
+from prunekit_core.arguments import check_keywords, forms_checked, keywords_of
 from prunekit_core.chooser import Chooser
 from prunekit_core.criterion import Criterion, checked_scores, criterion_of
 from prunekit_core.custom_layers import CustomizedPruner
@@ -85,6 +85,7 @@ class BasePruner:
         UnsupportedModelError, RecordingError: The model can't be analysed.
     """
 
+    @forms_checked
     def __init__(
         self,
         model: nn.Module,
@@ -121,29 +122,6 @@ class BasePruner:
         **renamed: Any,
     ) -> None:
         former = _renamed(renamed)
-        check_forms(
-            {
-                "global_pruning": global_pruning,
-                "pruning_ratio_dict": pruning_ratio_dict,
-                "ignored_layers": ignored_layers,
-                "isomorphic": isomorphic,
-                "uniform": uniform,
-                "in_channel_groups": in_channel_groups,
-                "out_channel_groups": out_channel_groups,
-                "num_heads": num_heads,
-                "prune_num_heads": prune_num_heads,
-                "prune_head_dims": prune_head_dims,
-                "head_pruning_ratio_dict": head_pruning_ratio_dict,
-                "customized_pruners": customized_pruners,
-                "unwrapped_parameters": unwrapped_parameters,
-                "root_module_types": root_module_types,
-                "forward_fn": forward_fn,
-                "output_transform": output_transform,
-                "free_outputs": free_outputs,
-                "modes": modes,
-                "registry": registry,
-            }
-        )
         pruning_ratio = former.get("pruning_ratio", pruning_ratio)
         pruning_ratio_dict = former.get("pruning_ratio_dict", pruning_ratio_dict)
         in_channel_groups = former.get("in_channel_groups", in_channel_groups)
