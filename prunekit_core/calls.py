@@ -29,6 +29,13 @@ def operation_name(op: Any) -> str:
     return _schema(op)[0]
 
 
+@functools.cache
+def writes(op: Any) -> bool:
+    """Tells whether an operation writes into one of its arguments, as its schema says."""
+    aliases = (argument.alias_info for argument in op._schema.arguments)
+    return any(alias is not None and alias.is_write for alias in aliases)
+
+
 def bind_arguments(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Names the arguments of an operation by its schema, defaults filled in."""
     if isinstance(op, ModuleOp):

@@ -12,9 +12,9 @@ import attrs
 
 from prunekit_core import axes
 from prunekit_core.axes import Axis, AxisMismatchError, Reason
-from prunekit_core.calls import WRITTEN
+from prunekit_core.calls import WRITTEN, writes
 from prunekit_core.outputs import is_free
-from prunekit_core.rules import Effects, OpCall, Outputs, RuleTable, TensorArgument
+from prunekit_core.rules import Effects, ModuleOp, OpCall, Outputs, RuleTable, TensorArgument
 from prunekit_core.trace import Operation, TensorRef, Trace, is_continuous
 from prunekit_core.unread import unread
 
@@ -153,6 +153,21 @@ class _Propagator:
             self._give_up(call, str(error), faulty=True)
         except Exception as error:  # a plugin's rule may fail in any way; the operation is pinned and reported
             self._give_up(call, f"its rule raised {type(error).__name__}: {error}", faulty=True)
+        if self._result.effects.expanded and (isinstance(operation.op, ModuleOp) or writes(operation.op)):
+            self._forget_expanded(operation)
+
+    def _forget_expanded(self, operation: Operation) -> None:
+        """Forgets what was known of the elements of tensors in whose memory an operation writes, or may write."""
+        known = self._result.effects.expanded
+        touched = {self._memory(ref.index) for ref in (*operation.references(), *operation.outputs)}
+        for index in [index for index in known if self._memory(index) in touched]:
+            del known[index]
+
+    def _memory(self, index: int) -> int:
+        """Follows views to the tensor whose memory they use."""
+        while index in self._trace.shares:
+            index = self._trace.shares[index]
+        return index
 
     def _deal_out(self, operation: Operation, shapes: Sequence[tuple[int, ...]], outputs: Outputs) -> None:
         dealt: list[Sequence[Axis]] = []

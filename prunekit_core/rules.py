@@ -102,13 +102,14 @@ class Temperature:
 
 @attrs.define
 class Effects:
-    """What rules say beyond ties: roles, kinds, whole-axis uses, sizes that arguments must have."""
+    """What rules say beyond ties: roles, kinds, whole-axis uses, sizes that arguments must have, expanded dims."""
 
     roles: dict[tuple[str, int], Role] = attrs.field(factory=dict)
     kinds: list[tuple[Axis, Kind]] = attrs.field(factory=list)
     whole: dict[int, list[tuple[Axis, Verb, str]]] = attrs.field(factory=dict)
     expectations: dict[int, list[Expectation]] = attrs.field(factory=dict)
     temperatures: dict[int, Temperature] = attrs.field(factory=dict)
+    expanded: dict[int, frozenset[int]] = attrs.field(factory=dict)
 
 
 class OpCall:
@@ -194,6 +195,20 @@ class OpCall:
     def used_whole(self) -> list[Axis]:
         """Lists the axes whose whole extent the operation was said to depend on."""
         return [axis for axis, _, _ in self._effects.whole.get(self.operation.index, ())]
+
+    def expanded_dims(self, tensor: TensorArgument) -> frozenset[int]:
+        """Returns the dims of size above one along which all elements of a tensor are equal, as far as is known."""
+        return self._effects.expanded.get(tensor.ref.index, frozenset())
+
+    def expanded(self, dims: Iterable[int], output: int = 0) -> None:
+        """Says that all elements of an output along some dims are equal, as after ``expand``.
+
+        What an operation draws at random isn't, whatever its rule says. The engine forgets it when something is written
+        into the memory of the tensor.
+        """
+        found = frozenset(dim for dim in dims if self.shapes[output][dim] > 1)
+        if found and torch.Tag.nondeterministic_seeded not in self.operation.op.tags:
+            self._effects.expanded[self.operation.outputs[output].index] = found
 
     def expect(self, argument: str, pieces: Sequence[Axis], position: int | None = None) -> None:
         """Says that an integer argument (or one position of a list argument) is the total size of some axes."""

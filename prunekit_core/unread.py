@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
+from prunekit_core.calls import writes
 from prunekit_core.rules import ModuleOp
 from prunekit_core.trace import Operation, Trace
 
@@ -31,10 +29,4 @@ def unread(trace: Trace) -> frozenset[int]:
 
 def _acts(operation: Operation) -> bool:
     """Tells whether an operation does more than return tensors."""
-    return isinstance(operation.op, ModuleOp) or not operation.outputs or _writes(operation.op)
-
-
-@functools.cache
-def _writes(op: Any) -> bool:
-    aliases = (argument.alias_info for argument in op._schema.arguments)
-    return any(alias is not None and alias.is_write for alias in aliases)
+    return isinstance(operation.op, ModuleOp) or not operation.outputs or writes(operation.op)

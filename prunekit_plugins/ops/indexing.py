@@ -7,6 +7,9 @@ from collections.abc import Mapping
 import torch
 
 from prunekit_core import Axis, Kind, OpCall, Role, Rule, Scaling, TensorArgument, scales
+from prunekit_plugins.ops.masks import dealt_out, is_mask, rows_of
+
+LOOKED_UP = "its positions are looked up"
 
 
 def embedding(call: OpCall) -> list[Axis]:
@@ -42,22 +45,33 @@ def pack(call: OpCall) -> list[list[Axis]]:
 
 
 def index(call: OpCall) -> list[Axis]:
-    """Advanced indexing: indexed dims are pinned; the looked-up dims stand where the indices stood, or first."""
+    """Advanced indexing: indexed dims are pinned; the looked-up dims stand where the indices stood, or first.
+
+    Last dims of a mask along which it is the same aren't: whole rows of them are taken.
+    """
     source: TensorArgument = call["self"]
+    entries = [entry for entry in call["indices"] if isinstance(entry, TensorArgument)]
     dim, indexed = 0, list[int]()
+    rows: Axis | None = None
     for entry in call["indices"]:
         width = 1
         if isinstance(entry, TensorArgument):
-            call.pin(entry.axes, "an index tensor")
-            width = entry.ndim if entry.dtype in (torch.bool, torch.uint8) else 1
-            indexed.extend(range(dim, dim + width))
+            width = entry.ndim if is_mask(entry) else 1
+            places = range(dim, dim + width)
+            indexed.extend(places)
+            if is_mask(entry) and len(entries) == 1:
+                tail = dealt_out(call, entry, [source.axes[d] for d in places], LOOKED_UP)
+                rows = rows_of(call, call.shape[dim], tail, "looked up by position")
+            else:
+                call.pin([*entry.axes, *(source.axes[d] for d in places)], LOOKED_UP)
         dim += width
-    call.pin([source.axes[d] for d in indexed], "its positions are looked up")
     kept = [d for d in range(source.ndim) if d not in indexed]
     adjacent = indexed == list(range(indexed[0], indexed[-1] + 1)) if indexed else True
     first = (indexed[0] if adjacent else 0) if indexed else 0
     width = len(call.shape) - len(kept)
     found = [call.fresh(size, "looked up by position") for size in call.shape[first : first + width]]
+    if rows is not None:
+        found = [rows]
     before = [source.axes[d] for d in kept if adjacent and d < first]
     after = [source.axes[d] for d in kept if not (adjacent and d < first)]
     return [*before, *found, *after]
@@ -65,7 +79,7 @@ def index(call: OpCall) -> list[Axis]:
 
 def index_select(call: OpCall) -> list[Axis]:
     source: TensorArgument = call["self"]
-    call.pin(source.axes[call["dim"]], "its positions are looked up")
+    call.pin(source.axes[call["dim"]], LOOKED_UP)
     result = list(source.axes)
     result[call["dim"]] = call.fresh(call.shape[call["dim"]], "looked up by position")
     return result
@@ -75,7 +89,7 @@ def gather(call: OpCall) -> list[Axis]:
     """The gathered dim is pinned; other dims are shared with the index."""
     source, indices = call["self"], call["index"]
     dim = call["dim"] % source.ndim
-    call.pin([source.axes[dim], indices.axes[dim]], "its positions are looked up")
+    call.pin([source.axes[dim], indices.axes[dim]], LOOKED_UP)
     for position, (own, other) in enumerate(zip(source.axes, indices.axes, strict=True)):
         if position != dim:
             if source.shape[position] == indices.shape[position]:

@@ -57,6 +57,8 @@ def cat(call: OpCall) -> list[Axis]:
     if not tensors:
         return [call.fresh(size, "an empty tensor") for size in call.shape]
     dim = call["dim"] % len(call.shape)
+    if all(call.expanded_dims(tensor) for tensor in tensors):
+        call.expanded(frozenset.intersection(*map(call.expanded_dims, tensors)) - {dim})
     result = _tie_others(call, tensors, dim)
     result[dim] = concat(tensor.axes[dim] for tensor in tensors)
     return result
@@ -95,6 +97,8 @@ def pieces(call: OpCall) -> list[list[Axis]]:
                 call.pin([*parts], "the pieces are of unequal size")
         if listed is not None:
             call.expect("split_size", [parts[0]])
+    for output in range(len(parts)):
+        call.expanded(call.expanded_dims(source), output)
     return [[part if k == dim else axis for k, axis in enumerate(source.axes)] for part in parts]
 
 
@@ -107,10 +111,13 @@ def unbind(call: OpCall) -> list[list[Axis]]:
 
 
 def select(call: OpCall) -> list[Axis]:
-    """Takes one position of a dim: that dim is pinned."""
+    """Takes one position of a dim: that dim is pinned, unless all positions are equal and this one always exists."""
     source: TensorArgument = call["self"]
     dim = call["dim"] % source.ndim
-    call.pin(source.axes[dim], "one position of it is selected")
+    equal = call.expanded_dims(source)
+    if dim not in equal or call["index"] not in (0, -1):
+        call.pin(source.axes[dim], "one position of it is selected")
+    call.expanded(k - (k > dim) for k in equal if k != dim)
     return [axis for k, axis in enumerate(source.axes) if k != dim]
 
 
@@ -121,6 +128,7 @@ def slice_(call: OpCall) -> list[Axis]:
     size = source.shape[dim]
     start, stop, step = slice(call["start"], call["end"], call["step"]).indices(size)
     result = list(source.axes)
+    call.expanded(call.expanded_dims(source))
     if (start, stop, step) == (0, size, 1):
         return result
     axis = source.axes[dim]
@@ -159,6 +167,7 @@ def narrow(call: OpCall) -> list[Axis]:
     if not isinstance(start, int):
         raise AxisMismatchError("narrow counts from a tensor")
     result = list(source.axes)
+    call.expanded(call.expanded_dims(source))
     place = start % source.shape[dim] if start < 0 else start
     points = sorted({0, place, place + length, source.shape[dim]})
     parts = cut(source.axes[dim], points)

@@ -43,7 +43,16 @@ def pointwise(call: OpCall) -> list[Axis]:
     for tensor in tensors:
         for dim in range(tensor.ndim):
             call.role(tensor, dim, Role.ALONG)
+    if any(call.expanded_dims(tensor) for tensor in tensors):
+        call.expanded(set.intersection(*(same_along(call, tensor, call.shape) for tensor in tensors)))
     return broadcast(call, tensors, call.shape)
+
+
+def same_along(call: OpCall, tensor: TensorArgument, shape: tuple[int, ...]) -> set[int]:
+    """Lists the dims of a shape along which a tensor that is broadcast to it has equal elements."""
+    lead = len(shape) - tensor.ndim
+    equal = call.expanded_dims(tensor)
+    return {dim for dim in range(len(shape)) if dim < lead or tensor.shape[dim - lead] == 1 or dim - lead in equal}
 
 
 def _like_only_tensor(arguments: Mapping[str, Any]) -> torch.Tensor | None:
@@ -107,6 +116,18 @@ def like_first(call: OpCall) -> list[Axis]:
     return list(call.tensors()[0].axes)
 
 
+def copied(call: OpCall) -> list[Axis]:
+    """The same elements in another place, dtype or memory."""
+    call.expanded(call.expanded_dims(call.tensors()[0]))
+    return like_first(call)
+
+
+def filled(call: OpCall) -> list[Axis]:
+    """One value in the shape of the first tensor."""
+    call.expanded(range(len(call.shape)))
+    return like_first(call)
+
+
 @output_like(_like_only_tensor)
 def dropout(call: OpCall) -> list[Axis]:
     """The dims of the input, whether it does anything (in train mode) or not."""
@@ -168,9 +189,11 @@ def prelu(call: OpCall) -> list[Axis]:
 
 _SAME = """
 _standard_gamma alpha_dropout bernoulli cauchy empty_like exponential fake_quantize_per_tensor_affine
-feature_alpha_dropout feature_dropout fill full_like geometric log_normal normal ones_like poisson rand_like randn_like
-random requires_grad_ rrelu uniform zero zeros_like
+feature_alpha_dropout feature_dropout fill geometric log_normal normal poisson rand_like randn_like random
+requires_grad_ rrelu uniform zero
 """
+
+_FILLED = "full_like ones_like zeros_like"
 
 _COPIES = "_to_copy alias clone contiguous cpu cuda detach lift_fresh positive resolve_conj resolve_neg to type_as"
 _SUMS = "add neg negative rsub subtract"
@@ -194,10 +217,11 @@ _ADD = adds(Addition("self", "other", "alpha"))(scales(Scaling.SUM)(add))
 RULES: Mapping[str | torch.Tag, Rule] = {
     torch.Tag.pointwise: pointwise,
     **{f"aten::{name}": like_first for name in _SAME.split()},
+    **{f"aten::{name}": filled for name in _FILLED.split()},
     **{f"aten::{name}": pointwise for name in _POINTWISE.split()},
     **{f"aten::{name}": activation for name in _ACTIVATIONS.split()},
     **{f"aten::{name}": scales(Scaling.SUM)(activation) for name in _HOMOGENEOUS.split()},
-    **{f"aten::{name}": scales(Scaling.MOVED)(like_first) for name in _COPIES.split()},
+    **{f"aten::{name}": scales(Scaling.MOVED)(copied) for name in _COPIES.split()},
     **{f"aten::{name}": scales(Scaling.SUM)(pointwise) for name in _SUMS.split()},
     **{f"aten::{name}": scales(Scaling.QUOTIENT)(pointwise) for name in _QUOTIENTS.split()},
     "aten::multiply": scales(Scaling.PRODUCT)(pointwise),

@@ -48,7 +48,8 @@ _HOMOGENEOUS = "sum mean amax amin std nansum nanmean"
 """Reductions that scale with what they are given."""
 
 _REDUCTIONS = """
-var var_mean std_mean norm linalg_vector_norm any all prod logsumexp count_nonzero max min median
+_is_all_true _is_any_true all any count_nonzero linalg_vector_norm logsumexp max median min norm prod std_mean var
+var_mean
 """
 
 RULES: Mapping[str | torch.Tag, Rule] = {

@@ -2,41 +2,63 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
+import attrs
 import torch
 
-from prunekit_core import Axis, AxisMismatchError, OpCall, Rule, TensorArgument
+from prunekit_core import Axis, AxisMismatchError, OpCall, Rule, TensorArgument, regroup
+from prunekit_plugins.ops.masks import dealt_out, equal_tail, is_mask, rows_of
+from prunekit_plugins.ops.pointwise import broadcast
 
 WRITTEN = "its positions are written by index"
+DEALT = "its elements are dealt out one after another"
 
 
 def index_put(call: OpCall) -> list[Axis]:
     """``x[i, j] = values``: values have the looked-up dims where the indices stood, or first, and all other dims."""
     target: TensorArgument = call["self"]
     values: TensorArgument = call["values"]
+    entries = [entry for entry in call["indices"] if isinstance(entry, TensorArgument)]
     dim, indexed, wide = 0, list[int](), 0
+    passing: list[Axis] = []
     for entry in call["indices"]:
         width = 1
         if isinstance(entry, TensorArgument):
-            call.pin(entry.axes, "an index tensor")
-            masks = entry.dtype in (torch.bool, torch.uint8)
+            masks = is_mask(entry)
             width = entry.ndim if masks else 1
             wide = max(wide, 1 if masks else entry.ndim)
-            indexed.extend(range(dim, dim + width))
+            places = range(dim, dim + width)
+            indexed.extend(places)
+            if masks and len(entries) == 1:
+                passing = dealt_out(call, entry, [target.axes[d] for d in places], WRITTEN)
+            else:
+                call.pin([*entry.axes, *(target.axes[d] for d in places)], WRITTEN)
         dim += width
-    call.pin([target.axes[d] for d in indexed], WRITTEN)
     kept: list[int | None] = [d for d in range(target.ndim) if d not in indexed]
     adjacent = indexed == list(range(indexed[0], indexed[-1] + 1)) if indexed else True
     first = indexed[0] if indexed and adjacent else 0
-    places: list[int | None] = [*kept[:first], *([None] * wide), *kept[first:]]
+    kept_places: list[int | None] = [*kept[:first], *([None] * wide), *kept[first:]]
     for back in range(1, values.ndim + 1):
-        place = places[-back]
+        place = kept_places[-back]
         if place is None:
-            call.pin(values.axes[-back], WRITTEN)
+            _tie_dealt(call, values.axes[-back], passing)
         elif values.shape[-back] == target.shape[place]:
             call.tie(target.axes[place], values.axes[-back])
     return list(target.axes)
+
+
+def _tie_dealt(call: OpCall, values: Axis, passing: list[Axis]) -> None:
+    """Values for the true positions of a mask, one after another: rows of the dims along which the mask is the same."""
+    width = math.prod(axis.size for axis in passing)
+    if values.size <= 1 or width <= 1:
+        call.pin(values, WRITTEN)
+        return
+    rows, *own = regroup([values], [values.size // width, *(axis.size for axis in passing)])
+    call.pin(rows, WRITTEN)
+    for axis, other in zip(passing, own, strict=True):
+        call.tie(axis, other)
 
 
 def scatter(call: OpCall) -> list[Axis]:
@@ -71,20 +93,61 @@ def write_rows(call: OpCall) -> list[Axis]:
     return list(target.axes)
 
 
+def masked_scatter(call: OpCall) -> list[Axis]:
+    """Elements of the source go to the true positions of the mask, one after another.
+
+    Along last dims over which the mask is the same, whole rows are dealt out: those dims are shared with the source.
+    """
+    target: TensorArgument = call["self"]
+    mask: TensorArgument = call["mask"]
+    source: TensorArgument = call["source"]
+    count = equal_tail(call, mask, target.shape)
+    tail = list(target.axes[target.ndim - count :])
+    width, elements = math.prod(axis.size for axis in tail), math.prod(source.shape)
+    if call.shape != target.shape or not width or not elements or elements % width:
+        return flat(call)[0]
+    _masked_rows(call, [target, mask], target.shape, count)
+    rows, *own = regroup(source.axes, [elements // width, *(axis.size for axis in tail)])
+    call.pin(rows, DEALT)
+    for axis, other in zip(tail, own, strict=True):
+        call.tie(axis, other)
+    return list(target.axes)
+
+
+def masked_select(call: OpCall) -> list[Axis]:
+    """The true positions of the mask, one after another: rows of the last dims over which the mask is the same."""
+    source: TensorArgument = call["self"]
+    mask: TensorArgument = call["mask"]
+    shape = torch.broadcast_shapes(source.shape, mask.shape)
+    count = min(equal_tail(call, mask, shape), source.ndim)
+    tail = _masked_rows(call, [source, mask], shape, count)
+    return [rows_of(call, call.shape[0], tail, DEALT)]
+
+
+def _masked_rows(call: OpCall, tensors: list[TensorArgument], shape: tuple[int, ...], count: int) -> list[Axis]:
+    """Pins the dims of broadcast tensors but for the last ones, which are tied and returned."""
+    for tensor in tensors:
+        call.pin(tensor.axes[: max(0, tensor.ndim - count)], DEALT)
+    ends = [attrs.evolve(t, shape=t.shape[-count:], axes=t.axes[-count:]) for t in tensors] if count else []
+    return broadcast(call, ends, shape[len(shape) - count :])
+
+
 def flat(call: OpCall) -> list[list[Axis]]:
     """Elements are numbered or dealt out one after another (``masked_select``, ``take``): nothing may go."""
     for tensor in call.tensors():
-        call.pin(tensor.axes, "its elements are dealt out one after another")
-    return [[call.fresh(size, "dealt out one after another") for size in shape] for shape in call.shapes]
+        call.pin(tensor.axes, DEALT)
+    return [[call.fresh(size, DEALT) for size in shape] for shape in call.shapes]
 
 
 _ROWS = "index_add index_copy index_fill index_reduce"
-_FLAT = "masked_select masked_scatter nonzero take put bincount histc"
+_FLAT = "nonzero take put bincount histc"
 
 RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::index_put": index_put,
     "aten::_index_put_impl_": index_put,
     "aten::_unsafe_index_put": index_put,
+    "aten::masked_scatter": masked_scatter,
+    "aten::masked_select": masked_select,
     **{f"aten::{name}": scatter for name in ("scatter", "scatter_add", "scatter_reduce")},
     **{f"aten::{name}": write_rows for name in _ROWS.split()},
     **{f"aten::{name}": flat for name in _FLAT.split()},

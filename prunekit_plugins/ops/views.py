@@ -2,16 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from prunekit_core import Axis, AxisMismatchError, Kind, OpCall, Rule, Scaling, product, regroup, scales, split
+from prunekit_core import (
+    Axis,
+    AxisMismatchError,
+    Kind,
+    OpCall,
+    Rule,
+    Scaling,
+    TensorArgument,
+    product,
+    regroup,
+    scales,
+    split,
+)
+from prunekit_plugins.ops.pointwise import same_along
+
+COUNTED = "repeated as often as a tensor says"
 
 
 def reshape(call: OpCall) -> list[Axis]:
     """``view`` and its relatives deal the factors of the input out to the new sizes."""
-    return regroup(call.tensors()[0].axes, call.shape)
+    source: TensorArgument = call.tensors()[0]
+    equal = call.expanded_dims(source)
+    if equal:
+        call.expanded(_equal_after(source.shape, equal, call.shape))
+    return regroup(source.axes, call.shape)
+
+
+def _equal_after(shape: tuple[int, ...], equal: frozenset[int], target: tuple[int, ...]) -> list[int]:
+    """Lists the dims along which elements are equal once a shape with such dims is viewed as another.
+
+    Both shapes are read in the shortest runs of dims of equal size; the dims of a run are equal where all of its were.
+    """
+    if 0 in shape:
+        return []
+    found: list[int] = []
+    old, new = 0, 0
+    while new < len(target):
+        first, counted, size, wanted = old, new, 1, target[new]
+        new += 1
+        while size != wanted:
+            if size < wanted:
+                size *= shape[old]
+                old += 1
+            else:
+                wanted *= target[new]
+                new += 1
+        if all(dim in equal or shape[dim] == 1 for dim in range(first, old)):
+            found.extend(range(counted, new))
+    return found
 
 
 def view_dtype(call: OpCall) -> list[Axis]:
@@ -20,27 +63,35 @@ def view_dtype(call: OpCall) -> list[Axis]:
 
 
 def permute(call: OpCall) -> list[Axis]:
-    source = call["self"]
-    return [source.axes[dim] for dim in call["dims"]]
+    return _in_order(call, [dim % len(call.shape) for dim in call["dims"]])
+
+
+def _in_order(call: OpCall, order: Sequence[int]) -> list[Axis]:
+    """The dims of the first tensor in another order."""
+    source: TensorArgument = call.tensors()[0]
+    equal = call.expanded_dims(source)
+    call.expanded(place for place, dim in enumerate(order) if dim in equal)
+    return [source.axes[dim] for dim in order]
 
 
 def transpose(call: OpCall) -> list[Axis]:
     """Swaps two dims; the argument names differ between ``transpose``, ``swapaxes`` and ``swapdims``."""
-    result = list(call["self"].axes)
+    order = list(range(len(call.shape)))
     first, second = [value for name, value in call.operation.arguments.items() if name != "self"][:2]
-    result[first], result[second] = result[second], result[first]
-    return result
+    if order:
+        order[first], order[second] = order[second], order[first]
+    return _in_order(call, order)
 
 
 def reverse_dims(call: OpCall) -> list[Axis]:
     """``t`` and ``numpy_T`` reverse all dims."""
-    return list(call["self"].axes)[::-1]
+    return _in_order(call, range(len(call.shape))[::-1])
 
 
 def swap_last(call: OpCall) -> list[Axis]:
     """``mT``, ``mH`` and ``adjoint`` swap the last two dims."""
-    *lead, rows, columns = call["self"].axes
-    return [*lead, columns, rows]
+    *lead, rows, columns = range(len(call.shape))
+    return _in_order(call, [*lead, columns, rows])
 
 
 def movedim(call: OpCall) -> list[Axis]:
@@ -49,7 +100,7 @@ def movedim(call: OpCall) -> list[Axis]:
     target = call["destination"] if isinstance(call["destination"], list) else [call["destination"]]
     placed = {new % source.ndim: old % source.ndim for old, new in zip(origin, target, strict=True)}
     rest = iter(dim for dim in range(source.ndim) if dim not in placed.values())
-    return [source.axes[placed[dim] if dim in placed else next(rest)] for dim in range(source.ndim)]
+    return _in_order(call, [placed[dim] if dim in placed else next(rest) for dim in range(source.ndim)])
 
 
 def expand(call: OpCall) -> list[Axis]:
@@ -57,6 +108,7 @@ def expand(call: OpCall) -> list[Axis]:
     source = call["self"]
     lead = len(call.shape) - source.ndim
     result: list[Axis] = []
+    call.expanded(same_along(call, source, call.shape))
     for dim, size in enumerate(call.shape):
         if dim >= lead and source.shape[dim - lead] == size:
             result.append(source.axes[dim - lead])
@@ -76,6 +128,7 @@ def _repeats(call: OpCall, size: int, *, heads: bool = False) -> Axis:
 def expand_as(call: OpCall) -> list[Axis]:
     """The sizes are those of the other tensor: so are the axes."""
     source, other = call["self"], call["other"]
+    call.expanded(same_along(call, source, call.shape))
     for back in range(1, source.ndim + 1):
         if source.shape[-back] == other.shape[-back]:
             call.tie(other.axes[-back], source.axes[-back])
@@ -93,24 +146,45 @@ def reshape_as(call: OpCall) -> list[Axis]:
 def repeat(call: OpCall) -> list[Axis]:
     """``repeat`` and ``tile`` put copies one after another: the count is the outer factor."""
     source = call["self"]
-    counts = list(call["repeats"] if "repeats" in call else call["dims"])
+    name = "repeats" if "repeats" in call else "dims"
     ndim = len(call.shape)
-    counts = [1] * (ndim - len(counts)) + counts
+    counts = [1] * (ndim - len(call[name])) + list(call[name])
     given = [Axis(1)] * (ndim - source.ndim) + list(source.axes)
-    return [axis if n == 1 else product([_repeats(call, n), axis]) for axis, n in zip(given, counts, strict=True)]
+    result = []
+    for dim, (axis, count) in enumerate(zip(given, counts, strict=True)):
+        if count == 1:
+            result.append(axis)
+            continue
+        copies = _repeats(call, count)
+        call.expect(name, [copies], dim - ndim + len(call[name]))
+        result.append(product([copies, axis]))
+    call.expanded(same_along(call, source, call.shape))
+    return result
 
 
 def repeat_interleave(call: OpCall) -> list[Axis]:
     """``repeat_interleave`` repeats each unit: the count is the inner factor."""
+    if "self" not in call:
+        call.pin(call["repeats"].axes, COUNTED)
+        return [call.fresh(call.shape[0], COUNTED)]
     source, count, dim = call["self"], call["repeats"], call["dim"]
     if not isinstance(count, int):
-        raise AxisMismatchError("the number of repeats is a tensor")
+        return _counted_repeats(call, source, count, dim)
     repeats = _repeats(call, count, heads=source.ndim > 3)
+    call.expect("repeats", [repeats])
     if dim is None:
         return [product([*source.axes, repeats])]
     result = list(source.axes)
     result[dim] = product([result[dim], repeats])
+    call.expanded(same_along(call, source, call.shape))
     return result
+
+
+def _counted_repeats(call: OpCall, source: TensorArgument, counts: TensorArgument, dim: int | None) -> list[Axis]:
+    """Each unit is repeated as often as a tensor says: that dim is pinned."""
+    call.pin([*counts.axes, *(source.axes if dim is None else [source.axes[dim]])], COUNTED)
+    made = call.fresh(call.shape[0 if dim is None else dim], COUNTED)
+    return [made] if dim is None else [made if k == dim % source.ndim else axis for k, axis in enumerate(source.axes)]
 
 
 def pixel_shuffle(call: OpCall) -> list[Axis]:

@@ -80,6 +80,16 @@ CASES = [
     # bool masks take as many dims as they have
     case("x[m]", "3! a2, 3! -> 2! a2", x=(3, 2), m=torch.tensor([True, False, True])),
     case("x[:, m]", "a2 3!, 3! -> a2 2!", x=(2, 3), m=torch.tensor([True, False, True])),
+    # whole rows of the last dims along which a mask is the same
+    case(
+        "x[m[..., None].expand_as(x)].view(3, -1)",
+        "2! 2! a3, 2! 2! -> 3! a3",
+        x=(2, 2, 3),
+        m=torch.tensor([[True, False], [True, True]]),
+    ),
+    case(
+        "x[:, m[..., None].repeat(1, 3)]", "a2 2! b3 c4, 2! -> a2 b3 c4", x=(2, 2, 3, 4), m=torch.tensor([True, False])
+    ),
     case("x[m]", "2! 2! a3, 2! 2! -> 3! a3", x=(2, 2, 3), m=torch.tensor([[True, False], [True, True]])),
     case("x[:, m]", "a2 2! 2! b3, 2! 2! -> a2 3! b3", x=(2, 2, 2, 3), m=torch.tensor([[True, False], [True, True]])),
     case("x.index_select(1, i)", "a5 3!, 2! -> a5 2!", x=(5, 3), i=torch.tensor([2, 1]), pins={"x1": LOOKUP}),

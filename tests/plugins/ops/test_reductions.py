@@ -43,6 +43,8 @@ CASES = [
     case("torch.std_mean(x, (1, 2), keepdim=True)", "a2 b3 c4 -> a2 1 1, a2 1 1", x=(2, 3, 4), tolerance=CLOSE),
     case("torch.std_mean(x)", "a3 b4 -> (), ()", x=(3, 4), tolerance=CLOSE),
     case("torch.var(x, 1, correction=0)", "a3 b4 -> a3", x=(3, 4), tolerance=CLOSE),
+    case("aten._is_all_true(x > 0)", "a3 b4 -> ()", x=(3, 4), says={"x1": "mix"}),
+    case("aten._is_any_true(x > 0)", "a3 b4 -> ()", x=(3, 4)),
     case("x.norm(2, 1)", "a3 b4 -> a3", x=(3, 4), says={"x1": "mix"}, tolerance=CLOSE),
     case("aten.norm(x, 2, [1], False)", "a3 b4 -> a3", x=(3, 4), says={"x1": "mix"}, tolerance=CLOSE),
     case("x.norm(1, (0, 1), keepdim=True)", "a3 b4 -> 1 1", x=(3, 4), tolerance=CLOSE),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
+from prunekit_core.testing import read_axes
 from prunekit_plugins.ops import scatters
 from tests.plugins.ops.cases import case, checks_of
 
@@ -76,6 +79,53 @@ CASES = [
     # elements one after another
     case("x.masked_select(m)", "2! 3!, 2! 3! -> 3!", x=(2, 3), m=MASK, pins={"x0": DEALT, "x1": DEALT}),
     case("x.masked_scatter(m, v)", "2! 3!, 2! 3!, 6! -> 2! 3!", x=(2, 3), m=MASK, v=(6,)),
+    # a mask that is the same along the last dims deals out whole rows of them
+    case("x.masked_scatter(m[..., None], v)", "2! 3! a4, 2! 3!, 5! a4 -> 2! 3! a4", x=(2, 3, 4), m=MASK, v=(5, 4)),
+    case(
+        "x.masked_scatter(m[..., None].expand_as(x), v)",
+        "2! 3! a4, 2! 3!, 5! a4 -> 2! 3! a4",
+        x=(2, 3, 4),
+        m=MASK,
+        v=(5, 4),
+        pins={"v0": DEALT},
+    ),
+    case(
+        "x.masked_scatter(~m[..., None].expand(-1, -1, 4).to(torch.uint8).bool().contiguous(), v.flatten())",
+        "2! 3! a4, 2! 3!, 5! a4 -> 2! 3! a4",
+        x=(2, 3, 4),
+        m=MASK,
+        v=(5, 4),
+    ),
+    case(
+        "x.masked_scatter(m[..., None, None].repeat(1, 1, 2, 4), v)",
+        "2! 3! a2 b4, 2! 3!, 3! a2 b4 -> 2! 3! a2 b4",
+        x=(2, 3, 2, 4),
+        m=MASK,
+        v=(3, 2, 4),
+    ),
+    case("x.masked_scatter(m, v)", "2! a3, 2! 1, 4! a3 -> 2! a3", x=(2, 3), m=MASK[:, :1].clone(), v=(4, 3)),
+    # along a dim before one in which the mask changes, it deals out nothing whole
+    case(
+        "x.masked_scatter(m[:, None].expand(2, 4, 3), v)",
+        "2! 4! 3!, 2! 3!, 24! -> 2! 4! 3!",
+        x=(2, 4, 3),
+        m=MASK,
+        v=(24,),
+    ),
+    case("x.masked_scatter(m[..., None], v)", "2! 3! 4!, 2! 3!, 13! -> 2! 3! 4!", x=(2, 3, 4), m=MASK, v=(13,)),
+    case("x.masked_select(m[..., None])", "2! 3! a4, 2! 3! -> (3!*a4)", x=(2, 3, 4), m=MASK),
+    case("x.masked_select(m[..., None].expand_as(x)).view(3, -1)", "2! 3! a4, 2! 3! -> 3! a4", x=(2, 3, 4), m=MASK),
+    case("x.masked_select(m[..., None] & False)", "2! 3! 4!, 2! 3! -> 0", x=(2, 3, 4), m=MASK),
+    case("x.masked_select(m)", "a3, 2! 1 -> a3", x=(3,), m=torch.tensor([[True], [False]])),
+    case(
+        "x.index_put((m[..., None].expand_as(x),), v.flatten())",
+        "2! 3! a4, 2! 3!, 3! a4 -> 2! 3! a4",
+        x=(2, 3, 4),
+        m=MASK,
+        v=(3, 4),
+        pins={"v0": WRITTEN},
+    ),
+    case("x.index_put((m[..., None].expand_as(x),), v)", "2! 3! a4, 2! 3!, 1 -> 2! 3! a4", x=(2, 3, 4), m=MASK, v=(1,)),
     case("x.nonzero()", "2! 3! -> 6! 2!", x=torch.ones(2, 3)),
     case("x.take(i)", "2! 3!, 2! -> 2!", x=(2, 3), i=ROWS),
     case("x.put(i, v)", "2! 3!, 2!, 2! -> 2! 3!", x=(2, 3), i=ROWS, v=(2,)),
@@ -86,3 +136,67 @@ CASES = [
 test_written_answer, test_by_execution, test_every_key_is_an_operation, test_every_rule_is_met = checks_of(
     scatters.RULES, CASES, EXCUSED
 )
+
+
+def _scattered(prepare: Callable[[torch.Tensor], torch.Tensor]) -> str:
+    """What is said of ``x.masked_scatter`` by a mask of 2 x 3 that is made the size of ``x`` in some way."""
+
+    def function(x: torch.Tensor, m: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return x.masked_scatter(prepare(m), v)
+
+    read = read_axes(function, [torch.randn(2, 3, 4), MASK, torch.randn(6, 4)])
+    return str(read).partition(",")[0]
+
+
+def test_what_is_written_into_an_expanded_mask_is_not_overlooked() -> None:
+    def untouched(m: torch.Tensor) -> torch.Tensor:
+        return m[..., None].expand(2, 3, 4).clone()
+
+    def one_column(m: torch.Tensor) -> torch.Tensor:
+        mask = untouched(m)
+        mask[..., 0] = False
+        return mask
+
+    def through_a_view(m: torch.Tensor) -> torch.Tensor:
+        mask = untouched(m)
+        flat = mask.view(-1)
+        flat[4:8] = True
+        return mask
+
+    def a_view_made_before(m: torch.Tensor) -> torch.Tensor:
+        mask = untouched(m)
+        view = mask.view(6, 4)
+        mask[0, 0, 0] = False
+        return view.view(2, 3, 4)
+
+    def in_place(m: torch.Tensor) -> torch.Tensor:
+        return untouched(m).logical_and_(torch.arange(4) > 1)
+
+    def drawn(m: torch.Tensor) -> torch.Tensor:
+        return torch.rand_like(untouched(m).float()) > 0.5
+
+    def another_place(m: torch.Tensor) -> torch.Tensor:
+        mask = untouched(m)
+        mask.clone()[..., 0] = False
+        return mask
+
+    assert [_scattered(prepare) for prepare in (untouched, another_place)] == ["2! 3! a4"] * 2
+    for prepare in (one_column, through_a_view, a_view_made_before, in_place, drawn):
+        assert _scattered(prepare) == "2! 3! 4!", prepare.__name__
+
+
+def test_equal_elements_are_followed_through_views_and_pointwise_operations() -> None:
+    ways: list[Callable[[torch.Tensor], torch.Tensor]] = [
+        lambda m: m.repeat_interleave(4).view(2, 3, 4),
+        lambda m: m.expand(4, 2, 3).permute(1, 2, 0),
+        lambda m: m.expand(4, 2, 3).movedim(0, -1),
+        lambda m: m[:, None].expand(2, 4, 3).transpose(1, 2),
+        lambda m: m.reshape(6, 1).expand(6, 4).view(2, 3, 4) & torch.ones(2, 3, 4, dtype=torch.bool),
+        lambda m: torch.where(m[..., None].expand(2, 3, 4), 1.0, torch.zeros(4)) > 0.5,
+        lambda m: torch.cat([m[:1, :, None].expand(1, 3, 4), m[1:, :, None].expand(1, 3, 4)]),
+        lambda m: torch.stack(m[..., None].expand(2, 3, 4).unbind(0)),
+        lambda m: m[..., None].expand(2, 3, 8)[..., :4],
+        lambda m: m[..., None].expand(2, 3, 8).chunk(2, -1)[1],
+    ]
+    found = [_scattered(way) for way in ways]
+    assert found.count("2! 3! a4") >= 7, found
