@@ -69,9 +69,10 @@ def _layer_type(cls: type[nn.Module], pruner: CustomizedPruner) -> LayerType:
         """The channels of a layer are numbered along the parameter dim that has as many positions."""
 
         def flat(module: nn.Module, own: Mapping[str, tuple[Layout, ...]]) -> Layout | None:
-            size = size_of(module)
-            dims = [dim for layout in own.values() for dim in (layout[::-1] if last else layout)]
-            fitting = [dim for dim in dims if dim.size == size]
+            size = size_of(module)  # a number of now, where layouts are those of the model as it was analysed
+            shapes = {name: tensor.shape for name, tensor in _own_tensors(module).items()}
+            dims = [pair for name, layout in own.items() for pair in _sided(layout, shapes[name], last)]
+            fitting = [dim for dim, now in dims if now == size]
             live = [dim for dim in fitting if layouts.groups_of(dim)]
             return next(iter(live or fitting), None)
 
@@ -90,6 +91,17 @@ def _layer_type(cls: type[nn.Module], pruner: CustomizedPruner) -> LayerType:
         flat_in=flat_in,
         attributes=attributes,
     )
+
+
+def _own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters and buffers that a module itself holds."""
+    return {name: t for name, t in (*module._parameters.items(), *module._buffers.items()) if t is not None}
+
+
+def _sided(layout: tuple[Layout, ...], shape: Sequence[int], last: bool) -> list[tuple[Layout, int]]:
+    """Pairs the layouts of a tensor's dims with their present sizes, the first or the last dim first."""
+    pairs = list(zip(layout, shape, strict=True))
+    return pairs[::-1] if last else pairs
 
 
 def _zeros(tensor: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -335,6 +337,90 @@ def test_a_customized_layer() -> None:
     assert model.embed.embedding_dim == model.lm_head.in_features == len(model.norm.weight) == 30
     with pytest.raises(pk.ArgumentError, match="before build_dependency"):
         graph.register_customized_layer(Scale, mine)
+
+
+class FiveMethods:
+    """A pruning object with the methods that are asked for and nothing else, not even a ``__dict__``."""
+
+    __slots__ = ()
+
+    def prune_out_channels(self, layer: nn.Module, idxs: Any) -> nn.Module:
+        kept = [unit for unit in range(layer.size) if unit not in set(idxs)]
+        layer.weight = nn.Parameter(layer.weight.data[kept])
+        layer.size = len(kept)
+        return layer
+
+    prune_in_channels = prune_out_channels
+
+    def get_out_channels(self, layer: nn.Module) -> int:
+        return int(layer.size)  # type: ignore[call-overload]
+
+    get_in_channels = get_out_channels
+
+    def get_channel_groups(self, layer: nn.Module) -> int:
+        return 1
+
+
+class Sized(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.weight = size, nn.Parameter(torch.randn(size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight
+
+
+def sized() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(8, 16), Sized(16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def test_a_pruning_object_needs_its_methods_only() -> None:
+    model, x, pruner = sized(), torch.randn(2, 8), FiveMethods()
+    graph = tp.DependencyGraph().build_dependency(model, x, customized_pruners={Sized: pruner})
+    graph.get_pruning_group(model[0], tp.prune_linear_out_channels, [0, 1]).prune()
+    group = graph.get_pruning_group(model[1], pruner.prune_out_channels, [0, 1])
+    assert [len(idxs) for _, idxs in group] == [2] * len(group)
+    assert tp.importance.MagnitudeImportance()(group).shape == (2,)
+    group.prune()
+    assert (model[0].out_features, model[1].size, model[3].in_features) == (12, 12, 12)
+    assert model(x).shape == (2, 4)
+    for kind in (tp.pruner.MetaPruner, tp.pruner.GroupNormPruner):
+        model = sized()
+        options = {"customized_pruners": {Sized: pruner}, "root_module_types": [nn.Linear, Sized], "pruning_ratio": 0.5}
+        kind(model, x, importance=tp.importance.GroupMagnitudeImportance(), **options).step()
+        assert model[1].size == 8
+        assert model(x).shape == (2, 4)
+
+
+def test_a_group_may_start_at_an_output_on_purpose() -> None:
+    model, x = sized(), torch.randn(2, 8)
+    weight = model[3].weight.detach().clone()
+    graph = tp.DependencyGraph().build_dependency(model, x)
+    graph.get_pruning_group(model[0], tp.prune_linear_out_channels, [3]).prune()
+    graph.get_pruning_group(model[3], tp.prune_linear_out_channels, [0, 2]).prune()
+    assert torch.equal(model[3].weight, weight[[1, 3]][:, [unit for unit in range(16) if unit != 3]])
+    assert model(x).shape == (2, 2)
+    assert [next(dep.target.name for dep, _ in group).split()[0] for group in graph.get_all_groups()] == ["0"]
+    assert graph.pruning_history() == [("0", True, [3]), ("3", True, [0, 2])]
+    fresh = sized()
+    again = tp.DependencyGraph().build_dependency(fresh, x)
+    with pytest.raises(pk.UnitsError, match="out of range"):
+        again.get_pruning_group(fresh[3], tp.prune_linear_out_channels, [4])
+
+
+def test_a_history_is_plain_data(tmp_path: Path) -> None:
+    model, x = sized(), torch.randn(2, 8)
+    pruner = tp.pruner.MagnitudePruner(model, x, importance=tp.importance.MagnitudeImportance(), pruning_ratio=0.5)
+    pruner.step()
+    torch.save(pruner.pruning_history(), tmp_path / "history.pt")
+    history = torch.load(tmp_path / "history.pt", weights_only=True)
+    assert history == pruner.pruning_history()
+    assert {type(entry) for entry in history} == {tuple}
+    fresh = sized()
+    other = tp.pruner.MagnitudePruner(fresh, x, importance=tp.importance.MagnitudeImportance(), pruning_ratio=0.5)
+    other.load_pruning_history(history)
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh(x), model(x))
 
 
 def test_parameters_that_no_layer_owns() -> None:

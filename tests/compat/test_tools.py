@@ -181,11 +181,26 @@ def test_a_state_is_plain_data_and_makes_the_same_model(tmp_path: Path) -> None:
     assert torch.equal(fresh(x), model(x))
 
 
+def test_attributes_that_a_module_adds_come_back(tmp_path: Path) -> None:
+    model = pruned_transformer()
+    added = {"note": "second run", "best": 0.93, "table": {"a": [1, (2, None)]}, "flags": [True, False]}
+    vars(model.blocks[1]).update(added, best_loss=None, handle=object())
+    torch.save(tp.state_dict(model), tmp_path / "state.pt")
+    fresh = fresh_transformer()
+    tp.load_state_dict(fresh, torch.load(tmp_path / "state.pt", weights_only=True))
+    assert {name: vars(fresh.blocks[1])[name] for name in added} == added
+    assert vars(fresh.blocks[1])["best_loss"] is None
+    assert not hasattr(fresh.blocks[1], "handle")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda s: s.pop("prunekit"), "Not a state"),
-        (lambda s: s["attributions"][""].update(evil=3), "no such attribute: evil"),
+        (lambda s: s["attributions"][""].update(evil=torch.zeros(3)), "no such attribute: evil"),
+        (lambda s: s["attributions"][""].update(_hidden=3), "no such attribute: _hidden"),
+        (lambda s: s["attributions"][""].update(blocks=3), "no such attribute: blocks"),
+        (lambda s: s["attributions"][""].update(parameters=3), "no such attribute: parameters"),
         (lambda s: s["attributions"]["patches"].update(forward=3), "no such attribute: forward"),
         (lambda s: s["attributions"]["patches"].update(out_channels="16"), "no such attribute: out_channels"),
         (lambda s: s["full_state_dict"].pop("cls"), "another model"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,14 +30,14 @@ def state_dict(model: nn.Module) -> dict[str, Any]:
         model: The pruned model.
 
     Returns:
-        Plain data for ``torch.save``, readable with ``weights_only=True``: ``"attributions"`` holds the numbers (and
-        tuples of numbers) in the attributes of every module, ``"full_state_dict"`` the parameters and buffers by name,
-        ``"replacements"`` which modules prunekit exchanged.
+        Plain data for ``torch.save``, readable with ``weights_only=True``: ``"attributions"`` holds what is plain data
+        in the attributes of every module (numbers, texts, flags, None, and lists, tuples and dicts of them),
+        ``"full_state_dict"`` the parameters and buffers by name, ``"replacements"`` which modules prunekit exchanged.
     """
     attributes: dict[str, dict[str, Any]] = {}
     replacements: dict[str, str] = {}
     for path, module in model.named_modules():
-        found = {name: _plain(value) for name, value in vars(module).items() if _is_number(name, value)}
+        found = {name: copy.deepcopy(value) for name, value in vars(module).items() if _is_stored(name, value)}
         if found:
             attributes[path] = found
         if type(module) in _STAND_INS:
@@ -53,7 +54,8 @@ def state_dict(model: nn.Module) -> dict[str, Any]:
 def load_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> nn.Module:
     """Makes a fresh, unpruned model the one that a state was taken from.
 
-    Parameters stay the same objects; only numbers in attributes that exist, with a value of the same type, are set.
+    Parameters stay the same objects. Of attributes that exist, values of the same type are set; plain data that the
+    model had under further names are added, where its class has nothing of that name.
 
     Args:
         model: A model of the same architecture; changed in place.
@@ -77,12 +79,12 @@ def load_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> nn.Modul
         modules.update({f"{path}.{name}" if name else path: inner for name, inner in module.named_modules()})
     changes: list[tuple[dict[str, Any], str, Any]] = []
     for path, attributes in state_dict["attributions"].items():
-        own = modules[path].__dict__ if path in modules else {}
+        owner = modules.get(path)
         for name, value in attributes.items():
-            if name not in own or not _is_number(name, value) or type(_plain(own[name])) is not type(value):
+            if owner is None or not _is_stored(name, value) or not _takes(owner, name, value):
                 raise CheckpointError("The state is of another model.", where=path, why=f"no such attribute: {name}")
-            if _plain(own[name]) != value:
-                changes.append((own, name, type(own[name])(value)))
+            if name not in owner.__dict__ or owner.__dict__[name] != value:
+                changes.append((owner.__dict__, name, _as_before(owner.__dict__.get(name), value)))
     tensors, present = state_dict["full_state_dict"], _tensors(model)
     wrong = sorted(present.keys() ^ tensors.keys())
     wrong += [name for name in present if name in tensors and tensors[name].dim() != present[name].dim()]
@@ -123,13 +125,28 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _is_number(name: str, value: object) -> bool:
-    if name.startswith("_") or name == "training":
-        return False
+def _is_stored(name: str, value: object) -> bool:
+    """Whether an attribute goes into a state: plain data under a public name, the mode apart."""
+    return isinstance(name, str) and not name.startswith("_") and name != "training" and _is_plain(value)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, dict):
+        return type(value) is dict and all(isinstance(key, str | int) and _is_plain(v) for key, v in value.items())
     if isinstance(value, tuple | list):
-        return all(_is_number(name, item) for item in value)
-    return isinstance(value, int | float) and not isinstance(value, bool)
+        return type(value) in (tuple, list) and all(map(_is_plain, value))
+    return value is None or type(value) in (int, float, bool, str)
 
 
-def _plain(value: Any) -> Any:
-    return tuple(_plain(item) for item in value) if isinstance(value, tuple | list) else value
+def _takes(module: nn.Module, name: str, value: object) -> bool:
+    """Whether a module can have a value under a name: one of that type stands there, or nothing at all."""
+    if name not in module.__dict__:
+        return not hasattr(module, name)
+    now = module.__dict__[name]
+    sequences = isinstance(now, tuple | list) and isinstance(value, tuple | list)
+    return now is None or value is None or sequences or type(now) is type(value)
+
+
+def _as_before(now: Any, value: Any) -> Any:
+    """A sequence keeps its type."""
+    return type(now)(value) if isinstance(now, tuple | list) and isinstance(value, tuple | list) else value

@@ -46,6 +46,10 @@ class DependencyGraph(pk.DependencyGraph):
         self._shut: dict[str, str] = {}
         self._declared: dict[int, int] = {}
         self._nodes: dict[Any, Node] | None = None
+        self._record: Callable[[Sequence[str]], None] = lambda outputs: None
+        self._released: dict[str, str] = {}
+        self._outputs: tuple[str, ...] = ()
+        self._earlier: list[Any] = []
 
     def register_customized_layer(self, layer_type_or_instance: Any, layer_pruner: Any) -> None:
         """Registers a pruning object for a class of layers (or the class of an instance), for `build_dependency`.
@@ -105,26 +109,53 @@ class DependencyGraph(pk.DependencyGraph):
             UnsupportedModelError, RecordingError: The model can't be analysed.
         """
         self.CUSTOMIZED_PRUNERS.update(customized_pruners or {})
-        super().build_dependency(
-            model,
-            example_inputs,
-            more_inputs=more_inputs,
-            forward_fn=forward_fn,
-            output_transform=output_transform,
-            modes=modes,
-            unwrapped_parameters=unwrapped_parameters,
-            customized_pruners=self.CUSTOMIZED_PRUNERS,
-            free_outputs=free_outputs,
-        )
-        self.verbose, self._nodes = verbose, None
+        registry = self._registry
+
+        def record(outputs: Sequence[str]) -> None:
+            self._registry, self._nodes = registry, None
+            super(DependencyGraph, self).build_dependency(
+                model,
+                example_inputs,
+                more_inputs=more_inputs,
+                forward_fn=forward_fn,
+                output_transform=output_transform,
+                modes=modes,
+                unwrapped_parameters=unwrapped_parameters,
+                customized_pruners=self.CUSTOMIZED_PRUNERS,
+                free_outputs=[*free_outputs, *outputs],
+            )
+            self._shut = self.protected_groups(ignored_layers or ())
+            for parameter in ignored_params or ():
+                self._shut.update(dict.fromkeys(self.groups_of_parameter(parameter), "an ignored parameter"))
+
+        more_inputs = tuple(more_inputs)
+        record(())
+        self.verbose, self._record = verbose, record
+        self._released, self._outputs, self._earlier = {}, (), []
         self._declared = declared_dims(unwrapped_parameters)
-        self._shut = self.protected_groups(ignored_layers or ())
-        for parameter in ignored_params or ():
-            self._shut.update(dict.fromkeys(self.groups_of_parameter(parameter), "an ignored parameter"))
         if verbose:
             for note in self.notes:
                 warnings.warn(note, stacklevel=2)
         return self
+
+    def _release_outputs(self, module: Any) -> bool:
+        """Records the model anew with those outputs free that pin a layer: a group is to start there on purpose.
+
+        Other ways to groups (`get_all_groups`) go on to leave them alone. Returns whether there are such outputs.
+        """
+        inside = {id(tensor) for tensor in ([module] if isinstance(module, nn.Parameter) else module.parameters())}
+        own = [name for name, tensor in self.model.named_parameters() if id(tensor) in inside]
+        reasons = [reason for name in own for reason in self.analysis.parameters[name].reasons if reason is not None]
+        found = {reason.output for reason in reasons if reason.output is not None} - set(self._outputs)
+        if not found:
+            return False
+        before = set(self.analysis.groups)
+        self._earlier = self.pruning_history()
+        self._outputs = (*self._outputs, *sorted(found))
+        self._record(self._outputs)
+        self._released.update(dict.fromkeys(self.analysis.groups.keys() - before, "an output of the model"))
+        self.notes.extend(f"the output {name or 'of the model'} may lose channels, as was asked" for name in found)
+        return True
 
     def groups_of_parameter(self, parameter: nn.Parameter) -> list[str]:
         """Lists the groups whose units a parameter holds along any dim.
@@ -154,7 +185,7 @@ class DependencyGraph(pk.DependencyGraph):
             ignored_layers: Layers whose outputs are left alone.
             root_module_types: Only groups that a layer of these types produces; None for all.
         """
-        protected = {**self.protected_groups(ignored_layers), **self._shut}
+        protected = {**self.protected_groups(ignored_layers), **self._shut, **self._released}
         types = None if root_module_types is None else root_types(root_module_types)
         modules = dict(self.model.named_modules(remove_duplicate=False))
         for group in self.groups():
@@ -167,6 +198,8 @@ class DependencyGraph(pk.DependencyGraph):
     def get_pruning_group(self, module: Any, pruning_fn: Any, idxs: Sequence[int] | torch.Tensor) -> Group:
         """Returns the group of everything that must leave with some channels of a layer, or positions of a parameter.
 
+        A group may start at a layer whose channels are an output of the model: that output is smaller then.
+
         Args:
             module: A layer of the model, or a parameter that no layer owns.
             pruning_fn: What to prune of it, such as ``prune_conv_out_channels``.
@@ -176,14 +209,20 @@ class DependencyGraph(pk.DependencyGraph):
             ArgumentError: The layer isn't in the model, or the function isn't for it.
             UnitsError: The channels are out of range, repeated, pinned, not whole units, or ignored.
         """
-        if isinstance(module, nn.Parameter):
-            group = self._parameter_group(module, pruning_fn, idxs)
-        else:
-            group = self._layer_group(module, pruning_fn, idxs)
+        try:
+            group = self._group_from(module, pruning_fn, idxs)
+        except pk.UnitsError:
+            if not self._release_outputs(module):
+                raise
+            group = self._group_from(module, pruning_fn, idxs)
         for name in group.units:
             if name in self._shut:
                 raise pk.UnitsError("These channels are ignored in this graph.", where=name, why=self._shut[name])
         return group
+
+    def _group_from(self, module: Any, pruning_fn: Any, idxs: Any) -> Group:
+        start = self._parameter_group if isinstance(module, nn.Parameter) else self._layer_group
+        return start(module, pruning_fn, idxs)
 
     def _layer_group(self, layer: nn.Module, pruning_fn: Any, idxs: Any) -> Group:
         out = self.is_out_channel_pruning_fn(pruning_fn)
@@ -252,6 +291,13 @@ class DependencyGraph(pk.DependencyGraph):
         return list(found.values())
 
     # -- questions
+
+    def pruning_history(self) -> list[Any]:
+        """Lists what was removed so far: tuples ``(name of the layer, whether these are output channels, channels)``.
+
+        It is plain data, which ``torch.save`` and a weights-only ``torch.load`` give back.
+        """
+        return [*self._earlier, *map(tuple, super().pruning_history())]
 
     def load_pruning_history(self, pruning_history: Sequence[Sequence[Any]]) -> pk.Plan:
         """Removes everything that a history lists; see ``prunekit_core.DependencyGraph.load_pruning_history``."""

@@ -215,6 +215,10 @@ class BasePruner(pk.BasePruner):
         groups = super().step(interactive, optimizer=optimizer, copies=copies)
         return None if groups is None else (Group(self.graph, group.units) for group in groups)
 
+    def pruning_history(self) -> list[Any]:
+        """Lists what was removed so far as plain data; see `DependencyGraph.pruning_history`."""
+        return list(self.graph.pruning_history())
+
     def load_pruning_history(self, pruning_history: Sequence[Sequence[Any]]) -> pk.Plan:
         """Removes everything that a history lists; see ``prunekit_core.DependencyGraph.load_pruning_history``."""
         return super().load_pruning_history(pruning_history)
