@@ -249,10 +249,21 @@ def _analyse(
         recordings=tuple(recordings),
         untouched=tuple(name for name in untouched if recorded[0][0].shapes[recorded[0][0].parameters[name].index]),
         not_understood=_merged(_blamed(gap, registry) for p in propagations for gap in p.not_understood),
-        notes=(*shadow.notes, *programs.notes),
+        notes=(*shadow.notes, *programs.notes, *_stored(recordings)),
         shadow=shadow,
         swaps=programs.swaps,
     )
+
+
+def _stored(recordings: Sequence[Recording]) -> list[str]:
+    """Says what a forward leaves behind that can lose units: it isn't taken for an output, as the forward reads it."""
+    found = {
+        f"what the forward leaves {where} may lose units; where that is wanted whole, return it"
+        for recording in recordings
+        for ref, where in recording.trace.stored.items()
+        if ref.index in recording.live
+    }
+    return sorted(found)
 
 
 def _blamed(gap: NotUnderstood, registry: Registry) -> NotUnderstood:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit_core.twin import slots_of
+from prunekit_core.attributes import attributes_of, slots_of
 
 _NO_STATE = (torch.Tensor, nn.Module, type, types.ModuleType, types.FunctionType)
 _UNSET = object()
@@ -125,15 +125,6 @@ def _marked(held: Any) -> list[_Container | _Slots]:
     if slots_of(kind):
         found.append(_Slots(held))
     return found
-
-
-def attributes_of(held: Any) -> dict[str, Any] | None:
-    """Returns the ``__dict__`` of an object, past what its class makes of attribute look-up; None if it has none."""
-    try:
-        found = object.__getattribute__(held, "__dict__")
-    except AttributeError:
-        return None
-    return found if type(found) is dict else None
 
 
 class Marks:

@@ -106,6 +106,9 @@ class _Propagator:
             if not is_free(name, free_outputs):
                 for axis in self._axes(ref):
                     axes.pin(axis, Reason("an output of the model", output=name))
+        for ref, why in self._trace.kept.items():
+            for axis in self._axes(ref):
+                axes.pin(axis, Reason(f"it may be an output of the model: {why}"))
         return self._result
 
     def _set(self, ref: TensorRef, value: Sequence[Axis]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +14,10 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
+from prunekit_core.attributes import attributes_of
 from prunekit_core.calls import WRITTEN, memory_of, operation_name, tensors_of
 from prunekit_core.decisions import Answers, decided
-from prunekit_core.errors import RecordingError, UnsupportedModelError
+from prunekit_core.errors import PrunekitError, RecordingError, UnsupportedModelError
 from prunekit_core.examples import Example
 from prunekit_core.outputs import named_outputs
 from prunekit_core.packed import check_no_packed_objects, check_unpacked
@@ -22,7 +25,7 @@ from prunekit_core.rules import RuleTable
 from prunekit_core.shadow import Shadow, Sink
 from prunekit_core.sharding import is_sharded, shards_its_parameters
 from prunekit_core.surgery import modules_in, tensors_in
-from prunekit_core.trace import Operation, TensorRef, Trace
+from prunekit_core.trace import Operation, TensorRef, Trace, is_continuous
 
 _SCRIPTED = (torch.jit.ScriptModule, torch.jit.ScriptFunction)
 _PLAIN = (nn.Parameter, torch.Tensor)
@@ -34,18 +37,21 @@ class TensorTable:
 
     Args:
         keep_alive: True keeps tensors alive (fakes weigh nothing); False watches them weakly.
+
+    Attributes:
+        keep_alive: As given.
     """
 
     def __init__(self, *, keep_alive: bool) -> None:
         self.shapes: list[tuple[int, ...]] = []
         self.dtypes: list[torch.dtype] = []
-        self._keep_alive = keep_alive
+        self.keep_alive = keep_alive
         self._known: dict[int, tuple[TensorRef, torch.Tensor]] = {}
         self._weak: Any = WeakIdKeyDictionary()
 
     def get(self, tensor: torch.Tensor) -> TensorRef | None:
         """Returns the reference of a tensor that is known, else None."""
-        if self._keep_alive:
+        if self.keep_alive:
             entry = self._known.get(id(tensor))
             return entry[0] if entry else None
         found: TensorRef | None = self._weak.get(tensor)
@@ -53,7 +59,7 @@ class TensorTable:
 
     def put(self, tensor: torch.Tensor, ref: TensorRef) -> None:
         """Makes a tensor known under a reference."""
-        if self._keep_alive:
+        if self.keep_alive:
             self._known[id(tensor)] = (ref, tensor)
         else:
             self._weak[tensor] = ref
@@ -67,10 +73,22 @@ class TensorTable:
 
     def forget(self, tensor: torch.Tensor) -> None:
         """Makes a tensor unknown."""
-        if self._keep_alive:
+        if self.keep_alive:
             del self._known[id(tensor)]
         else:
             del self._weak[tensor]
+
+    def held(self, among: Collection[int]) -> list[TensorRef]:
+        """Lists the tensors that something outside of this table holds.
+
+        Args:
+            among: The indices of those that are asked about.
+        """
+        if self.keep_alive:  # by the table's own tuple, and by the argument of getrefcount
+            alive = [entry[0] for entry in self._known.values() if sys.getrefcount(entry[1]) > 2]
+        else:
+            alive = list(self._weak.values())
+        return [ref for ref in dict.fromkeys(alive) if ref.index in among]
 
     def ref(self, tensor: torch.Tensor) -> TensorRef:
         """Returns the reference of a tensor, making a new one for a tensor not seen before."""
@@ -84,7 +102,11 @@ class TensorTable:
 
 
 class TraceBuilder(Sink):
-    """The sink that builds a `Trace`."""
+    """The sink that builds a `Trace`.
+
+    Attributes:
+        held: Whether something holds tensors that the forward made and didn't return.
+    """
 
     def __init__(self, label: str, *, keep_alive: bool) -> None:
         self.label = label
@@ -94,6 +116,9 @@ class TraceBuilder(Sink):
         self._inputs: list[TensorRef] = []
         self._shares: dict[int, int] = {}
         self._decisions: dict[int, Answers] = {}
+        self.held = False
+        self._kept: dict[TensorRef, str] = {}
+        self._stored: dict[TensorRef, str] = {}
 
     def start(self, tensors: Mapping[str, torch.Tensor], inputs: Any) -> None:
         """Makes parameters, buffers and inputs known."""
@@ -125,6 +150,12 @@ class TraceBuilder(Sink):
         """Takes the result for the same tensor."""
         self.table.put(result, self.table.ref(source))
 
+    def leaves(self, tensor: torch.Tensor, way: str) -> None:
+        """Notes a tensor of reals whose values go on outside of PyTorch."""
+        ref = self.table.get(tensor)
+        if ref is not None and is_continuous(tensor.dtype):
+            self._kept[ref] = f"its values leave PyTorch by {way}"
+
     def _refer(self, value: Any, read: list[tuple[torch.Tensor, TensorRef]]) -> Any:
         """Writes an argument down, and adds the tensors in it to those that are read."""
         if type(value) in WRITTEN:
@@ -136,6 +167,39 @@ class TraceBuilder(Sink):
         if isinstance(value, _LISTS):
             return [self._refer(item, read) for item in value]
         return value
+
+    def ended(self, outputs: Any, modules: Mapping[str, nn.Module]) -> None:
+        """Looks for results that are no outputs, and that no operation reads, though something holds them."""
+        given = {self.table.ref(tensor).index for _, tensor in named_outputs(outputs)}
+        given.update(ref.index for ref in (*self._parameters.values(), *self._inputs))
+        made = {ref.index for operation in self._operations for ref in operation.outputs} - given
+        made = {index for index in made if is_continuous(self.table.dtypes[index])}
+        held = self.table.held(made)
+        if held:
+            gc.collect(0)  # objects in a circle hold what nobody can read any more
+            held = self.table.held(made)
+        names = self._stored_as(modules) if held else {}
+        read: set[int] = set()
+        for operation in self._operations:
+            read.update(ref.index for ref in operation.references() if ref not in operation.outputs)
+        self.held = bool(held)
+        for ref in held:
+            where = f"stored as {names[ref.index]}" if ref.index in names else "held by something"
+            if ref.index in read:
+                self._stored[ref] = where
+            else:
+                self._kept.setdefault(ref, f"no operation reads it, and it is {where}")
+
+    def _stored_as(self, modules: Mapping[str, nn.Module]) -> dict[int, str]:
+        """Names the tensors that are attributes of modules, or in objects in those, by index."""
+        return {
+            ref.index: f"{path}.{name}" if path else name
+            for path, module in modules.items()
+            for name, tensor in named_outputs(
+                {**module._buffers, **(attributes_of(module) or {}), "forward": None}  # the shadow's own
+            )
+            if (ref := self.table.get(tensor)) is not None
+        }
 
     def finish(self, outputs: Any) -> Trace:
         """Closes the trace with the outputs of the model."""
@@ -152,6 +216,8 @@ class TraceBuilder(Sink):
             tuple(name for name, _ in named),
             self._shares,
             self._decisions,
+            self._kept,
+            self._stored,
         )
 
 
@@ -258,6 +324,8 @@ def record(shadow: Shadow, example: Example, rules: RuleTable, *, label: str, tr
     builder = TraceBuilder(label, keep_alive=shadow.fake_mode is not None)
     try:
         outputs = shadow.run(example, builder, rules, training=training)
+    except PrunekitError:
+        raise
     except Exception as error:
         shapes = [
             tuple(leaf.shape) for leaf in pytree.tree_leaves((example.args, example.kwargs)) if torch.is_tensor(leaf)
@@ -268,4 +336,13 @@ def record(shadow: Shadow, example: Example, rules: RuleTable, *, label: str, tr
             why=f"{type(error).__name__}: {str(error)[:400]}",
             hint="call the model on the same example inputs and make that run first",
         ) from error
-    return builder.finish(outputs)
+    trace = builder.finish(outputs)
+    if not trace.results and not builder.held:
+        raise RecordingError(
+            "There is no tensor among the outputs of the model.",
+            where=f"{label} mode, an output of type {type(outputs).__name__}",
+            why="nothing says what the model has to go on computing, so everything could be removed from it",
+            hint="return tensors, in containers or objects of any kind, or pass a forward_fn or an output_transform "
+            "that does",
+        )
+    return trace

@@ -11,7 +11,6 @@ Everything of PyTorch that is not promised to stay (fake tensors, dispatch modes
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ import attrs
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -30,6 +30,7 @@ from prunekit_core.hollow import Hollows, device_for
 from prunekit_core.marks import Marks, ObjectMarks
 from prunekit_core.modes import ModeWatch, set_mode
 from prunekit_core.opaque import Closed, Opaque
+from prunekit_core.outputs import run_out
 from prunekit_core.regime import Regime
 from prunekit_core.rules import RuleTable
 from prunekit_core.surgery import modules_in, select_positions, tensors_in
@@ -51,6 +52,12 @@ class Sink:
 
     def operation(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> None:
         """Called after each operation with its arguments by name."""
+
+    def ended(self, outputs: Any, modules: Mapping[str, nn.Module]) -> None:
+        """Called when the forward returned, before what it did to its modules is undone."""
+
+    def leaves(self, tensor: torch.Tensor, way: str) -> None:
+        """Called when the program takes the values of a real tensor to where no operation is seen."""
 
     def failed(self, op: Any, module: str, error: Exception) -> None:
         """Called when an operation raises, before the exception goes on."""
@@ -121,6 +128,22 @@ class _Recorder(TorchDispatchMode):
             raise
         self._sink.operation(func, module, arguments, result)
         return result
+
+
+class _Exits(TorchFunctionMode):
+    """Sees which tensors of a real run are turned into what isn't PyTorch's."""
+
+    def __init__(self, sink: Sink, shadow: Shadow) -> None:
+        super().__init__()
+        self._sink, self._shadow = sink, shadow
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _EXITS and self._shadow.is_recording:
+            self._sink.leaves(args[0], _EXITS[func])
+        return func(*args, **(kwargs or {}))
+
+
+_EXITS = {getattr(torch.Tensor, name): name for name in ("numpy", "tolist", "__array__", "__dlpack__")}
 
 
 def _literal(tensor: torch.Tensor) -> Any:
@@ -286,6 +309,11 @@ class Shadow:
         closed.__wrapped__ = forward  # type: ignore[attr-defined]  # inspect.signature reads the original's
         return closed
 
+    @property
+    def is_recording(self) -> bool:
+        """Whether operations are seen now: a forward runs, and nothing that isn't looked into."""
+        return self._recorder is not None
+
     def reset(self) -> None:
         """Undoes whatever editing the shadow did to its modules since the last `commit`; every run ends with it."""
         self._marks.restore()
@@ -331,9 +359,11 @@ class Shadow:
             args, kwargs = pytree.tree_map_only(torch.Tensor, self.stand_in, (example.args, example.kwargs))
             sink.start(self.tensors(), (args, kwargs))
             try:
-                with torch.inference_mode(), self.fake_mode or contextlib.nullcontext():
+                with torch.inference_mode(), self.fake_mode or _Exits(sink, self):
                     with _Recorder(sink, rules, self) as self._recorder:
-                        return example.runner(self.module, args, kwargs)
+                        outputs = run_out(example.runner(self.module, args, kwargs))
+                        sink.ended(outputs, self.modules)
+                        return outputs
             finally:
                 self.modes.finish()
                 self.reset()

@@ -58,6 +58,10 @@ class Trace:
         inputs: The tensors among the example inputs.
         results: The tensors among the outputs of the model.
         names: Their key paths among the outputs; empty for a model that returns one tensor.
+        kept: Tensors that may be outputs though they weren't returned, with the reason: something holds them and no
+            operation reads them, or their values leave PyTorch.
+        stored: Tensors that something holds when the forward has returned, though an operation reads them and they are
+            no outputs: where they are.
         shares: Index of a tensor that an operation returned to that of the argument whose memory it uses (views).
         decisions: What was decided by value, by operation index; empty for a recording without values.
     """
@@ -72,6 +76,8 @@ class Trace:
     names: tuple[str, ...]
     shares: Mapping[int, int]
     decisions: Mapping[int, tuple[Any, ...]] = attrs.field(factory=dict)
+    kept: Mapping[TensorRef, str] = attrs.field(factory=dict)
+    stored: Mapping[TensorRef, str] = attrs.field(factory=dict)
 
 
 def is_continuous(dtype: torch.dtype) -> bool:

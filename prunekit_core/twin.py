@@ -10,12 +10,13 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
-import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+
+from prunekit_core.attributes import slots_of
 
 Copier = Callable[[Any], Any]
 
@@ -150,9 +151,3 @@ def _copies_as_module(cls: type) -> bool:
     if hasattr(cls, "__deepcopy__") or hasattr(cls, "__getnewargs__") or hasattr(cls, "__getnewargs_ex__"):
         return False
     return all(getattr(cls, name, None) is getattr(nn.Module, name, None) for name in _PROTOCOL)
-
-
-def slots_of(cls: type) -> tuple[types.MemberDescriptorType, ...]:
-    """Lists the descriptors of a class's ``__slots__``, those of its bases first; they go past its ``__setattr__``."""
-    found = [value for base in reversed(cls.__mro__) if "__slots__" in vars(base) for value in vars(base).values()]
-    return tuple(value for value in found if isinstance(value, types.MemberDescriptorType))

@@ -10,11 +10,12 @@ from prunekit_core.trace import Operation, Trace
 def unread(trace: Trace) -> frozenset[int]:
     """Returns the indices of the operations that can be left out of the propagation.
 
-    Their results are neither outputs of the model nor read by an operation that counts. Operations that write into a
+    Their results are neither outputs of the model, nor read by an operation that counts, nor held by anything
+    when the forward has returned. Operations that write into a
     tensor, decide something in Python, read a parameter, or bring several tensors together always count: without their
     ties, the smaller program might not run.
     """
-    needed = {ref.index for ref in trace.results}
+    needed = {ref.index for ref in (*trace.results, *trace.kept)}
     parameters = {ref.index for ref in trace.parameters.values()}
     found = []
     for operation in reversed(trace.operations):

@@ -17,6 +17,7 @@ CORE = [
     "axes",
     "layout",
     "polynomial",
+    "attributes",
     "outputs",
     "trace",
     "sameness",
