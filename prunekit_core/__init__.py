@@ -82,16 +82,30 @@ from prunekit_core.pruner import BasePruner
 from prunekit_core.registry import HOOKS, Entry, Plugin, Registry, RuleOrigin, default_registry
 from prunekit_core.repair import LayerRepair, Repair
 from prunekit_core.report import Explanation, Report
-from prunekit_core.rules import Kind, OpCall, Role, Rule, Scaling, TensorArgument, Verb, output_like, scales
+from prunekit_core.rules import (
+    ELEMENTWISE,
+    Kind,
+    OpCall,
+    Role,
+    Rule,
+    Scaling,
+    TensorArgument,
+    Verb,
+    output_like,
+    scales,
+    zero_where,
+)
 from prunekit_core.schedule import linear_scheduler
 from prunekit_core.selection import Limits, Scope
 from prunekit_core.sharding import is_sharded, whole_tensor
 from prunekit_core.statistics import SiteStatistics, Statistics
 from prunekit_core.surgery import named_tensors, select_positions, shrink_tensor
 from prunekit_core.targets import Budget, plan_to_target
-from prunekit_core.trace import Operation, Trace
+from prunekit_core.trace import Operation, TensorRef, Trace
+from prunekit_core.zeros import Operands
 
 __all__ = [
+    "ELEMENTWISE",
     "HOOKS",
     "Addition",
     "AdditiveCriterion",
@@ -141,6 +155,7 @@ __all__ = [
     "Number",
     "OpCall",
     "Opaque",
+    "Operands",
     "Operation",
     "Plan",
     "PlanError",
@@ -180,6 +195,7 @@ __all__ = [
     "Statistics",
     "SymbolicSizer",
     "TensorArgument",
+    "TensorRef",
     "Tie",
     "Trace",
     "UnitGroup",
@@ -235,4 +251,5 @@ __all__ = [
     "tie",
     "whole_tensor",
     "write_text",
+    "zero_where",
 ]

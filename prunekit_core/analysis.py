@@ -5,7 +5,7 @@ A group is one free leaf of size above one together with every parameter dim tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -32,11 +32,12 @@ from prunekit_core.programs import record_programs
 from prunekit_core.propagate import NotUnderstood, Propagation, parameter_axes, propagate
 from prunekit_core.regime import collection_paused
 from prunekit_core.registry import Registry
-from prunekit_core.rules import Kind, Role, Temperature, Verb
+from prunekit_core.rules import Kind, Role, RuleTable, Temperature, Verb
 from prunekit_core.sameness import same_where_live
 from prunekit_core.shadow import Shadow
 from prunekit_core.stated import stated_roles
-from prunekit_core.trace import Trace
+from prunekit_core.trace import TensorRef, Trace
+from prunekit_core.zeros import Zeros
 
 
 @attrs.frozen
@@ -113,10 +114,25 @@ class ParameterLayout:
 
 
 @attrs.frozen(eq=False)
-class Wholes:
-    """Uses of the whole extent of an axis by one operation: (layout of the axis, verb, text)."""
+class Whole:
+    """A use of the whole extent of an axis.
 
-    uses: tuple[tuple[Layout, Verb, str], ...]
+    Attributes:
+        layout: Layout of the axis.
+        verb: How it is used.
+        operands: The tensors that are summed over, each with its dim; empty for all that have the axis.
+    """
+
+    layout: Layout
+    verb: Verb
+    operands: tuple[tuple[TensorRef, int], ...]
+
+
+@attrs.frozen(eq=False)
+class Wholes:
+    """Uses of the whole extent of an axis by one operation."""
+
+    uses: tuple[Whole, ...]
 
 
 @attrs.frozen(eq=False)
@@ -240,11 +256,13 @@ def _analyse(
             like = (same_where_live(trace, known.trace, recording.live, known.live) for known in recordings)
             recording = attrs.evolve(recording, replayed=not any(like))
         recordings.append(recording)
+    tensors = shadow.tensors()
+    zeroed = freezer.weights() | {name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
     return Analysis(
-        groups=freezer.groups(recordings),
+        groups=freezer.groups(_mixes(recordings, registry.op_rules, zeroed)),
         parameters={
             name: freezer.parameter(name, tensor.element_size(), not isinstance(tensor, nn.Parameter))
-            for name, tensor in shadow.tensors().items()
+            for name, tensor in tensors.items()
         },
         recordings=tuple(recordings),
         untouched=tuple(name for name in untouched if recorded[0][0].shapes[recorded[0][0].parameters[name].index]),
@@ -353,6 +371,10 @@ class _Freezer:
         parts = [part for segment in axes.segments(root) for part in _parts(self.layout(segment), Concat)]
         return join_concat(parts)
 
+    def weights(self) -> set[str]:
+        """Names the parameters and buffers that make or read units, not only lie along them."""
+        return {m.parameter for members in self._members.values() for m in members if m.role is not Role.ALONG}
+
     def parameter(self, name: str, itemsize: int, buffer: bool) -> ParameterLayout:
         dims = self._parameters[name]
         return ParameterLayout(
@@ -377,7 +399,7 @@ class _Freezer:
             replayed=True,
             live=live,
             wholes={
-                index: Wholes(tuple((self.layout(axis), verb, text) for axis, verb, text in uses))
+                index: Wholes(tuple(Whole(self.layout(use.axis), use.verb, use.operands) for use in uses))
                 for index, uses in effects.whole.items()
             },
             expectations={
@@ -426,15 +448,7 @@ class _Freezer:
                     found.add(name)
         return found
 
-    def groups(self, recordings: Sequence[Recording]) -> dict[str, UnitGroup]:
-        mixes: dict[str, dict[str, None]] = {}
-        for recording in recordings:
-            for index, wholes in recording.wholes.items():
-                operation = recording.trace.operations[index]
-                for layout, verb, _ in wholes.uses:
-                    if verb is Verb.MIX:
-                        for name in groups_of(layout):
-                            mixes.setdefault(name, {})[f"{operation.name} in {operation.module or 'the model'}"] = None
+    def groups(self, mixes: Mapping[str, Mapping[str, None]]) -> dict[str, UnitGroup]:
         outer = self._outer()
         return {
             name: UnitGroup(
@@ -459,6 +473,23 @@ def _holds_fixed(layout: Layout, group: str) -> bool:
         return False
     at = next((position for position, factor in enumerate(layout.parts) if group in groups_of(factor)), None)
     return at is not None and any(isinstance(factor, Fixed) for factor in layout.parts[at + 1 :])
+
+
+def _mixes(recordings: Iterable[Recording], rules: RuleTable, zeroed: Collection[str]) -> dict[str, dict[str, None]]:
+    """Lists, by group, the operations whose result isn't the same without a unit as with zeros in its place."""
+    mixes: dict[str, dict[str, None]] = {}
+    for recording in recordings:
+        zeros: Zeros | None = None
+        for index, wholes in recording.wholes.items():
+            operation = recording.trace.operations[index]
+            for use in wholes.uses:
+                for name in groups_of(use.layout):
+                    if use.verb is not Verb.MIX:
+                        zeros = zeros or Zeros(recording.trace, recording.live, rules, zeroed)
+                        if zeros.sums(operation, use.operands, name, several=use.verb is Verb.CONTRACT):
+                            continue
+                    mixes.setdefault(name, {})[f"{operation.name} in {operation.module or 'the model'}"] = None
+    return mixes
 
 
 def _parts(layout: Layout, form: type[Product] | type[Concat]) -> tuple[Layout, ...]:

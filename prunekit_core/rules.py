@@ -52,7 +52,9 @@ class Verb(enum.Enum):
     """How an operation uses an axis whose whole extent matters to the result."""
 
     CONTRACT = "contract"
-    """Sums products over it: removed units contribute nothing where one operand is zero. Exact."""
+    """Sums products over it: removed units contribute nothing where one operand is zero, and then it is exact."""
+    SUM = "sum"
+    """Sums over it (or takes a norm): removed units contribute nothing where all operands are zero."""
     MIX = "mix"
     """Its result depends on the number of units (a norm's statistics, a softmax, a mean). Legal, not exact."""
 
@@ -100,13 +102,31 @@ class Temperature:
     scaled: str = ""
 
 
+@attrs.frozen
+class WholeUse:
+    """A use of the whole extent of an axis.
+
+    Attributes:
+        axis: The axis.
+        verb: How it is used.
+        text: More about it.
+        operands: The tensors whose elements are summed over, each with the dim in question; empty for all that have
+            the axis.
+    """
+
+    axis: Axis = attrs.field(eq=False)
+    verb: Verb
+    text: str = ""
+    operands: tuple[tuple[TensorRef, int], ...] = ()
+
+
 @attrs.define
 class Effects:
     """What rules say beyond ties: roles, kinds, whole-axis uses, sizes that arguments must have, expanded dims."""
 
     roles: dict[tuple[str, int], Role] = attrs.field(factory=dict)
     kinds: list[tuple[Axis, Kind]] = attrs.field(factory=list)
-    whole: dict[int, list[tuple[Axis, Verb, str]]] = attrs.field(factory=dict)
+    whole: dict[int, list[WholeUse]] = attrs.field(factory=dict)
     expectations: dict[int, list[Expectation]] = attrs.field(factory=dict)
     temperatures: dict[int, Temperature] = attrs.field(factory=dict)
     expanded: dict[int, frozenset[int]] = attrs.field(factory=dict)
@@ -187,14 +207,26 @@ class OpCall:
         """Says what the units of an axis are."""
         self._effects.kinds.append((axis, kind))
 
-    def whole(self, axis: Axis, verb: Verb, text: str = "") -> None:
-        """Says that the operation depends on the whole extent of an axis."""
+    def whole(
+        self, axis: Axis, verb: Verb, text: str = "", *, operands: Sequence[tuple[TensorArgument, int]] = ()
+    ) -> None:
+        """Says that the operation depends on the whole extent of an axis.
+
+        Args:
+            axis: The axis.
+            verb: How it is used.
+            text: More about it.
+            operands: For sums, the tensors whose elements are summed over, each with its dim along the axis. Without
+                them, all tensors that have the axis must be zero at removed units for the sum to be exact.
+        """
         if not axes.is_pinned(axis):
-            self._effects.whole.setdefault(self.operation.index, []).append((axis, verb, text))
+            summed = tuple((tensor.ref, dim % tensor.ndim) for tensor, dim in operands)
+            use = WholeUse(axis, verb, text, summed)
+            self._effects.whole.setdefault(self.operation.index, []).append(use)
 
     def used_whole(self) -> list[Axis]:
         """Lists the axes whose whole extent the operation was said to depend on."""
-        return [axis for axis, _, _ in self._effects.whole.get(self.operation.index, ())]
+        return [use.axis for use in self._effects.whole.get(self.operation.index, ())]
 
     def expanded_dims(self, tensor: TensorArgument) -> frozenset[int]:
         """Returns the dims of size above one along which all elements of a tensor are equal, as far as is known."""
@@ -292,6 +324,37 @@ def scales(how: Scaling) -> Callable[[Rule], Rule]:
     return mark
 
 
+class Elementwise:
+    """The type of `ELEMENTWISE`."""
+
+
+ELEMENTWISE = Elementwise()
+"""Every element of the result is a function of the elements at its place: what it makes of zeros is tried out."""
+ZeroTest = Callable[[Any, int], bool]
+"""Tells of an operation's operands (`prunekit_core.zeros.Operands`) and a dim of its output whether the output is zero
+where units along that dim were removed."""
+
+
+def zero_where(test: ZeroTest | Elementwise) -> Callable[[Rule], Rule]:
+    """Makes a rule with the same ties that also says where the operation's result is zero.
+
+    Without it, `Scaling` tells: what only moves elements or adds them up keeps zeros; otherwise nothing is zero.
+
+    Args:
+        test: `ELEMENTWISE`, or a function of the operands and a dim of the output.
+    """
+
+    def mark(rule: Rule) -> Rule:
+        @functools.wraps(rule)
+        def marked(call: OpCall) -> Outputs:
+            return rule(call)
+
+        marked.__dict__["zeros"] = test
+        return marked
+
+    return mark
+
+
 @attrs.frozen(eq=False)
 class ModuleOp:
     """The operation that stands for a module which isn't looked into; it brings its rule.
@@ -345,6 +408,10 @@ class RuleTable:
     def scaling(self, op: Any) -> Scaling | None:
         """Returns what the operation's rule says about scaling, if anything."""
         return getattr(self.find(op), "scaling", None)
+
+    def zeros(self, op: Any) -> ZeroTest | Elementwise | None:
+        """Returns what the operation's rule says about where its result is zero, if anything."""
+        return getattr(self.find(op), "zeros", None)
 
     def reading(self, op: Any) -> Any:
         """Returns what the operation's rule says about how it reads (a `Reading`), if anything."""

@@ -103,7 +103,7 @@ class MaskedSide(Side):
 
     def _over_kept(self, index: int, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         wholes = self._recording.wholes.get(index)
-        names = {name for layout, _, _ in wholes.uses for name in layouts.groups_of(layout)} if wholes else set()
+        names = {name for use in wholes.uses for name in layouts.groups_of(use.layout)} if wholes else set()
         kept: Kept = {name: self._kept[name] for name in names if name in self._kept}
         if not kept:
             return op(*args, **kwargs)

@@ -103,7 +103,7 @@ class AxesRead:
     def used_whole(self, verb: Verb) -> set[int]:
         """Returns the identities of the leaves whose whole extent some operation uses with this verb."""
         uses = (use for found in self.propagation.effects.whole.values() for use in found)
-        return {id(leaf) for axis, used, _ in uses if used is verb for leaf in leaves(axis)}
+        return {id(leaf) for use in uses if use.verb is verb for leaf in leaves(use.axis)}
 
     def verbs(self, tensor: int, dim: int) -> set[Verb]:
         """Returns how operations use the whole extent of a dim of an input."""

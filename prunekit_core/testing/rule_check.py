@@ -142,7 +142,8 @@ def _trial(read: AxesRead, tensors: Sequence[torch.Tensor], kept: Kept, *, value
         for dim, axis in enumerate(dims)
         if read.role(tensor, dim) is Role.IN
     }
-    contracted = read.used_whole(Verb.CONTRACT) | {id(leaf) for axis in consumed for leaf in leaves(axis)}
+    summed = read.used_whole(Verb.CONTRACT) | read.used_whole(Verb.SUM)
+    contracted = summed | {id(leaf) for axis in consumed for leaf in leaves(axis)}
     zeroed = {key: units for key, units in kept.items() if key in contracted}
     whole = _replay(read, [_masked(t, dims, zeroed) for t, dims in zip(tensors, read.inputs, strict=True)], None)
     for position, (found, full, dims) in enumerate(zip(small, whole, read.outputs, strict=True)):

@@ -6,7 +6,20 @@ from collections.abc import Mapping
 
 import torch
 
-from prunekit_core import Axis, AxisMismatchError, Kind, OpCall, Rule, Scaling, TensorArgument, Verb, scales, split
+from prunekit_core import (
+    Axis,
+    AxisMismatchError,
+    Kind,
+    OpCall,
+    Operands,
+    Rule,
+    Scaling,
+    TensorArgument,
+    Verb,
+    scales,
+    split,
+    zero_where,
+)
 
 
 def attention(call: OpCall) -> list[Axis]:
@@ -19,7 +32,7 @@ def attention(call: OpCall) -> list[Axis]:
     value: TensorArgument = call["value"]
     call.tie(query.axes[-1], key.axes[-1])
     call.tie(key.axes[-2], value.axes[-2])
-    call.whole(query.axes[-1], Verb.CONTRACT)
+    call.whole(query.axes[-1], Verb.CONTRACT, operands=((query, -1), (key, -1)))
     call.whole(key.axes[-2], Verb.MIX)
     if call["is_causal"]:
         if query.shape[-2] == key.shape[-2]:
@@ -58,4 +71,13 @@ def _lead(call: OpCall, query: TensorArgument, key: TensorArgument, value: Tenso
     return axis
 
 
-RULES: Mapping[str | torch.Tag, Rule] = {"aten::scaled_dot_product_attention": scales(Scaling.CONSTANT)(attention)}
+def weighted_zeros(operands: Operands, dim: int) -> bool:
+    """A weighted mean of the values: zero where they are."""
+    value = operands["value"]
+    queries = dim == len(operands.shape) - 2
+    return not queries and operands.along(value, dim - len(operands.shape) + operands.ndim(value))
+
+
+RULES: Mapping[str | torch.Tag, Rule] = {
+    "aten::scaled_dot_product_attention": zero_where(weighted_zeros)(scales(Scaling.CONSTANT)(attention))
+}

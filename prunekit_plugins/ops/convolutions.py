@@ -11,15 +11,18 @@ from prunekit_core import (
     Axis,
     Kind,
     OpCall,
+    Operands,
     Role,
     Rule,
     Scaling,
     TensorArgument,
+    Verb,
     output_like,
     product,
     reads,
     scales,
     split,
+    zero_where,
 )
 from prunekit_plugins.ops import readings, windows
 
@@ -73,6 +76,8 @@ def _convolve(call: OpCall, *, transposed: bool) -> list[Axis]:
         result = out
     else:
         result = _tie_groups(call, source.axes[dim], weight, groups, transposed=transposed)
+    if not weight.parameter:
+        call.whole(into, Verb.CONTRACT, operands=((source, dim), (weight, 0 if transposed else 1)))
     call.kind(out, Kind.CHANNELS)
     if bias is not None:
         call.tie(result, bias.axes[0])
@@ -117,8 +122,20 @@ def _tie_groups(call: OpCall, channels: Axis, weight: TensorArgument, groups: in
     return result
 
 
-plain = reads(readings.CONVOLUTION)(scales(Scaling.ROWS)(convolution))
-transposed = reads(readings.TRANSPOSED)(transposed_convolution)
+def convolved_zeros(operands: Operands, dim: int) -> bool:
+    """A filter makes a channel; what is zero for all channels gets the bias."""
+    weight, bias = operands["weight"], operands["bias"]
+    if dim == len(operands.shape) - operands.ndim(weight) + 1:
+        held = operands.dims(weight)
+        turned = bool(operands["transposed"]) or "conv_transpose" in operands.operation.name
+        rows = 1 if turned and 1 in held else 0
+        return operands.along(weight, rows) and (bias is None or operands.along(bias, 0))
+    return bias is None and operands.along(operands["input"], dim)
+
+
+zeros = zero_where(convolved_zeros)
+plain = zeros(reads(readings.CONVOLUTION)(scales(Scaling.ROWS)(convolution)))
+transposed = zeros(reads(readings.TRANSPOSED)(transposed_convolution))
 
 RULES: Mapping[str | torch.Tag, Rule] = {
     **{f"aten::conv{n}d": plain for n in (1, 2, 3)},
@@ -126,5 +143,5 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::conv_transpose1d": transposed,
     "aten::conv_transpose2d": transposed,
     "aten::conv_transpose3d": transposed,
-    "aten::convolution": general_convolution,
+    "aten::convolution": zeros(general_convolution),
 }

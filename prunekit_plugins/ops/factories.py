@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from prunekit_core import Axis, OpCall, Rule
+from prunekit_core import Axis, OpCall, Rule, zero_where
+from prunekit_plugins.ops.pointwise import always_zero, filled_with_zero
 
 
 def uniform_values(call: OpCall) -> list[Axis]:
@@ -33,13 +34,18 @@ def check(call: OpCall) -> None:
     """An assertion about values makes nothing."""
 
 
-_VALUES = "zeros ones full new_zeros new_ones new_full"
-_UNIFORM = "empty new_empty empty_strided new_empty_strided scalar_tensor"
+_ONES = "ones new_ones"
+_ZEROS = "zeros new_zeros"
+_EMPTY = "empty new_empty empty_strided new_empty_strided"
+"""Memory that nobody may read before it is written: as good as zeros."""
 _NUMBERED = "arange linspace logspace rand randn randint randperm eye tril_indices triu_indices tensor"
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    **{f"aten::{name}": one_value for name in _VALUES.split()},
-    **{f"aten::{name}": uniform_values for name in _UNIFORM.split()},
+    **{f"aten::{name}": one_value for name in _ONES.split()},
+    **{f"aten::{name}": zero_where(always_zero)(one_value) for name in _ZEROS.split()},
+    **{f"aten::{name}": zero_where(filled_with_zero)(one_value) for name in ("full", "new_full")},
+    **{f"aten::{name}": zero_where(always_zero)(uniform_values) for name in _EMPTY.split()},
+    "aten::scalar_tensor": uniform_values,
     **{f"aten::{name}": numbered_values for name in _NUMBERED.split()},
     "aten::_local_scalar_dense": number,
     "aten::_assert_async": check,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from prunekit_core import Axis, Kind, OpCall, Role, Rule, Scaling, TensorArgument, scales
+from prunekit_core import Axis, Kind, OpCall, Operands, Role, Rule, Scaling, TensorArgument, scales, zero_where
 from prunekit_plugins.ops.masks import dealt_out, is_mask, rows_of
 
 LOOKED_UP = "its positions are looked up"
@@ -99,13 +99,19 @@ def gather(call: OpCall) -> list[Axis]:
     return list(indices.axes)
 
 
+def looked_up_zeros(operands: Operands, dim: int) -> bool:
+    """Rows are looked up: what is zero in all of them is zero in the result."""
+    return operands.output == 0 and dim == len(operands.shape) - 1 and operands.along(operands["weight"], 1)
+
+
 whole = scales(Scaling.WHOLE)
+looked_up = zero_where(looked_up_zeros)
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    "aten::embedding": embedding,
-    "aten::embedding_bag": embedding_bag,
-    "aten::_embedding_bag": embedding_bag,
-    "aten::_embedding_bag_forward_only": embedding_bag,
+    "aten::embedding": looked_up(embedding),
+    "aten::embedding_bag": looked_up(embedding_bag),
+    "aten::_embedding_bag": looked_up(embedding_bag),
+    "aten::_embedding_bag_forward_only": looked_up(embedding_bag),
     "aten::_pack_padded_sequence": pack,
     "aten::index": whole(index),
     "aten::_unsafe_index": whole(index),

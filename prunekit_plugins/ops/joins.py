@@ -22,6 +22,8 @@ from prunekit_core import (
     scales,
     split,
 )
+from prunekit_plugins.ops.pointwise import first
+from prunekit_plugins.ops.scatters import written
 
 
 def _tie_others(call: OpCall, tensors: list[TensorArgument], dim: int) -> list[Axis]:
@@ -230,7 +232,7 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::select": moved(select),
     "aten::slice": moved(slice_),
     "aten::narrow": moved(narrow),
-    "aten::glu": glu,
-    "aten::select_scatter": write_position,
-    "aten::slice_scatter": write_run,
+    "aten::glu": first(glu),
+    "aten::select_scatter": written(write_position),
+    "aten::slice_scatter": written(write_run),
 }

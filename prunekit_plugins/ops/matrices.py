@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from prunekit_core import Axis, AxisMismatchError, OpCall, Rule, TensorArgument
+from prunekit_plugins.ops.pointwise import first
 
 MATRIX = "a function of the whole matrix"
 
@@ -59,6 +60,6 @@ linalg_eig linalg_lu linalg_lu_factor_ex linalg_matrix_exp linalg_pinv linalg_ld
 
 RULES: Mapping[str | torch.Tag, Rule] = {
     **{f"aten::{name}": whole_matrix for name in _MATRICES.split()},
-    **{f"aten::{name}": fourier for name in ("_fft_r2c", "_fft_c2r", "_fft_c2c")},
+    **{f"aten::{name}": first(fourier) for name in ("_fft_r2c", "_fft_c2r", "_fft_c2c")},
     "aten::linalg_cross": cross,
 }

@@ -12,6 +12,7 @@ from prunekit_core import (
     Centring,
     Kind,
     OpCall,
+    Operands,
     Role,
     Rule,
     Scaling,
@@ -21,6 +22,7 @@ from prunekit_core import (
     output_like,
     scales,
     split,
+    zero_where,
 )
 
 
@@ -59,6 +61,36 @@ def _along(call: OpCall, axis: Axis, parameter: TensorArgument | None) -> None:
     if parameter is not None:
         call.tie(axis, parameter.axes[0])
         call.role(parameter, 0, Role.ALONG)
+
+
+def channel_norm_zeros(operands: Operands, dim: int) -> bool:
+    """Zero weight and bias make zeros; so do zeros that are normalised by their own statistics."""
+    if operands.output or dim != 1:
+        return False
+    own = bool(operands["training"]) or bool(operands["use_input_stats"]) or operands["running_mean"] is None
+    scaled = operands.along(operands["weight"], 0) or (own and operands.along(operands["input"], 1))
+    return scaled and (operands["bias"] is None or operands.along(operands["bias"], 0))
+
+
+def group_norm_zeros(operands: Operands, dim: int) -> bool:
+    """Zero weight and bias make zeros."""
+    bias = operands["bias"]
+    zero = dim == 1 and not operands.output and operands.along(operands["weight"], 0)
+    return zero and (bias is None or operands.along(bias, 0))
+
+
+def layer_norm_zeros(operands: Operands, dim: int) -> bool:
+    """Zero weight and bias make zeros along a dim that is normalised; all zeros make the bias."""
+    if operands.output:
+        return False
+    weight, bias = operands["weight"], operands["bias"]
+    own = dim - len(operands.shape) + len(operands["normalized_shape"])
+    if own < 0:
+        return bias is None and operands.along(operands["input"], dim)
+    scaled = operands.along(weight, own)
+    if "bias" not in operands.operation.arguments:  # RMSNorm subtracts no mean
+        scaled = scaled or operands.along(operands["input"], dim)
+    return scaled and (bias is None or operands.along(bias, own))
 
 
 def group_norm(call: OpCall) -> list[Axis]:
@@ -129,16 +161,27 @@ def weight_norm(call: OpCall) -> list[list[Axis]]:
     return [list(direction.axes), list(length.axes)]
 
 
+def weight_norm_zeros(operands: Operands, dim: int) -> bool:
+    """A direction of length zero counts as zero, and so does anything of length zero."""
+    return not operands.output and any(operands.along(operands[name], dim) for name in ("v", "g"))
+
+
+layers = zero_where(layer_norm_zeros)
+groups = zero_where(group_norm_zeros)
+channels = zero_where(channel_norm_zeros)
+
 RULES: Mapping[str | torch.Tag, Rule] = {
-    "aten::batch_norm": centres(Centring("input", "running_mean", "training"))(scales(Scaling.CHANNELS)(batch_norm)),
-    "aten::instance_norm": scales(Scaling.CHANNELS)(channel_norm),
-    "aten::native_batch_norm": channel_norm,
-    "aten::_native_batch_norm_legit": channel_norm,
-    "aten::_native_batch_norm_legit_no_training": channel_norm,
-    "aten::group_norm": scales(Scaling.CHANNELS)(group_norm),
-    "aten::layer_norm": scales(Scaling.ROWS)(single_layer_norm),
-    "aten::native_layer_norm": layer_norm_with_statistics,
-    "aten::_weight_norm_interface": weight_norm,
-    "aten::rms_norm": scales(Scaling.ROWS)(layer_norm),
-    "aten::_fused_rms_norm": layer_norm_with_statistics,
+    "aten::batch_norm": channels(
+        centres(Centring("input", "running_mean", "training"))(scales(Scaling.CHANNELS)(batch_norm))
+    ),
+    "aten::instance_norm": channels(scales(Scaling.CHANNELS)(channel_norm)),
+    "aten::native_batch_norm": channels(channel_norm),
+    "aten::_native_batch_norm_legit": channels(channel_norm),
+    "aten::_native_batch_norm_legit_no_training": channels(channel_norm),
+    "aten::group_norm": groups(scales(Scaling.CHANNELS)(group_norm)),
+    "aten::layer_norm": layers(scales(Scaling.ROWS)(single_layer_norm)),
+    "aten::native_layer_norm": layers(layer_norm_with_statistics),
+    "aten::_weight_norm_interface": zero_where(weight_norm_zeros)(weight_norm),
+    "aten::rms_norm": layers(scales(Scaling.ROWS)(layer_norm)),
+    "aten::_fused_rms_norm": layers(layer_norm_with_statistics),
 }

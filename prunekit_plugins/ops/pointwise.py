@@ -8,11 +8,13 @@ from typing import Any
 import torch
 
 from prunekit_core import (
+    ELEMENTWISE,
     Addition,
     Axis,
     AxisMismatchError,
     Kind,
     OpCall,
+    Operands,
     Role,
     Rule,
     Scaling,
@@ -22,7 +24,10 @@ from prunekit_core import (
     is_pinned,
     output_like,
     scales,
+    zero_where,
 )
+
+elementwise = zero_where(ELEMENTWISE)
 
 
 def broadcast(call: OpCall, tensors: list[TensorArgument], shape: tuple[int, ...]) -> list[Axis]:
@@ -87,18 +92,21 @@ def _like_operands(arguments: Mapping[str, Any]) -> torch.Tensor | tuple[torch.T
 _INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 
 
+@elementwise
 @output_like(_like_operands)
 def arithmetic(call: OpCall) -> list[Axis]:
     """Pointwise on operands of one dtype."""
     return pointwise(call)
 
 
+@elementwise
 @output_like(_like_only_tensor)
 def activation(call: OpCall) -> list[Axis]:
     """A pointwise function of one tensor that keeps its dtype."""
     return pointwise(call)
 
 
+@elementwise
 @output_like(_like_operands)
 def add(call: OpCall) -> list[Axis]:
     """Pointwise; where two activations are added their common axis is a stream."""
@@ -109,6 +117,22 @@ def add(call: OpCall) -> list[Axis]:
             if not is_pinned(axis):
                 call.kind(axis, Kind.STREAM)
     return result
+
+
+def zeros_of_first(operands: Operands, dim: int) -> bool:
+    """The output is zero where the first tensor is."""
+    return operands.everywhere(*operands.operation.references()[:1])
+
+
+def always_zero(operands: Operands, dim: int) -> bool:
+    """Zeros, or memory that nobody may read before it is written."""
+    return True
+
+
+def filled_with_zero(operands: Operands, dim: int) -> bool:
+    """One number everywhere."""
+    value = operands["fill_value"] if "fill_value" in operands.operation.arguments else operands["value"]
+    return isinstance(value, int | float) and value == 0
 
 
 def like_first(call: OpCall) -> list[Axis]:
@@ -187,6 +211,16 @@ def prelu(call: OpCall) -> list[Axis]:
     return list(source.axes)
 
 
+def zeros_of_source(operands: Operands, dim: int) -> bool:
+    """What is written is zero; it broadcasts."""
+    source = operands["src"]
+    back = len(operands.shape) - dim
+    return operands.ndim(source) >= back and operands.along(source, -back)
+
+
+first = zero_where(zeros_of_first)
+by_element = elementwise(pointwise)
+
 _SAME = """
 _standard_gamma alpha_dropout bernoulli cauchy empty_like exponential fake_quantize_per_tensor_affine
 feature_alpha_dropout feature_dropout fill geometric log_normal normal poisson rand_like randn_like random
@@ -215,36 +249,40 @@ pow reciprocal remainder rsqrt special_erf special_expit sqrt square threshold w
 _ADD = adds(Addition("self", "other", "alpha"))(scales(Scaling.SUM)(add))
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    torch.Tag.pointwise: pointwise,
+    torch.Tag.pointwise: by_element,
     **{f"aten::{name}": like_first for name in _SAME.split()},
     **{f"aten::{name}": filled for name in _FILLED.split()},
-    **{f"aten::{name}": pointwise for name in _POINTWISE.split()},
+    **{f"aten::{name}": by_element for name in _POINTWISE.split()},
     **{f"aten::{name}": activation for name in _ACTIVATIONS.split()},
     **{f"aten::{name}": scales(Scaling.SUM)(activation) for name in _HOMOGENEOUS.split()},
-    **{f"aten::{name}": scales(Scaling.MOVED)(copied) for name in _COPIES.split()},
-    **{f"aten::{name}": scales(Scaling.SUM)(pointwise) for name in _SUMS.split()},
-    **{f"aten::{name}": scales(Scaling.QUOTIENT)(pointwise) for name in _QUOTIENTS.split()},
-    "aten::multiply": scales(Scaling.PRODUCT)(pointwise),
+    **{f"aten::{name}": first(scales(Scaling.MOVED)(copied)) for name in _COPIES.split()},
+    **{f"aten::{name}": zero_where(always_zero)(like_first) for name in ("empty_like", "zero")},
+    **{f"aten::{name}": scales(Scaling.SUM)(by_element) for name in _SUMS.split()},
+    **{f"aten::{name}": scales(Scaling.QUOTIENT)(by_element) for name in _QUOTIENTS.split()},
+    "aten::fill": zero_where(filled_with_zero)(like_first),
+    "aten::full_like": zero_where(filled_with_zero)(filled),
+    "aten::zeros_like": zero_where(always_zero)(filled),
+    "aten::multiply": scales(Scaling.PRODUCT)(by_element),
     "aten::mul.Tensor": scales(Scaling.PRODUCT)(arithmetic),
     "aten::mul_.Tensor": scales(Scaling.PRODUCT)(arithmetic),
     "aten::sub.Tensor": scales(Scaling.SUM)(arithmetic),
     "aten::add.Tensor": _ADD,
     "aten::add_.Tensor": _ADD,
     "aten::dropout": scales(Scaling.PRODUCT)(dropout),
-    "aten::native_dropout": dropout_with_mask,
+    "aten::native_dropout": first(dropout_with_mask),
     "aten::softmax": softmax,
     "aten::_softmax": softmax,
     "aten::log_softmax": softmax,
     "aten::_log_softmax": softmax,
     "aten::_safe_softmax": softmax,
-    "aten::cumsum": along_dim,
-    "aten::cumprod": along_dim,
+    "aten::cumsum": first(along_dim),
+    "aten::cumprod": first(along_dim),
     "aten::flip": scales(Scaling.MOVED)(along_dims),
     "aten::roll": scales(Scaling.MOVED)(along_dims),
-    "aten::triu": last_two,
-    "aten::tril": last_two,
-    "aten::copy_": copy_into,
-    "aten::copy": copy_into,
-    "aten::prelu": prelu,
-    "aten::_prelu_kernel": pointwise,
+    "aten::triu": first(last_two),
+    "aten::tril": first(last_two),
+    "aten::copy_": zero_where(zeros_of_source)(copy_into),
+    "aten::copy": zero_where(zeros_of_source)(copy_into),
+    "aten::prelu": first(prelu),
+    "aten::_prelu_kernel": by_element,
 }

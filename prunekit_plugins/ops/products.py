@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,16 +12,19 @@ from prunekit_core import (
     AxisMismatchError,
     Kind,
     OpCall,
+    Operands,
     Role,
     Rule,
     Scaling,
     TensorArgument,
+    TensorRef,
     Verb,
     is_pinned,
     output_like,
     reads,
     resolve,
     scales,
+    zero_where,
 )
 from prunekit_plugins.ops import readings
 from prunekit_plugins.ops.pointwise import broadcast
@@ -44,7 +47,7 @@ def linear(call: OpCall) -> list[Axis]:
     call.tie(source.axes[-1], weight.axes[-1])
     call.role(weight, -1, Role.IN)
     if not weight.parameter:
-        call.whole(weight.axes[-1], Verb.CONTRACT)
+        call.whole(weight.axes[-1], Verb.CONTRACT, operands=((source, -1), (weight, -1)))
     if weight.ndim == 1:
         return list(source.axes[:-1])
     call.role(weight, 0, Role.OUT)
@@ -55,13 +58,21 @@ def linear(call: OpCall) -> list[Axis]:
     return [*source.axes[:-1], weight.axes[0]]
 
 
+def linear_zeros(operands: Operands, dim: int) -> bool:
+    """A row of the weight makes an output feature; what is zero for all features gets the bias."""
+    weight, bias = operands["weight"], operands["bias"]
+    if operands.ndim(weight) == 2 and dim == len(operands.shape) - 1:
+        return operands.along(weight, 0) and (bias is None or operands.along(bias, 0))
+    return bias is None and operands.along(operands["input"], dim)
+
+
 def multiply(call: OpCall, left: TensorArgument, right: TensorArgument, shape: tuple[int, ...]) -> list[Axis]:
     """Batched matrix product of two tensors with at least one dim each."""
     rows = [left.axes[-2]] if left.ndim > 1 else []
     columns = [right.axes[-1]] if right.ndim > 1 else []
     inner = left.axes[-1]
     call.tie(inner, right.axes[-2] if right.ndim > 1 else right.axes[-1])
-    call.whole(inner, Verb.CONTRACT)
+    call.whole(inner, Verb.CONTRACT, operands=((left, -1), (right, max(-2, -right.ndim))))
     for tensor, out, produced, consumed in ((left, rows, -2, -1), (right, columns, -1, max(-2, -right.ndim))):
         if tensor.parameter:
             call.role(tensor, consumed, Role.IN)
@@ -85,6 +96,31 @@ def _lead(tensor: TensorArgument) -> TensorArgument:
 def matmul(call: OpCall) -> list[Axis]:
     left, right = call.tensors()[:2]
     return multiply(call, left, right, call.shape)
+
+
+def matmul_zeros(operands: Operands, dim: int) -> bool:
+    """Rows come from the first matrix, columns from the second, and either one can make a whole product zero."""
+    return _product_zeros(operands, operands.operation.references()[:2], dim)
+
+
+def _product_zeros(operands: Operands, factors: Sequence[TensorRef], dim: int) -> bool:
+    left, right = factors
+    back = len(operands.shape) - dim
+    columns, rows = int(operands.ndim(right) > 1), int(operands.ndim(left) > 1)
+    if back <= columns:
+        return operands.along(right, -1)
+    if back <= columns + rows:
+        return operands.along(left, -2)
+    lead = back - columns - rows + 2
+    return any(operands.along(factor, -lead) for factor in (left, right) if operands.ndim(factor) >= lead)
+
+
+def add_matmul_zeros(operands: Operands, dim: int) -> bool:
+    """The product is zero, and so is what is added to it."""
+    bias, *factors = operands.operation.references()[:3]
+    back = len(operands.shape) - dim
+    added = operands.ndim(bias) >= back and operands.along(bias, -back)
+    return added and _product_zeros(operands, factors, dim)
 
 
 def add_matmul(call: OpCall) -> list[Axis]:
@@ -111,7 +147,7 @@ def grouped_matmul(call: OpCall) -> list[Axis]:
         return multiply(call, left, right, call.shape)
     call.pin([right.axes[0], *offsets.axes], "experts are told apart by number")
     call.tie(left.axes[-1], right.axes[1])
-    call.whole(left.axes[-1], Verb.CONTRACT)
+    call.whole(left.axes[-1], Verb.CONTRACT, operands=((left, -1), (right, 1)))
     call.role(right, 1, Role.IN)
     call.role(right, 2, Role.OUT)
     call.kind(right.axes[2], Kind.NEURONS)
@@ -125,6 +161,8 @@ def bilinear(call: OpCall) -> list[Axis]:
     for dim, source in ((1, first), (2, second)):
         call.tie(source.axes[-1], weight.axes[dim])
         call.role(weight, dim, Role.IN)
+        if not weight.parameter:
+            call.whole(weight.axes[dim], Verb.CONTRACT, operands=((source, -1), (weight, dim)))
     call.role(weight, 0, Role.OUT)
     call.kind(weight.axes[0], Kind.NEURONS)
     if bias is not None:
@@ -163,9 +201,19 @@ def einsum(call: OpCall) -> list[Axis]:
             call.role(tensor, dim, Role.OUT if label in output else Role.IN)
     for label in dict.fromkeys("".join(inputs)):
         if label not in output:
-            single = sum(label in labels for labels in inputs) == 1
-            call.whole(known[label], Verb.MIX if single else Verb.CONTRACT)
+            pairs = zip(inputs, tensors, strict=True)
+            held = [(tensor, dim) for labels, tensor in pairs for dim, own in enumerate(labels) if own == label]
+            call.whole(known[label], Verb.CONTRACT, operands=held)
     return [known[label] for label in output]
+
+
+def einsum_zeros(operands: Operands, dim: int) -> bool:
+    """Any operand that has the label can make the product zero."""
+    tensors = operands["tensors"]
+    inputs, output = _labels(operands["equation"], [operands.ndim(tensor) for tensor in tensors])
+    pairs = zip(inputs, tensors, strict=True)
+    held = ((tensor, place) for labels, tensor in pairs for place, own in enumerate(labels) if own == output[dim])
+    return any(operands.along(tensor, place) for tensor, place in held)
 
 
 def _labels(equation: str, ndims: list[int]) -> tuple[list[str], str]:
@@ -188,20 +236,23 @@ def _labels(equation: str, ndims: list[int]) -> tuple[list[str], str]:
     return filled, right.replace("...", "".join(spare[:widest]))
 
 
+product = zero_where(matmul_zeros)(scales(Scaling.MATRIX)(matmul))
+added = zero_where(add_matmul_zeros)(add_matmul)
+
 RULES: Mapping[str | torch.Tag, Rule] = {
-    "aten::linear": reads(readings.LINEAR)(scales(Scaling.ROWS)(linear)),
-    "aten::matmul": reads(readings.PRODUCT)(scales(Scaling.MATRIX)(matmul)),
-    "aten::mm": reads(readings.PLAIN_PRODUCT)(scales(Scaling.MATRIX)(matmul)),
-    "aten::bmm": scales(Scaling.MATRIX)(matmul),
-    "aten::mv": matmul,
-    "aten::dot": matmul,
-    "aten::vdot": matmul,
-    "aten::addmm": reads(readings.ADDED_PRODUCT)(add_matmul),
-    "aten::baddbmm": add_matmul,
-    "aten::addmv": add_matmul,
+    "aten::linear": reads(readings.LINEAR)(zero_where(linear_zeros)(scales(Scaling.ROWS)(linear))),
+    "aten::matmul": reads(readings.PRODUCT)(product),
+    "aten::mm": reads(readings.PLAIN_PRODUCT)(product),
+    "aten::bmm": product,
+    "aten::mv": zero_where(matmul_zeros)(matmul),
+    "aten::dot": zero_where(matmul_zeros)(matmul),
+    "aten::vdot": zero_where(matmul_zeros)(matmul),
+    "aten::addmm": reads(readings.ADDED_PRODUCT)(added),
+    "aten::baddbmm": added,
+    "aten::addmv": added,
     "aten::_grouped_mm": grouped_matmul,
     "aten::bilinear": bilinear,
     "aten::cdist": distances,
     "aten::_cdist_forward": distances,
-    "aten::einsum": scales(Scaling.MATRIX)(einsum),
+    "aten::einsum": zero_where(einsum_zeros)(scales(Scaling.MATRIX)(einsum)),
 }

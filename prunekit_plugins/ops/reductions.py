@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from prunekit_core import Axis, OpCall, Rule, Scaling, TensorArgument, Verb, scales
+from prunekit_plugins.ops.pointwise import first
 
 
 def _reduced(call: OpCall, source: TensorArgument) -> list[int]:
@@ -22,6 +23,17 @@ def reduce(call: OpCall) -> list[list[Axis]]:
     gone = _reduced(call, source)
     for dim in gone:
         call.whole(source.axes[dim], Verb.MIX)
+    return [_remaining(call, source, gone)] * len(call.shapes)
+
+
+def add_up(call: OpCall) -> list[list[Axis]]:
+    """Sums, and norms, which are roots of sums: zeros contribute nothing."""
+    source = call.tensors()[0]
+    gone = _reduced(call, source)
+    order = call.get("ord", call.get("p", 2))
+    plain = order is None or (isinstance(order, int | float) and order > 0)
+    for dim in gone:
+        call.whole(source.axes[dim], Verb.SUM if plain else Verb.MIX, operands=((source, dim),))
     return [_remaining(call, source, gone)] * len(call.shapes)
 
 
@@ -44,16 +56,19 @@ def _remaining(call: OpCall, source: TensorArgument, gone: list[int]) -> list[Ax
     return result
 
 
-_HOMOGENEOUS = "sum mean amax amin std nansum nanmean"
+_HOMOGENEOUS = "mean amax amin std nanmean"
 """Reductions that scale with what they are given."""
+_SUMS = "sum nansum"
+_COUNTS = "_is_any_true any count_nonzero linalg_vector_norm norm"
+"""Reductions to which zeros contribute nothing."""
 
-_REDUCTIONS = """
-_is_all_true _is_any_true all any count_nonzero linalg_vector_norm logsumexp max median min norm prod std_mean var
-var_mean
-"""
+_REDUCTIONS = "var var_mean std_mean prod max min median"
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    **{f"aten::{name}": reduce for name in _REDUCTIONS.split()},
+    **{f"aten::{name}": first(reduce) for name in _REDUCTIONS.split()},
+    **{f"aten::{name}": reduce for name in ("_is_all_true", "all", "logsumexp")},
+    **{f"aten::{name}": first(add_up) for name in _COUNTS.split()},
+    **{f"aten::{name}": scales(Scaling.WHOLE)(add_up) for name in _SUMS.split()},
     **{f"aten::{name}": scales(Scaling.WHOLE)(reduce) for name in _HOMOGENEOUS.split()},
     "aten::argmax": locate,
     "aten::argmin": locate,

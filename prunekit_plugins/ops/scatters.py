@@ -8,7 +8,17 @@ from collections.abc import Mapping
 import attrs
 import torch
 
-from prunekit_core import Axis, AxisMismatchError, OpCall, Rule, TensorArgument, regroup
+from prunekit_core import (
+    Axis,
+    AxisMismatchError,
+    OpCall,
+    Operands,
+    Rule,
+    TensorArgument,
+    TensorRef,
+    regroup,
+    zero_where,
+)
 from prunekit_plugins.ops.masks import dealt_out, equal_tail, is_mask, rows_of
 from prunekit_plugins.ops.pointwise import broadcast
 
@@ -139,16 +149,26 @@ def flat(call: OpCall) -> list[list[Axis]]:
     return [[call.fresh(size, DEALT) for size in shape] for shape in call.shapes]
 
 
+def written_zeros(operands: Operands, dim: int) -> bool:
+    """Zeros stay where zeros are written, and what is written has the target's dims."""
+    written = next((operands[name] for name in ("values", "src", "source", "value") if operands[name] is not None), 0)
+    if not isinstance(written, TensorRef):
+        return written == 0 and operands.along(operands["self"], dim)
+    return operands.along(operands["self"], dim) and operands.everywhere(written)
+
+
+written = zero_where(written_zeros)
+
 _ROWS = "index_add index_copy index_fill index_reduce"
 _FLAT = "nonzero take put bincount histc"
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    "aten::index_put": index_put,
-    "aten::_index_put_impl_": index_put,
-    "aten::_unsafe_index_put": index_put,
-    "aten::masked_scatter": masked_scatter,
+    "aten::index_put": written(index_put),
+    "aten::_index_put_impl_": written(index_put),
+    "aten::_unsafe_index_put": written(index_put),
+    **{f"aten::{name}": written(scatter) for name in ("scatter", "scatter_add", "scatter_reduce")},
+    **{f"aten::{name}": written(write_rows) for name in _ROWS.split()},
+    "aten::masked_scatter": written(masked_scatter),
     "aten::masked_select": masked_select,
-    **{f"aten::{name}": scatter for name in ("scatter", "scatter_add", "scatter_reduce")},
-    **{f"aten::{name}": write_rows for name in _ROWS.split()},
     **{f"aten::{name}": flat for name in _FLAT.split()},
 }

@@ -12,6 +12,7 @@ from prunekit_core import (
     Axis,
     AxisMismatchError,
     OpCall,
+    Operands,
     Rule,
     Scaling,
     TensorArgument,
@@ -22,8 +23,10 @@ from prunekit_core import (
     product,
     scales,
     split,
+    zero_where,
 )
 from prunekit_plugins.ops import windows
+from prunekit_plugins.ops.pointwise import first
 
 
 def spatial(call: OpCall) -> list[list[Axis]]:
@@ -121,6 +124,11 @@ def pad(call: OpCall) -> list[Axis]:
     return result
 
 
+def padded_zeros(operands: Operands, dim: int) -> bool:
+    """Padded with zeros, or with its own values."""
+    return operands["value"] in (None, 0) and operands.along(operands["self"], dim)
+
+
 def col2im(call: OpCall) -> list[Axis]:
     """Patches are put back: each channel takes its whole kernel window along."""
     source: TensorArgument = call["self"]
@@ -161,14 +169,14 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     **{f"aten::{name}": scales(Scaling.WHOLE)(spatial) for name in _SPATIAL.split()},
     **{f"aten::adaptive_avg_pool{n}d": scales(Scaling.WHOLE)(adaptive) for n in (1, 2, 3)},
     **{f"aten::{kind}_pool{n}d": scales(Scaling.WHOLE)(_pooling(n)) for kind in ("avg", "max") for n in (1, 2, 3)},
-    "aten::grid_sampler": grid_sample,
-    "aten::grid_sampler_2d": grid_sample,
-    "aten::grid_sampler_3d": grid_sample,
-    "aten::im2col": im2col,
-    "aten::col2im": col2im,
+    "aten::grid_sampler": first(grid_sample),
+    "aten::grid_sampler_2d": first(grid_sample),
+    "aten::grid_sampler_3d": first(grid_sample),
+    "aten::im2col": first(im2col),
+    "aten::col2im": first(col2im),
     "aten::affine_grid_generator": affine_grid,
-    "aten::max_unpool2d": unpool,
-    "aten::max_unpool3d": unpool,
-    "aten::pad": pad,
-    "aten::constant_pad_nd": pad,
+    "aten::max_unpool2d": first(unpool),
+    "aten::max_unpool3d": first(unpool),
+    "aten::pad": zero_where(padded_zeros)(pad),
+    "aten::constant_pad_nd": zero_where(padded_zeros)(pad),
 }

@@ -19,7 +19,7 @@ from prunekit_core import (
     scales,
     split,
 )
-from prunekit_plugins.ops.pointwise import same_along
+from prunekit_plugins.ops.pointwise import first, same_along
 
 COUNTED = "repeated as often as a tensor says"
 
@@ -271,9 +271,9 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::movedim": moved(movedim),
     "aten::moveaxis": moved(movedim),
     "aten::expand": moved(expand),
-    "aten::expand_as": moved(expand_as),
-    "aten::view_as": moved(reshape_as),
-    "aten::reshape_as": moved(reshape_as),
+    "aten::expand_as": first(moved(expand_as)),
+    "aten::view_as": first(moved(reshape_as)),
+    "aten::reshape_as": first(moved(reshape_as)),
     "aten::broadcast_to": moved(expand),
     "aten::repeat": moved(repeat),
     "aten::tile": moved(repeat),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from prunekit_core import Axis, Kind, OpCall, Role, Rule, TensorArgument, split
+from prunekit_plugins.ops.pointwise import first
 
 
 def nms(call: OpCall) -> list[Axis]:
@@ -80,9 +81,9 @@ def deform_conv2d(call: OpCall) -> list[Axis]:
 
 RULES: Mapping[str | torch.Tag, Rule] = {
     "torchvision::nms": nms,
-    "torchvision::roi_align": pool_regions,
-    "torchvision::roi_pool": pool_regions,
-    "torchvision::ps_roi_align": pool_parts,
-    "torchvision::ps_roi_pool": pool_parts,
+    "torchvision::roi_align": first(pool_regions),
+    "torchvision::roi_pool": first(pool_regions),
+    "torchvision::ps_roi_align": first(pool_parts),
+    "torchvision::ps_roi_pool": first(pool_parts),
     "torchvision::deform_conv2d": deform_conv2d,
 }

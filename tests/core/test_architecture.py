@@ -39,6 +39,7 @@ CORE = [
     "recorder",
     "unread",
     "propagate",
+    "zeros",
     "layers",
     "hookspecs",
     "config",
