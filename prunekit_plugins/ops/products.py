@@ -203,7 +203,8 @@ def einsum(call: OpCall) -> list[Axis]:
         if label not in output:
             pairs = zip(inputs, tensors, strict=True)
             held = [(tensor, dim) for labels, tensor in pairs for dim, own in enumerate(labels) if own == label]
-            call.whole(known[label], Verb.CONTRACT, operands=held)
+            verb = Verb.CONTRACT if len({id(tensor) for tensor, _ in held}) > 1 else Verb.SUM
+            call.whole(known[label], verb, operands=held)
     return [known[label] for label in output]
 
 
