@@ -23,6 +23,8 @@ from prunekit_core.layout import (
     Product,
     Units,
     groups_of,
+    join_concat,
+    join_product,
     kept_positions,
     new_size,
     walk,
@@ -494,29 +496,3 @@ def _mixes(recordings: Iterable[Recording], rules: RuleTable, zeroed: Collection
 
 def _parts(layout: Layout, form: type[Product] | type[Concat]) -> tuple[Layout, ...]:
     return layout.parts if isinstance(layout, form) else (layout,)
-
-
-def join_product(parts: Iterable[Layout]) -> Layout:
-    """Makes a product in normal form: neighbours that never shrink are one, factors of size one vanish."""
-    joined: list[Layout] = []
-    for part in parts:
-        last = joined[-1] if joined else None
-        if isinstance(part, Fixed) and isinstance(last, Fixed):
-            joined[-1] = Fixed(last.size * part.size)
-        elif part != Fixed(1):
-            joined.append(part)
-    if not joined:
-        return Fixed(1)
-    return joined[0] if len(joined) == 1 else Product(tuple(joined))
-
-
-def join_concat(parts: Iterable[Layout]) -> Layout:
-    """Makes a concat in normal form: neighbours that never shrink are one."""
-    joined: list[Layout] = []
-    for part in parts:
-        last = joined[-1] if joined else None
-        if isinstance(part, Fixed) and isinstance(last, Fixed):
-            joined[-1] = Fixed(last.size + part.size)
-        else:
-            joined.append(part)
-    return joined[0] if len(joined) == 1 else Concat(tuple(joined))

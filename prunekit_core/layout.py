@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -337,3 +337,29 @@ def from_json(data: object) -> Layout:
             case ["concat"] if isinstance(fields["concat"], list) and fields["concat"]:
                 return Concat(tuple(from_json(part) for part in fields["concat"]))
     raise ValueError(f"not a layout: {str(data)[:80]}")
+
+
+def join_product(parts: Iterable[Layout]) -> Layout:
+    """Makes a product in normal form: neighbours that never shrink are one, factors of size one vanish."""
+    joined: list[Layout] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        if isinstance(part, Fixed) and isinstance(last, Fixed):
+            joined[-1] = Fixed(last.size * part.size)
+        elif part != Fixed(1):
+            joined.append(part)
+    if not joined:
+        return Fixed(1)
+    return joined[0] if len(joined) == 1 else Product(tuple(joined))
+
+
+def join_concat(parts: Iterable[Layout]) -> Layout:
+    """Makes a concat in normal form: neighbours that never shrink are one."""
+    joined: list[Layout] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        if isinstance(part, Fixed) and isinstance(last, Fixed):
+            joined[-1] = Fixed(last.size + part.size)
+        else:
+            joined.append(part)
+    return joined[0] if len(joined) == 1 else Concat(tuple(joined))
