@@ -93,6 +93,7 @@ from prunekit_core.rules import (
     Verb,
     output_like,
     scales,
+    sized_by,
     zero_where,
 )
 from prunekit_core.schedule import linear_scheduler
@@ -247,6 +248,7 @@ __all__ = [
     "sensitivity",
     "shrink_tensor",
     "size_of",
+    "sized_by",
     "split",
     "tie",
     "whole_tensor",

@@ -21,12 +21,14 @@ from prunekit_core.layout import (
     Kept,
     Layout,
     Product,
+    Stated,
     Units,
     groups_of,
     join_concat,
     join_product,
     kept_positions,
     new_size,
+    parts_of,
     walk,
 )
 from prunekit_core.outputs import check_free
@@ -34,7 +36,7 @@ from prunekit_core.programs import record_programs
 from prunekit_core.propagate import NotUnderstood, Propagation, parameter_axes, propagate
 from prunekit_core.regime import collection_paused
 from prunekit_core.registry import Registry
-from prunekit_core.rules import Kind, Role, RuleTable, Temperature, Verb
+from prunekit_core.rules import Expectation, Kind, Role, RuleTable, Temperature, Verb
 from prunekit_core.sameness import same_where_live
 from prunekit_core.shadow import Shadow
 from prunekit_core.stated import stated_roles
@@ -148,7 +150,7 @@ class Recording:
         replayed: False when another recording is the same program, so that one replay proves both.
         live: Layouts of the tensors that can shrink, by `TensorRef.index`.
         wholes: Whole-axis uses by operation index.
-        expectations: By operation index: (argument, position, layouts whose total size it must be).
+        expectations: By operation index: what its arguments must be.
         temperatures: By operation index: the constant and the layout of the axis that it follows.
         unread: Indices of operations that say nothing, as nobody reads their results; they only have to run.
     """
@@ -159,7 +161,7 @@ class Recording:
     replayed: bool
     live: Mapping[int, tuple[Layout, ...]]
     wholes: Mapping[int, Wholes]
-    expectations: Mapping[int, tuple[tuple[str, int | None, tuple[Layout, ...]], ...]]
+    expectations: Mapping[int, tuple[Stated, ...]]
     temperatures: Mapping[int, tuple[Temperature, Layout]]
     unread: frozenset[int]
 
@@ -368,9 +370,9 @@ class _Freezer:
             name = self._names.get(id(root))
             return Fixed(root.size) if name is None else Units(name, root.size)
         if root.form is Form.PRODUCT:
-            parts = [part for factor in axes.factors(root) for part in _parts(self.layout(factor), Product)]
+            parts = [part for factor in axes.factors(root) for part in parts_of(self.layout(factor), Product)]
             return join_product(parts)
-        parts = [part for segment in axes.segments(root) for part in _parts(self.layout(segment), Concat)]
+        parts = [part for segment in axes.segments(root) for part in parts_of(self.layout(segment), Concat)]
         return join_concat(parts)
 
     def weights(self) -> set[str]:
@@ -404,13 +406,14 @@ class _Freezer:
                 index: Wholes(tuple(Whole(self.layout(use.axis), use.verb, use.operands) for use in uses))
                 for index, uses in effects.whole.items()
             },
-            expectations={
-                index: tuple((e.argument, e.position, tuple(self.layout(a) for a in e.pieces)) for e in found)
-                for index, found in effects.expectations.items()
-            },
+            expectations={index: tuple(map(self._stated, found)) for index, found in effects.expectations.items()},
             temperatures={i: (t, self.layout(t.axis)) for i, t in effects.temperatures.items()},
             unread=p.unread,
         )
+
+    def _stated(self, of: Expectation) -> Stated:
+        along = None if of.along is None else self.layout(of.along)
+        return Stated(of.argument, of.position, tuple([self.layout(axis) for axis in of.pieces]), along)
 
     def _outer(self) -> set[str]:
         """Names the groups whose units contain units of other groups, or of an axis that is pinned.
@@ -492,7 +495,3 @@ def _mixes(recordings: Iterable[Recording], rules: RuleTable, zeroed: Collection
                             continue
                     mixes.setdefault(name, {})[f"{operation.name} in {operation.module or 'the model'}"] = None
     return mixes
-
-
-def _parts(layout: Layout, form: type[Product] | type[Concat]) -> tuple[Layout, ...]:
-    return layout.parts if isinstance(layout, form) else (layout,)

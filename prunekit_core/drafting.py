@@ -9,6 +9,7 @@ from torch import nn
 
 from prunekit_core import layout as layouts
 from prunekit_core.analysis import Analysis
+from prunekit_core.comparison import Unmet
 from prunekit_core.costs import Compiled, compiled_cost, cost_model
 from prunekit_core.edits import GroupCut, ParameterCut, Swap
 from prunekit_core.ladder import Knowledge, Rehearsed, Reselect, rehearse
@@ -47,11 +48,15 @@ class Drafts:
             RehearsalError: The program can't express the cut.
         """
         with collection_paused():
-            return self._proven(model, rehearse(self.analysis, self.registry, self.knowledge, kept, reselect))
+            found = rehearse(self.analysis, self.registry, self.knowledge, kept, reselect, self._unmet)
+            return self._proven(model, found)
+
+    def _unmet(self, rehearsed: Rehearsed) -> tuple[Unmet, ...]:
+        return find_rescales(self.analysis, self.registry.op_rules, rehearsed)[1]
 
     def _proven(self, model: nn.Module, rehearsed: Rehearsed) -> Plan:
         parameters = self._parameters(model, rehearsed)
-        rescales, notes = find_rescales(self.analysis, self.registry.op_rules, rehearsed)
+        rescales, unmet = find_rescales(self.analysis, self.registry.op_rules, rehearsed)
         cut = rehearsed.kept
         return Plan(
             cuts=tuple(GroupCut(g.name, g.size, cut[g.name]) for g in self.analysis.groups.values() if g.name in cut),
@@ -59,7 +64,7 @@ class Drafts:
             edits=rehearsed.edits,
             rescales=rescales,
             swaps=self._swaps(parameters, rehearsed),
-            notes=notes,
+            notes=tuple(dict.fromkeys(map(str, unmet))),
             costs=self._costs,
             sizes=self._sizes(),
         )

@@ -32,12 +32,13 @@ class Folding:
 
     Attributes:
         values: By `TensorRef.index`: (value as recorded, value with the changes), for those that depend on a change.
+        makers: By `TensorRef.index`: the operation that made the tensor.
     """
 
     def __init__(self, recording: Recording, changes: Changes) -> None:
         self._recording, self._changes = recording, changes
         self.values: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._makers = {ref.index: op for op in reversed(recording.trace.operations) for ref in op.outputs}
+        self.makers = {ref.index: op for op in reversed(recording.trace.operations) for ref in op.outputs}
         self._fixed: dict[int, torch.Tensor | None] = {}
         self._overwritten: set[int] = set()
         for operation in recording.trace.operations:
@@ -54,8 +55,12 @@ class Folding:
 
     def ratio(self, ref: TensorRef) -> float | None:
         """Returns by which factor a constant has changed; None where that isn't one factor for all its elements."""
+        if ref.index in self._overwritten:
+            return None
+        if torch.equal(*self.values[ref.index]):
+            return 1.0
         old, new = (value.to(torch.float64) for value in self.values[ref.index])
-        if ref.index in self._overwritten or not old.numel() or not (old != 0).all():
+        if not old.numel() or not (old != 0).all():
             return None
         ratios = (new / old).flatten()
         return float(ratios[0]) if torch.allclose(ratios, ratios[0]) and float(ratios[0]) > 0 else None
@@ -65,6 +70,7 @@ class Folding:
             return
         old, new = (self._compute(operation, changed) for changed in (False, True))
         if old is None or new is None:
+            self._overwritten.update(ref.index for ref in operation.outputs if ref.index in self.values)
             return
         ref = operation.outputs[0]
         if ref.index in self.values and not torch.equal(old, self.values[ref.index][0]):
@@ -72,7 +78,7 @@ class Folding:
         self.values[ref.index] = (old, new)
 
     def _are_made(self, refs: Sequence[TensorRef]) -> bool:
-        return any(ref.index in self._makers for ref in refs)
+        return any(ref.index in self.makers for ref in refs)
 
     def _compute(self, operation: Operation, changed: bool) -> torch.Tensor | None:
         """Runs an operation on constants; None if it reads anything else, or isn't one of a few numbers."""
@@ -100,7 +106,7 @@ class Folding:
         if ref.index in self.values:
             return self.values[ref.index][changed]
         if ref.index not in self._fixed:
-            maker = self._makers.get(ref.index)
+            maker = self.makers.get(ref.index)
             inside = maker is not None and ref not in maker.references()
             self._fixed[ref.index] = self._compute(maker, False) if maker is not None and inside else None
         return self._fixed[ref.index]

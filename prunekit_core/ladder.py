@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NoReturn
 
 import attrs
 from torch import nn
 
 from prunekit_core import layout as layouts
-from prunekit_core.analysis import Analysis, Recording, UnitGroup
+from prunekit_core.analysis import Analysis, Recording
+from prunekit_core.causes import causes
+from prunekit_core.comparison import Argument, Drift, Mismatch, Unmet
 from prunekit_core.edits import AttributeEdit, normal_size
 from prunekit_core.errors import RehearsalError
-from prunekit_core.layout import Units
+from prunekit_core.layout import Kept, Units
 from prunekit_core.recipes import AttributeSearch, Place, Recipe, further, replay, value_of
 from prunekit_core.registry import Registry
-from prunekit_core.rehearsal import Drift, Mismatch, Stage
+from prunekit_core.rehearsal import Stage
 from prunekit_core.sites import Sites, ancestors, tensors_at
 
 Reselect = Callable[[str, int], "tuple[int, ...] | None"]
@@ -36,11 +39,13 @@ class Knowledge:
         recipes: Attributes that follow sizes.
         ties: Groups that must keep the same fraction of their units.
         given_back: Groups that can't shrink in this program, with the reason.
+        unsteady: Arguments that are tensors of other values each time the program runs.
     """
 
     recipes: dict[Place, Recipe] = attrs.field(factory=dict)
     ties: list[frozenset[str]] = attrs.field(factory=list)
     given_back: dict[str, str] = attrs.field(factory=dict)
+    unsteady: set[Argument] = attrs.field(factory=set)
 
     def tied(self, group: str) -> frozenset[str]:
         """Returns the groups that must keep the same fraction as a group (itself included)."""
@@ -67,12 +72,17 @@ class Rehearsed:
     drifts: tuple[Drift, ...]
 
 
+Judge = Callable[[Rehearsed], Sequence[Unmet]]
+"""Tells which constants of a cut the weights can't make up for."""
+
+
 def rehearse(
     analysis: Analysis,
     registry: Registry,
     knowledge: Knowledge,
     kept: Mapping[str, tuple[int, ...]],
     reselect: Reselect | None,
+    judge: Judge,
 ) -> Rehearsed:
     """Proves a cut on the shadow, changing it where the program can't express it.
 
@@ -82,11 +92,12 @@ def rehearse(
         knowledge: What is known from earlier rehearsals; what is learnt is added.
         kept: Kept units per group that shrinks.
         reselect: Chooses units anew when a group must keep another number; None if the choice is fixed.
+        judge: Tells which constants can't be made up for: the units that they follow stay, too.
 
     Raises:
         RehearsalError: The choice is fixed and can't be expressed, or the program isn't the same twice.
     """
-    return _Ladder(analysis, registry, knowledge, dict(kept), reselect).climb()
+    return _Ladder(analysis, registry, knowledge, dict(kept), reselect, judge).climb()
 
 
 class _Ladder:
@@ -97,76 +108,148 @@ class _Ladder:
         knowledge: Knowledge,
         kept: dict[str, tuple[int, ...]],
         reselect: Reselect | None,
+        judge: Judge,
     ) -> None:
         self._analysis, self._registry, self._knowledge = analysis, registry, knowledge
-        self._kept, self._reselect = kept, reselect
+        self._kept, self._reselect, self._judge = kept, reselect, judge
         self._conceded: dict[tuple[type[nn.Module], int], int] = {}
         self._sites = Sites(analysis)
         self._search = AttributeSearch(analysis, registry, self._sites)
 
     def climb(self) -> Rehearsed:
         while True:
-            stage = Stage(self._analysis, self._registry, self._kept)
+            stage = self._stage(self._kept)
             recipes = dict(self._knowledge.recipes)
             mismatch, drifts = replay(stage, recipes)
-            while mismatch is not None:
+            while mismatch is not None and mismatch.values is None:
                 improved = self._search.improve(stage, recipes, mismatch)
                 if improved is None:
                     break
                 recipes, mismatch, drifts = improved
-            if mismatch is None:
-                self._knowledge.recipes.update(recipes)
-                return self._proven(stage, recipes, drifts)
-            self._concede(stage, recipes, mismatch)
+            if mismatch is not None:
+                if not self._is_unsteady(mismatch):
+                    self._concede(stage, recipes, mismatch)
+                continue
+            self._knowledge.recipes.update(recipes)
+            rehearsed = self._proven(stage, recipes, drifts)
+            if not self._has_unmet(stage, recipes, rehearsed):
+                return rehearsed
+
+    def _stage(self, kept: Kept) -> Stage:
+        return Stage(self._analysis, self._registry, kept, self._knowledge.unsteady)
+
+    def _is_unsteady(self, mismatch: Mismatch) -> bool:
+        """Tells whether a tensor has other values than recorded even if nothing is cut, which is then remembered."""
+        if mismatch.values is None:
+            return False
+        found, _ = self._stage({}).replay({})
+        if found is not None and found.values == mismatch.values:
+            self._knowledge.unsteady.add(mismatch.values)
+        return mismatch.values in self._knowledge.unsteady
+
+    def _has_unmet(self, stage: Stage, recipes: Mapping[Place, Recipe], rehearsed: Rehearsed) -> bool:
+        """Gives units back where a constant follows them that can't be made up for; tells whether there was one.
+
+        Where the constant meets the very units that it follows, and the result depends on their number anyway, it only
+        is one more such use: a hand-written norm's.
+        """
+        for unmet in self._judge(rehearsed):
+            record = self._analysis.recordings[unmet.recording]
+
+            def met(kept: Kept, unmet: Unmet = unmet) -> bool:
+                trial = self._stage(kept)
+                found, drifts = replay(trial, recipes)
+                left = () if found is not None else self._judge(self._proven(trial, recipes, drifts))
+                places = [(other.recording, other.operation) for other in left]
+                return found is None and (unmet.recording, unmet.operation) not in places
+
+            site = f"{unmet.site}: a constant {unmet.why}"
+            found = self._causes(self._names_before(record, unmet.operation), met)
+            if not found:
+                self._refuse_undecided(site)
+            here = self._names_at(record, [unmet.operation])
+            if all(name in here and self._analysis.groups[name].mixes for name in found):
+                continue
+            self._refuse_fixed(site, found)
+            self._give_back(stage, Mismatch(unmet.recording, unmet.operation, site), found, site)
+            return True
+        return False
+
+    def _causes(self, names: Sequence[str], mended: Callable[[Kept], bool]) -> list[str]:
+        """Finds the groups, of some, whose units have to stay so that all is well somewhere."""
+
+        def mends(names: Collection[str]) -> bool:
+            back = set().union(*map(self._knowledge.tied, names))
+            return mended({name: units for name, units in self._kept.items() if name not in back})
+
+        return causes(names, mends) if names else []
 
     def _proven(self, stage: Stage, recipes: Mapping[Place, Recipe], drifts: list[Drift]) -> Rehearsed:
         edits = {(edit.module, edit.attribute): edit for edit in stage.layer_edits}
         for (path, attribute), recipe in recipes.items():
-            value = value_of(recipe, self._kept)
+            value = value_of(recipe, stage.kept)
             old = normal_size(vars(stage.modules[path])[attribute])
             if old != value:
                 edits[path, attribute] = AttributeEdit(path, attribute, old, value)
-        return Rehearsed(dict(self._kept), tuple(edits.values()), tuple(drifts))
-
-    def _module_of(self, mismatch: Mismatch) -> str:
-        return self._analysis.recordings[mismatch.recording].trace.operations[mismatch.operation].module
+        return Rehearsed(
+            {name: tuple(units) for name, units in stage.kept.items()}, tuple(edits.values()), tuple(drifts)
+        )
 
     def _concede(self, stage: Stage, recipes: Mapping[Place, Recipe], mismatch: Mismatch) -> None:
         record = self._analysis.recordings[mismatch.recording]
         operation = record.trace.operations[mismatch.operation]
-        here = self._groups_near(record, mismatch.operation)
+        here = self._names_near(record, mismatch.operation)
         site = f"{operation.name} in {operation.module or 'the model'}: {mismatch.why}"
         if not here:
-            raise RehearsalError(
-                "The program doesn't run the same way twice, so no cut of it can be proven.",
-                where=site,
-                hint="make the forward pass deterministic (no random control flow), or pass a forward_fn that is",
-            )
+            self._refuse_undecided(site)
+        self._refuse_fixed(site, here)
+        if self._tie(recipes, mismatch):
+            return
+
+        def gets_further(kept: Kept) -> bool:
+            return further(replay(self._stage(kept), recipes)[0], mismatch)
+
+        if mismatch.number:  # of any group, the nearest ones first
+            found = self._causes(self._names_before(record, mismatch.operation), gets_further)
+            if not found:
+                self._refuse_undecided(site)
+        else:
+            found = self._causes(here, gets_further) or here[:1]
+        self._give_back(stage, mismatch, found, site)
+
+    def _refuse_undecided(self, site: str) -> NoReturn:
+        raise RehearsalError(
+            "The program doesn't run the same way twice, so no cut of it can be proven.",
+            where=site,
+            hint="make the forward pass deterministic (no random control flow), or pass a forward_fn that is",
+        )
+
+    def _refuse_fixed(self, site: str, groups: Sequence[str]) -> None:
         if self._reselect is None:
             raise RehearsalError(
                 "The program can't express this cut.",
                 where=site,
-                why="the groups " + ", ".join(group.name for group in here) + " meet there",
+                why=f"the groups {', '.join(groups)} meet there",
                 hint="prune the whole model with BasePruner, which keeps such sizes in step, or leave these units",
             )
-        if self._tie(recipes, mismatch):
-            return
-        self._give_back(stage, mismatch, here[0], site)
 
-    def _groups_near(self, record: Recording, index: int) -> list[UnitGroup]:
-        """Lists the shrinking groups that an operation (or the nearest one before it) touches, cheapest first."""
+    def _names_near(self, record: Recording, index: int) -> list[str]:
+        """Names the shrinking groups that an operation (or the nearest one before it) touches, cheapest first."""
+        names = next(self._runs_before(record, index), list(self._kept))
+        groups = self._analysis.groups
+        return sorted(names, key=lambda name: (not groups[name].outer, len(groups[name].members), name))
+
+    def _names_before(self, record: Recording, index: int) -> list[str]:
+        """Names all shrinking groups: those that an operation touches, those of operations before it, the others."""
+        before = [name for names in self._runs_before(record, index) for name in names]
+        return list(dict.fromkeys([*before, *self._kept]))
+
+    def _runs_before(self, record: Recording, index: int) -> Iterator[list[str]]:
+        """Yields the shrinking groups that an operation touches, then those of the operations before it."""
         for position in range(index, -1, -1):
-            names = [
-                name
-                for tensor in tensors_at(record.trace.operations[position])
-                for layout in record.live.get(tensor, ())
-                for name in layouts.groups_of(layout)
-                if name in self._kept
-            ]
+            names = [name for name in self._names_at(record, [position]) if name in self._kept]
             if names:
-                groups = [self._analysis.groups[name] for name in dict.fromkeys(names)]
-                return sorted(groups, key=lambda g: (not g.outer, len(g.members), g.name))
-        return [self._analysis.groups[name] for name in self._kept]
+                yield names
 
     def _tie(self, recipes: Mapping[Place, Recipe], mismatch: Mismatch) -> bool:
         """Looks for two groups whose sizes the program computes from each other.
@@ -185,8 +268,7 @@ class _Ladder:
                 before = self._kept
                 self._kept = self._in_step(pair, shrinking=True)
                 if self._kept != before:
-                    stage = Stage(self._analysis, self._registry, self._kept)
-                    found, _ = replay(stage, recipes)
+                    found, _ = replay(self._stage(self._kept), recipes)
                     if further(found, mismatch):
                         self._knowledge.add_tie(pair)
                         self._kept = before
@@ -227,8 +309,8 @@ class _Ladder:
                 kept[group.name] = chosen
         return kept
 
-    def _give_back(self, stage: Stage, mismatch: Mismatch, group: UnitGroup, site: str) -> None:
-        lost = {group.name}
+    def _give_back(self, stage: Stage, mismatch: Mismatch, groups: Sequence[str], site: str) -> None:
+        lost = set(groups)
         record = self._analysis.recordings[mismatch.recording]
         path = self._frame(stage, record, mismatch)
         operations = self._sites.operations(mismatch.recording, path)
@@ -236,7 +318,7 @@ class _Ladder:
         key = (type(stage.modules[path]), ordinal)
         self._conceded[key] = self._conceded.get(key, 0) + 1
         if self._conceded[key] > 1 and path:
-            lost |= self._twin_groups(stage, path, group.name, mismatch.recording)
+            lost.update(*(self._twin_groups(stage, path, group, mismatch.recording) for group in groups))
         for name in sorted(lost):
             for tied in self._knowledge.tied(name):
                 if self._kept.pop(tied, None) is not None:

@@ -67,6 +67,23 @@ class Concat:
 Layout = Fixed | Units | Listed | Product | Concat
 
 
+@attrs.frozen(eq=False)
+class Stated:
+    """What an integer argument of one operation must be: the total size of some layouts.
+
+    Attributes:
+        argument: Name of the argument.
+        position: Which entry of it, if it is a list.
+        pieces: The layouts.
+        along: If the argument is a place along a dim, the layout of that dim.
+    """
+
+    argument: str
+    position: int | None
+    pieces: tuple[Layout, ...]
+    along: Layout | None
+
+
 def long_tensor(numbers: Sequence[int]) -> torch.Tensor:
     """Makes a tensor of ints as ``torch.tensor`` does, which for a long tuple takes several times as long.
 
@@ -337,6 +354,11 @@ def from_json(data: object) -> Layout:
             case ["concat"] if isinstance(fields["concat"], list) and fields["concat"]:
                 return Concat(tuple(from_json(part) for part in fields["concat"]))
     raise ValueError(f"not a layout: {str(data)[:80]}")
+
+
+def parts_of(layout: Layout, form: type[Product] | type[Concat]) -> tuple[Layout, ...]:
+    """Lists the parts of a product (or of a concat); anything else is one part."""
+    return layout.parts if isinstance(layout, form) else (layout,)
 
 
 def join_product(parts: Iterable[Layout]) -> Layout:

@@ -7,10 +7,11 @@ from typing import Any
 
 from prunekit_core import layout as layouts
 from prunekit_core.analysis import Analysis
+from prunekit_core.comparison import Drift, Mismatch
 from prunekit_core.edits import is_size
 from prunekit_core.layout import Kept, Layout
 from prunekit_core.registry import Registry
-from prunekit_core.rehearsal import Drift, Mismatch, Stage
+from prunekit_core.rehearsal import Stage
 from prunekit_core.sites import PieceKey, Sites, ancestors
 
 Recipe = Layout | tuple[Layout | int, ...]

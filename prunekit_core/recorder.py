@@ -22,7 +22,7 @@ from prunekit_core.examples import Example
 from prunekit_core.outputs import named_outputs
 from prunekit_core.packed import check_no_packed_objects, check_unpacked
 from prunekit_core.rules import RuleTable
-from prunekit_core.shadow import Shadow, Sink
+from prunekit_core.shadow import Shadow, Sink, fingerprint
 from prunekit_core.sharding import is_sharded, shards_its_parameters
 from prunekit_core.surgery import modules_in, tensors_in
 from prunekit_core.trace import Operation, TensorRef, Trace, is_continuous
@@ -119,6 +119,7 @@ class TraceBuilder(Sink):
         self.held = False
         self._kept: dict[TensorRef, str] = {}
         self._stored: dict[TensorRef, str] = {}
+        self._constants: dict[int, str] = {}
 
     def start(self, tensors: Mapping[str, torch.Tensor], inputs: Any) -> None:
         """Makes parameters, buffers and inputs known."""
@@ -137,6 +138,9 @@ class TraceBuilder(Sink):
         """Writes an operation down."""
         read: list[tuple[torch.Tensor, TensorRef]] = []
         referred = {name: self._refer(value, read) for name, value in arguments.items()}
+        if "fill_value" in arguments:  # its value is an argument
+            for _, ref in read:
+                self._constants.pop(ref.index, None)
         returned = [outputs] if isinstance(outputs, torch.Tensor) else tensors_of(outputs)
         results = tuple([self.table.output(tensor) for tensor in returned])
         self._operations.append(Operation(len(self._operations), op, operation_name(op), module, referred, results))
@@ -161,7 +165,11 @@ class TraceBuilder(Sink):
         if type(value) in WRITTEN:
             return value
         if isinstance(value, torch.Tensor):
-            ref = self.table.ref(value)
+            known = self.table.get(value)
+            ref = self.table.ref(value) if known is None else known
+            values = fingerprint(value) if known is None else None
+            if values is not None:
+                self._constants[ref.index] = values
             read.append((value, ref))
             return ref
         if isinstance(value, _LISTS):
@@ -218,6 +226,7 @@ class TraceBuilder(Sink):
             self._decisions,
             self._kept,
             self._stored,
+            self._constants,
         )
 
 

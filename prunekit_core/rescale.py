@@ -15,11 +15,11 @@ import attrs
 
 from prunekit_core import layout as layouts
 from prunekit_core.analysis import Analysis, Recording
+from prunekit_core.comparison import Drift, Unmet
 from prunekit_core.edits import Rescale, runs_of
 from prunekit_core.folding import Folding
 from prunekit_core.ladder import Rehearsed
 from prunekit_core.origins import Origin, Origins, UnresolvedError
-from prunekit_core.rehearsal import Drift
 from prunekit_core.rules import RuleTable, Scaling
 from prunekit_core.trace import Operation, TensorRef
 
@@ -43,7 +43,7 @@ class _Demand:
 
 def find_rescales(
     analysis: Analysis, rules: RuleTable, rehearsed: Rehearsed
-) -> tuple[tuple[Rescale, ...], tuple[str, ...]]:
+) -> tuple[tuple[Rescale, ...], tuple[Unmet, ...]]:
     """Finds the rows to scale for every constant that follows a size that shrinks.
 
     Args:
@@ -52,24 +52,25 @@ def find_rescales(
         rehearsed: The cut.
 
     Returns:
-        The rescales, and a note for each constant that could not be made up for.
+        The rescales, and every constant that could not be made up for.
     """
     scaled: dict[str, dict[int, float]] = {}
-    notes: dict[str, None] = {}
+    unmet: dict[Unmet, None] = {}
     for position, recording in enumerate(analysis.recordings):
         if not recording.replayed:
             continue
         drifts = [drift for drift in rehearsed.drifts if drift.recording == position]
         collected = _Collected(recording, rules, rehearsed, drifts)
-        notes.update(dict.fromkeys(collected.notes))
+        failed = list(collected.failed)
         if collected.demands:
-            notes.update(dict.fromkeys(_Solver(recording, rules, collected.demands, scaled).solve()))
+            failed.extend(_Solver(recording, rules, collected.demands, scaled).solve())
+        unmet.update((Unmet(position, op.index, _site(op), why), None) for op, why in failed)
     found = []
     for parameter, rows in scaled.items():
         for factor in dict.fromkeys(rows.values()):
             runs = runs_of(sorted(row for row, value in rows.items() if value == factor))
             found.append(Rescale(parameter, runs, factor))
-    return tuple(found), tuple(notes)
+    return tuple(found), tuple(unmet)
 
 
 class _Collected:
@@ -77,7 +78,7 @@ class _Collected:
 
     def __init__(self, recording: Recording, rules: RuleTable, rehearsed: Rehearsed, drifts: list[Drift]) -> None:
         self.demands: list[_Demand] = []
-        self.notes: list[str] = []
+        self.failed: list[tuple[Operation, str]] = []
         self._recording, self._rules = recording, rules
         operations = recording.trace.operations
         for index, (temperature, axis) in recording.temperatures.items():
@@ -96,11 +97,14 @@ class _Collected:
                 self._number(operation, drift)
         for operation, ref in folding.meetings():
             self._meeting(operation, ref, folding.ratio(ref))
+        for ref in dict.fromkeys(recording.trace.results):
+            if ref.index in folding.values and folding.ratio(ref) != 1:
+                self.failed.append((folding.makers[ref.index], "follows a size, and is an output of the model"))
 
     def _number(self, operation: Operation, drift: Drift) -> None:
         source = next(iter(operation.references()), None)
         if source is None or not drift.old or not drift.new:
-            self.notes.append(f"a constant of {_site(operation)} follows a size: {drift.old:g} became {drift.new:g}")
+            self.failed.append((operation, f"follows a size: {drift.old:g} became {drift.new:g}"))
             return
         how = self._rules.scaling(operation.op)
         factor = drift.new / drift.old if how is Scaling.QUOTIENT else drift.old / drift.new
@@ -110,8 +114,7 @@ class _Collected:
 
     def _meeting(self, operation: Operation, constant: TensorRef, ratio: float | None) -> None:
         if ratio is None:
-            why = "not by one factor"
-            self.notes.append(f"a constant of {_site(operation)} follows a size: {why}")
+            self.failed.append((operation, "follows a size: not by one factor"))
             return
         read, how = operation.references(), self._rules.scaling(operation.op)
         if ratio == 1:
@@ -153,8 +156,8 @@ class _Solver:
         once = {p.index: d for p, d in zip(products, demands, strict=True) if p is not None and products.count(p) == 1}
         self._products = {id(demand): index for index, demand in once.items()}
 
-    def solve(self) -> Iterator[str]:
-        """Yields a note for each demand that could not be met."""
+    def solve(self) -> Iterator[tuple[Operation, str]]:
+        """Yields the operation of each demand that could not be met, with the reason."""
         met = set[int]()
         for demand in self._demands:
             own = self._products.get(id(demand))
@@ -170,7 +173,7 @@ class _Solver:
                 self._take(origin, demand.factor**power)
             except UnresolvedError as why:
                 change = f"follows a size and changes by a factor of {1 / demand.factor:.4g}"
-                yield f"a constant of {_site(demand.operation)} {change}: {why}"
+                yield demand.operation, f"{change}: {why}"
                 continue
             met |= origin.products | ({own} if own is not None else set())
 

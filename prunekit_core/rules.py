@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import torch
@@ -85,11 +85,19 @@ class TensorArgument:
 
 @attrs.frozen
 class Expectation:
-    """An integer argument that must be the total size of some axes, also after pruning."""
+    """An integer argument that must be the total size of some axes, also after pruning.
+
+    Attributes:
+        argument: Name of the argument.
+        position: Which entry of it, if it is a list.
+        pieces: The axes.
+        along: If the argument is a place along a dim, the axis of that dim: a negative number counts from its end.
+    """
 
     argument: str
     position: int | None
     pieces: tuple[Axis, ...] = attrs.field(eq=False)
+    along: Axis | None = attrs.field(default=None, eq=False)
 
 
 @attrs.frozen
@@ -242,11 +250,20 @@ class OpCall:
         if found and torch.Tag.nondeterministic_seeded not in self.operation.op.tags:
             self._effects.expanded[self.operation.outputs[output].index] = found
 
-    def expect(self, argument: str, pieces: Sequence[Axis], position: int | None = None) -> None:
-        """Says that an integer argument (or one position of a list argument) is the total size of some axes."""
-        if not all(axes.is_pinned(piece) for piece in pieces):
-            found = self._effects.expectations.setdefault(self.operation.index, [])
-            found.append(Expectation(argument, position, tuple(pieces)))
+    def expect(
+        self, argument: str, pieces: Sequence[Axis], position: int | None = None, *, along: Axis | None = None
+    ) -> None:
+        """Says that an integer argument (or one position of a list argument) is the total size of some axes.
+
+        Args:
+            argument: Name of the argument.
+            pieces: The axes. Pinned ones count: then the argument has to stay what it is.
+            position: Which entry of a list argument.
+            along: The axis of the dim that the argument is a place of (a start, an index), where a negative number
+                counts from the end, and nothing lies beyond the ends.
+        """
+        found = self._effects.expectations.setdefault(self.operation.index, [])
+        found.append(Expectation(argument, position, tuple(pieces), along))
 
     def temperature(self, argument: str, value: float, axis: Axis, scaled: str) -> None:
         """Says that a missing argument defaults to a constant that follows the size of an axis.
@@ -266,6 +283,7 @@ Rule = Callable[[OpCall], Outputs]
 """Ties the axes of an operation and returns those of its outputs: one list of axes, one such list per output, or None
 for outputs whose dims are all new and pinned. Raises `AxisMismatchError` where the operation can't be understood; then
 the engine pins everything it touched, with that text as the reason."""
+_AnyRule = TypeVar("_AnyRule", bound=Rule)
 
 
 Likeness = Callable[[Mapping[str, Any]], "torch.Tensor | tuple[torch.Tensor, Sequence[int]] | None"]
@@ -279,6 +297,23 @@ def output_like(likeness: Likeness) -> Callable[[Rule], Rule]:
 
     def mark(rule: Rule) -> Rule:
         rule.__dict__["likeness"] = likeness
+        return rule
+
+    return mark
+
+
+def sized_by(**reasons: str) -> Callable[[_AnyRule], _AnyRule]:
+    """Decorates a rule: arguments of the operation that say nothing but the shape of its outputs.
+
+    When a smaller program is compared with the recorded one, every argument has to be the same, but for what rules
+    state (`OpCall.expect`) and for these: the shapes of the outputs are compared anyway.
+
+    Args:
+        reasons: Name of an argument to why the shapes prove it.
+    """
+
+    def mark(rule: _AnyRule) -> _AnyRule:
+        rule.__dict__["sizes"] = {**getattr(rule, "sizes", {}), **reasons}
         return rule
 
     return mark
@@ -301,7 +336,7 @@ class Scaling(enum.Enum):
     QUOTIENT = "quotient"
     """It scales with its first tensor, and inversely with its second."""
     CONSTANT = "constant"
-    """It scales with none of its tensors; a number among its arguments multiplies the product of the first two."""
+    """It scales with none of its tensors; the number that is its factor multiplies the product of the first two."""
     MATRIX = "matrix"
     """It scales with either of its two tensors, each taken as a whole."""
     ROWS = "rows"
@@ -310,8 +345,14 @@ class Scaling(enum.Enum):
     """It scales with the elements of ``weight`` and ``bias``, which lie along dim 1 of the result."""
 
 
-def scales(how: Scaling) -> Callable[[Rule], Rule]:
-    """Makes a rule with the same ties that also says how the operation scales."""
+def scales(how: Scaling, factor: str = "") -> Callable[[Rule], Rule]:
+    """Makes a rule with the same ties that also says how the operation scales.
+
+    Args:
+        how: How the result follows the operands.
+        factor: The argument that the result (for a `QUOTIENT`: its inverse) is proportional to where it is a plain
+            number, if there is one.
+    """
 
     def mark(rule: Rule) -> Rule:
         @functools.wraps(rule)
@@ -319,6 +360,7 @@ def scales(how: Scaling) -> Callable[[Rule], Rule]:
             return rule(call)
 
         marked.__dict__["scaling"] = how
+        marked.__dict__["factor"] = factor
         return marked
 
     return mark
@@ -412,6 +454,14 @@ class RuleTable:
     def zeros(self, op: Any) -> ZeroTest | Elementwise | None:
         """Returns what the operation's rule says about where its result is zero, if anything."""
         return getattr(self.find(op), "zeros", None)
+
+    def factor(self, op: Any) -> str:
+        """Returns which argument the operation's result is proportional to where it is a number; empty if none is."""
+        return getattr(self.find(op), "factor", "")
+
+    def sizes(self, op: Any) -> Mapping[str, str]:
+        """Returns the arguments that say nothing but the shape of an output, with the reason for each."""
+        return getattr(self.find(op), "sizes", {})
 
     def reading(self, op: Any) -> Any:
         """Returns what the operation's rule says about how it reads (a `Reading`), if anything."""

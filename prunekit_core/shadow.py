@@ -11,6 +11,8 @@ Everything of PyTorch that is not promised to stay (fake tensors, dispatch modes
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,7 +20,7 @@ from typing import Any
 import attrs
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -147,15 +149,30 @@ _EXITS = {getattr(torch.Tensor, name): name for name in ("numpy", "tolist", "__a
 
 
 def _literal(tensor: torch.Tensor) -> Any:
-    """Returns the value of a tensor that was written down in the program (``torch.tensor(16)``), if it is small."""
-    if type(tensor) is not torch.Tensor or tensor.is_meta or tensor.numel() > _LITERAL:
+    """Returns the value of a tensor that was written down in the program (``torch.tensor(16)``): its fingerprint if it
+    is large."""
+    if type(tensor) is not torch.Tensor or tensor.is_meta:
         return None
+    if tensor.numel() > _LITERAL:
+        return fingerprint(tensor)
     with _disable_current_modes():
         return tensor.tolist()
 
 
+def fingerprint(tensor: torch.Tensor) -> str | None:
+    """Returns what tells the values of a tensor from other values; None where it has none that could be read."""
+    fake = isinstance(tensor, FakeTensor) or tensor.is_meta or tensor.is_quantized
+    if fake or tensor.layout is not torch.strided:
+        return None
+    with _disable_current_modes(), torch.inference_mode():
+        values = tensor.detach().cpu().contiguous()
+        held = ctypes.string_at(values.data_ptr(), values.numel() * values.element_size()) if values.numel() else b""
+    digest = hashlib.blake2b(held, digest_size=16).hexdigest()
+    return f"{tuple(tensor.shape)} {tensor.dtype} {digest}"
+
+
 _LITERAL = 64
-"""Elements up to which a written-down tensor is compared by value."""
+"""Elements up to which the value of a written-down tensor is known, so that it can be computed with."""
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 
 

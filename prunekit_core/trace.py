@@ -64,6 +64,7 @@ class Trace:
             no outputs: where they are.
         shares: Index of a tensor that an operation returned to that of the argument whose memory it uses (views).
         decisions: What was decided by value, by operation index; empty for a recording without values.
+        constants: By index: fingerprints of the tensors that no operation made (plain attributes, arrays of NumPy's).
     """
 
     label: str
@@ -78,6 +79,7 @@ class Trace:
     decisions: Mapping[int, tuple[Any, ...]] = attrs.field(factory=dict)
     kept: Mapping[TensorRef, str] = attrs.field(factory=dict)
     stored: Mapping[TensorRef, str] = attrs.field(factory=dict)
+    constants: Mapping[int, str] = attrs.field(factory=dict)
 
 
 def is_continuous(dtype: torch.dtype) -> bool:

@@ -11,8 +11,7 @@ import torch
 from prunekit_core.axes import Axis, Form, leaves, resolve
 from prunekit_core.calls import tensors_of
 from prunekit_core.registry import Registry, default_registry
-from prunekit_core.rehearsal import SIZE_ARGUMENTS
-from prunekit_core.rules import Role, Verb
+from prunekit_core.rules import Role, RuleTable, Verb
 from prunekit_core.testing.reading import AxesRead, read_axes
 from prunekit_core.trace import Operation, TensorRef
 
@@ -52,16 +51,23 @@ def check_rule(
     Raises:
         AssertionError: An operation has no rule or wasn't understood, nothing is free, or the results differ.
     """
+    registry = registry or default_registry()
     read = read_axes(function, tensors, weights=weights, registry=registry)
     try:
-        _check(read, tensors, values=values, tolerance=tolerance, seeds=seeds)
+        _check(read, registry.op_rules, tensors, values=values, tolerance=tolerance, seeds=seeds)
     except AssertionError as error:
-        raise AssertionError(f"{error}\n{_origins(read, registry or default_registry())}") from error.__cause__
+        raise AssertionError(f"{error}\n{_origins(read, registry)}") from error.__cause__
     return read
 
 
 def _check(
-    read: AxesRead, tensors: Sequence[torch.Tensor], *, values: bool, tolerance: float, seeds: Sequence[int]
+    read: AxesRead,
+    rules: RuleTable,
+    tensors: Sequence[torch.Tensor],
+    *,
+    values: bool,
+    tolerance: float,
+    seeds: Sequence[int],
 ) -> None:
     assert not read.not_understood, f"{_names(read)}: not understood: {'; '.join(read.not_understood)}"
     free = {id(leaf): leaf for dims in read.inputs for axis in dims for leaf in leaves(axis) if _is_free(leaf)}
@@ -69,12 +75,12 @@ def _check(
     mixed = read.used_whole(Verb.MIX)
     exact = [leaf for key, leaf in free.items() if key not in mixed and values]
     for leaf in exact:  # without the first unit every other one moves
-        _trial(read, tensors, {id(leaf): range(1, leaf.size)}, values=True, tolerance=tolerance)
+        _trial(read, rules, tensors, {id(leaf): range(1, leaf.size)}, values=True, tolerance=tolerance)
     for seed in seeds:
         if exact:
-            _trial(read, tensors, _choose(exact, seed), values=True, tolerance=tolerance)
+            _trial(read, rules, tensors, _choose(exact, seed), values=True, tolerance=tolerance)
         if len(exact) < len(free):
-            _trial(read, tensors, _choose(list(free.values()), seed), values=False, tolerance=tolerance)
+            _trial(read, rules, tensors, _choose(list(free.values()), seed), values=False, tolerance=tolerance)
 
 
 def _origins(read: AxesRead, registry: Registry) -> str:
@@ -132,8 +138,16 @@ def _masked(tensor: torch.Tensor, dims: Sequence[Axis], kept: Kept) -> torch.Ten
     return result
 
 
-def _trial(read: AxesRead, tensors: Sequence[torch.Tensor], kept: Kept, *, values: bool, tolerance: float) -> None:
-    small = _replay(read, [_sliced(t, dims, kept) for t, dims in zip(tensors, read.inputs, strict=True)], kept)
+def _trial(
+    read: AxesRead,
+    rules: RuleTable,
+    tensors: Sequence[torch.Tensor],
+    kept: Kept,
+    *,
+    values: bool,
+    tolerance: float,
+) -> None:
+    small = _replay(read, rules, [_sliced(t, dims, kept) for t, dims in zip(tensors, read.inputs, strict=True)], kept)
     if not values:
         return
     consumed = {
@@ -145,7 +159,7 @@ def _trial(read: AxesRead, tensors: Sequence[torch.Tensor], kept: Kept, *, value
     summed = read.used_whole(Verb.CONTRACT) | read.used_whole(Verb.SUM)
     contracted = summed | {id(leaf) for axis in consumed for leaf in leaves(axis)}
     zeroed = {key: units for key, units in kept.items() if key in contracted}
-    whole = _replay(read, [_masked(t, dims, zeroed) for t, dims in zip(tensors, read.inputs, strict=True)], None)
+    whole = _replay(read, rules, [_masked(t, dims, zeroed) for t, dims in zip(tensors, read.inputs, strict=True)], None)
     for position, (found, full, dims) in enumerate(zip(small, whole, read.outputs, strict=True)):
         expected = _sliced(full, dims, kept)
         where = f"{_names(read)}: output {position} of {read}: slicing the inputs to {_tell(read, kept)}"
@@ -173,7 +187,7 @@ def _differing(found: torch.Tensor, expected: torch.Tensor) -> str:
     return f"{int(wrong.sum())} of {wrong.numel()} elements, first at {first}: {here}, not {there}"
 
 
-def _replay(read: AxesRead, tensors: Sequence[torch.Tensor], kept: Kept | None) -> list[torch.Tensor]:
+def _replay(read: AxesRead, rules: RuleTable, tensors: Sequence[torch.Tensor], kept: Kept | None) -> list[torch.Tensor]:
     """Runs the operations of a trace on other tensors, with the predicted sizes where units were removed."""
     trace = read.propagation.trace
     known = {trace.parameters[f"x{position}"].index: tensor for position, tensor in enumerate(tensors)}
@@ -183,7 +197,7 @@ def _replay(read: AxesRead, tensors: Sequence[torch.Tensor], kept: Kept | None) 
         arguments = {name: _look_up(known, value) for name, value in operation.arguments.items()}
         shapes = [_shape(read, ref, kept or {}) for ref in operation.outputs]
         if kept is not None:
-            arguments.update(_sizes(read, operation, shapes, kept))
+            arguments.update(_sizes(read, rules, operation, shapes, kept))
         schema = {argument.name: argument.kwarg_only for argument in operation.op._schema.arguments}
         try:
             with torch.no_grad():
@@ -217,11 +231,13 @@ def _shape(read: AxesRead, ref: TensorRef, kept: Kept) -> tuple[int, ...]:
     return tuple(len(_positions(axis, kept)) for axis in read.propagation.tensors[ref.index])
 
 
-def _sizes(read: AxesRead, operation: Operation, shapes: Sequence[tuple[int, ...]], kept: Kept) -> dict[str, Any]:
+def _sizes(
+    read: AxesRead, rules: RuleTable, operation: Operation, shapes: Sequence[tuple[int, ...]], kept: Kept
+) -> dict[str, Any]:
     """Returns the arguments that hold sizes: those that a rule states, and lists that show in the output's shape."""
     found: dict[str, Any] = {}
     for name, value in operation.arguments.items():
-        if name in SIZE_ARGUMENTS and isinstance(value, list) and shapes:
+        if name in rules.sizes(operation.op) and isinstance(value, list) and shapes:
             old = read.propagation.trace.shapes[operation.outputs[0].index]
             places = max(1, len(old) - len(value) + 1)
             if places > 1 and "dim" not in operation.arguments:

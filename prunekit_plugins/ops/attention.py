@@ -79,5 +79,5 @@ def weighted_zeros(operands: Operands, dim: int) -> bool:
 
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    "aten::scaled_dot_product_attention": zero_where(weighted_zeros)(scales(Scaling.CONSTANT)(attention))
+    "aten::scaled_dot_product_attention": zero_where(weighted_zeros)(scales(Scaling.CONSTANT, "scale")(attention))
 }

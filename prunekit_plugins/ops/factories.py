@@ -6,15 +6,19 @@ from collections.abc import Mapping
 
 import torch
 
-from prunekit_core import Axis, OpCall, Rule, zero_where
+from prunekit_core import Axis, OpCall, Rule, sized_by, zero_where
 from prunekit_plugins.ops.pointwise import always_zero, filled_with_zero
 
+shaped = sized_by(size="it is the shape of the output", stride="no value depends on the order in memory")
 
+
+@shaped
 def uniform_values(call: OpCall) -> list[Axis]:
     """All elements are alike (zeros, ones, full): any unit may go, so the axes are free."""
     return [Axis(size) for size in call.shape]
 
 
+@shaped
 def one_value(call: OpCall) -> list[Axis]:
     """Zeros, ones, one number: all elements are equal."""
     call.expanded(range(len(call.shape)))

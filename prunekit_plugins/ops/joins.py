@@ -20,10 +20,16 @@ from prunekit_core import (
     is_pinned,
     output_like,
     scales,
+    sized_by,
     split,
 )
 from prunekit_plugins.ops.pointwise import first
 from prunekit_plugins.ops.scatters import written
+
+CUT = "the shapes of the pieces say where they begin and end"
+BEFORE = "positions before the first one"
+LENGTH = "with the place where it begins, the shape of the output says where the run ends"
+WRITTEN = "with the place where it begins, the shape of what is written says where the run ends"
 
 
 def _tie_others(call: OpCall, tensors: list[TensorArgument], dim: int) -> list[Axis]:
@@ -74,6 +80,7 @@ def stack(call: OpCall) -> list[Axis]:
     return result
 
 
+@sized_by(split_size=CUT, split_sizes=CUT, indices=CUT, sections=CUT, chunks=CUT)
 def pieces(call: OpCall) -> list[list[Axis]]:
     """``split``, ``chunk`` and ``tensor_split`` cut one dim into consecutive pieces.
 
@@ -97,7 +104,7 @@ def pieces(call: OpCall) -> list[list[Axis]]:
                 call.tie(parts[0], part)
             else:
                 call.pin([*parts], "the pieces are of unequal size")
-        if listed is not None:
+        if listed == sizes[0]:
             call.expect("split_size", [parts[0]])
     for output in range(len(parts)):
         call.expanded(call.expanded_dims(source), output)
@@ -118,11 +125,13 @@ def select(call: OpCall) -> list[Axis]:
     dim = call["dim"] % source.ndim
     equal = call.expanded_dims(source)
     if dim not in equal or call["index"] not in (0, -1):
+        call.expect("index", [call.fresh(call["index"] % source.shape[dim], BEFORE)], along=source.axes[dim])
         call.pin(source.axes[dim], "one position of it is selected")
     call.expanded(k - (k > dim) for k in equal if k != dim)
     return [axis for k, axis in enumerate(source.axes) if k != dim]
 
 
+@sized_by(end=LENGTH)
 def slice_(call: OpCall) -> list[Axis]:
     """Takes a run of positions; every ``n``-th position reads the dim as ``outer x n``."""
     source: TensorArgument = call["self"]
@@ -131,9 +140,12 @@ def slice_(call: OpCall) -> list[Axis]:
     start, stop, step = slice(call["start"], call["end"], call["step"]).indices(size)
     result = list(source.axes)
     call.expanded(call.expanded_dims(source))
-    if (start, stop, step) == (0, size, 1):
-        return result
     axis = source.axes[dim]
+    if (start, stop, step) == (0, size, 1):
+        call.expect("start", [], along=axis)
+        return result
+    if is_pinned(axis) or call.shape[dim] == 0 or step != 1:
+        call.expect("start", [call.fresh(start, BEFORE)], along=axis)
     if is_pinned(axis) or call.shape[dim] == 0:
         result[dim] = call.fresh(call.shape[dim], "a slice of a pinned dim")
         if call.shape[dim] == 0:
@@ -150,19 +162,19 @@ def slice_(call: OpCall) -> list[Axis]:
     parts = cut(axis, points)
     low = points.index(start)
     counted: list[Axis] = []  # what lies behind a position that counts from the end must keep its size
+    call.expect("start", parts[:low], along=axis)
     if (call["start"] or 0) < 0:
         counted += parts[low:]
-    elif start:
-        call.expect("start", parts[:low])
     if call["end"] is not None and call["end"] < 0:
         counted += parts[low + 1 :]
     elif stop < size:
-        call.expect("end", parts[: low + 1])
+        call.expect("end", parts[: low + 1], along=axis)
     call.pin(counted, "positions before it are counted from the end")
     result[dim] = parts[low]
     return result
 
 
+@sized_by(length=LENGTH)
 def narrow(call: OpCall) -> list[Axis]:
     source: TensorArgument = call["self"]
     dim, start, length = call["dim"] % source.ndim, call["start"], call["length"]
@@ -174,10 +186,9 @@ def narrow(call: OpCall) -> list[Axis]:
     points = sorted({0, place, place + length, source.shape[dim]})
     parts = cut(source.axes[dim], points)
     low = points.index(place)
+    call.expect("start", parts[:low], along=source.axes[dim])
     if start < 0:
         call.pin(parts[low:], "positions before it are counted from the end")
-    else:
-        call.expect("start", parts[:low])
     call.expect("length", [parts[low]])
     result[dim] = parts[low]
     return result
@@ -205,11 +216,14 @@ def write_position(call: OpCall) -> list[Axis]:
     return list(target.axes)
 
 
+@sized_by(end=WRITTEN)
 def write_run(call: OpCall) -> list[Axis]:
     """``slice_scatter`` writes a run of positions: unless that is all, the dim is pinned."""
     target: TensorArgument = call["self"]
     source: TensorArgument = call["src"]
     dim = call["dim"] % target.ndim
+    start, _, _ = slice(call["start"], call["end"], call["step"]).indices(target.shape[dim])
+    call.expect("start", [call.fresh(start, BEFORE)], along=target.axes[dim])
     for position, (own, other) in enumerate(zip(target.axes, source.axes, strict=True)):
         if position != dim or source.shape[dim] == target.shape[dim]:
             call.tie(own, other)

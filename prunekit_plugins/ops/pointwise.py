@@ -231,7 +231,8 @@ _FILLED = "full_like ones_like zeros_like"
 
 _COPIES = "_to_copy alias clone contiguous cpu cuda detach lift_fresh positive resolve_conj resolve_neg to type_as"
 _SUMS = "add neg negative rsub subtract"
-_QUOTIENTS = "div divide true_divide"
+_QUOTIENTS = "div.Tensor div_.Tensor divide.Tensor true_divide.Tensor"
+"""Quotients; overloads that round don't scale."""
 
 _ACTIVATIONS = """
 celu elu gelu hardshrink hardsigmoid hardswish hardtanh log_sigmoid mish relu6 selu sigmoid silu softplus softshrink
@@ -258,13 +259,13 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     **{f"aten::{name}": first(scales(Scaling.MOVED)(copied)) for name in _COPIES.split()},
     **{f"aten::{name}": zero_where(always_zero)(like_first) for name in ("empty_like", "zero")},
     **{f"aten::{name}": scales(Scaling.SUM)(by_element) for name in _SUMS.split()},
-    **{f"aten::{name}": scales(Scaling.QUOTIENT)(by_element) for name in _QUOTIENTS.split()},
+    **{f"aten::{name}": scales(Scaling.QUOTIENT, "other")(by_element) for name in _QUOTIENTS.split()},
     "aten::fill": zero_where(filled_with_zero)(like_first),
     "aten::full_like": zero_where(filled_with_zero)(filled),
     "aten::zeros_like": zero_where(always_zero)(filled),
-    "aten::multiply": scales(Scaling.PRODUCT)(by_element),
-    "aten::mul.Tensor": scales(Scaling.PRODUCT)(arithmetic),
-    "aten::mul_.Tensor": scales(Scaling.PRODUCT)(arithmetic),
+    "aten::multiply": scales(Scaling.PRODUCT, "other")(by_element),
+    "aten::mul.Tensor": scales(Scaling.PRODUCT, "other")(arithmetic),
+    "aten::mul_.Tensor": scales(Scaling.PRODUCT, "other")(arithmetic),
     "aten::sub.Tensor": scales(Scaling.SUM)(arithmetic),
     "aten::add.Tensor": _ADD,
     "aten::add_.Tensor": _ADD,

@@ -22,6 +22,7 @@ from prunekit_core import (
     output_like,
     product,
     scales,
+    sized_by,
     split,
     zero_where,
 )
@@ -137,6 +138,7 @@ def col2im(call: OpCall) -> list[Axis]:
     return [*source.axes[:-2], channels, *(call.fresh(size, "a spatial dim") for size in call.shape[-2:])]
 
 
+@sized_by(size="it is the shape of the output, but for the number of channels, which nothing depends on")
 def affine_grid(call: OpCall) -> list[Axis]:
     """Where to look, from one matrix for each picture."""
     theta: TensorArgument = call["theta"]

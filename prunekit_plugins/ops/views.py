@@ -17,15 +17,23 @@ from prunekit_core import (
     product,
     regroup,
     scales,
+    sized_by,
     split,
 )
 from prunekit_plugins.ops.pointwise import first, same_along
 
 COUNTED = "repeated as often as a tensor says"
+OWN_SHAPE = "it is the shape of the output"
+TIMES = "times the shape of the input it is the shape of the output"
 
 
+@sized_by(size=OWN_SHAPE, shape=OWN_SHAPE, sizes=OWN_SHAPE, stride="the distances in memory follow from the shape")
 def reshape(call: OpCall) -> list[Axis]:
     """``view`` and its relatives deal the factors of the input out to the new sizes."""
+    return _dealt_out(call)
+
+
+def _dealt_out(call: OpCall) -> list[Axis]:
     source: TensorArgument = call.tensors()[0]
     equal = call.expanded_dims(source)
     if equal:
@@ -103,6 +111,7 @@ def movedim(call: OpCall) -> list[Axis]:
     return _in_order(call, [placed[dim] if dim in placed else next(rest) for dim in range(source.ndim)])
 
 
+@sized_by(size=OWN_SHAPE)
 def expand(call: OpCall) -> list[Axis]:
     """A dim of size one that is repeated becomes a new, free axis (the repeat of grouped-query attention)."""
     source = call["self"]
@@ -137,12 +146,13 @@ def expand_as(call: OpCall) -> list[Axis]:
 
 def reshape_as(call: OpCall) -> list[Axis]:
     """A reshape to sizes that are those of the other tensor."""
-    result = reshape(call)
+    result = _dealt_out(call)
     for own, other in zip(result, call["other"].axes, strict=True):
         call.tie(own, other)
     return result
 
 
+@sized_by(repeats=TIMES, dims=TIMES)
 def repeat(call: OpCall) -> list[Axis]:
     """``repeat`` and ``tile`` put copies one after another: the count is the outer factor."""
     source = call["self"]
@@ -162,6 +172,7 @@ def repeat(call: OpCall) -> list[Axis]:
     return result
 
 
+@sized_by(repeats=TIMES, output_size=OWN_SHAPE)
 def repeat_interleave(call: OpCall) -> list[Axis]:
     """``repeat_interleave`` repeats each unit: the count is the inner factor."""
     if "self" not in call:

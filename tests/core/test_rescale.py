@@ -119,12 +119,39 @@ def test_the_scale_of_fused_attention_stays(explicit: bool) -> None:
 
 
 @pytest.mark.parametrize("name", REPORTED)
-def test_what_can_not_be_made_up_for_is_reported(name: str) -> None:
+def test_what_can_not_be_made_up_for_is_not_cut(name: str) -> None:
+    """The units that the constant follows stay: queries' and, as one attribute holds the sizes of both, values'."""
     torch.manual_seed(0)
     scores, why = REPORTED[name]
-    result = pk.prune(Attention(scores).eval(), X)
+    model, x = Attention(scores).eval().double(), X.double()
+    original = copy.deepcopy(model)
+    result = pk.prune(model, x)
     assert not result.plan.rescales
-    assert any("follows a size and changes by a factor of" in note and why in note for note in result.report.notes)
+    assert model.dim == 8
+    assert set(result.report.pruned) == {"embed"}
+    said = "follows a size and changes by a factor of"
+    assert all(said in result.report.left[f"{x}#head_dim"] and why in result.report.left[f"{x}#head_dim"] for x in "qv")
+    check = pk.check_exact(original, model, result.plan, x)
+    assert check.error < 1e-12, str(check)
+
+
+def test_a_constant_of_units_whose_number_counts_anyway_is_noted() -> None:
+    """A norm by hand: what it divides by depends on how many units there are, as in any norm."""
+
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 16), nn.Linear(16, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x).tanh()
+            return self.last(F.normalize(x, dim=-1) * x.shape[-1] ** 0.5)
+
+    model = Normed().eval()
+    result = pk.prune(model, X)
+    assert model.first.out_features == 8
+    assert any("follows a size and changes by a factor of 0.7071" in note for note in result.report.notes)
+    assert "first" in result.report.mixes
 
 
 def test_written_down_tensors_that_follow_a_size_stop_the_cut() -> None:
@@ -230,7 +257,7 @@ def test_rows_that_make_both_operands_take_the_root() -> None:
 def test_queries_that_are_values_as_well_are_not_scaled() -> None:
     result = pk.prune(Selves(fused=True).eval(), X)
     assert not result.plan.rescales
-    assert any("reads it more than once" in note for note in result.report.notes)
+    assert any("reads it more than once" in why for why in result.report.left.values())
 
 
 def test_one_constant_at_two_pictures_of_one_batch() -> None:

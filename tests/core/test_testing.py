@@ -103,6 +103,7 @@ def not_marked(call: pk.OpCall) -> list[pk.Axis]:
     return [call["self"].axes[0]]
 
 
+@pk.sized_by(size="it is the shape of the output")
 def wrong_factors(call: pk.OpCall) -> list[pk.Axis]:
     outer, inner = pk.split(call["self"].axes[1], call.shape[2], call.shape[1])
     return [call["self"].axes[0], inner, outer]

@@ -46,7 +46,7 @@ BINARY = """
 x+y x-y x*y x/y x.add(y,alpha=3) aten.true_divide(x,y) aten.divide(x,y) aten.multiply(x,y) aten.subtract(x,y)
 aten.logical_and(x,y) aten.logical_or(x,y) aten.lerp(x,y,0.3) aten.pow(x,y) aten.maximum(x,y) aten.minimum(x,y)
 torch.max(x,y) torch.min(x,y) aten.eq(x,y) aten.ne(x,y) aten.lt(x,y) aten.gt(x,y) aten.le(x,y) aten.ge(x,y)
-aten.floor_divide(x,y) aten.remainder(x,y) aten.fmod(x,y) torch.atan2(x,y) torch.where(x>0.5,x,y) x.mul_(y)
+aten.floor_divide(x,y) aten.remainder(x,y) aten.fmod(x,y) torch.atan2(x,y) torch.where(x>0.5,x,y) x.mul_(y) x.div_(y)
 aten._prelu_kernel(x,y) aten.rsub(x,y) torch.xlogy(x,y) x.xlogy_(y)
 """
 
