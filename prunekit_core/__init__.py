@@ -100,7 +100,7 @@ from prunekit_core.schedule import linear_scheduler
 from prunekit_core.selection import Limits, Scope
 from prunekit_core.sharding import is_sharded, whole_tensor
 from prunekit_core.statistics import SiteStatistics, Statistics
-from prunekit_core.surgery import named_tensors, select_positions, shrink_tensor
+from prunekit_core.surgery import named_tensors, select_positions, shrink_layer, shrink_tensor
 from prunekit_core.targets import Budget, plan_to_target
 from prunekit_core.trace import Operation, TensorRef, Trace
 from prunekit_core.zeros import Operands
@@ -246,6 +246,7 @@ __all__ = [
     "scales",
     "select_positions",
     "sensitivity",
+    "shrink_layer",
     "shrink_tensor",
     "size_of",
     "sized_by",

@@ -15,7 +15,7 @@ from prunekit_core.allotment import Allotment
 from prunekit_core.arguments import check_keywords, forms_checked, keywords_of
 from prunekit_core.batches import Batches
 from prunekit_core.calibrated import CRITERION, CalibratedPath
-from prunekit_core.compensation import Compensation, Repaired, write
+from prunekit_core.compensation import Compensation, Repaired
 from prunekit_core.criterion import Criterion
 from prunekit_core.curves import Sensitivity
 from prunekit_core.errors import ArgumentError
@@ -31,6 +31,7 @@ from prunekit_core.repair import Compensator
 from prunekit_core.report import Report
 from prunekit_core.scopes import Ratios
 from prunekit_core.targets import Selector, Target, check_target, plan_to_target
+from prunekit_core.transaction import Transaction
 
 
 @attrs.frozen(eq=False)
@@ -196,10 +197,8 @@ def prune(
     }
     protocol = make_protocol(check_recordable(model), pruner.registry, arguments, preview.costs)
     repaired = None if path is None else path.repair(pruner.graph, plan)
-    pruner.graph.apply(plan, optimizer)
-    report = _report(pruner, doubts)
-    result = PruneResult(model, plan, report, preview, _changes(plan), protocol, pruner.graph)
-    return result if repaired is None else _with(result, repaired)
+    decided = PruneResult(model, plan, pruner.report(), preview, _changes(plan), protocol, pruner.graph)
+    return _cut(pruner, decided, optimizer, repaired, doubts)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -210,11 +209,29 @@ def _check_options(options: Mapping[str, Any]) -> None:
     check_keywords(options, _KEYWORDS, "prune")
 
 
-def _with(result: PruneResult, repaired: Repaired) -> PruneResult:
-    """Puts repaired weights into the model that was cut, or into the result where the model has none."""
-    if not repaired.on_disk:
-        write(repaired, result.graph.model)
-    return attrs.evolve(result, compensation=repaired.result, repaired=repaired.values if repaired.on_disk else {})
+def _cut(
+    pruner: BasePruner,
+    decided: PruneResult,
+    optimizer: Optimizers | None,
+    repaired: Repaired | None,
+    doubts: Sequence[str],
+) -> PruneResult:
+    """Cuts the model and gives it the repaired weights when the result is there, or not at all."""
+    values = repaired.values if repaired else {}
+    on_disk = repaired is not None and repaired.on_disk
+    transaction = Transaction()
+    try:
+        with transaction:
+            pruner.graph.apply_within(transaction, decided.plan, optimizer, values={} if on_disk else values)
+            return attrs.evolve(
+                decided,
+                report=_report(pruner, doubts),
+                compensation=None if repaired is None else repaired.result,
+                repaired=values if on_disk else {},
+            )
+    except BaseException:  # an interrupt that was held back, too: without the result nobody could use the model
+        transaction.undo()
+        raise
 
 
 def _report(pruner: BasePruner, doubts: Sequence[str]) -> Report:

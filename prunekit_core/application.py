@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Container, Mapping
+
 import torch
 from torch import nn
 
@@ -11,6 +14,8 @@ from prunekit_core.errors import PlanError
 from prunekit_core.optimizers import OptimizerCut, Optimizers
 from prunekit_core.recorder import inventory
 from prunekit_core.registry import Registry, default_registry
+from prunekit_core.surgery import Scale
+from prunekit_core.transaction import Transaction
 
 
 class Application:
@@ -30,6 +35,8 @@ class Application:
         self._edited: list[nn.Module] = []
         self._optimizer = optimizer
         self._state: OptimizerCut | None = None
+        self._memories: Counter[int] | None = None
+        self._positions: Mapping[str, Mapping[int, torch.Tensor]] = {}
 
     def check(self) -> None:
         """Raises `PlanError` unless everything in the plan fits the model."""
@@ -106,19 +113,106 @@ class Application:
                 raise self._misfit(where, f"it is {value!r}, the plan expects the size {edit.old!r}")
             self._edited.append(module)
 
-    def perform(self) -> None:
-        """Changes the model; call `check` first."""
+    def prepare(
+        self, transaction: Transaction, values: Mapping[str, torch.Tensor] = {}, *, assign: bool = False
+    ) -> None:
+        """Makes everything that the model gets and hands it to a transaction; call `check` first.
+
+        Args:
+            transaction: What puts it in.
+            values: Values of the pruned tensors that are known already, by canonical name: they are not cut then.
+            assign: Whether the values take the place of the tensors themselves, as parameters of their dtypes.
+        """
+        self._positions = self._plan.all_positions(self._plan.parameters)
+        own = {id(module) for module in self._modules.values()} if self._converted else set()
         for old, new in self._converted.values():
-            surgery.exchange_module(self._model, old, new)
-            new.train(old.training)
-        for rescale in self._plan.rescales:
-            surgery.scale_rows(self._tensor(rescale.parameter), rescale.rows, rescale.factor)
-        positions = self._plan.all_positions(self._plan.parameters)
-        surgery.shrink_tensors((self._tensors[name], dims) for name, dims in positions.items())
+            for module in new.modules():
+                if id(module) not in own:  # a stand-in may hold layers of what it stands in for
+                    module.training = old.training
+            for parent in self._modules.values():
+                for name, child in parent._modules.items():
+                    if child is old:
+                        transaction.entry(parent._modules, name, new)
+        if values:
+            self._fill(transaction, values, assign)
+        self._cut(transaction, values)
         if self._state is not None:
-            self._state.perform()
+            self._state.prepare(transaction, self._positions)
         for edit, module in zip(self._plan.edits, self._edited, strict=True):
-            surgery.set_size(module, edit.attribute, edit.new)
+            attributes = vars(module)
+            transaction.entry(attributes, edit.attribute, surgery.sized_like(attributes.get(edit.attribute), edit.new))
+
+    def mask(self, transaction: Transaction) -> None:
+        """Makes parameters whose removed units are zero and hands them to a transaction.
+
+        Raises:
+            PlanError: The plan doesn't fit the model.
+        """
+        self.check_parameters()
+        for name, positions in self._plan.all_positions(self._plan.parameters).items():
+            tensor = self._tensors[name]
+            if isinstance(tensor, nn.Parameter) and positions:
+                with surgery.as_made(tensor):
+                    values = torch.empty_like(tensor.data).copy_(tensor.data)
+                    surgery.zero_positions(values, positions)
+                transaction.refill(tensor, values, shared=self._is_shared(tensor))
+
+    def _fill(self, transaction: Transaction, values: Mapping[str, torch.Tensor], assign: bool) -> None:
+        """Hands over tensors whose values are known."""
+        converted = [module for _, new in self._converted.values() for module in new.modules()]
+        places = surgery.places_in([*self._modules.values(), *converted])
+        for name, value in values.items():
+            tensor = self._tensors[name]
+            if assign or tensor.is_meta:
+                device = value.device if tensor.is_meta else tensor.device
+                new = surgery.parameter_like(tensor, value.to(device, value.dtype if assign else tensor.dtype))
+                for table, leaf in places[id(tensor)]:
+                    transaction.entry(table, leaf, new)
+                continue
+            new = surgery.values_like(tensor, value)
+            if new.shape == tensor.shape:
+                transaction.refill(tensor, new, shared=self._is_shared(tensor))
+            else:
+                gradient = tensor.grad if tensor.is_leaf else None
+                if gradient is not None:
+                    gradient = surgery.select_positions(gradient, self._positions[name])
+                transaction.resize(tensor, new, gradient)
+
+    def _cut(self, transaction: Transaction, done: Container[str]) -> None:
+        """Hands over tensors that are cut or scaled."""
+        rescales: dict[str, list[Scale]] = {}
+        for rescale in self._plan.rescales:
+            if rescale.parameter not in done:
+                rescales.setdefault(rescale.parameter, []).append((rescale.rows, rescale.factor))
+        surgery.plan_cuts(
+            transaction,
+            (
+                (self._tensors[name], dims, rescales.pop(name, ()))
+                for name, dims in self._positions.items()
+                if dims and name not in done
+            ),
+        )
+        for name, scales in rescales.items():  # of what isn't cut
+            tensor = self._tensors[name]
+            with surgery.as_made(tensor):
+                data = tensor.data.clone()
+                for runs, factor in scales:
+                    surgery.scale_rows(data, runs, factor)
+            transaction.refill(tensor, data, shared=self._is_shared(tensor))
+
+    def _is_shared(self, tensor: torch.Tensor) -> bool:
+        """Whether others see a tensor's memory: other tensors of the model, what it is a part of, other processes."""
+        if tensor.is_meta:
+            return False
+        if self._memories is None:
+            self._memories = Counter(_memory(other) for other in self._tensors.values())
+        part = tensor.untyped_storage().nbytes() != tensor.nbytes
+        return part or self._memories[_memory(tensor)] > 1 or (tensor.is_cpu and tensor.is_shared())
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """Which memory a tensor is in."""
+    return id(tensor) if tensor.is_meta else tensor.untyped_storage().data_ptr() or id(tensor)
 
 
 def _same_form(a: Size, b: Size) -> bool:

@@ -12,14 +12,14 @@ from torch import nn
 from prunekit_core import layout as layouts
 from prunekit_core.application import Application
 from prunekit_core.errors import CheckpointError, PlanError
-from prunekit_core.interrupts import held_back
 from prunekit_core.plan import Plan
 from prunekit_core.protocol import Protocol
 from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry
 from prunekit_core.shards import KEY, SAVE, Weights, write_weights
-from prunekit_core.surgery import aliases_in, named_tensors, replace_tensor, tensor_at
+from prunekit_core.surgery import aliases_in, named_tensors
 from prunekit_core.tensorfile import Stored
+from prunekit_core.transaction import Transaction
 
 FORMAT = "1"
 
@@ -166,25 +166,18 @@ def load(
     weights = Weights(path)
     plan = plan_of(weights)
     target = check_recordable(model)
-    try:
+    with torch.inference_mode(False):  # what is made here becomes the model's
         application = Application(plan, target, registry)
-        application.check()
-    except PlanError as error:
-        raise CheckpointError("The checkpoint is for another model.", where=error.where, why=error.why) from error
-    own = _stored(target)
-    names = _match(target, own, plan, weights, assign)
-    # everything is read before anything changes; a model on the meta device takes over what was read
-    values = {name: weights.read(found) for name, found in names.items()}
-    with held_back(), torch.no_grad():
-        application.perform()
-        for name in own:
-            tensor, value = tensor_at(target, name), values.pop(name)
-            if assign:
-                replace_tensor(target, tensor, value if tensor.is_meta else value.to(tensor.device))
-            elif tensor.is_meta:
-                replace_tensor(target, tensor, value.to(tensor.dtype))
-            else:
-                tensor.copy_(value)
+        try:
+            application.check()
+        except PlanError as error:
+            raise CheckpointError("The checkpoint is for another model.", where=error.where, why=error.why) from error
+        names = _match(target, _stored(target), plan, weights, assign)
+        # everything is read before anything changes, and the model takes over what was read
+        values = {own: weights.read(name) for own, name in names.items()}
+        with Transaction() as transaction:
+            application.prepare(transaction, values, assign=assign)
+            transaction.commit()
     return model
 
 
@@ -211,6 +204,8 @@ def _match(
             problems.append(f"{name} has shape {stored.shape}, not {shape}")
         elif not assign and not torch.can_cast(stored.dtype, tensor.dtype):
             problems.append(f"{name} is of {stored.dtype}, not of {tensor.dtype}")
+        elif assign and tensor.requires_grad and not (stored.dtype.is_floating_point or stored.dtype.is_complex):
+            problems.append(f"{name} is of {stored.dtype}, and a parameter that is trained can't be")
         elif home in found and not torch.equal(weights.read(found[home]), weights.read(name)):
             problems.append(f"{found[home]} and {name} are one tensor in the model, and differ")
         found[home] = name

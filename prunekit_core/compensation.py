@@ -9,6 +9,7 @@ import attrs
 import torch
 from torch import nn
 
+from prunekit_core.application import Application
 from prunekit_core.batches import Batches
 from prunekit_core.errors import ArgumentError, PlanError
 from prunekit_core.plan import Plan
@@ -18,6 +19,7 @@ from prunekit_core.registry import Registry, default_registry
 from prunekit_core.repair import Compensator, LayerRepair, Repair
 from prunekit_core.shadow import Shadow
 from prunekit_core.surgery import named_tensors
+from prunekit_core.transaction import Transaction
 from prunekit_core.watching import Watched
 
 DEFAULT = ("least_squares", "batchnorm")
@@ -158,8 +160,7 @@ def find_compensators(
 
 
 def write(repaired: Repaired, model: nn.Module) -> None:
-    """Copies what was found for a twin to the model."""
-    tensors = named_tensors(model)
-    with torch.no_grad():
-        for name, values in repaired.values.items():
-            tensors[name].copy_(values)
+    """Gives a model what was found for a twin of it: all of it, or nothing after an error."""
+    with Transaction() as transaction:
+        Application(Plan(), model, None).prepare(transaction, repaired.values)
+        transaction.commit()

@@ -18,7 +18,6 @@ from prunekit_core.errors import ArgumentError, PlanError, UnitsError
 from prunekit_core.examples import example_of
 from prunekit_core.group import Dependency, Group, MemberView
 from prunekit_core.history import Removal, removals, resolve
-from prunekit_core.interrupts import held_back
 from prunekit_core.ladder import Knowledge, Reselect
 from prunekit_core.layers import PruningFunction
 from prunekit_core.layout import Layout
@@ -29,12 +28,14 @@ from prunekit_core.outputs import check_patterns
 from prunekit_core.plan import Plan
 from prunekit_core.reading import StoredValues
 from prunekit_core.recorder import check_recordable
+from prunekit_core.regime import collection_paused
 from prunekit_core.registry import Registry, default_registry
 from prunekit_core.report import Explanation, Report
 from prunekit_core.rules import Role
 from prunekit_core.standing import Standing
 from prunekit_core.stated import stated_channels
 from prunekit_core.surgery import modules_in
+from prunekit_core.transaction import Transaction
 from prunekit_core.unwrapped import Unwrapped, check_unwrapped, unwrapped_notes
 
 
@@ -343,16 +344,39 @@ class DependencyGraph:
         Raises:
             PlanError: The model or a copy was changed otherwise since, or the optimizer's state can't be cut.
         """
-        step = plan.since(self.applied) if self.applied.cuts else plan
-        with held_back():
-            try:
-                step.apply(self.model, registry=self.registry, optimizer=optimizer, copies=copies)
-            except PlanError as error:
-                error.hint = error.hint if "optimizer" in error.headline else _REBUILD
-                raise
-            self._standing = Standing(self.analysis, self.model, plan, self.standing.stored)
-            self._steps.append(plan)
+        with collection_paused(), Transaction() as transaction:
+            self.apply_within(transaction, plan, optimizer, copies)
         return plan
+
+    def apply_within(
+        self,
+        transaction: Transaction,
+        plan: Plan,
+        optimizer: Optimizers | None = None,
+        copies: Iterable[nn.Module] = (),
+        values: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Does what `apply` does, as part of a larger transaction.
+
+        Args:
+            transaction: What else is done with it.
+            plan: See `apply`.
+            optimizer: See `apply`.
+            copies: See `apply`.
+            values: Values that tensors of the model have afterwards; see `Plan.apply_within`.
+        """
+        step = plan.since(self.applied) if self.applied.cuts else plan
+        try:
+            step.apply_within(
+                transaction, self.model, registry=self.registry, optimizer=optimizer, copies=copies, values=values
+            )
+        except PlanError as error:
+            error.hint = error.hint if "optimizer" in error.headline else _REBUILD
+            raise
+        standing = Standing(self.analysis, self.model, plan, self.standing.stored)
+        transaction.entry(vars(self), "_standing", standing)
+        transaction.entry(vars(self), "_steps", [*self._steps, plan])
+        transaction.commit()
 
     def adopt(self, model: nn.Module, plan: Plan) -> None:
         """Goes on with another copy of the model, to which a plan of this graph was applied elsewhere.

@@ -10,13 +10,14 @@ import torch
 from prunekit_core.edits import Decision, ParameterCut
 from prunekit_core.errors import PlanError
 from prunekit_core.surgery import select_positions
+from prunekit_core.transaction import Transaction
 
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
 """One optimizer, or several that train parts of one model."""
 
 
 class OptimizerCut:
-    """One cut of the state of optimizers; make it before the parameters are cut, perform it afterwards.
+    """One cut of the state of optimizers; make it before the parameters are cut.
 
     A tensor of the state is understood where each of its dims is as long as the parameter's, or 1 (the factored
     averages of ``torch.optim.Adafactor``). Single numbers (step counts, on whatever device) stay. Optimizers inside of
@@ -67,14 +68,17 @@ class OptimizerCut:
             elif isinstance(value, list | tuple | dict):
                 raise _not_understood(optimizer, f"{key} of {cut.parameter}", "it is no tensor")
 
-    def perform(self) -> None:
-        """Cuts the state, in place."""
-        positions = self._plan.all_positions(self._plan.parameters)
-        with torch.no_grad():
-            for cut, state, key in self._found:
-                whole = state[key]
-                dims = {d: kept for d, kept in positions[cut.parameter].items() if whole.shape[d] == cut.shape[d]}
-                state[key] = select_positions(whole, dims)
+    def prepare(self, transaction: Transaction, positions: Mapping[str, Mapping[int, torch.Tensor]]) -> None:
+        """Makes the state that stays and hands it to a transaction.
+
+        Args:
+            transaction: What puts it in.
+            positions: Per parameter that is cut, dim to the positions that stay.
+        """
+        for cut, state, key in self._found:
+            whole = state[key]
+            dims = {d: kept for d, kept in positions[cut.parameter].items() if whole.shape[d] == cut.shape[d]}
+            transaction.entry(state, key, select_positions(whole, dims))
 
 
 def _nested(optimizer: torch.optim.Optimizer, seen: set[int]) -> Iterator[torch.optim.Optimizer]:

@@ -15,21 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import torch
 from torch import nn
 
 from prunekit_core import layout as layouts
-from prunekit_core import surgery
 from prunekit_core.application import Application
 from prunekit_core.composition import compose, difference
 from prunekit_core.edits import AttributeEdit, Decision, GroupCut, ParameterCut, Rescale, Size, Swap
 from prunekit_core.errors import PlanError
 from prunekit_core.files import write_text
-from prunekit_core.interrupts import held_back
 from prunekit_core.layout import Kept
 from prunekit_core.optimizers import Optimizers
 from prunekit_core.recorder import unwrap
 from prunekit_core.regime import collection_paused
 from prunekit_core.registry import Registry
+from prunekit_core.transaction import Transaction
 
 FORMAT = 1
 
@@ -114,17 +114,41 @@ class Plan(Decision):
         Raises:
             PlanError: The plan doesn't fit the model, a copy or the optimizer; nothing was changed.
         """
-        with collection_paused():
-            operations = [Application(self, unwrap(model), registry, optimizer)]
-            operations += [Application(self, unwrap(other), registry) for other in copies]
-            for operation in operations:
-                operation.check()
-            if len(operations) > 1:
-                _check_apart(operations)
-            with held_back():
-                for operation in operations:
-                    operation.perform()
+        with collection_paused(), Transaction() as transaction:
+            self.apply_within(transaction, model, registry=registry, optimizer=optimizer, copies=copies)
         return model
+
+    def apply_within(
+        self,
+        transaction: Transaction,
+        model: nn.Module,
+        *,
+        registry: Registry | None = None,
+        optimizer: Optimizers | None = None,
+        copies: Iterable[nn.Module] = (),
+        values: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Does what `apply` does, as part of a larger transaction.
+
+        Args:
+            transaction: What else is done with it.
+            model: See `apply`.
+            registry: See `apply`.
+            optimizer: See `apply`.
+            copies: See `apply`.
+            values: Values that tensors of the model have afterwards, by canonical name; they take the place of the cut
+                ones, and may be taken over.
+        """
+        operations = [Application(self, unwrap(model), registry, optimizer)]
+        operations += [Application(self, unwrap(other), registry) for other in copies]
+        for operation in operations:
+            operation.check()
+        if len(operations) > 1:
+            _check_apart(operations)
+        operations[0].prepare(transaction, values or {})
+        for operation in operations[1:]:
+            operation.prepare(transaction)
+        transaction.commit()
 
     def check(
         self,
@@ -151,12 +175,9 @@ class Plan(Decision):
         Raises:
             PlanError: The plan doesn't fit the model; nothing was changed.
         """
-        target = unwrap(model)
-        Application(self, target, None).check_parameters()
-        for cut in self.parameters:
-            tensor = surgery.tensor_at(target, cut.parameter)
-            if isinstance(tensor, nn.Parameter):
-                surgery.zero_positions(tensor, self.positions(cut))
+        with Transaction() as transaction:
+            Application(self, unwrap(model), None).mask(transaction)
+            transaction.commit()
         return model
 
     def preview(self) -> Preview:

@@ -29,6 +29,7 @@ from prunekit_core.report import Report, outputs_that_pin
 from prunekit_core.schedule import Schedule, bound_schedule, check_steps, linear_scheduler
 from prunekit_core.scopes import Ratios, Scopes, Wishes, is_heads
 from prunekit_core.selection import Candidate, Limits, Scope, check_ratio
+from prunekit_core.transaction import Transaction
 from prunekit_core.unwrapped import Unwrapped
 
 _RENAMED = {
@@ -322,8 +323,16 @@ class BasePruner:
         plan = self.plan()
         if not plan.cuts and self.current_step + 1 == self.iterative_steps and self._highest_ratio() > 0:
             self.require_something(plan)
-        self.graph.apply(plan, optimizer, copies)
-        self.current_step += 1
+        self._apply(plan, self.current_step + 1, optimizer, copies)
+
+    def _apply(
+        self, plan: Plan, step: int, optimizer: Optimizers | None = None, copies: Iterable[nn.Module] = ()
+    ) -> None:
+        """Applies a plan and counts the steps that were made with it."""
+        with Transaction() as transaction:
+            self.graph.apply_within(transaction, plan, optimizer, copies)
+            transaction.entry(vars(self), "current_step", step)
+            transaction.commit()
 
     def adopt(self, model: nn.Module, plan: Plan) -> None:
         """Takes a step that was made elsewhere: goes on with the copy of the model to which its plan was applied.
@@ -367,8 +376,8 @@ class BasePruner:
             if sizes.get(cut.group) != cut.size:
                 why = f"it has {cut.size} units in the plan, and {sizes.get(cut.group, 'none')} in the model"
                 raise PlanError("The plan was made for another model.", where=f"group {cut.group}", why=why)
-        applied = self.graph.apply(self.graph.draft(plan.kept), optimizer, list(copies))
-        self.current_step = step
+        applied = self.graph.draft(plan.kept)
+        self._apply(applied, step, optimizer, list(copies))
         return applied
 
     def _highest_ratio(self) -> float:

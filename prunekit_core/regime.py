@@ -18,6 +18,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from prunekit_core.interrupts import held_back
+
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
 _turn = threading.RLock()
 
@@ -53,7 +55,7 @@ class Regime:
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
         """Sets everything for the time of one forward, when no other one runs."""
-        with _turn, contextlib.ExitStack() as back:
+        with _turn, _put_back() as back:
             back.callback(setattr, self._log, "disabled", self._log.disabled)
             self._log.disabled = True
             if self._recurrent:
@@ -75,13 +77,25 @@ class Regime:
 
 
 @contextlib.contextmanager
+def _put_back() -> Iterator[contextlib.ExitStack]:
+    """Puts settings back at the end, all of them: a signal whose handler raises comes before that or after it."""
+    back = contextlib.ExitStack()
+    try:
+        try:
+            yield back
+        finally:
+            with held_back():
+                back.close()
+    finally:  # where one came just before it was held back
+        back.close()
+
+
+@contextlib.contextmanager
 def collection_paused() -> Iterator[None]:
     """Pauses the cycle collector: analysis makes many small objects that live, and each full collection walks all of
     torch's. Reference counting goes on."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
+    with _put_back() as back:
+        if gc.isenabled():
+            back.callback(gc.enable)
+            gc.disable()
         yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -1,12 +1,19 @@
-"""Cutting tensors out of parameters: the only code that changes a user's model."""
+"""Cutting tensors out of parameters: what is left of them, made and handed to a transaction."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
+
+from prunekit_core.transaction import Transaction
+
+Scale = tuple[Sequence[tuple[int, int]], float]
+"""Runs ``(start, stop)`` of rows as numbered before a cut, and what they are multiplied with."""
 
 
 def select_positions(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]) -> torch.Tensor:
@@ -62,34 +69,67 @@ _PIECE = 2**19
 
 def shrink_tensor(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]) -> None:
     """Cuts a parameter or buffer in place: the object stays, with its gradient cut alike."""
-    shrink_tensors([(tensor, {dim: kept.to(tensor.device) for dim, kept in positions.items()})])
+    with Transaction() as transaction:
+        plan_cuts(transaction, [(tensor, positions, ())])
+        transaction.commit()
 
 
-def shrink_tensors(cuts: Iterable[tuple[torch.Tensor, Mapping[int, torch.Tensor]]]) -> None:
-    """Cuts several parameters and buffers in place, see `shrink_tensor`; positions are on the CPU or with the tensor.
+def shrink_layer(
+    layer: nn.Module, cuts: Mapping[str, Mapping[int, torch.Tensor]], sizes: Mapping[str, int | tuple[int, ...]]
+) -> None:
+    """Cuts parameters and buffers of one layer in place and sets its size attributes: all of it, or nothing.
 
-    Autograd remembers the shape that a leaf had as long as anything holds an old graph, and programs do (``loss`` of
-    the last step is alive during the next forward). The node that adds up the gradients is made anew where data of
-    another dtype is put in, so that is done in between; hooks are on the tensor and stay.
+    Args:
+        layer: The layer.
+        cuts: Name of a parameter or buffer (``"weight"``, or ``"proj.weight"`` of a layer in it), to dim, to the
+            positions that stay (int64 ``[kept]``, ascending). Those that are None are passed over; gradients are cut
+            alike.
+        sizes: Name of an attribute to its new value.
     """
-    others: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
+    with Transaction() as transaction:
+        tensors = [(getattr(*_owner(layer, name), None), positions) for name, positions in cuts.items()]
+        plan_cuts(transaction, [(tensor, cut, ()) for tensor, cut in tensors if isinstance(tensor, torch.Tensor)])
+        for name, size in sizes.items():
+            owner, attribute = _owner(layer, name)
+            transaction.entry(vars(owner), attribute, size)
+        transaction.commit()
+
+
+def _owner(layer: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, leaf = name.rpartition(".")
+    return layer.get_submodule(path), leaf
+
+
+def plan_cuts(
+    transaction: Transaction,
+    cuts: Iterable[tuple[torch.Tensor, Mapping[int, torch.Tensor], Sequence[Scale]]],
+) -> None:
+    """Makes what is left of several parameters and buffers, and of their gradients, and hands it to a transaction.
+
+    Args:
+        transaction: What puts it in.
+        cuts: Each tensor with the positions that stay, see `select_positions`, and with what rows are scaled.
+    """
     sent: dict[tuple[int, torch.device], tuple[torch.Tensor, torch.Tensor]] = {}
-    with torch.no_grad():
-        for tensor, positions in cuts:
-            if not tensor.is_cpu:
-                positions = {dim: _sent(kept, tensor.device, sent) for dim, kept in positions.items()}
-            gradient = tensor.grad if tensor.is_leaf else None
-            if gradient is not None:
-                tensor.grad = None
-            cut = _select(tensor.data, positions)
-            if tensor.requires_grad:
-                kind = (tensor.dtype, tensor.device)
-                if kind not in others:
-                    others[kind] = _empty_of_other_dtype(tensor)
-                tensor.data = others[kind]
-            tensor.data = cut
-            if gradient is not None:
-                tensor.grad = _select(gradient, positions)
+    for tensor, positions, scales in cuts:
+        if scales:
+            scales = [(_remaining_runs(runs, positions.get(0)), factor) for runs, factor in scales]
+        if not tensor.is_cpu:
+            positions = {dim: _sent(kept, tensor.device, sent) for dim, kept in positions.items()}
+        gradient = tensor.grad if tensor.is_leaf else None
+        if gradient is not None:
+            gradient = _select(gradient, positions)
+        plain = not scales and not tensor.is_inference()
+        data = _select(tensor.data, positions) if plain else _cut(tensor, positions, scales)
+        transaction.resize(tensor, data, gradient)
+
+
+def _cut(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor], scales: Sequence[Scale]) -> torch.Tensor:
+    with as_made(tensor):
+        data = _select(tensor.data, positions)
+        for runs, factor in scales:
+            scale_rows(data, runs, factor)
+        return data
 
 
 def _sent(
@@ -101,9 +141,23 @@ def _sent(
     return known[id(kept), device][1]
 
 
-def _empty_of_other_dtype(tensor: torch.Tensor) -> torch.Tensor:
-    other = torch.float16 if tensor.dtype is torch.float32 else torch.float32  # which every device has
-    return torch.empty(0, dtype=other, device=tensor.device)
+def as_made(tensor: torch.Tensor) -> AbstractContextManager[object]:
+    """Enters inference mode for a tensor that was made in it: its data can be exchanged for such only."""
+    return torch.inference_mode() if tensor.is_inference() else contextlib.nullcontext()
+
+
+def _remaining_runs(runs: Sequence[tuple[int, int]], kept: torch.Tensor | None) -> Sequence[tuple[int, int]]:
+    """Runs of rows as numbered after a cut.
+
+    Args:
+        runs: Runs ``(start, stop)`` before it.
+        kept: Rows that stay, int64 ``[kept]``, ascending; None for all.
+    """
+    if kept is None:
+        return runs
+    bounds = torch.tensor(runs, dtype=torch.long, device=kept.device).reshape(-1, 2)
+    found: list[list[int]] = torch.searchsorted(kept, bounds).tolist()
+    return [(start, stop) for start, stop in found]
 
 
 def zero_positions(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor]) -> None:
@@ -140,16 +194,17 @@ def replace_values(tensor: torch.Tensor, values: torch.Tensor) -> None:
         tensor.data = torch.empty_like(tensor.data).copy_(values)
 
 
+def sized_like(old: Any, value: int | tuple[int, ...]) -> Any:
+    """Returns a size as the kind of number or sequence that an attribute holds."""
+    return value if isinstance(value, int) or old is None else type(old)(value)
+
+
 def set_size(module: nn.Module, attribute: str, value: int | tuple[int, ...]) -> None:
-    """Sets a size attribute, keeping the type of a sequence."""
-    new: Any = value
-    if not isinstance(value, int):
-        old = vars(module).get(attribute)
-        new = value if old is None else type(old)(value)
-    if type(module).__setattr__ is nn.Module.__setattr__:
-        object.__setattr__(module, attribute, new)  # a size is no parameter, buffer or module to be registered
-    else:
-        setattr(module, attribute, new)
+    """Sets a size attribute, keeping the type of a sequence.
+
+    It is set where it is, in the module's own namespace: no ``__setattr__`` of a user's class has a say.
+    """
+    vars(module)[attribute] = sized_like(vars(module).get(attribute), value)
 
 
 def tensor_at(model: nn.Module, name: str) -> torch.Tensor:
@@ -183,20 +238,42 @@ def other_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def replace_tensor(model: nn.Module, old: torch.Tensor, new: torch.Tensor) -> None:
-    """Puts a tensor in the place of another one wherever that is registered: as a parameter if it was one.
+Places = Mapping[int, Sequence[tuple[dict[str, Any], str]]]
+"""Where tensors are registered: per ``id``, tables of modules and names in them."""
 
-    The new parameter is another object, with the old one's attributes: the data of a meta tensor can't be exchanged.
-    """
-    if isinstance(old, nn.Parameter):
-        new = nn.Parameter(new, requires_grad=old.requires_grad)
-        vars(new).update(vars(old))
-    for module in model.modules():
+
+def places_in(modules: Iterable[nn.Module]) -> Places:
+    """Finds where the parameters and buffers of some modules are registered."""
+    found: dict[int, list[tuple[dict[str, Any], str]]] = {}
+    for module in modules:
         tables: list[dict[str, Any]] = [module._parameters, module._buffers]
         for table in tables:
             for name, tensor in table.items():
-                if tensor is old:
-                    table[name] = new
+                if tensor is not None:
+                    found.setdefault(id(tensor), []).append((table, name))
+    return found
+
+
+def values_like(tensor: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Returns values as data for a parameter or buffer: of its dtype, on its device, made as it was made.
+
+    Args:
+        tensor: The parameter or buffer.
+        values: Values of its shape, or of the shape that it will have; they may be taken over.
+    """
+    with as_made(tensor):
+        data = values.detach().to(tensor.device, tensor.dtype)
+        if data.shape == tensor.shape and data.stride() != tensor.stride():
+            return torch.empty_like(tensor.data).copy_(data)
+        return data if data.is_inference() == tensor.is_inference() else data.clone()
+
+
+def parameter_like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """Returns what takes the place of a parameter or buffer: a parameter if it was one, with its attributes."""
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(new, requires_grad=old.requires_grad)
+        vars(new).update(vars(old))
+    return new
 
 
 def exchange_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -17,7 +17,7 @@ from prunekit_core import (
     UnitsError,
     new_size,
     prefix,
-    shrink_tensor,
+    shrink_layer,
 )
 from prunekit_plugins.layers.removal import remaining
 
@@ -175,14 +175,10 @@ def prune_multihead_attention_out_channels(layer: nn.Module, idxs: Sequence[int]
         )
     assert isinstance(layer, PrunableMultiheadAttention)
     kept = remaining(layer.out_proj.out_features, idxs, layer)
-    for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
-        weight = getattr(layer, name)
-        if weight is not None:
-            shrink_tensor(weight, {1: kept})
-    shrink_tensor(layer.out_proj.weight, {0: kept})
-    if layer.out_proj.bias is not None:
-        shrink_tensor(layer.out_proj.bias, {0: kept})
-    layer.out_proj.out_features = layer.embed_dim = len(kept)
+    projections = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+    outputs = ("out_proj.weight", "out_proj.bias")
+    cuts = {**{name: {1: kept} for name in projections}, **{name: {0: kept} for name in outputs}}
+    shrink_layer(layer, cuts, dict.fromkeys(("out_proj.out_features", "embed_dim"), len(kept)))
     return layer
 
 

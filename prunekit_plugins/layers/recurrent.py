@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit_core import LayerType, Layout, Resizing, shrink_tensor
+from prunekit_core import LayerType, Layout, Resizing, shrink_layer
 from prunekit_plugins.layers.removal import remaining
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
@@ -37,12 +37,9 @@ def _cells(layer: _Recurrent) -> Iterator[tuple[int, str]]:
             yield depth, f"_l{depth}_reverse"
 
 
-def _cut(layer: _Recurrent, name: str, dim: int, kept: torch.Tensor, blocks: int = 1) -> None:
-    """Cuts the same positions out of every block of a parameter dim."""
-    tensor = getattr(layer, name, None)
-    if tensor is not None:
-        width = tensor.shape[dim] // blocks
-        shrink_tensor(tensor, {dim: torch.cat([block * width + kept for block in range(blocks)])})
+def _blocks(kept: torch.Tensor, size: int, blocks: int) -> torch.Tensor:
+    """The same positions in every block of a dim that holds several blocks of ``size``."""
+    return torch.cat([block * size + kept for block in range(blocks)])
 
 
 def prune_recurrent_out_channels(layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
@@ -52,21 +49,21 @@ def prune_recurrent_out_channels(layer: nn.Module, idxs: Sequence[int]) -> nn.Mo
     """
     assert isinstance(layer, _Recurrent)
     projected = _projected(layer)
-    kept = remaining(projected or layer.hidden_size, idxs, layer)
-    gates, directions = _gates(layer), 2 if getattr(layer, "bidirectional", False) else 1
+    size = projected or layer.hidden_size
+    kept = remaining(size, idxs, layer)
+    directions = 2 if getattr(layer, "bidirectional", False) else 1
+    rows = _blocks(kept, size, _gates(layer))
+    cuts: dict[str, dict[int, torch.Tensor]] = {}
     for depth, cell in _cells(layer):
+        cuts[f"weight_hh{cell}"] = {1: kept}
         if depth:
-            _cut(layer, f"weight_ih{cell}", 1, kept, directions)
-        _cut(layer, f"weight_hh{cell}", 1, kept)
+            cuts[f"weight_ih{cell}"] = {1: _blocks(kept, size, directions)}
         if projected:
-            _cut(layer, f"weight_hr{cell}", 0, kept)
+            cuts[f"weight_hr{cell}"] = {0: kept}
         else:
             for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-                _cut(layer, name + cell, 0, kept, gates)
-    if projected:
-        layer.proj_size = len(kept)
-    else:
-        layer.hidden_size = len(kept)
+                cuts.setdefault(name + cell, {})[0] = rows
+    shrink_layer(layer, cuts, {"proj_size" if projected else "hidden_size": len(kept)})
     return layer
 
 
@@ -74,10 +71,8 @@ def prune_recurrent_in_channels(layer: nn.Module, idxs: Sequence[int]) -> nn.Mod
     """Removes input features."""
     assert isinstance(layer, _Recurrent)
     kept = remaining(layer.input_size, idxs, layer)
-    for depth, cell in _cells(layer):
-        if not depth:
-            _cut(layer, f"weight_ih{cell}", 1, kept)
-    layer.input_size = len(kept)
+    cuts = {f"weight_ih{cell}": {1: kept} for depth, cell in _cells(layer) if not depth}
+    shrink_layer(layer, cuts, {"input_size": len(kept)})
     return layer
 
 

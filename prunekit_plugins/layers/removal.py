@@ -5,12 +5,12 @@ They change that layer only; to keep a model whole, remove units through a group
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
-from prunekit_core import UnitsError, check_indices, shrink_tensor
+from prunekit_core import UnitsError, check_indices, shrink_layer, shrink_tensor
 
 
 def remaining(size: int, indices: Sequence[int] | torch.Tensor, layer: nn.Module | torch.Tensor) -> torch.Tensor:
@@ -32,11 +32,9 @@ def remaining(size: int, indices: Sequence[int] | torch.Tensor, layer: nn.Module
     return mask.nonzero().flatten()
 
 
-def _cut(layer: nn.Module, dims: dict[str, int], kept: torch.Tensor) -> None:
-    for name, dim in dims.items():
-        tensor = getattr(layer, name, None)
-        if isinstance(tensor, torch.Tensor):
-            shrink_tensor(tensor, {dim: kept})
+def _cut(layer: nn.Module, dims: Mapping[str, int], kept: torch.Tensor, *sizes: str) -> None:
+    """Cuts tensors of a layer, each along one dim, and sets the attributes that say how many positions stay."""
+    shrink_layer(layer, {name: {dim: kept} for name, dim in dims.items()}, dict.fromkeys(sizes, len(kept)))
 
 
 def prune_conv_out_channels(layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
@@ -44,15 +42,12 @@ def prune_conv_out_channels(layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
     assert isinstance(layer, nn.modules.conv._ConvNd)
     if layer.groups > 1 and layer.groups == layer.in_channels == layer.out_channels:
         return prune_depthwise_conv_out_channels(layer, idxs)
-    kept = remaining(layer.out_channels, idxs, layer)
+    rows = kept = remaining(layer.out_channels, idxs, layer)
     if layer.groups > 1:
         kept = _inside_groups(layer, layer.out_channels, kept)
         rows = kept[: len(kept) // layer.groups] if layer.transposed else kept
-        _cut(layer, {"weight": 1 if layer.transposed else 0}, rows)
-    else:
-        _cut(layer, {"weight": 1 if layer.transposed else 0}, kept)
-    _cut(layer, {"bias": 0}, kept)
-    layer.out_channels = len(kept)
+    cuts = {"weight": {1 if layer.transposed else 0: rows}, "bias": {0: kept}}
+    shrink_layer(layer, cuts, {"out_channels": len(kept)})
     return layer
 
 
@@ -61,14 +56,11 @@ def prune_conv_in_channels(layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
     assert isinstance(layer, nn.modules.conv._ConvNd)
     if layer.groups > 1 and layer.groups == layer.in_channels == layer.out_channels:
         return prune_depthwise_conv_out_channels(layer, idxs)
-    kept = remaining(layer.in_channels, idxs, layer)
+    rows = kept = remaining(layer.in_channels, idxs, layer)
     if layer.groups > 1:
         kept = _inside_groups(layer, layer.in_channels, kept)
         rows = kept if layer.transposed else kept[: len(kept) // layer.groups]
-        _cut(layer, {"weight": 0 if layer.transposed else 1}, rows)
-    else:
-        _cut(layer, {"weight": 0 if layer.transposed else 1}, kept)
-    layer.in_channels = len(kept)
+    shrink_layer(layer, {"weight": {0 if layer.transposed else 1: rows}}, {"in_channels": len(kept)})
     return layer
 
 
@@ -89,8 +81,7 @@ def prune_depthwise_conv_out_channels(layer: nn.Module, idxs: Sequence[int]) -> 
     """Removes channels of a depthwise convolution."""
     assert isinstance(layer, nn.modules.conv._ConvNd)
     kept = remaining(layer.out_channels, idxs, layer)
-    _cut(layer, {"weight": 0, "bias": 0}, kept)
-    layer.in_channels = layer.out_channels = layer.groups = len(kept)
+    _cut(layer, {"weight": 0, "bias": 0}, kept, "in_channels", "out_channels", "groups")
     return layer
 
 
@@ -98,8 +89,7 @@ def prune_linear_out_channels(layer: nn.Module, idxs: Sequence[int]) -> nn.Modul
     """Removes rows of a linear layer."""
     assert isinstance(layer, nn.Linear)
     kept = remaining(layer.out_features, idxs, layer)
-    _cut(layer, {"weight": 0, "bias": 0}, kept)
-    layer.out_features = len(kept)
+    _cut(layer, {"weight": 0, "bias": 0}, kept, "out_features")
     return layer
 
 
@@ -107,8 +97,7 @@ def prune_linear_in_channels(layer: nn.Module, idxs: Sequence[int]) -> nn.Module
     """Removes columns of a linear layer."""
     assert isinstance(layer, nn.Linear)
     kept = remaining(layer.in_features, idxs, layer)
-    _cut(layer, {"weight": 1}, kept)
-    layer.in_features = len(kept)
+    _cut(layer, {"weight": 1}, kept, "in_features")
     return layer
 
 
@@ -116,8 +105,7 @@ def prune_batchnorm_out_channels(layer: nn.Module, idxs: Sequence[int]) -> nn.Mo
     """Removes channels of a batch norm: affine parameters and statistics."""
     assert isinstance(layer, nn.modules.batchnorm._NormBase)
     kept = remaining(layer.num_features, idxs, layer)
-    _cut(layer, dict.fromkeys(("weight", "bias", "running_mean", "running_var"), 0), kept)
-    layer.num_features = len(kept)
+    _cut(layer, dict.fromkeys(("weight", "bias", "running_mean", "running_var"), 0), kept, "num_features")
     return layer
 
 
@@ -130,8 +118,8 @@ def prune_layernorm_out_channels(layer: nn.Module, idxs: Sequence[int]) -> nn.Mo
     assert isinstance(layer, nn.LayerNorm | nn.RMSNorm)
     *lead, size = layer.normalized_shape
     kept = remaining(size, idxs, layer)
-    _cut(layer, dict.fromkeys(("weight", "bias"), len(lead)), kept)
-    layer.normalized_shape = (*lead, len(kept))
+    cuts = {name: {len(lead): kept} for name in ("weight", "bias")}
+    shrink_layer(layer, cuts, {"normalized_shape": (*lead, len(kept))})
     return layer
 
 
@@ -144,8 +132,7 @@ def prune_groupnorm_out_channels(layer: nn.Module, idxs: Sequence[int]) -> nn.Mo
             "The channels that stay don't divide into the groups of the norm.",
             where=f"{len(kept)} channels in {layer.num_groups} groups",
         )
-    _cut(layer, {"weight": 0, "bias": 0}, kept)
-    layer.num_channels = len(kept)
+    _cut(layer, {"weight": 0, "bias": 0}, kept, "num_channels")
     return layer
 
 
@@ -155,8 +142,7 @@ def prune_prelu_out_channels(layer: nn.Module, idxs: Sequence[int]) -> nn.Module
     if layer.num_parameters == 1:
         return layer
     kept = remaining(layer.num_parameters, idxs, layer)
-    _cut(layer, {"weight": 0}, kept)
-    layer.num_parameters = len(kept)
+    _cut(layer, {"weight": 0}, kept, "num_parameters")
     return layer
 
 
@@ -164,8 +150,7 @@ def prune_embedding_out_channels(layer: nn.Module, idxs: Sequence[int]) -> nn.Mo
     """Removes columns of an embedding."""
     assert isinstance(layer, nn.Embedding)
     kept = remaining(layer.embedding_dim, idxs, layer)
-    _cut(layer, {"weight": 1}, kept)
-    layer.embedding_dim = len(kept)
+    _cut(layer, {"weight": 1}, kept, "embedding_dim")
     return layer
 
 

@@ -12,6 +12,7 @@ CORE = [
     "errors",
     "arguments",
     "interrupts",
+    "transaction",
     "sharding",
     "packed",
     "axes",
@@ -186,9 +187,9 @@ def test_what_torch_does_not_promise_is_used_in_three_files() -> None:
     assert users == {"fakes", "hollow", "shadow"}
 
 
-def test_only_surgery_writes_parameters() -> None:
+def test_only_surgery_and_transactions_write_parameters() -> None:
     writers = {p.stem for p in sources("prunekit_core") if p.parent.name != "testing" and ".data = " in p.read_text()}
-    assert writers == {"surgery"}
+    assert writers == {"surgery", "transaction"}
 
 
 FACTORIES = {"arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm"}

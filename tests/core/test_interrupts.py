@@ -60,7 +60,7 @@ def test_a_cut_is_made_whole(turn: int, monkeypatch: pytest.MonkeyPatch, tmp_pat
         plan.apply(twin)
     assert [tensor.shape for tensor in twin.state_dict().values()] == shapes
     monkeypatch.undo()
-    monkeypatch.setattr(surgery, "_select", interrupting(surgery._select, turn))
+    monkeypatch.setattr(surgery, "values_like", interrupting(surgery.values_like, turn))
     with pytest.raises(KeyboardInterrupt):
         pk.load(fresh, tmp_path / "small.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), expected.parameters(), strict=True))

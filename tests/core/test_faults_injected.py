@@ -1,0 +1,197 @@
+"""Whatever breaks off a cut, a load or a mask, on whatever line: the model is the old one or the new one.
+
+``PRUNEKIT_EVERY_FAULT=1`` injects on every line that is executed; otherwise on a sample.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from torch import nn
+
+import prunekit_core as pk
+from prunekit_plugins.layers import prune_conv_out_channels, prune_recurrent_out_channels
+from tests.core.injection import InjectedError, Lines, Operations, TimeUpError, alarm, places, raised, snapshot
+
+
+class Mixed(nn.Module):
+    """A stand-in for attention, batch norm statistics, a rescaled constant, a size in an attribute, shared weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 12
+        self.up = nn.Linear(6, 12)
+        self.norm = nn.BatchNorm1d(12)
+        self.attention = nn.MultiheadAttention(12, 2, batch_first=True)
+        self.down = nn.Linear(12, 6)
+        self.head = nn.Linear(12, 6)
+        self.head.weight = self.down.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.norm(self.up(x).flatten(0, 1)).view(x.shape[0], -1, self.width)
+        h = h + self.attention(h, h, h, need_weights=False)[0]
+        return self.down(h) + self.head(h * h.shape[-1] ** -0.5)
+
+
+X = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0))
+
+
+@attrs.define
+class Scene:
+    """Models that something is done to.
+
+    Attributes:
+        models: Everything that may change.
+        act: What is done.
+        optimizer: An optimizer whose state may change.
+        lost: Whether an error must leave everything as it was, because nobody gets what is returned.
+    """
+
+    models: list[nn.Module]
+    act: Callable[[], object]
+    optimizer: torch.optim.Optimizer | None = None
+    lost: bool = False
+
+    def state(self) -> dict[str, Any]:
+        return snapshot(*self.models, optimizer=self.optimizer)
+
+
+def model() -> Mixed:
+    torch.manual_seed(0)
+    return Mixed().eval()
+
+
+PLAN = pk.BasePruner(model(), X, "magnitude").plan()
+
+
+def trained() -> tuple[Mixed, torch.optim.Optimizer]:
+    made = model()
+    optimizer = torch.optim.Adam(made.parameters())
+    made(X).square().sum().backward()
+    optimizer.step()
+    return made, optimizer
+
+
+def applied(folder: Path) -> Scene:
+    made, optimizer = trained()
+    average = copy.deepcopy(made)
+    return Scene([made, average], lambda: PLAN.apply(made, optimizer=optimizer, copies=[average]), optimizer)
+
+
+def masked(folder: Path) -> Scene:
+    made, _ = trained()
+    return Scene([made], lambda: PLAN.mask(made))
+
+
+def loaded(folder: Path, assign: bool = False) -> Scene:
+    source = PLAN.apply(trained()[0])
+    pk.save(source, folder / "x.safetensors", plan=PLAN)
+    made, _ = trained()
+    return Scene([made], lambda: pk.load(made, folder / "x.safetensors", assign=assign))
+
+
+def stepped(folder: Path) -> Scene:
+    made, optimizer = trained()
+    pruner = pk.BasePruner(made, X, "magnitude", iterative_steps=2)
+    plan = pruner.plan()
+    pruner.plan = lambda: plan  # type: ignore[method-assign]
+    return Scene([made], lambda: pruner.step(optimizer=optimizer), optimizer)
+
+
+def convolution(folder: Path) -> Scene:
+    layer = nn.Conv2d(4, 6, 3)
+    return Scene([layer], lambda: prune_conv_out_channels(layer, [1, 4]))
+
+
+def recurrent(folder: Path) -> Scene:
+    layer = nn.LSTM(4, 6, 2, bidirectional=True)
+    return Scene([layer], lambda: prune_recurrent_out_channels(layer, [1, 4]))
+
+
+SCENES: dict[str, Callable[[Path], Scene]] = {
+    "apply": applied,
+    "mask": masked,
+    "load": loaded,
+    "load, assigned": lambda folder: loaded(folder, assign=True),
+    "step": stepped,
+    "convolution": convolution,
+    "recurrent": recurrent,
+}
+
+
+def check(make: Callable[[Path], Scene], folder: Path, run: Callable[[Scene, int | None], int]) -> None:
+    """Runs a scene once undisturbed and once with each fault; everything must be old or new."""
+    scene = make(folder)
+    old = scene.state()
+    count = run(scene, None)
+    new = scene.state()
+    assert old != new
+    seen = set()
+    for place in places(count):
+        scene = make(folder)
+        assert scene.state() == old
+        try:
+            run(scene, place)
+            ended = True
+        except (InjectedError, TimeUpError, torch.OutOfMemoryError):
+            ended = False
+        state = scene.state()
+        seen.add(state == new)
+        assert state in ((new,) if ended else (old,) if scene.lost else (old, new)), f"torn at {place} of {count}"
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
+        assert gc.isenabled()
+    assert False in seen, "no fault did anything"
+
+
+@pytest.fixture(autouse=True)
+def same_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_an_exception_on_any_line(name: str, tmp_path: Path) -> None:
+    def run(scene: Scene, at: int | None) -> int:
+        lines = Lines(at, raised, leaving_out=("interrupts", "regime"))
+        with lines.running():
+            scene.act()
+        return lines.count
+
+    check(seeded(SCENES[name]), tmp_path, run)
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_a_signal_on_any_line(name: str, tmp_path: Path) -> None:
+    def run(scene: Scene, at: int | None) -> int:
+        with alarm() as fault:
+            lines = Lines(at, fault)
+            with lines.running():
+                scene.act()
+            return lines.count
+
+    check(seeded(SCENES[name]), tmp_path, run)
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_no_memory_at_any_operation(name: str, tmp_path: Path) -> None:
+    def run(scene: Scene, at: int | None) -> int:
+        with Operations(at) as operations:
+            scene.act()
+        return operations.count
+
+    check(seeded(SCENES[name]), tmp_path, run)
+
+
+def seeded(make: Callable[[Path], Scene]) -> Callable[[Path], Scene]:
+    def made(folder: Path) -> Scene:
+        torch.manual_seed(0)
+        return make(folder)
+
+    return made
