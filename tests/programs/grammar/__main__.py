@@ -1,0 +1,124 @@
+"""Writes and judges many programs: ``python -m tests.programs.grammar --count 10000 --seed 0 --jobs 2``."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import multiprocessing
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import attrs
+import torch
+
+from tests.programs.grammar.judge import GOOD, Outcome, Verdict, judge
+from tests.programs.grammar.program import Program
+from tests.programs.grammar.shrinking import shrink
+from tests.programs.grammar.writing import write
+
+
+@attrs.frozen
+class Trial:
+    """One program and what became of it."""
+
+    seed: int
+    verdict: Verdict
+    made_by: tuple[str, ...]
+    seconds: float
+
+
+def trial(seed: int) -> Trial:
+    """Writes a program and judges it; a disagreement must show with other values, too."""
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    program = write(seed)
+    verdict = verdict_of(program)
+    return Trial(seed, verdict, program.made_by, time.perf_counter() - started)
+
+
+def verdict_of(program: Program) -> Verdict:
+    """Judges a program on up to three draws of its values: a difference counts if it isn't a matter of rounding."""
+    verdict = judge(*program.build(), program.seed)
+    for variant in (1, 2):
+        if verdict.outcome not in (Outcome.DIFFERS, Outcome.TRAIN, Outcome.CHECK_ALARM, Outcome.CHECK_TOLD):
+            return verdict
+        again = judge(*program.build(variant), program.seed)
+        if again.disagrees:
+            return verdict
+    return attrs.evolve(verdict, outcome=Outcome.UNFIT, detail="rounding decides")
+
+
+def trials(seeds: Iterable[int], jobs: int) -> Iterator[Trial]:
+    """Runs trials, in order."""
+    if jobs == 1:
+        yield from map(trial, seeds)
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        yield from pool.imap(trial, seeds, chunksize=16)
+
+
+def table(found: list[Trial]) -> str:
+    """Counts outcomes, as Markdown."""
+    counts = collections.Counter(result.verdict.outcome for result in found)
+    compared = sum(result.verdict.compared for result in found)
+    lines = ["| outcome | programs |", "|---|---|"]
+    lines += [f"| {outcome.value} | {counts[outcome]:,} |" for outcome in Outcome if outcome in GOOD or counts[outcome]]
+    wrong = sum(count for outcome, count in counts.items() if outcome not in GOOD)
+    lines += [f"| **disagreements** | **{wrong:,}** |", f"| all | {len(found):,} |"]
+    seconds = sum(result.seconds for result in found)
+    lines.append("")
+    lines.append(f"{compared:,} cuts were compared with the masked original; {1000 * seconds / len(found):.0f} ms each.")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0, help="the first program's; the others follow")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="a folder for the programs that disagree")
+    parser.add_argument("--show", action="store_true", help="print the first program and its verdict")
+    parser.add_argument("--reached", action="store_true", help="list the op rules that were and weren't met")
+    parser.add_argument("--shrink", action="store_true", help="make programs that disagree small")
+    arguments = parser.parse_args()
+    if arguments.show:
+        program = write(arguments.seed)
+        print(program.source(), "\n", verdict_of(program), sep="")
+        return 0
+    found = []
+    for result in trials(range(arguments.seed, arguments.seed + arguments.count), arguments.jobs):
+        found.append(result)
+        if result.verdict.disagrees:
+            print(f"{result.seed}: {str(result.verdict)[:300]}", flush=True)
+            if arguments.out:
+                arguments.out.mkdir(parents=True, exist_ok=True)
+                program = write(result.seed)
+                program = shrink(program, result.verdict.outcome) if arguments.shrink else program
+                (arguments.out / f"program_{result.seed}.py").write_text(program.file(str(result.verdict)[:300].replace('"', "'")))
+    print(table(found))
+    if arguments.reached:
+        report(found)
+    return int(any(result.verdict.disagrees for result in found))
+
+
+def report(found: list[Trial]) -> None:
+    """Says which rules and productions were met, and how often."""
+    from prunekit_plugins.ops import prunekit_op_rules
+
+    keys = collections.Counter(key for result in found for key in result.verdict.keys)
+    rules = [str(key) for key in prunekit_op_rules()]
+    print("met:", ", ".join(f"{key} {count}" for key, count in keys.most_common()))
+    print("never met:", ", ".join(key for key in rules if key not in keys))
+    print("no rule:", collections.Counter(name for result in found for name in result.verdict.missing))
+    print("productions:", collections.Counter(name for result in found for name in result.made_by))
+    print("refused:")
+    for reason, count in collections.Counter(
+        result.verdict.detail[:160] for result in found if result.verdict.outcome in (Outcome.REFUSED, Outcome.UNFIT)
+    ).most_common(12):
+        print("  ", count, reason.replace("\n", " "))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

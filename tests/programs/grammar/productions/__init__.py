@@ -1,0 +1,12 @@
+"""The productions of the grammar, one file per family."""
+
+from __future__ import annotations
+
+from tests.programs.grammar.productions import activations, layers
+from tests.programs.grammar.productions.book import Production
+
+PRODUCTIONS: dict[str, Production] = {
+    name: production
+    for family in (layers, activations)
+    for name, production in family.BOOK.productions.items()
+}
