@@ -7,10 +7,11 @@ import math
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
-__all__ = ["F", "Centred", "Doubled", "Out", "Positive", "Scaled", "math", "nn", "parametrizations", "parametrize", "torch"]
+__all__ = ["F", "Centred", "Doubled", "Out", "Positive", "Scaled", "math", "nn", "parametrizations", "parametrize", "torch", "torchvision"]
 
 
 @dataclasses.dataclass
