@@ -5,16 +5,21 @@ from __future__ import annotations
 from tests.programs.grammar.productions import (
     activations,
     attentions,
+    flow,
+    indexing,
     layers,
     norms,
     pooling,
     reductions,
     shapes,
+    trained,
+    writes,
 )
 from tests.programs.grammar.productions.book import Production
 
+FAMILIES = (
+    layers, activations, shapes, norms, attentions, pooling, reductions, indexing, writes, flow, trained,
+)  # fmt: skip
 PRODUCTIONS: dict[str, Production] = {
-    name: production
-    for family in (layers, activations, shapes, norms, attentions, pooling, reductions)
-    for name, production in family.BOOK.productions.items()
+    name: production for family in FAMILIES for name, production in family.BOOK.productions.items()
 }
