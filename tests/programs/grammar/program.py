@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,7 +97,8 @@ class Program:
         space = dict(vars(prelude))
         exec(compile(self.source(), "<random program>", "exec"), space)
         torch.manual_seed(self.seed + 1_000_003 * variant)
-        with in_float64():
+        with in_float64(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return shake(space["Program"]()).eval(), eval(self.given(), dict(space))
 
     def file(self, why: str) -> str:

@@ -42,7 +42,7 @@ def read(draft: Draft) -> None:
     elif form == 7:
         draft.let(f"torch.take_along_dim({value}, {value}.argsort({dim}), {dim})")
     elif form == 8:
-        draft.let(f"torch._unsafe_index({value}, [{', '.join(['None'] * dim + [positions])}])")
+        draft.let(f"torch.ops.aten._unsafe_index({value}, [{', '.join(['None'] * dim + [positions])}])")
     elif form == 9:
         draft.let(f"{value}[torch.tensor([1, 0])]")
     else:
@@ -65,7 +65,7 @@ def written(draft: Draft) -> None:
          f"{value}.scatter_add({dim}, torch.zeros({value}.shape, dtype=torch.int64), {value})",
          f'{value}.scatter_reduce({dim}, torch.zeros({value}.shape, dtype=torch.int64), {value}, "amax", include_self=True)',
          f'{value}.index_reduce({dim}, {two}, {source}, "prod", include_self=True)',
-         f"{value}.index_put(({', '.join(['slice(None)'] * 0)}{two.replace('2, 0', '1, 0')},), {value}[:2] * 0.5)",
+         f"{value}.index_put((torch.tensor([1, 0]),), {value}[:2] * 0.5)",
          f"torch.ops.aten._unsafe_index_put({value}, [torch.tensor([1, 0])], {value}[:2] * 0.5)",
          f"torch.zeros({value.shape[0]}, {n}).index_add(1, torch.arange({n}), {value}.movedim({dim}, 1).flatten(2).sum(2))"
          if value.ndim > 2 else f"{value}.scatter(1, torch.tensor([[0], [1]]), 0.5)",
