@@ -45,13 +45,17 @@ def batch_norm(call: OpCall) -> list[Axis]:
 
 
 def channel_norm(call: OpCall) -> list[Axis]:
-    """BatchNorm and InstanceNorm treat each channel by itself: slicing commutes."""
+    """BatchNorm and InstanceNorm treat each channel by itself: slicing along channels commutes.
+
+    In train mode the statistics are taken over all other dims, so units that lie along one of them aren't exact there.
+    Train mode isn't recorded for layers that tie the same axes in both, so this is said in eval mode as well.
+    """
     source: TensorArgument = call["input"]
     for name in ("weight", "bias", "running_mean", "running_var"):
         _along(call, source.axes[1], call.get(name))
-    if call.get("training"):
-        for axis in (source.axes[0], *source.axes[2:]):
-            call.whole(axis, Verb.MIX)
+    text = "" if call.get("training") else "its statistics in train mode"
+    for axis in (source.axes[0], *source.axes[2:]):
+        call.whole(axis, Verb.MIX, text)
     if "use_input_stats" in call:
         call.pin(source.axes[2:], "a spatial dim")
     return list(source.axes)
