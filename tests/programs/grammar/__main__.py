@@ -22,7 +22,9 @@ def table(found: list[Trial]) -> str:
     lines += [f"| **disagreements** | **{wrong:,}** |", f"| all | {len(found):,} |"]
     seconds = sum(result.seconds for result in found)
     lines.append("")
-    lines.append(f"{compared:,} cuts were compared with the masked original; {1000 * seconds / len(found):.0f} ms each.")
+    lines.append(
+        f"{compared:,} cuts were compared with the masked original; {1000 * seconds / len(found):.0f} ms each."
+    )
     return "\n".join(lines)
 
 
@@ -50,7 +52,9 @@ def main() -> int:
                 arguments.out.mkdir(parents=True, exist_ok=True)
                 program = write(result.seed)
                 program = shrink(program, result.verdict.outcome) if arguments.shrink else program
-                (arguments.out / f"program_{result.seed}.py").write_text(program.file(str(result.verdict)[:300].replace('"', "'")))
+                (arguments.out / f"program_{result.seed}.py").write_text(
+                    program.file(str(result.verdict)[:300].replace('"', "'"))
+                )
     print(table(found))
     if arguments.reached:
         report(found)

@@ -93,9 +93,7 @@ class Draft:
             NoFitError: There is none.
         """
         pool = list(self.values.values()) if of is None else of
-        fitting = [
-            v for v in pool if v.tensor.is_floating_point() and (not ndims or v.ndim in ndims) and where(v)
-        ]
+        fitting = [v for v in pool if v.tensor.is_floating_point() and (not ndims or v.ndim in ndims) and where(v)]
         if not fitting:
             raise NoFitError
         return fitting[-1] if self.chance(0.6) else self.pick(fitting)
@@ -118,7 +116,13 @@ class Draft:
         """Writes a size: as a question, as a number, or as an attribute."""
         number = value.shape[dim]
         return self.pick(
-            (f"{value}.shape[{dim}]", f"{value}.size({dim})", f"{value}.shape[{dim}]", str(number), self.constant(number))
+            (
+                f"{value}.shape[{dim}]",
+                f"{value}.size({dim})",
+                f"{value}.shape[{dim}]",
+                str(number),
+                self.constant(number),
+            )
         )
 
     def constant(self, number: int) -> str:

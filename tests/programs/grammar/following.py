@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import random
+import re
 import tokenize
 from collections.abc import Sequence
 from typing import Any
@@ -40,15 +41,34 @@ def literals(text: str) -> list[Literal]:
     return found
 
 
-def sizes(statements: Sequence[Statement], space: dict[str, Any], inputs: Sequence[str]) -> list[tuple[str, int]]:
-    """Lists the sizes that can be asked for after some statements, with what they are; layers' values first."""
-    names = [s.target for s in statements if s.target]
+FRESH = re.compile(r"v\d+ = (self\.m\d+\(|F\.linear\(|F\.conv|v\d+ @ self)")
+"""Statements whose result has units of its own."""
+
+
+def sizes(statements: Sequence[Statement], space: dict[str, Any], fresh: bool) -> list[tuple[str, int]]:
+    """Lists the sizes that can be asked for after some statements, with what they are.
+
+    Args:
+        statements: The program so far.
+        space: Its values.
+        fresh: Only those of the results of layers, most of which shrink.
+    """
     found = []
-    for name in names:
-        tensor = space.get(name)
-        if isinstance(tensor, torch.Tensor):
-            found.extend((f"{name}.shape[{dim}]", size) for dim, size in enumerate(tensor.shape) if dim and size > 2)
-    return found + [(f"{name}.shape[-1]", space[name].shape[-1]) for name in inputs if space[name].dim() > 1]
+    for statement in statements:
+        tensor = space.get(statement.target)
+        if isinstance(tensor, torch.Tensor) and (not fresh or FRESH.match(statement.text)):
+            dims = [(dim, size) for dim, size in enumerate(tensor.shape) if dim and size > 3]
+            found.extend((f"{statement.target}.shape[{dim}]", size) for dim, size in dims)
+    return found
+
+
+def pure(statements: Sequence[Statement]) -> set[str]:
+    """Names the values that were made of the inputs alone, so that their sizes never change."""
+    found: set[str] = set()
+    for statement in statements:
+        if statement.target and "self" not in statement.text and statement.reads <= found:
+            found.add(statement.target)
+    return found
 
 
 def expression(rng: random.Random, size: str, n: int, value: int | float | bool) -> str:
@@ -71,7 +91,7 @@ def expression(rng: random.Random, size: str, n: int, value: int | float | bool)
 
 
 def following(
-    rng: random.Random, statements: Sequence[Statement], space: dict[str, Any], inputs: Sequence[str], times: int
+    rng: random.Random, statements: Sequence[Statement], space: dict[str, Any], times: int
 ) -> list[Statement]:
     """Makes some numbers of a program follow sizes.
 
@@ -79,7 +99,6 @@ def following(
         rng: What is drawn from.
         statements: The program.
         space: All its values.
-        inputs: Names of its inputs.
         times: How many numbers at most.
 
     Returns:
@@ -90,8 +109,10 @@ def following(
         places = [(k, literal) for k, s in enumerate(result) for literal in literals(s.text)]
         if not places:
             return result
-        k, literal = rng.choice(places)
-        known = sizes(result[:k], space, inputs)
+        lone = pure(result)
+        k, literal = rng.choices(places, [8.0 if result[k].target in lone else 1.0 for k, _ in places])[0]
+        known = sizes(result[:k], space, fresh=True) if rng.random() < 0.8 else []
+        known = known or sizes(result[:k], space, fresh=False)
         if not known:
             continue
         size, n = rng.choice(known)

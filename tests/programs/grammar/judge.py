@@ -227,7 +227,9 @@ class _Trial:
             found = call(model, self.inputs)
         except Exception as error:
             raise _Disagreement(Outcome.RAISES, f"{type(error).__name__}: {error}") from error
-        shapes = [[tuple(leaf.shape) for leaf in leaves(x) if isinstance(leaf, torch.Tensor)] for x in (self.expected, found)]
+        shapes = [
+            [tuple(leaf.shape) for leaf in leaves(x) if isinstance(leaf, torch.Tensor)] for x in (self.expected, found)
+        ]
         if shapes[0] != shapes[1]:
             raise _Disagreement(Outcome.DIFFERS, f"shapes {shapes[0]} became {shapes[1]}")
         self._round_trips(model, plan, found)

@@ -11,7 +11,20 @@ import torchvision
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
-__all__ = ["F", "Centred", "Doubled", "Out", "Positive", "Scaled", "math", "nn", "parametrizations", "parametrize", "torch", "torchvision"]
+__all__ = [
+    "F",
+    "Centred",
+    "Doubled",
+    "Out",
+    "Positive",
+    "Scaled",
+    "math",
+    "nn",
+    "parametrizations",
+    "parametrize",
+    "torch",
+    "torchvision",
+]
 
 
 @dataclasses.dataclass

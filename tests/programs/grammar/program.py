@@ -106,7 +106,7 @@ class Program:
         head = Path(prelude.__file__).read_text().split('"""\n', 1)[1]
         return (
             f'"""{why}"""\n{head}\n\n{self.source()}\n\n'
-            "if __name__ == \"__main__\":\n"
+            'if __name__ == "__main__":\n'
             "    from tests.programs.grammar.judge import judge\n"
             "    from tests.programs.grammar.program import shake\n\n"
             f"    torch.manual_seed({self.seed})\n"

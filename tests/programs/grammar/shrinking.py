@@ -62,8 +62,7 @@ def _smaller(program: Program) -> Iterator[Program]:
 def _renamed(program: Program, position: int, old: str, new: str) -> Program:
     pattern = re.compile(rf"\b{old}\b")
     changed = tuple(
-        attrs.evolve(s, text=pattern.sub(new, s.text)) if k >= position else s
-        for k, s in enumerate(program.statements)
+        attrs.evolve(s, text=pattern.sub(new, s.text)) if k >= position else s for k, s in enumerate(program.statements)
     )
     return attrs.evolve(program, statements=changed, outputs=pattern.sub(new, program.outputs))
 

@@ -20,6 +20,7 @@ INPUTS = {
     "signal": ("torch.randn({b}, 3, 8)", 3),
     "picture": ("torch.randn({b}, 3, 6, 6)", 6),
     "volume": ("torch.randn({b}, 2, 4, 4, 4)", 1),
+    "wide": ("torch.randn({b}, 8)", 3),
     "tokens": ("torch.randint(0, 7, ({b}, 4))", 3),
 }
 
@@ -45,8 +46,9 @@ class _Writer:
 
     def program(self) -> Program:
         self._inputs()
-        wanted = self.rng.choice((2, 3, 4, 5, 6, 8, 10))
-        names = list(PRODUCTIONS)
+        small = self.rng.random() < 0.3
+        wanted = self.rng.choice((1, 1, 2) if small else (2, 3, 4, 5, 6, 8, 10))
+        names = ["asides.aside"] if small else list(PRODUCTIONS)
         weights = [PRODUCTIONS[name].weight for name in names]
         for _ in range(TRIES):
             if len(self.made_by) >= wanted:
@@ -56,9 +58,8 @@ class _Writer:
         outputs = self._outputs()
         draft = self.draft
         statements = draft.statements
-        if self.rng.random() < 0.4:
-            inputs = [name for name, _ in draft.inputs]
-            statements = following(self.rng, statements, draft.space, inputs, self.rng.choice((1, 1, 2)))
+        if small or self.rng.random() < 0.5:
+            statements = following(self.rng, statements, draft.space, self.rng.choice((1, 1, 2, 3)))
         return Program(
             self.seed, tuple(draft.inputs), tuple(draft.layers), tuple(statements), outputs, tuple(self.made_by)
         )
@@ -75,7 +76,13 @@ class _Writer:
         kinds = self.rng.choices(list(INPUTS), [weight for _, weight in INPUTS.values()], k=self.rng.choice((1, 1, 2)))
         for name, kind in zip(("x", "y"), kinds, strict=False):
             value = self.draft.feed(name, INPUTS[kind][0].format(b=BATCH))
-            first = PRODUCTIONS["layers.embedding" if kind == "tokens" else "layers.dense" if self.rng.random() < 0.5 else "layers.convolution"]
+            first = PRODUCTIONS[
+                "layers.embedding"
+                if kind == "tokens"
+                else "layers.dense"
+                if self.rng.random() < 0.5
+                else "layers.convolution"
+            ]
             self._start(value, first.write)
 
     def _start(self, value: Value, production: Callable[[Draft], None]) -> None:

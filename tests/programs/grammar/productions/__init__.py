@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.programs.grammar.productions import (
     activations,
+    asides,
     attentions,
     flow,
     indexing,
@@ -18,8 +19,19 @@ from tests.programs.grammar.productions import (
 from tests.programs.grammar.productions.book import Production
 
 FAMILIES = (
-    layers, activations, shapes, norms, attentions, pooling, reductions, indexing, writes, flow, trained,
-)  # fmt: skip
+    layers,
+    activations,
+    shapes,
+    norms,
+    attentions,
+    pooling,
+    reductions,
+    indexing,
+    writes,
+    flow,
+    trained,
+    asides,
+)
 PRODUCTIONS: dict[str, Production] = {
     name: production for family in FAMILIES for name, production in family.BOOK.productions.items()
 }

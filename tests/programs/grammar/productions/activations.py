@@ -65,7 +65,9 @@ PAIRS = (
 def activation(draft: Draft) -> None:
     value = draft.take()
     if draft.chance(0.2):
-        kind = draft.pick(("ReLU()", "GELU()", "SiLU()", "Tanh()", "Softplus()", "PReLU()", "Dropout(0.1)", "Hardswish()"))
+        kind = draft.pick(
+            ("ReLU()", "GELU()", "SiLU()", "Tanh()", "Softplus()", "PReLU()", "Dropout(0.1)", "Hardswish()")
+        )
         draft.let(f"{draft.layer(f'nn.{kind}')}({value})")
     else:
         draft.let(draft.pick(ACTIVATIONS).format(v=value))
@@ -127,7 +129,10 @@ def gate(draft: Draft) -> None:
     channels, hidden = value.shape[-1], draft.width()
     if value.ndim == 4:
         channels = value.shape[1]
-        down, up = draft.layer(f"nn.Conv2d({channels}, {hidden}, 1)"), draft.layer(f"nn.Conv2d({hidden}, {channels}, 1)")
+        down, up = (
+            draft.layer(f"nn.Conv2d({channels}, {hidden}, 1)"),
+            draft.layer(f"nn.Conv2d({hidden}, {channels}, 1)"),
+        )
         squeezed = draft.let(draft.pick((f"{value}.mean((2, 3), keepdim=True)", f"F.adaptive_avg_pool2d({value}, 1)")))
         draft.let(f"{value} * {up}(F.relu({down}({squeezed}))).sigmoid()")
     else:

@@ -33,7 +33,16 @@ def _mixed(draft: Draft, q: Value, k: Value, v: Value) -> Value:
     scale = draft.pick((f" / {dim**0.5!r}", f" / math.sqrt({q}.shape[-1])", f" * {q}.shape[-1] ** -0.5", "", " * 0.5",
                         f" / {draft.constant(dim)} ** 0.5", f" / torch.sqrt(torch.tensor(float({q}.shape[-1])))"))  # fmt: skip
     if form <= 2:
-        options = draft.pick(("", "", ", is_causal=True", ", scale=0.5", f", scale={q}.shape[-1] ** -0.5", ", attn_mask=None, dropout_p=0.0"))
+        options = draft.pick(
+            (
+                "",
+                "",
+                ", is_causal=True",
+                ", scale=0.5",
+                f", scale={q}.shape[-1] ** -0.5",
+                ", attn_mask=None, dropout_p=0.0",
+            )
+        )
         return draft.let(f"F.scaled_dot_product_attention({q}, {k}, {v}{options})")
     if form == 3:
         scores = draft.let(f'torch.einsum("bhid,bhjd->bhij", {q}, {k}){scale}')
@@ -46,7 +55,9 @@ def _mixed(draft: Draft, q: Value, k: Value, v: Value) -> Value:
         one, two = draft.let(kernel.format(x=q)), draft.let(kernel.format(x=k))
         return draft.let(f"{one} @ ({two}.mT @ {v}){scale}")
     if form == 6:
-        scores = draft.let(f"torch.baddbmm({draft.parameter(1, 1, 1)}, {q}.flatten(0, 1), {k}.flatten(0, 1).mT, beta=1.0, alpha=0.5)")
+        scores = draft.let(
+            f"torch.baddbmm({draft.parameter(1, 1, 1)}, {q}.flatten(0, 1), {k}.flatten(0, 1).mT, beta=1.0, alpha=0.5)"
+        )
         return draft.let(f"({scores}.softmax(-1) @ {v}.flatten(0, 1)).unflatten(0, {q}.shape[:2])")
     if form == 7:
         scores = draft.let(f"({q}{scale}) @ {k}.transpose(-2, -1)")
@@ -66,7 +77,9 @@ def attention(draft: Draft) -> None:
         made = draft.let(f"{layer}({value})")
         form = draft.pick(range(3))
         if form == 0:
-            pieces = draft.let(f"{made}.reshape({value}.shape[0], {value}.shape[1], 3, {heads}, {dim}).permute(2, 0, 3, 1, 4)")
+            pieces = draft.let(
+                f"{made}.reshape({value}.shape[0], {value}.shape[1], 3, {heads}, {dim}).permute(2, 0, 3, 1, 4)"
+            )
             q, k, v = (draft.let(f"{pieces}[{i}]") for i in range(3))
         else:
             text = draft.pick((f"{made}.chunk(3, -1)", f"{made}.split({draft.constant(width)}, -1)"))
@@ -110,7 +123,9 @@ def module(draft: Draft) -> None:
         layer = draft.layer(f"nn.MultiheadAttention({size}, {heads}, batch_first=True, bias={draft.chance(0.8)})")
         draft.let(f"{layer}({value}, {value}, {value}, need_weights={draft.chance()})[0]")
     elif form == 1:
-        layer = draft.layer(f"nn.TransformerEncoderLayer({size}, {heads}, 8, 0.0, batch_first=True, norm_first={draft.chance()})")
+        layer = draft.layer(
+            f"nn.TransformerEncoderLayer({size}, {heads}, 8, 0.0, batch_first=True, norm_first={draft.chance()})"
+        )
         draft.let(f"{layer}({value})")
     elif form == 2:
         other = draft.take(where=lambda x: x.ndim == 3 and x.shape[-1] == size)

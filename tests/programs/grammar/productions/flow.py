@@ -21,7 +21,14 @@ def branch(draft: Draft) -> None:
          f"{value}.shape[{dim}] >= {value.shape[dim] // 2}", f"len({value}) == {value.shape[0]}", f"{value}.square().mean() >= 0.0",
          "not self.training", "self.training", f"{first}.abs().max().item() > 0.0", f"{value}.shape[{dim}] < 64",
          "torch.is_grad_enabled()", f"{value}.numel() > {value.tensor.numel() // 2}", f"{first}.float().mean() > 1e9"))  # fmt: skip
-    one, two = draft.pick((("{v}.relu()", "{v}.tanh()"), ("{v} * 2.0", "{v} + 1.0"), ("{v} + {v}.mean()", "{v}"), ("{v}.sigmoid()", "-{v}")))
+    one, two = draft.pick(
+        (
+            ("{v}.relu()", "{v}.tanh()"),
+            ("{v} * 2.0", "{v} + 1.0"),
+            ("{v} + {v}.mean()", "{v}"),
+            ("{v}.sigmoid()", "-{v}"),
+        )
+    )
     name = draft.name("v")
     one, two = one.format(v=value), two.format(v=value)
     draft.run(f"if {condition}:\n    {name} = {one}\nelse:\n    {name} = {two}", name)
@@ -36,7 +43,13 @@ def loop(draft: Draft) -> None:
     if draft.chance():
         layers = draft.layer(f"nn.ModuleList([nn.Linear({size}, {size}) for _ in range({times})])")
         body = f"{name} = layer({name}).tanh()"
-        end = draft.pick(("", f"    if {name}.shape[0] < 2:\n        break", f"    if not torch.isfinite({name}).all():\n        break"))
+        end = draft.pick(
+            (
+                "",
+                f"    if {name}.shape[0] < 2:\n        break",
+                f"    if not torch.isfinite({name}).all():\n        break",
+            )
+        )
         step = draft.pick((f"{name} = {name} + layer({name}).relu()", body, f"{name} = layer({name}) * 0.5 + {value}"))
         draft.run(f"{name} = {value}\nfor layer in {layers}:\n    {step}\n{end}".rstrip(), name)
     else:
@@ -62,10 +75,14 @@ def sequential(draft: Draft) -> None:
     out, hidden = draft.width(), draft.width()
     if value.ndim == 4:
         channels = value.shape[1]
-        draft.let(f"{draft.layer(f'nn.Sequential(nn.Conv2d({channels}, {hidden}, 3, 1, 1), nn.BatchNorm2d({hidden}), nn.ReLU(), nn.Conv2d({hidden}, {out}, 1))')}({value})")  # noqa: E501
+        draft.let(
+            f"{draft.layer(f'nn.Sequential(nn.Conv2d({channels}, {hidden}, 3, 1, 1), nn.BatchNorm2d({hidden}), nn.ReLU(), nn.Conv2d({hidden}, {out}, 1))')}({value})"
+        )  # noqa: E501
     else:
         size = value.shape[-1]
-        draft.let(f"{draft.layer(f'nn.Sequential(nn.Linear({size}, {hidden}), nn.GELU(), nn.Dropout(0.1), nn.Linear({hidden}, {out}))')}({value})")
+        draft.let(
+            f"{draft.layer(f'nn.Sequential(nn.Linear({size}, {hidden}), nn.GELU(), nn.Dropout(0.1), nn.Linear({hidden}, {out}))')}({value})"
+        )
 
 
 @BOOK.add(1)

@@ -115,7 +115,9 @@ def positions(draft: Draft) -> None:
     elif form == 3 and d % 2 == 0:
         angles = draft.let(f"torch.arange({t}).unsqueeze(1) * 100.0 ** (-torch.arange(0, {d}, 2) / {d})")
         one, two = draft.let(f"{value}[..., ::2]"), draft.let(f"{value}[..., 1::2]")
-        draft.let(f"torch.cat([{one} * {angles}.cos() - {two} * {angles}.sin(), {one} * {angles}.sin() + {two} * {angles}.cos()], -1)")
+        draft.let(
+            f"torch.cat([{one} * {angles}.cos() - {two} * {angles}.sin(), {one} * {angles}.sin() + {two} * {angles}.cos()], -1)"
+        )
     elif form == 4:
         table = draft.parameter(2 * t - 1, d)
         where = draft.let(f"torch.arange({t})[:, None] - torch.arange({t})[None] + {t - 1}")

@@ -18,7 +18,9 @@ def linear(draft: Draft, value: Value, out: int) -> Value:
         bias = draft.parameter(out) if draft.chance() else "None"
         return draft.let(f"F.linear({value}, {draft.parameter(out, size)}, {bias})")
     if form == 1:
-        return draft.let(draft.pick(("{v} @ {p}", "torch.matmul({v}, {p})")).format(v=value, p=draft.parameter(size, out)))
+        return draft.let(
+            draft.pick(("{v} @ {p}", "torch.matmul({v}, {p})")).format(v=value, p=draft.parameter(size, out))
+        )
     if form == 2 and value.ndim == 2:
         matrix, bias = draft.parameter(size, out), draft.parameter(out)
         return draft.let(draft.pick((f"torch.addmm({bias}, {value}, {matrix}, beta=1.0, alpha=1.0)",
@@ -50,7 +52,9 @@ def residual(draft: Draft) -> None:
         return
     inner = draft.let(f"F.gelu({linear(draft, value, draft.width())})")
     branch = linear(draft, inner, value.shape[-1])
-    draft.let(draft.pick((f"{value} + {branch}", f"{branch} + {value}", f"{value} + 0.5 * {branch}", f"{value} - {branch}")))
+    draft.let(
+        draft.pick((f"{value} + {branch}", f"{branch} + {value}", f"{value} + 0.5 * {branch}", f"{value} - {branch}"))
+    )
 
 
 @BOOK.add(1)
@@ -158,7 +162,10 @@ def sliced(draft: Draft) -> None:
         draft.let(f"F.linear({value}, {weight}[:{half}])")
         draft.let(f"F.linear({value}, {weight}[{half}:])")
     elif form == 1:
-        one, two = draft.let(f"F.linear({value}, {weight}[:{half}])"), draft.let(f"F.linear({value}, {weight}[-{half}:])")
+        one, two = (
+            draft.let(f"F.linear({value}, {weight}[:{half}])"),
+            draft.let(f"F.linear({value}, {weight}[-{half}:])"),
+        )
         draft.let(f"{one} * {two}.sigmoid()")
     elif form == 2:
         first = draft.let(f"F.linear({value}, {weight})")

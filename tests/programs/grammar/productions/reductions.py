@@ -59,7 +59,9 @@ def reduced(draft: Draft) -> None:
         keep = True
     dim = draft.dim(value)
     if draft.chance(0.15) and value.ndim > 3:
-        draft.let(draft.pick((f"{value}.mean((2, 3))", f"{value}.sum(dim=(-2, -1), keepdim=True)", f"{value}.amax((2, 3))")))
+        draft.let(
+            draft.pick((f"{value}.mean((2, 3))", f"{value}.sum(dim=(-2, -1), keepdim=True)", f"{value}.amax((2, 3))"))
+        )
         return
     draft.let(draft.pick(REDUCED).format(v=value, d=draft.index(value, dim), k=keep))
 

@@ -145,7 +145,13 @@ def cut(draft: Draft) -> None:
             draft.let(draft.pick((f"{one} * {two}.sigmoid()", f"torch.cat([{two}, {one}], {at})", f"{one} + {two}",
                                   f"torch.cat(({one}, {two} * 2.0), {at})", f"torch.stack([{one}, {two}], {at})")))  # fmt: skip
     elif form == 4:
-        pieces = draft.pick((f"[{first}, {n - first}]", f"[{first}, {size} - {first}]", f"({draft.constant(first)}, {draft.constant(n - first)})"))
+        pieces = draft.pick(
+            (
+                f"[{first}, {n - first}]",
+                f"[{first}, {size} - {first}]",
+                f"({draft.constant(first)}, {draft.constant(n - first)})",
+            )
+        )
         name, other = draft.name("v"), draft.name("v")
         both = draft.run(f"{name}, {other} = {value}.split({pieces}, {at})", name)
         assert both
@@ -165,7 +171,9 @@ def cut(draft: Draft) -> None:
         draft.let(f"sum({value}.unbind({at}))" if draft.chance() else f"torch.stack({value}.unbind({at}), {at})")
     elif form == 9:
         lead = ", ".join([":"] * dim)
-        draft.let(draft.pick((f"{value}.select({at}, {first - 1})", f"{value}[{lead}, {first - 1}]", f"{value}[{lead}, -1]")))
+        draft.let(
+            draft.pick((f"{value}.select({at}, {first - 1})", f"{value}[{lead}, {first - 1}]", f"{value}[{lead}, -1]"))
+        )
     elif form == 10:
         one = draft.let(f"{value}.narrow({dim}, 0, {first}) * 2.0")
         draft.let(f"torch.slice_scatter({value}, {one}, {dim}, 0, {first}, 1)")

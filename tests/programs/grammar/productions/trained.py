@@ -42,7 +42,10 @@ def by_hand(draft: Draft) -> None:
         up, down = draft.parameter(out, rank), draft.parameter(rank, size)
         draft.let(f"F.linear({value}, {weight} + {up} @ {down} * 0.5)")
     elif form == 2:
-        up, down = draft.layer(f"nn.Linear({rank}, {out}, bias=False)"), draft.layer(f"nn.Linear({size}, {rank}, bias=False)")
+        up, down = (
+            draft.layer(f"nn.Linear({rank}, {out}, bias=False)"),
+            draft.layer(f"nn.Linear({size}, {rank}, bias=False)"),
+        )
         draft.let(f"F.linear({value}, {weight}) + {up}({down}({value})) * 2.0")
     elif form == 3:
         draft.let(f"F.linear({value}, {weight}.softmax(1))")
@@ -58,7 +61,9 @@ def recurrent(draft: Draft) -> None:
     value = draft.take(3, where=lambda v: v.shape[1] <= 8)
     size, hidden = value.shape[-1], draft.pick((4, 6, 8))
     kind = draft.pick(("LSTM", "GRU", "RNN"))
-    options = draft.pick(("", "", ", bidirectional=True", ", num_layers=2", ", bias=False", ", proj_size=3" if kind == "LSTM" else ""))
+    options = draft.pick(
+        ("", "", ", bidirectional=True", ", num_layers=2", ", bias=False", ", proj_size=3" if kind == "LSTM" else "")
+    )
     layer = draft.layer(f"nn.{kind}({size}, {hidden}, batch_first=True{options})")
     result = draft.pick((f"{layer}({value})[0]", f"{layer}({value})[0]", f"{layer}({value})[0][:, -1]"))
     draft.let(result)
@@ -75,4 +80,6 @@ def cell(draft: Draft) -> None:
     if value.ndim == 2:
         draft.run(f"h = {layer}({value})\nh = {layer}({value}, h)\n{name} = h{last}", name)
     else:
-        draft.run(f"h = None\nfor k in range({value}.shape[1]):\n    h = {layer}({value}[:, k], h)\n{name} = h{last}", name)
+        draft.run(
+            f"h = None\nfor k in range({value}.shape[1]):\n    h = {layer}({value}[:, k], h)\n{name} = h{last}", name
+        )

@@ -33,7 +33,9 @@ def _own(draft: Draft, *ndims: int):  # type: ignore[no-untyped-def]
 def _kept_out(draft: Draft, value) -> None:  # type: ignore[no-untyped-def]
     """Raises if a write would reach an input or a parameter of the model."""
     pointer = value.tensor.untyped_storage().data_ptr()
-    outside = [draft.space[name] for name, _ in draft.inputs] + list(draft.module.parameters()) + list(draft.module.buffers())
+    outside = (
+        [draft.space[name] for name, _ in draft.inputs] + list(draft.module.parameters()) + list(draft.module.buffers())
+    )
     if any(tensor.untyped_storage().data_ptr() == pointer for tensor in outside):
         raise NoFitError
 
@@ -69,7 +71,19 @@ def window(draft: Draft) -> None:
     if n < 4:
         raise NoFitError
     k = draft.pick(range(1, n))
-    place = draft.pick((f":{k}", f"{k}:", f"-{k}:", f":{value}.shape[{dim}] // 2", "::2", "0", "-1", f"{k - 1}:{k}", f"{value}.shape[{dim}] - {k}:"))
+    place = draft.pick(
+        (
+            f":{k}",
+            f"{k}:",
+            f"-{k}:",
+            f":{value}.shape[{dim}] // 2",
+            "::2",
+            "0",
+            "-1",
+            f"{k - 1}:{k}",
+            f"{value}.shape[{dim}] - {k}:",
+        )
+    )
     where = at(dim, place)
     form = draft.pick(range(6))
     if form == 0:
@@ -127,7 +141,10 @@ def positions(draft: Draft) -> None:
 def out(draft: Draft) -> None:
     """``out=``, into a tensor that was made for it."""
     value = draft.take(2, 3, 4)
-    target = draft.let(draft.pick(("torch.empty_like({v})", "torch.zeros_like({v})", "{v}.new_empty({v}.shape)")).format(v=value) + ".fill_(0.0)")
+    target = draft.let(
+        draft.pick(("torch.empty_like({v})", "torch.zeros_like({v})", "{v}.new_empty({v}.shape)")).format(v=value)
+        + ".fill_(0.0)"
+    )
     other = draft.alike(value).name if draft.chance(0.5) else f"{value}.sigmoid()"
     draft.do(draft.pick((f"torch.add({value}, {other}, out={target})", f"torch.mul({value}, {other}, out={target})",
                          f"torch.tanh({value}, out={target})", f"torch.maximum({value}, {other}, out={target})",
