@@ -198,13 +198,18 @@ class Draft:
     def attempt(self) -> Iterator[None]:
         """Takes back what was added inside if it raises."""
         layers, statements, values = len(self.layers), len(self.statements), list(self.values)
-        versions = {name: value.tensor._version for name, value in self.values.items()}
+        versions = {name: _version(value.tensor) for name, value in self.values.items()}
         inputs = len(self.inputs)
         try:
             yield
-            changed = [n for n in values if self.values[n].tensor._version != versions[n]]
+            changed = [n for n in values if _version(self.values[n].tensor) != versions[n]]
             self.check([*(n for n in self.values if n not in versions), *changed])
         except Exception:
             del self.layers[layers:], self.statements[statements:], self.inputs[inputs:]
             self.values = {name: self.values[name] for name in values}
             raise
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """Counts the writes into a tensor, where they are counted."""
+    return 0 if tensor.is_inference() else tensor._version

@@ -96,7 +96,7 @@ class Program:
         """
         space = dict(vars(prelude))
         exec(compile(self.source(), "<random program>", "exec"), space)
-        torch.manual_seed(self.seed + 1_000_003 * variant)
+        torch.default_generator.manual_seed(self.seed + 1_000_003 * variant)
         with in_float64(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return shake(space["Program"]()).eval(), eval(self.given(), dict(space))

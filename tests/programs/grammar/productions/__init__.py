@@ -9,6 +9,7 @@ from tests.programs.grammar.productions import (
     flow,
     indexing,
     layers,
+    lowered,
     norms,
     pooling,
     reductions,
@@ -31,6 +32,7 @@ FAMILIES = (
     flow,
     trained,
     asides,
+    lowered,
 )
 PRODUCTIONS: dict[str, Production] = {
     name: production for family in FAMILIES for name, production in family.BOOK.productions.items()
