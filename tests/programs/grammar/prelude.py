@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 __all__ = [
-    "F",
     "Centred",
     "Doubled",
+    "F",
     "Out",
     "Positive",
     "Scaled",

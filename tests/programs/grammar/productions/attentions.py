@@ -20,18 +20,38 @@ def _sizes(draft: Draft) -> tuple[int, int]:
 
 
 def _split(draft: Draft, value: str, heads: int, dim: int) -> str:
-    one, two = draft.pick(((str(heads), str(dim)), (str(heads), "-1"), ("-1", str(dim)),
-                           (draft.constant(heads), draft.constant(dim)), (draft.constant(heads), "-1")))  # fmt: skip
-    return draft.pick((f"{value}.unflatten(-1, ({one}, {two})).transpose(1, 2)",
-                       f"{value}.view({value}.shape[0], {value}.shape[1], {one}, {two}).permute(0, 2, 1, 3)"))  # fmt: skip
+    one, two = draft.pick(
+        (
+            (str(heads), str(dim)),
+            (str(heads), "-1"),
+            ("-1", str(dim)),
+            (draft.constant(heads), draft.constant(dim)),
+            (draft.constant(heads), "-1"),
+        )
+    )
+    return draft.pick(
+        (
+            f"{value}.unflatten(-1, ({one}, {two})).transpose(1, 2)",
+            f"{value}.view({value}.shape[0], {value}.shape[1], {one}, {two}).permute(0, 2, 1, 3)",
+        )
+    )
 
 
 def _mixed(draft: Draft, q: Value, k: Value, v: Value) -> Value:
     """``[b, h, t, d]`` each."""
     dim = q.shape[-1]
     form = draft.pick(range(9))
-    scale = draft.pick((f" / {dim**0.5!r}", f" / math.sqrt({q}.shape[-1])", f" * {q}.shape[-1] ** -0.5", "", " * 0.5",
-                        f" / {draft.constant(dim)} ** 0.5", f" / torch.sqrt(torch.tensor(float({q}.shape[-1])))"))  # fmt: skip
+    scale = draft.pick(
+        (
+            f" / {dim**0.5!r}",
+            f" / math.sqrt({q}.shape[-1])",
+            f" * {q}.shape[-1] ** -0.5",
+            "",
+            " * 0.5",
+            f" / {draft.constant(dim)} ** 0.5",
+            f" / torch.sqrt(torch.tensor(float({q}.shape[-1])))",
+        )
+    )
     if form <= 2:
         options = draft.pick(
             (
@@ -83,8 +103,12 @@ def attention(draft: Draft) -> None:
             q, k, v = (draft.let(f"{pieces}[{i}]") for i in range(3))
         else:
             text = draft.pick((f"{made}.chunk(3, -1)", f"{made}.split({draft.constant(width)}, -1)"))
-            q, k, v = (draft.let(_split(draft, f"{text}[{i}]", heads, dim)) if form == 1 else
-                       draft.let(f"{text}[{i}].unflatten(-1, ({heads}, -1)).transpose(1, 2)") for i in range(3))  # fmt: skip
+            q, k, v = (
+                draft.let(_split(draft, f"{text}[{i}]", heads, dim))
+                if form == 1
+                else draft.let(f"{text}[{i}].unflatten(-1, ({heads}, -1)).transpose(1, 2)")
+                for i in range(3)
+            )
     else:
         layers = [draft.layer(f"nn.Linear({size}, {width}, bias={draft.chance()})") for _ in range(3)]
         made = [draft.let(f"{layer}({value})") for layer in layers]
@@ -145,21 +169,45 @@ def products(draft: Draft) -> None:
     if draft.chance(0.4):
         a, b = draft.let(draft.pick(("F.relu({x})", "{x}.sigmoid()", "F.elu({x}) + 1.0", "{x}.tanh()")).format(x=a)), b
     if value.ndim == 2:
-        made = draft.let(draft.pick((f"({a} * {b}).sum(-1, keepdim=True)", f"({a} * {b}).sum(1, keepdim=True) / math.sqrt({out})",
-                                     f"({a} * {b}).sum(1, keepdim=True) / {a}.shape[1] ** 0.5", f"{a} @ {b}.T",
-                                     f'torch.einsum("bi,bi->b", {a}, {b}).unsqueeze(1)', f"torch.cdist({a}, {b}, 2.0)",
-                                     f"F.cosine_similarity({a}, {b}, 1).unsqueeze(1)", f"{a}.unsqueeze(1).bmm({b}.unsqueeze(2)).flatten(1)",
-                                     f"torch.stack([torch.dot({a}[i], {b}[i]) for i in range(2)]).unsqueeze(1)",
-                                     f"torch.stack([torch.vdot({a}[i], {b}[i]) for i in range(2)]).unsqueeze(1)",
-                                     f"torch.stack([torch.mv({a}, {b}[i]) for i in range(2)])",
-                                     f"torch.outer({a}[0], {b}[1])", f"torch.kron({a}, {b})",
-                                     f"torch.inner({a}, {b})", f"torch.tensordot({a}, {b}, ([1], [1]))",
-                                     f"F.pairwise_distance({a}, {b}, 2.0, 1e-06).unsqueeze(1)",
-                                     f"torch.addmv({b}[:, 0], {a}, {b}[0]).unsqueeze(1)")))  # fmt: skip
+        made = draft.let(
+            draft.pick(
+                (
+                    f"({a} * {b}).sum(-1, keepdim=True)",
+                    f"({a} * {b}).sum(1, keepdim=True) / math.sqrt({out})",
+                    f"({a} * {b}).sum(1, keepdim=True) / {a}.shape[1] ** 0.5",
+                    f"{a} @ {b}.T",
+                    f'torch.einsum("bi,bi->b", {a}, {b}).unsqueeze(1)',
+                    f"torch.cdist({a}, {b}, 2.0)",
+                    f"F.cosine_similarity({a}, {b}, 1).unsqueeze(1)",
+                    f"{a}.unsqueeze(1).bmm({b}.unsqueeze(2)).flatten(1)",
+                    f"torch.stack([torch.dot({a}[i], {b}[i]) for i in range(2)]).unsqueeze(1)",
+                    f"torch.stack([torch.vdot({a}[i], {b}[i]) for i in range(2)]).unsqueeze(1)",
+                    f"torch.stack([torch.mv({a}, {b}[i]) for i in range(2)])",
+                    f"torch.outer({a}[0], {b}[1])",
+                    f"torch.kron({a}, {b})",
+                    f"torch.inner({a}, {b})",
+                    f"torch.tensordot({a}, {b}, ([1], [1]))",
+                    f"F.pairwise_distance({a}, {b}, 2.0, 1e-06).unsqueeze(1)",
+                    f"torch.addmv({b}[:, 0], {a}, {b}[0]).unsqueeze(1)",
+                )
+            )
+        )
     else:
-        made = draft.let(draft.pick((f"{a} @ {b}.mT", f"torch.bmm({a}, {b}.transpose(1, 2))", f'torch.einsum("bid,bjd->bij", {a}, {b})',
-                                     f"{a}.mT @ {b}", f"({a} * {b}).sum(-1)", f"{b}.mT.matmul({a}) / {out}",
-                                     f'torch.einsum("btd,btd->bt", {a}, {b})', f'torch.einsum("bid,bjd->bij", {a}, {b}) / {a}.shape[-1] ** 0.5',
-                                     f"torch.cdist({a}, {b})", f"torch.baddbmm({a} @ {a}.mT, {a}, {b}.mT, beta=0.5, alpha=0.5)")))  # fmt: skip
+        made = draft.let(
+            draft.pick(
+                (
+                    f"{a} @ {b}.mT",
+                    f"torch.bmm({a}, {b}.transpose(1, 2))",
+                    f'torch.einsum("bid,bjd->bij", {a}, {b})',
+                    f"{a}.mT @ {b}",
+                    f"({a} * {b}).sum(-1)",
+                    f"{b}.mT.matmul({a}) / {out}",
+                    f'torch.einsum("btd,btd->bt", {a}, {b})',
+                    f'torch.einsum("bid,bjd->bij", {a}, {b}) / {a}.shape[-1] ** 0.5',
+                    f"torch.cdist({a}, {b})",
+                    f"torch.baddbmm({a} @ {a}.mT, {a}, {b}.mT, beta=0.5, alpha=0.5)",
+                )
+            )
+        )
     if made.ndim < 2:
         raise NoFitError

@@ -16,11 +16,26 @@ def branch(draft: Draft) -> None:
     dim = draft.dim(value)
     first = draft.inputs[0][0]
     condition = draft.pick(
-        (f"{value}.shape[{dim}] > {max(value.shape[dim] // 4 - 1, 0)}", f"{value}.dim() == {value.ndim}", f"{value}.shape[{dim}] % 2 == {value.shape[dim] % 2}",
-         f"{value}.shape[{dim}] == {value.shape[dim]}", f"{value}.is_floating_point()", f"{first}.shape[0] > 1", f"{first}.sum() < 1e9",
-         f"{value}.shape[{dim}] >= {value.shape[dim] // 2}", f"len({value}) == {value.shape[0]}", f"{value}.square().mean() >= 0.0",
-         "not self.training", "self.training", f"{first}.abs().max().item() > 0.0", f"{value}.shape[{dim}] < 64",
-         "torch.is_grad_enabled()", f"{value}.numel() > {value.tensor.numel() // 2}", f"{first}.float().mean() > 1e9"))  # fmt: skip
+        (
+            f"{value}.shape[{dim}] > {max(value.shape[dim] // 4 - 1, 0)}",
+            f"{value}.dim() == {value.ndim}",
+            f"{value}.shape[{dim}] % 2 == {value.shape[dim] % 2}",
+            f"{value}.shape[{dim}] == {value.shape[dim]}",
+            f"{value}.is_floating_point()",
+            f"{first}.shape[0] > 1",
+            f"{first}.sum() < 1e9",
+            f"{value}.shape[{dim}] >= {value.shape[dim] // 2}",
+            f"len({value}) == {value.shape[0]}",
+            f"{value}.square().mean() >= 0.0",
+            "not self.training",
+            "self.training",
+            f"{first}.abs().max().item() > 0.0",
+            f"{value}.shape[{dim}] < 64",
+            "torch.is_grad_enabled()",
+            f"{value}.numel() > {value.tensor.numel() // 2}",
+            f"{first}.float().mean() > 1e9",
+        )
+    )
     one, two = draft.pick(
         (
             ("{v}.relu()", "{v}.tanh()"),
@@ -64,9 +79,17 @@ def chosen(draft: Draft) -> None:
     value = draft.take(2, 3)
     size, out = value.shape[-1], draft.width()
     layers = draft.layer(f'nn.ModuleDict({{"a": nn.Linear({size}, {out}), "b": nn.Linear({size}, {out})}})')
-    draft.let(draft.pick((f'{layers}["a"]({value})', f'{layers}["a"]({value}) + {layers}["b"]({value})',
-                          f"sum(layer({value}) for layer in {layers}.values())", f'{layers}["a" if {value}.shape[0] > 1 else "b"]({value})',
-                          f'torch.cat([layer({value}) for layer in {layers}.values()], -1)')))  # fmt: skip
+    draft.let(
+        draft.pick(
+            (
+                f'{layers}["a"]({value})',
+                f'{layers}["a"]({value}) + {layers}["b"]({value})',
+                f"sum(layer({value}) for layer in {layers}.values())",
+                f'{layers}["a" if {value}.shape[0] > 1 else "b"]({value})',
+                f"torch.cat([layer({value}) for layer in {layers}.values()], -1)",
+            )
+        )
+    )
 
 
 @BOOK.add(2)
@@ -77,7 +100,7 @@ def sequential(draft: Draft) -> None:
         channels = value.shape[1]
         draft.let(
             f"{draft.layer(f'nn.Sequential(nn.Conv2d({channels}, {hidden}, 3, 1, 1), nn.BatchNorm2d({hidden}), nn.ReLU(), nn.Conv2d({hidden}, {out}, 1))')}({value})"
-        )  # noqa: E501
+        )
     else:
         size = value.shape[-1]
         draft.let(
@@ -140,6 +163,15 @@ def mixture(draft: Draft) -> None:
 @BOOK.add(0.5)
 def assertions(draft: Draft) -> None:
     value = draft.take(2, 3, 4)
-    draft.do(draft.pick((f"assert {value}.shape[0] == {value.shape[0]}", f"torch._assert({value}.dim() == {value.ndim}, '')",
-                         f"torch._assert_async(torch.isfinite({value}).all())", f"n = {value}.shape[-1]", f"assert {value}.shape[-1] > 0")))  # fmt: skip
+    draft.do(
+        draft.pick(
+            (
+                f"assert {value}.shape[0] == {value.shape[0]}",
+                f"torch._assert({value}.dim() == {value.ndim}, '')",
+                f"torch._assert_async(torch.isfinite({value}).all())",
+                f"n = {value}.shape[-1]",
+                f"assert {value}.shape[-1] > 0",
+            )
+        )
+    )
     draft.let(f"{value}.relu()")

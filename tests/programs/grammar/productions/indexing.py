@@ -21,8 +21,15 @@ def read(draft: Draft) -> None:
     if n < 3:
         raise NoFitError
     listed = [draft.pick(range(n)) for _ in range(3)]
-    positions = draft.pick((f"torch.tensor({listed})", f"torch.arange(0, {n}, 2)", f"torch.arange({value}.shape[{dim}])",
-                            f"torch.arange({n - 1}, -1, -1)", f"torch.arange({value}.shape[{dim}] // 2)"))  # fmt: skip
+    positions = draft.pick(
+        (
+            f"torch.tensor({listed})",
+            f"torch.arange(0, {n}, 2)",
+            f"torch.arange({value}.shape[{dim}])",
+            f"torch.arange({n - 1}, -1, -1)",
+            f"torch.arange({value}.shape[{dim}] // 2)",
+        )
+    )
     form = draft.pick(range(11))
     if form == 0:
         draft.let(f"{value}.index_select({dim}, {positions})")
@@ -60,17 +67,23 @@ def written(draft: Draft) -> None:
     two = f"torch.tensor({draft.pick(([0, 1], [2, 0], [1, 1]))})"
     source = draft.let(f"{value}.narrow({dim}, 0, 2).tanh()")
     other = draft.pick(
-        (f"{value}.index_add({dim}, {two}, {source}, alpha=1.0)", f"{value}.index_copy({dim}, torch.tensor([0, 1]), {source})",
-         f"{value}.index_fill({dim}, {two}, 0.5)", f"{value}.scatter({dim}, {value}.argsort({dim}), {value})",
-         f"{value}.scatter_add({dim}, torch.zeros({value}.shape, dtype=torch.int64), {value})",
-         f'{value}.scatter_reduce({dim}, torch.zeros({value}.shape, dtype=torch.int64), {value}, "amax", include_self=True)',
-         f'{value}.index_reduce({dim}, {two}, {source}, "prod", include_self=True)',
-         f"{value}.index_put((torch.tensor([1, 0]),), {value}[:2] * 0.5)",
-         f"torch.ops.aten._unsafe_index_put({value}, [torch.tensor([1, 0])], {value}[:2] * 0.5)",
-         f"torch.zeros({value.shape[0]}, {n}).index_add(1, torch.arange({n}), {value}.movedim({dim}, 1).flatten(2).sum(2))"
-         if value.ndim > 2 else f"{value}.scatter(1, torch.tensor([[0], [1]]), 0.5)",
-         f"torch.put({value}, torch.tensor([0, 1]), torch.tensor([0.5, 0.25]))",
-         f"{value}.scatter({dim}, torch.zeros({value}.shape, dtype=torch.int64), 0.5)"))  # fmt: skip
+        (
+            f"{value}.index_add({dim}, {two}, {source}, alpha=1.0)",
+            f"{value}.index_copy({dim}, torch.tensor([0, 1]), {source})",
+            f"{value}.index_fill({dim}, {two}, 0.5)",
+            f"{value}.scatter({dim}, {value}.argsort({dim}), {value})",
+            f"{value}.scatter_add({dim}, torch.zeros({value}.shape, dtype=torch.int64), {value})",
+            f'{value}.scatter_reduce({dim}, torch.zeros({value}.shape, dtype=torch.int64), {value}, "amax", include_self=True)',
+            f'{value}.index_reduce({dim}, {two}, {source}, "prod", include_self=True)',
+            f"{value}.index_put((torch.tensor([1, 0]),), {value}[:2] * 0.5)",
+            f"torch.ops.aten._unsafe_index_put({value}, [torch.tensor([1, 0])], {value}[:2] * 0.5)",
+            f"torch.zeros({value.shape[0]}, {n}).index_add(1, torch.arange({n}), {value}.movedim({dim}, 1).flatten(2).sum(2))"
+            if value.ndim > 2
+            else f"{value}.scatter(1, torch.tensor([[0], [1]]), 0.5)",
+            f"torch.put({value}, torch.tensor([0, 1]), torch.tensor([0.5, 0.25]))",
+            f"{value}.scatter({dim}, torch.zeros({value}.shape, dtype=torch.int64), 0.5)",
+        )
+    )
     draft.let(other)
 
 
@@ -102,7 +115,7 @@ def masked(draft: Draft) -> None:
 def positions(draft: Draft) -> None:
     """Position embeddings, relative biases, rotary angles."""
     value = draft.take(3)
-    b, t, d = value.shape
+    _, t, d = value.shape
     form = draft.pick(range(6))
     if form == 0:
         table = draft.layer(f"nn.Embedding({t + 4}, {d})")
@@ -132,12 +145,35 @@ def made(draft: Draft) -> None:
     value = draft.take(2, 3)
     n, size = value.shape[-1], f"{value}.shape[-1]"
     text = draft.pick(
-        (f"torch.zeros({size})", f"torch.ones({n})", f"torch.full(({size},), 0.5)", f"torch.arange({size}) * 0.1",
-         f"torch.linspace(0.0, 1.0, {size})", f"torch.logspace(0.0, 0.5, {n})", f"{value}.new_zeros({size})", f"{value}.new_ones({n})",
-         f"{value}.new_full(({size},), 0.25)", f"torch.tensor([0.5] * {n})", f"torch.eye({n})[0]", f"torch.tril_indices({n}, {n})[0, :{n}]",
-         f"torch.triu_indices({n}, {n})[1, :{n}]", f"torch.rand({n}) * 0.0", f"torch.randn({size}) * 0.0", f"torch.randint(0, 3, ({n},)) * 0",
-         f"torch.randperm({n}) * 0", f"torch.empty({n}).fill_(0.5)", f"{value}.new_empty({n}).fill_(0.5)", "torch.scalar_tensor(0.5)",
-         f"torch.empty_strided(({n},), (1,)).fill_(0.1)", f"{value}.new_empty_strided(({n},), (1,)).fill_(0.1)",
-         f"torch.hann_window({n})", "torch.tensor(0.5)", f"torch.zeros({value}.shape)", f"torch.histc({value}, {n}, -1.0, 1.0) * 0.01",
-         f"torch.ones({size}).cumsum(0)", f"(torch.arange({n}) % 2).double()"))  # fmt: skip
+        (
+            f"torch.zeros({size})",
+            f"torch.ones({n})",
+            f"torch.full(({size},), 0.5)",
+            f"torch.arange({size}) * 0.1",
+            f"torch.linspace(0.0, 1.0, {size})",
+            f"torch.logspace(0.0, 0.5, {n})",
+            f"{value}.new_zeros({size})",
+            f"{value}.new_ones({n})",
+            f"{value}.new_full(({size},), 0.25)",
+            f"torch.tensor([0.5] * {n})",
+            f"torch.eye({n})[0]",
+            f"torch.tril_indices({n}, {n})[0, :{n}]",
+            f"torch.triu_indices({n}, {n})[1, :{n}]",
+            f"torch.rand({n}) * 0.0",
+            f"torch.randn({size}) * 0.0",
+            f"torch.randint(0, 3, ({n},)) * 0",
+            f"torch.randperm({n}) * 0",
+            f"torch.empty({n}).fill_(0.5)",
+            f"{value}.new_empty({n}).fill_(0.5)",
+            "torch.scalar_tensor(0.5)",
+            f"torch.empty_strided(({n},), (1,)).fill_(0.1)",
+            f"{value}.new_empty_strided(({n},), (1,)).fill_(0.1)",
+            f"torch.hann_window({n})",
+            "torch.tensor(0.5)",
+            f"torch.zeros({value}.shape)",
+            f"torch.histc({value}, {n}, -1.0, 1.0) * 0.01",
+            f"torch.ones({size}).cumsum(0)",
+            f"(torch.arange({n}) % 2).double()",
+        )
+    )
     draft.let(draft.pick(("{v} + {t}", "{v} * (1.0 + {t})")).format(v=value, t=text))

@@ -23,9 +23,15 @@ def linear(draft: Draft, value: Value, out: int) -> Value:
         )
     if form == 2 and value.ndim == 2:
         matrix, bias = draft.parameter(size, out), draft.parameter(out)
-        return draft.let(draft.pick((f"torch.addmm({bias}, {value}, {matrix}, beta=1.0, alpha=1.0)",
-                                     f"torch.mm({value}, {matrix})",
-                                     f"torch.addmm({bias}, {value}, {matrix}, beta=0.5, alpha=2.0)")))  # fmt: skip
+        return draft.let(
+            draft.pick(
+                (
+                    f"torch.addmm({bias}, {value}, {matrix}, beta=1.0, alpha=1.0)",
+                    f"torch.mm({value}, {matrix})",
+                    f"torch.addmm({bias}, {value}, {matrix}, beta=0.5, alpha=2.0)",
+                )
+            )
+        )
     if form == 3 and value.ndim in (2, 3):
         lead = "bt"[: value.ndim - 1]
         return draft.let(f'torch.einsum("{lead}i,oi->{lead}o", {value}, {draft.parameter(out, size)})')
@@ -63,8 +69,11 @@ def joined(draft: Draft) -> None:
     one = draft.take(2, 3)
     two = draft.take(where=lambda v: v.ndim == one.ndim and v.shape[:-1] == one.shape[:-1])
     out = draft.width()
-    draft.let(draft.pick(("{a} + {b}", "{a} * {b}.sigmoid()", "F.silu({a}) * {b}", "torch.maximum({a}, {b})")).format(
-        a=linear(draft, one, out), b=linear(draft, two, out)))  # fmt: skip
+    draft.let(
+        draft.pick(("{a} + {b}", "{a} * {b}.sigmoid()", "F.silu({a}) * {b}", "torch.maximum({a}, {b})")).format(
+            a=linear(draft, one, out), b=linear(draft, two, out)
+        )
+    )
 
 
 @BOOK.add(5)

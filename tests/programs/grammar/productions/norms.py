@@ -72,12 +72,24 @@ def unit(draft: Draft) -> None:
     value = draft.take(2, 3, 4)
     dim = draft.index(value, draft.dim(value))
     pattern = draft.pick(
-        ("F.normalize({v}, 2.0, {d}, 1e-12)", "{v} / ({v}.norm(2, {d}, keepdim=True) + 0.1)",
-         "({v} - {v}.mean({d}, keepdim=True)) / ({v}.std({d}, keepdim=True) + 0.1)",
-         "{v} / ({v}.abs().sum({d}, keepdim=True) + 1.0)", "{v} - {v}.amax({d}, keepdim=True)",
-         "F.local_response_norm({v}, 3, 0.0001, 0.75, 1.0)", "{v} / ({v}.var({d}, keepdim=True, unbiased=False) + 0.5).sqrt()",
-         "{v} / (torch.linalg.vector_norm({v}, 2, {d}, True) + 0.1)", "{v} / {v}.shape[{d}] ** 0.5",
-         "{v} - {v}.sum({d}, keepdim=True) / {v}.shape[{d}]", "F.softmax({v}, {d})", "{v}.softmax({d})", "F.log_softmax({v}, {d})",
-         "torch.softmax({v}, {d}, dtype=torch.float64)", "F.softmin({v}, {d})", "{v}.exp() / ({v}.exp().sum({d}, keepdim=True))",
-         "F.gumbel_softmax({v}, 1.0, False, 1e-10, {d}) * 0.0 + {v}"))  # fmt: skip
+        (
+            "F.normalize({v}, 2.0, {d}, 1e-12)",
+            "{v} / ({v}.norm(2, {d}, keepdim=True) + 0.1)",
+            "({v} - {v}.mean({d}, keepdim=True)) / ({v}.std({d}, keepdim=True) + 0.1)",
+            "{v} / ({v}.abs().sum({d}, keepdim=True) + 1.0)",
+            "{v} - {v}.amax({d}, keepdim=True)",
+            "F.local_response_norm({v}, 3, 0.0001, 0.75, 1.0)",
+            "{v} / ({v}.var({d}, keepdim=True, unbiased=False) + 0.5).sqrt()",
+            "{v} / (torch.linalg.vector_norm({v}, 2, {d}, True) + 0.1)",
+            "{v} / {v}.shape[{d}] ** 0.5",
+            "{v} - {v}.sum({d}, keepdim=True) / {v}.shape[{d}]",
+            "F.softmax({v}, {d})",
+            "{v}.softmax({d})",
+            "F.log_softmax({v}, {d})",
+            "torch.softmax({v}, {d}, dtype=torch.float64)",
+            "F.softmin({v}, {d})",
+            "{v}.exp() / ({v}.exp().sum({d}, keepdim=True))",
+            "F.gumbel_softmax({v}, 1.0, False, 1e-10, {d}) * 0.0 + {v}",
+        )
+    )
     draft.let(pattern.format(v=value, d=dim))

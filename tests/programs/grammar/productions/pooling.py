@@ -13,12 +13,22 @@ def pooled(draft: Draft) -> None:
     value = draft.take(3, 4, 5)
     d = value.ndim - 2
     text = draft.pick(
-        (f"F.avg_pool{d}d({value}, 2, 2, 0, False, True)", f"F.max_pool{d}d({value}, 2, 2, 0, 1, False)",
-         f"F.avg_pool{d}d({value}, 3, 1, 1)", f"F.max_pool{d}d({value}, 3, stride=1, padding=1)",
-         f"F.adaptive_avg_pool{d}d({value}, 2)", f"F.adaptive_avg_pool{d}d({value}, 1)", f"F.adaptive_max_pool{d}d({value}, 2)",
-         f"F.max_pool{d}d({value}, 2, return_indices=True)[0]", f"F.lp_pool{min(d, 2)}d({value}, 2.0, 2, 1)",
-         f"F.adaptive_max_pool{d}d({value}, 2, return_indices=True)[0]", f"F.fold(F.unfold({value}, 3, 1, 1, 1), {value}.shape[2:], 3, 1, 1, 1)",
-         f"torch.ops.aten._adaptive_avg_pool{max(d, 2)}d({value}, [1] * {d})", f"F.unfold({value}, 2, 1, 0, 1)"))  # fmt: skip
+        (
+            f"F.avg_pool{d}d({value}, 2, 2, 0, False, True)",
+            f"F.max_pool{d}d({value}, 2, 2, 0, 1, False)",
+            f"F.avg_pool{d}d({value}, 3, 1, 1)",
+            f"F.max_pool{d}d({value}, 3, stride=1, padding=1)",
+            f"F.adaptive_avg_pool{d}d({value}, 2)",
+            f"F.adaptive_avg_pool{d}d({value}, 1)",
+            f"F.adaptive_max_pool{d}d({value}, 2)",
+            f"F.max_pool{d}d({value}, 2, return_indices=True)[0]",
+            f"F.lp_pool{min(d, 2)}d({value}, 2.0, 2, 1)",
+            f"F.adaptive_max_pool{d}d({value}, 2, return_indices=True)[0]",
+            f"F.fold(F.unfold({value}, 3, 1, 1, 1), {value}.shape[2:], 3, 1, 1, 1)",
+            f"torch.ops.aten._adaptive_avg_pool{max(d, 2)}d({value}, [1] * {d})",
+            f"F.unfold({value}, 2, 1, 0, 1)",
+        )
+    )
     if draft.chance(0.2):
         kind = draft.pick(("AvgPool", "MaxPool", "AdaptiveAvgPool", "LPPool"))
         text = f"{draft.layer(f'nn.{kind}{d}d(2)' if kind != 'LPPool' else f'nn.LPPool{d}d(2.0, 2)')}({value})"
@@ -41,8 +51,15 @@ def padded(draft: Draft) -> None:
         sides = "(1, 0)" if draft.chance() else "(0, 2)"
         if draft.chance(0.2) and value.ndim > 2:
             sides = "(0, 0, 1, 1)"
-        draft.let(draft.pick((f"F.pad({value}, {sides})", f"F.pad({value}, {sides}, value=0.5)",
-                              f"torch.constant_pad_nd({value}, {sides}, 0.0)")))  # fmt: skip
+        draft.let(
+            draft.pick(
+                (
+                    f"F.pad({value}, {sides})",
+                    f"F.pad({value}, {sides}, value=0.5)",
+                    f"torch.constant_pad_nd({value}, {sides}, 0.0)",
+                )
+            )
+        )
         return
     mode = draft.pick(("reflect", "replicate", "circular"))
     draft.let(f'F.pad({value}, {"(" + ", ".join(["1"] * (2 * (value.ndim - 2))) + ")"}, mode="{mode}")')
@@ -52,8 +69,11 @@ def padded(draft: Draft) -> None:
 def resized(draft: Draft) -> None:
     value = draft.take(3, 4, 5)
     d = value.ndim - 2
-    modes = {1: ("nearest", "linear", "nearest-exact"), 2: ("nearest", "bilinear", "bicubic", "nearest-exact"),
-             3: ("nearest", "trilinear", "nearest-exact")}[d]  # fmt: skip
+    modes = {
+        1: ("nearest", "linear", "nearest-exact"),
+        2: ("nearest", "bilinear", "bicubic", "nearest-exact"),
+        3: ("nearest", "trilinear", "nearest-exact"),
+    }[d]
     mode = draft.pick(modes)
     extra = ", antialias=True" if mode in ("bilinear", "bicubic") and draft.chance(0.3) else ""
     by = draft.pick(("scale_factor=2.0", "size=3", f"size={value}.shape[2:]", "scale_factor=2"))

@@ -20,9 +20,17 @@ def parts(draft: Draft, value: Value, dim: int) -> tuple[str, str]:
     """Writes two factors of a dim: numbers, attributes, or computed from the other."""
     one, two = factors(draft, value.shape[dim])
     size = f"{value}.shape[{dim}]"
-    return draft.pick(((str(one), str(two)), (str(one), "-1"), ("-1", str(two)), (str(one), f"{size} // {one}"),
-                       (f"{size} // {two}", str(two)), (draft.constant(one), "-1"),
-                       (draft.constant(one), draft.constant(two))))  # fmt: skip
+    return draft.pick(
+        (
+            (str(one), str(two)),
+            (str(one), "-1"),
+            ("-1", str(two)),
+            (str(one), f"{size} // {one}"),
+            (f"{size} // {two}", str(two)),
+            (draft.constant(one), "-1"),
+            (draft.constant(one), draft.constant(two)),
+        )
+    )
 
 
 @BOOK.add(3)
@@ -73,10 +81,18 @@ def moved(draft: Draft) -> None:
     draft.rng.shuffle(order)
     if draft.chance(0.7):
         order = [0, *[d for d in order if d]]
-    options = [f"{value}.permute({', '.join(map(str, order))})", f"{value}.transpose({one}, {two})",
-               f"{value}.swapaxes({one}, {two})", f"torch.swapdims({value}, {one}, {two})",
-               f"{value}.movedim({one}, {two})", f"torch.moveaxis({value}, {one}, {two})", f"{value}.mT", f"{value}.mH",
-               f"{value}.transpose({one}, {two}).contiguous()", f"{value}.adjoint()"]  # fmt: skip
+    options = [
+        f"{value}.permute({', '.join(map(str, order))})",
+        f"{value}.transpose({one}, {two})",
+        f"{value}.swapaxes({one}, {two})",
+        f"torch.swapdims({value}, {one}, {two})",
+        f"{value}.movedim({one}, {two})",
+        f"torch.moveaxis({value}, {one}, {two})",
+        f"{value}.mT",
+        f"{value}.mH",
+        f"{value}.transpose({one}, {two}).contiguous()",
+        f"{value}.adjoint()",
+    ]
     if value.ndim == 2:
         options += [f"{value}.T", f"{value}.t()", f"{value}.t().contiguous().t()"]
     draft.let(draft.pick(options))
@@ -116,11 +132,18 @@ def repeated(draft: Draft) -> None:
     dim = draft.dim(value)
     ones = ["1"] * value.ndim
     ones[dim] = "2"
-    draft.let(draft.pick((f"{value}.repeat({', '.join(ones)})", f"{value}.repeat_interleave(2, {dim})",
-                          f"{value}.tile({', '.join(ones)})", f"torch.cat([{value}] * 2, {dim})",
-                          f"{value}.repeat_interleave(torch.tensor([1, 2]), 0)",
-                          f"{value}.unsqueeze({dim + 1}).expand({', '.join(['-1'] * (dim + 1) + ['2'] + ['-1'] * (value.ndim - dim - 1))}).flatten({dim}, {dim + 1})"  # noqa: E501
-                          )))  # fmt: skip
+    draft.let(
+        draft.pick(
+            (
+                f"{value}.repeat({', '.join(ones)})",
+                f"{value}.repeat_interleave(2, {dim})",
+                f"{value}.tile({', '.join(ones)})",
+                f"torch.cat([{value}] * 2, {dim})",
+                f"{value}.repeat_interleave(torch.tensor([1, 2]), 0)",
+                f"{value}.unsqueeze({dim + 1}).expand({', '.join(['-1'] * (dim + 1) + ['2'] + ['-1'] * (value.ndim - dim - 1))}).flatten({dim}, {dim + 1})",
+            )
+        )
+    )
 
 
 @BOOK.add(4)
@@ -135,15 +158,33 @@ def cut(draft: Draft) -> None:
     first = draft.pick(range(1, n))
     form = draft.pick(range(12))
     if form <= 3 and n % 2 == 0:
-        text = draft.pick((f"{value}.chunk(2, {at})", f"{value}.split({half}, {at})", f"{value}.split({size} // 2, {at})",
-                           f"torch.split({value}, [{half}, {half}], {at})", f"{value}.tensor_split(2, {at})",
-                           f"{value}.split({draft.constant(half)}, {at})", f"{value}.unsafe_chunk(2, {at})",
-                           f"{value}.unsafe_split({half}, {at})", f"torch.unsafe_split_with_sizes({value}, [{half}, {half}], {at})",
-                           f"{value}.split_with_sizes([{half}, {size} - {half}], {at})"))  # fmt: skip
+        text = draft.pick(
+            (
+                f"{value}.chunk(2, {at})",
+                f"{value}.split({half}, {at})",
+                f"{value}.split({size} // 2, {at})",
+                f"torch.split({value}, [{half}, {half}], {at})",
+                f"{value}.tensor_split(2, {at})",
+                f"{value}.split({draft.constant(half)}, {at})",
+                f"{value}.unsafe_chunk(2, {at})",
+                f"{value}.unsafe_split({half}, {at})",
+                f"torch.unsafe_split_with_sizes({value}, [{half}, {half}], {at})",
+                f"{value}.split_with_sizes([{half}, {size} - {half}], {at})",
+            )
+        )
         one, two = draft.let(f"{text}[0]"), draft.let(f"{text}[1]")
         if draft.chance(0.7):
-            draft.let(draft.pick((f"{one} * {two}.sigmoid()", f"torch.cat([{two}, {one}], {at})", f"{one} + {two}",
-                                  f"torch.cat(({one}, {two} * 2.0), {at})", f"torch.stack([{one}, {two}], {at})")))  # fmt: skip
+            draft.let(
+                draft.pick(
+                    (
+                        f"{one} * {two}.sigmoid()",
+                        f"torch.cat([{two}, {one}], {at})",
+                        f"{one} + {two}",
+                        f"torch.cat(({one}, {two} * 2.0), {at})",
+                        f"torch.stack([{one}, {two}], {at})",
+                    )
+                )
+            )
     elif form == 4:
         pieces = draft.pick(
             (
@@ -157,10 +198,16 @@ def cut(draft: Draft) -> None:
         assert both
         draft.let(f"torch.cat([{other}.relu(), {name}], {at})")
     elif form == 5:
-        text = draft.pick((f"{value}.narrow({dim}, 0, {first})", f"{value}.narrow({dim}, {n - first}, {first})",
-                           f"{value}[{', '.join([':'] * dim + [f':{first}'])}]", f"{value}[{', '.join([':'] * dim + [f'-{first}:'])}]",
-                           f"{value}[{', '.join([':'] * dim + [f'{first - 1}:{size}'])}]",
-                           f"{value}[{', '.join([':'] * dim + ['::2'])}]"))  # fmt: skip
+        text = draft.pick(
+            (
+                f"{value}.narrow({dim}, 0, {first})",
+                f"{value}.narrow({dim}, {n - first}, {first})",
+                f"{value}[{', '.join([':'] * dim + [f':{first}'])}]",
+                f"{value}[{', '.join([':'] * dim + [f'-{first}:'])}]",
+                f"{value}[{', '.join([':'] * dim + [f'{first - 1}:{size}'])}]",
+                f"{value}[{', '.join([':'] * dim + ['::2'])}]",
+            )
+        )
         draft.let(text)
     elif form == 6:
         lead = ", ".join([":"] * dim)
@@ -204,8 +251,17 @@ def stacked(draft: Draft) -> None:
     other = draft.alike(value)
     dim = draft.pick(range(value.ndim + 1))
     made = draft.let(f"torch.stack([{value}, {other}], {dim})")
-    draft.let(draft.pick((f"{made}.sum({dim})", f"{made}.flatten({max(dim - 1, 0)}, {max(dim, 1)})", f"{made}.mean({dim})",
-                          f"{made}.unbind({dim})[1]", f"{made}.amax({dim})")))  # fmt: skip
+    draft.let(
+        draft.pick(
+            (
+                f"{made}.sum({dim})",
+                f"{made}.flatten({max(dim - 1, 0)}, {max(dim, 1)})",
+                f"{made}.mean({dim})",
+                f"{made}.unbind({dim})[1]",
+                f"{made}.amax({dim})",
+            )
+        )
+    )
 
 
 @BOOK.add(2)
@@ -247,7 +303,18 @@ def strided(draft: Draft) -> None:
     elif form == 4:
         draft.let(f"{value}.{draft.pick(('tril', 'triu'))}(0)")
     else:
-        draft.let(draft.pick((f"{value}.flip({dim})", f"{value}.roll(1, {dim})", f"{value}.cumsum({dim})",
-                              f"torch.rot90({value}, 2, [{value.ndim - 2}, {value.ndim - 1}])",
-                              f"{value}.tanh().cumprod({dim})", f"{value}.diff(1, {dim})", f"{value}.roll((1,), ({dim},))",
-                              f"torch.trapezoid({value}, dim={dim})", f"{value}.logcumsumexp({dim})")))  # fmt: skip
+        draft.let(
+            draft.pick(
+                (
+                    f"{value}.flip({dim})",
+                    f"{value}.roll(1, {dim})",
+                    f"{value}.cumsum({dim})",
+                    f"torch.rot90({value}, 2, [{value.ndim - 2}, {value.ndim - 1}])",
+                    f"{value}.tanh().cumprod({dim})",
+                    f"{value}.diff(1, {dim})",
+                    f"{value}.roll((1,), ({dim},))",
+                    f"torch.trapezoid({value}, dim={dim})",
+                    f"{value}.logcumsumexp({dim})",
+                )
+            )
+        )

@@ -18,8 +18,15 @@ def parametrized(draft: Draft) -> None:
     else:
         made = f"nn.Linear({value.shape[-1]}, {out})"
     form = draft.pick(range(7))
-    wrapped = ("parametrizations.weight_norm({m})", "parametrizations.weight_norm({m}, dim=None)", "parametrizations.spectral_norm({m})",
-               "torch.nn.utils.weight_norm({m})", "parametrizations.orthogonal({m})", "", "")[form]  # fmt: skip
+    wrapped = (
+        "parametrizations.weight_norm({m})",
+        "parametrizations.weight_norm({m}, dim=None)",
+        "parametrizations.spectral_norm({m})",
+        "torch.nn.utils.weight_norm({m})",
+        "parametrizations.orthogonal({m})",
+        "",
+        "",
+    )[form]
     if wrapped:
         layer = draft.layer(wrapped.format(m=made))
     else:

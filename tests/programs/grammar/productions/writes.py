@@ -8,15 +8,48 @@ from tests.programs.grammar.productions.indexing import at
 
 BOOK = Book("writes")
 IN_PLACE = (
-    "relu_()", "mul_(0.5)", "add_(1.0)", "sub_(0.5)", "div_(2.0)", "tanh_()", "sigmoid_()", "clamp_(-1.0, 1.0)", "abs_()", "neg_()",
-    "square_().clamp_(0.0, 4.0)", "exp_().clamp_(0.0, 3.0)", "floor_()", "fill_(0.5)", "zero_()", "pow_(2).clamp_(0.0, 4.0)", "round_()",
-    "masked_fill_(torch.zeros((), dtype=torch.bool), 1.0)", "clamp_min_(0.0)", "fmod_(1.0)", "erf_()", "mul_(torch.tensor(0.5))",
-    "cumsum_(-1)", "triu_(0)", "sin_()", "remainder_(1.0)", "nan_to_num_()", "copysign_(1.0)",
-)  # fmt: skip
+    "relu_()",
+    "mul_(0.5)",
+    "add_(1.0)",
+    "sub_(0.5)",
+    "div_(2.0)",
+    "tanh_()",
+    "sigmoid_()",
+    "clamp_(-1.0, 1.0)",
+    "abs_()",
+    "neg_()",
+    "square_().clamp_(0.0, 4.0)",
+    "exp_().clamp_(0.0, 3.0)",
+    "floor_()",
+    "fill_(0.5)",
+    "zero_()",
+    "pow_(2).clamp_(0.0, 4.0)",
+    "round_()",
+    "masked_fill_(torch.zeros((), dtype=torch.bool), 1.0)",
+    "clamp_min_(0.0)",
+    "fmod_(1.0)",
+    "erf_()",
+    "mul_(torch.tensor(0.5))",
+    "cumsum_(-1)",
+    "triu_(0)",
+    "sin_()",
+    "remainder_(1.0)",
+    "nan_to_num_()",
+    "copysign_(1.0)",
+)
 PAIRED = (
-    "add_({o})", "mul_({o})", "sub_({o}, alpha=0.5)", "copy_({o})", "add_({o}, alpha=2.0)", "lerp_({o}, 0.3)", "addcmul_({o}, {o}, value=0.1)",
-    "div_({o}.abs() + 1.0)", "masked_fill_({o} > 0.0, 0.0)", "masked_scatter_({o} > 0.0, {o})", "addcdiv_({o}, {o}.abs() + 1.0, value=0.5)",
-)  # fmt: skip
+    "add_({o})",
+    "mul_({o})",
+    "sub_({o}, alpha=0.5)",
+    "copy_({o})",
+    "add_({o}, alpha=2.0)",
+    "lerp_({o}, 0.3)",
+    "addcmul_({o}, {o}, value=0.1)",
+    "div_({o}.abs() + 1.0)",
+    "masked_fill_({o} > 0.0, 0.0)",
+    "masked_scatter_({o} > 0.0, {o})",
+    "addcdiv_({o}, {o}.abs() + 1.0, value=0.5)",
+)
 
 
 def _own(draft: Draft, *ndims: int):  # type: ignore[no-untyped-def]
@@ -111,10 +144,15 @@ def through_view(draft: Draft) -> None:
     n = value.shape[dim]
     form = draft.pick(range(8))
     view = (
-        f"{value}.transpose(0, {dim})", f"{value}.unsqueeze({dim})", f"{value}.flatten()", f"{value}.narrow({dim}, 0, {max(n // 2, 1)})",
-        f"{value}.select({dim}, 0)", f"{value}.chunk(2, {dim})[0]", f"{value}.permute({', '.join(map(str, reversed(range(value.ndim))))})",
+        f"{value}.transpose(0, {dim})",
+        f"{value}.unsqueeze({dim})",
+        f"{value}.flatten()",
+        f"{value}.narrow({dim}, 0, {max(n // 2, 1)})",
+        f"{value}.select({dim}, 0)",
+        f"{value}.chunk(2, {dim})[0]",
+        f"{value}.permute({', '.join(map(str, reversed(range(value.ndim))))})",
         f"{value}.unflatten({dim}, (2, -1)).select({dim}, 1)",
-    )[form]  # fmt: skip
+    )[form]
     made = draft.let(view)
     draft.do(f"{made}.{draft.pick(IN_PLACE)}")
     draft.let(f"{value} + 1.0" if draft.chance(0.7) else f"{made} + 1.0")
@@ -127,13 +165,24 @@ def positions(draft: Draft) -> None:
     _kept_out(draft, value)
     dim = draft.dim(value)
     two = "torch.tensor([0, 1])"
-    draft.do(draft.pick(
-        (f"{value}[{at(dim, two)}] = 0.5", f"{value}[{at(dim, '[0, 1]')}] += 1.0", f"{value}[{value} > 0.0] = 0.25",
-         f"{value}.index_fill_({dim}, {two}, 0.5)", f"{value}.index_add_({dim}, {two}, {value}.narrow({dim}, 0, 2) * 0.5)",
-         f"{value}.scatter_({dim}, {value}.argsort({dim}), {value}.clone())", f"{value}[{value} < 0.0] *= 0.1",
-         f"{value}.index_copy_({dim}, {two}, {value}.narrow({dim}, 0, 2) * 0.5)", f"{value}[0] = {value}[1]",
-         f"{value}.index_put_((torch.tensor([0]),), {value}[1:2] * 0.5, accumulate=True)", f"{value}.masked_fill_({value} > 0.5, 0.5)",
-         f"{value}.scatter_add_({dim}, torch.zeros({value}.shape, dtype=torch.int64), {value}.clone())")))  # fmt: skip
+    draft.do(
+        draft.pick(
+            (
+                f"{value}[{at(dim, two)}] = 0.5",
+                f"{value}[{at(dim, '[0, 1]')}] += 1.0",
+                f"{value}[{value} > 0.0] = 0.25",
+                f"{value}.index_fill_({dim}, {two}, 0.5)",
+                f"{value}.index_add_({dim}, {two}, {value}.narrow({dim}, 0, 2) * 0.5)",
+                f"{value}.scatter_({dim}, {value}.argsort({dim}), {value}.clone())",
+                f"{value}[{value} < 0.0] *= 0.1",
+                f"{value}.index_copy_({dim}, {two}, {value}.narrow({dim}, 0, 2) * 0.5)",
+                f"{value}[0] = {value}[1]",
+                f"{value}.index_put_((torch.tensor([0]),), {value}[1:2] * 0.5, accumulate=True)",
+                f"{value}.masked_fill_({value} > 0.5, 0.5)",
+                f"{value}.scatter_add_({dim}, torch.zeros({value}.shape, dtype=torch.int64), {value}.clone())",
+            )
+        )
+    )
     draft.let(f"{value} + 0.5")
 
 
@@ -146,9 +195,17 @@ def out(draft: Draft) -> None:
         + ".fill_(0.0)"
     )
     other = draft.alike(value).name if draft.chance(0.5) else f"{value}.sigmoid()"
-    draft.do(draft.pick((f"torch.add({value}, {other}, out={target})", f"torch.mul({value}, {other}, out={target})",
-                         f"torch.tanh({value}, out={target})", f"torch.maximum({value}, {other}, out={target})",
-                         f"torch.clamp({value}, -1.0, 1.0, out={target})")))  # fmt: skip
+    draft.do(
+        draft.pick(
+            (
+                f"torch.add({value}, {other}, out={target})",
+                f"torch.mul({value}, {other}, out={target})",
+                f"torch.tanh({value}, out={target})",
+                f"torch.maximum({value}, {other}, out={target})",
+                f"torch.clamp({value}, -1.0, 1.0, out={target})",
+            )
+        )
+    )
     draft.let(f"{target} * 0.5")
 
 
