@@ -12,7 +12,7 @@ import attrs
 import torch
 from torch import nn
 
-from prunekit_core import axes
+from prunekit_core import axes, unseen
 from prunekit_core.axes import Axis, Form, Reason
 from prunekit_core.examples import Example
 from prunekit_core.layout import (
@@ -247,11 +247,14 @@ def _analyse(
     check_free(names, [pattern for example in examples for pattern in example.free_outputs])
     for trace, example, _ in recorded:
         propagations.append(propagate(trace, registry.op_rules, parameters, example.free_outputs))
-    touched = set().union(*(p.touched for p in propagations))
+    partial = [propagate(trace, registry.op_rules, parameters) for trace in programs.failed]
+    touched = set().union(*(p.touched for p in (*propagations, *partial)))
     untouched = [name for name in parameters if name not in touched]
     for name in untouched:
         for axis in parameters[name]:
             axes.pin(axis, Reason("no recording touched this parameter"))
+    if programs.failed:
+        unseen.keep_widths(untouched, parameters, (*propagations, *partial))
     freezer = _Freezer(parameters, propagations, stated_roles(registry, shadow.modules, parameters))
     recordings: list[Recording] = []
     for propagation, (trace, example, training) in zip(propagations, recorded, strict=True):
@@ -271,21 +274,16 @@ def _analyse(
         recordings=tuple(recordings),
         untouched=tuple(name for name in untouched if recorded[0][0].shapes[recorded[0][0].parameters[name].index]),
         not_understood=_merged(_blamed(gap, registry) for p in propagations for gap in p.not_understood),
-        notes=(*shadow.notes, *programs.notes, *_stored(recordings)),
+        notes=(*shadow.notes, *programs.notes, *_unseen(recordings, untouched)),
         shadow=shadow,
         swaps=programs.swaps,
     )
 
 
-def _stored(recordings: Sequence[Recording]) -> list[str]:
-    """Says what a forward leaves behind that can lose units: it isn't taken for an output, as the forward reads it."""
-    found = {
-        f"what the forward leaves {where} may lose units; where that is wanted whole, return it"
-        for recording in recordings
-        for ref, where in recording.trace.stored.items()
-        if ref.index in recording.live
-    }
-    return sorted(found)
+def _unseen(recordings: Sequence[Recording], untouched: Sequence[str]) -> list[str]:
+    traces = [recording.trace for recording in recordings]
+    stored = {line for recording in recordings for line in unseen.stored(recording.trace, recording.live)}
+    return [*sorted(stored), *unseen.missed(untouched, traces)]
 
 
 def _blamed(gap: NotUnderstood, registry: Registry) -> NotUnderstood:

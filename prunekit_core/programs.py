@@ -10,7 +10,7 @@ from torch import nn
 
 from prunekit_core.errors import RecordingError
 from prunekit_core.examples import Example
-from prunekit_core.recorder import record
+from prunekit_core.recorder import try_to_record
 from prunekit_core.registry import Registry
 from prunekit_core.sameness import same_program
 from prunekit_core.shadow import Shadow
@@ -28,12 +28,14 @@ class Programs:
         shadow: The shadow that ran.
         swaps: Modules that it holds a replacement for: (module path, registered name).
         recorded: The trace of every program, with its example and the training flag that it was recorded with.
+        failed: What was recorded in modes that couldn't be recorded to their end.
         notes: Lines for the report.
     """
 
     shadow: Shadow
     swaps: tuple[tuple[str, str], ...]
     recorded: tuple[tuple[Trace, Example, bool | None], ...]
+    failed: tuple[Trace, ...]
     notes: tuple[str, ...]
 
 
@@ -63,17 +65,20 @@ def record_programs(
         if not fake and fakes[0]:
             notes.append("the program depends on values: recorded on real tensors instead of fake ones")
         recorded: list[tuple[Trace, Example, bool | None]] = []
+        failed: list[Trace] = []
         settled: set[int] = set()
         try:
             for (number, example), (position, training) in itertools.product(enumerate(examples), enumerate(modes)):
                 if number in settled:
                     continue
-                try:
-                    trace = record(shadow, example, registry.op_rules, label=_LABELS[training], training=training)
-                except RecordingError as error:
+                label = _LABELS[training]
+                trace, error, note = _try_mode(shadow, example, registry, label, training)
+                notes.extend(note)
+                if error is not None:
                     if position == 0:
-                        raise
-                    notes.append(f"{_LABELS[training]} mode was not recorded: {error.why}")
+                        raise error
+                    notes.append(f"{label} mode was not recorded: {error.why}")
+                    failed.append(trace)
                     continue
                 if position and _is_known(
                     trace, [known for known, of, _ in recorded if of is example], shadow, registry
@@ -85,9 +90,24 @@ def record_programs(
         except RecordingError as error:
             last = error
             continue
-        return Programs(shadow, tuple(swaps), tuple(recorded), tuple(notes))
+        return Programs(shadow, tuple(swaps), tuple(recorded), tuple(failed), tuple(notes))
     assert last is not None
     raise last
+
+
+def _try_mode(
+    shadow: Shadow, example: Example, registry: Registry, label: str, training: bool | None
+) -> tuple[Trace, RecordingError | None, list[str]]:
+    """Records a mode, without the checks of norms where it can't be recorded with them, and says so."""
+    trace, error = try_to_record(shadow, example, registry.op_rules, label=label, training=training)
+    if error is None or training is False or shadow.unchecked:
+        return trace, error, []
+    shadow.unchecked = True
+    again, still = try_to_record(shadow, example, registry.op_rules, label=label, training=training)
+    if still is None:
+        return again, None, [f"{label} mode was recorded without the check of norms that says: {error.why}"]
+    shadow.unchecked = False
+    return trace, error, []
 
 
 def _is_known(trace: Trace, recorded: Sequence[Trace], shadow: Shadow, registry: Registry) -> bool:

@@ -330,7 +330,22 @@ def record(shadow: Shadow, example: Example, rules: RuleTable, *, label: str, tr
     Raises:
         RecordingError: The forward raised; its own exception is the cause.
     """
+    trace, error = try_to_record(shadow, example, rules, label=label, training=training)
+    if error is not None:
+        raise error
+    return trace
+
+
+def try_to_record(
+    shadow: Shadow, example: Example, rules: RuleTable, *, label: str, training: bool | None
+) -> tuple[Trace, RecordingError | None]:
+    """Records one forward of a shadow, as far as it goes.
+
+    Returns:
+        The trace, and None; where the forward raised, the trace up to there and an error of which that is the cause.
+    """
     builder = TraceBuilder(label, keep_alive=shadow.fake_mode is not None)
+    where = f"{label} mode"
     try:
         outputs = shadow.run(example, builder, rules, training=training)
     except PrunekitError:
@@ -339,19 +354,20 @@ def record(shadow: Shadow, example: Example, rules: RuleTable, *, label: str, tr
         shapes = [
             tuple(leaf.shape) for leaf in pytree.tree_leaves((example.args, example.kwargs)) if torch.is_tensor(leaf)
         ]
-        raise RecordingError(
+        failure = RecordingError(
             "The model's forward pass raised on the example inputs.",
-            where=f"{label} mode, inputs of shape {shapes}",
+            where=f"{where}, inputs of shape {shapes}",
             why=f"{type(error).__name__}: {str(error)[:400]}",
             hint="call the model on the same example inputs and make that run first",
-        ) from error
-    trace = builder.finish(outputs)
-    if not trace.results and not builder.held:
-        raise RecordingError(
-            "There is no tensor among the outputs of the model.",
-            where=f"{label} mode, an output of type {type(outputs).__name__}",
-            why="nothing says what the model has to go on computing, so everything could be removed from it",
-            hint="return tensors, in containers or objects of any kind, or pass a forward_fn or an output_transform "
-            "that does",
         )
-    return trace
+        failure.__cause__ = error
+        return builder.finish(None), failure
+    trace = builder.finish(outputs)
+    if trace.results or builder.held:
+        return trace, None
+    return trace, RecordingError(
+        "There is no tensor among the outputs of the model.",
+        where=f"{where}, an output of type {type(outputs).__name__}",
+        why="nothing says what the model has to go on computing, so everything could be removed from it",
+        hint="return tensors, in containers or objects, or pass a forward_fn or an output_transform that does",
+    )

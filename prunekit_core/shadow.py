@@ -11,6 +11,7 @@ Everything of PyTorch that is not promised to stay (fake tensors, dispatch modes
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import logging
@@ -21,6 +22,7 @@ import attrs
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -148,6 +150,47 @@ class _Exits(TorchFunctionMode):
 _EXITS = {getattr(torch.Tensor, name): name for name in ("numpy", "tolist", "__array__", "__dlpack__")}
 
 
+class _Unchecked(TorchFunctionMode):
+    """Runs batch and instance norms without their check that there are several values to take statistics of."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.batch_norm:
+            return _batch_norm(*args, **(kwargs or {}))
+        if func is F.instance_norm:
+            return _instance_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _batch_norm(
+    input: torch.Tensor,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    return torch.batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps, _cudnn())
+
+
+def _instance_norm(
+    input: torch.Tensor,
+    running_mean: torch.Tensor | None = None,
+    running_var: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    return torch.instance_norm(input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, _cudnn())
+
+
+def _cudnn() -> bool:
+    return bool(torch.backends.cudnn.enabled)
+
+
 def _literal(tensor: torch.Tensor) -> Any:
     """Returns the value of a tensor that was written down in the program (``torch.tensor(16)``): its fingerprint if it
     is large."""
@@ -213,6 +256,8 @@ class Shadow:
         modules: Its modules by dotted path.
         notes: What the report has to say about how the copy was made, and about its runs.
         stack: The dotted paths of the modules that are running, innermost last.
+        unchecked: Whether norms run without their check that a batch holds several values per channel, which says
+            nothing about axes.
         modes: Which modules asked for their mode in the last run; there once `watch` was called.
     """
 
@@ -221,6 +266,7 @@ class Shadow:
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
         self.fakes = None if self.fake_mode is None else Fakes(self.fake_mode)
         self.notes: list[str] = []
+        self.unchecked = False
         self.stack: list[str] = []
         self._recorder: _Recorder | None = None
         self._home = device_for(model)
@@ -377,7 +423,8 @@ class Shadow:
             sink.start(self.tensors(), (args, kwargs))
             try:
                 with torch.inference_mode(), self.fake_mode or _Exits(sink, self):
-                    with _Recorder(sink, rules, self) as self._recorder:
+                    checks = _Unchecked() if self.unchecked else contextlib.nullcontext()
+                    with checks, _Recorder(sink, rules, self) as self._recorder:
                         outputs = run_out(example.runner(self.module, args, kwargs))
                         sink.ended(outputs, self.modules)
                         return outputs

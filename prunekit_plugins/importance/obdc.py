@@ -11,7 +11,6 @@ from torch import nn
 
 from prunekit_core import ArgumentError, Group, MemberView
 from prunekit_plugins.importance.members import (
-    ATTENTION,
     CONVOLUTIONS_AND_LINEAR,
     Members,
     name_of,
@@ -28,6 +27,7 @@ from prunekit_plugins.importance.watching import (
     read_tensors,
     weight_of,
 )
+from prunekit_plugins.layers import PrunableMultiheadAttention
 
 _NORMS = (
     nn.modules.batchnorm._BatchNorm,
@@ -123,7 +123,7 @@ class OBDCImportance:
         self.clear_buffer()
         self._hooks.before(model, self._see_batch)
         for module in model.modules():
-            if isinstance(module, (*CONVOLUTIONS_AND_LINEAR, *ATTENTION)):
+            if isinstance(module, (*CONVOLUTIONS_AND_LINEAR, nn.MultiheadAttention)):
                 self._hooks.before(module, self._see_inputs)
                 self._hooks.after(module, self._see_output)
             elif isinstance(module, _NORMS) and module.weight is not None:
@@ -214,10 +214,10 @@ class OBDCImportance:
         )
 
     def _see_output(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if isinstance(module, PrunableMultiheadAttention):
+            return  # it calls its output projection as a layer, which is seen by itself
         if isinstance(module, nn.MultiheadAttention):
             module, output = module.out_proj, output[0]
-        elif isinstance(module, ATTENTION):
-            return
         if not isinstance(output, torch.Tensor) or not output.requires_grad:
             return
         weight = module.weight

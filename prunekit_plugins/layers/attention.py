@@ -22,26 +22,22 @@ from prunekit_core import (
 from prunekit_plugins.layers.removal import remaining
 
 
-class PrunableMultiheadAttention(nn.Module):
+class PrunableMultiheadAttention(nn.MultiheadAttention):
     """Stands in for ``nn.MultiheadAttention``: same parameters under the same names, same call, same numbers.
 
-    ``nn.MultiheadAttention`` insists that its inner width equals its outer one. This module keeps three widths of its
-    own: ``num_heads``, ``qk_head_dim`` (of queries and keys) and ``v_head_dim`` (of values), and the scale it started
-    with. The parameters are the very objects of the module it was made from.
+    It is one, too, for programs that ask ``isinstance``. ``nn.MultiheadAttention`` insists that its inner width equals
+    its outer one. This module keeps three widths of its own: ``num_heads``, ``qk_head_dim`` (of queries and keys) and
+    ``v_head_dim`` (of values), and the scale it started with. The parameters are the very objects of the module it was
+    made from.
 
     Args:
         source: The module to stand in for; with ``bias_k``, ``add_zero_attn`` it can't (see `convert`).
     """
 
-    in_proj_weight: nn.Parameter
-    in_proj_bias: nn.Parameter | None
-    q_proj_weight: nn.Parameter
-    k_proj_weight: nn.Parameter
-    v_proj_weight: nn.Parameter
-
     def __init__(self, source: nn.MultiheadAttention) -> None:
-        super().__init__()
-        self.embed_dim = source.embed_dim
+        nn.Module.__init__(self)  # that of nn.MultiheadAttention makes parameters
+        self.embed_dim, self.kdim, self.vdim = source.embed_dim, source.kdim, source.vdim
+        self.head_dim, self.add_zero_attn = source.head_dim, source.add_zero_attn
         self.num_heads = source.num_heads
         self.dropout = source.dropout
         self.batch_first = source.batch_first
@@ -133,13 +129,15 @@ def _additive(mask: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def convert(module: nn.Module) -> nn.Module | None:
     """Makes the stand-in for an ``nn.MultiheadAttention``, or None where it has extra key and value rows."""
     assert isinstance(module, nn.MultiheadAttention)
+    if isinstance(module, PrunableMultiheadAttention):
+        return None
     if module.bias_k is not None or module.bias_v is not None or module.add_zero_attn:
         return None
     return PrunableMultiheadAttention(module)
 
 
 def stand_in_attributes(module: nn.Module, resizing: Resizing) -> Mapping[str, Any]:
-    """``embed_dim``, ``num_heads``, ``qk_head_dim`` and ``v_head_dim`` of the stand-in."""
+    """Widths, ``num_heads``, ``head_dim``, ``qk_head_dim`` and ``v_head_dim`` of the stand-in."""
     assert isinstance(module, PrunableMultiheadAttention)
     if module.packed:
         packed = resizing.layouts["in_proj_weight"][0]
@@ -147,7 +145,11 @@ def stand_in_attributes(module: nn.Module, resizing: Resizing) -> Mapping[str, A
         queries, values = (parts[0], parts[2]) if parts else (None, None)
     else:
         queries, values = resizing.layouts["q_proj_weight"][0], resizing.layouts["v_proj_weight"][0]
-    sizes = {"embed_dim": resizing.size("in_proj_weight" if module.packed else "q_proj_weight", 1)}
+    if module.packed:
+        sizes = dict.fromkeys(("embed_dim", "kdim", "vdim"), resizing.size("in_proj_weight", 1))
+    else:
+        names = {"embed_dim": "q_proj_weight", "kdim": "k_proj_weight", "vdim": "v_proj_weight"}
+        sizes = {attribute: resizing.size(name, 1) for attribute, name in names.items()}
     if queries is None or values is None:
         return sizes
     heads = prefix(queries, module.num_heads)
@@ -155,6 +157,7 @@ def stand_in_attributes(module: nn.Module, resizing: Resizing) -> Mapping[str, A
     return {
         **sizes,
         "num_heads": count,
+        "head_dim": new_size(queries, resizing.kept) // count,
         "qk_head_dim": new_size(queries, resizing.kept) // count,
         "v_head_dim": new_size(values, resizing.kept) // count,
     }
@@ -168,12 +171,11 @@ def stream_layout(module: nn.Module, layouts: Mapping[str, tuple[Layout, ...]]) 
 
 def prune_multihead_attention_out_channels(layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
     """Removes units of the stream that runs through an attention module (its input and output width)."""
-    if isinstance(layer, nn.MultiheadAttention):
+    if not isinstance(layer, PrunableMultiheadAttention):
         raise UnitsError(
             "nn.MultiheadAttention can't hold an inner width that differs from its outer one.",
             hint="remove the units through a group: the module is exchanged for an equivalent that can",
         )
-    assert isinstance(layer, PrunableMultiheadAttention)
     kept = remaining(layer.out_proj.out_features, idxs, layer)
     projections = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
     outputs = ("out_proj.weight", "out_proj.bias")

@@ -58,6 +58,7 @@ CORE = [
     "composition",
     "plan",
     "programs",
+    "unseen",
     "analysis",
     "costs",
     "comparison",
