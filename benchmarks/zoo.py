@@ -3,6 +3,8 @@
     python benchmarks/zoo.py --family torchvision --sample 10          needs prunekit[vision]
     python benchmarks/zoo.py --family timm --jobs 4 --json zoo.jsonl   needs timm; one small model of every module
     python benchmarks/zoo.py --models resnet18,raft_small
+    python benchmarks/zoo.py --family model_types             every model type of transformers, as small as can be
+    python benchmarks/zoo.py --family ecosystems              needs the environment of ecosystems/requirements.txt
     python benchmarks/zoo.py --table zoo.jsonl                         the table of an earlier run
 
 Every model gets a process of its own, with a limit on time and on memory, and gives one JSON line. A model *works* when
@@ -74,11 +76,17 @@ def sweep_one(family: str, name: str, args: argparse.Namespace) -> dict[str, Any
 def verdict(result: dict[str, Any]) -> str:
     """``works``, ``little`` (less than half of the parameters may shrink), ``blind``, ``told``, ``fails`` or ``wrong``.
 
+    ``refused`` is an error of prunekit's with the reason that the model's list holds to be true, and ``unbuilt`` is a
+    model that doesn't run here by itself, which says nothing about prunekit.
     ``cut`` is that a quick run found no fault.
     ``blind`` means that the comparison would not have seen a wrong index either.
     ``told`` isn't exact because a constant of the program follows a size that shrank, and the report's notes say so.
     """
     exact = result.get("exact")
+    if "ran" not in result and "exact" not in result and "failed" in result:
+        return "unbuilt"
+    if result.get("refused_for") and result["refused_for"] in result.get("refused", ""):
+        return "refused"
     if (exact is not None and not exact) or any(not group["exact"] for group in result.get("single", [])):
         return "told" if result.get("constants") else "wrong"
     if result.get("shapes_kept") and result.get("quick"):
@@ -167,7 +175,8 @@ def table(results: Iterable[dict[str, Any]], rival: Results = types.MappingProxy
 
 def chosen(args: argparse.Namespace) -> list[tuple[str, str]]:
     """Lists the models asked for as (family, name)."""
-    families = list(zoo_models.FAMILIES) if args.family == "all" else args.family.split(",")
+    groups = {"all": zoo_models.USUAL, "ecosystems": zoo_models.ECOSYSTEMS}
+    families = [name for word in args.family.split(",") for name in groups.get(word, [word])]
     found = []
     for family in families:
         names = zoo_models.FAMILIES[family].names()
@@ -190,7 +199,7 @@ def earlier(path: str) -> dict[tuple[str, str], dict[str, Any]]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", default="all", help="torchvision, timm, transformers, several, or all")
+    parser.add_argument("--family", default="all", help="one, several, all, or ecosystems")
     parser.add_argument("--models", default="", help="names, separated by commas")
     parser.add_argument("--sample", type=int, default=0, help="that many models of each family, evenly spread")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
@@ -224,6 +233,7 @@ def main() -> None:
     places = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))  # where the server finds what to preload
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(args.threads)}
+    os.environ["ZOO_WARM"] = ",".join(dict.fromkeys(family for family, _ in models))
     PROCESSES.set_forkserver_preload(["zoo_warm"])
     results = []
     with ThreadPoolExecutor(args.jobs) as pool:

@@ -1,14 +1,21 @@
-"""The models of the zoo: five families, each with its names and a way to build one with random weights."""
+"""The models of the zoo: families, each with its names and a way to build one with random weights.
+
+The families of `ecosystems` need an environment of their own, see ``ecosystems/requirements.txt``.
+"""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import attrs
+import ecosystems
+import model_types
 import torch
 import zoo_awkward
+
 import zoo_timm
 import zoo_transformers
 from torch import nn
@@ -23,12 +30,14 @@ class Example:
         inputs: A tensor, a tuple of positional inputs, or a dict of keyword inputs.
         train: What a training step calls instead of ``model(inputs)``; returns losses.
         free_outputs: Whether the number of outputs follows their values (boxes above a threshold).
+        refused: Part of the reason with which the model is rightly refused, empty if it should be pruned.
     """
 
     model: nn.Module
     inputs: Any
     train: Callable[[nn.Module], Any] | None = None
     free_outputs: bool = False
+    refused: str = ""
 
 
 @attrs.frozen
@@ -124,7 +133,18 @@ def _detection(name: str, model: nn.Module) -> Example:
     return Example(model, ([picture],), lambda m: m([picture, picture], [target, target]), free_outputs=True)
 
 
-FAMILIES: Mapping[str, Family] = {
+def _awake(model: nn.Module, inputs: Any, options: Mapping[str, Any] = MappingProxyType({})) -> Example:
+    """Gives values to the parameters that start as constants: behind a zero, no fault can be seen."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        running = name.endswith(("running_mean", "running_var"))
+        if tensor.is_floating_point() and tensor.numel() > 1 and (running or isinstance(tensor, nn.Parameter)):
+            with torch.no_grad():
+                if tensor.min() == tensor.max():
+                    tensor.add_(0.1 * torch.rand_like(tensor))
+    return Example(model, inputs, **options)
+
+
+USUAL: Mapping[str, Family] = {
     "torchvision": Family(torchvision_names, torchvision_build),
     "timm": Family(zoo_timm.names, lambda name: Example(*zoo_timm.build(name))),
     "transformers": Family(zoo_transformers.names, lambda name: Example(*zoo_transformers.build(name))),
@@ -133,3 +153,11 @@ FAMILIES: Mapping[str, Family] = {
         for family, models in zoo_awkward.MODELS.items()
     },
 }
+"""What ``--family all`` stands for."""
+
+MODEL_TYPES = Family(model_types.names, lambda name: _awake(*model_types.build(name)))
+ECOSYSTEMS: Mapping[str, Family] = {
+    package: Family(lambda m=models: list(m), lambda name, m=models: _awake(*m[name]()))  # type: ignore[misc]
+    for package, models in ecosystems.MODELS.items()
+}
+FAMILIES: Mapping[str, Family] = {**USUAL, "model_types": MODEL_TYPES, **ECOSYSTEMS}

@@ -22,6 +22,7 @@ import zoo_models
 from torch import nn
 
 import prunekit_core as pk
+from prunekit_core import rehearsal
 from prunekit_core.outputs import output_tensors
 from prunekit_core.recorder import check_recordable
 from prunekit_plugins.importance import RandomImportance
@@ -69,6 +70,22 @@ def double_precision() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(usual)
+
+
+@contextlib.contextmanager
+def counted_replays() -> Iterator[list[None]]:
+    """Collects an item for every replay of the program, one per mode and way of cutting it."""
+    usual, found = rehearsal.Stage.replay, list[None]()
+
+    def replay(*args: Any, **named: Any) -> Any:
+        found.append(None)
+        return usual(*args, **named)
+
+    rehearsal.Stage.replay = replay  # type: ignore[method-assign]
+    try:
+        yield found
+    finally:
+        rehearsal.Stage.replay = usual  # type: ignore[method-assign]
 
 
 def exactness(original: nn.Module, pruned: nn.Module, plan: pk.Plan, inputs: Any, *, whole: bool) -> dict[str, Any]:
@@ -142,8 +159,8 @@ def measure(family: str, name: str, groups: int, quick: bool = False) -> None:
     example = zoo_models.FAMILIES[family].build(name)
     model, inputs = example.model.eval(), example.inputs
     tell(params=sum(p.numel() for p in model.parameters()))
-    with torch.no_grad():
-        before = shapes(call(copy.deepcopy(model), inputs))
+    before = shapes(call(copy.deepcopy(model), inputs))  # with gradients: some forwards ask for derivatives
+    tell(ran=True, refused_for=example.refused)
     began = time.process_time()
     graph = pk.DependencyGraph().build_dependency(model, inputs)
     seconds = time.process_time() - began
@@ -163,8 +180,10 @@ def measure(family: str, name: str, groups: int, quick: bool = False) -> None:
     )
     original = copy.deepcopy(model)
     began = time.process_time()
-    result = pk.prune(model, inputs, importance=RandomImportance())
+    with counted_replays() as replays:
+        result = pk.prune(model, inputs, importance=RandomImportance())
     tell(
+        replays=len(replays),
         prune_s=round(time.process_time() - began, 2),
         left=round(result.preview.params_after / result.preview.params_before, 4),
         pruned=len(result.report.pruned),
@@ -174,8 +193,7 @@ def measure(family: str, name: str, groups: int, quick: bool = False) -> None:
         edits=len(result.plan.edits),
         constants=[note for note in result.report.notes if note.startswith("a constant of")][:4],
     )
-    with torch.no_grad():
-        after = shapes(call(copy.deepcopy(model), inputs))
+    after = shapes(call(copy.deepcopy(model), inputs))
     tell(shapes_kept=after == before or example.free_outputs)
     if quick:
         return
@@ -197,7 +215,9 @@ def work(family: str, name: str, groups: int, threads: int, quick: bool = False)
     except Exception as error:
         traceback.print_exc()
         print(flush=True)
-        tell(failed=f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
+        text = " ".join(str(error).split())
+        told = {"refused": text[:2000]} if isinstance(error, pk.PrunekitError) else {}
+        tell(failed=f"{type(error).__name__}: {text[:400]}", **told)
 
 
 def main() -> None:
