@@ -15,7 +15,6 @@ import ecosystems
 import model_types
 import torch
 import zoo_awkward
-
 import zoo_timm
 import zoo_transformers
 from torch import nn

@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ecosystems import diffusion
+from ecosystems import diffusion, graphs, learners, pictures, sequences
 
 MODELS: Mapping[str, Mapping[str, Callable[[], tuple[Any, ...]]]] = {
     **diffusion.MODELS,
+    **graphs.MODELS,
+    **pictures.MODELS,
+    **sequences.MODELS,
+    **learners.MODELS,
 }
 """What a factory returns: the model, its inputs, and options of `zoo_models.Example`."""

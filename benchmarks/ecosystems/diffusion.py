@@ -104,14 +104,6 @@ UNETS: dict[str, Callable[[], Built]] = {
          "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D")},
         noised(1, 4, 3, 8, 8, encoder_hidden_states=text(24, batch=1)),
     ),
-    "UNetMotionModel": of(
-        "UNetMotionModel",
-        {**{key: DOWN[key] for key in DOWN if key != "attention_head_dim"},
-         "down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion"),
-         "up_block_types": ("UpBlockMotion", "CrossAttnUpBlockMotion"), "motion_num_attention_heads": 2,
-         "num_attention_heads": 4},
-        noised(1, 4, 3, 8, 8, encoder_hidden_states=text(24, batch=1)),
-    ),
     "UNetSpatioTemporalConditionModel": of(
         "UNetSpatioTemporalConditionModel",
         {"block_out_channels": (32, 64), "layers_per_block": 1, "in_channels": 8, "out_channels": 4, "sample_size": 8,
@@ -120,12 +112,6 @@ UNETS: dict[str, Callable[[], Built]] = {
          "num_attention_heads": 4, "projection_class_embeddings_input_dim": 24, "addition_time_embed_dim": 8},
         lambda: {"sample": torch.randn(1, 2, 8, 8, 8), "timestep": torch.tensor([7]),
                  "encoder_hidden_states": torch.randn(1, 1, 24), "added_time_ids": torch.rand(1, 3)},
-    ),
-    "Kandinsky3UNet": of(
-        "Kandinsky3UNet",
-        {"block_out_channels": (32, 64), "layers_per_block": 1, "groups": 8, "attention_head_dim": 8,
-         "time_embedding_dim": 32, "cross_attention_dim": 16, "encoder_hid_dim": 24},
-        noised(2, 4, 8, 8, encoder_hidden_states=text(24), encoder_attention_mask=lambda: torch.ones(2, TOKENS)),
     ),
     "StableCascadeUNet": of(
         "StableCascadeUNet",
@@ -141,7 +127,7 @@ UNETS: dict[str, Callable[[], Built]] = {
     ),
     "UVit2DModel": of(
         "UVit2DModel",
-        {"hidden_size": 32, "cond_embed_dim": 16, "micro_cond_encode_dim": 8, "micro_cond_embed_dim": 40,
+        {"hidden_size": 32, "cond_embed_dim": 16, "micro_cond_encode_dim": 8, "micro_cond_embed_dim": 24,
          "encoder_hidden_size": 24, "vocab_size": 40, "codebook_size": 36, "in_channels": 16, "block_out_channels": 16,
          "num_res_blocks": 1, "block_num_heads": 2, "num_hidden_layers": 2, "num_attention_heads": 2,
          "intermediate_size": 48, "sample_size": 8},

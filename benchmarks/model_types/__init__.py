@@ -18,8 +18,9 @@ from model_types.shrink import shrunk
 
 TASKS = (
     *("CAUSAL_LM", "MASKED_LM", "SEQ_TO_SEQ_CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "SPEECH_SEQ_2_SEQ", "CTC"),
-    *("IMAGE_CLASSIFICATION", "AUDIO_CLASSIFICATION", "VIDEO_CLASSIFICATION", "UNIVERSAL_SEGMENTATION"),
-    *("SEMANTIC_SEGMENTATION", "OBJECT_DETECTION", "DEPTH_ESTIMATION", "ZERO_SHOT_OBJECT_DETECTION"),
+    *("IMAGE_CLASSIFICATION", "AUDIO_CLASSIFICATION", "VIDEO_CLASSIFICATION", "OBJECT_DETECTION"),
+    *("UNIVERSAL_SEGMENTATION",),
+    *("SEMANTIC_SEGMENTATION", "DEPTH_ESTIMATION", "ZERO_SHOT_OBJECT_DETECTION"),
     *("TIME_SERIES_PREDICTION", "MULTIMODAL_LM", "SEQUENCE_CLASSIFICATION", "KEYPOINT_DETECTION"),
     *("KEYPOINT_MATCHING", "TEXT_TO_SPECTROGRAM", "IMAGE_TO_IMAGE", "PRETRAINING", "QUESTION_ANSWERING"),
 )
@@ -66,11 +67,14 @@ def class_name(name: str) -> str:
     if name in CLASSES:
         return CLASSES[name]
     modeling = _auto("modeling_auto")
-    for task in (*(f"FOR_{task}_" for task in TASKS), ""):
-        found = getattr(modeling, f"MODEL_{task}MAPPING_NAMES", {}).get(name)
-        if found:
-            return found if isinstance(found, str) else found[0]
-    raise KeyError(name)
+    pictured = "vision_config" in getattr(_auto("configuration_auto").CONFIG_MAPPING[name], "sub_configs", {})
+    tasks = [*(["FOR_IMAGE_TEXT_TO_TEXT_"] if pictured else []), *(f"FOR_{task}_" for task in TASKS), ""]
+    tables = [getattr(modeling, f"MODEL_{task}MAPPING_NAMES", {}) for task in tasks]
+    tables += [getattr(modeling, table) for table in dir(modeling) if table.endswith("_MAPPING_NAMES")][1:]
+    found = next((table[name] for table in tables if name in table), None)
+    if found is None:
+        raise KeyError(f"transformers has no automatic class for {name}")
+    return found if isinstance(found, str) else str(found[0])
 
 
 def configuration(name: str) -> Any:
@@ -99,33 +103,54 @@ def build(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
     name, _, variant = name.partition("+")
     transformers = importlib.import_module("transformers")
     config = configuration(name)
-    for part in (config, config.get_text_config(), *(getattr(config, n, None) for n in ("decoder", "encoder"))):
+    for part in (config, *(getattr(config, n, None) for n in ("text_config", "decoder", "encoder", "text_encoder"))):
         if hasattr(part, "use_cache"):
             part.use_cache = variant == "cache"
     with _seeded():
         model = getattr(transformers, class_name(name))(config).eval()
-        given = OWN_INPUTS[name](config) if name in OWN_INPUTS else inputs.usual(model, config)
-        takes = inspect.signature(model.forward).parameters
-        if variant != "cache" and "use_cache" in takes:
-            given["use_cache"] = False
-        return model, _with_picture_tokens(model, config, given), {}
+        more = {"use_cache": False} if variant != "cache" and _takes(model, "use_cache") else {}
+        if name in OWN_INPUTS:
+            return model, {**OWN_INPUTS[name](config), **more}, {}
+        return model, _first_that_runs(model, [{**given, **more} for given in inputs.variants(model, config)]), {}
 
 
-def _with_picture_tokens(model: nn.Module, config: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """Puts as many picture tokens before the words as the picture has features, which the model itself counts."""
-    marks = [getattr(config, n, None) for n in ("image_token_id", "image_token_index", "audio_token_id")]
+def _takes(model: nn.Module, name: str) -> bool:
+    return name in inspect.signature(model.forward).parameters
+
+
+def _first_that_runs(model: nn.Module, candidates: list[dict[str, Any]]) -> dict[str, Any]:
+    """Ways to write a picture or a sound down differ; the model says which is its own."""
+    first: Exception | None = None
+    for given in candidates:
+        try:
+            return _with_marks(model, given)
+        except Exception as error:  # any of them is only tried
+            first = first or error
+    raise first or ValueError("no inputs")
+
+
+def _with_marks(model: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
+    """Runs the model, with as many tokens for a picture or a sound among the words as there are features."""
+    config: Any = model.config
+    marks = [getattr(config, n, None) for n in inputs.MARKS]
     mark = next((mark for mark in marks if isinstance(mark, int)), None)
-    if mark is None or "input_ids" not in given:
-        return given
-    try:
-        with torch.no_grad():
+    with torch.no_grad():
+        try:
             model(**given)
-    except ValueError as error:
-        counted = re.search(r"features?:? (\d+)", str(error))
-        if counted is None:
-            raise
-        words = given["input_ids"]
-        count = int(counted[1]) // len(words)
-        marked = torch.cat([words[:, :1], torch.full((len(words), count), mark), words[:, 1:]], dim=1)
-        return {**given, "input_ids": marked}
-    return given
+            return given
+        except ValueError as error:
+            counted = re.search(r"features?:? (\d+)", str(error))
+            if counted is None or mark is None or "input_ids" not in given:
+                raise
+        words, error = given["input_ids"], None
+        for size in (1, config.get_text_config().hidden_size):
+            count = int(counted[1]) // len(words) // size
+            marked = torch.cat([words[:, :1], torch.full((len(words), count), mark), words[:, 1:]], dim=1)
+            if not 0 < count < 4096:
+                continue
+            try:
+                model(**{**given, "input_ids": marked, **inputs.beside(given, marked, mark)})
+                return {**given, "input_ids": marked, **inputs.beside(given, marked, mark)}
+            except Exception as failed:
+                error = error or failed
+    raise error or ValueError("no place for the features")

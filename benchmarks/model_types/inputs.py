@@ -95,7 +95,11 @@ MAKERS: Mapping[str, Callable[[Any], Any]] = {
     "token_type_ids": lambda config: torch.zeros(2, LENGTH, dtype=torch.long),
     "inputs_embeds": lambda config: torch.randn(2, LENGTH, text_of(config).hidden_size),
     "hidden_states": lambda config: torch.randn(2, LENGTH, text_of(config).hidden_size),
-    "past_values": lambda config: torch.rand(2, config.context_length + max([0, *getattr(config, "lags_sequence", [])]), max(1, getattr(config, "num_input_channels", 1))),  # noqa: E501
+    "past_values": lambda config: torch.rand(
+        2,
+        config.context_length + max([0, *getattr(config, "lags_sequence", [])]),
+        max(1, getattr(config, "num_input_channels", 1)),
+    ),
 }
 
 
@@ -117,6 +121,89 @@ def wanted(model: Any, config: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def usual(model: Any, config: Any) -> dict[str, Any]:
-    """Makes every input that is wanted."""
-    return {name: MAKERS[name](config) for name in wanted(model, config)}
+MARKS = (
+    "image_token_id",
+    "image_token_index",
+    "audio_token_id",
+    "audio_token_index",
+    "video_token_id",
+    "speech_token_id",
+)
+"""Where a configuration keeps the number of the token that stands for a feature of a picture or a sound."""
+
+MASKS = ("input_features_mask", "feature_attention_mask", "pixel_attention_mask", "audio_attention_mask")
+
+
+def beside(given: dict[str, Any], words: torch.Tensor, mark: int) -> dict[str, Any]:
+    """What goes along with words whose number has changed."""
+    found = {}
+    if "attention_mask" in given:
+        found["attention_mask"] = torch.ones_like(words)
+    for name in ("mm_token_type_ids", "token_type_ids"):
+        if name in given:
+            found[name] = (words == mark).long()
+    return found
+
+
+def grid(config: Any, *, tall: int = 4) -> dict[str, torch.Tensor]:
+    """A picture in patches, with how many there are along each dim."""
+    part = picture_of(config)
+    patch = getattr(part, "patch_size", 8)
+    patch = patch if isinstance(patch, int) else patch[0]
+    temporal = getattr(part, "temporal_patch_size", None) or 1
+    temporal = temporal if isinstance(temporal, int) else temporal[0]
+    return {
+        "pixel_values": torch.randn(2 * tall * tall, channels(config) * temporal * patch * patch),
+        "image_grid_thw": torch.tensor([[1, tall, tall]] * 2),
+    }
+
+
+def variants(model: Any, config: Any) -> list[dict[str, Any]]:
+    """Every input that is wanted, in the shapes that models take them in, the usual one first."""
+    takes = inspect.signature(model.forward).parameters
+    names = wanted(model, config)
+    usual = {name: MAKERS[name](config) for name in names if name in MAKERS}
+    missing = [name for name in names if name not in MAKERS and name not in MASKS]
+    if missing:
+        raise KeyError(f"nothing is known about the inputs {missing}")
+    found = [usual]
+    if "pixel_values" in usual:
+        one = usual["pixel_values"]
+        found.append({**usual, "pixel_values": one[:, None]})
+        found.append(
+            {
+                **usual,
+                "pixel_values": frames(config),
+                **({"input_ids": usual["input_ids"][:1]} if "input_ids" in usual else {}),
+            }
+        )
+        found.append({**usual, "pixel_values": one.repeat_interleave(1, 0)[:, None].repeat(1, 2, 1, 1, 1)})
+        if "image_sizes" in takes:
+            sizes = torch.tensor([list(side(config))] * 2)
+            found = [{**given, "image_sizes": sizes} for given in found] + found
+            found.append({**usual, "pixel_values": one[:, None].repeat(1, 3, 1, 1, 1), "image_sizes": sizes})
+        for key in ("image_grid_thw", "grid_thw", "image_grid_hw"):
+            if key in takes:
+                patches = grid(config)
+                shape = patches.pop("image_grid_thw")
+                found.insert(0, {**usual, **patches, key: shape if key != "image_grid_hw" else shape[:, 1:]})
+    if "input_values" in usual:
+        one = usual["input_values"]
+        found += [{**usual, "input_values": value} for value in (one[:, None], torch.randn(2, 64, bins(config)))]
+    if "input_features" in usual:
+        one = usual["input_features"]
+        for value in (one.transpose(1, 2), one[:, None], one.transpose(1, 2)[:, None]):
+            found.append({**usual, "input_features": value})
+    masked = []
+    for given in found:
+        masks = {}
+        sound = given.get("input_features")
+        for name in MASKS:
+            if name in takes and name != "pixel_attention_mask" and sound is not None:
+                for length in {sound.shape[-1], sound.shape[-2]}:
+                    masked.append({**given, name: torch.ones(2, length, dtype=torch.long)})
+        if "mm_token_type_ids" in takes and "input_ids" in given:
+            masks["mm_token_type_ids"] = torch.zeros_like(given["input_ids"])
+        if masks:
+            masked.append({**given, **masks})
+    return [*masked, *found] if "mm_token_type_ids" in takes else [*found, *masked]

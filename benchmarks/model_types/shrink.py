@@ -17,9 +17,8 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"mamba_(n|num)_heads", 8),
     (r"mamba_d_head|mamba_head_?dim", HEAD),
     (r"(.*_)?(num_)?(attention_)?n?_?heads?|n_head|.*attention_heads|encoder_num_heads|decoder_num_heads", HEADS),
-    (r"qk_rope_head_dim", 8),
-    (r"qk_nope_head_dim", 8),
-    (r"qk_head_dim", 16),
+    (r"qk_rope_head_dim|qk_nope_head_dim", HEAD),
+    (r"qk_head_dim", 2 * HEAD),
     (r"rotary_dim", 8),
     (r"(.*_)?head_dim|d_kv|kv_channels|.*attention_head_dim|dim_head|attention_key_channels|query_pre_attn_scalar", HEAD),
     (r"(.*_)?lora_rank", HEAD),
@@ -59,7 +58,7 @@ KEPT = re.compile(
 """Fields that only look like sizes."""
 
 LISTS: tuple[tuple[str, int], ...] = (
-    (r"hidden_sizes|embed_dims?|encoder_hidden_sizes|neck_hidden_sizes|.*_channels|dim_embed|dims|widths|conv_dim|dim", 16),
+    (r"hidden_sizes|embed_dims?|encoder_hidden_sizes|neck_hidden_sizes|dim_embed|dims|widths|conv_dim", 16),
 )
 """Lists of widths are scaled so that the smallest is this."""
 
@@ -109,6 +108,7 @@ def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, list | tuple) and layers is not None and len(value) == layers > LAYERS:
             picks = [list(config["layer_types"]).index(kind) for kind in kinds] if len(kinds) > 1 else [0, layers - 1]
             found[name] = [value[pick] for pick in picks]
+    _fitted(found, config)
     if len(kinds) > LAYERS:
         for key in ("num_hidden_layers", "num_layers", "n_layer", "num_blocks", "depth"):
             if key in found:
@@ -118,6 +118,33 @@ def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
     if "init_std" in found:
         found["init_std"] = 0.2
     return found
+
+
+def _fitted(found: dict[str, Any], config: Mapping[str, Any]) -> None:
+    """Sizes that have to agree with others of the same configuration."""
+    heads = next((found[key] for key in ("num_heads", "num_attention_heads") if isinstance(found.get(key), list)), None)
+    if heads and isinstance(found.get("embed_dim"), int):
+        found["embed_dim"] = HEAD * heads[0]
+    if "kv_lora_rank" in found and "num_key_value_heads" in found:  # the heads share what is compressed
+        found["num_key_value_heads"] = found.get("num_attention_heads", HEADS)
+    if "head_dim" in found and found["head_dim"] is None and isinstance(found.get("num_attention_heads"), int):
+        found["head_dim"] = HEAD
+    found.pop("per_layer_config", None)
+    rope = found.get("rope_parameters")
+    for part in [rope, *(rope or {}).values()] if isinstance(rope, Mapping) else []:
+        if isinstance(part, dict) and "mrope_section" in part:
+            part["mrope_section"] = [2, 3, 3]
+    stages = config.get("depths")
+    if isinstance(stages, list | tuple):
+        for name in ("num_layers", "num_hidden_layers", "num_encoder_blocks", "num_stages"):
+            if isinstance(config.get(name), int) and config[name] == len(stages):
+                found[name] = len(stages)
+    elif isinstance(config.get("out_indices"), list | tuple) and "stage_names" in config:
+        count = len(config["out_indices"])
+        found["num_hidden_layers"] = max(LAYERS, count)
+        for name in ("stage_names", "_out_features", "_out_indices", "out_indices"):
+            found.pop(name, None)
+        found["out_features"] = [f"stage{found['num_hidden_layers'] - count + i + 1}" for i in range(count)]
 
 
 TOKENS = ("pad", "bos", "eos", "sep", "cls", "mask", "unk")
