@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
+from model_types.shrink import VOCABULARY
+
 SERIES = {"prediction_length": 4, "context_length": 16, "lags_sequence": [1, 2, 3], "num_time_features": 2}
+AXES = {"text_config.rope_parameters.mrope_section": [2, 3, 3]}
+HG_NET = {"backbone_config.hidden_sizes": [128, 512, 1024, 2048]}
+RES_NET = {"backbone_config.hidden_sizes": [16, 32, 48, 64], "backbone_config.embedding_size": 16,
+           "backbone_config.layer_type": "basic", "encoder_in_channels": [32, 48, 64]}  # fmt: skip
 
 CHANGES: Mapping[str, Mapping[str, Any]] = {
     "autoformer": SERIES,
@@ -13,28 +21,122 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "time_series_transformer": SERIES,
     "esmc": {"num_key_value_heads": 4},
     "esm": {"vocab_size": 33, "pad_token_id": 1},
-    "glm5_next": {"text_config.num_key_value_heads": 4},
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
     "xlnet": {"d_head": 16},
     "mamba2": {"num_heads": 8},
     "efficientnet": {"hidden_dim": 2560},
-    "align": {"vision_config.hidden_dim": 2560},
+    "align": {"vision_config.hidden_dim": 2560, "projection_dim": 640},
     "nemotron": {"num_key_value_heads": 2},
-    "dbrx": {},
-    "wav2vec2-bert": {"vocab_size": 96},
-    "wav2vec2-conformer": {"vocab_size": 96},
+    "wav2vec2-bert": {"vocab_size": VOCABULARY},
+    "wav2vec2-conformer": {"vocab_size": VOCABULARY},
     "xmod": {"default_language": "en_XX"},
-    "granite_speech5_ctc": {"encoder_config.max_position_embeddings": 256},
     "timm_backbone": {"backbone": "resnet18"},
     "deepseek_v2": {"num_experts_per_tok": 2},
+    "audio-spectrogram-transformer": {"max_length": 64},
+    "bit": {"num_groups": 8},
+    "blip-2": {"image_token_index": VOCABULARY - 1},
+    "cohere_compass": {"text_config.layer_types": ["sliding_attention"] * 2},
+    "cohere_compass_text": {"layer_types": ["sliding_attention"] * 2},
+    "mimi": {"upsample_groups": 64},
+    "csm": {"codec_config.upsample_groups": 64},
+    "cvt": {"depth": [1, 2, 3]},
+    **{name: HG_NET for name in ("d_fine", "deimv2", "pp_doclayout_v2", "pp_doclayout_v3", "pp_doclayout_v4")},
+    "hgnet_v2": {"hidden_sizes": [128, 512, 1024, 2048]},
+    **{name: RES_NET for name in ("rt_detr", "rt_detr_v2")},
+    "donut-swin": {"window_size": 4},
+    "dots1": {"n_routed_experts": 4, "moe_intermediate_size": 32, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "dpt": {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3]},
+    "falcon_h1": {"mamba_d_ssm": 128},
+    "gemma3": {"mm_tokens_per_image": 4},
+    "shieldgemma2": {"mm_tokens_per_image": 4},
+    "t5gemma2": {"encoder.mm_tokens_per_image": 4},
+    "gemma3n": {"text_config.num_kv_shared_layers": 0},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    **{name: AXES for name in ("glm46v", "glm4v", "glm_ocr", "glmga", "qwen2_vl", "qwen2_5_vl")},
+    "qwen2_5_vl": {**AXES, "vision_config.window_size": 32},
+    "glm4v_moe": {"text_config.rope_parameters.mrope_section": [1, 1, 2]},
+    "layoutlmv3": {"coordinate_size": 12, "shape_size": 8},
+    "levit": {"image_size": 64},
+    "lilt": {"hidden_size": 48},
+    "llama4": {"vision_config.intermediate_size": 256, "vision_config.vision_output_dim": 64},
+    "mobilebert": {"embedding_size": 64, "true_hidden_size": 64, "intra_bottleneck_size": 64},
+    "mobilevitv2": {"image_size": 64},
+    "moonshine": {"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4},
+    "zamba2": {"mamba_headdim": 16, "n_mamba_heads": 8},
+    "reformer": {"is_decoder": True, "axial_pos_shape": [4, 4], "axial_pos_embds_dim": [16, 48]},
+    "vipllava": {"vision_feature_layers": [-1, -2]},
+    "voxtral": {"audio_config.intermediate_size": 128},
+    "sam": {"vision_config.image_size": 64, "prompt_encoder_config.image_size": 64, "prompt_encoder_config.patch_size": 8},
+    "dinat": {"embed_dim": 32, "num_heads": [2, 4, 8, 16]},
 }
 """Fields of a configuration by path, where the general sizes don't fit together."""
 
-CLASSES: Mapping[str, str] = {}
+CLASSES: Mapping[str, str] = {"flava": "FlavaModel", "emu3": "Emu3ForConditionalGeneration"}
 """Classes other than the first with a head."""
 
-OWN_INPUTS: Mapping[str, Callable[[Any], dict[str, Any]]] = {}
+
+def _words(config: Any) -> torch.Tensor:
+    return torch.randint(8, VOCABULARY - 12, (2, 12))
+
+
+def _series(config: Any) -> dict[str, Any]:
+    length = config.context_length + max(config.lags_sequence)
+    return {
+        "past_values": torch.rand(2, length),
+        "past_time_features": torch.rand(2, length, 2),
+        "past_observed_mask": torch.ones(2, length),
+        "future_values": torch.rand(2, config.prediction_length),
+        "future_time_features": torch.rand(2, config.prediction_length, 2),
+    }
+
+
+def _only_words(config: Any) -> dict[str, Any]:
+    return {"input_ids": _words(config)}
+
+
+OWN_INPUTS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
+    **{name: _series for name in ("autoformer", "informer", "time_series_transformer")},
+    **{name: _only_words for name in ("gemma4", "gemma4_unified", "embedding_gemma2", "emu3", "chameleon")},
+    "bros": lambda config: {"input_ids": _words(config), "bbox": torch.rand(2, 12, 8)},
+    "dia": lambda config: {"input_ids": _words(config), "decoder_input_ids": torch.randint(8, 80, (2, 7, 9))},
+    "idefics": lambda config: {
+        "input_ids": _words(config), "attention_mask": torch.ones(2, 12, dtype=torch.long),
+        "pixel_values": torch.randn(2, 1, 3, 32, 32), "image_attention_mask": torch.ones(2, 12, 1, dtype=torch.long),
+    },
+    "lightglue": lambda config: {"pixel_values": torch.randn(1, 2, 3, 64, 64)},
+    "superpoint": lambda config: {"pixel_values": torch.rand(1, 3, 64, 64)},
+    "lxmert": lambda config: {
+        "input_ids": _words(config), "visual_feats": torch.randn(2, 5, config.visual_feat_dim),
+        "visual_pos": torch.rand(2, 5, config.visual_pos_dim),
+    },
+    "perceiver": lambda config: {"inputs": _words(config)},
+    "pix2struct": lambda config: {
+        "flattened_patches": torch.rand(2, 6, 2 + config.vision_config.patch_embed_hidden_size),
+        "decoder_input_ids": _words(config)[:, :7],
+    },
+    "decision_transformer": lambda config: {
+        "states": torch.randn(2, 5, config.state_dim), "actions": torch.randn(2, 5, config.act_dim),
+        "rewards": torch.randn(2, 5, 1), "returns_to_go": torch.randn(2, 5, 1),
+        "timesteps": torch.arange(5).repeat(2, 1), "attention_mask": torch.ones(2, 5, dtype=torch.long),
+    },
+    "timesfm2_5": lambda config: {"past_values": [torch.rand(32), torch.rand(32)]},
+    "timesfm": lambda config: {"past_values": [torch.rand(32), torch.rand(32)], "freq": [0, 0]},
+    "udop": lambda config: {
+        "input_ids": _words(config), "bbox": torch.rand(2, 12, 4), "decoder_input_ids": _words(config)[:, :7],
+        "pixel_values": torch.randn(2, 3, 32, 32),
+    },
+    "splinter": lambda config: {"input_ids": _words(config).index_fill(1, torch.tensor([3]), config.question_token_id)},
+    **{
+        name: lambda config: {"pixel_values": torch.randn(2, 3, 48, 96)}
+        for name in ("pp_ocrv5_mobile_rec", "pp_ocrv5_server_rec", "pp_ocrv6_small_rec", "pp_ocrv6_tiny_rec")
+    },
+    "seggpt": lambda config: {name: torch.randn(2, 3, 32, 32) for name in ("pixel_values", "prompt_pixel_values", "prompt_masks")},
+    "siglip2": lambda config: {
+        "input_ids": _words(config), "pixel_values": torch.randn(2, 16, 192),
+        "pixel_attention_mask": torch.ones(2, 16, dtype=torch.long), "spatial_shapes": torch.tensor([[4, 4]] * 2),
+    },
+}  # fmt: skip
 
 LEFT_OUT: Mapping[str, str] = {}
 """Types that can't be built here, and why."""

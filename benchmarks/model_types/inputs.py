@@ -186,7 +186,12 @@ def variants(model: Any, config: Any) -> list[dict[str, Any]]:
             if key in takes:
                 patches = grid(config)
                 shape = patches.pop("image_grid_thw")
-                found.insert(0, {**usual, **patches, key: shape if key != "image_grid_hw" else shape[:, 1:]})
+                given = {**usual, **patches, key: shape if key != "image_grid_hw" else shape[:, 1:]}
+                size = int((patches["pixel_values"].shape[1] // channels(config)) ** 0.5)
+                if size * size * channels(config) == patches["pixel_values"].shape[1]:  # some take them as pictures
+                    squares = patches["pixel_values"].view(-1, channels(config), size, size)
+                    found = [{**given, "pixel_values": squares}, {**given, "pixel_values": squares[None]}, *found]
+                found.insert(0, given)
     if "input_values" in usual:
         one = usual["input_values"]
         found += [{**usual, "input_values": value} for value in (one[:, None], torch.randn(2, 64, bins(config)))]

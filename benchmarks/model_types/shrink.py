@@ -57,6 +57,9 @@ KEPT = re.compile(
 )
 """Fields that only look like sizes."""
 
+STAGES = ("depths", "num_layers", "layers", "stage_depths", "num_blocks", "depth", "layer_depths")
+"""Where a list says how many layers each stage has."""
+
 LISTS: tuple[tuple[str, int], ...] = (
     (r"hidden_sizes|embed_dims?|encoder_hidden_sizes|neck_hidden_sizes|dim_embed|dims|widths|conv_dim", 16),
 )
@@ -75,7 +78,7 @@ def number(name: str, value: int) -> int:
 
 def scaled(name: str, values: list[int]) -> list[int]:
     """Widths of stages, scaled alike; depths of stages become one each."""
-    if name in ("depths", "num_layers", "layers", "stage_depths", "num_blocks", "depth", "layer_depths"):
+    if name in STAGES:
         return [1] * len(values)
     for pattern, least in LISTS:
         if re.fullmatch(pattern, name) and min(values) >= least:
@@ -92,6 +95,7 @@ def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
     kinds: list[Any] = []
     if isinstance(config.get("layer_types"), list | tuple):
         kinds = list(dict.fromkeys(config["layer_types"]))
+    staged = any(isinstance(config.get(key), list | tuple) for key in STAGES)
     for name, value in config.items():
         if isinstance(value, Mapping):
             found[name] = shrunk(value) if name.endswith(("config", "_cfg")) or "model_type" in value else dict(value)
@@ -105,7 +109,7 @@ def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
                 found[name] = [token(name, item, config) for item in value][:1]
         else:
             found[name] = list(value)
-        if isinstance(value, list | tuple) and layers is not None and len(value) == layers > LAYERS:
+        if isinstance(value, list | tuple) and layers is not None and len(value) == layers > LAYERS and not staged:
             picks = [list(config["layer_types"]).index(kind) for kind in kinds] if len(kinds) > 1 else [0, layers - 1]
             found[name] = [value[pick] for pick in picks]
     _fitted(found, config)
