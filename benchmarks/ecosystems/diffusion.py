@@ -1,4 +1,4 @@
-"""Diffusers' U-Nets, diffusion transformers, autoencoders and adapters, and the U-Nets of denoising-diffusion-pytorch."""
+"""Diffusers' U-Nets, diffusion transformers, autoencoders, and the U-Nets of denoising-diffusion-pytorch."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ UNETS: dict[str, Callable[[], Built]] = {
     "UNet2DModel-resnet-sampling": of(
         "UNet2DModel",
         {**BLOCKS, "sample_size": 16, "down_block_types": ("ResnetDownsampleBlock2D", "ResnetDownsampleBlock2D"),
-         "up_block_types": ("ResnetUpsampleBlock2D", "ResnetUpsampleBlock2D"), "resnet_time_scale_shift": "scale_shift"},
+         "up_block_types": ("ResnetUpsampleBlock2D", "ResnetUpsampleBlock2D"),
+         "resnet_time_scale_shift": "scale_shift"},
         noised(2, 3, 16, 16),
     ),
     "UNet2DConditionModel": of(
@@ -92,7 +93,8 @@ UNETS: dict[str, Callable[[], Built]] = {
     "UNet1DModel": of(
         "UNet1DModel",
         {"block_out_channels": (16, 32, 32), "layers_per_block": 1, "sample_size": 32, "in_channels": 14,
-         "out_channels": 14, "time_embedding_type": "positional", "act_fn": "mish", "mid_block_type": "MidResTemporalBlock1D",
+         "out_channels": 14, "time_embedding_type": "positional", "act_fn": "mish",
+         "mid_block_type": "MidResTemporalBlock1D",
          "down_block_types": ("DownResnetBlock1D", "DownResnetBlock1D", "DownResnetBlock1D"),
          "up_block_types": ("UpResnetBlock1D", "UpResnetBlock1D"), "out_block_type": "OutConv1DBlock",
          "use_timestep_embedding": True, "freq_shift": 1.0, "flip_sin_to_cos": False},
@@ -305,7 +307,8 @@ AUTOENCODERS: dict[str, Callable[[], Built]] = {
     "AutoencoderDC": of(
         "AutoencoderDC",
         {"in_channels": 3, "latent_channels": 4, "attention_head_dim": 8,
-         "encoder_block_types": ("ResBlock", "EfficientViTBlock"), "decoder_block_types": ("ResBlock", "EfficientViTBlock"),
+         "encoder_block_types": ("ResBlock", "EfficientViTBlock"),
+         "decoder_block_types": ("ResBlock", "EfficientViTBlock"),
          "encoder_block_out_channels": (16, 32), "decoder_block_out_channels": (16, 32),
          "encoder_layers_per_block": (1, 1), "decoder_layers_per_block": (1, 1), "encoder_qkv_multiscales": ((), (5,)),
          "decoder_qkv_multiscales": ((), (5,)), "upsample_block_type": "interpolate",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -55,7 +56,7 @@ def attributes(width: int = WIDE) -> Callable[[], torch.Tensor]:
 
 def mlp(*sizes: int) -> nn.Module:
     parts: list[nn.Module] = []
-    for rows, columns in zip(sizes, sizes[1:], strict=False):
+    for rows, columns in itertools.pairwise(sizes):
         parts += [nn.Linear(rows, columns), nn.ReLU()]
     return nn.Sequential(*parts[:-1])
 

@@ -143,7 +143,8 @@ def yolo(config: str, size: int = 64, *, width: float = 0.125, count: int = 2) -
 
 DETECTORS = {
     **{name: yolo(f"{name}.yaml") for name in (
-        *("yolov3-tiny", "yolov5n", "yolov6n", "yolov8n", "yolov8n-ghost", "yolov8n-seg", "yolov8n-pose", "yolov8n-obb"),
+        *("yolov3-tiny", "yolov5n", "yolov6n", "yolov8n", "yolov8n-ghost", "yolov8n-seg", "yolov8n-pose"),
+        "yolov8n-obb",
         *("yolov8n-cls", "yolov10n", "yolo11n", "yolo11n-seg", "yolo11n-cls", "yolo26n"),
     )},
     "yolo12n": yolo("yolo12n.yaml", width=0.25),

@@ -1,4 +1,4 @@
-"""What the general way of building a model type doesn't know: fields, classes, inputs, and types left out, with reasons."""
+"""What the general way of building doesn't know: fields, classes, inputs, and types left out, with reasons."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "mimi": {"upsample_groups": 64},
     "csm": {"codec_config.upsample_groups": 64},
     "cvt": {"depth": [1, 2, 3]},
-    **{name: HG_NET for name in ("d_fine", "deimv2", "pp_doclayout_v2", "pp_doclayout_v3", "pp_doclayout_v4")},
+    **dict.fromkeys(("d_fine", "deimv2", "pp_doclayout_v2", "pp_doclayout_v3", "pp_doclayout_v4"), HG_NET),
     "hgnet_v2": {"hidden_sizes": [128, 512, 1024, 2048]},
-    **{name: RES_NET for name in ("rt_detr", "rt_detr_v2")},
+    **dict.fromkeys(("rt_detr", "rt_detr_v2"), RES_NET),
     "donut-swin": {"window_size": 4},
     "dots1": {"n_routed_experts": 4, "moe_intermediate_size": 32, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "dpt": {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3]},
@@ -53,7 +53,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "t5gemma2": {"encoder.mm_tokens_per_image": 4},
     "gemma3n": {"text_config.num_kv_shared_layers": 0},
     "gemma3n_text": {"num_kv_shared_layers": 0},
-    **{name: AXES for name in ("glm46v", "glm4v", "glm_ocr", "glmga", "qwen2_vl", "qwen2_5_vl")},
+    **dict.fromkeys(("glm46v", "glm4v", "glm_ocr", "glmga", "qwen2_vl", "qwen2_5_vl"), AXES),
     "qwen2_5_vl": {**AXES, "vision_config.window_size": 32},
     "glm4v_moe": {"text_config.rope_parameters.mrope_section": [1, 1, 2]},
     "layoutlmv3": {"coordinate_size": 12, "shape_size": 8},
@@ -64,10 +64,15 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "mobilevitv2": {"image_size": 64},
     "moonshine": {"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4},
     "zamba2": {"mamba_headdim": 16, "n_mamba_heads": 8},
+    "perceiver": {"d_latents": 64, "d_model": 48, "num_self_attends_per_block": 2, "max_position_embeddings": 64},
     "reformer": {"is_decoder": True, "axial_pos_shape": [4, 4], "axial_pos_embds_dim": [16, 48]},
     "vipllava": {"vision_feature_layers": [-1, -2]},
     "voxtral": {"audio_config.intermediate_size": 128},
-    "sam": {"vision_config.image_size": 64, "prompt_encoder_config.image_size": 64, "prompt_encoder_config.patch_size": 8},
+    "sam": {
+        "vision_config.image_size": 64,
+        "prompt_encoder_config.image_size": 64,
+        "prompt_encoder_config.patch_size": 8,
+    },
     "dinat": {"embed_dim": 32, "num_heads": [2, 4, 8, 16]},
 }
 """Fields of a configuration by path, where the general sizes don't fit together."""
@@ -96,8 +101,8 @@ def _only_words(config: Any) -> dict[str, Any]:
 
 
 OWN_INPUTS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
-    **{name: _series for name in ("autoformer", "informer", "time_series_transformer")},
-    **{name: _only_words for name in ("gemma4", "gemma4_unified", "embedding_gemma2", "emu3", "chameleon")},
+    **dict.fromkeys(("autoformer", "informer", "time_series_transformer"), _series),
+    **dict.fromkeys(("gemma4", "gemma4_unified", "embedding_gemma2", "emu3", "chameleon"), _only_words),
     "bros": lambda config: {"input_ids": _words(config), "bbox": torch.rand(2, 12, 8)},
     "dia": lambda config: {"input_ids": _words(config), "decoder_input_ids": torch.randint(8, 80, (2, 7, 9))},
     "idefics": lambda config: {
@@ -131,7 +136,9 @@ OWN_INPUTS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
         name: lambda config: {"pixel_values": torch.randn(2, 3, 48, 96)}
         for name in ("pp_ocrv5_mobile_rec", "pp_ocrv5_server_rec", "pp_ocrv6_small_rec", "pp_ocrv6_tiny_rec")
     },
-    "seggpt": lambda config: {name: torch.randn(2, 3, 32, 32) for name in ("pixel_values", "prompt_pixel_values", "prompt_masks")},
+    "seggpt": lambda config: {
+        name: torch.randn(2, 3, 32, 32) for name in ("pixel_values", "prompt_pixel_values", "prompt_masks")
+    },
     "siglip2": lambda config: {
         "input_ids": _words(config), "pixel_values": torch.randn(2, 16, 192),
         "pixel_attention_mask": torch.ones(2, 16, dtype=torch.long), "spatial_shapes": torch.tensor([[4, 4]] * 2),

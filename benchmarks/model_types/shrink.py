@@ -20,21 +20,21 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"qk_rope_head_dim|qk_nope_head_dim", HEAD),
     (r"qk_head_dim", 2 * HEAD),
     (r"rotary_dim", 8),
-    (r"(.*_)?head_dim|d_kv|kv_channels|.*attention_head_dim|dim_head|attention_key_channels|query_pre_attn_scalar", HEAD),
+    (r"(.*_)?head_dim|d_kv|kv_channels|dim_head|attention_key_channels|query_pre_attn_scalar", HEAD),
     (r"(.*_)?lora_rank", HEAD),
     (r"(.*)vocab(ulary)?_size.*", VOCABULARY),
-    (r"type_vocab_size", 2),
     (r".*(moe|expert)_intermediate_size|expert_dim|expert_ffn_hidden_size", 32),
-    (r"(.*_)?(intermediate_size|ffn_dim|ffn_hidden_size|d_ff|n_inner|mlp_dim|intermediate_dim|feedforward_dim)", FEED_FORWARD),
+    ((r"(.*_)?(intermediate_size|ffn_dim|ffn_hidden_size|d_ff|n_inner|mlp_dim|intermediate_dim"
+      r"|feedforward_dim)"), FEED_FORWARD),
     (r"(num_|n_)?(routed_|local_|moe_)*(num_)?experts|moe_num_experts|num_local_experts|n_routed_experts", EXPERTS),
     (r"num_experts_per_tok|moe_topk|moe_k|top_k_experts|num_selected_experts|router_top_k|num_experts_per_token", 2),
     (r"n_group|topk_group|num_expert_group", 1),
-    (r"num_(hidden_)?layers|n_layers?|(encoder|decoder)_layers|depth|num_(encoder|decoder)_layers|.*num_hidden_layers"
-     r"|num_blocks|.*_num_layers|num_block_layers|encoder_depth|decoder_depth|adapter_layers|resampler_depth", LAYERS),
+    ((r"num_(hidden_)?layers|n_layers?|(encoder|decoder)_layers|depth|num_(encoder|decoder)_layers|.*num_hidden_layers"
+     r"|num_blocks|.*_num_layers|num_block_layers|encoder_depth|decoder_depth|adapter_layers|resampler_depth"), LAYERS),
     (r"image_size|sample_size|input_resolution", PICTURE),
     (r"patch_size", PATCH),
-    (r"(max_)?(position_embeddings|source_positions|target_positions)|n_positions|max_position_embeddings|n_ctx"
-     r"|max_(source|target|speech|text|seq|sequence|length)_(positions|length|len)|max_seq_len|seq_length", 64),
+    ((r"(max_)?(position_embeddings|source_positions|target_positions)|n_positions|max_position_embeddings|n_ctx"
+     r"|max_(source|target|speech|text|seq|sequence|length)_(positions|length|len)|max_seq_len|seq_length"), 64),
     (r"num_queries|num_query_tokens|num_object_queries|num_latents|.*num_queries", 6),
     (r"sliding_window|attention_window|local_attention|window_attn_size|attention_chunk_size|.*sliding_window_size", 8),
     (r"num_mel_bins|feature_size|n_mels|num_mel_channels", 16),
@@ -42,9 +42,9 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"index_topk", 4),
     (r"(mamba_)?(d_state|state_size)|ssm_state_size", 8),
     (r"time_step_rank|mamba_dt_rank", 4),
-    (r"(.*_)?(hidden_size|d_model|n_embd|embed_dim|embedding_size|hidden_dim|projection_dim|emb_dim|model_dim|dim"
+    ((r"(.*_)?(hidden_size|d_model|n_embd|embed_dim|embedding_size|hidden_dim|projection_dim|emb_dim|model_dim|dim"
      r"|projection_size|embedding_dim|proj_dim|hidden_channels|proj_size|pooler_output_size|fpn_hidden_size"
-     r"|output_dim|dim_model|width|embed_size|projector_hidden_size|d_embed|out_dim|channels_last_dim)", WIDTH),
+     r"|output_dim|dim_model|width|embed_size|projector_hidden_size|d_embed|out_dim|channels_last_dim)"), WIDTH),
     (r"(hidden_size_per_layer_input)", 8),
     (r"vocab_size_per_layer_input", VOCABULARY),
 )  # fmt: skip
@@ -117,6 +117,8 @@ def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
         for key in ("num_hidden_layers", "num_layers", "n_layer", "num_blocks", "depth"):
             if key in found:
                 found[key] = len(kinds)
+    if "apply_spec_augment" in found:
+        found["apply_spec_augment"] = False  # it wants longer sounds
     if "initializer_range" in found:
         found["initializer_range"] = 0.2  # at the usual 0.02 attention is nearly even and hides errors in it
     if "init_std" in found:

@@ -31,6 +31,8 @@ def index_put(call: OpCall) -> list[Axis]:
     target: TensorArgument = call["self"]
     values: TensorArgument = call["values"]
     entries = [entry for entry in call["indices"] if isinstance(entry, TensorArgument)]
+    if len(entries) == 1 and is_mask(entries[0]) and math.prod(values.shape) == 1:
+        return _number_where(call, target, entries[0])
     dim, indexed, wide = 0, list[int](), 0
     passing: list[Axis] = []
     for entry in call["indices"]:
@@ -56,6 +58,14 @@ def index_put(call: OpCall) -> list[Axis]:
             _tie_dealt(call, values.axes[-back], passing)
         elif values.shape[-back] == target.shape[place]:
             call.tie(target.axes[place], values.axes[-back])
+    return list(target.axes)
+
+
+def _number_where(call: OpCall, target: TensorArgument, mask: TensorArgument) -> list[Axis]:
+    """``x[mask] = number`` is pointwise, like ``masked_fill``: the mask shares the dims that it covers."""
+    first = next(place for place, entry in enumerate(call["indices"]) if entry is not None)
+    for own, other in zip(mask.axes, target.axes[first:], strict=False):
+        call.tie(own, other)
     return list(target.axes)
 
 

@@ -39,6 +39,9 @@ CASES = [
         v=(2, 4),
     ),
     case("x.index_put((m,), v)", "2! 3! a4, 2! 3!, 3! a4 -> 2! 3! a4", x=(2, 3, 4), m=MASK, v=(3, 4)),
+    # a number where a mask says so, is pointwise
+    case("x.index_put((x > 0.5,), v)", "a2 b3, 1 -> a2 b3", x=(2, 3), v=(1,)),
+    case("aten.index_put(x, [None, x[0] > 0.5], v)", "2! a3 b4, 1 -> 2! a3 b4", x=(2, 3, 4), v=(1,)),
     case("aten._unsafe_index_put(x, [i], v)", "5! a3, 2!, 2! a3 -> 5! a3", x=(5, 3), i=ROWS, v=(2, 3)),
     case("aten._index_put_impl_(x.clone(), [i], v)", "5! a3, 2!, 2! a3 -> 5! a3", x=(5, 3), i=ROWS, v=(2, 3)),
     # every dim but one is shared
