@@ -10,9 +10,21 @@ import importlib
 import importlib.util
 import os
 
-USUAL = ("torchvision.models", "timm", "transformers", "transformers.modeling_utils", "torch._dynamo")
+HUGGING_FACE = ("transformers", "transformers.modeling_utils", "torch._dynamo")
+MODULES = {
+    "torchvision": ["torchvision.models"],
+    "timm": ["timm"],
+    "transformers": HUGGING_FACE,
+    "model_types": (*HUGGING_FACE, "torchvision"),
+    "peft": (*HUGGING_FACE, "peft"),
+    "monai": ["monai.networks.nets"],
+    "torch_geometric": ["torch_geometric.nn"],
+    "neuralforecast": ["neuralforecast.models"],
+    "ultralytics": ["ultralytics.nn.tasks"],
+}
 
-for name in (*USUAL, *filter(None, os.environ.get("ZOO_WARM", "").split(","))):
+families = [name for name in os.environ.get("ZOO_WARM", "").split(",") if name]
+for name in (module for family in families for module in MODULES.get(family, [family])):
     with contextlib.suppress(ImportError):
         importlib.import_module(name)
 importlib.import_module("zoo_worker" if importlib.util.find_spec("prunekit_core") else "zoo_rival")

@@ -9,11 +9,15 @@ import torch
 
 from model_types.shrink import VOCABULARY
 
-SERIES = {"prediction_length": 4, "context_length": 16, "lags_sequence": [1, 2, 3], "num_time_features": 2}
+SERIES = {
+    "prediction_length": 4, "feature_size": 7, "context_length": 16, "lags_sequence": [1, 2, 3], "num_time_features": 2,
+}  # fmt: skip
 AXES = {"text_config.rope_parameters.mrope_section": [2, 3, 3]}
-HG_NET = {"backbone_config.hidden_sizes": [128, 512, 1024, 2048]}
-RES_NET = {"backbone_config.hidden_sizes": [16, 32, 48, 64], "backbone_config.embedding_size": 16,
-           "backbone_config.layer_type": "basic", "encoder_in_channels": [32, 48, 64]}  # fmt: skip
+HG_NET = {"backbone_config.hidden_sizes": [128, 512, 1024, 2048], "decoder_in_channels": [64, 64, 64]}
+RES_NET = {
+    "backbone_config.hidden_sizes": [16, 32, 48, 64], "backbone_config.embedding_size": 16,
+    "backbone_config.layer_type": "basic", "encoder_in_channels": [32, 48, 64], "decoder_in_channels": [64, 64, 64],
+}  # fmt: skip
 
 CHANGES: Mapping[str, Mapping[str, Any]] = {
     "autoformer": SERIES,
@@ -44,20 +48,22 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("d_fine", "deimv2", "pp_doclayout_v2", "pp_doclayout_v3", "pp_doclayout_v4"), HG_NET),
     "hgnet_v2": {"hidden_sizes": [128, 512, 1024, 2048]},
     **dict.fromkeys(("rt_detr", "rt_detr_v2"), RES_NET),
-    "donut-swin": {"window_size": 4},
+    "swin": {"window_size": 4},
+    "superpoint": {"keypoint_decoder_dim": 65},
+    **{key: {"image_grid_pinpoints": [[32, 32]]} for key in ("llava_next", "llava_next_video", "llava_onevision")},
+    "donut-swin": {"window_size": 4, "image_size": 64},
     "dots1": {"n_routed_experts": 4, "moe_intermediate_size": 32, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "dpt": {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3]},
-    "falcon_h1": {"mamba_d_ssm": 128},
+    "falcon_h1": {"mamba_d_ssm": 128, "mamba_d_head": 16},
     "gemma3": {"mm_tokens_per_image": 4},
     "shieldgemma2": {"mm_tokens_per_image": 4},
     "t5gemma2": {"encoder.mm_tokens_per_image": 4},
-    "gemma3n": {"text_config.num_kv_shared_layers": 0},
     "gemma3n_text": {"num_kv_shared_layers": 0},
     **dict.fromkeys(("glm46v", "glm4v", "glm_ocr", "glmga", "qwen2_vl", "qwen2_5_vl"), AXES),
     "qwen2_5_vl": {**AXES, "vision_config.window_size": 32},
     "glm4v_moe": {"text_config.rope_parameters.mrope_section": [1, 1, 2]},
-    "layoutlmv3": {"coordinate_size": 12, "shape_size": 8},
-    "levit": {"image_size": 64},
+    "layoutlmv3": {"input_size": 32, "coordinate_size": 12, "shape_size": 8},
+    "levit": {"image_size": 224},
     "lilt": {"hidden_size": 48},
     "llama4": {"vision_config.intermediate_size": 256, "vision_config.vision_output_dim": 64},
     "mobilebert": {"embedding_size": 64, "true_hidden_size": 64, "intra_bottleneck_size": 64},
@@ -73,7 +79,6 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
         "prompt_encoder_config.image_size": 64,
         "prompt_encoder_config.patch_size": 8,
     },
-    "dinat": {"embed_dim": 32, "num_heads": [2, 4, 8, 16]},
 }
 """Fields of a configuration by path, where the general sizes don't fit together."""
 
