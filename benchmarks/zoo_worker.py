@@ -56,10 +56,16 @@ def shapes(output: Any) -> list[tuple[int, ...]]:
 
 
 def prunable(analysis: Any) -> float:
-    """Fraction of the parameters' elements that lie in a tensor with units of some group."""
+    """Fraction of the parameters' elements that lie in a tensor with units of some group; converted weights are buffers."""
     held = {member.parameter for group in analysis.groups.values() for member in group.members}
-    sizes = {n: torch.Size(p.shape).numel() for n, p in analysis.parameters.items() if not p.buffer}
+    found = {n: p for n, p in analysis.parameters.items() if not p.buffer} or analysis.parameters
+    sizes = {n: torch.Size(p.shape).numel() for n, p in found.items()}
     return sum(size for name, size in sizes.items() if name in held) / max(1, sum(sizes.values()))
+
+
+def elements(model: nn.Module) -> int:
+    """Counts the elements of the parameters, or, where there are none, of the buffers that hold the weights."""
+    return sum(tensor.numel() for tensor in [*model.parameters()] or [*model.buffers()])
 
 
 @contextlib.contextmanager
@@ -149,9 +155,13 @@ def backward(example: zoo_models.Example) -> dict[str, Any]:
     example.model.train()
     outputs = example.train(example.model) if example.train else call(example.model, example.inputs)
     real = [tensor for tensor in output_tensors(outputs) if tensor.is_floating_point() and tensor.requires_grad]
-    sum(tensor.float().sum() for tensor in real).backward()  # type: ignore[union-attr]
+    if real:
+        sum(tensor.float().sum() for tensor in real).backward()  # type: ignore[union-attr]
     given = [p for p in example.model.parameters() if p.grad is not None]
-    return {"backward": bool(given) and all(p.grad is not None and p.grad.shape == p.shape for p in given)}
+    trained = any(p.requires_grad for p in example.model.parameters())
+    return {
+        "backward": bool(given or not trained) and all(p.grad is not None and p.grad.shape == p.shape for p in given)
+    }
 
 
 def measure(family: str, name: str, groups: int, quick: bool = False) -> None:
@@ -185,7 +195,7 @@ def measure(family: str, name: str, groups: int, quick: bool = False) -> None:
     tell(
         replays=len(replays),
         prune_s=round(time.process_time() - began, 2),
-        left=round(result.preview.params_after / result.preview.params_before, 4),
+        left=round(elements(model) / elements(original), 4),
         pruned=len(result.report.pruned),
         given_back=dict(
             Counter(text[:160] for text in result.report.left.values() if text.startswith("given back")).most_common(5)

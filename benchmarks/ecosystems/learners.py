@@ -62,7 +62,15 @@ class Momentum(nn.Module):
 
 
 def learner(heads: Callable[[Any], list[nn.Module]]) -> Callable[[], Built]:
-    return lambda: (Learner(heads), (picture(), picture()))
+    def build() -> Built:
+        model, views = Learner(heads), (picture(), picture())
+        with torch.no_grad():
+            model(
+                *views
+            )  # a weight that is computed anew in each forward has no gradients after this one: it can be copied
+        return model, views
+
+    return build
 
 
 LIGHTLY = {
@@ -211,7 +219,7 @@ def adapter(config: str, *, merged: bool = False, words: bool = True, **options:
             if "lora_" in name or "vera_" in name:
                 nn.init.normal_(parameter, std=0.1)
         if merged:
-            model = model.merge_and_unload()
+            model = model.merge_and_unload().requires_grad_(True)
         return model, {"input_ids": torch.randint(0, 96, (2, 9)), "use_cache": False}
 
     return build
