@@ -56,7 +56,7 @@ def shapes(output: Any) -> list[tuple[int, ...]]:
 
 
 def prunable(analysis: Any) -> float:
-    """Fraction of the parameters' elements that lie in a tensor with units of some group; converted weights are buffers."""
+    """Fraction of the elements of parameters (else of buffers) that lie in a tensor with units of some group."""
     held = {member.parameter for group in analysis.groups.values() for member in group.members}
     found = {n: p for n, p in analysis.parameters.items() if not p.buffer} or analysis.parameters
     sizes = {n: torch.Size(p.shape).numel() for n, p in found.items()}
