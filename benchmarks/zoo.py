@@ -83,7 +83,7 @@ def verdict(result: dict[str, Any]) -> str:
     ``told`` isn't exact because a constant of the program follows a size that shrank, and the report's notes say so.
     """
     exact = result.get("exact")
-    if "ran" not in result and "exact" not in result and "failed" in result:
+    if result.get("ran") is False:
         return "unbuilt"
     if result.get("refused_for") and result["refused_for"] in result.get("refused", ""):
         return "refused"

@@ -166,6 +166,7 @@ def backward(example: zoo_models.Example) -> dict[str, Any]:
 
 def measure(family: str, name: str, groups: int, quick: bool = False) -> None:
     torch.manual_seed(0)
+    tell(ran=False)
     example = zoo_models.FAMILIES[family].build(name)
     model, inputs = example.model.eval(), example.inputs
     tell(params=sum(p.numel() for p in model.parameters()))

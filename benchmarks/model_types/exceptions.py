@@ -150,5 +150,71 @@ OWN_INPUTS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
     },
 }  # fmt: skip
 
-LEFT_OUT: Mapping[str, str] = {}
-"""Types that can't be built here, and why."""
+REASONS: Mapping[str, str] = {
+    "it takes the session of a video, which isn't made of tensors": """
+        edgetam_video sam2_video sam3_tracker_video sam3_video
+    """,
+    "its inputs are those of a processor of its own, which isn't imitated here": """
+        aria blt bros clap clvp colmodernvbert colpali colqwen2 deepseek_vl_hybrid encodec fun_asr_nano_encoder fuyu
+        glm_image glmasr granite_docling granite_speech granite_speech5_ctc granite_speech_plus hunyuan_vl inkling2
+        inkling2_loop inkling_mm_model instructblip instructblipvideo jev kosmos-2 lfm2_vl lightglue llama4
+        moonshine_streaming muse_glimmer muse_glimmer_assistant muse_spark nemotron_h_omni neomme neucodec omdet-
+        turbo oneformer paddleocr_vl pe_audio_video pi0 pop2piano qwen2_5_omni_thinker qwen2_audio qwen3_asr
+        qwen3_asr_encoder seggpt speech-encoder-decoder superglue tvp vibevoice_acoustic_tokenizer
+        vibevoice_acoustic_tokenizer_decoder vibevoice_acoustic_tokenizer_encoder video_llama_3 voxtral
+        voxtral_realtime xcodec xcodec2
+    """,
+    "transformers has no automatic class for it": """
+        EvollaModel apertus1p5_vision_tokenizer blt_global_transformer blt_local_decoder blt_local_encoder
+        blt_patcher chameleon_vqgan clap_audio_model clap_text_model clvp_decoder clvp_encoder deepseek_ocr2_text
+        deepseek_ocr2_vision diffusion_gemma_text dots3_note_vision_encoder edgetam_mask_decoder
+        edgetam_prompt_encoder edgetam_video_mask_decoder edgetam_video_prompt_encoder emu3_text_model emu3_vqgan
+        ernie4_5_vl_moe_text ernie4_5_vl_moe_vision fastspeech2_conformer_hifigan granite4_vision_text
+        granite_speech_encoder granite_speech_plus_encoder inkling_audio inkling_vision instructblip_qformer
+        instructblip_vision_model instructblipvideo_qformer instructblipvideo_vision_model kosmos_2_text_model
+        kosmos_2_vision_model layoutxlm llama4_vision_model molmo2_adapter molmo2_vision moonshine_streaming_encoder
+        musicgen_decoder musicgen_melody_decoder paddleocr_vl_text paddleocr_vl_vision qwen2_5_omni_audio_encoder
+        qwen2_5_omni_talker qwen2_5_omni_text qwen2_5_omni_token2wav qwen2_5_omni_vision_encoder
+        qwen3_omni_moe_talker_code_predictor qwen3_omni_moe_talker_text rag sam2_mask_decoder sam2_prompt_encoder
+        sam2_video_mask_decoder sam2_video_prompt_encoder sam3_tracker_mask_decoder sam3_tracker_prompt_encoder
+        sam3_tracker_video_mask_decoder sam3_tracker_video_prompt_encoder sam_hq_mask_decoder sam_hq_prompt_encoder
+        sam_mask_decoder sam_prompt_encoder sapiens2_head speecht5_hifigan step3p5 step3p5_vision unlimited_ocr_text
+        unlimited_ocr_vision vibevoice_diffusion voxtral_realtime_text
+    """,
+    "it needs a package that isn't on PyPI or not installed here (detectron2, natten, torchaudio)": """
+        dinat higgs_audio_v2_tokenizer layoutlmv2
+    """,
+    "its class has no forward; its parts are built by themselves": """
+        bark qwen2_5_omni
+    """,
+    "its sizes depend on each other in a way that the general rule doesn't keep": """
+        apertus1p5 depth_pro dory dots3_note edgetam edgetam_vision_model efficientloftr esmfold2
+        fastspeech2_conformer_with_hifigan fun_asr_nano gemma3n gemma4_unified_assistant glm5_next
+        kyutai_speech_to_text lw_detr lw_detr_vit mask2former mimi_decoder mistral_large4 molmo2
+        pocket_tts_audio_tokenizer pocket_tts_audio_tokenizer_decoder pp_doclayout_v3 pp_ocrv5_mobile_rec
+        pp_ocrv6_small_det sam sam2 sam2_hiera_det_model sam2_vision_model sam3_tracker sam_hq textnet unlimited_ocr
+        uvdoc vitmatte wavtokenizer wavtokenizer_encoder zoedepth
+    """,
+    "its configuration has no defaults to build from; the values come with a checkpoint": """
+        chameleon cohere_compass cohere_compass_text dbrx deepseek_ocr2 diffusion_gemma emu3 ernie4_5_vl_moe
+        fast_vlm gemma4_assistant granite4_vision lfm2_moe musicgen musicgen_melody nougat pe_video perception_lm
+        pp_doclayout_v2 pp_ocrv5_server_det pp_ocrv6_medium_det qwen3_omni_moe qwen4_exp qwen4_exp_text sapiens2
+        step3p7
+    """,
+    "its tokenizer can't be made small: hundreds of millions of parameters": """
+        vibevoice vibevoice_asr
+    """,
+    "it is a part of a type that isn't built, and doesn't run by itself in the general way": """
+        cohere_compass_vision dots3_note_audio_encoder gemma3n_audio glm5_next_text glm5_next_vision glm_image_text
+        glm_image_vision glm_image_vqmodel granite_speech5_encoder hunyuan_vl_text hunyuan_vl_vision inkling2_vision
+        mistral_large4_text muse_glimmer_vision muse_spark_audio muse_spark_vision pe_audio_video_encoder
+        pe_video_encoder qwen4_exp_vision video_llama_3_vision
+    """,
+}
+"""Why types are left out, and which."""
+
+LEFT_OUT: Mapping[str, str] = {name: reason for reason, names in REASONS.items() for name in names.split()}
+"""Types that aren't built here, and why."""
+
+VERSION = "5.24.0"
+"""The release of transformers that all of this is said of."""

@@ -1,4 +1,4 @@
-"""The sweep's verdicts, its table, and that it leaves out no model of torchvision."""
+"""The sweep's verdicts, its table, and that its lists leave out nothing without a reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 import torchvision
+import transformers
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RESULT: dict[str, Any] = {
@@ -48,6 +50,9 @@ def zoo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         ({"shapes_kept": False}, "fails"),
         ({"failed": "longer than 300 s"}, "fails"),
         ({"exact": None}, "fails"),
+        ({"ran": False, "failed": "ImportError: no such package"}, "unbuilt"),
+        ({"failed": "RecordingError", "refused": "why: it is scripted", "refused_for": "it is scripted"}, "refused"),
+        ({"failed": "RecordingError", "refused": "why: something else", "refused_for": "it is scripted"}, "fails"),
     ],
 )
 def test_verdicts(zoo: ModuleType, change: dict[str, Any], expected: str) -> None:
@@ -80,3 +85,39 @@ def test_one_model_in_a_process_of_its_own() -> None:
     assert result["shapes_kept"]
     assert result["prunable"] > 0.95
     assert [group["exact"] for group in result["single"]] == [True]
+
+
+@pytest.fixture
+def model_types(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("model_types")
+
+
+def test_every_model_type_of_transformers_is_built_or_has_a_reason(model_types: ModuleType) -> None:
+    exceptions = importlib.import_module("model_types.exceptions")
+    if transformers.__version__ != exceptions.VERSION:
+        pytest.skip(f"the list is of transformers {exceptions.VERSION}")
+    every, built, parts = set(model_types.all_names()), set(model_types.names()), set(model_types.parts())
+    assert every == built | parts | set(exceptions.LEFT_OUT)
+    assert built.isdisjoint(exceptions.LEFT_OUT)
+    assert len(built) > 350
+
+
+@pytest.mark.parametrize("name", ["llama", "swin", "whisper", "qwen2_vl", "mamba", "time_series_transformer"])
+def test_a_model_type_is_built_tiny_and_runs(model_types: ModuleType, name: str) -> None:
+    if transformers.__version__ != importlib.import_module("model_types.exceptions").VERSION:
+        pytest.skip("types change between releases")
+    model, inputs, _ = model_types.build(name)
+    assert sum(parameter.numel() for parameter in model.parameters()) < 4e6
+    with torch.no_grad():
+        outputs = model(**inputs)
+    assert all(tensor.isfinite().all() for tensor in outputs.values() if isinstance(tensor, torch.Tensor))
+
+
+def test_the_ecosystems_are_listed_without_their_packages(zoo: ModuleType) -> None:
+    families = zoo.zoo_models.ECOSYSTEMS
+    assert len(families) >= 17
+    assert sum(len(family.names()) for family in families.values()) >= 120
+    requirements = (BENCHMARKS / "ecosystems" / "requirements.txt").read_text().lower().replace("-", "_")
+    others = {"torch_geometric", "open_clip"}
+    assert [name for name in families if name not in requirements and name not in others] == []
