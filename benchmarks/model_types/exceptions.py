@@ -158,28 +158,30 @@ REASONS: Mapping[str, str] = {
         aria blt bros clap clvp colmodernvbert colpali colqwen2 deepseek_vl_hybrid encodec fun_asr_nano_encoder fuyu
         glm_image glmasr granite_docling granite_speech granite_speech5_ctc granite_speech_plus hunyuan_vl inkling2
         inkling2_loop inkling_mm_model instructblip instructblipvideo jev kosmos-2 lfm2_vl lightglue llama4
-        moonshine_streaming muse_glimmer muse_glimmer_assistant muse_spark nemotron_h_omni neomme neucodec omdet-
-        turbo oneformer paddleocr_vl pe_audio_video pi0 pop2piano qwen2_5_omni_thinker qwen2_audio qwen3_asr
+        moonshine_streaming muse_glimmer muse_glimmer_assistant muse_spark nemotron_h_omni neomme neucodec
+        omdet-turbo oneformer paddleocr_vl pe_audio_video pi0 pop2piano qwen2_5_omni_thinker qwen2_audio qwen3_asr
         qwen3_asr_encoder seggpt speech-encoder-decoder superglue tvp vibevoice_acoustic_tokenizer
         vibevoice_acoustic_tokenizer_decoder vibevoice_acoustic_tokenizer_encoder video_llama_3 voxtral
         voxtral_realtime xcodec xcodec2
     """,
     "transformers has no automatic class for it": """
         EvollaModel apertus1p5_vision_tokenizer blt_global_transformer blt_local_decoder blt_local_encoder
-        blt_patcher chameleon_vqgan clap_audio_model clap_text_model clvp_decoder clvp_encoder deepseek_ocr2_text
-        deepseek_ocr2_vision diffusion_gemma_text dots3_note_vision_encoder edgetam_mask_decoder
-        edgetam_prompt_encoder edgetam_video_mask_decoder edgetam_video_prompt_encoder emu3_text_model emu3_vqgan
-        ernie4_5_vl_moe_text ernie4_5_vl_moe_vision fastspeech2_conformer_hifigan granite4_vision_text
-        granite_speech_encoder granite_speech_plus_encoder inkling_audio inkling_vision instructblip_qformer
-        instructblip_vision_model instructblipvideo_qformer instructblipvideo_vision_model kosmos_2_text_model
-        kosmos_2_vision_model layoutxlm llama4_vision_model molmo2_adapter molmo2_vision moonshine_streaming_encoder
-        musicgen_decoder musicgen_melody_decoder paddleocr_vl_text paddleocr_vl_vision qwen2_5_omni_audio_encoder
+        blt_patcher chameleon_vqgan clap_audio_model clap_text_model clvp_decoder clvp_encoder deepseek_ocr2_encoder
+        deepseek_ocr2_sam_vision_model deepseek_ocr2_text deepseek_ocr2_vision diffusion_gemma_text
+        dots3_note_vision_encoder edgetam_mask_decoder edgetam_prompt_encoder edgetam_video_mask_decoder
+        edgetam_video_prompt_encoder emu3_text_model emu3_vqgan ernie4_5_vl_moe_text ernie4_5_vl_moe_vision
+        fastspeech2_conformer_hifigan granite4_vision_text granite_speech_encoder granite_speech_plus_encoder
+        inkling_audio inkling_vision instructblip_qformer instructblip_vision_model instructblipvideo_qformer
+        instructblipvideo_vision_model kosmos_2_text_model kosmos_2_vision_model layoutxlm llama4_vision_model
+        molmo2_adapter molmo2_vision moonshine_streaming_encoder musicgen_decoder musicgen_melody_decoder
+        paddleocr_vl_text paddleocr_vl_vision qwen2_5_omni_audio_encoder qwen2_5_omni_bigvgan qwen2_5_omni_dit
         qwen2_5_omni_talker qwen2_5_omni_text qwen2_5_omni_token2wav qwen2_5_omni_vision_encoder
         qwen3_omni_moe_talker_code_predictor qwen3_omni_moe_talker_text rag sam2_mask_decoder sam2_prompt_encoder
         sam2_video_mask_decoder sam2_video_prompt_encoder sam3_tracker_mask_decoder sam3_tracker_prompt_encoder
         sam3_tracker_video_mask_decoder sam3_tracker_video_prompt_encoder sam_hq_mask_decoder sam_hq_prompt_encoder
-        sam_mask_decoder sam_prompt_encoder sapiens2_head speecht5_hifigan step3p5 step3p5_vision unlimited_ocr_text
-        unlimited_ocr_vision vibevoice_diffusion voxtral_realtime_text
+        sam_mask_decoder sam_prompt_encoder sapiens2_head speecht5_hifigan step3p5 step3p5_vision
+        unlimited_ocr_sam_vision_model unlimited_ocr_text unlimited_ocr_vision unlimited_ocr_vision_encoder
+        vibevoice_diffusion voxtral_realtime_text
     """,
     "it needs a package that isn't on PyPI or not installed here (detectron2, natten, torchaudio)": """
         dinat higgs_audio_v2_tokenizer layoutlmv2
