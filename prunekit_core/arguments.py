@@ -69,6 +69,7 @@ FORMS: Mapping[str, Form] = {
     ),
     "free_outputs": Form("a list of names of outputs", _is_listing, '["hidden_states"]'),
     "modes": Form("a list of training flags", _is_listing, "[False, True]"),
+    "verify": Form('"never", "auto" or "always"', lambda value: value in ("never", "auto", "always"), '"always"'),
     "global_pruning": _SWITCH,
     "isomorphic": _SWITCH,
     "uniform": _SWITCH,

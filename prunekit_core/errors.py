@@ -59,6 +59,10 @@ class RehearsalError(PrunekitError, RuntimeError):
     """The pruned program could not be proven to be the same program; the model is untouched."""
 
 
+class VerificationError(PrunekitError, RuntimeError):
+    """A cut, compared by numbers, isn't the original with the removed units zeroed; the model is untouched."""
+
+
 class PlanError(PrunekitError, ValueError):
     """A plan is malformed, or was made for another model."""
 

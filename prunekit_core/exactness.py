@@ -18,11 +18,12 @@ from torch import nn
 from prunekit_core.analysis import Analysis, analyse
 from prunekit_core.errors import PlanError
 from prunekit_core.examples import Example
-from prunekit_core.masked_run import MaskedRun, Runs
+from prunekit_core.masked_run import MaskedRun, PrunedModelError, Runs
 from prunekit_core.outputs import check_patterns
 from prunekit_core.plan import Plan
 from prunekit_core.recorder import check_recordable
 from prunekit_core.registry import Registry, default_registry
+from prunekit_core.sides import OtherProgramError
 
 TOLERANCES = {
     torch.float64: 1e-10,
@@ -47,6 +48,8 @@ class ExactCheck:
         decisions: How many operations decided something by value (a comparison, ``topk``, ``nms``). Both sides follow
             the decisions of the original, and what they read there was compared as well.
         why: What differed, or why nothing could be compared; empty where the outputs agree.
+        other_program: Whether the original ran other operations than when it was recorded, so that nothing was
+            compared.
         random: What draws random numbers, where the program is random and the outputs differ; a comparison says
             nothing about such a program.
     """
@@ -58,6 +61,7 @@ class ExactCheck:
     decisions: int = 0
     why: str = ""
     random: tuple[str, ...] = ()
+    other_program: bool = False
 
     @property
     def exact(self) -> bool:
@@ -132,7 +136,12 @@ def compared(
     Raises:
         PlanError: The pruned model returns another number of tensors.
     """
-    runs = run.run(example)
+    inexact = tuple(cut.group for cut in plan.cuts if analysis.groups[cut.group].mixes)
+    try:
+        runs = run.run(example)
+    except (PrunedModelError, OtherProgramError) as error:
+        other = isinstance(error, OtherProgramError)
+        return ExactCheck(float("inf"), tolerance or 0.0, inexact, 0, why=str(error), other_program=other)
     if len(runs.expected) != len(runs.found):
         raise PlanError(
             "The pruned model returns another number of tensors.", why=f"{len(runs.found)}, not {len(runs.expected)}"
@@ -153,7 +162,6 @@ def compared(
             why = f"{_output(empty)} has no finite value, so that nothing was compared"
     if random:
         why = f"the program is random (it draws in {', '.join(random)}): switch that off to compare"
-    inexact = tuple(cut.group for cut in plan.cuts if analysis.groups[cut.group].mixes)
     return ExactCheck(worst, allowed, inexact, len(runs.expected), len(runs.decided), why, random)
 
 

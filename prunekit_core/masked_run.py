@@ -35,6 +35,10 @@ SMALL = 0.1
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
+class PrunedModelError(Exception):
+    """The pruned model raised; its own exception is the cause."""
+
+
 @attrs.frozen(eq=False)
 class Runs:
     """What has to be equal.
@@ -128,7 +132,12 @@ class MaskedRun:
                 put_values(tensor, zeroed(tensor, self._plan.positions(cut)))
 
     def run(self, example: Example) -> Runs:
-        """Runs everything. It changes the models that it was made with, so it is called once."""
+        """Runs everything. It changes the models that it was made with, so it is called once.
+
+        Raises:
+            PrunedModelError: The pruned model raised.
+            OtherProgramError: The original ran other operations than were recorded.
+        """
         replaced = self._replaced(example)
         self._zero()
         masked = MaskedSide(self._recording, self._plan)
@@ -137,7 +146,10 @@ class MaskedRun:
             replaced += self._replaced(example)
         cuts = [self._recording.positions(ref.index, self._plan.kept) for ref in self._recording.trace.results]
         smaller = Side(self._recording, self._plan.kept, whole=False)
-        found = self._outputs(self._small, example, smaller)
+        try:
+            found = self._outputs(self._small, example, smaller)
+        except Exception as error:  # whatever a model raises
+            raise PrunedModelError(f"the pruned model raised {type(error).__name__}: {error}") from error
         return Runs(
             self._recording.trace.names,
             [select_positions(tensor, cut) for tensor, cut in zip(whole, cuts, strict=True)],

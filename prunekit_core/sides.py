@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from prunekit_core import layout as layouts
 from prunekit_core.analysis import Recording
-from prunekit_core.calls import bind_arguments, tensors_of
+from prunekit_core.calls import bind_arguments, operation_name, tensors_of
 from prunekit_core.decisions import answered
 from prunekit_core.layout import Kept
 from prunekit_core.plan import Plan
@@ -25,6 +25,10 @@ from prunekit_core.trace import Operation, is_continuous
 
 Read = dict[int, list[torch.Tensor]]
 """By operation index: the real numbers that were read where something was decided, at the kept positions."""
+
+
+class OtherProgramError(Exception):
+    """The original ran other operations than were recorded, so that nothing can be said about their operands."""
 
 
 class Side(Sink):
@@ -84,9 +88,12 @@ class MaskedSide(Side):
         self._plan = plan
 
     def _result(self, index: int, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        result = self._over_kept(index, op, args, kwargs)
         operations = self._recording.trace.operations
-        refs = operations[index].outputs if index < len(operations) else ()
+        if index >= len(operations) or operations[index].op is not op:
+            recorded = operations[index].name if index < len(operations) else "the end"
+            raise OtherProgramError(f"the original ran {operation_name(op)} where {recorded} was recorded")
+        result = self._over_kept(index, op, args, kwargs)
+        refs = operations[index].outputs
         for ref, tensor in zip(refs, tensors_of(result), strict=False):
             live = ref.index in self._recording.live and tensor.layout is torch.strided  # others are never cut
             if live and is_continuous(tensor.dtype) and bool(tensor.isnan().any()):

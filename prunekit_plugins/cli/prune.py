@@ -132,6 +132,7 @@ def prune(
         compensation=[name for name in compensation if name != NONE] if compensation else None,
         stages=stages,
         reestimate_batchnorm=reestimate_batchnorm,
+        verify="always",
         ignored_layers=[*registry.config.options.get("ignored_layers", ()), *ignore] if ignore else None,
     )
     with output.working(f"building {model}"):
@@ -221,6 +222,7 @@ def _show(
     rows = cost_rows(costs)
     output.table(Table(str(subject), ("cost", ">before", ">after", ">left"), rows))
     show_report(output, result.report, everything)
+    output.line(str(result.verification), good=result.verification.check is not None)
     if result.compensation is not None:
         show_compensation(output, result.compensation)
     if check is not None:
@@ -252,6 +254,10 @@ def _data(
             "error": check.error,
             "tolerance": check.tolerance,
             "inexact_groups": list(check.inexact),
+        },
+        "verification": {
+            "error": None if result.verification.check is None else result.verification.check.error,
+            "why": result.verification.why,
         },
         "protocol": json.loads(result.protocol.to_json()),
         "out": None if out is None else str(out),

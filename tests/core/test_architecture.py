@@ -74,6 +74,7 @@ CORE = [
     "sides",
     "masked_run",
     "exactness",
+    "verification",
     "report",
     "unwrapped",
     "numbering",

@@ -201,7 +201,7 @@ def test_a_wrong_replacement_is_found_out(cls: type[nn.Module]) -> None:
     registry = with_replacement(cls)
     model = nn.Sequential(Special(8, 16), nn.ReLU(), nn.Linear(16, 4))
     original = copy.deepcopy(model)
-    plan = pk.prune(model, X, registry=registry).plan
+    plan = pk.prune(model, X, registry=registry, verify="never").plan
     assert plan.swaps
     check = pk.check_exact(original, model, plan, X, registry=registry)
     assert not check
