@@ -49,6 +49,7 @@ from prunekit_core.errors import (
     UnitsError,
     UnsupportedModelError,
     nearest,
+    VerificationError,
 )
 from prunekit_core.exactness import ExactCheck, check_exact
 from prunekit_core.examples import Example
@@ -204,6 +205,7 @@ __all__ = [
     "UnitsError",
     "UnsupportedModelError",
     "Verb",
+    "VerificationError",
     "absorb_constants",
     "adds",
     "as_polynomial",

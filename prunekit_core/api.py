@@ -32,9 +32,8 @@ from prunekit_core.repair import Compensator
 from prunekit_core.report import Report
 from prunekit_core.scopes import Ratios
 from prunekit_core.targets import Selector, Target, check_target, plan_to_target
-    decided = PruneResult(model, plan, pruner.report(), preview, _changes(plan), protocol, pruner.graph)
-    decided = attrs.evolve(decided, verification=verification)
-    return _cut(pruner, decided, optimizer, repaired, (*doubts, *verification.notes(verify)))
+from prunekit_core.transaction import Transaction
+from prunekit_core.verification import AUTO, Verification, verify_cut
 
 
 @attrs.frozen(eq=False)
@@ -205,23 +204,14 @@ def prune(
         "pruning_ratio_dict": pruning_ratio_dict,
         "forward_fn": forward_fn,
         "optimizer": optimizer and type(optimizer),
-        "verify": verify,
         **options,
     }
     protocol = make_protocol(check_recordable(model), pruner.registry, arguments, preview.costs)
     verification = _verification(pruner, plan, verify, time.perf_counter() - start)
     repaired = None if path is None else path.repair(pruner.graph, plan)
-<<<<<<< HEAD
     decided = PruneResult(model, plan, pruner.report(), preview, _changes(plan), protocol, pruner.graph)
-    return _cut(pruner, decided, optimizer, repaired, doubts)
-=======
-    pruner.graph.apply(plan, optimizer)
-    report = _report(pruner, (*doubts, *verification.notes(verify)))
-    result = PruneResult(
-        model, plan, report, preview, _changes(plan), protocol, pruner.graph, verification=verification
-    )
-    return result if repaired is None else _with(result, repaired)
->>>>>>> 1979ca7 (prune compares its cut by numbers before it makes it: verify= says never, auto or always, and the command line always does)
+    decided = attrs.evolve(decided, verification=verification)
+    return _cut(pruner, decided, optimizer, repaired, (*doubts, *verification.notes(verify)))
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

@@ -108,7 +108,6 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "head_pruning_ratio": _RATIO,
     "prune_num_heads": _SWITCH,
     "prune_head_dims": _SWITCH,
-    "verify": ('"never", "auto" or "always"', lambda value: value in ("never", "auto", "always")),
 }
 """Every setting: what it must be, in words, and whether a value is that."""
 

@@ -132,7 +132,6 @@ def prune(
         compensation=[name for name in compensation if name != NONE] if compensation else None,
         stages=stages,
         reestimate_batchnorm=reestimate_batchnorm,
-        verify="always",
         ignored_layers=[*registry.config.options.get("ignored_layers", ()), *ignore] if ignore else None,
     )
     with output.working(f"building {model}"):
@@ -142,7 +141,7 @@ def prune(
     read = None if data is None else data.batches(subject.keyword)
     original = copy.deepcopy(subject.model) if check else None
     with _pruning(output, model, settings.get("target") or {}, read) as read:
-        result = prune_model(subject.model, subject.inputs, calibration=read, **settings)
+        result = prune_model(subject.model, subject.inputs, calibration=read, verify="always", **settings)
     result = attrs.evolve(result, protocol=attrs.evolve(result.protocol, source=model, seed=known.seed))
     found = None if original is None else _checked(original, subject, result, registry)
     if source is not None and out is not None:
