@@ -48,8 +48,8 @@ from prunekit_core.errors import (
     RehearsalError,
     UnitsError,
     UnsupportedModelError,
-    nearest,
     VerificationError,
+    nearest,
 )
 from prunekit_core.exactness import ExactCheck, check_exact
 from prunekit_core.examples import Example
