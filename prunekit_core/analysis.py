@@ -15,6 +15,7 @@ from torch import nn
 from prunekit_core import axes, unseen
 from prunekit_core.axes import Axis, Form, Reason
 from prunekit_core.examples import Example
+from prunekit_core.extents import LeastSize, Whole, Wholes
 from prunekit_core.layout import (
     Concat,
     Fixed,
@@ -36,11 +37,12 @@ from prunekit_core.programs import record_programs
 from prunekit_core.propagate import NotUnderstood, Propagation, parameter_axes, propagate
 from prunekit_core.regime import collection_paused
 from prunekit_core.registry import Registry
-from prunekit_core.rules import Expectation, Kind, Role, RuleTable, Temperature, Verb
+from prunekit_core.requirements import Expectation, Temperature
+from prunekit_core.rules import Kind, Role, RuleTable, Verb
 from prunekit_core.sameness import same_where_live
 from prunekit_core.shadow import Shadow
 from prunekit_core.stated import stated_roles
-from prunekit_core.trace import TensorRef, Trace
+from prunekit_core.trace import Trace
 from prunekit_core.zeros import Zeros
 
 
@@ -75,6 +77,7 @@ class UnitGroup:
         members: Every parameter dim that holds units, in order of the model's parameters.
         outer: Whether each unit contains units of other groups (heads hold head dims).
         mixes: Operations whose result depends on the number of units (``"aten::layer_norm in ln"``); empty: exact.
+        least: How many units must stay, so that every operation has a value.
     """
 
     name: str
@@ -83,6 +86,7 @@ class UnitGroup:
     members: tuple[Member, ...]
     outer: bool
     mixes: tuple[str, ...]
+    least: int = 1
 
     def producers(self) -> list[Member]:
         """Lists the members that produce the units."""
@@ -118,28 +122,6 @@ class ParameterLayout:
 
 
 @attrs.frozen(eq=False)
-class Whole:
-    """A use of the whole extent of an axis.
-
-    Attributes:
-        layout: Layout of the axis.
-        verb: How it is used.
-        operands: The tensors that are summed over, each with its dim; empty for all that have the axis.
-    """
-
-    layout: Layout
-    verb: Verb
-    operands: tuple[tuple[TensorRef, int], ...]
-
-
-@attrs.frozen(eq=False)
-class Wholes:
-    """Uses of the whole extent of an axis by one operation."""
-
-    uses: tuple[Whole, ...]
-
-
-@attrs.frozen(eq=False)
 class Recording:
     """One trace with the layouts that its tensors have.
 
@@ -150,6 +132,7 @@ class Recording:
         replayed: False when another recording is the same program, so that one replay proves both.
         live: Layouts of the tensors that can shrink, by `TensorRef.index`.
         wholes: Whole-axis uses by operation index.
+        least: By operation index: how many elements it needs.
         expectations: By operation index: what its arguments must be.
         temperatures: By operation index: the constant and the layout of the axis that it follows.
         unread: Indices of operations that say nothing, as nobody reads their results; they only have to run.
@@ -161,6 +144,7 @@ class Recording:
     replayed: bool
     live: Mapping[int, tuple[Layout, ...]]
     wholes: Mapping[int, Wholes]
+    least: Mapping[int, tuple[LeastSize, ...]]
     expectations: Mapping[int, tuple[Stated, ...]]
     temperatures: Mapping[int, tuple[Temperature, Layout]]
     unread: frozenset[int]
@@ -266,7 +250,7 @@ def _analyse(
     tensors = shadow.tensors()
     zeroed = freezer.weights() | {name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
     return Analysis(
-        groups=freezer.groups(_mixes(recordings, registry.op_rules, zeroed)),
+        groups=freezer.groups(_mixes(recordings, registry.op_rules, zeroed), recordings),
         parameters={
             name: freezer.parameter(name, tensor.element_size(), not isinstance(tensor, nn.Parameter))
             for name, tensor in tensors.items()
@@ -404,6 +388,12 @@ class _Freezer:
                 index: Wholes(tuple(Whole(self.layout(use.axis), use.verb, use.operands) for use in uses))
                 for index, uses in effects.whole.items()
             },
+            least={
+                index: tuple(
+                    LeastSize(tuple(map(self.layout, needed.axes)), needed.size, needed.text) for needed in found
+                )
+                for index, found in effects.least.items()
+            },
             expectations={index: tuple(map(self._stated, found)) for index, found in effects.expectations.items()},
             temperatures={i: (t, self.layout(t.axis)) for i, t in effects.temperatures.items()},
             unread=p.unread,
@@ -451,7 +441,8 @@ class _Freezer:
                     found.add(name)
         return found
 
-    def groups(self, mixes: Mapping[str, Mapping[str, None]]) -> dict[str, UnitGroup]:
+    def groups(self, mixes: Mapping[str, Mapping[str, None]], recordings: Sequence[Recording]) -> dict[str, UnitGroup]:
+        needs = [needed for recording in recordings for found in recording.least.values() for needed in found]
         outer = self._outer()
         return {
             name: UnitGroup(
@@ -461,6 +452,7 @@ class _Freezer:
                 tuple(self._members[key]),
                 name in outer,
                 tuple(mixes.get(name, ())),
+                max((needed.units(name, self._leaves[key].size) for needed in needs), default=1),
             )
             for key, name in self._names.items()
         }

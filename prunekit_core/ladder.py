@@ -118,6 +118,7 @@ class _Ladder:
 
     def climb(self) -> Rehearsed:
         while True:
+            self._enlarge()
             stage = self._stage(self._kept)
             recipes = dict(self._knowledge.recipes)
             mismatch, drifts = replay(stage, recipes)
@@ -134,6 +135,29 @@ class _Ladder:
             rehearsed = self._proven(stage, recipes, drifts)
             if not self._has_unmet(stage, recipes, rehearsed):
                 return rehearsed
+
+    def _enlarge(self) -> None:
+        """Gives units back where fewer than an operation needs would stay: it would have no value."""
+        for recording in self._analysis.recordings:
+            for index, needs in recording.least.items():
+                for needed in needs:
+                    names = [name for layout in needed.layouts for name in layouts.groups_of(layout)]
+                    while not needed.is_met(self._kept):
+                        operation = recording.trace.operations[index]
+                        site = f"{operation.name} in {operation.module or 'the model'}: {needed.text}"
+                        cut = [name for name in names if name in self._kept]
+                        if not cut:
+                            break  # not even the whole model has enough
+                        if self._reselect is None:
+                            raise RehearsalError(
+                                "So few units have no value in the program.",
+                                where=site,
+                                why=f"too few units of {', '.join(cut)} would stay",
+                                hint="keep more of them",
+                            )
+                        for tied in self._knowledge.tied(cut[-1]):
+                            if self._kept.pop(tied, None) is not None:
+                                self._knowledge.given_back[tied] = site
 
     def _stage(self, kept: Kept) -> Stage:
         return Stage(self._analysis, self._registry, kept, self._knowledge.unsteady)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import attrs
 import torch
 from torch import nn
 
@@ -240,7 +241,7 @@ class BasePruner:
         found = {}
         for name, values in scores.items():
             whole_heads = Limits(self.limits.max_ratio)
-            limits = whole_heads if is_heads(groups[name]) else self.limits
+            limits = attrs.evolve(whole_heads if is_heads(groups[name]) else self.limits, least=groups[name].least)
             present = self.graph.remaining(name)
             found[name] = Candidate.of(groups[name].size, present, values, limits, self._blocks.get(name, 1))
         return found

@@ -16,6 +16,7 @@ import torch
 
 from prunekit_core import axes
 from prunekit_core.axes import Axis, Reason
+from prunekit_core.requirements import Expectation, Least, Temperature
 from prunekit_core.trace import Operation, TensorRef
 
 
@@ -84,33 +85,6 @@ class TensorArgument:
 
 
 @attrs.frozen
-class Expectation:
-    """An integer argument that must be the total size of some axes, also after pruning.
-
-    Attributes:
-        argument: Name of the argument.
-        position: Which entry of it, if it is a list.
-        pieces: The axes.
-        along: If the argument is a place along a dim, the axis of that dim: a negative number counts from its end.
-    """
-
-    argument: str
-    position: int | None
-    pieces: tuple[Axis, ...] = attrs.field(eq=False)
-    along: Axis | None = attrs.field(default=None, eq=False)
-
-
-@attrs.frozen
-class Temperature:
-    """A constant that follows the size of an axis unless it is given: the default scale of attention."""
-
-    argument: str
-    value: float
-    axis: Axis = attrs.field(eq=False)
-    scaled: str = ""
-
-
-@attrs.frozen
 class WholeUse:
     """A use of the whole extent of an axis.
 
@@ -135,6 +109,7 @@ class Effects:
     roles: dict[tuple[str, int], Role] = attrs.field(factory=dict)
     kinds: list[tuple[Axis, Kind]] = attrs.field(factory=list)
     whole: dict[int, list[WholeUse]] = attrs.field(factory=dict)
+    least: dict[int, list[Least]] = attrs.field(factory=dict)
     expectations: dict[int, list[Expectation]] = attrs.field(factory=dict)
     temperatures: dict[int, Temperature] = attrs.field(factory=dict)
     expanded: dict[int, frozenset[int]] = attrs.field(factory=dict)
@@ -231,6 +206,17 @@ class OpCall:
             summed = tuple((tensor.ref, dim % tensor.ndim) for tensor, dim in operands)
             use = WholeUse(axis, verb, text, summed)
             self._effects.whole.setdefault(self.operation.index, []).append(use)
+
+    def at_least(self, axes_: Sequence[Axis], size: int, text: str) -> None:
+        """Says that the operation has a value only where some axes together have so many elements.
+
+        Args:
+            axes_: The axes; their sizes are multiplied.
+            size: The least number of elements.
+            text: What needs them, for the report.
+        """
+        if size > 1 and not all(axes.is_pinned(axis) for axis in axes_):
+            self._effects.least.setdefault(self.operation.index, []).append(Least(tuple(axes_), size, text))
 
     def used_whole(self) -> list[Axis]:
         """Lists the axes whose whole extent the operation was said to depend on."""

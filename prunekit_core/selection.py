@@ -20,10 +20,12 @@ class Limits:
     Attributes:
         max_ratio: Largest fraction of the units that may go, over all steps together.
         round_to: Sizes are kept at multiples of this; None leaves them as they come.
+        least: Units that must stay, so that every operation has a value.
     """
 
     max_ratio: float = 1.0
     round_to: int | None = None
+    least: int = 1
 
     def count(self, wanted: int, size: int, present: int) -> int:
         """Returns how many units stay when ``wanted`` should.
@@ -33,7 +35,7 @@ class Limits:
             size: Units at analysis.
             present: Units there now; no more than these can stay.
         """
-        floor = max(1, math.ceil(size * (1 - self.max_ratio) - TOLERANCE))
+        floor = max(self.least, math.ceil(size * (1 - self.max_ratio) - TOLERANCE))
         count = min(present, max(wanted, floor))
         if self.round_to is None or count == present:
             return count
@@ -97,8 +99,9 @@ class Candidate:
                 hint="remove the same channels from every group, or don't declare channel groups",
             )
         step = None if limits.round_to is None else limits.round_to // math.gcd(limits.round_to, blocks)
+        fewest = -(-limits.least // blocks)
         joined = scores.reshape(blocks, len(positions)).mean(0)
-        return cls(width, positions, joined, attrs.evolve(limits, round_to=step), blocks)
+        return cls(width, positions, joined, attrs.evolve(limits, round_to=step, least=fewest), blocks)
 
     def best(self, units: int) -> tuple[int, ...]:
         """Chooses the units that stay: those with the highest scores; among equals, those that come first.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -24,6 +25,17 @@ def reduce(call: OpCall) -> list[list[Axis]]:
     for dim in gone:
         call.whole(source.axes[dim], Verb.MIX)
     return [_remaining(call, source, gone)] * len(call.shapes)
+
+
+def deviate(call: OpCall) -> list[list[Axis]]:
+    """Variances and deviations: a sum of squares divided by the number of elements less the correction."""
+    source = call.tensors()[0]
+    given = call.get("correction", 1 if call.get("unbiased", True) else 0)
+    correction = 1 if given is None else given
+    needed = math.floor(correction) + 1
+    text = f"a variance with correction {correction:g} needs {needed} elements"
+    call.at_least([source.axes[dim] for dim in _reduced(call, source)], needed, text)
+    return reduce(call)
 
 
 def add_up(call: OpCall) -> list[list[Axis]]:
@@ -56,16 +68,19 @@ def _remaining(call: OpCall, source: TensorArgument, gone: list[int]) -> list[Ax
     return result
 
 
-_HOMOGENEOUS = "mean amax amin std nanmean"
+_HOMOGENEOUS = "mean amax amin nanmean"
 """Reductions that scale with what they are given."""
 _SUMS = "sum nansum"
 _COUNTS = "_is_any_true any count_nonzero linalg_vector_norm norm"
 """Reductions to which zeros contribute nothing."""
 
-_REDUCTIONS = "var var_mean std_mean prod max min median"
+_DEVIATIONS = "std_mean var var_mean"
+_REDUCTIONS = "prod max min median"
 
 RULES: Mapping[str | torch.Tag, Rule] = {
     **{f"aten::{name}": first(reduce) for name in _REDUCTIONS.split()},
+    **{f"aten::{name}": first(deviate) for name in _DEVIATIONS.split()},
+    "aten::std": scales(Scaling.WHOLE)(deviate),
     **{f"aten::{name}": reduce for name in ("_is_all_true", "all", "logsumexp")},
     **{f"aten::{name}": first(add_up) for name in _COUNTS.split()},
     **{f"aten::{name}": scales(Scaling.WHOLE)(add_up) for name in _SUMS.split()},
