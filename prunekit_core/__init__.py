@@ -89,7 +89,6 @@ from prunekit_core.rules import (
     OpCall,
     Role,
     Rule,
-    Scaling,
     TensorArgument,
     Verb,
     output_like,
@@ -97,6 +96,7 @@ from prunekit_core.rules import (
     sized_by,
     zero_where,
 )
+from prunekit_core.scaling import Scaling
 from prunekit_core.schedule import linear_scheduler
 from prunekit_core.selection import Limits, Scope
 from prunekit_core.sharding import is_sharded, whole_tensor

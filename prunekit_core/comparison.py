@@ -228,7 +228,7 @@ class Comparer(Sink):
 
     def _number(self, expected: Operation, name: str, old: Any, new: Any) -> None:
         plain = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (old, new))
-        if plain and (name == self._rules.factor(expected.op) or self._reads_numbers_only(expected)):
+        if plain and (name in self._rules.factors(expected.op) or self._reads_numbers_only(expected)):
             self.drifts.append(Drift(self._position, self._next, name, float(old), float(new)))
             return
         why = f"argument {name} is {_short(new)}, recorded was {_short(old)}"

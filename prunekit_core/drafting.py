@@ -16,7 +16,7 @@ from prunekit_core.ladder import Knowledge, Rehearsed, Reselect, rehearse
 from prunekit_core.plan import Plan
 from prunekit_core.regime import collection_paused
 from prunekit_core.registry import Registry
-from prunekit_core.rescale import find_rescales
+from prunekit_core.rescale import find_rescales, name_means
 from prunekit_core.surgery import other_names
 
 
@@ -64,7 +64,7 @@ class Drafts:
             edits=rehearsed.edits,
             rescales=rescales,
             swaps=self._swaps(parameters, rehearsed),
-            notes=tuple(dict.fromkeys(map(str, unmet))),
+            notes=(*dict.fromkeys(map(str, unmet)), *name_means(self.analysis, self.registry.op_rules, rehearsed)),
             costs=self._costs,
             sizes=self._sizes(),
         )

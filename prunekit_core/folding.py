@@ -7,12 +7,13 @@ here, on both numbers, up to the operation that brings the constant and the acti
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
 from prunekit_core.analysis import Recording
+from prunekit_core.deviation import Logs, compact
 from prunekit_core.rules import ModuleOp, rule_keys
 from prunekit_core.trace import Operation, TensorRef
 
@@ -39,6 +40,7 @@ class Folding:
         self._recording, self._changes = recording, changes
         self.values: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.makers = {ref.index: op for op in reversed(recording.trace.operations) for ref in op.outputs}
+        self._logs: dict[int, Logs | None] = {}
         self._fixed: dict[int, torch.Tensor | None] = {}
         self._overwritten: set[int] = set()
         for operation in recording.trace.operations:
@@ -53,17 +55,20 @@ class Folding:
             if met and (operation.index in self._recording.trace.decisions or (operation.outputs and not followed)):
                 yield from ((operation, ref) for ref in met)
 
-    def ratio(self, ref: TensorRef) -> float | None:
-        """Returns by which factor a constant has changed; None where that isn't one factor for all its elements."""
-        if ref.index in self._overwritten:
-            return None
-        if torch.equal(*self.values[ref.index]):
-            return 1.0
-        old, new = (value.to(torch.float64) for value in self.values[ref.index])
-        if not old.numel() or not (old != 0).all():
-            return None
-        ratios = (new / old).flatten()
-        return float(ratios[0]) if torch.allclose(ratios, ratios[0]) and float(ratios[0]) > 0 else None
+    def logs(self, ref: TensorRef) -> Logs | None:
+        """Returns the logarithms of the factors by which a constant has changed; None where they aren't positive."""
+        if ref.index not in self._logs:
+            old, new = (value.to(torch.float64) for value in self.values[ref.index])
+            self._logs[ref.index] = None
+            if ref.index not in self._overwritten and old.shape == new.shape:
+                ratios = torch.where((old == 0) & (new == 0), 1.0, new / old)
+                if bool((ratios.isfinite() & (ratios > 0)).all()):
+                    self._logs[ref.index] = compact(ratios.log())
+        return self._logs[ref.index]
+
+    def fixed(self, ref: TensorRef) -> torch.Tensor | None:
+        """Returns the value of a small constant that hasn't changed."""
+        return None if ref.index in self.values else self._value(ref, False)
 
     def _follow(self, operation: Operation) -> None:
         if operation.index in self._recording.trace.decisions:
@@ -77,8 +82,9 @@ class Folding:
             self._overwritten.add(ref.index)
         self.values[ref.index] = (old, new)
 
-    def _are_made(self, refs: Sequence[TensorRef]) -> bool:
-        return any(ref.index in self.makers for ref in refs)
+    def _is_literal(self, operation: Operation) -> bool:
+        """Whether an operation brings a number of the program in: what it reads is made by no other operation."""
+        return all(self.makers.get(ref.index, operation) is operation for ref in operation.references())
 
     def _compute(self, operation: Operation, changed: bool) -> torch.Tensor | None:
         """Runs an operation on constants; None if it reads anything else, or isn't one of a few numbers."""
@@ -89,7 +95,7 @@ class Folding:
             return None
         arguments = dict(operation.arguments) | (dict(self._changes.get(operation.index, {})) if changed else {})
         literal = arguments.get("fill_value")
-        if literal is not None and "size" not in arguments and not self._are_made(operation.references()):
+        if literal is not None and "size" not in arguments and self._is_literal(operation):
             return torch.tensor(literal, dtype=self._recording.trace.dtypes[operation.outputs[0].index], device="cpu")
         values = {}
         for ref in operation.references():
@@ -97,8 +103,10 @@ class Folding:
             if value is None or value.numel() > LARGEST:
                 return None
             values[ref.index] = value.clone()  # the operation may write into it
-        known = {argument.name for argument in operation.op._schema.arguments} - {"device"}
+        known = {argument.name for argument in operation.op._schema.arguments}
         plain = {name: _exchanged(value, values) for name, value in arguments.items() if name in known}
+        if plain.get("device") is not None:
+            plain["device"] = torch.device("cpu")
         result = operation.op(**plain)
         return result if isinstance(result, torch.Tensor) else None
 

@@ -19,11 +19,13 @@ from torch.utils import _pytree as pytree
 
 from prunekit_core.analysis import Analysis, Recording
 from prunekit_core.calls import operation_name, tensors_of
+from prunekit_core.deviations import Deviations
 from prunekit_core.examples import Example
 from prunekit_core.outputs import output_tensors
 from prunekit_core.plan import Plan
 from prunekit_core.programs import swap_modules
 from prunekit_core.registry import Registry
+from prunekit_core.rehearsal import Stage
 from prunekit_core.rules import Role
 from prunekit_core.shadow import Shadow, Sink
 from prunekit_core.sides import MaskedSide, Side
@@ -140,7 +142,7 @@ class MaskedRun:
         """
         replaced = self._replaced(example)
         self._zero()
-        masked = MaskedSide(self._recording, self._plan)
+        masked = MaskedSide(self._recording, self._plan, self._means())
         whole = self._outputs(self._full, example, masked, swapped=True)
         if not masked.read:  # with other weights, decisions may well be others
             replaced += self._replaced(example)
@@ -157,6 +159,17 @@ class MaskedRun:
             [(masked.read[index], smaller.read.get(index, [])) for index in masked.read],
             replaced,
         )
+
+    def _means(self) -> dict[int, float]:
+        """Finds where a sum over units is divided by their number, which is another one in the pruned model."""
+        rules, kept = self._registry.op_rules, self._plan.kept
+        if not Deviations(self._recording, rules, kept, ()).has_sums():
+            return {}
+        edits = {(edit.module, edit.attribute): edit.new for edit in self._plan.edits}
+        _, drifts = Stage(self._analysis, self._registry, kept).replay(edits)
+        own = [drift for drift in drifts if drift.recording == 0]
+        found = Deviations(self._recording, rules, kept, own).means
+        return {index: math.exp(log) for index, log in found.items()}
 
     def random_operations(self, example: Example) -> tuple[str, ...]:
         """Finds out whether the program is random, by running the original again with other random numbers.

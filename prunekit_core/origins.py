@@ -1,7 +1,7 @@
 """Where a tensor comes from: the rows of parameters that scale it when they are scaled.
 
-They are found by walking back through operations that only move or combine elements linearly; the op rules say which do
-(`Scaling`). Nothing else may read what would be scaled along.
+They are found by walking back through operations; the op rules say how these scale (`Scaling`). A walk doesn't ask what
+else would be scaled along: that shows when its rows are tried (`Deviations`).
 """
 
 from __future__ import annotations
@@ -10,29 +10,23 @@ import math
 from collections.abc import Collection, Hashable, Sequence
 from typing import Any
 
-import attrs
 import torch
 
 from prunekit_core.analysis import Recording
-from prunekit_core.rules import RuleTable, Scaling
-from prunekit_core.trace import Operation, TensorRef
+from prunekit_core.deviation import CLOSE, Logs
+from prunekit_core.deviations import Deviations
+from prunekit_core.flow import Version
+from prunekit_core.rules import RuleTable
+from prunekit_core.scaling import Scaling
+from prunekit_core.trace import Operation, TensorRef, is_continuous
+from prunekit_core.transfer import counts_as_tensor, plain_arguments
+
+Rows = dict[str, dict[int, float]]
+"""By parameter: rows with the logarithms of the factors by which they have to be scaled."""
 
 
 class UnresolvedError(Exception):
     """The rows can't be found; the message says why."""
-
-
-@attrs.frozen
-class Origin:
-    """What scales a tensor.
-
-    Attributes:
-        rows: By parameter: the rows that have to be scaled.
-        products: Operations, among those that were allowed to be, whose result is scaled along.
-    """
-
-    rows: dict[str, set[int]]
-    products: frozenset[int]
 
 
 class Origins:
@@ -41,83 +35,68 @@ class Origins:
     Args:
         recording: The recorded program.
         rules: The op rules, which say how operations scale.
+        deviations: How its tensors differ.
+        scalable: Names of the parameters whose rows may be scaled.
     """
 
-    def __init__(self, recording: Recording, rules: RuleTable) -> None:
-        self._recording, self._rules = recording, rules
-        self._names = {ref.index: name for name, ref in recording.trace.parameters.items()}
+    def __init__(
+        self, recording: Recording, rules: RuleTable, deviations: Deviations, scalable: Collection[str]
+    ) -> None:
+        self.recording, self.rules, self.scalable = recording, rules, scalable
+        self.flow, self.vanishes, self.degree = deviations.flow, deviations.vanishes, deviations.transfer.degree
+        self.names = {ref.index: name for name, ref in recording.trace.parameters.items()}
         self._moved: dict[Hashable, torch.Tensor] = {}
-        self.makers: dict[int, Operation] = {}
-        self.users: dict[int, list[Operation]] = {}
-        for operation in recording.trace.operations:
-            for ref in operation.outputs:
-                self.makers.setdefault(ref.index, operation)
-            for ref in () if operation.index in recording.unread else dict.fromkeys(operation.references()):
-                self.users.setdefault(ref.index, []).append(operation)
 
     def find(
-        self, starts: Sequence[TensorRef], user: Operation, operands: tuple[int, ...], allowed: Collection[int] = ()
-    ) -> Origin:
-        """Finds what scales some tensors that an operation reads, each by the same factor.
+        self, wants: Sequence[tuple[TensorRef, Logs]], reader: int, choices: Sequence[int], otherwise: int
+    ) -> tuple[Rows, int]:
+        """Finds rows that scale some tensors.
 
         Args:
-            starts: The tensors.
-            user: The operation that reads them; its result is meant to be scaled.
-            operands: Which operands of the first matrix product on the way back are scaled.
-            allowed: Matrix products whose results may be scaled along, by one of their operands.
+            wants: The tensors, with the logarithms of the factors for their elements.
+            reader: Index of the operation that reads them.
+            choices: Which operand is scaled at the first products on the way: 0 the first, 1 the second, 2 both alike.
+            otherwise: The choice at all further ones.
+
+        Returns:
+            The rows, and at how many products there was a choice.
 
         Raises:
-            UnresolvedError: They are made otherwise, or something else would be scaled along.
+            UnresolvedError: The tensors are made otherwise.
         """
-        return _Walk(self, self._recording, self._rules, user, allowed).run(starts, operands)
+        walk = _Walk(self, choices, otherwise)
+        return walk.run(wants, reader), walk.chosen
 
-    def shape(self, ref: TensorRef) -> tuple[int, ...]:
+    def shape(self, ref: TensorRef | int) -> tuple[int, ...]:
         """Returns the shape of a tensor."""
-        return self._recording.trace.shapes[ref.index]
+        return self.recording.trace.shapes[ref if isinstance(ref, int) else ref.index]
 
-    def name(self, ref: TensorRef) -> str | None:
-        """Returns the name of a parameter or buffer."""
-        return self._names.get(ref.index)
-
-    def is_made(self, ref: TensorRef) -> bool:
-        """Tells whether a tensor depends on what a layer or a matrix product makes, not on constants only."""
-        pending, seen = [ref], set[int]()
+    def reaches_parameter(self, version: Version) -> bool:
+        """Tells whether a tensor is a parameter, or computed from one."""
+        pending, seen = [version], set[Version]()
         while pending:
             current = pending.pop()
-            maker = self.makers.get(current.index)
-            if current.index in seen or maker is None:
-                continue
-            seen.add(current.index)
-            if self._rules.scaling(maker.op) is Scaling.ROWS or maker.index in self._recording.wholes:
+            maker = self.flow.maker(current)
+            if maker is None and self.names.get(current[0]) in self.scalable:
                 return True
-            pending.extend(maker.references())
+            if maker is not None and current not in seen:
+                seen.add(current)
+                pending.extend(self.flow.version(maker.index, ref) for ref in maker.references())
         return False
 
-    def moved(
-        self, mover: Operation, source: TensorRef, output: TensorRef, wanted: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Returns which elements of a mover's input are read by (the wanted part of) one of its outputs."""
+    def moved(self, mover: Operation, source: TensorRef, output: TensorRef, wanted: torch.Tensor) -> torch.Tensor:
+        """Returns which elements of a mover's input are read by the wanted part of one of its outputs."""
         shape = self.shape(source)
         if "dtype" in mover.arguments and self.shape(output) == shape:
-            return _everything(shape) if wanted is None else wanted.clone()  # a conversion
-        whole = wanted is None or bool(wanted.all())
-        key = self._form(mover, source, output) if whole else None
+            return wanted.clone()  # a conversion
+        key = self._form(mover, source, output) if bool(wanted.all()) else None
         if key in self._moved:
             return self._moved[key]
-        labels = torch.arange(math.prod(shape), device="cpu").reshape(shape)
-
-        def labelled(value: Any) -> Any:
-            if isinstance(value, list) and any(isinstance(item, TensorRef) for item in value):
-                return [labelled(item) for item in value]
-            if not isinstance(value, TensorRef):
-                return value
-            return labels if value == source else torch.full(self.shape(value), -1, device="cpu")
-
-        arguments = {name: labelled(value) for name, value in mover.arguments.items()}
-        result = mover.op(**_plain(mover, arguments))
+        known = {ref.index: torch.full(self.shape(ref), -1, device="cpu") for ref in mover.references()}
+        known[source.index] = torch.arange(math.prod(shape), device="cpu").reshape(shape)
+        result = mover.op(**plain_arguments(mover, known))
         results = [result] if isinstance(result, torch.Tensor) else list(result)
-        moved = results[list(mover.outputs).index(output)]
-        read = moved.reshape(-1) if wanted is None else moved[wanted]
+        read = results[list(mover.outputs).index(output)][wanted]
         mask = torch.zeros(math.prod(shape), dtype=torch.bool, device="cpu")
         mask[read[read >= 0]] = True
         mask = mask.reshape(shape)
@@ -140,163 +119,197 @@ class Origins:
 class _Walk:
     """One walk back, from the last tensor to the first, so that paths that meet again are one."""
 
-    def __init__(
-        self, origins: Origins, recording: Recording, rules: RuleTable, user: Operation, allowed: Collection[int]
-    ) -> None:
-        self._origins, self._recording, self._rules, self._user = origins, recording, rules, user
-        self._allowed = allowed
-        self._rows: dict[str, set[int]] = {}
-        self._scaled: dict[int, tuple[TensorRef, torch.Tensor]] = {}
-        self._passed = {(user.index, output.index) for output in user.outputs}
-        self._through: dict[int, tuple[Operation, int]] = {}
-        self._pending: dict[int, tuple[TensorRef, torch.Tensor, tuple[int, ...]]] = {}
+    def __init__(self, origins: Origins, choices: Sequence[int], otherwise: int) -> None:
+        self._origins, self._flow, self._rules = origins, origins.flow, origins.rules
+        self._choices, self._otherwise = choices, otherwise
+        self._rows: Rows = {}
+        self._pending: dict[tuple[Version, float], tuple[float, torch.Tensor]] = {}
+        self.chosen = 0
 
-    def run(self, starts: Sequence[TensorRef], operands: tuple[int, ...]) -> Origin:
-        self._through[self._user.index] = (self._user, len(starts))
-        for ref in starts:
-            self._reach(ref, _everything(self._origins.shape(ref)), operands)
+    def run(self, wants: Sequence[tuple[TensorRef, Logs]], reader: int) -> Rows:
+        for ref, logs in wants:
+            version = self._flow.version(reader, ref) if reader < self._flow.end else self._flow.result(ref)
+            if not isinstance(logs, torch.Tensor):
+                self._reach(version, logs, _everything(self._origins.shape(ref)))
+                continue
+            for value in {round(value, 9): value for value in logs.unique().tolist() if abs(value) > CLOSE}.values():
+                self._reach(version, value, (logs - value).abs() <= CLOSE)
         while self._pending:
-            latest = max(self._pending, key=self._made_at)
-            self._back(*self._pending.pop(latest))
-        products = frozenset().union(*(self._check_private(ref, wanted) for ref, wanted in self._scaled.values()))
-        for operation in (self._recording.trace.operations[index] for index in products):
-            self._through[operation.index] = (operation, 1)
-        for operation, count in self._through.values():
-            if sum(ref.index in self._scaled for ref in operation.references()) != count:
-                raise UnresolvedError(f"{operation.name} reads it more than once")
-        return Origin(self._rows, products)
+            latest = max(self._pending, key=lambda key: key[0][1])
+            self._back(latest[0], *self._pending.pop(latest))
+        return self._rows
 
-    def _made_at(self, index: int) -> int:
-        maker = self._origins.makers.get(index)
-        return -1 if maker is None else maker.index
+    def _reach(self, version: Version, log: float, wanted: torch.Tensor) -> None:
+        key = (version, round(log, 9))
+        known = self._pending.get(key)
+        self._pending[key] = (log, wanted if known is None else known[1] | wanted)
 
-    def _reach(self, ref: TensorRef, wanted: torch.Tensor, operands: tuple[int, ...]) -> None:
-        known = self._pending.get(ref.index)
-        if known is not None and known[2] != operands:
-            raise UnresolvedError("it is reached in two ways")
-        self._pending[ref.index] = (ref, wanted if known is None else known[1] | wanted, operands)
+    def _source(self, maker: Operation, ref: TensorRef, log: float, wanted: torch.Tensor | None = None) -> None:
+        """Goes on to an operand; all of it where it isn't said which part."""
+        part = _everything(self._origins.shape(ref)) if wanted is None else wanted
+        self._reach(self._flow.version(maker.index, ref), log, part)
 
-    def _back(self, ref: TensorRef, wanted: torch.Tensor, operands: tuple[int, ...]) -> None:
-        maker = self._origins.makers.get(ref.index)
+    def _back(self, version: Version, log: float, wanted: torch.Tensor) -> None:
+        maker = self._flow.maker(version)
         if maker is None:
-            raise UnresolvedError("its operand is made by no operation")
-        self._scaled[ref.index] = (ref, wanted)
-        self._passed.add((maker.index, ref.index))
-        how = self._rules.scaling(maker.op)
-        if how in (Scaling.ROWS, Scaling.CHANNELS) and isinstance(maker.arguments.get("weight"), TensorRef):
-            kernel = len(self._origins.shape(maker.arguments["weight"])) - 2
-            self._reach_rows(maker, wanted, 1 if how is Scaling.CHANNELS else wanted.dim() - 1 - max(0, kernel))
+            self._take(version[0], log, wanted)
+            return
+        how, refs = self._rules.scaling(maker.op), maker.references()
+        if how in (Scaling.ROWS, Scaling.CHANNELS, Scaling.ALONG):
+            self._layer(maker, how, log, wanted)
         elif how is Scaling.MOVED:
-            for source in dict.fromkeys(maker.references()):
-                part = self._origins.moved(maker, source, ref, wanted)
+            output = next(ref for ref in maker.outputs if ref.index == version[0])
+            for source in dict.fromkeys(refs):
+                part = self._origins.moved(maker, source, output, wanted)
                 if part.any():
-                    self._reach(source, part, operands)
-        elif how is Scaling.MATRIX and not wanted.all() and not self._origins.is_made(maker.references()[-1]):
-            self._reach_columns(maker, wanted)
-        elif how in (Scaling.MATRIX, Scaling.WHOLE) and not wanted.all():
-            raise UnresolvedError(f"part of what {maker.name} makes would be scaled")
-        elif how is Scaling.WHOLE:
-            source = maker.references()[0]
-            self._reach(source, _everything(self._origins.shape(source)), operands)
-        elif how is Scaling.MATRIX:
-            read = maker.references()
-            if max(operands) >= len(read):
-                raise UnresolvedError(f"{maker.name} has no other operand")
-            self._through[maker.index] = (maker, len(operands))
-            for position in operands:
-                source = read[position]
-                self._reach(source, _everything(self._origins.shape(source)), (0,))
-        elif how in (Scaling.SUM, Scaling.PRODUCT, Scaling.QUOTIENT):
-            for source in self._scaled_with(maker, how):
-                if self._origins.shape(source) != tuple(wanted.shape):
-                    raise UnresolvedError(f"{maker.name} broadcasts")
-                self._reach(source, wanted, operands)
+                    self._source(maker, source, log, part)
+        elif how in (Scaling.SUM, Scaling.WRITTEN):
+            self._sum(maker, log, wanted if how is Scaling.SUM else None)
+        elif how in (Scaling.PRODUCT, Scaling.QUOTIENT):
+            self._product(maker, how, log, wanted)
+        elif how is Scaling.POWER:
+            self._power(maker, log, wanted)
+        elif how is Scaling.MATRIX and not wanted.all() and self._is_given(maker, refs[1]):
+            self._columns(maker, refs[1], log, wanted)
+        elif how is Scaling.ADDED_MATRIX:
+            self._added_matrix(maker, log, wanted)
+        elif how in (Scaling.WHOLE, Scaling.REDUCED, Scaling.CONSTANT, Scaling.MATRIX, Scaling.MULTILINEAR):
+            if not wanted.all():
+                raise UnresolvedError(f"part of what {maker.name} makes would be scaled")
+            if how in (Scaling.MATRIX, Scaling.MULTILINEAR) and len(refs) > 1:
+                self._choose(maker, [(ref, 1.0) for ref in refs], log)
+            else:
+                self._source(maker, refs[2 if how is Scaling.CONSTANT else 0], log)
         else:
             raise UnresolvedError(f"its operand comes from {maker.name}")
 
-    def _scaled_with(self, maker: Operation, how: Scaling) -> list[TensorRef]:
-        """Lists the operands that have to be scaled for the result to be."""
-        read = maker.references()
-        made = tuple(source for source in read if self._origins.is_made(source))
-        if how is Scaling.SUM:
-            other = maker.arguments.get("other")
-            if made != read or (isinstance(other, int | float) and other):
-                raise UnresolvedError(f"{maker.name} adds something that is not scaled")
-        elif len(made) != 1 or (how is Scaling.QUOTIENT and made != read[:1]):
-            raise UnresolvedError(f"{maker.name} combines several activations")
-        return list(dict.fromkeys(made))
+    def _is_given(self, maker: Operation, ref: TensorRef) -> bool:
+        """Whether an operand is a parameter, perhaps turned round, and not computed by a layer."""
+        return not self._flow.is_made(self._flow.version(maker.index, ref), self._rules)
 
-    def _check_private(self, ref: TensorRef, wanted: torch.Tensor) -> set[int]:
-        """Makes sure that whatever reads the elements that will be scaled was passed on the way back, or may be scaled.
+    def _choose(
+        self,
+        maker: Operation,
+        operands: Sequence[tuple[TensorRef, float]],
+        log: float,
+        wanted: torch.Tensor | None = None,
+    ) -> None:
+        """Scales one operand of a product, or both.
 
-        Returns:
-            The products that are scaled along.
+        Args:
+            maker: The product.
+            operands: What may be scaled, in order of preference, each with the power at which it enters the product.
+            log: The factor for the product.
+            wanted: The part of an operand of the product's shape; None for all of it.
         """
-        products = set()
-        if ref in self._recording.trace.results:
-            raise UnresolvedError("it is an output of the model")
-        for reader in self._origins.users.get(ref.index, []):
-            for output in reader.outputs:
-                if (reader.index, output.index) in self._passed:
-                    continue
-                if reader.index in self._allowed and wanted.all():
-                    products.add(reader.index)
-                    continue
-                moves = self._rules.scaling(reader.op) is Scaling.MOVED
-                if moves and (output == ref or not self._origins.users.get(output.index)):
-                    continue
-                if not moves or (self._origins.moved(reader, ref, output, None) & wanted).any():
-                    raise UnresolvedError(f"{reader.name} reads the same elements")
-        return products
+        choice = 0
+        if len(operands) > 1:
+            given = self.chosen < len(self._choices)
+            choice = self._choices[self.chosen] if given else self._otherwise
+            self.chosen += 1
+        picked = operands if choice == 2 else operands[choice : choice + 1] or operands[:1]
+        for ref, power in picked:
+            self._source(maker, ref, log * power / len(picked), self._part(ref, wanted))
 
-    def _reach_rows(self, maker: Operation, wanted: torch.Tensor, channel: int) -> None:
-        per_row = wanted.movedim(channel, 0).reshape(wanted.shape[channel], -1)
-        chosen = per_row.any(1)
-        if not per_row[chosen].all():
-            raise UnresolvedError("part of a row would be scaled")
-        for argument in ("weight", "bias"):
-            ref = maker.arguments.get(argument)
-            if isinstance(ref, TensorRef):
-                shape = self._origins.shape(ref)
-                self._take(ref, chosen.reshape(-1, *[1] * (len(shape) - 1)).expand(shape), maker)
+    def _part(self, ref: TensorRef, wanted: torch.Tensor | None) -> torch.Tensor | None:
+        """Which elements of an operand that broadcasts are wanted."""
+        if wanted is None:
+            return None
+        shape = self._origins.shape(ref)
+        part = wanted.flatten(0, wanted.dim() - len(shape) - 1).any(0) if wanted.dim() > len(shape) > 0 else wanted
+        for dim, size in enumerate(shape):
+            if size == 1 and part.shape[dim] != 1:
+                part = part.any(dim, keepdim=True)
+        return part if part.shape == torch.Size(shape) else None
 
-    def _reach_columns(self, maker: Operation, wanted: torch.Tensor) -> None:
-        """Part of a product with a parameter that was turned round: ``x @ W.T``."""
+    def _product(self, maker: Operation, how: Scaling, log: float, wanted: torch.Tensor) -> None:
+        read = maker.references()
+        refs = tuple(dict.fromkeys(read))
+        powers = [1.0 / read.count(ref) for ref in refs]  # a square takes the root
+        if how is Scaling.QUOTIENT:
+            powers[1:] = [-1.0] * len(powers[1:])
+        versions = [self._flow.version(maker.index, ref) for ref in refs]
+        operands = list(zip(refs, powers, strict=True))
+        made = [self._flow.is_made(version, self._rules) for version in versions]
+        given = [self._origins.reaches_parameter(version) for version in versions]
+        chosen = [pair for pair, own in zip(operands, made, strict=False) if own]
+        chosen += [pair for pair, own, known in zip(operands, made, given, strict=False) if known and not own]
+        if not chosen:
+            raise UnresolvedError(f"its operand comes from {maker.name}")
+        self._choose(maker, chosen, log, wanted)
+
+    def _sum(self, maker: Operation, log: float, wanted: torch.Tensor | None) -> None:
+        dtypes = self._origins.recording.trace.dtypes
+        if any(counts_as_tensor(name, value) for name, value in maker.arguments.items()):
+            raise UnresolvedError(f"{maker.name} adds something that is not scaled")
+        for ref in dict.fromkeys(maker.references()):
+            version = self._flow.version(maker.index, ref)
+            if is_continuous(dtypes[ref.index]) and not self._origins.vanishes(maker, ref):
+                if not self._flow.is_made(version, self._rules) and not self._origins.reaches_parameter(version):
+                    raise UnresolvedError(f"{maker.name} adds something that is not scaled")
+                self._source(maker, ref, log, self._part(ref, wanted))
+
+    def _power(self, maker: Operation, log: float, wanted: torch.Tensor) -> None:
+        degree = self._origins.degree(maker)
+        if not degree:
+            raise UnresolvedError(f"its operand comes from {maker.name}")
+        self._source(maker, maker.references()[0], log / degree, wanted)
+
+    def _added_matrix(self, maker: Operation, log: float, wanted: torch.Tensor) -> None:
+        added, left, right = maker.references()[:3]
+        if maker.arguments.get("beta") != 0 and not self._origins.vanishes(maker, added):
+            self._source(maker, added, log, self._part(added, wanted))
+        if self._is_given(maker, right):
+            self._columns(maker, right, log, wanted)
+        elif not wanted.all():
+            raise UnresolvedError(f"part of what {maker.name} makes would be scaled")
+        else:
+            self._choose(maker, [(left, 1.0), (right, 1.0)], log)
+
+    def _columns(self, maker: Operation, weight: TensorRef, log: float, wanted: torch.Tensor) -> None:
+        """A product with a parameter that was turned round: ``x @ W.T``."""
         columns = wanted.reshape(-1, wanted.shape[-1])
         chosen = columns.any(0)
         if not columns[:, chosen].all():
             raise UnresolvedError("part of a row would be scaled")
-        weight = maker.references()[-1]
-        self._take(weight, chosen.expand(self._origins.shape(weight)), maker)
+        self._source(maker, weight, log, chosen.expand(self._origins.shape(weight)))
 
-    def _take(self, ref: TensorRef, wanted: torch.Tensor, user: Operation) -> None:
-        name, maker = self._origins.name(ref), self._origins.makers.get(ref.index)
-        if name is None and (maker is None or self._rules.scaling(maker.op) is not Scaling.MOVED):
-            raise UnresolvedError("its weight is computed")
-        if name is not None:
-            for dim in range(1, wanted.dim()):
-                if wanted.stride(dim) == 0 and wanted.shape[dim] > 1:  # expanded: the same at every place
-                    wanted = wanted.narrow(dim, 0, 1)
-            rows = wanted.reshape(wanted.shape[0], -1)
-            if any(other is not user and other.outputs for other in self._origins.users.get(ref.index, [])):
-                raise UnresolvedError(f"{name} is used elsewhere, too")
-            if not rows[rows.any(1)].all():
-                raise UnresolvedError("part of a row would be scaled")
-            self._rows.setdefault(name, set()).update(rows.any(1).nonzero().flatten().tolist())
-            return
-        assert maker is not None
-        for source in dict.fromkeys(maker.references()):
-            mask = self._origins.moved(maker, source, ref, wanted)
-            if mask.any():
-                self._take(source, mask, maker)
+    def _layer(self, maker: Operation, how: Scaling, log: float, wanted: torch.Tensor) -> None:
+        weight = maker.arguments.get("weight")
+        if not isinstance(weight, TensorRef):
+            raise UnresolvedError(f"its operand comes from {maker.name}")
+        shape = self._origins.shape(weight)
+        if how is Scaling.ALONG:
+            owned = wanted.reshape(-1, *shape)
+        else:
+            channel = 1 if how is Scaling.CHANNELS else wanted.dim() - 1 - max(0, len(shape) - 2)
+            owned = wanted.movedim(channel, 0).reshape(wanted.shape[channel], -1).T
+        chosen = owned.any(0)
+        if not owned[:, chosen].all():
+            raise UnresolvedError("part of a row would be scaled")
+        for argument in ("weight", "bias"):
+            ref = maker.arguments.get(argument)
+            if isinstance(ref, TensorRef):
+                own = self._origins.shape(ref)
+                part = chosen if how is Scaling.ALONG else chosen.reshape(-1, *[1] * (len(own) - 1)).expand(own)
+                self._source(maker, ref, log, part)
 
-
-def _plain(operation: Operation, arguments: dict[str, Any]) -> dict[str, Any]:
-    known = {argument.name for argument in operation.op._schema.arguments}
-    return {name: value for name, value in arguments.items() if name in known and name not in _DTYPES}
-
-
-_DTYPES = frozenset({"dtype", "layout", "device", "pin_memory", "non_blocking", "memory_format", "copy"})
+    def _take(self, index: int, log: float, wanted: torch.Tensor) -> None:
+        name = self._origins.names.get(index)
+        if name is None:
+            raise UnresolvedError("its operand is made by no operation")
+        if name not in self._origins.scalable or not wanted.dim():
+            raise UnresolvedError(f"{name} has no rows that may be scaled")
+        for dim in range(1, wanted.dim()):
+            if wanted.stride(dim) == 0 and wanted.shape[dim] > 1:  # expanded: the same at every place
+                wanted = wanted.narrow(dim, 0, 1)
+        rows = wanted.reshape(wanted.shape[0], -1)
+        if not rows[rows.any(1)].all():
+            raise UnresolvedError("part of a row would be scaled")
+        known = self._rows.setdefault(name, {})
+        for row in rows.any(1).nonzero().flatten().tolist():
+            if abs(known.setdefault(row, log) - log) > CLOSE:
+                raise UnresolvedError("it is reached in two ways")
 
 
 def _everything(shape: Sequence[int]) -> torch.Tensor:

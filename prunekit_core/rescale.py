@@ -2,43 +2,32 @@
 
 ``softmax(q k^T / sqrt(D))`` computes its scale from the size of an axis. When the axis shrinks to ``D'`` the scale
 becomes ``1 / sqrt(D')``; the rows of the parameter that make ``q`` are multiplied by ``sqrt(D' / D)`` to make up for
-it (`Origins` finds them). Where the queries can't be scaled, the keys may be; and where both are made by the same rows,
-both take the square root of the factor.
+it. Rows are proposed by walks back from where the smaller program computes something else (`Origins`), and taken only
+if it computes nothing else any more (`Deviations`): whatever else reads these rows has to be made up for as well.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
-import attrs
-
-from prunekit_core import layout as layouts
-from prunekit_core.analysis import Analysis, Recording
-from prunekit_core.comparison import Drift, Unmet
+from prunekit_core.analysis import Analysis
+from prunekit_core.comparison import Unmet
+from prunekit_core.deviations import Deviations, Stuck
 from prunekit_core.edits import Rescale, runs_of
-from prunekit_core.folding import Folding
 from prunekit_core.ladder import Rehearsed
-from prunekit_core.origins import Origin, Origins, UnresolvedError
-from prunekit_core.rules import RuleTable, Scaling
-from prunekit_core.trace import Operation, TensorRef
+from prunekit_core.origins import Origins, Rows, UnresolvedError
+from prunekit_core.rules import RuleTable
+from prunekit_core.trace import Operation
 
+Place = tuple[int, int]
+"""(Position of the recording, index of the operation.)"""
 
-@attrs.frozen(eq=False)
-class _Demand:
-    """A constant that has changed.
-
-    Attributes:
-        operation: Where it meets activations.
-        operand: The activations, which may be scaled to make up for it; None where they can't be told.
-        factor: What they would have to be multiplied with.
-        why: Why they can't be told.
-    """
-
-    operation: Operation
-    operand: TensorRef | None
-    factor: float
-    why: str = "it is no plain factor"
+DEPTH = 2
+"""How many further operations may be made up for where rows that are scaled are read elsewhere, too."""
+CHOICES = 3
+"""Products on the way at which all combinations of operands are tried."""
 
 
 def find_rescales(
@@ -54,194 +43,136 @@ def find_rescales(
     Returns:
         The rescales, and every constant that could not be made up for.
     """
-    scaled: dict[str, dict[int, float]] = {}
-    unmet: dict[Unmet, None] = {}
-    for position, recording in enumerate(analysis.recordings):
-        if not recording.replayed:
-            continue
-        drifts = [drift for drift in rehearsed.drifts if drift.recording == position]
-        collected = _Collected(recording, rules, rehearsed, drifts)
-        failed = list(collected.failed)
-        if collected.demands:
-            failed.extend(_Solver(recording, rules, collected.demands, scaled).solve())
-        unmet.update((Unmet(position, op.index, _site(op), why), None) for op, why in failed)
+    search = _Search(analysis, rules, rehearsed)
+    unmet = search.run()
     found = []
-    for parameter, rows in scaled.items():
-        for factor in dict.fromkeys(rows.values()):
-            runs = runs_of(sorted(row for row, value in rows.items() if value == factor))
-            found.append(Rescale(parameter, runs, factor))
-    return tuple(found), tuple(unmet)
+    for parameter, rows in search.rows.items():
+        for log in dict.fromkeys(rows.values()):
+            runs = runs_of(sorted(row for row, value in rows.items() if value == log))
+            found.append(Rescale(parameter, runs, math.exp(log)))
+    return tuple(found), unmet
 
 
-class _Collected:
-    """The constants of one recording that have changed: default scales, numbers, and tensors made of numbers."""
-
-    def __init__(self, recording: Recording, rules: RuleTable, rehearsed: Rehearsed, drifts: list[Drift]) -> None:
-        self.demands: list[_Demand] = []
-        self.failed: list[tuple[Operation, str]] = []
-        self._recording, self._rules = recording, rules
-        operations = recording.trace.operations
-        for index, (temperature, axis) in recording.temperatures.items():
-            size = layouts.new_size(axis, rehearsed.kept)
-            if size != axis.size:
-                operand = operations[index].arguments[temperature.scaled]
-                self.demands.append(_Demand(operations[index], operand, math.sqrt(size / axis.size)))
-        changes: dict[int, dict[str, float]] = {}
-        for drift in drifts:
-            kind = type(operations[drift.operation].arguments[drift.argument])
-            changes.setdefault(drift.operation, {})[drift.argument] = kind(drift.new)
-        folding = Folding(recording, changes)
-        for drift in drifts:
-            operation = operations[drift.operation]
-            if not any(ref.index in folding.values for ref in operation.outputs):
-                self._number(operation, drift)
-        for operation, ref in folding.meetings():
-            self._meeting(operation, ref, folding.ratio(ref))
-        for ref in dict.fromkeys(recording.trace.results):
-            if ref.index in folding.values and folding.ratio(ref) != 1:
-                self.failed.append((folding.makers[ref.index], "follows a size, and is an output of the model"))
-
-    def _number(self, operation: Operation, drift: Drift) -> None:
-        source = next(iter(operation.references()), None)
-        if source is None or not drift.old or not drift.new:
-            self.failed.append((operation, f"follows a size: {drift.old:g} became {drift.new:g}"))
-            return
-        how = self._rules.scaling(operation.op)
-        factor = drift.new / drift.old if how is Scaling.QUOTIENT else drift.old / drift.new
-        plain = how in (Scaling.PRODUCT, Scaling.QUOTIENT, Scaling.CONSTANT)
-        plain = plain or operation.index in self._recording.temperatures
-        self.demands.append(_Demand(operation, source if plain else None, factor))
-
-    def _meeting(self, operation: Operation, constant: TensorRef, ratio: float | None) -> None:
-        if ratio is None:
-            self.failed.append((operation, "follows a size: not by one factor"))
-            return
-        read, how = operation.references(), self._rules.scaling(operation.op)
-        if ratio == 1:
-            return
-        others = [ref for ref in read if ref != constant]
-        plain = len(others) == 1 and len(read) == 2 and (how is Scaling.PRODUCT or read[1] == constant)
-        plain = plain and how in (Scaling.PRODUCT, Scaling.QUOTIENT)
-        factor = ratio if how is Scaling.QUOTIENT else 1 / ratio
-        self.demands.append(_Demand(operation, others[0] if plain else None, factor))
+def name_means(analysis: Analysis, rules: RuleTable, rehearsed: Rehearsed) -> tuple[str, ...]:
+    """Words, for each sum over units that the program divides by their number, that it is over fewer of both."""
+    found: dict[str, None] = {}
+    for deviations in _programs(analysis, rules, rehearsed).values():
+        for index in sorted(deviations.means):
+            site = _site(deviations.flow.operations[index])
+            found[f"{site} divides a sum by the number of units: a mean over those that are left"] = None
+    return tuple(found)
 
 
-@attrs.frozen(eq=False)
-class _Attempt:
-    """One way to scale the result of a product: which tensors, read by whom, at which operands, to which power."""
+def _programs(analysis: Analysis, rules: RuleTable, rehearsed: Rehearsed) -> dict[int, Deviations]:
+    """Returns what differs in each recording that is replayed, by its position."""
+    return {
+        position: Deviations(
+            recording, rules, rehearsed.kept, [drift for drift in rehearsed.drifts if drift.recording == position]
+        )
+        for position, recording in enumerate(analysis.recordings)
+        if recording.replayed
+    }
 
-    starts: tuple[TensorRef, ...]
-    user: Operation
-    operands: tuple[int, ...]
-    power: float = 1.0
 
+class _Search:
+    """Looks for rows, one operation after another that computes something else.
 
-class _Solver:
-    """Finds rows for the demands of one recording; one set of rows may answer several demands.
-
-    Args:
-        recording: The recorded program.
-        rules: The op rules.
-        demands: What has changed.
-        scaled: Rows by parameter with their factors; what is found is added.
+    Attributes:
+        rows: What has been found.
     """
 
-    def __init__(
-        self, recording: Recording, rules: RuleTable, demands: list[_Demand], scaled: dict[str, dict[int, float]]
-    ) -> None:
-        self._recording, self._rules, self._demands, self._scaled = recording, rules, demands, scaled
-        self._origins = Origins(recording, rules)
-        self._lifted = {id(demand): self._product_after(demand) for demand in demands}
-        products = [self._lifted[id(demand)] or self._product_before(demand) for demand in demands]
-        once = {p.index: d for p, d in zip(products, demands, strict=True) if p is not None and products.count(p) == 1}
-        self._products = {id(demand): index for index, demand in once.items()}
+    def __init__(self, analysis: Analysis, rules: RuleTable, rehearsed: Rehearsed) -> None:
+        self.rows: Rows = {}
+        self._programs: dict[int, tuple[Deviations, Origins]] = {}
+        whole = {name for name, found in analysis.parameters.items() if not found.buffer and found.shape}
+        for position, deviations in _programs(analysis, rules, rehearsed).items():
+            recording = analysis.recordings[position]
+            dtypes, named = recording.trace.dtypes, recording.trace.parameters.items()
+            scalable = {name for name, ref in named if dtypes[ref.index].is_floating_point} & whole
+            self._programs[position] = (deviations, Origins(recording, rules, deviations, scalable))
 
-    def solve(self) -> Iterator[tuple[Operation, str]]:
-        """Yields the operation of each demand that could not be met, with the reason."""
-        met = set[int]()
-        for demand in self._demands:
-            own = self._products.get(id(demand))
-            if own in met:
+    def run(self) -> tuple[Unmet, ...]:
+        """Finds rows; returns the constants that could not be made up for."""
+        unmet: dict[Unmet, None] = {}
+        for place in self._stuck():
+            if place in self._stuck():
+                tries = (self._mend(place, depth) for depth in range(DEPTH + 1))  # with the fewest rows
+                whys = list(itertools.takewhile(bool, tries))
+                if len(whys) > DEPTH:
+                    stuck = self._stuck()[place]
+                    deviations, _ = self._programs[place[0]]
+                    for source in sorted(stuck.sources) or [min(place[1], deviations.flow.end - 1)]:
+                        change, plain = deviations.change(source)
+                        text = f"{change}: {whys[0]}" if plain else change
+                        unmet[Unmet(place[0], source, _site(deviations.flow.operations[source]), text)] = None
+        return tuple(unmet)
+
+    def _stuck(self) -> dict[Place, Stuck]:
+        return {
+            (position, index): stuck
+            for position, (deviations, _) in self._programs.items()
+            for index, stuck in sorted(deviations.stuck.items())
+        }
+
+    def _mend(self, place: Place, depth: int) -> str:
+        """Scales rows so that an operation computes what it did; returns why that can't be done, or nothing."""
+        before = self._stuck()
+        first = ""
+        for rows, why in self._proposals(place, before[place]):
+            if not rows:
+                first = first or why
                 continue
-            alike = {
-                self._products[id(other)]
-                for other in self._demands
-                if other is not demand and id(other) in self._products and math.isclose(other.factor, demand.factor)
-            }
-            try:
-                origin, power = self._origin(demand, alike - met)
-                self._take(origin, demand.factor**power)
-            except UnresolvedError as why:
-                change = f"follows a size and changes by a factor of {1 / demand.factor:.4g}"
-                yield demand.operation, f"{change}: {why}"
-                continue
-            met |= origin.products | ({own} if own is not None else set())
+            marks = {position: deviations.scale(rows) for position, (deviations, _) in self._programs.items()}
+            kept = {name: dict(known) for name, known in self.rows.items()}
+            for name, factors in rows.items():
+                self.rows.setdefault(name, {}).update(factors)
+            why = self._settle(place, before, depth)
+            if not why:
+                return ""
+            first = first or why
+            self.rows = kept
+            for position, mark in marks.items():
+                self._programs[position][0].rewind(mark)
+        return first or before[place].why
 
-    def _origin(self, demand: _Demand, shared: set[int]) -> tuple[Origin, float]:
-        if demand.operand is None:
-            raise UnresolvedError(demand.why)
-        first: UnresolvedError | None = None
-        for attempt in self._attempts(demand, demand.operand):
-            others = shared if attempt.power == 1 else set[int]()
-            try:
-                origin = self._origins.find(attempt.starts, attempt.user, attempt.operands, others)
-                return origin, attempt.power
-            except UnresolvedError as error:
-                first = first or error
-        assert first is not None
-        raise first
+    def _settle(self, place: Place, before: dict[Place, Stuck], depth: int) -> str:
+        """Makes up for what is stuck because of rows that were scaled; returns why that can't be done, or nothing."""
+        now = self._stuck()
+        if place in now:
+            return now[place].why
+        fresh = [other for other, stuck in now.items() if not stuck.same_as(before.get(other))]
+        if not fresh:
+            return ""
+        index, (deviations, _) = fresh[0][1], self._programs[fresh[0][0]]
+        output = index == deviations.flow.end
+        why = now[fresh[0]].why if output else f"{deviations.flow.operations[index].name} reads the same elements"
+        if depth == 0 or self._mend(fresh[0], depth - 1):
+            return why
+        return why if self._settle(place, before, depth - 1) else ""
 
-    def _attempts(self, demand: _Demand, operand: TensorRef) -> Iterator[_Attempt]:
-        product = self._lifted[id(demand)] if id(demand) in self._products else None
-        if product is None:
-            for operands, power in (((0,), 1.0), ((1,), 1.0), ((0, 1), 0.5)):
-                yield _Attempt((operand,), demand.operation, operands, power)
-            if self._rules.scaling(demand.operation.op) is not Scaling.CONSTANT:
-                return
-            product = demand.operation
-        else:
-            yield _Attempt((operand,), demand.operation, (0,))
-        left, right = product.references()[:2]
-        for starts, power in (((left,), 1.0), ((right,), 1.0), ((left, right), 0.5)):
-            yield _Attempt(starts, product, (0,), power)
+    def _proposals(self, place: Place, stuck: Stuck) -> Iterator[tuple[Rows, str]]:
+        """Yields rows to try, or why a walk found none; no rows twice, and none that are scaled already."""
+        _, origins = self._programs[place[0]]
+        tried: list[Rows] = []
+        for way in stuck.ways:
+            for choices, otherwise in _choices():
+                try:
+                    rows, chosen = origins.find(way, place[1], choices, otherwise)
+                except UnresolvedError as error:
+                    yield {}, str(error)
+                    continue
+                if len(choices) > chosen or rows in tried:
+                    continue
+                tried.append(rows)
+                taken = next((n for n, factors in rows.items() if factors.keys() & self.rows.get(n, {}).keys()), "")
+                yield ({}, f"{taken} is scaled otherwise for another constant") if taken else (rows, "")
 
-    def _take(self, origin: Origin, factor: float) -> None:
-        for parameter, rows in origin.rows.items():
-            known = self._scaled.get(parameter, {})
-            if any(row in known and not math.isclose(known[row], factor) for row in rows):
-                raise UnresolvedError(f"{parameter} is scaled otherwise for another constant")
-        for parameter, rows in origin.rows.items():
-            known = self._scaled.setdefault(parameter, {})
-            known.update({row: factor for row in sorted(rows) if row not in known})
 
-    def _product_after(self, demand: _Demand) -> Operation | None:
-        """Follows the result of a demand's operation to the one matrix product that reads it."""
-        plain = self._rules.scaling(demand.operation.op) in (Scaling.PRODUCT, Scaling.QUOTIENT)
-        ref = demand.operation.outputs[0] if plain else None
-        while ref is not None and ref not in self._recording.trace.results:
-            readers = [op for op in self._origins.users.get(ref.index, []) if op.outputs and ref not in op.outputs]
-            if len(readers) != 1:
-                return None
-            reader, how = readers[0], self._rules.scaling(readers[0].op)
-            if how is Scaling.MATRIX and len(reader.references()) == 2 and reader.references().count(ref) == 1:
-                return reader
-            ref = reader.outputs[0] if how is Scaling.MOVED and len(reader.references()) == 1 else None
-        return None
-
-    def _product_before(self, demand: _Demand) -> Operation | None:
-        """Follows what a demand may scale back to the matrix product that makes it and is read by nothing else."""
-        plain = self._rules.scaling(demand.operation.op) in (Scaling.PRODUCT, Scaling.QUOTIENT)
-        ref = demand.operand if plain else None
-        while ref is not None and ref not in self._recording.trace.results:
-            maker = self._origins.makers.get(ref.index)
-            if maker is None or len(self._origins.users.get(ref.index, [])) != 1:
-                return None
-            how = self._rules.scaling(maker.op)
-            if how is Scaling.MATRIX:
-                return maker
-            single = len(maker.outputs) == 1 and (how is Scaling.WHOLE or len(maker.references()) == 1)
-            ref = maker.references()[0] if single and how in (Scaling.MOVED, Scaling.WHOLE) else None
-        return None
+def _choices() -> Iterator[tuple[tuple[int, ...], int]]:
+    """Yields which operands of products to scale: all the first, all the second, both alike, then mixtures."""
+    yield from (((), otherwise) for otherwise in (0, 1, 2))
+    for count in range(2, CHOICES + 1):
+        yield from ((choices, choices[-1]) for choices in itertools.product((0, 1), repeat=count))
 
 
 def _site(operation: Operation) -> str:

@@ -17,6 +17,7 @@ import torch
 from prunekit_core import axes
 from prunekit_core.axes import Axis, Reason
 from prunekit_core.requirements import Expectation, Least, Temperature
+from prunekit_core.scaling import Scaling
 from prunekit_core.trace import Operation, TensorRef
 
 
@@ -305,39 +306,13 @@ def sized_by(**reasons: str) -> Callable[[_AnyRule], _AnyRule]:
     return mark
 
 
-class Scaling(enum.Enum):
-    """How the result of an operation follows when its operands are multiplied by a positive factor.
-
-    It is what lets a constant that follows a size (an attention's temperature) be made up for in the weights.
-    """
-
-    MOVED = "moved"
-    """Elements are only moved, copied or left out: every element of a result is one of an operand."""
-    WHOLE = "whole"
-    """It scales with its first tensor as a whole, in one factor for all (elements that are picked by position)."""
-    SUM = "sum"
-    """It scales when all its tensors do."""
-    PRODUCT = "product"
-    """It scales with any one of its tensors."""
-    QUOTIENT = "quotient"
-    """It scales with its first tensor, and inversely with its second."""
-    CONSTANT = "constant"
-    """It scales with none of its tensors; the number that is its factor multiplies the product of the first two."""
-    MATRIX = "matrix"
-    """It scales with either of its two tensors, each taken as a whole."""
-    ROWS = "rows"
-    """It scales with the rows of ``weight`` and ``bias``: an element of the result belongs to one row."""
-    CHANNELS = "channels"
-    """It scales with the elements of ``weight`` and ``bias``, which lie along dim 1 of the result."""
-
-
-def scales(how: Scaling, factor: str = "") -> Callable[[Rule], Rule]:
+def scales(how: Scaling, *factors: str) -> Callable[[Rule], Rule]:
     """Makes a rule with the same ties that also says how the operation scales.
 
     Args:
         how: How the result follows the operands.
-        factor: The argument that the result (for a `QUOTIENT`: its inverse) is proportional to where it is a plain
-            number, if there is one.
+        factors: The arguments that the result, or what `Scaling` says of it, is proportional to where they are plain
+            numbers (for a `QUOTIENT`: its inverse).
     """
 
     def mark(rule: Rule) -> Rule:
@@ -346,7 +321,7 @@ def scales(how: Scaling, factor: str = "") -> Callable[[Rule], Rule]:
             return rule(call)
 
         marked.__dict__["scaling"] = how
-        marked.__dict__["factor"] = factor
+        marked.__dict__["factors"] = factors
         return marked
 
     return mark
@@ -441,9 +416,9 @@ class RuleTable:
         """Returns what the operation's rule says about where its result is zero, if anything."""
         return getattr(self.find(op), "zeros", None)
 
-    def factor(self, op: Any) -> str:
-        """Returns which argument the operation's result is proportional to where it is a number; empty if none is."""
-        return getattr(self.find(op), "factor", "")
+    def factors(self, op: Any) -> tuple[str, ...]:
+        """Returns the arguments that the operation's result is proportional to where they are numbers."""
+        return getattr(self.find(op), "factors", ())
 
     def sizes(self, op: Any) -> Mapping[str, str]:
         """Returns the arguments that say nothing but the shape of an output, with the reason for each."""

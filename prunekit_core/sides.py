@@ -81,11 +81,13 @@ class MaskedSide(Side):
     Args:
         recording: The recorded program.
         plan: The cut.
+        means: By operation index: what to multiply its result with, where a sum over units is divided by their number,
+            so that it is a mean over those that are left.
     """
 
-    def __init__(self, recording: Recording, plan: Plan) -> None:
+    def __init__(self, recording: Recording, plan: Plan, means: Mapping[int, float] | None = None) -> None:
         super().__init__(recording, plan.kept, whole=True)
-        self._plan = plan
+        self._plan, self._means = plan, means or {}
 
     def _result(self, index: int, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         operations = self._recording.trace.operations
@@ -93,6 +95,8 @@ class MaskedSide(Side):
             recorded = operations[index].name if index < len(operations) else "the end"
             raise OtherProgramError(f"the original ran {operation_name(op)} where {recorded} was recorded")
         result = self._over_kept(index, op, args, kwargs)
+        for tensor in tensors_of(result) if index in self._means else ():
+            tensor.mul_(self._means[index])
         refs = operations[index].outputs
         for ref, tensor in zip(refs, tensors_of(result), strict=False):
             live = ref.index in self._recording.live and tensor.layout is torch.strided  # others are never cut

@@ -16,7 +16,8 @@ import attrs
 import torch
 
 from prunekit_core.layout import Layout, groups_of
-from prunekit_core.rules import Elementwise, RuleTable, Scaling
+from prunekit_core.rules import Elementwise, RuleTable
+from prunekit_core.scaling import Scaling
 from prunekit_core.trace import Operation, TensorRef, Trace
 
 _REALS = (-3.1, -0.4, 0.7, 42.0)
@@ -202,7 +203,7 @@ class Zeros:
         how = self._rules.scaling(operation.op)
         if how in (Scaling.MOVED, Scaling.SUM):
             return operands.everywhere(*tensors)
-        if how in (Scaling.WHOLE, Scaling.QUOTIENT):
+        if how in (Scaling.WHOLE, Scaling.REDUCED, Scaling.QUOTIENT):
             return operands.everywhere(*tensors[:1])
         return how is Scaling.PRODUCT and any(operands.everywhere(tensor) for tensor in tensors)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from prunekit_core import Axis, OpCall, Rule, sized_by, zero_where
+from prunekit_core import Axis, OpCall, Rule, Scaling, scales, sized_by, zero_where
 from prunekit_plugins.ops.pointwise import always_zero, filled_with_zero
 
 shaped = sized_by(size="it is the shape of the output", stride="no value depends on the order in memory")
@@ -44,12 +44,17 @@ _EMPTY = "empty new_empty empty_strided new_empty_strided"
 """Memory that nobody may read before it is written: as good as zeros."""
 _NUMBERED = "arange linspace logspace rand randn randint randperm eye tril_indices triu_indices tensor"
 
+filled = zero_where(filled_with_zero)(scales(Scaling.NUMBERS, "fill_value")(one_value))
+
 RULES: Mapping[str | torch.Tag, Rule] = {
-    **{f"aten::{name}": one_value for name in _ONES.split()},
-    **{f"aten::{name}": zero_where(always_zero)(one_value) for name in _ZEROS.split()},
-    **{f"aten::{name}": zero_where(filled_with_zero)(one_value) for name in ("full", "new_full")},
-    **{f"aten::{name}": zero_where(always_zero)(uniform_values) for name in _EMPTY.split()},
-    "aten::scalar_tensor": uniform_values,
+    **{f"aten::{name}": scales(Scaling.NUMBERS)(one_value) for name in _ONES.split()},
+    **{f"aten::{name}": zero_where(always_zero)(scales(Scaling.ZEROS)(one_value)) for name in _ZEROS.split()},
+    **{
+        f"aten::{name}": zero_where(filled_with_zero)(scales(Scaling.NUMBERS, "fill_value")(one_value))
+        for name in ("full", "new_full")
+    },
+    **{f"aten::{name}": zero_where(always_zero)(scales(Scaling.NUMBERS)(uniform_values)) for name in _EMPTY.split()},
+    "aten::scalar_tensor": scales(Scaling.NUMBERS, "s")(uniform_values),
     **{f"aten::{name}": numbered_values for name in _NUMBERED.split()},
     "aten::_local_scalar_dense": number,
     "aten::_assert_async": check,

@@ -108,7 +108,7 @@ whole = scales(Scaling.WHOLE)
 looked_up = zero_where(looked_up_zeros)
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    "aten::embedding": looked_up(embedding),
+    "aten::embedding": looked_up(whole(embedding)),
     "aten::embedding_bag": looked_up(embedding_bag),
     "aten::_embedding_bag": looked_up(embedding_bag),
     "aten::_embedding_bag_forward_only": looked_up(embedding_bag),

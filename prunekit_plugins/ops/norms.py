@@ -183,9 +183,9 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::_native_batch_norm_legit": channels(channel_norm),
     "aten::_native_batch_norm_legit_no_training": channels(channel_norm),
     "aten::group_norm": groups(scales(Scaling.CHANNELS)(group_norm)),
-    "aten::layer_norm": layers(scales(Scaling.ROWS)(single_layer_norm)),
+    "aten::layer_norm": layers(scales(Scaling.ALONG)(single_layer_norm)),
     "aten::native_layer_norm": layers(layer_norm_with_statistics),
     "aten::_weight_norm_interface": zero_where(weight_norm_zeros)(weight_norm),
-    "aten::rms_norm": layers(scales(Scaling.ROWS)(layer_norm)),
+    "aten::rms_norm": layers(scales(Scaling.ALONG)(layer_norm)),
     "aten::_fused_rms_norm": layers(layer_norm_with_statistics),
 }

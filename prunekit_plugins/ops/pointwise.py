@@ -227,7 +227,7 @@ feature_alpha_dropout feature_dropout fill geometric log_normal normal poisson r
 requires_grad_ rrelu uniform zero
 """
 
-_FILLED = "full_like ones_like zeros_like"
+_FILLED = "full_like ones_like"
 
 _COPIES = "_to_copy alias clone contiguous cpu cuda detach lift_fresh positive resolve_conj resolve_neg to type_as"
 _SUMS = "add neg negative rsub subtract"
@@ -241,32 +241,38 @@ tanh
 _HOMOGENEOUS = "leaky_relu relu"
 """Activations that scale with what they are given."""
 
+_SELECTIONS = "clamp clamp_max clamp_min masked_fill max.other maximum min.other minimum where"
+"""Each element of the result is one of an operand at the same place."""
+_POWERS = "abs absolute pow.Tensor_Scalar pow_.Scalar reciprocal rsqrt sqrt square"
+
 _POINTWISE = """
-abs absolute addcdiv addcmul clamp complex copysign eq exp floor_divide fmod ge glu_jvp gt isfinite isinf isnan le lerp
-log logical_and logical_not logical_or lt masked_fill max.other maximum min.other minimum nan_to_num ne polar
-pow reciprocal remainder rsqrt special_erf special_expit sqrt square threshold where xlogy
+addcdiv addcmul complex copysign div.Scalar_mode div.Tensor_mode div_.Scalar_mode div_.Tensor_mode divide.Scalar_mode
+divide.Tensor_mode eq exp floor_divide fmod ge glu_jvp gt isfinite isinf isnan le lerp log logical_and logical_not
+logical_or lt nan_to_num ne polar pow remainder special_erf special_expit threshold xlogy
 """
 
-_ADD = adds(Addition("self", "other", "alpha"))(scales(Scaling.SUM)(add))
+_ADD = adds(Addition("self", "other", "alpha"))(scales(Scaling.SUM, "alpha")(add))
 
 RULES: Mapping[str | torch.Tag, Rule] = {
     torch.Tag.pointwise: by_element,
     **{f"aten::{name}": like_first for name in _SAME.split()},
-    **{f"aten::{name}": filled for name in _FILLED.split()},
+    **{f"aten::{name}": scales(Scaling.NUMBERS)(filled) for name in _FILLED.split()},
     **{f"aten::{name}": by_element for name in _POINTWISE.split()},
     **{f"aten::{name}": activation for name in _ACTIVATIONS.split()},
     **{f"aten::{name}": scales(Scaling.SUM)(activation) for name in _HOMOGENEOUS.split()},
     **{f"aten::{name}": first(scales(Scaling.MOVED)(copied)) for name in _COPIES.split()},
-    **{f"aten::{name}": zero_where(always_zero)(like_first) for name in ("empty_like", "zero")},
+    **{f"aten::{name}": zero_where(always_zero)(scales(Scaling.ZEROS)(like_first)) for name in ("empty_like", "zero")},
     **{f"aten::{name}": scales(Scaling.SUM)(by_element) for name in _SUMS.split()},
+    **{f"aten::{name}": scales(Scaling.SUM)(by_element) for name in _SELECTIONS.split()},
+    **{f"aten::{name}": scales(Scaling.POWER)(by_element) for name in _POWERS.split()},
     **{f"aten::{name}": scales(Scaling.QUOTIENT, "other")(by_element) for name in _QUOTIENTS.split()},
     "aten::fill": zero_where(filled_with_zero)(like_first),
-    "aten::full_like": zero_where(filled_with_zero)(filled),
-    "aten::zeros_like": zero_where(always_zero)(filled),
+    "aten::full_like": zero_where(filled_with_zero)(scales(Scaling.NUMBERS, "fill_value")(filled)),
+    "aten::zeros_like": zero_where(always_zero)(scales(Scaling.ZEROS)(filled)),
     "aten::multiply": scales(Scaling.PRODUCT, "other")(by_element),
     "aten::mul.Tensor": scales(Scaling.PRODUCT, "other")(arithmetic),
     "aten::mul_.Tensor": scales(Scaling.PRODUCT, "other")(arithmetic),
-    "aten::sub.Tensor": scales(Scaling.SUM)(arithmetic),
+    "aten::sub.Tensor": scales(Scaling.SUM, "alpha")(arithmetic),
     "aten::add.Tensor": _ADD,
     "aten::add_.Tensor": _ADD,
     "aten::dropout": scales(Scaling.PRODUCT)(dropout),

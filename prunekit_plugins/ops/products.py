@@ -238,22 +238,23 @@ def _labels(equation: str, ndims: list[int]) -> tuple[list[str], str]:
 
 
 product = zero_where(matmul_zeros)(scales(Scaling.MATRIX)(matmul))
-added = zero_where(add_matmul_zeros)(add_matmul)
+added = zero_where(add_matmul_zeros)(scales(Scaling.ADDED_MATRIX, "alpha", "beta")(add_matmul))
+contracted = zero_where(matmul_zeros)(scales(Scaling.MULTILINEAR)(matmul))
 
 RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::linear": reads(readings.LINEAR)(zero_where(linear_zeros)(scales(Scaling.ROWS)(linear))),
     "aten::matmul": reads(readings.PRODUCT)(product),
     "aten::mm": reads(readings.PLAIN_PRODUCT)(product),
     "aten::bmm": product,
-    "aten::mv": zero_where(matmul_zeros)(matmul),
-    "aten::dot": zero_where(matmul_zeros)(matmul),
-    "aten::vdot": zero_where(matmul_zeros)(matmul),
+    "aten::mv": contracted,
+    "aten::dot": contracted,
+    "aten::vdot": contracted,
     "aten::addmm": reads(readings.ADDED_PRODUCT)(added),
     "aten::baddbmm": added,
-    "aten::addmv": added,
+    "aten::addmv": zero_where(add_matmul_zeros)(add_matmul),
     "aten::_grouped_mm": grouped_matmul,
     "aten::bilinear": bilinear,
     "aten::cdist": distances,
     "aten::_cdist_forward": distances,
-    "aten::einsum": zero_where(einsum_zeros)(scales(Scaling.MATRIX)(einsum)),
+    "aten::einsum": zero_where(einsum_zeros)(scales(Scaling.MULTILINEAR)(einsum)),
 }

@@ -71,7 +71,7 @@ def _remaining(call: OpCall, source: TensorArgument, gone: list[int]) -> list[Ax
 _HOMOGENEOUS = "mean amax amin nanmean"
 """Reductions that scale with what they are given."""
 _SUMS = "sum nansum"
-_COUNTS = "_is_any_true any count_nonzero linalg_vector_norm norm"
+_COUNTS = "_is_any_true any count_nonzero"
 """Reductions to which zeros contribute nothing."""
 
 _DEVIATIONS = "std_mean var var_mean"
@@ -83,8 +83,9 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::std": scales(Scaling.WHOLE)(deviate),
     **{f"aten::{name}": reduce for name in ("_is_all_true", "all", "logsumexp")},
     **{f"aten::{name}": first(add_up) for name in _COUNTS.split()},
-    **{f"aten::{name}": scales(Scaling.WHOLE)(add_up) for name in _SUMS.split()},
-    **{f"aten::{name}": scales(Scaling.WHOLE)(reduce) for name in _HOMOGENEOUS.split()},
+    **{f"aten::{name}": first(scales(Scaling.REDUCED)(add_up)) for name in ("linalg_vector_norm", "norm")},
+    **{f"aten::{name}": scales(Scaling.REDUCED)(add_up) for name in _SUMS.split()},
+    **{f"aten::{name}": scales(Scaling.REDUCED)(reduce) for name in _HOMOGENEOUS.split()},
     "aten::argmax": locate,
     "aten::argmin": locate,
     "aten::max.dim": locate,

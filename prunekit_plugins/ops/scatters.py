@@ -14,9 +14,11 @@ from prunekit_core import (
     OpCall,
     Operands,
     Rule,
+    Scaling,
     TensorArgument,
     TensorRef,
     regroup,
+    scales,
     zero_where,
 )
 from prunekit_plugins.ops.masks import dealt_out, equal_tail, is_mask, rows_of
@@ -169,15 +171,17 @@ def written_zeros(operands: Operands, dim: int) -> bool:
 
 written = zero_where(written_zeros)
 
-_ROWS = "index_add index_copy index_fill index_reduce"
+_ROWS = "index_copy index_fill index_reduce"
 _FLAT = "nonzero take put bincount histc"
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    "aten::index_put": written(index_put),
+    "aten::index_put": written(scales(Scaling.WRITTEN)(index_put)),
     "aten::_index_put_impl_": written(index_put),
     "aten::_unsafe_index_put": written(index_put),
-    **{f"aten::{name}": written(scatter) for name in ("scatter", "scatter_add", "scatter_reduce")},
+    **{f"aten::{name}": written(scatter) for name in ("scatter", "scatter_reduce")},
+    "aten::scatter_add": written(scales(Scaling.WRITTEN)(scatter)),
     **{f"aten::{name}": written(write_rows) for name in _ROWS.split()},
+    "aten::index_add": written(scales(Scaling.WRITTEN)(write_rows)),
     "aten::masked_scatter": written(masked_scatter),
     "aten::masked_select": masked_select,
     **{f"aten::{name}": flat for name in _FLAT.split()},

@@ -41,6 +41,8 @@ def root(attention: Attention) -> float:
 
 
 X = torch.randn(2, 4, 5)
+ORDER = torch.tensor([0, 2, 1, 3])
+FUTURE = torch.ones(4, 4).triu(1).bool()
 
 
 def disentangled(q: torch.Tensor, k: torch.Tensor, p: torch.Tensor, dim: torch.Tensor) -> torch.Tensor:
@@ -61,7 +63,7 @@ MADE_UP_FOR: dict[str, Scores] = {
     "as a tensor of a float": lambda a, q, k: (q @ k.mT) / torch.tensor(root(a)),
     "as a tensor, converted": lambda a, q, k: (q @ k.mT) / torch.tensor(q.shape[-1] * 3.0).sqrt().to(q.dtype) * 3**0.5,
     "as a filled tensor": lambda a, q, k: (q @ k.mT) * torch.full((), q.shape[-1]).rsqrt(),
-    "queries under a square": lambda a, q, k: ((q * q) @ k.mT) / root(a),
+    "keys, as queries are shifted after a square": lambda a, q, k: ((q * q + 1) @ k.mT) / root(a),
     "queries shifted": lambda a, q, k: ((q + 1) @ k.mT) / root(a),
     "queries read twice": lambda a, q, k: (q / root(a)) @ k.mT + 0 * q.sum(),
     "picked": lambda a, q, k: (q @ k.mT).gather(-1, torch.arange(4).flip(0).expand(len(q), a.heads, 4, 4)) / root(a),
@@ -70,11 +72,36 @@ MADE_UP_FOR: dict[str, Scores] = {
     "after an average": lambda a, q, k: F.avg_pool1d(q.flatten(0, 1).mT, 1).relu().mT.view_as(q) @ k.mT / root(a),
     "converted like another": lambda a, q, k: (q.type_as(k) / root(a)) @ k.mT,
     "after a sum": lambda a, q, k: ((q + 2 * q) @ k.mT) / root(a),
+    "multiplied and summed": lambda a, q, k: (q[:, :, :, None] * k[:, :, None]).sum(-1) / root(a),
+    "multiplied, with a factor, and summed": lambda a, q, k: ((q / root(a))[:, :, :, None] * k[:, :, None]).sum(-1),
+    "products of picked rows": lambda a, q, k: (
+        (q[:, :, ORDER][:, :, :, None] * k.index_select(2, ORDER)[:, :, None]).sum(-1) / root(a)
+    ),
+    "a scalar product": lambda a, q, k: torch.linalg.vecdot(q[:, :, :, None], k[:, :, None]) / root(a),
+    "einsum": lambda a, q, k: torch.einsum("bhqd,bhkd->bhqk", q, k) / root(a),
+    "half at each operand": lambda a, q, k: (q * root(a) ** -0.5) @ (k / root(a) ** 0.5).mT,
+    "in place": lambda a, q, k: (q @ k.mT).div_(root(a)),
+    "queries in place": lambda a, q, k: q.mul_(root(a) ** -1) @ k.mT,
+    "in both parts of a join": lambda a, q, k: torch.cat([q[:, :, :2] / root(a), q[:, :, 2:] / root(a)], 2) @ k.mT,
+    "a learned factor": lambda a, q, k: (q * (F.softplus(a.gain) * (1.44 / root(a)))) @ k.mT,
+    "a learned temperature": lambda a, q, k: (q @ k.mT) * (a.gain.exp() / root(a)),
+    "before a mask": lambda a, q, k: (q @ k.mT).masked_fill(FUTURE, -torch.inf) / root(a),
+    "before the least number": lambda a, q, k: (q @ k.mT).masked_fill(FUTURE, torch.finfo(q.dtype).min) / root(a),
+    "before a choice": lambda a, q, k: torch.where(FUTURE, torch.tensor(-torch.inf, dtype=q.dtype), q @ k.mT) / root(a),
+    "after a bias": lambda a, q, k: (q @ k.mT) / root(a) + FUTURE * 0.3,
+    "an added product": lambda a, q, k: torch.baddbmm(
+        q.new_zeros(1, 4, 4), q.flatten(0, 1), k.flatten(0, 1).mT, alpha=root(a) ** -1
+    ).unflatten(0, q.shape[:2]),
+    "an added product onto nothing": lambda a, q, k: torch.baddbmm(
+        q.new_empty(1, 4, 4), q.flatten(0, 1), k.flatten(0, 1).mT, beta=0, alpha=root(a) ** -1
+    ).unflatten(0, q.shape[:2]),
+    "as a factor of a sum": lambda a, q, k: torch.add(FUTURE.to(q.dtype), q @ k.mT, alpha=root(a) ** -1),
+    "positions by other queries": lambda a, q, k: (q @ k.mT + q @ a.q.weight.new_ones(4, q.shape[-1]).mT) / root(a),
+    "a cap": lambda a, q, k: 50 * torch.tanh((q @ k.mT) / root(a) / 50),
 }
 
 REPORTED: dict[str, tuple[Scores, str]] = {
-    "under squares": (lambda a, q, k: ((q * q) @ (k * k).mT) / root(a), "combines several activations"),
-    "as divisors": (lambda a, q, k: ((1 / (q.abs() + 1)) @ (1 / k).mT) / root(a), "its operand comes from"),
+    "as exponents": (lambda a, q, k: (q.exp() @ k.exp().mT) / root(a), "its operand comes from aten::exp"),
     "with constants": (lambda a, q, k: ((q + 1) @ (k + 1).mT) / root(a), "adds something that is not scaled"),
     "as a tensor that is added": (lambda a, q, k: q @ k.mT + torch.tensor(root(a)), "it is no plain factor"),
     "read twice": (lambda a, q, k: (q / root(a)) @ k.mT + 0 * (q.sum() + k.sum()), "reads the same elements"),
@@ -92,9 +119,34 @@ def test_the_temperature_stays(name: str) -> None:
     assert result.plan.rescales
     assert [rescale.factor for rescale in result.plan.rescales] == pytest.approx([0.5**0.5] * len(result.plan.rescales))
     assert len(result.plan.rescales) == 2  # weight and bias of one layer
-    assert not result.report.notes
+    assert not result.plan.notes
     check = pk.check_exact(original, model, result.plan, x)
     assert check.error < (1e-6 if name == "after conversions" else 1e-12), str(check)
+
+
+ROOTS: dict[str, tuple[Scores, float]] = {
+    "queries under a square": (lambda a, q, k: ((q * q) @ k.mT) / root(a), 0.5**0.25),
+    "queries and keys under squares": (lambda a, q, k: (q.square() @ (k * k).mT) / root(a), 0.5**0.25),
+    "queries under a root": (lambda a, q, k: (q.abs().sqrt() @ (k + 1).mT) / root(a), 0.5),
+    "keys as divisors": (lambda a, q, k: ((1 / (q.abs() + 1)) @ (1 / k).mT) / root(a), 2**0.5),
+    "distances": (lambda a, q, k: (q[:, :, :, None] - k[:, :, None]).pow(2).sum(-1) / root(a), 0.5**0.25),
+}
+
+
+@pytest.mark.parametrize("name", ROOTS)
+def test_powers_take_roots(name: str) -> None:
+    torch.manual_seed(0)
+    scores, factor = ROOTS[name]
+    model = Attention(scores).eval().double()
+    original, x = copy.deepcopy(model), X.double()
+    result = pk.prune(model, x)
+    assert model.dim == 4
+    assert not result.plan.notes
+    factors = {rescale.factor for rescale in result.plan.rescales}
+    assert len(factors) == 1
+    assert factors.pop() == pytest.approx(factor)
+    if name != "keys as divisors":  # a removed key is divided by zero in the original
+        assert pk.check_exact(original, model, result.plan, x).error < 1e-12
 
 
 @pytest.mark.parametrize("explicit", [False, True])
@@ -113,7 +165,7 @@ def test_the_scale_of_fused_attention_stays(explicit: bool) -> None:
     original, x = copy.deepcopy(model), X.double()
     result = pk.prune(model, x)
     assert model.dim == 4
-    assert not result.report.notes
+    assert not result.plan.notes
     check = pk.check_exact(original, model, result.plan, x)
     assert check.error < 1e-12, str(check)
 
@@ -144,8 +196,8 @@ def test_a_constant_of_units_whose_number_counts_anyway_is_noted() -> None:
             self.first, self.last = nn.Linear(5, 16), nn.Linear(16, 3)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.first(x).tanh()
-            return self.last(F.normalize(x, dim=-1) * x.shape[-1] ** 0.5)
+            x = self.first(x).sigmoid()
+            return self.last((F.normalize(x, dim=-1) * x.shape[-1] ** 0.5).tanh())
 
     model = Normed().eval()
     result = pk.prune(model, X)
@@ -254,10 +306,26 @@ def test_rows_that_make_both_operands_take_the_root() -> None:
     assert check.error < 1e-12, str(check)
 
 
-def test_queries_that_are_values_as_well_are_not_scaled() -> None:
-    result = pk.prune(Selves(fused=True).eval(), X)
-    assert not result.plan.rescales
-    assert any("reads it more than once" in why for why in result.report.left.values())
+def test_queries_that_are_values_as_well_are_made_up_for_behind_them() -> None:
+    """The values are scaled along; the layer that reads them takes it back."""
+    torch.manual_seed(0)
+    model = Selves(fused=True).eval().double()
+    original, x = copy.deepcopy(model), X.double()
+    result = pk.prune(model, x)
+    assert {rescale.parameter: rescale.factor for rescale in result.plan.rescales} == pytest.approx(
+        {"rows.weight": 0.5**0.25, "rows.bias": 0.5**0.25, "out.weight": 0.5**-0.25}
+    )
+    assert pk.check_exact(original, model, result.plan, x).error < 1e-12
+
+
+def test_queries_that_are_values_of_a_nonlinear_function_are_not_scaled() -> None:
+    class Nonlinear(Selves):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q = self.rows(x)
+            return self.out(F.scaled_dot_product_attention(q, q, q).tanh())
+
+    with pytest.raises(pk.NothingToPruneError, match="reads it more than once"):
+        pk.prune(Nonlinear(fused=True).eval(), X)
 
 
 def test_one_constant_at_two_pictures_of_one_batch() -> None:
