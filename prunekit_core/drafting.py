@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import weakref
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -14,6 +16,7 @@ from prunekit_core.costs import Compiled, compiled_cost, cost_model
 from prunekit_core.edits import GroupCut, ParameterCut, Swap
 from prunekit_core.ladder import Knowledge, Rehearsed, Reselect, rehearse
 from prunekit_core.plan import Plan
+from prunekit_core.pricing import Prices
 from prunekit_core.regime import collection_paused
 from prunekit_core.registry import Registry
 from prunekit_core.rescale import find_rescales, name_means
@@ -35,6 +38,7 @@ class Drafts:
         self.analysis, self.registry = analysis, registry
         self.knowledge = Knowledge()
         self._compiled: dict[str, Compiled] | None = None
+        self._prices: weakref.WeakSet[Prices] = weakref.WeakSet()  # of plans that live longer ask before this goes
 
     def draft(self, model: nn.Module, kept: Mapping[str, tuple[int, ...]], reselect: Reselect | None = None) -> Plan:
         """Makes a proven plan from the model as it was at analysis.
@@ -65,7 +69,7 @@ class Drafts:
             rescales=rescales,
             swaps=self._swaps(parameters, rehearsed),
             notes=(*dict.fromkeys(map(str, unmet)), *name_means(self.analysis, self.registry.op_rules, rehearsed)),
-            costs=self._costs,
+            costs=self._priced(cut),
             sizes=self._sizes(),
         )
 
@@ -92,7 +96,18 @@ class Drafts:
             for name, p in self.analysis.parameters.items()
         }
 
-    def _costs(self, kept: Mapping[str, Sequence[int]]) -> dict[str, tuple[float, float]]:
+    def _priced(self, kept: Mapping[str, tuple[int, ...]]) -> Prices:
+        prices = Prices(self, kept)
+        self._prices.add(prices)
+        return prices
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
+            for prices in list(self._prices):
+                prices.found()
+
+    def costs(self, kept: Mapping[str, Sequence[int]]) -> dict[str, tuple[float, float]]:
+        """Returns every previewed cost before a cut, and when only the kept units stay."""
         sizes = {name: len(units) for name, units in kept.items()}
         return {name: (cost({}), cost(sizes)) for name, cost in self._compiled_costs().items()}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from prunekit_core.composition import compose, difference
 from prunekit_core.edits import AttributeEdit, Decision, GroupCut, ParameterCut, Rescale, Size, Swap
 from prunekit_core.errors import PlanError
 from prunekit_core.files import write_text
-from prunekit_core.layout import Kept
 from prunekit_core.optimizers import Optimizers
+from prunekit_core.pricing import Prices
 from prunekit_core.recorder import unwrap
 from prunekit_core.regime import collection_paused
 from prunekit_core.registry import Registry
@@ -87,9 +87,7 @@ class Plan(Decision):
     The parts are those of `Decision`.
     """
 
-    _costs: Callable[[Kept], Mapping[str, tuple[float, float]]] | None = attrs.field(
-        default=None, eq=False, repr=False, alias="costs"
-    )
+    _costs: Prices | None = attrs.field(default=None, eq=False, repr=False, alias="costs")
     _sizes: Mapping[str, tuple[int, int]] | None = attrs.field(default=None, eq=False, repr=False, alias="sizes")
 
     def apply(
@@ -197,7 +195,7 @@ class Plan(Decision):
             params_after=sum(n for name, (n, _) in after.items() if name not in buffers),
             bytes_before=sum(n * abs(width) for n, width in sizes.values()),
             bytes_after=sum(n * abs(width) for n, width in after.values()),
-            costs=self._costs(kept) if self._costs else {},
+            costs=self._costs.found() if self._costs else {},
             groups={cut.group: (cut.size, len(cut.kept)) for cut in self.cuts},
         )
 

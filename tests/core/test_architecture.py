@@ -59,6 +59,7 @@ CORE = [
     "optimizers",
     "application",
     "composition",
+    "pricing",
     "plan",
     "programs",
     "unseen",

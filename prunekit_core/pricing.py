@@ -1,0 +1,54 @@
+"""The costs that a plan shows: computed when they are asked for, and numbers from then on."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from prunekit_core.layout import Kept
+
+Costs = Mapping[str, tuple[float, float]]
+"""Cost model to what the model costs before and after."""
+
+
+class Source(Protocol):
+    """What knows what a model costs."""
+
+    def costs(self, kept: Kept) -> Costs:
+        """Returns what the model costs before a cut, and when only the kept units stay."""
+
+
+class Prices:
+    """The costs of one plan.
+
+    Working them out takes a part of the time of an analysis, so it is left until somebody asks, or until what they are
+    worked out from goes away, which this doesn't keep alive. Pickles and copies hold the numbers.
+
+    Args:
+        source: What they are worked out by; it calls `found` before it goes.
+        kept: The kept units of the plan.
+    """
+
+    def __init__(self, source: Source, kept: Kept) -> None:
+        self._source: weakref.ref[Source] | None = weakref.ref(source)
+        self._kept: Kept | None = kept
+        self._found: Costs | None = None
+
+    def found(self) -> Costs:
+        """Returns the costs."""
+        source = None if self._source is None else self._source()
+        if self._found is None and source is not None and self._kept is not None:
+            self._found = source.costs(self._kept)
+            self._source = self._kept = None
+        return self._found or {}
+
+    def __getstate__(self) -> Costs:
+        return dict(self.found())
+
+    def __setstate__(self, found: Costs) -> None:
+        self._source = self._kept = None
+        self._found = found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Prices:
+        return self
