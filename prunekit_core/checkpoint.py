@@ -61,6 +61,7 @@ def save(
     Raises:
         CheckpointError: The model holds state that is no tensor or has no values, its shapes are not those that the
             plan leads to, or the folder isn't there or holds weights that prunekit didn't write.
+        StorageError: The system refuses to write there, or there is no room.
         ArgumentError: ``max_shard_size`` is not a size.
     """
     target = check_recordable(model)

@@ -121,33 +121,48 @@ class Decision:
 
     def __attrs_post_init__(self) -> None:
         sizes = {cut.group: cut.size for cut in self.cuts}
+        self._check_names()
         for cut in self.cuts:
+            where = f"group {cut.group}"
             if not all(map(operator.lt, cut.kept, cut.kept[1:])):
-                raise PlanError("The plan is malformed.", where=f"group {cut.group}", why="kept units not ascending")
+                raise _malformed(where, "kept units not ascending")
             if not cut.kept or cut.kept[0] < 0 or cut.kept[-1] >= cut.size:
-                raise PlanError(
-                    "The plan is malformed.", where=f"group {cut.group}", why="kept units out of range or none"
-                )
+                raise _malformed(where, "kept units out of range or none")
+            _check_size(where, cut.size)
         checked: set[int] = set()
+        size_of = layouts.Sizer(self.kept)
         for parameter in self.parameters:
             if tuple([dim.size for dim in parameter.dims]) != parameter.shape:
-                raise PlanError(
-                    "The plan is malformed.", where=parameter.parameter, why="its dims don't multiply out to its shape"
-                )
+                raise _malformed(parameter.parameter, "its dims don't multiply out to its shape")
+            _check_size(parameter.parameter, math.prod(parameter.shape))
             for dim in parameter.dims:
                 if isinstance(dim, layouts.Fixed) or id(dim) in checked:
                     continue
                 checked.add(id(dim))
+                if dim.size and not size_of(dim):
+                    raise _malformed(parameter.parameter, f"nothing stays of a dim of size {dim.size}")
                 for part in layouts.walk(dim):
                     if isinstance(part, layouts.Units) and sizes.get(part.group, part.size) != part.size:
-                        raise PlanError(
-                            "The plan is malformed.",
-                            where=parameter.parameter,
-                            why=f"group {part.group} has {sizes[part.group]} units, not {part.size}",
-                        )
+                        why = f"group {part.group} has {sizes[part.group]} units, not {part.size}"
+                        raise _malformed(parameter.parameter, why)
+        for edit in self.edits:
+            for value in (edit.old, edit.new):
+                for size in (value,) if isinstance(value, int) else value:
+                    _check_size(f"{edit.module or 'the model'}.{edit.attribute}", size)
         for rescale in self.rescales:
             if not math.isfinite(rescale.factor) or rescale.factor <= 0:
-                raise PlanError("The plan is malformed.", where=rescale.parameter, why="a factor is not positive")
+                raise _malformed(rescale.parameter, "a factor is not positive")
+
+    def _check_names(self) -> None:
+        """Raises `PlanError` where something is named twice."""
+        for kind, names in (
+            ("group", [cut.group for cut in self.cuts]),
+            ("parameter", [cut.parameter for cut in self.parameters]),
+            ("attribute", [f"{edit.module or 'the model'}.{edit.attribute}" for edit in self.edits]),
+            ("exchanged module", [swap.module for swap in self.swaps]),
+        ):
+            if len(set(names)) < len(names):
+                raise _malformed(max(names, key=names.count), f"the {kind} is named twice")
 
     @property
     def kept(self) -> dict[str, tuple[int, ...]]:
@@ -177,6 +192,19 @@ class Decision:
                 if positions is not None:
                     placed[dim] = positions
         return found
+
+
+def _malformed(where: str, why: str) -> PlanError:
+    return PlanError("The plan is malformed.", where=where, why=why)
+
+
+def _check_size(where: str, size: int) -> None:
+    """Raises `PlanError` for a size that no tensor has."""
+    if size > _LARGEST:
+        raise _malformed(where, f"no tensor has a size of {size}")
+
+
+_LARGEST = 2**63 - 1
 
 
 def is_size(value: Any) -> bool:

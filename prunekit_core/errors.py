@@ -71,6 +71,22 @@ class CheckpointError(PrunekitError, ValueError):
     """A checkpoint file is corrupt, foreign, or doesn't fit the model."""
 
 
+class StorageError(CheckpointError, OSError):
+    """The system refuses to write or read a file; ``errno`` and ``filename`` are those of its own error, the cause.
+
+    Args:
+        headline, where, why, hint: See `PrunekitError`.
+        cause: The system's error.
+    """
+
+    def __init__(
+        self, headline: str, *, where: str = "", why: str = "", hint: str = "", cause: OSError | None = None
+    ) -> None:
+        super().__init__(headline, where=where, why=why, hint=hint)
+        self.errno = None if cause is None else cause.errno
+        self.filename = None if cause is None else cause.filename
+
+
 class PluginError(PrunekitError, RuntimeError):
     """A plugin is broken, or two plugins claim the same key."""
 

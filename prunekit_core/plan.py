@@ -227,7 +227,7 @@ class Plan(Decision):
             PlanError: The text is no plan, or contradicts itself.
         """
         try:
-            data = json.loads(text)
+            data = json.loads(text, object_pairs_hook=_named_once)
         except (TypeError, ValueError, RecursionError) as error:
             raise PlanError("The text is not a plan.", why=f"no valid JSON: {error}") from error
         if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -298,6 +298,13 @@ class Plan(Decision):
         """Returns the plan that leads from the model after ``earlier`` (a plan with the same groups that keeps at
         least the same units) to the model after this plan."""
         return _plan(difference(self, earlier))
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice in it")
+    return found
 
 
 def _text(value: Any) -> str:

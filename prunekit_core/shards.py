@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from prunekit_core.errors import ArgumentError, CheckpointError
-from prunekit_core.files import Files
+from prunekit_core.errors import ArgumentError, CheckpointError, StorageError
+from prunekit_core.files import Files, storing
 from prunekit_core.tensorfile import UNSIGNED, Rows, Stored, TensorFile, file_order, sign, write_tensors
 
 SINGLE = "model.safetensors"
@@ -160,24 +162,39 @@ def write_weights(
 
     Raises:
         CheckpointError: The place isn't there, or holds weights that prunekit didn't write.
+        StorageError: The system refuses to write there, or there is no room.
     """
     place = Path(path)
-    if max_shard_size is None:
-        if place.is_dir():
-            raise CheckpointError(
-                "A folder was named where a file is written.", where=str(place), hint="give max_shard_size as well"
-            )
-        _check_folder(place.parent)
-        with Files(place.parent) as files:
-            write_tensors(files.new(place.name), tensors, {"format": "pt", **metadata}, rows)
-            files.commit()
-        return
+    with storing(place):
+        if max_shard_size is None:
+            _write_file(place, tensors, metadata, rows)
+        else:
+            _write_folder(place, tensors, metadata, rows, max_shard_size)
+
+
+def _write_file(place: Path, tensors: Mapping[str, Stored], metadata: Mapping[str, str], rows: Rows) -> None:
+    if place.is_dir():
+        raise CheckpointError(
+            "A folder was named where a file is written.", where=str(place), hint="give max_shard_size as well"
+        )
+    _check_folder(place.parent)
+    with Files(place.parent) as files:
+        path = files.new(place.name)
+        _check_room(path, tensors)
+        write_tensors(path, tensors, {"format": "pt", **metadata}, rows)
+        files.commit()
+
+
+def _write_folder(
+    place: Path, tensors: Mapping[str, Stored], metadata: Mapping[str, str], rows: Rows, max_shard_size: int | str
+) -> None:
     shards = _divide(tensors, parse_size(max_shard_size))
     _check_folder(place.parent)
     made = not place.exists()
     place.mkdir(exist_ok=True)
     try:
         stale = _own_files(place)
+        _check_room(place, tensors)
         with Files(place) as files:
             written = _write_shards(files, shards, tensors, metadata, rows)
             for name in stale - written:
@@ -186,6 +203,19 @@ def write_weights(
     finally:
         if made and not any(place.iterdir()):
             place.rmdir()
+
+
+def _check_room(place: Path, tensors: Mapping[str, Stored]) -> None:
+    """Raises `StorageError` where the tensors have no room beside what is there, before any of them is written."""
+    needed, free = sum(stored.bytes for stored in tensors.values()), shutil.disk_usage(place).free
+    if needed > free:
+        raise StorageError(
+            "There is no room for the checkpoint.",
+            where=str(place.parent if place.is_file() else place),
+            why=f"it takes {needed:,} bytes, and {free:,} are free",
+            hint="make room, or write to another disk; a file that is replaced stays until the new one is whole",
+            cause=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place)),
+        )
 
 
 def _check_folder(folder: Path) -> None:

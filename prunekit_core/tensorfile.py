@@ -21,6 +21,7 @@ import safetensors
 import torch
 
 from prunekit_core.errors import CheckpointError
+from prunekit_core.files import storing
 
 DTYPES = {
     "F64": torch.float64,
@@ -146,7 +147,7 @@ class TensorFile:
             tensor = torch.empty(shape, dtype=stored.dtype, device="cpu")
         else:
             tensor = room_for(room, stored.dtype, shape)
-        with open(self.path, "rb", buffering=0) as file:
+        with storing(self.path), open(self.path, "rb", buffering=0) as file:
             file.seek(start)
             read_into(file, tensor, self.path)
         return tensor
