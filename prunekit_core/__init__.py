@@ -38,6 +38,7 @@ from prunekit_core.custom_layers import CustomizedPruner
 from prunekit_core.demand import DemandingCriterion, FrugalCriterion, StatisticalCriterion
 from prunekit_core.errors import (
     ArgumentError,
+    BusyModelError,
     CheckpointError,
     KeywordError,
     NothingToPruneError,
@@ -120,6 +121,7 @@ __all__ = [
     "BasePruner",
     "Batches",
     "Budget",
+    "BusyModelError",
     "Centring",
     "CheckpointError",
     "Choice",

@@ -20,6 +20,7 @@ from prunekit_core.compensation import Compensation, Repaired
 from prunekit_core.criterion import Criterion
 from prunekit_core.curves import Sensitivity
 from prunekit_core.errors import ArgumentError
+from prunekit_core.exclusive import on_exclusive
 from prunekit_core.graph import DependencyGraph
 from prunekit_core.naming import Layer
 from prunekit_core.optimizers import Optimizers
@@ -83,6 +84,7 @@ class PruneResult:
 
 
 @forms_checked
+@on_exclusive
 def prune(
     model: nn.Module,
     example_inputs: Any,

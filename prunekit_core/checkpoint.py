@@ -12,6 +12,7 @@ from torch import nn
 from prunekit_core import layout as layouts
 from prunekit_core.application import Application
 from prunekit_core.errors import CheckpointError, PlanError
+from prunekit_core.exclusive import on_exclusive
 from prunekit_core.plan import Plan
 from prunekit_core.protocol import Protocol
 from prunekit_core.recorder import check_recordable
@@ -36,6 +37,7 @@ def metadata_of(plan: Plan, protocol: Protocol | None) -> dict[str, str]:
     return found if protocol is None else {**found, "protocol": protocol.to_json()}
 
 
+@on_exclusive
 def save(
     model: nn.Module,
     path: str | os.PathLike[str],
@@ -143,6 +145,7 @@ def plan_of(weights: Weights) -> Plan:
         raise CheckpointError("The file holds no readable plan.", where=where, why=str(error)) from error
 
 
+@on_exclusive
 def load(
     model: nn.Module, path: str | os.PathLike[str], *, registry: Registry | None = None, assign: bool = False
 ) -> nn.Module:

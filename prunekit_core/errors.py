@@ -63,6 +63,10 @@ class VerificationError(PrunekitError, RuntimeError):
     """A cut, compared by numbers, isn't the original with the removed units zeroed; the model is untouched."""
 
 
+class BusyModelError(PrunekitError, RuntimeError):
+    """Another thread works on the model; nothing was changed by this one."""
+
+
 class PlanError(PrunekitError, ValueError):
     """A plan is malformed, or was made for another model."""
 

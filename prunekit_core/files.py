@@ -23,17 +23,21 @@ class Files:
     its permissions; where a name is a link, what it points to is replaced.
 
     Args:
-        folder: Where the files go; it must exist.
+        folder: Where the files go; it must exist, or its parent with ``make``.
+        make: Whether a folder that isn't there is made; it goes again if nothing comes into it.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, make: bool = False) -> None:
         self.folder = Path(folder)
+        self._make = make and not self.folder.exists()
         self._pending: dict[Path, tuple[Path, int | None]] = {}
         self._dropped: list[str] = []
         self._ending = _Ending()
 
     def __enter__(self) -> Files:
         self._ending.__enter__()
+        if self._make:
+            self.folder.mkdir(exist_ok=True)
         return self
 
     def new(self, name: str) -> Path:
@@ -73,6 +77,8 @@ class Files:
             with held_back():
                 for path in self._pending:
                     path.unlink(missing_ok=True)
+                if self._make and not any(self.folder.iterdir()):
+                    self.folder.rmdir()
         finally:
             self._ending.__exit__(kind, error, trace)
 

@@ -7,6 +7,7 @@ the old value, and uses replacements registered by name. Nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from prunekit_core.application import Application
 from prunekit_core.composition import compose, difference
 from prunekit_core.edits import AttributeEdit, Decision, GroupCut, ParameterCut, Rescale, Size, Swap
 from prunekit_core.errors import PlanError
+from prunekit_core.exclusive import exclusive
 from prunekit_core.files import write_text
 from prunekit_core.optimizers import Optimizers
 from prunekit_core.pricing import Prices
@@ -111,6 +113,7 @@ class Plan(Decision):
 
         Raises:
             PlanError: The plan doesn't fit the model, a copy or the optimizer; nothing was changed.
+            BusyModelError: Another thread works on the model.
         """
         with collection_paused(), Transaction() as transaction:
             self.apply_within(transaction, model, registry=registry, optimizer=optimizer, copies=copies)
@@ -137,16 +140,20 @@ class Plan(Decision):
             values: Values that tensors of the model have afterwards, by canonical name; they take the place of the cut
                 ones, and may be taken over.
         """
-        operations = [Application(self, unwrap(model), registry, optimizer)]
-        operations += [Application(self, unwrap(other), registry) for other in copies]
-        for operation in operations:
-            operation.check()
-        if len(operations) > 1:
-            _check_apart(operations)
-        operations[0].prepare(transaction, values or {})
-        for operation in operations[1:]:
-            operation.prepare(transaction)
-        transaction.commit()
+        targets = [unwrap(model), *(unwrap(other) for other in copies)]
+        with contextlib.ExitStack() as alone:
+            for target in targets:
+                alone.enter_context(exclusive(target))
+            operations = [Application(self, targets[0], registry, optimizer)]
+            operations += [Application(self, other, registry) for other in targets[1:]]
+            for operation in operations:
+                operation.check()
+            if len(operations) > 1:
+                _check_apart(operations)
+            operations[0].prepare(transaction, values or {})
+            for operation in operations[1:]:
+                operation.prepare(transaction)
+            transaction.commit()
 
     def check(
         self,
@@ -173,8 +180,9 @@ class Plan(Decision):
         Raises:
             PlanError: The plan doesn't fit the model; nothing was changed.
         """
-        with Transaction() as transaction:
-            Application(self, unwrap(model), None).mask(transaction)
+        target = unwrap(model)
+        with exclusive(target), Transaction() as transaction:
+            Application(self, target, None).mask(transaction)
             transaction.commit()
         return model
 

@@ -18,6 +18,7 @@ from prunekit_core.criterion import Criterion, checked_scores, criterion_of
 from prunekit_core.custom_layers import CustomizedPruner
 from prunekit_core.declarations import channel_blocks, check_heads
 from prunekit_core.errors import ArgumentError, NothingToPruneError, PlanError
+from prunekit_core.exclusive import exclusive
 from prunekit_core.graph import DependencyGraph
 from prunekit_core.group import Group
 from prunekit_core.history import Removal
@@ -252,7 +253,8 @@ class BasePruner:
         Returns:
             A proven plan from the model as it was at construction.
         """
-        return self.draft(self.scopes(min(self.current_step + 1, self.iterative_steps)))
+        with exclusive(self.graph.model):
+            return self.draft(self.scopes(min(self.current_step + 1, self.iterative_steps)))
 
     def draft(self, scopes: Sequence[Scope], scores: Mapping[str, torch.Tensor] | None = None) -> Plan:
         """Makes a proven plan for given scopes (see `scopes`)."""
@@ -321,6 +323,10 @@ class BasePruner:
         return None
 
     def _advance(self, optimizer: Optimizers | None, copies: Sequence[nn.Module]) -> None:
+        with exclusive(self.graph.model):
+            self._decide_and_apply(optimizer, copies)
+
+    def _decide_and_apply(self, optimizer: Optimizers | None, copies: Sequence[nn.Module]) -> None:
         plan = self.plan()
         if not plan.cuts and self.current_step + 1 == self.iterative_steps and self._highest_ratio() > 0:
             self.require_something(plan)

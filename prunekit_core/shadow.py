@@ -413,7 +413,7 @@ class Shadow:
             The outputs of the model.
         """
         for (path, attribute), value in (prepare or {}).items():
-            setattr(self.module.get_submodule(path), attribute, value)
+            vars(self.module.get_submodule(path))[attribute] = value  # no __setattr__ of a class has a say
         if training is not None:
             set_mode(self.modules.values(), training)
         self.modes.start()

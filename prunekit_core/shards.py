@@ -181,7 +181,7 @@ def _write_file(place: Path, tensors: Mapping[str, Stored], metadata: Mapping[st
     with Files(place.parent) as files:
         path = files.new(place.name)
         _check_room(path, tensors)
-        write_tensors(path, tensors, {"format": "pt", **metadata}, rows)
+        write_tensors(path, tensors, {"format": "pt", **metadata}, rows, summed=True)
         files.commit()
 
 
@@ -190,19 +190,13 @@ def _write_folder(
 ) -> None:
     shards = _divide(tensors, parse_size(max_shard_size))
     _check_folder(place.parent)
-    made = not place.exists()
-    place.mkdir(exist_ok=True)
-    try:
+    with Files(place, make=True) as files:
         stale = _own_files(place)
         _check_room(place, tensors)
-        with Files(place) as files:
-            written = _write_shards(files, shards, tensors, metadata, rows)
-            for name in stale - written:
-                files.drop(name)
-            files.commit()
-    finally:
-        if made and not any(place.iterdir()):
-            place.rmdir()
+        written = _write_shards(files, shards, tensors, metadata, rows)
+        for name in stale - written:
+            files.drop(name)
+        files.commit()
 
 
 def _check_room(place: Path, tensors: Mapping[str, Stored]) -> None:
@@ -264,7 +258,7 @@ def _write_shards(
     rows: Rows,
 ) -> set[str]:
     if len(shards) == 1:
-        write_tensors(files.new(SINGLE), tensors, {"format": "pt", **metadata}, rows)
+        write_tensors(files.new(SINGLE), tensors, {"format": "pt", **metadata}, rows, summed=True)
         return {SINGLE}
     names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
     header = {"format": "pt", KEY: metadata.get(KEY, ""), SAVE: UNSIGNED}

@@ -10,6 +10,7 @@ import ctypes
 import json
 import math
 import os
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -50,6 +51,8 @@ _PIECE = 8 * 2**20
 """Bytes moved in one go: few enough that the allocator gives the same memory again and again."""
 UNSIGNED = "0" * 64
 """Stands in a header for a digest that is known only when all tensors were written."""
+SUMS = "crc32"
+"""Names the checksums in a file's metadata: eight hexadecimal digits for each tensor, in the order of their values."""
 Rows = Callable[[str], Iterable[torch.Tensor]]
 """Gives the values of a named tensor as consecutive runs along its dim 0."""
 
@@ -115,6 +118,8 @@ class TensorFile:
             raise CheckpointError(
                 "The file is corrupt or no safetensors file.", where=str(path), why=str(error)
             ) from error
+        self._sums: dict[str, int] = {}
+        self._read: dict[str, tuple[int, int]] = {}
         begin = 8 + len(header)
         for name, entry in json.loads(header).items():
             if name == "__metadata__":
@@ -126,6 +131,10 @@ class TensorFile:
             else:
                 start = begin + entry["data_offsets"][0]
                 self.tensors[name] = Stored(DTYPES[entry["dtype"]], tuple(entry["shape"]), start)
+        sums = self.metadata.get(SUMS, "")
+        if len(sums) == 8 * len(self.tensors) and re.fullmatch("[0-9a-f]*", sums):
+            names = sorted(self.tensors, key=lambda name: (self.tensors[name].start, self.tensors[name].bytes, name))
+            self._sums = {name: int(sums[8 * place : 8 * place + 8], 16) for place, name in enumerate(names)}
 
     def read(self, name: str, rows: tuple[int, int] | None = None, room: torch.Tensor | None = None) -> torch.Tensor:
         """Reads a tensor, or a run of positions along its dim 0.
@@ -150,7 +159,26 @@ class TensorFile:
         with storing(self.path), open(self.path, "rb", buffering=0) as file:
             file.seek(start)
             read_into(file, tensor, self.path)
+        self._check(name, rows or (0, self.tensors[name].shape[0] if self.tensors[name].shape else 1), tensor)
         return tensor
+
+    def _check(self, name: str, rows: tuple[int, int], values: torch.Tensor) -> None:
+        """Holds what was read, from the first row to the last, against the checksum of the tensor."""
+        expected, (start, stop) = self._sums.get(name), rows
+        place, so_far = (0, 0) if start == 0 else self._read.pop(name, (-1, 0))
+        if expected is None or place != start:
+            return
+        found = zlib.crc32(_bytes_of(values), so_far) if values.nbytes else so_far
+        shape = self.tensors[name].shape
+        if stop < (shape[0] if shape else 1):
+            self._read[name] = (stop, found)
+        elif found != expected:
+            raise CheckpointError(
+                "The values of a tensor were damaged after they were written.",
+                where=f"{name} in {self.path}",
+                why=f"their checksum (CRC-32) is {found:08x}, and {expected:08x} was written down",
+                hint="copy the file anew from where it came from, or save the model again",
+            )
 
 
 def room_for(room: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
@@ -200,16 +228,17 @@ def write_tensors(
         tensors: Dtypes and shapes.
         metadata: Texts for the header.
         rows: Gives the values of a tensor: consecutive runs along its dim 0.
-        summed: Whether a checksum is wanted.
+        summed: Whether checksums (CRC-32) of the tensors are written into the metadata.
 
     Returns:
-        The checksum (CRC-32) of all values, which tells two saves apart; 0 unless it is wanted.
+        The checksum of all values, which tells two saves apart; 0 unless they are wanted.
 
     Raises:
         CheckpointError: A dtype can't be stored.
     """
     names = file_order(tensors)
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    empty = {SUMS: "0" * 8 * len(names)} if summed else {}
+    header: dict[str, object] = {"__metadata__": {**metadata, **empty}} if metadata or summed else {}
     offset = 0
     for name in names:
         stored = tensors[name]
@@ -223,16 +252,20 @@ def write_tensors(
         offset += stored.bytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    checksum = 0
+    checksum, sums = 0, []
     with open(path, "wb", buffering=0) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            begin = file.tell()
+            begin, own = file.tell(), 0
             for piece in rows(name):
                 values = piece.detach().cpu().resolve_conj().resolve_neg().contiguous()
                 _write(file, values)
-                checksum = zlib.crc32(_bytes_of(values), checksum) if summed and values.nbytes else checksum
+                own = zlib.crc32(_bytes_of(values), own) if summed and values.nbytes else own
             assert file.tell() - begin == tensors[name].bytes, name
+            sums.append(f"{own:08x}")
+    if summed:
+        checksum = zlib.crc32("".join(sums).encode())
+        sign(path, SUMS, "".join(sums), empty[SUMS])
     return checksum
 
 
@@ -242,11 +275,11 @@ def _write(file: BinaryIO, values: torch.Tensor) -> None:
         done += file.write(_bytes_of(values, done))
 
 
-def sign(path: Path, key: str, digest: str) -> None:
-    """Writes a digest into the metadata of a file that was written with `UNSIGNED` in its place."""
+def sign(path: Path, key: str, digest: str, empty: str = UNSIGNED) -> None:
+    """Writes a digest into the metadata of a file that was written with a text as long in its place."""
     with open(path, "r+b") as file:
         header = read_header(file)
         # quotes within names and texts are escaped, so that these bytes are nowhere else
-        place = header.index(f'"{key}":"{UNSIGNED}"'.encode())
+        place = header.index(f'"{key}":"{empty}"'.encode())
         file.seek(8 + place + len(key) + 4)
         file.write(digest.encode())

@@ -13,6 +13,7 @@ CORE = [
     "arguments",
     "interrupts",
     "transaction",
+    "exclusive",
     "sharding",
     "packed",
     "axes",

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import pickle
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -18,6 +23,8 @@ from torch import nn
 
 import prunekit_core as pk
 from prunekit_core import files as files_module
+from prunekit_core import shards as shards_module
+from prunekit_core import tensorfile as tensorfile_module
 from prunekit_core.files import Files
 from prunekit_core.shards import Weights, parse_size
 from prunekit_core.tensorfile import DTYPES, Stored, TensorFile, file_order, write_tensors
@@ -443,3 +450,155 @@ def test_an_interrupt_while_renaming_is_held_back(tmp_path: Path, monkeypatch: p
         with pytest.raises(KeyboardInterrupt):
             files.commit()
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: name for name in "abc"}
+
+
+# -- what the system says, and what it keeps
+
+
+def test_permissions_and_links_stay_and_new_files_get_the_umask(tmp_path: Path) -> None:
+    model = seeded(Residual)
+    place, link = tmp_path / "x.safetensors", tmp_path / "link.safetensors"
+    before = os.umask(0o027)
+    try:
+        pk.save(model, place)
+        assert place.stat().st_mode & 0o777 == 0o640
+        for mode in (0o600, 0o664):
+            place.chmod(mode)
+            pk.save(model, place)
+            assert place.stat().st_mode & 0o777 == mode
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+    (tmp_path / "real").mkdir()
+    link.symlink_to(tmp_path / "real" / "x.safetensors")
+    for _ in range(2):  # first a link to nothing yet
+        pk.save(model, link)
+        assert link.is_symlink()
+        assert torch.equal(pk.load(seeded(Residual, 1), tmp_path / "real" / "x.safetensors")(X), model(X))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == sorted(
+        ["x.safetensors", "real", "x.safetensors", "link.safetensors"]
+    )
+
+
+def test_what_the_system_refuses_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = seeded(Residual)
+    pk.save(model, tmp_path / "x.safetensors")
+    held = (tmp_path / "x.safetensors").read_bytes()
+    plan = pk.read_plan(tmp_path / "x.safetensors")
+    with pytest.raises(pk.StorageError, match="The system refuses a file") as caught:
+        plan.save(tmp_path / "nosuch" / "plan.json")
+    assert isinstance(caught.value, OSError)
+    assert caught.value.errno == errno.ENOENT
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shards_module.shutil, "disk_usage", lambda path: usage._replace(free=100))
+    for more in ({}, {"max_shard_size": 1000}):
+        with pytest.raises(pk.StorageError, match="There is no room for the checkpoint") as caught:
+            pk.save(model, tmp_path / ("folder" if more else "x.safetensors"), **more)
+        assert caught.value.errno == errno.ENOSPC
+    monkeypatch.undo()
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tensorfile_module, "_write", full)
+    for more in ({}, {"max_shard_size": 1000}):
+        with pytest.raises(pk.StorageError, match="No space left on device"):
+            pk.save(model, tmp_path / ("folder" if more else "x.safetensors"), **more)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+    assert (tmp_path / "x.safetensors").read_bytes() == held
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_request_to_end_leaves_no_temporary_files(number: int, tmp_path: Path) -> None:
+    program = """
+import os, sys, torch, prunekit_core as pk
+from prunekit_core import tensorfile
+from torch import nn
+write, count = tensorfile._write, iter(range(3))
+def interrupted(*arguments):
+    if next(count, None) is None:
+        os.kill(os.getpid(), int(sys.argv[2]))
+    write(*arguments)
+tensorfile._write = interrupted
+pk.save(nn.Sequential(*[nn.Linear(4, 4) for _ in range(9)]), sys.argv[1], max_shard_size=200)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "new"), str(int(number))], capture_output=True)
+    assert done.returncode == -number
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [None, 1000])
+def test_a_flipped_bit_is_found(size: int | None, tmp_path: Path) -> None:
+    model = seeded(Residual)
+    place = tmp_path / "saved"
+    pk.save(model, place, max_shard_size=size)
+    file = next(iter(Weights(place).files.values()))
+    raw = bytearray(file.path.read_bytes())
+    stored = file.tensors["conv1.weight"] if "conv1.weight" in file.tensors else next(iter(file.tensors.values()))
+    raw[stored.start + stored.bytes - 1] ^= 1
+    file.path.write_bytes(raw)
+    fresh = seeded(Residual, 1)
+    before = copy.deepcopy(fresh.state_dict())
+    with pytest.raises(pk.CheckpointError, match="damaged after they were written"):
+        pk.load(fresh, place)
+    assert all(torch.equal(value, before[name]) for name, value in fresh.state_dict().items())
+    with pytest.raises(pk.CheckpointError, match="damaged after they were written"):
+        pk.prune_checkpoint(place, tmp_path / "pruned", pk.Plan())
+    assert not (tmp_path / "pruned").exists()
+
+
+def test_files_without_checksums_load(tmp_path: Path) -> None:
+    model = seeded(Residual)
+    pk.save(model, tmp_path / "x.safetensors")
+    file = TensorFile(tmp_path / "x.safetensors")
+    metadata = {key: value for key, value in file.metadata.items() if key != "crc32"}
+    assert len(metadata) == len(file.metadata) - 1
+    safetensors.torch.save_file({name: file.read(name) for name in file.tensors}, tmp_path / "y.safetensors", metadata)
+    assert torch.equal(pk.load(seeded(Residual, 1), tmp_path / "y.safetensors")(X), model(X))
+
+
+def test_integers_are_not_assigned_to_what_is_trained(tmp_path: Path) -> None:
+    model = seeded(lambda: Chain(4, 6, 2))
+    pk.save(model, tmp_path / "x.safetensors")
+    file = TensorFile(tmp_path / "x.safetensors")
+    name = next(name for name in file.tensors if name.endswith("weight"))
+    tensors = {other: file.read(other) for other in file.tensors}
+    tensors[name] = tensors[name].to(torch.int32)
+    metadata = {key: value for key, value in file.metadata.items() if key != "crc32"}
+    safetensors.torch.save_file(tensors, tmp_path / "y.safetensors", metadata)
+    fresh = seeded(lambda: Chain(4, 6, 2), 1)
+    before = {key: id(value) for key, value in fresh.named_parameters()}
+    with pytest.raises(pk.CheckpointError, match=r"torch\.int32, and a parameter that is trained can't be"):
+        pk.load(fresh, tmp_path / "y.safetensors", assign=True)
+    assert {key: id(value) for key, value in fresh.named_parameters()} == before
+    for parameter in fresh.parameters():
+        parameter.requires_grad_(False)
+    assert dict(pk.load(fresh, tmp_path / "y.safetensors", assign=True).named_parameters())[name].dtype is torch.int32
+
+
+def bad_plan(change: Callable[[dict[str, Any]], object]) -> str:
+    data = json.loads(pruned(seeded(Residual), X)[1].plan.to_json())
+    change(data)
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda d: d["edits"].append(d["edits"][0]), "named twice"),
+        (lambda d: d["edits"][0].__setitem__(3, 10**30), "no tensor has a size"),
+        (lambda d: d["groups"].update(x={"size": 10**30, "kept": [0]}), "no tensor has a size"),
+        (
+            lambda d: d["parameters"].update(x={"shape": [3], "dims": [{"size": 3, "kept": []}]}),
+            "nothing stays of a dim of size 3",
+        ),
+    ],
+)
+def test_plans_that_no_model_can_have_are_refused(change: Callable[[dict[str, Any]], object], why: str) -> None:
+    with pytest.raises(pk.PlanError, match=why):
+        pk.Plan.from_json(bad_plan(change))
+
+
+def test_a_plan_that_names_a_thing_twice_is_refused() -> None:
+    with pytest.raises(pk.PlanError, match="twice"):
+        pk.Plan.from_json('{"format": 1, "format": 1}')

@@ -17,6 +17,10 @@ import torch
 from torch import nn
 
 import prunekit_core as pk
+from prunekit_core import api
+from prunekit_core.api import PruneResult
+from prunekit_core.compensation import Compensation, Repaired
+from prunekit_core.surgery import named_tensors
 from prunekit_plugins.layers import prune_conv_out_channels, prune_recurrent_out_channels
 from tests.core.injection import InjectedError, Lines, Operations, TimeUpError, alarm, places, raised, snapshot
 
@@ -71,6 +75,9 @@ def model() -> Mixed:
 PLAN = pk.BasePruner(model(), X, "magnitude").plan()
 
 
+PROTOCOL = pk.prune(model(), X).protocol.to_json()
+
+
 def trained() -> tuple[Mixed, torch.optim.Optimizer]:
     made = model()
     optimizer = torch.optim.Adam(made.parameters())
@@ -105,6 +112,18 @@ def stepped(folder: Path) -> Scene:
     return Scene([made], lambda: pruner.step(optimizer=optimizer), optimizer)
 
 
+def called(folder: Path) -> Scene:
+    """The end of ``prune``: from where the model is changed to where the result is returned."""
+    made, optimizer = trained()
+    pruner = pk.BasePruner(made, X, "magnitude")
+    plan = pruner.plan()
+    protocol = pk.Protocol.from_json(PROTOCOL)
+    decided = PruneResult(made, plan, pruner.report(), plan.preview(), {}, protocol, pruner.graph)
+    values = {name: tensor * 2 for name, tensor in named_tensors(PLAN.apply(model())).items() if "weight" in name}
+    repaired = Repaired(values, Compensation((), {}, (1.0, 0.0)), on_disk=False)
+    return Scene([made], lambda: api._cut(pruner, decided, optimizer, repaired, ()), optimizer, lost=True)
+
+
 def convolution(folder: Path) -> Scene:
     layer = nn.Conv2d(4, 6, 3)
     return Scene([layer], lambda: prune_conv_out_channels(layer, [1, 4]))
@@ -121,6 +140,7 @@ SCENES: dict[str, Callable[[Path], Scene]] = {
     "load": loaded,
     "load, assigned": lambda folder: loaded(folder, assign=True),
     "step": stepped,
+    "prune": called,
     "convolution": convolution,
     "recurrent": recurrent,
 }
@@ -195,3 +215,91 @@ def seeded(make: Callable[[Path], Scene]) -> Callable[[Path], Scene]:
         return make(folder)
 
     return made
+
+
+def test_files_are_old_or_new_and_no_others_are_left(tmp_path: Path) -> None:
+    """Whatever ends a save on whatever line: the file is the old one or the new one, and alone."""
+    first, second = trained()[0], PLAN.apply(trained()[0])
+    for size in (None, 600):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        place = folder if size else folder / "x.safetensors"
+        pk.save(second, place, plan=PLAN, max_shard_size=size)
+        new = contents(folder)
+        for fault in ("exception", "signal"):
+            with alarm() as signalled:
+                count = 1
+                numbers = [None]
+                while numbers:
+                    number = numbers.pop(0)
+                    clear(folder)
+                    pk.save(first, place, max_shard_size=size)
+                    old = contents(folder)
+                    left_out = ("interrupts", "regime", "exclusive") if fault == "exception" else ()
+                    lines = Lines(number, raised if fault == "exception" else signalled, left_out)
+                    try:
+                        with lines.running():
+                            pk.save(second, place, plan=PLAN, max_shard_size=size)
+                    except (InjectedError, TimeUpError):
+                        assert number is not None
+                    if number is None:
+                        count = lines.count
+                        numbers = list(places(count))
+                        assert contents(folder) == new
+                    else:
+                        assert contents(folder) in (old, new), f"{fault} at {number} of {count}"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize("name", ["prune", "apply", "mask", "load", "step"])
+def test_what_is_made_under_inference_mode_can_be_trained(name: str, tmp_path: Path) -> None:
+    scene = SCENES[name](tmp_path)
+    with torch.inference_mode():
+        scene.act()
+    for made in scene.models:
+        assert not any(tensor.is_inference() for tensor in [*made.parameters(), *made.buffers()])
+        made.zero_grad()
+        made(X).square().sum().backward()
+        assert all(parameter.grad is not None for parameter in made.parameters())
+
+
+def test_a_model_that_was_made_in_inference_mode_stays_one() -> None:
+    with torch.inference_mode():
+        made = model()
+    PLAN.apply(made)
+    assert all(parameter.is_inference() for parameter in made.parameters())
+    expected = PLAN.apply(model())
+    with torch.no_grad():
+        assert torch.equal(made(X), expected(X))
+
+
+class Frozen(nn.Module):
+    """Refuses new numbers once it is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.width = nn.Linear(6, 12), nn.Linear(12, 4), 12
+        self.ready = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if vars(self).get("ready") and isinstance(value, int):
+            raise AttributeError(f"{name} is frozen")
+        super().__setattr__(name, value)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(self.up(x).relu().view(-1, self.width))
+
+
+def test_sizes_are_set_where_they_are_whatever_a_class_says() -> None:
+    made = Frozen()
+    pk.prune(made, X)
+    assert (made.width, made.up.out_features) == (6, 6)
+    assert made(X).shape == (12, 4)

@@ -1,0 +1,73 @@
+"""One thread at a time works on a model."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
+
+from torch import nn
+
+from prunekit_core.errors import BusyModelError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_owners: dict[int, tuple[int, object]] = {}
+"""Per ``id`` of a module that is worked on: the thread that does, and its statement. It is changed by operations that
+need no lock, which an exception could leave locked."""
+
+
+def _only_this_thread() -> None:
+    for module, (thread, _) in list(_owners.items()):
+        if thread != threading.get_ident():
+            del _owners[module]
+
+
+if hasattr(os, "register_at_fork"):  # in a child, the other threads don't exist
+    os.register_at_fork(after_in_child=_only_this_thread)
+
+
+@contextlib.contextmanager
+def exclusive(model: nn.Module) -> Iterator[None]:
+    """Makes a thread the only one that works on a model until the end of a ``with`` statement.
+
+    A model that is read by one thread while another one cuts it has shapes of both states, and two cuts that were
+    decided on the same state don't fit each other. So the second thread is refused; it isn't made to wait, because the
+    model that it was called with isn't there any more afterwards. Statements of one thread may be nested, and other
+    models aren't concerned unless they share modules.
+
+    Raises:
+        BusyModelError: Another thread works on the model, or on a part of it.
+    """
+    owner = (threading.get_ident(), object())
+    modules = list(model.modules())  # alive until the end, so that nothing else gets their ids
+    try:
+        for module in modules:
+            if _owners.setdefault(id(module), owner)[0] != owner[0]:
+                raise BusyModelError(
+                    "Another thread works on the model.",
+                    where=type(model).__name__,
+                    why="two threads can't prune, load or save one model at the same time",
+                    hint="wait for the other thread, or give each thread a copy: copy.deepcopy(model)",
+                )
+        yield
+    finally:
+        for module in modules:
+            if _owners.get(id(module)) is owner:
+                del _owners[id(module)]
+
+
+def on_exclusive(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorates a function of a model: while it runs, no other thread works on the model, see `exclusive`."""
+
+    @functools.wraps(function)
+    def alone(*args: P.args, **kwargs: P.kwargs) -> T:
+        model = args[0] if args else kwargs.get("model")
+        with exclusive(model) if isinstance(model, nn.Module) else contextlib.nullcontext():
+            return function(*args, **kwargs)
+
+    return alone
