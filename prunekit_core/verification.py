@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from prunekit_core.analysis import Analysis, Recording
+from prunekit_core.analysis import Analysis, Recording, analyse
 from prunekit_core.errors import PrunekitError, VerificationError
 from prunekit_core.exactness import ExactCheck, compared
 from prunekit_core.examples import Example
@@ -98,6 +98,14 @@ def verify_cut(
     check = _checked(model, plan, analysis, registry, double=False)
     if isinstance(check, str):
         return Verification(why=check)
+    if check.other_program and wish == ALWAYS:  # strides, and so which copies are made, differ on real tensors
+        modes, example = (recording.training,), recording.example
+        analysis = analyse(model, [example], registry, modes=modes, fakes=(False,))
+        if any(analysis.groups[cut.group].size != cut.size for cut in plan.cuts if cut.group in analysis.groups):
+            return Verification(why=check.why)
+        if all(cut.group in analysis.groups for cut in plan.cuts):
+            again = _checked(model, plan, analysis, registry, double=False)
+            check = check if isinstance(again, str) else again
     if not check and not check.other_program:  # rounding goes away in double precision
         again = _checked(model, plan, analysis, registry, double=True)
         check = check if isinstance(again, str) else again
@@ -123,7 +131,8 @@ def _obstacle(model: nn.Module, plan: Plan, recording: Recording) -> str:
         return "the plan changes a constant, see the notes"
     names = {ref: name for name, ref in recording.trace.parameters.items()}
     for operation in recording.trace.operations:
-        for ref in operation.outputs:
+        schema = getattr(operation.op, "_schema", None)
+        for ref in operation.outputs if schema is not None and schema.is_mutable else ():
             if isinstance(tensors.get(names.get(ref, "")), nn.Parameter):
                 return f"the forward pass writes to the parameter {names[ref]}"
     return ""

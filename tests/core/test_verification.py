@@ -172,6 +172,26 @@ def test_auto_compares_where_that_is_a_small_part_of_the_call(monkeypatch: pytes
     assert str(pk.prune(Mlp(), X, verify="never").verification) == "not verified"
 
 
+def test_a_program_that_runs_otherwise_on_real_tensors_is_recorded_on_them() -> None:
+    """A tensor that is contiguous already isn't copied, which the recording on shapes may not know."""
+
+    class Expanded(Mlp):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = super().forward(x)
+            return y + (y.abs() if any(type(t).__name__ == "FakeTensor" for t in (x,)) else y.abs().clone())
+
+    result = pk.prune(Expanded(), X, verify="always")
+    assert result.verification.check, result.verification
+
+
+def test_a_cast_that_does_nothing_writes_nothing() -> None:
+    class Cast(Mlp):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.linear(self.hidden(x), self.b.weight.float(), self.b.bias.float())
+
+    assert pk.prune(Cast(), X, verify="always").verification.check
+
+
 def test_the_choice_is_checked() -> None:
     with pytest.raises(pk.ArgumentError, match="verify"):
         pk.prune(Mlp(), X, verify="sometimes")
