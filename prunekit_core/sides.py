@@ -54,8 +54,8 @@ class Side(Sink):
         self._next += 1
         operations = self._recording.trace.operations
         decision = self._recording.trace.decisions.get(index)
-        if decision is None or operations[index].op is not op:
-            return self._result(index, op, args, kwargs)
+        if decision is None or operations[index].op is not op or index in self._recording.unread:
+            return self._result(index, op, args, kwargs)  # a decision that nobody follows may be another one
         self.read[index] = self._reading(operations[index], bind_arguments(op, args, kwargs))
         result = self._result(index, op, args, kwargs)
         kept = {} if self._whole else self._kept

@@ -314,3 +314,26 @@ def checked_at_random(model: nn.Module) -> pk.ExactCheck:
     original = copy.deepcopy(model)
     plan = pk.prune(model, X, importance="random").plan
     return pk.check_exact(original, model, plan, X)
+
+
+class DecidesForNobody(Mlp):
+    """Looks for the largest unit of each sample, and leaves it at that."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.a(x)
+        F.pad(h, (1, 0)).max(1)
+        return self.b(h)
+
+
+def test_what_decides_for_nobody_is_not_compared() -> None:
+    """An operation whose result nobody reads pins nothing, so what it reads has other units afterwards."""
+    torch.manual_seed(0)
+    model, x = DecidesForNobody().double(), torch.randn(3, 8, dtype=torch.float64)
+    original = copy.deepcopy(model)
+    result = pk.prune(model, x)
+    assert result.report.pruned
+    check = pk.check_exact(original, model, result.plan, x)
+    assert check, str(check)
+    with torch.no_grad():
+        model.b.weight.copy_(model.b.weight.flip(1))
+    assert not pk.check_exact(original, model, result.plan, x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import json
 from pathlib import Path
 
 from tests.programs.grammar.judge import GOOD, Outcome
@@ -35,6 +36,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="the first program's; the others follow")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, help="a folder for the programs that disagree")
+    parser.add_argument("--log", type=Path, help="a file to which every verdict is appended, as a line of JSON")
     parser.add_argument("--show", action="store_true", help="print the first program and its verdict")
     parser.add_argument("--reached", action="store_true", help="list the op rules that were and weren't met")
     parser.add_argument("--shrink", action="store_true", help="make programs that disagree small")
@@ -46,6 +48,9 @@ def main() -> int:
     found = []
     for result in trials(range(arguments.seed, arguments.seed + arguments.count), arguments.jobs):
         found.append(result)
+        if arguments.log:
+            with arguments.log.open("a") as log:
+                log.write(json.dumps(line(result)) + "\n")
         if result.verdict.disagrees:
             print(f"{result.seed}: {str(result.verdict)[:300]}", flush=True)
             if arguments.out:
@@ -59,6 +64,13 @@ def main() -> int:
     if arguments.reached:
         report(found)
     return int(any(result.verdict.disagrees for result in found))
+
+
+def line(result: Trial) -> dict[str, object]:
+    """What the log says of a trial."""
+    verdict = result.verdict
+    said = {"outcome": verdict.outcome.value, "detail": verdict.detail[:400], "compared": verdict.compared}
+    return {"seed": result.seed, **said, "keys": sorted(verdict.keys), "seconds": round(result.seconds, 3)}
 
 
 def report(found: list[Trial]) -> None:
