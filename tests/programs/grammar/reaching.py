@@ -46,11 +46,11 @@ def keys_of(production: Callable[[Draft], None], patience: int = 60) -> set[str]
 
     Args:
         production: Adds statements to a draft.
-        patience: It is tried until so many tries in a row showed nothing new.
+        patience: It is tried until so many tries in a row, and four for every key that it met, showed nothing new.
     """
     rules, found, tries, idle = pk.default_registry().op_rules, set[str](), 0, 0
     with _quiet():
-        while idle < patience:
+        while idle < patience + 4 * len(found):
             draft = Draft(tries)
             torch.default_generator.manual_seed(tries)
             kinds = list(INPUTS)
