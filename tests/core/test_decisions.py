@@ -54,6 +54,17 @@ def test_all_others_follow_by_themselves(op: Any, args: tuple[Any, ...]) -> None
     assert decided(op, args, {}, op(*args)) is None
 
 
+def test_real_numbers_beside_a_decision_are_computed_where_there_are_as_many() -> None:
+    """``lstsq`` decides the rank, and says that some of its outputs have no shape of their own; its solution has."""
+    matrix, right = torch.eye(3).unsqueeze(0) + 0.1, torch.arange(3.0).view(1, 3, 1)
+    answers = decided(aten.linalg_lstsq.default, (matrix, right), {}, aten.linalg_lstsq.default(matrix, right))
+    assert answers is not None
+    args = (matrix * 2, right)
+    found = answered(answers, [{}] * 4, args, aten.linalg_lstsq.default(*args))
+    assert torch.equal(found[0], aten.linalg_lstsq.default(*args)[0])
+    assert torch.equal(found[2], answers[2])
+
+
 def test_answers_are_cut_to_what_stays_and_values_beside_them_are_computed() -> None:
     answers = decided(aten.topk.default, (REAL, 2), {}, aten.topk.default(REAL, 2))
     assert answers is not None
