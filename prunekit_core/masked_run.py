@@ -140,16 +140,18 @@ class MaskedRun:
             PrunedModelError: The pruned model raised.
             OtherProgramError: The original ran other operations than were recorded.
         """
-        replaced = self._replaced(example)
+        replaced = self._replaced(self._full, example)
         self._zero()
         masked = MaskedSide(self._recording, self._plan, self._means())
         whole = self._outputs(self._full, example, masked, swapped=True)
         if not masked.read:  # with other weights, decisions may well be others
-            replaced += self._replaced(example)
+            replaced += self._replaced(self._full, example)
         cuts = [self._recording.positions(ref.index, self._plan.kept) for ref in self._recording.trace.results]
         smaller = Side(self._recording, self._plan.kept, whole=False)
         try:
-            found = self._outputs(self._small, example, smaller)
+            # decisions are numbered by the recorded operations, which are those of replacements
+            found = self._outputs(self._small, example, smaller, swapped=bool(masked.read))
+            replaced += self._replaced(self._small, example) if masked.read else []
         except Exception as error:  # whatever a model raises
             raise PrunedModelError(f"the pruned model raised {type(error).__name__}: {error}") from error
         return Runs(
@@ -185,11 +187,12 @@ class MaskedRun:
             return tuple(dict.fromkeys(streams[-1].drawn)) or ("Python's random module",)
         return ()
 
-    def _replaced(self, example: Example) -> list[Pair]:
+    def _replaced(self, model: nn.Module, example: Example) -> list[Pair]:
+        """Runs a model with its own modules and with their replacements, both deciding for themselves."""
         if not self._analysis.swaps:
             return []
-        own = self._outputs(self._full, example, Sink())
-        return list(zip(own, self._outputs(self._full, example, Sink(), swapped=True), strict=True))
+        own = self._outputs(model, example, Sink())
+        return list(zip(own, self._outputs(model, example, Sink(), swapped=True), strict=True))
 
     def _outputs(self, model: nn.Module, example: Example, sink: Sink, *, swapped: bool = False) -> list[torch.Tensor]:
         shadow = Shadow(model, fake=False)

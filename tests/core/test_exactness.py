@@ -337,3 +337,30 @@ def test_what_decides_for_nobody_is_not_compared() -> None:
     with torch.no_grad():
         model.b.weight.copy_(model.b.weight.flip(1))
     assert not pk.check_exact(original, model, result.plan, x)
+
+
+class DecidesBehindAttention(nn.Module):
+    """PyTorch's layer, of which only the feed-forward part is cut, and a threshold on its result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(3, 3, 16, 0.0, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.layer(x)
+        return h * (h > 0)
+
+
+def test_decisions_behind_a_layer_that_keeps_its_own_attention() -> None:
+    """The pruned model runs its own attention, the recording a stand-in: decisions are told apart all the same."""
+    torch.manual_seed(0)
+    model, x = DecidesBehindAttention().double().eval(), torch.randn(2, 5, 3, dtype=torch.float64)
+    original = copy.deepcopy(model)
+    plan = pk.prune(model, x).plan
+    assert [cut.group for cut in plan.cuts] == ["layer.linear1"]
+    assert type(model.layer.self_attn) is nn.MultiheadAttention
+    check = pk.check_exact(original, model, plan, x)
+    assert check, str(check)
+    with torch.no_grad():
+        model.layer.linear2.weight.copy_(model.layer.linear2.weight.flip(1))
+    assert not pk.check_exact(original, model, plan, x)
