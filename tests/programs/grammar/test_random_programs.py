@@ -16,6 +16,9 @@ FIRST, COUNT, PARTS = 20_000, 200, 4
 UNREACHED = {
     "aten::cpu": "Tensor.cpu is recorded as aten::to",
     "aten::cuda": "there is none here",
+    "aten::div.Scalar_mode": "torch.div of a number is recorded as aten::div.Tensor_mode",
+    "aten::div_.Scalar_mode": "the same in place",
+    "aten::divide.Scalar_mode": "the same by its other name",
     "aten::requires_grad_": "it isn't dispatched",
     "aten::tensor": "torch.tensor makes its tensor outside of the dispatcher",
 }

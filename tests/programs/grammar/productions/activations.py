@@ -299,7 +299,7 @@ def complexes(draft: Draft) -> None:
 
 @BOOK.add(0.5)
 def counted(draft: Draft) -> None:
-    """Dropout, noise and other random things, which only run in train mode or are multiplied away."""
+    """Noise that is multiplied away, tensors like others, quotients without a rest."""
     value = draft.take()
     pattern = draft.pick(
         (
@@ -326,6 +326,12 @@ def counted(draft: Draft) -> None:
             "{v} + torch._standard_gamma({v}.abs() + 1.0) * 0.0",
             "torch.ops.aten.fill({v}, 0.5) + {v}",
             "{v} + torch.ops.aten.zero({v})",
+            "torch.div({v}, 0.5, rounding_mode='floor')",
+            "torch.div({v}, {v}.abs() + 1.0, rounding_mode='trunc')",
+            "torch.divide({v}, 0.5, rounding_mode='trunc')",
+            "torch.divide({v}, {v}.abs() + 1.0, rounding_mode='floor')",
+            "{v}.clone().div_(0.5, rounding_mode='floor')",
+            "{v}.clone().div_({v}.abs() + 1.0, rounding_mode='trunc')",
         )
     )
     draft.let(pattern.format(v=value))
