@@ -282,7 +282,8 @@ class Transfer:
         refs, shape = operation.references(), self._shapes[operation.outputs[0].index]
         named = {name: ref for name, ref in operation.arguments.items() if isinstance(ref, TensorRef)}
         places = {name: refs.index(ref) for name, ref in named.items()}
-        behind = len(shape) - 2 if how is Scaling.CHANNELS else max(0, len(self._shapes[named["weight"].index]) - 2)
+        kernel = len(self._shapes[named["weight"].index]) - 2 if "weight" in named else 0
+        behind = len(shape) - 2 if how is Scaling.CHANNELS else max(0, kernel)
         logs: dict[str, Logs] = dict.fromkeys(_LAYER, 0.0)
         for name, place in places.items():
             own = read[place].logs

@@ -246,9 +246,8 @@ _SELECTIONS = "clamp clamp_max clamp_min masked_fill max.other maximum min.other
 _POWERS = "abs absolute pow.Tensor_Scalar pow_.Scalar reciprocal rsqrt sqrt square"
 
 _POINTWISE = """
-addcdiv addcmul complex copysign div.Scalar_mode div.Tensor_mode div_.Scalar_mode div_.Tensor_mode divide.Scalar_mode
-divide.Tensor_mode eq exp floor_divide fmod ge glu_jvp gt isfinite isinf isnan le lerp log logical_and logical_not
-logical_or lt nan_to_num ne polar pow remainder special_erf special_expit threshold xlogy
+addcdiv addcmul complex copysign eq exp floor_divide fmod ge glu_jvp gt isfinite isinf isnan le lerp log logical_and
+logical_not logical_or lt nan_to_num ne polar pow remainder special_erf special_expit threshold xlogy
 """
 
 _ADD = adds(Addition("self", "other", "alpha"))(scales(Scaling.SUM, "alpha")(add))

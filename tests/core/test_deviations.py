@@ -120,6 +120,15 @@ def test_what_no_row_makes_up_for_gives_its_units_back(name: str) -> None:
         pruned(use)
 
 
+def test_a_norm_without_parameters_hands_nothing_on() -> None:
+    """The factor before it is made up for in front, and what depends on nothing but a norm is left alone."""
+    original, model, result = pruned(
+        lambda m, h: m.last(F.layer_norm(h, h.shape[-1:]) / root(h)) + m.last(F.layer_norm(h / root(h), h.shape[-1:]))
+    )
+    assert {rescale.parameter for rescale in result.plan.rescales} <= {"first.weight", "first.bias", "last.weight"}
+    assert bool(result.plan.notes) or pk.check_exact(original, model, result.plan, X)
+
+
 def mean(h: torch.Tensor) -> torch.Tensor:
     return h.sum(-1, keepdim=True) / h.shape[-1]
 
