@@ -251,7 +251,7 @@ class Comparer(Sink):
         old = expected.arguments[stated.argument]
         if stated.position is not None:
             old, value = old[stated.position], value[stated.position]
-        if value is old or (value is None and stated.along is None):
+        if (value is old and must == was) or (value is None and stated.along is None):
             return
         if stated.along is not None:
             old, value = _place(old, stated.along.size), _place(value, self._sizer(stated.along))

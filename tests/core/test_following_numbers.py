@@ -399,3 +399,49 @@ def test_a_number_that_follows_a_size_never_makes_another_program(name: str) -> 
     for one, other in zip(expected, found, strict=True):
         assert one.shape == other.shape
         assert float((one - other).abs().max()) < 1e-9 * max(1.0, float(one.abs().max()))
+
+
+class Window(nn.Module):
+    """A literal window of a dim that shrinks: behind fewer units the same numbers are another window."""
+
+    def __init__(self, use: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.use = nn.Linear(8, 6), nn.Linear(6, 3), use
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.use(self.a(x)))
+
+
+def one_written(h: torch.Tensor) -> torch.Tensor:
+    h[:, 2:3] = h[:, 2:3].tanh()
+    return h
+
+
+def two_written(h: torch.Tensor) -> torch.Tensor:
+    h[:, 2:4] = h[:, 2:4].tanh()
+    return h
+
+
+def doubled_in_place(h: torch.Tensor) -> torch.Tensor:
+    h[:, 2:3].mul_(2)
+    return h
+
+
+def added(h: torch.Tensor) -> torch.Tensor:
+    return h + h[:, 2:3]
+
+
+@pytest.mark.parametrize("use", [one_written, two_written, doubled_in_place, added], ids=lambda use: use.__name__)
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.7])
+def test_literal_windows_of_what_shrinks_stay_the_same_window(
+    use: Callable[[torch.Tensor], torch.Tensor], ratio: float
+) -> None:
+    torch.manual_seed(0)
+    model, x = Window(use).double(), torch.randn(5, 8, dtype=torch.float64)
+    original = copy.deepcopy(model)
+    try:
+        result = pk.prune(model, x, ratio=ratio, verify="never")
+    except pk.NothingToPruneError:
+        return
+    with torch.no_grad():
+        assert torch.allclose(result.plan.mask(original)(x), model(x), rtol=1e-10, atol=1e-12)
