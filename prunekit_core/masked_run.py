@@ -182,9 +182,9 @@ class MaskedRun:
         streams = [_Stream(again=again) for again in (False, False, True)]
         same, again, other = (self._outputs(self._full, example, stream) for stream in streams)
         if not _equal(same, again):
-            return ("something that doesn't follow the seeds of torch and Python, such as NumPy's generator",)
+            return ("something that doesn't follow the generators of torch, Python and NumPy",)
         if not _equal(same, other):
-            return tuple(dict.fromkeys(streams[-1].drawn)) or ("Python's random module",)
+            return tuple(dict.fromkeys(streams[-1].drawn)) or ("Python's or NumPy's random numbers",)
         return ()
 
     def _replaced(self, model: nn.Module, example: Example) -> list[Pair]:
@@ -220,6 +220,8 @@ class _Stream(Sink):
     def start(self, tensors: Mapping[str, torch.Tensor], inputs: Any) -> None:
         if self._again:
             random.random()
+            with contextlib.suppress(ImportError):
+                importlib.import_module("numpy.random").random()
 
     def compute(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if not self._again or torch.Tag.nondeterministic_seeded not in getattr(op, "tags", ()):

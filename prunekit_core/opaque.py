@@ -228,7 +228,8 @@ def _written(value: Any) -> object:
 
 def _made_up(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_floating_point() or tensor.is_complex():
-        return torch.randn(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        generator = torch.Generator(tensor.device).manual_seed(0)  # that of the process goes on undisturbed
+        return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype, device=tensor.device)
     return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 

@@ -1,7 +1,6 @@
 """The regime that forwards of shadows run in: settings of the whole process, changed for a moment and put back.
 
-PyTorch has one switch per process for its libraries and for fused attention, and one generator of random numbers.
-So one shadow runs at a time, whichever thread it belongs to: what two threads save and put back in turns would not be
+PyTorch has one switch per process for its libraries and for fused attention. So one shadow runs at a time, whichever thread it belongs to: what two threads save and put back in turns would not be
 what was there at first. Switches that a model doesn't depend on aren't touched.
 """
 
@@ -11,12 +10,13 @@ import contextlib
 import gc
 import logging
 import os
-import random
 import threading
 from collections.abc import Iterator
 
 import torch
 from torch import nn
+
+from prunekit_core.draws import OtherDraws
 
 from prunekit_core.interrupts import held_back
 
@@ -36,19 +36,18 @@ if hasattr(os, "register_at_fork"):  # in a child, the thread whose turn it was 
 class Regime:
     """The settings that a model's forwards run with, in a recording and in every replay.
 
-    - Random generators of torch (CPU; CUDA where it is used) and of Python start at the same seed.
+    - Where a forward draws from the generators of Python or NumPy, every run draws the same.
     - Recurrent layers don't run as one operation of oneDNN or cuDNN, attention not as one of the fused fast paths.
     - The log of operations that don't fit is off: in a replay, that is an answer.
 
     Args:
         model: The model.
-        fake: Whether it runs on fake tensors.
         log: The logger of operations that don't fit on fake tensors.
     """
 
-    def __init__(self, model: nn.Module, fake: bool, log: logging.Logger) -> None:
+    def __init__(self, model: nn.Module, log: logging.Logger) -> None:
         modules = list(model.modules())
-        self._fake, self._log = fake, log
+        self._draws, self._log = OtherDraws(), log
         self._recurrent = any(isinstance(module, nn.RNNBase) for module in modules)
         self._fused = any(isinstance(module, _FUSED) for module in modules)
 
@@ -66,13 +65,7 @@ class Regime:
             if self._fused:
                 back.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
                 torch.backends.mha.set_fastpath_enabled(False)
-            real = not self._fake and torch.cuda.is_initialized()
-            back.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count()) if real else []))
-            torch.default_generator.manual_seed(0)
-            if real:
-                torch.cuda.manual_seed_all(0)
-            back.callback(random.setstate, random.getstate())
-            random.seed(0)
+            back.enter_context(self._draws())
             yield
 
 

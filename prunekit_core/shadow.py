@@ -28,8 +28,10 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from prunekit_core.calls import bind_arguments
+from prunekit_core.draws import Draws
 from prunekit_core.examples import Example
 from prunekit_core.fakes import META, Fakes, ShapeHabit
+from prunekit_core.given import Given
 from prunekit_core.hollow import Hollows, device_for
 from prunekit_core.marks import Marks, ObjectMarks
 from prunekit_core.modes import ModeWatch, set_mode
@@ -76,6 +78,7 @@ class _Recorder(TorchDispatchMode):
         self._sink, self._rules, self._fake_mode = sink, rules, shadow.fake_mode
         self._stack, self._notes = shadow.stack, shadow.notes
         self._habits: dict[int, _Habit] = {}
+        self._draws = Draws()
         self._fakes, self._hollows, self._names = shadow.fakes, shadow.hollows, shadow.names
 
     def closed(self, module: Closed, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -124,7 +127,7 @@ class _Recorder(TorchDispatchMode):
             arguments["fill_value"] = _literal(args[0])  # a number in the program, like that of aten::full
         try:
             if self._fakes is None:
-                result = self._sink.compute(func, args, kwargs)
+                result = self._computed(func, habit, args, kwargs)
             else:
                 result = self._fakes.result(func, habit.shape, arguments, args, kwargs)
         except Exception as error:
@@ -132,6 +135,17 @@ class _Recorder(TorchDispatchMode):
             raise
         self._sink.operation(func, module, arguments, result)
         return result
+
+
+    def _computed(self, func: Any, habit: _Habit, args: Any, kwargs: Any) -> Any:
+        """Runs an operation on real tensors, with random numbers of this run's own."""
+        if not habit.draws:
+            return self._sink.compute(func, args, kwargs)
+        call = self._draws.handed(func, args, kwargs)
+        if call is not None:
+            return self._sink.compute(*call)
+        with self._draws.lent():
+            return self._sink.compute(func, args, kwargs)
 
 
 class _Exits(TorchFunctionMode):
@@ -226,18 +240,20 @@ class _Habit:
     Attributes:
         passed_on: Whether it is run without being reported.
         decomposes: Whether it is run as the operations that it is made of, where it is made of some.
+        draws: Whether it may draw random numbers.
         shape: How its result is computed on fake tensors.
     """
 
     passed_on: bool
     decomposes: bool
+    draws: bool
     shape: ShapeHabit
 
     @classmethod
     def of(cls, op: Any, rules: RuleTable) -> _Habit:
         passed_on = op.namespace == "prim" or op is torch.ops.aten.detach.default
         decomposes = not passed_on and not rules.has(op) and bool(op._can_decompose())
-        return cls(passed_on, decomposes, ShapeHabit.of(op, rules))
+        return cls(passed_on, decomposes, torch.Tag.nondeterministic_seeded in op.tags, ShapeHabit.of(op, rules))
 
 
 class Shadow:
@@ -275,6 +291,7 @@ class Shadow:
         memo = self._stand_ins(modules)
         twin = Twin(model, memo)
         self.module, self._copied = twin.module, twin.copied
+        self._originals = {id(old): new for old, new in zip(model.modules(), self.module.modules(), strict=True)}
         self.notes.extend(
             f"a {kind} in the model can't be deep-copied ({why}); it is shared with the copy that is recorded"
             for kind, why in twin.shared.items()
@@ -353,7 +370,7 @@ class Shadow:
                     self.hollows.settle(module, self.names)
                 vars(module)["forward"] = self._closed(Closed(module, *declared, passed), name, module.forward)
         self.modes = ModeWatch(self.modules)
-        self._regime = Regime(self.module, self.fake_mode is not None, logging.getLogger(FakeTensorMode.__module__))
+        self._regime = Regime(self.module, logging.getLogger(FakeTensorMode.__module__))
         self._pristine = self._marks = Marks(self.module)
         self._inside = ObjectMarks(self._copied, self.module)
 
@@ -371,6 +388,12 @@ class Shadow:
 
         closed.__wrapped__ = forward  # type: ignore[attr-defined]  # inspect.signature reads the original's
         return closed
+
+    def _note_shared(self, shared: Mapping[str, str]) -> None:
+        for kind, why in shared.items():
+            note = f"an input of class {kind} can't be deep-copied ({why}): the model runs on the caller's own"
+            if note not in self.notes:
+                self.notes.append(note)
 
     @property
     def is_recording(self) -> bool:
@@ -419,13 +442,14 @@ class Shadow:
         self.modes.start()
         self.stack.clear()
         with self._regime():
-            args, kwargs = pytree.tree_map_only(torch.Tensor, self.stand_in, (example.args, example.kwargs))
-            sink.start(self.tensors(), (args, kwargs))
+            given = Given(example, self.stand_in, self._originals)
+            self._note_shared(given.shared)
+            sink.start(self.tensors(), given.tensors)
             try:
                 with torch.inference_mode(), self.fake_mode or _Exits(sink, self):
                     checks = _Unchecked() if self.unchecked else contextlib.nullcontext()
                     with checks, _Recorder(sink, rules, self) as self._recorder:
-                        outputs = run_out(example.runner(self.module, args, kwargs))
+                        outputs = run_out(example.runner(self.module, given.args, given.kwargs))
                         sink.ended(outputs, self.modules)
                         return outputs
             finally:

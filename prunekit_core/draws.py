@@ -1,0 +1,107 @@
+"""Random numbers of a forward, from generators of its own: those of the process go on as if nothing had run.
+
+PyTorch's operations draw from a generator that they are handed. Python and NumPy have one for all threads; where a
+forward draws from those, every run starts in the state of the first one, and they are put back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from prunekit_core.calls import bind_arguments
+
+_SEED = 0
+_Call = tuple[Any, Sequence[Any], Mapping[str, Any]]
+
+
+class Draws:
+    """The generators of one run on real tensors."""
+
+    def __init__(self) -> None:
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def handed(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Call | None:
+        """Hands an operation a generator, if it takes one.
+
+        Returns:
+            The operation (or its overload with a generator), and its arguments; None where none takes one.
+        """
+        names = [argument.name for argument in op._schema.arguments]
+        if "generator" in names:
+            if bind_arguments(op, args, kwargs).get("generator") is not None:
+                return op, args, kwargs  # the program's own
+            return op, args[: names.index("generator")], {**kwargs, "generator": self._generator(args, kwargs)}
+        suffix = "generator" if op._overloadname == "default" else f"{op._overloadname}_generator"
+        other = getattr(op._overloadpacket, suffix, None)
+        if other is None:
+            return None
+        return other, args, {**kwargs, "generator": self._generator(args, kwargs)}
+
+    def _generator(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Generator:
+        tensors = [value for value in args if isinstance(value, torch.Tensor)]
+        device = kwargs.get("device") or (tensors[0].device if tensors else torch.get_default_device())
+        device = torch.device(device)
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(_SEED)
+        return self._generators[device]
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        """Seeds the generators of the process for one operation that takes none, and puts them back."""
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+        with torch.random.fork_rng(devices=devices):
+            torch.default_generator.manual_seed(self._next_seed())
+            if devices:
+                torch.cuda.manual_seed_all(self._next_seed())
+            yield
+
+    def _next_seed(self) -> int:
+        return int(torch.randint(2**31, (), generator=self._generator((), {"device": "cpu"}), device="cpu"))
+
+
+class OtherDraws:
+    """The generators of Python and NumPy in the runs of one shadow."""
+
+    def __init__(self) -> None:
+        self._first: tuple[Any, Any] | None = None
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Lets a run draw from them; afterwards they are as before."""
+        before = _states()
+        if self._first is not None:
+            _set_states(self._first)
+        try:
+            yield
+        finally:
+            if self._first is not None or not _equal(before, _states()):
+                self._first = self._first or before
+                _set_states(before)
+
+
+def _numpy() -> Any:
+    return getattr(sys.modules.get("numpy"), "random", None)
+
+
+def _states() -> tuple[Any, Any]:
+    numpy = _numpy()
+    return random.getstate(), None if numpy is None else numpy.get_state()
+
+
+def _set_states(states: tuple[Any, Any]) -> None:
+    random.setstate(states[0])
+    numpy = _numpy()
+    if numpy is not None and states[1] is not None:
+        numpy.set_state(states[1])
+
+
+def _equal(first: tuple[Any, Any], second: tuple[Any, Any]) -> bool:
+    if first[0] != second[0] or (first[1] is None) != (second[1] is None):
+        return False
+    return first[1] is None or (first[1][2] == second[1][2] and bool((first[1][1] == second[1][1]).all()))
