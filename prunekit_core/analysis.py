@@ -234,6 +234,7 @@ def _analyse(
     partial = [propagate(trace, registry.op_rules, parameters) for trace in programs.failed]
     touched = set().union(*(p.touched for p in (*propagations, *partial)))
     untouched = [name for name in parameters if name not in touched]
+    untouched_dims = tuple(name for name in untouched if parameters[name])
     for name in untouched:
         for axis in parameters[name]:
             axes.pin(axis, Reason("no recording touched this parameter"))
@@ -256,9 +257,9 @@ def _analyse(
             for name, tensor in tensors.items()
         },
         recordings=tuple(recordings),
-        untouched=tuple(name for name in untouched if recorded[0][0].shapes[recorded[0][0].parameters[name].index]),
+        untouched=untouched_dims,
         not_understood=_merged(_blamed(gap, registry) for p in propagations for gap in p.not_understood),
-        notes=(*shadow.notes, *programs.notes, *_unseen(recordings, untouched)),
+        notes=(*shadow.notes, *programs.notes, *_unseen(recordings, untouched_dims)),
         shadow=shadow,
         swaps=programs.swaps,
     )

@@ -2,6 +2,8 @@
 
 PyTorch's operations draw from a generator that they are handed. Python and NumPy have one for all threads; where a
 forward draws from those, every run starts in the state of the first one, and they are put back.
+
+What is relied on: a ``TorchDispatchMode`` sees operations inside of composite ones that ``OpOverload.decompose`` runs.
 """
 
 from __future__ import annotations
@@ -13,35 +15,55 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunekit_core.calls import bind_arguments
 
 _SEED = 0
+_OFF = {"dropout_p": 0, "dropout": 0, "train": False, "training": False}
+"""Arguments whose value says that an operation draws nothing."""
 _Call = tuple[Any, Sequence[Any], Mapping[str, Any]]
 
 
-class Draws:
-    """The generators of one run on real tensors."""
+class Draws(TorchDispatchMode):
+    """Hands operations on real tensors generators of its own.
+
+    Composite operations that take none are run as the operations that they are made of; what takes none at all runs
+    with those of the process, which are put back.
+    """
 
     def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self._generators: dict[torch.device, torch.Generator] = {}
 
-    def handed(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Call | None:
-        """Hands an operation a generator, if it takes one.
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        arguments = bind_arguments(func, args, kwargs)
+        if any(name in arguments and arguments[name] == value for name, value in _OFF.items()):
+            return func(*args, **kwargs)
+        call = self._handed(func, args, kwargs)
+        if call is not None:
+            return call[0](*call[1], **call[2])
+        if func._can_decompose():
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        with self.lent():
+            return func(*args, **kwargs)
 
-        Returns:
-            The operation (or its overload with a generator), and its arguments; None where none takes one.
-        """
+    def _handed(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Call | None:
+        """Returns an operation, or its overload that takes a generator, with one; None where there is none."""
         names = [argument.name for argument in op._schema.arguments]
         if "generator" in names:
-            if bind_arguments(op, args, kwargs).get("generator") is not None:
+            if bind_arguments(op, args, kwargs)["generator"] is not None:
                 return op, args, kwargs  # the program's own
             return op, args[: names.index("generator")], {**kwargs, "generator": self._generator(args, kwargs)}
         suffix = "generator" if op._overloadname == "default" else f"{op._overloadname}_generator"
         other = getattr(op._overloadpacket, suffix, None)
-        if other is None:
-            return None
-        return other, args, {**kwargs, "generator": self._generator(args, kwargs)}
+        return None if other is None else (other, args, {**kwargs, "generator": self._generator(args, kwargs)})
 
     def _generator(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Generator:
         tensors = [value for value in args if isinstance(value, torch.Tensor)]
@@ -73,8 +95,8 @@ class OtherDraws:
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
-        """Lets a run draw from them; afterwards they are as before."""
-        before = _states()
+        """Lets a run draw from them; afterwards they are as before, and so is PyTorch's where the run seeded it."""
+        before, seed, numbers = _states(), torch.initial_seed(), torch.get_rng_state()
         if self._first is not None:
             _set_states(self._first)
         try:
@@ -83,6 +105,16 @@ class OtherDraws:
             if self._first is not None or not _equal(before, _states()):
                 self._first = self._first or before
                 _set_states(before)
+            if torch.initial_seed() != seed:
+                torch.set_rng_state(numbers)
+
+
+def draw_once() -> None:
+    """Draws a number from each of them, so that what follows is another one."""
+    random.random()
+    numpy = _numpy()
+    if numpy is not None:
+        numpy.random()
 
 
 def _numpy() -> Any:

@@ -8,7 +8,6 @@ is held against the user's module first, with the weights as they are and with t
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.utils import _pytree as pytree
 from prunekit_core.analysis import Analysis, Recording
 from prunekit_core.calls import operation_name, tensors_of
 from prunekit_core.deviations import Deviations
+from prunekit_core.draws import draw_once
 from prunekit_core.examples import Example
 from prunekit_core.outputs import output_tensors
 from prunekit_core.plan import Plan
@@ -219,9 +219,7 @@ class _Stream(Sink):
 
     def start(self, tensors: Mapping[str, torch.Tensor], inputs: Any) -> None:
         if self._again:
-            random.random()
-            with contextlib.suppress(ImportError):
-                importlib.import_module("numpy.random").random()
+            draw_once()
 
     def compute(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if not self._again or torch.Tag.nondeterministic_seeded not in getattr(op, "tags", ()):

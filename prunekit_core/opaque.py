@@ -228,8 +228,7 @@ def _written(value: Any) -> object:
 
 def _made_up(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_floating_point() or tensor.is_complex():
-        generator = torch.Generator(tensor.device).manual_seed(0)  # that of the process goes on undisturbed
-        return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype, device=tensor.device)
+        return torch.randn(tensor.shape, dtype=tensor.dtype, device=tensor.device)
     return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 

@@ -1,7 +1,8 @@
 """The regime that forwards of shadows run in: settings of the whole process, changed for a moment and put back.
 
-PyTorch has one switch per process for its libraries and for fused attention. So one shadow runs at a time, whichever thread it belongs to: what two threads save and put back in turns would not be
-what was there at first. Switches that a model doesn't depend on aren't touched.
+PyTorch has one switch per process for its libraries and for fused attention. So one shadow runs at a time, whichever
+thread it belongs to: what two threads save and put back in turns would not be what was there at first. Switches that a
+model doesn't depend on aren't touched.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import torch
 from torch import nn
 
 from prunekit_core.draws import OtherDraws
-
 from prunekit_core.interrupts import held_back
 
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)

@@ -1,7 +1,7 @@
 """The shadow: a copy of a model to run forwards on, reporting every operation.
 
 Everything of PyTorch that is not promised to stay (fake tensors, dispatch modes, decompositions) is used here, in
-`fakes` and in `hollow`, and nowhere else. What is relied on:
+`fakes`, in `hollow` and in `draws`, and nowhere else. What is relied on:
 
 - a ``TorchDispatchMode`` sees every operation once, and under ``torch.inference_mode()`` composite ones arrive whole;
 - ``OpOverload.decompose`` runs a composite operation as the operations it is made of;
@@ -24,7 +24,6 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from prunekit_core.calls import bind_arguments
@@ -87,11 +86,13 @@ class _Recorder(TorchDispatchMode):
             arguments = module.bind(args, kwargs)
             try:
                 if self._fake_mode is None:
-                    result = self._sink.compute(module.op, (), arguments)
+                    with self._draws.lent():
+                        result = self._sink.compute(module.op, (), arguments)
                 else:
                     with self._fake_mode:
                         result = module.fake(args, kwargs)
-                    why = module.try_out(arguments, result)
+                    with self._draws.lent():
+                        why = module.try_out(arguments, result)
                     if why:
                         self._notes.append(f"the opaque layer {path} was not tried on made-up values: {why}")
             except Exception as error:
@@ -136,15 +137,9 @@ class _Recorder(TorchDispatchMode):
         self._sink.operation(func, module, arguments, result)
         return result
 
-
     def _computed(self, func: Any, habit: _Habit, args: Any, kwargs: Any) -> Any:
         """Runs an operation on real tensors, with random numbers of this run's own."""
-        if not habit.draws:
-            return self._sink.compute(func, args, kwargs)
-        call = self._draws.handed(func, args, kwargs)
-        if call is not None:
-            return self._sink.compute(*call)
-        with self._draws.lent():
+        with self._draws if habit.draws else contextlib.nullcontext():
             return self._sink.compute(func, args, kwargs)
 
 

@@ -1,0 +1,180 @@
+"""The world around an analysis stays as it is: the caller's inputs, and everybody's random numbers."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import random
+import threading
+import types
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import prunekit_core as pk
+
+
+class Cache:
+    def __init__(self) -> None:
+        self.keys = torch.randn(2, 5, 16)
+        self.log: list[Any] = []
+
+    def update(self, keys: torch.Tensor) -> torch.Tensor:
+        self.keys = torch.cat([self.keys, keys], 1)
+        self.log.append(len(self.log))
+        return self.keys
+
+
+class SlotCache:
+    __slots__ = ("keys", "log")
+    __init__, update = Cache.__init__, Cache.update
+
+
+@dataclasses.dataclass
+class Batch:
+    x: torch.Tensor
+    cache: Any
+
+
+class Decoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.up, self.out = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 32), nn.Linear(32, 4)
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        x, cache = batch.x, batch.cache
+        keys = cache.update(self.k(x))
+        for _ in cache.log:
+            x = x * 0.5
+        return self.out(self.up((self.q(x) @ keys.transpose(1, 2)).softmax(-1) @ keys).relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", [Cache, SlotCache])
+@pytest.mark.parametrize("around", [Batch, lambda x, cache: types.SimpleNamespace(x=x, cache=cache)])
+def test_objects_among_the_inputs_are_copied_for_each_run(kind: type, around: Callable[..., Any]) -> None:
+    torch.manual_seed(0)
+    model, cache, x = Decoder(), kind(), torch.randn(2, 1, 8)
+    keys = cache.keys
+    original = copy.deepcopy(model)
+    result = pk.prune(model, (around(x, cache),))
+    assert result.report.pruned == {"up": (32, 16)}
+    assert pk.check_exact(original, model, result.plan, (around(x, cache),))
+    assert cache.keys is keys
+    assert cache.log == []
+    assert result.report.pinned["k.weight[0]"] == "an input of the model"
+
+
+def test_a_tensor_that_is_given_twice_is_one() -> None:
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.other = nn.Linear(4, 8), nn.Linear(8, 2), nn.Linear(8, 2)
+
+        def forward(self, query: torch.Tensor, key: torch.Tensor, held: Any) -> torch.Tensor:
+            same = query is key and held["key"] is key and held["object"].x is key
+            return (self.b if same else self.other)(self.a(query).relu())  # type: ignore[no-any-return]
+
+    x = torch.randn(2, 4)
+    result = pk.prune(Asks(), (x, x, {"key": x, "object": types.SimpleNamespace(x=x)}))
+    assert result.report.untouched == ("other.weight", "other.bias")
+
+
+def test_an_input_that_cannot_be_copied_is_told() -> None:
+    class Held:
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    example = (torch.randn(2, 4), Held())
+    report = pk.prune(model, example, forward_fn=lambda m, inputs: m(inputs[0])).report
+    assert any("an input of class Held can't be deep-copied" in note for note in report.notes)
+
+
+def states() -> tuple[Any, ...]:
+    numpy = np.random.get_state()
+    return torch.get_rng_state().tolist(), random.getstate(), numpy[1].tolist(), numpy[2]
+
+
+class Draws(nn.Module):
+    """A program that depends on values, so that it is run on real tensors."""
+
+    def __init__(self, draw: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.draw, self.seen = draw, list[Any]()
+        self.a, self.b = nn.Linear(4, 16), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum().item() > 1e9:
+            raise ValueError("out of bounds")
+        x = self.a(x)
+        for _ in range(int(self.draw(x) * 1000) % 7):
+            x = x.relu()
+        assert torch.initial_seed() == 1234  # no other thread sees another seed
+        return self.b(x)  # type: ignore[no-any-return]
+
+
+DRAWS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "nothing": lambda x: 0,
+    "rand": lambda x: float(torch.rand(())),
+    "randn": lambda x: float(torch.randn(2)[1].abs()),
+    "randint": lambda x: int(torch.randint(7, ())),
+    "a range": lambda x: int(torch.randint(3, 7, (1,))),
+    "randperm": lambda x: int(torch.randperm(9)[0]),
+    "like": lambda x: float(torch.rand_like(torch.ones(3))[0]),
+    "normal like": lambda x: float(torch.randn_like(torch.ones(3))[0].abs()),
+    "in place": lambda x: float(torch.empty(3).uniform_()[0]),
+    "bernoulli": lambda x: float(torch.bernoulli(torch.full((9,), 0.5)).sum()) / 1000,
+    "multinomial": lambda x: int(torch.multinomial(torch.ones(9), 1)),
+    "dropout": lambda x: float(nn.functional.dropout(torch.ones(9), 0.5).sum()) / 1000,
+    "dropout in place": lambda x: float(nn.functional.dropout(torch.ones(9), 0.5, inplace=True).sum()) / 1000,
+    "dropout of channels": lambda x: float(nn.functional.dropout1d(torch.ones(9, 9, 1), 0.5).sum()) / 1000,
+    "a generator of its own": lambda x: float(torch.rand((), generator=torch.Generator().manual_seed(3))),
+    "python": lambda x: random.random(),
+    "numpy": lambda x: np.random.rand(),
+    "all": lambda x: float(torch.rand(())) + random.random() + np.random.rand(),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_random_numbers_are_the_same_in_each_run_and_nobody_elses(name: str) -> None:
+    torch.manual_seed(1234)
+    random.seed(1)
+    np.random.seed(2)
+    model, x = Draws(DRAWS[name]), torch.randn(2, 4)
+    before = states()
+    graph = pk.DependencyGraph().build_dependency(model, x)
+    assert states() == before
+    plan = pk.BasePruner(model, x).plan()
+    assert states() == before
+    assert {cut.group for cut in plan.cuts} == {"a"}  # the replays took the path that was recorded
+    assert list(graph.analysis.groups) == ["a"]
+
+
+def test_train_mode_draws_for_itself() -> None:
+    torch.manual_seed(1234)
+    model = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.Linear(16, 3))
+    before = states()
+    pk.prune(model, torch.zeros(2, 4))
+    assert states() == before
+
+
+def test_a_program_that_seeds_the_generator_is_pruned() -> None:
+    class Seeds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 16), nn.Linear(16, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            torch.manual_seed(7)
+            return self.b(self.a(x + torch.randn(x.shape)))  # type: ignore[no-any-return]
+
+    torch.manual_seed(1234)
+    model = Seeds()
+    before = states()
+    assert pk.prune(model, torch.zeros(2, 4)).report.pruned == {"a": (16, 8)}
+    assert torch.initial_seed() == 1234
+    assert states() == before
