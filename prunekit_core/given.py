@@ -45,7 +45,7 @@ class Given:
 
     def _stands_for(self, tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) not in self._memo:
-            made = self._memo[id(tensor)] = self._stand_in(tensor)
+            made = self._memo[id(tensor)] = self._stand_in(tensor).requires_grad_(tensor.requires_grad)
             self.tensors.append(made)
         return self._memo[id(tensor)]  # type: ignore[no-any-return]
 

@@ -143,7 +143,7 @@ class Marks:
         self._others: list[_Container | _Slots] = []
         slotted: dict[type, bool] = {}
         for module in model.modules():
-            attributes = dict(vars(module))
+            attributes = dict(dict.items(vars(module)))  # as it is, whatever it shows
             self._modules.append((vars(module), attributes))
             for value in attributes.values():
                 kind = type(value)
@@ -179,7 +179,7 @@ class ObjectMarks:
     """
 
     def __init__(self, objects: Iterable[Any], model: nn.Module) -> None:
-        noted = {id(value) for module in model.modules() for value in (vars(module), *vars(module).values())}
+        noted = {id(value) for module in model.modules() for value in (vars(module), *dict.values(vars(module)))}
         objects = [value for value in objects if id(value) not in noted or not _contents(value, type(value))]
         self._held = [held for value in objects for held in _marked(value)]
 

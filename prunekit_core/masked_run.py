@@ -200,6 +200,7 @@ class MaskedRun:
         if swapped:
             swap_modules(shadow.module, self._registry)
         shadow.watch(self._registry.opaque)
+        shadow.flag_gradients(model)
         return output_tensors(shadow.run(example, sink, self._registry.op_rules, training=self._training))
 
 

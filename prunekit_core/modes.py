@@ -2,13 +2,15 @@
 
 A model has as many programs as modes, and nothing but that flag tells them apart. Where no module reads it, the program
 that ran in one mode is the program of the other. ``nn.Module`` looks up what an instance doesn't have among its
-parameters, buffers and children: so the flag is taken out of the instance, and the table of children answers for it.
+parameters, buffers and children: so the flag is taken out of the instance, and the table of children answers for it. To
+a program that looks into ``__dict__``, it is there.
 """
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -35,11 +37,78 @@ class _Children(dict[str, Any]):
             return self.flag
         return super().__getitem__(key)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        return copy.deepcopy(dict(self), memo)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+
+class _Attributes(dict[str, Any]):
+    """The ``__dict__`` of a module, as it is in the model: with its flag, and without what the shadow put in.
+
+    Look-up of attributes goes past these methods; copies and pickles of a module, and programs, don't.
+    """
+
+    children: _Children
+    hidden: frozenset[str]
+
+    def _shown(self) -> dict[str, Any]:
+        shown = {key: value for key, value in dict.items(self) if key not in self.hidden}
+        shown.setdefault(_FLAG, self.children.flag)
+        return shown
+
+    def __contains__(self, key: object) -> bool:
+        return key == _FLAG or (dict.__contains__(self, key) and key not in self.hidden)
+
+    def __missing__(self, key: str) -> Any:
+        if key == _FLAG:
+            return self.children[_FLAG]
+        raise KeyError(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        try:
+            return self[key] if key not in self.hidden else default
+        except KeyError:
+            return default
+
+    def keys(self) -> Any:
+        return self._shown().keys()
+
+    def values(self) -> Any:
+        return self.copy().values()
+
+    def items(self) -> Any:
+        return self.copy().items()
+
+    def copy(self) -> dict[str, Any]:
+        if not dict.__contains__(self, _FLAG):
+            self.children.asked[self.children.path] = None
+        return self._shown()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shown())
+
+    def __len__(self) -> int:
+        return len(self._shown())
+
+    def __eq__(self, other: object) -> bool:
+        return self._shown() == other
+
+    __hash__ = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        return copy.deepcopy(self._shown(), memo)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return dict, (self._shown(),)
+
 
 def mode_of(module: nn.Module) -> bool:
     """Returns a module's flag; this doesn't count as asking for it."""
     attributes = vars(module)
-    flag: bool = attributes[_FLAG] if _FLAG in attributes else attributes["_modules"].flag
+    own = dict.get(attributes, _FLAG)
+    flag: bool = attributes["_modules"].flag if own is None else own
     return flag
 
 
@@ -61,29 +130,33 @@ class ModeWatch:
     """Notes which modules of a shadow read their flag.
 
     Args:
-        modules: The modules by dotted path; the tables of their children are exchanged.
+        modules: The modules by dotted path; the tables of their attributes and children are exchanged.
+        hidden: Names of attributes that were put into each module, and aren't the model's.
 
     Attributes:
         asked: The dotted paths of the modules that did, since `start`, in order.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], hidden: Mapping[str, frozenset[str]]) -> None:
         self.asked: dict[str, None] = {}
         self._watched: list[tuple[str, dict[str, Any], _Children]] = []
         for path, module in modules.items():
             children = _Children(module._modules)
             children.path, children.asked = path, self.asked
-            vars(module)["_modules"] = children
-            self._watched.append((path, vars(module), children))
+            attributes = _Attributes(vars(module))
+            attributes.children, attributes.hidden = children, hidden[path]
+            attributes["_modules"] = children
+            object.__setattr__(module, "__dict__", attributes)
+            self._watched.append((path, attributes, children))
 
     def start(self) -> None:
         """Takes the flags as they are now, and forgets who asked."""
         self.asked.clear()
         for _, attributes, children in self._watched:
-            children.flag = attributes.pop(_FLAG)
+            children.flag = dict.pop(attributes, _FLAG)
 
     def finish(self) -> None:
         """Counts modules that had their mode set while the forward ran, too; call it before attributes are restored."""
         for path, attributes, _ in self._watched:
-            if _FLAG in attributes:
+            if dict.__contains__(attributes, _FLAG):
                 self.asked[path] = None

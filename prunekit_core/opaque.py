@@ -208,7 +208,7 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 def _written_in(module: nn.Module) -> Iterator[tuple[str, object]]:
-    for key, value in vars(module).items():
+    for key, value in dict.items(vars(module)):
         if key not in _NOT_SAID:
             yield key, _written(value)
 

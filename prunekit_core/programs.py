@@ -51,16 +51,62 @@ def record_programs(
     Some layers tie the same axes in all modes, though they ask for it. Where no other module asks, the first recording
     of an example stands for the other modes; where one does, it stands for those in which all else is the same.
 
+    A program may ask for the very class of a layer. Where nothing used the parameters of a layer that something else
+    stands in for, it is recorded once more with the layer itself.
+
     Raises:
         RecordingError: The forward raised in the first mode, on everything that it was recorded on.
     """
+    programs = _record_programs(model, examples, registry, modes, fakes, swapped=True)
+    unused = _unused(programs)
+    if not unused:
+        return programs
+    try:
+        own = _record_programs(model, examples, registry, modes, fakes, swapped=False)
+    except RecordingError:  # then it is no other branch that this one stands for
+        return programs
+    if _used(own) <= _used(programs):
+        return programs
+    note = (
+        f"the program asks for the class of {unused[0]}, so that nothing can stand in for it: it keeps its inner widths"
+    )
+    return attrs.evolve(own, notes=(*own.notes, note))
+
+
+def _used(programs: Programs) -> set[str]:
+    """Names the parameters that some operation reads."""
+    found: set[str] = set()
+    for trace, _, _ in programs.recorded:
+        read = {ref.index for operation in trace.operations for ref in operation.references()}
+        found.update(name for name, ref in trace.parameters.items() if ref.index in read)
+    return found
+
+
+def _unused(programs: Programs) -> list[str]:
+    """Lists the modules with stand-ins of whose parameters none is read."""
+    if not programs.swaps:
+        return []
+    used = _used(programs)
+    return [path for path, _ in programs.swaps if not any(name.startswith(f"{path}.") for name in used)]
+
+
+def _record_programs(
+    model: nn.Module,
+    examples: Sequence[Example],
+    registry: Registry,
+    modes: Sequence[bool | None],
+    fakes: Sequence[bool],
+    *,
+    swapped: bool,
+) -> Programs:
     last: RecordingError | None = None
     for fake in fakes:
         if not fake and any(parameter.is_meta for parameter in model.parameters()):
             break
         shadow = Shadow(model, fake=fake)
-        swaps = swap_modules(shadow.module, registry)
+        swaps = swap_modules(shadow.module, registry) if swapped else []
         shadow.watch(registry.opaque)
+        shadow.flag_gradients(model)
         notes = []
         if not fake and fakes[0]:
             notes.append("the program depends on values: recorded on real tensors instead of fake ones")

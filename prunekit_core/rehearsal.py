@@ -78,7 +78,7 @@ class Stage:
                         positions = partial(self.analysis.parameters[canonical].positions, self.kept)
                         made = self._shadow.cut(tensor, self._shapes[canonical], positions)
                         if isinstance(tensor, nn.Parameter):
-                            made = self._shadow.as_parameter(made)
+                            made = self._shadow.as_parameter(made).requires_grad_(tensor.requires_grad)
                         fresh[id(tensor)] = made
                     slots[name] = fresh[id(tensor)]
 

@@ -15,6 +15,8 @@ import contextlib
 import ctypes
 import hashlib
 import logging
+import types
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,14 +24,14 @@ import attrs
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from prunekit_core.calls import bind_arguments
 from prunekit_core.draws import Draws
 from prunekit_core.examples import Example
 from prunekit_core.fakes import META, Fakes, ShapeHabit
+from prunekit_core.functions import Exits, Unchecked
 from prunekit_core.given import Given
 from prunekit_core.hollow import Hollows, device_for
 from prunekit_core.marks import Marks, ObjectMarks
@@ -38,7 +40,7 @@ from prunekit_core.opaque import Closed, Opaque
 from prunekit_core.outputs import run_out
 from prunekit_core.regime import Regime
 from prunekit_core.rules import RuleTable
-from prunekit_core.surgery import modules_in, select_positions, tensors_in
+from prunekit_core.surgery import modules_in, named_tensors, select_positions, tensors_in
 from prunekit_core.twin import Twin
 
 Positions = Mapping[int, torch.Tensor]
@@ -72,13 +74,14 @@ class Sink:
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, sink: Sink, rules: RuleTable, shadow: Shadow) -> None:
+    def __init__(self, sink: Sink, rules: RuleTable, shadow: Shadow, tensors: Mapping[str, torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._sink, self._rules, self._fake_mode = sink, rules, shadow.fake_mode
+        self.sink, self._rules, self._fake_mode = sink, rules, shadow.fake_mode
         self._stack, self._notes = shadow.stack, shadow.notes
         self._habits: dict[int, _Habit] = {}
         self._draws = Draws()
         self._fakes, self._hollows, self._names = shadow.fakes, shadow.hollows, shadow.names
+        self._originals, self._tensors = shadow.originals, tensors
 
     def closed(self, module: Closed, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a module that isn't looked into, and reports it as one operation."""
@@ -87,7 +90,7 @@ class _Recorder(TorchDispatchMode):
             try:
                 if self._fake_mode is None:
                     with self._draws.lent():
-                        result = self._sink.compute(module.op, (), arguments)
+                        result = self.sink.compute(module.op, (), arguments)
                 else:
                     with self._fake_mode:
                         result = module.fake(args, kwargs)
@@ -96,17 +99,35 @@ class _Recorder(TorchDispatchMode):
                     if why:
                         self._notes.append(f"the opaque layer {path} was not tried on made-up values: {why}")
             except Exception as error:
-                self._sink.failed(module.op, path, error)
+                self.sink.failed(module.op, path, error)
                 raise
-            self._sink.operation(module.op, path, arguments, result)
+            self.sink.operation(module.op, path, arguments, result)
         return result
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._foreign(args) or (kwargs and self._foreign(kwargs.values())):
+            args, kwargs = pytree.tree_map_only(torch.Tensor, self._own, (args, kwargs))
         if self._hollows is None or func.namespace == "prim":
             return self._dispatched(func, args, kwargs)
         with self._hollows.filled(func, args, kwargs, self._names) as (args, kwargs):
             return self._dispatched(func, args, kwargs)
+
+    def _foreign(self, values: Any) -> bool:
+        """Whether there are tensors of the model itself: a closure, a hook or a registry of the user's holds them."""
+        for value in values:
+            kind = type(value)
+            if kind in _PLAIN_TENSORS:
+                if id(value) in self._originals and self._own(value) is not value:
+                    return True
+            elif kind in (list, tuple) and value and self._foreign(value):
+                return True
+        return False
+
+    def _own(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Returns what stands for a tensor of the model; any other tensor itself."""
+        known = self._originals.get(id(tensor))
+        return self._tensors[known[1]] if known is not None and known[0]() is tensor else tensor
 
     def _dispatched(self, func: Any, args: Any, kwargs: Any) -> Any:
         habit = self._habits.get(id(func))
@@ -115,7 +136,7 @@ class _Recorder(TorchDispatchMode):
         if habit.passed_on:
             result = func(*args, **kwargs)
             if func is torch.ops.aten.detach.default:
-                self._sink.alias(args[0], result)
+                self.sink.alias(args[0], result)
             return result
         if habit.decomposes:
             with self:
@@ -132,72 +153,15 @@ class _Recorder(TorchDispatchMode):
             else:
                 result = self._fakes.result(func, habit.shape, arguments, args, kwargs)
         except Exception as error:
-            self._sink.failed(func, module, error)
+            self.sink.failed(func, module, error)
             raise
-        self._sink.operation(func, module, arguments, result)
+        self.sink.operation(func, module, arguments, result)
         return result
 
     def _computed(self, func: Any, habit: _Habit, args: Any, kwargs: Any) -> Any:
         """Runs an operation on real tensors, with random numbers of this run's own."""
         with self._draws if habit.draws else contextlib.nullcontext():
-            return self._sink.compute(func, args, kwargs)
-
-
-class _Exits(TorchFunctionMode):
-    """Sees which tensors of a real run are turned into what isn't PyTorch's."""
-
-    def __init__(self, sink: Sink, shadow: Shadow) -> None:
-        super().__init__()
-        self._sink, self._shadow = sink, shadow
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _EXITS and self._shadow.is_recording:
-            self._sink.leaves(args[0], _EXITS[func])
-        return func(*args, **(kwargs or {}))
-
-
-_EXITS = {getattr(torch.Tensor, name): name for name in ("numpy", "tolist", "__array__", "__dlpack__")}
-
-
-class _Unchecked(TorchFunctionMode):
-    """Runs batch and instance norms without their check that there are several values to take statistics of."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.batch_norm:
-            return _batch_norm(*args, **(kwargs or {}))
-        if func is F.instance_norm:
-            return _instance_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _batch_norm(
-    input: torch.Tensor,
-    running_mean: torch.Tensor | None,
-    running_var: torch.Tensor | None,
-    weight: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> torch.Tensor:
-    return torch.batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps, _cudnn())
-
-
-def _instance_norm(
-    input: torch.Tensor,
-    running_mean: torch.Tensor | None = None,
-    running_var: torch.Tensor | None = None,
-    weight: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    use_input_stats: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> torch.Tensor:
-    return torch.instance_norm(input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, _cudnn())
-
-
-def _cudnn() -> bool:
-    return bool(torch.backends.cudnn.enabled)
+            return self.sink.compute(func, args, kwargs)
 
 
 def _literal(tensor: torch.Tensor) -> Any:
@@ -263,6 +227,7 @@ class Shadow:
         module: The copy.
         valued: Whether the model has values: none of its parameters is on the meta device.
         hollows: What stands for tensors on the meta device; None where they stay as they are.
+        originals: Identity of each parameter and buffer of the model to a weak reference, and the canonical name.
         names: Identity of each of its parameters and buffers to the canonical name.
         modules: Its modules by dotted path.
         notes: What the report has to say about how the copy was made, and about its runs.
@@ -286,7 +251,8 @@ class Shadow:
         memo = self._stand_ins(modules)
         twin = Twin(model, memo)
         self.module, self._copied = twin.module, twin.copied
-        self._originals = {id(old): new for old, new in zip(model.modules(), self.module.modules(), strict=True)}
+        self.originals = {id(tensor): (weakref.ref(tensor), name) for name, tensor in named_tensors(model).items()}
+        self._twins = {id(old): new for old, new in zip(model.modules(), self.module.modules(), strict=True)}
         self.notes.extend(
             f"a {kind} in the model can't be deep-copied ({why}); it is shared with the copy that is recorded"
             for kind, why in twin.shared.items()
@@ -335,6 +301,13 @@ class Shadow:
         tensor._is_param = True  # what nn.Parameter does, less a detach through the mode
         return tensor
 
+    def flag_gradients(self, model: nn.Module) -> None:
+        """Gives each parameter the flag that the model's has: programs ask whether one is frozen."""
+        theirs, own = named_tensors(model), self.tensors()
+        for name, tensor in theirs.items():
+            if tensor.requires_grad and name in own:
+                own[name].requires_grad_(True)
+
     def cut(self, tensor: torch.Tensor, shape: Sequence[int], positions: Callable[[], Positions]) -> torch.Tensor:
         """Makes the contiguous stand-in of a tensor that loses something: its kept values where the shadow is real."""
         if self.fakes is None:  # native code trusts its input: random weights may lead it anywhere
@@ -356,6 +329,7 @@ class Shadow:
         self.modules = modules_in(self.module)
         self.names = {id(tensor): name for name, tensor in self.tensors().items()}
         passed: set[object] = set()
+        own = {name: frozenset({"forward"} - vars(module).keys()) for name, module in self.modules.items()}
         for name, module in self.modules.items():
             declared = opaque(module)
             if declared is None:
@@ -364,7 +338,7 @@ class Shadow:
                 if self.hollows is not None:
                     self.hollows.settle(module, self.names)
                 vars(module)["forward"] = self._closed(Closed(module, *declared, passed), name, module.forward)
-        self.modes = ModeWatch(self.modules)
+        self.modes = ModeWatch(self.modules, own)
         self._regime = Regime(self.module, logging.getLogger(FakeTensorMode.__module__))
         self._pristine = self._marks = Marks(self.module)
         self._inside = ObjectMarks(self._copied, self.module)
@@ -390,10 +364,9 @@ class Shadow:
             if note not in self.notes:
                 self.notes.append(note)
 
-    @property
-    def is_recording(self) -> bool:
-        """Whether operations are seen now: a forward runs, and nothing that isn't looked into."""
-        return self._recorder is not None
+    def _leaves(self, tensor: torch.Tensor, way: str) -> None:
+        if self._recorder is not None:  # else what runs isn't looked into
+            self._recorder.sink.leaves(tensor, way)
 
     def reset(self) -> None:
         """Undoes whatever editing the shadow did to its modules since the last `commit`; every run ends with it."""
@@ -437,13 +410,14 @@ class Shadow:
         self.modes.start()
         self.stack.clear()
         with self._regime():
-            given = Given(example, self.stand_in, self._originals)
+            given = Given(example, self.stand_in, self._twins)
             self._note_shared(given.shared)
-            sink.start(self.tensors(), given.tensors)
+            tensors = self.tensors()
+            sink.start(tensors, given.tensors)
             try:
-                with torch.inference_mode(), self.fake_mode or _Exits(sink, self):
-                    checks = _Unchecked() if self.unchecked else contextlib.nullcontext()
-                    with checks, _Recorder(sink, rules, self) as self._recorder:
+                with torch.inference_mode(), self.fake_mode or Exits(self._leaves):
+                    checks = Unchecked() if self.unchecked else contextlib.nullcontext()
+                    with checks, _Recorder(sink, rules, self, tensors) as self._recorder:
                         outputs = run_out(example.runner(self.module, given.args, given.kwargs))
                         sink.ended(outputs, self.modules)
                         return outputs
@@ -463,4 +437,12 @@ def _followed(forward: Callable[..., Any], name: str, stack: list[str]) -> Calla
             stack.pop()
 
     followed.__wrapped__ = forward  # type: ignore[attr-defined]  # inspect.signature reads the original's
-    return followed
+    if not isinstance(forward, types.MethodType):
+        return followed
+
+    def method(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return followed(*args, **kwargs)
+
+    method.__wrapped__ = forward.__func__  # type: ignore[attr-defined]
+    method.__name__, method.__qualname__ = forward.__func__.__name__, forward.__func__.__qualname__
+    return types.MethodType(method, forward.__self__)

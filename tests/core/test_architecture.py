@@ -41,6 +41,7 @@ CORE = [
     "regime",
     "fakes",
     "hollow",
+    "functions",
     "shadow",
     "decisions",
     "recorder",

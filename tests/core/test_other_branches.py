@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -41,6 +44,27 @@ def test_the_stand_in_for_attention_is_attention() -> None:
     assert model.inp.out_features == 16
     assert model.attn.head_dim == model.attn.in_proj_weight.shape[0] // 3 // model.attn.num_heads
     assert pk.check_exact(original, model, result.plan, X)
+
+
+class Exactly(Attends):
+    """Attends only where its layer is of that very class."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.inp(x)
+        if type(self.attn) is nn.MultiheadAttention:
+            h = h + self.attn(h, h, h, need_weights=False)[0]
+        return self.out(h)  # type: ignore[no-any-return]
+
+
+def test_a_program_that_asks_for_the_very_class_keeps_the_layer() -> None:
+    model = Exactly().eval()
+    before = model(X)
+    graph = pk.DependencyGraph().build_dependency(model, X)
+    assert not graph.report().untouched
+    assert "the program asks for the class of attn" in graph.report().notes[-1]
+    with pytest.raises(pk.NothingToPruneError):
+        pk.prune(model, X)
+    torch.testing.assert_close(model(X), before)
 
 
 class Pooled(nn.Module):
@@ -138,3 +162,104 @@ def test_parameters_of_modules_that_ran_without_them_are_a_warning() -> None:
 
     report = pk.prune(Branches(), torch.randn(2, 4)).report
     assert report.notes[-1].startswith("WARNING: modules ran without these parameters of theirs: other.weight")
+
+
+class Forks(nn.Module):
+    """Takes the way of ``right`` if the question is answered as the model answers it."""
+
+    def __init__(self, ask: Callable[[Any, torch.Tensor], bool]) -> None:
+        super().__init__()
+        self.ask, self.answers = ask, list[bool]()
+        self.a, self.right, self.wrong = nn.Linear(4, 16), nn.Linear(16, 3), nn.Linear(16, 3)
+        self.tied, self.table = nn.Linear(4, 16), {"a": self.a}
+        self.tied.weight = self.a.weight
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+        self.call = lambda x: self.a(x)
+        self.known = weakref.ref(self.a)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.a(x).relu()
+        return (self.right if self.ask(self, x) else self.wrong)(hidden)  # type: ignore[no-any-return]
+
+
+QUESTIONS: dict[str, Callable[[Any, torch.Tensor], bool]] = {
+    "flag in vars": lambda m, x: vars(m)["training"] is m.training and "training" in m.__dict__,
+    "flag by get": lambda m, x: m.a.__dict__.get("training") is m.training,
+    "no forward in vars": lambda m, x: "forward" not in vars(m) and "forward" not in list(m.a.__dict__),
+    "keys of vars": lambda m, x: {"training", "_modules"} <= {key for key, _ in vars(m.a).items()},
+    "tied": lambda m, x: m.a.weight is m.tied.weight and m.a is m.table["a"],
+    "frozen": lambda m, x: m.a.weight.requires_grad and not m.frozen.weight.requires_grad,
+    "trainable count": lambda m, x: sum(p.requires_grad for p in m.parameters()) == 7,
+    "classes": lambda m, x: type(m.a) is nn.Linear and m.__class__.__name__ == "Forks",
+    "parameters": lambda m, x: isinstance(m.a.weight, nn.Parameter) and m.a.in_features == m.a.weight.shape[1],
+    "method": lambda m, x: inspect.ismethod(m.a.forward) and m.a.forward.__self__ is m.a,
+    "signature": lambda m, x: list(inspect.signature(m.a.forward).parameters) == ["input"],
+    "source": lambda m, x: "F.linear" in inspect.getsource(m.a.forward),
+    "names": lambda m, x: [n for n, _ in m.named_children()] == ["a", "right", "wrong", "tied", "frozen"],
+    "state dict": lambda m, x: list(m.state_dict())[:2] == ["a.weight", "a.bias"],
+    "has flag": lambda m, x: hasattr(m, "training") and not hasattr(m, "no_such"),
+    "copy": lambda m, x: vars(copy.copy(m.a)).keys() == vars(m.a).keys(),
+    "deep copy": lambda m, x: type(vars(copy.deepcopy(m.a))) is dict,
+}
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_what_a_program_asks_is_answered_as_by_the_model(name: str) -> None:
+    model, x = Forks(QUESTIONS[name]), torch.randn(2, 4)
+    assert QUESTIONS[name](model, x)  # the model's own answer
+    report = pk.prune(model, x).report
+    assert "wrong.weight" in report.untouched
+    assert "right.weight" not in report.untouched
+
+
+def test_a_copy_of_a_module_runs_with_its_own_parameters() -> None:
+    class Copies(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 16), nn.Linear(16, 3)
+            self.scale = nn.Parameter(torch.rand(16, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scaled = copy.copy(self.a)
+            scaled._parameters = {"weight": self.a.weight * self.scale, "bias": self.a.bias}
+            return self.b(scaled(x).relu())  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model, x = Copies(), torch.randn(2, 4)
+    original = copy.deepcopy(model)
+    result = pk.prune(model, x)
+    assert result.report.pruned == {"scale": (16, 8)}  # the rows of a go along
+    assert not result.report.untouched
+    assert pk.check_exact(original, model, result.plan, x)
+
+
+REGISTRY: dict[str, nn.Module] = {}
+WAYS: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
+    "closure": lambda m, x: m.call(x),
+    "weak reference": lambda m, x: m.known()(x),
+    "registry": lambda m, x: REGISTRY["a"](x),
+    "function": lambda m, x: nn.functional.linear(x, REGISTRY["a"].weight, REGISTRY["a"].bias),
+    "both": lambda m, x: m.call(x) + m.a(x),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("real", [False, True])
+def test_modules_that_are_reached_past_the_model_are_its_own(way: str, real: bool) -> None:
+    class Around(Forks):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if real and x.sum().item() > 1e9:
+                raise ValueError("out of bounds")
+            return self.right(WAYS[way](self, x).relu())  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model, x = Around(lambda m, x: True).eval(), torch.randn(2, 4)
+    REGISTRY["a"] = model.a
+    model.tied.weight = nn.Parameter(torch.rand(16, 4))
+    before, weights = model(x), model.a.weight.detach().clone()
+    result = pk.prune(model, x)
+    assert list(result.report.pruned.values()) == [(16, 8)]
+    (kept,) = map(list, result.plan.kept.values())
+    hidden = nn.functional.linear(x, weights[kept], model.a.bias) * (2 if way == "both" else 1)
+    torch.testing.assert_close(model(x), model.right(hidden.relu()))
+    assert model(x).shape == before.shape
