@@ -196,7 +196,7 @@ class MaskedRun:
 
     def _outputs(self, model: nn.Module, example: Example, sink: Sink, *, swapped: bool = False) -> list[torch.Tensor]:
         shadow = Shadow(model, fake=False)
-        shadow.unchecked = self._analysis.shadow.unchecked
+        shadow.unchecked, shadow.gradients = self._analysis.shadow.unchecked, self._analysis.shadow.gradients
         if swapped:
             swap_modules(shadow.module, self._registry)
         shadow.watch(self._registry.opaque)

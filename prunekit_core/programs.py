@@ -100,16 +100,23 @@ def _record_programs(
     swapped: bool,
 ) -> Programs:
     last: RecordingError | None = None
-    for fake in fakes:
+    ways = [(fake, gradients) for fake in fakes for gradients in (False, True)]
+    differentiates = False
+    for fake, gradients in ways:
         if not fake and any(parameter.is_meta for parameter in model.parameters()):
             break
+        if gradients is not differentiates:
+            continue
         shadow = Shadow(model, fake=fake)
+        shadow.gradients = gradients
         swaps = swap_modules(shadow.module, registry) if swapped else []
         shadow.watch(registry.opaque)
         shadow.flag_gradients(model)
         notes = []
         if not fake and fakes[0]:
             notes.append("the program depends on values: recorded on real tensors instead of fake ones")
+        if gradients:
+            notes.append("the forward differentiates: recorded with gradients on, as the operations below autograd")
         recorded: list[tuple[Trace, Example, bool | None]] = []
         failed: list[Trace] = []
         settled: set[int] = set()
@@ -121,7 +128,8 @@ def _record_programs(
                 trace, error, note = _try_mode(shadow, example, registry, label, training)
                 notes.extend(note)
                 if error is not None:
-                    if position == 0:
+                    differentiates = differentiates or _differentiates(error)
+                    if position == 0 or differentiates is not gradients:
                         raise error
                     notes.append(f"{label} mode was not recorded: {error.why}")
                     failed.append(trace)
@@ -139,6 +147,12 @@ def _record_programs(
         return Programs(shadow, tuple(swaps), tuple(recorded), tuple(failed), tuple(notes))
     assert last is not None
     raise last
+
+
+def _differentiates(error: RecordingError) -> bool:
+    """Tells whether a forward raised because gradients were off: it calls autograd itself."""
+    texts = ("requires_grad", "require grad", "grad_fn", "nference tensor", "saved for backward")
+    return isinstance(error.__cause__, RuntimeError) and any(text in error.why for text in texts)
 
 
 def _try_mode(

@@ -192,11 +192,12 @@ class TraceBuilder(Sink):
             read.update(ref.index for ref in operation.references() if ref not in operation.outputs)
         self.held = bool(held)
         for ref in held:
-            where = f"stored as {names[ref.index]}" if ref.index in names else "held by something"
-            if ref.index in read:
-                self._stored[ref] = where
-            else:
+            name = names.get(ref.index)
+            if ref.index not in read:
+                where = "held by something" if name is None else f"stored as {name}"
                 self._kept.setdefault(ref, f"no operation reads it, and it is {where}")
+            elif name is not None:  # else it may as well be autograd that keeps it for a backward
+                self._stored[ref] = f"stored as {name}"
 
     def _stored_as(self, modules: Mapping[str, nn.Module]) -> dict[int, str]:
         """Names the tensors that are attributes of modules, or in objects in those, by index."""

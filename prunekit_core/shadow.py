@@ -234,6 +234,8 @@ class Shadow:
         stack: The dotted paths of the modules that are running, innermost last.
         unchecked: Whether norms run without their check that a batch holds several values per channel, which says
             nothing about axes.
+        gradients: Whether gradients are on, and operations seen below autograd, those of the backward among them; else
+            composite operations arrive whole.
         modes: Which modules asked for their mode in the last run; there once `watch` was called.
     """
 
@@ -243,6 +245,7 @@ class Shadow:
         self.fakes = None if self.fake_mode is None else Fakes(self.fake_mode)
         self.notes: list[str] = []
         self.unchecked = False
+        self.gradients = False
         self.stack: list[str] = []
         self._recorder: _Recorder | None = None
         self._home = device_for(model)
@@ -415,10 +418,13 @@ class Shadow:
             tensors = self.tensors()
             sink.start(tensors, given.tensors)
             try:
-                with torch.inference_mode(), self.fake_mode or Exits(self._leaves):
+                gradients = torch.enable_grad() if self.gradients else torch.inference_mode()
+                with gradients, self.fake_mode or Exits(self._leaves):
                     checks = Unchecked() if self.unchecked else contextlib.nullcontext()
                     with checks, _Recorder(sink, rules, self, tensors) as self._recorder:
                         outputs = run_out(example.runner(self.module, given.args, given.kwargs))
+                        for tensor in tensors.values() if self.gradients else ():
+                            tensor.grad = None  # what a backward in the forward left: of the parameter's size
                         sink.ended(outputs, self.modules)
                         return outputs
             finally:

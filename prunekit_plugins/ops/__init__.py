@@ -10,6 +10,7 @@ from prunekit_core import Rule, hookimpl
 from prunekit_plugins.ops import (
     attention,
     convolutions,
+    derivatives,
     factories,
     indexing,
     joins,
@@ -29,6 +30,7 @@ from prunekit_plugins.ops import (
 FAMILIES = (
     attention,
     convolutions,
+    derivatives,
     factories,
     indexing,
     joins,

@@ -6,7 +6,7 @@ import collections
 
 import pytest
 
-from prunekit_plugins.ops import prunekit_op_rules
+from prunekit_plugins.ops import derivatives, prunekit_op_rules
 from tests.programs.grammar.judge import Outcome
 from tests.programs.grammar.reaching import keys_of_all
 from tests.programs.grammar.trials import trial
@@ -22,6 +22,7 @@ UNREACHED = {
     "aten::requires_grad_": "it isn't dispatched",
     "aten::tensor": "torch.tensor makes its tensor outside of the dispatcher",
 }
+UNREACHED |= dict.fromkeys(derivatives.RULES, "no program of the grammar differentiates")
 """Op rules that no production meets, with the reason."""
 
 
