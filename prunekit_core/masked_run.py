@@ -150,14 +150,16 @@ class MaskedRun:
         smaller = Side(self._recording, self._plan.kept, whole=False)
         try:
             # decisions are numbered by the recorded operations, which are those of replacements
-            found = self._outputs(self._small, example, smaller, swapped=bool(masked.read))
+            found = self._outputs(self._small, example, smaller, swapped=bool(masked.read or masked.left))
             replaced += self._replaced(self._small, example) if masked.read else []
         except Exception as error:  # whatever a model raises
             raise PrunedModelError(f"the pruned model raised {type(error).__name__}: {error}") from error
+        left = [index for index in masked.left if index in smaller.left]
         return Runs(
-            self._recording.trace.names,
-            [select_positions(tensor, cut) for tensor, cut in zip(whole, cuts, strict=True)],
-            found,
+            (*self._recording.trace.names, *("(not returned)" for _ in left)),
+            [select_positions(tensor, cut) for tensor, cut in zip(whole, cuts, strict=True)]
+            + [masked.left[index] for index in left],  # pinned, so of the same size
+            found + [smaller.left[index] for index in left],
             [(masked.read[index], smaller.read.get(index, [])) for index in masked.read],
             replaced,
         )

@@ -41,9 +41,11 @@ class Side(Sink):
 
     Attributes:
         read: What was read by operations that decide.
+        left: What may be outputs though the forward didn't return it, by `TensorRef.index`.
     """
 
     def __init__(self, recording: Recording, kept: Kept, *, whole: bool) -> None:
+        self.left: dict[int, torch.Tensor] = {}
         self._recording, self._kept, self._whole = recording, kept, whole
         self.read: Read = {}
         self._next = 0
@@ -52,6 +54,15 @@ class Side(Sink):
         """Runs an operation; what it decides is what was decided when the program was recorded."""
         index = self._next
         self._next += 1
+        result = self._decided(index, op, args, kwargs)
+        operations, kept = self._recording.trace.operations, self._recording.trace.kept
+        if kept and index < len(operations) and operations[index].op is op:
+            for ref, tensor in zip(operations[index].outputs, tensors_of(result), strict=False):
+                if ref in kept:
+                    self.left[ref.index] = tensor
+        return result
+
+    def _decided(self, index: int, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         operations = self._recording.trace.operations
         decision = self._recording.trace.decisions.get(index)
         if decision is None or operations[index].op is not op or index in self._recording.unread:

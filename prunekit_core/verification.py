@@ -191,4 +191,6 @@ def _copy(model: nn.Module, plan: Plan, *, double: bool) -> nn.Module:
             put_values(tensor, tensor.detach().double())
         elif name in written:
             put_values(tensor, tensor.detach().clone())
+    for own, theirs in zip(copied.parameters(), model.parameters(), strict=True):
+        own.requires_grad_(theirs.requires_grad)  # programs ask whether a parameter is frozen
     return copied

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import collections
+import copy
 import functools
 import types
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -131,7 +131,6 @@ FOUND: dict[str, Callable[[Any, torch.Tensor], Any]] = {
     "values": lambda m, x: {"x": x}.values(),
     "lookup": lambda m, x: Lookup(x),
     "deep": lambda m, x: nested(x, 20),
-    "weak reference": lambda m, x: (keep := Slots(x), weakref.ref(x))[1:] or keep,
     "stored": stored,
     "stored deep": stored_deep,
     "elsewhere": lambda m, x: Elsewhere(x),
@@ -149,10 +148,23 @@ def test_classes_stay(name: str) -> None:
     assert not model.store
     assert not hasattr(model, "scores")
     try:
-        pk.prune(model, X)
+        result = pk.prune(model, X, verify="always")
     finally:
         del Elsewhere.kept[:]
+    assert "verified" in str(result.verification)
     assert (model.a.out_features, model.b.out_features) == (16, 4)
+
+
+def test_a_result_that_is_stored_is_compared() -> None:
+    torch.manual_seed(0)
+    model = Model(stored)
+    original = copy.deepcopy(model)
+    plan = pk.prune(model, X).plan
+    check = pk.check_exact(original, model, plan, X)
+    assert check
+    assert check.outputs == 1
+    model.b.bias.data[0] += 0.5
+    assert not pk.check_exact(original, model, plan, X)
 
 
 def test_a_result_that_is_stored_is_named() -> None:
