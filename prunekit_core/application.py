@@ -102,8 +102,12 @@ class Application:
         return self._stand_ins.get(id(module), module)
 
     def _check_edits(self) -> None:
+        seen: set[tuple[int, str]] = set()
         for edit in self._plan.edits:
             module = self._module(edit.module)
+            if (id(module), edit.attribute) in seen:
+                raise self._misfit(f"{edit.module}.{edit.attribute}", "it is set twice: the module has another name")
+            seen.add((id(module), edit.attribute))
             value = vars(module).get(edit.attribute)
             plain = type(value) is type(edit.new) is int and value == edit.old  # most are
             if not plain and not (is_size(value) and normal_size(value) == edit.old and _same_form(edit.old, edit.new)):

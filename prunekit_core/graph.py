@@ -16,7 +16,7 @@ from prunekit_core.custom_layers import CustomizedPruner, with_customized
 from prunekit_core.drafting import Drafts
 from prunekit_core.errors import ArgumentError, PlanError, UnitsError
 from prunekit_core.examples import example_of
-from prunekit_core.exclusive import exclusive
+from prunekit_core.exclusive import shared
 from prunekit_core.group import Dependency, Group, MemberView
 from prunekit_core.history import Removal, removals, resolve
 from prunekit_core.ladder import Knowledge, Reselect
@@ -105,7 +105,7 @@ class DependencyGraph:
         free = check_patterns(free_outputs)
         runs = [example_of(inputs, forward_fn, output_transform) for inputs in (example_inputs, *more_inputs)]
         examples = [attrs.evolve(example, free_outputs=free) for example in runs]
-        with exclusive(self._model):
+        with shared(self._model):
             self._analysis = analyse(self._model, examples, self.registry, modes=modes)
         self._drafts = Drafts(self._analysis, self.registry)
         self._standing = Standing(self._analysis, self._model, Plan())

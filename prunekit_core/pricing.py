@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from prunekit_core.errors import PrunekitError
 from prunekit_core.layout import Kept
 
 Costs = Mapping[str, tuple[float, float]]
@@ -26,7 +27,7 @@ class Prices:
     worked out from goes away, which this doesn't keep alive. Pickles and copies hold the numbers.
 
     Args:
-        source: What they are worked out by; it calls `found` before it goes.
+        source: What they are worked out by; it calls `settle` before it goes.
         kept: The kept units of the plan.
     """
 
@@ -34,9 +35,23 @@ class Prices:
         self._source: weakref.ref[Source] | None = weakref.ref(source)
         self._kept: Kept | None = kept
         self._found: Costs | None = None
+        self._fault: PrunekitError | None = None
+
+    def settle(self) -> None:
+        """Works the costs out while that can be done; what is wrong with a cost model is told to whoever asks."""
+        try:
+            self.found()
+        except PrunekitError as error:
+            self._fault = error.with_traceback(None)
 
     def found(self) -> Costs:
-        """Returns the costs."""
+        """Returns the costs.
+
+        Raises:
+            PluginError: A cost model is wrong.
+        """
+        if self._fault is not None:
+            raise self._fault
         source = None if self._source is None else self._source()
         if self._found is None and source is not None and self._kept is not None:
             self._found = source.costs(self._kept)
@@ -47,7 +62,7 @@ class Prices:
         return dict(self.found())
 
     def __setstate__(self, found: Costs) -> None:
-        self._source = self._kept = None
+        self._source = self._kept = self._fault = None
         self._found = found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Prices:

@@ -314,7 +314,7 @@ class Shadow:
     def cut(self, tensor: torch.Tensor, shape: Sequence[int], positions: Callable[[], Positions]) -> torch.Tensor:
         """Makes the contiguous stand-in of a tensor that loses something: its kept values where the shadow is real."""
         if self.fakes is None:  # native code trusts its input: random weights may lead it anywhere
-            return select_positions(tensor, positions()).contiguous()
+            return select_positions(tensor.detach(), positions()).contiguous()
         return self.fakes.make(torch.empty(shape, dtype=tensor.dtype, device=META), tensor.device)
 
     def tensors(self) -> dict[str, torch.Tensor]:

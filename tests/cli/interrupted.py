@@ -13,9 +13,9 @@ MOMENTS = {
     "loading the plugins": ("prunekit_core.registry", "Registry._check_hook_names"),
     "building": ("prunekit_plugins.cli.prune", "build"),
     "rehearsing": ("prunekit_core.drafting", "rehearse"),
-    "cutting": ("prunekit_core.application", "Application.perform"),
+    "cutting": ("prunekit_core.application", "Application.prepare"),
     "writing": ("prunekit_core.files", "Files.commit"),
-    "renaming": ("prunekit_core.files", "Files._rename"),
+    "renaming": ("prunekit_core.files", "os.replace"),
 }
 
 

@@ -48,6 +48,7 @@ WRONG: dict[str, list[Any]] = {
     "optimizer": [5, torch.optim.Adam, [5]],
     "compensation": [5],
     "registry": [5, "default"],
+    "verify": [True, "sometimes"],
 }
 """Every argument with a form, with values that haven't it."""
 

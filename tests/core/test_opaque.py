@@ -211,7 +211,7 @@ def test_an_attribute_that_the_layer_type_forgets_is_noticed() -> None:
     registry = registry_of({Foreign: attrs.evolve(FOREIGN, attributes=pk.LayerType("none").attributes)})
     model = Deep()
     result = pk.prune(model, EXAMPLE, 0.5, registry=registry)
-    assert (model.first[0].out_features, model.first[1].out_features, model.foreign.width) == (3, 8, 12)
+    assert (model.first[0].out_features, model.first[1].out_features, model.foreign.width) == (3, 4, 12)
     assert "Foreign raised ValueError: 6 gains for a width of 12" in result.report.left["foreign"]
 
 
@@ -258,7 +258,7 @@ def test_what_is_not_alike_is_tried_again(mode: object) -> None:
     model = nn.Sequential(nn.Linear(5, 8), *(Lone(8, 8) for _ in range(4)), nn.Linear(8, 3))
     model[3].mode = mode
     result = pk.prune(model, EXAMPLE, 0.25, registry=registry_of({Lone: FOREIGN}))
-    assert [layer.width for layer in model[1:5]] == [6, 8, 8, 6]  # the group before the layer touches it, too
+    assert [layer.width for layer in model[1:5]] == [6, 6, 8, 6]
     assert "in this mode I take multiples of four" in result.report.left["3"]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import prunekit_core as pk
-from prunekit_core.exclusive import exclusive
+from prunekit_core.exclusive import exclusive, shared
 
 X = torch.randn(2, 8)
 
@@ -63,6 +63,16 @@ def test_the_second_thread_is_refused_and_changes_nothing(tmp_path: Path) -> Non
     assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
     for name in ("save", "mask", "load"):
         assert elsewhere(calls[name]) is None, name
+
+
+def test_threads_may_read_one_model_together() -> None:
+    made = model()
+    with shared(made):
+        assert elsewhere(lambda: pk.DependencyGraph().build_dependency(made, X)) is None
+        assert isinstance(elsewhere(lambda: pk.prune(made, X)), pk.BusyModelError)
+        assert elsewhere(lambda: pk.prune(model(), X)) is None
+    assert elsewhere(lambda: pk.prune(made, X)) is None
+    assert made[0].out_features == 8
 
 
 def test_one_thread_may_nest_and_an_error_sets_free() -> None:
