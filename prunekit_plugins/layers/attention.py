@@ -82,10 +82,11 @@ class PrunableMultiheadAttention(nn.MultiheadAttention):
             weights = weights.mean(1) if average_attn_weights else weights
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=self.scale)
-        output = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        # positions come first in memory, as in nn.MultiheadAttention: whoever writes through a view sees the same
+        output = self.out_proj(mixed.permute(2, 0, 1, 3).flatten(2))
         if not batched:
-            return output.squeeze(0), None if weights is None else weights.squeeze(0)
-        return (output if self.batch_first else output.transpose(0, 1)), weights
+            return output.squeeze(1), None if weights is None else weights.squeeze(0)
+        return (output.transpose(0, 1) if self.batch_first else output), weights
 
     def _project(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor

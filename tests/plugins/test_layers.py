@@ -502,6 +502,7 @@ def test_attention_call_options(dtype: torch.dtype, batch_first: bool, batched: 
             "average_attn_weights": average,
         }
         agree(stand_in(*inputs, **options), source(*inputs, **options), DTYPES[dtype])
+        assert stand_in(*inputs, **options)[0].stride() == source(*inputs, **options)[0].stride()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
