@@ -142,14 +142,17 @@ class Marks:
         self._plain: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
         self._others: list[_Container | _Slots] = []
         slotted: dict[type, bool] = {}
+        plain: dict[type, bool | None] = {}  # None for what holds nothing
         for module in model.modules():
             attributes = dict(dict.items(vars(module)))  # as it is, whatever it shows
             self._modules.append((vars(module), attributes))
             for value in attributes.values():
                 kind = type(value)
-                if _is_plain(kind):  # nearly all are
+                if kind not in plain:
+                    plain[kind] = _is_plain(kind) if any(issubclass(kind, held) for held, _, _ in _BUILTIN) else None
+                if plain[kind]:  # nearly all that hold something are
                     self._plain.append((value, value.copy()))
-                else:
+                elif plain[kind] is False:
                     self._others.extend(_contents(value, kind))
             cls = type(module)
             if cls not in slotted:

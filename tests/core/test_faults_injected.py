@@ -176,6 +176,7 @@ def same_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # raised between opening and entering `with`
 @pytest.mark.parametrize("name", SCENES)
 def test_an_exception_on_any_line(name: str, tmp_path: Path) -> None:
     def run(scene: Scene, at: int | None) -> int:
@@ -277,8 +278,8 @@ def test_a_model_that_was_made_in_inference_mode_stays_one() -> None:
     PLAN.apply(made)
     assert all(parameter.is_inference() for parameter in made.parameters())
     expected = PLAN.apply(model())
-    with torch.no_grad():
-        assert torch.equal(made(X), expected(X))
+    with torch.no_grad():  # other kernels may run
+        torch.testing.assert_close(made(X), expected(X))
 
 
 class Frozen(nn.Module):
