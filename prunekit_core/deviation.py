@@ -9,7 +9,8 @@ import attrs
 import torch
 
 Logs = float | torch.Tensor
-"""Logarithms of factors: one for all elements, or one for each (float64, on the CPU, in the tensor's shape)."""
+"""Logarithms of factors: one for all elements, or one for each (float64, on the CPU, in the tensor's shape). Along dims
+in which it is the same everywhere such a tensor is expanded (stride 0): one as large as a weight is never made."""
 
 CLOSE = 1e-9
 """Below this a logarithm is zero: the factors come from sizes, which differ by more."""
@@ -65,10 +66,18 @@ class StuckError(Exception):
 def same(first: Logs, second: Logs) -> bool:
     """Tells whether two factors are equal, element by element."""
     if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
-        return first.shape == second.shape and bool(((first - second).abs() <= CLOSE).all())
+        return first.shape == second.shape and bool(((slim(first) - slim(second)).abs() <= CLOSE).all())
     if isinstance(first, torch.Tensor) or isinstance(second, torch.Tensor):
         return False
     return abs(first - second) <= CLOSE
+
+
+def slim(logs: torch.Tensor) -> torch.Tensor:
+    """Returns a tensor with size 1 in the dims along which it is expanded: what differs, once."""
+    for dim, (size, stride) in enumerate(zip(logs.shape, logs.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            logs = logs.narrow(dim, 0, 1)
+    return logs
 
 
 def compact(logs: Logs) -> Logs:
@@ -78,26 +87,29 @@ def compact(logs: Logs) -> Logs:
     if not logs.numel():
         return 0.0
     first = logs[(0,) * logs.dim()]
-    return float(first) if bool(((logs - first).abs() <= CLOSE).all()) else logs
+    return float(first) if bool(((slim(logs) - first).abs() <= CLOSE).all()) else logs
 
 
 def full(logs: Logs, shape: Sequence[int]) -> torch.Tensor:
     """Returns factors as a tensor of some shape, broadcasting."""
     if isinstance(logs, torch.Tensor):
         return logs.expand(tuple(shape))
-    return torch.full(tuple(shape), logs, dtype=torch.float64, device="cpu")
+    return torch.full((), logs, dtype=torch.float64, device="cpu").expand(tuple(shape))
 
 
 def alike_along(logs: Logs, dims: Sequence[int], keepdim: bool) -> Logs | None:
     """Returns the factors without some dims, along which they must be the same; None where they aren't."""
     if not isinstance(logs, torch.Tensor) or not dims:
         return logs
-    low, high = logs.amin(tuple(dims), keepdim), logs.amax(tuple(dims), keepdim)
-    return compact(low) if same(low, high) else None
+    gone = {dim % logs.dim() for dim in dims}
+    low, high = slim(logs).amin(tuple(dims), keepdim), slim(logs).amax(tuple(dims), keepdim)
+    sizes = [(1 if dim in gone else size) for dim, size in enumerate(logs.shape) if keepdim or dim not in gone]
+    return compact(low.expand(sizes)) if same(low, high) else None
 
 
 def plus(first: Logs, second: Logs, shape: Sequence[int]) -> Logs:
     """Adds logarithms; tensors broadcast to a shape."""
+    first, second = (slim(logs) if isinstance(logs, torch.Tensor) else logs for logs in (first, second))
     total = first + second
     return compact(total.expand(tuple(shape))) if isinstance(total, torch.Tensor) else total
 

@@ -18,7 +18,7 @@ import torch
 
 from prunekit_core.analysis import Recording
 from prunekit_core.comparison import Drift
-from prunekit_core.deviation import PLAIN, Deviation, Logs, StuckError, same
+from prunekit_core.deviation import PLAIN, Deviation, Logs, StuckError, plus, same
 from prunekit_core.flow import Flow, Version
 from prunekit_core.folding import Folding
 from prunekit_core.layout import Kept, new_size
@@ -129,10 +129,8 @@ class Deviations:
             shape, version = self._recording.trace.shapes[ref.index], (ref.index, -1)
             logs = torch.zeros(shape[0], dtype=torch.float64, device="cpu")
             logs[list(factors)] = torch.tensor(list(factors.values()), dtype=torch.float64, device="cpu")
-            before = self._now.get(version, PLAIN).logs
-            logs = logs.reshape(-1, *[1] * (len(shape) - 1)).expand(shape) + before
-            uniform = bool(torch.all(logs == logs[(0,) * logs.dim()]))
-            self._set(self._now, version, Deviation(float(logs[(0,) * logs.dim()]) if uniform else logs))
+            logs = logs.reshape(-1, *[1] * (len(shape) - 1))
+            self._set(self._now, version, Deviation(plus(logs, self._now.get(version, PLAIN).logs, shape)))
             readers.update(self.flow.readers.get(version, ()))
         self._propagate(readers)
         return mark

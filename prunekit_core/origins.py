@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from prunekit_core.analysis import Recording
-from prunekit_core.deviation import CLOSE, Logs
+from prunekit_core.deviation import CLOSE, Logs, slim
 from prunekit_core.deviations import Deviations
 from prunekit_core.flow import Version
 from prunekit_core.rules import RuleTable
@@ -88,18 +88,22 @@ class Origins:
         """Returns which elements of a mover's input are read by the wanted part of one of its outputs."""
         shape = self.shape(source)
         if "dtype" in mover.arguments and self.shape(output) == shape:
-            return wanted.clone()  # a conversion
-        key = self._form(mover, source, output) if bool(wanted.all()) else None
+            return wanted  # a conversion
+        whole = all_of(wanted)
+        key = self._form(mover, source, output) if whole else None
         if key in self._moved:
             return self._moved[key]
-        known = {ref.index: torch.full(self.shape(ref), -1, device="cpu") for ref in mover.references()}
+        others = {ref.index for ref in mover.references()} - {source.index}
+        known = {index: torch.full((), -1, device="cpu").expand(self.shape(index)) for index in others}
         known[source.index] = torch.arange(math.prod(shape), device="cpu").reshape(shape)
         result = mover.op(**plain_arguments(mover, known))
         results = [result] if isinstance(result, torch.Tensor) else list(result)
-        read = results[list(mover.outputs).index(output)][wanted]
+        moved = results[list(mover.outputs).index(output)]
+        read = moved.reshape(-1) if whole else moved[wanted]
         mask = torch.zeros(math.prod(shape), dtype=torch.bool, device="cpu")
-        mask[read[read >= 0]] = True
-        mask = mask.reshape(shape)
+        mask[read if len(known) == 1 else read[read >= 0]] = True
+        all_read = read.numel() >= mask.numel() and bool(mask.all())
+        mask = _everything(shape) if all_read else mask.reshape(shape)
         if key is not None:
             self._moved[key] = mask
         return mask
@@ -132,8 +136,9 @@ class _Walk:
             if not isinstance(logs, torch.Tensor):
                 self._reach(version, logs, _everything(self._origins.shape(ref)))
                 continue
-            for value in {round(value, 9): value for value in logs.unique().tolist() if abs(value) > CLOSE}.values():
-                self._reach(version, value, (logs - value).abs() <= CLOSE)
+            found = slim(logs).unique().tolist()
+            for value in {round(value, 9): value for value in found if abs(value) > CLOSE}.values():
+                self._reach(version, value, ((slim(logs) - value).abs() <= CLOSE).expand(logs.shape))
         while self._pending:
             latest = max(self._pending, key=lambda key: key[0][1])
             self._back(latest[0], *self._pending.pop(latest))
@@ -142,7 +147,9 @@ class _Walk:
     def _reach(self, version: Version, log: float, wanted: torch.Tensor) -> None:
         key = (version, round(log, 9))
         known = self._pending.get(key)
-        self._pending[key] = (log, wanted if known is None else known[1] | wanted)
+        if known is not None and not all_of(wanted):
+            wanted = known[1] if all_of(known[1]) else known[1] | wanted
+        self._pending[key] = (log, wanted)
 
     def _source(self, maker: Operation, ref: TensorRef, log: float, wanted: torch.Tensor | None = None) -> None:
         """Goes on to an operand; all of it where it isn't said which part."""
@@ -161,7 +168,7 @@ class _Walk:
             output = next(ref for ref in maker.outputs if ref.index == version[0])
             for source in dict.fromkeys(refs):
                 part = self._origins.moved(maker, source, output, wanted)
-                if part.any():
+                if bool(slim(part).any()):
                     self._source(maker, source, log, part)
         elif how in (Scaling.SUM, Scaling.WRITTEN):
             self._sum(maker, log, wanted if how is Scaling.SUM else None)
@@ -169,12 +176,12 @@ class _Walk:
             self._product(maker, how, log, wanted)
         elif how is Scaling.POWER:
             self._power(maker, log, wanted)
-        elif how is Scaling.MATRIX and not wanted.all() and self._is_given(maker, refs[1]):
+        elif how is Scaling.MATRIX and not all_of(wanted) and self._is_given(maker, refs[1]):
             self._columns(maker, refs[1], log, wanted)
         elif how is Scaling.ADDED_MATRIX:
             self._added_matrix(maker, log, wanted)
         elif how in (Scaling.WHOLE, Scaling.REDUCED, Scaling.CONSTANT, Scaling.MATRIX, Scaling.MULTILINEAR):
-            if not wanted.all():
+            if not all_of(wanted):
                 raise UnresolvedError(f"part of what {maker.name} makes would be scaled")
             if how in (Scaling.MATRIX, Scaling.MULTILINEAR) and len(refs) > 1:
                 self._choose(maker, [(ref, 1.0) for ref in refs], log)
@@ -213,7 +220,7 @@ class _Walk:
 
     def _part(self, ref: TensorRef, wanted: torch.Tensor | None) -> torch.Tensor | None:
         """Which elements of an operand that broadcasts are wanted."""
-        if wanted is None:
+        if wanted is None or all_of(wanted):
             return None
         shape = self._origins.shape(ref)
         part = wanted.flatten(0, wanted.dim() - len(shape) - 1).any(0) if wanted.dim() > len(shape) > 0 else wanted
@@ -261,7 +268,7 @@ class _Walk:
             self._source(maker, added, log, self._part(added, wanted))
         if self._is_given(maker, right):
             self._columns(maker, right, log, wanted)
-        elif not wanted.all():
+        elif not all_of(wanted):
             raise UnresolvedError(f"part of what {maker.name} makes would be scaled")
         else:
             self._choose(maker, [(left, 1.0), (right, 1.0)], log)
@@ -278,6 +285,11 @@ class _Walk:
         weight = maker.arguments.get("weight")
         if not isinstance(weight, TensorRef):
             raise UnresolvedError(f"its operand comes from {maker.name}")
+        if all_of(wanted):
+            for argument in ("weight", "bias"):
+                if isinstance(maker.arguments.get(argument), TensorRef):
+                    self._source(maker, maker.arguments[argument], log)
+            return
         shape = self._origins.shape(weight)
         if how is Scaling.ALONG:
             owned = wanted.reshape(-1, *shape)
@@ -313,5 +325,10 @@ class _Walk:
 
 
 def _everything(shape: Sequence[int]) -> torch.Tensor:
-    """A mask ``[shape]``, on the CPU, that is true everywhere."""
-    return torch.ones(tuple(shape), dtype=torch.bool, device="cpu")
+    """A mask ``[shape]``, on the CPU, that is true everywhere: one element, expanded."""
+    return torch.ones((), dtype=torch.bool, device="cpu").expand(tuple(shape))
+
+
+def all_of(mask: torch.Tensor) -> bool:
+    """Tells whether a mask is true everywhere, by what it has in memory."""
+    return bool(slim(mask).all())

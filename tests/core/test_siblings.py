@@ -80,12 +80,13 @@ def test_global_ranking_alone_gives_blocks_different_sizes(model: Blocks) -> Non
 )
 @pytest.mark.parametrize("ranked", [False, True])
 def test_uniform_sizes_are_one_number_per_place(model: Blocks, wish: dict[str, object], ranked: bool) -> None:
+    model, x = model.double(), X.double()
     original = copy.deepcopy(model)
-    result = pk.prune(model, X, importance=plain(), global_pruning=ranked, uniform=True, **wish)  # type: ignore[arg-type]
+    result = pk.prune(model, x, importance=plain(), global_pruning=ranked, uniform=True, **wish)  # type: ignore[arg-type]
     hidden, dims = sizes(model)
     assert (len(hidden), len(dims)) == (1, 1)
     assert hidden < {*range(1, 24)}
-    assert pk.check_exact(original, model, result.plan, X)
+    assert pk.check_exact(original, model, result.plan, x)
     target = wish.get("target")
     if isinstance(target, dict) and "params" in target:
         assert result.preview.params_after <= 0.4 * result.preview.params_before

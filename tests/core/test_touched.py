@@ -107,8 +107,8 @@ def test_a_mask_as_large_as_a_weight_is_seen(monkeypatch: pytest.MonkeyPatch) ->
     """Such masks once were made wherever rows are scaled: a plan for 70 billion parameters took six times as long."""
     found = origins._Walk._take
 
-    def take(walk: Any, ref: Any, wanted: torch.Tensor, user: Any) -> None:
-        found(walk, ref, wanted.contiguous(), user)
+    def take(walk: Any, index: int, log: float, wanted: torch.Tensor) -> None:
+        found(walk, index, log, wanted.contiguous())
 
     monkeypatch.setattr(origins._Walk, "_take", take)
     assert touched.__wrapped__(128, 2) > 2 * LIMIT
