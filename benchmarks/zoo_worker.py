@@ -122,7 +122,8 @@ def shift_seen(original: nn.Module, pruned: nn.Module, plan: pk.Plan, inputs: An
     matrices = [cut for cut in plan.parameters if len(cut.shape) > 1 and plan.positions(cut)]
     for cut in matrices[-1:] + matrices[: ATTEMPTS - 1]:
         wrong = copy.deepcopy(pruned)
-        tensor = dict(check_recordable(wrong).named_parameters()).get(cut.parameter)
+        inner = check_recordable(wrong)
+        tensor = {**dict(inner.named_buffers()), **dict(inner.named_parameters())}.get(cut.parameter)
         if tensor is not None:
             tensor.data = tensor.data.roll(1, dims=max(plan.positions(cut)))
             if pk.check_exact(original, wrong, plan, inputs).error > 1e-4:
@@ -158,7 +159,7 @@ def backward(example: zoo_models.Example) -> dict[str, Any]:
     if real:
         sum(tensor.float().sum() for tensor in real).backward()  # type: ignore[union-attr]
     given = [p for p in example.model.parameters() if p.grad is not None]
-    trained = any(p.requires_grad for p in example.model.parameters())
+    trained = bool(real) and any(p.requires_grad for p in example.model.parameters())
     return {
         "backward": bool(given or not trained) and all(p.grad is not None and p.grad.shape == p.shape for p in given)
     }
