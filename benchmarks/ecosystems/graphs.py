@@ -46,8 +46,10 @@ class Layers(nn.Module):
         return self.last(x)
 
 
-def layers(make: Callable[[Any], nn.Module], **more: Callable[[], torch.Tensor]) -> Callable[[], Built]:
-    return lambda: (Layers(make), graph(**{name: value() for name, value in more.items()}))
+def layers(
+    make: Callable[[Any], nn.Module], refused: str = "", **more: Callable[[], torch.Tensor]
+) -> Callable[[], Built]:
+    return lambda: (Layers(make), graph(**{name: value() for name, value in more.items()}), {"refused": refused})
 
 
 def attributes(width: int = WIDE) -> Callable[[], torch.Tensor]:
@@ -174,7 +176,9 @@ GEOMETRIC: dict[str, Callable[[], Built]] = {
     "SuperGATConv": layers(lambda nn_: nn_.SuperGATConv(WIDTH, WIDTH // 2, heads=2)),
     "FiLMConv": layers(lambda nn_: nn_.FiLMConv(WIDTH, WIDTH)),
     "RGCNConv": layers(
-        lambda nn_: nn_.RGCNConv(WIDTH, WIDTH, num_relations=3), edge_type=lambda: torch.randint(0, 3, (EDGES,))
+        lambda nn_: nn_.RGCNConv(WIDTH, WIDTH, num_relations=3),
+        "argument fill_value is [3, 15",  # a heuristic fitted to the widths chooses the program
+        edge_type=lambda: torch.randint(0, 3, (EDGES,)),
     ),
     "RGATConv": layers(
         lambda nn_: nn_.RGATConv(WIDTH, WIDTH, num_relations=3), edge_type=lambda: torch.randint(0, 3, (EDGES,))

@@ -161,6 +161,9 @@ def dictionary(kind: str) -> Callable[[], Built]:
         made = nets.TensorDictSequential(first, second)
         if kind == "keyed":
             return Keyed(made, ["done"]), torch.randn(4, 6)
+        if kind == "sequential":  # what a module of dictionaries writes, it returns
+            given = (tensordict.TensorDict({"seen": torch.randn(4, 6)}, [4]),)
+            return made, given, {"refused": "an output of the model: hidden"}
         if kind == "selected":
             made = nets.TensorDictSequential(first, second, selected_out_keys=["done"])
         return made, (tensordict.TensorDict({"seen": torch.randn(4, 6)}, [4]),)
