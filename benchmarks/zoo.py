@@ -80,7 +80,8 @@ def verdict(result: dict[str, Any]) -> str:
     model that doesn't run here by itself, which says nothing about prunekit.
     ``cut`` is that a quick run found no fault.
     ``blind`` means that the comparison would not have seen a wrong index either.
-    ``told`` isn't exact because a constant of the program follows a size that shrank, and the report's notes say so.
+    ``told`` isn't exact, or can't be compared, and it is said why: a constant of the program follows a size that
+    shrank, which the report's notes say, or the program draws at random, which the check says.
     """
     exact = result.get("exact")
     if result.get("ran") is False:
@@ -88,7 +89,7 @@ def verdict(result: dict[str, Any]) -> str:
     if result.get("refused_for") and result["refused_for"] in result.get("refused", ""):
         return "refused"
     if (exact is not None and not exact) or any(not group["exact"] for group in result.get("single", [])):
-        return "told" if result.get("constants") else "wrong"
+        return "told" if result.get("constants") or result.get("random") else "wrong"
     if result.get("shapes_kept") and result.get("quick"):
         return "cut"
     if "failed" in result or exact is None or not result.get("shapes_kept") or not result.get("backward"):
@@ -114,7 +115,7 @@ def why(result: dict[str, Any]) -> str:
     """The reason of a verdict in one line: the failure, else what pins most where more than half is left."""
     if "failed" in result:
         return str(result["failed"]).replace("|", "/")[:160]
-    parts = list(result.get("constants", []))[:1]
+    parts = [*result.get("constants", []), *filter(None, [result.get("random")])][:1]
     if result.get("without_rule"):
         parts.append("no rule: " + ", ".join(result["without_rule"]))
     if not result.get("backward", True):

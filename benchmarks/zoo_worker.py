@@ -103,6 +103,8 @@ def exactness(original: nn.Module, pruned: nn.Module, plan: pk.Plan, inputs: Any
     found = {"error": check.error, "exact": check.exact, "dtype": "float32", "mixes": len(check.inexact)}
     if check.exact:
         return found
+    if check.random:
+        return {**found, "random": check.why}
     try:
         with double_precision():
             double, inputs = copy.deepcopy(original).double(), cast(inputs, torch.float64)

@@ -165,7 +165,7 @@ FORECASTING = {
 # -- neuralforecast
 
 
-def neural(name: str, *, series: int = 1, **options: Any) -> Callable[[], Built]:
+def neural(name: str, *, series: int = 1, refused: str = "", **options: Any) -> Callable[[], Built]:
     """A model of neuralforecast: sixteen steps in, four out."""
 
     def build() -> Built:
@@ -175,7 +175,7 @@ def neural(name: str, *, series: int = 1, **options: Any) -> Callable[[], Built]
         made = kind(h=4, input_size=16, max_steps=1, **options)
         windows = {"insample_y": torch.randn(3, 16, series), "insample_mask": torch.ones(3, 16, series),
                    "futr_exog": None, "hist_exog": None, "stat_exog": None}  # fmt: skip
-        return made, (windows,)
+        return made, (windows,), {"refused": refused}
 
     return build
 
@@ -185,8 +185,8 @@ NEURAL = {
     "NHITS": neural("NHITS", mlp_units=3 * [[24, 24]]),
     "NBEATS": neural("NBEATS", mlp_units=3 * [[24, 24]]),
     "NBEATSx": neural("NBEATSx", mlp_units=3 * [[24, 24]]),
-    "DLinear": neural("DLinear"),
-    "NLinear": neural("NLinear"),
+    "DLinear": neural("DLinear", refused="linear_trend.weight[0]: an output of the model"),
+    "NLinear": neural("NLinear", refused="linear.weight[0]: an output of the model"),
     "TFT": neural("TFT", hidden_size=16, n_head=2),
     "PatchTST": neural("PatchTST", hidden_size=16, linear_hidden_size=24, n_heads=2, encoder_layers=2, patch_len=4,
                        stride=2),
@@ -199,7 +199,7 @@ NEURAL = {
     "BiTCN": neural("BiTCN", hidden_size=12),
     "DilatedRNN": neural("DilatedRNN", encoder_hidden_size=12, decoder_hidden_size=12, context_size=6),
     "GRU": neural("GRU", encoder_hidden_size=12, decoder_hidden_size=12, encoder_n_layers=1),
-    "TiDE": neural("TiDE", hidden_size=16, decoder_output_dim=8, temporal_decoder_dim=8),
+    "TiDE": neural("TiDE", hidden_size=16, layernorm=False, decoder_output_dim=8, temporal_decoder_dim=8),
     "KAN": neural("KAN", hidden_size=12, grid_size=3),
     "DeepNPTS": neural("DeepNPTS", hidden_size=16, n_layers=2),
     "iTransformer": neural("iTransformer", series=5, hidden_size=16, n_heads=2, e_layers=1, d_ff=24),

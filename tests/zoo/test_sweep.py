@@ -45,6 +45,7 @@ def zoo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         ({"prunable": 0.4}, "little"),
         ({"exact": False}, "wrong"),
         ({"exact": False, "constants": ["a constant of aten::div.Tensor follows a size"]}, "told"),
+        ({"exact": False, "random": "the program is random (it draws in aten::dropout)"}, "told"),
         ({"single": [{"group": "conv1", "exact": False, "error": 0.5}]}, "wrong"),
         ({"backward": False}, "fails"),
         ({"shapes_kept": False}, "fails"),
