@@ -117,8 +117,9 @@ def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
         for key in ("num_hidden_layers", "num_layers", "n_layer", "num_blocks", "depth"):
             if key in found:
                 found[key] = len(kinds)
-    if "apply_spec_augment" in found:
-        found["apply_spec_augment"] = False  # it wants longer sounds
+    for name in ("apply_spec_augment", "mask_time_prob", "mask_feature_prob"):
+        if name in found:
+            found[name] = type(found[name])(0)  # masks for training want longer sounds
     if "initializer_range" in found:
         found["initializer_range"] = 0.2  # at the usual 0.02 attention is nearly even and hides errors in it
     if "init_std" in found:
