@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import functools
 import json
 import random
 import time
@@ -153,10 +154,19 @@ def single_groups(model: nn.Module, inputs: Any, count: int) -> list[dict[str, A
     return results
 
 
-def backward(example: zoo_models.Example) -> dict[str, Any]:
+def trains(example: zoo_models.Example, model: nn.Module) -> bool:
+    """Whether a model runs in train mode on the example: some want labels there, or longer sounds."""
+    try:
+        (example.train or functools.partial(call, inputs=example.inputs))(model.train())
+    except Exception:  # whatever it is, it isn't about pruning
+        return False
+    return True
+
+
+def backward(example: zoo_models.Example, *, training: bool) -> dict[str, Any]:
     """Forward and backward in train mode; every parameter that gets a gradient gets one of its shape."""
-    example.model.train()
-    outputs = example.train(example.model) if example.train else call(example.model, example.inputs)
+    example.model.train(training)
+    outputs = example.train(example.model) if example.train and training else call(example.model, example.inputs)
     real = [tensor for tensor in output_tensors(outputs) if tensor.is_floating_point() and tensor.requires_grad]
     if real:
         sum(tensor.float().sum() for tensor in real).backward()  # type: ignore[union-attr]
@@ -174,7 +184,8 @@ def measure(family: str, name: str, groups: int, quick: bool = False) -> None:
     model, inputs = example.model.eval(), example.inputs
     tell(params=sum(p.numel() for p in model.parameters()))
     before = shapes(call(copy.deepcopy(model), inputs))  # with gradients: some forwards ask for derivatives
-    tell(ran=True, refused_for=example.refused)
+    training = trains(example, copy.deepcopy(model))
+    tell(ran=True, refused_for=example.refused, trains=training)
     began = time.process_time()
     graph = pk.DependencyGraph().build_dependency(model, inputs)
     seconds = time.process_time() - began
@@ -214,7 +225,7 @@ def measure(family: str, name: str, groups: int, quick: bool = False) -> None:
     tell(**exactness(original, model, result.plan, inputs, whole=True))
     tell(shift_seen=shift_seen(original, model, result.plan, inputs))
     try:
-        tell(**backward(example))
+        tell(**backward(example, training=training))
     except Exception as error:
         tell(backward=False, backward_failed=f"{type(error).__name__}: {str(error)[:200]}")
     tell(single=single_groups(original, inputs, groups))

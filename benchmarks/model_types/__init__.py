@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from model_types import inputs
-from model_types.exceptions import CHANGES, CLASSES, LEFT_OUT, OWN_INPUTS
+from model_types.exceptions import CHANGES, CLASSES, FREE_OUTPUTS, LEFT_OUT, OWN_INPUTS
 from model_types.shrink import shrunk
 
 TASKS = (
@@ -108,10 +108,11 @@ def build(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
             part.use_cache = variant == "cache"
     with _seeded():
         model = getattr(transformers, class_name(name))(config).eval()
+        options = {"free_outputs": name in FREE_OUTPUTS}
         more = {"use_cache": False} if variant != "cache" and _takes(model, "use_cache") else {}
         if name in OWN_INPUTS:
-            return model, {**OWN_INPUTS[name](config), **more}, {}
-        return model, _first_that_runs(model, [{**given, **more} for given in inputs.variants(model, config)]), {}
+            return model, {**OWN_INPUTS[name](config), **more}, options
+        return model, _first_that_runs(model, [{**given, **more} for given in inputs.variants(model, config)]), options
 
 
 def _takes(model: nn.Module, name: str) -> bool:

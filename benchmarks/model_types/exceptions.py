@@ -150,6 +150,9 @@ OWN_INPUTS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
     },
 }  # fmt: skip
 
+FREE_OUTPUTS = frozenset({"fastspeech2_conformer", "vits"})
+"""Types whose outputs are as long as they predict."""
+
 REASONS: Mapping[str, str] = {
     "it takes the session of a video, which isn't made of tensors": """
         edgetam_video sam2_video sam3_tracker_video sam3_video
