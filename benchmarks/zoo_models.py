@@ -138,8 +138,8 @@ def _awake(model: nn.Module, inputs: Any, options: Mapping[str, Any] = MappingPr
         running = name.endswith(("running_mean", "running_var"))
         if tensor.is_floating_point() and tensor.numel() > 1 and (running or isinstance(tensor, nn.Parameter)):
             with torch.no_grad():
-                if tensor.min() == tensor.max():
-                    tensor.add_(0.1 * torch.rand_like(tensor))
+                if tensor.min() == tensor.max():  # a mean that is large beside small activations would silence them
+                    tensor.add_(0.01 * torch.randn_like(tensor) if "mean" in name else 0.1 * torch.rand_like(tensor))
     return Example(model, inputs, **options)
 
 

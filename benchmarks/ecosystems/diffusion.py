@@ -37,7 +37,10 @@ def of(name: str, options: Mapping[str, Any], inputs: Callable[[], dict[str, Any
         torch.manual_seed(0)
         model = getattr(importlib.import_module("diffusers"), name)(**options)
         takes = inspect.signature(model.forward).parameters
-        return model, {**inputs(), **({"return_dict": False} if "return_dict" in takes else {})}
+        given = {**inputs(), **({"return_dict": False} if "return_dict" in takes else {})}
+        with torch.no_grad():
+            model(**given)  # weights that are computed anew in each forward have no gradients after this one: they copy
+        return model, given
 
     return build
 
