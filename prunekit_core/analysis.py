@@ -225,7 +225,7 @@ def _analyse(
 ) -> Analysis:
     programs = record_programs(model, examples, registry, modes, fakes)
     shadow, recorded = programs.shadow, programs.recorded
-    parameters = parameter_axes(recorded[0][0])
+    parameters = parameter_axes([trace for trace, _, _ in recorded], registry.op_rules)
     propagations = []
     names = [name for trace, _, _ in recorded for name in trace.names]
     check_free(names, [pattern for example in examples for pattern in example.free_outputs])

@@ -65,13 +65,32 @@ class Propagation:
     unread: frozenset[int] = frozenset()
 
 
-def parameter_axes(trace: Trace) -> dict[str, tuple[Axis, ...]]:
-    """Makes the axes of all parameters and buffers: free, unless the values are integers or booleans."""
+def parameter_axes(traces: Sequence[Trace], rules: RuleTable) -> dict[str, tuple[Axis, ...]]:
+    """Makes the axes of all parameters and buffers, which the traces share.
+
+    They are free, unless the values are integers or booleans that some operation uses for more than ordinary numbers.
+    """
+    trace = traces[0]
+    discrete = {name for name, ref in trace.parameters.items() if not is_continuous(trace.dtypes[ref.index])}
+    pinned = {name for name in discrete if not all(_only_numbers(name, other, rules) for other in traces)}
     made = {}
     for name, ref in trace.parameters.items():
-        reason = None if is_continuous(trace.dtypes[ref.index]) else Reason(f"{name} holds integers or booleans")
+        reason = Reason(f"{name} holds integers or booleans") if name in pinned else None
         made[name] = tuple(Axis(size, pinned=reason) for size in trace.shapes[ref.index])
     return made
+
+
+def _only_numbers(name: str, trace: Trace, rules: RuleTable) -> bool:
+    """Tells whether every operation that uses an integer parameter takes it for ordinary numbers."""
+    ref = trace.parameters[name]
+    if not trace.shapes[ref.index]:
+        return False
+    return all(
+        all(argument in rules.numbers(operation.op) for argument, value in operation.arguments.items() if value == ref)
+        and sum(value == ref for value in operation.arguments.values()) == operation.references().count(ref)
+        for operation in trace.operations
+        if ref in operation.references()
+    )
 
 
 def propagate(

@@ -358,6 +358,24 @@ def zero_where(test: ZeroTest | Elementwise) -> Callable[[Rule], Rule]:
     return mark
 
 
+def numbers_along(*arguments: str) -> Callable[[Rule], Rule]:
+    """Makes a rule with the same ties that also says which integer arguments are ordinary numbers of units.
+
+    Integer parameters and buffers are pinned, since their values are positions as a rule. A zero point is none: it lies
+    along channels as a bias does. A buffer that no operation uses otherwise isn't pinned.
+    """
+
+    def mark(rule: Rule) -> Rule:
+        @functools.wraps(rule)
+        def marked(call: OpCall) -> Outputs:
+            return rule(call)
+
+        marked.__dict__["numbers"] = frozenset(arguments)
+        return marked
+
+    return mark
+
+
 @attrs.frozen(eq=False)
 class ModuleOp:
     """The operation that stands for a module which isn't looked into; it brings its rule.
@@ -435,6 +453,10 @@ class RuleTable:
     def addition(self, op: Any) -> Any:
         """Returns what the operation's rule says about the two tensors that it adds (an `Addition`), if anything."""
         return getattr(self.find(op), "addition", None)
+
+    def numbers(self, op: Any) -> frozenset[str]:
+        """Returns the integer arguments that the operation's rule says are ordinary numbers of units."""
+        return getattr(self.find(op), "numbers", frozenset())
 
     def key(self, op: Any) -> str | torch.Tag | None:
         """Returns the key under which the rule of an operation was found."""

@@ -140,7 +140,7 @@ def read_axes(
         trace = _record(case, rules, fake=True)
     except RecordingError:  # operations that need values
         trace = _record(case, rules, fake=False)
-    known = parameter_axes(trace)
+    known = parameter_axes([trace], rules)
     propagation = propagate(trace, rules, known, free_outputs=["*"])
     inputs = tuple(known[f"x{position}"] for position in range(len(tensors)))
     return AxesRead(

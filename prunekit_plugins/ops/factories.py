@@ -30,6 +30,18 @@ def numbered_values(call: OpCall) -> list[Axis]:
     return [call.fresh(size, "its values depend on their position") for size in call.shape]
 
 
+def identity(call: OpCall) -> list[Axis]:
+    """A square identity matrix loses a row and its column together, and stays one; any other is pinned."""
+    rows, columns = call.shape
+    if rows != columns:
+        return numbered_values(call)
+    axis = Axis(rows)
+    for name in ("n", "m"):
+        if name in call:
+            call.expect(name, [axis])
+    return [axis, axis]
+
+
 def number(call: OpCall) -> None:
     """``item()`` reads one value; what the program does with it is recorded as it happens."""
 
@@ -42,7 +54,8 @@ _ONES = "ones new_ones"
 _ZEROS = "zeros new_zeros"
 _EMPTY = "empty new_empty empty_strided new_empty_strided"
 """Memory that nobody may read before it is written: as good as zeros."""
-_NUMBERED = "arange linspace logspace rand randn randint randperm eye tril_indices triu_indices tensor"
+_NUMBERED = "arange linspace logspace rand randn randint randperm tril_indices triu_indices tensor"
+_WINDOWS = "bartlett_window blackman_window fft_fftfreq fft_rfftfreq hamming_window hann_window kaiser_window range"
 
 filled = zero_where(filled_with_zero)(scales(Scaling.NUMBERS, "fill_value")(one_value))
 
@@ -55,7 +68,9 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     },
     **{f"aten::{name}": zero_where(always_zero)(scales(Scaling.NUMBERS)(uniform_values)) for name in _EMPTY.split()},
     "aten::scalar_tensor": scales(Scaling.NUMBERS, "s")(uniform_values),
-    **{f"aten::{name}": numbered_values for name in _NUMBERED.split()},
+    **{f"aten::{name}": numbered_values for name in (*_NUMBERED.split(), *_WINDOWS.split())},
+    "aten::eye": identity,
     "aten::_local_scalar_dense": number,
     "aten::_assert_async": check,
+    "aten::_linalg_check_errors": check,
 }

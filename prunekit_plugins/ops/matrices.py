@@ -54,7 +54,7 @@ def cross(call: OpCall) -> list[Axis]:
 
 
 _MATRICES = """
-_linalg_det _linalg_slogdet _linalg_eigh _linalg_svd _linalg_solve_ex linalg_inv_ex linalg_cholesky_ex linalg_qr
+_linalg_det _linalg_slogdet _linalg_eigh _linalg_eigvals _linalg_svd linalg_inv_ex linalg_cholesky_ex linalg_qr
 linalg_eig linalg_lu linalg_lu_factor_ex linalg_matrix_exp linalg_pinv linalg_ldl_factor_ex cholesky_inverse
 """
 

@@ -22,6 +22,7 @@ from prunekit_core import (
     Verb,
     adds,
     is_pinned,
+    numbers_along,
     output_like,
     scales,
     zero_where,
@@ -200,6 +201,16 @@ def copy_into(call: OpCall) -> list[Axis]:
     return list(target.axes)
 
 
+def among(call: OpCall) -> list[Axis]:
+    """``isin``: whether numbers are among those of a tensor depends on all of the latter."""
+    elements = call.get("elements")
+    for tensor in call.tensors():
+        if tensor is not elements:
+            for axis in tensor.axes:
+                call.whole(axis, Verb.MIX)
+    return [] if elements is None else list(elements.axes)
+
+
 def prelu(call: OpCall) -> list[Axis]:
     """The weight lies along dim 1 of the input, unless it holds one value for all."""
     source, weight = call["self"], call["weight"]
@@ -222,7 +233,7 @@ first = zero_where(zeros_of_first)
 by_element = elementwise(pointwise)
 
 _SAME = """
-_standard_gamma alpha_dropout bernoulli cauchy empty_like exponential fake_quantize_per_tensor_affine
+_standard_gamma alpha_dropout bernoulli cauchy empty_like exponential
 feature_alpha_dropout feature_dropout fill geometric log_normal normal poisson rand_like randn_like random
 requires_grad_ rrelu uniform zero
 """
@@ -287,8 +298,9 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::roll": scales(Scaling.MOVED)(along_dims),
     "aten::triu": first(last_two),
     "aten::tril": first(last_two),
-    "aten::copy_": zero_where(zeros_of_source)(copy_into),
+    "aten::copy_": zero_where(zeros_of_source)(numbers_along("self")(copy_into)),
     "aten::copy": zero_where(zeros_of_source)(copy_into),
+    "aten::isin": among,
     "aten::prelu": first(prelu),
     "aten::_prelu_kernel": by_element,
 }

@@ -134,6 +134,26 @@ def add_matmul(call: OpCall) -> list[Axis]:
     return result
 
 
+def sum_of_products(call: OpCall) -> list[Axis]:
+    """``addbmm``: products of pairs of matrices, added up."""
+    bias, left, right = call.tensors()[:3]
+    call.tie(left.axes[0], right.axes[0])
+    call.tie(left.axes[2], right.axes[1])
+    call.whole(left.axes[0], Verb.CONTRACT)
+    call.whole(left.axes[2], Verb.CONTRACT)
+    return broadcast(call, [_matrix(left.axes[1], right.axes[2], left), bias], call.shape)
+
+
+def outer_product(call: OpCall) -> list[Axis]:
+    """``addr``: the outer product of two vectors, with something broadcast onto it."""
+    bias, first, second = call.tensors()[:3]
+    return broadcast(call, [_matrix(first.axes[0], second.axes[0], first), bias], call.shape)
+
+
+def _matrix(rows: Axis, columns: Axis, like: TensorArgument) -> TensorArgument:
+    return TensorArgument(like.ref, (rows.size, columns.size), (rows, columns), like.dtype)
+
+
 def grouped_matmul(call: OpCall) -> list[Axis]:
     """Rows sorted by expert, times one matrix per expert; expert numbers are written in the offsets.
 
@@ -252,6 +272,8 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::addmm": reads(readings.ADDED_PRODUCT)(added),
     "aten::baddbmm": added,
     "aten::addmv": zero_where(add_matmul_zeros)(add_matmul),
+    "aten::addbmm": sum_of_products,
+    "aten::addr": outer_product,
     "aten::_grouped_mm": grouped_matmul,
     "aten::bilinear": bilinear,
     "aten::cdist": distances,

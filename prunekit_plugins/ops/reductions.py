@@ -75,7 +75,7 @@ _COUNTS = "_is_any_true any count_nonzero"
 """Reductions to which zeros contribute nothing."""
 
 _DEVIATIONS = "std_mean var var_mean"
-_REDUCTIONS = "prod max min median"
+_REDUCTIONS = "_aminmax aminmax prod max min median nanmedian"
 
 RULES: Mapping[str | torch.Tag, Rule] = {
     **{f"aten::{name}": first(reduce) for name in _REDUCTIONS.split()},
@@ -91,4 +91,5 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::max.dim": locate,
     "aten::min.dim": locate,
     "aten::median.dim": locate,
+    "aten::nanmedian.dim": locate,
 }

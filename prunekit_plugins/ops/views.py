@@ -14,6 +14,7 @@ from prunekit_core import (
     Rule,
     Scaling,
     TensorArgument,
+    Verb,
     product,
     regroup,
     scales,
@@ -255,6 +256,43 @@ def diagonal(call: OpCall) -> list[Axis]:
     return [*rest, call.fresh(call.shape[-1], "a diagonal off the middle")]
 
 
+def diagonal_of(call: OpCall) -> list[Axis]:
+    """``diag_embed`` makes a square whose two dims are the given one; off the middle it is pinned."""
+    source: TensorArgument = call["self"]
+    ndim = len(call.shape)
+    first, second = call["dim1"] % ndim, call["dim2"] % ndim
+    rest = iter(source.axes[:-1])
+    if call["offset"] == 0:
+        own: list[Axis] = [source.axes[-1], source.axes[-1]]
+    else:
+        call.pin(source.axes[-1], "a diagonal off the middle")
+        own = [call.fresh(call.shape[first], "a diagonal off the middle") for _ in range(2)]
+    return [own[0] if k == first else own[1] if k == second else next(rest) for k in range(ndim)]
+
+
+def resized(call: OpCall) -> list[Axis]:
+    """``resize_`` to the shape that the tensor has already changes nothing; any other reads its memory anew."""
+    source: TensorArgument = call["self"]
+    if source.shape != call.shape:
+        raise AxisMismatchError("resized to another shape")
+    for position, axis in enumerate(source.axes):
+        if "size" in call:
+            call.expect("size", [axis], position)
+        else:
+            call.tie(axis, call["the_template"].axes[position])
+    return list(source.axes)
+
+
+def trace(call: OpCall) -> list[Axis]:
+    """The sum of the main diagonal: a unit is a row and its column."""
+    rows, columns = call["self"].axes
+    if rows.size == columns.size:
+        call.whole(call.tie(rows, columns), Verb.MIX)
+    else:
+        call.pin([rows, columns], "the trace of a matrix that isn't square")
+    return []
+
+
 def by_strides(call: OpCall) -> list[Axis]:
     """Reads memory at given distances; numbers of the program say what an element means."""
     raise AxisMismatchError("a view by strides, which are numbers of the program")
@@ -291,6 +329,10 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::repeat_interleave": repeat_interleave,
     "aten::repeat_interleave.self_int": moved(repeat_interleave),
     "aten::as_strided": by_strides,
+    "aten::diag_embed": diagonal_of,
+    "aten::resize_": resized,
+    "aten::resize_as_": resized,
+    "aten::trace": trace,
     "aten::channel_shuffle": moved(channel_shuffle),
     "aten::diagonal": moved(diagonal),
     "aten::unfold": moved(windows),

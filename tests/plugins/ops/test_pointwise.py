@@ -116,6 +116,9 @@ CASES = [
     # one slope per channel, or one for all
     case("F.prelu(x, w)", "a2 b5 c3, b5 -> a2 b5 c3", x=(2, 5, 3), w=(5,), weights="w", says={"w0": "along"}),
     case("F.prelu(x, w)", "a2 b5, b5 -> a2 b5", x=(2, 5), w=(5,)),
+    case("torch.isin(x, y)", "a2 b3, c4 -> a2 b3", x=(2, 3), y=(4,), says={"x0": "", "y0": "mix"}),
+    case("torch.isin(x, 2)", "a2 b3 -> a2 b3", x=(2, 3)),
+    case("torch.isin(2, x)", "a2 b3 -> ()", x=(2, 3), says={"x0": "mix"}),
     case("F.prelu(x, w)", "a2 b5 c3, 1 -> a2 b5 c3", x=(2, 5, 3), w=(1,)),
     case("x.clone().abs_()", "a2 b3 -> a2 b3", x=(2, 3)),
     case("torch.complex(x, y).abs()", "a2 b3, a2 b3 -> a2 b3", x=(2, 3), y=(2, 3), tolerance=1e-12),

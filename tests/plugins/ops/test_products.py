@@ -83,6 +83,9 @@ CASES = [
     case("torch.addmm(b, x, w)", "1 a3, b4 c6, c6 a3 -> b4 a3", b=(1, 3), x=(4, 6), w=(6, 3)),
     case("torch.baddbmm(b, x, y)", "a2 b4 c3, a2 b4 d6, a2 d6 c3 -> a2 b4 c3", b=(2, 4, 3), x=(2, 4, 6), y=(2, 6, 3)),
     case("torch.baddbmm(b, x, y)", "1 a3, b2 c4 d6, b2 d6 a3 -> b2 c4 a3", b=(1, 3), x=(2, 4, 6), y=(2, 6, 3)),
+    case("torch.addbmm(b, x, y)", "a2 b4, c3 a2 d5, c3 d5 b4 -> a2 b4", b=(2, 4), x=(3, 2, 5), y=(3, 5, 4)),
+    case("torch.addbmm(b, x, y)", "a4, b3 c2 d5, b3 d5 a4 -> c2 a4", b=(4,), x=(3, 2, 5), y=(3, 5, 4)),
+    case("torch.addr(b, x, y)", "a2 b4, a2, b4 -> a2 b4", b=(2, 4), x=(2,), y=(4,)),
     case("torch.addmv(b, x, y)", "a4, a4 b6, b6 -> a4", b=(4,), x=(4, 6), y=(6,)),
     # einsum
     case(

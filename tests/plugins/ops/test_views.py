@@ -114,6 +114,15 @@ CASES = [
     case("torch.view_as_real(torch.view_as_complex(x))", "a2 b3 2! -> a2 b3 2!", x=(2, 3, 2)),
     case("x.unfold(1, 3, 2)", "a2 7! b3 -> a2 3! b3 3!", x=(2, 7, 3), pins={"x1": "windows are read along it"}),
     case("x.diagonal(dim1=0, dim2=2)", "a3 b2 a3 -> b2 a3", x=(3, 2, 3)),
+    # a vector on the diagonal: a unit is a row and its column
+    case("x.diag_embed()", "a2 b3 -> a2 b3 b3", x=(2, 3)),
+    case("x.diag_embed(dim1=0, dim2=2)", "a2 b3 -> b3 a2 b3", x=(2, 3)),
+    case("x.diag_embed(1)", "a2 3! -> a2 4! 4!", x=(2, 3), pins={"x1": "a diagonal off the middle"}),
+    case("x.trace()", "a3 a3 -> ()", x=(3, 3), says={"x0": "mix"}),
+    case("x.trace()", "3! 2! -> ()", x=(3, 2)),
+    case("x.resize_(2, 3)", "a2 b3 -> a2 b3", x=(2, 3)),
+    case("x.resize_as_(y)", "a2 b3, a2 b3 -> a2 b3", x=(2, 3), y=(2, 3)),
+    case("x.resize_(3, 2)", "2! 3! -> 3! 2!", x=(2, 3), gap="resized to another shape"),
     case("x.diagonal(1)", "3! 3! -> 2!", x=(3, 3), pins={"x0": "a diagonal off the middle"}),
     case("x.as_strided((2, 2), (3, 1))", "2! 3! -> 2! 2!", x=(2, 3), gap="a view by strides"),
 ]
