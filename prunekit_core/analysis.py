@@ -32,6 +32,7 @@ from prunekit_core.layout import (
     parts_of,
     walk,
 )
+from prunekit_core.momentum import MomentumCopy, momentum_copies, tie_run, unrun_tensors
 from prunekit_core.outputs import check_free
 from prunekit_core.programs import record_programs
 from prunekit_core.propagate import NotUnderstood, Propagation, parameter_axes, propagate
@@ -179,6 +180,7 @@ class Analysis:
         notes: Further lines for the report.
         shadow: The shadow on which plans are rehearsed.
         swaps: Modules that the shadow holds a replacement for: (module path, registered name).
+        copies: Momentum copies, which are cut as their originals are.
     """
 
     groups: Mapping[str, UnitGroup]
@@ -189,6 +191,7 @@ class Analysis:
     notes: tuple[str, ...]
     shadow: Shadow
     swaps: tuple[tuple[str, str], ...] = ()
+    copies: tuple[MomentumCopy, ...] = ()
 
 
 def analyse(
@@ -198,6 +201,7 @@ def analyse(
     *,
     modes: Sequence[bool | None] = (False, True),
     fakes: Sequence[bool] = (True, False),
+    declared_copies: Mapping[str, str] | None = None,
 ) -> Analysis:
     """Records a model in every mode and finds its groups.
 
@@ -207,13 +211,14 @@ def analyse(
         registry: Where op rules and replacements are found.
         modes: Training flags to record in; the first must run, later ones may fail with a note.
         fakes: What to record on, in this order until one works: True for fake tensors, False for real ones.
+        declared_copies: Path of a submodule that follows another one to that of its original.
 
     Raises:
         RecordingError: The forward raised on the example inputs.
         PluginError: What a layer type says about its parameters is wrong.
     """
     with collection_paused():
-        return _analyse(model, examples, registry, modes, fakes)
+        return _analyse(model, examples, registry, modes, fakes, declared_copies or {})
 
 
 def _analyse(
@@ -222,24 +227,27 @@ def _analyse(
     registry: Registry,
     modes: Sequence[bool | None],
     fakes: Sequence[bool],
+    declared: Mapping[str, str],
 ) -> Analysis:
     programs = record_programs(model, examples, registry, modes, fakes)
     shadow, recorded = programs.shadow, programs.recorded
     parameters = parameter_axes([trace for trace, _, _ in recorded], registry.op_rules)
-    propagations = []
     names = [name for trace, _, _ in recorded for name in trace.names]
     check_free(names, [pattern for example in examples for pattern in example.free_outputs])
-    for trace, example, _ in recorded:
-        propagations.append(propagate(trace, registry.op_rules, parameters, example.free_outputs))
+    propagations = [propagate(t, registry.op_rules, parameters, e.free_outputs) for t, e, _ in recorded]
     partial = [propagate(trace, registry.op_rules, parameters) for trace in programs.failed]
     touched = set().union(*(p.touched for p in (*propagations, *partial)))
+    copies = tuple(momentum_copies(shadow.modules, shadow.names, touched, declared))
+    tie_run(copies, parameters)
+    followed = unrun_tensors(copies)
     untouched = [name for name in parameters if name not in touched]
-    untouched_dims = tuple(name for name in untouched if parameters[name])
+    unknown = [name for name in untouched if name not in followed]
+    untouched_dims = tuple(name for name in unknown if parameters[name])
     for name in untouched:
         for axis in parameters[name]:
             axes.pin(axis, Reason("no recording touched this parameter"))
     if programs.failed:
-        unseen.keep_widths(untouched, parameters, (*propagations, *partial))
+        unseen.keep_widths(unknown, parameters, (*propagations, *partial))
     freezer = _Freezer(parameters, propagations, stated_roles(registry, shadow.modules, parameters))
     recordings: list[Recording] = []
     for propagation, (trace, example, training) in zip(propagations, recorded, strict=True):
@@ -250,18 +258,22 @@ def _analyse(
         recordings.append(recording)
     tensors = shadow.tensors()
     zeroed = freezer.weights() | {name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
+    missed = [name for name in untouched_dims if isinstance(tensors[name], nn.Parameter)]
     return Analysis(
         groups=freezer.groups(_mixes(recordings, registry.op_rules, zeroed), recordings),
         parameters={
-            name: freezer.parameter(name, tensor.element_size(), not isinstance(tensor, nn.Parameter))
+            name: freezer.parameter(
+                followed.get(name, name), tensor.element_size(), not isinstance(tensor, nn.Parameter)
+            )
             for name, tensor in tensors.items()
         },
         recordings=tuple(recordings),
         untouched=untouched_dims,
         not_understood=_merged(_blamed(gap, registry) for p in propagations for gap in p.not_understood),
-        notes=(*shadow.notes, *programs.notes, *_unseen(recordings, untouched_dims)),
+        notes=(*shadow.notes, *programs.notes, *_unseen(recordings, missed), *(copy.note() for copy in copies)),
         shadow=shadow,
         swaps=programs.swaps,
+        copies=copies,
     )
 
 

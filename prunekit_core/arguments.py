@@ -67,6 +67,7 @@ FORMS: Mapping[str, Form] = {
     "unwrapped_parameters": Form(
         "a mapping of parameters to dims, or a list of such pairs", _is_listing, "{model.scale: 0}"
     ),
+    "momentum_copies": Form("a mapping of copies to their originals", _is_mapping, '{"teacher": "student"}'),
     "free_outputs": Form("a list of names of outputs", _is_listing, '["hidden_states"]'),
     "modes": Form("a list of training flags", _is_listing, "[False, True]"),
     "verify": Form('"never", "auto" or "always"', lambda value: value in ("never", "auto", "always"), '"always"'),

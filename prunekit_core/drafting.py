@@ -15,6 +15,7 @@ from prunekit_core.comparison import Unmet
 from prunekit_core.costs import Compiled, compiled_cost, cost_model
 from prunekit_core.edits import GroupCut, ParameterCut, Swap
 from prunekit_core.ladder import Knowledge, Rehearsed, Reselect, rehearse
+from prunekit_core.momentum import mirrored_edits, mirrored_rescales
 from prunekit_core.plan import Plan
 from prunekit_core.pricing import Prices
 from prunekit_core.regime import collection_paused
@@ -65,8 +66,8 @@ class Drafts:
         return Plan(
             cuts=tuple(GroupCut(g.name, g.size, cut[g.name]) for g in self.analysis.groups.values() if g.name in cut),
             parameters=parameters,
-            edits=rehearsed.edits,
-            rescales=rescales,
+            edits=mirrored_edits(self.analysis.copies, self.analysis.shadow.modules, rehearsed.edits),
+            rescales=mirrored_rescales(self.analysis.copies, rescales),
             swaps=self._swaps(parameters, rehearsed),
             notes=(*dict.fromkeys(map(str, unmet)), *name_means(self.analysis, self.registry.op_rules, rehearsed)),
             costs=self._priced(cut),

@@ -8,7 +8,7 @@ hold one value throughout (zero-initialised heads, fresh norms) could hide a wro
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -86,6 +86,7 @@ def check_exact(
     tolerance: float | None = None,
     training: bool = False,
     free_outputs: Sequence[str] = (),
+    momentum_copies: Mapping[str, str] | None = None,
     registry: Registry | None = None,
 ) -> ExactCheck:
     """Compares a pruned model with the original that has the removed units zeroed.
@@ -98,6 +99,7 @@ def check_exact(
         tolerance: Allowed relative error; None for 1e-10 in float64, 1e-5 in float32.
         training: Mode to run in; anything random must be off for a comparison in train mode.
         free_outputs: The outputs that were free to lose units when the plan was made; what stays of them is compared.
+        momentum_copies: What was declared of them when the plan was made.
         registry: Where op rules are found.
 
     Returns:
@@ -111,9 +113,13 @@ def check_exact(
     example = attrs.evolve(Example.of(inputs), free_outputs=check_patterns(free_outputs))
     original, pruned = check_recordable(original), check_recordable(pruned)
     # on real tensors, whose strides (and so which copies are made) are those of the run that is compared
-    analysis = analyse(original, [example], registry, modes=(training, not training), fakes=(False,))
+    analysis = analyse(
+        original, [example], registry, modes=(training, not training), fakes=(False,), declared_copies=momentum_copies
+    )
     if _missing_group(analysis, plan) is not None:  # a plan that was made from one mode may have finer groups
-        analysis = analyse(original, [example], registry, modes=(training,), fakes=(False,))
+        analysis = analyse(
+            original, [example], registry, modes=(training,), fakes=(False,), declared_copies=momentum_copies
+        )
     missing = _missing_group(analysis, plan)
     if missing is not None:
         raise PlanError("The plan was made for another model.", where=missing, why="the original has no such group")

@@ -71,6 +71,7 @@ class DependencyGraph:
         unwrapped_parameters: Unwrapped | None = None,
         customized_pruners: Mapping[Any, CustomizedPruner] | None = None,
         free_outputs: Sequence[str] = (),
+        momentum_copies: Mapping[str, str] | None = None,
     ) -> DependencyGraph:
         """Records the model and finds its groups; the model is not touched.
 
@@ -88,6 +89,9 @@ class DependencyGraph:
                 the layer type of that class in this graph.
             free_outputs: Outputs that may lose units, by their key path or by patterns of it (``"cache"``,
                 ``"hidden_states.*"``); a path names all that lies in it. Every other output keeps its size.
+            momentum_copies: Path of a submodule that follows another one by a moving average (a target network, a
+                teacher) to the path of that one: ``{"teacher": "student"}``. It loses the same units. Copies that the
+                forward never runs are found without it.
 
         Returns:
             The graph itself.
@@ -106,7 +110,7 @@ class DependencyGraph:
         runs = [example_of(inputs, forward_fn, output_transform) for inputs in (example_inputs, *more_inputs)]
         examples = [attrs.evolve(example, free_outputs=free) for example in runs]
         with shared(self._model):
-            self._analysis = analyse(self._model, examples, self.registry, modes=modes)
+            self._analysis = analyse(self._model, examples, self.registry, modes=modes, declared_copies=momentum_copies)
         self._drafts = Drafts(self._analysis, self.registry)
         self._standing = Standing(self._analysis, self._model, Plan())
         self._steps = []

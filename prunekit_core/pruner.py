@@ -72,7 +72,7 @@ class BasePruner:
         head_pruning_ratio: Fraction of heads to remove, in [0, 1), whatever a target asks for; None for the ratio that
             other units have: ``pruning_ratio``, or what reaches the target.
         head_pruning_ratio_dict: Like ``pruning_ratio_dict``, for heads.
-        customized_pruners, unwrapped_parameters, free_outputs: See `DependencyGraph.build_dependency`.
+        customized_pruners, unwrapped_parameters, free_outputs, momentum_copies: See `DependencyGraph.build_dependency`.
         root_module_types: Only groups with a producer of one of these types lose units; None for all.
         forward_fn: Called as ``forward_fn(model, example_inputs)`` instead of the model.
         output_transform: Called on the outputs; tensors in its result count as outputs.
@@ -119,6 +119,7 @@ class BasePruner:
         forward_fn: Callable[[nn.Module, Any], Any] | None = None,
         output_transform: Callable[[Any], Any] | None = None,
         free_outputs: Sequence[str] = (),
+        momentum_copies: Mapping[str, str] | None = None,
         modes: Sequence[bool | None] = (False, True),
         weights: str | os.PathLike[str] | None = None,
         registry: Registry | None = None,
@@ -165,6 +166,7 @@ class BasePruner:
             forward_fn=forward_fn,
             output_transform=output_transform,
             free_outputs=free_outputs,
+            momentum_copies=momentum_copies,
             modes=modes,
             unwrapped_parameters=unwrapped_parameters,
             customized_pruners=customized_pruners,

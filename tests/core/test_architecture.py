@@ -67,6 +67,7 @@ CORE = [
     "plan",
     "programs",
     "unseen",
+    "momentum",
     "analysis",
     "costs",
     "comparison",

@@ -83,6 +83,7 @@ class DependencyGraph(pk.DependencyGraph):
         more_inputs: Iterable[Any] = (),
         modes: Sequence[bool | None] = (False, True),
         free_outputs: Sequence[str] = (),
+        momentum_copies: Mapping[str, str] | None = None,
     ) -> DependencyGraph:
         """Records the model and finds its groups; the model is not touched.
 
@@ -100,6 +101,7 @@ class DependencyGraph(pk.DependencyGraph):
             more_inputs: Further example inputs, recorded as well.
             modes: Training flags to record in.
             free_outputs: Outputs that may lose units.
+            momentum_copies: Submodules that follow others by a moving average, with those.
 
         Returns:
             The graph itself.
@@ -123,6 +125,7 @@ class DependencyGraph(pk.DependencyGraph):
                 unwrapped_parameters=unwrapped_parameters,
                 customized_pruners=self.CUSTOMIZED_PRUNERS,
                 free_outputs=[*free_outputs, *outputs],
+                momentum_copies=momentum_copies,
             )
             self._shut = self.protected_groups(ignored_layers or ())
             for parameter in ignored_params or ():
