@@ -34,6 +34,7 @@ WRONG: dict[str, list[Any]] = {
     "num_heads": [4, ["a"]],
     "customized_pruners": [5, [nn.Linear]],
     "unwrapped_parameters": [5, "a"],
+    "momentum_copies": [5, ["teacher"]],
     "free_outputs": ["states", 5],
     "modes": [True],
     "global_pruning": ["no", [True]],
