@@ -44,7 +44,7 @@ class UnsupportedModelError(PrunekitError, TypeError):
 
 
 class RecordingError(PrunekitError, RuntimeError):
-    """The model's forward pass raised on the example inputs; the model's own exception is the cause."""
+    """The forward pass raised on the example inputs (its own exception is the cause), or can't be recorded."""
 
 
 class UnitsError(PrunekitError, IndexError):

@@ -349,6 +349,8 @@ def try_to_record(
     where = f"{label} mode"
     try:
         outputs = shadow.run(example, builder, rules, training=training)
+    except RecordingError as refusal:  # what else the model can do is recorded all the same
+        return builder.finish(None), refusal
     except PrunekitError:
         raise
     except Exception as error:

@@ -6,7 +6,8 @@ Everything of PyTorch that is not promised to stay (fake tensors, dispatch modes
 - a ``TorchDispatchMode`` sees every operation once, and under ``torch.inference_mode()`` composite ones arrive whole;
 - ``OpOverload.decompose`` runs a composite operation as the operations it is made of;
 - a ``FakeTensorMode`` computes shapes without data, and raises where a value would be needed;
-- a module runs what its instance attribute ``forward`` holds.
+- a module runs what its instance attribute ``forward`` holds;
+- a mode with ``supports_higher_order_operators`` sees a `HigherOrderOperator` (``torch.cond``) before it runs.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from typing import Any
 import attrs
 import torch
 from torch import nn
+from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from prunekit_core.calls import bind_arguments
 from prunekit_core.draws import Draws
+from prunekit_core.errors import RecordingError
 from prunekit_core.examples import Example
 from prunekit_core.fakes import META, Fakes, ShapeHabit
 from prunekit_core.functions import Exits, Unchecked
@@ -74,6 +77,8 @@ class Sink:
 
 
 class _Recorder(TorchDispatchMode):
+    supports_higher_order_operators = True  # to refuse them by name
+
     def __init__(self, sink: Sink, rules: RuleTable, shadow: Shadow, tensors: Mapping[str, torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.sink, self._rules, self._fake_mode = sink, rules, shadow.fake_mode
@@ -132,6 +137,7 @@ class _Recorder(TorchDispatchMode):
     def _dispatched(self, func: Any, args: Any, kwargs: Any) -> Any:
         habit = self._habits.get(id(func))
         if habit is None:
+            _check_no_program(func, self._stack)
             habit = self._habits[id(func)] = _Habit.of(func, self._rules)
         if habit.passed_on:
             result = func(*args, **kwargs)
@@ -162,6 +168,22 @@ class _Recorder(TorchDispatchMode):
         """Runs an operation on real tensors, with random numbers of this run's own."""
         with self._draws if habit.draws else contextlib.nullcontext():
             return self.sink.compute(func, args, kwargs)
+
+
+def _check_no_program(func: Any, stack: Sequence[str]) -> None:
+    """Refuses an operator that takes callables, such as ``torch.cond``: what they do isn't dispatched one by one.
+
+    Raises:
+        RecordingError: It is one.
+    """
+    if isinstance(func, HigherOrderOperator):
+        raise RecordingError(
+            "The forward calls a higher-order operator, which can't be recorded.",
+            where=f"higher_order::{func.name()} in {(stack[-1] if stack else '') or 'the model'}",
+            why="it takes functions as arguments and runs them by itself, so the operations in them aren't seen",
+            hint="let the forward use Python's if and for, or a plain operation, while the model is pruned, and switch "
+            "back afterwards: modules and weights are the same; or declare the layer opaque",
+        )
 
 
 def _literal(tensor: torch.Tensor) -> Any:
