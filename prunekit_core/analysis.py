@@ -237,7 +237,7 @@ def _analyse(
     propagations = [propagate(t, registry.op_rules, parameters, e.free_outputs) for t, e, _ in recorded]
     partial = [propagate(trace, registry.op_rules, parameters) for trace in programs.failed]
     touched = set().union(*(p.touched for p in (*propagations, *partial)))
-    copies = tuple(momentum_copies(shadow.modules, shadow.names, touched, declared))
+    copies, hints = momentum_copies(shadow.modules, shadow.names, touched, declared, parameters)
     tie_run(copies, parameters)
     followed = unrun_tensors(copies)
     untouched = [name for name in parameters if name not in touched]
@@ -270,10 +270,10 @@ def _analyse(
         recordings=tuple(recordings),
         untouched=untouched_dims,
         not_understood=_merged(_blamed(gap, registry) for p in propagations for gap in p.not_understood),
-        notes=(*shadow.notes, *programs.notes, *_unseen(recordings, missed), *(copy.note() for copy in copies)),
+        notes=(*shadow.notes, *programs.notes, *_unseen(recordings, missed), *(copy.note() for copy in copies), *hints),
         shadow=shadow,
         swaps=programs.swaps,
-        copies=copies,
+        copies=tuple(copies),
     )
 
 

@@ -7,7 +7,7 @@ by their structure and names; copies that the forward runs as well are declared.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import attrs
 import torch
@@ -18,37 +18,29 @@ from prunekit_core.axes import Axis, AxisMismatchError, Reason
 from prunekit_core.edits import AttributeEdit, Rescale
 from prunekit_core.errors import ArgumentError
 
-MARKS = frozenset(
+AVERAGED = frozenset(
     [
         "average",
         "averaged",
         "avg",
-        "copy",
         "delayed",
         "ema",
-        "fast",
         "frozen",
-        "k",
-        "key",
-        "local",
-        "m",
-        "main",
-        "mean",
         "momentum",
         "old",
         "online",
-        "q",
-        "query",
         "slow",
         "smoothed",
         "student",
-        "target",
         "targ",
+        "target",
         "teacher",
         "tgt",
     ]
 )
-"""Words that tell copies and originals apart: ``critic_target`` and ``critic``, ``encoder_k`` and ``encoder_q``."""
+"""Words that tell copies and originals apart: ``critic_target`` and ``critic``."""
+PAIRED = AVERAGED | frozenset(["copy", "fast", "k", "key", "local", "m", "main", "mean", "q", "query"])
+"""The same with words that mean other things as well, in a single layer: ``encoder_k``, but not ``k_proj``."""
 
 
 @attrs.frozen
@@ -83,55 +75,117 @@ class MomentumCopy:
 @attrs.frozen
 class _Structure:
     types: tuple[tuple[str, type[nn.Module]], ...]
+    numbers: tuple[tuple[str, str, object], ...]
     tensors: tuple[tuple[str, tuple[int, ...], bool], ...]
+
+    def agrees(self, other: _Structure) -> bool:
+        """Tells whether modules of one name and class have the same numbers; each may have modules of its own."""
+        shared = {name for name, _ in {*self.types}.intersection(other.types)}
+        own, others = ({entry for entry in each.numbers if entry[0] in shared} for each in (self, other))
+        return own == others
 
 
 def momentum_copies(
     modules: Mapping[str, nn.Module],
     names: Mapping[int, str],
-    touched: Container[str],
+    touched: Collection[str],
     declared: Mapping[str, str],
-) -> list[MomentumCopy]:
+    parameters: Mapping[str, tuple[Axis, ...]],
+) -> tuple[list[MomentumCopy], list[str]]:
     """Finds the momentum copies among the submodules of a model, those declared first.
 
-    A submodule that no recording touched is a copy of one that was touched, if all their modules are of the same
-    classes and all parameters and buffers have the same names and shapes, and if only one submodule is like that or
-    only one whose path differs in nothing but words such as ``target``. A single layer needs such a path.
+    A submodule that no recording ran is a copy of one that ran if their modules are of the same classes with the same
+    integers as attributes, their parameters and buffers have the same names and shapes, and
+
+    - it is the only one that ran whose path differs in nothing but words such as ``target``, or
+    - it is the only one that ran at all, and shares no units with what lies around it. A program that wasn't recorded
+      may feed the other one with units of another group; what only lies inside fits wherever it is used.
+
+    A single layer needs such a path. Of a module that ran in part, or with other numbers, no parts are copies: those
+    that ran have units of their own, and the others read units in another order.
 
     Args:
         modules: Path to module.
         names: Canonical names of parameters and buffers, by the tensors' identity.
         touched: Canonical names of those that some operation used.
         declared: Path of a copy to that of its original.
+        parameters: Axes of all parameters and buffers, when all is tied.
+
+    Returns:
+        The copies, and lines for the report on what may be one and isn't cut.
 
     Raises:
-        ArgumentError: What was declared doesn't exist, or isn't of the same structure.
+        ArgumentError: What was declared doesn't exist, isn't of the same structure, or follows what wasn't run.
     """
+    both = next((path for path in declared.values() if path in declared), None)
+    if both is not None:
+        raise ArgumentError(
+            "A momentum copy can't be an original as well.",
+            where=f"momentum_copies: {both!r}",
+            hint="let all copies follow the same submodule",
+        )
     found = [_declared(modules, names, touched, copy, original) for copy, original in declared.items()]
+    hints: list[str] = []
     if all(name in touched for name in names.values()):
-        return found
-    structures = {path: _structure(module) for path, module in modules.items() if path}
-    own = {path: _tensors(module) for path, module in modules.items() if path}
-    used = {path: any(names[id(t)] in touched for t in tensors.values()) for path, tensors in own.items()}
-    for path in structures:
-        whole = any(shape for _, shape, parameter in structures[path].tensors if parameter)
-        if used[path] or not whole or any(_overlap(path, copy.path) for copy in found):
+        return found, hints
+    paths = [path for path in modules if path]
+    structures = {path: _structure(modules[path]) for path in paths}
+    own = {path: _tensors(modules[path]) for path in paths}
+    inside = {path: {names[id(tensor)] for tensor in own[path].values()} for path in paths}
+    ran = {path: inside[path].intersection(touched) for path in paths}
+    for path in paths:
+        missed = [t for t in own[path].values() if isinstance(t, nn.Parameter) and names[id(t)] not in touched]
+        if not any(tensor.dim() for tensor in missed) or any(_overlap(path, copy.path) for copy in found):
             continue
         alike = [
             other
-            for other, structure in structures.items()
-            if used[other] and structure == structures[path] and not _overlap(path, other)
+            for other in paths
+            if ran[other]
+            and structures[other] == structures[path]
+            and ran[path] <= ran[other]  # it may share what ran: tied weights
+            and not _overlap(path, other)
         ]
-        by_name = [other for other in alike if _stem(other) == _stem(path)]
-        simple = len(structures[path].types) == 1
-        chosen = by_name if simple or len(alike) > 1 else alike
-        if len(chosen) == 1:
-            found.append(_pair(own, names, path, chosen[0], run=False, declared=False))
-    return found
+        words = AVERAGED if len(structures[path].types) == 1 else PAIRED
+        named = [
+            other
+            for other in alike
+            if _stem(other, words) == _stem(path, words)
+            and ran[_parting(path, other)] <= ran[_parting(other, path)]
+            and structures[_parting(path, other)].agrees(structures[_parting(other, path)])
+        ]
+        if len(named) == 1:
+            found.append(_pair(own, names, path, named[0], run=False, declared=False))
+        elif len(alike) == 1 and len(structures[path].types) > 1:
+            if not _shares_units(inside[alike[0]], parameters):
+                found.append(_pair(own, names, path, alike[0], run=False, declared=False))
+            else:
+                hints.append(
+                    f"{path} was never run and stays whole, though {alike[0]} has the same structure; if it follows "
+                    f"that one, declare it: momentum_copies={{{path!r}: {alike[0]!r}}}"
+                )
+    return found, hints
+
+
+def _parting(path: str, other: str) -> str:
+    """Returns the first part of a path, up to the word in which it differs from another path."""
+    own, others = path.split("."), other.split(".")
+    same = next((i for i, (a, b) in enumerate(zip(own, others, strict=False)) if a != b), len(own) - 1)
+    return ".".join(own[: same + 1])
+
+
+def _shares_units(inside: Collection[str], parameters: Mapping[str, tuple[Axis, ...]]) -> bool:
+    """Tells whether some tensors have units that may leave in common with tensors that aren't among them."""
+
+    def units(name: str) -> set[int]:
+        found = (leaf for axis in parameters[name] for leaf in axes.leaves(axis))
+        return {id(leaf) for leaf in found if leaf.size > 1 and leaf.reason is None}
+
+    own = set().union(*map(units, inside))
+    return any(not own.isdisjoint(units(name)) for name in parameters if name not in inside)
 
 
 def _declared(
-    modules: Mapping[str, nn.Module], names: Mapping[int, str], touched: Container[str], copy: str, original: str
+    modules: Mapping[str, nn.Module], names: Mapping[int, str], touched: Collection[str], copy: str, original: str
 ) -> MomentumCopy:
     for path in (copy, original):
         if path not in modules or not path:
@@ -149,8 +203,15 @@ def _declared(
             where=f"momentum_copies: {copy!r} and {original!r}",
             why=f"they differ in {', '.join(other[:3])}" if other else "one of them is part of the other",
         )
-    run = any(names[id(tensor)] in touched for tensor in own[copy].values())
-    return _pair(own, names, copy, original, run=run, declared=True)
+    ran = {path: any(names[id(tensor)] in touched for tensor in own[path].values()) for path in (copy, original)}
+    if not ran[original]:
+        raise ArgumentError(
+            "The original of a momentum copy was never run.",
+            where=f"momentum_copies: {copy!r} and {original!r}",
+            why=f"what {original} may lose isn't known",
+            hint=f"turn it around: {{{original!r}: {copy!r}}}" if ran[copy] else "pass example inputs that run it",
+        )
+    return _pair(own, names, copy, original, run=ran[copy], declared=True)
 
 
 def _pair(
@@ -172,10 +233,22 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _structure(module: nn.Module) -> _Structure:
+    modules = list(module.named_modules(remove_duplicate=False))
+    numbers = [
+        (name, key, value)
+        for name, each in modules
+        for key, value in sorted(vars(each).items())
+        if key != "training" and (isinstance(value, int) or (isinstance(value, tuple) and all(map(_is_int, value))))
+    ]
     return _Structure(
-        tuple((name, type(each)) for name, each in module.named_modules(remove_duplicate=False)),
+        tuple((name, type(each)) for name, each in modules),
+        tuple(numbers),
         tuple((name, tuple(t.shape), isinstance(t, nn.Parameter)) for name, t in sorted(_tensors(module).items())),
     )
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int)
 
 
 def _overlap(path: str, other: str) -> bool:
@@ -184,10 +257,10 @@ def _overlap(path: str, other: str) -> bool:
     return longer == shorter or longer.startswith(shorter + ".")
 
 
-def _stem(path: str) -> tuple[str, ...]:
+def _stem(path: str, marks: Collection[str]) -> tuple[str, ...]:
     """The words of a path without those that tell copies and originals apart."""
     words = re.findall(r"[a-z]+|\d+|[A-Z][a-z]*", path)
-    return tuple(word.lower() for word in words if word.lower() not in MARKS)
+    return tuple(word.lower() for word in words if word.lower() not in marks)
 
 
 def unrun_tensors(copies: Iterable[MomentumCopy]) -> dict[str, str]:

@@ -192,6 +192,8 @@ def test_copies_that_are_run_as_well_are_declared() -> None:
         ({"teachr": "student"}, "no such submodule"),
         ({"teacher": "student.0"}, "needs the parameters and buffers of its original"),
         ({"student.0": "student"}, "needs the parameters and buffers of its original"),
+        ({"student": "teacher"}, "was never run"),
+        ({"student": "teacher", "teacher": "student"}, "an original as well"),
         ("teacher", "momentum_copies is a mapping"),
     ],
 )
@@ -212,3 +214,140 @@ def test_stepwise_pruning_keeps_them_alike() -> None:
         assert model.student[0].out_features == model.teacher[0].out_features == width
         torch.testing.assert_close(model.teacher(X), model.student(X))
         average(model.student, model.teacher)
+
+
+class Alternatives(nn.Module):
+    """Two trunks with a head each; nothing in the names says that one follows the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near, self.far = nn.Linear(8, 16), nn.Linear(8, 16)
+        self.a, self.b = (nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.a(self.near(x)), self.far(x).sum(1)
+
+    def other(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.b(self.far(x))
+        return y
+
+
+def test_what_another_program_may_feed_otherwise_stays_whole() -> None:
+    torch.manual_seed(0)
+    model = Alternatives().eval()
+    result = pk.prune(model, X)
+    assert result.report.pruned["a.0"] == (32, 16)
+    assert model.b[0].weight.shape == (32, 16)
+    line = "b was never run and stays whole, though a has the same structure; if it follows that one, declare it: "
+    assert line + "momentum_copies={'b': 'a'}" in result.report.notes
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):  # else it would read units of another group
+        model.other(X)
+
+
+def test_without_a_name_what_lies_inside_is_cut() -> None:
+    torch.manual_seed(0)
+    model = Alternatives().eval()
+    model.b.load_state_dict(model.a.state_dict())
+    example = torch.randn(4, 16)
+    pk.prune(model, example, forward_fn=lambda model, x: model.a(x))
+    assert model.a[0].out_features == model.b[0].out_features == 16
+    torch.testing.assert_close(model.b(example), model.a(example))
+
+
+class SharedTrunk(nn.Module):
+    """A copy by name that reads what its original reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.head, self.ema_head = nn.Linear(8, 16), network(), network()
+        self.head[0], self.ema_head[0] = nn.Linear(16, 32), nn.Linear(16, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.head(self.trunk(x))
+        return y
+
+
+def test_a_copy_by_name_is_cut_with_what_both_read() -> None:
+    torch.manual_seed(0)
+    model = SharedTrunk().eval()
+    model.ema_head.load_state_dict(model.head.state_dict())
+    assert pk.prune(model, X).report.pruned == {"trunk": (16, 8), "head.0": (32, 16)}
+    torch.testing.assert_close(model.ema_head(model.trunk(X)), model(X))
+
+
+def test_a_copy_may_share_weights() -> None:
+    torch.manual_seed(0)
+    model = Byol().eval()
+    model.teacher[0].weight = model.student[0].weight
+    pk.prune(model, X)
+    assert model.teacher[0].weight is model.student[0].weight
+    torch.testing.assert_close(model.teacher(X), model.student(X))
+
+
+class RunInPart(Byol):
+    """The first layer of the teacher is run, too, and has units of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.student(x) + self.teacher[0](x).sum(1, keepdim=True)
+        return y
+
+
+def test_parts_of_what_ran_in_part_are_no_copies() -> None:
+    torch.manual_seed(0)
+    model = RunInPart().eval()
+    report = pk.prune(model, X).report
+    assert set(report.pruned) == {"student.0", "teacher.0"}
+    assert "teacher.3.weight" in report.untouched
+    assert not any("momentum copy" in note for note in report.notes)
+
+
+class Cached(nn.Module):
+    """Keys come from a cache: the layer that would make them isn't run, and is no copy of the one for queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source, self.stem = nn.Linear(8, 16), nn.Linear(8, 16)
+        self.q_proj, self.k_proj, self.out = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.out(self.q_proj(self.stem(x))), self.source(x).sum(1)
+
+
+def test_a_single_layer_needs_a_plain_word() -> None:
+    torch.manual_seed(0)
+    model = Cached().eval()
+    assert "k_proj.weight" in pk.prune(model, X).report.untouched
+    assert model.k_proj.weight.shape == (16, 16)
+
+
+def test_other_numbers_make_another_structure() -> None:
+    torch.manual_seed(0)
+    model = Byol(Attending)
+    model.teacher.heads, model.teacher.dim = 8, 4
+    report = pk.prune(model, X).report
+    assert "teacher.q.weight" in report.untouched
+    assert model.teacher.q.weight.shape == (32, 8)
+
+
+class Partial(nn.Module):
+    """The target has no predictor, as in BYOL, and a counter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        wide = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 32))
+        self.online = nn.ModuleDict({"body": nn.Linear(8, 32), "projector": wide, "predictor": nn.Linear(32, 4)})
+        self.target = nn.ModuleDict({name: copy.deepcopy(self.online[name]) for name in ("body", "projector")})
+        self.target.register_buffer("steps", torch.tensor(0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.online["predictor"](self.online["projector"](self.online["body"](x).relu()))
+        return y
+
+
+def test_a_copy_may_have_fewer_parts() -> None:
+    torch.manual_seed(0)
+    model = Partial().eval()
+    assert len(pk.prune(model, X).report.pruned) == 3
+    online, target = (net["projector"](net["body"](X).relu()) for net in (model.online, model.target))
+    assert online.shape == (4, 16)
+    torch.testing.assert_close(target, online)
