@@ -29,7 +29,6 @@ from prunekit_plugins.ops.scatters import written
 CUT = "the shapes of the pieces say where they begin and end"
 BEFORE = "positions before the first one"
 LENGTH = "with the place where it begins, the shape of the output says where the run ends"
-WRITTEN = "with the place where it begins, the shape of what is written says where the run ends"
 
 
 def _tie_others(call: OpCall, tensors: list[TensorArgument], dim: int) -> list[Axis]:
@@ -216,14 +215,17 @@ def write_position(call: OpCall) -> list[Axis]:
     return list(target.axes)
 
 
-@sized_by(end=WRITTEN)
 def write_run(call: OpCall) -> list[Axis]:
     """``slice_scatter`` writes a run of positions: unless that is all, the dim is pinned."""
     target: TensorArgument = call["self"]
     source: TensorArgument = call["src"]
     dim = call["dim"] % target.ndim
-    start, _, _ = slice(call["start"], call["end"], call["step"]).indices(target.shape[dim])
-    call.expect("start", [call.fresh(start, BEFORE)], along=target.axes[dim])
+    start, stop, _ = slice(call["start"], call["end"], call["step"]).indices(target.shape[dim])
+    before = call.fresh(start, BEFORE)
+    call.expect("start", [before], along=target.axes[dim])
+    everything = source.shape[dim] == target.shape[dim]
+    run = target.axes[dim] if everything else call.fresh(stop - start, "a run of it is written")
+    call.expect("end", [before, run], along=target.axes[dim])
     for position, (own, other) in enumerate(zip(target.axes, source.axes, strict=True)):
         if position != dim or source.shape[dim] == target.shape[dim]:
             call.tie(own, other)

@@ -100,6 +100,7 @@ JOINS: dict[str, Use] = {
     "cat of parts": lambda m, y, x, n: y + m.c(torch.cat([x[:, : n // 8], 2 * x[:, n // 8 : 4]], 1)),
     "glu dim": lambda m, y, x, n: y + to3(F.glu(x[:4, :4], n // 16)),
     "select_scatter": lambda m, y, x, n: y + x.select_scatter(y[:, 0], 1, n // 8)[:, :3],
+    "slice_scatter end": lambda m, y, x, n: y + x.slice_scatter(x[:, :2] * 2, 1, 0, n // 6)[:, :3],
     "slice_scatter": lambda m, y, x, n: y + x.slice_scatter(x[:, :2] * 2, 1, n // 8, n // 8 + 2)[:, :3],
     "write into a slice": lambda m, y, x, n: y + written(x, slice(n // 8, n // 8 + 2), 3.0)[:, :3],
     "write of a number": lambda m, y, x, n: y + written(x, slice(0, 2), n / 16)[:, :3],
