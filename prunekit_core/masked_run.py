@@ -203,7 +203,9 @@ class MaskedRun:
             swap_modules(shadow.module, self._registry)
         shadow.watch(self._registry.opaque)
         shadow.flag_gradients(model)
-        return output_tensors(shadow.run(example, sink, self._registry.op_rules, training=self._training))
+        outputs = output_tensors(shadow.run(example, sink, self._registry.op_rules, training=self._training))
+        shadow.made.release([*outputs, *sink.kept()])  # the next run would find its caches filled
+        return outputs
 
 
 class _Stream(Sink):

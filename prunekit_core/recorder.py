@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import sys
+import traceback
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -337,6 +338,15 @@ def record(shadow: Shadow, example: Example, rules: RuleTable, *, label: str, tr
     return trace
 
 
+def _let_go(shadow: Shadow, error: BaseException | None) -> None:
+    """Empties caches of the user's program of what a run made, once nothing of the recording's own holds it."""
+    if error is not None and error.__cause__ is not None:
+        traceback.clear_frames(error.__cause__.__traceback__)
+    places = shadow.made.release()
+    if places and error is None:
+        shadow.notes.append(f"the forward keeps tensors of a recording outside of the model: {', '.join(places)}")
+
+
 def try_to_record(
     shadow: Shadow, example: Example, rules: RuleTable, *, label: str, training: bool | None
 ) -> tuple[Trace, RecordingError | None]:
@@ -345,6 +355,14 @@ def try_to_record(
     Returns:
         The trace, and None; where the forward raised, the trace up to there and an error of which that is the cause.
     """
+    found = _tried(shadow, example, rules, label=label, training=training)
+    _let_go(shadow, found[1])
+    return found
+
+
+def _tried(
+    shadow: Shadow, example: Example, rules: RuleTable, *, label: str, training: bool | None
+) -> tuple[Trace, RecordingError | None]:
     builder = TraceBuilder(label, keep_alive=shadow.fake_mode is not None)
     where = f"{label} mode"
     try:

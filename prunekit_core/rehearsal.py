@@ -6,6 +6,7 @@ under the same recorder, and every operation is compared with what the axes pred
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
@@ -106,7 +107,12 @@ class Stage:
             except Exception as raised:  # whatever the pruned program raises is the mismatch
                 error = raised
             comparer.finish(error)
-            if comparer.mismatch is not None:
-                return comparer.mismatch, []
-            drifts.extend(comparer.drifts)
+            mismatch, found = comparer.mismatch, comparer.drifts
+            if error is not None:
+                traceback.clear_frames(error.__traceback__)
+            del comparer, error
+            self._shadow.made.release()
+            if mismatch is not None:
+                return mismatch, []
+            drifts.extend(found)
         return None, drifts

@@ -18,7 +18,7 @@ import hashlib
 import logging
 import types
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -29,6 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from prunekit_core.caches import Made
 from prunekit_core.calls import bind_arguments
 from prunekit_core.draws import Draws
 from prunekit_core.errors import RecordingError
@@ -66,6 +67,10 @@ class Sink:
     def ended(self, outputs: Any, modules: Mapping[str, nn.Module]) -> None:
         """Called when the forward returned, before what it did to its modules is undone."""
 
+    def kept(self) -> Iterable[torch.Tensor]:
+        """Returns the tensors of the run that are held here after it."""
+        return ()
+
     def leaves(self, tensor: torch.Tensor, way: str) -> None:
         """Called when the program takes the values of a real tensor to where no operation is seen."""
 
@@ -86,7 +91,7 @@ class _Recorder(TorchDispatchMode):
         self._habits: dict[int, _Habit] = {}
         self._draws = Draws()
         self._fakes, self._hollows, self._names = shadow.fakes, shadow.hollows, shadow.names
-        self._originals, self._tensors = shadow.originals, tensors
+        self._originals, self._tensors, self._made = shadow.originals, tensors, shadow.made
 
     def closed(self, module: Closed, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a module that isn't looked into, and reports it as one operation."""
@@ -161,6 +166,8 @@ class _Recorder(TorchDispatchMode):
         except Exception as error:
             self.sink.failed(func, module, error)
             raise
+        if not args or result is not args[0]:  # what is written in place was there before
+            self._made.add(result)
         self.sink.operation(func, module, arguments, result)
         return result
 
@@ -254,6 +261,7 @@ class Shadow:
         modules: Its modules by dotted path.
         notes: What the report has to say about how the copy was made, and about its runs.
         stack: The dotted paths of the modules that are running, innermost last.
+        made: What operations of its runs made; release it after each run, when its sink is gone.
         unchecked: Whether norms run without their check that a batch holds several values per channel, which says
             nothing about axes.
         gradients: Whether gradients are on, and operations seen below autograd, those of the backward among them; else
@@ -269,6 +277,7 @@ class Shadow:
         self.unchecked = False
         self.gradients = False
         self.stack: list[str] = []
+        self.made = Made()
         self._recorder: _Recorder | None = None
         self._home = device_for(model)
         modules = list(modules_in(model).values())
@@ -434,6 +443,7 @@ class Shadow:
             set_mode(self.modules.values(), training)
         self.modes.start()
         self.stack.clear()
+        self.made.forget()
         with self._regime():
             given = Given(example, self.stand_in, self._twins)
             self._note_shared(given.shared)
@@ -450,6 +460,7 @@ class Shadow:
                         sink.ended(outputs, self.modules)
                         return outputs
             finally:
+                self._recorder = None
                 self.modes.finish()
                 self.reset()
 

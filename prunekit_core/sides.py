@@ -50,6 +50,10 @@ class Side(Sink):
         self.read: Read = {}
         self._next = 0
 
+    def kept(self) -> list[torch.Tensor]:
+        """Returns what was read and what may be outputs."""
+        return [*self.left.values(), *(tensor for read in self.read.values() for tensor in read)]
+
     def compute(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Runs an operation; what it decides is what was decided when the program was recorded."""
         index = self._next

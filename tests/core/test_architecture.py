@@ -42,6 +42,7 @@ CORE = [
     "fakes",
     "hollow",
     "functions",
+    "caches",
     "shadow",
     "decisions",
     "recorder",

@@ -1,0 +1,102 @@
+"""Tensors of a run that the user's program keeps for later, outside of its modules: caches are emptied of them.
+
+A table that ``functools.lru_cache`` or a dict keeps is computed in the first run only. The next run would be another
+program, and the user's model would meet tensors of a recording, which may have no data.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import types
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+_CACHE = type(functools.lru_cache(lambda: None))
+DEPTH = 5
+"""How far a cache may be from a tensor that it keeps: a tuple of tensors, an entry, a table."""
+FEW = 64
+"""Tensors that are followed at once; those that the same cache keeps go together."""
+
+
+class Made:
+    """Remembers what the operations of runs made, without keeping it alive."""
+
+    def __init__(self) -> None:
+        self._made: list[weakref.ref[torch.Tensor]] = []
+
+    def add(self, result: Any) -> None:
+        """Notes what an operation returned."""
+        if isinstance(result, torch.Tensor):
+            self._made.append(weakref.ref(result))
+        elif isinstance(result, list | tuple):
+            self._made.extend(weakref.ref(item) for item in result if isinstance(item, torch.Tensor))
+
+    def forget(self) -> None:
+        """Forgets what was made."""
+        self._made.clear()
+
+    def release(self, returned: Iterable[torch.Tensor] = ()) -> list[str]:
+        """Empties caches of what was made since the last call, and forgets it.
+
+        Call it when nothing of the kit's own holds tensors of the run any more.
+
+        Args:
+            returned: Tensors that the caller goes on to use.
+
+        Returns:
+            A line for each place that isn't a cache and goes on to hold a tensor.
+        """
+        used = {id(tensor) for tensor in returned}
+        left = [ref for ref in self._made if (tensor := ref()) is not None and id(tensor) not in used]
+        self._made.clear()
+        places: list[str] = []
+        while left and not places:
+            places = _emptied([tensor for ref in left[:FEW] if (tensor := ref()) is not None])
+            left = [ref for ref in left[FEW:] if ref() is not None]
+        return places
+
+
+def _emptied(tensors: list[torch.Tensor]) -> list[str]:
+    """Follows tensors to what holds them; empties caches, and tells where else they are."""
+    seen: set[int] = set()
+    targets: list[Any] = list(tensors)
+    places: dict[str, None] = {}
+    for _ in range(DEPTH):
+        seen |= {id(target) for target in targets} | {id(targets)}
+        holders = [one for one in gc.get_referrers(*targets) if id(one) not in seen]
+        holders = [one for one in holders if not isinstance(one, types.FrameType | weakref.ref)]
+        caches = [one for one in holders if isinstance(one, _CACHE)]
+        for cache in caches:
+            cache.cache_clear()
+        following: list[Any] = []
+        wanted = {id(target) for target in targets}
+        for holder in holders if not caches else ():
+            if isinstance(holder, dict):
+                around = gc.get_referrers(holder)
+                owner = next((one for one in around if _has_attributes(one, holder)), None)
+                kept = [key for key, value in holder.items() if id(value) in wanted]
+                if any(isinstance(one, _CACHE) for one in around):
+                    following.append(holder)
+                elif owner is None:
+                    for key in kept:
+                        del holder[key]
+                else:
+                    name = getattr(owner, "__name__", type(owner).__name__)
+                    places.update((f"{name}.{key}", None) for key in kept)
+            elif isinstance(holder, list | tuple | set | frozenset) or type(holder).__module__ == "functools":
+                following.append(holder)
+            else:
+                places[type(holder).__name__] = None
+        if not following:
+            break
+        targets = following
+    return list(places)
+
+
+def _has_attributes(owner: Any, table: dict[Any, Any]) -> bool:
+    """Tells whether a dict holds the attributes of an object, a module or a class."""
+    return isinstance(owner, type) or getattr(owner, "__dict__", None) is table
