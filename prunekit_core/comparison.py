@@ -219,6 +219,8 @@ class Comparer(Sink):
             return True
         if isinstance(new, torch.Generator) and isinstance(old, torch.Generator):  # a local one, made anew each time
             return new.initial_seed() == old.initial_seed()
+        if isinstance(new, torch.UntypedStorage) and isinstance(old, torch.UntypedStorage):  # memory, not its contents
+            return True
         if not isinstance(new, tuple | list):
             return bool(new == old or (new != new and old != old))
         if not isinstance(old, list) or len(old) != len(new):
