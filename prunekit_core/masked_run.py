@@ -204,7 +204,7 @@ class MaskedRun:
         shadow.watch(self._registry.opaque)
         shadow.flag_gradients(model)
         outputs = output_tensors(shadow.run(example, sink, self._registry.op_rules, training=self._training))
-        shadow.made.release([*outputs, *sink.kept()])  # the next run would find its caches filled
+        shadow.let_go([*outputs, *sink.kept()])  # the next run would find its caches filled
         return outputs
 
 

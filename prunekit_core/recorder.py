@@ -342,7 +342,7 @@ def _let_go(shadow: Shadow, error: BaseException | None) -> None:
     """Empties caches of the user's program of what a run made, once nothing of the recording's own holds it."""
     if error is not None and error.__cause__ is not None:
         traceback.clear_frames(error.__cause__.__traceback__)
-    places = shadow.made.release()
+    places = shadow.let_go()
     if places and error is None:
         shadow.notes.append(f"the forward keeps tensors of a recording outside of the model: {', '.join(places)}")
 

@@ -111,7 +111,7 @@ class Stage:
             if error is not None:
                 traceback.clear_frames(error.__traceback__)
             del comparer, error
-            self._shadow.made.release()
+            self._shadow.let_go()
             if mismatch is not None:
                 return mismatch, []
             drifts.extend(found)

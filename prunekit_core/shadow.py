@@ -166,7 +166,7 @@ class _Recorder(TorchDispatchMode):
         except Exception as error:
             self.sink.failed(func, module, error)
             raise
-        if not args or result is not args[0]:  # what is written in place was there before
+        if not func._schema.is_mutable:  # what is written in place was there before
             self._made.add(result)
         self.sink.operation(func, module, arguments, result)
         return result
@@ -261,7 +261,7 @@ class Shadow:
         modules: Its modules by dotted path.
         notes: What the report has to say about how the copy was made, and about its runs.
         stack: The dotted paths of the modules that are running, innermost last.
-        made: What operations of its runs made; release it after each run, when its sink is gone.
+        made: What operations of its last run made.
         unchecked: Whether norms run without their check that a batch holds several values per channel, which says
             nothing about axes.
         gradients: Whether gradients are on, and operations seen below autograd, those of the backward among them; else
@@ -401,6 +401,17 @@ class Shadow:
     def _leaves(self, tensor: torch.Tensor, way: str) -> None:
         if self._recorder is not None:  # else what runs isn't looked into
             self._recorder.sink.leaves(tensor, way)
+
+    def let_go(self, returned: Iterable[torch.Tensor] = ()) -> list[str]:
+        """Empties caches of the user's program of what the last run made; call it when the run's sink is gone.
+
+        Args:
+            returned: Tensors of the run that the caller goes on to use.
+
+        Returns:
+            See `Made.release`.
+        """
+        return self.made.release([*returned, *self.tensors().values()])
 
     def reset(self) -> None:
         """Undoes whatever editing the shadow did to its modules since the last `commit`; every run ends with it."""
