@@ -6,7 +6,7 @@ import collections
 
 import pytest
 
-from prunekit_plugins.ops import derivatives, prunekit_op_rules
+from prunekit_plugins.ops import derivatives, prunekit_op_rules, quantization, sparse
 from tests.programs.grammar.judge import Outcome
 from tests.programs.grammar.reaching import keys_of_all
 from tests.programs.grammar.trials import trial
@@ -23,6 +23,20 @@ UNREACHED = {
     "aten::tensor": "torch.tensor makes its tensor outside of the dispatcher",
 }
 UNREACHED |= dict.fromkeys(derivatives.RULES, "no program of the grammar differentiates")
+UNREACHED |= dict.fromkeys(sparse.RULES, "no program of the grammar makes sparse tensors")
+UNREACHED |= dict.fromkeys(quantization.RULES, "no program of the grammar is in quantisation-aware training")
+UNREACHED |= dict.fromkeys(
+    [f"aten::{name}_window" for name in ("bartlett", "blackman", "hamming", "kaiser")]
+    + ["aten::fft_fftfreq", "aten::fft_rfftfreq", "aten::range"],
+    "numbers of positions, as aten::arange, which programs meet",
+)
+UNREACHED |= dict.fromkeys(
+    """
+    aten::_aminmax aten::_linalg_eigvals aten::addbmm aten::addr aten::cholesky_solve aten::isin aten::linalg_ldl_solve
+    aten::linalg_lu_solve aten::nanmedian aten::nanmedian.dim aten::resize_ aten::resize_as_ aten::triangular_solve
+    """.split(),  # noqa: SIM905
+    "held against a written answer and by execution alone, in tests/plugins/ops",
+)
 """Op rules that no production meets, with the reason."""
 
 
