@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch._ops import HigherOrderOperator
 
+from prunekit_core.errors import RecordingError
 from prunekit_core.rules import ModuleOp
 
 WRITTEN = frozenset({type(None), bool, int, float, str, torch.dtype})
@@ -34,6 +36,22 @@ def writes(op: Any) -> bool:
     """Tells whether an operation writes into one of its arguments, as its schema says."""
     aliases = (argument.alias_info for argument in op._schema.arguments)
     return any(alias is not None and alias.is_write for alias in aliases)
+
+
+def check_no_callables(func: Any, stack: Sequence[str]) -> None:
+    """Refuses an operator that takes callables, such as ``torch.cond``: what they do isn't dispatched one by one.
+
+    Raises:
+        RecordingError: It is one.
+    """
+    if isinstance(func, HigherOrderOperator):
+        raise RecordingError(
+            "The forward calls a higher-order operator, which can't be recorded.",
+            where=f"higher_order::{func.name()} in {(stack[-1] if stack else '') or 'the model'}",
+            why="it takes functions as arguments and runs them by itself, so the operations in them aren't seen",
+            hint="let the forward use Python's if and for, or a plain operation, while the model is pruned, and switch "
+            "back afterwards: modules and weights are the same; or declare the layer opaque",
+        )
 
 
 def bind_arguments(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,15 +24,13 @@ from typing import Any
 import attrs
 import torch
 from torch import nn
-from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from prunekit_core.caches import Made
-from prunekit_core.calls import bind_arguments
+from prunekit_core.calls import bind_arguments, check_no_callables
 from prunekit_core.draws import Draws
-from prunekit_core.errors import RecordingError
 from prunekit_core.examples import Example
 from prunekit_core.fakes import META, Fakes, ShapeHabit
 from prunekit_core.functions import Exits, Unchecked
@@ -124,10 +122,11 @@ class _Recorder(TorchDispatchMode):
             return self._dispatched(func, args, kwargs)
 
     def _foreign(self, values: Any) -> bool:
-        """Whether there are tensors of the model itself: a closure, a hook or a registry of the user's holds them."""
+        """Whether there are tensors of the model itself, or the shadow's first ones: closures, hooks or objects of the
+        user's hold them."""
         for value in values:
             kind = type(value)
-            if kind in _PLAIN_TENSORS:
+            if kind in _STOOD_FOR:
                 if id(value) in self._originals and self._own(value) is not value:
                     return True
             elif kind in (list, tuple) and value and self._foreign(value):
@@ -142,7 +141,7 @@ class _Recorder(TorchDispatchMode):
     def _dispatched(self, func: Any, args: Any, kwargs: Any) -> Any:
         habit = self._habits.get(id(func))
         if habit is None:
-            _check_no_program(func, self._stack)
+            check_no_callables(func, self._stack)
             habit = self._habits[id(func)] = _Habit.of(func, self._rules)
         if habit.passed_on:
             result = func(*args, **kwargs)
@@ -177,22 +176,6 @@ class _Recorder(TorchDispatchMode):
             return self.sink.compute(func, args, kwargs)
 
 
-def _check_no_program(func: Any, stack: Sequence[str]) -> None:
-    """Refuses an operator that takes callables, such as ``torch.cond``: what they do isn't dispatched one by one.
-
-    Raises:
-        RecordingError: It is one.
-    """
-    if isinstance(func, HigherOrderOperator):
-        raise RecordingError(
-            "The forward calls a higher-order operator, which can't be recorded.",
-            where=f"higher_order::{func.name()} in {(stack[-1] if stack else '') or 'the model'}",
-            why="it takes functions as arguments and runs them by itself, so the operations in them aren't seen",
-            hint="let the forward use Python's if and for, or a plain operation, while the model is pruned, and switch "
-            "back afterwards: modules and weights are the same; or declare the layer opaque",
-        )
-
-
 def _literal(tensor: torch.Tensor) -> Any:
     """Returns the value of a tensor that was written down in the program (``torch.tensor(16)``): its fingerprint if it
     is large."""
@@ -219,6 +202,7 @@ def fingerprint(tensor: torch.Tensor) -> str | None:
 _LITERAL = 64
 """Elements up to which the value of a written-down tensor is known, so that it can be computed with."""
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
+_STOOD_FOR = (*_PLAIN_TENSORS, FakeTensor)
 
 
 @attrs.frozen(eq=False)
@@ -256,7 +240,8 @@ class Shadow:
         module: The copy.
         valued: Whether the model has values: none of its parameters is on the meta device.
         hollows: What stands for tensors on the meta device; None where they stay as they are.
-        originals: Identity of each parameter and buffer of the model to a weak reference, and the canonical name.
+        originals: Identity of each parameter and buffer of the model, and of what first stood for it here, to a weak
+            reference and the canonical name.
         names: Identity of each of its parameters and buffers to the canonical name.
         modules: Its modules by dotted path.
         notes: What the report has to say about how the copy was made, and about its runs.
@@ -285,7 +270,9 @@ class Shadow:
         memo = self._stand_ins(modules)
         twin = Twin(model, memo)
         self.module, self._copied = twin.module, twin.copied
-        self.originals = {id(tensor): (weakref.ref(tensor), name) for name, tensor in named_tensors(model).items()}
+        self._firsts = named_tensors(self.module)  # objects in the shadow hold them while it runs smaller ones
+        both = [*named_tensors(model).items(), *self._firsts.items()]
+        self.originals = {id(tensor): (weakref.ref(tensor), name) for name, tensor in both}
         self._twins = {id(old): new for old, new in zip(model.modules(), self.module.modules(), strict=True)}
         self.notes.extend(
             f"a {kind} in the model can't be deep-copied ({why}); it is shared with the copy that is recorded"
@@ -460,6 +447,7 @@ class Shadow:
             self._note_shared(given.shared)
             tensors = self.tensors()
             sink.start(tensors, given.tensors)
+            firsts = self._show(tensors)
             try:
                 gradients = torch.enable_grad() if self.gradients else torch.inference_mode()
                 with gradients, self.fake_mode or Exits(self._leaves):
@@ -472,8 +460,20 @@ class Shadow:
                         return outputs
             finally:
                 self._recorder = None
+                for first, data in firsts:
+                    first.data = data
                 self.modes.finish()
                 self.reset()
+
+    def _show(self, tensors: Mapping[str, torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Gives the first stand-ins, which objects that are no modules hold, the sizes of what replaces them.
+
+        Returns the changed ones with the data that they had."""
+        smaller = [(old, tensors[name]) for name, old in self._firsts.items() if tensors.get(name, old) is not old]
+        changed = [(old, old.data) for old, _ in smaller]
+        for old, new in smaller:
+            old.data = new.data
+        return changed
 
 
 def _followed(forward: Callable[..., Any], name: str, stack: list[str]) -> Callable[..., Any]:
