@@ -42,7 +42,7 @@ from prunekit_core.opaque import Closed, Opaque
 from prunekit_core.outputs import run_out
 from prunekit_core.regime import Regime
 from prunekit_core.rules import RuleTable
-from prunekit_core.surgery import modules_in, named_tensors, select_positions, tensors_in
+from prunekit_core.surgery import modules_in, named_tensors, put_values, select_positions, tensors_in
 from prunekit_core.twin import Twin
 
 Positions = Mapping[int, torch.Tensor]
@@ -461,7 +461,7 @@ class Shadow:
             finally:
                 self._recorder = None
                 for first, data in firsts:
-                    first.data = data
+                    put_values(first, data)
                 self.modes.finish()
                 self.reset()
 
@@ -472,7 +472,7 @@ class Shadow:
         smaller = [(old, tensors[name]) for name, old in self._firsts.items() if tensors.get(name, old) is not old]
         changed = [(old, old.data) for old, _ in smaller]
         for old, new in smaller:
-            old.data = new.data
+            put_values(old, new.data)
         return changed
 
 
