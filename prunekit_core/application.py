@@ -14,6 +14,7 @@ from prunekit_core.errors import PlanError
 from prunekit_core.optimizers import OptimizerCut, Optimizers
 from prunekit_core.recorder import inventory
 from prunekit_core.registry import Registry, default_registry
+from prunekit_core.sources import other_source
 from prunekit_core.surgery import Scale
 from prunekit_core.transaction import Transaction
 
@@ -27,7 +28,10 @@ class Application:
         model: nn.Module,
         registry: Registry | None,
         optimizer: Optimizers | None = None,
+        *,
+        any_program: bool = False,
     ) -> None:
+        self._any_program = any_program
         self._plan, self._model, self._registry = plan, model, registry
         self._modules, self._tensors = inventory(model)
         self._stand_ins: dict[int, nn.Module] = {}
@@ -41,6 +45,7 @@ class Application:
     def check(self) -> None:
         """Raises `PlanError` unless everything in the plan fits the model."""
         self.check_parameters()
+        self.check_program()
         self._check_swaps()
         self._check_edits()
         if self._optimizer is not None:
@@ -61,6 +66,19 @@ class Application:
             rows = tensor.shape[0]
             if any(not 0 <= start < stop <= rows for start, stop in rescale.rows):
                 raise self._misfit(rescale.parameter, "rows to scale are out of range")
+
+    def check_program(self) -> None:
+        """Raises `PlanError` if the code of a module isn't that of the model that the plan was made for."""
+        other = None if self._any_program else other_source(self._modules, self._plan.sources)
+        if other is not None:
+            path, name = other
+            raise PlanError(
+                "The plan was made for another program.",
+                where=f"{path or 'the model'} ({name})",
+                why="its forward, or what that calls, has other code than that of the model that the plan was made "
+                "for, and may combine other units with each other",
+                hint="make a plan for this model; any_program=True applies this one all the same",
+            )
 
     def tensors(self) -> list[torch.Tensor]:
         """Returns the parameters and buffers that are cut; call `check` first."""

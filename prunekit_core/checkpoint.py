@@ -147,7 +147,12 @@ def plan_of(weights: Weights) -> Plan:
 
 @on_exclusive
 def load(
-    model: nn.Module, path: str | os.PathLike[str], *, registry: Registry | None = None, assign: bool = False
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    registry: Registry | None = None,
+    assign: bool = False,
+    any_program: bool = False,
 ) -> nn.Module:
     """Prunes a fresh model as the file's plan says and fills in the weights.
 
@@ -160,6 +165,7 @@ def load(
         registry: Where replacements are found; None for the default registry.
         assign: Put the tensors of the file in the place of the model's own, with their dtypes, as
             ``load_state_dict(assign=True)`` does; parameters are new objects then.
+        any_program: See `Plan.apply`.
 
     Returns:
         The model.
@@ -171,11 +177,12 @@ def load(
     plan = plan_of(weights)
     target = check_recordable(model)
     with torch.inference_mode(False):  # what is made here becomes the model's
-        application = Application(plan, target, registry)
+        application = Application(plan, target, registry, any_program=any_program)
         try:
             application.check()
         except PlanError as error:
-            raise CheckpointError("The checkpoint is for another model.", where=error.where, why=error.why) from error
+            headline = "The checkpoint is for another model."
+            raise CheckpointError(headline, where=error.where, why=error.why, hint=error.hint) from error
         names = _match(target, _stored(target), plan, weights, assign)
         # everything is read before anything changes, and the model takes over what was read
         values = {own: weights.read(name) for own, name in names.items()}

@@ -48,6 +48,7 @@ def compose(first: Decision, later: Decision) -> Decision:
         edits=tuple(e for e in edits.values() if e.old != e.new),
         rescales=tuple(rescales),
         swaps=(*first.swaps, *(swap for swap in later.swaps if swap not in first.swaps)),
+        sources=tuple(sorted({**dict(later.sources), **dict(first.sources)}.items())),
         notes=(*first.notes, *later.notes),
     )
 
@@ -135,6 +136,7 @@ def difference(total: Decision, earlier: Decision) -> Decision:
         parameters=tuple(parameters),
         edits=tuple(e for e in edits if e.old != e.new),
         rescales=tuple(rescales),
+        sources=total.sources,
         swaps=tuple(swap for swap in total.swaps if swap not in earlier.swaps),
         notes=total.notes,
     )

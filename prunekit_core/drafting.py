@@ -21,7 +21,9 @@ from prunekit_core.pricing import Prices
 from prunekit_core.regime import collection_paused
 from prunekit_core.registry import Registry
 from prunekit_core.rescale import find_rescales, name_means
-from prunekit_core.surgery import other_names
+from prunekit_core.sites import ancestors
+from prunekit_core.sources import Sources, sources_of
+from prunekit_core.surgery import modules_in, other_names
 
 
 class Drafts:
@@ -39,6 +41,7 @@ class Drafts:
         self.analysis, self.registry = analysis, registry
         self.knowledge = Knowledge()
         self._compiled: dict[str, Compiled] | None = None
+        self._passed: Sources | None = None
         self._prices: weakref.WeakSet[Prices] = weakref.WeakSet()  # of plans that live longer ask before this goes
 
     def draft(self, model: nn.Module, kept: Mapping[str, tuple[int, ...]], reselect: Reselect | None = None) -> Plan:
@@ -69,10 +72,24 @@ class Drafts:
             edits=mirrored_edits(self.analysis.copies, self.analysis.shadow.modules, rehearsed.edits),
             rescales=mirrored_rescales(self.analysis.copies, rescales),
             swaps=self._swaps(parameters, rehearsed),
+            sources=self._sources(model) if cut else (),
             notes=(*dict.fromkeys(map(str, unmet)), *name_means(self.analysis, self.registry.op_rules, rehearsed)),
             costs=self._priced(cut),
             sizes=self._sizes(),
         )
+
+    def _sources(self, model: nn.Module) -> Sources:
+        """The code of the modules that units pass through, and of those around them."""
+        if self._passed is None:
+            paths = {
+                operation.module
+                for recording in self.analysis.recordings
+                for operation in recording.trace.operations
+                if any(ref.index in recording.live for ref in (*operation.references(), *operation.outputs))
+            }
+            around = {parent for path in paths for parent in ancestors(path)}
+            self._passed = sources_of(modules_in(model), around)
+        return self._passed
 
     def _parameters(self, model: nn.Module, rehearsed: Rehearsed) -> tuple[ParameterCut, ...]:
         aliases, stored = other_names(model), set(model.state_dict(keep_vars=True))

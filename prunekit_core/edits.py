@@ -13,6 +13,7 @@ import torch
 from prunekit_core import layout as layouts
 from prunekit_core.errors import PlanError
 from prunekit_core.layout import Layout
+from prunekit_core.sources import Sources
 
 Size = int | tuple[int, ...]
 
@@ -106,6 +107,7 @@ class Decision:
         edits: Attribute changes.
         rescales: Rows to scale.
         swaps: Modules to exchange first.
+        sources: Path of each module that the cut passes through to what is known of its code, see `sources_of`.
         notes: Lines for the report; no part of the decision's identity.
 
     Raises:
@@ -117,6 +119,7 @@ class Decision:
     edits: tuple[AttributeEdit, ...] = ()
     rescales: tuple[Rescale, ...] = ()
     swaps: tuple[Swap, ...] = ()
+    sources: Sources = ()
     notes: tuple[str, ...] = attrs.field(default=(), eq=False)
 
     def __attrs_post_init__(self) -> None:

@@ -99,6 +99,7 @@ class Plan(Decision):
         registry: Registry | None = None,
         optimizer: Optimizers | None = None,
         copies: Iterable[nn.Module] = (),
+        any_program: bool = False,
     ) -> nn.Module:
         """Prunes a model in place: checks everything first, then only slices and sets.
 
@@ -107,16 +108,20 @@ class Plan(Decision):
             registry: Where replacements are found; None for the default registry.
             optimizer: An optimizer that trains the model, or several; their state (momentum, averages) is cut along.
             copies: Further copies of the model that are cut alike, such as moving averages of its weights.
+            any_program: Whether the code of the model's modules may be other than it was when the plan was made.
 
         Returns:
             The model.
 
         Raises:
-            PlanError: The plan doesn't fit the model, a copy or the optimizer; nothing was changed.
+            PlanError: The plan doesn't fit the model, a copy or the optimizer, or was made for another program; nothing
+                was changed.
             BusyModelError: Another thread works on the model.
         """
         with collection_paused(), Transaction() as transaction:
-            self.apply_within(transaction, model, registry=registry, optimizer=optimizer, copies=copies)
+            self.apply_within(
+                transaction, model, registry=registry, optimizer=optimizer, copies=copies, any_program=any_program
+            )
         return model
 
     def apply_within(
@@ -128,6 +133,7 @@ class Plan(Decision):
         optimizer: Optimizers | None = None,
         copies: Iterable[nn.Module] = (),
         values: Mapping[str, torch.Tensor] | None = None,
+        any_program: bool = False,
     ) -> None:
         """Does what `apply` does, as part of a larger transaction.
 
@@ -139,13 +145,14 @@ class Plan(Decision):
             copies: See `apply`.
             values: Values that tensors of the model have afterwards, by canonical name; they take the place of the cut
                 ones, and may be taken over.
+            any_program: See `apply`.
         """
         targets = [unwrap(model), *(unwrap(other) for other in copies)]
         with contextlib.ExitStack() as alone:
             for target in targets:
                 alone.enter_context(exclusive(target))
-            operations = [Application(self, targets[0], registry, optimizer)]
-            operations += [Application(self, other, registry) for other in targets[1:]]
+            operations = [Application(self, targets[0], registry, optimizer, any_program=any_program)]
+            operations += [Application(self, other, registry, any_program=any_program) for other in targets[1:]]
             for operation in operations:
                 operation.check()
             if len(operations) > 1:
@@ -161,6 +168,7 @@ class Plan(Decision):
         *,
         registry: Registry | None = None,
         optimizer: Optimizers | None = None,
+        any_program: bool = False,
     ) -> None:
         """Makes every check of `apply`, and changes nothing.
 
@@ -168,11 +176,12 @@ class Plan(Decision):
             model: See `apply`.
             registry: See `apply`.
             optimizer: See `apply`.
+            any_program: See `apply`.
 
         Raises:
             PlanError: The plan doesn't fit the model or the optimizer.
         """
-        Application(self, unwrap(model), registry, optimizer).check()
+        Application(self, unwrap(model), registry, optimizer, any_program=any_program).check()
 
     def mask(self, model: nn.Module) -> nn.Module:
         """Zeroes the units instead of removing them (soft pruning), in place; shapes stay.
@@ -224,6 +233,7 @@ class Plan(Decision):
             "edits": [[e.module, e.attribute, e.old, e.new] for e in self.edits],
             "rescales": [[r.parameter, [list(run) for run in r.rows], r.factor] for r in self.rescales],
             "swaps": [[s.module, s.replacement] for s in self.swaps],
+            **({"sources": dict(self.sources)} if self.sources else {}),
         }
         return json.dumps(data)
 
@@ -264,6 +274,7 @@ class Plan(Decision):
                     for name, rows, factor in data["rescales"]
                 ),
                 swaps=tuple(Swap(_text(module), _text(name)) for module, name in data["swaps"]),
+                sources=tuple((_text(path), _text(source)) for path, source in data.get("sources", {}).items()),
             )
         except PlanError:
             raise

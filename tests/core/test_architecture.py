@@ -58,6 +58,7 @@ CORE = [
     "files",
     "tensorfile",
     "shards",
+    "sources",
     "edits",
     "stated",
     "custom_layers",
