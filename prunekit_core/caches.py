@@ -81,12 +81,14 @@ def _emptied(tensors: list[torch.Tensor]) -> list[str]:
                 kept = [key for key, value in holder.items() if id(value) in wanted]
                 if any(isinstance(one, _CACHE) for one in around):
                     following.append(holder)
-                elif owner is None:
+                elif owner is None and _is_global(holder):
                     for key in kept:
                         del holder[key]
-                else:
+                elif owner is not None:
                     name = getattr(owner, "__name__", type(owner).__name__)
                     places.update((f"{name}.{key}", None) for key in kept)
+                elif kept:
+                    places["a dict"] = None
             elif isinstance(holder, list | tuple | set | frozenset) or type(holder).__module__ == "functools":
                 following.append(holder)
             else:
@@ -100,3 +102,15 @@ def _emptied(tensors: list[torch.Tensor]) -> list[str]:
 def _has_attributes(owner: Any, table: dict[Any, Any]) -> bool:
     """Tells whether a dict holds the attributes of an object, a module or a class."""
     return isinstance(owner, type) or getattr(owner, "__dict__", None) is table
+
+
+def _is_global(table: dict[Any, Any], depth: int = 3) -> bool:
+    """Tells whether a dict is a variable of a Python module or class, or lies in such a one: a table of a program's."""
+    for one in gc.get_referrers(table):
+        if isinstance(one, dict):
+            owners = gc.get_referrers(one)
+            if any(isinstance(owner, types.ModuleType | type) and _has_attributes(owner, one) for owner in owners):
+                return True
+            if depth and not any(_has_attributes(owner, one) for owner in owners) and _is_global(one, depth - 1):
+                return True
+    return False

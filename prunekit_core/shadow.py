@@ -165,7 +165,7 @@ class _Recorder(TorchDispatchMode):
         except Exception as error:
             self.sink.failed(func, module, error)
             raise
-        if not func._schema.is_mutable:  # what is written in place was there before
+        if not func._schema.is_mutable and not any(result is arg for arg in args):  # else it was there before
             self._made.add(result)
         self.sink.operation(func, module, arguments, result)
         return result
