@@ -90,6 +90,7 @@ class _Recorder(TorchDispatchMode):
         self._draws = Draws()
         self._fakes, self._hollows, self._names = shadow.fakes, shadow.hollows, shadow.names
         self._originals, self._tensors, self._made = shadow.originals, tensors, shadow.made
+        self._reached = shadow.reached
 
     def closed(self, module: Closed, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a module that isn't looked into, and reports it as one operation."""
@@ -128,6 +129,7 @@ class _Recorder(TorchDispatchMode):
             kind = type(value)
             if kind in _STOOD_FOR:
                 if id(value) in self._originals and self._own(value) is not value:
+                    self._reached.add(self._originals[id(value)][1])
                     return True
             elif kind in (list, tuple) and value and self._foreign(value):
                 return True
@@ -247,6 +249,7 @@ class Shadow:
         notes: What the report has to say about how the copy was made, and about its runs.
         stack: The dotted paths of the modules that are running, innermost last.
         made: What operations of its last run made.
+        reached: Names of the model's own tensors that runs met: a closure, a hook or a registry holds them.
         unchecked: Whether norms run without their check that a batch holds several values per channel, which says
             nothing about axes.
         gradients: Whether gradients are on, and operations seen below autograd, those of the backward among them; else
@@ -263,6 +266,7 @@ class Shadow:
         self.gradients = False
         self.stack: list[str] = []
         self.made = Made()
+        self.reached: set[str] = set()
         self._recorder: _Recorder | None = None
         self._home = device_for(model)
         modules = list(modules_in(model).values())

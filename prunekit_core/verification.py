@@ -27,8 +27,9 @@ from prunekit_core.surgery import named_tensors, put_values
 
 NEVER, AUTO, ALWAYS = "never", "auto", "always"
 CHOICES = (NEVER, AUTO, ALWAYS)
-SHARE = 0.2
-"""``"auto"`` compares where that is expected to take at most this share of what the call has taken so far."""
+SECONDS = 0.1
+"""``"auto"`` compares where that is expected to take at most so long: a small share of the first call of a process. It
+is told from counts, not from a clock, so that the same call does the same everywhere."""
 SECONDS_PER_OPERATION, SECONDS_PER_MAC, SECONDS_PER_BYTE = 1e-3, 2e-10, 1e-9
 """What a comparison takes: per recorded operation, per multiply-accumulate of both models, per byte of tensors that are
 cut. On the safe side of what ``benchmarks/verification.py`` measures with one thread."""
@@ -68,7 +69,6 @@ def verify_cut(
     *,
     wish: str,
     costs: Mapping[str, tuple[float, float]],
-    spent: float,
 ) -> Verification:
     """Compares what a plan makes of a model with the original that has the removed units zeroed.
 
@@ -79,7 +79,6 @@ def verify_cut(
         registry: Where op rules and replacements are found.
         wish: ``"never"``, ``"auto"`` (if it costs little) or ``"always"`` (if it is possible).
         costs: Cost model to (before, after), as in `Preview.costs`; ``"auto"`` wants ``"macs"``.
-        spent: Seconds that the call has taken so far.
 
     Returns:
         What was compared, or why nothing was.
@@ -91,8 +90,11 @@ def verify_cut(
         return Verification()
     recording = analysis.recordings[0]
     why = _obstacle(model, plan, recording)
+    if not why and analysis.shadow.reached:
+        name = min(analysis.shadow.reached)
+        why = f"the program reaches {name} past the model (a closure, a registry), so that a copy would use it, too"
     if not why and wish == AUTO:
-        why = _too_much(model, plan, recording, costs, spent)
+        why = _too_much(model, plan, recording, costs)
     if why:
         return Verification(why=why)
     check = _checked(model, plan, analysis, registry, double=False)
@@ -138,10 +140,8 @@ def _obstacle(model: nn.Module, plan: Plan, recording: Recording) -> str:
     return ""
 
 
-def _too_much(
-    model: nn.Module, plan: Plan, recording: Recording, costs: Mapping[str, tuple[float, float]], spent: float
-) -> str:
-    """Says why a comparison would cost much of the call; empty if it wouldn't."""
+def _too_much(model: nn.Module, plan: Plan, recording: Recording, costs: Mapping[str, tuple[float, float]]) -> str:
+    """Says why a comparison would take long; empty if it wouldn't."""
     if "macs" not in costs:
         return "what it would cost isn't known, as no cost model counts MACs"
     tensors = named_tensors(model)
@@ -150,7 +150,7 @@ def _too_much(
         return "copies of what is cut would take much memory"
     expected = SECONDS_PER_OPERATION * len(recording.trace.operations)
     expected += SECONDS_PER_MAC * sum(costs["macs"]) + SECONDS_PER_BYTE * copied
-    return f"it would take more than {SHARE:.0%} of the call" if expected > SHARE * spent else ""
+    return f"it would take more than {SECONDS:g} s" if expected > SECONDS else ""
 
 
 def _checked(model: nn.Module, plan: Plan, analysis: Analysis, registry: Registry, *, double: bool) -> ExactCheck | str:

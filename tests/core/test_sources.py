@@ -1,4 +1,4 @@
-"""A plan is for a program: other code is refused, with the same names and shapes, too; the same in other words isn't."""
+"""A plan is for a program: other code is refused, with the same names and shapes, too; the same otherwise isn't."""
 
 from __future__ import annotations
 

@@ -158,18 +158,38 @@ def test_what_can_t_be_compared_is_said(make: Callable[[], nn.Module], why: str)
     assert any(note.startswith("not verified: ") and why in note for note in result.report.notes)
 
 
-def test_auto_compares_where_that_is_a_small_part_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prunekit_core.verification.SHARE", 1e9)
+def test_auto_compares_where_that_takes_little(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pk.prune(Mlp(), X).verification.check
     monkeypatch.setattr("prunekit_core.verification.COPIED_BYTES", 10)
     assert "memory" in pk.prune(Mlp(), X).verification.why
     monkeypatch.undo()
-    monkeypatch.setattr("prunekit_core.verification.SHARE", 0.0)
+    monkeypatch.setattr("prunekit_core.verification.SECONDS", 1e-6)
     result = pk.prune(Mlp(), X)
-    assert "of the call" in result.verification.why
+    assert "it would take more than 1e-06 s" in result.verification.why
     assert not [note for note in result.report.notes if "verified" in note]
     assert pk.prune(Mlp(), X, verify="never").verification == type(result.verification)()
     assert str(pk.prune(Mlp(), X, verify="never").verification) == "not verified"
+
+
+def test_what_is_reached_past_the_model_is_not_compared() -> None:
+    """A copy of the model would go on to use the original's layer."""
+    layer = nn.Linear(16, 4)
+
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last, self.run = nn.Linear(8, 16), layer, lambda x: layer(x)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.run(self.first(x))
+
+    for verify in ("auto", "always"):
+        made = Around()
+        result = pk.prune(made, torch.randn(2, 8), verify=verify)
+        assert result.verification.check is None
+        assert "reaches last." in result.verification.why
+        assert made(torch.randn(2, 8)).shape == (2, 4)
+        layer = made.last = nn.Linear(16, 4)
 
 
 def test_a_program_that_runs_otherwise_on_real_tensors_is_recorded_on_them() -> None:
