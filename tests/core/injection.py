@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import linecache
 import os
 import signal
 import sys
@@ -31,6 +32,16 @@ class TimeUpError(Exception):
     """What the handler of the alarm raises."""
 
 
+def raised() -> None:
+    raise InjectedError
+
+
+def _leaves_a_block(frame: FrameType) -> bool:
+    """Whether this is the line of a ``with`` statement, which is run once more between the end of the block and its
+    exit: nothing but a signal raises there, and signals have scenes of their own."""
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with ")
+
+
 class Lines:
     """Counts the lines of the core that are executed, and does something at one of them.
 
@@ -51,7 +62,7 @@ class Lines:
         return self._line
 
     def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if event == "line":
+        if event == "line" and not (self._fault is raised and _leaves_a_block(frame)):
             self.count += 1
             if self.count == self._at:
                 self._fault()
@@ -86,10 +97,6 @@ def places(count: int) -> list[int]:
     if EVERY or count <= SAMPLE:
         return list(range(1, count + 1))
     return sorted({1 + (count - 1) * number // (SAMPLE - 1) for number in range(SAMPLE)} | {count - 1, count - 2})
-
-
-def raised() -> None:
-    raise InjectedError
 
 
 @contextlib.contextmanager

@@ -188,6 +188,7 @@ def test_an_exception_on_any_line(name: str, tmp_path: Path) -> None:
     check(seeded(SCENES[name]), tmp_path, run)
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.parametrize("name", SCENES)
 def test_a_signal_on_any_line(name: str, tmp_path: Path) -> None:
     def run(scene: Scene, at: int | None) -> int:
