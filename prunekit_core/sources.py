@@ -22,7 +22,8 @@ Sources = tuple[tuple[str, str], ...]
 """Path of a module to what is known of its code: a digest, or the name of its class in brackets where there is none."""
 
 _LIBRARIES = tuple(sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib"))
-_OWN = ("torch", "prunekit", "prunekit_core", "prunekit_plugins")
+_OWN = ("torch.", "prunekit")
+"""Beginnings of the names of modules that count as libraries wherever they lie."""
 _IGNORED = frozenset(["returns", "annotation", "type_comment", "type_params", "decorator_list", "ctx", "kind"])
 _known: dict[type, str] = {}
 
@@ -77,7 +78,7 @@ def _digest(kind: type[nn.Module]) -> str:
 
 
 def _is_library(kind: type, function: types.FunctionType) -> bool:
-    if kind.__module__.partition(".")[0] in _OWN:
+    if kind.__module__.startswith(_OWN):
         return True
     return function.__code__.co_filename.startswith(_LIBRARIES)
 
