@@ -22,7 +22,8 @@ from prunekit_core.layout import Kept, Stated
 from prunekit_core.outputs import named_outputs
 from prunekit_core.recorder import TensorTable
 from prunekit_core.rules import RuleTable, rule_keys
-from prunekit_core.shadow import Sink, fingerprint
+from prunekit_core.shadow import fingerprint
+from prunekit_core.sink import Sink
 from prunekit_core.trace import Operation, TensorRef, tensor_refs
 
 Argument = tuple[int, int, str]

@@ -27,8 +27,9 @@ from prunekit_core.programs import swap_modules
 from prunekit_core.registry import Registry
 from prunekit_core.rehearsal import Stage
 from prunekit_core.rules import Role
-from prunekit_core.shadow import Shadow, Sink
+from prunekit_core.shadow import Shadow
 from prunekit_core.sides import MaskedSide, Side
+from prunekit_core.sink import Sink
 from prunekit_core.surgery import named_tensors, put_values, select_positions, tensor_at, zeroed
 
 SMALL = 0.1

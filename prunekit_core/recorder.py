@@ -23,8 +23,9 @@ from prunekit_core.examples import Example
 from prunekit_core.outputs import named_outputs
 from prunekit_core.packed import check_no_packed_objects, check_unpacked
 from prunekit_core.rules import RuleTable
-from prunekit_core.shadow import Shadow, Sink, fingerprint
+from prunekit_core.shadow import Shadow, fingerprint
 from prunekit_core.sharding import is_sharded, shards_its_parameters
+from prunekit_core.sink import Sink
 from prunekit_core.surgery import modules_in, tensors_in
 from prunekit_core.trace import Operation, TensorRef, Trace, is_continuous
 

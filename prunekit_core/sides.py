@@ -19,7 +19,7 @@ from prunekit_core.decisions import answered
 from prunekit_core.layout import Kept
 from prunekit_core.plan import Plan
 from prunekit_core.rules import ModuleOp
-from prunekit_core.shadow import Sink
+from prunekit_core.sink import Sink
 from prunekit_core.surgery import select_positions
 from prunekit_core.trace import Operation, is_continuous
 

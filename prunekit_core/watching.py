@@ -21,7 +21,8 @@ from prunekit_core.hollow import Hollows, device_for
 from prunekit_core.programs import swap_modules
 from prunekit_core.registry import Registry
 from prunekit_core.rules import RuleTable
-from prunekit_core.shadow import Shadow, Sink
+from prunekit_core.shadow import Shadow
+from prunekit_core.sink import Sink
 from prunekit_core.sums import Sum, Sums
 from prunekit_core.surgery import modules_in, named_tensors, tensor_at
 

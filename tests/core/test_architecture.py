@@ -43,6 +43,7 @@ CORE = [
     "hollow",
     "functions",
     "caches",
+    "sink",
     "shadow",
     "decisions",
     "recorder",
