@@ -10,7 +10,7 @@ import functools
 import gc
 import types
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -39,21 +39,23 @@ class Made:
         """Forgets what was made."""
         self._made.clear()
 
-    def release(self, returned: Iterable[torch.Tensor] = ()) -> list[str]:
+    def release(self, used: Callable[[], Iterable[torch.Tensor]]) -> list[str]:
         """Empties caches of what was made since the last call, and forgets it.
 
         Call it when nothing of the kit's own holds tensors of the run any more.
 
         Args:
-            returned: Tensors that the caller goes on to use.
+            used: Returns the tensors that the caller goes on to use; asked where any are left.
 
         Returns:
             A line for each place that isn't a cache and goes on to hold a tensor.
         """
-        used = {id(tensor) for tensor in returned}
-        left = [ref for ref in self._made if (tensor := ref()) is not None and id(tensor) not in used]
+        left = [ref for ref in self._made if ref() is not None]
         self._made.clear()
         places: list[str] = []
+        if left:
+            kept = {id(tensor) for tensor in used()}
+            left = [ref for ref in left if id(ref()) not in kept]
         while left and not places:
             places = _emptied([tensor for ref in left[:FEW] if (tensor := ref()) is not None])
             left = [ref for ref in left[FEW:] if ref() is not None]

@@ -134,16 +134,16 @@ class Marks:
     level deep.
 
     Args:
-        model: The root of the tree.
+        modules: The modules of the tree.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._modules: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._plain: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
         self._others: list[_Container | _Slots] = []
         slotted: dict[type, bool] = {}
         plain: dict[type, bool | None] = {}  # None for what holds nothing
-        for module in model.modules():
+        for module in modules:
             attributes = dict(dict.items(vars(module)))  # as it is, whatever it shows
             self._modules.append((vars(module), attributes))
             for value in attributes.values():
@@ -178,11 +178,11 @@ class ObjectMarks:
 
     Args:
         objects: The objects; of tensors, modules, classes and functions nothing is noted.
-        model: The root of the tree that holds them; what `Marks` of it note is left to those.
+        modules: The modules of the tree that holds them; what `Marks` of them note is left to those.
     """
 
-    def __init__(self, objects: Iterable[Any], model: nn.Module) -> None:
-        noted = {id(value) for module in model.modules() for value in (vars(module), *dict.values(vars(module)))}
+    def __init__(self, objects: Iterable[Any], modules: Iterable[nn.Module]) -> None:
+        noted = {id(value) for module in modules for value in (vars(module), *dict.values(vars(module)))}
         objects = [value for value in objects if id(value) not in noted or not _contents(value, type(value))]
         self._held = [held for value in objects for held in _marked(value)]
 

@@ -126,7 +126,8 @@ def momentum_copies(
         )
     found = [_declared(modules, names, touched, copy, original) for copy, original in declared.items()]
     hints: list[str] = []
-    if all(name in touched for name in names.values()):
+    own_parameters = (t for module in modules.values() for t in module._parameters.values() if t is not None)
+    if all(not tensor.dim() or names[id(tensor)] in touched for tensor in own_parameters):
         return found, hints
     paths = [path for path in modules if path]
     structures = {path: _structure(modules[path]) for path in paths}

@@ -12,7 +12,7 @@ import gc
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import nn
@@ -41,12 +41,11 @@ class Regime:
     - The log of operations that don't fit is off: in a replay, that is an answer.
 
     Args:
-        model: The model.
+        modules: The modules of the model.
         log: The logger of operations that don't fit on fake tensors.
     """
 
-    def __init__(self, model: nn.Module, log: logging.Logger) -> None:
-        modules = list(model.modules())
+    def __init__(self, modules: Collection[nn.Module], log: logging.Logger) -> None:
         self._draws, self._log = OtherDraws(), log
         self._recurrent = any(isinstance(module, nn.RNNBase) for module in modules)
         self._fused = any(isinstance(module, _FUSED) for module in modules)

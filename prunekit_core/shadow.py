@@ -248,7 +248,7 @@ class Shadow:
         self._firsts = named_tensors(self.module)  # objects in the shadow hold them while it runs smaller ones
         both = [*named_tensors(model).items(), *self._firsts.items()]
         self.originals = {id(tensor): (weakref.ref(tensor), name) for name, tensor in both}
-        self._twins = {id(old): new for old, new in zip(model.modules(), self.module.modules(), strict=True)}
+        self._twins = {id(old): new for old, new in zip(modules, modules_in(self.module).values(), strict=True)}
         self.notes.extend(
             f"a {kind} in the model can't be deep-copied ({why}); it is shared with the copy that is recorded"
             for kind, why in twin.shared.items()
@@ -335,9 +335,9 @@ class Shadow:
                     self.hollows.settle(module, self.names)
                 vars(module)["forward"] = self._closed(Closed(module, *declared, passed), name, module.forward)
         self.modes = ModeWatch(self.modules, own)
-        self._regime = Regime(self.module, logging.getLogger(FakeTensorMode.__module__))
-        self._pristine = self._marks = Marks(self.module)
-        self._inside = ObjectMarks(self._copied, self.module)
+        self._regime = Regime(self.modules.values(), logging.getLogger(FakeTensorMode.__module__))
+        self._pristine = self._marks = Marks(self.modules.values())
+        self._inside = ObjectMarks(self._copied, self.modules.values())
 
     def _closed(self, module: Closed, path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         """Wraps the forward of a module that isn't looked into; what such a module calls isn't recorded either."""
@@ -373,7 +373,7 @@ class Shadow:
         Returns:
             See `Made.release`.
         """
-        return self.made.release([*returned, *self.tensors().values()])
+        return self.made.release(lambda: [*returned, *self.tensors().values()])
 
     def reset(self) -> None:
         """Undoes whatever editing the shadow did to its modules since the last `commit`; every run ends with it."""
@@ -382,7 +382,7 @@ class Shadow:
 
     def commit(self) -> None:
         """Makes the present state the one that `reset` returns to."""
-        self._marks = Marks(self.module)
+        self._marks = Marks(self.modules.values())
 
     def rewind(self) -> None:
         """Returns to the state that was committed first: the modules as recorded."""
