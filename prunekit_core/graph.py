@@ -452,7 +452,11 @@ class DependencyGraph:
     def report(self) -> Report:
         """Tells what was pruned, left on purpose, not understood, and untouched."""
         return Report.of(
-            self.analysis, self.applied.kept, self.knowledge.given_back, {}, (*self.notes, *self.applied.notes)
+            self.analysis,
+            self.applied.kept,
+            self.knowledge.given_back,
+            {},
+            (*self.notes, *self.knowledge.effort_notes(), *self.applied.notes),
         )
 
     def explain(self, layer: nn.Module | str) -> Explanation:

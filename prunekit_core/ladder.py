@@ -7,6 +7,7 @@ plans of the same model, and tried on sibling modules at once.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +32,10 @@ Reselect = Callable[[str, int], "tuple[int, ...] | None"]
 """Chooses the units of a group to keep, given how many; None when the group has to keep all."""
 
 
+FEW_REPLAYS = 10
+"""Replays up to which the report doesn't say what they were for."""
+
+
 @attrs.define
 class Knowledge:
     """What rehearsals have learnt about a model.
@@ -40,12 +45,14 @@ class Knowledge:
         ties: Groups that must keep the same fraction of their units.
         given_back: Groups that can't shrink in this program, with the reason.
         unsteady: Arguments that are tensors of other values each time the program runs.
+        effort: What replays were made for, beyond one per plan, to how many and where the first one was.
     """
 
     recipes: dict[Place, Recipe] = attrs.field(factory=dict)
     ties: list[frozenset[str]] = attrs.field(factory=list)
     given_back: dict[str, str] = attrs.field(factory=dict)
     unsteady: set[Argument] = attrs.field(factory=set)
+    effort: dict[str, tuple[int, str]] = attrs.field(factory=dict)
 
     def tied(self, group: str) -> frozenset[str]:
         """Returns the groups that must keep the same fraction as a group (itself included)."""
@@ -55,6 +62,20 @@ class Knowledge:
         """Adds a tie, merging those that overlap."""
         merged = groups.union(*(tie for tie in self.ties if tie & groups))
         self.ties = [tie for tie in self.ties if not tie & groups] + [merged]
+
+    def note_effort(self, what: str, replays: int, where: str) -> None:
+        """Adds replays that were made for something."""
+        count, first = self.effort.get(what, (0, where))
+        if replays:
+            self.effort[what] = (count + replays, first)
+
+    def effort_notes(self) -> list[str]:
+        """Tells what the replays were made for, where there were more than a few."""
+        total = sum(count for count, _ in self.effort.values())
+        if total <= FEW_REPLAYS:
+            return []
+        parts = [f"{count} {what} (first: {where})" for what, (count, where) in self.effort.items()]
+        return [f"planning replayed the program {total} times more than once per plan: {', '.join(parts)}"]
 
 
 @attrs.frozen
@@ -117,24 +138,45 @@ class _Ladder:
         self._search = AttributeSearch(analysis, registry, self._sites)
 
     def climb(self) -> Rehearsed:
+        site = ""  # where the cut had to be changed last
         while True:
             self._enlarge()
             stage = self._stage(self._kept)
             recipes = dict(self._knowledge.recipes)
-            mismatch, drifts = replay(stage, recipes)
+            with self._counted("to prove a cut anew", site) if site else contextlib.nullcontext():
+                mismatch, drifts = replay(stage, recipes)
             while mismatch is not None and mismatch.values is None:
-                improved = self._search.improve(stage, recipes, mismatch)
+                with self._counted("to find attributes that follow sizes", self._site(mismatch)):
+                    improved = self._search.improve(stage, recipes, mismatch)
                 if improved is None:
                     break
                 recipes, mismatch, drifts = improved
             if mismatch is not None:
+                site = self._site(mismatch)
                 if not self._is_unsteady(mismatch):
-                    self._concede(stage, recipes, mismatch)
+                    with self._counted("to find what has to keep its size, or to be in step", site):
+                        self._concede(stage, recipes, mismatch)
                 continue
             self._knowledge.recipes.update(recipes)
             rehearsed = self._proven(stage, recipes, drifts)
-            if not self._has_unmet(stage, recipes, rehearsed):
+            site = "a constant that follows a size"
+            with self._counted("to find what it follows", site):
+                unmet = self._has_unmet(stage, recipes, rehearsed)
+            if not unmet:
                 return rehearsed
+
+    @contextlib.contextmanager
+    def _counted(self, what: str, where: str) -> Iterator[None]:
+        """Counts the replays of a block as made for something."""
+        before = self._analysis.shadow.replays
+        try:
+            yield
+        finally:
+            self._knowledge.note_effort(what, self._analysis.shadow.replays - before, where)
+
+    def _site(self, mismatch: Mismatch) -> str:
+        operation = self._analysis.recordings[mismatch.recording].trace.operations[mismatch.operation]
+        return f"{operation.name} in {operation.module or 'the model'}"
 
     def _enlarge(self) -> None:
         """Gives units back where fewer than an operation needs would stay: it would have no value."""
@@ -221,9 +263,8 @@ class _Ladder:
 
     def _concede(self, stage: Stage, recipes: Mapping[Place, Recipe], mismatch: Mismatch) -> None:
         record = self._analysis.recordings[mismatch.recording]
-        operation = record.trace.operations[mismatch.operation]
         here = self._names_near(record, mismatch.operation)
-        site = f"{operation.name} in {operation.module or 'the model'}: {mismatch.why}"
+        site = f"{self._site(mismatch)}: {mismatch.why}"
         if not here:
             self._refuse_undecided(site)
         self._refuse_fixed(site, here)
@@ -295,6 +336,7 @@ class _Ladder:
                     found, _ = replay(self._stage(self._kept), recipes)
                     if further(found, mismatch):
                         self._knowledge.add_tie(pair)
+                        self._search.forget()
                         self._kept = before
                         self._kept = self._in_step(pair, shrinking=False)
                         return True

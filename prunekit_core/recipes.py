@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from torch import nn
 
 from prunekit_core import layout as layouts
 from prunekit_core.analysis import Analysis
@@ -44,8 +46,36 @@ def further(found: Mismatch | None, than: Mismatch | None) -> bool:
     return found is None or found.progress > than.progress
 
 
+Found = tuple[dict[Place, Recipe], Mismatch | None, list[Drift]]
+"""All recipes, and what the replay with them found."""
+
+_Option = tuple[Place, tuple[PieceKey, ...], Recipe]
+"""A hypothesis: an attribute, where the pieces of its recipe show in the module, and the recipe."""
+
+_Failure = tuple[type[nn.Module], int, str, tuple[PieceKey, ...]]
+"""A hypothesis that didn't help: class, operation within the module, attribute, pieces."""
+
+
+class _Trials:
+    """Replays of one stage with changes on top of what is known; none is made twice."""
+
+    def __init__(self, stage: Stage, recipes: Mapping[Place, Recipe], mismatch: Mismatch) -> None:
+        self.stage, self.mismatch, self._recipes = stage, mismatch, recipes
+        self._known: dict[frozenset[tuple[Place, Recipe]], Found] = {}
+
+    def of(self, changes: Iterable[Mapping[Place, Recipe]]) -> Found:
+        made = {place: recipe for change in changes for place, recipe in change.items()}
+        key = frozenset(made.items())
+        if key not in self._known:
+            recipes = {**self._recipes, **made}
+            self._known[key] = (recipes, *replay(self.stage, recipes))
+        return self._known[key]
+
+
 class AttributeSearch:
     """Finds attributes that have to change with a cut.
+
+    What didn't help at an operation of a module isn't tried at the same operation of another module of its class.
 
     Args:
         analysis: The analysed model.
@@ -55,10 +85,13 @@ class AttributeSearch:
 
     def __init__(self, analysis: Analysis, registry: Registry, sites: Sites) -> None:
         self._analysis, self._registry, self._sites = analysis, registry, sites
+        self._failed: set[_Failure] = set()
 
-    def improve(
-        self, stage: Stage, recipes: dict[Place, Recipe], mismatch: Mismatch
-    ) -> tuple[dict[Place, Recipe], Mismatch | None, list[Drift]] | None:
+    def forget(self) -> None:
+        """Forgets what didn't help: sizes are in step now that weren't."""
+        self._failed.clear()
+
+    def improve(self, stage: Stage, recipes: dict[Place, Recipe], mismatch: Mismatch) -> Found | None:
         """Looks for attributes whose change gets the replay further than its first mismatch, near to it first.
 
         Returns:
@@ -66,50 +99,61 @@ class AttributeSearch:
         """
         record = self._analysis.recordings[mismatch.recording]
         for path in ancestors(record.trace.operations[mismatch.operation].module):
-            options = self._options(stage, path, recipes, mismatch.recording)
-            best: tuple[dict[Place, Recipe], Mismatch | None, list[Drift]] | None = None
-            for place, key, recipe in options:
-                alone = {place: recipe}
-                for change in (alone | self._siblings(stage, place, key, recipe, mismatch.recording), alone):
-                    found, drifts = replay(stage, recipes | change)
-                    if further(found, mismatch):
-                        if best is None or further(found, best[1]):
-                            best = (recipes | change, found, drifts)
-                        break
-            if best is None and len({place for place, _, _ in options}) > 1:
-                best = self._together(stage, recipes, options, mismatch)
-            if best is not None:
-                return best
+            options = {
+                self._failure(stage, mismatch, option): option
+                for option in self._options(stage, path, recipes, mismatch.recording)
+            }
+            left = [option for failure, option in options.items() if failure not in self._failed]
+            if not left:
+                continue
+            trials = _Trials(stage, recipes, mismatch)
+            found = self._together(trials, left) or self._one_by_one(trials, left)
+            if found is not None:
+                return found
+            self._failed.update(options)
         return None
 
-    def _together(
-        self,
-        stage: Stage,
-        recipes: dict[Place, Recipe],
-        options: list[tuple[Place, tuple[PieceKey, ...], Recipe]],
-        mismatch: Mismatch,
-    ) -> tuple[dict[Place, Recipe], Mismatch | None, list[Drift]] | None:
-        """Tries all attributes of a module at once, then leaves out those that aren't needed."""
+    def _failure(self, stage: Stage, mismatch: Mismatch, option: _Option) -> _Failure:
+        (path, attribute), keys, _ = option
+        inside = self._sites.operations(mismatch.recording, path)
+        ordinal = next((i for i, operation in enumerate(inside) if operation.index == mismatch.operation), -1)
+        return type(stage.modules[path]), ordinal, attribute, keys
+
+    def _together(self, trials: _Trials, options: Sequence[_Option]) -> Found | None:
+        """Tries the first hypothesis of every attribute at once, then leaves out what isn't needed, by halves."""
         changes: dict[Place, dict[Place, Recipe]] = {}
         for place, key, recipe in options:
             if place not in changes:
-                changes[place] = {place: recipe} | self._siblings(stage, place, key, recipe, mismatch.recording)
-        combined = {p: r for change in changes.values() for p, r in change.items()}
-        found, drifts = replay(stage, recipes | combined)
-        if not further(found, mismatch):
+                changes[place] = {place: recipe} | self._siblings(trials, place, key, recipe)
+        found = trials.of(changes.values())
+        if not further(found[1], trials.mismatch):
             return None
-        for place in list(changes):
-            fewer = {p: r for other, change in changes.items() if other != place for p, r in change.items()}
-            trial, trial_drifts = replay(stage, recipes | fewer)
-            if not further(found, trial):
-                found, drifts = trial, trial_drifts
-                del changes[place]
-        combined = {p: r for change in changes.values() for p, r in change.items()}
-        return recipes | combined, found, drifts
+        chunk = len(changes) // 2
+        while chunk:
+            places = list(changes)
+            for start in range(0, len(places), chunk):
+                fewer = {place: changes[place] for place in changes if place not in places[start : start + chunk]}
+                if fewer:
+                    trial = trials.of(fewer.values())
+                    if not further(found[1], trial[1]):
+                        found, changes = trial, fewer
+            chunk //= 2
+        return found
 
-    def _options(
-        self, stage: Stage, path: str, recipes: Mapping[Place, Recipe], recording: int
-    ) -> list[tuple[Place, tuple[PieceKey, ...], Recipe]]:
+    def _one_by_one(self, trials: _Trials, options: Sequence[_Option]) -> Found | None:
+        """Tries every hypothesis by itself, with the module's siblings and without; the one that gets furthest."""
+        best: Found | None = None
+        for place, key, recipe in options:
+            alone = {place: recipe}
+            for change in (alone | self._siblings(trials, place, key, recipe), alone):
+                found = trials.of([change])
+                if further(found[1], trials.mismatch):
+                    if best is None or further(found[1], best[1]):
+                        best = found
+                    break
+        return best
+
+    def _options(self, stage: Stage, path: str, recipes: Mapping[Place, Recipe], recording: int) -> list[_Option]:
         """Lists hypotheses: attributes of a module whose value is the old size of something that shrinks there."""
         module = stage.modules[path]
         if self._registry.layer_type(module) is not None and any(True for _ in module.parameters(recurse=False)):
@@ -120,7 +164,7 @@ class AttributeSearch:
             new = layouts.new_size(piece, stage.kept)
             if new != piece.size:
                 by_size.setdefault(piece.size, {}).setdefault(new, key)
-        found: list[tuple[Place, tuple[PieceKey, ...], Recipe]] = []
+        found: list[_Option] = []
         for attribute, value in sorted(vars(module).items()):
             place = (path, attribute)
             if place in recipes or not is_size(value):
@@ -134,10 +178,10 @@ class AttributeSearch:
         return found
 
     def _siblings(
-        self, stage: Stage, place: Place, keys: tuple[PieceKey, ...], recipe: Recipe, recording: int
+        self, trials: _Trials, place: Place, keys: tuple[PieceKey, ...], recipe: Recipe
     ) -> dict[Place, Recipe]:
         """Finds the same attribute with the same meaning in all modules of the same class and structure."""
-        path, attribute = place
+        (path, attribute), stage, recording = place, trials.stage, trials.mismatch.recording
         found: dict[Place, Recipe] = {}
         for twin in self._sites.twins(stage.modules, path, recording):
             pieces = [self._sites.piece(recording, twin, key) for key in keys]

@@ -92,6 +92,7 @@ class Stage:
         Returns:
             The first mismatch, or None with the numbers that drifted.
         """
+        self._shadow.replays += 1
         drifts: list[Drift] = []
         for position, recording in enumerate(self.analysis.recordings):
             if not recording.replayed:

@@ -220,6 +220,7 @@ class Shadow:
         notes: What the report has to say about how the copy was made, and about its runs.
         stack: The dotted paths of the modules that are running, innermost last.
         made: What operations of its last run made.
+        replays: How often its program was replayed with a cut.
         reached: Names of the model's own tensors that runs met: a closure, a hook or a registry holds them.
         unchecked: Whether norms run without their check that a batch holds several values per channel, which says
             nothing about axes.
@@ -237,6 +238,7 @@ class Shadow:
         self.gradients = False
         self.stack: list[str] = []
         self.made = Made()
+        self.replays = 0
         self.reached: set[str] = set()
         self._recorder: _Recorder | None = None
         self._home = device_for(model)

@@ -21,7 +21,7 @@ from prunekit_core.plan import Plan
 from prunekit_core.rules import ModuleOp
 from prunekit_core.sink import Sink
 from prunekit_core.surgery import select_positions
-from prunekit_core.trace import Operation, is_continuous
+from prunekit_core.trace import Operation, TensorRef, is_continuous
 
 Read = dict[int, list[torch.Tensor]]
 """By operation index: the real numbers that were read where something was decided, at the kept positions."""
@@ -150,9 +150,32 @@ class MaskedSide(Side):
         if index in self._recording.temperatures:
             temperature, _ = self._recording.temperatures[index]
             arguments[temperature.argument] = temperature.value
-        whole = tensors_of(op(*args, **kwargs))  # lies in memory as what follows was recorded with
+        given = bind_arguments(op, args, kwargs)
+        written = _written(op, given)
+        spare = {name: tensor.clone() for name, tensor in written.items()}  # else it would be written to twice
+        whole = op(**{**given, **spare}) if spare else op(*args, **kwargs)
         result = op.run(arguments, self._sizes(operation.module)) if isinstance(op, ModuleOp) else op(**arguments)
-        return self._spread(result, whole, operation.outputs, kept)
+        # what lies in memory as it was recorded, as what follows depends on that
+        spread = self._spread(result, tensors_of(whole), operation.outputs, kept)
+        for name, tensor in written.items():
+            self._put_back(tensor, arguments[name], operation.arguments[name], kept)
+        return self._same(spread, result, {id(arguments[name]): tensor for name, tensor in written.items()})
+
+    def _put_back(self, tensor: torch.Tensor, smaller: torch.Tensor, ref: TensorRef, kept: Kept) -> None:
+        """Puts what was written to the kept units of an argument to where the program holds it."""
+        if smaller is not tensor:
+            for dim, positions in self._recording.positions(ref.index, kept).items():
+                shape = list(smaller.shape)
+                shape[dim] = tensor.shape[dim]
+                smaller = smaller.new_zeros(shape).index_copy_(dim, positions.to(smaller.device), smaller)
+            tensor.copy_(smaller)
+
+    @staticmethod
+    def _same(spread: Any, result: Any, written: Mapping[int, torch.Tensor]) -> Any:
+        """Returns the very arguments that an operation wrote to where it returned them."""
+        leaves, form = pytree.tree_flatten(spread)
+        found = [written.get(id(leaf), place) for leaf, place in zip(pytree.tree_leaves(result), leaves, strict=True)]
+        return pytree.tree_unflatten(found, form)
 
     def _sizes(self, path: str) -> dict[tuple[str, str], Any]:
         """Returns the sizes that the plan sets in the attributes of a module and of those in it."""
@@ -184,3 +207,12 @@ class MaskedSide(Side):
             spread.append(placed.copy_(tensor))
         places = iter(spread)
         return pytree.tree_unflatten([next(places) if torch.is_tensor(leaf) else leaf for leaf in leaves], form)
+
+
+def _written(op: Any, arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Lists the tensors that an operation writes to, by argument."""
+    schema = getattr(op, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return {}
+    names = [argument.name for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write]
+    return {name: arguments[name] for name in names if isinstance(arguments.get(name), torch.Tensor)}

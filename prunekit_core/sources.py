@@ -49,7 +49,7 @@ def other_source(modules: Mapping[str, nn.Module], sources: Sources) -> tuple[st
             continue
         now = _source(modules[path])
         if then != now and "" not in (then, now) and not now.startswith("("):
-            name = type(modules[path]).__qualname__
+            name = _written_class(type(modules[path])).__qualname__
             if not then.startswith("(") or then != f"({name})":
                 return path, name
     return None
@@ -57,12 +57,17 @@ def other_source(modules: Mapping[str, nn.Module], sources: Sources) -> tuple[st
 
 def _source(module: nn.Module) -> str:
     """A digest; the name of the class where its code is a library's; empty where the code can't be seen."""
-    kind = type(module)
+    kind = _written_class(type(module))
     if "forward" in vars(module):  # what runs isn't the class's
         return ""
     if kind not in _known:
         _known[kind] = _digest(kind)
     return _known[kind]
+
+
+def _written_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """Returns the class that was written down, where PyTorch made one of it: ``fully_shard`` and ``parametrize`` do."""
+    return next(cls for cls in kind.__mro__ if "forward" in vars(cls) or not cls.__module__.startswith(_OWN))
 
 
 def _digest(kind: type[nn.Module]) -> str:

@@ -108,3 +108,82 @@ def test_what_is_remembered_is_what_would_have_been_computed(
     computed, none = seen()
     assert none == 0
     assert remembered == computed
+
+
+class Counted(nn.Module):
+    """A module that says its width in many attributes, and reads one of them."""
+
+    def __init__(self, read: str) -> None:
+        super().__init__()
+        self.make, self.take = nn.Linear(6, 12), nn.Linear(12, 6)
+        self.read = read
+        for number in range(8):
+            setattr(self, f"width{number}", 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.make(x).reshape(-1, getattr(self, self.read))
+        return x + self.take(hidden)
+
+
+class Halved(nn.Module):
+    """A module whose program writes half of its width down, so that no attribute helps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.take = nn.Linear(6, 12), nn.Linear(12, 6)
+        self.width, self.also = 12, 12
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = self.make(x).split([6, 6], dim=-1)
+        return x + self.take(torch.cat([second, first], dim=-1))
+
+
+@pytest.mark.parametrize("read", ["width0", "width5", "width7"])
+def test_attributes_are_found_by_halves(read: str) -> None:
+    model = nn.Sequential(*(Counted(read) for _ in range(3)))
+    pruner = pk.BasePruner(model, torch.randn(2, 6))
+    plan = pruner.plan()
+    assert {cut.group for cut in plan.cuts} == {"0.make", "1.make", "2.make"}
+    assert {(edit.module, edit.attribute) for edit in plan.edits if edit.attribute.startswith("width")} == {
+        (name, read) for name in "012"
+    }
+    # one that fails, all attributes at once, two for each halving of eight, and those of the siblings came along
+    assert pruner.graph.analysis.shadow.replays <= 1 + 1 + 2 * 3 + 1
+    again = pruner.graph.analysis.shadow.replays
+    pruner.plan()
+    assert pruner.graph.analysis.shadow.replays == again + 1
+
+
+def test_what_did_not_help_is_not_tried_at_siblings() -> None:
+    def replays(depth: int) -> int:
+        pruner = pk.BasePruner(nn.Sequential(*(Halved() for _ in range(depth))), torch.randn(2, 6))
+        assert not pruner.plan().cuts
+        return int(pruner.graph.analysis.shadow.replays)
+
+    assert replays(8) == replays(2)
+
+
+def test_the_report_says_what_many_replays_were_for() -> None:
+    class Written(nn.Module):
+        """Two sizes that are written down and one that is read: a few searches."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.ModuleList([Counted("width3"), Halved(), Counted("width6")])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for module in self.inner:
+                x = module(x)
+            return x
+
+    def noted(model: nn.Module) -> list[str]:
+        pruner = pk.BasePruner(model, torch.randn(2, 6))
+        pruner.step()
+        return [note for note in pruner.report().notes if "replayed the program" in note]
+
+    assert noted(Counted("width1")) == []
+    (note,) = noted(Written())
+    total, *parts = (int(word) for word in note.replace(":", "").split() if word.isdigit())
+    assert total == sum(parts) > 10
+    assert "to find attributes that follow sizes (first: aten::" in note
+    assert "to find what has to keep its size, or to be in step (first: aten::" in note

@@ -219,6 +219,18 @@ def test_plans_that_are_composed_keep_what_is_known(tmp_path: Path) -> None:
         total.apply(write(tmp_path, HEAD + OTHER["a flip"])())
 
 
+def test_classes_that_pytorch_makes_of_others_are_those(tmp_path: Path) -> None:
+    model = write(tmp_path, HEAD + PLAIN)()
+    before = dict(sources_of({"": model, "a": model.a}, ["", "a"]))
+    for module in (model, model.a):
+        module.register_parameter("weight", nn.Parameter(torch.ones(2))) if module is model else None
+        nn.utils.parametrize.register_parametrization(module, "weight", nn.Identity())
+    assert type(model).__name__ == "ParametrizedNet"
+    assert dict(sources_of({"": model, "a": model.a}, ["", "a"])) == before
+    assert len(before[""]) == 16
+    assert before["a"] == "(Linear)"
+
+
 def test_libraries_are_no_matter_of_versions() -> None:
     torchvision = pytest.importorskip("torchvision")
     model = torchvision.models.resnet18(weights=None)

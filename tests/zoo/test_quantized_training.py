@@ -72,7 +72,10 @@ def test_prepared_models_of_torch_ao(observing: bool) -> None:
         if not observing:
             model.apply(quantization.disable_observer)
         model.eval()
-        result = pk.prune(model, x)
+        original = copy.deepcopy(model)
+        result = pk.prune(model, x, verify="always")
+        assert "verified: relative error" in str(result.verification)  # observers move once on each side
+        assert pk.check_exact(original, model, result.plan, x).exact
         assert result.report.pruned == {"0": (8, 4), "2": (6, 3)}
         for name, width in (("0", 4), ("2", 3), ("4", 4)):
             observer = model.get_submodule(name).weight_fake_quant
