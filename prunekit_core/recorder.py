@@ -149,7 +149,7 @@ class TraceBuilder(Sink):
         places = {memory_of(tensor): ref for tensor, ref in read}
         for tensor, ref in zip(returned, results, strict=True):
             source = places.get(memory_of(tensor))
-            if source is not None and source.index != ref.index:
+            if source is not None and source.index < ref.index:  # what is written to and returned was there before
                 self._shares[ref.index] = source.index
 
     def alias(self, source: torch.Tensor, result: torch.Tensor) -> None:

@@ -371,3 +371,34 @@ def test_standardised_weights_in_groups() -> None:
     model = Standard(StandardisedByNorm, torch.sigmoid, groups=4)
     _, mixes = compared(model)
     assert list(mixes) == ["q"]
+
+
+class WritesToAView(nn.Module):
+    """Writes to a tensor what it reads from a view of it, and to the view what it reads from the tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = torch.ones(1, 1).expand(3, 4)
+        whole = self.first(x * wide)
+        view = whole.view(whole.shape)
+        view.add_(whole)
+        whole.mul_(view)
+        return self.last(view)
+
+
+def test_tensors_that_are_written_from_each_other_share_one_memory() -> None:
+    torch.manual_seed(0)
+    model, x = WritesToAView(), torch.randn(3, 4)
+    shares = pk.BasePruner(model, x).graph.analysis.recordings[0].trace.shares
+    assert shares
+    assert all(source < view for view, source in shares.items())  # an end to every chain
+    original = copy.deepcopy(model)
+    result = pk.prune(model, x, verify="always")
+    assert result.report.pruned == {"first#stream": (8, 4)}
+    kept = list(result.plan.cuts[0].kept)
+    hidden = 2 * original.first(x)[:, kept]
+    expected = (hidden * hidden) @ original.last.weight[:, kept].T + original.last.bias
+    torch.testing.assert_close(model(x), expected)
