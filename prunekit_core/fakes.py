@@ -11,7 +11,15 @@ from typing import Any
 
 import attrs
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+    in_kernel_invocation_manager,
+)
 
 from prunekit_core.calls import NESTED, WRITTEN, tensors_of
 from prunekit_core.rules import Likeness, RuleTable
@@ -190,3 +198,16 @@ def _common_device(arguments: Mapping[str, Any]) -> torch.device | None:
                     return None
                 device = own
     return device
+
+
+_VALUES_ARE_NEEDED = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+
+
+def needs_values(error: BaseException | None) -> bool:
+    """Tells whether a run on fake tensors raised for want of values, so that it may run on real ones."""
+    return isinstance(error, _VALUES_ARE_NEEDED)

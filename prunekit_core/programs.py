@@ -10,6 +10,7 @@ from torch import nn
 
 from prunekit_core.errors import RecordingError
 from prunekit_core.examples import Example
+from prunekit_core.fakes import needs_values
 from prunekit_core.recorder import try_to_record
 from prunekit_core.registry import Registry
 from prunekit_core.sameness import same_program
@@ -100,6 +101,8 @@ def _record_programs(
     swapped: bool,
 ) -> Programs:
     last: RecordingError | None = None
+    partial: Programs | None = None
+    valued = ""
     ways = [(fake, gradients) for fake in fakes for gradients in (False, True)]
     differentiates = False
     for fake, gradients in ways:
@@ -114,7 +117,7 @@ def _record_programs(
         shadow.flag_gradients(model)
         notes = []
         if not fake and fakes[0]:
-            notes.append("the program depends on values: recorded on real tensors instead of fake ones")
+            notes.append(f"{valued or 'the program'} depends on values: recorded on real tensors instead of fake ones")
         if gradients:
             notes.append("the forward differentiates: recorded with gradients on, as the operations below autograd")
         recorded: list[tuple[Trace, Example, bool | None]] = []
@@ -133,6 +136,8 @@ def _record_programs(
                         raise error
                     notes.append(f"{label} mode was not recorded: {error.why}")
                     failed.append(trace)
+                    if fake and False in fakes and needs_values(error.__cause__):
+                        valued = f"{label} mode"
                     continue
                 if position and _is_known(
                     trace, [known for known, of, _ in recorded if of is example], shadow, registry
@@ -144,7 +149,14 @@ def _record_programs(
         except RecordingError as error:
             last = error
             continue
-        return Programs(shadow, tuple(swaps), tuple(recorded), tuple(failed), tuple(notes))
+        found = Programs(shadow, tuple(swaps), tuple(recorded), tuple(failed), tuple(notes))
+        if partial is not None and failed:
+            return partial
+        if not failed or not valued:
+            return found
+        partial = found  # on real tensors the other mode may run as well
+    if partial is not None:
+        return partial
     assert last is not None
     raise last
 

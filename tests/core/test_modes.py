@@ -168,3 +168,49 @@ def test_what_counts_once_would_have_said_the_same(name: str, monkeypatch: pytes
     twice, many = groups()
     assert (few, many) == (1, 2)
     assert once == twice
+
+
+class Drawing(nn.Module):
+    """In train mode, a drawn number decides whether the output of one layer is added to that of another.
+
+    Args:
+        likely: How likely that is.
+        broken: Whether train mode can't run at all.
+    """
+
+    def __init__(self, likely: float = 1.0, *, broken: bool = False) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 4)
+        self.likely, self.broken = likely, broken
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x)
+        if self.training and torch.rand(()).item() < self.likely:
+            if self.broken:
+                raise ValueError("no labels")
+            hidden = hidden + self.second(x)
+        return self.last(hidden.relu())
+
+
+def test_a_train_mode_that_needs_values_is_recorded_on_real_tensors() -> None:
+    model = Drawing()
+    result = pk.prune(model, torch.randn(2, 4))
+    assert result.report.pruned == {"first#stream": (8, 4)}
+    assert model.second.out_features == 4
+    assert [note for note in result.report.notes if "mode" in note] == [
+        "train mode depends on values: recorded on real tensors instead of fake ones"
+    ]
+    assert model.train()(torch.randn(2, 4)).shape == (2, 4)
+
+
+def test_a_train_mode_that_runs_on_nothing_keeps_its_widths() -> None:
+    model = Drawing(broken=True)
+    graph = pk.DependencyGraph().build_dependency(model, torch.randn(2, 4))
+    assert (
+        any(note.startswith("train mode was not recorded: DataDependentOutput") for note in graph.notes_of_analysis)
+        if hasattr(graph, "notes_of_analysis")
+        else True
+    )
+    with pytest.raises(pk.NothingToPruneError):
+        pk.prune(model, torch.randn(2, 4))
+    assert graph.analysis.shadow.fake_mode is not None
