@@ -55,6 +55,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "dots1": {"n_routed_experts": 4, "moe_intermediate_size": 32, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "dpt": {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3]},
     "falcon_h1": {"mamba_d_ssm": 128, "mamba_d_head": 16},
+    "longcat_flash": {"zero_expert_num": 2},
     "gemma3": {"mm_tokens_per_image": 4},
     "shieldgemma2": {"mm_tokens_per_image": 4},
     "t5gemma2": {"encoder.mm_tokens_per_image": 4},
