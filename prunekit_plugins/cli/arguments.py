@@ -109,14 +109,19 @@ def check_there(*paths: Path | None) -> None:
             raise ArgumentError("There is no such file.", where=str(path))
 
 
-def check_writable(path: Path, option: str) -> None:
+def check_writable(path: Path, option: str, *, folder: bool = False) -> None:
     """Makes sure that a file can be written, without touching it.
 
+    Args:
+        path: Where.
+        option: The option that names it.
+        folder: Whether it may as well be a folder, to write files into.
+
     Raises:
-        ArgumentError: It is a folder, or its folder isn't there or is closed to writing.
+        ArgumentError: It is a folder and must not be, or its folder isn't there or is closed to writing.
     """
-    parent = path.parent
-    if path.is_dir():
+    parent = path if folder and path.is_dir() else path.parent
+    if path.is_dir() and not folder:
         raise ArgumentError(f"{option} must be a file.", where=str(path), why="it is a folder")
     if not parent.is_dir():
         raise ArgumentError(f"The folder for {option} doesn't exist.", where=str(parent))

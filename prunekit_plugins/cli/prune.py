@@ -114,7 +114,7 @@ def prune(
         raise ArgumentError("--on-disk goes neither with --check nor with recipes.")
     data = _data_of(known, calibration, batch_size, batches, (compensation, stages, reestimate_batchnorm))
     source = source_of(model, weights) if on_disk else None
-    _check_files(None if on_disk else out, plan, report, save_recipe)
+    _check_files(out, plan, report, save_recipe, folder=on_disk)
     output = Output(as_json)
     if importance is not None:
         registry.named("prunekit_importance", importance)
@@ -188,12 +188,14 @@ def _pruning(
         yield batches
 
 
-def _check_files(out: Path | None, plan: Path | None, report: Path | None, recipe: Path | None) -> None:
+def _check_files(
+    out: Path | None, plan: Path | None, report: Path | None, recipe: Path | None, *, folder: bool
+) -> None:
     if report is not None:
         check_report_path(report)
     for path, option in ((out, "--out"), (plan, "--plan"), (report, "--report"), (recipe, "--save-recipe")):
         if path is not None:
-            check_writable(path, option)
+            check_writable(path, option, folder=folder and option == "--out")
 
 
 def _write(subject: Subject, result: PruneResult, out: Path | None, plan: Path | None) -> None:

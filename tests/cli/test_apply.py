@@ -132,6 +132,10 @@ def test_wrong_arguments_are_told(cli: Cli, tmp_path: Path) -> None:
         (*BLOCKS, "--on-disk"): (2, "--on-disk needs the weights."),
         (*BLOCKS, "--on-disk", "--weights", weights, "--check"): (2, "--on-disk goes neither with --check nor with"),
         (*BLOCKS, "--on-disk", "--weights", tmp_path / "nosuch"): (1, "There is no such file."),
+        (*BLOCKS, "--on-disk", "--weights", weights, "--out", tmp_path / "nosuch" / "x"): (
+            2,
+            "The folder for --out doesn't exist.",
+        ),
         ("apply", tmp_path / "nosuch.json", weights, tmp_path / "x"): (1, "There is no such file."),
         ("apply", tmp_path / "plan.json", weights, weights): (1, "The destination is the source."),
         ("apply", weights, weights, tmp_path / "x"): (1, "The file is not a prunekit checkpoint."),
