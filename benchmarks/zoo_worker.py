@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import attrs
 import torch
 import zoo_models
 from torch import nn
@@ -28,7 +29,7 @@ from prunekit_core.outputs import output_tensors
 from prunekit_core.recorder import check_recordable
 from prunekit_plugins.importance import RandomImportance
 
-ATTEMPTS = 4
+ATTEMPTS = 12
 CHAOS = 1e-6
 """Errors in float64 up to which they are held against what rounding alone makes."""
 ROUNDINGS = 100
@@ -251,7 +252,12 @@ def measure(family: str, name: str, groups: int, quick: bool = False) -> None:
     try:
         tell(**backward(example, training=training))
     except Exception as error:
-        tell(backward=False, backward_failed=f"{type(error).__name__}: {str(error)[:200]}")
+        told = f"{type(error).__name__}: {str(error)[:200]}"
+        try:  # eval mode of some can't be trained in, whatever their size
+            backward(attrs.evolve(example, model=copy.deepcopy(original)), training=training)
+            tell(backward=False, backward_failed=told)
+        except Exception as same:
+            tell(backward=str(same) == str(error), backward_failed=told)
     tell(single=single_groups(original, inputs, groups))
 
 

@@ -151,8 +151,8 @@ OWN_INPUTS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
     },
 }  # fmt: skip
 
-FREE_OUTPUTS = frozenset({"fastspeech2_conformer", "vits"})
-"""Types whose outputs are as long as they predict."""
+FREE_OUTPUTS = frozenset({"fastspeech2_conformer", "superpoint", "vits"})
+"""Types whose outputs are as long as they predict, or as many."""
 
 REASONS: Mapping[str, str] = {
     "it takes the session of a video, which isn't made of tensors": """
