@@ -88,8 +88,10 @@ def verdict(result: dict[str, Any]) -> str:
         return "unbuilt"
     if result.get("refused_for") and result["refused_for"] in result.get("refused", ""):
         return "refused"
-    if (exact is not None and not exact) or any(not group["exact"] for group in result.get("single", [])):
-        return "told" if result.get("constants") or result.get("random") else "wrong"
+    differ = [result] if exact is not None and not exact else []
+    differ += [group for group in result.get("single", []) if not group["exact"]]
+    if differ:
+        return "told" if result.get("constants") or all(found.get("random") for found in differ) else "wrong"
     if result.get("shapes_kept") and result.get("quick"):
         return "cut"
     if "failed" in result or exact is None or not result.get("shapes_kept") or not result.get("backward"):

@@ -109,8 +109,7 @@ def exactness(original: nn.Module, pruned: nn.Module, plan: pk.Plan, inputs: Any
     found = {"error": check.error, "exact": check.exact, "dtype": "float32", "mixes": len(check.inexact)}
     if check.exact:
         return found
-    if check.random:
-        return {**found, "random": check.why}
+    random_program = {"random": check.why} if check.random else {}
     try:
         with double_precision():
             double, inputs = copy.deepcopy(original).double(), cast(inputs, torch.float64)
@@ -121,12 +120,12 @@ def exactness(original: nn.Module, pruned: nn.Module, plan: pk.Plan, inputs: Any
                 smaller = plan.apply(smaller)
             check = pk.check_exact(double, smaller, plan, inputs)
     except Exception as error:
-        return {**found, "float64": f"{type(error).__name__}: {str(error)[:200]}"}
+        return {**found, **random_program, "float64": f"{type(error).__name__}: {str(error)[:200]}"}
     made = {"error": check.error, "exact": check.exact, "dtype": "float64", "mixes": len(check.inexact)}
     if not check.exact and check.error < CHAOS:
         made["rounding"] = rounding(double, inputs)
         made["exact"] = check.error <= ROUNDINGS * made["rounding"]
-    return made
+    return made if made["exact"] else {**made, **random_program}
 
 
 def rounding(model: nn.Module, inputs: Any) -> float:
@@ -148,7 +147,7 @@ def rounding(model: nn.Module, inputs: Any) -> float:
 def shift_seen(original: nn.Module, pruned: nn.Module, plan: pk.Plan, inputs: Any) -> bool:
     """Whether the check fails once the positions of one weight that stayed are each their neighbour's."""
     matrices = [cut for cut in plan.parameters if len(cut.shape) > 1 and plan.positions(cut)]
-    for cut in matrices[-1:] + matrices[: ATTEMPTS - 1]:
+    for cut in (matrices[-1:] + matrices[:: -(-len(matrices) // ATTEMPTS) or 1])[:ATTEMPTS]:
         wrong = copy.deepcopy(pruned)
         inner = check_recordable(wrong)
         tensor = {**dict(inner.named_buffers()), **dict(inner.named_parameters())}.get(cut.parameter)

@@ -20,6 +20,8 @@ from tests.programs.grammar.program import in_float64
 TOLERANCE = 1e-8
 FOLLOWS = "follows a size"
 """What a note says about a number of the program that couldn't be made up for."""
+MEAN = "a mean over those that are left"
+"""What a note says about a sum over units that the program divides by their number, which `mean` would be told as."""
 
 
 class Outcome(enum.Enum):
@@ -221,7 +223,7 @@ class _Trial:
     @staticmethod
     def _told(report: pk.Report) -> str:
         mixes = [f"{group}: {uses[0]}" for group, uses in report.mixes.items()]
-        return "; ".join([*mixes, *(note for note in report.notes if FOLLOWS in note)])
+        return "; ".join([*mixes, *(note for note in report.notes if FOLLOWS in note or MEAN in note)])
 
     def _compare(self, model: nn.Module, plan: pk.Plan, told: str) -> None:
         try:
