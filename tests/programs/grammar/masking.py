@@ -72,9 +72,9 @@ def masked(original: nn.Module, pruned: nn.Module, positions: dict[str, dict[int
         ValueError: A parameter has other values, and the plan doesn't mention it.
     """
     result = Masked(copy.deepcopy(original), {}, [])
-    smaller = dict(pruned.named_parameters())
+    smaller = dict(pruned.named_parameters()) | dict(_bases(pruned))
     with torch.no_grad():
-        for name, parameter in result.model.named_parameters():
+        for name, parameter in [*result.model.named_parameters(), *_bases(result.model)]:
             new = smaller.get(name)
             if new is None:
                 raise ValueError(f"the pruned model has no parameter {name}")
@@ -135,3 +135,8 @@ def difference(expected: Any, found: Any) -> float:
 def finite(value: Any) -> bool:
     """Tells whether all numbers in an output are finite."""
     return all(bool(torch.isfinite(leaf).all()) for leaf in leaves(value) if isinstance(leaf, torch.Tensor))
+
+
+def _bases(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Lists the buffers that are weights: what parametrizations make a weight of, besides its parameters."""
+    return [(name, b) for name, b in model.named_buffers() if ".parametrizations." in name and b.dim() == 2]
