@@ -161,7 +161,7 @@ REASONS: Mapping[str, str] = {
     "its inputs are those of a processor of its own, which isn't imitated here": """
         aria blt bros clap clvp colmodernvbert colpali colqwen2 deepseek_vl_hybrid encodec fun_asr_nano_encoder fuyu
         glm_image glmasr granite_docling granite_speech granite_speech5_ctc granite_speech_plus hunyuan_vl inkling2
-        inkling2_loop inkling_mm_model instructblip instructblipvideo jev kosmos-2 lfm2_vl lightglue llama4
+        inkling2_loop inkling_mm_model instructblip instructblipvideo jev kosmos-2 lfm2_vl lightglue llama4 mllama
         moonshine_streaming muse_glimmer muse_glimmer_assistant muse_spark nemotron_h_omni neomme neucodec
         omdet-turbo oneformer paddleocr_vl pe_audio_video pi0 pop2piano qwen2_5_omni_thinker qwen2_audio qwen3_asr
         qwen3_asr_encoder seggpt speech-encoder-decoder superglue tvp vibevoice_acoustic_tokenizer
@@ -196,7 +196,7 @@ REASONS: Mapping[str, str] = {
     "its sizes depend on each other in a way that the general rule doesn't keep": """
         apertus1p5 depth_pro dory dots3_note edgetam edgetam_vision_model efficientloftr esmfold2
         fastspeech2_conformer_with_hifigan fun_asr_nano gemma3n gemma4_unified_assistant glm5_next
-        kyutai_speech_to_text lw_detr lw_detr_vit mask2former mimi_decoder mistral_large4 molmo2
+        kyutai_speech_to_text lw_detr lw_detr_vit mask2former mimi_decoder mistral4 mistral_large4 molmo2
         pocket_tts_audio_tokenizer pocket_tts_audio_tokenizer_decoder pp_doclayout_v3 pp_ocrv5_mobile_rec
         pp_ocrv6_small_det sam sam2 sam2_hiera_det_model sam2_vision_model sam3_tracker sam_hq textnet unlimited_ocr
         uvdoc vitmatte wavtokenizer wavtokenizer_encoder zoedepth
