@@ -27,17 +27,33 @@ class Made:
 
     def __init__(self) -> None:
         self._made: list[weakref.ref[torch.Tensor]] = []
+        self._known: set[int] = set()
+        self._passed: dict[int, weakref.ref[torch.Tensor]] = {}
+
+    def start(self, known: Iterable[Any]) -> None:
+        """Forgets what was made, before a run on some tensors: parameters, buffers and inputs."""
+        self.forget()
+        self._known = {id(tensor) for tensor in known}
 
     def add(self, result: Any) -> None:
         """Notes what an operation returned."""
         if isinstance(result, torch.Tensor):
             self._made.append(weakref.ref(result))
+            self._known.add(id(result))
         elif isinstance(result, list | tuple):
-            self._made.extend(weakref.ref(item) for item in result if isinstance(item, torch.Tensor))
+            for item in result:
+                if isinstance(item, torch.Tensor):
+                    self.add(item)
+
+    def pass_on(self, tensor: Any) -> None:
+        """Notes what an operation returned as it was given it: of a constant, a cache may keep that as well."""
+        if isinstance(tensor, torch.Tensor) and id(tensor) not in self._known:
+            self._passed[id(tensor)] = weakref.ref(tensor)
 
     def forget(self) -> None:
         """Forgets what was made."""
         self._made.clear()
+        self._passed.clear()
 
     def release(self, used: Callable[[], Iterable[torch.Tensor]]) -> list[str]:
         """Empties caches of what was made since the last call, and forgets it.
@@ -51,20 +67,51 @@ class Made:
             A line for each place that isn't a cache and goes on to hold a tensor.
         """
         left = [ref for ref in self._made if ref() is not None]
-        self._made.clear()
+        passed = [tensor for ref in self._passed.values() if (tensor := ref()) is not None]
+        self.forget()
+        if passed:
+            _uncached(passed)
         places: list[str] = []
         if left:
             kept = {id(tensor) for tensor in used()}
             left = [ref for ref in left if id(ref()) not in kept]
         while left and not places:
-            places = _emptied([tensor for ref in left[:FEW] if (tensor := ref()) is not None])
+            cleared = True
+            while cleared:  # what lies behind a cache shows once that is empty
+                cleared, places = _emptied([tensor for ref in left[:FEW] if (tensor := ref()) is not None])
             left = [ref for ref in left[FEW:] if ref() is not None]
         return places
 
 
-def _emptied(tensors: list[torch.Tensor]) -> list[str]:
-    """Follows tensors to what holds them; empties caches, and tells where else they are."""
+def _uncached(tensors: list[torch.Tensor]) -> None:
+    """Empties the caches of ``functools.lru_cache`` that hold some tensors; whatever else holds them goes on to."""
     seen: set[int] = set()
+    targets: list[Any] = list(tensors)
+    for _ in range(DEPTH):
+        seen |= {id(target) for target in targets} | {id(targets)}
+        holders = [one for one in gc.get_referrers(*targets) if id(one) not in seen]
+        caches = [one for one in holders if isinstance(one, _CACHE)]
+        for cache in caches:
+            cache.cache_clear()
+        targets = [
+            one
+            for one in holders
+            if isinstance(one, list | tuple)
+            or type(one).__module__ == "functools"
+            or (isinstance(one, dict) and any(isinstance(around, _CACHE) for around in gc.get_referrers(one)))
+        ]
+        if caches or not targets:
+            return
+
+
+def _emptied(tensors: list[torch.Tensor]) -> tuple[bool, list[str]]:
+    """Follows tensors to what holds them; empties the nearest caches, and tells where else they are.
+
+    Returns:
+        Whether there were caches, and the other places.
+    """
+    seen: set[int] = set()
+    cleared = False
     targets: list[Any] = list(tensors)
     places: dict[str, None] = {}
     for _ in range(DEPTH):
@@ -74,6 +121,7 @@ def _emptied(tensors: list[torch.Tensor]) -> list[str]:
         caches = [one for one in holders if isinstance(one, _CACHE)]
         for cache in caches:
             cache.cache_clear()
+            cleared = True
         following: list[Any] = []
         wanted = {id(target) for target in targets}
         for holder in holders if not caches else ():
@@ -98,7 +146,7 @@ def _emptied(tensors: list[torch.Tensor]) -> list[str]:
         if not following:
             break
         targets = following
-    return list(places)
+    return cleared, list(places)
 
 
 def _has_attributes(owner: Any, table: dict[Any, Any]) -> bool:

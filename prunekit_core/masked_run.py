@@ -199,6 +199,8 @@ class MaskedRun:
 
     def _outputs(self, model: nn.Module, example: Example, sink: Sink, *, swapped: bool = False) -> list[torch.Tensor]:
         shadow = Shadow(model, fake=False)
+        assert shadow.lent is not None
+        shadow.lent.take_over(self._recording.trace.written())  # every run starts with what the model has
         shadow.unchecked, shadow.gradients = self._analysis.shadow.unchecked, self._analysis.shadow.gradients
         if swapped:
             swap_modules(shadow.module, self._registry)

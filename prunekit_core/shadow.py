@@ -36,6 +36,7 @@ from prunekit_core.fakes import META, Fakes, ShapeHabit
 from prunekit_core.functions import Exits, Unchecked
 from prunekit_core.given import Given
 from prunekit_core.hollow import Hollows, device_for
+from prunekit_core.lent import Lent
 from prunekit_core.marks import Marks, ObjectMarks
 from prunekit_core.modes import ModeWatch, set_mode
 from prunekit_core.opaque import Closed, Opaque
@@ -61,7 +62,7 @@ class _Recorder(TorchDispatchMode):
         self._draws = Draws()
         self._fakes, self._hollows, self._names = shadow.fakes, shadow.hollows, shadow.names
         self._originals, self._tensors, self._made = shadow.originals, tensors, shadow.made
-        self._reached = shadow.reached
+        self._reached, self._lent = shadow.reached, shadow.lent
 
     def closed(self, module: Closed, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a module that isn't looked into, and reports it as one operation."""
@@ -130,6 +131,8 @@ class _Recorder(TorchDispatchMode):
         arguments = bind_arguments(func, args, kwargs)
         if func is torch.ops.aten.lift_fresh.default:
             arguments["fill_value"] = _literal(args[0])  # a number in the program, like that of aten::full
+        if habit.writes and self._lent is not None:
+            self._lent.check(func, arguments, module)
         try:
             if self._fakes is None:
                 result = self._computed(func, habit, args, kwargs)
@@ -138,8 +141,11 @@ class _Recorder(TorchDispatchMode):
         except Exception as error:
             self.sink.failed(func, module, error)
             raise
-        if not func._schema.is_mutable and not any(result is arg for arg in args):  # else it was there before
-            self._made.add(result)
+        if not habit.writes:
+            if any(result is arg for arg in args):  # it was there before
+                self._made.pass_on(result)
+            else:
+                self._made.add(result)
         self.sink.operation(func, module, arguments, result)
         return result
 
@@ -186,19 +192,22 @@ class _Habit:
         passed_on: Whether it is run without being reported.
         decomposes: Whether it is run as the operations that it is made of, where it is made of some.
         draws: Whether it may draw random numbers.
+        writes: Whether it writes into an argument.
         shape: How its result is computed on fake tensors.
     """
 
     passed_on: bool
     decomposes: bool
     draws: bool
+    writes: bool
     shape: ShapeHabit
 
     @classmethod
     def of(cls, op: Any, rules: RuleTable) -> _Habit:
         passed_on = op.namespace == "prim" or op is torch.ops.aten.detach.default
         decomposes = not passed_on and not rules.has(op) and bool(op._can_decompose())
-        return cls(passed_on, decomposes, torch.Tag.nondeterministic_seeded in op.tags, ShapeHabit.of(op, rules))
+        draws = torch.Tag.nondeterministic_seeded in op.tags
+        return cls(passed_on, decomposes, draws, bool(op._schema.is_mutable), ShapeHabit.of(op, rules))
 
 
 class Shadow:
@@ -221,6 +230,7 @@ class Shadow:
         stack: The dotted paths of the modules that are running, innermost last.
         made: What operations of its last run made.
         replays: How often its program was replayed with a cut.
+        lent: Of a real shadow: the memory that it shares with the model.
         reached: Names of the model's own tensors that runs met: a closure, a hook or a registry holds them.
         unchecked: Whether norms run without their check that a batch holds several values per channel, which says
             nothing about axes.
@@ -250,6 +260,7 @@ class Shadow:
         self._firsts = named_tensors(self.module)  # objects in the shadow hold them while it runs smaller ones
         both = [*named_tensors(model).items(), *self._firsts.items()]
         self.originals = {id(tensor): (weakref.ref(tensor), name) for name, tensor in both}
+        self.lent = None if fake else Lent(self._firsts, named_tensors(model))
         self._twins = {id(old): new for old, new in zip(modules, modules_in(self.module).values(), strict=True)}
         self.notes.extend(
             f"a {kind} in the model can't be deep-copied ({why}); it is shared with the copy that is recorded"
@@ -418,11 +429,11 @@ class Shadow:
             set_mode(self.modules.values(), training)
         self.modes.start()
         self.stack.clear()
-        self.made.forget()
         with self._regime():
             given = Given(example, self.stand_in, self._twins)
             self._note_shared(given.shared)
             tensors = self.tensors()
+            self.made.start([*tensors.values(), *pytree.tree_leaves(given.tensors)])
             sink.start(tensors, given.tensors)
             firsts = self._show(tensors)
             try:

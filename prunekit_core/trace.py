@@ -81,6 +81,22 @@ class Trace:
     stored: Mapping[TensorRef, str] = attrs.field(factory=dict)
     constants: Mapping[int, str] = attrs.field(factory=dict)
 
+    def written(self) -> set[str]:
+        """Names the parameters and buffers in whose memory an operation writes, as its schema says."""
+        names = {ref.index: name for name, ref in self.parameters.items()}
+        found: set[str] = set()
+        for operation in self.operations:
+            schema = getattr(operation.op, "_schema", None)
+            for argument in schema.arguments if schema is not None and schema.is_mutable else ():
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    for ref in tensor_refs(operation.arguments.get(argument.name)):
+                        index = ref.index
+                        while index in self.shares:
+                            index = self.shares[index]
+                        if index in names:
+                            found.add(names[index])
+        return found
+
 
 def is_continuous(dtype: torch.dtype) -> bool:
     """Tells whether a dtype holds real or complex numbers, not integers or booleans."""

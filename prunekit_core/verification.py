@@ -131,12 +131,9 @@ def _obstacle(model: nn.Module, plan: Plan, recording: Recording) -> str:
         return "the model or its inputs have no values (meta device)"
     if plan.notes:
         return "the plan changes a constant, see the notes"
-    names = {ref: name for name, ref in recording.trace.parameters.items()}
-    for operation in recording.trace.operations:
-        schema = getattr(operation.op, "_schema", None)
-        for ref in operation.outputs if schema is not None and schema.is_mutable else ():
-            if isinstance(tensors.get(names.get(ref, "")), nn.Parameter):
-                return f"the forward pass writes to the parameter {names[ref]}"
+    for name in recording.trace.written():
+        if isinstance(tensors.get(name), nn.Parameter):
+            return f"the forward pass writes to the parameter {name}"
     return ""
 
 

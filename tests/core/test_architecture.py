@@ -41,6 +41,7 @@ CORE = [
     "regime",
     "fakes",
     "hollow",
+    "lent",
     "functions",
     "caches",
     "sink",

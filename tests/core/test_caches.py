@@ -119,3 +119,43 @@ def test_what_is_no_cache_is_told() -> None:
         assert type(Keeper.table) is torch.Tensor
     finally:
         Keeper.table = None
+
+
+class Rotary(nn.Module):
+    """Keeps its table by device, and by length what it cuts out of that."""
+
+    def __init__(self, by_value: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.table, self.by_value = made(8), by_value
+
+    @functools.cache  # noqa: B019
+    def moved(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.table.to(device), -self.table
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019
+    def cut(self, length: int, device: torch.device) -> torch.Tensor:
+        return self.moved(device)[0][:length].clone()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.by_value and x.sum() > 1e9:
+            x = -x
+        y: torch.Tensor = self.last((self.first(x) + self.cut(x.shape[1], x.device)).relu())
+        return y + self.moved(x.device)[0][0]
+
+
+@pytest.mark.parametrize("by_value", [False, True])
+def test_caches_that_are_filled_from_each_other_are_emptied(by_value: bool) -> None:
+    torch.manual_seed(0)
+    model = Rotary(by_value)
+    original = copy.deepcopy(model)
+    table = model.table.clone()
+    result = pk.prune(model, X)
+    assert result.report.pruned == {"first": (16, 8)}
+    assert Rotary.moved.cache_info().currsize == Rotary.cut.cache_info().currsize == 0
+    assert torch.equal(model.table, table)
+    kept = list(result.plan.cuts[0].kept)
+    hidden = (original.first(X) + table[:5])[..., kept].relu()
+    expected = hidden @ original.last.weight[:, kept].T + original.last.bias + table[0]
+    torch.testing.assert_close(model(X), expected)
+    assert pk.check_exact(original, model, result.plan, X).exact

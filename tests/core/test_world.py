@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import random
@@ -178,3 +179,77 @@ def test_a_program_that_seeds_the_generator_is_pruned() -> None:
     assert pk.prune(model, torch.zeros(2, 4)).report.pruned == {"a": (16, 8)}
     assert torch.initial_seed() == 1234
     assert states() == before
+
+
+def _in_place(weight: torch.Tensor) -> None:
+    weight.mul_(2.0)
+
+
+def _past_autograd(weight: torch.Tensor) -> None:
+    weight.data.mul_(2.0)
+
+
+def _through_a_view(weight: torch.Tensor) -> None:
+    weight[:2].flatten().add_(1.0)
+
+
+def _of_a_list(weight: torch.Tensor) -> None:
+    torch._foreach_mul_([weight], 2.0)
+
+
+def _as_an_output(weight: torch.Tensor) -> None:
+    torch.mul(weight, 2.0, out=weight)
+
+
+def _whatever_it_raises(weight: torch.Tensor) -> None:
+    with contextlib.suppress(Exception):
+        weight.mul_(2.0)
+
+
+class Writes(nn.Module):
+    """Writes to a weight, in one mode or in both, in a program that depends on values.
+
+    Args:
+        write: How.
+        always: Whether in eval mode as well.
+    """
+
+    def __init__(self, write: Callable[[torch.Tensor], None], *, always: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 4)
+        self.write, self.always = write, always
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training or self.always:
+            with torch.no_grad():
+                self.write(self.first.weight)
+        hidden = self.first(x)
+        if hidden.sum().item() > 1e9:
+            hidden = hidden * 2
+        return self.last(hidden.relu())
+
+
+@pytest.mark.parametrize("always", [False, True])
+@pytest.mark.parametrize(
+    "write", [_in_place, _past_autograd, _through_a_view, _of_a_list, _as_an_output, _whatever_it_raises]
+)
+def test_parameters_that_a_forward_writes_to_are_the_recordings_own(
+    write: Callable[[torch.Tensor], None], always: bool
+) -> None:
+    torch.manual_seed(0)
+    model, x = Writes(write, always=always).eval(), torch.randn(2, 4)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    original = copy.deepcopy(model)
+    if write is _of_a_list:  # which has no rule
+        with pytest.raises(pk.NothingToPruneError):
+            pk.prune(model, x)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        return
+    result = pk.prune(model, x)
+    assert "depends on values" in str(result.report)
+    kept = next(result.plan.positions(cut)[0] for cut in result.plan.parameters if cut.parameter == "first.weight")
+    assert len(kept) == (5 if write is _through_a_view else 4)  # the two rows that it says stay
+    assert torch.equal(model.first.weight, before["first.weight"][kept])
+    assert torch.equal(model.last.weight, before["last.weight"][:, kept])
+    assert pk.check_exact(original, model, result.plan, x).exact
+    assert all(torch.equal(tensor, before[name]) for name, tensor in original.state_dict().items())

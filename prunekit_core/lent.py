@@ -1,0 +1,68 @@
+"""Lent memory: that of a model's parameters, which a shadow on real tensors uses as well.
+
+Nothing that runs on the shadow may write to it: a codebook that a forward moves along, a weight that it normalises.
+What a forward writes to gets memory of its own, which only few programs do and copying all would cost much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from prunekit_core.calls import memory_of, operation_name, tensors_of
+from prunekit_core.errors import RecordingError
+from prunekit_core.surgery import put_values
+
+
+class Lent:
+    """The memory that some stand-ins share with the model.
+
+    Args:
+        stand_ins: The shadow's parameters by canonical name.
+        originals: The model's.
+    """
+
+    def __init__(self, stand_ins: Mapping[str, torch.Tensor], originals: Mapping[str, torch.Tensor]) -> None:
+        self._stand_ins = stand_ins
+        self._names: dict[int, list[str]] = {}
+        self._wanted: set[str] = set()
+        for name, tensor in stand_ins.items():
+            if name in originals and memory_of(tensor) == memory_of(originals[name]):
+                self._names.setdefault(memory_of(tensor), []).append(name)
+
+    def check(self, op: Any, arguments: Mapping[str, Any], module: str) -> None:
+        """Looks at an operation that is about to write.
+
+        Raises:
+            RecordingError: It would write to memory of the model; `take_over` makes that possible.
+        """
+        for argument in op._schema.arguments:
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            for tensor in tensors_of(arguments.get(argument.name)):
+                names = self._names.get(memory_of(tensor))
+                if names:
+                    self._wanted.update(names)
+                    raise RecordingError(
+                        "The forward pass writes to a parameter.",
+                        where=f"{operation_name(op)} in {module or 'the model'}",
+                        why=f"{names[0]} has the memory of the model, which must not change",
+                        hint="write to a buffer, or to a copy of it",
+                    )
+
+    def take_over(self, names: Iterable[str] = ()) -> bool:
+        """Gives parameters memory of their own: those that something wanted to write to, and others.
+
+        Returns:
+            Whether something wanted to write to any.
+        """
+        wanted, self._wanted = self._wanted, set()
+        for name in {*wanted, *names}:
+            tensor = self._stand_ins.get(name)
+            if tensor is not None and name in self._names.get(memory_of(tensor), ()):
+                self._names[memory_of(tensor)].remove(name)
+                with torch.no_grad():
+                    put_values(tensor, tensor.detach().clone())
+        return bool(wanted)
