@@ -136,7 +136,8 @@ def _awake(model: nn.Module, inputs: Any, options: Mapping[str, Any] = MappingPr
     """Gives values to the parameters that start as constants: behind a zero, no fault can be seen."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         running = name.endswith(("running_mean", "running_var"))
-        if tensor.is_floating_point() and tensor.numel() > 1 and (running or isinstance(tensor, nn.Parameter)):
+        several = tensor.numel() > 1 or (tensor.numel() == 1 and not tensor.any())  # a gain that starts at zero
+        if tensor.is_floating_point() and several and (running or isinstance(tensor, nn.Parameter)):
             with torch.no_grad():
                 if tensor.min() == tensor.max():  # a mean that is large beside small activations would silence them
                     tensor.add_(0.01 * torch.randn_like(tensor) if "mean" in name else 0.1 * torch.rand_like(tensor))

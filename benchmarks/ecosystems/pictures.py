@@ -45,6 +45,23 @@ SEGMENTERS = {
 }
 
 
+def refused(build: Callable[[], Built], why: str) -> Callable[[], Built]:
+    """A model that is rightly refused."""
+    return lambda: (*build()[:2], {"refused": why})
+
+
+def lit(build: Callable[[], Built]) -> Callable[[], Built]:
+    """A model whose last ReLU, with random weights, puts out nothing but zeros."""
+
+    def built() -> Built:
+        model, inputs = build()[:2]
+        with torch.no_grad():
+            model.last_conv[0].bias.add_(1.0)
+        return model, inputs
+
+    return built
+
+
 def net(name: str, inputs: Callable[[], Any], **options: Any) -> Callable[[], Built]:
     return lambda: (getattr(importlib.import_module("monai.networks.nets"), name)(**options), inputs())
 
@@ -108,7 +125,10 @@ MEDICAL = {
     ),
     "Generator": net("Generator", lambda: torch.randn(2, 8), latent_shape=(8,), start_shape=(8, 4, 4),
                      channels=(16, 8, 1), strides=(2, 2, 1)),
-    "PatchDiscriminator": net("PatchDiscriminator", flat(), spatial_dims=2, channels=8, in_channels=1, num_layers_d=2),
+    "PatchDiscriminator": refused(
+        net("PatchDiscriminator", flat(), spatial_dims=2, channels=8, in_channels=1, num_layers_d=2),
+        "initial_conv.conv.weight[0]: an output of the model",  # it returns what every layer computes
+    ),
     "MedNeXt": net("MedNeXt", flat(32), spatial_dims=2, init_filters=8, in_channels=1, out_channels=3,
                    encoder_expansion_ratio=2, decoder_expansion_ratio=2, blocks_down=(1, 1), blocks_bottleneck=1,
                    blocks_up=(1, 1)),
@@ -171,7 +191,7 @@ KORNIA = {
     "SOSNet": kornia("feature", "SOSNet", lambda: picture(32, 4, 1), pretrained=False),
     "DISK-unet": kornia("feature.disk._unets", "Unet", picture_of, in_features=3, down=[8, 16, 16], up=[8, 9]),
     "DexiNed": kornia("models.dexined", "DexiNed", lambda: picture(64, 1), pretrained=False),
-    "KeyNet": kornia("feature", "KeyNet", lambda: picture(32, 2, 1), pretrained=False),
+    "KeyNet": lit(kornia("feature", "KeyNet", lambda: picture(32, 2, 1), pretrained=False)),
     "DefMO": kornia("feature", "DeFMO", lambda: picture(64, 1, 6), pretrained=False),
 }  # fmt: skip
 
