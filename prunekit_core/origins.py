@@ -46,6 +46,7 @@ class Origins:
         self.flow, self.vanishes, self.degree = deviations.flow, deviations.vanishes, deviations.transfer.degree
         self.names = {ref.index: name for name, ref in recording.trace.parameters.items()}
         self._moved: dict[Hashable, torch.Tensor] = {}
+        self._found: dict[Hashable, tuple[Rows, int] | str] = {}
 
     def find(
         self, wants: Sequence[tuple[TensorRef, Logs]], reader: int, choices: Sequence[int], otherwise: int
@@ -64,8 +65,20 @@ class Origins:
         Raises:
             UnresolvedError: The tensors are made otherwise.
         """
-        walk = _Walk(self, choices, otherwise)
-        return walk.run(wants, reader), walk.chosen
+        if any(isinstance(logs, torch.Tensor) for _, logs in wants):
+            walk = _Walk(self, choices, otherwise)
+            return walk.run(wants, reader), walk.chosen
+        key = (reader, tuple(wants), tuple(choices), otherwise)  # asked again at every depth of the search
+        if key not in self._found:
+            walk = _Walk(self, choices, otherwise)
+            try:
+                self._found[key] = (walk.run(wants, reader), walk.chosen)
+            except UnresolvedError as error:
+                self._found[key] = str(error)
+        found = self._found[key]
+        if isinstance(found, str):
+            raise UnresolvedError(found)
+        return found
 
     def shape(self, ref: TensorRef | int) -> tuple[int, ...]:
         """Returns the shape of a tensor."""

@@ -30,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from prunekit_core.caches import Made
 from prunekit_core.calls import bind_arguments, check_no_callables
+from prunekit_core.captured import Captured
 from prunekit_core.draws import Draws
 from prunekit_core.examples import Example
 from prunekit_core.fakes import META, Fakes, ShapeHabit
@@ -255,6 +256,7 @@ class Shadow:
         modules = list(modules_in(model).values())
         self.valued = not any(p.is_meta for m in modules for p in m._parameters.values() if p is not None)
         memo = self._stand_ins(modules)
+        captured = Captured(modules, memo)
         twin = Twin(model, memo)
         self.module, self._copied = twin.module, twin.copied
         self._firsts = named_tensors(self.module)  # objects in the shadow hold them while it runs smaller ones
@@ -262,6 +264,10 @@ class Shadow:
         self.originals = {id(tensor): (weakref.ref(tensor), name) for name, tensor in both}
         self.lent = None if fake else Lent(self._firsts, named_tensors(model))
         self._twins = {id(old): new for old, new in zip(modules, modules_in(self.module).values(), strict=True)}
+        captured.fill(self._twins)
+        held = twin.held({id(tensor): name for name, tensor in self._firsts.items()}, captured.cells)
+        self._held = [name for name in self._firsts if name in held]
+        self.notes.extend(captured.notes)
         self.notes.extend(
             f"a {kind} in the model can't be deep-copied ({why}); it is shared with the copy that is recorded"
             for kind, why in twin.shared.items()
@@ -457,7 +463,8 @@ class Shadow:
         """Gives the first stand-ins, which objects that are no modules hold, the sizes of what replaces them.
 
         Returns the changed ones with the data that they had."""
-        smaller = [(old, tensors[name]) for name, old in self._firsts.items() if tensors.get(name, old) is not old]
+        held = [(self._firsts[name], tensors.get(name)) for name in self._held]
+        smaller = [(old, new) for old, new in held if new is not None and new is not old]
         changed = [(old, old.data) for old, _ in smaller]
         for old, new in smaller:
             put_values(old, new.data)

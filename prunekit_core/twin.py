@@ -10,7 +10,9 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
-from collections.abc import Callable, Mapping
+import gc
+import types
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ Copier = Callable[[Any], Any]
 
 _AS_IS = {int, float, complex, bool, str, bytes, type(None), type, torch.dtype, torch.device}
 _CONTAINERS = {dict, collections.OrderedDict, list, set}
+_NO_TENSORS = _AS_IS | _CONTAINERS
 _PROTOCOL = ("__reduce_ex__", "__reduce__", "__getstate__")
 _NEVER_COPIED = "_compiled_call_impl"
 
@@ -56,6 +59,27 @@ class Twin:
             for key, value in self._memo.items()
             if key not in given and not isinstance(value, nn.Module | torch.Tensor)
         ]
+
+    def held(self, tensors: Mapping[int, str], cells: Iterable[types.CellType]) -> set[str]:
+        """Names the tensors of the copy that something holds besides the tables of modules.
+
+        Args:
+            tensors: Identity of each parameter and buffer of the copy to its name.
+            cells: Variables of functions that were made for the copy.
+        """
+        found = {
+            tensors[id(item)]
+            for holder in (*self.copied, *cells)
+            for item in gc.get_referents(holder)
+            if id(item) in tensors
+        }
+        modules = list(self.module.modules())
+        slots = {cls: names for cls in {type(module) for module in modules} if (names := slots_of(cls))}
+        for module in modules:
+            values = [value for value in vars(module).values() if type(value) not in _NO_TENSORS]
+            values += [getattr(module, slot.__name__, None) for slot in slots.get(type(module), ())]
+            found.update(tensors[id(value)] for value in values if id(value) in tensors)
+        return found
 
     def _deep(self, value: Any) -> Any:
         known = self._memo.get(id(value))

@@ -31,6 +31,7 @@ CORE = [
     "consumers",
     "moments",
     "surgery",
+    "captured",
     "twin",
     "marks",
     "examples",

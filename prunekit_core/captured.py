@@ -1,0 +1,117 @@
+"""What functions have captured of a model: in a copy, they are made anew around what stands for it there.
+
+``copy.deepcopy`` shares functions, so that ``self.width = lambda: weight.shape[0]`` in a copy reads the size of the
+model's own parameter, and a hook reaches the model's own modules.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+DEPTH = 4
+"""How far a function may be from a module: hooks lie in a dict, a partial holds a function, a closure holds another."""
+
+_HOLDERS = frozenset({types.FunctionType, functools.partial, dict, collections.OrderedDict, list, tuple})
+_TABLES = ("_parameters", "_buffers", "_modules")
+
+
+class Captured:
+    """The functions that modules hold and that have captured tensors or modules of the model.
+
+    Args:
+        modules: The modules of the model.
+        stand_ins: Identity of each of its tensors to what stands for it; what stands for the functions is added.
+
+    Attributes:
+        cells: Variables of the new functions that hold what stands for something of the model.
+        notes: Warnings of functions that refer to the model by global variables, which can't be followed.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], stand_ins: dict[int, Any]) -> None:
+        self._modules = {id(module) for module in modules}
+        self._stand_ins = stand_ins
+        self.cells: list[types.CellType] = []
+        self._open: list[tuple[types.CellType, Any]] = []
+        self.notes: list[str] = []
+        for module in modules:
+            for key, value in vars(module).items():
+                if type(value) in _HOLDERS and value and key not in _TABLES:  # most are numbers, or empty
+                    for function in _functions(value, DEPTH):
+                        self._renew(function, DEPTH)
+
+    def fill(self, twins: Mapping[int, nn.Module]) -> None:
+        """Puts modules of the copy to where functions have captured modules of the model.
+
+        Args:
+            twins: Identity of each module of the model to its copy.
+        """
+        for cell, content in self._open:
+            if isinstance(content, nn.Module):
+                cell.cell_contents = twins[id(content)]
+            else:
+                cell.cell_contents = types.MethodType(content.__func__, twins[id(content.__self__)])
+
+    def _renew(self, function: types.FunctionType, depth: int) -> types.FunctionType | None:
+        """Makes a function anew, if it has captured anything of the model; returns the new one."""
+        if id(function) in self._stand_ins or not depth:
+            return self._stand_ins.get(id(function))
+        self._warn(function, function, depth)
+        cells = tuple(self._cell(cell, depth) for cell in function.__closure__ or ())
+        if all(new is old for new, old in zip(cells, function.__closure__ or (), strict=True)):
+            return None
+        made = types.FunctionType(
+            function.__code__, function.__globals__, function.__name__, function.__defaults__, cells
+        )
+        made.__kwdefaults__, made.__qualname__ = function.__kwdefaults__, function.__qualname__
+        vars(made).update(vars(function))
+        self._stand_ins[id(function)] = made
+        return made
+
+    def _warn(self, holder: types.FunctionType, function: types.FunctionType, depth: int) -> None:
+        """Warns of global variables that are parts of the model, in a function and in those that it calls."""
+        for name in function.__code__.co_names:
+            value = function.__globals__.get(name)
+            if id(value) in self._stand_ins if isinstance(value, torch.Tensor) else id(value) in self._modules:
+                self.notes.append(
+                    f"WARNING: a function that the model holds ({holder.__qualname__}) refers to a part of it by the "
+                    f"global variable {name}: a size that it reads there isn't followed"
+                )
+            elif isinstance(value, types.FunctionType) and depth:
+                self._warn(holder, value, depth - 1)
+
+    def _cell(self, cell: types.CellType, depth: int) -> types.CellType:
+        try:
+            content = cell.cell_contents
+        except ValueError:  # nothing is in it yet
+            return cell
+        if isinstance(content, torch.Tensor):
+            if id(content) not in self._stand_ins:
+                return cell
+            self.cells.append(types.CellType(self._stand_ins[id(content)]))
+            return self.cells[-1]
+        bound = content.__self__ if isinstance(content, types.MethodType) else content
+        if isinstance(bound, nn.Module) and id(bound) in self._modules:
+            fresh = types.CellType()
+            self._open.append((fresh, content))
+            return fresh
+        if isinstance(content, types.FunctionType):
+            renewed = self._renew(content, depth - 1)
+            return cell if renewed is None else types.CellType(renewed)
+        return cell
+
+
+def _functions(value: Any, depth: int) -> Iterator[types.FunctionType]:
+    if isinstance(value, types.FunctionType):
+        yield value
+    elif isinstance(value, functools.partial):
+        yield from _functions(value.func, depth)
+    elif depth and isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _functions(item, depth - 1)

@@ -1,0 +1,123 @@
+"""Functions that have captured parts of a model: what they read of them is followed like anything else."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import prunekit_core as pk
+
+Way = Callable[["Divided"], Callable[[], int]]
+
+
+class Divided(nn.Module):
+    """Divides what one layer computes by a number."""
+
+    def __init__(self, *, by_value: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.width: Callable[[], int] = lambda: 8
+        self.by_value = by_value
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.by_value and x.sum() > 1e9:
+            x = -x
+        y: torch.Tensor = self.last(self.first(x).relu() / self.width())
+        return y
+
+
+def a_parameter(model: Divided) -> Callable[[], int]:
+    weight = model.first.weight
+    return lambda: weight.shape[0]
+
+
+def a_module(model: Divided) -> Callable[[], int]:
+    layer = model.first
+    return lambda: len(layer.weight)
+
+
+def another_function(model: Divided) -> Callable[[], int]:
+    inner = a_parameter(model)
+    return lambda: inner()
+
+
+def a_partial(model: Divided) -> Callable[[], int]:
+    bias = model.first.bias
+    return functools.partial(lambda number: number + bias.shape[0] - number, 3)
+
+
+def a_method(model: Divided) -> Callable[[], int]:
+    get = model.first.get_parameter
+    return lambda: get("weight").shape[0]
+
+
+def a_default_of_keywords(model: Divided) -> Callable[[], int]:
+    layer = model.first
+
+    def width(*, more: int = 0) -> int:
+        return int(layer.bias.numel()) + more
+
+    return width
+
+
+WAYS: list[Way] = [a_parameter, a_module, another_function, a_partial, a_method, a_default_of_keywords]
+
+
+@pytest.mark.parametrize("by_value", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+def test_sizes_that_captured_tensors_have_are_followed(way: Way, by_value: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Divided(by_value=by_value), torch.randn(2, 4)
+    model.width = way(model)
+    dense = copy.deepcopy(model.state_dict())
+    result = pk.prune(model, x, verify="always")
+    assert result.verification.check is not None
+    assert not [note for note in result.report.notes if "WARNING" in note]
+    kept = list(result.plan.cuts[0].kept)
+    assert (len(kept), model.width()) == (4, 4)
+    # the number of units that it divides by is made up for in the weights
+    hidden = (x @ dense["first.weight"][kept].T + dense["first.bias"][kept]).relu() / 8
+    torch.testing.assert_close(model(x), hidden @ dense["last.weight"][:, kept].T + dense["last.bias"])
+
+
+def test_hooks_that_captured_tensors_are_followed() -> None:
+    torch.manual_seed(0)
+    model, x = Divided(by_value=False), torch.randn(2, 4)
+    weight = model.first.weight
+    model.first.register_forward_hook(lambda module, args, output: output * (8 / weight.shape[0]))
+    dense = copy.deepcopy(model.state_dict())
+    result = pk.prune(model, x, verify="always")
+    assert result.verification.check is not None
+    kept = list(result.plan.cuts[0].kept)
+    hidden = (x @ dense["first.weight"][kept].T + dense["first.bias"][kept]).relu() / 8
+    torch.testing.assert_close(model(x), hidden @ dense["last.weight"][:, kept].T + dense["last.bias"])
+
+
+def test_the_functions_of_the_model_stay_the_same() -> None:
+    model = Divided(by_value=False)
+    model.width = function = a_module(model)
+    layer = model.first
+    pk.prune(model, torch.randn(2, 4))
+    assert model.width is function
+    assert function.__closure__ is not None
+    assert function.__closure__[0].cell_contents is layer is model.first
+
+
+HIDDEN = nn.Linear(4, 8)
+
+
+def global_width() -> int:
+    return HIDDEN.weight.shape[0]
+
+
+def test_global_variables_are_told() -> None:
+    model = Divided(by_value=False)
+    model.first = HIDDEN
+    model.width = lambda: global_width()
+    notes = pk.DependencyGraph().build_dependency(model, torch.randn(2, 4)).report().notes
+    assert len([note for note in notes if "WARNING" in note and "the global variable HIDDEN" in note]) == 1
