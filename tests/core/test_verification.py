@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -171,25 +172,38 @@ def test_auto_compares_where_that_takes_little(monkeypatch: pytest.MonkeyPatch) 
     assert str(pk.prune(Mlp(), X, verify="never").verification) == "not verified"
 
 
+TABLE: dict[str, nn.Module] = {}
+
+
+class Around(nn.Module):
+    """Reaches one of its layers in another way than by its attribute."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        layer = TABLE["last"] = nn.Linear(16, 4)
+        self.first, self.last = nn.Linear(8, 16), layer
+        self.run = (lambda x: layer(x)) if way == "closure" else _by_the_table
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.run(self.first(x))
+
+
+def _by_the_table(x: torch.Tensor) -> Any:
+    return TABLE["last"](x)
+
+
 def test_what_is_reached_past_the_model_is_not_compared() -> None:
-    """A copy of the model would go on to use the original's layer."""
-    layer = nn.Linear(16, 4)
-
-    class Around(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.last, self.run = nn.Linear(8, 16), layer, lambda x: layer(x)
-
-        def forward(self, x: torch.Tensor) -> Any:
-            return self.run(self.first(x))
-
-    for verify in ("auto", "always"):
-        made = Around()
+    """A copy of the model would go on to use the original's layer; but a closure is made anew in it."""
+    for way, verify in itertools.product(("closure", "table"), ("auto", "always")):
+        made = Around(way)
         result = pk.prune(made, torch.randn(2, 8), verify=verify)
-        assert result.verification.check is None
-        assert "reaches last." in result.verification.why
+        if way == "closure":
+            assert result.verification.check is not None
+        else:
+            assert result.verification.check is None
+            assert "reaches last." in result.verification.why
         assert made(torch.randn(2, 8)).shape == (2, 4)
-        layer = made.last = nn.Linear(16, 4)
+    TABLE.clear()
 
 
 def test_a_program_that_runs_otherwise_on_real_tensors_is_recorded_on_them() -> None:
