@@ -20,7 +20,7 @@ from prunekit_core.plan import Plan
 from prunekit_core.pricing import Prices
 from prunekit_core.regime import collection_paused
 from prunekit_core.registry import Registry
-from prunekit_core.rescale import find_rescales, name_means
+from prunekit_core.rescale import find_means, find_rescales
 from prunekit_core.sites import ancestors
 from prunekit_core.sources import Sources, sources_of
 from prunekit_core.surgery import modules_in, other_names
@@ -66,6 +66,9 @@ class Drafts:
         parameters = self._parameters(model, rehearsed)
         rescales, unmet = find_rescales(self.analysis, self.registry.op_rules, rehearsed)
         cut = rehearsed.kept
+        means = find_means(self.analysis, self.registry.op_rules, rehearsed)
+        for site, groups in means.items():
+            self.knowledge.means.update(dict.fromkeys(groups, f"{site}, which makes a mean of a sum"))
         return Plan(
             cuts=tuple(GroupCut(g.name, g.size, cut[g.name]) for g in self.analysis.groups.values() if g.name in cut),
             parameters=parameters,
@@ -73,7 +76,10 @@ class Drafts:
             rescales=mirrored_rescales(self.analysis.copies, rescales),
             swaps=self._swaps(parameters, rehearsed),
             sources=self._sources(model) if cut else (),
-            notes=(*dict.fromkeys(map(str, unmet)), *name_means(self.analysis, self.registry.op_rules, rehearsed)),
+            notes=(
+                *dict.fromkeys(map(str, unmet)),
+                *(f"{site} divides a sum by the number of units: a mean over those that are left" for site in means),
+            ),
             costs=self._priced(cut),
             sizes=self._sizes(),
         )

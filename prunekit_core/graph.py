@@ -457,6 +457,7 @@ class DependencyGraph:
             self.knowledge.given_back,
             {},
             (*self.notes, *self.knowledge.effort_notes(), *self.applied.notes),
+            self.knowledge.means,
         )
 
     def explain(self, layer: nn.Module | str) -> Explanation:

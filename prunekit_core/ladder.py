@@ -44,6 +44,7 @@ class Knowledge:
         recipes: Attributes that follow sizes.
         ties: Groups that must keep the same fraction of their units.
         given_back: Groups that can't shrink in this program, with the reason.
+        means: Groups over which the program takes a mean by dividing a sum, with the place.
         unsteady: Arguments that are tensors of other values each time the program runs.
         effort: What replays were made for, beyond one per plan, to how many and where the first one was.
     """
@@ -51,6 +52,7 @@ class Knowledge:
     recipes: dict[Place, Recipe] = attrs.field(factory=dict)
     ties: list[frozenset[str]] = attrs.field(factory=list)
     given_back: dict[str, str] = attrs.field(factory=dict)
+    means: dict[str, str] = attrs.field(factory=dict)
     unsteady: set[Argument] = attrs.field(factory=set)
     effort: dict[str, tuple[int, str]] = attrs.field(factory=dict)
 

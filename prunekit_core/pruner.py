@@ -448,7 +448,8 @@ class BasePruner:
         ]
         notes = (*graph.notes, *self._notes, *spared, *graph.knowledge.effort_notes(), *graph.applied.notes)
         left = {**self._left, **self._scopes.left}
-        return Report.of(graph.analysis, graph.applied.kept, graph.knowledge.given_back, left, notes)
+        known = graph.knowledge
+        return Report.of(graph.analysis, graph.applied.kept, known.given_back, left, notes, known.means)
 
 
 def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:

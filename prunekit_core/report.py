@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Mapping, Sequence
 
 import attrs
@@ -40,8 +41,10 @@ class Report:
         given_back: Mapping[str, str],
         left: Mapping[str, str],
         notes: Sequence[str] = (),
+        means: Mapping[str, str] = types.MappingProxyType({}),
     ) -> Report:
         """Makes the report of an analysis and the units that stay."""
+        mixes = {name: (*analysis.groups[name].mixes, *filter(None, [means.get(name)])) for name in kept}
         reasons: dict[str, str] = {}
         for name, group in analysis.groups.items():
             if name not in kept:
@@ -60,7 +63,7 @@ class Report:
                 for gap in analysis.not_understood
             ),
             untouched=analysis.untouched,
-            mixes={n: analysis.groups[n].mixes for n in kept if analysis.groups[n].mixes},
+            mixes={name: uses for name, uses in mixes.items() if uses},
             notes=(*analysis.notes, *notes),
         )
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from prunekit_core.analysis import Analysis
 from prunekit_core.comparison import Unmet
 from prunekit_core.deviations import Deviations, Stuck
 from prunekit_core.edits import Rescale, runs_of
+from prunekit_core.flow import Version
 from prunekit_core.ladder import Rehearsed
+from prunekit_core.layout import groups_of
 from prunekit_core.origins import Origins, Rows, UnresolvedError
 from prunekit_core.rules import RuleTable
 from prunekit_core.trace import Operation
@@ -53,14 +55,45 @@ def find_rescales(
     return tuple(found), unmet
 
 
-def name_means(analysis: Analysis, rules: RuleTable, rehearsed: Rehearsed) -> tuple[str, ...]:
-    """Words, for each sum over units that the program divides by their number, that it is over fewer of both."""
-    found: dict[str, None] = {}
-    for deviations in _programs(analysis, rules, rehearsed).values():
+def find_means(analysis: Analysis, rules: RuleTable, rehearsed: Rehearsed) -> dict[str, tuple[str, ...]]:
+    """Finds where the program divides a sum over units by their number: a mean over fewer of both.
+
+    Returns:
+        The place of each division, to the groups that are summed over.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for position, deviations in _programs(analysis, rules, rehearsed).items():
+        wholes = analysis.recordings[position].wholes
         for index in sorted(deviations.means):
-            site = _site(deviations.flow.operations[index])
-            found[f"{site} divides a sum by the number of units: a mean over those that are left"] = None
-    return tuple(found)
+            groups = dict.fromkeys(
+                name
+                for summed in _sums_behind(deviations, index, wholes)
+                for use in wholes[summed].uses
+                for name in groups_of(use.layout)
+                if name in rehearsed.kept
+            )
+            found[_site(deviations.flow.operations[index])] = tuple(groups)
+    return found
+
+
+def _sums_behind(deviations: Deviations, index: int, wholes: Collection[int]) -> Iterator[int]:
+    """Yields the nearest operations behind one that depend on whole axes, or that one."""
+    flow = deviations.flow
+    if index in wholes:
+        yield index
+        return
+    pending = [flow.version(index, ref) for ref in flow.operations[index].references()]
+    seen: set[Version] = set()
+    while pending:
+        version = pending.pop()
+        maker = flow.maker(version)
+        if maker is None or version in seen:
+            continue
+        seen.add(version)
+        if maker.index in wholes:
+            yield maker.index
+        else:
+            pending.extend(flow.version(maker.index, ref) for ref in maker.references())
 
 
 def _programs(analysis: Analysis, rules: RuleTable, rehearsed: Rehearsed) -> dict[int, Deviations]:

@@ -92,7 +92,7 @@ def verify_cut(
     why = _obstacle(model, plan, recording)
     if not why and analysis.shadow.reached:
         name = min(analysis.shadow.reached)
-        why = f"the program reaches {name} past the model (a global variable, a registry), so that a copy would use it, too"
+        why = f"the program reaches {name} past the model (a global variable, a registry): a copy would use it, too"
     if not why and wish == AUTO:
         why = _too_much(model, plan, recording, costs)
     if why:

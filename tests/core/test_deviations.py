@@ -189,6 +189,7 @@ def test_sums_over_their_number_are_means_over_what_is_left(name: str) -> None:
     assert not result.plan.rescales
     assert all("a mean over those that are left" in note for note in result.plan.notes)
     assert result.plan.notes
+    assert result.report.mixes.keys() == expected.report.mixes.keys() != set()
     torch.testing.assert_close(model(X), twin(X), rtol=1e-12, atol=1e-12)
     assert not torch.allclose(model(X), masked(original, result.plan)(X))
     check = pk.check_exact(original, model, result.plan, X)
