@@ -30,15 +30,16 @@ class Captured:
         stand_ins: Identity of each of its tensors to what stands for it; what stands for the functions is added.
 
     Attributes:
-        cells: Variables of the new functions that hold what stands for something of the model.
+        holders: What of the new functions holds what stands for something of the model: variables, default arguments.
         notes: Warnings of functions that refer to the model by global variables, which can't be followed.
     """
 
     def __init__(self, modules: Sequence[nn.Module], stand_ins: dict[int, Any]) -> None:
         self._modules = {id(module) for module in modules}
         self._stand_ins = stand_ins
-        self.cells: list[types.CellType] = []
+        self.holders: list[Any] = []
         self._open: list[tuple[types.CellType, Any]] = []
+        self._defaults: list[tuple[types.FunctionType, types.FunctionType]] = []
         self.notes: list[str] = []
         for module in modules:
             for key, value in vars(module).items():
@@ -53,10 +54,28 @@ class Captured:
             twins: Identity of each module of the model to its copy.
         """
         for cell, content in self._open:
-            if isinstance(content, nn.Module):
-                cell.cell_contents = twins[id(content)]
-            else:
-                cell.cell_contents = types.MethodType(content.__func__, twins[id(content.__self__)])
+            cell.cell_contents = self._stands_for(content, twins)
+        for old, new in self._defaults:
+            if old.__defaults__:
+                new.__defaults__ = tuple(self._stands_for(value, twins) for value in old.__defaults__)
+            if old.__kwdefaults__:
+                named = {key: self._stands_for(value, twins) for key, value in old.__kwdefaults__.items()}
+                new.__kwdefaults__ = named
+            self.holders += [new.__defaults__, new.__kwdefaults__]
+
+    def _stands_for(self, value: Any, twins: Mapping[int, nn.Module]) -> Any:
+        """Returns what stands for a tensor, module, method or function of the model; any other value itself."""
+        if isinstance(value, types.MethodType):
+            twin = twins.get(id(value.__self__))
+            return value if twin is None else types.MethodType(value.__func__, twin)
+        if isinstance(value, nn.Module):
+            return twins.get(id(value), value)
+        return self._stand_ins.get(id(value), value)
+
+    def _is_part(self, value: Any) -> bool:
+        """Tells whether a value is a tensor or module of the model, a method of one, or a function made anew."""
+        bound = value.__self__ if isinstance(value, types.MethodType) else value
+        return id(bound) in self._modules if isinstance(bound, nn.Module) else id(value) in self._stand_ins
 
     def _renew(self, function: types.FunctionType, depth: int) -> types.FunctionType | None:
         """Makes a function anew, if it has captured anything of the model; returns the new one."""
@@ -64,7 +83,12 @@ class Captured:
             return self._stand_ins.get(id(function))
         self._warn(function, function, depth)
         cells = tuple(self._cell(cell, depth) for cell in function.__closure__ or ())
-        if all(new is old for new, old in zip(cells, function.__closure__ or (), strict=True)):
+        given = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+        for value in given:
+            if isinstance(value, types.FunctionType):
+                self._renew(value, depth - 1)
+        same = all(new is old for new, old in zip(cells, function.__closure__ or (), strict=True))
+        if same and not any(map(self._is_part, given)):
             return None
         made = types.FunctionType(
             function.__code__, function.__globals__, function.__name__, function.__defaults__, cells
@@ -72,6 +96,7 @@ class Captured:
         made.__kwdefaults__, made.__qualname__ = function.__kwdefaults__, function.__qualname__
         vars(made).update(vars(function))
         self._stand_ins[id(function)] = made
+        self._defaults.append((function, made))
         return made
 
     def _warn(self, holder: types.FunctionType, function: types.FunctionType, depth: int) -> None:
@@ -91,20 +116,16 @@ class Captured:
             content = cell.cell_contents
         except ValueError:  # nothing is in it yet
             return cell
-        if isinstance(content, torch.Tensor):
-            if id(content) not in self._stand_ins:
-                return cell
-            self.cells.append(types.CellType(self._stand_ins[id(content)]))
-            return self.cells[-1]
-        bound = content.__self__ if isinstance(content, types.MethodType) else content
-        if isinstance(bound, nn.Module) and id(bound) in self._modules:
-            fresh = types.CellType()
-            self._open.append((fresh, content))
-            return fresh
         if isinstance(content, types.FunctionType):
             renewed = self._renew(content, depth - 1)
             return cell if renewed is None else types.CellType(renewed)
-        return cell
+        if not self._is_part(content):
+            return cell
+        if isinstance(content, torch.Tensor):
+            self.holders.append(types.CellType(self._stand_ins[id(content)]))
+            return self.holders[-1]  # type: ignore[no-any-return]
+        self._open.append((types.CellType(), content))
+        return self._open[-1][0]
 
 
 def _functions(value: Any, depth: int) -> Iterator[types.FunctionType]:

@@ -265,7 +265,7 @@ class Shadow:
         self.lent = None if fake else Lent(self._firsts, named_tensors(model))
         self._twins = {id(old): new for old, new in zip(modules, modules_in(self.module).values(), strict=True)}
         captured.fill(self._twins)
-        held = twin.held({id(tensor): name for name, tensor in self._firsts.items()}, captured.cells)
+        held = twin.held({id(tensor): name for name, tensor in self._firsts.items()}, captured.holders)
         self._held = [name for name in self._firsts if name in held]
         self.notes.extend(captured.notes)
         self.notes.extend(

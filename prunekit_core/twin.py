@@ -11,7 +11,6 @@ import collections
 import contextlib
 import copy
 import gc
-import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -60,16 +59,16 @@ class Twin:
             if key not in given and not isinstance(value, nn.Module | torch.Tensor)
         ]
 
-    def held(self, tensors: Mapping[int, str], cells: Iterable[types.CellType]) -> set[str]:
+    def held(self, tensors: Mapping[int, str], others: Iterable[Any]) -> set[str]:
         """Names the tensors of the copy that something holds besides the tables of modules.
 
         Args:
             tensors: Identity of each parameter and buffer of the copy to its name.
-            cells: Variables of functions that were made for the copy.
+            others: Further objects that may hold some, such as variables of functions.
         """
         found = {
             tensors[id(item)]
-            for holder in (*self.copied, *cells)
+            for holder in (*self.copied, *others)
             for item in gc.get_referents(holder)
             if id(item) in tensors
         }

@@ -65,7 +65,33 @@ def a_default_of_keywords(model: Divided) -> Callable[[], int]:
     return width
 
 
-WAYS: list[Way] = [a_parameter, a_module, another_function, a_partial, a_method, a_default_of_keywords]
+def a_default_argument(model: Divided) -> Callable[[], int]:
+    return lambda weight=model.first.weight: weight.shape[0]
+
+
+def a_module_by_default(model: Divided) -> Callable[[], int]:
+    def width(*, layer: nn.Linear = model.first) -> int:
+        return layer.weight.shape[0]
+
+    return width
+
+
+def a_function_by_default(model: Divided) -> Callable[[], int]:
+    function = a_default_argument(model)
+    return lambda inner=function: inner()
+
+
+WAYS: list[Way] = [
+    a_default_argument,
+    a_module_by_default,
+    a_function_by_default,
+    a_parameter,
+    a_module,
+    another_function,
+    a_partial,
+    a_method,
+    a_default_of_keywords,
+]
 
 
 @pytest.mark.parametrize("by_value", [False, True])
