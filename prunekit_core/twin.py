@@ -11,6 +11,7 @@ import collections
 import contextlib
 import copy
 import gc
+import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -24,6 +25,9 @@ Copier = Callable[[Any], Any]
 _AS_IS = {int, float, complex, bool, str, bytes, type(None), type, torch.dtype, torch.device}
 _CONTAINERS = {dict, collections.OrderedDict, list, set}
 _NO_TENSORS = _AS_IS | _CONTAINERS
+_NOT_ENTERED = (torch.Tensor, nn.Module, type, types.ModuleType, types.FunctionType)
+MANY = 20_000
+"""Objects in a copy up to which those that hold tensors are looked for."""
 _PROTOCOL = ("__reduce_ex__", "__reduce__", "__getstate__")
 _NEVER_COPIED = "_compiled_call_impl"
 
@@ -66,12 +70,18 @@ class Twin:
             tensors: Identity of each parameter and buffer of the copy to its name.
             others: Further objects that may hold some, such as variables of functions.
         """
-        found = {
-            tensors[id(item)]
-            for holder in (*self.copied, *others)
-            for item in gc.get_referents(holder)
-            if id(item) in tensors
-        }
+        found: set[str] = set()
+        pending = [*self.copied, *others]
+        seen = set(map(id, pending))
+        while pending:
+            for item in gc.get_referents(pending.pop()):
+                if id(item) in tensors:
+                    found.add(tensors[id(item)])
+                elif gc.is_tracked(item) and id(item) not in seen and not isinstance(item, _NOT_ENTERED):
+                    seen.add(id(item))
+                    pending.append(item)
+            if len(seen) > MANY:  # more than is worth the walk
+                return set(tensors.values())
         modules = list(self.module.modules())
         slots = {cls: names for cls in {type(module) for module in modules} if (names := slots_of(cls))}
         for module in modules:

@@ -68,3 +68,34 @@ def test_what_plain_objects_hold_is_cut_and_its_size_followed(kind: type[Holding
     assert result.report.pruned == {"first": (16, 8)}
     assert model.pair()[0] is model.first.weight
     torch.testing.assert_close(model(X), zeroed(original, result.plan)(X))
+
+
+class Deep:
+    """An object that copies itself in its own way, so that nobody is told of what lies in it."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.inner = {"list": [(parameter,)]}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Deep:
+        return Deep(memo[id(self.inner["list"][0][0])])
+
+
+class Deeply(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 4)
+        self.deep = Deep(self.first.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        width = self.deep.inner["list"][0][0].shape[0]
+        return self.last(self.first(x).view(-1, width).relu())
+
+
+@pytest.mark.parametrize("many", [20_000, 1])
+def test_sizes_that_lie_deep_in_an_object_are_followed(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prunekit_core.twin.MANY", many)
+    model = Deeply()
+    result = pk.prune(model, torch.randn(3, 4))
+    assert result.report.pruned == {"first": (8, 4)}
+    assert not result.plan.notes
+    assert model(torch.randn(3, 4)).shape == (3, 4)
