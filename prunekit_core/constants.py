@@ -32,7 +32,8 @@ def absorb_constants(graph: DependencyGraph, values: Mapping[tuple[str, str], fl
     mismatch, drifts = Stage(analysis, graph.registry, {}).replay(dict(values))
     if mismatch is not None:
         raise RehearsalError("With other constants another program runs.", why=mismatch.why)
-    rescales, unmet = find_rescales(analysis, graph.registry.op_rules, Rehearsed({}, (), tuple(drifts)))
-    if unmet:
-        raise RehearsalError("The weights can't make up for another constant.", why="; ".join(map(str, unmet[:3])))
-    return Plan(rescales=rescales)
+    found = find_rescales(analysis, graph.registry.op_rules, Rehearsed({}, (), tuple(drifts)))
+    if found.unmet:
+        why = "; ".join(map(str, found.unmet[:3]))
+        raise RehearsalError("The weights can't make up for another constant.", why=why)
+    return Plan(rescales=found.rescales)

@@ -20,7 +20,7 @@ from prunekit_core.plan import Plan
 from prunekit_core.pricing import Prices
 from prunekit_core.regime import collection_paused
 from prunekit_core.registry import Registry
-from prunekit_core.rescale import find_means, find_rescales
+from prunekit_core.rescale import Constants, find_rescales
 from prunekit_core.sites import ancestors
 from prunekit_core.sources import Sources, sources_of
 from prunekit_core.surgery import modules_in, other_names
@@ -42,6 +42,7 @@ class Drafts:
         self.knowledge = Knowledge()
         self._compiled: dict[str, Compiled] | None = None
         self._passed: Sources | None = None
+        self._found: tuple[Rehearsed, Constants] | None = None
         self._prices: weakref.WeakSet[Prices] = weakref.WeakSet()  # of plans that live longer ask before this goes
 
     def draft(self, model: nn.Module, kept: Mapping[str, tuple[int, ...]], reselect: Reselect | None = None) -> Plan:
@@ -60,25 +61,32 @@ class Drafts:
             return self._proven(model, found)
 
     def _unmet(self, rehearsed: Rehearsed) -> tuple[Unmet, ...]:
-        return find_rescales(self.analysis, self.registry.op_rules, rehearsed)[1]
+        return self._constants(rehearsed).unmet
+
+    def _constants(self, rehearsed: Rehearsed) -> Constants:
+        if self._found is None or self._found[0] is not rehearsed:  # asked when it is judged, and for the plan
+            self._found = (rehearsed, find_rescales(self.analysis, self.registry.op_rules, rehearsed))
+        return self._found[1]
 
     def _proven(self, model: nn.Module, rehearsed: Rehearsed) -> Plan:
         parameters = self._parameters(model, rehearsed)
-        rescales, unmet = find_rescales(self.analysis, self.registry.op_rules, rehearsed)
+        constants, self._found = self._constants(rehearsed), None
         cut = rehearsed.kept
-        means = find_means(self.analysis, self.registry.op_rules, rehearsed)
-        for site, groups in means.items():
+        for site, groups in constants.means.items():
             self.knowledge.means.update(dict.fromkeys(groups, f"{site}, which makes a mean of a sum"))
         return Plan(
             cuts=tuple(GroupCut(g.name, g.size, cut[g.name]) for g in self.analysis.groups.values() if g.name in cut),
             parameters=parameters,
             edits=mirrored_edits(self.analysis.copies, self.analysis.shadow.modules, rehearsed.edits),
-            rescales=mirrored_rescales(self.analysis.copies, rescales),
+            rescales=mirrored_rescales(self.analysis.copies, constants.rescales),
             swaps=self._swaps(parameters, rehearsed),
             sources=self._sources(model) if cut else (),
             notes=(
-                *dict.fromkeys(map(str, unmet)),
-                *(f"{site} divides a sum by the number of units: a mean over those that are left" for site in means),
+                *dict.fromkeys(map(str, constants.unmet)),
+                *(
+                    f"{site} divides a sum by the number of units: a mean over those that are left"
+                    for site in constants.means
+                ),
             ),
             costs=self._priced(cut),
             sizes=self._sizes(),

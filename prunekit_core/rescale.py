@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
-from prunekit_core.analysis import Analysis
+import attrs
+
+from prunekit_core.analysis import Analysis, Recording
 from prunekit_core.comparison import Unmet
 from prunekit_core.deviations import Deviations, Stuck
 from prunekit_core.edits import Rescale, runs_of
@@ -32,18 +34,29 @@ CHOICES = 3
 """Products on the way at which all combinations of operands are tried."""
 
 
-def find_rescales(
-    analysis: Analysis, rules: RuleTable, rehearsed: Rehearsed
-) -> tuple[tuple[Rescale, ...], tuple[Unmet, ...]]:
+@attrs.frozen
+class Constants:
+    """What becomes of the constants that follow sizes.
+
+    Attributes:
+        rescales: Rows to scale, which make up for constants.
+        unmet: Constants that could not be made up for.
+        means: The place of each division of a sum over units by their number, which is a mean over fewer of both, to
+            the groups that are summed over.
+    """
+
+    rescales: tuple[Rescale, ...] = ()
+    unmet: tuple[Unmet, ...] = ()
+    means: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
+
+
+def find_rescales(analysis: Analysis, rules: RuleTable, rehearsed: Rehearsed) -> Constants:
     """Finds the rows to scale for every constant that follows a size that shrinks.
 
     Args:
         analysis: The analysed model.
         rules: The op rules, which say how operations scale.
         rehearsed: The cut.
-
-    Returns:
-        The rescales, and every constant that could not be made up for.
     """
     search = _Search(analysis, rules, rehearsed)
     unmet = search.run()
@@ -52,28 +65,7 @@ def find_rescales(
         for log in dict.fromkeys(rows.values()):
             runs = runs_of(sorted(row for row, value in rows.items() if value == log))
             found.append(Rescale(parameter, runs, math.exp(log)))
-    return tuple(found), unmet
-
-
-def find_means(analysis: Analysis, rules: RuleTable, rehearsed: Rehearsed) -> dict[str, tuple[str, ...]]:
-    """Finds where the program divides a sum over units by their number: a mean over fewer of both.
-
-    Returns:
-        The place of each division, to the groups that are summed over.
-    """
-    found: dict[str, tuple[str, ...]] = {}
-    for position, deviations in _programs(analysis, rules, rehearsed).items():
-        wholes = analysis.recordings[position].wholes
-        for index in sorted(deviations.means):
-            groups = dict.fromkeys(
-                name
-                for summed in _sums_behind(deviations, index, wholes)
-                for use in wholes[summed].uses
-                for name in groups_of(use.layout)
-                if name in rehearsed.kept
-            )
-            found[_site(deviations.flow.operations[index])] = tuple(groups)
-    return found
+    return Constants(tuple(found), unmet, search.means)
 
 
 def _sums_behind(deviations: Deviations, index: int, wholes: Collection[int]) -> Iterator[int]:
@@ -96,33 +88,39 @@ def _sums_behind(deviations: Deviations, index: int, wholes: Collection[int]) ->
             pending.extend(flow.version(maker.index, ref) for ref in maker.references())
 
 
-def _programs(analysis: Analysis, rules: RuleTable, rehearsed: Rehearsed) -> dict[int, Deviations]:
-    """Returns what differs in each recording that is replayed, by its position."""
-    return {
-        position: Deviations(
-            recording, rules, rehearsed.kept, [drift for drift in rehearsed.drifts if drift.recording == position]
-        )
-        for position, recording in enumerate(analysis.recordings)
-        if recording.replayed
-    }
-
-
 class _Search:
     """Looks for rows, one operation after another that computes something else.
 
     Attributes:
         rows: What has been found.
+        means: See `Constants`.
     """
 
     def __init__(self, analysis: Analysis, rules: RuleTable, rehearsed: Rehearsed) -> None:
         self.rows: Rows = {}
         self._programs: dict[int, tuple[Deviations, Origins]] = {}
         whole = {name for name, found in analysis.parameters.items() if not found.buffer and found.shape}
-        for position, deviations in _programs(analysis, rules, rehearsed).items():
-            recording = analysis.recordings[position]
+        self.means: dict[str, tuple[str, ...]] = {}
+        for position, recording in enumerate(analysis.recordings):
+            if not recording.replayed:
+                continue
+            own = [drift for drift in rehearsed.drifts if drift.recording == position]
+            deviations = Deviations(recording, rules, rehearsed.kept, own)
+            self._note_means(recording, deviations, rehearsed)
             dtypes, named = recording.trace.dtypes, recording.trace.parameters.items()
             scalable = {name for name, ref in named if dtypes[ref.index].is_floating_point} & whole
             self._programs[position] = (deviations, Origins(recording, rules, deviations, scalable))
+
+    def _note_means(self, recording: Recording, deviations: Deviations, rehearsed: Rehearsed) -> None:
+        for index in sorted(deviations.means):
+            groups = dict.fromkeys(
+                name
+                for summed in _sums_behind(deviations, index, recording.wholes)
+                for use in recording.wholes[summed].uses
+                for name in groups_of(use.layout)
+                if name in rehearsed.kept
+            )
+            self.means[_site(deviations.flow.operations[index])] = tuple(groups)
 
     def run(self) -> tuple[Unmet, ...]:
         """Finds rows; returns the constants that could not be made up for."""
