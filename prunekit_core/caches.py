@@ -28,7 +28,6 @@ class Made:
     def __init__(self) -> None:
         self._made: list[weakref.ref[torch.Tensor]] = []
         self._known: set[int] = set()
-        self._passed: dict[int, weakref.ref[torch.Tensor]] = {}
 
     def start(self, known: Iterable[Any]) -> None:
         """Forgets what was made, before a run on some tensors: parameters, buffers and inputs."""
@@ -45,15 +44,17 @@ class Made:
                 if isinstance(item, torch.Tensor):
                     self.add(item)
 
-    def pass_on(self, tensor: Any) -> None:
-        """Notes what an operation returned as it was given it: of a constant, a cache may keep that as well."""
-        if isinstance(tensor, torch.Tensor) and id(tensor) not in self._known:
-            self._passed[id(tensor)] = weakref.ref(tensor)
+    def passed(self, tensor: Any) -> Any:
+        """Returns what an operation returned as it was given it; of a constant an alias, which a cache may keep."""
+        if not isinstance(tensor, torch.Tensor) or id(tensor) in self._known:
+            return tensor
+        alias = tensor.detach()
+        self.add(alias)
+        return alias
 
     def forget(self) -> None:
         """Forgets what was made."""
         self._made.clear()
-        self._passed.clear()
 
     def release(self, used: Callable[[], Iterable[torch.Tensor]]) -> list[str]:
         """Empties caches of what was made since the last call, and forgets it.
@@ -67,10 +68,7 @@ class Made:
             A line for each place that isn't a cache and goes on to hold a tensor.
         """
         left = [ref for ref in self._made if ref() is not None]
-        passed = [tensor for ref in self._passed.values() if (tensor := ref()) is not None]
         self.forget()
-        if passed:
-            _uncached(passed)
         places: list[str] = []
         if left:
             kept = {id(tensor) for tensor in used()}
@@ -81,27 +79,6 @@ class Made:
                 cleared, places = _emptied([tensor for ref in left[:FEW] if (tensor := ref()) is not None])
             left = [ref for ref in left[FEW:] if ref() is not None]
         return places
-
-
-def _uncached(tensors: list[torch.Tensor]) -> None:
-    """Empties the caches of ``functools.lru_cache`` that hold some tensors; whatever else holds them goes on to."""
-    seen: set[int] = set()
-    targets: list[Any] = list(tensors)
-    for _ in range(DEPTH):
-        seen |= {id(target) for target in targets} | {id(targets)}
-        holders = [one for one in gc.get_referrers(*targets) if id(one) not in seen]
-        caches = [one for one in holders if isinstance(one, _CACHE)]
-        for cache in caches:
-            cache.cache_clear()
-        targets = [
-            one
-            for one in holders
-            if isinstance(one, list | tuple)
-            or type(one).__module__ == "functools"
-            or (isinstance(one, dict) and any(isinstance(around, _CACHE) for around in gc.get_referrers(one)))
-        ]
-        if caches or not targets:
-            return
 
 
 def _emptied(tensors: list[torch.Tensor]) -> tuple[bool, list[str]]:

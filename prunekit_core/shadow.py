@@ -143,10 +143,10 @@ class _Recorder(TorchDispatchMode):
             self.sink.failed(func, module, error)
             raise
         if not habit.writes:
-            if any(result is arg for arg in args):  # it was there before
-                self._made.pass_on(result)
-            else:
+            if func is torch.ops.aten.lift_fresh.default or not any(result is arg for arg in args):
                 self._made.add(result)
+            else:  # it was there before
+                result = self._made.passed(result)
         self.sink.operation(func, module, arguments, result)
         return result
 
