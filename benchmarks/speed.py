@@ -155,18 +155,16 @@ def application_table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
     rows = []
     for model, tools in results.items():
         for found in tools["prunekit"]["application"]:
-            largest = found["largest_bytes"]
             rows.append(
                 (
                     model,
                     f"{1000 * found['seconds']:.1f}",
                     f"{1000 * found['copy_seconds']:.1f}",
                     f"{found['seconds'] / found['copy_seconds']:.2f}",
-                    f"{found['extra_bytes'] / largest:.2f}",
-                    f"{found['rise_bytes'] / largest:.2f}",
+                    f"{found['extra_bytes'] / found['made_bytes']:.2f}",
                 )
             )
-    head = ("model", "apply ms", "copy ms", "apply / copy", "peak extra / largest parameter", "largest rise / same")
+    head = ("model", "apply ms", "copy ms", "apply / copy", "peak extra / tensors it makes")
     return table(head, rows)
 
 

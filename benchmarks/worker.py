@@ -201,13 +201,13 @@ def measure_application(model: nn.Module, x: Any, repeats: int) -> None:
         clones = [parameter.clone() for parameter in model.parameters()]
         copying.append(time.process_time() - start)
         del clones
-    extra, rise = extra_memory(plan, model)
+    extra, made = extra_memory(plan, model)
     report(
         "application",
         seconds=statistics.median(applying[1:]),
         copy_seconds=statistics.median(copying[1:]),
         extra_bytes=extra,
-        rise_bytes=rise,
+        made_bytes=made,
         largest_bytes=max(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
     )
 
@@ -222,8 +222,8 @@ def extra_memory(plan: Any, model: nn.Module) -> tuple[int, int]:
     the system. Index tensors count, Python objects don't.
 
     Returns:
-        Bytes by which the application exceeds, at its peak, what was allocated before it; and its largest rise above
-        any earlier moment. The rise is the stricter figure: it gives no credit for what earlier cuts released.
+        Bytes by which the application exceeds, at its peak, what was allocated before it; and the bytes of the tensors
+        that it makes, all of which are there before the first is put in.
     """
     profiler = torch.profiler
     with profiler.profile(activities=[profiler.ProfilerActivity.CPU], profile_memory=True) as found:
@@ -235,13 +235,16 @@ def extra_memory(plan: Any, model: nn.Module) -> tuple[int, int]:
     events = found.profiler.kineto_results.events()
     start = next(event.start_ns() for event in events if event.name() == "application")
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    now = peak = lowest = rise = 0
+    now = peak = 0
     for moment, size in changes:
         if moment >= start:
             now += size
-            peak, lowest = max(peak, now), min(lowest, now)
-            rise = max(rise, now - lowest)
-    return peak, rise
+            peak = max(peak, now)
+    before = model.state_dict()
+    changed = {
+        tensor.data_ptr(): tensor for n, tensor in target.state_dict().items() if tensor.shape != before[n].shape
+    }
+    return peak, sum(tensor.numel() * tensor.element_size() for tensor in changed.values())
 
 
 # -- a large model
