@@ -496,5 +496,5 @@ def _mixes(recordings: Iterable[Recording], rules: RuleTable, zeroed: Collection
                         zeros = zeros or Zeros(recording.trace, recording.live, rules, zeroed)
                         if zeros.sums(operation, use.operands, name, several=use.verb is Verb.CONTRACT):
                             continue
-                    mixes.setdefault(name, {})[f"{operation.name} in {operation.module or 'the model'}"] = None
+                    mixes.setdefault(name, {})[operation.site] = None
     return mixes

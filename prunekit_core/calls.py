@@ -32,10 +32,16 @@ def operation_name(op: Any) -> str:
 
 
 @functools.cache
+def written_arguments(op: Any) -> tuple[str, ...]:
+    """Names the arguments that an operation writes into, as its schema says; none where it has no schema."""
+    schema = getattr(op, "_schema", None)
+    arguments = () if schema is None else schema.arguments
+    return tuple(a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write)
+
+
 def writes(op: Any) -> bool:
     """Tells whether an operation writes into one of its arguments, as its schema says."""
-    aliases = (argument.alias_info for argument in op._schema.arguments)
-    return any(alias is not None and alias.is_write for alias in aliases)
+    return bool(written_arguments(op))
 
 
 def check_no_callables(func: Any, stack: Sequence[str]) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prunekit_core.analysis import Recording
 from prunekit_core.rules import RuleTable
 from prunekit_core.scaling import Scaling
-from prunekit_core.trace import Operation, TensorRef
+from prunekit_core.trace import Operation, TensorRef, Trace
 
 Version = tuple[int, int]
 """(`TensorRef.index`, index of the operation that wrote it; -1 for what the program is given)."""
@@ -49,7 +49,7 @@ class Flow:
         for version in results:
             self.readers.setdefault(version, []).append(self.end)
         self._wholes = recording.wholes
-        self._families = _families(recording.trace.shares)
+        self._families = _families(recording.trace)
 
     def version(self, operation: int, ref: TensorRef) -> Version:
         """Returns the version of a tensor that an operation reads."""
@@ -65,17 +65,25 @@ class Flow:
 
     def is_made(self, version: Version, rules: RuleTable) -> bool:
         """Tells whether a tensor depends on what a layer or a matrix product makes, not on constants only."""
-        pending, seen = [version], set[Version]()
+
+        def makes(maker: Operation) -> bool:
+            return maker.index in self._wholes or rules.scaling(maker.op) in _LAYERS
+
+        return next(self.nearest([version], makes), None) is not None
+
+    def nearest(self, versions: Iterable[Version], wanted: Callable[[Operation], bool]) -> Iterator[Operation]:
+        """Yields the nearest wanted operations that some tensors were computed by; what lies behind one isn't asked."""
+        pending, seen = list(versions), set[Version]()
         while pending:
             current = pending.pop()
             maker = self.maker(current)
             if maker is None or current in seen:
                 continue
             seen.add(current)
-            if maker.index in self._wholes or rules.scaling(maker.op) in _LAYERS:
-                return True
-            pending.extend(self._read[maker.index].values())
-        return False
+            if wanted(maker):
+                yield maker
+            else:
+                pending.extend(self._read[maker.index].values())
 
     def first_maker(self, index: int) -> Operation | None:
         """Returns the operation that made a tensor; None where the program was given it."""
@@ -95,12 +103,10 @@ class Flow:
         ]
 
 
-def _families(shares: Mapping[int, int]) -> dict[int, frozenset[int]]:
+def _families(trace: Trace) -> dict[int, frozenset[int]]:
     """Groups tensors that use the same memory."""
     groups: dict[int, set[int]] = {}
-    for tensor in shares:
-        root = tensor
-        while shares.get(root, root) != root:
-            root = shares[root]
+    for tensor in trace.shares:
+        root = trace.memory(tensor)
         groups.setdefault(root, {root}).add(tensor)
     return {tensor: frozenset(members) for members in groups.values() for tensor in members}

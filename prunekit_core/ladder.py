@@ -177,8 +177,7 @@ class _Ladder:
             self._knowledge.note_effort(what, self._analysis.shadow.replays - before, where)
 
     def _site(self, mismatch: Mismatch) -> str:
-        operation = self._analysis.recordings[mismatch.recording].trace.operations[mismatch.operation]
-        return f"{operation.name} in {operation.module or 'the model'}"
+        return self._analysis.recordings[mismatch.recording].trace.operations[mismatch.operation].site
 
     def _enlarge(self) -> None:
         """Gives units back where fewer than an operation needs would stay: it would have no value."""
@@ -188,7 +187,7 @@ class _Ladder:
                     names = [name for layout in needed.layouts for name in layouts.groups_of(layout)]
                     while not needed.is_met(self._kept):
                         operation = recording.trace.operations[index]
-                        site = f"{operation.name} in {operation.module or 'the model'}: {needed.text}"
+                        site = f"{operation.site}: {needed.text}"
                         cut = [name for name in names if name in self._kept]
                         if not cut:
                             break  # not even the whole model has enough

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from prunekit_core.calls import memory_of, operation_name, tensors_of
+from prunekit_core.calls import memory_of, operation_name, tensors_of, written_arguments
 from prunekit_core.errors import RecordingError
 from prunekit_core.surgery import put_values
+from prunekit_core.trace import Trace, tensor_refs
 
 
 class Lent:
@@ -38,10 +39,8 @@ class Lent:
         Raises:
             RecordingError: It would write to memory of the model; `take_over` makes that possible.
         """
-        for argument in op._schema.arguments:
-            if argument.alias_info is None or not argument.alias_info.is_write:
-                continue
-            for tensor in tensors_of(arguments.get(argument.name)):
+        for argument in written_arguments(op):
+            for tensor in tensors_of(arguments.get(argument)):
                 names = self._names.get(memory_of(tensor))
                 if names:
                     self._wanted.update(names)
@@ -66,3 +65,15 @@ class Lent:
                 with torch.no_grad():
                     put_values(tensor, tensor.detach().clone())
         return bool(wanted)
+
+
+def written_parameters(trace: Trace) -> set[str]:
+    """Names the parameters and buffers in whose memory an operation of a recorded program writes."""
+    names = {ref.index: name for name, ref in trace.parameters.items()}
+    written = {
+        trace.memory(ref.index)
+        for operation in trace.operations
+        for argument in written_arguments(operation.op)
+        for ref in tensor_refs(operation.arguments.get(argument))
+    }
+    return {names[index] for index in written if index in names}

@@ -21,6 +21,7 @@ from prunekit_core.calls import operation_name, tensors_of
 from prunekit_core.deviations import Deviations
 from prunekit_core.draws import draw_once
 from prunekit_core.examples import Example
+from prunekit_core.lent import written_parameters
 from prunekit_core.outputs import output_tensors
 from prunekit_core.plan import Plan
 from prunekit_core.programs import swap_modules
@@ -200,7 +201,7 @@ class MaskedRun:
     def _outputs(self, model: nn.Module, example: Example, sink: Sink, *, swapped: bool = False) -> list[torch.Tensor]:
         shadow = Shadow(model, fake=False)
         assert shadow.lent is not None
-        shadow.lent.take_over(self._recording.trace.written())  # every run starts with what the model has
+        shadow.lent.take_over(written_parameters(self._recording.trace))  # every run starts with what the model has
         shadow.unchecked, shadow.gradients = self._analysis.shadow.unchecked, self._analysis.shadow.gradients
         if swapped:
             swap_modules(shadow.module, self._registry)

@@ -181,15 +181,10 @@ class _Propagator:
     def _forget_expanded(self, operation: Operation) -> None:
         """Forgets what was known of the elements of tensors in whose memory an operation writes, or may write."""
         known = self._result.effects.expanded
-        touched = {self._memory(ref.index) for ref in (*operation.references(), *operation.outputs)}
-        for index in [index for index in known if self._memory(index) in touched]:
+        memory = self._trace.memory
+        touched = {memory(ref.index) for ref in (*operation.references(), *operation.outputs)}
+        for index in [index for index in known if memory(index) in touched]:
             del known[index]
-
-    def _memory(self, index: int) -> int:
-        """Follows views to the tensor whose memory they use."""
-        while index in self._trace.shares:
-            index = self._trace.shares[index]
-        return index
 
     def _deal_out(self, operation: Operation, shapes: Sequence[tuple[int, ...]], outputs: Outputs) -> None:
         dealt: list[Sequence[Axis]] = []

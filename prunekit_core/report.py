@@ -172,5 +172,5 @@ def _uses(analysis: Analysis, groups: Mapping[str, UnitGroup]) -> dict[str, tupl
                 n for ref in refs for layout in recording.live.get(ref.index, ()) for n in layouts.groups_of(layout)
             }
             for name in names & uses.keys():
-                uses[name][f"{operation.name} in {operation.module or 'the model'}"] = None
+                uses[name][operation.site] = None
     return {name: tuple(found) for name, found in uses.items()}

@@ -18,12 +18,10 @@ from prunekit_core.analysis import Analysis, Recording
 from prunekit_core.comparison import Unmet
 from prunekit_core.deviations import Deviations, Stuck
 from prunekit_core.edits import Rescale, runs_of
-from prunekit_core.flow import Version
 from prunekit_core.ladder import Rehearsed
 from prunekit_core.layout import groups_of
 from prunekit_core.origins import Origins, Rows, UnresolvedError
 from prunekit_core.rules import RuleTable
-from prunekit_core.trace import Operation
 
 Place = tuple[int, int]
 """(Position of the recording, index of the operation.)"""
@@ -74,18 +72,8 @@ def _sums_behind(deviations: Deviations, index: int, wholes: Collection[int]) ->
     if index in wholes:
         yield index
         return
-    pending = [flow.version(index, ref) for ref in flow.operations[index].references()]
-    seen: set[Version] = set()
-    while pending:
-        version = pending.pop()
-        maker = flow.maker(version)
-        if maker is None or version in seen:
-            continue
-        seen.add(version)
-        if maker.index in wholes:
-            yield maker.index
-        else:
-            pending.extend(flow.version(maker.index, ref) for ref in maker.references())
+    read = [flow.version(index, ref) for ref in flow.operations[index].references()]
+    yield from (maker.index for maker in flow.nearest(read, lambda maker: maker.index in wholes))
 
 
 class _Search:
@@ -120,7 +108,7 @@ class _Search:
                 for name in groups_of(use.layout)
                 if name in rehearsed.kept
             )
-            self.means[_site(deviations.flow.operations[index])] = tuple(groups)
+            self.means[deviations.flow.operations[index].site] = tuple(groups)
 
     def run(self) -> tuple[Unmet, ...]:
         """Finds rows; returns the constants that could not be made up for."""
@@ -135,7 +123,7 @@ class _Search:
                     for source in sorted(stuck.sources) or [min(place[1], deviations.flow.end - 1)]:
                         change, plain = deviations.change(source)
                         text = f"{change}: {whys[0]}" if plain else change
-                        unmet[Unmet(place[0], source, _site(deviations.flow.operations[source]), text)] = None
+                        unmet[Unmet(place[0], source, deviations.flow.operations[source].site, text)] = None
         return tuple(unmet)
 
     def _stuck(self) -> dict[Place, Stuck]:
@@ -204,7 +192,3 @@ def _choices() -> Iterator[tuple[tuple[int, ...], int]]:
     yield from (((), otherwise) for otherwise in (0, 1, 2))
     for count in range(2, CHOICES + 1):
         yield from ((choices, choices[-1]) for choices in itertools.product((0, 1), repeat=count))
-
-
-def _site(operation: Operation) -> str:
-    return f"{operation.name} in {operation.module or 'the model'}"

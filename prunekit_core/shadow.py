@@ -29,7 +29,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from prunekit_core.caches import Made
-from prunekit_core.calls import bind_arguments, check_no_callables
+from prunekit_core.calls import bind_arguments, check_no_callables, writes
 from prunekit_core.captured import Captured
 from prunekit_core.draws import Draws
 from prunekit_core.examples import Example
@@ -208,7 +208,7 @@ class _Habit:
         passed_on = op.namespace == "prim" or op is torch.ops.aten.detach.default
         decomposes = not passed_on and not rules.has(op) and bool(op._can_decompose())
         draws = torch.Tag.nondeterministic_seeded in op.tags
-        return cls(passed_on, decomposes, draws, bool(op._schema.is_mutable), ShapeHabit.of(op, rules))
+        return cls(passed_on, decomposes, draws, writes(op), ShapeHabit.of(op, rules))
 
 
 class Shadow:
@@ -260,9 +260,10 @@ class Shadow:
         twin = Twin(model, memo)
         self.module, self._copied = twin.module, twin.copied
         self._firsts = named_tensors(self.module)  # objects in the shadow hold them while it runs smaller ones
-        both = [*named_tensors(model).items(), *self._firsts.items()]
+        own = named_tensors(model)
+        both = [*own.items(), *self._firsts.items()]
         self.originals = {id(tensor): (weakref.ref(tensor), name) for name, tensor in both}
-        self.lent = None if fake else Lent(self._firsts, named_tensors(model))
+        self.lent = None if fake else Lent(self._firsts, own)
         self._twins = {id(old): new for old, new in zip(modules, modules_in(self.module).values(), strict=True)}
         captured.fill(self._twins)
         held = twin.held({id(tensor): name for name, tensor in self._firsts.items()}, captured.holders)

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from prunekit_core import layout as layouts
 from prunekit_core.analysis import Recording
-from prunekit_core.calls import bind_arguments, operation_name, tensors_of
+from prunekit_core.calls import bind_arguments, operation_name, tensors_of, written_arguments
 from prunekit_core.decisions import answered
 from prunekit_core.layout import Kept
 from prunekit_core.plan import Plan
@@ -164,11 +164,14 @@ class MaskedSide(Side):
     def _put_back(self, tensor: torch.Tensor, smaller: torch.Tensor, ref: TensorRef, kept: Kept) -> None:
         """Puts what was written to the kept units of an argument to where the program holds it."""
         if smaller is not tensor:
-            for dim, positions in self._recording.positions(ref.index, kept).items():
-                shape = list(smaller.shape)
-                shape[dim] = tensor.shape[dim]
-                smaller = smaller.new_zeros(shape).index_copy_(dim, positions.to(smaller.device), smaller)
-            tensor.copy_(smaller)
+            tensor.copy_(self._among_zeros(smaller, ref, kept))
+
+    def _among_zeros(self, tensor: torch.Tensor, ref: TensorRef, kept: Kept) -> torch.Tensor:
+        for dim, positions in self._recording.positions(ref.index, kept).items():
+            shape = list(tensor.shape)
+            shape[dim] = self._recording.trace.shapes[ref.index][dim]
+            tensor = tensor.new_zeros(shape).index_copy_(dim, positions.to(tensor.device), tensor)
+        return tensor
 
     @staticmethod
     def _same(spread: Any, result: Any, written: Mapping[int, torch.Tensor]) -> Any:
@@ -199,20 +202,13 @@ class MaskedSide(Side):
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         spread = []
         for ref, tensor, like in zip(refs, tensors, whole, strict=True):
-            for dim, positions in self._recording.positions(ref.index, kept).items():
-                shape = list(tensor.shape)
-                shape[dim] = self._recording.trace.shapes[ref.index][dim]
-                tensor = tensor.new_zeros(shape).index_copy_(dim, positions.to(tensor.device), tensor)
             placed = torch.empty_strided(like.shape, like.stride(), dtype=tensor.dtype, device=tensor.device)
-            spread.append(placed.copy_(tensor))
+            spread.append(placed.copy_(self._among_zeros(tensor, ref, kept)))
         places = iter(spread)
         return pytree.tree_unflatten([next(places) if torch.is_tensor(leaf) else leaf for leaf in leaves], form)
 
 
 def _written(op: Any, arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Lists the tensors that an operation writes to, by argument."""
-    schema = getattr(op, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return {}
-    names = [argument.name for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write]
+    names = written_arguments(op)
     return {name: arguments[name] for name in names if isinstance(arguments.get(name), torch.Tensor)}

@@ -40,6 +40,11 @@ class Operation:
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "_references", tuple(tensor_refs(tuple(self.arguments.values()))))
 
+    @property
+    def site(self) -> str:
+        """Where it ran, in words: ``"aten::relu in layer1.0"``."""
+        return f"{self.name} in {self.module or 'the model'}"
+
     def references(self) -> tuple[TensorRef, ...]:
         """Lists the tensors among the arguments, in order."""
         return self._references
@@ -81,21 +86,11 @@ class Trace:
     stored: Mapping[TensorRef, str] = attrs.field(factory=dict)
     constants: Mapping[int, str] = attrs.field(factory=dict)
 
-    def written(self) -> set[str]:
-        """Names the parameters and buffers in whose memory an operation writes, as its schema says."""
-        names = {ref.index: name for name, ref in self.parameters.items()}
-        found: set[str] = set()
-        for operation in self.operations:
-            schema = getattr(operation.op, "_schema", None)
-            for argument in schema.arguments if schema is not None and schema.is_mutable else ():
-                if argument.alias_info is not None and argument.alias_info.is_write:
-                    for ref in tensor_refs(operation.arguments.get(argument.name)):
-                        index = ref.index
-                        while index in self.shares:
-                            index = self.shares[index]
-                        if index in names:
-                            found.add(names[index])
-        return found
+    def memory(self, index: int) -> int:
+        """Follows views to the tensor whose memory they use."""
+        while index in self.shares:
+            index = self.shares[index]
+        return index
 
 
 def is_continuous(dtype: torch.dtype) -> bool:

@@ -19,6 +19,7 @@ from prunekit_core.analysis import Analysis, Recording, analyse
 from prunekit_core.errors import PrunekitError, VerificationError
 from prunekit_core.exactness import ExactCheck, compared
 from prunekit_core.examples import Example
+from prunekit_core.lent import written_parameters
 from prunekit_core.masked_run import MaskedRun
 from prunekit_core.plan import Plan
 from prunekit_core.registry import Registry
@@ -131,7 +132,7 @@ def _obstacle(model: nn.Module, plan: Plan, recording: Recording) -> str:
         return "the model or its inputs have no values (meta device)"
     if plan.notes:
         return "the plan changes a constant, see the notes"
-    for name in recording.trace.written():
+    for name in written_parameters(recording.trace):
         if isinstance(tensors.get(name), nn.Parameter):
             return f"the forward pass writes to the parameter {name}"
     return ""

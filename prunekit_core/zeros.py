@@ -108,12 +108,7 @@ class Zeros:
             for ref in operation.outputs:
                 self._writers.setdefault(ref.index, []).append(operation.index)
                 if ref in operation.references():  # written in place, which tensors of the same memory show as well
-                    self._rewritten.setdefault(self._memory(ref.index), []).append((operation.index, ref))
-
-    def _memory(self, index: int) -> int:
-        while index in self.trace.shares:
-            index = self.trace.shares[index]
-        return index
+                    self._rewritten.setdefault(self.trace.memory(ref.index), []).append((operation.index, ref))
 
     def dims(self, tensor: TensorRef, group: str) -> list[int]:
         """Lists the dims of a tensor that hold units of a group."""
@@ -175,7 +170,7 @@ class Zeros:
     def _written(self, index: int, reader: int) -> int:
         """Returns the last operation before a reader that wrote into the memory of a tensor; -1 if none did."""
         last = max((writer for writer in self._writers.get(index, ()) if writer < reader), default=-1)
-        others = self._rewritten.get(self._memory(index), ())
+        others = self._rewritten.get(self.trace.memory(index), ())
         return max((writer for writer, _ in others if last < writer < reader), default=last)
 
     def _answer(self, question: _Question) -> bool:
@@ -186,7 +181,7 @@ class Zeros:
         if tensor in operation.outputs:
             return self._made(operation, operation.outputs.index(tensor), dim, group)
         # something else wrote into its memory: zeros stay zeros where only zeros were written
-        part = next(ref for place, ref in self._rewritten[self._memory(index)] if place == writer)
+        part = next(ref for place, ref in self._rewritten[self.trace.memory(index)] if place == writer)
         before = self.ask(tensor, dim, group, writer)
         written = all(self.ask(part, place, group, writer + 1) for place in self.dims(part, group))
         return before and written
