@@ -235,8 +235,13 @@ def _cut(
     try:
         with transaction:
             pruner.graph.apply_within(transaction, decided.plan, optimizer, values={} if on_disk else values)
+            confirmed = decided.verification
+            if not values:  # repaired weights compute something else on purpose
+                target = check_recordable(pruner.model)
+                confirmed = confirmed.confirm(target, pruner.graph.analysis, pruner.registry)
             return attrs.evolve(
                 decided,
+                verification=attrs.evolve(confirmed, outputs=()),
                 report=_report(pruner, doubts),
                 compensation=None if repaired is None else repaired.result,
                 repaired=values if on_disk else {},

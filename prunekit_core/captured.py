@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import functools
 import types
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,10 @@ from torch import nn
 DEPTH = 4
 """How far a function may be from a module: hooks lie in a dict, a partial holds a function, a closure holds another."""
 
-_HOLDERS = frozenset({types.FunctionType, functools.partial, dict, collections.OrderedDict, list, tuple})
+_CACHED = type(functools.lru_cache(lambda: None))
+_METHODS = (types.MethodType, types.BuiltinMethodType)
+_CONTAINERS = (dict, collections.OrderedDict, list, tuple)
+_HOLDERS = frozenset({types.FunctionType, types.BuiltinMethodType, functools.partial, _CACHED, *_CONTAINERS})
 _TABLES = ("_parameters", "_buffers", "_modules")
 
 
@@ -31,6 +35,7 @@ class Captured:
 
     Attributes:
         holders: What of the new functions holds what stands for something of the model: variables, default arguments.
+        caches: Caches of functions that the copy has of its own; every run begins with empty ones.
         notes: Warnings of functions that refer to the model by global variables, which can't be followed.
     """
 
@@ -38,14 +43,35 @@ class Captured:
         self._modules = {id(module) for module in modules}
         self._stand_ins = stand_ins
         self.holders: list[Any] = []
+        self.caches: list[Any] = []
         self._open: list[tuple[types.CellType, Any]] = []
         self._defaults: list[tuple[types.FunctionType, types.FunctionType]] = []
         self.notes: list[str] = []
+        self._weak = [
+            (module, key, value)
+            for module in modules
+            for key, value in vars(module).items()
+            if type(value) is weakref.ReferenceType
+        ]
         for module in modules:
             for key, value in vars(module).items():
                 if type(value) in _HOLDERS and value and key not in _TABLES:  # most are numbers, or empty
-                    for function in _functions(value, DEPTH):
-                        self._renew(function, DEPTH)
+                    for held in _functions(value, DEPTH):
+                        self._renew_held(held)
+
+    def _renew_held(self, held: Any) -> None:
+        if isinstance(held, types.FunctionType):
+            self._renew(held, DEPTH)
+        elif isinstance(held, _CACHED):  # a recording must not fill the one of the model
+            if id(held) in self._stand_ins or held.cache_info().currsize:  # the program uses what it holds already
+                return
+            function = held.__wrapped__
+            renewed = self._renew(function, DEPTH) if isinstance(function, types.FunctionType) else None
+            fresh = functools.lru_cache(**held.cache_parameters())(renewed or function)
+            self._stand_ins[id(held)] = fresh
+            self.caches.append(fresh)
+        elif isinstance(held.__self__, torch.Tensor) and id(held.__self__) in self._stand_ins:
+            self._stand_ins[id(held)] = self._stands_for(held, {})
 
     def fill(self, twins: Mapping[int, nn.Module]) -> None:
         """Puts modules of the copy to where functions have captured modules of the model.
@@ -55,6 +81,12 @@ class Captured:
         """
         for cell, content in self._open:
             cell.cell_contents = self._stands_for(content, twins)
+        for module, key, reference in self._weak:
+            target = reference()
+            stand_in = self._stands_for(target, twins)
+            if target is not None and stand_in is not target:
+                vars(twins[id(module)])[key] = weakref.ref(stand_in)
+                self.holders.append([stand_in])
         for old, new in self._defaults:
             if old.__defaults__:
                 new.__defaults__ = tuple(self._stands_for(value, twins) for value in old.__defaults__)
@@ -65,6 +97,11 @@ class Captured:
 
     def _stands_for(self, value: Any, twins: Mapping[int, nn.Module]) -> Any:
         """Returns what stands for a tensor, module, method or function of the model; any other value itself."""
+        if isinstance(value, types.BuiltinMethodType) and isinstance(value.__self__, torch.Tensor):
+            if not self._is_part(value):
+                return value
+            self.holders.append([self._stand_ins[id(value.__self__)]])
+            return getattr(self._stand_ins[id(value.__self__)], value.__name__)
         if isinstance(value, types.MethodType):
             twin = twins.get(id(value.__self__))
             return value if twin is None else types.MethodType(value.__func__, twin)
@@ -74,8 +111,8 @@ class Captured:
 
     def _is_part(self, value: Any) -> bool:
         """Tells whether a value is a tensor or module of the model, a method of one, or a function made anew."""
-        bound = value.__self__ if isinstance(value, types.MethodType) else value
-        return id(bound) in self._modules if isinstance(bound, nn.Module) else id(value) in self._stand_ins
+        bound = value.__self__ if isinstance(value, _METHODS) else value
+        return id(bound) in self._modules if isinstance(bound, nn.Module) else id(bound) in self._stand_ins
 
     def _renew(self, function: types.FunctionType, depth: int) -> types.FunctionType | None:
         """Makes a function anew, if it has captured anything of the model; returns the new one."""
@@ -119,6 +156,9 @@ class Captured:
         if isinstance(content, types.FunctionType):
             renewed = self._renew(content, depth - 1)
             return cell if renewed is None else types.CellType(renewed)
+        if isinstance(content, _CACHED):
+            self._renew_held(content)
+            return types.CellType(self._stand_ins[id(content)]) if id(content) in self._stand_ins else cell
         if not self._is_part(content):
             return cell
         if isinstance(content, torch.Tensor):
@@ -128,8 +168,9 @@ class Captured:
         return self._open[-1][0]
 
 
-def _functions(value: Any, depth: int) -> Iterator[types.FunctionType]:
-    if isinstance(value, types.FunctionType):
+def _functions(value: Any, depth: int) -> Iterator[Any]:
+    """Yields the functions, caches of functions and methods of builtin types in a value."""
+    if isinstance(value, (types.FunctionType, types.BuiltinMethodType, _CACHED)):
         yield value
     elif isinstance(value, functools.partial):
         yield from _functions(value.func, depth)

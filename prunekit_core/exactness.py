@@ -155,7 +155,7 @@ def compared(
     pairs = [*_pairs(runs)]
     dtypes = [expected.dtype for _, expected, _ in pairs if expected.dtype in TOLERANCES]
     allowed = max((TOLERANCES[dtype] for dtype in dtypes), default=0.0) if tolerance is None else tolerance
-    errors = [(_difference(expected, found), where) for where, expected, found in pairs]
+    errors = [(difference(expected, found), where) for where, expected, found in pairs]
     worst, where = max(errors, default=(float("nan"), ""), key=lambda entry: entry[0])
     why = ""
     random: tuple[str, ...] = ()
@@ -191,7 +191,7 @@ def _missing_group(analysis: Analysis, plan: Plan) -> str | None:
     return next((cut.group for cut in plan.cuts if sizes.get(cut.group) != cut.size), None)
 
 
-def _difference(expected: torch.Tensor, found: torch.Tensor) -> float:
+def difference(expected: torch.Tensor, found: torch.Tensor) -> float:
     """The largest difference, relative to the largest value; infinite where one is no number and the other is."""
     if expected.shape != found.shape:
         return float("inf")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -48,10 +49,10 @@ class Files:
         mode = place.stat().st_mode & 0o7777 if place.exists() else None
         path = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
         with held_back():
+            self._pending[path] = (place, mode)  # before it is there: whatever ends this, it goes again
             # a file of its own gets what the process's umask leaves; one that replaces another, that one's in the end
             handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if mode is None else 0o600)
             os.close(handle)
-            self._pending[path] = (place, mode)
         return path
 
     def drop(self, name: str) -> None:
@@ -59,16 +60,25 @@ class Files:
         self._dropped.append(name)
 
     def commit(self) -> None:
-        """Gives all files their names, in the order in which they were made, and removes those that are dropped."""
+        """Gives all files their names, in the order in which they were made, and removes those that are dropped.
+
+        Where that ends half-way, the files that were there have their names again.
+        """
         for path, (_, mode) in self._pending.items():
             if mode is not None:
                 os.chmod(path, mode)
-        with held_back():
+        several = len(self._pending) + len(self._dropped) > 1  # one is renamed at once
+        with held_back(), contextlib.ExitStack() as spares, contextlib.ExitStack() as undo:
             for path, (place, _) in list(self._pending.items()):
+                if several:
+                    _keep(place, spares, undo)
                 os.replace(path, place)
                 del self._pending[path]
-            for name in self._dropped:
-                (self.folder / name).unlink(missing_ok=True)
+            for place in (self.folder / name for name in self._dropped):
+                if several:
+                    _keep(place, spares, undo)
+                place.unlink(missing_ok=True)
+            undo.pop_all()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -81,6 +91,20 @@ class Files:
                     self.folder.rmdir()
         finally:
             self._ending.__exit__(kind, error, trace)
+
+
+def _keep(place: Path, spares: contextlib.ExitStack, undo: contextlib.ExitStack) -> None:
+    """Gives the file at ``place`` a second name until ``spares`` ends; ``undo`` brings back what is there now."""
+    if not place.exists():
+        undo.callback(place.unlink, missing_ok=True)
+        return
+    spare = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
+    spares.callback(spare.unlink, missing_ok=True)
+    try:
+        os.link(place, spare)
+    except OSError:  # not on this file system
+        shutil.copy2(place, spare)
+    undo.callback(os.replace, spare, place)
 
 
 class _EndedError(BaseException):

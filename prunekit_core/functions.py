@@ -9,21 +9,25 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from prunekit_core.lent import Lent
+
 
 class Exits(TorchFunctionMode):
     """Sees which tensors of a real run are turned into what isn't PyTorch's.
 
     Args:
         leaves: Called with each of them, and the name of the method.
+        lent: Memory of the model, of which only copies leave.
     """
 
-    def __init__(self, leaves: Callable[[torch.Tensor, str], None]) -> None:
+    def __init__(self, leaves: Callable[[torch.Tensor, str], None], lent: Lent) -> None:
         super().__init__()
-        self._leaves = leaves
+        self._leaves, self._lent = leaves, lent
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _EXITS:
             self._leaves(args[0], _EXITS[func])
+            args = (self._lent.own(args[0]), *args[1:])
         return func(*args, **(kwargs or {}))
 
 

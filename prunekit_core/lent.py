@@ -1,11 +1,12 @@
-"""Lent memory: that of a model's parameters, which a shadow on real tensors uses as well.
+"""Lent memory: that of a model, which a shadow on real tensors uses as well, and programs may reach by other ways.
 
-Nothing that runs on the shadow may write to it: a codebook that a forward moves along, a weight that it normalises.
+Nothing that runs on a shadow may write to it: a codebook that a forward moves along, a weight that it normalises.
 What a forward writes to gets memory of its own, which only few programs do and copying all would cost much.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,26 +19,33 @@ from prunekit_core.trace import Trace, tensor_refs
 
 
 class Lent:
-    """The memory that some stand-ins share with the model.
+    """The memory of a model, some of which stand-ins share.
 
     Args:
-        stand_ins: The shadow's parameters by canonical name.
+        stand_ins: The shadow's parameters and buffers by canonical name.
         originals: The model's.
     """
 
     def __init__(self, stand_ins: Mapping[str, torch.Tensor], originals: Mapping[str, torch.Tensor]) -> None:
         self._stand_ins = stand_ins
+        self._originals = [(weakref.ref(tensor), name) for name, tensor in originals.items()]
         self._names: dict[int, list[str]] = {}
         self._wanted: set[str] = set()
-        for name, tensor in stand_ins.items():
-            if name in originals and memory_of(tensor) == memory_of(originals[name]):
+        self.start()
+
+    def start(self) -> None:
+        """Looks where the model's memory is now, before a run: a cut gives it other memory, and what it had goes."""
+        self._names.clear()
+        for reference, name in self._originals:
+            tensor = reference()
+            if tensor is not None:
                 self._names.setdefault(memory_of(tensor), []).append(name)
 
     def check(self, op: Any, arguments: Mapping[str, Any], module: str) -> None:
         """Looks at an operation that is about to write.
 
         Raises:
-            RecordingError: It would write to memory of the model; `take_over` makes that possible.
+            RecordingError: It would write to memory of the model; `take_over` may make that possible.
         """
         for argument in written_arguments(op):
             for tensor in tensors_of(arguments.get(argument)):
@@ -47,24 +55,29 @@ class Lent:
                     raise RecordingError(
                         "The forward pass writes to a parameter.",
                         where=f"{operation_name(op)} in {module or 'the model'}",
-                        why=f"{names[0]} has the memory of the model, which must not change",
+                        why=f"it is the memory of {names[0]} in the model itself, which must not change",
                         hint="write to a buffer, or to a copy of it",
                     )
+
+    def own(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Returns a copy of a tensor in the model's memory, to leave PyTorch with; any other tensor itself."""
+        return tensor.clone() if memory_of(tensor) in self._names else tensor
 
     def take_over(self, names: Iterable[str] = ()) -> bool:
         """Gives parameters memory of their own: those that something wanted to write to, and others.
 
         Returns:
-            Whether something wanted to write to any.
+            Whether one got it that something wanted to write to; else it was written to by another way.
         """
         wanted, self._wanted = self._wanted, set()
+        taken: set[str] = set()
         for name in {*wanted, *names}:
             tensor = self._stand_ins.get(name)
-            if tensor is not None and name in self._names.get(memory_of(tensor), ()):
-                self._names[memory_of(tensor)].remove(name)
+            if tensor is not None and memory_of(tensor) in self._names:
+                taken.add(name)
                 with torch.no_grad():
                     put_values(tensor, tensor.detach().clone())
-        return bool(wanted)
+        return not taken.isdisjoint(wanted)
 
 
 def written_parameters(trace: Trace) -> set[str]:

@@ -199,17 +199,40 @@ class MaskedRun:
         return list(zip(own, self._outputs(model, example, Sink(), swapped=True), strict=True))
 
     def _outputs(self, model: nn.Module, example: Example, sink: Sink, *, swapped: bool = False) -> list[torch.Tensor]:
-        shadow = Shadow(model, fake=False)
-        assert shadow.lent is not None
-        shadow.lent.take_over(written_parameters(self._recording.trace))  # every run starts with what the model has
-        shadow.unchecked, shadow.gradients = self._analysis.shadow.unchecked, self._analysis.shadow.gradients
-        if swapped:
-            swap_modules(shadow.module, self._registry)
-        shadow.watch(self._registry.opaque)
-        shadow.flag_gradients(model)
-        outputs = output_tensors(shadow.run(example, sink, self._registry.op_rules, training=self._training))
-        shadow.let_go([*outputs, *sink.kept()])  # the next run would find its caches filled
-        return outputs
+        return run_copy(model, self._analysis, self._registry, example, sink, self._training, swapped=swapped)
+
+
+def run_copy(
+    model: nn.Module,
+    analysis: Analysis,
+    registry: Registry,
+    example: Example,
+    sink: Sink,
+    training: bool | None,
+    *,
+    swapped: bool = False,
+) -> list[torch.Tensor]:
+    """Runs a copy of a model on real tensors as the analysed one was recorded, and returns the outputs.
+
+    Args:
+        model: The model, before a cut or after it.
+        analysis: How it was recorded, before a cut.
+        registry: Where rules and replacements are found.
+        example: The inputs.
+        sink: What is told of the operations.
+        training: The mode to run in.
+        swapped: Whether modules are exchanged for their replacements first.
+    """
+    shadow = Shadow(model, fake=False)
+    shadow.lent.take_over(written_parameters(analysis.recordings[0].trace))  # a run starts with what the model has
+    shadow.unchecked, shadow.gradients = analysis.shadow.unchecked, analysis.shadow.gradients
+    if swapped:
+        swap_modules(shadow.module, registry)
+    shadow.watch(registry.opaque)
+    shadow.flag_gradients(model)
+    outputs = output_tensors(shadow.run(example, sink, registry.op_rules, training=training))
+    shadow.let_go([*outputs, *sink.kept()])  # the next run would find its caches filled
+    return outputs
 
 
 class _Stream(Sink):

@@ -357,7 +357,7 @@ def try_to_record(
         The trace, and None; where the forward raised, the trace up to there and an error of which that is the cause.
     """
     found = _tried(shadow, example, rules, label=label, training=training)
-    while shadow.lent is not None and shadow.lent.take_over():  # it writes to parameters: now they are the shadow's own
+    while shadow.lent.take_over():  # it writes to parameters: now they are the shadow's own
         _let_go(shadow, found[1])
         found = _tried(shadow, example, rules, label=label, training=training)
     _let_go(shadow, found[1])

@@ -132,7 +132,7 @@ class _Recorder(TorchDispatchMode):
         arguments = bind_arguments(func, args, kwargs)
         if func is torch.ops.aten.lift_fresh.default:
             arguments["fill_value"] = _literal(args[0])  # a number in the program, like that of aten::full
-        if habit.writes and self._lent is not None:
+        if habit.writes:
             self._lent.check(func, arguments, module)
         try:
             if self._fakes is None:
@@ -231,7 +231,7 @@ class Shadow:
         stack: The dotted paths of the modules that are running, innermost last.
         made: What operations of its last run made.
         replays: How often its program was replayed with a cut.
-        lent: Of a real shadow: the memory that it shares with the model.
+        lent: The memory of the model, which nothing may write to.
         reached: Names of the model's own tensors that runs met: a closure, a hook or a registry holds them.
         unchecked: Whether norms run without their check that a batch holds several values per channel, which says
             nothing about axes.
@@ -263,12 +263,13 @@ class Shadow:
         own = named_tensors(model)
         both = [*own.items(), *self._firsts.items()]
         self.originals = {id(tensor): (weakref.ref(tensor), name) for name, tensor in both}
-        self.lent = None if fake else Lent(self._firsts, own)
+        self.lent = Lent(self._firsts, own)
         self._twins = {id(old): new for old, new in zip(modules, modules_in(self.module).values(), strict=True)}
         captured.fill(self._twins)
         held = twin.held({id(tensor): name for name, tensor in self._firsts.items()}, captured.holders)
         self._held = [name for name in self._firsts if name in held]
         self.notes.extend(captured.notes)
+        self._caches = captured.caches
         self.notes.extend(
             f"a {kind} in the model can't be deep-copied ({why}); it is shared with the copy that is recorded"
             for kind, why in twin.shared.items()
@@ -298,7 +299,7 @@ class Shadow:
         for module in modules:
             for value in vars(module).values():
                 if isinstance(value, torch.Tensor) and id(value) not in memo:
-                    memo[id(value)] = value.detach() if self.fake_mode else value.detach().clone()
+                    memo[id(value)] = value.detach().clone()
         return memo
 
     def stand_in(self, tensor: torch.Tensor, *, share: bool = False) -> torch.Tensor:
@@ -434,6 +435,9 @@ class Shadow:
             vars(self.module.get_submodule(path))[attribute] = value  # no __setattr__ of a class has a say
         if training is not None:
             set_mode(self.modules.values(), training)
+        self.lent.start()
+        for cache in self._caches:
+            cache.cache_clear()
         self.modes.start()
         self.stack.clear()
         with self._regime():
@@ -445,7 +449,7 @@ class Shadow:
             firsts = self._show(tensors)
             try:
                 gradients = torch.enable_grad() if self.gradients else torch.inference_mode()
-                with gradients, self.fake_mode or Exits(self._leaves):
+                with gradients, self.fake_mode or Exits(self._leaves, self.lent):
                     checks = Unchecked() if self.unchecked else contextlib.nullcontext()
                     with checks, _Recorder(sink, rules, self, tensors) as self._recorder:
                         outputs = run_out(example.runner(self.module, given.args, given.kwargs))

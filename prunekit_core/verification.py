@@ -17,13 +17,14 @@ from torch.utils import _pytree as pytree
 
 from prunekit_core.analysis import Analysis, Recording, analyse
 from prunekit_core.errors import PrunekitError, VerificationError
-from prunekit_core.exactness import ExactCheck, compared
+from prunekit_core.exactness import ExactCheck, compared, difference
 from prunekit_core.examples import Example
 from prunekit_core.lent import written_parameters
-from prunekit_core.masked_run import MaskedRun
+from prunekit_core.masked_run import MaskedRun, run_copy
 from prunekit_core.plan import Plan
 from prunekit_core.registry import Registry
 from prunekit_core.shadow import Shadow
+from prunekit_core.sink import Sink
 from prunekit_core.surgery import named_tensors, put_values
 
 NEVER, AUTO, ALWAYS = "never", "auto", "always"
@@ -47,10 +48,37 @@ class Verification:
     Attributes:
         check: What was compared; None where nothing was.
         why: Why nothing was compared; empty if something was, or if nobody asked.
+        outputs: What a copy computes to which the plan was applied, for `confirm`.
     """
 
     check: ExactCheck | None = None
     why: str = ""
+    outputs: tuple[torch.Tensor, ...] = attrs.field(default=(), repr=False, eq=False)
+
+    def confirm(self, model: nn.Module, analysis: Analysis, registry: Registry) -> Verification:
+        """Holds the model itself, once it is cut, against the copy that was compared: what programs reach past the
+        model (a class, a global variable) is the model's own in both, and was whole then.
+
+        Returns:
+            This, without the outputs.
+
+        Raises:
+            VerificationError: It computes something else; the cut has to be undone.
+        """
+        if self.check is None or not self.outputs:
+            return self
+        recording = analysis.recordings[0]
+        found = run_copy(model, analysis, registry, recording.example, Sink(), recording.training)
+        error = max(map(difference, self.outputs, found), default=0.0)
+        if len(found) != len(self.outputs) or not error <= self.check.tolerance:
+            raise VerificationError(
+                "The pruned model doesn't compute what a pruned copy of it computes.",
+                where=type(model).__name__,
+                why=f"relative error {error:.2e}: the program reads something of the model past its attributes (a "
+                "global variable, a class, an object that isn't copied), which a rehearsal can't follow",
+                hint='hold it as an attribute of a module; verify="never" prunes all the same',
+            )
+        return attrs.evolve(self, outputs=())
 
     def notes(self, wish: str) -> tuple[str, ...]:
         """Returns a line for the report where a comparison that was asked for wasn't possible."""
@@ -115,13 +143,24 @@ def verify_cut(
     if check.random or check.other_program:
         return Verification(why=check.why)
     if check.error <= check.tolerance:
-        return Verification(why=check.why) if check.why else Verification(check)
+        return (
+            Verification(why=check.why)
+            if check.why
+            else Verification(check, outputs=_outputs(model, plan, analysis, registry))
+        )
     raise VerificationError(
         "The pruned model doesn't compute what the original with the removed units zeroed computes.",
         where=type(model).__name__,
         why=str(check),
         hint='please report it, with the model; verify="never" prunes all the same',
     )
+
+
+def _outputs(model: nn.Module, plan: Plan, analysis: Analysis, registry: Registry) -> tuple[torch.Tensor, ...]:
+    """Returns what a copy computes to which a plan was applied."""
+    recording = analysis.recordings[0]
+    small = plan.apply(_copy(model, plan, double=False), registry=registry)
+    return tuple(run_copy(small, analysis, registry, recording.example, Sink(), recording.training))
 
 
 def _obstacle(model: nn.Module, plan: Plan, recording: Recording) -> str:

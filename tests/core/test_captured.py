@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -81,7 +82,29 @@ def a_function_by_default(model: Divided) -> Callable[[], int]:
     return lambda inner=function: inner()
 
 
+def a_method_of_a_tensor(model: Divided) -> Callable[[], int]:
+    size = model.first.weight.size
+    return lambda: size(0)
+
+
+def a_method_of_a_tensor_as_it_is(model: Divided) -> Callable[[], int]:
+    return model.first.bias.numel
+
+
+def a_partial_of_a_method(model: Divided) -> Callable[[], int]:
+    return functools.partial(model.first.weight.size, 0)
+
+
+def a_cache(model: Divided) -> Callable[[], int]:
+    layer = model.first
+    return functools.lru_cache(lambda: layer.out_features)
+
+
 WAYS: list[Way] = [
+    a_method_of_a_tensor,
+    a_method_of_a_tensor_as_it_is,
+    a_partial_of_a_method,
+    a_cache,
     a_default_argument,
     a_module_by_default,
     a_function_by_default,
@@ -147,3 +170,58 @@ def test_global_variables_are_told() -> None:
     model.width = lambda: global_width()
     notes = pk.DependencyGraph().build_dependency(model, torch.randn(2, 4)).report().notes
     assert len([note for note in notes if "WARNING" in note and "the global variable HIDDEN" in note]) == 1
+
+
+class Weak(Divided):
+    def __init__(self, of: str) -> None:
+        super().__init__(by_value=False)
+        self.reference = weakref.ref(self.get_parameter("first.weight") if of == "weight" else self.first)
+        self.width = lambda: 8
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        held = self.reference()
+        assert held is not None
+        y: torch.Tensor = self.last(self.first(x).relu() / len(getattr(held, "weight", held)))
+        return y
+
+
+@pytest.mark.parametrize("of", ["weight", "layer"])
+def test_weak_references_are_followed(of: str) -> None:
+    torch.manual_seed(0)
+    model, x = Weak(of), torch.randn(2, 4)
+    dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    result = pk.prune(model, x, verify="always")
+    kept = list(result.plan.cuts[0].kept)
+    hidden = (x @ dense["first.weight"][kept].T + dense["first.bias"][kept]).relu() / 8
+    torch.testing.assert_close(model(x), hidden @ dense["last.weight"][:, kept].T + dense["last.bias"])
+
+
+def test_a_recording_fills_no_cache_of_the_model() -> None:
+    model = Divided(by_value=False)
+    model.width = a_cache(model)
+    pk.DependencyGraph().build_dependency(model, torch.randn(2, 4))
+    assert model.width.cache_info().currsize == 0  # type: ignore[attr-defined]
+
+
+class ByAClass(Divided):
+    """Reads a size where no copy of the model can follow."""
+
+    layer: nn.Linear
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.last(self.first(x).relu() / type(self).layer.out_features)
+        return y
+
+
+def test_what_is_read_past_the_model_is_seen_once_it_is_cut() -> None:
+    """The copy reads the model's own layer, which is whole until then; the cut is undone."""
+    torch.manual_seed(0)
+    model, x = ByAClass(by_value=False), torch.randn(2, 4)
+    ByAClass.layer = model.first
+    tensors = {name: (tensor, tensor.clone()) for name, tensor in model.named_parameters()}
+    with pytest.raises(pk.VerificationError, match="what a pruned copy of it computes"):
+        pk.prune(model, x, verify="always")
+    for name, tensor in model.named_parameters():
+        assert tensor is tensors[name][0]
+        assert torch.equal(tensor, tensors[name][1])
+    assert (model.first.out_features, model.last.in_features) == (8, 8)

@@ -247,6 +247,7 @@ def seeded(make: Callable[[Path], Scene]) -> Callable[[Path], Scene]:
     return made
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # raised between opening and entering `with`
 def test_files_are_old_or_new_and_no_others_are_left(tmp_path: Path) -> None:
     """Whatever ends a save on whatever line: the file is the old one or the new one, and alone."""
     first, second = trained()[0], PLAN.apply(trained()[0])

@@ -253,3 +253,55 @@ def test_parameters_that_a_forward_writes_to_are_the_recordings_own(
     assert torch.equal(model.last.weight, before["last.weight"][:, kept])
     assert pk.check_exact(original, model, result.plan, x).exact
     assert all(torch.equal(tensor, before[name]) for name, tensor in original.state_dict().items())
+
+
+class Aliased(nn.Module):
+    """Writes to a weight by another name, in train mode or in both modes."""
+
+    def __init__(self, way: str, *, always: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 4)
+        alias = self.first.weight.data
+        self.way, self.always = way, always
+        self.alias = alias if way == "attribute" else None
+        self.shrink: Any = self.first.weight.data.mul_ if way == "method" else lambda factor: alias.mul_(factor)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training or self.always:
+            if self.way == "array":
+                array = self.first.weight.detach().numpy()
+                array *= 0.5
+            elif self.alias is not None:
+                self.alias.mul_(0.5)
+            else:
+                self.shrink(0.5)
+        y: torch.Tensor = self.last(self.first(x).relu())
+        return y
+
+
+@pytest.mark.parametrize("always", [False, True])
+@pytest.mark.parametrize("way", ["attribute", "method", "closure", "array"])
+def test_no_name_of_a_weight_lets_a_recording_write_to_it(way: str, always: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Aliased(way, always=always).eval(), torch.randn(2, 4)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with contextlib.suppress(pk.RecordingError):
+        pk.DependencyGraph().build_dependency(model, x)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_tensors_that_are_plain_attributes_stay_as_they_were() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 4)
+            self.runs = torch.zeros(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.runs.add_(1)
+            y: torch.Tensor = self.last(self.first(x).relu())
+            return y
+
+    model = Counts()
+    pk.prune(model, torch.randn(2, 4))
+    assert torch.equal(model.runs, torch.zeros(3))
