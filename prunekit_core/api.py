@@ -75,6 +75,10 @@ class PruneResult:
             if name != "params" and before:
                 lines.append(f"{name:<7} {before:>14,.0f} -> {after:>14,.0f}  ({after / before:.1%} kept)")
         lines.append(str(self.report))
+        if self.plan.rescales:
+            lines.append("rescaled, because a constant of the program follows a size:")
+            factors = dict.fromkeys((rescale.parameter, rescale.factor) for rescale in self.plan.rescales)
+            lines.extend(f"  {name}: rows x {factor:.4g}" for name, factor in factors)
         if self.compensation is not None:
             lines.append(str(self.compensation))
         if self.repaired:

@@ -171,6 +171,7 @@ class Application:
             PlanError: The plan doesn't fit the model.
         """
         self.check_parameters()
+        self.check_program()
         for name, positions in self._plan.all_positions(self._plan.parameters).items():
             tensor = self._tensors[name]
             if isinstance(tensor, nn.Parameter) and positions:

@@ -222,6 +222,10 @@ class Comparer(Sink):
             return new.initial_seed() == old.initial_seed()
         if isinstance(new, torch.UntypedStorage) and isinstance(old, torch.UntypedStorage):  # memory, not its contents
             return True
+        if new is old:
+            return True
+        if isinstance(new, torch.ScriptObject):  # has no equality
+            return False
         if not isinstance(new, tuple | list):
             return bool(new == old or (new != new and old != old))
         if not isinstance(old, list) or len(old) != len(new):

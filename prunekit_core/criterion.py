@@ -70,6 +70,7 @@ def checked_scores(criterion: Criterion, group: Group, name: str) -> torch.Tenso
         Tensor ``[units]``, or None when the criterion has nothing to say about the group.
 
     Raises:
+        ArgumentError: The criterion returned values that are not numbers, as the model's weights hold some.
         PluginError: The criterion returned something else, or values that are not numbers.
     """
     scores = criterion(group)
@@ -82,5 +83,12 @@ def checked_scores(criterion: Criterion, group: Group, name: str) -> torch.Tenso
             "A criterion must return one score per unit.", where=where, why=f"{group.size()} units, got {shape}"
         )
     if not bool(torch.isfinite(scores).all()):
+        for view in group.views():
+            if (view.load is not None or not view.tensor.is_meta) and not bool(torch.isfinite(view.values()).all()):
+                raise ArgumentError(
+                    "The model has weights that are not finite, which can't be scored.",
+                    where=f"{view.path}.{view.name}".lstrip("."),
+                    hint="load the weights anew, or leave the layer out: ignored_layers=[...]",
+                )
         raise PluginError("A criterion returned values that are not finite.", where=where)
     return scores

@@ -29,6 +29,11 @@ _Known = tuple[torch.device, dict[str, Any]]
 """The exact device of a fake tensor, and its attributes."""
 _Result = tuple[torch.Size, tuple[int, ...], torch.dtype]
 """Shape, strides and dtype of what an operation returned."""
+_FACTORS = {
+    torch.ops.aten.linear.default: ("input", "weight"),
+    torch.ops.aten.mm.default: ("self", "mat2"),
+    torch.ops.aten.addmm.default: ("mat1", "mat2"),
+}
 _NEEDS_DATA = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
 
 
@@ -42,12 +47,14 @@ class ShapeHabit:
         writes_first: Whether it writes its result into its first argument.
         makes_new: Whether it writes nothing, and what it returns shares no memory with its arguments.
         likeness: What its rule says about its output's shape, if anything.
+        factors: The arguments whose dtypes must be the same, which meta kernels don't ask for.
     """
 
     shape_only: bool
     writes_first: bool
     makes_new: bool
     likeness: Likeness | None
+    factors: tuple[str, str] | None
 
     @classmethod
     def of(cls, op: Any, rules: RuleTable) -> ShapeHabit:
@@ -60,6 +67,7 @@ class ShapeHabit:
             writes_first=alias is not None and alias.is_write,
             makes_new=not any(entry.alias_info for entry in (*arguments, *op._schema.returns)),
             likeness=rules.likeness(op),
+            factors=_FACTORS.get(op),
         )
 
 
@@ -136,6 +144,8 @@ class Fakes:
         all fake and on one device are run on their meta tensors directly; whatever that can't do is left to the fake
         mode.
         """
+        if habit.factors is not None:
+            _check_dtypes(*(arguments[factor] for factor in habit.factors))
         device = _common_device(arguments) if habit.shape_only else None
         if device is None:
             return op(*args, **kwargs)
@@ -156,6 +166,12 @@ class Fakes:
         except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError):
             return op(*args, **kwargs)  # the fake mode may know better; if not, its error is the one that counts
         return self.wrap(result, device)
+
+
+def _check_dtypes(first: torch.Tensor, second: torch.Tensor) -> None:
+    """Raises what a matrix product raises on tensors that hold data."""
+    if first.dtype != second.dtype:
+        raise RuntimeError(f"a matrix product of {first.dtype} and {second.dtype}: both factors need the same dtype")
 
 
 def _empty(like: Any, known: _Result | None) -> torch.Tensor:
@@ -198,6 +214,16 @@ def _common_device(arguments: Mapping[str, Any]) -> torch.device | None:
                     return None
                 device = own
     return device
+
+
+def check_has_data(tensor: torch.Tensor, way: str) -> None:
+    """Refuses to let a fake tensor go where its values are read: DLPack would hand over a null pointer.
+
+    Raises:
+        UnsupportedFakeTensorException: It is one; `needs_values` tells.
+    """
+    if isinstance(tensor, FakeTensor):
+        raise UnsupportedFakeTensorException(f"its values leave PyTorch by {way}")
 
 
 _VALUES_ARE_NEEDED = (

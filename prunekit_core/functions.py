@@ -9,11 +9,12 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from prunekit_core.fakes import check_has_data
 from prunekit_core.lent import Lent
 
 
 class Exits(TorchFunctionMode):
-    """Sees which tensors of a real run are turned into what isn't PyTorch's.
+    """Sees which tensors are turned into what isn't PyTorch's; fake ones, which hold nothing, can't be.
 
     Args:
         leaves: Called with each of them, and the name of the method.
@@ -26,6 +27,7 @@ class Exits(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _EXITS:
+            check_has_data(args[0], _EXITS[func])
             self._leaves(args[0], _EXITS[func])
             args = (self._lent.own(args[0]), *args[1:])
         return func(*args, **(kwargs or {}))

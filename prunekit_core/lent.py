@@ -41,6 +41,21 @@ class Lent:
             if tensor is not None:
                 self._names.setdefault(memory_of(tensor), []).append(name)
 
+    def shared(self) -> list[str]:
+        """Describes which tensors of the model lie at the same place, without being one parameter."""
+        at: dict[tuple[Any, ...], list[str]] = {}
+        for reference, name in self._originals:
+            tensor = reference()
+            if tensor is not None and not tensor.is_meta and tensor.numel():
+                offset = tensor.storage_offset() if torch._C._has_storage(tensor) else 0
+                at.setdefault((memory_of(tensor), offset, tensor.shape), []).append(name)
+        return [
+            f"{' and '.join(names)} are several tensors in one memory, no shared parameter: each is pruned for itself, "
+            "and those that are cut get memory of their own"
+            for names in at.values()
+            if len(names) > 1
+        ]
+
     def check(self, op: Any, arguments: Mapping[str, Any], module: str) -> None:
         """Looks at an operation that is about to write.
 

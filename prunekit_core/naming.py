@@ -40,7 +40,8 @@ def module_paths(model: nn.Module, layers: Iterable[Layer]) -> set[str]:
     for layer in layers:
         if isinstance(layer, str):
             if layer not in modules:
-                raise ArgumentError(f"The model has no module named {layer!r}.", hint=nearest(layer, modules))
+                names = filter(None, modules)
+                raise ArgumentError(f"The model has no module named {layer!r}.", hint=nearest(layer, names))
             roots = [layer]
         elif isinstance(layer, nn.Module):
             roots = [path_of(model, layer)]

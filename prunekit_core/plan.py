@@ -183,15 +183,19 @@ class Plan(Decision):
         """
         Application(self, unwrap(model), registry, optimizer, any_program=any_program).check()
 
-    def mask(self, model: nn.Module) -> nn.Module:
+    def mask(self, model: nn.Module, *, any_program: bool = False) -> nn.Module:
         """Zeroes the units instead of removing them (soft pruning), in place; shapes stay.
+
+        Args:
+            model: The model.
+            any_program: See `apply`.
 
         Raises:
             PlanError: The plan doesn't fit the model; nothing was changed.
         """
         target = unwrap(model)
         with exclusive(target), Transaction() as transaction:
-            Application(self, target, None).mask(transaction)
+            Application(self, target, None, any_program=any_program).mask(transaction)
             transaction.commit()
         return model
 

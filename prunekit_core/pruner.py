@@ -236,7 +236,8 @@ class BasePruner:
         for name, count in units.items():
             if name in asked and count == len(self.graph.remaining(name)):
                 size = self.graph.analysis.groups[name].size
-                self._left.setdefault(name, f"{count} of {size} units stay at this ratio")
+                share = f"all {size}" if count == size else f"{count} of {size}"
+                self._left.setdefault(name, f"{share} units stay at this ratio")
         return chooser.kept(units)
 
     def _candidates(self, scores: Mapping[str, torch.Tensor]) -> dict[str, Candidate]:

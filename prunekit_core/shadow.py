@@ -205,7 +205,7 @@ class _Habit:
 
     @classmethod
     def of(cls, op: Any, rules: RuleTable) -> _Habit:
-        passed_on = op.namespace == "prim" or op is torch.ops.aten.detach.default
+        passed_on = op.namespace in ("prim", "profiler") or op is torch.ops.aten.detach.default
         decomposes = not passed_on and not rules.has(op) and bool(op._can_decompose())
         draws = torch.Tag.nondeterministic_seeded in op.tags
         return cls(passed_on, decomposes, draws, writes(op), ShapeHabit.of(op, rules))
@@ -269,6 +269,7 @@ class Shadow:
         held = twin.held({id(tensor): name for name, tensor in self._firsts.items()}, captured.holders)
         self._held = [name for name in self._firsts if name in held]
         self.notes.extend(captured.notes)
+        self.notes.extend(self.lent.shared())
         self._caches = captured.caches
         self.notes.extend(
             f"a {kind} in the model can't be deep-copied ({why}); it is shared with the copy that is recorded"
@@ -449,7 +450,7 @@ class Shadow:
             firsts = self._show(tensors)
             try:
                 gradients = torch.enable_grad() if self.gradients else torch.inference_mode()
-                with gradients, self.fake_mode or Exits(self._leaves, self.lent):
+                with gradients, self.fake_mode or contextlib.nullcontext(), Exits(self._leaves, self.lent):
                     checks = Unchecked() if self.unchecked else contextlib.nullcontext()
                     with checks, _Recorder(sink, rules, self, tensors) as self._recorder:
                         outputs = run_out(example.runner(self.module, given.args, given.kwargs))

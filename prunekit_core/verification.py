@@ -49,11 +49,13 @@ class Verification:
         check: What was compared; None where nothing was.
         why: Why nothing was compared; empty if something was, or if nobody asked.
         outputs: What a copy computes to which the plan was applied, for `confirm`.
+        failed: Whether the original raised, which the user should hear of even if nobody asked.
     """
 
     check: ExactCheck | None = None
     why: str = ""
     outputs: tuple[torch.Tensor, ...] = attrs.field(default=(), repr=False, eq=False)
+    failed: bool = attrs.field(default=False, repr=False)
 
     def confirm(self, model: nn.Module, analysis: Analysis, registry: Registry) -> Verification:
         """Holds the model itself, once it is cut, against the copy that was compared: what programs reach past the
@@ -81,8 +83,8 @@ class Verification:
         return attrs.evolve(self, outputs=())
 
     def notes(self, wish: str) -> tuple[str, ...]:
-        """Returns a line for the report where a comparison that was asked for wasn't possible."""
-        return (str(self),) if wish == ALWAYS and self.check is None and self.why else ()
+        """Returns a line for the report where a comparison that was asked for wasn't possible, or the model raised."""
+        return (str(self),) if self.failed or (wish == ALWAYS and self.check is None and self.why) else ()
 
     def __str__(self) -> str:
         if self.check is not None:
@@ -128,7 +130,7 @@ def verify_cut(
         return Verification(why=why)
     check = _checked(model, plan, analysis, registry, double=False)
     if isinstance(check, str):
-        return Verification(why=check)
+        return Verification(why=check, failed=True)
     if check.other_program and wish == ALWAYS:  # strides, and so which copies are made, differ on real tensors
         modes, example = (recording.training,), recording.example
         analysis = analyse(model, [example], registry, modes=modes, fakes=(False,))

@@ -73,6 +73,29 @@ def test_example_inputs_that_do_not_fit() -> None:
     assert "eval mode, inputs of shape [(1, 4, 8, 8)]" in str(caught.value)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.float16])
+def test_example_inputs_of_another_dtype(dtype: torch.dtype) -> None:
+    model = Chain(4, 8, 3)
+    x = torch.ones(2, 4, dtype=dtype)
+    with pytest.raises(RuntimeError, match="dtype"):  # a recording on tensors without data has to refuse it as well
+        model(x)
+    with untouched(model), pytest.raises(pk.RecordingError, match=r"raised on the example inputs[\s\S]* dtype"):
+        pk.prune(model, x, verify="never")
+
+
+def test_weights_that_are_not_finite_are_no_fault_of_the_criterion() -> None:
+    model = Chain(4, 8, 3)
+    model.layers[0].weight.data[1, 2] = float("nan")
+    with pytest.raises(pk.ArgumentError, match=r"weights that are not finite[\s\S]*layers\.0\.weight"):
+        pk.prune(model, torch.randn(1, 4))
+    assert model.layers[0].weight.shape == (8, 4)
+
+
+def test_names_that_are_listed_are_names() -> None:
+    with pytest.raises(pk.ArgumentError, match=r"known: layers, layers\.0, "):
+        pk.prune(Chain(4, 8, 3), torch.randn(1, 4), ignored_layers=["zz"])
+
+
 def test_the_models_own_exception_is_the_cause() -> None:
     class Angry(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

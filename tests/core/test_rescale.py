@@ -120,6 +120,8 @@ def test_the_temperature_stays(name: str) -> None:
     assert [rescale.factor for rescale in result.plan.rescales] == pytest.approx([0.5**0.5] * len(result.plan.rescales))
     assert len(result.plan.rescales) == 2  # weight and bias of one layer
     assert not result.plan.notes
+    lines = str(result).split("rescaled, because a constant of the program follows a size:\n")[1].splitlines()[:2]
+    assert lines == [f"  {rescale.parameter}: rows x 0.7071" for rescale in result.plan.rescales]
     check = pk.check_exact(original, model, result.plan, x)
     assert check.error < (1e-6 if name == "after conversions" else 1e-12), str(check)
 

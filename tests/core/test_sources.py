@@ -106,11 +106,13 @@ def test_the_same_code_is_taken(name: str, plan: pk.Plan, tmp_path: Path) -> Non
 def test_other_code_is_refused_unless_it_is_asked_for(name: str, plan: pk.Plan, tmp_path: Path) -> None:
     made = write(tmp_path, HEAD + OTHER[name])()
     before = copy.deepcopy(made.state_dict())
-    for call in (plan.apply, plan.check, lambda model: pk.Plan.from_json(plan.to_json()).apply(model)):
+    for call in (plan.apply, plan.check, plan.mask, lambda model: pk.Plan.from_json(plan.to_json()).apply(model)):
         with pytest.raises(pk.PlanError, match="made for another program") as caught:
             call(made)
         assert caught.value.where == "the model (Net)"
     assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
+    masked = plan.mask(copy.deepcopy(made), any_program=True)
+    assert int((masked.a.weight == 0).all(1).sum()) == 8
     plan.apply(made, any_program=True)
     assert made.a.out_features == 8
 

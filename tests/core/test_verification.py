@@ -141,6 +141,20 @@ class Counts(Mlp):
         return super().forward(x) + self.seen
 
 
+def test_a_model_that_does_not_run_is_told_unasked() -> None:
+    """Recordings on tensors without data may go where the model doesn't."""
+
+    class Refusing(Mlp):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if type(x) is torch.Tensor:
+                raise NotImplementedError("no kernel here")
+            return super().forward(x)
+
+    result = pk.prune(Refusing(), X)
+    expected = "not verified: the masked original raised NotImplementedError: no kernel here"
+    assert expected in result.report.notes
+
+
 @pytest.mark.parametrize(
     ("make", "why"),
     [

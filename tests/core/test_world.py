@@ -290,6 +290,69 @@ def test_no_name_of_a_weight_lets_a_recording_write_to_it(way: str, always: bool
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_parameters_in_one_memory_are_told() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 4)), torch.randn(2, 4)
+    with torch.no_grad():
+        model[2].weight.data = model[0].weight.data.view(4, 8)  # the same memory in another shape is a view
+        model[2].bias.data = torch.zeros(4)
+    assert not any("one memory" in note for note in pk.DependencyGraph().build_dependency(model, x).report().notes)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4))
+    model[1].weight.data = model[0].weight.data
+    original, x = copy.deepcopy(model), torch.randn(2, 8)
+    result = pk.prune(model, x)
+    (note,) = (note for note in result.report.notes if "one memory" in note)
+    assert note.startswith("0.weight and 1.weight are several tensors in one memory")
+    assert model[0].weight.data_ptr() != model[1].weight.data_ptr()
+    assert pk.check_exact(original, model, result.plan, x).exact
+
+
+class Profiled(nn.Module):
+    """Names what it runs for the profiler, and steps an optimizer that has nothing to do."""
+
+    def __init__(self, *, steps: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 4)
+        self.optimizers = [torch.optim.SGD(self.parameters(), 0.1)] if steps else []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.profiler.record_function("all"):
+            for optimizer in self.optimizers:
+                optimizer.step()
+            return torch.add(self.last(self.first(x).relu()), 0)
+
+
+@pytest.mark.parametrize("steps", [False, True])
+def test_ranges_of_the_profiler_are_no_operations(steps: bool) -> None:
+    model, x = Profiled(steps=steps).eval(), torch.randn(2, 4)
+    original = copy.deepcopy(model)
+    result = pk.prune(model, x, verify="always")
+    assert model.first.out_features == 4
+    assert not result.report.not_understood
+    assert result.verification.check is not None
+    with torch.profiler.profile() as profile:
+        pk.check_exact(original, model, result.plan, x)
+    assert "all" in {event.key for event in profile.key_averages()}
+
+
+def test_dlpack_of_weights_without_data_is_recorded_on_real_ones() -> None:
+    class Exported(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.middle, self.last = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            torch.from_dlpack(self.first.weight.detach()).mul_(0.5)
+            y: torch.Tensor = self.last(self.middle(self.first(x).relu()).relu())
+            return y
+
+    model, x = Exported().eval(), torch.randn(2, 4)
+    before = model.first.weight.clone()
+    result = pk.prune(model, x)
+    assert torch.equal(model.first.weight, before)
+    assert result.report.pinned["first.weight[0]"].endswith("its values leave PyTorch by __dlpack__")
+    assert model.middle.out_features == 4
+
+
 def test_tensors_that_are_plain_attributes_stay_as_they_were() -> None:
     class Counts(nn.Module):
         def __init__(self) -> None:

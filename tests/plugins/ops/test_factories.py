@@ -56,6 +56,7 @@ CASES = [
     case("x * y.item()", "a3, () -> a3", x=(3,), y=torch.tensor(2.0)),
     # an assertion makes nothing
     case("torch._assert_async(y > 1) or x * 2", "a3, () -> a3", x=(3,), y=torch.tensor(2.0)),
+    case("x.is_pinned() or x * 2", "a3 -> a3", x=(3,)),
     # numbered values pin it
     *(
         case(f"torch.{name}(4) + x", "4! -> 4!", x=(4,), pins={"x0": "its values depend on their position"})

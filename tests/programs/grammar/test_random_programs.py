@@ -19,6 +19,7 @@ UNREACHED = {
     "aten::div.Scalar_mode": "torch.div of a number is recorded as aten::div.Tensor_mode",
     "aten::div_.Scalar_mode": "the same in place",
     "aten::divide.Scalar_mode": "the same by its other name",
+    "aten::is_pinned": "a question about memory, which no program of the grammar asks",
     "aten::requires_grad_": "it isn't dispatched",
     "aten::tensor": "torch.tensor makes its tensor outside of the dispatcher",
 }
