@@ -243,12 +243,13 @@ def _analyse(
     untouched = [name for name in parameters if name not in touched]
     unknown = [name for name in untouched if name not in followed]
     untouched_dims = tuple(name for name in unknown if parameters[name])
-    for name in untouched:
-        for axis in parameters[name]:
-            axes.pin(axis, Reason("no recording touched this parameter"))
+    unseen.keep_untouched(untouched, parameters)
     if programs.failed:
         unseen.keep_widths(unknown, parameters, (*propagations, *partial))
-    freezer = _Freezer(parameters, propagations, stated_roles(registry, shadow.modules, parameters))
+    roles = {key: role for p in reversed(propagations) for key, role in p.effects.roles.items()}
+    roles |= stated_roles(registry, shadow.modules, parameters)
+    unseen.keep_unread(parameters, (*propagations, *partial), roles, registry.op_rules)
+    freezer = _Freezer(parameters, propagations, roles)
     recordings: list[Recording] = []
     for propagation, (trace, example, training) in zip(propagations, recorded, strict=True):
         recording = freezer.recording(propagation, example, training)
@@ -308,13 +309,12 @@ class _Freezer:
         self,
         parameters: Mapping[str, tuple[Axis, ...]],
         propagations: Sequence[Propagation],
-        stated: Mapping[tuple[str, int], Role],
+        roles: Mapping[tuple[str, int], Role],
     ) -> None:
         self._parameters, self._propagations = parameters, propagations
         self._layouts: dict[int, Layout] = {}
         self._members: dict[int, list[Member]] = {}
         self._leaves: dict[int, Axis] = {}
-        roles = {key: role for p in reversed(propagations) for key, role in p.effects.roles.items()} | dict(stated)
         for name, dims in parameters.items():
             for dim, axis in enumerate(dims):
                 matrix = len(dims) == 2 and name.endswith("weight")  # a packed weight is used in pieces only

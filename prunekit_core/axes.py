@@ -367,6 +367,22 @@ def regroup(axes: Iterable[Axis], sizes: Sequence[int]) -> list[Axis]:
         for axis in given:
             pin(axis, Reason("an empty tensor"))
         return [Axis(size, pinned=Reason("an empty tensor")) for size in sizes]
+    result: list[Axis] = []
+    old, new = 0, 0
+    while old < len(given) or new < len(sizes):  # runs between boundaries that stay, each by itself
+        first, start, left, right = old, new, 1, 1
+        while left != right or (first, start) == (old, new):
+            if old < len(given) and (left <= right or new == len(sizes)):
+                left, old = left * resolve(given[old]).size, old + 1
+            else:
+                right, new = right * sizes[new], new + 1
+        result.extend(_regroup_run(given[first:old], sizes[start:new]))
+    return result
+
+
+def _regroup_run(given: Sequence[Axis], sizes: Sequence[int]) -> list[Axis]:
+    if len(given) == len(sizes) == 1:
+        return list(given)
     pending = deque(factors(product(given)))
     result: list[Axis] = []
     for position, size in enumerate(sizes):

@@ -123,6 +123,10 @@ def rehearse(
     return _Ladder(analysis, registry, knowledge, dict(kept), reselect, judge).climb()
 
 
+_WIDTHS = 16
+"""Groups that are tried together as those of one width."""
+
+
 class _Ladder:
     def __init__(
         self,
@@ -136,6 +140,7 @@ class _Ladder:
         self._analysis, self._registry, self._knowledge = analysis, registry, knowledge
         self._kept, self._reselect, self._judge = kept, reselect, judge
         self._conceded: dict[tuple[type[nn.Module], int], int] = {}
+        self._apart: set[tuple[type[nn.Module], int]] = set()
         self._sites = Sites(analysis)
         self._search = AttributeSearch(analysis, registry, self._sites)
 
@@ -269,7 +274,7 @@ class _Ladder:
         if not here:
             self._refuse_undecided(site)
         self._refuse_fixed(site, here)
-        if self._tie(recipes, mismatch):
+        if self._tie(recipes, mismatch) or self._tie_widths(stage, recipes, mismatch):
             return
 
         def gets_further(kept: Kept) -> bool:
@@ -343,6 +348,52 @@ class _Ladder:
                         return True
                 self._kept = before
         return False
+
+    def _tie_widths(self, stage: Stage, recipes: Mapping[Place, Recipe], mismatch: Mismatch) -> bool:
+        """Looks for groups of one size that the program knows by one attribute (``self.width``), found with them.
+
+        The evidence is a replay with all of them smaller by the same fraction, and with that attribute, that gets
+        further; those without which it does so as well aren't tied.
+        """
+        record = self._analysis.recordings[mismatch.recording]
+        groups = self._analysis.groups
+        here = self._choosable(self._names_at(record, [mismatch.operation]))
+        sizes = {groups[name].size for name in here}
+        for path in ancestors(record.trace.operations[mismatch.operation].module)[:3]:
+            indices = [operation.index for operation in self._sites.operations(mismatch.recording, path)]
+            place = (type(stage.modules[path]), indices.index(mismatch.operation))
+            names = [n for n in self._choosable(self._names_at(record, indices)) if groups[n].size in sizes]
+            widths = frozenset[str]().union(*map(self._knowledge.tied, names))
+            known = any(widths <= tie for tie in self._knowledge.ties) or place in self._apart
+            if known or not 1 < len(widths) <= _WIDTHS:
+                continue
+            if not self._go_in_step(widths, recipes, mismatch):
+                self._apart.add(place)
+                continue
+            for name in names:
+                fewer = widths - self._knowledge.tied(name)
+                new = len(fewer) > 1 and fewer not in self._knowledge.ties
+                if new and self._go_in_step(fewer, recipes, mismatch):
+                    widths = fewer
+            self._knowledge.add_tie(widths)
+            self._kept = self._in_step(widths, shrinking=False)
+            return True
+        return False
+
+    def _go_in_step(self, widths: frozenset[str], recipes: Mapping[Place, Recipe], mismatch: Mismatch) -> bool:
+        """Tells whether a replay with tied groups gets further, with attributes that follow them if need be."""
+        kept = self._in_step(widths, shrinking=True)
+        if kept == self._kept:
+            return False
+        stage = self._stage(kept)
+        found, _ = replay(stage, recipes)
+        while found is not None and found.values is None and not further(found, mismatch):
+            improved = self._search.improve(stage, dict(recipes), found)
+            if improved is None:
+                break
+            recipes, found, _ = improved
+        self._search.forget()
+        return further(found, mismatch)
 
     def _names_at(self, record: Recording, indices: Iterable[int]) -> list[str]:
         """Names the groups that some operations touch, in order."""

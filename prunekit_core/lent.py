@@ -19,27 +19,45 @@ from prunekit_core.trace import Trace, tensor_refs
 
 
 class Lent:
-    """The memory of a model, some of which stand-ins share.
+    """The memory of a model, some of which stand-ins share; what a run writes to elsewhere is put back before the next.
 
     Args:
         stand_ins: The shadow's parameters and buffers by canonical name.
         originals: The model's.
+        valued: Whether runs write values: on real tensors.
     """
 
-    def __init__(self, stand_ins: Mapping[str, torch.Tensor], originals: Mapping[str, torch.Tensor]) -> None:
-        self._stand_ins = stand_ins
+    def __init__(
+        self, stand_ins: Mapping[str, torch.Tensor], originals: Mapping[str, torch.Tensor], *, valued: bool
+    ) -> None:
+        self._stand_ins, self._valued = stand_ins, valued
+        self._made: set[int] = set()
+        self._before: list[tuple[torch.UntypedStorage, torch.UntypedStorage]] = []
         self._originals = [(weakref.ref(tensor), name) for name, tensor in originals.items()]
         self._names: dict[int, list[str]] = {}
         self._wanted: set[str] = set()
         self.start()
 
     def start(self) -> None:
-        """Looks where the model's memory is now, before a run: a cut gives it other memory, and what it had goes."""
+        """Prepares a run: puts back what the last one wrote to, and looks where the model's memory is now.
+
+        A cut gives the model other memory, and what it had goes.
+        """
+        for storage, before in self._before:
+            if storage.nbytes() == before.nbytes():
+                storage.copy_(before)
+        self._before.clear()
+        self._made.clear()
         self._names.clear()
         for reference, name in self._originals:
             tensor = reference()
             if tensor is not None:
                 self._names.setdefault(memory_of(tensor), []).append(name)
+
+    def made(self, result: Any) -> None:
+        """Notes the memory of what an operation returned, which no other run has."""
+        if self._valued:
+            self._made.update(map(memory_of, tensors_of(result)))
 
     def shared(self) -> list[str]:
         """Describes which tensors of the model lie at the same place, without being one parameter."""
@@ -64,7 +82,11 @@ class Lent:
         """
         for argument in written_arguments(op):
             for tensor in tensors_of(arguments.get(argument)):
-                names = self._names.get(memory_of(tensor))
+                memory = memory_of(tensor)
+                names = self._names.get(memory)
+                if self._valued and memory not in self._made and memory >= 0 and not tensor.is_meta:
+                    self._made.add(memory)
+                    self._before.append((tensor.untyped_storage(), tensor.untyped_storage().clone()))
                 if names:
                     self._wanted.update(names)
                     raise RecordingError(

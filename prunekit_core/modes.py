@@ -23,7 +23,7 @@ class _Children(dict[str, Any]):
     """The children of a module; to attribute look-up, and to nothing else, its flag is one of them."""
 
     path = ""
-    flag = False
+    flag: bool | None = False
     asked: dict[str, None]
 
     def __contains__(self, key: object) -> bool:
@@ -55,14 +55,17 @@ class _Attributes(dict[str, Any]):
 
     def _shown(self) -> dict[str, Any]:
         shown = {key: value for key, value in dict.items(self) if key not in self.hidden}
-        shown.setdefault(_FLAG, self.children.flag)
+        if self.children.flag is not None:
+            shown.setdefault(_FLAG, self.children.flag)
         return shown
 
     def __contains__(self, key: object) -> bool:
-        return key == _FLAG or (dict.__contains__(self, key) and key not in self.hidden)
+        return (key == _FLAG and self.children.flag is not None) or (
+            dict.__contains__(self, key) and key not in self.hidden
+        )
 
     def __missing__(self, key: str) -> Any:
-        if key == _FLAG:
+        if key == _FLAG and self.children.flag is not None:
             return self.children[_FLAG]
         raise KeyError(key)
 
@@ -108,8 +111,8 @@ def mode_of(module: nn.Module) -> bool:
     """Returns a module's flag; this doesn't count as asking for it."""
     attributes = vars(module)
     own = dict.get(attributes, _FLAG)
-    flag: bool = attributes["_modules"].flag if own is None else own
-    return flag
+    flag = getattr(attributes["_modules"], "flag", None) if own is None else own
+    return module.training if flag is None else bool(flag)
 
 
 def set_mode(modules: Collection[nn.Module], training: bool) -> None:
@@ -153,7 +156,7 @@ class ModeWatch:
         """Takes the flags as they are now, and forgets who asked."""
         self.asked.clear()
         for _, attributes, children in self._watched:
-            children.flag = dict.pop(attributes, _FLAG)
+            children.flag = dict.pop(attributes, _FLAG, None)  # None: the class answers, with a property
 
     def finish(self) -> None:
         """Counts modules that had their mode set while the forward ran, too; call it before attributes are restored."""

@@ -111,6 +111,9 @@ class _Propagator:
     def __init__(self, trace: Trace, rules: RuleTable, parameters: ParameterAxes) -> None:
         self._trace, self._rules = trace, rules
         self._result = Propagation(trace, unread=unread(trace))
+        live = (operation for operation in trace.operations if operation.index not in self._result.unread)
+        self._read = {ref.index for operation in live for ref in operation.references()}
+        self._read.update(ref.index for ref in (*trace.results, *trace.kept))
         self._names = {ref.index: name for name, ref in trace.parameters.items()}
         for name, ref in trace.parameters.items():
             self._result.tensors[ref.index] = parameters[name]
@@ -162,7 +165,8 @@ class _Propagator:
     def _step(self, operation: Operation) -> None:
         arguments = {name: self._argument(value) for name, value in operation.arguments.items()}
         shapes = [self._trace.shapes[ref.index] for ref in operation.outputs]
-        call = OpCall(operation, arguments, shapes, self._result.effects)
+        unread = [i for i, ref in enumerate(operation.outputs) if ref.index not in self._read]
+        call = OpCall(operation, arguments, shapes, self._result.effects, unread)
         rule = self._rules.find(operation.op)
         if rule is None:
             self._give_up(call, "no rule for this operation")

@@ -69,6 +69,17 @@ class Regime:
 
 
 @contextlib.contextmanager
+def entered(*modes: contextlib.AbstractContextManager[object] | None) -> Iterator[None]:
+    """Enters modes of PyTorch in this order, those that there are; whatever ends the block, all are left."""
+    with _put_back() as back:
+        with held_back():
+            for mode in modes:
+                if mode is not None:
+                    back.enter_context(mode)
+        yield
+
+
+@contextlib.contextmanager
 def _put_back() -> Iterator[contextlib.ExitStack]:
     """Puts settings back at the end, all of them: a signal whose handler raises comes before that or after it."""
     back = contextlib.ExitStack()

@@ -9,6 +9,7 @@ import attrs
 
 from prunekit_core import layout as layouts
 from prunekit_core.analysis import Analysis, UnitGroup
+from prunekit_core.rules import Kind
 
 
 @attrs.frozen
@@ -51,7 +52,7 @@ class Report:
                 back = given_back.get(name)
                 why = f"given back: {back}" if back else left.get(name, "not chosen")
                 if group.outer and not back and name not in left:
-                    why = f"whole {group.kind.value} are left alone by default"
+                    why = left_by_default(group)
                 reasons[name] = why
         return cls(
             pruned={n: (g.size, len(kept[n])) for n, g in analysis.groups.items() if n in kept},
@@ -84,6 +85,13 @@ class Report:
             lines.extend(f"  {name}: {uses[0]}" for name, uses in self.mixes.items())
         lines.extend(f"note: {note}" for note in self.notes)
         return "\n".join(lines)
+
+
+def left_by_default(group: UnitGroup) -> str:
+    """Says why a group of heads, or one whose units hold units of other groups, stays whole."""
+    if group.kind in (Kind.HEADS, Kind.QUERIES_PER_HEAD):
+        return f"whole {group.kind.value} are left alone by default: prune_num_heads=True takes them"
+    return f"each of its {group.kind.value} holds units of other groups, which leave instead; a group takes whole ones"
 
 
 def pinned_dims(analysis: Analysis) -> dict[str, str]:

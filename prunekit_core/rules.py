@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import attrs
@@ -123,9 +123,15 @@ class OpCall:
     """
 
     def __init__(
-        self, operation: Operation, arguments: Mapping[str, Any], shapes: Sequence[tuple[int, ...]], effects: Effects
+        self,
+        operation: Operation,
+        arguments: Mapping[str, Any],
+        shapes: Sequence[tuple[int, ...]],
+        effects: Effects,
+        unread: Collection[int] = (),
     ) -> None:
         self.operation = operation
+        self._unread = unread
         self.name = operation.name
         self.shapes = tuple(shapes)
         self.arguments = arguments
@@ -147,6 +153,10 @@ class OpCall:
     def shape(self) -> tuple[int, ...]:
         """The shape of the first output."""
         return self.shapes[0]
+
+    def is_read(self, position: int) -> bool:
+        """Tells whether the model returns one of the outputs, or an operation reads it."""
+        return position not in self._unread
 
     def tensors(self) -> list[TensorArgument]:
         """Lists all tensor arguments in schema order."""

@@ -11,6 +11,7 @@ from prunekit_core.analysis import UnitGroup
 from prunekit_core.graph import DependencyGraph
 from prunekit_core.layout import Product, groups_of, walk
 from prunekit_core.naming import Layer, module_paths
+from prunekit_core.report import left_by_default
 from prunekit_core.rules import Kind
 from prunekit_core.selection import Scope
 from prunekit_core.siblings import siblings
@@ -115,13 +116,13 @@ class Scopes:
                 return "no layer of root_module_types produces it"
         if is_heads(group):
             if not wishes.prune_num_heads:
-                return f"whole {group.kind.value} are left alone by default"
+                return left_by_default(group)
             if wishes.head_ratio == 0 and not wishes.head_ratios:
                 return "prune_num_heads is on, but head_pruning_ratio is 0"
             if group.kind is Kind.QUERIES_PER_HEAD and self._has_heads_above(group.name):
                 return "queries leave together with their key-value heads"
         elif group.outer:
-            return f"whole {group.kind.value} are left alone by default"
+            return left_by_default(group)
         elif group.kind is Kind.HEAD_DIM and not wishes.prune_head_dims:
             return "prune_head_dims is off"
         return None

@@ -42,7 +42,7 @@ from prunekit_core.marks import Marks, ObjectMarks
 from prunekit_core.modes import ModeWatch, set_mode
 from prunekit_core.opaque import Closed, Opaque
 from prunekit_core.outputs import run_out
-from prunekit_core.regime import Regime
+from prunekit_core.regime import Regime, entered
 from prunekit_core.rules import RuleTable
 from prunekit_core.sink import Sink
 from prunekit_core.surgery import modules_in, named_tensors, put_values, select_positions, tensors_in
@@ -136,7 +136,8 @@ class _Recorder(TorchDispatchMode):
             self._lent.check(func, arguments, module)
         try:
             if self._fakes is None:
-                result = self._computed(func, habit, args, kwargs)
+                with self._draws if habit.draws else contextlib.nullcontext():  # random numbers of this run's own
+                    result = self.sink.compute(func, args, kwargs)
             else:
                 result = self._fakes.result(func, habit.shape, arguments, args, kwargs)
         except Exception as error:
@@ -147,13 +148,10 @@ class _Recorder(TorchDispatchMode):
                 self._made.add(result)
             else:  # it was there before
                 result = self._made.passed(result)
+            if habit.shape.makes_new:
+                self._lent.made(result)
         self.sink.operation(func, module, arguments, result)
         return result
-
-    def _computed(self, func: Any, habit: _Habit, args: Any, kwargs: Any) -> Any:
-        """Runs an operation on real tensors, with random numbers of this run's own."""
-        with self._draws if habit.draws else contextlib.nullcontext():
-            return self.sink.compute(func, args, kwargs)
 
 
 def _literal(tensor: torch.Tensor) -> Any:
@@ -263,7 +261,7 @@ class Shadow:
         own = named_tensors(model)
         both = [*own.items(), *self._firsts.items()]
         self.originals = {id(tensor): (weakref.ref(tensor), name) for name, tensor in both}
-        self.lent = Lent(self._firsts, own)
+        self.lent = Lent(self._firsts, own, valued=not fake)
         self._twins = {id(old): new for old, new in zip(modules, modules_in(self.module).values(), strict=True)}
         captured.fill(self._twins)
         held = twin.held({id(tensor): name for name, tensor in self._firsts.items()}, captured.holders)
@@ -450,14 +448,14 @@ class Shadow:
             firsts = self._show(tensors)
             try:
                 gradients = torch.enable_grad() if self.gradients else torch.inference_mode()
-                with gradients, self.fake_mode or contextlib.nullcontext(), Exits(self._leaves, self.lent):
-                    checks = Unchecked() if self.unchecked else contextlib.nullcontext()
-                    with checks, _Recorder(sink, rules, self, tensors) as self._recorder:
-                        outputs = run_out(example.runner(self.module, given.args, given.kwargs))
-                        for tensor in tensors.values() if self.gradients else ():
-                            tensor.grad = None  # what a backward in the forward left: of the parameter's size
-                        sink.ended(outputs, self.modules)
-                        return outputs
+                checks = Unchecked() if self.unchecked else None
+                self._recorder = _Recorder(sink, rules, self, tensors)
+                with entered(gradients, self.fake_mode, Exits(self._leaves, self.lent), checks, self._recorder):
+                    outputs = run_out(example.runner(self.module, given.args, given.kwargs))
+                    for tensor in tensors.values() if self.gradients else ():
+                        tensor.grad = None  # what a backward in the forward left: of the parameter's size
+                    sink.ended(outputs, self.modules)
+                    return outputs
             finally:
                 self._recorder = None
                 for first, data in firsts:

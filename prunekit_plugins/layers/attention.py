@@ -31,7 +31,7 @@ class PrunableMultiheadAttention(nn.MultiheadAttention):
     made from.
 
     Args:
-        source: The module to stand in for; with ``bias_k``, ``add_zero_attn`` it can't (see `convert`).
+        source: The module to stand in for.
     """
 
     def __init__(self, source: nn.MultiheadAttention) -> None:
@@ -48,8 +48,9 @@ class PrunableMultiheadAttention(nn.MultiheadAttention):
         self._qkv_same_embed_dim = False
         for name in ("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
             self.register_parameter(name, getattr(source, name))
-        self.bias_k = self.bias_v = None
         self.out_proj = source.out_proj
+        for name in ("bias_k", "bias_v"):
+            self.register_parameter(name, getattr(source, name))
 
     def forward(
         self,
@@ -73,6 +74,9 @@ class PrunableMultiheadAttention(nn.MultiheadAttention):
             query, key, value = (t.transpose(0, 1) for t in (query, key, value))
         q, k, v = self._project(query, key, value)
         mask = self._mask(attn_mask, key_padding_mask, q, k)
+        k, v = (self._extended(rows, bias) for rows, bias in ((k, self.bias_k), (v, self.bias_v)))
+        if mask is not None:  # nothing hides the rows that come last
+            mask = F.pad(mask, (0, k.shape[-2] - mask.shape[-1]))
         dropout = self.dropout if self.dropout and self.training else 0.0
         weights = None
         if need_weights:
@@ -107,6 +111,15 @@ class PrunableMultiheadAttention(nn.MultiheadAttention):
         )
         return q, k, v
 
+    def _extended(self, rows: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Appends what is learned and a row of zeros to keys or values ``[batch, heads, length, dim]``, if wanted."""
+        if bias is not None:
+            learned = bias.unflatten(-1, (self.num_heads, rows.shape[-1])).transpose(1, 2)
+            rows = torch.cat([rows, learned.expand(len(rows), -1, -1, -1)], 2)
+        if self.add_zero_attn:
+            rows = torch.cat([rows, rows.new_zeros(rows.shape[0], rows.shape[1], 1, rows.shape[3])], 2)
+        return rows
+
     def _mask(
         self, attn_mask: torch.Tensor | None, padding: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor
     ) -> torch.Tensor | None:
@@ -128,11 +141,9 @@ def _additive(mask: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def convert(module: nn.Module) -> nn.Module | None:
-    """Makes the stand-in for an ``nn.MultiheadAttention``, or None where it has extra key and value rows."""
+    """Makes the stand-in for an ``nn.MultiheadAttention``; None for one that is a stand-in already."""
     assert isinstance(module, nn.MultiheadAttention)
     if isinstance(module, PrunableMultiheadAttention):
-        return None
-    if module.bias_k is not None or module.bias_v is not None or module.add_zero_attn:
         return None
     return PrunableMultiheadAttention(module)
 

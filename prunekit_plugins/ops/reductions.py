@@ -51,6 +51,8 @@ def add_up(call: OpCall) -> list[list[Axis]]:
 
 def locate(call: OpCall) -> list[list[Axis]]:
     """Reductions that return positions (argmax, max with dim): units can't be renumbered, so the dim is pinned."""
+    if len(call.shapes) > 1 and not call.is_read(1):  # ``max(dim)[0]``
+        return reduce(call)
     source = call.tensors()[0]
     gone = _reduced(call, source)
     call.pin([source.axes[dim] for dim in gone], "its positions are looked up")

@@ -489,6 +489,16 @@ def test_regroup_through_a_concat() -> None:
     assert same(factors(b)[1], inner)
 
 
+def test_regroup_leaves_apart_what_boundaries_keep_apart() -> None:
+    batch, channels = Axis(2, pinned=Reason("an input")), Axis(16, pinned=Reason("a spatial dim"))
+    assert regroup([batch, channels], [2, 1, 16, 1])[2] is channels
+    one, two = regroup([batch, channels, Axis(1)], [2, 16])
+    assert one is batch
+    assert two is channels
+    flat, last = regroup([batch, channels, Axis(3, pinned=Reason("last"))], [32, 3])
+    assert [str(reason_of(axis)) for axis in (flat, last)] == ["an input", "last"]
+
+
 def test_regroup_merged_pins() -> None:
     """Two pinned factors may be dealt out in any way: a pinned axis needs no structure."""
     dealt = regroup([Axis(4, pinned=WHY), Axis(9, pinned=WHY)], [6, 6])

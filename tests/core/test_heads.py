@@ -107,7 +107,7 @@ def test_heads_are_left_alone_by_default_and_dims_on_request() -> None:
     pruner.step()
     assert sizes(model) == (8, 8, 4, 32)
     left = pruner.report().left
-    assert left["a.q#heads"] == "whole heads are left alone by default"
+    assert left["a.q#heads"] == "whole heads are left alone by default: prune_num_heads=True takes them"
     assert left["a.q#head_dim"] == left["a.v#head_dim"] == "prune_head_dims is off"
 
 
@@ -258,7 +258,8 @@ def test_query_heads_stay_unless_asked_for_where_a_cache_pins_their_dims() -> No
     pruner = pk.BasePruner(model, X)
     plan = pruner.plan()
     assert set(plan.kept) == {"embed#stream"} or set(plan.kept) == {"embed"}
-    assert pruner.report().left["a.q#queries_per_head"] == "whole queries_per_head are left alone by default"
+    why = pruner.report().left["a.q#queries_per_head"]
+    assert why == "whole queries_per_head are left alone by default: prune_num_heads=True takes them"
     before = copy.deepcopy(model)
     plan = pk.prune(model, X, prune_num_heads=True, prune_head_dims=False, ratio=0.5).plan
     assert sizes(model) == (4, 2, 4, 16)
@@ -282,4 +283,5 @@ def test_whole_convolution_groups_stay_where_the_channels_inside_are_pinned() ->
     pruner = pk.BasePruner(PinnedGroups(), torch.randn(1, 3, 6, 6))
     pruner.plan()
     left = {name: why for name, why in pruner.report().left.items() if "conv_groups" in name}
-    assert list(left.values()) == ["whole conv_groups are left alone by default"]
+    (why,) = left.values()
+    assert why == "each of its conv_groups holds units of other groups, which leave instead; a group takes whole ones"

@@ -25,6 +25,40 @@ IMAGE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.randn(1, 6, 10, generator=torch.Generator().manual_seed(0))
 
 
+class WaveNet(nn.Module):
+    """Four layers whose width is one attribute, by which the program slices."""
+
+    def __init__(self, width: int = 8, skipped: int = 12) -> None:
+        super().__init__()
+        self.width = width
+        self.stem, self.head = nn.Conv1d(1, width, 1), nn.Conv1d(skipped, 6, 1)
+        self.gates = nn.ModuleList(nn.Conv1d(width, 2 * width, 2, dilation=2**step) for step in range(3))
+        self.mixes = nn.ModuleList(nn.Conv1d(width, width + skipped, 1) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, skips = self.stem(x), []
+        for gate, mix in zip(self.gates, self.mixes, strict=True):
+            h = gate(x)
+            y = mix(h[:, : self.width].tanh() * h[:, self.width :].sigmoid())
+            x = x[..., -y.shape[-1] :] + y[:, : self.width]
+            skips.append(y[:, self.width :])
+        return self.head(sum(skip[..., -skips[-1].shape[-1] :] for skip in skips).relu())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("round_to", [1, 2])
+def test_layers_of_one_width_are_in_step_at_any_target(round_to: int) -> None:
+    for target in (0.9, 0.7, 0.5, 0.3):
+        torch.manual_seed(0)
+        model, x = WaveNet(), torch.randn(2, 1, 12)
+        original = copy.deepcopy(model)
+        result = pk.prune(model, x, target={"params": target}, round_to=round_to)
+        sizes = {model.stem.out_channels, model.width, *(gate.out_channels // 2 for gate in model.gates)}  # type: ignore[operator]
+        assert len(sizes) == 1
+        assert not any("given back" in why for why in result.report.left.values())
+        assert result.preview.params_after <= target * result.preview.params_before
+        assert pk.check_exact(original, model, result.plan, x).exact
+
+
 class Wide(nn.Module):
     """Residual blocks with enough channels for a percent to be more than one of them."""
 

@@ -306,6 +306,39 @@ def test_parameters_in_one_memory_are_told() -> None:
     assert pk.check_exact(original, model, result.plan, x).exact
 
 
+class Counter(nn.Module):
+    """Writes to a buffer, and reads from it what it does: a queue's place, a cache's length, a warm-up."""
+
+    def __init__(self, write: Callable[[torch.Tensor, int], object]) -> None:
+        super().__init__()
+        self.first, self.last, self.write = nn.Linear(4, 8), nn.Linear(8, 3), write
+        self.register_buffer("place", torch.zeros(1, dtype=torch.long))
+        self.register_buffer("queue", torch.zeros(12, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x).relu()
+        start = int(self.place)
+        self.queue[start : start + len(h)] = h
+        self.write(self.place, start + len(h))
+        y: torch.Tensor = self.last(h + self.queue[: start + len(h)].mean(0))
+        return y
+
+
+def _put(tensor: torch.Tensor, value: int) -> None:
+    tensor[0] = value
+
+
+@pytest.mark.parametrize("write", [torch.Tensor.fill_, _put, lambda t, v: t.copy_(torch.tensor([v]))])
+def test_buffers_are_as_they_were_when_the_next_run_begins(write: Callable[[torch.Tensor, int], object]) -> None:
+    model, x = Counter(write).eval(), torch.randn(2, 4)
+    original = copy.deepcopy(model)
+    result = pk.prune(model, x, verify="always")
+    assert (model.first.out_features, model.queue.shape, int(model.place)) == (4, (12, 4), 0)
+    assert result.verification.check is not None
+    assert pk.check_exact(original, model, result.plan, x).exact
+    assert int(model.place) == int(original.place) == 0
+
+
 class Profiled(nn.Module):
     """Names what it runs for the profiler, and steps an optimizer that has nothing to do."""
 

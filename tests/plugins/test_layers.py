@@ -13,7 +13,7 @@ from timm.layers import DropPath
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from prunekit_core import UnitsError
+from prunekit_core import UnitsError, check_exact, prune
 from prunekit_core.testing import check_layer_type, sample
 from prunekit_plugins import layers
 from prunekit_plugins.layers import PrunableMultiheadAttention
@@ -592,11 +592,49 @@ def test_attention_gradients() -> None:
     agree(found, expected, 1e-11)
 
 
-@pytest.mark.parametrize("options", [{"add_bias_kv": True}, {"add_zero_attn": True}], ids=str)
-def test_attention_that_has_no_stand_in(options: dict[str, bool]) -> None:
-    from prunekit_plugins.layers.attention import convert
+ROWS: tuple[dict[str, Any], ...] = (
+    {"add_bias_kv": True},
+    {"add_zero_attn": True},
+    {"add_bias_kv": True, "add_zero_attn": True, "bias": False},
+)
 
-    assert convert(nn.MultiheadAttention(8, 2, **options)) is None
+
+@pytest.mark.parametrize("padding", PADDING)
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("options", ROWS, ids=str)
+def test_attention_to_rows_of_its_own(options: dict[str, Any], mask: str, padding: str) -> None:
+    dtype = torch.float64
+    source, stand_in = twins(dtype, batch_first=True, **options)
+    blocked, padded = MASKS[mask](dtype), PADDING[padding](dtype)
+    if not same_kind(blocked, padded):
+        pytest.skip("torch warns about masks of two kinds")
+    for need_weights, average in ((False, True), (True, True), (True, False)):
+        call = {"key_padding_mask": padded, "attn_mask": blocked, "need_weights": need_weights}
+        inputs = inputs_for(dtype, True, True)
+        found = stand_in(*inputs, **call, average_attn_weights=average)
+        agree(found, source(*inputs, **call, average_attn_weights=average), 1e-12)
+
+
+@pytest.mark.parametrize("options", ROWS, ids=str)
+def test_attention_to_rows_of_its_own_is_pruned(options: dict[str, Any]) -> None:
+    class Attended(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.out = nn.Linear(4, 16), nn.Linear(16, 3)
+            self.attention = nn.MultiheadAttention(16, 4, batch_first=True, **options)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.embed(x)
+            y: torch.Tensor = self.out(h + self.attention(h, h, h)[0])
+            return y
+
+    model, x = Attended().double().eval(), torch.randn(2, 5, 4).double()
+    original = copy.deepcopy(model)
+    result = prune(model, x, prune_num_heads=True)
+    assert (model.attention.num_heads, model.attention.qk_head_dim, model.attention.v_head_dim) == (2, 2, 2)  # type: ignore[comparison-overlap]
+    if "add_bias_kv" in options:
+        assert model.attention.bias_k.shape == model.attention.bias_v.shape == (1, 1, 4)  # type: ignore[union-attr]
+    assert check_exact(original, model, result.plan, x).exact
 
 
 @pytest.mark.parametrize("way", ["out", "in"])

@@ -642,6 +642,25 @@ def test_half_precision_and_compiled_models_are_pruned() -> None:
     assert model[0].weight.dtype is torch.bfloat16
 
 
+def test_a_compiled_part_of_a_model_is_pruned() -> None:
+    inner = nn.Sequential(nn.Linear(4, 16), nn.Dropout(), nn.Linear(16, 12))
+    model = nn.Sequential(torch.compile(inner, backend="eager"), nn.ReLU(), nn.Linear(12, 3)).eval()  # type: ignore[arg-type]
+    x = torch.randn(2, 4)
+    expected = model(x)
+    assert expected.shape == (2, 3)
+    original = nn.Sequential(copy.deepcopy(inner), nn.ReLU(), copy.deepcopy(model[2])).eval()
+    assert not isinstance(model[0], nn.Sequential)
+    plan = pk.prune(model, x).plan
+    assert (inner[0].out_features, inner[2].out_features) == (8, 6)
+    torch.testing.assert_close(original(x), expected)
+    for name, positions in plan.all_positions(plan.parameters).items():
+        tensor = original.get_parameter(name.replace("0._orig_mod", "0"))
+        for dim, kept in positions.items():
+            gone = torch.ones(tensor.shape[dim], dtype=torch.bool).index_fill(0, kept, False)
+            tensor.data.index_fill_(dim, gone.nonzero().flatten(), 0)
+    torch.testing.assert_close(model(x), original(x))
+
+
 def test_a_split_written_as_numbers_is_given_back_with_the_operation() -> None:
     class Numbered(nn.Module):
         def __init__(self) -> None:

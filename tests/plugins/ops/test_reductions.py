@@ -61,6 +61,7 @@ CASES = [
     case("x.aminmax(dim=1)", "a3 b4 -> a3, a3", x=(3, 4), says={"x1": "mix"}),
     case("aten._aminmax(x)", "a3 b4 -> (), ()", x=(3, 4), says={"x0": "mix", "x1": "mix"}),
     case("x.nanmedian()", "a3 b4 -> ()", x=(3, 4)),
+    case("x.max(1)[0]", "a3 b4 -> a3", x=(3, 4), says={"x1": "mix"}),
     case("x.nanmedian(1)", "a3 4! -> a3, a3", x=(3, 4), pins={"x1": "its positions are looked up"}),
     case("x.norm(2, 1)", "a3 b4 -> a3", x=(3, 4), says={"x1": "sum"}, tolerance=CLOSE),
     case("aten.norm(x, 2, [1], False)", "a3 b4 -> a3", x=(3, 4), says={"x1": "sum"}, tolerance=CLOSE),
