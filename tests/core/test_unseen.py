@@ -126,9 +126,7 @@ def test_what_reads_a_first_state_of_zeros_keeps_step(kind: type[nn.Module] | No
     original = copy.deepcopy(model)
     example = torch.randn(2, length, 4).double()
     if length == 1 and kind is not nn.GRU:  # which adds its state to what it makes
-        with pytest.raises(
-            pk.NothingToPruneError, match=r"it reads constants only \(a first state\?\): a"
-        ):
+        with pytest.raises(pk.NothingToPruneError, match=r"it reads constants only \(a first state\?\): a"):
             pk.prune(model, example)
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), original.parameters(), strict=True))
         return

@@ -44,6 +44,7 @@ class Outcome(enum.Enum):
     COPY = "the plan does something else to a copy"
     MASK = "plan.mask zeroes something else"
     TRAIN = "train mode differs, and nothing says so"
+    BATCH = "a larger batch differs, and nothing says so"
     VALUES = "kept values changed"
     INPUTS = "inputs were changed"
 
@@ -87,6 +88,13 @@ class Scores:
     def __call__(self, group: pk.Group) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self._seed + sum(map(ord, group.name)))
         return torch.rand(group.size(), generator=generator)
+
+
+def _one_more(value: Any) -> Any:
+    """A batch with one more element."""
+    if not isinstance(value, torch.Tensor) or value.dim() < 2:
+        return value
+    return torch.cat([value, value[:1].flip(1)])
 
 
 @attrs.frozen(eq=False)
@@ -134,7 +142,9 @@ def call(model: nn.Module, inputs: Mapping[str, Any], training: bool = False, se
         return runner(**given)
 
 
-def judge(original: nn.Module, inputs: Mapping[str, Any], seed: int, ratio: float | None = None) -> Verdict:
+def judge(
+    original: nn.Module, inputs: Mapping[str, Any], seed: int, ratio: float | None = None, *, any_batch: bool = False
+) -> Verdict:
     """Prunes a copy of a model and compares.
 
     Args:
@@ -142,19 +152,22 @@ def judge(original: nn.Module, inputs: Mapping[str, Any], seed: int, ratio: floa
         inputs: Its keyword inputs.
         seed: What scores and settings are drawn from.
         ratio: How much is pruned; drawn by default.
+        any_batch: Whether the program is the same for a larger batch, if it runs on one.
 
     Returns:
         What became of it.
     """
     with warnings.catch_warnings(), in_float64():
         warnings.simplefilter("ignore")
-        return _Trial(original, inputs, seed, ratio).verdict()
+        return _Trial(original, inputs, seed, ratio, any_batch).verdict()
 
 
 class _Trial:
-    def __init__(self, original: nn.Module, inputs: Mapping[str, Any], seed: int, ratio: float | None) -> None:
+    def __init__(
+        self, original: nn.Module, inputs: Mapping[str, Any], seed: int, ratio: float | None, any_batch: bool
+    ) -> None:
         rng = random.Random(seed)
-        self.original, self.inputs, self.seed = original, dict(inputs), seed
+        self.original, self.inputs, self.seed, self.any_batch = original, dict(inputs), seed, any_batch
         self.ratio = rng.choice((0.25, 0.5, 0.5, 0.75)) if ratio is None else ratio
         self.heads = rng.random() < 0.25
         self.ranked = rng.random() < 0.2
@@ -240,6 +253,8 @@ class _Trial:
         self._check_exact(model, plan, told, agrees)
         if agrees:
             self._train(model, told)
+            if self.any_batch and not told:
+                self._larger(model)
 
     def _masked(self, model: nn.Module, plan: pk.Plan) -> nn.Module:
         positions = {cut.parameter: plan.positions(cut) for cut in plan.parameters}
@@ -313,6 +328,24 @@ class _Trial:
         error = difference(reference, found)
         if finite(reference) and error > TOLERANCE and not told:
             raise _DisagreementError(Outcome.TRAIN, f"by {error:.2g}")
+
+    def _larger(self, model: nn.Module) -> None:
+        """A batch of one more must agree as well, if the original runs on it: the example is only an example."""
+        inputs = {name: _one_more(value) for name, value in self.inputs.items()}
+        try:
+            call(self.original, inputs)
+            reference = call(self._mask, inputs)
+        except Exception:
+            return
+        if not finite(reference):
+            return
+        try:
+            found = call(model, inputs)
+        except Exception as error:
+            raise _DisagreementError(Outcome.BATCH, f"raises {type(error).__name__}: {error}") from error
+        error = difference(reference, found)
+        if error > TOLERANCE:
+            raise _DisagreementError(Outcome.BATCH, f"by {error:.2g}")
 
     def _exact_groups_only(self, mixes: Mapping[str, Any]) -> bool:
         """Prunes what is left once the groups under norms stay whole; tells whether that was something, and exact."""

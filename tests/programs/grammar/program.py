@@ -54,6 +54,7 @@ class Program:
         statements: Lines of the forward.
         outputs: Source of what is returned.
         made_by: Names of the productions that made it.
+        follows: Whether numbers of it were made to follow sizes.
     """
 
     seed: int
@@ -62,6 +63,13 @@ class Program:
     statements: tuple[Statement, ...]
     outputs: str
     made_by: tuple[str, ...] = attrs.field(default=(), eq=False)
+    follows: bool = False
+
+    @property
+    def any_batch(self) -> bool:
+        """Whether it is the same program for any batch: numbers that follow a size may meet that of the example's batch
+        by chance, and rows are dealt out to experts by numbers."""
+        return not self.follows and not any("_grouped_mm" in statement.text for statement in self.statements)
 
     def used_layers(self) -> tuple[str, ...]:
         """Lists the lines of the constructor that the forward needs, directly or by another one of them."""

@@ -35,11 +35,11 @@ def trial(seed: int) -> Trial:
 
 def verdict_of(program: Program) -> Verdict:
     """Judges a program on up to three draws of its values: a difference counts if it isn't a matter of rounding."""
-    verdict = judge(*program.build(), program.seed)
+    verdict = judge(*program.build(), program.seed, any_batch=program.any_batch)
     for variant in (1, 2):
         if verdict.outcome not in (Outcome.DIFFERS, Outcome.TRAIN, Outcome.CHECK_ALARM, Outcome.CHECK_TOLD):
             return verdict
-        again = judge(*program.build(variant), program.seed)
+        again = judge(*program.build(variant), program.seed, any_batch=program.any_batch)
         if again.disagrees:
             return verdict
     return attrs.evolve(verdict, outcome=Outcome.UNFIT, detail="rounding decides")

@@ -59,10 +59,17 @@ class _Writer:
         outputs = self._outputs()
         draft = self.draft
         statements = draft.statements
-        if small or self.rng.random() < 0.5:
+        follows = small or self.rng.random() < 0.5
+        if follows:
             statements = following(self.rng, statements, draft.space, self.rng.choice((1, 1, 2, 3)))
         return Program(
-            self.seed, tuple(draft.inputs), tuple(draft.layers), tuple(statements), outputs, tuple(self.made_by)
+            self.seed,
+            tuple(draft.inputs),
+            tuple(draft.layers),
+            tuple(statements),
+            outputs,
+            tuple(self.made_by),
+            follows,
         )
 
     def _try(self, name: str, production: Callable[[Draft], None]) -> None:

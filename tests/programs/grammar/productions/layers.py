@@ -221,7 +221,8 @@ def deformable(draft: Draft) -> None:
 
     form = draft.pick(range(4))
     channels, out = value.shape[1], draft.width()
-    boxes = "torch.tensor([[0, 0.0, 0.0, 2.0, 2.0], [1, 0.0, 1.0, 3.0, 2.0]])"
+    second = min(1, value.shape[0] - 1)  # kernels don't check which picture of the batch a box is in
+    boxes = f"torch.tensor([[0, 0.0, 0.0, 2.0, 2.0], [{second}, 0.0, 1.0, 3.0, 2.0]])"
     if form == 0:
         offsets = draft.layer(f"nn.Conv2d({channels}, 18, 3, padding=1)")
         weight, bias = draft.parameter(out, channels, 3, 3), draft.parameter(out)
