@@ -31,7 +31,8 @@ from prunekit_core.registry import Registry, default_registry
 from prunekit_core.repair import Compensator
 from prunekit_core.report import Report
 from prunekit_core.scopes import Ratios
-from prunekit_core.targets import Selector, Target, check_target, plan_to_target
+from prunekit_core.selection import check_ratio
+from prunekit_core.targets import Budget, Selector, Target, check_target, plan_to_target
 from prunekit_core.transaction import Transaction
 from prunekit_core.verification import AUTO, Verification, verify_cut
 
@@ -167,6 +168,7 @@ def prune(
         allocation, sensitivity, target, calibrated=calibration is not None, global_pruning=global_pruning
     )
     registry = registry or default_registry()
+    _check_values(ratio, compensation, registry)
     path = None
     if calibration is not None:
         path = CalibratedPath.of(calibration, compensation, reestimate_batchnorm, stages, forward_fn, registry)
@@ -215,6 +217,17 @@ def prune(
     decided = PruneResult(model, plan, pruner.report(), preview, _changes(plan), protocol, pruner.graph)
     decided = attrs.evolve(decided, verification=verification)
     return _cut(pruner, decided, optimizer, repaired, (*doubts, *verification.notes(verify)))
+
+
+def _check_values(
+    ratio: float | None, compensation: Sequence[str | Compensator] | str | None, registry: Registry
+) -> None:
+    """Raises `ArgumentError` for a ratio out of range, and names of compensators that there aren't."""
+    if ratio is not None:
+        check_ratio(ratio, "ratio")
+    for name in [compensation] if isinstance(compensation, str) else compensation or ():
+        if isinstance(name, str):
+            registry.named("prunekit_compensators", name)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -270,6 +283,8 @@ def _report(pruner: BasePruner, doubts: Sequence[str]) -> Report:
 def _decide(pruner: BasePruner, target: Target | None, select: Selector | None) -> Plan:
     """Makes the plan; an empty one only where nothing was asked for."""
     plan = pruner.plan() if target is None else plan_to_target(pruner, target, select=select)
+    if target is not None and not plan.cuts and Budget.of(pruner, target).fits({}):
+        return attrs.evolve(plan, notes=(*plan.notes, "the model meets the target as it is: nothing was removed"))
     asked = target is not None or any(scope.ratio > 0 for scope in pruner.scopes())
     if asked or not pruner.scopes():
         pruner.require_something(plan)

@@ -91,12 +91,14 @@ class Application:
         return tensor
 
     def _misfit(self, where: str, why: str) -> PlanError:
-        return PlanError(
+        error = PlanError(
             "The plan was made for another model.",
             where=where,
             why=why,
             hint="apply it to an unpruned copy of the model it was made for",
         )
+        error.misfit = True
+        return error
 
     def _check_swaps(self) -> None:
         for swap in self._plan.swaps:

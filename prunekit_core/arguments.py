@@ -45,19 +45,31 @@ def _trains(value: Any) -> bool:
     return all(hasattr(one, "param_groups") for one in several)
 
 
+def _are_modes(value: Any) -> bool:
+    return _is_listing(value) and bool(value) and all(mode is None or isinstance(mode, bool) for mode in value)
+
+
+def _are_types(value: Any) -> bool:
+    return _is_listing(value) and all(isinstance(kind, type) for kind in value)
+
+
+def _counts_of_layers(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(layer, nn.Module) for layer in value)
+
+
 def _is_switch(value: Any) -> bool:
     return isinstance(value, int)  # True and False are, too
 
 
 _LAYERS = Form("a list of layers: modules, types or dotted names", _is_listing, '["head"], [nn.Linear]')
 _RATIOS = Form("a mapping of layers to ratios", _is_mapping, '{"layer1": 0.3, nn.Linear: 0.5}')
-_COUNTS = Form("a mapping of layers to numbers", _is_mapping, "{model.attention.qkv: 8}")
+_COUNTS = Form("a mapping of layers (modules of the model) to numbers", _counts_of_layers, "{model.attention.qkv: 8}")
 _SWITCH = Form("True or False", _is_switch, "True")
 _CALLED = Form("called as it is documented", callable, "a function")
 
 FORMS: Mapping[str, Form] = {
     "ignored_layers": _LAYERS,
-    "root_module_types": Form("a list of module types", _is_listing, "[nn.Linear, nn.Conv2d]"),
+    "root_module_types": Form("a list of module types", _are_types, "[nn.Linear, nn.Conv2d]"),
     "pruning_ratio_dict": _RATIOS,
     "head_pruning_ratio_dict": _RATIOS,
     "in_channel_groups": _COUNTS,
@@ -69,7 +81,7 @@ FORMS: Mapping[str, Form] = {
     ),
     "momentum_copies": Form("a mapping of copies to their originals", _is_mapping, '{"teacher": "student"}'),
     "free_outputs": Form("a list of names of outputs", _is_listing, '["hidden_states"]'),
-    "modes": Form("a list of training flags", _is_listing, "[False, True]"),
+    "modes": Form("a list of training flags (None: as the modules are)", _are_modes, "[False, True]"),
     "verify": Form('"never", "auto" or "always"', lambda value: value in ("never", "auto", "always"), '"always"'),
     "global_pruning": _SWITCH,
     "isomorphic": _SWITCH,
@@ -101,7 +113,7 @@ def check_forms(arguments: Mapping[str, Any]) -> None:
         form = FORMS.get(name)
         if form is not None and value is not None and not form.fits(value):
             raise ArgumentError(
-                f"{name} is {form.text}.", why=f"got {_shown(value)}", hint=f"for example {form.example}"
+                f"{name} is {form.text}.", why=f"got {shown(value)}", hint=f"for example {form.example}"
             )
 
 
@@ -117,7 +129,8 @@ def forms_checked(function: Callable[P, T]) -> Callable[P, T]:
     return checked
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Words a value that was given: its text if that is short, else its type."""
     return repr(value)[:120] if isinstance(value, str | int | float | list | tuple) else type(value).__name__
 
 

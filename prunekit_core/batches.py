@@ -24,6 +24,8 @@ class Batch:
         mask: Tensor ``[batch, positions]``, bool: which positions count; None for all.
         size: Number of examples in it.
         where: What to call it in a message.
+        doubt: What of its mask isn't understood; empty if nothing.
+        fits: Filled where the mask was found to be about what a layer reads.
     """
 
     given: Any
@@ -31,6 +33,14 @@ class Batch:
     mask: torch.Tensor | None
     size: int
     where: str
+    doubt: str = ""
+    fits: set[tuple[int, ...]] = attrs.field(factory=set)
+
+    def note(self) -> str:
+        """Says, once it ran, why its mask was left out of account; empty if it wasn't."""
+        if self.doubt or self.mask is None or self.fits:
+            return self.doubt
+        return f"a mask of shape {tuple(self.mask.shape)} fits nothing that a layer reads: all positions count"
 
     def cut(self, cut: Callable[[Any], Any]) -> Batch:
         """Returns the batch with a function applied to what was given and to the inputs, for one example alone."""
@@ -49,6 +59,8 @@ class Batch:
         if mask is None:
             return None
         batch, positions = mask.shape
+        if lead[:2] in ((batch, positions), (positions, batch)) or lead == (batch * positions,):
+            self.fits.add(lead)
         if lead[:2] == (batch, positions):
             return mask.reshape(batch, positions, *[1] * (len(lead) - 2)).expand(lead)
         if lead[:2] == (positions, batch):
@@ -132,21 +144,50 @@ class Batches:
             inputs = dict(inputs)
         tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
         size = next((len(tensor) for tensor in tensors if tensor.dim()), 1)
-        return Batch(given, example_of(inputs, self.forward_fn, None), self._mask(given, inputs, where), size, where)
+        mask, doubt = self._mask(given, inputs, where)
+        return Batch(given, example_of(inputs, self.forward_fn, None), mask, size, where, doubt)
 
-    def _mask(self, given: Any, inputs: Any, where: str) -> torch.Tensor | None:
+    def _mask(self, given: Any, inputs: Any, where: str) -> tuple[torch.Tensor | None, str]:
         if self.mask is not None:
             mask = self.mask(given)
         else:
             mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
+            if isinstance(mask, torch.Tensor) and mask.dim() == 4 and mask.shape[1:3] == (1, 1):
+                mask = mask[:, 0, 0]
             if isinstance(mask, torch.Tensor) and mask.dim() != 2:
-                return None  # a mask of pairs of positions says nothing about one of them
+                return None, f"an attention_mask of shape {tuple(mask.shape)} is none of positions: all of them count"
         if mask is None:
-            return None
+            return None, ""
         if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
             shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
             raise ArgumentError("A mask must be a tensor [batch, positions].", where=where, why=f"got {shape}")
+        counting = _counting(mask, where)
+        if not bool(counting.any()):
+            raise ArgumentError(
+                "A mask leaves nothing.",
+                where=where,
+                why="no position of the batch counts",
+                hint="nonzero where a position counts; of a mask that is added to scores: Batches(mask=...)",
+            )
+        return counting, ""
+
+
+_BLOCKED = -100.0
+"""What is added to a score is at most this where a position is masked: the exponential is nothing."""
+
+
+def _counting(mask: torch.Tensor, where: str) -> torch.Tensor:
+    """Tells where a mask lets positions count: where it isn't zero, or, of one that is added to scores, where it is."""
+    if not mask.is_floating_point() or not bool((mask < 0).any()):
         return mask != 0
+    if bool(((mask != 0) & (mask > _BLOCKED)).any()):
+        raise ArgumentError(
+            "A mask isn't understood.",
+            where=where,
+            why="it has negative values that block nothing",
+            hint="nonzero where a position counts; or, as added to scores, 0 there, and large and negative elsewhere",
+        )
+    return mask == 0
 
 
 def _first(source: Iterable[Any], limit: int | None) -> Iterator[Any]:

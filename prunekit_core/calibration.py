@@ -124,11 +124,14 @@ def gather(
     watched = Watched(target, registry or default_registry(), None if values is None else Cut(values, Plan()))
     slopes = _Slopes(watched, loss_fn, parts) if loss_fn is not None else None
     examples, total = 0, batches.count()
+    masks: dict[str, int] = {}
     curvatures = Curvatures(watched, demand.widest) if demand.has(CURVATURES) and values is None else None
     gathering = _Gathering(paths, covariance=COVARIANCES in parts, energy=curvatures is not None)
     for number, batch in enumerate(batches.read(watched.device), 1):
         if demand.has(MOMENTS, COVARIANCES, CURVATURES):
             watched.run(batch, gathering.look)
+            if batch.note():
+                masks[batch.note()] = masks.get(batch.note(), 0) + 1
         if curvatures is not None:
             curvatures.add(batch, gathering.found)
         if slopes is not None:
@@ -149,6 +152,7 @@ def gather(
     shapes = {name: tuple(t.shape) for name, t in named_tensors(target).items() if isinstance(t, nn.Parameter)}
     gradients, fisher = ({}, {}) if slopes is None else slopes.finish(examples)
     found = Statistics(sites, gradients, fisher, shapes, examples)
+    notes = (*(f"{text} ({count} batches)" for text, count in masks.items()), *notes)
     told = (*demand.notes, *(demand.curvature_notes if CURVATURES in found else ()))
     return attrs.evolve(found, notes=(*told, *notes))
 

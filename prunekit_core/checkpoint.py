@@ -11,7 +11,8 @@ from torch import nn
 
 from prunekit_core import layout as layouts
 from prunekit_core.application import Application
-from prunekit_core.errors import CheckpointError, PlanError
+from prunekit_core.arguments import shown
+from prunekit_core.errors import ArgumentError, CheckpointError, PlanError
 from prunekit_core.exclusive import on_exclusive
 from prunekit_core.plan import Plan
 from prunekit_core.protocol import Protocol
@@ -66,6 +67,10 @@ def save(
         StorageError: The system refuses to write there, or there is no room.
         ArgumentError: ``max_shard_size`` is not a size.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentError("A path is a text or a path object.", why=f"got {path!r}")
+    if plan is not None and not isinstance(plan, Plan):
+        raise ArgumentError("plan is a Plan.", why=f"got {shown(plan)}", hint="result.plan, or Plan.from_json(text)")
     target = check_recordable(model)
     other = [key for key, value in target.state_dict().items() if not isinstance(value, torch.Tensor)]
     if other:

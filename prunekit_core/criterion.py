@@ -42,6 +42,8 @@ def criterion_of(importance: Criterion | str, registry: Registry) -> Criterion:
     """
     if isinstance(importance, str):
         made: Criterion = registry.named("prunekit_importance", importance)()
+        if not callable(made):
+            raise PluginError("A registered criterion makes none.", where=importance, why=f"it returned {made!r}")
         return made
     if isinstance(importance, type):
         raise ArgumentError(

@@ -68,7 +68,13 @@ class BusyModelError(PrunekitError, RuntimeError):
 
 
 class PlanError(PrunekitError, ValueError):
-    """A plan is malformed, or was made for another model."""
+    """A plan is malformed, or was made for another model.
+
+    Attributes:
+        misfit: Whether the model lacks what the plan changes, or has it in another shape.
+    """
+
+    misfit = False
 
 
 class CheckpointError(PrunekitError, ValueError):

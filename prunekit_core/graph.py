@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import attrs
 import torch
@@ -377,7 +377,8 @@ class DependencyGraph:
                 transaction, self.model, registry=self.registry, optimizer=optimizer, copies=copies, values=values
             )
         except PlanError as error:
-            error.hint = error.hint if "optimizer" in error.headline else _REBUILD
+            if error.misfit:
+                error.hint = _REBUILD
             raise
         standing = Standing(self.analysis, self.model, plan, self.standing.stored)
         transaction.entry(vars(self), "_standing", standing)
@@ -449,6 +450,12 @@ class DependencyGraph:
 
     # -- answers
 
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise ArgumentError(
+            "An analysed model can't be copied or pickled.",
+            hint="copy the model, and keep the plan, which is data (result.plan)",
+        )
+
     def report(self) -> Report:
         """Tells what was pruned, left on purpose, not understood, and untouched."""
         return Report.of(
@@ -456,7 +463,7 @@ class DependencyGraph:
             self.applied.kept,
             self.knowledge.given_back,
             {},
-            (*self.notes, *self.knowledge.effort_notes(), *self.applied.notes),
+            (*self.notes, *self.registry.broken(), *self.knowledge.effort_notes(), *self.applied.notes),
             self.knowledge.means,
         )
 

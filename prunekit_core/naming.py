@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from prunekit_core.arguments import shown
 from prunekit_core.errors import ArgumentError, nearest
 from prunekit_core.surgery import modules_in
 
@@ -19,6 +20,10 @@ def path_of(model: nn.Module, layer: nn.Module) -> str:
     Raises:
         ArgumentError: It isn't in the model.
     """
+    if not isinstance(layer, nn.Module):
+        raise ArgumentError(
+            "A layer is given as a module here.", why=f"got {shown(layer)}", hint="model.get_submodule(name)"
+        )
     for path, module in modules_in(model).items():
         if module is layer:
             return path
@@ -50,7 +55,7 @@ def module_paths(model: nn.Module, layers: Iterable[Layer]) -> set[str]:
             if not roots:
                 raise ArgumentError(f"The model has no {layer.__name__}.")
         else:
-            raise ArgumentError("Layers are given as modules, types or dotted names.", why=f"got {layer!r}")
+            raise ArgumentError("Layers are given as modules, types or dotted names.", why=f"got {shown(layer)}")
         for root in roots:
             paths.update(p for p in modules if not root or p == root or p.startswith(root + "."))
     return paths

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -25,6 +25,8 @@ def check_indices(indices: Sequence[int] | torch.Tensor, size: int, where: str) 
         if indices.is_floating_point() or indices.is_complex() or indices.dtype is torch.bool or indices.dim() > 1:
             raise UnitsError("Unit indices must be integers.", where=where, why=f"got a {indices.dtype} tensor")
         indices = indices.reshape(-1).tolist()
+    if not isinstance(indices, Iterable):
+        raise UnitsError("Unit indices must be integers.", where=where, why=f"got {indices!r}")
     numbers = list(indices)
     wrong = [n for n in numbers if isinstance(n, bool) or not hasattr(n, "__index__")]
     if wrong:

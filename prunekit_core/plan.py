@@ -21,9 +21,10 @@ from torch import nn
 
 from prunekit_core import layout as layouts
 from prunekit_core.application import Application
+from prunekit_core.arguments import shown
 from prunekit_core.composition import compose, difference
 from prunekit_core.edits import AttributeEdit, Decision, GroupCut, ParameterCut, Rescale, Size, Swap
-from prunekit_core.errors import PlanError
+from prunekit_core.errors import ArgumentError, PlanError
 from prunekit_core.exclusive import exclusive
 from prunekit_core.files import write_text
 from prunekit_core.optimizers import Optimizers
@@ -65,6 +66,20 @@ class Preview:
                 lines.append(f"{name:<11} {before:,.0f} -> {after:,.0f}  {_percent(after, before)}")
         lines.extend(f"  {name}: {before} -> {after}" for name, (before, after) in self.groups.items())
         return "\n".join(lines)
+
+
+def _check_copy(operation: Application, number: int) -> None:
+    try:
+        operation.check()
+    except PlanError as error:
+        if not error.misfit:
+            raise
+        raise PlanError(
+            "A copy isn't like the model.",
+            where=f"copies[{number}], {error.where}",
+            why=error.why,
+            hint="copies are models with the layers and shapes that the model has before the cut",
+        ) from error
 
 
 def _check_apart(operations: Iterable[Application]) -> None:
@@ -147,14 +162,19 @@ class Plan(Decision):
                 ones, and may be taken over.
             any_program: See `apply`.
         """
+        copies = list(copies)
+        strange = next((other for other in copies if not isinstance(other, nn.Module)), None)
+        if strange is not None:
+            raise ArgumentError("copies is a list of models.", why=f"got {shown(strange)}")
         targets = [unwrap(model), *(unwrap(other) for other in copies)]
         with contextlib.ExitStack() as alone:
             for target in targets:
                 alone.enter_context(exclusive(target))
             operations = [Application(self, targets[0], registry, optimizer, any_program=any_program)]
             operations += [Application(self, other, registry, any_program=any_program) for other in targets[1:]]
-            for operation in operations:
-                operation.check()
+            operations[0].check()
+            for number, operation in enumerate(operations[1:]):
+                _check_copy(operation, number)
             if len(operations) > 1:
                 _check_apart(operations)
             operations[0].prepare(transaction, values or {})

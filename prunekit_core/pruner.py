@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import attrs
 import torch
@@ -237,7 +237,7 @@ class BasePruner:
             if name in asked and count == len(self.graph.remaining(name)):
                 size = self.graph.analysis.groups[name].size
                 share = f"all {size}" if count == size else f"{count} of {size}"
-                self._left.setdefault(name, f"{share} units stay at this ratio")
+                self._left.setdefault(name, f"{share} units stay at this ratio{self.limits}")
         return chooser.kept(units)
 
     def _candidates(self, scores: Mapping[str, torch.Tensor]) -> dict[str, Candidate]:
@@ -295,6 +295,7 @@ class BasePruner:
 
     # -- acting
 
+    @forms_checked
     def step(
         self, interactive: bool = False, *, optimizer: Optimizers | None = None, copies: Iterable[nn.Module] = ()
     ) -> Iterator[Group] | None:
@@ -393,6 +394,12 @@ class BasePruner:
     def _highest_ratio(self) -> float:
         return max((scope.ratio for scope in self.scopes()), default=self.pruning_ratio)
 
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise ArgumentError(
+            "A pruner can't be copied or pickled.",
+            hint="copy the model, and keep plan and step: pruner.resume goes on from them",
+        )
+
     def require_something(self, plan: Plan) -> None:
         """Raises `NothingToPruneError` unless a plan removes anything; the message says what pinned what."""
         if plan.cuts:
@@ -447,7 +454,14 @@ class BasePruner:
             f"{name} keeps {count} of {graph.analysis.groups[name].size} units: the ratio would have emptied it"
             for name, count in self._spared.items()
         ]
-        notes = (*graph.notes, *self._notes, *spared, *graph.knowledge.effort_notes(), *graph.applied.notes)
+        notes = (
+            *graph.notes,
+            *self.registry.broken(),
+            *self._notes,
+            *spared,
+            *graph.knowledge.effort_notes(),
+            *graph.applied.notes,
+        )
         left = {**self._left, **self._scopes.left}
         known = graph.knowledge
         return Report.of(graph.analysis, graph.applied.kept, known.given_back, left, notes, known.means)

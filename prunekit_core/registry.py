@@ -325,6 +325,14 @@ class Registry:
         """Returns what was to be blocked but matches no installed plugin, with who asked for it."""
         return self._unused
 
+    def broken(self) -> list[str]:
+        """Says of which plugins nothing is used, as they raise when they are loaded or asked."""
+        return [
+            f"the plugin {plugin.name} is broken, and nothing of it is used: {plugin.error}"
+            for plugin in self._found.values()
+            if plugin.error
+        ]
+
     def plugins(self) -> list[Plugin]:
         """Lists all plugins found, in order of loading: loaded, blocked and broken ones."""
         return list(self._found.values())

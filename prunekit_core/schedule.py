@@ -53,7 +53,14 @@ def bound_schedule(schedule: Schedule | str, steps: int, registry: Registry) -> 
         raise ArgumentError("The schedule must be a function (ratio, steps) -> cumulative ratios.", why=f"{schedule!r}")
 
     def ratios(ratio: float) -> list[float]:
-        found = [float(value) for value in function(ratio, steps)]
+        returned = function(ratio, steps)
+        try:
+            found = [float(value) for value in returned]
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(
+                "The schedule must return ascending cumulative ratios, one more than there are steps.",
+                why=f"got {returned!r}",
+            ) from error
         if len(found) != steps + 1 or any(b < a - 1e-12 for a, b in itertools.pairwise(found)):
             raise ArgumentError(
                 "The schedule must return ascending cumulative ratios, one more than there are steps.",

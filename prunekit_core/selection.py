@@ -27,6 +27,11 @@ class Limits:
     round_to: int | None = None
     least: int = 1
 
+    def __str__(self) -> str:
+        bounds = [f"round_to={self.round_to}"] if self.round_to not in (None, 1) else []
+        bounds += [f"max_pruning_ratio={self.max_ratio:g}"] if self.max_ratio < 1 else []
+        return f" ({', '.join(bounds)})" if bounds else ""
+
     def count(self, wanted: int, size: int, present: int) -> int:
         """Returns how many units stay when ``wanted`` should.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,6 +92,69 @@ def test_weights_that_are_not_finite_are_no_fault_of_the_criterion() -> None:
     assert model.layers[0].weight.shape == (8, 4)
 
 
+def test_copies_that_are_none_are_told_by_number() -> None:
+    model, x = Chain(4, 8, 3), torch.randn(1, 4)
+    small = pk.prune(Chain(4, 8, 3), x).model
+    for copies, where, why in (
+        (
+            [copy.deepcopy(model), small],
+            "copies[1], layers.0.weight",
+            "it has shape (4, 4), the plan was made for (8, 4)",
+        ),
+        ([nn.Linear(2, 2)], "copies[0], layers.0.weight", "the model has no such parameter"),
+    ):
+        with untouched(model), pytest.raises(pk.PlanError, match="A copy isn't like the model") as caught:
+            pk.BasePruner(model, x).step(copies=copies)
+        assert (caught.value.where, caught.value.why) == (where, why)
+    with untouched(model), pytest.raises(pk.ArgumentError, match="copies is a list of models"):
+        pk.BasePruner(model, x).step(copies=["teacher"])  # type: ignore[list-item]
+    with untouched(model), pytest.raises(pk.PlanError, match=r"shares parameters[\s\S]*deepcopy"):
+        pk.BasePruner(model, x).step(copies=[model])
+    with pytest.raises(pk.ArgumentError, match="optimizer is an optimizer"):
+        pk.BasePruner(model, x).step(optimizer=3)  # type: ignore[arg-type]
+
+
+def test_a_target_that_is_met_is_no_error() -> None:
+    model, x = Chain(4, 8, 3), torch.randn(1, 4)
+    for target in ({"params": 1e9}, {"macs": 1.0}):
+        result = pk.prune(model, x, target=target)
+        assert not result.plan.cuts
+        assert "the model meets the target as it is: nothing was removed" in result.report.notes
+    for limit in ({"round_to": 1000}, {"max_pruning_ratio": 0.0}):
+        name, value = next(iter(limit.items()))
+        with pytest.raises(pk.NothingToPruneError, match=rf"all 8 units stay at this ratio \({name}={value:g}\)"):
+            pk.prune(model, x, **limit)  # type: ignore[arg-type]
+
+
+def test_what_holds_an_analysis_is_not_copied() -> None:
+    model, x = Chain(4, 8, 3), torch.randn(1, 4)
+    result, pruner = pk.prune(copy.deepcopy(model), x), pk.BasePruner(model, x)
+    for held in (result, result.graph, pruner):
+        for duplicate in (copy.deepcopy, pickle.dumps):
+            with pytest.raises(pk.ArgumentError, match="can't be copied or pickled"):
+                duplicate(held)
+
+
+def test_paths_plans_and_layers_of_another_kind(tmp_path: Path) -> None:
+    model, x = Chain(4, 8, 3), torch.randn(1, 4)
+    with pytest.raises(pk.ArgumentError, match="A path is a text"):
+        pk.save(model, 5)  # type: ignore[arg-type]
+    with pytest.raises(pk.ArgumentError, match="plan is a Plan"):
+        pk.save(model, tmp_path / "x.safetensors", plan="plan.json")  # type: ignore[arg-type]
+    graph = pk.DependencyGraph().build_dependency(model, x)
+    with pytest.raises(pk.ArgumentError, match=r"as a module here[\s\S]*get_submodule"):
+        graph.get_pruning_group("layers.0", prune_linear_out_channels, [0])  # type: ignore[arg-type]
+    with pytest.raises(pk.UnitsError, match="must be integers"):
+        graph.get_pruning_group(model.layers[0], prune_linear_out_channels, None)  # type: ignore[arg-type]
+    with pytest.raises(pk.ArgumentError, match=r"ascending cumulative ratios[\s\S]*got None"):
+        pk.BasePruner(model, x, iterative_pruning_ratio_scheduler=lambda ratio, steps: None)  # type: ignore[arg-type]
+    with pytest.raises(pk.ArgumentError, match="No compensator is registered as 'least'"):
+        pk.prune(model, x, compensation="least")
+    with pytest.raises(pk.ArgumentError, match="got Parameter"):
+        pk.prune(model, x, ignored_layers=[model.layers[0].weight])  # type: ignore[list-item]
+    assert not any(tmp_path.iterdir())
+
+
 def test_names_that_are_listed_are_names() -> None:
     with pytest.raises(pk.ArgumentError, match=r"known: layers, layers\.0, "):
         pk.prune(Chain(4, 8, 3), torch.randn(1, 4), ignored_layers=["zz"])
@@ -109,7 +173,7 @@ def test_the_models_own_exception_is_the_cause() -> None:
 @pytest.mark.parametrize("ratio", [-0.1, 1.0, 1.5, float("nan"), "half", True])
 def test_ratio_out_of_range(ratio: object) -> None:
     model = Residual()
-    with untouched(model), pytest.raises(pk.ArgumentError, match=r"pruning_ratio must lie in \[0, 1\)"):
+    with untouched(model), pytest.raises(pk.ArgumentError, match=r"ratio must lie in \[0, 1\)"):
         pk.prune(model, X, ratio)  # type: ignore[arg-type]
     with pytest.raises(pk.ArgumentError, match="pruning_ratio_dict"):
         pk.prune(model, X, pruning_ratio_dict={model.conv1: ratio})  # type: ignore[dict-item]

@@ -178,8 +178,25 @@ def test_padding_does_not_count() -> None:
     rows = model.embed(ids[mask.bool()]).detach().double()
     assert found.count == 12
     assert torch.allclose(found.mean[0], rows.mean(0))
+    added = (1 - mask.float()) * -1e4  # to scores: 0 where a position counts
+    for form in (mask.bool(), mask.float(), mask[:, None, None], added, added[:, None, None], added.clamp(min=-100)):
+        again = pk.calibrate(model, [{"input_ids": ids, "attention_mask": form}]).sites["up.weight"].moments
+        assert again.count == found.count
+        assert torch.equal(again.mean, found.mean)
     own = pk.Batches([(ids, mask)], inputs=lambda batch: {"input_ids": batch[0]}, mask=lambda batch: batch[1])
     assert torch.equal(pk.calibrate(model, own).sites["up.weight"].moments.mean, found.mean)
+
+
+def test_masks_that_fit_nothing_are_told() -> None:
+    model, ids = Tagger(), torch.randint(20, (4, 6))
+    short = {"input_ids": ids, "attention_mask": torch.ones(4, 3)}
+    pairs = {"input_ids": ids, "attention_mask": torch.ones(4, 1, 6, 6)}
+    found = pk.calibrate(model, [short, pairs, short])
+    assert found.notes == (
+        "a mask of shape (4, 3) fits nothing that a layer reads: all positions count (2 batches)",
+        "an attention_mask of shape (4, 1, 6, 6) is none of positions: all of them count (1 batches)",
+    )
+    assert found.sites["up.weight"].moments.count == 3 * 24
 
 
 def test_batches_of_all_kinds_are_the_same() -> None:
@@ -371,6 +388,8 @@ def test_half_precision_is_widened() -> None:
             {},
             "A mask must be a tensor [batch, positions].",
         ),
+        (pk.Batches([torch.randn(2, 4)], mask=lambda batch: torch.zeros(2, 3)), {}, "A mask leaves nothing."),
+        (pk.Batches([torch.randn(2, 4)], mask=lambda batch: torch.tensor([[0, -0.5]])), {}, "A mask isn't understood."),
     ],
 )
 def test_bad_input_is_told(batches: Any, options: dict[str, Any], headline: str) -> None:
