@@ -27,18 +27,18 @@ class Made:
 
     def __init__(self) -> None:
         self._made: list[weakref.ref[torch.Tensor]] = []
-        self._known: set[int] = set()
+        self._known: dict[int, weakref.ref[torch.Tensor]] = {}  # an identity is used again once a tensor is gone
 
     def start(self, known: Iterable[Any]) -> None:
         """Forgets what was made, before a run on some tensors: parameters, buffers and inputs."""
         self.forget()
-        self._known = {id(tensor) for tensor in known}
+        self._known = {id(tensor): weakref.ref(tensor) for tensor in known if isinstance(tensor, torch.Tensor)}
 
     def add(self, result: Any) -> None:
         """Notes what an operation returned."""
         if isinstance(result, torch.Tensor):
-            self._made.append(weakref.ref(result))
-            self._known.add(id(result))
+            self._known[id(result)] = reference = weakref.ref(result)
+            self._made.append(reference)
         elif isinstance(result, list | tuple):
             for item in result:
                 if isinstance(item, torch.Tensor):
@@ -46,7 +46,10 @@ class Made:
 
     def passed(self, tensor: Any) -> Any:
         """Returns what an operation returned as it was given it; of a constant an alias, which a cache may keep."""
-        if not isinstance(tensor, torch.Tensor) or id(tensor) in self._known:
+        if not isinstance(tensor, torch.Tensor):
+            return tensor
+        known = self._known.get(id(tensor))
+        if known is not None and known() is tensor:
             return tensor
         alias = tensor.detach()
         self.add(alias)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import prunekit_core as pk
+from prunekit_core.caches import Made
 
 X = torch.randn(2, 5, 6)
 TABLES: dict[int, torch.Tensor] = {}
@@ -159,3 +160,24 @@ def test_caches_that_are_filled_from_each_other_are_emptied(by_value: bool) -> N
     expected = hidden @ original.last.weight[:, kept].T + original.last.bias + table[0]
     torch.testing.assert_close(model(X), expected)
     assert pk.check_exact(original, model, result.plan, X).exact
+
+
+def test_an_identity_that_is_used_again_is_another_tensor() -> None:
+    made = Made()
+    made.start([])
+    first = torch.zeros(1)
+    made.add(first)
+    assert made.passed(first) is first
+    identity = id(first)
+    del first
+    others = []
+    for _ in range(1000):
+        other = torch.zeros(1)
+        if id(other) == identity:
+            break
+        others.append(other)
+    else:
+        pytest.skip("the identity wasn't used again")
+    alias = made.passed(other)
+    assert alias is not other
+    assert made.passed(alias) is alias
