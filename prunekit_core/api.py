@@ -34,7 +34,7 @@ from prunekit_core.scopes import Ratios
 from prunekit_core.selection import check_ratio
 from prunekit_core.targets import Budget, Selector, Target, check_target, plan_to_target
 from prunekit_core.transaction import Transaction
-from prunekit_core.verification import AUTO, Verification, verify_cut
+from prunekit_core.verification import AUTO, Verification, confirm_cut, outputs_of_copy, verify_cut
 
 
 @attrs.frozen(eq=False)
@@ -248,17 +248,18 @@ def _cut(
     """Cuts the model and gives it the repaired weights when the result is there, or not at all."""
     values = repaired.values if repaired else {}
     on_disk = repaired is not None and repaired.on_disk
+    analysis, check = pruner.graph.analysis, decided.verification.check
+    expected = None
+    if check is not None and not values:  # repaired weights compute something else on purpose
+        expected = outputs_of_copy(check_recordable(pruner.model), decided.plan, analysis, pruner.registry)
     transaction = Transaction()
     try:
         with transaction:
             pruner.graph.apply_within(transaction, decided.plan, optimizer, values={} if on_disk else values)
-            confirmed = decided.verification
-            if not values:  # repaired weights compute something else on purpose
-                target = check_recordable(pruner.model)
-                confirmed = confirmed.confirm(target, pruner.graph.analysis, pruner.registry)
+            if check is not None and expected is not None:
+                confirm_cut(expected, check_recordable(pruner.model), analysis, pruner.registry, check.tolerance)
             return attrs.evolve(
                 decided,
-                verification=attrs.evolve(confirmed, outputs=()),
                 report=_report(pruner, doubts),
                 compensation=None if repaired is None else repaired.result,
                 repaired=values if on_disk else {},

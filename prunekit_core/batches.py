@@ -59,15 +59,17 @@ class Batch:
         if mask is None:
             return None
         batch, positions = mask.shape
-        if lead[:2] in ((batch, positions), (positions, batch)) or lead == (batch * positions,):
-            self.fits.add(lead)
+        beside = [1] * (len(lead) - 2)
         if lead[:2] == (batch, positions):
-            return mask.reshape(batch, positions, *[1] * (len(lead) - 2)).expand(lead)
-        if lead[:2] == (positions, batch):
-            return mask.t().reshape(positions, batch, *[1] * (len(lead) - 2)).expand(lead)
-        if lead == (batch * positions,):
-            return mask.flatten()
-        return None
+            found = mask.reshape(batch, positions, *beside).expand(lead)
+        elif lead[:2] == (positions, batch):
+            found = mask.t().reshape(positions, batch, *beside).expand(lead)
+        elif lead == (batch * positions,):
+            found = mask.flatten()
+        else:
+            return None
+        self.fits.add(lead)
+        return found
 
 
 @attrs.frozen(eq=False)

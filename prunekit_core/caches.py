@@ -6,7 +6,6 @@ program, and the user's model would meet tensors of a recording, which may have 
 
 from __future__ import annotations
 
-import functools
 import gc
 import types
 import weakref
@@ -15,7 +14,8 @@ from typing import Any
 
 import torch
 
-_CACHE = type(functools.lru_cache(lambda: None))
+from prunekit_core.captured import CACHE
+
 DEPTH = 5
 """How far a cache may be from a tensor that it keeps: a tuple of tensors, an entry, a table."""
 FEW = 64
@@ -98,7 +98,7 @@ def _emptied(tensors: list[torch.Tensor]) -> tuple[bool, list[str]]:
         seen |= {id(target) for target in targets} | {id(targets)}
         holders = [one for one in gc.get_referrers(*targets) if id(one) not in seen]
         holders = [one for one in holders if not isinstance(one, types.FrameType | weakref.ref)]
-        caches = [one for one in holders if isinstance(one, _CACHE)]
+        caches = [one for one in holders if isinstance(one, CACHE)]
         for cache in caches:
             cache.cache_clear()
             cleared = True
@@ -109,7 +109,7 @@ def _emptied(tensors: list[torch.Tensor]) -> tuple[bool, list[str]]:
                 around = gc.get_referrers(holder)
                 owner = next((one for one in around if _has_attributes(one, holder)), None)
                 kept = [key for key, value in holder.items() if id(value) in wanted]
-                if any(isinstance(one, _CACHE) for one in around):
+                if any(isinstance(one, CACHE) for one in around):
                     following.append(holder)
                 elif owner is None and _is_global(holder):
                     for key in kept:

@@ -19,10 +19,11 @@ from torch import nn
 DEPTH = 4
 """How far a function may be from a module: hooks lie in a dict, a partial holds a function, a closure holds another."""
 
-_CACHED = type(functools.lru_cache(lambda: None))
+CACHE = type(functools.lru_cache(lambda: None))
+"""The type of the caches of functions."""
 _METHODS = (types.MethodType, types.BuiltinMethodType)
 _CONTAINERS = (dict, collections.OrderedDict, list, tuple)
-_HOLDERS = frozenset({types.FunctionType, types.BuiltinMethodType, functools.partial, _CACHED, *_CONTAINERS})
+_HOLDERS = frozenset({types.FunctionType, types.BuiltinMethodType, functools.partial, CACHE, *_CONTAINERS})
 _TABLES = ("_parameters", "_buffers", "_modules")
 
 
@@ -62,7 +63,7 @@ class Captured:
     def _renew_held(self, held: Any) -> None:
         if isinstance(held, types.FunctionType):
             self._renew(held, DEPTH)
-        elif isinstance(held, _CACHED):  # a recording must not fill the one of the model
+        elif isinstance(held, CACHE):  # a recording must not fill the one of the model
             if id(held) in self._stand_ins or held.cache_info().currsize:  # the program uses what it holds already
                 return
             function = held.__wrapped__
@@ -156,7 +157,7 @@ class Captured:
         if isinstance(content, types.FunctionType):
             renewed = self._renew(content, depth - 1)
             return cell if renewed is None else types.CellType(renewed)
-        if isinstance(content, _CACHED):
+        if isinstance(content, CACHE):
             self._renew_held(content)
             return types.CellType(self._stand_ins[id(content)]) if id(content) in self._stand_ins else cell
         if not self._is_part(content):
@@ -170,7 +171,7 @@ class Captured:
 
 def _functions(value: Any, depth: int) -> Iterator[Any]:
     """Yields the functions, caches of functions and methods of builtin types in a value."""
-    if isinstance(value, (types.FunctionType, types.BuiltinMethodType, _CACHED)):
+    if isinstance(value, (types.FunctionType, types.BuiltinMethodType, CACHE)):
         yield value
     elif isinstance(value, functools.partial):
         yield from _functions(value.func, depth)

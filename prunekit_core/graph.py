@@ -114,7 +114,7 @@ class DependencyGraph:
         self._drafts = Drafts(self._analysis, self.registry)
         self._standing = Standing(self._analysis, self._model, Plan())
         self._steps = []
-        self.notes = unwrapped_notes(self._analysis, unwrapped)
+        self.notes = [*unwrapped_notes(self._analysis, unwrapped), *self.registry.broken()]
         return self
 
     def read_values_from(self, path: str | os.PathLike[str]) -> None:
@@ -463,7 +463,7 @@ class DependencyGraph:
             self.applied.kept,
             self.knowledge.given_back,
             {},
-            (*self.notes, *self.registry.broken(), *self.knowledge.effort_notes(), *self.applied.notes),
+            (*self.notes, *self.knowledge.effort_notes(), *self.applied.notes),
             self.knowledge.means,
         )
 

@@ -8,7 +8,7 @@ was made from. Differences that rounding can't explain stop the call, with the m
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import attrs
 import torch
@@ -48,39 +48,12 @@ class Verification:
     Attributes:
         check: What was compared; None where nothing was.
         why: Why nothing was compared; empty if something was, or if nobody asked.
-        outputs: What a copy computes to which the plan was applied, for `confirm`.
         failed: Whether the original raised, which the user should hear of even if nobody asked.
     """
 
     check: ExactCheck | None = None
     why: str = ""
-    outputs: tuple[torch.Tensor, ...] = attrs.field(default=(), repr=False, eq=False)
     failed: bool = attrs.field(default=False, repr=False)
-
-    def confirm(self, model: nn.Module, analysis: Analysis, registry: Registry) -> Verification:
-        """Holds the model itself, once it is cut, against the copy that was compared: what programs reach past the
-        model (a class, a global variable) is the model's own in both, and was whole then.
-
-        Returns:
-            This, without the outputs.
-
-        Raises:
-            VerificationError: It computes something else; the cut has to be undone.
-        """
-        if self.check is None or not self.outputs:
-            return self
-        recording = analysis.recordings[0]
-        found = run_copy(model, analysis, registry, recording.example, Sink(), recording.training)
-        error = max(map(difference, self.outputs, found), default=0.0)
-        if len(found) != len(self.outputs) or not error <= self.check.tolerance:
-            raise VerificationError(
-                "The pruned model doesn't compute what a pruned copy of it computes.",
-                where=type(model).__name__,
-                why=f"relative error {error:.2e}: the program reads something of the model past its attributes (a "
-                "global variable, a class, an object that isn't copied), which a rehearsal can't follow",
-                hint='hold it as an attribute of a module; verify="never" prunes all the same',
-            )
-        return attrs.evolve(self, outputs=())
 
     def notes(self, wish: str) -> tuple[str, ...]:
         """Returns a line for the report where a comparison that was asked for wasn't possible, or the model raised."""
@@ -145,11 +118,7 @@ def verify_cut(
     if check.random or check.other_program:
         return Verification(why=check.why)
     if check.error <= check.tolerance:
-        return (
-            Verification(why=check.why)
-            if check.why
-            else Verification(check, outputs=_outputs(model, plan, analysis, registry))
-        )
+        return Verification(why=check.why) if check.why else Verification(check)
     raise VerificationError(
         "The pruned model doesn't compute what the original with the removed units zeroed computes.",
         where=type(model).__name__,
@@ -158,11 +127,42 @@ def verify_cut(
     )
 
 
-def _outputs(model: nn.Module, plan: Plan, analysis: Analysis, registry: Registry) -> tuple[torch.Tensor, ...]:
-    """Returns what a copy computes to which a plan was applied."""
+def outputs_of_copy(model: nn.Module, plan: Plan, analysis: Analysis, registry: Registry) -> list[torch.Tensor]:
+    """Returns what a copy computes to which a plan was applied, for `confirm_cut`."""
     recording = analysis.recordings[0]
     small = plan.apply(_copy(model, plan, double=False), registry=registry)
-    return tuple(run_copy(small, analysis, registry, recording.example, Sink(), recording.training))
+    return run_copy(small, analysis, registry, recording.example, Sink(), recording.training)
+
+
+def confirm_cut(
+    expected: Sequence[torch.Tensor], model: nn.Module, analysis: Analysis, registry: Registry, tolerance: float
+) -> None:
+    """Holds the model itself, once it is cut, against a copy that was.
+
+    What programs reach past the model (a class, a global variable) is the model's own in both, and was whole for the
+    copy.
+
+    Args:
+        expected: What the copy computes; see `outputs_of_copy`.
+        model: The model, cut.
+        analysis: The model as analysed.
+        registry: Where op rules and replacements are found.
+        tolerance: The relative error that is allowed.
+
+    Raises:
+        VerificationError: It computes something else; the cut has to be undone.
+    """
+    recording = analysis.recordings[0]
+    found = run_copy(model, analysis, registry, recording.example, Sink(), recording.training)
+    error = max(map(difference, expected, found), default=0.0)
+    if len(found) != len(expected) or not error <= tolerance:
+        raise VerificationError(
+            "The pruned model doesn't compute what a pruned copy of it computes.",
+            where=type(model).__name__,
+            why=f"relative error {error:.2e}: the program reads something of the model past its attributes (a "
+            "global variable, a class, an object that isn't copied), which a rehearsal can't follow",
+            hint='hold it as an attribute of a module; verify="never" prunes all the same',
+        )
 
 
 def _obstacle(model: nn.Module, plan: Plan, recording: Recording) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 import prunekit_core as pk
 from prunekit_core.testing import check_criterion, check_layer_type, check_rule, sample
@@ -210,3 +212,19 @@ def test_layers_and_criteria_that_are_wrong_are_named(prunekit_registry: Callabl
         check_layer_type(torch.nn.Linear(4, 3), torch.randn(2, 4), registry=prunekit_registry(Lying))
     with pytest.raises(AssertionError, match="6 units, scores"):
         check_criterion(lambda: lambda group: torch.ones(group.size() + 1), registry=prunekit_registry())
+
+
+def test_a_plugin_that_is_broken_is_in_every_report() -> None:
+    broken = SimpleNamespace(prunekit_op_rules=pk.hookimpl(_raises))
+    registry = pk.Registry(extra={"mine": broken})
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(2, 4)
+    graph = pk.DependencyGraph(registry).build_dependency(model, x)
+    for notes in (graph.report().notes, pk.prune(model, x, registry=registry).report.notes):
+        (note,) = (note for note in notes if "broken" in note)
+        assert note.startswith(
+            "the plugin mine is broken, and nothing of it is used: prunekit_op_rules: ZeroDivisionError"
+        )
+
+
+def _raises() -> dict[str, object]:
+    raise ZeroDivisionError("of its own")
