@@ -27,7 +27,7 @@ from llama import Llama, Sizes
 from memory import peak_memory
 
 import prunekit_core as pk
-from prunekit_core.tensorfile import Stored, write_tensors
+from prunekit_core.checkpoints.tensorfile import Stored, write_tensors
 
 
 def model_of(gigabytes: float) -> Llama:

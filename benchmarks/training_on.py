@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunekit_core import BasePruner
-from prunekit_plugins.cli.demo import data, networks
+from prunekit_plugins.cli.commands.demo import data, networks
 
 BATCH = 64
 RATE = 2e-3

@@ -24,9 +24,9 @@ import zoo_models
 from torch import nn
 
 import prunekit_core as pk
-from prunekit_core import rehearsal
-from prunekit_core.outputs import output_tensors
-from prunekit_core.recorder import check_recordable
+from prunekit_core.program.outputs import output_tensors
+from prunekit_core.record.recorder import check_recordable
+from prunekit_core.rehearse import rehearsal
 from prunekit_plugins.importance import RandomImportance
 
 ATTEMPTS = 12

@@ -3,11 +3,7 @@
 Importing it loads no plugin and changes nothing; plugins are loaded when the first registry is made.
 """
 
-from prunekit_core.alignment import Alignment, auto_alignment
-from prunekit_core.allocation import Solver
-from prunekit_core.analysis import Analysis, Member, Recording, UnitGroup
-from prunekit_core.api import PruneResult, prune
-from prunekit_core.axes import (
+from prunekit_core.algebra.axes import (
     Axis,
     AxisMismatchError,
     Reason,
@@ -21,21 +17,41 @@ from prunekit_core.axes import (
     split,
     tie,
 )
-from prunekit_core.batches import Batches
-from prunekit_core.calibration import calibrate
-from prunekit_core.calls import operation_name
-from prunekit_core.checkpoint import load, read_plan, read_protocol, save
-from prunekit_core.chooser import Chooser, Counts, Tie
-from prunekit_core.compensation import Compensation, compensate
-from prunekit_core.config import Config
-from prunekit_core.constants import absorb_constants
-from prunekit_core.consumers import Addition, Centring, Reading, Site, adds, centres, reads
-from prunekit_core.conversion import prune_checkpoint
-from prunekit_core.costs import Compiled, CostModel, compile_sum, group_sizes
-from prunekit_core.criterion import AdditiveCriterion
-from prunekit_core.curves import Curve, Sensitivity
-from prunekit_core.custom_layers import CustomizedPruner
-from prunekit_core.demand import DemandingCriterion, FrugalCriterion, StatisticalCriterion
+from prunekit_core.algebra.layout import Concat, Fixed, Kept, Layout, Product, Sizer, Units, groups_of, new_size, prefix
+from prunekit_core.algebra.polynomial import (
+    Number,
+    Polynomial,
+    Sizes,
+    SymbolicSizer,
+    as_polynomial,
+    compile_polynomials,
+    multiplied,
+    size_of,
+)
+from prunekit_core.budgets.allocation import Solver
+from prunekit_core.budgets.curves import Curve, Sensitivity
+from prunekit_core.budgets.families import Family, RatioFamily
+from prunekit_core.budgets.knapsack import Choice, Problem
+from prunekit_core.budgets.measuring import sensitivity
+from prunekit_core.budgets.targets import Budget, plan_to_target
+from prunekit_core.calibration.batches import Batches
+from prunekit_core.calibration.calibrate import calibrate
+from prunekit_core.calibration.demand import DemandingCriterion, FrugalCriterion, StatisticalCriterion
+from prunekit_core.calibration.moments import Moments
+from prunekit_core.calibration.statistics import SiteStatistics, Statistics
+from prunekit_core.check.exactness import ExactCheck, check_exact
+from prunekit_core.checkpoints.checkpoint import load, read_plan, read_protocol, save
+from prunekit_core.checkpoints.conversion import prune_checkpoint
+from prunekit_core.checkpoints.provenance import Protocol
+from prunekit_core.choose.alignment import Alignment, auto_alignment
+from prunekit_core.choose.candidates import Limits, Scope
+from prunekit_core.choose.chooser import Chooser, Counts, Tie
+from prunekit_core.choose.criterion import AdditiveCriterion
+from prunekit_core.choose.pruner import BasePruner
+from prunekit_core.choose.schedule import linear_scheduler
+from prunekit_core.compensation.compensate import Compensation, compensate
+from prunekit_core.compensation.layer_fit import LayerFit
+from prunekit_core.compensation.repair import LayerRepair, Repair
 from prunekit_core.errors import (
     ArgumentError,
     BusyModelError,
@@ -53,39 +69,31 @@ from prunekit_core.errors import (
     VerificationError,
     nearest,
 )
-from prunekit_core.exactness import ExactCheck, check_exact
-from prunekit_core.examples import Example
-from prunekit_core.families import Family, RatioFamily
 from prunekit_core.files import write_text
-from prunekit_core.graph import DependencyGraph
-from prunekit_core.group import Dependency, Group, MemberView
-from prunekit_core.history import Removal
-from prunekit_core.hookspecs import hookimpl
-from prunekit_core.knapsack import Choice, Problem
-from prunekit_core.layer_fit import LayerFit
-from prunekit_core.layers import LayerType, Replacement, Resizing
-from prunekit_core.layout import Concat, Fixed, Kept, Layout, Product, Sizer, Units, groups_of, new_size, prefix
-from prunekit_core.measuring import sensitivity
-from prunekit_core.moments import Moments
-from prunekit_core.numbering import check_indices
-from prunekit_core.opaque import Opaque
-from prunekit_core.plan import Plan, Preview
-from prunekit_core.polynomial import (
-    Number,
-    Polynomial,
-    Sizes,
-    SymbolicSizer,
-    as_polynomial,
-    compile_polynomials,
-    multiplied,
-    size_of,
-)
-from prunekit_core.protocol import Protocol
-from prunekit_core.pruner import BasePruner
-from prunekit_core.registry import HOOKS, Entry, Plugin, Registry, RuleOrigin, default_registry
-from prunekit_core.repair import LayerRepair, Repair
-from prunekit_core.report import Explanation, Report
-from prunekit_core.rules import (
+from prunekit_core.graph.channels import check_indices
+from prunekit_core.graph.constants import absorb_constants
+from prunekit_core.graph.graph import DependencyGraph
+from prunekit_core.graph.group import Dependency, Group, MemberView
+from prunekit_core.graph.history import Removal
+from prunekit_core.groups.analysis import Analysis
+from prunekit_core.groups.costs import Compiled, CostModel, compile_sum, group_sizes
+from prunekit_core.groups.recording import Recording
+from prunekit_core.groups.report import Explanation, Report
+from prunekit_core.groups.unit_group import Member, UnitGroup
+from prunekit_core.groups.zeros import Operands
+from prunekit_core.modules.sharding import is_sharded, whole_tensor
+from prunekit_core.modules.surgery import named_tensors, select_positions, shrink_layer, shrink_tensor
+from prunekit_core.plans.plan import Plan, Preview
+from prunekit_core.plugins.config import Config
+from prunekit_core.plugins.custom_layers import CustomizedPruner
+from prunekit_core.plugins.hookspecs import hookimpl
+from prunekit_core.plugins.layers import LayerType, Replacement, Resizing
+from prunekit_core.plugins.opaque import Opaque
+from prunekit_core.plugins.registry import HOOKS, Entry, Plugin, Registry, RuleOrigin, default_registry
+from prunekit_core.program.calls import operation_name
+from prunekit_core.program.examples import Example
+from prunekit_core.program.linear_forms import Addition, Centring, Reading, Site, adds, centres, reads
+from prunekit_core.program.rules import (
     ELEMENTWISE,
     Kind,
     OpCall,
@@ -99,15 +107,9 @@ from prunekit_core.rules import (
     sized_by,
     zero_where,
 )
-from prunekit_core.scaling import Scaling
-from prunekit_core.schedule import linear_scheduler
-from prunekit_core.selection import Limits, Scope
-from prunekit_core.sharding import is_sharded, whole_tensor
-from prunekit_core.statistics import SiteStatistics, Statistics
-from prunekit_core.surgery import named_tensors, select_positions, shrink_layer, shrink_tensor
-from prunekit_core.targets import Budget, plan_to_target
-from prunekit_core.trace import Operation, TensorRef, Trace
-from prunekit_core.zeros import Operands
+from prunekit_core.program.scaling import Scaling
+from prunekit_core.program.trace import Operation, TensorRef, Trace
+from prunekit_core.prune.prune import PruneResult, prune
 
 __all__ = [
     "ELEMENTWISE",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from prunekit_core.layout import Concat, Fixed, Layout, Listed, Product, Units, groups_of
+from prunekit_core.algebra.layout import Concat, Fixed, Layout, Listed, Product, Units, groups_of
 from tests.programs.spec import Block
 
 numbers = st.integers(0, 71)

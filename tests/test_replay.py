@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import prunekit_core as pk
-from prunekit_core import axes, errors
+from prunekit_core import errors
+from prunekit_core.algebra import axes
 from tests import replay
 from tests.zoo import test_wounds
 

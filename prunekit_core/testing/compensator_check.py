@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit_core.compensation import Compensation, compensate
-from prunekit_core.graph import DependencyGraph
-from prunekit_core.plan import Plan
-from prunekit_core.registry import Registry
+from prunekit_core.compensation.compensate import Compensation, compensate
+from prunekit_core.graph.graph import DependencyGraph
+from prunekit_core.plans.plan import Plan
+from prunekit_core.plugins.registry import Registry
 from prunekit_core.testing.network import small_net
 
 

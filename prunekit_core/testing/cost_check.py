@@ -6,10 +6,10 @@ import copy
 import math
 from collections.abc import Callable
 
-from prunekit_core.analysis import Analysis
-from prunekit_core.graph import DependencyGraph
-from prunekit_core.layout import Kept
-from prunekit_core.registry import Registry
+from prunekit_core.algebra.layout import Kept
+from prunekit_core.graph.graph import DependencyGraph
+from prunekit_core.groups.analysis import Analysis
+from prunekit_core.plugins.registry import Registry
 from prunekit_core.testing.network import small_net
 
 Cost = Callable[[Analysis, Kept], float]

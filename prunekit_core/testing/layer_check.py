@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit_core.calls import tensors_of
-from prunekit_core.checkpoint import load, save
+from prunekit_core.check.exactness import check_exact
+from prunekit_core.checkpoints.checkpoint import load, save
 from prunekit_core.errors import RehearsalError, UnitsError
-from prunekit_core.exactness import check_exact
-from prunekit_core.graph import DependencyGraph
-from prunekit_core.group import Group
-from prunekit_core.layers import LayerType, Resizing
-from prunekit_core.plan import Plan
-from prunekit_core.registry import Registry, default_registry
-from prunekit_core.rules import Role
-from prunekit_core.stated import stated_channels, stated_sizes
-from prunekit_core.surgery import modules_in, tensors_in
+from prunekit_core.graph.graph import DependencyGraph
+from prunekit_core.graph.group import Group
+from prunekit_core.modules.surgery import modules_in, tensors_in
+from prunekit_core.plans.plan import Plan
+from prunekit_core.plugins.layer_facts import stated_channels, stated_sizes
+from prunekit_core.plugins.layers import LayerType, Resizing
+from prunekit_core.plugins.registry import Registry, default_registry
+from prunekit_core.program.calls import tensors_of
+from prunekit_core.program.rules import Role
 from prunekit_core.testing.opaque_check import check_opaque, check_spoken
 
 READERS = 16

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from prunekit_core.analysis import Analysis
-from prunekit_core.blame import site_of
-from prunekit_core.layers import LayerType
-from prunekit_core.opaque import UNSAID, Opaque
+from prunekit_core.groups.analysis import Analysis
+from prunekit_core.plugins.blame import site_of
+from prunekit_core.plugins.layers import LayerType
+from prunekit_core.plugins.opaque import UNSAID, Opaque
 
 
 def check_opaque(module: nn.Module, declared: Opaque, inputs: Sequence[torch.Tensor]) -> None:

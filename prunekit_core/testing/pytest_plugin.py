@@ -11,7 +11,7 @@ from importlib import metadata
 
 import pytest
 
-from prunekit_core.registry import BLOCK_VARIABLE, BUILT_IN, ENTRY_POINT_GROUP, Registry
+from prunekit_core.plugins.registry import BLOCK_VARIABLE, BUILT_IN, ENTRY_POINT_GROUP, Registry
 
 MakeRegistry = Callable[..., Registry]
 

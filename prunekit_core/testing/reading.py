@@ -11,15 +11,15 @@ import attrs
 import torch
 from torch import nn
 
-from prunekit_core.axes import Axis, Form, Reason, factors, is_pinned, leaves, reason_of, resolve, segments
+from prunekit_core.algebra.axes import Axis, Form, Reason, factors, is_pinned, leaves, reason_of, resolve, segments
 from prunekit_core.errors import RecordingError
-from prunekit_core.examples import Example
-from prunekit_core.propagate import Propagation, parameter_axes, propagate
-from prunekit_core.recorder import record
-from prunekit_core.registry import Registry, default_registry
-from prunekit_core.rules import Kind, Role, RuleTable, Verb
-from prunekit_core.shadow import Shadow
-from prunekit_core.trace import Trace
+from prunekit_core.groups.propagate import Propagation, parameter_axes, propagate
+from prunekit_core.plugins.registry import Registry, default_registry
+from prunekit_core.program.examples import Example
+from prunekit_core.program.rules import Kind, Role, RuleTable, Verb
+from prunekit_core.program.trace import Trace
+from prunekit_core.record.recorder import record
+from prunekit_core.record.shadow import Shadow
 
 
 def sample(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> torch.Tensor:

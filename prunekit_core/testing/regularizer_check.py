@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit_core.graph import DependencyGraph
-from prunekit_core.group import Group
-from prunekit_core.registry import Registry
+from prunekit_core.graph.graph import DependencyGraph
+from prunekit_core.graph.group import Group
+from prunekit_core.plugins.registry import Registry
 from prunekit_core.testing.network import chosen_net
 
 MakeRegularizer = Callable[[Callable[[], Iterable[Group]]], Any]

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from prunekit_core.axes import Axis, Form, leaves, resolve
-from prunekit_core.calls import tensors_of
-from prunekit_core.registry import Registry, default_registry
-from prunekit_core.rules import Role, RuleTable, Verb
+from prunekit_core.algebra.axes import Axis, Form, leaves, resolve
+from prunekit_core.plugins.registry import Registry, default_registry
+from prunekit_core.program.calls import tensors_of
+from prunekit_core.program.rules import Role, RuleTable, Verb
+from prunekit_core.program.trace import Operation, TensorRef
 from prunekit_core.testing.reading import AxesRead, read_axes
-from prunekit_core.trace import Operation, TensorRef
 
 Kept = Mapping[int, Sequence[int]]
 """Kept units by the identity of a leaf; an absent leaf keeps all."""

@@ -19,12 +19,12 @@ __all__ = ["LazyCommand"]
 def prunekit_commands() -> Mapping[str, Callable[..., Any]]:
     """The built-in commands."""
     return {
-        "prune": LazyCommand("prunekit_plugins.cli.prune", "prune"),
-        "inspect": LazyCommand("prunekit_plugins.cli.inspect", "inspect"),
-        "doctor": LazyCommand("prunekit_plugins.cli.doctor", "doctor"),
-        "apply": LazyCommand("prunekit_plugins.cli.apply", "apply"),
-        "export": LazyCommand("prunekit_plugins.cli.export", "export"),
-        "bench": LazyCommand("prunekit_plugins.cli.bench", "bench"),
-        "demo": LazyCommand("prunekit_plugins.cli.demo.run", "demo"),
-        "plugins": LazyCommand("prunekit_plugins.cli.plugins", "plugins"),
+        "prune": LazyCommand("prunekit_plugins.cli.commands.prune", "prune"),
+        "inspect": LazyCommand("prunekit_plugins.cli.commands.inspect", "inspect"),
+        "doctor": LazyCommand("prunekit_plugins.cli.commands.doctor", "doctor"),
+        "apply": LazyCommand("prunekit_plugins.cli.commands.apply", "apply"),
+        "export": LazyCommand("prunekit_plugins.cli.commands.export", "export"),
+        "bench": LazyCommand("prunekit_plugins.cli.commands.bench", "bench"),
+        "demo": LazyCommand("prunekit_plugins.cli.commands.demo.run", "demo"),
+        "plugins": LazyCommand("prunekit_plugins.cli.commands.plugins", "plugins"),
     }

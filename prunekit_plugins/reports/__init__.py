@@ -1,13 +1,6 @@
 """Reports about pruned and inspected models: one structure of data, rendered for the browser, as Markdown, as JSON."""
 
-from prunekit_plugins.reports.data import (
-    GroupRow,
-    LayerRow,
-    MemberRow,
-    ReportData,
-    inspection_data,
-    report_data,
-)
+from prunekit_plugins.reports.data import GroupRow, LayerRow, MemberRow, ReportData, inspection_data, report_data
 from prunekit_plugins.reports.files import to_json, write_report
 from prunekit_plugins.reports.markdown import to_markdown
 from prunekit_plugins.reports.page import to_html

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 MOMENTS = {
-    "loading the plugins": ("prunekit_core.registry", "Registry._check_hook_names"),
-    "building": ("prunekit_plugins.cli.prune", "build"),
-    "rehearsing": ("prunekit_core.drafting", "rehearse"),
-    "cutting": ("prunekit_core.application", "Application.prepare"),
+    "loading the plugins": ("prunekit_core.plugins.registry", "Registry._check_hook_names"),
+    "building": ("prunekit_plugins.cli.commands.prune", "build"),
+    "rehearsing": ("prunekit_core.rehearse.make_plan", "rehearse"),
+    "cutting": ("prunekit_core.plans.apply", "Application.prepare"),
     "writing": ("prunekit_core.files", "Files.commit"),
     "renaming": ("prunekit_core.files", "os.replace"),
 }

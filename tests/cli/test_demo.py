@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from prunekit_plugins.cli.demo import data, networks, training
+from prunekit_plugins.cli.commands.demo import data, networks, training
 from tests.cli.conftest import Cli
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -78,7 +78,7 @@ class Undecided(pk.BasePruner):
 
 
 def test_inspect_shows_the_groups_even_where_no_plan_can_be_made(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prunekit_plugins.cli.inspect.BasePruner", Undecided)
+    monkeypatch.setattr("prunekit_plugins.cli.commands.inspect.BasePruner", Undecided)
     called = cli("inspect", "tests.cli.toys:perceptron", "--input", "1,4")
     assert called.code == 0
     assert "what could be saved isn't known: It can't be proven." in called.out

@@ -10,8 +10,8 @@ import pytest
 from torch import nn
 
 import prunekit_core as pk
+from prunekit_plugins.cli.commands.plugins import show
 from prunekit_plugins.cli.output import Output
-from prunekit_plugins.cli.plugins import show
 from tests.cli.conftest import Cli
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import prunekit_core as pk
-from prunekit_core.alignment import auto_alignment
+from prunekit_core.choose.alignment import auto_alignment
 from tests.models import Chain
 
 X = torch.randn(1, 4)

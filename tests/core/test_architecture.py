@@ -8,138 +8,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CORE = [
-    "errors",
-    "arguments",
-    "interrupts",
-    "transaction",
-    "exclusive",
-    "sharding",
-    "packed",
-    "axes",
-    "layout",
-    "requirements",
-    "polynomial",
-    "attributes",
-    "outputs",
-    "trace",
-    "sameness",
-    "scaling",
-    "rules",
-    "extents",
-    "calls",
-    "consumers",
-    "moments",
-    "surgery",
-    "captured",
-    "twin",
-    "marks",
-    "examples",
-    "given",
-    "draws",
-    "modes",
-    "opaque",
-    "regime",
-    "fakes",
-    "hollow",
-    "lent",
-    "functions",
-    "caches",
-    "sink",
-    "shadow",
-    "decisions",
-    "recorder",
-    "unread",
-    "propagate",
-    "zeros",
-    "layers",
-    "hookspecs",
-    "config",
-    "blame",
-    "registry",
-    "naming",
-    "files",
-    "tensorfile",
-    "shards",
-    "sources",
-    "edits",
-    "stated",
-    "custom_layers",
-    "optimizers",
-    "application",
-    "composition",
-    "pricing",
-    "plan",
-    "programs",
-    "unseen",
-    "momentum",
-    "analysis",
-    "costs",
-    "comparison",
-    "rehearsal",
-    "sites",
-    "recipes",
-    "causes",
-    "ladder",
-    "deviation",
-    "folding",
-    "flow",
-    "transfer",
-    "deviations",
-    "origins",
-    "rescale",
-    "drafting",
-    "sides",
-    "masked_run",
-    "exactness",
-    "verification",
-    "report",
-    "unwrapped",
-    "numbering",
-    "history",
-    "group",
-    "reading",
-    "standing",
-    "graph",
-    "constants",
-    "batches",
-    "sums",
-    "watching",
-    "statistics",
-    "curvature",
-    "demand",
-    "calibration",
-    "uses",
-    "layer_fit",
-    "gathering",
-    "repair",
-    "compensation",
-    "declarations",
-    "alignment",
-    "selection",
-    "criterion",
-    "schedule",
-    "ranking",
-    "chooser",
-    "options",
-    "knapsack",
-    "families",
-    "siblings",
-    "scopes",
-    "pruner",
-    "trials",
-    "targets",
-    "curves",
-    "measuring",
-    "allocation",
-    "protocol",
-    "calibrated",
-    "allotment",
-    "api",
-    "checkpoint",
-    "conversion",
-]
-"""The core's files in import order: each imports only files before it."""
+CORE = (
+    "errors", "arguments", "interrupts", "files",
+    "algebra", "modules", "program", "plugins", "record", "groups", "plans", "rehearse", "check", "checkpoints",
+    "graph", "choose", "calibration", "compensation", "budgets", "prune", "testing",
+)  # fmt: skip
+"""The core's files and packages: each imports only what stands before it. README's picture is this list."""
+
+MOST_FILES = 16
+CROWDED = {"ops": "one file for each family of operations", "importance": "one file for each criterion"}
+"""Folders that may have more files."""
 
 INTERNALS = ("_python_dispatch", "_subclasses", "FakeTensor", "TorchDispatchMode", ".decompose(", "_can_decompose")
 
@@ -158,17 +36,60 @@ def sources(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
 
-def test_the_list_of_core_files_is_complete() -> None:
-    assert sorted([*CORE, "__init__"]) == sorted(p.stem for p in (ROOT / "prunekit_core").glob("*.py"))
+def test_the_list_of_the_core_is_complete() -> None:
+    found = {p.stem for p in (ROOT / "prunekit_core").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert found == {*CORE, "__init__"}
+
+
+def place(dotted: str) -> tuple[str, str]:
+    """Returns the package and the file of a module of the core: ``("algebra", "axes")``, or ``("errors", "")``."""
+    parts = [*dotted.split("."), "", ""]
+    return parts[1], parts[2]
 
 
 @pytest.mark.parametrize("name", CORE)
-def test_core_files_import_only_files_before_them(name: str) -> None:
-    earlier = CORE[: CORE.index(name)]
-    for imported in imports(ROOT / "prunekit_core" / f"{name}.py"):
-        parts = imported.split(".")
-        if parts[0] == "prunekit_core":
-            assert parts[1] in earlier, f"{name} imports {imported}"
+def test_packages_of_the_core_import_only_packages_before_them(name: str) -> None:
+    earlier = {*CORE[: CORE.index(name)], name}
+    folder = ROOT / "prunekit_core" / name
+    for path in sorted(folder.glob("*.py")) or [folder.with_suffix(".py")]:
+        for imported in imports(path):
+            if imported.startswith("prunekit_core."):
+                assert place(imported)[0] in earlier, f"{path.name} imports {imported}"
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """Returns the names that reach themselves."""
+    left = {name: targets & arrows.keys() for name, targets in arrows.items()}
+    while ends := [name for name, targets in left.items() if not targets & left.keys()]:
+        for name in ends:
+            del left[name]
+    return sorted(left)
+
+
+@pytest.mark.parametrize("name", [name for name in CORE if (ROOT / "prunekit_core" / name).is_dir()])
+def test_no_package_of_the_core_has_a_circle(name: str) -> None:
+    arrows = {
+        path.stem: {place(i)[1] for i in imports(path) if i.startswith(f"prunekit_core.{name}.")} - {path.stem}
+        for path in (ROOT / "prunekit_core" / name).glob("*.py")
+    }
+    assert circle(arrows) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert circle({"a": {"b"}, "b": {"c", "elsewhere"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("package", ["prunekit_core", "prunekit_plugins"])
+def test_folders_hold_no_more_files_than_one_can_keep_in_mind(package: str) -> None:
+    folders = {path.parent for path in sources(package)}
+    sizes = {folder.name: len([p for p in folder.glob("*.py") if p.stem != "__init__"]) for folder in folders}
+    assert {name for name, size in sizes.items() if size > MOST_FILES} <= CROWDED.keys()
+
+
+def test_the_picture_in_the_readme_is_the_list() -> None:
+    picture = (ROOT / "README.md").read_text().split("   prunekit_core  ")[1].split("```")[0]
+    words = [line.split()[0] for line in picture.splitlines()[1:] if line.strip()]
+    assert tuple(words) == CORE[CORE.index("algebra") :]
 
 
 @pytest.mark.parametrize("path", sources("prunekit_core"), ids=lambda p: p.name)
@@ -204,7 +125,7 @@ def test_files_and_functions_stay_small(path: Path) -> None:
 
 def test_what_torch_does_not_promise_is_used_in_four_files() -> None:
     users = {p.stem for p in sources("prunekit_core") if any(word in p.read_text() for word in INTERNALS)}
-    assert users == {"draws", "fakes", "hollow", "shadow"}
+    assert users == {"fakes", "random_numbers", "shadow", "valueless"}
 
 
 def test_only_surgery_and_transactions_write_parameters() -> None:
@@ -214,7 +135,7 @@ def test_only_surgery_and_transactions_write_parameters() -> None:
 
 FACTORIES = {"arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm"}
 FACTORIES |= {"tensor", "zeros"}
-OWN_PROGRAMS = ("cli/demo", "compat", "testing/layer_check.py", "testing/network.py")
+OWN_PROGRAMS = ("commands/demo", "compat", "testing/layer_check.py", "testing/network.py")
 """What makes models and inputs of its own, on the default device as a user's program would."""
 
 

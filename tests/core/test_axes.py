@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from prunekit_core.axes import (
+from prunekit_core.algebra.axes import (
     Axis,
     AxisMismatchError,
     Form,

@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunekit_core.axes import (
+from prunekit_core.algebra.axes import (
     Axis,
     AxisMismatchError,
     Form,

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import prunekit_core as pk
-from prunekit_core.caches import Made
+from prunekit_core.record.caches import Made
 
 X = torch.randn(2, 5, 6)
 TABLES: dict[int, torch.Tensor] = {}

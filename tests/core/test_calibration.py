@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import prunekit_core as pk
-from prunekit_core.batches import Batches as Reader
-from prunekit_core.moments import Gatherer, merge
-from prunekit_core.watching import Seen, Watched
+from prunekit_core.calibration.batches import Batches as Reader
+from prunekit_core.calibration.moments import Gatherer, merge
+from prunekit_core.calibration.observation import Seen, Watched
 from prunekit_plugins.importance import CalibratedImportance
 
 

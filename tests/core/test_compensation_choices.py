@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import prunekit_core as pk
-from prunekit_core import demand
+from prunekit_core.calibration import demand
 from prunekit_plugins.compensation.least_squares import RIDGES, LeastSquares
 
 HELD = 5

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import prunekit_core as pk
-from prunekit_core.allocation import NAMES
-from prunekit_core.config import ALLOCATIONS, SETTINGS, Config, find_config, read_config
+from prunekit_core.budgets.allocation import NAMES
+from prunekit_core.plugins.config import ALLOCATIONS, SETTINGS, Config, find_config, read_config
 from tests.models import Chain
 
 EVERYTHING = """

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import prunekit_core as pk
-from prunekit_core import tensorfile
+from prunekit_core.checkpoints import tensorfile
 from tests.core.test_checkpoint import IDS, INDEX, Rotary, X, first_shard, seeded
 from tests.models import Attention, Encoder, Residual
 

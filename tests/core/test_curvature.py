@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import prunekit_core as pk
-from prunekit_core import calibrated, curvature, demand
-from prunekit_core.calibration import gather
-from prunekit_core.curvature import WIDEST
-from prunekit_core.demand import Demand
+from prunekit_core.calibration import curvature, demand
+from prunekit_core.calibration.calibrate import gather
+from prunekit_core.calibration.curvature import WIDEST
+from prunekit_core.calibration.demand import Demand
+from prunekit_core.prune import calibrated
 from prunekit_plugins.importance import CalibratedImportance, EffectImportance, ReconstructionImportance
 
 PARTS = ("covariances", "curvatures")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import prunekit_core as pk
-from prunekit_core.decisions import answered, decided
+from prunekit_core.record.decisions import answered, decided
 from prunekit_plugins.importance import RandomImportance
 
 aten = torch.ops.aten

@@ -13,9 +13,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import prunekit_core as pk
-from prunekit_core.examples import Example
-from prunekit_core.recorder import record
-from prunekit_core.shadow import Shadow
+from prunekit_core.program.examples import Example
+from prunekit_core.record.recorder import record
+from prunekit_core.record.shadow import Shadow
 from tests.models import Residual
 
 DEPTHS = (8, 16, 32)
@@ -104,7 +104,7 @@ def test_what_is_remembered_is_what_would_have_been_computed(
 
     remembered, count = seen()
     assert count > 0
-    monkeypatch.setattr("prunekit_core.fakes._described", lambda value: None)
+    monkeypatch.setattr("prunekit_core.record.fakes._described", lambda value: None)
     computed, none = seen()
     assert none == 0
     assert remembered == computed

@@ -10,8 +10,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import prunekit_core as pk
-from prunekit_core.calls import bind_arguments
-from prunekit_core.fakes import Fakes, ShapeHabit
+from prunekit_core.program.calls import bind_arguments
+from prunekit_core.record.fakes import Fakes, ShapeHabit
 
 CPU = torch.device("cpu")
 DEVICES = ["cpu", "meta", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA"))]

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 import prunekit_core as pk
-from prunekit_core import api
-from prunekit_core.api import PruneResult
-from prunekit_core.compensation import Compensation, Repaired
-from prunekit_core.surgery import named_tensors
+from prunekit_core.compensation.compensate import Compensation, Repaired
+from prunekit_core.modules.surgery import named_tensors
+from prunekit_core.prune import prune as one_call
+from prunekit_core.prune.prune import PruneResult
 from prunekit_plugins.layers import prune_conv_out_channels, prune_recurrent_out_channels
 from tests.core.injection import InjectedError, Lines, Operations, TimeUpError, alarm, places, raised, snapshot
 
@@ -130,7 +130,7 @@ def called(folder: Path) -> Scene:
     decided = PruneResult(made, plan, pruner.report(), plan.preview(), {}, protocol, pruner.graph)
     values = {name: tensor * 2 for name, tensor in named_tensors(PLAN.apply(model())).items() if "weight" in name}
     repaired = Repaired(values, Compensation((), {}, (1.0, 0.0)), on_disk=False)
-    return Scene([made], lambda: api._cut(pruner, decided, optimizer, repaired, ()), optimizer, lost=True)
+    return Scene([made], lambda: one_call._cut(pruner, decided, optimizer, repaired, ()), optimizer, lost=True)
 
 
 def resumed(folder: Path) -> Scene:

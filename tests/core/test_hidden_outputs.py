@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import prunekit_core as pk
-from prunekit_core.outputs import named_outputs
+from prunekit_core.program.outputs import named_outputs
 
 X = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
 

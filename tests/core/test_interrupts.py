@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import prunekit_core as pk
-from prunekit_core import surgery
 from prunekit_core.interrupts import held_back
+from prunekit_core.modules import surgery
 from tests.models import Residual
 
 pytestmark = pytest.mark.usefixtures("interruptible")

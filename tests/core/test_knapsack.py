@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import pytest
 
 from prunekit_core import Choice, Problem
-from prunekit_core.knapsack import dynamic, greedy
+from prunekit_core.budgets.knapsack import dynamic, greedy
 
 
 def problem(seed: int, *, products: bool, costs: int = 1) -> Problem:

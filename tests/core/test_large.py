@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import prunekit_core as pk
-from prunekit_core import tensorfile
-from prunekit_core.tensorfile import TensorFile
+from prunekit_core.checkpoints import tensorfile
+from prunekit_core.checkpoints.tensorfile import TensorFile
 from tests.core.test_checkpoint import seeded
 from tests.core.test_conversion import TOKENS, planned
 from tests.models import Encoder

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunekit_core.layout import (
+from prunekit_core.algebra.layout import (
     Concat,
     Fixed,
     Kept,

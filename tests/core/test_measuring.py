@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import prunekit_core as pk
-from prunekit_core.curves import Curve
+from prunekit_core.budgets.curves import Curve
 
 
 class Net(nn.Module):

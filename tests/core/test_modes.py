@@ -11,8 +11,8 @@ from torch import nn
 from torchvision import models
 
 import prunekit_core as pk
-from prunekit_core import programs
-from prunekit_core.recorder import try_to_record
+from prunekit_core.record import programs
+from prunekit_core.record.recorder import try_to_record
 
 
 class Asks(nn.Module):

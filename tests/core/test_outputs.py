@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import prunekit_core as pk
-from prunekit_core.outputs import is_free, named_outputs
+from prunekit_core.program.outputs import is_free, named_outputs
 from prunekit_plugins.importance import RandomImportance
 
 X = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))

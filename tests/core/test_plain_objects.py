@@ -93,7 +93,7 @@ class Deeply(nn.Module):
 
 @pytest.mark.parametrize("many", [20_000, 1])
 def test_sizes_that_lie_deep_in_an_object_are_followed(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prunekit_core.twin.MANY", many)
+    monkeypatch.setattr("prunekit_core.modules.copying.MANY", many)
     model = Deeply()
     result = pk.prune(model, torch.randn(3, 4))
     assert result.report.pruned == {"first": (8, 4)}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunekit_core.layout import Kept, Layout, new_size
-from prunekit_core.polynomial import (
+from prunekit_core.algebra.layout import Kept, Layout, new_size
+from prunekit_core.algebra.polynomial import (
     Polynomial,
     SymbolicSizer,
     as_polynomial,

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import prunekit_core as pk
-from prunekit_core.registry import HOOKS
+from prunekit_core.plugins.registry import HOOKS
 from tests.models import Chain
 
 ROOT = Path(__file__).resolve().parents[2]

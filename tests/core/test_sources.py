@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import prunekit_core as pk
-from prunekit_core.sources import sources_of
+from prunekit_core.modules.source_code import sources_of
 
 X = torch.randn(2, 8)
 HEAD = """

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import prunekit_core as pk
-from prunekit_core.batches import Batches
-from prunekit_core.uses import find_consumers
-from prunekit_core.watching import Watched
+from prunekit_core.calibration.batches import Batches
+from prunekit_core.calibration.observation import Watched
+from prunekit_core.compensation.uses import find_consumers
 from prunekit_plugins.compensation import LeastSquares
 
 RIDGE = 1e-2

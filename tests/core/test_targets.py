@@ -15,9 +15,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import prunekit_core as pk
-from prunekit_core.chooser import Chooser, Tie
-from prunekit_core.ranking import Ranking
-from prunekit_core.selection import Candidate, Limits
+from prunekit_core.choose.candidates import Candidate, Limits
+from prunekit_core.choose.chooser import Chooser, Tie
+from prunekit_core.choose.ranking import Ranking
 from tests.core.test_heads import Decoder
 from tests.models import Chain, Encoder
 

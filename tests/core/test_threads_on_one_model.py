@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import prunekit_core as pk
-from prunekit_core.exclusive import exclusive, shared
+from prunekit_core.modules.exclusive import exclusive, shared
 
 X = torch.randn(2, 8)
 

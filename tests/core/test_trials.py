@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunekit_core.trials import Trials
+from prunekit_core.budgets.trials import Trials
 
 numbers = st.floats(0.1, 10)
 

@@ -175,10 +175,10 @@ def test_what_can_t_be_compared_is_said(make: Callable[[], nn.Module], why: str)
 
 def test_auto_compares_where_that_takes_little(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pk.prune(Mlp(), X).verification.check
-    monkeypatch.setattr("prunekit_core.verification.COPIED_BYTES", 10)
+    monkeypatch.setattr("prunekit_core.check.verification.COPIED_BYTES", 10)
     assert "memory" in pk.prune(Mlp(), X).verification.why
     monkeypatch.undo()
-    monkeypatch.setattr("prunekit_core.verification.SECONDS", 1e-6)
+    monkeypatch.setattr("prunekit_core.check.verification.SECONDS", 1e-6)
     result = pk.prune(Mlp(), X)
     assert "it would take more than 1e-06 s" in result.verification.why
     assert not [note for note in result.report.notes if "verified" in note]

@@ -10,8 +10,8 @@ import inspect
 import re
 import textwrap
 
-from prunekit_core import hookspecs
-from prunekit_core.registry import HOOKS
+from prunekit_core.plugins import hookspecs
+from prunekit_core.plugins.registry import HOOKS
 from tests.docs.snippets import ROOT
 
 PAGE = ROOT / "docs/hooks.md"

@@ -13,7 +13,7 @@ import pytest
 
 import prunekit_core
 from prunekit_core import PrunekitError, errors
-from prunekit_core.registry import HOOKS
+from prunekit_core.plugins.registry import HOOKS
 from tests.core.test_hooks import USES
 from tests.docs import hook_pages
 from tests.docs.snippets import DOCUMENTS, ROOT, blocks_of
@@ -86,7 +86,7 @@ def headlines() -> dict[str, str]:
     """Headlines of errors that the core, the layers and the criteria raise: text to the place in the source."""
     found = {}
     names = {name for name in prunekit_core.__all__ if name.endswith("Error")} - {"AxisMismatchError"}
-    for path in [*CORE.glob("*.py"), *(ROOT / "prunekit_plugins").glob("[li]*/*.py")]:
+    for path in [*CORE.rglob("*.py"), *(ROOT / "prunekit_plugins").glob("[li]*/*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names and node.args:
                 headline = node.args[0]
@@ -104,30 +104,22 @@ def test_every_plain_headline_is_explained() -> None:
 
 
 def test_core_files_are_listed_in_an_order_in_which_they_can_be_imported() -> None:
-    document = (DOCS / "how-it-works.md").read_text()
-    table = document.split("<!-- core files -->")[1].split("```")[1]
-    order = [line.split()[0] for line in table.splitlines()[1:] if line]
-    files = {path.stem for path in CORE.glob("*.py")} - {"__init__"} | {"testing"}
-    assert sorted(order) == sorted(files)
-    for position, name in enumerate(order):
-        if name == "testing":
-            continue
-        imported = re.findall(
-            r"^from prunekit_core\.(\w+) import", (CORE / f"{name}.py").read_text(), flags=re.MULTILINE
-        )
-        modules = re.findall(r"^from prunekit_core import (.*)$", (CORE / f"{name}.py").read_text(), flags=re.MULTILINE)
-        imported += [part.split(" as ")[0].strip() for line in modules for part in line.split(",")]
-        late = [other for other in imported if other not in order[:position]]
-        assert late == [], f"{name} imports {late}, which come later in the list"
-
-
-def test_the_picture_in_the_readme_shows_every_core_file_in_that_order() -> None:
-    document = (DOCS / "how-it-works.md").read_text()
-    table = document.split("<!-- core files -->")[1].split("```")[1]
-    order = [line.split()[0] for line in table.splitlines()[1:] if line]
-    picture = (ROOT / "README.md").read_text().split("knows no operation, no layer, no criterion\n")[1].split("```")[0]
-    shown = [name for line in picture.splitlines() for name in line.split()[1:]]
-    assert shown == order
+    table = (DOCS / "how-it-works.md").read_text().split("<!-- core files -->")[1].split("```")[1]
+    order: list[str] = []
+    for line in table.splitlines()[1:]:
+        name = line.split()[0]
+        package = line.startswith(" ") and next(above for above in reversed(order) if above.endswith("/"))
+        order.append(f"{package}{name}" if package else name)
+    files = [path.relative_to(CORE).with_suffix("") for path in CORE.rglob("*.py") if path.stem != "__init__"]
+    listed = [name for name in order if not name.endswith("/")]
+    assert sorted(listed) == sorted({str(path) for path in files if path.parts[0] != "testing"} | {"testing"})
+    for name in listed[:-1]:
+        tree = ast.parse((CORE / f"{name}.py").read_text())
+        found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+        names = [f"{node.module}.{alias.name}".split(".")[1:] for node in found for alias in node.names]
+        imported = {"/".join(parts[:size]) for parts in names for size in (1, 2)} & set(listed)
+        late = imported - set(listed[: listed.index(name)])
+        assert late == set(), f"{name} imports {late}, which come later in the list"
 
 
 def anchors(path: Path) -> set[str]:

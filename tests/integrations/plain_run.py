@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from prunekit_plugins.cli.demo import data, networks
+from prunekit_plugins.cli.commands.demo import data, networks
 from prunekit_plugins.integrations import TrainingPruner
 from prunekit_plugins.pruners import GrowingRegPruner
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import prunekit_core as pk
-from prunekit_plugins.cli.demo import data, networks
+from prunekit_plugins.cli.commands.demo import data, networks
 from prunekit_plugins.pruners import GrowingRegPruner
 from tests.integrations.test_training import same
 

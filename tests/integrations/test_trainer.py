@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import prunekit_core as pk
-from prunekit_plugins.cli.demo import data
+from prunekit_plugins.cli.commands.demo import data
 from prunekit_plugins.pruners import GroupNormPruner
 from tests.integrations.test_training import same
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import prunekit_core as pk
-from prunekit_plugins.cli.demo import data, training
+from prunekit_plugins.cli.commands.demo import data, training
 from prunekit_plugins.pruners import BNScalePruner, GroupNormPruner, GrowingRegPruner
 from prunekit_plugins.regularizers import GroupLassoRegularizer, GroupMembers, GroupNormRegularizer
 from tests.models import Encoder

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import prunekit_core as pk
-from prunekit_core.surgery import select_positions, tensor_at
+from prunekit_core.modules.surgery import select_positions, tensor_at
 from tests.programs.spec import Block
 from tests.programs.trial import make, masked, relative
 

@@ -5,13 +5,7 @@
 Arguments are the same; results are the same wherever Torch-Pruning's are right. docs/migration.md lists what differs.
 """
 
-from prunekit_plugins.compat.torch_pruning import (
-    dependency,
-    ops,
-    pruner,
-    serialization,
-    utils,
-)
+from prunekit_plugins.compat.torch_pruning import dependency, ops, pruner, serialization, utils
 from prunekit_plugins.compat.torch_pruning.dependency import (
     INDEX_MAPPING_PLACEHOLDER,
     MAX_RECURSION_DEPTH,
@@ -62,15 +56,8 @@ from prunekit_plugins.compat.torch_pruning.pruner import (
     prune_prelu_out_channels,
     scheduler,
 )
-from prunekit_plugins.compat.torch_pruning.serialization import (
-    load,
-    load_state_dict,
-    save,
-    state_dict,
-)
-from prunekit_plugins.compat.torch_pruning.unavailable import (
-    UnavailableError,
-)
+from prunekit_plugins.compat.torch_pruning.serialization import load, load_state_dict, save, state_dict
+from prunekit_plugins.compat.torch_pruning.unavailable import UnavailableError
 
 __all__ = [
     "INDEX_MAPPING_PLACEHOLDER",

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import prunekit_core as pk
-from prunekit_core import drafting, rehearsal
-from prunekit_core.rescale import Constants
+from prunekit_core.rehearse import make_plan, rehearsal
+from prunekit_core.rehearse.temperatures import Constants
 from prunekit_plugins.ops import norms, pointwise, reductions
 from tests.programs.grammar import shrinking
 from tests.programs.grammar.following import expression, literals
@@ -87,18 +87,18 @@ def test_a_rehearsal_that_passes_everything_is_seen(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_rescale_that_is_forgotten_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drafting, "find_rescales", lambda *_: Constants())
+    monkeypatch.setattr(make_plan, "find_rescales", lambda *_: Constants())
     assert first_disagreement(("attentions.attention",), 60) in WRONG
 
 
 def test_a_rescale_by_another_factor_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    find = drafting.find_rescales
+    find = make_plan.find_rescales
 
     def squared(*arguments: Any) -> Any:
         found = find(*arguments)
         return attrs.evolve(found, rescales=tuple(attrs.evolve(r, factor=r.factor**2) for r in found.rescales))
 
-    monkeypatch.setattr(drafting, "find_rescales", squared)
+    monkeypatch.setattr(make_plan, "find_rescales", squared)
     assert first_disagreement(("attentions.attention",), 60) in WRONG
 
 

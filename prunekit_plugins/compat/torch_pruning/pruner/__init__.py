@@ -1,10 +1,6 @@
 """Pruners, criteria, and pruning functions of single layers."""
 
-from prunekit_plugins.compat.torch_pruning.pruner import (
-    algorithms,
-    function,
-    importance,
-)
+from prunekit_plugins.compat.torch_pruning.pruner import algorithms, function, importance
 from prunekit_plugins.compat.torch_pruning.pruner.algorithms import (
     BasePruner,
     BNScalePruner,

@@ -1,0 +1,1 @@
+"""Budgets: targets, sensitivity, and how a budget is shared out."""

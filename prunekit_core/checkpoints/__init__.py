@@ -1,0 +1,1 @@
+"""Files: safetensors, shards, plans in their metadata, and cuts of files on disk."""

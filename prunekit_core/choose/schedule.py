@@ -1,0 +1,71 @@
+"""Schedules: in how many steps a ratio is reached, and how much of it after each."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from prunekit_core.choose.candidates import check_ratio
+from prunekit_core.errors import ArgumentError
+from prunekit_core.plugins.registry import Registry
+
+Schedule = Callable[[float, int], Sequence[float]]
+"""Gives ``steps + 1`` ascending cumulative ratios for a final ratio and a number of steps."""
+
+
+def linear_scheduler(ratio: float, steps: int) -> list[float]:
+    """Cumulative pruning ratios in equal steps.
+
+    Args:
+        ratio: The final ratio.
+        steps: Number of steps, at least one.
+
+    Returns:
+        ``[i / steps * ratio for i in 0..steps]``.
+    """
+    return [step / steps * ratio for step in range(steps + 1)]
+
+
+def check_steps(value: int) -> int:
+    """Returns a number of steps that is a positive integer.
+
+    Raises:
+        ArgumentError: It isn't.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    raise ArgumentError("iterative_steps must be a positive integer.", why=f"got {value!r}")
+
+
+def bound_schedule(schedule: Schedule | str, steps: int, registry: Registry) -> Callable[[float], list[float]]:
+    """Binds a schedule, or the one registered under a name, to a number of steps, and checks what it returns.
+
+    Returns:
+        The cumulative ratios of a final ratio.
+
+    Raises:
+        ArgumentError: It is no function, or there is none of that name. The function that is returned raises where
+            the ratios aren't ascending or aren't one more than there are steps.
+    """
+    function: Any = registry.named("prunekit_schedules", schedule) if isinstance(schedule, str) else schedule
+    if not callable(function):
+        raise ArgumentError("The schedule must be a function (ratio, steps) -> cumulative ratios.", why=f"{schedule!r}")
+
+    def ratios(ratio: float) -> list[float]:
+        returned = function(ratio, steps)
+        try:
+            found = [float(value) for value in returned]
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(
+                "The schedule must return ascending cumulative ratios, one more than there are steps.",
+                why=f"got {returned!r}",
+            ) from error
+        if len(found) != steps + 1 or any(b < a - 1e-12 for a, b in itertools.pairwise(found)):
+            raise ArgumentError(
+                "The schedule must return ascending cumulative ratios, one more than there are steps.",
+                why=f"got {found} for {steps} steps",
+            )
+        return [check_ratio(value, "a scheduled ratio") for value in found]
+
+    return ratios

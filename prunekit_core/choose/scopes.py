@@ -1,0 +1,238 @@
+"""Sorting the groups of a model into scopes: what is ranked with what, at which ratio, and what is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import attrs
+from torch import nn
+
+from prunekit_core.algebra.layout import Product, groups_of, walk
+from prunekit_core.choose.candidates import Scope
+from prunekit_core.graph.graph import DependencyGraph
+from prunekit_core.groups.report import left_by_default
+from prunekit_core.groups.unit_group import Member, UnitGroup
+from prunekit_core.modules.naming import Layer, module_paths
+from prunekit_core.program.rules import Kind
+
+Ratios = Mapping[Layer | tuple[Layer, ...], float]
+"""Ratios of single layers; a tuple of layers is a scope of its own."""
+
+
+def is_heads(group: UnitGroup) -> bool:
+    """Tells whether the units of a group are whole attention heads; a repeat that holds no dims may be any."""
+    return group.kind is Kind.HEADS or (group.kind is Kind.QUERIES_PER_HEAD and group.outer)
+
+
+@attrs.frozen(eq=False)
+class Wishes:
+    """What a user asked for.
+
+    Attributes:
+        ratio: Ratio of units, and ``ratios`` of those of single layers.
+        ratios: Ratios of single layers.
+        head_ratio: Ratio of whole heads; None for that of all other units.
+        head_ratios: Ratios of whole heads of single layers.
+        global_pruning: Whether all units are ranked together.
+        isomorphic: Whether only groups of the same structure are ranked together.
+        uniform: Whether sibling groups keep the same number of units.
+        prune_num_heads: Whether whole heads may go.
+        prune_head_dims: Whether head dims may go.
+        ignored_layers: Layers whose outputs are left alone.
+        root_module_types: Only groups that such a layer produces may go; None for all.
+    """
+
+    ratio: float
+    ratios: Ratios
+    head_ratio: float | None
+    head_ratios: Ratios
+    global_pruning: bool
+    isomorphic: bool
+    uniform: bool
+    prune_num_heads: bool
+    prune_head_dims: bool
+    ignored_layers: Sequence[Layer]
+    root_module_types: tuple[type[nn.Module], ...] | None
+
+    def check_layers(self, model: nn.Module) -> None:
+        """Raises `ArgumentError` unless every layer that is named is in the model."""
+        module_paths(model, self.ignored_layers)
+        for key in (*self.ratios, *self.head_ratios):
+            module_paths(model, _layers(key))
+
+
+class Scopes:
+    """Sorts the groups of a graph into scopes.
+
+    Args:
+        graph: The graph.
+        wishes: What was asked for.
+        schedule: Ratio to the cumulative ratios of all steps.
+
+    Attributes:
+        left: Groups that are in no scope, with the reason.
+    """
+
+    def __init__(self, graph: DependencyGraph, wishes: Wishes, schedule: Callable[[float], Sequence[float]]) -> None:
+        self._graph, self._wishes, self._schedule = graph, wishes, schedule
+        self._protected = graph.protected_groups(wishes.ignored_layers)
+        self._ratios = self._by_path(wishes.ratios)
+        self._head_ratios = self._by_path(wishes.head_ratios)
+        self._families = siblings(graph.model, graph.groups()) if wishes.uniform else []
+        for family in self._families:
+            graph.knowledge.add_tie(family)
+        self.left: dict[str, str] = {}
+
+    def _by_path(self, ratios: Ratios) -> list[tuple[set[str], bool, float]]:
+        return [(self._graph.module_paths(_layers(key)), isinstance(key, tuple), r) for key, r in ratios.items()]
+
+    def at(self, step: int) -> list[Scope]:
+        """Lists the scopes with their ratios at a step."""
+        heads: list[UnitGroup] = []
+        units: list[UnitGroup] = []
+        reasons = {group.name: self._reason_to_leave(group) for group in self._graph.groups()}
+        whole = [(family, name) for family in self._families for name in sorted(family) if reasons[name] is not None]
+        for group in self._graph.groups():
+            brother = next((name for family, name in whole if group.name in family), None)
+            reason = reasons[group.name] or (brother and f"uniform: {brother} stays whole")
+            if reason is not None:
+                self.left[group.name] = reason
+            elif group.name not in self._graph.knowledge.given_back:
+                (heads if is_heads(group) else units).append(group)
+        w = self._wishes
+        scopes = self._sorted(units, self._ratios, w.ratio, "pruning_ratio_dict", self._shared(units), step)
+        ranked = [("heads", heads)] if heads else []
+        ratio = w.ratio if w.head_ratio is None else w.head_ratio
+        return scopes + self._sorted(heads, self._head_ratios, ratio, "head_pruning_ratio_dict", ranked, step)
+
+    def _reason_to_leave(self, group: UnitGroup) -> str | None:
+        wishes = self._wishes
+        if group.name in self._protected:
+            return f"ignored layer {self._protected[group.name] or 'the model'}"
+        if wishes.root_module_types is not None:
+            roots = {type(self._graph.model.get_submodule(member.module)) for member in group.producers()}
+            if not any(issubclass(root, wishes.root_module_types) for root in roots):
+                return "no layer of root_module_types produces it"
+        if is_heads(group):
+            if not wishes.prune_num_heads:
+                return left_by_default(group)
+            if wishes.head_ratio == 0 and not wishes.head_ratios:
+                return "prune_num_heads is on, but head_pruning_ratio is 0"
+            if group.kind is Kind.QUERIES_PER_HEAD and self._has_heads_above(group.name):
+                return "queries leave together with their key-value heads"
+        elif group.outer:
+            return left_by_default(group)
+        elif group.kind is Kind.HEAD_DIM and not wishes.prune_head_dims:
+            return "prune_head_dims is off"
+        return None
+
+    def _has_heads_above(self, name: str) -> bool:
+        """Whether the queries of a group belong to key-value heads that are a group themselves."""
+        groups = self._graph.analysis.groups
+        for member in groups[name].members:
+            for part in walk(self._graph.analysis.parameters[member.parameter].dims[member.dim]):
+                inside = groups_of(part) if isinstance(part, Product) else []
+                if name in inside and any(groups[other].kind is Kind.HEADS for other in inside):
+                    return True
+        return False
+
+    def _sorted(
+        self,
+        groups: Sequence[UnitGroup],
+        ratios: Sequence[tuple[set[str], bool, float]],
+        ratio: float,
+        label: str,
+        shared: Sequence[tuple[str, Sequence[UnitGroup]]],
+        step: int,
+    ) -> list[Scope]:
+        """Makes a scope of the groups under each entry of a dict, and of the rest as they share one."""
+        own: dict[int, list[str]] = {}
+        for group in groups:
+            home = _home(group, ratios)
+            if home is not None:
+                own.setdefault(home, []).append(group.name)
+        taken = {name for names in own.values() for name in names}
+        fixed = label.startswith("head") and self._wishes.head_ratio is not None
+        scopes = [
+            Scope(f"{label}[{home}]", tuple(names), self._schedule(ratios[home][2])[step], ratios[home][1], fixed=True)
+            for home, names in own.items()
+        ]
+        for name, members in shared:
+            rest = tuple(group.name for group in members if group.name not in taken)
+            if rest:
+                ranked = self._wishes.global_pruning
+                scopes.append(Scope(name, rest, self._schedule(ratio)[step], ranked, fixed=fixed))
+        return scopes
+
+    def _shared(self, groups: Sequence[UnitGroup]) -> list[tuple[str, Sequence[UnitGroup]]]:
+        """Tells which groups share a scope where no ratio of their own is stated."""
+        if not self._wishes.isomorphic:
+            return [("global" if self._wishes.global_pruning else "local", groups)]
+        alike: dict[tuple[str, ...], list[UnitGroup]] = {}
+        for group in groups:
+            alike.setdefault(self._structure(group), []).append(group)
+        return [(f"isomorphic to {members[0].name}", members) for members in alike.values()]
+
+    def _structure(self, group: UnitGroup) -> tuple[str, ...]:
+        """What a group looks like: the class, parameter and dim of every member, in any order."""
+        members = []
+        for member in group.members:
+            owner = type(self._graph.model.get_submodule(member.module)).__qualname__
+            members.append(f"{owner}.{member.parameter.rpartition('.')[2]}[{member.dim}] {member.role.value}")
+        return (group.kind.value, *sorted(members))
+
+
+def _layers(key: Layer | tuple[Layer, ...]) -> tuple[Layer, ...]:
+    return key if isinstance(key, tuple) else (key,)
+
+
+def _home(group: UnitGroup, ratios: Sequence[tuple[set[str], bool, float]]) -> int | None:
+    """Finds the entry of a dict that a group falls under: by its first producer that has one."""
+    for member in group.producers():
+        for position, (paths, _, _) in enumerate(ratios):
+            if member.module in paths:
+                return position
+    return None
+
+
+_OF_HEADS = (Kind.HEADS, Kind.QUERIES_PER_HEAD, Kind.HEAD_DIM)
+
+
+def siblings(model: nn.Module, groups: Iterable[UnitGroup]) -> list[frozenset[str]]:
+    """Sorts groups into families that one number can describe.
+
+    Groups are siblings when their members lie at the same places of modules of the same classes: the same layer of
+    every block. Heads are siblings of all heads, and head dims of all head dims, in attention modules of one class,
+    because one number says how many heads a model has and how wide they are.
+
+    Args:
+        model: The model.
+        groups: Its groups.
+
+    Returns:
+        The families of two and more, in order of their first groups.
+    """
+    families: dict[tuple[object, ...], list[str]] = {}
+    for group in groups:
+        if group.kind in _OF_HEADS:
+            made = group.producers() or list(group.members)
+            key: tuple[object, ...] = (group.kind, frozenset(_around(model, member) for member in made))
+        else:
+            key = (group.kind, group.size, *sorted(_place(model, member) for member in group.members))
+        families.setdefault(key, []).append(group.name)
+    return [frozenset(names) for names in families.values() if len(names) > 1]
+
+
+def _around(model: nn.Module, member: Member) -> str:
+    """Returns the class of the module that contains the layer of a member."""
+    parent = model.get_submodule(member.module.rpartition(".")[0])
+    return f"{type(parent).__module__}.{type(parent).__qualname__}"
+
+
+def _place(model: nn.Module, member: Member) -> str:
+    """Tells where a member lies, whichever block it is in: numbers in its layer's name don't count."""
+    name = member.module.rpartition(".")[2]
+    layer = "" if name.isdigit() else name
+    owner = type(model.get_submodule(member.module)).__qualname__
+    leaf = member.parameter.rpartition(".")[2]
+    return f"{_around(model, member)} {layer} {owner}.{leaf}[{member.dim}] {member.role.value}"

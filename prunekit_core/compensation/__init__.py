@@ -1,0 +1,1 @@
+"""Repairing a pruned model on calibration data, before any training."""

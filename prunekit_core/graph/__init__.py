@@ -1,0 +1,1 @@
+"""The dependency graph as users handle it: groups, channels, and where a model stands after cuts."""

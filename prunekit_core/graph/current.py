@@ -1,0 +1,122 @@
+"""Where a model stands: which units are still there after the cuts so far, and where they are in its parameters."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunekit_core.algebra import layout as layouts
+from prunekit_core.algebra.layout import Layout
+from prunekit_core.errors import PlanError
+from prunekit_core.graph.group import MemberView
+from prunekit_core.graph.stored_values import StoredValues
+from prunekit_core.groups.analysis import Analysis
+from prunekit_core.modules.surgery import modules_in
+from prunekit_core.plans.plan import Plan
+
+
+class Standing:
+    """A model with what was cut from it.
+
+    Args:
+        analysis: What is known about the model as it was before.
+        model: The model as it is now.
+        plan: The plan that led there.
+        stored: Where the values of tensors on the meta device are read from; None for nowhere.
+    """
+
+    def __init__(self, analysis: Analysis, model: nn.Module, plan: Plan, stored: StoredValues | None = None) -> None:
+        self.analysis, self.model, self.plan, self.stored = analysis, model, plan, stored
+        modules = modules_in(model)
+        self._owners = {name: modules.get(name.rpartition(".")[0]) for name in analysis.parameters}
+        self._sizer = layouts.Sizer(plan.kept)
+        self._placements: dict[int, dict[str, layouts.Placement]] = {}
+
+    def check(self) -> None:
+        """Raises `PlanError` unless all parameters have the shapes that the plan leads to."""
+        for name, parameter in self.analysis.parameters.items():
+            expected = tuple(map(self._sizer, parameter.dims))
+            tensor = self._tensor(name)
+            if tensor is None or tuple(tensor.shape) != expected:
+                why = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
+                raise PlanError("The plan doesn't lead to this model.", where=name, why=f"{why}, not {expected}")
+
+    def remaining(self, group: str) -> tuple[int, ...]:
+        """Returns the units of a group that are still there, as numbered at analysis."""
+        return self.plan.kept.get(group) or _all_units(self.analysis.groups[group].size)
+
+    def views(self, group: str, shared: dict[Any, torch.Tensor]) -> list[MemberView]:
+        """Lists the members of a group; see `DependencyGraph.views`."""
+        place = self._places(group)
+        found = []
+        for member in self.analysis.groups[group].members:
+            layout = self.analysis.parameters[member.parameter].dims[member.dim]
+            positions, units = self._placed(layout)[group]
+            path, _, name = member.parameter.rpartition(".")
+            owner, tensor = self._owners[member.parameter], self._tensor(member.parameter)
+            if owner is None or tensor is None or tensor.shape[member.dim] != self._sizer(layout):
+                raise PlanError(
+                    "The model was changed since it was analysed.", where=member.parameter, hint="build the graph anew"
+                )
+            units = units if place is None else place[units]
+            load = self._loader(member.parameter, tensor)
+            found.append(MemberView(path, owner, name, tensor, member.dim, member.role, positions, units, shared, load))
+        return found
+
+    def _loader(self, name: str, tensor: torch.Tensor) -> Callable[[], torch.Tensor] | None:
+        """How the values of a tensor on the meta device are read; None where they are in memory."""
+        if self.stored is None or not tensor.is_meta or name not in self.stored:
+            return None
+        return functools.partial(self.stored.read, name, self.plan)
+
+    def _tensor(self, name: str) -> torch.Tensor | None:
+        module, leaf = self._owners[name], name.rpartition(".")[2]
+        if module is None:
+            return None
+        tensor = module._parameters.get(leaf)
+        return module._buffers.get(leaf) if tensor is None else tensor
+
+    def _places(self, group: str) -> torch.Tensor | None:
+        """Place of every unit of a group among those that are there now; None while all are."""
+        if group not in self.plan.kept:
+            return None
+        remaining = layouts.long_tensor(self.plan.kept[group])
+        place = torch.full((self.analysis.groups[group].size,), -1, device="cpu")
+        place[remaining] = torch.arange(len(remaining), device="cpu")
+        return place
+
+    def _placed(self, layout: Layout) -> dict[str, layouts.Placement]:
+        """Where all groups are in a layout; the same for all dims that share it."""
+        made = self._placements.get(id(layout))
+        if made is None:
+            made = self._placements[id(layout)] = layouts.placements(layout, self.plan.kept)
+        return made
+
+    def names(self) -> dict[int, str]:
+        """Canonical names of the tensors that are there now, by identity."""
+        return {id(self._tensor(name)): name for name in self._owners}
+
+    def own_layouts(self, layer: nn.Module, names: Mapping[int, str] | None = None) -> dict[str, tuple[Layout, ...]]:
+        """Layouts of a layer's own parameters and buffers, by local name.
+
+        Args:
+            layer: A module of the model.
+            names: What `names` returns, where the caller has it.
+        """
+        names = self.names() if names is None else names
+        own: dict[str, tuple[Layout, ...]] = {}
+        for table in (layer._parameters, layer._buffers):
+            for local, tensor in table.items():
+                if tensor is not None and id(tensor) in names:
+                    own[local] = self.analysis.parameters[names[id(tensor)]].dims
+        return own
+
+
+@functools.lru_cache(maxsize=64)
+def _all_units(size: int) -> tuple[int, ...]:
+    """The units of a whole group; groups of the same size are many, and large."""
+    return tuple(range(size))

@@ -1,0 +1,488 @@
+"""The dependency graph: a model, its groups, and everything that may be asked of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
+
+import attrs
+import torch
+from torch import nn
+
+from prunekit_core.algebra import layout as layouts
+from prunekit_core.algebra.layout import Layout
+from prunekit_core.errors import ArgumentError, PlanError, UnitsError
+from prunekit_core.graph.channels import check_indices, flat_layout, not_whole, whole_units
+from prunekit_core.graph.current import Standing
+from prunekit_core.graph.group import Dependency, Group, MemberView
+from prunekit_core.graph.history import Removal, removals, resolve
+from prunekit_core.graph.stored_values import StoredValues
+from prunekit_core.graph.unwrapped import Unwrapped, check_unwrapped, unwrapped_notes
+from prunekit_core.groups.analysis import Analysis, analyse
+from prunekit_core.groups.report import Explanation, Report
+from prunekit_core.groups.unit_group import UnitGroup
+from prunekit_core.modules.exclusive import shared
+from prunekit_core.modules.naming import Layer, module_paths, path_of
+from prunekit_core.modules.surgery import modules_in
+from prunekit_core.modules.transaction import Transaction
+from prunekit_core.plans.optimizers import Optimizers
+from prunekit_core.plans.plan import Plan
+from prunekit_core.plugins.custom_layers import CustomizedPruner, with_customized
+from prunekit_core.plugins.layer_facts import stated_channels
+from prunekit_core.plugins.layers import PruningFunction
+from prunekit_core.plugins.registry import Registry, default_registry
+from prunekit_core.program.examples import example_of
+from prunekit_core.program.outputs import check_patterns
+from prunekit_core.program.rules import Role
+from prunekit_core.record.recorder import check_recordable
+from prunekit_core.record.run_settings import collection_paused
+from prunekit_core.rehearse.ladder import Knowledge, Reselect
+from prunekit_core.rehearse.make_plan import Drafts
+
+
+class DependencyGraph:
+    """Groups of parameter slices that must shrink together, found by recording a forward pass.
+
+    Call `build_dependency` first. The graph follows the cuts that are made through it: groups that were pruned have
+    fewer units afterwards, and indices always count the units that are there now.
+
+    Args:
+        registry: Where rules and layer types are found; None for the default registry.
+    """
+
+    def __init__(self, registry: Registry | None = None) -> None:
+        self._registry = registry
+        self._analysis: Analysis | None = None
+        self._model: nn.Module | None = None
+        self._standing: Standing | None = None
+        self._steps: list[Plan] = []
+        self._drafts: Drafts | None = None
+        self.notes: list[str] = []
+
+    def build_dependency(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        *,
+        more_inputs: Iterable[Any] = (),
+        forward_fn: Callable[[nn.Module, Any], Any] | None = None,
+        output_transform: Callable[[Any], Any] | None = None,
+        modes: Sequence[bool | None] = (False, True),
+        unwrapped_parameters: Unwrapped | None = None,
+        customized_pruners: Mapping[Any, CustomizedPruner] | None = None,
+        free_outputs: Sequence[str] = (),
+        momentum_copies: Mapping[str, str] | None = None,
+    ) -> DependencyGraph:
+        """Records the model and finds its groups; the model is not touched.
+
+        Args:
+            model: Any module whose forward runs.
+            example_inputs: A tensor, a tuple or list of positional inputs, or a dict of keyword inputs.
+            more_inputs: Further example inputs (an encoder alone, a decoding step), recorded as well.
+            forward_fn: Called as ``forward_fn(model, example_inputs)`` instead of calling the model.
+            output_transform: Called on the outputs; its result's tensors count as outputs, too.
+            modes: Training flags to record in: False for eval, True for train, None for as it is.
+            unwrapped_parameters: Parameters that no layer owns, to the dim that holds their units. They are found
+                without it; what is listed is checked, and the report says where a listed dim can't shrink.
+            customized_pruners: Module class to an object with ``prune_out_channels(layer, idxs)``,
+                ``prune_in_channels(layer, idxs)``, ``get_out_channels(layer)`` and ``get_in_channels(layer)``: it is
+                the layer type of that class in this graph.
+            free_outputs: Outputs that may lose units, by their key path or by patterns of it (``"cache"``,
+                ``"hidden_states.*"``); a path names all that lies in it. Every other output keeps its size.
+            momentum_copies: Path of a submodule that follows another one by a moving average (a target network, a
+                teacher) to the path of that one: ``{"teacher": "student"}``. It loses the same units. Copies that the
+                forward never runs are found without it.
+
+        Returns:
+            The graph itself.
+
+        Raises:
+            ArgumentError: What is said about unwrapped parameters or customized pruners is wrong, and nothing was
+                traced; or no output has a name in ``free_outputs``.
+            UnsupportedModelError: The model can't be analysed at all.
+            RecordingError: Its forward raised; the exception is the cause.
+        """
+        self._model = check_recordable(model)
+        unwrapped = check_unwrapped(self._model, unwrapped_parameters or {})
+        if customized_pruners:
+            self._registry = with_customized(self.registry, customized_pruners)
+        free = check_patterns(free_outputs)
+        runs = [example_of(inputs, forward_fn, output_transform) for inputs in (example_inputs, *more_inputs)]
+        examples = [attrs.evolve(example, free_outputs=free) for example in runs]
+        with shared(self._model):
+            self._analysis = analyse(self._model, examples, self.registry, modes=modes, declared_copies=momentum_copies)
+        self._drafts = Drafts(self._analysis, self.registry)
+        self._standing = Standing(self._analysis, self._model, Plan())
+        self._steps = []
+        self.notes = [*unwrapped_notes(self._analysis, unwrapped), *self.registry.broken()]
+        return self
+
+    def read_values_from(self, path: str | os.PathLike[str]) -> None:
+        """Lets criteria read the values of tensors on the meta device from a checkpoint, one parameter at a time.
+
+        Args:
+            path: A safetensors file or a folder, with the weights of the model as it was at analysis.
+
+        Raises:
+            CheckpointError: The checkpoint can't be read, or is for another model.
+        """
+        self.standing.stored = StoredValues(path, self.model)
+
+    @property
+    def registry(self) -> Registry:
+        """The registry in use."""
+        return self._registry or default_registry()
+
+    @property
+    def analysis(self) -> Analysis:
+        """What is known about the model.
+
+        Raises:
+            ArgumentError: `build_dependency` was not called.
+        """
+        if self._analysis is None:
+            raise ArgumentError("The graph is empty.", hint="call build_dependency(model, example_inputs) first")
+        return self._analysis
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that the graph was built from."""
+        assert self.analysis
+        assert self._model is not None
+        return self._model
+
+    @property
+    def drafts(self) -> Drafts:
+        """What makes plans for the model, with what rehearsals have found out about it."""
+        assert self.analysis
+        assert self._drafts is not None
+        return self._drafts
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """What rehearsals have found out so far."""
+        return self.drafts.knowledge
+
+    @property
+    def standing(self) -> Standing:
+        """The model with what was cut from it so far."""
+        assert self.analysis
+        assert self._standing is not None
+        return self._standing
+
+    @property
+    def applied(self) -> Plan:
+        """The plan from the model as it was at analysis to the model as it is now."""
+        return Plan() if self._standing is None else self._standing.plan
+
+    # -- units
+
+    def remaining(self, group: str) -> tuple[int, ...]:
+        """Returns the units of a group that are still there, as numbered at analysis."""
+        return self.standing.remaining(group)
+
+    def groups(self) -> list[UnitGroup]:
+        """Lists all groups as found at analysis."""
+        return list(self.analysis.groups.values())
+
+    def views(self, group: str, shared: dict[Any, torch.Tensor] | None = None) -> list[MemberView]:
+        """Lists, for every parameter and buffer dim of a group, the tensor and which unit each position holds.
+
+        Units are numbered by their place among the units that are there now.
+
+        Args:
+            group: Name of the group.
+            shared: Intermediate results to share between the views; None for a new store.
+        """
+        return self.standing.views(group, {} if shared is None else shared)
+
+    def whole_group(self, group: str, shared: dict[Any, torch.Tensor] | None = None) -> Group:
+        """Returns the `Group` that holds all units of a group that are there now.
+
+        Args:
+            group: Name of the group.
+            shared: Intermediate results to share with other groups scored in the same pass.
+        """
+        return Group(self, {group: self.remaining(group)}, None, shared)
+
+    def get_all_groups(
+        self,
+        ignored_layers: Iterable[Layer] = (),
+        root_module_types: Iterable[type[nn.Module]] | None = None,
+    ) -> Iterator[Group]:
+        """Yields every group with all its units.
+
+        Args:
+            ignored_layers: Layers (modules, types or dotted names) whose outputs are left alone.
+            root_module_types: Only groups that start at a layer of these types.
+        """
+        ignored = self.protected_groups(ignored_layers)
+        for group in self.groups():
+            if group.name in ignored:
+                continue
+            whole = self.whole_group(group.name)
+            if root_module_types is None or isinstance(whole.root.layer, tuple(root_module_types)):
+                yield whole
+
+    def get_pruning_group(
+        self, layer: nn.Module, pruning_fn: PruningFunction, idxs: Sequence[int] | torch.Tensor
+    ) -> Group:
+        """Returns the group of everything that must leave with some channels of a layer.
+
+        Args:
+            layer: A layer of the model.
+            pruning_fn: What to prune of it, such as ``prune_conv_out_channels``.
+            idxs: Channels to remove, as numbered in the layer now.
+
+        Raises:
+            ArgumentError: The layer isn't in the model, or the function isn't for it.
+            UnitsError: The channels are out of range, repeated, pinned, or not whole units.
+        """
+        path = path_of(self.model, layer)
+        where = f"{path} ({type(layer).__name__})"
+        layout = flat_layout(layer, self.registry, self.standing.own_layouts(layer), pruning_fn, where)
+        kept = self.applied.kept
+        positions = layouts.kept_positions(layout, kept)
+        numbers = check_indices(idxs, len(positions), where)
+        if not numbers:
+            raise UnitsError("No units were chosen.", where=where)
+        flat = set(positions[numbers].tolist())
+        removed, covered = whole_units(layout, flat, kept)
+        if flat - covered:
+            raise not_whole(layout, min(flat - covered), where, self._pins(path))
+        for name, units in removed.items():
+            if len(units) == len(self.remaining(name)):
+                raise UnitsError(
+                    "All units of a group can't be removed.", where=where, why=f"group {name} would be empty"
+                )
+        return Group(self, removed, (layer, path, pruning_fn, numbers))
+
+    def _pins(self, path: str) -> str:
+        """What pins the parameters of a layer, kernels apart."""
+        for name, parameter in self.analysis.parameters.items():
+            if name.rpartition(".")[0] == path:
+                for reason in parameter.reasons:
+                    if reason is not None and reason.text != "a kernel dim":
+                        return str(reason)
+        return "they can't shrink"
+
+    def dependencies(self, removed: Mapping[str, Sequence[int]]) -> list[tuple[Dependency, list[int], list[int]]]:
+        """Lists the layers that lose something with some units: (dependency, flat positions, which unit each is)."""
+        result: dict[tuple[str, bool], tuple[Dependency, list[int], list[int]]] = {}
+        offset = 0
+        for name, units in removed.items():
+            place = {unit: offset + number for number, unit in enumerate(units)}
+            offset += len(units)
+            remaining = self.remaining(name)
+            for view in self.views(name):
+                key = (view.path, view.role is Role.IN)
+                if key in result and view.name != "weight":
+                    continue
+                positions, roots = [], []
+                for position, unit in zip(view.positions.tolist(), view.units.tolist(), strict=True):
+                    if remaining[unit] in place:
+                        positions.append(position)
+                        roots.append(place[remaining[unit]])
+                if key in result and offset > len(units):
+                    known = result[key]
+                    merged = dict(zip(known[1], known[2], strict=True)) | dict(zip(positions, roots, strict=True))
+                    positions, roots = sorted(merged), [merged[position] for position in sorted(merged)]
+                result[key] = (self._dependency(view), positions, roots)
+        return list(result.values())
+
+    def _dependency(self, view: MemberView) -> Dependency:
+        kind = self.registry.layer_type(view.module)
+        function = None
+        if kind is not None:
+            into = view.role is Role.IN
+            flat = kind.flat_in if into else kind.flat_out
+            own = self.standing.own_layouts(view.module)
+            if stated_channels(self.registry, view.module, flat, own) == own[view.name][view.dim]:
+                function = kind.prune_in if into else kind.prune_out
+        return Dependency(view.module, view.path, view.role, function, view.name)
+
+    def protected_groups(self, layers: Iterable[Layer]) -> dict[str, str]:
+        """Finds the groups whose units some layers (or what containers contain) produce or carry.
+
+        Returns:
+            Group name to the layer that protects it.
+
+        Raises:
+            ArgumentError: A layer isn't in the model, or no layer has that name or type.
+        """
+        chosen = self.module_paths(layers)
+        found: dict[str, str] = {}
+        for group in self.groups():
+            for member in group.members:
+                if member.role is not Role.IN and member.module in chosen:
+                    found.setdefault(group.name, member.module)
+        return found
+
+    def module_paths(self, layers: Iterable[Layer]) -> set[str]:
+        """Returns the paths of some modules and of everything they contain."""
+        return module_paths(self.model, layers)
+
+    # -- plans
+
+    def draft(self, kept: Mapping[str, tuple[int, ...]], reselect: Reselect | None = None) -> Plan:
+        """Makes a proven plan, from the model as it was at analysis, by rehearsing on the shadow.
+
+        Args:
+            kept: Kept units per group, as numbered at analysis, a subset of those still there.
+            reselect: Chooses units anew when the program needs another number; None if the choice is fixed.
+
+        Raises:
+            RehearsalError: The program can't express the cut.
+        """
+        return self.drafts.draft(self.model, {**self.applied.kept, **kept}, reselect)
+
+    def apply(self, plan: Plan, optimizer: Optimizers | None = None, copies: Iterable[nn.Module] = ()) -> Plan:
+        """Applies a plan that this graph drafted to the model, on top of what was applied before.
+
+        Args:
+            plan: The plan, from the model as it was at analysis.
+            optimizer: An optimizer that trains the model, or several; their state is cut along.
+            copies: Copies of the model as it is now that are cut alike.
+
+        Returns:
+            The plan from the model as it was at analysis to the model as it is now.
+
+        Raises:
+            PlanError: The model or a copy was changed otherwise since, or the optimizer's state can't be cut.
+        """
+        with collection_paused(), Transaction() as transaction:
+            self.apply_within(transaction, plan, optimizer, copies)
+        return plan
+
+    def apply_within(
+        self,
+        transaction: Transaction,
+        plan: Plan,
+        optimizer: Optimizers | None = None,
+        copies: Iterable[nn.Module] = (),
+        values: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Does what `apply` does, as part of a larger transaction.
+
+        Args:
+            transaction: What else is done with it.
+            plan: See `apply`.
+            optimizer: See `apply`.
+            copies: See `apply`.
+            values: Values that tensors of the model have afterwards; see `Plan.apply_within`.
+        """
+        step = plan.since(self.applied) if self.applied.cuts else plan
+        try:
+            step.apply_within(
+                transaction, self.model, registry=self.registry, optimizer=optimizer, copies=copies, values=values
+            )
+        except PlanError as error:
+            if error.misfit:
+                error.hint = _REBUILD
+            raise
+        standing = Standing(self.analysis, self.model, plan, self.standing.stored)
+        transaction.entry(vars(self), "_standing", standing)
+        transaction.entry(vars(self), "_steps", [*self._steps, plan])
+        transaction.commit()
+
+    def adopt(self, model: nn.Module, plan: Plan) -> None:
+        """Goes on with another copy of the model, to which a plan of this graph was applied elsewhere.
+
+        Args:
+            model: The copy; it may be sharded.
+            plan: The plan that was applied to it, from the model as it was at analysis.
+
+        Raises:
+            PlanError: Its parameters don't have the shapes that the plan leads to; nothing was changed.
+        """
+        standing = Standing(self.analysis, model, plan, self.standing.stored)
+        standing.check()
+        self._model, self._standing = model, standing
+        self._steps.append(plan)
+
+    def remove(self, removed: Mapping[str, Sequence[int]]) -> Plan:
+        """Removes exactly these units (numbered as at analysis) from the model, proven first."""
+        kept = {
+            name: tuple(unit for unit in self.remaining(name) if unit not in set(units))
+            for name, units in removed.items()
+        }
+        return self.apply(self.draft(kept))
+
+    def pruning_history(self) -> list[Removal]:
+        """Lists what was removed so far as ``(layer, is_out, channels)``, each entry as numbered when its turn came.
+
+        A history is plain data; `load_pruning_history` removes the same from an unpruned copy of the model.
+        """
+        flat = self._flat_layouts()
+        found: list[Removal] = []
+        before: Mapping[str, tuple[int, ...]] = {}
+        for plan in self._steps:
+            found += removals(self.analysis, flat, before, plan.kept)
+            before = plan.kept
+        return found
+
+    def load_pruning_history(self, history: Sequence[Sequence[Any]]) -> Plan:
+        """Removes everything that a history lists, in one proven cut.
+
+        Args:
+            history: What `pruning_history` returned for a model of the same architecture.
+
+        Returns:
+            The plan from the model as it was at analysis.
+
+        Raises:
+            ArgumentError: It is no history, or names a layer that the model doesn't have.
+            UnitsError: The channels are out of range or no whole units.
+            RehearsalError: The program can't express the cut.
+        """
+        return self.apply(self.draft(resolve(history, self.analysis, self._flat_layouts(), self.applied.kept)))
+
+    def _flat_layouts(self) -> dict[str, tuple[Layout | None, Layout | None]]:
+        """How the output and the input channels of every layer are made of units, by path."""
+        found = {}
+        names = self.standing.names()
+        for path, module in modules_in(self.model).items():
+            kind, own = self.registry.layer_type(module), self.standing.own_layouts(module, names)
+            if kind is not None and own:
+                out, into = (stated_channels(self.registry, module, f, own) for f in (kind.flat_out, kind.flat_in))
+                found[path] = (out, into)
+        return found
+
+    # -- answers
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise ArgumentError(
+            "An analysed model can't be copied or pickled.",
+            hint="copy the model, and keep the plan, which is data (result.plan)",
+        )
+
+    def report(self) -> Report:
+        """Tells what was pruned, left on purpose, not understood, and untouched."""
+        return Report.of(
+            self.analysis,
+            self.applied.kept,
+            self.knowledge.given_back,
+            {},
+            (*self.notes, *self.knowledge.effort_notes(), *self.applied.notes),
+            self.knowledge.means,
+        )
+
+    def explain(self, layer: nn.Module | str) -> Explanation:
+        """Tells what the channels of a layer are tied to, by which operations, and what pins them.
+
+        Args:
+            layer: A module of the model, or its dotted name.
+
+        Raises:
+            ArgumentError: The model has no such module.
+        """
+        if isinstance(layer, str):
+            self.module_paths([layer])
+            path = layer
+        else:
+            path = path_of(self.model, layer)
+        return Explanation.of(self.analysis, path)
+
+
+_REBUILD = "the model was changed since it was analysed: build the graph anew"

@@ -1,0 +1,181 @@
+"""The result of analysing a model: its groups, and how every tensor dim is made of their units.
+
+A group is one free leaf of size above one together with every parameter dim that holds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import attrs
+from torch import nn
+
+from prunekit_core.algebra.layout import groups_of
+from prunekit_core.groups import unrecorded
+from prunekit_core.groups.freeze import Freezer
+from prunekit_core.groups.moving_averages import MomentumCopy, momentum_copies, tie_run, unrun_tensors
+from prunekit_core.groups.propagate import NotUnderstood, parameter_axes, propagate
+from prunekit_core.groups.recording import ParameterLayout, Recording
+from prunekit_core.groups.unit_group import UnitGroup
+from prunekit_core.groups.zeros import Zeros
+from prunekit_core.plugins.layer_facts import stated_roles
+from prunekit_core.plugins.registry import Registry
+from prunekit_core.program.examples import Example
+from prunekit_core.program.outputs import check_free
+from prunekit_core.program.rules import RuleTable, Verb
+from prunekit_core.program.sameness import same_where_live
+from prunekit_core.record.programs import record_programs
+from prunekit_core.record.run_settings import collection_paused
+from prunekit_core.record.shadow import Shadow
+
+
+@attrs.frozen(eq=False)
+class Analysis:
+    """Everything known about a model after recording and propagation.
+
+    Attributes:
+        groups: By name, in order of the model's parameters.
+        parameters: Layouts of all parameters and buffers, by canonical name.
+        recordings: One per mode and example.
+        untouched: Parameters that no recording touched.
+        not_understood: Operations that were pinned for want of a rule.
+        notes: Further lines for the report.
+        shadow: The shadow on which plans are rehearsed.
+        swaps: Modules that the shadow holds a replacement for: (module path, registered name).
+        copies: Momentum copies, which are cut as their originals are.
+    """
+
+    groups: Mapping[str, UnitGroup]
+    parameters: Mapping[str, ParameterLayout]
+    recordings: tuple[Recording, ...]
+    untouched: tuple[str, ...]
+    not_understood: tuple[NotUnderstood, ...]
+    notes: tuple[str, ...]
+    shadow: Shadow
+    swaps: tuple[tuple[str, str], ...] = ()
+    copies: tuple[MomentumCopy, ...] = ()
+
+
+def analyse(
+    model: nn.Module,
+    examples: Sequence[Example],
+    registry: Registry,
+    *,
+    modes: Sequence[bool | None] = (False, True),
+    fakes: Sequence[bool] = (True, False),
+    declared_copies: Mapping[str, str] | None = None,
+) -> Analysis:
+    """Records a model in every mode and finds its groups.
+
+    Args:
+        model: The model, as `check_recordable` returned it; it is not touched.
+        examples: Example inputs; each is recorded in every mode.
+        registry: Where op rules and replacements are found.
+        modes: Training flags to record in; the first must run, later ones may fail with a note.
+        fakes: What to record on, in this order until one works: True for fake tensors, False for real ones.
+        declared_copies: Path of a submodule that follows another one to that of its original.
+
+    Raises:
+        RecordingError: The forward raised on the example inputs.
+        PluginError: What a layer type says about its parameters is wrong.
+    """
+    with collection_paused():
+        return _analyse(model, examples, registry, modes, fakes, declared_copies or {})
+
+
+def _analyse(
+    model: nn.Module,
+    examples: Sequence[Example],
+    registry: Registry,
+    modes: Sequence[bool | None],
+    fakes: Sequence[bool],
+    declared: Mapping[str, str],
+) -> Analysis:
+    programs = record_programs(model, examples, registry, modes, fakes)
+    shadow, recorded = programs.shadow, programs.recorded
+    parameters = parameter_axes([trace for trace, _, _ in recorded], registry.op_rules)
+    names = [name for trace, _, _ in recorded for name in trace.names]
+    check_free(names, [pattern for example in examples for pattern in example.free_outputs])
+    propagations = [propagate(t, registry.op_rules, parameters, e.free_outputs) for t, e, _ in recorded]
+    partial = [propagate(trace, registry.op_rules, parameters) for trace in programs.failed]
+    touched = set().union(*(p.touched for p in (*propagations, *partial)))
+    copies, hints = momentum_copies(shadow.modules, shadow.names, touched, declared, parameters)
+    tie_run(copies, parameters)
+    followed = unrun_tensors(copies)
+    untouched = [name for name in parameters if name not in touched]
+    unknown = [name for name in untouched if name not in followed]
+    untouched_dims = tuple(name for name in unknown if parameters[name])
+    unrecorded.keep_untouched(untouched, parameters)
+    if programs.failed:
+        unrecorded.keep_widths(unknown, parameters, (*propagations, *partial))
+    roles = {key: role for p in reversed(propagations) for key, role in p.effects.roles.items()}
+    roles |= stated_roles(registry, shadow.modules, parameters)
+    unrecorded.keep_unread(parameters, (*propagations, *partial), roles, registry.op_rules)
+    freezer = Freezer(parameters, propagations, roles)
+    recordings: list[Recording] = []
+    for propagation, (trace, example, training) in zip(propagations, recorded, strict=True):
+        recording = freezer.recording(propagation, example, training)
+        if len(recorded) > 1:
+            like = (same_where_live(trace, known.trace, recording.live, known.live) for known in recordings)
+            recording = attrs.evolve(recording, replayed=not any(like))
+        recordings.append(recording)
+    tensors = shadow.tensors()
+    zeroed = freezer.weights() | {name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
+    missed = [name for name in untouched_dims if isinstance(tensors[name], nn.Parameter)]
+    return Analysis(
+        groups=freezer.groups(_mixes(recordings, registry.op_rules, zeroed), recordings),
+        parameters={
+            name: freezer.parameter(
+                followed.get(name, name), tensor.element_size(), not isinstance(tensor, nn.Parameter)
+            )
+            for name, tensor in tensors.items()
+        },
+        recordings=tuple(recordings),
+        untouched=untouched_dims,
+        not_understood=_merged(_blamed(gap, registry) for p in propagations for gap in p.not_understood),
+        notes=(*shadow.notes, *programs.notes, *_unseen(recordings, missed), *(copy.note() for copy in copies), *hints),
+        shadow=shadow,
+        swaps=programs.swaps,
+        copies=tuple(copies),
+    )
+
+
+def _unseen(recordings: Sequence[Recording], untouched: Sequence[str]) -> list[str]:
+    traces = [recording.trace for recording in recordings]
+    stored = {line for recording in recordings for line in unrecorded.stored(recording.trace, recording.live)}
+    return [*sorted(stored), *unrecorded.missed(untouched, traces)]
+
+
+def _blamed(gap: NotUnderstood, registry: Registry) -> NotUnderstood:
+    """Says whose rule it is that is wrong, with file and line."""
+    origin = None if gap.faulty is None else registry.rule_origin(gap.faulty)
+    if origin is None:
+        return gap
+    return attrs.evolve(gap, why=f"{gap.why} (rule of {origin.owner.name} in {origin.site})", faulty=None)
+
+
+def _merged(gaps: Iterable[NotUnderstood]) -> tuple[NotUnderstood, ...]:
+    """One line per operation and reason: the first place where it cost something, else the first place."""
+    merged: dict[tuple[str, str], NotUnderstood] = {}
+    for gap in gaps:
+        known = merged.setdefault((gap.operation, gap.why), gap)
+        if gap.froze and not known.froze:
+            merged[gap.operation, gap.why] = gap
+    return tuple(merged.values())
+
+
+def _mixes(recordings: Iterable[Recording], rules: RuleTable, zeroed: Collection[str]) -> dict[str, dict[str, None]]:
+    """Lists, by group, the operations whose result isn't the same without a unit as with zeros in its place."""
+    mixes: dict[str, dict[str, None]] = {}
+    for recording in recordings:
+        zeros: Zeros | None = None
+        for index, wholes in recording.wholes.items():
+            operation = recording.trace.operations[index]
+            for use in wholes.uses:
+                for name in groups_of(use.layout):
+                    if use.verb is not Verb.MIX:
+                        zeros = zeros or Zeros(recording.trace, recording.live, rules, zeroed)
+                        if zeros.sums(operation, use.operands, name, several=use.verb is Verb.CONTRACT):
+                            continue
+                    mixes.setdefault(name, {})[operation.site] = None
+    return mixes

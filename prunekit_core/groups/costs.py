@@ -1,0 +1,162 @@
+"""Cost models: what a model costs when only some of its units stay, as a function of the sizes of its groups."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from prunekit_core.algebra.layout import Kept
+from prunekit_core.algebra.polynomial import Polynomial, Sizes, compile_polynomials
+from prunekit_core.errors import PluginError
+from prunekit_core.groups.analysis import Analysis
+from prunekit_core.plugins.blame import blamed, site_of
+from prunekit_core.plugins.registry import Registry
+from prunekit_core.program.examples import Example
+
+Compiled = Callable[[Sizes], float]
+"""A cost as a function of the number of units that each group keeps (a group that is absent keeps all)."""
+
+
+class CostModel:
+    """What a model costs; derive from it where a plain function ``(analysis, kept) -> float`` is not enough.
+
+    A search for a target asks for the cost of thousands of candidates: `compile` does once what all of them share.
+
+    Attributes:
+        unit: What the cost is counted in, for people: ``"bytes"``; empty for plain numbers.
+        previewed: Whether every preview shows this cost; False where computing it takes long.
+        measured: Whether the cost is measured: `compile` then only predicts it, and plans are corrected by `measure`.
+    """
+
+    unit: str = ""
+    previewed: bool = True
+    measured: bool = False
+
+    def compile(self, analysis: Analysis) -> Compiled:
+        """Makes the cost a function of group sizes.
+
+        Args:
+            analysis: The analysed model.
+
+        Returns:
+            A function from sizes (`Sizes`) to the cost. It must not grow when a group gets smaller, and should take
+            well under a millisecond.
+        """
+        raise NotImplementedError
+
+    def absolute(self, value: float | str) -> float:
+        """Returns what a target above one (or a text such as ``"4.1G"``) means, in the unit of the cost.
+
+        Args:
+            value: A number, or a number with k, M, G or T (thousands) or Ki, Mi, Gi or Ti (powers of 1024) behind it,
+                and ``B`` for bytes.
+
+        Raises:
+            ValueError: The text can't be read.
+        """
+        if not isinstance(value, str):
+            return float(value)
+        found = re.fullmatch(r"\s*([\d.]+(?:[eE][+-]?\d+)?)\s*([kKMGT]?i?)(B?)\s*", value)
+        if found is None or (found[3] and self.unit != "bytes"):
+            raise ValueError(f"no amount: {value!r}")
+        power = " KMGT".index(found[2][0].upper()) if found[2].rstrip("i") else 0
+        base = 1024.0 if found[2].endswith("i") else 1000.0
+        return float(found[1]) * math.pow(base, power)
+
+    def measure(self, before: nn.Module, after: nn.Module, example: Example) -> tuple[float, float]:
+        """Measures two models, for cost models that are `measured`.
+
+        Args:
+            before: The model as it is.
+            after: A pruned copy of it.
+            example: What to run them on.
+
+        Returns:
+            The costs of both.
+        """
+        raise NotImplementedError
+
+    def text(self, cost: float) -> str:
+        """Writes a cost for people."""
+        return f"{cost:,.0f}" + (f" {self.unit}" if self.unit else "")
+
+    def __call__(self, analysis: Analysis, kept: Kept) -> float:
+        """Returns the cost when only the kept units stay."""
+        return self.compile(analysis)({name: len(units) for name, units in kept.items()})
+
+
+class FunctionCost(CostModel):
+    """A cost model that is a function ``(analysis, kept) -> float`` of how many units are kept, not of which.
+
+    Args:
+        function: The function. While a target is searched, the kept units that it is given are ``0, 1, 2, ...``
+    """
+
+    def __init__(self, function: Callable[[Analysis, Kept], float]) -> None:
+        self._function = function
+
+    def compile(self, analysis: Analysis) -> Compiled:
+        """Calls the function for every candidate."""
+
+        def cost(sizes: Sizes) -> float:
+            return float(self._function(analysis, {name: range(size) for name, size in sizes.items()}))
+
+        return cost
+
+    def __call__(self, analysis: Analysis, kept: Kept) -> float:
+        """Calls the function."""
+        return self._function(analysis, kept)
+
+
+def cost_model(registered: Any) -> CostModel:
+    """Returns what is registered through ``prunekit_budgets`` as a cost model."""
+    return registered if isinstance(registered, CostModel) else FunctionCost(registered)
+
+
+def compiled_cost(registry: Registry, name: str, analysis: Analysis) -> Compiled:
+    """Makes a registered cost a function of group sizes; a mistake is an error of the plugin that brought it.
+
+    Raises:
+        ArgumentError: Nothing is registered under the name.
+        PluginError: The cost model raises, or returns no finite number; so does the function, later.
+    """
+    registered = registry.named("prunekit_budgets", name)
+    owner = registry.entries("prunekit_budgets")[name].owner.name
+
+    def wrong(why: str) -> PluginError:
+        return PluginError(
+            "A cost model can't be computed.",
+            where=f"{name!r} of {owner} ({site_of(registered)})",
+            why=why,
+            hint="until it is corrected, block the plugin",
+        )
+
+    def number(sizes: Sizes) -> float:
+        with blamed(wrong, registered):
+            found = float(compiled(sizes))
+            if not math.isfinite(found):
+                raise ValueError(f"it is {found}")
+            return found
+
+    with blamed(wrong, registered):
+        compiled = cost_model(registered).compile(analysis)
+    return number
+
+
+def group_sizes(analysis: Analysis) -> dict[str, int]:
+    """Returns the number of units of every group at analysis."""
+    return {name: group.size for name, group in analysis.groups.items()}
+
+
+def compile_sum(polynomial: Polynomial, analysis: Analysis) -> Compiled:
+    """Makes a cost out of one polynomial in the sizes of groups."""
+    evaluate = compile_polynomials([polynomial], group_sizes(analysis))
+
+    def cost(sizes: Sizes) -> float:
+        return float(evaluate(sizes).item())
+
+    return cost

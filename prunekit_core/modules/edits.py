@@ -1,0 +1,233 @@
+"""The contents of a plan as values: what is cut, which attributes change, what is scaled and exchanged."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import attrs
+import torch
+
+from prunekit_core.algebra import layout as layouts
+from prunekit_core.algebra.layout import Layout
+from prunekit_core.errors import PlanError
+from prunekit_core.modules.source_code import Sources
+
+Size = int | tuple[int, ...]
+
+
+@attrs.frozen
+class GroupCut:
+    """What stays of one group.
+
+    Attributes:
+        group: Name of the group.
+        size: Number of units before.
+        kept: Units that stay, ascending.
+    """
+
+    group: str
+    size: int
+    kept: tuple[int, ...]
+
+
+@attrs.frozen
+class ParameterCut:
+    """How a parameter or buffer that loses something is made of units.
+
+    Attributes:
+        parameter: Canonical dotted name.
+        shape: Its shape before.
+        dims: One layout per dim.
+        aliases: Its other dotted names, where modules share it; a checkpoint may use any of them.
+        persistent: Whether checkpoints hold it; False for a non-persistent buffer.
+    """
+
+    parameter: str
+    shape: tuple[int, ...]
+    dims: tuple[Layout, ...]
+    aliases: tuple[str, ...] = ()
+    persistent: bool = True
+
+
+@attrs.frozen
+class AttributeEdit:
+    """A size that lives in an attribute of a module.
+
+    Attributes:
+        module: Dotted path of the module; empty for the model itself.
+        attribute: Name of the attribute.
+        old: Its value before.
+        new: Its value after.
+    """
+
+    module: str
+    attribute: str
+    old: Size
+    new: Size
+
+
+@attrs.frozen
+class Rescale:
+    """Rows of a parameter that are scaled, because a constant of the program follows a size.
+
+    Attributes:
+        parameter: Canonical dotted name.
+        rows: Runs ``(start, stop)`` of positions of dim 0 before the cut.
+        factor: What the rows are multiplied with.
+    """
+
+    parameter: str
+    rows: tuple[tuple[int, int], ...]
+    factor: float
+
+
+@attrs.frozen
+class Swap:
+    """A module that is exchanged for a prunable equivalent.
+
+    Attributes:
+        module: Dotted path.
+        replacement: Registered name of the replacement.
+    """
+
+    module: str
+    replacement: str
+
+
+@attrs.frozen
+class Decision:
+    """Which units stay, and every edit that follows from it.
+
+    Attributes:
+        cuts: Per group that loses units.
+        parameters: Per parameter or buffer that loses something.
+        edits: Attribute changes.
+        rescales: Rows to scale.
+        swaps: Modules to exchange first.
+        sources: Path of each module that the cut passes through to what is known of its code, see `sources_of`.
+        notes: Lines for the report; no part of the decision's identity.
+
+    Raises:
+        PlanError: The parts contradict each other.
+    """
+
+    cuts: tuple[GroupCut, ...] = ()
+    parameters: tuple[ParameterCut, ...] = ()
+    edits: tuple[AttributeEdit, ...] = ()
+    rescales: tuple[Rescale, ...] = ()
+    swaps: tuple[Swap, ...] = ()
+    sources: Sources = ()
+    notes: tuple[str, ...] = attrs.field(default=(), eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        sizes = {cut.group: cut.size for cut in self.cuts}
+        self._check_names()
+        for cut in self.cuts:
+            where = f"group {cut.group}"
+            if not all(map(operator.lt, cut.kept, cut.kept[1:])):
+                raise _malformed(where, "kept units not ascending")
+            if not cut.kept or cut.kept[0] < 0 or cut.kept[-1] >= cut.size:
+                raise _malformed(where, "kept units out of range or none")
+            _check_size(where, cut.size)
+        checked: set[int] = set()
+        size_of = layouts.Sizer(self.kept)
+        for parameter in self.parameters:
+            if tuple([dim.size for dim in parameter.dims]) != parameter.shape:
+                raise _malformed(parameter.parameter, "its dims don't multiply out to its shape")
+            _check_size(parameter.parameter, math.prod(parameter.shape))
+            for dim in parameter.dims:
+                if isinstance(dim, layouts.Fixed) or id(dim) in checked:
+                    continue
+                checked.add(id(dim))
+                if dim.size and not size_of(dim):
+                    raise _malformed(parameter.parameter, f"nothing stays of a dim of size {dim.size}")
+                for part in layouts.walk(dim):
+                    if isinstance(part, layouts.Units) and sizes.get(part.group, part.size) != part.size:
+                        why = f"group {part.group} has {sizes[part.group]} units, not {part.size}"
+                        raise _malformed(parameter.parameter, why)
+        for edit in self.edits:
+            for value in (edit.old, edit.new):
+                for size in (value,) if isinstance(value, int) else value:
+                    _check_size(f"{edit.module or 'the model'}.{edit.attribute}", size)
+        for rescale in self.rescales:
+            if not math.isfinite(rescale.factor) or rescale.factor <= 0:
+                raise _malformed(rescale.parameter, "a factor is not positive")
+
+    def _check_names(self) -> None:
+        """Raises `PlanError` where something is named twice."""
+        for kind, names in (
+            ("group", [cut.group for cut in self.cuts]),
+            ("parameter", [cut.parameter for cut in self.parameters]),
+            ("attribute", [f"{edit.module or 'the model'}.{edit.attribute}" for edit in self.edits]),
+            ("exchanged module", [swap.module for swap in self.swaps]),
+        ):
+            if len(set(names)) < len(names):
+                raise _malformed(max(names, key=names.count), f"the {kind} is named twice")
+
+    @property
+    def kept(self) -> dict[str, tuple[int, ...]]:
+        """Kept units by group name."""
+        return {cut.group: cut.kept for cut in self.cuts}
+
+    def positions(self, cut: ParameterCut) -> dict[int, torch.Tensor]:
+        """Returns, per dim that shrinks, the positions that stay."""
+        return self.all_positions([cut])[cut.parameter]
+
+    def all_positions(self, cuts: Iterable[ParameterCut]) -> dict[str, dict[int, torch.Tensor]]:
+        """Returns the positions that stay for several parameters, computing each shared layout once."""
+        kept = self.kept
+        positions_of = layouts.Positions(kept)
+        known: dict[int, torch.Tensor | None] = {}
+        found: dict[str, dict[int, torch.Tensor]] = {}
+        for cut in cuts:
+            placed = found[cut.parameter] = {}
+            for dim, layout in enumerate(cut.dims):
+                if type(layout) is layouts.Fixed:  # most are
+                    continue
+                key = id(layout)
+                if key not in known:
+                    positions = positions_of(layout) if layouts.depends(layout, kept) else None
+                    known[key] = None if positions is None or positions.numel() == layout.size else positions
+                positions = known[key]
+                if positions is not None:
+                    placed[dim] = positions
+        return found
+
+
+def _malformed(where: str, why: str) -> PlanError:
+    return PlanError("The plan is malformed.", where=where, why=why)
+
+
+def _check_size(where: str, size: int) -> None:
+    """Raises `PlanError` for a size that no tensor has."""
+    if size > _LARGEST:
+        raise _malformed(where, f"no tensor has a size of {size}")
+
+
+_LARGEST = 2**63 - 1
+
+
+def is_size(value: Any) -> bool:
+    """Tells whether a value is an int, or a non-empty tuple or list of ints."""
+    if type(value) in (tuple, list, torch.Size):
+        return bool(value) and all(type(item) is int for item in value)
+    return type(value) is int
+
+
+def runs_of(positions: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    """Writes ascending positions as runs ``(start, stop)``."""
+    result: list[tuple[int, int]] = []
+    for position in positions:
+        if result and result[-1][1] == position:
+            result[-1] = (result[-1][0], position + 1)
+        else:
+            result.append((position, position + 1))
+    return tuple(result)
+
+
+def normal_size(value: Any) -> Size:
+    """Returns a size attribute as an int or a tuple."""
+    return value if isinstance(value, int) else tuple(value)

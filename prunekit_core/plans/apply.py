@@ -1,0 +1,246 @@
+"""Applying a plan to a model: every check comes before the first change."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container, Mapping
+
+import torch
+from torch import nn
+
+from prunekit_core.errors import PlanError
+from prunekit_core.modules import surgery
+from prunekit_core.modules.edits import Decision, Size, is_size, normal_size
+from prunekit_core.modules.source_code import other_source
+from prunekit_core.modules.surgery import Scale
+from prunekit_core.modules.transaction import Transaction
+from prunekit_core.plans.optimizers import OptimizerCut, Optimizers
+from prunekit_core.plugins.registry import Registry, default_registry
+from prunekit_core.record.recorder import inventory
+
+
+class Application:
+    """One application of a plan: every check comes before the first change."""
+
+    def __init__(
+        self,
+        plan: Decision,
+        model: nn.Module,
+        registry: Registry | None,
+        optimizer: Optimizers | None = None,
+        *,
+        any_program: bool = False,
+    ) -> None:
+        self._any_program = any_program
+        self._plan, self._model, self._registry = plan, model, registry
+        self._modules, self._tensors = inventory(model)
+        self._stand_ins: dict[int, nn.Module] = {}
+        self._converted: dict[str, tuple[nn.Module, nn.Module]] = {}
+        self._edited: list[nn.Module] = []
+        self._optimizer = optimizer
+        self._state: OptimizerCut | None = None
+        self._memories: Counter[int] | None = None
+        self._positions: Mapping[str, Mapping[int, torch.Tensor]] = {}
+
+    def check(self) -> None:
+        """Raises `PlanError` unless everything in the plan fits the model."""
+        self.check_parameters()
+        self.check_program()
+        self._check_swaps()
+        self._check_edits()
+        if self._optimizer is not None:
+            self._state = OptimizerCut(self._plan, self._tensors, self._optimizer)
+
+    def check_parameters(self) -> None:
+        """Raises `PlanError` unless every parameter exists in the expected shape."""
+        tensors = self._tensors
+        for cut in self._plan.parameters:
+            name = cut.parameter
+            if name not in tensors or tensors[name].shape != cut.shape:
+                found = tuple(self._tensor(name).shape)
+                raise self._misfit(name, f"it has shape {found}, the plan was made for {cut.shape}")
+        for rescale in self._plan.rescales:
+            tensor = self._tensor(rescale.parameter)
+            if not isinstance(tensor, nn.Parameter) or not tensor.dim() or not tensor.is_floating_point():
+                raise self._misfit(rescale.parameter, "only rows of a real-valued parameter can be scaled")
+            rows = tensor.shape[0]
+            if any(not 0 <= start < stop <= rows for start, stop in rescale.rows):
+                raise self._misfit(rescale.parameter, "rows to scale are out of range")
+
+    def check_program(self) -> None:
+        """Raises `PlanError` if the code of a module isn't that of the model that the plan was made for."""
+        other = None if self._any_program else other_source(self._modules, self._plan.sources)
+        if other is not None:
+            path, name = other
+            raise PlanError(
+                "The plan was made for another program.",
+                where=f"{path or 'the model'} ({name})",
+                why="its forward, or what that calls, has other code than that of the model that the plan was made "
+                "for, and may combine other units with each other",
+                hint="make a plan for this model; any_program=True applies this one all the same",
+            )
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Returns the parameters and buffers that are cut; call `check` first."""
+        return [self._tensors[cut.parameter] for cut in self._plan.parameters]
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            raise self._misfit(name, "the model has no such parameter")
+        return tensor
+
+    def _misfit(self, where: str, why: str) -> PlanError:
+        error = PlanError(
+            "The plan was made for another model.",
+            where=where,
+            why=why,
+            hint="apply it to an unpruned copy of the model it was made for",
+        )
+        error.misfit = True
+        return error
+
+    def _check_swaps(self) -> None:
+        for swap in self._plan.swaps:
+            replacement = (self._registry or default_registry()).named("prunekit_replacements", swap.replacement)
+            module = self._module(swap.module)
+            if type(module) is not replacement.source:
+                raise self._misfit(swap.module, f"it is a {type(module).__name__}, not a {replacement.source.__name__}")
+            converted = replacement.convert(module)
+            if converted is None or not swap.module or id(module) in self._stand_ins:
+                raise self._misfit(swap.module, f"{swap.replacement} can't stand in for this module")
+            self._converted[swap.module] = (module, converted)
+            self._stand_ins[id(module)] = converted
+
+    def _module(self, path: str) -> nn.Module:
+        module = self._modules.get(path)
+        if module is None:
+            try:
+                module = self._model.get_submodule(path)
+            except AttributeError as error:
+                raise self._misfit(path, "the model has no such module") from error
+        return self._stand_ins.get(id(module), module)
+
+    def _check_edits(self) -> None:
+        seen: set[tuple[int, str]] = set()
+        for edit in self._plan.edits:
+            module = self._module(edit.module)
+            if (id(module), edit.attribute) in seen:
+                raise self._misfit(f"{edit.module}.{edit.attribute}", "it is set twice: the module has another name")
+            seen.add((id(module), edit.attribute))
+            value = vars(module).get(edit.attribute)
+            plain = type(value) is type(edit.new) is int and value == edit.old  # most are
+            if not plain and not (is_size(value) and normal_size(value) == edit.old and _same_form(edit.old, edit.new)):
+                where = f"{edit.module or 'the model'}.{edit.attribute}"
+                if edit.attribute not in vars(module):
+                    raise self._misfit(where, "the module has no such attribute of its own")
+                raise self._misfit(where, f"it is {value!r}, the plan expects the size {edit.old!r}")
+            self._edited.append(module)
+
+    def prepare(
+        self, transaction: Transaction, values: Mapping[str, torch.Tensor] = {}, *, assign: bool = False
+    ) -> None:
+        """Makes everything that the model gets and hands it to a transaction; call `check` first.
+
+        Args:
+            transaction: What puts it in.
+            values: Values of the pruned tensors that are known already, by canonical name: they are not cut then.
+            assign: Whether the values take the place of the tensors themselves, as parameters of their dtypes.
+        """
+        self._positions = self._plan.all_positions(self._plan.parameters)
+        own = {id(module) for module in self._modules.values()} if self._converted else set()
+        for old, new in self._converted.values():
+            for module in new.modules():
+                if id(module) not in own:  # a stand-in may hold layers of what it stands in for
+                    module.training = old.training
+            for parent in self._modules.values():
+                for name, child in parent._modules.items():
+                    if child is old:
+                        transaction.entry(parent._modules, name, new)
+        if values:
+            self._fill(transaction, values, assign)
+        self._cut(transaction, values)
+        if self._state is not None:
+            self._state.prepare(transaction, self._positions)
+        for edit, module in zip(self._plan.edits, self._edited, strict=True):
+            attributes = vars(module)
+            transaction.entry(attributes, edit.attribute, surgery.sized_like(attributes.get(edit.attribute), edit.new))
+
+    def mask(self, transaction: Transaction) -> None:
+        """Makes parameters whose removed units are zero and hands them to a transaction.
+
+        Raises:
+            PlanError: The plan doesn't fit the model.
+        """
+        self.check_parameters()
+        self.check_program()
+        for name, positions in self._plan.all_positions(self._plan.parameters).items():
+            tensor = self._tensors[name]
+            if isinstance(tensor, nn.Parameter) and positions:
+                with surgery.as_made(tensor):
+                    values = torch.empty_like(tensor.data).copy_(tensor.data)
+                    surgery.zero_positions(values, positions)
+                transaction.refill(tensor, values, shared=self._is_shared(tensor))
+
+    def _fill(self, transaction: Transaction, values: Mapping[str, torch.Tensor], assign: bool) -> None:
+        """Hands over tensors whose values are known."""
+        converted = [module for _, new in self._converted.values() for module in new.modules()]
+        places = surgery.places_in([*self._modules.values(), *converted])
+        for name, value in values.items():
+            tensor = self._tensors[name]
+            if assign or tensor.is_meta:
+                device = value.device if tensor.is_meta else tensor.device
+                new = surgery.parameter_like(tensor, value.to(device, value.dtype if assign else tensor.dtype))
+                for table, leaf in places[id(tensor)]:
+                    transaction.entry(table, leaf, new)
+                continue
+            new = surgery.values_like(tensor, value)
+            if new.shape == tensor.shape:
+                transaction.refill(tensor, new, shared=self._is_shared(tensor))
+            else:
+                gradient = tensor.grad if tensor.is_leaf else None
+                if gradient is not None:
+                    gradient = surgery.select_positions(gradient, self._positions[name])
+                transaction.resize(tensor, new, gradient)
+
+    def _cut(self, transaction: Transaction, done: Container[str]) -> None:
+        """Hands over tensors that are cut or scaled."""
+        rescales: dict[str, list[Scale]] = {}
+        for rescale in self._plan.rescales:
+            if rescale.parameter not in done:
+                rescales.setdefault(rescale.parameter, []).append((rescale.rows, rescale.factor))
+        surgery.plan_cuts(
+            transaction,
+            (
+                (self._tensors[name], dims, rescales.pop(name, ()))
+                for name, dims in self._positions.items()
+                if dims and name not in done
+            ),
+        )
+        for name, scales in rescales.items():  # of what isn't cut
+            tensor = self._tensors[name]
+            with surgery.as_made(tensor):
+                data = tensor.data.clone()
+                for runs, factor in scales:
+                    surgery.scale_rows(data, runs, factor)
+            transaction.refill(tensor, data, shared=self._is_shared(tensor))
+
+    def _is_shared(self, tensor: torch.Tensor) -> bool:
+        """Whether others see a tensor's memory: other tensors of the model, what it is a part of, other processes."""
+        if tensor.is_meta:
+            return False
+        if self._memories is None:
+            self._memories = Counter(_memory(other) for other in self._tensors.values())
+        part = tensor.untyped_storage().nbytes() != tensor.nbytes
+        return part or self._memories[_memory(tensor)] > 1 or (tensor.is_cpu and tensor.is_shared())
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """Which memory a tensor is in."""
+    return id(tensor) if tensor.is_meta else tensor.untyped_storage().data_ptr() or id(tensor)
+
+
+def _same_form(a: Size, b: Size) -> bool:
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b)
+    return isinstance(a, int) and isinstance(b, int)

@@ -1,0 +1,1 @@
+"""Plugins: hooks, the registry that freezes what they brought, settings, and whose fault an error is."""

@@ -1,0 +1,250 @@
+"""The hooks of prunekit. Every hook takes no arguments, is called once per registry, and returns a mapping.
+
+A plugin is a module (or object) named by an entry point of group ``prunekit``; it marks its implementations with
+``prunekit_core.hookimpl``. Third-party plugins take precedence over built-in ones; two third-party plugins that claim
+the same key are an error. A hook that returns an empty mapping registers nothing. Hooks must not touch models, print,
+or change global state.
+
+The docstrings are the contract, in a fixed order; the page of hooks is made from them with
+``python -m tests.docs.hook_pages``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pluggy
+import torch
+
+from prunekit_core.plugins.layers import LayerType, Replacement
+from prunekit_core.program.rules import Rule
+
+hookspec = pluggy.HookspecMarker("prunekit")
+hookimpl = pluggy.HookimplMarker("prunekit")
+
+
+@hookspec
+def prunekit_op_rules() -> Mapping[str | torch.Tag, Rule]:  # type: ignore[empty-body]
+    """Rules for operations.
+
+    Called:
+        Once for each registry, when it is made.
+
+    Returns:
+        Operation to `Rule`. The key is a qualified name with overload (``"aten::add.Tensor"``), one without
+        (``"aten::add"``, for all overloads), or a ``torch.Tag``. A rule is a function of one `OpCall`; it ties the
+        axes of the arguments and returns those of the outputs.
+
+    Empty:
+        An operation that no rule knows is taken apart into those it is made of, or else pinned and reported.
+
+    Precedence:
+        The exact overload wins over the name, the name over a tag; an in-place operation (``add_``) falls back to
+        its twin. Of the same key, the plugin of the higher rank.
+
+    Forbidden:
+        A rule must not keep state from one call to the next, run the operation, or look at values.
+    """
+
+
+@hookspec
+def prunekit_layer_types() -> Mapping[type[torch.nn.Module] | str, LayerType]:  # type: ignore[empty-body]
+    """What classes of layers are, and how they are pruned.
+
+    Called:
+        Once for each registry, when it is made.
+
+    Returns:
+        Module class, or its dotted name where importing it would be costly, to `LayerType`. A layer type names the
+        attributes that state sizes, the functions that prune the layer alone, how its channels are numbered, and, for
+        layers that can't be looked into, their axes and shapes (`Opaque`).
+
+    Empty:
+        A layer without a type is traced through; its attributes are found by rehearsal. It can't be named as the
+        start of a group.
+
+    Precedence:
+        The most specific class of a module wins. Of the same class, the plugin of the higher rank.
+
+    Forbidden:
+        ``attributes`` must not change the module. A pruning function changes the layer it is given and nothing else.
+    """
+
+
+@hookspec
+def prunekit_importance() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
+    """Importance criteria: which units leave first.
+
+    Called:
+        Once for each registry, when it is made.
+
+    Returns:
+        Name to a class (or function) that makes a criterion. It is called without arguments when the criterion is
+        asked for by name, and with those that a project's configuration states. A criterion is called with a group
+        and returns one score for each selected unit, ``[units]``, the highest staying longest; or None where it has
+        nothing to say about the group.
+
+    Empty:
+        The names of the others remain.
+
+    Precedence:
+        Of the same name, the plugin of the higher rank.
+
+    Forbidden:
+        A criterion must not change the model. Scores must be finite and follow the units, not their order.
+    """
+
+
+@hookspec
+def prunekit_regularizers() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
+    """Regularizers for sparse training.
+
+    Called:
+        Once for each registry, when it is made.
+
+    Returns:
+        Name to a class (or function) that makes a regularizer: ``make(groups, **options)``, where ``groups()`` lists
+        the groups as they are now, such as ``graph.get_all_groups``. A regularizer has ``regularize()``, which is
+        called between ``loss.backward()`` and ``optimizer.step()`` and adds to the gradients, and ``refresh()``,
+        which is called after units were removed.
+
+    Empty:
+        The names of the others remain.
+
+    Precedence:
+        Of the same name, the plugin of the higher rank.
+
+    Forbidden:
+        ``regularize()`` must not change weights, modes or ``requires_grad``.
+    """
+
+
+@hookspec
+def prunekit_schedules() -> Mapping[str, Callable[[float, int], list[float]]]:  # type: ignore[empty-body]
+    """Schedules of pruning in steps.
+
+    Called:
+        Once for each registry, when it is made.
+
+    Returns:
+        Name to a function ``(ratio, steps) -> [0, ..., ratio]`` of ``steps + 1`` ascending cumulative ratios.
+
+    Empty:
+        The names of the others remain.
+
+    Precedence:
+        Of the same name, the plugin of the higher rank.
+
+    Forbidden:
+        A schedule must not depend on anything but its two arguments.
+    """
+
+
+@hookspec
+def prunekit_pruners() -> Mapping[str, type[Any]]:  # type: ignore[empty-body]
+    """Pruner classes.
+
+    Called:
+        Once for each registry, when it is made.
+
+    Returns:
+        Name to a class with the interface of `BasePruner`.
+
+    Empty:
+        The names of the others remain.
+
+    Precedence:
+        Of the same name, the plugin of the higher rank.
+
+    Forbidden:
+        A pruner must not touch the model before ``step`` is called.
+    """
+
+
+@hookspec
+def prunekit_budgets() -> Mapping[str, Callable[..., float]]:  # type: ignore[empty-body]
+    """Cost models: what a target may be stated in.
+
+    Called:
+        Once for each registry, when it is made.
+
+    Returns:
+        Name to a function ``(analysis, kept) -> float``: the cost of the model when only the kept units stay (how many,
+        not which); or to a `CostModel`, which does the work that all candidates of a search share once.
+
+    Empty:
+        The names of the others remain.
+
+    Precedence:
+        Of the same name, the plugin of the higher rank.
+
+    Forbidden:
+        A cost must not grow when units go, and must not run or change the model while a target is searched for.
+    """
+
+
+@hookspec
+def prunekit_compensators() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
+    """Compensators, which repair a model after the cut.
+
+    Called:
+        Once for each registry, when it is made.
+
+    Returns:
+        Name to a class (or function) that makes a compensator without arguments: a callable that takes a `Repair` and
+        returns nothing.
+
+    Empty:
+        The names of the others remain.
+
+    Precedence:
+        Of the same name, the plugin of the higher rank.
+
+    Forbidden:
+        A compensator must change nothing but through the `Repair`: shapes stay, and so does the model itself.
+    """
+
+
+@hookspec
+def prunekit_replacements() -> Mapping[str, Replacement]:  # type: ignore[empty-body]
+    """Prunable equivalents for modules that can't hold a smaller shape.
+
+    Called:
+        Once for each registry, when it is made.
+
+    Returns:
+        Name to `Replacement`, for modules of exactly one class. The name is stored in plans.
+
+    Empty:
+        Modules stay what they are.
+
+    Precedence:
+        Of the same name, the plugin of the higher rank. Of several replacements for one class, the one that was
+        registered first.
+
+    Forbidden:
+        A replacement must compute the same numbers around the same parameter objects. Its name must never change.
+    """
+
+
+@hookspec
+def prunekit_commands() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
+    """Subcommands of the command line.
+
+    Called:
+        Once for each registry, when it is made.
+
+    Returns:
+        Name to a function with typer annotations; its docstring is the help text.
+
+    Empty:
+        The commands of the others remain.
+
+    Precedence:
+        Of the same name, the plugin of the higher rank.
+
+    Forbidden:
+        A command must not end the program: an `ArgumentError` ends it with exit code 2, any other `PrunekitError`
+        with 1.
+    """

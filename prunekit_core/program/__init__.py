@@ -1,0 +1,1 @@
+"""What a forward pass is: operations, their arguments and outputs, and what a rule says about an operation."""

@@ -1,0 +1,1 @@
+"""The one call that prunes a model to a ratio or to a target."""

@@ -1,0 +1,1 @@
+"""Recording a forward pass on tensors without data."""

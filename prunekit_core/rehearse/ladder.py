@@ -1,0 +1,479 @@
+"""Making a cut come true: the ladder from attribute edits to giving units back.
+
+Layer types state the attributes of layers they know. Where the replay still disagrees, in this order: attribute edits
+proven by getting further, sizes tied to each other, units given back. What is learnt is kept in `Knowledge` for later
+plans of the same model, and tried on sibling modules at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NoReturn
+
+import attrs
+from torch import nn
+
+from prunekit_core.algebra import layout as layouts
+from prunekit_core.algebra.layout import Kept, Units
+from prunekit_core.errors import RehearsalError
+from prunekit_core.groups.analysis import Analysis
+from prunekit_core.groups.recording import Recording
+from prunekit_core.modules.edits import AttributeEdit, normal_size
+from prunekit_core.plugins.registry import Registry
+from prunekit_core.rehearse.causes import causes
+from prunekit_core.rehearse.comparison import Argument, Drift, Mismatch, Unmet
+from prunekit_core.rehearse.places import Sites, ancestors, tensors_at
+from prunekit_core.rehearse.rehearsal import Stage
+from prunekit_core.rehearse.size_attributes import AttributeSearch, Place, Recipe, further, replay, value_of
+
+Reselect = Callable[[str, int], "tuple[int, ...] | None"]
+"""Chooses the units of a group to keep, given how many; None when the group has to keep all."""
+
+
+FEW_REPLAYS = 10
+"""Replays up to which the report doesn't say what they were for."""
+
+
+@attrs.define
+class Knowledge:
+    """What rehearsals have learnt about a model.
+
+    Attributes:
+        recipes: Attributes that follow sizes.
+        ties: Groups that must keep the same fraction of their units.
+        given_back: Groups that can't shrink in this program, with the reason.
+        means: Groups over which the program takes a mean by dividing a sum, with the place.
+        unsteady: Arguments that are tensors of other values each time the program runs.
+        effort: What replays were made for, beyond one per plan, to how many and where the first one was.
+    """
+
+    recipes: dict[Place, Recipe] = attrs.field(factory=dict)
+    ties: list[frozenset[str]] = attrs.field(factory=list)
+    given_back: dict[str, str] = attrs.field(factory=dict)
+    means: dict[str, str] = attrs.field(factory=dict)
+    unsteady: set[Argument] = attrs.field(factory=set)
+    effort: dict[str, tuple[int, str]] = attrs.field(factory=dict)
+
+    def tied(self, group: str) -> frozenset[str]:
+        """Returns the groups that must keep the same fraction as a group (itself included)."""
+        return next((tie for tie in self.ties if group in tie), frozenset({group}))
+
+    def add_tie(self, groups: frozenset[str]) -> None:
+        """Adds a tie, merging those that overlap."""
+        merged = groups.union(*(tie for tie in self.ties if tie & groups))
+        self.ties = [tie for tie in self.ties if not tie & groups] + [merged]
+
+    def note_effort(self, what: str, replays: int, where: str) -> None:
+        """Adds replays that were made for something."""
+        count, first = self.effort.get(what, (0, where))
+        if replays:
+            self.effort[what] = (count + replays, first)
+
+    def effort_notes(self) -> list[str]:
+        """Tells what the replays were made for, where there were more than a few."""
+        total = sum(count for count, _ in self.effort.values())
+        if total <= FEW_REPLAYS:
+            return []
+        parts = [f"{count} {what} (first: {where})" for what, (count, where) in self.effort.items()]
+        return [f"planning replayed the program {total} times more than once per plan: {', '.join(parts)}"]
+
+
+@attrs.frozen
+class Rehearsed:
+    """A cut that has been proven.
+
+    Attributes:
+        kept: Kept units per group that shrinks.
+        edits: Every attribute that changes.
+        drifts: Numbers in the program that changed with a size.
+    """
+
+    kept: dict[str, tuple[int, ...]]
+    edits: tuple[AttributeEdit, ...]
+    drifts: tuple[Drift, ...]
+
+
+Judge = Callable[[Rehearsed], Sequence[Unmet]]
+"""Tells which constants of a cut the weights can't make up for."""
+
+
+def rehearse(
+    analysis: Analysis,
+    registry: Registry,
+    knowledge: Knowledge,
+    kept: Mapping[str, tuple[int, ...]],
+    reselect: Reselect | None,
+    judge: Judge,
+) -> Rehearsed:
+    """Proves a cut on the shadow, changing it where the program can't express it.
+
+    Args:
+        analysis: The analysed model.
+        registry: Where op rules and layer types are found.
+        knowledge: What is known from earlier rehearsals; what is learnt is added.
+        kept: Kept units per group that shrinks.
+        reselect: Chooses units anew when a group must keep another number; None if the choice is fixed.
+        judge: Tells which constants can't be made up for: the units that they follow stay, too.
+
+    Raises:
+        RehearsalError: The choice is fixed and can't be expressed, or the program isn't the same twice.
+    """
+    return _Ladder(analysis, registry, knowledge, dict(kept), reselect, judge).climb()
+
+
+_WIDTHS = 16
+"""Groups that are tried together as those of one width."""
+
+
+class _Ladder:
+    def __init__(
+        self,
+        analysis: Analysis,
+        registry: Registry,
+        knowledge: Knowledge,
+        kept: dict[str, tuple[int, ...]],
+        reselect: Reselect | None,
+        judge: Judge,
+    ) -> None:
+        self._analysis, self._registry, self._knowledge = analysis, registry, knowledge
+        self._kept, self._reselect, self._judge = kept, reselect, judge
+        self._conceded: dict[tuple[type[nn.Module], int], int] = {}
+        self._apart: set[tuple[type[nn.Module], int]] = set()
+        self._sites = Sites(analysis)
+        self._search = AttributeSearch(analysis, registry, self._sites)
+
+    def climb(self) -> Rehearsed:
+        site = ""  # where the cut had to be changed last
+        while True:
+            self._enlarge()
+            stage = self._stage(self._kept)
+            recipes = dict(self._knowledge.recipes)
+            with self._counted("to prove a cut anew", site) if site else contextlib.nullcontext():
+                mismatch, drifts = replay(stage, recipes)
+            while mismatch is not None and mismatch.values is None:
+                with self._counted("to find attributes that follow sizes", self._site(mismatch)):
+                    improved = self._search.improve(stage, recipes, mismatch)
+                if improved is None:
+                    break
+                recipes, mismatch, drifts = improved
+            if mismatch is not None:
+                site = self._site(mismatch)
+                if not self._is_unsteady(mismatch):
+                    with self._counted("to find what has to keep its size, or to be in step", site):
+                        self._concede(stage, recipes, mismatch)
+                continue
+            self._knowledge.recipes.update(recipes)
+            rehearsed = self._proven(stage, recipes, drifts)
+            site = "a constant that follows a size"
+            with self._counted("to find what it follows", site):
+                unmet = self._has_unmet(stage, recipes, rehearsed)
+            if not unmet:
+                return rehearsed
+
+    @contextlib.contextmanager
+    def _counted(self, what: str, where: str) -> Iterator[None]:
+        """Counts the replays of a block as made for something."""
+        before = self._analysis.shadow.replays
+        try:
+            yield
+        finally:
+            self._knowledge.note_effort(what, self._analysis.shadow.replays - before, where)
+
+    def _site(self, mismatch: Mismatch) -> str:
+        return self._analysis.recordings[mismatch.recording].trace.operations[mismatch.operation].site
+
+    def _enlarge(self) -> None:
+        """Gives units back where fewer than an operation needs would stay: it would have no value."""
+        for recording in self._analysis.recordings:
+            for index, needs in recording.least.items():
+                for needed in needs:
+                    names = [name for layout in needed.layouts for name in layouts.groups_of(layout)]
+                    while not needed.is_met(self._kept):
+                        operation = recording.trace.operations[index]
+                        site = f"{operation.site}: {needed.text}"
+                        cut = [name for name in names if name in self._kept]
+                        if not cut:
+                            break  # not even the whole model has enough
+                        if self._reselect is None:
+                            raise RehearsalError(
+                                "So few units have no value in the program.",
+                                where=site,
+                                why=f"too few units of {', '.join(cut)} would stay",
+                                hint="keep more of them",
+                            )
+                        for tied in self._knowledge.tied(cut[-1]):
+                            if self._kept.pop(tied, None) is not None:
+                                self._knowledge.given_back[tied] = site
+
+    def _stage(self, kept: Kept) -> Stage:
+        return Stage(self._analysis, self._registry, kept, self._knowledge.unsteady)
+
+    def _is_unsteady(self, mismatch: Mismatch) -> bool:
+        """Tells whether a tensor has other values than recorded even if nothing is cut, which is then remembered."""
+        if mismatch.values is None:
+            return False
+        found, _ = self._stage({}).replay({})
+        if found is not None and found.values == mismatch.values:
+            self._knowledge.unsteady.add(mismatch.values)
+        return mismatch.values in self._knowledge.unsteady
+
+    def _has_unmet(self, stage: Stage, recipes: Mapping[Place, Recipe], rehearsed: Rehearsed) -> bool:
+        """Gives units back where a constant follows them that can't be made up for; tells whether there was one.
+
+        Where the constant meets the very units that it follows, and the result depends on their number anyway, it only
+        is one more such use: a hand-written norm's.
+        """
+        for unmet in self._judge(rehearsed):
+            record = self._analysis.recordings[unmet.recording]
+
+            def met(kept: Kept, unmet: Unmet = unmet) -> bool:
+                trial = self._stage(kept)
+                found, drifts = replay(trial, recipes)
+                left = () if found is not None else self._judge(self._proven(trial, recipes, drifts))
+                places = [(other.recording, other.operation) for other in left]
+                return found is None and (unmet.recording, unmet.operation) not in places
+
+            site = f"{unmet.site}: a constant {unmet.why}"
+            found = self._causes(self._names_before(record, unmet.operation), met)
+            if not found:
+                self._refuse_undecided(site)
+            here = self._names_at(record, [unmet.operation])
+            if all(name in here and self._analysis.groups[name].mixes for name in found):
+                continue
+            self._refuse_fixed(site, found)
+            self._give_back(stage, Mismatch(unmet.recording, unmet.operation, site), found, site)
+            return True
+        return False
+
+    def _causes(self, names: Sequence[str], mended: Callable[[Kept], bool]) -> list[str]:
+        """Finds the groups, of some, whose units have to stay so that all is well somewhere."""
+
+        def mends(names: Collection[str]) -> bool:
+            back = set().union(*map(self._knowledge.tied, names))
+            return mended({name: units for name, units in self._kept.items() if name not in back})
+
+        return causes(names, mends) if names else []
+
+    def _proven(self, stage: Stage, recipes: Mapping[Place, Recipe], drifts: list[Drift]) -> Rehearsed:
+        edits = {(edit.module, edit.attribute): edit for edit in stage.layer_edits}
+        for (path, attribute), recipe in recipes.items():
+            value = value_of(recipe, stage.kept)
+            old = normal_size(vars(stage.modules[path])[attribute])
+            if old != value:
+                edits[path, attribute] = AttributeEdit(path, attribute, old, value)
+        return Rehearsed(
+            {name: tuple(units) for name, units in stage.kept.items()}, tuple(edits.values()), tuple(drifts)
+        )
+
+    def _concede(self, stage: Stage, recipes: Mapping[Place, Recipe], mismatch: Mismatch) -> None:
+        record = self._analysis.recordings[mismatch.recording]
+        here = self._names_near(record, mismatch.operation)
+        site = f"{self._site(mismatch)}: {mismatch.why}"
+        if not here:
+            self._refuse_undecided(site)
+        self._refuse_fixed(site, here)
+        if self._tie(recipes, mismatch) or self._tie_widths(stage, recipes, mismatch):
+            return
+
+        def gets_further(kept: Kept) -> bool:
+            return further(replay(self._stage(kept), recipes)[0], mismatch)
+
+        if mismatch.number:  # of any group, the nearest ones first
+            found = self._causes(self._names_before(record, mismatch.operation), gets_further)
+            if not found:
+                self._refuse_undecided(site)
+        else:
+            found = self._causes(here, gets_further) or here[:1]
+        self._give_back(stage, mismatch, found, site)
+
+    def _refuse_undecided(self, site: str) -> NoReturn:
+        raise RehearsalError(
+            "The program doesn't run the same way twice, so no cut of it can be proven.",
+            where=site,
+            hint="make the forward pass deterministic (no random control flow), or pass a forward_fn that is",
+        )
+
+    def _refuse_fixed(self, site: str, groups: Sequence[str]) -> None:
+        if self._reselect is None:
+            raise RehearsalError(
+                "The program can't express this cut.",
+                where=site,
+                why=f"the groups {', '.join(groups)} meet there",
+                hint="prune the whole model with BasePruner, which keeps such sizes in step, or leave these units",
+            )
+
+    def _names_near(self, record: Recording, index: int) -> list[str]:
+        """Names the shrinking groups that an operation (or the nearest one before it) touches, cheapest first."""
+        names = next(self._runs_before(record, index), list(self._kept))
+        groups = self._analysis.groups
+        return sorted(names, key=lambda name: (not groups[name].outer, len(groups[name].members), name))
+
+    def _names_before(self, record: Recording, index: int) -> list[str]:
+        """Names all shrinking groups: those that an operation touches, those of operations before it, the others."""
+        before = [name for names in self._runs_before(record, index) for name in names]
+        return list(dict.fromkeys([*before, *self._kept]))
+
+    def _runs_before(self, record: Recording, index: int) -> Iterator[list[str]]:
+        """Yields the shrinking groups that an operation touches, then those of the operations before it."""
+        for position in range(index, -1, -1):
+            names = [name for name in self._names_at(record, [position]) if name in self._kept]
+            if names:
+                yield names
+
+    def _tie(self, recipes: Mapping[Place, Recipe], mismatch: Mismatch) -> bool:
+        """Looks for two groups whose sizes the program computes from each other.
+
+        The evidence is a replay with both of them smaller by the same fraction that gets further.
+        """
+        record = self._analysis.recordings[mismatch.recording]
+        here = self._choosable(self._names_at(record, [mismatch.operation]))
+        frame = ancestors(record.trace.operations[mismatch.operation].module)[:3]
+        for path in frame:
+            indices = [operation.index for operation in self._sites.operations(mismatch.recording, path)]
+            for group, other in itertools.product(here, self._choosable(self._names_at(record, indices))):
+                pair = self._knowledge.tied(group) | self._knowledge.tied(other)
+                if other in self._knowledge.tied(group) or not pair & self._kept.keys():
+                    continue
+                before = self._kept
+                self._kept = self._in_step(pair, shrinking=True)
+                if self._kept != before:
+                    found, _ = replay(self._stage(self._kept), recipes)
+                    if further(found, mismatch):
+                        self._knowledge.add_tie(pair)
+                        self._search.forget()
+                        self._kept = before
+                        self._kept = self._in_step(pair, shrinking=False)
+                        return True
+                self._kept = before
+        return False
+
+    def _tie_widths(self, stage: Stage, recipes: Mapping[Place, Recipe], mismatch: Mismatch) -> bool:
+        """Looks for groups of one size that the program knows by one attribute (``self.width``), found with them.
+
+        The evidence is a replay with all of them smaller by the same fraction, and with that attribute, that gets
+        further; those without which it does so as well aren't tied.
+        """
+        record = self._analysis.recordings[mismatch.recording]
+        groups = self._analysis.groups
+        here = self._choosable(self._names_at(record, [mismatch.operation]))
+        sizes = {groups[name].size for name in here}
+        for path in ancestors(record.trace.operations[mismatch.operation].module)[:3]:
+            indices = [operation.index for operation in self._sites.operations(mismatch.recording, path)]
+            place = (type(stage.modules[path]), indices.index(mismatch.operation))
+            names = [n for n in self._choosable(self._names_at(record, indices)) if groups[n].size in sizes]
+            widths = frozenset[str]().union(*map(self._knowledge.tied, names))
+            known = any(widths <= tie for tie in self._knowledge.ties) or place in self._apart
+            if known or not 1 < len(widths) <= _WIDTHS:
+                continue
+            if not self._go_in_step(widths, recipes, mismatch):
+                self._apart.add(place)
+                continue
+            for name in names:
+                fewer = widths - self._knowledge.tied(name)
+                new = len(fewer) > 1 and fewer not in self._knowledge.ties
+                if new and self._go_in_step(fewer, recipes, mismatch):
+                    widths = fewer
+            self._knowledge.add_tie(widths)
+            self._kept = self._in_step(widths, shrinking=False)
+            return True
+        return False
+
+    def _go_in_step(self, widths: frozenset[str], recipes: Mapping[Place, Recipe], mismatch: Mismatch) -> bool:
+        """Tells whether a replay with tied groups gets further, with attributes that follow them if need be."""
+        kept = self._in_step(widths, shrinking=True)
+        if kept == self._kept:
+            return False
+        stage = self._stage(kept)
+        found, _ = replay(stage, recipes)
+        while found is not None and found.values is None and not further(found, mismatch):
+            improved = self._search.improve(stage, dict(recipes), found)
+            if improved is None:
+                break
+            recipes, found, _ = improved
+        self._search.forget()
+        return further(found, mismatch)
+
+    def _names_at(self, record: Recording, indices: Iterable[int]) -> list[str]:
+        """Names the groups that some operations touch, in order."""
+        names: dict[str, None] = {}
+        for index in indices:
+            for tensor in tensors_at(record.trace.operations[index]):
+                for layout in record.live.get(tensor, ()):
+                    names.update(dict.fromkeys(layouts.groups_of(layout)))
+        return list(names)
+
+    def _choosable(self, names: Iterable[str]) -> list[str]:
+        """Those groups that may take any size: scored, not outer, not given back."""
+        assert self._reselect is not None
+        groups = self._analysis.groups
+        free = [n for n in names if not groups[n].outer and n not in self._knowledge.given_back]
+        return [name for name in free if name in self._kept or self._reselect(name, groups[name].size) is not None]
+
+    def _in_step(self, tie: frozenset[str], *, shrinking: bool) -> dict[str, tuple[int, ...]]:
+        """Gives tied groups the same fraction, the possible one nearest to what they have together."""
+        assert self._reselect is not None
+        groups = [self._analysis.groups[name] for name in sorted(tie)]
+        fraction = sum(len(self._kept.get(g.name, range(g.size))) for g in groups) / sum(g.size for g in groups)
+        counts = counts_in_step([group.size for group in groups], fraction, shrinking=shrinking)
+        kept = dict(self._kept)
+        for group, count in zip(groups, counts, strict=True):
+            kept.pop(group.name, None)
+            if count < group.size:
+                chosen = self._reselect(group.name, count)
+                if chosen is None or len(chosen) != count:
+                    return self._kept
+                kept[group.name] = chosen
+        return kept
+
+    def _give_back(self, stage: Stage, mismatch: Mismatch, groups: Sequence[str], site: str) -> None:
+        lost = set(groups)
+        record = self._analysis.recordings[mismatch.recording]
+        path = self._frame(stage, record, mismatch)
+        operations = self._sites.operations(mismatch.recording, path)
+        ordinal = next((i for i, op in enumerate(operations) if op.index == mismatch.operation), -1)
+        key = (type(stage.modules[path]), ordinal)
+        self._conceded[key] = self._conceded.get(key, 0) + 1
+        if self._conceded[key] > 1 and path:
+            lost.update(*(self._twin_groups(stage, path, group, mismatch.recording) for group in groups))
+        for name in sorted(lost):
+            for tied in self._knowledge.tied(name):
+                if self._kept.pop(tied, None) is not None:
+                    self._knowledge.given_back[tied] = site
+
+    def _frame(self, stage: Stage, record: Recording, mismatch: Mismatch) -> str:
+        """Finds the innermost module around an operation that is more than a single layer."""
+        paths = ancestors(record.trace.operations[mismatch.operation].module)
+        for path in paths:
+            several = len(self._sites.operations(mismatch.recording, path)) > 1
+            if several and self._registry.layer_type(stage.modules[path]) is None:
+                return path
+        return ""
+
+    def _twin_groups(self, stage: Stage, path: str, group: str, recording: int) -> set[str]:
+        pieces = self._sites.pieces(recording, path)
+        place = next((key for key, piece in pieces if isinstance(piece, Units) and piece.group == group), None)
+        found: set[str] = set()
+        if place is None:
+            return found
+        for twin in self._sites.twins(stage.modules, path, recording):
+            piece = self._sites.piece(recording, twin, place)
+            if isinstance(piece, Units):
+                found.add(piece.group)
+        return found
+
+
+def counts_in_step(sizes: list[int], fraction: float, *, shrinking: bool = False) -> list[int]:
+    """Returns how many units each group keeps so that all keep the same fraction, the possible one nearest to it.
+
+    Args:
+        sizes: Units per group.
+        fraction: The fraction asked for.
+        shrinking: True asks for a fraction below one, if there is one.
+    """
+    steps = math.gcd(*sizes)
+    most = max(1, steps - 1) if shrinking else steps
+    chosen = min(most, max(1, math.floor(fraction * steps + 0.5)))
+    return [size * chosen // steps for size in sizes]

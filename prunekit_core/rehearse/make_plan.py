@@ -1,0 +1,155 @@
+"""Drafts: choices of units made into proven plans, with everything that a plan says."""
+
+from __future__ import annotations
+
+import math
+import sys
+import weakref
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from prunekit_core.algebra import layout as layouts
+from prunekit_core.groups.analysis import Analysis
+from prunekit_core.groups.costs import Compiled, compiled_cost, cost_model
+from prunekit_core.groups.moving_averages import mirrored_edits, mirrored_rescales
+from prunekit_core.modules.edits import GroupCut, ParameterCut, Swap
+from prunekit_core.modules.source_code import Sources, sources_of
+from prunekit_core.modules.surgery import modules_in, other_names
+from prunekit_core.plans.plan import Plan
+from prunekit_core.plans.pricing import Prices
+from prunekit_core.plugins.registry import Registry
+from prunekit_core.record.run_settings import collection_paused
+from prunekit_core.rehearse.comparison import Unmet
+from prunekit_core.rehearse.ladder import Knowledge, Rehearsed, Reselect, rehearse
+from prunekit_core.rehearse.places import ancestors
+from prunekit_core.rehearse.temperatures import Constants, find_rescales
+
+
+class Drafts:
+    """Makes plans for one analysed model by rehearsing on its shadow.
+
+    Args:
+        analysis: The model as analysed.
+        registry: Where rules, layer types and cost models are found.
+
+    Attributes:
+        knowledge: What rehearsals have found out so far.
+    """
+
+    def __init__(self, analysis: Analysis, registry: Registry) -> None:
+        self.analysis, self.registry = analysis, registry
+        self.knowledge = Knowledge()
+        self._compiled: dict[str, Compiled] | None = None
+        self._passed: Sources | None = None
+        self._found: tuple[Rehearsed, Constants] | None = None
+        self._prices: weakref.WeakSet[Prices] = weakref.WeakSet()  # of plans that live longer ask before this goes
+
+    def draft(self, model: nn.Module, kept: Mapping[str, tuple[int, ...]], reselect: Reselect | None = None) -> Plan:
+        """Makes a proven plan from the model as it was at analysis.
+
+        Args:
+            model: The model as it is now; its names of tensors are noted.
+            kept: All kept units per group, as numbered at analysis.
+            reselect: Chooses units anew when the program needs another number; None if the choice is fixed.
+
+        Raises:
+            RehearsalError: The program can't express the cut.
+        """
+        with collection_paused():
+            found = rehearse(self.analysis, self.registry, self.knowledge, kept, reselect, self._unmet)
+            return self._proven(model, found)
+
+    def _unmet(self, rehearsed: Rehearsed) -> tuple[Unmet, ...]:
+        return self._constants(rehearsed).unmet
+
+    def _constants(self, rehearsed: Rehearsed) -> Constants:
+        if self._found is None or self._found[0] is not rehearsed:  # asked when it is judged, and for the plan
+            self._found = (rehearsed, find_rescales(self.analysis, self.registry.op_rules, rehearsed))
+        return self._found[1]
+
+    def _proven(self, model: nn.Module, rehearsed: Rehearsed) -> Plan:
+        parameters = self._parameters(model, rehearsed)
+        constants, self._found = self._constants(rehearsed), None
+        cut = rehearsed.kept
+        for site, groups in constants.means.items():
+            self.knowledge.means.update(dict.fromkeys(groups, f"{site}, which makes a mean of a sum"))
+        return Plan(
+            cuts=tuple(GroupCut(g.name, g.size, cut[g.name]) for g in self.analysis.groups.values() if g.name in cut),
+            parameters=parameters,
+            edits=mirrored_edits(self.analysis.copies, self.analysis.shadow.modules, rehearsed.edits),
+            rescales=mirrored_rescales(self.analysis.copies, constants.rescales),
+            swaps=self._swaps(parameters, rehearsed),
+            sources=self._sources(model) if cut else (),
+            notes=(
+                *dict.fromkeys(map(str, constants.unmet)),
+                *(
+                    f"{site} divides a sum by the number of units: a mean over those that are left"
+                    for site in constants.means
+                ),
+            ),
+            costs=self._priced(cut),
+            sizes=self._sizes(),
+        )
+
+    def _sources(self, model: nn.Module) -> Sources:
+        """The code of the modules that units pass through, and of those around them."""
+        if self._passed is None:
+            paths = {
+                operation.module
+                for recording in self.analysis.recordings
+                for operation in recording.trace.operations
+                if any(ref.index in recording.live for ref in (*operation.references(), *operation.outputs))
+            }
+            around = {parent for path in paths for parent in ancestors(path)}
+            self._passed = sources_of(modules_in(model), around)
+        return self._passed
+
+    def _parameters(self, model: nn.Module, rehearsed: Rehearsed) -> tuple[ParameterCut, ...]:
+        aliases, stored = other_names(model), set(model.state_dict(keep_vars=True))
+        return tuple(
+            ParameterCut(name, parameter.shape, parameter.dims, aliases.get(name, ()), name in stored)
+            for name, parameter in self.analysis.parameters.items()
+            if any(group in rehearsed.kept for dim in parameter.dims for group in layouts.groups_of(dim))
+        )
+
+    def _swaps(self, parameters: Sequence[ParameterCut], rehearsed: Rehearsed) -> tuple[Swap, ...]:
+        """The replacements of layers in which something changes."""
+        changed = {cut.parameter.rpartition(".")[0] for cut in parameters} | {edit.module for edit in rehearsed.edits}
+        return tuple(
+            Swap(path, name)
+            for path, name in self.analysis.swaps
+            if any(module == path or module.startswith(path + ".") for module in changed)
+        )
+
+    def _sizes(self) -> dict[str, tuple[int, int]]:
+        return {
+            name: (math.prod(p.shape), -p.itemsize if p.buffer else p.itemsize)
+            for name, p in self.analysis.parameters.items()
+        }
+
+    def _priced(self, kept: Mapping[str, tuple[int, ...]]) -> Prices:
+        prices = Prices(self, kept)
+        self._prices.add(prices)
+        return prices
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
+            for prices in list(self._prices):
+                prices.settle()
+
+    def costs(self, kept: Mapping[str, Sequence[int]]) -> dict[str, tuple[float, float]]:
+        """Returns every previewed cost before a cut, and when only the kept units stay."""
+        sizes = {name: len(units) for name, units in kept.items()}
+        return {name: (cost({}), cost(sizes)) for name, cost in self._compiled_costs().items()}
+
+    def _compiled_costs(self) -> dict[str, Compiled]:
+        """The costs that every preview shows, as functions of group sizes."""
+        if self._compiled is None:
+            table = self.registry.entries("prunekit_budgets")
+            self._compiled = {
+                name: compiled_cost(self.registry, name, self.analysis)
+                for name, entry in table.items()
+                if cost_model(entry.value).previewed
+            }
+        return self._compiled

@@ -1,0 +1,202 @@
+"""Recipes: what the size attributes of modules mean, found by trying which hypothesis gets a replay further."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from prunekit_core.algebra import layout as layouts
+from prunekit_core.algebra.layout import Kept, Layout
+from prunekit_core.groups.analysis import Analysis
+from prunekit_core.modules.edits import is_size
+from prunekit_core.plugins.registry import Registry
+from prunekit_core.rehearse.comparison import Drift, Mismatch
+from prunekit_core.rehearse.places import PieceKey, Sites, ancestors
+from prunekit_core.rehearse.rehearsal import Stage
+
+Recipe = Layout | tuple[Layout | int, ...]
+"""What a size attribute means: the size of a layout, or a tuple of such sizes and constants."""
+
+Place = tuple[str, str]
+"""Where an attribute lives: module path and attribute name."""
+
+
+def value_of(recipe: Recipe, kept: Kept) -> Any:
+    """Returns the value that an attribute has when only the kept units stay."""
+    if isinstance(recipe, tuple):
+        return tuple(part if isinstance(part, int) else layouts.new_size(part, kept) for part in recipe)
+    return layouts.new_size(recipe, kept)
+
+
+def replay(stage: Stage, recipes: Mapping[Place, Recipe]) -> tuple[Mismatch | None, list[Drift]]:
+    """Replays a cut with some attributes as their recipes say."""
+    edits = {}
+    for (path, attribute), recipe in recipes.items():
+        value, old = value_of(recipe, stage.kept), vars(stage.modules[path])[attribute]
+        edits[path, attribute] = value if isinstance(value, int) else type(old)(value)
+    return stage.replay(edits)
+
+
+def further(found: Mismatch | None, than: Mismatch | None) -> bool:
+    """Tells whether a replay got further than another one."""
+    if than is None:
+        return False
+    return found is None or found.progress > than.progress
+
+
+Found = tuple[dict[Place, Recipe], Mismatch | None, list[Drift]]
+"""All recipes, and what the replay with them found."""
+
+_Option = tuple[Place, tuple[PieceKey, ...], Recipe]
+"""A hypothesis: an attribute, where the pieces of its recipe show in the module, and the recipe."""
+
+_Failure = tuple[type[nn.Module], int, str, tuple[PieceKey, ...]]
+"""A hypothesis that didn't help: class, operation within the module, attribute, pieces."""
+
+
+class _Trials:
+    """Replays of one stage with changes on top of what is known; none is made twice."""
+
+    def __init__(self, stage: Stage, recipes: Mapping[Place, Recipe], mismatch: Mismatch) -> None:
+        self.stage, self.mismatch, self._recipes = stage, mismatch, recipes
+        self._known: dict[frozenset[tuple[Place, Recipe]], Found] = {}
+
+    def of(self, changes: Iterable[Mapping[Place, Recipe]]) -> Found:
+        made = {place: recipe for change in changes for place, recipe in change.items()}
+        key = frozenset(made.items())
+        if key not in self._known:
+            recipes = {**self._recipes, **made}
+            self._known[key] = (recipes, *replay(self.stage, recipes))
+        return self._known[key]
+
+
+class AttributeSearch:
+    """Finds attributes that have to change with a cut.
+
+    What didn't help at an operation of a module isn't tried at the same operation of another module of its class.
+
+    Args:
+        analysis: The analysed model.
+        registry: Where layer types are found; their attributes are stated, not searched.
+        sites: Where layouts show.
+    """
+
+    def __init__(self, analysis: Analysis, registry: Registry, sites: Sites) -> None:
+        self._analysis, self._registry, self._sites = analysis, registry, sites
+        self._failed: set[_Failure] = set()
+
+    def forget(self) -> None:
+        """Forgets what didn't help: sizes are in step now that weren't."""
+        self._failed.clear()
+
+    def improve(self, stage: Stage, recipes: dict[Place, Recipe], mismatch: Mismatch) -> Found | None:
+        """Looks for attributes whose change gets the replay further than its first mismatch, near to it first.
+
+        Returns:
+            All recipes with the new ones, and what the replay with them found; None when nothing helps.
+        """
+        record = self._analysis.recordings[mismatch.recording]
+        for path in ancestors(record.trace.operations[mismatch.operation].module):
+            options = {
+                self._failure(stage, mismatch, option): option
+                for option in self._options(stage, path, recipes, mismatch.recording)
+            }
+            left = [option for failure, option in options.items() if failure not in self._failed]
+            if not left:
+                continue
+            trials = _Trials(stage, recipes, mismatch)
+            found = self._together(trials, left) or self._one_by_one(trials, left)
+            if found is not None:
+                return found
+            self._failed.update(options)
+        return None
+
+    def _failure(self, stage: Stage, mismatch: Mismatch, option: _Option) -> _Failure:
+        (path, attribute), keys, _ = option
+        inside = self._sites.operations(mismatch.recording, path)
+        ordinal = next((i for i, operation in enumerate(inside) if operation.index == mismatch.operation), -1)
+        return type(stage.modules[path]), ordinal, attribute, keys
+
+    def _together(self, trials: _Trials, options: Sequence[_Option]) -> Found | None:
+        """Tries the first hypothesis of every attribute at once, then leaves out what isn't needed, by halves."""
+        changes: dict[Place, dict[Place, Recipe]] = {}
+        for place, key, recipe in options:
+            if place not in changes:
+                changes[place] = {place: recipe} | self._siblings(trials, place, key, recipe)
+        found = trials.of(changes.values())
+        if not further(found[1], trials.mismatch):
+            return None
+        chunk = len(changes) // 2
+        while chunk:
+            places = list(changes)
+            for start in range(0, len(places), chunk):
+                fewer = {place: changes[place] for place in changes if place not in places[start : start + chunk]}
+                if fewer:
+                    trial = trials.of(fewer.values())
+                    if not further(found[1], trial[1]):
+                        found, changes = trial, fewer
+            chunk //= 2
+        return found
+
+    def _one_by_one(self, trials: _Trials, options: Sequence[_Option]) -> Found | None:
+        """Tries every hypothesis by itself, with the module's siblings and without; the one that gets furthest."""
+        best: Found | None = None
+        for place, key, recipe in options:
+            alone = {place: recipe}
+            for change in (alone | self._siblings(trials, place, key, recipe), alone):
+                found = trials.of([change])
+                if further(found[1], trials.mismatch):
+                    if best is None or further(found[1], best[1]):
+                        best = found
+                    break
+        return best
+
+    def _options(self, stage: Stage, path: str, recipes: Mapping[Place, Recipe], recording: int) -> list[_Option]:
+        """Lists hypotheses: attributes of a module whose value is the old size of something that shrinks there."""
+        module = stage.modules[path]
+        if self._registry.layer_type(module) is not None and any(True for _ in module.parameters(recurse=False)):
+            return []
+        by_size: dict[int, dict[int, PieceKey]] = {}
+        pieces = dict(self._sites.pieces(recording, path))
+        for key, piece in pieces.items():
+            new = layouts.new_size(piece, stage.kept)
+            if new != piece.size:
+                by_size.setdefault(piece.size, {}).setdefault(new, key)
+        found: list[_Option] = []
+        for attribute, value in sorted(vars(module).items()):
+            place = (path, attribute)
+            if place in recipes or not is_size(value):
+                continue
+            if isinstance(value, int):
+                found.extend((place, (key,), pieces[key]) for key in by_size.get(value, {}).values())
+            elif any(item in by_size for item in value):
+                keys = tuple(next(iter(by_size[item].values())) for item in value if item in by_size)
+                recipe = tuple(pieces[next(iter(by_size[i].values()))] if i in by_size else i for i in value)
+                found.append((place, keys, recipe))
+        return found
+
+    def _siblings(
+        self, trials: _Trials, place: Place, keys: tuple[PieceKey, ...], recipe: Recipe
+    ) -> dict[Place, Recipe]:
+        """Finds the same attribute with the same meaning in all modules of the same class and structure."""
+        (path, attribute), stage, recording = place, trials.stage, trials.mismatch.recording
+        found: dict[Place, Recipe] = {}
+        for twin in self._sites.twins(stage.modules, path, recording):
+            pieces = [self._sites.piece(recording, twin, key) for key in keys]
+            known = [piece for piece in pieces if piece is not None]
+            if len(known) < len(keys):
+                continue
+            theirs = vars(stage.modules[twin]).get(attribute)
+            if isinstance(theirs, int):
+                if not isinstance(recipe, tuple) and known[0].size == theirs:
+                    found[twin, attribute] = known[0]
+            elif isinstance(recipe, tuple) and theirs is not None and is_size(theirs) and len(theirs) == len(recipe):
+                rest = iter(known)
+                made = tuple(
+                    item if isinstance(part, int) else next(rest) for part, item in zip(recipe, theirs, strict=True)
+                )
+                if tuple(part if isinstance(part, int) else part.size for part in made) == tuple(theirs):
+                    found[twin, attribute] = made
+        return found

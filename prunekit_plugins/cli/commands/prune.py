@@ -1,0 +1,266 @@
+"""``prunekit prune``: a model in, a smaller one in a file out."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import attrs
+import typer
+
+from prunekit_core import (
+    ArgumentError,
+    Batches,
+    ExactCheck,
+    PrunekitError,
+    PruneResult,
+    Registry,
+    check_exact,
+    save,
+    write_text,
+)
+from prunekit_core import prune as prune_model
+from prunekit_plugins.budgets import watched
+from prunekit_plugins.cli import options
+from prunekit_plugins.cli.arguments import check_writable, read_inputs, read_targets
+from prunekit_plugins.cli.calibrating import Data, counted
+from prunekit_plugins.cli.commands.apply import convert, source_of
+from prunekit_plugins.cli.listing import report_data, show_compensation, show_report
+from prunekit_plugins.cli.models import Subject, build
+from prunekit_plugins.cli.output import Output, Table, cost_data, cost_rows
+from prunekit_plugins.cli.recipe import Recipe
+from prunekit_plugins.cli.repeating import finish, start
+from prunekit_plugins.reports import report_data as details
+from prunekit_plugins.reports import write_report
+from prunekit_plugins.reports.files import check_report_path
+
+NONE = "none"
+
+
+class NotExactError(PrunekitError, RuntimeError):
+    """The pruned model doesn't compute what the original with the removed units zeroed computes."""
+
+
+def prune(
+    context: typer.Context,
+    model: options.OptionalModel = None,
+    inputs: options.Inputs = None,
+    ratio: Annotated[
+        float | None, typer.Option(help="Fraction of the units to remove; 0.5 without --target.", show_default=False)
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COST=VALUE", help="What should be left: macs=0.5, params=0.4. Repeatable.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the smaller model goes (safetensors).", show_default=False)
+    ] = None,
+    plan: Annotated[Path | None, typer.Option(help="Where the plan goes (JSON).", show_default=False)] = None,
+    report: options.Report = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights to start from (safetensors).", show_default=False)
+    ] = None,
+    importance: Annotated[
+        str | None, typer.Option(help="The criterion that ranks the units; magnitude by default.", show_default=False)
+    ] = None,
+    global_pruning: Annotated[
+        bool | None, typer.Option("--global/--local", help="Rank all units of the model together.", show_default=False)
+    ] = None,
+    round_to: Annotated[int | None, typer.Option(help="Keep sizes at multiples of this.", show_default=False)] = None,
+    align: Annotated[
+        str | None, typer.Option(help="auto: the multiple that suits this device and dtype.", show_default=False)
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYER", help="Leave the outputs of a layer alone. Repeatable.", show_default=False),
+    ] = None,
+    allocation: options.Allocation = None,
+    calibration: options.Calibration = None,
+    batch_size: options.BatchSize = None,
+    batches: options.MaxBatches = None,
+    compensation: options.Compensation = None,
+    stages: options.Stages = None,
+    reestimate_batchnorm: options.BatchNorm = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="Repeat what --save-recipe wrote; what else is typed wins.", show_default=False),
+    ] = None,
+    save_recipe: Annotated[
+        Path | None, typer.Option(help="Where a recipe goes that repeats this (TOML).", show_default=False)
+    ] = None,
+    on_disk: Annotated[
+        bool,
+        typer.Option("--on-disk", help="Never load the model: score and prune its files, one tensor at a time."),
+    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Fail unless the result is exactly right.")] = False,
+    block: options.Block = None,
+    config: options.Config = None,
+    everything: options.All = False,
+    as_json: options.Json = False,
+) -> None:
+    """Prune a model and write the smaller one to a file, which prunekit_core.load reads."""
+    known, registry = start(context, model, recipe, block, config)
+    model, weights = known.model, weights or known.checked_weights()
+    specs, targets = read_inputs(inputs or known.input), read_targets(target or ())
+    if ratio is not None and targets:
+        raise ArgumentError("Give --ratio or --target, not both.")
+    if on_disk and (check or recipe is not None or save_recipe is not None):
+        raise ArgumentError("--on-disk goes neither with --check nor with recipes.")
+    data = _data_of(known, calibration, batch_size, batches, (compensation, stages, reestimate_batchnorm))
+    source = source_of(model, weights) if on_disk else None
+    _check_files(out, plan, report, save_recipe, folder=on_disk)
+    output = Output(as_json)
+    if importance is not None:
+        registry.named("prunekit_importance", importance)
+    for name in compensation or ():
+        if name != NONE:
+            registry.named("prunekit_compensators", name)
+    settings = registry.options(
+        ratio=ratio,
+        target=targets,
+        importance=importance,
+        global_pruning=global_pruning,
+        round_to=round_to,
+        align=align,
+        allocation=allocation,
+        compensation=[name for name in compensation if name != NONE] if compensation else None,
+        stages=stages,
+        reestimate_batchnorm=reestimate_batchnorm,
+        ignored_layers=[*registry.config.options.get("ignored_layers", ()), *ignore] if ignore else None,
+    )
+    with output.working(f"building {model}"):
+        if source is not None:
+            settings["weights"] = source
+        subject = build(model, specs, None if on_disk else weights, known.seed, empty=on_disk, runs=data is not None)
+    read = None if data is None else data.batches(subject.keyword)
+    original = copy.deepcopy(subject.model) if check else None
+    with _pruning(output, model, settings.get("target") or {}, read) as read:
+        result = prune_model(subject.model, subject.inputs, calibration=read, verify="always", **settings)
+    result = attrs.evolve(result, protocol=attrs.evolve(result.protocol, source=model, seed=known.seed))
+    found = None if original is None else _checked(original, subject, result, registry)
+    if source is not None and out is not None:
+        convert(output, source, out, result.plan, result.protocol, repaired=result.repaired)
+    _write(subject, result, None if on_disk else out, plan)
+    if report is not None:
+        write_report(details(result, title=str(subject)), report)
+    _show(output, subject, result, found, out, everything)
+    if report is not None:
+        output.line(f"report: {report}", good=True)
+    finish(output, known, subject, settings, save_recipe, weights, data)
+    output.result({**_data(subject, result, found, out, plan), "report": None if report is None else str(report)})
+
+
+def _data_of(
+    known: Recipe, typed: str | None, batch_size: int | None, limit: int | None, switches: Sequence[object]
+) -> Data | None:
+    """The calibration data: those that were typed, or those of the recipe."""
+    if typed is not None:
+        data = Data(typed, batch_size, limit)
+    elif known.calibration:
+        data = Data(known.checked_calibration(), batch_size or known.batch_size, limit or known.batches)
+    elif any(value is not None for value in (batch_size, limit, *switches)):
+        raise ArgumentError("Compensation, stages and batches need --calibration.")
+    else:
+        return None
+    data.check()
+    return data
+
+
+@contextlib.contextmanager
+def _pruning(
+    output: Output, model: str, target: Mapping[str, Any], batches: Batches | None
+) -> Iterator[Batches | None]:
+    """Shows that a model is being pruned; with calibration data how many batches of a pass over them were read, with a
+    target on latency how many operations have been measured."""
+    with contextlib.ExitStack() as stack:
+        if "latency" in target:
+            stack.enter_context(watched(stack.enter_context(output.tracked("measuring operations"))))
+        elif batches is None:
+            stack.enter_context(output.working(f"pruning {model}"))
+        if batches is not None:
+            batches = counted(batches, stack.enter_context(output.tracked("reading calibration data")))
+        yield batches
+
+
+def _check_files(
+    out: Path | None, plan: Path | None, report: Path | None, recipe: Path | None, *, folder: bool
+) -> None:
+    if report is not None:
+        check_report_path(report)
+    for path, option in ((out, "--out"), (plan, "--plan"), (report, "--report"), (recipe, "--save-recipe")):
+        if path is not None:
+            check_writable(path, option, folder=folder and option == "--out")
+
+
+def _write(subject: Subject, result: PruneResult, out: Path | None, plan: Path | None) -> None:
+    if out is not None:
+        save(subject.model, out, plan=result.plan, protocol=result.protocol)
+    if plan is not None:
+        write_text(plan, result.plan.to_json())
+
+
+def _checked(original: Any, subject: Subject, result: PruneResult, registry: Registry) -> ExactCheck:
+    """Checks the cut; weights that were repaired afterwards are others on purpose."""
+    pruned = subject.model
+    if result.compensation is not None:
+        pruned = result.plan.apply(copy.deepcopy(original), registry=registry)
+    found = check_exact(original, pruned, result.plan, subject.inputs, registry=registry)
+    if not found:
+        raise NotExactError("The pruned model is not exact; nothing was written.", where=subject.name, why=str(found))
+    return found
+
+
+def _show(
+    output: Output, subject: Subject, result: PruneResult, check: ExactCheck | None, out: Path | None, everything: bool
+) -> None:
+    costs = {"params": (result.preview.params_before, result.preview.params_after), **result.preview.costs}
+    rows = cost_rows(costs)
+    output.table(Table(str(subject), ("cost", ">before", ">after", ">left"), rows))
+    show_report(output, result.report, everything)
+    output.line(str(result.verification), good=result.verification.check is not None)
+    if result.compensation is not None:
+        show_compensation(output, result.compensation)
+    if check is not None:
+        what = "" if result.compensation is None else "before compensation, "
+        output.line(f"checked {what}against the original with the removed units zeroed: {check}", good=True)
+    if out is None:
+        output.line("nothing was written: --out FILE keeps the smaller model")
+    elif not subject.on_disk:
+        output.line(f"written: {out} ({out.stat().st_size:,} bytes)", good=True)
+
+
+def _data(
+    subject: Subject, result: PruneResult, check: ExactCheck | None, out: Path | None, plan: Path | None
+) -> dict[str, Any]:
+    preview = result.preview
+    return {
+        "model": subject.name,
+        "inputs": [str(spec) for spec in subject.specs],
+        "params": {"before": preview.params_before, "after": preview.params_after},
+        "bytes": {"before": preview.bytes_before, "after": preview.bytes_after},
+        "costs": cost_data(preview.costs),
+        "layers": {name: {"before": list(a), "after": list(b)} for name, (a, b) in result.layers.items()},
+        **report_data(result.report),
+        "compensation": None if result.compensation is None else attrs.asdict(result.compensation),
+        "check": None
+        if check is None
+        else {
+            "exact": check.exact,
+            "error": check.error,
+            "tolerance": check.tolerance,
+            "inexact_groups": list(check.inexact),
+        },
+        "verification": {
+            "error": None if result.verification.check is None else result.verification.check.error,
+            "why": result.verification.why,
+        },
+        "protocol": json.loads(result.protocol.to_json()),
+        "out": None if out is None else str(out),
+        "plan": None if plan is None else str(plan),
+    }
