@@ -26,8 +26,8 @@ import torch
 from llama import Llama, Sizes
 from memory import peak_memory
 
-import prunekit_core as pk
-from prunekit_core.checkpoints.tensorfile import Stored, write_tensors
+import prunekit as pk
+from prunekit_plugins.checkpoints.tensorfile import Stored, write_tensors
 
 
 def model_of(gigabytes: float) -> Llama:

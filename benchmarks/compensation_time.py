@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torchvision.models import vit_b_16
 
-import prunekit_core as pk
+import prunekit as pk
 
 Where = tuple[str, int, str]
 """File, line and name of a function."""

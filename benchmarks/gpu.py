@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torchvision.models import get_model
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.measure import timed
 
 NAMES = ("resnet50", "mobilenet_v2", "densenet121", "vit_b_16", "swin_t", "convnext_base", "wide_resnet101_2")

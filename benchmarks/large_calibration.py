@@ -28,7 +28,7 @@ import torch
 from llama import Llama, Rotary, Sizes
 from memory import peak_memory
 
-import prunekit_core as pk
+import prunekit as pk
 
 SHARD = "200MB"
 

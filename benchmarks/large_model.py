@@ -22,7 +22,7 @@ import torch
 from llama import SEVENTY_BILLION, Llama
 from memory import peak_memory
 
-import prunekit_core as pk
+import prunekit as pk
 
 
 def work(layers: int) -> None:

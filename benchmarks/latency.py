@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torchvision.models import get_model
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.measure import count_macs, side_by_side, threads
 
 

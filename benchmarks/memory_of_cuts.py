@@ -18,7 +18,7 @@ import torch
 import torchvision
 from worker import extra_memory
 
-import prunekit_core as pk
+import prunekit as pk
 
 LARGEST = 700e6
 

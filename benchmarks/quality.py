@@ -33,7 +33,7 @@ import quality_tasks as tasks
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.importance import CalibratedImportance
 
 TARGETS = (0.75, 0.5, 0.35, 0.25)

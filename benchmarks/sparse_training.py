@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prunekit_core import BasePruner
+from prunekit import BasePruner
 from prunekit_plugins.cli.commands.demo import data, networks, training
 from prunekit_plugins.pruners import BNScalePruner, GroupNormPruner, GrowingRegPruner
 from prunekit_plugins.regularizers import GroupLassoRegularizer, GroupMembers

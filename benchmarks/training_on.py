@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prunekit_core import BasePruner
+from prunekit import BasePruner
 from prunekit_plugins.cli.commands.demo import data, networks
 
 BATCH = 64

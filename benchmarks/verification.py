@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 
 RUNS = 5
 

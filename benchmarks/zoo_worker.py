@@ -23,7 +23,7 @@ import torch
 import zoo_models
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_core.program.outputs import output_tensors
 from prunekit_core.record.recorder import check_recordable
 from prunekit_core.rehearse import rehearsal

@@ -1,268 +1,191 @@
 """prunekit's core: any PyTorch model in, a proven smaller model out.
 
-Importing it loads no plugin and changes nothing; plugins are loaded when the first registry is made.
+This is the door for those who embed the core; users have `prunekit`, authors of plugins `prunekit.plugin`. Importing it
+loads neither torch nor a plugin, and changes nothing.
 """
 
-from prunekit_core.algebra.axes import (
-    Axis,
-    AxisMismatchError,
-    Reason,
-    concat,
-    cut,
-    is_pinned,
-    pin,
-    product,
-    regroup,
-    resolve,
-    split,
-    tie,
-)
-from prunekit_core.algebra.layout import Concat, Fixed, Kept, Layout, Product, Sizer, Units, groups_of, new_size, prefix
-from prunekit_core.algebra.polynomial import (
-    Number,
-    Polynomial,
-    Sizes,
-    SymbolicSizer,
-    as_polynomial,
-    compile_polynomials,
-    multiplied,
-    size_of,
-)
-from prunekit_core.budgets.allocation import Solver
-from prunekit_core.budgets.curves import Curve, Sensitivity
-from prunekit_core.budgets.families import Family, RatioFamily
-from prunekit_core.budgets.knapsack import Choice, Problem
-from prunekit_core.budgets.measuring import sensitivity
-from prunekit_core.budgets.targets import Budget, plan_to_target
-from prunekit_core.calibration.batches import Batches
-from prunekit_core.calibration.calibrate import calibrate
-from prunekit_core.calibration.demand import DemandingCriterion, FrugalCriterion, StatisticalCriterion
-from prunekit_core.calibration.moments import Moments
-from prunekit_core.calibration.statistics import SiteStatistics, Statistics
-from prunekit_core.check.exactness import ExactCheck, check_exact
-from prunekit_core.checkpoints.checkpoint import load, read_plan, read_protocol, save
-from prunekit_core.checkpoints.conversion import prune_checkpoint
-from prunekit_core.checkpoints.provenance import Protocol
-from prunekit_core.choose.alignment import Alignment, auto_alignment
-from prunekit_core.choose.candidates import Limits, Scope
-from prunekit_core.choose.chooser import Chooser, Counts, Tie
-from prunekit_core.choose.criterion import AdditiveCriterion
-from prunekit_core.choose.pruner import BasePruner
-from prunekit_core.choose.schedule import linear_scheduler
-from prunekit_core.compensation.compensate import Compensation, compensate
-from prunekit_core.compensation.layer_fit import LayerFit
-from prunekit_core.compensation.repair import LayerRepair, Repair
-from prunekit_core.errors import (
-    ArgumentError,
-    BusyModelError,
-    CheckpointError,
-    KeywordError,
-    NothingToPruneError,
-    PlanError,
-    PluginError,
-    PrunekitError,
-    RecordingError,
-    RehearsalError,
-    StorageError,
-    UnitsError,
-    UnsupportedModelError,
-    VerificationError,
-    nearest,
-)
-from prunekit_core.files import write_text
-from prunekit_core.graph.channels import check_indices
-from prunekit_core.graph.constants import absorb_constants
-from prunekit_core.graph.graph import DependencyGraph
-from prunekit_core.graph.group import Dependency, Group, MemberView
-from prunekit_core.graph.history import Removal
-from prunekit_core.groups.analysis import Analysis
-from prunekit_core.groups.costs import Compiled, CostModel, compile_sum, group_sizes
-from prunekit_core.groups.recording import Recording
-from prunekit_core.groups.report import Explanation, Report
-from prunekit_core.groups.unit_group import Member, UnitGroup
-from prunekit_core.groups.zeros import Operands
-from prunekit_core.modules.sharding import is_sharded, whole_tensor
-from prunekit_core.modules.surgery import named_tensors, select_positions, shrink_layer, shrink_tensor
-from prunekit_core.plans.plan import Plan, Preview
-from prunekit_core.plugins.config import Config
-from prunekit_core.plugins.custom_layers import CustomizedPruner
-from prunekit_core.plugins.hookspecs import hookimpl
-from prunekit_core.plugins.layers import LayerType, Replacement, Resizing
-from prunekit_core.plugins.opaque import Opaque
-from prunekit_core.plugins.registry import HOOKS, Entry, Plugin, Registry, RuleOrigin, default_registry
-from prunekit_core.program.calls import operation_name
-from prunekit_core.program.examples import Example
-from prunekit_core.program.linear_forms import Addition, Centring, Reading, Site, adds, centres, reads
-from prunekit_core.program.rules import (
-    ELEMENTWISE,
-    Kind,
-    OpCall,
-    Role,
-    Rule,
-    TensorArgument,
-    Verb,
-    numbers_along,
-    output_like,
-    scales,
-    sized_by,
-    zero_where,
-)
-from prunekit_core.program.scaling import Scaling
-from prunekit_core.program.trace import Operation, TensorRef, Trace
-from prunekit_core.prune.prune import PruneResult, prune
+from __future__ import annotations
 
-__all__ = [
-    "ELEMENTWISE",
-    "HOOKS",
-    "Addition",
-    "AdditiveCriterion",
-    "Alignment",
-    "Analysis",
-    "ArgumentError",
-    "Axis",
-    "AxisMismatchError",
-    "BasePruner",
-    "Batches",
-    "Budget",
-    "BusyModelError",
-    "Centring",
-    "CheckpointError",
-    "Choice",
-    "Chooser",
-    "Compensation",
-    "Compiled",
-    "Concat",
-    "Config",
-    "CostModel",
-    "Counts",
-    "Curve",
-    "CustomizedPruner",
-    "DemandingCriterion",
-    "Dependency",
-    "DependencyGraph",
-    "Entry",
-    "ExactCheck",
-    "Example",
-    "Explanation",
-    "Family",
-    "Fixed",
-    "FrugalCriterion",
-    "Group",
-    "Kept",
-    "KeywordError",
-    "Kind",
-    "LayerFit",
-    "LayerRepair",
-    "LayerType",
-    "Layout",
-    "Limits",
-    "Member",
-    "MemberView",
-    "Moments",
-    "NothingToPruneError",
-    "Number",
-    "OpCall",
-    "Opaque",
-    "Operands",
-    "Operation",
-    "Plan",
-    "PlanError",
-    "Plugin",
-    "PluginError",
-    "Polynomial",
-    "Preview",
-    "Problem",
-    "Product",
-    "Protocol",
-    "PruneResult",
-    "PrunekitError",
-    "RatioFamily",
-    "Reading",
-    "Reason",
-    "Recording",
-    "RecordingError",
-    "Registry",
-    "RehearsalError",
-    "Removal",
-    "Repair",
-    "Replacement",
-    "Report",
-    "Resizing",
-    "Role",
-    "Rule",
-    "RuleOrigin",
-    "Scaling",
-    "Scope",
-    "Sensitivity",
-    "Site",
-    "SiteStatistics",
-    "Sizer",
-    "Sizes",
-    "Solver",
-    "StatisticalCriterion",
-    "Statistics",
-    "StorageError",
-    "SymbolicSizer",
-    "TensorArgument",
-    "TensorRef",
-    "Tie",
-    "Trace",
-    "UnitGroup",
-    "Units",
-    "UnitsError",
-    "UnsupportedModelError",
-    "Verb",
-    "VerificationError",
-    "absorb_constants",
-    "adds",
-    "as_polynomial",
-    "auto_alignment",
-    "calibrate",
-    "centres",
-    "check_exact",
-    "check_indices",
-    "compensate",
-    "compile_polynomials",
-    "compile_sum",
-    "concat",
-    "cut",
-    "default_registry",
-    "group_sizes",
-    "groups_of",
-    "hookimpl",
-    "is_pinned",
-    "is_sharded",
-    "linear_scheduler",
-    "load",
-    "multiplied",
-    "named_tensors",
-    "nearest",
-    "new_size",
-    "numbers_along",
-    "operation_name",
-    "output_like",
-    "pin",
-    "plan_to_target",
-    "prefix",
-    "product",
-    "prune",
-    "prune_checkpoint",
-    "read_plan",
-    "read_protocol",
-    "reads",
-    "regroup",
-    "resolve",
-    "save",
-    "scales",
-    "select_positions",
-    "sensitivity",
-    "shrink_layer",
-    "shrink_tensor",
-    "size_of",
-    "sized_by",
-    "split",
-    "tie",
-    "whole_tensor",
-    "write_text",
-    "zero_where",
-]
+from typing import TYPE_CHECKING
+
+from prunekit_core.door import open_door
+
+if TYPE_CHECKING:
+    from prunekit_core.algebra.axes import (
+        Axis as Axis,
+        AxisMismatchError as AxisMismatchError,
+        Reason as Reason,
+        concat as concat,
+        cut as cut,
+        is_pinned as is_pinned,
+        pin as pin,
+        product as product,
+        regroup as regroup,
+        resolve as resolve,
+        split as split,
+        tie as tie,
+    )
+    from prunekit_core.algebra.layout import (
+        Concat as Concat,
+        Fixed as Fixed,
+        Kept as Kept,
+        Layout as Layout,
+        Product as Product,
+        Sizer as Sizer,
+        Units as Units,
+        groups_of as groups_of,
+        new_size as new_size,
+        prefix as prefix,
+    )
+    from prunekit_core.algebra.polynomial import (
+        Number as Number,
+        Polynomial as Polynomial,
+        Sizes as Sizes,
+        SymbolicSizer as SymbolicSizer,
+        as_polynomial as as_polynomial,
+        compile_polynomials as compile_polynomials,
+        multiplied as multiplied,
+        size_of as size_of,
+    )
+    from prunekit_core.check.exactness import ExactCheck as ExactCheck, check_exact as check_exact
+    from prunekit_core.choose.alignment import Alignment as Alignment, auto_alignment as auto_alignment
+    from prunekit_core.choose.candidates import Limits as Limits, Scope as Scope
+    from prunekit_core.choose.chooser import Chooser as Chooser, Counts as Counts, Tie as Tie
+    from prunekit_core.choose.criterion import AdditiveCriterion as AdditiveCriterion
+    from prunekit_core.choose.pruner import BasePruner as BasePruner
+    from prunekit_core.choose.schedule import linear_scheduler as linear_scheduler
+    from prunekit_core.errors import (
+        ArgumentError as ArgumentError,
+        BusyModelError as BusyModelError,
+        CheckpointError as CheckpointError,
+        KeywordError as KeywordError,
+        NothingToPruneError as NothingToPruneError,
+        PlanError as PlanError,
+        PluginError as PluginError,
+        PrunekitError as PrunekitError,
+        RecordingError as RecordingError,
+        RehearsalError as RehearsalError,
+        StorageError as StorageError,
+        UnitsError as UnitsError,
+        UnsupportedModelError as UnsupportedModelError,
+        VerificationError as VerificationError,
+        nearest as nearest,
+    )
+    from prunekit_core.files import write_text as write_text
+    from prunekit_core.graph.channels import check_indices as check_indices
+    from prunekit_core.graph.constants import absorb_constants as absorb_constants
+    from prunekit_core.graph.graph import DependencyGraph as DependencyGraph
+    from prunekit_core.graph.group import Dependency as Dependency, Group as Group, MemberView as MemberView
+    from prunekit_core.graph.history import Removal as Removal
+    from prunekit_core.groups.analysis import Analysis as Analysis
+    from prunekit_core.groups.costs import (
+        Compiled as Compiled,
+        CostModel as CostModel,
+        compile_sum as compile_sum,
+        group_sizes as group_sizes,
+    )
+    from prunekit_core.groups.recording import Recording as Recording
+    from prunekit_core.groups.report import Explanation as Explanation, Report as Report
+    from prunekit_core.groups.unit_group import Member as Member, UnitGroup as UnitGroup
+    from prunekit_core.groups.zeros import Operands as Operands
+    from prunekit_core.modules.sharding import is_sharded as is_sharded, whole_tensor as whole_tensor
+    from prunekit_core.modules.surgery import (
+        named_tensors as named_tensors,
+        select_positions as select_positions,
+        shrink_layer as shrink_layer,
+        shrink_tensor as shrink_tensor,
+    )
+    from prunekit_core.plans.plan import Plan as Plan, Preview as Preview
+    from prunekit_core.plugins.config import Config as Config, find_config as find_config
+    from prunekit_core.plugins.custom_layers import CustomizedPruner as CustomizedPruner
+    from prunekit_core.plugins.entries import Entry as Entry, Plugin as Plugin, RuleOrigin as RuleOrigin
+    from prunekit_core.plugins.hookspecs import hookimpl as hookimpl
+    from prunekit_core.plugins.layers import LayerType as LayerType, Replacement as Replacement, Resizing as Resizing
+    from prunekit_core.plugins.opaque import Opaque as Opaque
+    from prunekit_core.plugins.registry import (
+        HOOKS as HOOKS,
+        Registry as Registry,
+        default_registry as default_registry,
+    )
+    from prunekit_core.program.calls import operation_name as operation_name
+    from prunekit_core.program.examples import Example as Example
+    from prunekit_core.program.linear_forms import (
+        Addition as Addition,
+        Centring as Centring,
+        Reading as Reading,
+        Site as Site,
+        adds as adds,
+        centres as centres,
+        reads as reads,
+    )
+    from prunekit_core.program.rules import (
+        ELEMENTWISE as ELEMENTWISE,
+        Kind as Kind,
+        OpCall as OpCall,
+        Role as Role,
+        Rule as Rule,
+        TensorArgument as TensorArgument,
+        Verb as Verb,
+        numbers_along as numbers_along,
+        output_like as output_like,
+        scales as scales,
+        sized_by as sized_by,
+        zero_where as zero_where,
+    )
+    from prunekit_core.program.scaling import Scaling as Scaling
+    from prunekit_core.program.trace import Operation as Operation, TensorRef as TensorRef, Trace as Trace
+
+_HOMES = {
+    "prunekit_core.algebra.axes": (
+        "Axis AxisMismatchError Reason concat cut is_pinned pin product regroup resolve split tie"
+    ),
+    "prunekit_core.algebra.layout": "Concat Fixed Kept Layout Product Sizer Units groups_of new_size prefix",
+    "prunekit_core.algebra.polynomial": (
+        "Number Polynomial Sizes SymbolicSizer as_polynomial compile_polynomials multiplied size_of"
+    ),
+    "prunekit_core.check.exactness": "ExactCheck check_exact",
+    "prunekit_core.choose.alignment": "Alignment auto_alignment",
+    "prunekit_core.choose.candidates": "Limits Scope",
+    "prunekit_core.choose.chooser": "Chooser Counts Tie",
+    "prunekit_core.choose.criterion": "AdditiveCriterion",
+    "prunekit_core.choose.pruner": "BasePruner",
+    "prunekit_core.choose.schedule": "linear_scheduler",
+    "prunekit_core.errors": (
+        "ArgumentError BusyModelError CheckpointError KeywordError NothingToPruneError PlanError PluginError "
+        "PrunekitError RecordingError RehearsalError StorageError UnitsError UnsupportedModelError "
+        "VerificationError nearest"
+    ),
+    "prunekit_core.files": "write_text",
+    "prunekit_core.graph.channels": "check_indices",
+    "prunekit_core.graph.constants": "absorb_constants",
+    "prunekit_core.graph.graph": "DependencyGraph",
+    "prunekit_core.graph.group": "Dependency Group MemberView",
+    "prunekit_core.graph.history": "Removal",
+    "prunekit_core.groups.analysis": "Analysis",
+    "prunekit_core.groups.costs": "Compiled CostModel compile_sum group_sizes",
+    "prunekit_core.groups.recording": "Recording",
+    "prunekit_core.groups.report": "Explanation Report",
+    "prunekit_core.groups.unit_group": "Member UnitGroup",
+    "prunekit_core.groups.zeros": "Operands",
+    "prunekit_core.modules.sharding": "is_sharded whole_tensor",
+    "prunekit_core.modules.surgery": "named_tensors select_positions shrink_layer shrink_tensor",
+    "prunekit_core.plans.plan": "Plan Preview",
+    "prunekit_core.plugins.config": "Config find_config",
+    "prunekit_core.plugins.custom_layers": "CustomizedPruner",
+    "prunekit_core.plugins.entries": "Entry Plugin RuleOrigin",
+    "prunekit_core.plugins.hookspecs": "hookimpl",
+    "prunekit_core.plugins.layers": "LayerType Replacement Resizing",
+    "prunekit_core.plugins.opaque": "Opaque",
+    "prunekit_core.plugins.registry": "HOOKS Registry default_registry",
+    "prunekit_core.program.calls": "operation_name",
+    "prunekit_core.program.examples": "Example",
+    "prunekit_core.program.linear_forms": "Addition Centring Reading Site adds centres reads",
+    "prunekit_core.program.rules": (
+        "ELEMENTWISE Kind OpCall Role Rule TensorArgument Verb numbers_along output_like scales sized_by zero_where"
+    ),
+    "prunekit_core.program.scaling": "Scaling",
+    "prunekit_core.program.trace": "Operation TensorRef Trace",
+}
+"""Where each name comes from: a package is imported when one of its names is asked for."""
+
+__all__, __getattr__, __dir__ = open_door(__name__, _HOMES)

@@ -26,7 +26,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
+from prunekit import plugin
 from prunekit_plugins.cli.entry import main as command_line
 from prunekit_plugins.importance import RandomImportance
 from tests.cli import toys
@@ -191,7 +192,7 @@ ERRORS: Mapping[str, Callable[[], object]] = {
     "wrong units": lambda: _group().prune([8]),
     "a checkpoint that isn't there": lambda: pk.load(_net(), "/nowhere/model.safetensors"),
     "a checkpoint that can't be written": lambda: pk.save(_net(), "/nowhere/model.safetensors"),
-    "a misspelt hook": lambda: pk.Registry(extra={"mine": SimpleNamespace(prunekit_op_rule=pk.hookimpl(_nothing))}),
+    "a misspelt hook": lambda: pk.Registry(extra={"mine": SimpleNamespace(prunekit_op_rule=plugin.hookimpl(_nothing))}),
 }
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_core import errors
 from prunekit_core.algebra import axes
 from tests import replay

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -13,10 +13,25 @@ from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Layout
 from prunekit_core.errors import PlanError
 from prunekit_core.graph.group import MemberView
-from prunekit_core.graph.stored_values import StoredValues
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.modules.surgery import modules_in
 from prunekit_core.plans.plan import Plan
+
+
+class StoredWeights(Protocol):
+    """Values of a model's tensors that lie elsewhere than in the model, such as in files."""
+
+    def __contains__(self, name: str) -> bool:
+        """Tells whether there are values of a tensor, by its canonical dotted name."""
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Returns the dtype that a tensor has there."""
+
+    def names(self, name: str) -> tuple[str, ...]:
+        """Returns the names that a tensor has there."""
+
+    def read(self, name: str, plan: Plan) -> torch.Tensor:
+        """Reads a tensor and cuts it as a plan does; it has memory of its own."""
 
 
 class Standing:
@@ -29,7 +44,7 @@ class Standing:
         stored: Where the values of tensors on the meta device are read from; None for nowhere.
     """
 
-    def __init__(self, analysis: Analysis, model: nn.Module, plan: Plan, stored: StoredValues | None = None) -> None:
+    def __init__(self, analysis: Analysis, model: nn.Module, plan: Plan, stored: StoredWeights | None = None) -> None:
         self.analysis, self.model, self.plan, self.stored = analysis, model, plan, stored
         modules = modules_in(model)
         self._owners = {name: modules.get(name.rpartition(".")[0]) for name in analysis.parameters}

@@ -17,7 +17,6 @@ from prunekit_core.graph.channels import check_indices, flat_layout, not_whole, 
 from prunekit_core.graph.current import Standing
 from prunekit_core.graph.group import Dependency, Group, MemberView
 from prunekit_core.graph.history import Removal, removals, resolve
-from prunekit_core.graph.stored_values import StoredValues
 from prunekit_core.graph.unwrapped import Unwrapped, check_unwrapped, unwrapped_notes
 from prunekit_core.groups.analysis import Analysis, analyse
 from prunekit_core.groups.report import Explanation, Report
@@ -122,12 +121,14 @@ class DependencyGraph:
         """Lets criteria read the values of tensors on the meta device from a checkpoint, one parameter at a time.
 
         Args:
-            path: A safetensors file or a folder, with the weights of the model as it was at analysis.
+            path: A file or a folder with the weights of the model as it was at analysis, in a form that a plugin reads
+                (see `prunekit_weights`): safetensors, for one.
 
         Raises:
+            ArgumentError: The model has values of its own.
             CheckpointError: The checkpoint can't be read, or is for another model.
         """
-        self.standing.stored = StoredValues(path, self.model)
+        self.standing.stored = self.registry.weights(path, self.model)
 
     @property
     def registry(self) -> Registry:

@@ -18,7 +18,8 @@ from prunekit_core.errors import ArgumentError, nearest
 
 OWN_FILE = "prunekit.toml"
 SHARED_FILE = "pyproject.toml"
-ALLOCATIONS = ("uniform", "global", "dp", "greedy", "estimated")
+SEARCHED = ("uniform", "global")
+"""Allocations that no plugin brings: a search for the ratio decides."""
 
 
 @attrs.frozen
@@ -97,7 +98,7 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "global_pruning": _SWITCH,
     "isomorphic": _SWITCH,
     "uniform": _SWITCH,
-    "allocation": ('"uniform", "global", "greedy", "dp" or "estimated"', lambda value: value in ALLOCATIONS),
+    "allocation": ("the name of an allocator", lambda value: isinstance(value, str)),
     "compensation": ("the name of a compensator or a list of them", _is_name_or_list),
     "reestimate_batchnorm": _SWITCH,
     "stages": ("a positive whole number", _is_count),

@@ -1,7 +1,7 @@
 """The hooks of prunekit. Every hook takes no arguments, is called once per registry, and returns a mapping.
 
 A plugin is a module (or object) named by an entry point of group ``prunekit``; it marks its implementations with
-``prunekit_core.hookimpl``. Third-party plugins take precedence over built-in ones; two third-party plugins that claim
+``prunekit.plugin.hookimpl``. Third-party plugins take precedence over built-in ones; two third-party plugins that claim
 the same key are an error. A hook that returns an empty mapping registers nothing. Hooks must not touch models, print,
 or change global state.
 
@@ -12,13 +12,15 @@ The docstrings are the contract, in a fixed order; the page of hooks is made fro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
-import torch
 
-from prunekit_core.plugins.layers import LayerType, Replacement
-from prunekit_core.program.rules import Rule
+if TYPE_CHECKING:  # so that a plugin that brings no more than commands needs no torch to be looked at
+    import torch
+
+    from prunekit_core.plugins.layers import LayerType, Replacement
+    from prunekit_core.program.rules import Rule
 
 hookspec = pluggy.HookspecMarker("prunekit")
 hookimpl = pluggy.HookimplMarker("prunekit")
@@ -225,6 +227,54 @@ def prunekit_replacements() -> Mapping[str, Replacement]:  # type: ignore[empty-
 
     Forbidden:
         A replacement must compute the same numbers around the same parameter objects. Its name must never change.
+    """
+
+
+@hookspec
+def prunekit_allocators() -> Mapping[str, Callable[[Any], Any]]:  # type: ignore[empty-body]
+    """Allocators: how a budget is shared out among the groups.
+
+    Called:
+        Once for each registry, when it is made.
+
+    Returns:
+        Name to a function ``(Problem) -> picked options``: of every choice of the problem, the number of the option
+        that is taken. It is what ``allocation="name"`` stands for.
+
+    Empty:
+        The names of the others remain.
+
+    Precedence:
+        Of the same name, the plugin of the higher rank.
+
+    Forbidden:
+        What is picked must meet the budget; the largest option of a choice need not be free. An allocator must not
+        run or change the model.
+    """
+
+
+@hookspec
+def prunekit_weights() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
+    """Forms of weights on disk, from which models on the meta device are scored.
+
+    Called:
+        Once for each registry, when it is made.
+
+    Returns:
+        Suffix of file names, without the dot, to a function ``(path, model)`` that opens the weights of the unpruned
+        model. What it returns answers for dotted names of parameters and buffers: ``name in weights``;
+        ``weights.dtype(name)``; ``weights.names(name)``, those that the tensor has there; and
+        ``weights.read(name, plan)``, its values after a plan's cuts, on the CPU, in memory of their own.
+
+    Empty:
+        Only the forms of the others can be read.
+
+    Precedence:
+        Of the same suffix, the plugin of the higher rank. A path without a registered suffix, such as a folder, is
+        opened by ``"safetensors"``.
+
+    Forbidden:
+        Nothing in a file may be executed. The model must not be changed.
     """
 
 

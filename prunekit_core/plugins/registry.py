@@ -6,6 +6,7 @@ that the short functions use. Importing this module loads no plugin.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 from collections.abc import Iterable, Mapping
@@ -15,21 +16,21 @@ from typing import Any
 
 import attrs
 import pluggy
-import torch
 from torch import nn
 
 from prunekit_core.errors import ArgumentError, PluginError, nearest
 from prunekit_core.plugins import hookspecs
 from prunekit_core.plugins.blame import describe_error, site_of
-from prunekit_core.plugins.config import Config, find_config, read_config
+from prunekit_core.plugins.config import SEARCHED, Config, find_config, read_config
+from prunekit_core.plugins.entries import BLOCK_VARIABLE, Entry, Plugin, RuleOrigin, check_entry
 from prunekit_core.plugins.layers import LayerType, Replacement
 from prunekit_core.plugins.opaque import Opaque
 from prunekit_core.program.rules import ModuleOp, RuleTable
 
 ENTRY_POINT_GROUP = "prunekit"
 BUILT_IN = "prunekit"
-BLOCK_VARIABLE = "PRUNEKIT_BLOCK"
-"""Environment variable: plugins to leave out of every registry of this run that loads installed plugins."""
+WEIGHTS = "safetensors"
+"""The plugin that opens weights whose path has no suffix that is registered: folders, and indexes of shards."""
 HOOKS = (
     "prunekit_op_rules",
     "prunekit_layer_types",
@@ -40,60 +41,10 @@ HOOKS = (
     "prunekit_budgets",
     "prunekit_compensators",
     "prunekit_replacements",
+    "prunekit_allocators",
+    "prunekit_weights",
     "prunekit_commands",
 )
-
-
-@attrs.frozen
-class Plugin:
-    """A plugin as it was found.
-
-    Attributes:
-        name: ``"distribution:entry point"``, or what ``extra`` called it.
-        distribution: The distribution that brought it; empty for an extra.
-        version: Its version; empty for an extra.
-        rank: Precedence: 0 built in, 1 third party, 2 given as an argument.
-        error: Why it could not be loaded; empty when it was.
-        blocked_by: What blocked it: ``"an argument"``, ``"PRUNEKIT_BLOCK"`` or a file; empty when it wasn't.
-    """
-
-    name: str
-    distribution: str = ""
-    version: str = ""
-    rank: int = 1
-    error: str = ""
-    blocked_by: str = ""
-
-    @property
-    def blocked(self) -> bool:
-        """Whether it was blocked."""
-        return bool(self.blocked_by)
-
-
-@attrs.frozen
-class Entry:
-    """One registered thing: its value, who owns it, and whose entry it overrides."""
-
-    value: Any
-    owner: Plugin
-    overrides: tuple[str, ...] = ()
-
-
-@attrs.frozen
-class RuleOrigin:
-    """Where the rule of an operation comes from.
-
-    Attributes:
-        key: The key that it was found under: a name with overload, a name, or a tag.
-        owner: The plugin that brought it.
-        site: File and line of the rule.
-        overrides: Plugins whose rule for the same key it overrides.
-    """
-
-    key: str | torch.Tag
-    owner: Plugin
-    site: str
-    overrides: tuple[str, ...]
 
 
 class Registry:
@@ -181,9 +132,12 @@ class Registry:
         named += [("prunekit_budgets", name) for name in config.options.get("target", ())]
         methods = config.options.get("compensation", ())
         named += [("prunekit_compensators", n) for n in ([methods] if isinstance(methods, str) else methods)]
-        for hook, name in named:
+        checks = [functools.partial(self.named, hook, name) for hook, name in named]
+        if "allocation" in config.options:
+            checks.append(functools.partial(self.allocator, config.options["allocation"]))
+        for check in checks:
             try:
-                self.named(hook, name)
+                check()
             except ArgumentError as error:
                 error.where = where
                 raise
@@ -286,7 +240,7 @@ class Registry:
                     f"A plugin's {hook} returned no mapping.", where=site, why=f"it returned {type(entries).__name__}"
                 )
             for key, value in entries.items():
-                _check_entry(hook, key, value, site)
+                check_entry(hook, key, value, site)
                 table[key] = self._claim(hook, key, value, owner, site, table.get(key))
         return table
 
@@ -359,6 +313,30 @@ class Registry:
             )
         return table[name].value
 
+    def allocator(self, name: str) -> Any:
+        """Returns the allocator of a name; None where a search for the ratio decides.
+
+        Raises:
+            ArgumentError: None is registered under that name.
+        """
+        known = self._tables["prunekit_allocators"]
+        if name in SEARCHED:
+            return None
+        if name not in known:
+            hint = nearest(name, (*SEARCHED, *known))
+            raise ArgumentError(f"There is no allocation called {name!r}.", hint=hint)
+        return known[name].value
+
+    def weights(self, path: str | os.PathLike[str], model: nn.Module) -> Any:
+        """Opens the weights of a model on disk, by the plugin whose name is the suffix of the path.
+
+        Raises:
+            ArgumentError: No plugin is registered for files of this kind.
+        """
+        suffix = Path(path).suffix.removeprefix(".")
+        known = self._tables["prunekit_weights"]
+        return self.named("prunekit_weights", suffix if suffix in known else WEIGHTS)(path, model)
+
     def layer_type(self, module: nn.Module) -> LayerType | None:
         """Returns the layer type of a module: that of the most specific class registered."""
         found = self._layer_entry(module)
@@ -408,47 +386,6 @@ def class_name(cls: object) -> str:
 
 def _point_order(point: metadata.EntryPoint) -> tuple[str, str]:
     return (point.dist.name if point.dist else "", point.name)
-
-
-def _check_entry(hook: str, key: Any, value: Any, site: str) -> None:
-    """Raises `PluginError` unless a hook's entry has the types that its specification says."""
-    key_words, is_key = _KEYS.get(hook, _NAME)
-    value_words, is_value = _VALUES.get(hook, ("something that can be called", callable))
-    for what, words, holds in (("key", key_words, is_key(key)), ("value", value_words, is_value(value))):
-        if not holds:
-            wrong = repr(key) if what == "key" else f"{value!r} for {key!r}"
-            raise PluginError(
-                f"A plugin's {hook} returned a wrong {what}.",
-                where=site,
-                why=f"it must be {words}, and is {wrong}",
-                hint=f"until it is corrected, block the plugin: {BLOCK_VARIABLE}={site.split(' ')[0]}",
-            )
-    if isinstance(value, Replacement) and value.name != key:
-        raise PluginError(
-            f"A plugin's {hook} returned a wrong key.", where=site, why=f"{key!r} names a Replacement {value.name!r}"
-        )
-
-
-def _is_module_class(value: object) -> bool:
-    return isinstance(value, type) and issubclass(value, nn.Module)
-
-
-_NAME: tuple[str, Any] = ("a name", lambda key: isinstance(key, str) and bool(key))
-_KEYS: dict[str, tuple[str, Any]] = {
-    "prunekit_op_rules": (
-        'a qualified name such as "aten::add", or a torch.Tag',
-        lambda key: isinstance(key, torch.Tag) or (isinstance(key, str) and "::" in key),
-    ),
-    "prunekit_layer_types": (
-        "a module class or its dotted name",
-        lambda key: _is_module_class(key) or (isinstance(key, str) and "." in key),
-    ),
-}
-_VALUES: dict[str, tuple[str, Any]] = {
-    "prunekit_layer_types": ("a LayerType", lambda value: isinstance(value, LayerType)),
-    "prunekit_pruners": ("a class", lambda value: isinstance(value, type)),
-    "prunekit_replacements": ("a Replacement", lambda value: isinstance(value, Replacement)),
-}
 
 
 def _check_arguments(config: Config, make: Any) -> None:

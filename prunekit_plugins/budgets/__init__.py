@@ -4,12 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from prunekit_core import hookimpl
+from prunekit.plugin import hookimpl
+from prunekit_plugins.budgets.allocation import Solver
 from prunekit_plugins.budgets.counts import macs, params, weights
+from prunekit_plugins.budgets.curves import Curve, Sensitivity
+from prunekit_plugins.budgets.families import Family, RatioFamily
+from prunekit_plugins.budgets.knapsack import Choice, Problem
 from prunekit_plugins.budgets.latency import LatencyCost, latency, watched
+from prunekit_plugins.budgets.measuring import sensitivity
 from prunekit_plugins.budgets.memory import memory
+from prunekit_plugins.budgets.targets import Budget, plan_to_target
 
-__all__ = ["LatencyCost", "latency", "macs", "memory", "params", "watched", "weights"]
+__all__ = [
+    "Budget",
+    "Choice",
+    "Curve",
+    "Family",
+    "LatencyCost",
+    "Problem",
+    "RatioFamily",
+    "Sensitivity",
+    "Solver",
+    "latency",
+    "macs",
+    "memory",
+    "params",
+    "plan_to_target",
+    "sensitivity",
+    "watched",
+    "weights",
+]
 
 
 @hookimpl

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from prunekit_core import (
+from prunekit.plugin import (
     Analysis,
     Compiled,
     CostModel,

@@ -13,7 +13,7 @@ import attrs
 import torch
 from torch import nn
 
-from prunekit_core import (
+from prunekit.plugin import (
     Analysis,
     ArgumentError,
     Compiled,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import torch
 
-from prunekit_core import (
+from prunekit.plugin import (
     Analysis,
     Compiled,
     CostModel,

@@ -6,25 +6,56 @@ typer nor rich; the commands' own modules do, and are imported when the command 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
-from prunekit_core import hookimpl
+from prunekit.plugin import hookimpl
 from prunekit_plugins.cli.command import LazyCommand
 
 __all__ = ["LazyCommand"]
 
 
 @hookimpl
-def prunekit_commands() -> Mapping[str, Callable[..., Any]]:
+def prunekit_commands() -> Mapping[str, LazyCommand]:
     """The built-in commands."""
     return {
-        "prune": LazyCommand("prunekit_plugins.cli.commands.prune", "prune"),
-        "inspect": LazyCommand("prunekit_plugins.cli.commands.inspect", "inspect"),
-        "doctor": LazyCommand("prunekit_plugins.cli.commands.doctor", "doctor"),
-        "apply": LazyCommand("prunekit_plugins.cli.commands.apply", "apply"),
-        "export": LazyCommand("prunekit_plugins.cli.commands.export", "export"),
-        "bench": LazyCommand("prunekit_plugins.cli.commands.bench", "bench"),
-        "demo": LazyCommand("prunekit_plugins.cli.commands.demo.run", "demo"),
-        "plugins": LazyCommand("prunekit_plugins.cli.commands.plugins", "plugins"),
+        "prune": LazyCommand(
+            "prunekit_plugins.cli.commands.prune",
+            "prune",
+            "Prune a model and write the smaller one to a file, which prunekit.load reads.",
+        ),
+        "inspect": LazyCommand(
+            "prunekit_plugins.cli.commands.inspect",
+            "inspect",
+            "Show the groups of a model, what is pinned and why, and what could be saved.",
+        ),
+        "doctor": LazyCommand(
+            "prunekit_plugins.cli.commands.doctor",
+            "doctor",
+            "Say why a smaller model isn't as much faster as hoped: odd sizes, memory, pinned layers, fixed costs.",
+        ),
+        "apply": LazyCommand(
+            "prunekit_plugins.cli.commands.apply",
+            "apply",
+            "Prune a checkpoint on disk by a plan, without building the model: safetensors in, safetensors out.",
+        ),
+        "export": LazyCommand(
+            "prunekit_plugins.cli.commands.export",
+            "export",
+            "Write a model as ONNX or as a program of torch.export, and compare what it computes with the model.",
+        ),
+        "bench": LazyCommand(
+            "prunekit_plugins.cli.commands.bench",
+            "bench",
+            "Measure latency, throughput, memory and MACs of a model, and of a smaller one beside it.",
+        ),
+        "plugins": LazyCommand(
+            "prunekit_plugins.cli.commands.plugins",
+            "plugins",
+            "Show everything registered, from which distribution, what overrides what, what is blocked or broken.",
+        ),
+        "demo": LazyCommand(
+            "prunekit_plugins.cli.commands.demo.run",
+            "demo",
+            "Train two small models on real digits, prune them to half their MACs, fine-tune, and compare.",
+        ),
     }

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from importlib import metadata
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from prunekit_core import ArgumentError, PluginError, PrunekitError, Registry
+from prunekit.plugin import ArgumentError, PluginError, PrunekitError, Registry
 from prunekit_plugins.cli.command import LazyCommand
-from prunekit_plugins.cli.output import is_terminal
+from prunekit_plugins.cli.program import program_of
 from prunekit_plugins.cli.project import project_registry
 
 
@@ -43,16 +42,8 @@ def run(arguments: Sequence[str] | None = None, registry: Registry | None = None
 
 def build(registry: Registry) -> typer.Typer:
     """Makes the program from the commands of a registry."""
-    application = typer.Typer(
-        add_completion=False,
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-        rich_markup_mode="rich" if is_terminal(sys.stdout) and is_terminal(sys.stderr) else None,
-    )
-    application.callback()(_program)
-    for name, entry in registry.entries("prunekit_commands").items():
-        application.command(name)(_usable(name, entry.value, entry.owner.name))
-    return application
+    entries = registry.entries("prunekit_commands")
+    return program_of({name: _usable(name, entry.value, entry.owner.name) for name, entry in entries.items()})
 
 
 def _usable(name: str, command: Any, owner: str) -> Callable[..., Any]:
@@ -85,17 +76,3 @@ def _stoppable(function: Callable[..., Any]) -> Callable[..., Any]:
             raise SystemExit(130) from None
 
     return stoppable
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        print(f"prunekit {metadata.version('prunekit')}")
-        raise typer.Exit
-
-
-def _program(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
-    ] = False,
-) -> None:
-    """Structural pruning for PyTorch: whole channels, heads and neurons go, and the rest is proven to be the same."""

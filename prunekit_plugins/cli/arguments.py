@@ -10,7 +10,7 @@ from pathlib import Path
 import attrs
 import torch
 
-from prunekit_core import ArgumentError, nearest
+from prunekit.plugin import ArgumentError, nearest
 
 DTYPES = {
     "float32": torch.float32,

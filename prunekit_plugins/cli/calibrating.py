@@ -14,7 +14,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from prunekit_core import ArgumentError, Batches, CheckpointError
+from prunekit.plugin import ArgumentError, Batches, CheckpointError
 from prunekit_plugins.cli.sources import BuildError, look_up
 
 BATCH_SIZE = 16

@@ -16,10 +16,12 @@ class LazyCommand:
     Attributes:
         module: Dotted name of the module.
         function: Name of the function in it.
+        summary: The first line of its help, for the overview of all commands.
     """
 
     module: str
     function: str
+    summary: str = ""
 
     def load(self) -> Callable[..., Any]:
         """Imports the module and returns the function."""

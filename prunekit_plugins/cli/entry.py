@@ -28,10 +28,17 @@ def _main(arguments: Sequence[str] | None) -> int:
     if missing:
         print(
             f"The command line needs {' and '.join(missing)}.\n"
-            '  what to do: pip install "prunekit[cli]"; the library itself (import prunekit_core) works without',
+            '  what to do: pip install "prunekit[cli]"; the library itself (import prunekit) works without',
             file=sys.stderr,
         )
         return 1
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words in ([], ["--help"], ["--version"]):
+        from prunekit_plugins.cli.overview import overview
+
+        code = overview(words)
+        if code is not None:
+            return code
     from prunekit_plugins.cli.app import run
 
     return run(arguments)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from prunekit_core import Compensation, Report
+from prunekit.plugin import Compensation, Report
 from prunekit_plugins.cli.output import Output, Table
 from prunekit_plugins.reports.collapse import Row, collapse
+from prunekit_plugins.reports.data import ReportData
+from prunekit_plugins.reports.sections import sections
 
 
 def show_rows(
@@ -71,3 +73,21 @@ def report_data(report: Report) -> dict[str, Any]:
         "mixes": {name: list(uses) for name, uses in report.mixes.items()},
         "notes": list(report.notes),
     }
+
+
+def print_report(data: ReportData, *, everything: bool = False) -> None:
+    """Prints a report; needs the extra ``cli``.
+
+    Args:
+        data: The report.
+        everything: List every row; otherwise lines of repeated blocks are joined.
+    """
+    output = Output()
+    for section in sections(data):
+        columns, rows = section.columns, section.rows
+        if section.blocks and not everything:
+            joined = collapse(rows)
+            if any(count > 1 for count, _ in joined):
+                columns = (columns[0], ">times", *columns[1:])
+                rows = tuple((row[0], str(count), *row[1:]) for count, row in joined)
+        output.table(Table(section.title, columns, rows))

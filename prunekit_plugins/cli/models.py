@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from prunekit_core import ArgumentError, CheckpointError
+from prunekit.plugin import ArgumentError, CheckpointError
 from prunekit_plugins.cli.arguments import TensorSpec
 from prunekit_plugins.cli.sources import SOURCES, find_package, from_code
 

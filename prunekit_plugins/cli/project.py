@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from prunekit_core import Registry
+from prunekit.plugin import Registry
 
 
 def project_registry(block: Sequence[str] | None = None, config: Path | None = None) -> Registry:

@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 import torch
 
-from prunekit_core import ArgumentError, CheckpointError, Config, Registry, nearest, write_text
+from prunekit.plugin import ArgumentError, CheckpointError, Config, Registry, nearest, write_text
 
 FORMAT = 1
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from prunekit_core import ArgumentError, Registry
+from prunekit.plugin import ArgumentError, Registry
 from prunekit_plugins.cli.calibrating import Data
 from prunekit_plugins.cli.models import SEED, Subject
 from prunekit_plugins.cli.output import Output

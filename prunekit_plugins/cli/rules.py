@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from prunekit_core import Analysis, Operation, Registry
+from prunekit.plugin import Analysis, Operation, Registry
 from prunekit_plugins.cli.output import Output, Table
 
 COLUMNS = ("operation", ">times", "rule for", "of", "in")

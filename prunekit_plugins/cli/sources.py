@@ -20,7 +20,7 @@ from typing import Any
 import attrs
 from torch import nn
 
-from prunekit_core import ArgumentError, PrunekitError
+from prunekit.plugin import ArgumentError, PrunekitError
 from prunekit_plugins.cli.arguments import TensorSpec
 
 IMAGE = TensorSpec((1, 3, 224, 224))

@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prunekit_core import hookimpl
+from prunekit.plugin import hookimpl
 from prunekit_plugins.compensation.batchnorm import BatchNormStatistics
+from prunekit_plugins.compensation.layer_fit import LayerFit
 from prunekit_plugins.compensation.least_squares import LeastSquares
 from prunekit_plugins.compensation.means import ConstantUnits, MeanBias
+from prunekit_plugins.compensation.repair import LayerRepair, Repair
+from prunekit_plugins.compensation.run import Compensation, compensate
 
-__all__ = ["BatchNormStatistics", "ConstantUnits", "LeastSquares", "MeanBias"]
+__all__ = [
+    "BatchNormStatistics",
+    "Compensation",
+    "ConstantUnits",
+    "LayerFit",
+    "LayerRepair",
+    "LeastSquares",
+    "MeanBias",
+    "Repair",
+    "compensate",
+]
 
 
 @hookimpl

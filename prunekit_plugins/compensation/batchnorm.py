@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from prunekit_core import Repair
+from prunekit_plugins.compensation.repair import Repair
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 

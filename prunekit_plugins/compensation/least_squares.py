@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from prunekit_core import ArgumentError, LayerFit, Moments, Repair
+from prunekit.plugin import ArgumentError, Moments
+from prunekit_plugins.compensation.layer_fit import LayerFit
+from prunekit_plugins.compensation.repair import Repair
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 UNSEEN = 1e-2

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from prunekit_core import LayerFit, Repair
+from prunekit_plugins.compensation.layer_fit import LayerFit
+from prunekit_plugins.compensation.repair import Repair
 
 _CONSTANT = 1e-12
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from prunekit_core import ArgumentError, Plan, PrunekitError
+from prunekit.plugin import ArgumentError, Plan, PrunekitError
 
 Result = TypeVar("Result")
 _MESSAGE = 400

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from prunekit_core import BasePruner, Plan, PlanError, Registry, is_sharded, named_tensors, select_positions
+from prunekit.plugin import BasePruner, Plan, PlanError, Registry, is_sharded, named_tensors, select_positions
 from prunekit_plugins.distributed.agreement import agree, all_or_none, require_group
 
 Positions = Mapping[int, torch.Tensor]

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from prunekit_core import ArgumentError, Statistics, is_sharded
+from prunekit.plugin import ArgumentError, Statistics, is_sharded
 from prunekit_plugins.distributed.agreement import device_of, require_group, same_everywhere
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from prunekit_core import BasePruner, Plan
+from prunekit.plugin import BasePruner, Plan
 from prunekit_plugins.distributed.agreement import agree, all_or_none, require_group
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit_core import Analysis, DependencyGraph, Plan, Sizer, auto_alignment, groups_of
+from prunekit.plugin import Analysis, DependencyGraph, Plan, Sizer, auto_alignment, groups_of
 from prunekit_plugins.budgets.counts import operation_macs
 from prunekit_plugins.doctor.facts import Facts, Finding, LayerFacts, Pair
 from prunekit_plugins.doctor.findings import find

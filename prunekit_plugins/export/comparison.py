@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from prunekit_core import ArgumentError, PrunekitError
+from prunekit.plugin import ArgumentError, PrunekitError
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest relative error that is accepted when none is given, by the dtype of an output."""

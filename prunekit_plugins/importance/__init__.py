@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prunekit_core import hookimpl
+from prunekit.plugin import hookimpl
 from prunekit_plugins.importance.activation import ActivationImportance
 from prunekit_plugins.importance.calibrated import CalibratedImportance
 from prunekit_plugins.importance.chance import RandomImportance

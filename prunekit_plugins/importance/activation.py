@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit_core import ArgumentError, Group, MemberView, Role
+from prunekit.plugin import ArgumentError, Group, MemberView, Role
 from prunekit_plugins.importance.members import (
     ATTENTION,
     CONVOLUTIONS_AND_LINEAR,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from prunekit_core import Group, Statistics
+from prunekit.plugin import Group, Statistics
 from prunekit_plugins.importance.contributions import ActivationVarianceImportance
 from prunekit_plugins.importance.effect import EffectImportance
 from prunekit_plugins.importance.magnitude import GroupMagnitudeImportance

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from prunekit_core import Group
+from prunekit.plugin import Group
 
 
 class RandomImportance:

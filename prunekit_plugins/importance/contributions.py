@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from prunekit_core import ArgumentError, Group, MemberView, Role, SiteStatistics, Statistics
+from prunekit.plugin import ArgumentError, Group, MemberView, Role, SiteStatistics, Statistics
 from prunekit_plugins.importance.members import Members, name_of
 from prunekit_plugins.importance.reductions import Normalizer
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from prunekit_core import Group, MemberView, Role, Statistics
+from prunekit.plugin import Group, MemberView, Role, Statistics
 from prunekit_plugins.importance.contributions import FromStatistics
 from prunekit_plugins.importance.members import name_of
 from prunekit_plugins.importance.reductions import Normalizer

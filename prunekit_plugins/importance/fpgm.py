@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from prunekit_core import Group, MemberView
+from prunekit.plugin import Group, MemberView
 from prunekit_plugins.importance.magnitude import check_degree
 from prunekit_plugins.importance.members import CONVOLUTIONS_AND_LINEAR, Members
 from prunekit_plugins.importance.reductions import Normalizer

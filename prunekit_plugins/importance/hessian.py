@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from prunekit_core import ArgumentError, Group, MemberView, whole_tensor
+from prunekit.plugin import ArgumentError, Group, MemberView, whole_tensor
 from prunekit_plugins.importance.members import TARGET_TYPES, Members, name_of, sums_over_slices, wide
 from prunekit_plugins.importance.reductions import Normalizer
 from prunekit_plugins.importance.watching import Total, gathered_everywhere

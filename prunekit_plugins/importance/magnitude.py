@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from prunekit_core import ArgumentError, Group, MemberView
+from prunekit.plugin import ArgumentError, Group, MemberView
 from prunekit_plugins.importance.members import NORMS, TARGET_TYPES, Members
 from prunekit_plugins.importance.reductions import Normalizer
 

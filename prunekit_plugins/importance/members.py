@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import nn
 
-from prunekit_core import Group, MemberView, Role
+from prunekit.plugin import Group, MemberView, Role
 from prunekit_plugins.importance.reductions import Normalizer, check_reduction, find_normalizer, reduce_members
 from prunekit_plugins.layers import PrunableMultiheadAttention
 

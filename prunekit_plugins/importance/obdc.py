@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import nn
 
-from prunekit_core import ArgumentError, Group, MemberView
+from prunekit.plugin import ArgumentError, Group, MemberView
 from prunekit_plugins.importance.members import CONVOLUTIONS_AND_LINEAR, Members, name_of, sums_over_slices, wide
 from prunekit_plugins.importance.reductions import Normalizer
 from prunekit_plugins.importance.watching import (

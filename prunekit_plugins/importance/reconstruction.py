@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import attrs
 import torch
 
-from prunekit_core import ArgumentError, Group, SiteStatistics, Statistics
+from prunekit.plugin import ArgumentError, Group, SiteStatistics, Statistics
 from prunekit_plugins.importance.contributions import FromStatistics
 from prunekit_plugins.importance.reductions import Normalizer
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from prunekit_core import ArgumentError, nearest
+from prunekit.plugin import ArgumentError, nearest
 
 Normalizer = Callable[[torch.Tensor], torch.Tensor]
 REDUCTIONS = ("mean", "sum", "max", "prod", "first", "gate")

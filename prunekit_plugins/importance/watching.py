@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from prunekit_core import ArgumentError
+from prunekit.plugin import ArgumentError
 from prunekit_plugins.importance.members import ATTENTION
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from prunekit_core import ArgumentError, BasePruner
+from prunekit.plugin import ArgumentError, BasePruner
 from prunekit_plugins.integrations.training import Regularizer, TrainingPruner
 
 Unit = Literal["steps", "epochs"]

@@ -12,7 +12,8 @@ import attrs
 import torch
 from torch import nn
 
-from prunekit_core import ArgumentError, DependencyGraph, Plan, RehearsalError, absorb_constants
+from prunekit import absorb_constants
+from prunekit.plugin import ArgumentError, DependencyGraph, Plan, RehearsalError
 from prunekit_plugins.integrations.config_search import ConfigSearch, Dim, Field, numbers_of, open_fields, sizes_of
 from prunekit_plugins.integrations.huggingface import empty_model, library
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import attrs
 
-from prunekit_core import Plan
+from prunekit.plugin import Plan
 
 
 @attrs.frozen

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from prunekit_core import ArgumentError, CheckpointError, Plan, PlanError, Protocol, Registry, load, save
+from prunekit import load, save
+from prunekit.plugin import ArgumentError, CheckpointError, Plan, PlanError, Protocol, Registry
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from prunekit_core import ArgumentError, CheckpointError, Plan
+from prunekit.plugin import ArgumentError, CheckpointError, Plan
 from prunekit_plugins.integrations.callback import PruningWhileTraining
 
 

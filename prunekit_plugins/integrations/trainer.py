@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from prunekit_core import ArgumentError, CheckpointError, Plan
+from prunekit.plugin import ArgumentError, CheckpointError, Plan
 from prunekit_plugins.integrations.callback import PruningWhileTraining
 
 FILE = "prunekit.json"

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from prunekit_core import ArgumentError, BasePruner, CheckpointError, Plan, PlanError
+from prunekit.plugin import ArgumentError, BasePruner, CheckpointError, Plan, PlanError
 from prunekit_plugins.integrations.event import PruningEvent
 from prunekit_plugins.regularizers import GrowingRegularizer
 

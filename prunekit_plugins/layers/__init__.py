@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from prunekit_core import LayerType, hookimpl
+from prunekit.plugin import LayerType, hookimpl
 from prunekit_plugins.layers.attention import (
     PrunableMultiheadAttention,
     prune_multihead_attention_in_channels,

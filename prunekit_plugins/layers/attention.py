@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from prunekit_core import Concat, LayerType, Layout, Resizing, UnitsError, new_size, prefix, shrink_layer
+from prunekit.plugin import Concat, LayerType, Layout, Resizing, UnitsError, new_size, prefix, shrink_layer
 from prunekit_plugins.layers.removal import remaining
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit_core import LayerType, Layout, Resizing, shrink_layer
+from prunekit.plugin import LayerType, Layout, Resizing, shrink_layer
 from prunekit_plugins.layers.removal import remaining
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}

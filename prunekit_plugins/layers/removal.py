@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from prunekit_core import UnitsError, check_indices, shrink_layer, shrink_tensor
+from prunekit.plugin import UnitsError, check_indices, shrink_layer, shrink_tensor
 
 
 def remaining(size: int, indices: Sequence[int] | torch.Tensor, layer: nn.Module | torch.Tensor) -> torch.Tensor:

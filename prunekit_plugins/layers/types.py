@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from prunekit_core import LayerType, Layout, Product, Resizing, prefix
+from prunekit.plugin import LayerType, Layout, Product, Resizing, prefix
 from prunekit_plugins.layers import attention, recurrent, removal
 
 Layouts = Mapping[str, tuple[Layout, ...]]

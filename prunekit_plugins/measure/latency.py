@@ -12,7 +12,7 @@ import attrs
 import torch
 from torch import nn
 
-from prunekit_core import ArgumentError
+from prunekit.plugin import ArgumentError
 
 ROUNDS = 20
 WARM_UP = 3

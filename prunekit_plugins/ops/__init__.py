@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from prunekit_core import Rule, hookimpl
+from prunekit.plugin import Rule, hookimpl
 from prunekit_plugins.ops import (
     attention,
     convolutions,

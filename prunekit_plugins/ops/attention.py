@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from prunekit_core import (
+from prunekit.plugin import (
     Axis,
     AxisMismatchError,
     Kind,

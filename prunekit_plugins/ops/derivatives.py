@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from prunekit_core import Axis, AxisMismatchError, OpCall, Role, Rule, TensorArgument, Verb
+from prunekit.plugin import Axis, AxisMismatchError, OpCall, Role, Rule, TensorArgument, Verb
 from prunekit_plugins.ops.pointwise import elementwise, pointwise
 
 each = elementwise(pointwise)

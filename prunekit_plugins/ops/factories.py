@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from prunekit_core import Axis, OpCall, Rule, Scaling, scales, sized_by, zero_where
+from prunekit.plugin import Axis, OpCall, Rule, Scaling, scales, sized_by, zero_where
 from prunekit_plugins.ops.pointwise import always_zero, filled_with_zero
 
 shaped = sized_by(size="it is the shape of the output", stride="no value depends on the order in memory")

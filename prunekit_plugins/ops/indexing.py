@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from prunekit_core import Axis, Kind, OpCall, Operands, Role, Rule, Scaling, TensorArgument, scales, zero_where
+from prunekit.plugin import Axis, Kind, OpCall, Operands, Role, Rule, Scaling, TensorArgument, scales, zero_where
 from prunekit_plugins.ops.masks import dealt_out, is_mask, rows_of
 
 LOOKED_UP = "its positions are looked up"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from prunekit_core import (
+from prunekit.plugin import (
     Axis,
     AxisMismatchError,
     OpCall,

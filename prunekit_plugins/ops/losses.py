@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from prunekit_core import Axis, AxisMismatchError, OpCall, Rule, TensorArgument, Verb
+from prunekit.plugin import Axis, AxisMismatchError, OpCall, Rule, TensorArgument, Verb
 from prunekit_plugins.ops.pointwise import broadcast
 
 UNREDUCED = 0

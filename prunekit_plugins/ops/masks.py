@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from prunekit_core import Axis, OpCall, TensorArgument, product
+from prunekit.plugin import Axis, OpCall, TensorArgument, product
 from prunekit_plugins.ops.pointwise import same_along
 
 

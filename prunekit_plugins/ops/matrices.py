@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from prunekit_core import Axis, AxisMismatchError, OpCall, Rule, TensorArgument
+from prunekit.plugin import Axis, AxisMismatchError, OpCall, Rule, TensorArgument
 from prunekit_plugins.ops.pointwise import first
 
 MATRIX = "a function of the whole matrix"

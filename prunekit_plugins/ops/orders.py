@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from prunekit_core import Axis, OpCall, Rule, TensorArgument
+from prunekit.plugin import Axis, OpCall, Rule, TensorArgument
 
 ORDERED = "its positions are ordered by value"
 

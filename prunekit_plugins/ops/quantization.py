@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from prunekit_core import Axis, AxisMismatchError, OpCall, Role, Rule, TensorArgument, Verb, numbers_along
+from prunekit.plugin import Axis, AxisMismatchError, OpCall, Role, Rule, TensorArgument, Verb, numbers_along
 
 
 def per_tensor(call: OpCall) -> list[list[Axis]]:

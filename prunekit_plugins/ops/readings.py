@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit_core import Reading
+from prunekit.plugin import Reading
 
 Arguments = Mapping[str, Any]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from prunekit_core import Axis, OpCall, Rule, Scaling, TensorArgument, Verb, scales
+from prunekit.plugin import Axis, OpCall, Rule, Scaling, TensorArgument, Verb, scales
 from prunekit_plugins.ops.pointwise import first
 
 

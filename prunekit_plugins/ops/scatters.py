@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import attrs
 import torch
 
-from prunekit_core import (
+from prunekit.plugin import (
     Axis,
     AxisMismatchError,
     OpCall,

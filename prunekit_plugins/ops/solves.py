@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from prunekit_core import Axis, OpCall, Rule, TensorArgument
+from prunekit.plugin import Axis, OpCall, Rule, TensorArgument
 from prunekit_plugins.ops.matrices import MATRIX
 from prunekit_plugins.ops.pointwise import broadcast
 

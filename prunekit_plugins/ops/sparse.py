@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from prunekit_core import Axis, OpCall, Rule, TensorArgument, sized_by
+from prunekit.plugin import Axis, OpCall, Rule, TensorArgument, sized_by
 from prunekit_plugins.ops.pointwise import like_first
 from prunekit_plugins.ops.products import add_matmul, matmul
 

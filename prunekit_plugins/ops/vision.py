@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from prunekit_core import Axis, Kind, OpCall, Role, Rule, TensorArgument, split
+from prunekit.plugin import Axis, Kind, OpCall, Role, Rule, TensorArgument, split
 from prunekit_plugins.ops.pointwise import first
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prunekit_core import BasePruner, hookimpl
+from prunekit.plugin import BasePruner, hookimpl
 from prunekit_plugins.pruners.sparse import BNScalePruner, GroupNormPruner, GrowingRegPruner
 
 MagnitudePruner = BasePruner

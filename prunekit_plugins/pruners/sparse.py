@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit_core import ArgumentError, BasePruner, Group
+from prunekit.plugin import ArgumentError, BasePruner, Group
 from prunekit_plugins.regularizers import BNScaleRegularizer, GroupNormRegularizer, GrowingRegularizer
 from prunekit_plugins.regularizers.arguments import check_strength
 

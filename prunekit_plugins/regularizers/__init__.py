@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prunekit_core import hookimpl
+from prunekit.plugin import hookimpl
 from prunekit_plugins.regularizers.bn_scale import BNScaleRegularizer
 from prunekit_plugins.regularizers.group_lasso import GroupLassoRegularizer
 from prunekit_plugins.regularizers.group_norm import GroupNormRegularizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from prunekit_core import ArgumentError
+from prunekit.plugin import ArgumentError
 
 
 def check_strength(value: float, name: str) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from prunekit_core import MemberView
+from prunekit.plugin import MemberView
 from prunekit_plugins.regularizers.arguments import check_strength
 from prunekit_plugins.regularizers.members import GroupMembers, GroupSource
 

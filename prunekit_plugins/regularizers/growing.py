@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from prunekit_core import ArgumentError, Group
+from prunekit.plugin import ArgumentError, Group
 from prunekit_plugins.regularizers.arguments import check_strength
 from prunekit_plugins.regularizers.members import GroupMembers, GroupSource
 

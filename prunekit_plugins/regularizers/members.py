@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import nn
 
-from prunekit_core import ArgumentError, Group, MemberView
+from prunekit.plugin import ArgumentError, Group, MemberView
 from prunekit_plugins.regularizers.blocks import EVERYTHING, combined, sums_of_squares
 from prunekit_plugins.regularizers.slots import Reduction, Slot, Table, add_up, tables_of
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from prunekit_core import ArgumentError, MemberView, is_sharded
+from prunekit.plugin import ArgumentError, MemberView, is_sharded
 
 Reduction = tuple[Any, ...]
 """The process groups over which sums about a parameter have to be added up; empty for a plain parameter."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from prunekit_core import Replacement, hookimpl
+from prunekit.plugin import Replacement, hookimpl
 from prunekit_plugins.layers.attention import convert
 
 

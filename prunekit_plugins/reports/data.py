@@ -8,7 +8,8 @@ from typing import Any
 
 import attrs
 
-from prunekit_core import Analysis, DependencyGraph, Preview, PruneResult, Report, Sensitivity, Sizer, UnitGroup
+from prunekit import PruneResult
+from prunekit.plugin import Analysis, DependencyGraph, Preview, Report, Sensitivity, Sizer, UnitGroup
 from prunekit_plugins.budgets.counts import operation_macs
 
 FORMAT = 1

@@ -6,7 +6,8 @@ import json
 import os
 from pathlib import Path
 
-from prunekit_core import ArgumentError, PruneResult, Sensitivity, write_text
+from prunekit import PruneResult
+from prunekit.plugin import ArgumentError, Sensitivity, write_text
 from prunekit_plugins.reports.data import Curves, ReportData, report_data
 from prunekit_plugins.reports.markdown import to_markdown
 from prunekit_plugins.reports.page import to_html

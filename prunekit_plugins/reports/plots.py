@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prunekit_core import ArgumentError, nearest
+from prunekit.plugin import ArgumentError, nearest
 from prunekit_plugins.reports.data import GroupRow, MemberRow, ReportData, runs_of
 
 STAYS, GOES, INK = "#0b6e99", "#e3c9a8", "#3c4656"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from prunekit_core import hookimpl, linear_scheduler
+from prunekit.plugin import hookimpl, linear_scheduler
 from prunekit_plugins.schedules.curves import (
     cosine_scheduler,
     cubic_scheduler,

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 
-from prunekit_core import ArgumentError
+from prunekit.plugin import ArgumentError
 
 ONE_CYCLE_ALPHA = 14.0
 ONE_CYCLE_BETA = 5.0

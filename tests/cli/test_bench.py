@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import prunekit_core as pk
+import prunekit as pk
 from tests.cli import toys
 from tests.cli.conftest import Cli
 

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.cli.calibrating import Data, counted
 from tests.cli import toys
 from tests.cli.conftest import Cli

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-import prunekit_core as pk
-from prunekit_plugins.cli import LazyCommand
+import prunekit as pk
+from prunekit import plugin
+from prunekit_plugins.cli import LazyCommand, prunekit_commands
 from prunekit_plugins.cli.app import run
+from prunekit_plugins.cli.overview import overview
 from tests.cli.conftest import Cli
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +42,7 @@ def test_without_the_extra_it_says_what_to_install(cli: Cli, monkeypatch: pytest
 def test_loading_all_plugins_imports_neither_typer_nor_rich() -> None:
     code = (
         "import sys; sys.modules['typer'] = sys.modules['rich'] = None\n"
-        "import prunekit_core as pk; registry = pk.default_registry()\n"
+        "import prunekit as pk; registry = pk.default_registry()\n"
         "assert not [p for p in registry.plugins() if p.error]\n"
         "print(*registry.entries('prunekit_commands'))"
     )
@@ -50,7 +52,7 @@ def test_loading_all_plugins_imports_neither_typer_nor_rich() -> None:
 
 def commands_in_the_sources() -> set[str]:
     """The functions named as their file, or as the folder of their files: that is where the commands are."""
-    folder = ROOT / "prunekit_plugins" / "cli"
+    folder = ROOT / "prunekit_plugins" / "cli" / "commands"
     return {
         node.name
         for path in folder.glob("**/*.py")
@@ -104,7 +106,7 @@ class Commands:
     """A plugin with a good command and two that can't be used."""
 
     @staticmethod
-    @pk.hookimpl
+    @plugin.hookimpl
     def prunekit_commands() -> Mapping[str, Callable[..., Any]]:
         def double(number: int, json: bool = False) -> None:
             """Double a number."""
@@ -129,3 +131,35 @@ def test_commands_of_plugins_are_found_and_broken_ones_do_no_harm(capsys: pytest
 
 def test_a_lazy_command_calls_its_function() -> None:
     assert LazyCommand("math", "hypot")(3, 4) == 5.0
+
+
+def test_the_overview_imports_no_torch_and_says_what_the_whole_program_says(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    for words in ([], ["--help"], ["--version"]):
+        program = (
+            "import sys; from prunekit_plugins.cli.entry import main; code = main(); "
+            "print([n for n in ('torch', 'prunekit_plugins.ops') if n in sys.modules], code)"
+        )
+        done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, cwd=ROOT)
+        whole = run(words)
+        assert done.stdout.splitlines()[-1] == f"[] {whole}"
+        assert done.stdout.splitlines()[:-1] == capfd.readouterr().out.splitlines()
+
+
+def test_the_overview_says_what_the_commands_say() -> None:
+    for name, command in prunekit_commands().items():
+        assert command.summary == " ".join((command.load().__doc__ or "").split("\n\n")[0].split()), name
+
+
+def test_where_plugins_are_blocked_only_a_registry_knows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert overview(["--version"]) == 0
+    monkeypatch.setenv("PRUNEKIT_BLOCK", "prunekit:cli")
+    assert overview(["--version"]) is None
+    monkeypatch.delenv("PRUNEKIT_BLOCK")
+    Path("prunekit.toml").write_text('block = ["prunekit:cli"]')
+    assert overview(["--version"]) is None
+    Path("prunekit.toml").write_text("nonsense = 1")
+    assert overview(["--version"]) is None

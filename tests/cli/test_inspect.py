@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import prunekit_core as pk
+import prunekit as pk
+from prunekit import plugin
 from prunekit_plugins.cli.output import Output
 from prunekit_plugins.cli.rules import rule_uses, show_rules
 from tests.cli import toys
@@ -101,8 +102,8 @@ def test_the_random_state_is_left_alone(cli: Cli) -> None:
 
 class OwnRelu:
     @staticmethod
-    @pk.hookimpl
-    def prunekit_op_rules() -> Mapping[str, pk.Rule]:
+    @plugin.hookimpl
+    def prunekit_op_rules() -> Mapping[str, plugin.Rule]:
         return {"aten::relu": lambda call: list(call["self"].axes)}
 
 
@@ -140,17 +141,17 @@ def test_rules_that_override_or_are_missing_show(capsys: pytest.CaptureFixture[s
     assert line.endswith(f"{__file__}:{OwnRelu.prunekit_op_rules.__code__.co_firstlineno + 3}")
 
 
-def along(call: pk.OpCall) -> list[pk.Axis]:
+def along(call: plugin.OpCall) -> list[plugin.Axis]:
     return list(call["input"].axes)
 
 
 def test_the_rule_of_an_opaque_layer_shows() -> None:
-    kind = pk.LayerType("relu", opaque=pk.Opaque(along, fake=lambda module, input: torch.empty_like(input)))
+    kind = plugin.LayerType("relu", opaque=plugin.Opaque(along, fake=lambda module, input: torch.empty_like(input)))
 
     class Own:
         @staticmethod
-        @pk.hookimpl
-        def prunekit_layer_types() -> Mapping[type[torch.nn.Module], pk.LayerType]:
+        @plugin.hookimpl
+        def prunekit_layer_types() -> Mapping[type[torch.nn.Module], plugin.LayerType]:
             return {torch.nn.ReLU: kind}
 
     registry = pk.Registry(extra={"own": Own})

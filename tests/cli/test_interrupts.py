@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import prunekit_core as pk
+import prunekit as pk
 from tests.cli.interrupted import MOMENTS
 from tests.cli.toys import Perceptron
 

@@ -4,8 +4,7 @@ import itertools
 import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from prunekit_plugins.cli.output import Output, Table, cost_rows
 from prunekit_plugins.reports.collapse import collapse

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
+from prunekit import plugin
 from prunekit_plugins.cli.commands.plugins import show
 from prunekit_plugins.cli.output import Output
 from tests.cli.conftest import Cli
@@ -17,14 +18,14 @@ from tests.cli.conftest import Cli
 
 class OwnMagnitude:
     @staticmethod
-    @pk.hookimpl
+    @plugin.hookimpl
     def prunekit_importance() -> Mapping[str, Callable[..., Any]]:
         return {"magnitude": dict, "own": dict}
 
 
 class Broken:
     @staticmethod
-    @pk.hookimpl
+    @plugin.hookimpl
     def prunekit_budgets() -> Mapping[str, Callable[..., float]]:
         raise RuntimeError("no budget")
 
@@ -40,7 +41,7 @@ def test_plugins_lists_what_is_registered_and_from_where(cli: Cli) -> None:
     assert {plugin["state"] for plugin in data["plugins"]} == {"loaded"}
     registry = pk.default_registry()
     assert {hook: len(entries) for hook, entries in data["hooks"].items()} == {
-        hook: len(registry.entries(hook)) for hook in pk.HOOKS
+        hook: len(registry.entries(hook)) for hook in plugin.HOOKS
     }
 
 
@@ -98,13 +99,13 @@ def test_long_lists_are_cut_unless_everything_is_wanted(cli: Cli) -> None:
 
 
 def test_opaque_layers_are_marked(capsys: pytest.CaptureFixture[str]) -> None:
-    opaque = pk.LayerType("tanh", opaque=pk.Opaque(lambda call: list(call["input"].axes)))
+    opaque = plugin.LayerType("tanh", opaque=plugin.Opaque(lambda call: list(call["input"].axes)))
 
     class Own:
         @staticmethod
-        @pk.hookimpl
-        def prunekit_layer_types() -> Mapping[type[nn.Module], pk.LayerType]:
-            return {nn.Tanh: opaque, nn.Sigmoid: pk.LayerType("sigmoid")}
+        @plugin.hookimpl
+        def prunekit_layer_types() -> Mapping[type[nn.Module], plugin.LayerType]:
+            return {nn.Tanh: opaque, nn.Sigmoid: plugin.LayerType("sigmoid")}
 
     registry = pk.Registry(extra={"own": Own})
     show(registry, Output())

@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.cli import prune as prune_command
 from tests.cli import toys
 from tests.cli.conftest import Cli

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.cli.recipe import Recipe, read_recipe, write_recipe
 from tests.cli import toys
 from tests.cli.conftest import Cli

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.cli import models, sources
 from prunekit_plugins.cli.arguments import TensorSpec, read_inputs, read_targets
 from tests.cli import toys

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-import prunekit_core as pk
+import prunekit as pk
 
 
 class Perceptron(nn.Module):

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-import prunekit_core as pk
+import prunekit as pk
 import prunekit_plugins.compat.torch_pruning as tp
 
 NAMES: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("torch_pruning_1_6_1.json").read_text())["names"]

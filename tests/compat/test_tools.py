@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 import prunekit_plugins.compat.torch_pruning as tp
 from tests.compat.models import VisionTransformer
 from tests.models import Residual

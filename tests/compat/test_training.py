@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import prunekit_core as pk
+import prunekit as pk
 import prunekit_plugins.compat.torch_pruning as tp
 from tests.compat.models import VisionTransformer
 from tests.compat.test_programs import PICTURE, resnet, torchvision

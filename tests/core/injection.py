@@ -17,8 +17,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import prunekit_core
+import prunekit_plugins
 
 CORE = str(Path(prunekit_core.__file__).parent) + os.sep
+PARTS = ("budgets", "calibration", "checkpoints", "compensation", "prune")
+WATCHED = (CORE, *(str(Path(prunekit_plugins.__file__).parent / part) + os.sep for part in PARTS))
 EVERY = os.environ.get("PRUNEKIT_EVERY_FAULT") == "1"
 """Whether faults are injected on every line; else on a sample of them."""
 SAMPLE = 25
@@ -57,7 +60,7 @@ class Lines:
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
         name = frame.f_code.co_filename
-        if not name.startswith(CORE) or name in self._left_out:
+        if not name.startswith(WATCHED) or name in self._left_out:
             return None
         return self._line
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
+from prunekit import plugin
 from prunekit_core.choose.alignment import auto_alignment
 from tests.models import Chain
 
@@ -70,14 +71,14 @@ def test_unknown_devices_are_refused() -> None:
     ("text", "value"), [("4.5G", 4.5e9), ("250k", 250e3), ("1Ki", 1024.0), ("2e6", 2e6), ("17", 17.0)]
 )
 def test_amounts_with_prefixes(text: str, value: float) -> None:
-    assert pk.CostModel().absolute(text) == value
+    assert plugin.CostModel().absolute(text) == value
 
 
 def test_bytes_are_only_bytes() -> None:
-    class Bytes(pk.CostModel):
+    class Bytes(plugin.CostModel):
         unit = "bytes"
 
     assert Bytes().absolute("90MB") == 90e6
     assert Bytes().absolute("2 GiB") == 2 * 1024**3
     with pytest.raises(ValueError, match="no amount"):
-        pk.CostModel().absolute("90MB")
+        plugin.CostModel().absolute("90MB")

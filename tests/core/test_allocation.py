@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
+from prunekit import plugin
 from tests.models import Encoder
 
 IMAGE = torch.zeros(1, 3, 8, 8)
@@ -121,7 +122,7 @@ def test_sizes_that_the_program_ties_stay_in_step(allocation: str) -> None:
 
 
 def test_an_allocation_of_ones_own(net: Net) -> None:
-    def last_first(problem: pk.Problem) -> Sequence[int]:
+    def last_first(problem: plugin.Problem) -> Sequence[int]:
         picked = list(problem.whole)
         for place in reversed(range(len(picked))):
             while not problem.fits(picked) and picked[place] < problem.smallest[place]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-import prunekit_core as pk
+import prunekit as pk
 from tests.models import Chain, Residual
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
 
+import prunekit
+
 ROOT = Path(__file__).resolve().parents[2]
 CORE = (
-    "errors", "arguments", "interrupts", "files",
-    "algebra", "modules", "program", "plugins", "record", "groups", "plans", "rehearse", "check", "checkpoints",
-    "graph", "choose", "calibration", "compensation", "budgets", "prune", "testing",
+    "errors", "arguments", "interrupts", "files", "door",
+    "algebra", "modules", "program", "plugins", "record", "groups", "plans", "rehearse", "check", "graph", "choose",
 )  # fmt: skip
 """The core's files and packages: each imports only what stands before it. README's picture is this list."""
+
+PLUGINS = (
+    "ops", "layers", "replacements", "schedules", "checkpoints", "calibration", "compensation", "importance",
+    "measure", "budgets", "regularizers", "pruners", "prune", "doctor", "export", "reports", "integrations",
+    "distributed", "testing", "compat", "cli",
+)  # fmt: skip
+"""The packages of built-in plugins, likewise."""
+
+AROUND_THE_CORE = ("checkpoints", "calibration", "compensation", "budgets", "prune", "testing")
+"""Packages that decide, measure, fit and store: they work with the core's packages, as one who embeds it would."""
 
 MOST_FILES = 16
 CROWDED = {"ops": "one file for each family of operations", "importance": "one file for each criterion"}
@@ -49,12 +61,29 @@ def place(dotted: str) -> tuple[str, str]:
 
 @pytest.mark.parametrize("name", CORE)
 def test_packages_of_the_core_import_only_packages_before_them(name: str) -> None:
-    earlier = {*CORE[: CORE.index(name)], name}
-    folder = ROOT / "prunekit_core" / name
-    for path in sorted(folder.glob("*.py")) or [folder.with_suffix(".py")]:
-        for imported in imports(path):
-            if imported.startswith("prunekit_core."):
-                assert place(imported)[0] in earlier, f"{path.name} imports {imported}"
+    assert late("prunekit_core", name, CORE) == []
+
+
+def test_the_list_of_plugins_is_complete() -> None:
+    found = {p.name for p in (ROOT / "prunekit_plugins").iterdir() if (p / "__init__.py").exists()}
+    assert found == set(PLUGINS)
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_packages_of_plugins_import_only_packages_before_them(name: str) -> None:
+    assert late("prunekit_plugins", name, PLUGINS) == []
+
+
+def late(package: str, name: str, order: tuple[str, ...]) -> list[str]:
+    """Lists what a package imports although it stands after it in an order."""
+    earlier = {*order[: order.index(name)], name}
+    folder = ROOT / package / name
+    return [
+        f"{path.name} imports {imported}"
+        for path in sorted(folder.rglob("*.py")) or [folder.with_suffix(".py")]
+        for imported in imports(path)
+        if imported.startswith(f"{package}.") and place(imported)[0] not in earlier
+    ]
 
 
 def circle(arrows: dict[str, set[str]]) -> list[str]:
@@ -66,11 +95,17 @@ def circle(arrows: dict[str, set[str]]) -> list[str]:
     return sorted(left)
 
 
-@pytest.mark.parametrize("name", [name for name in CORE if (ROOT / "prunekit_core" / name).is_dir()])
-def test_no_package_of_the_core_has_a_circle(name: str) -> None:
+PACKAGES = [
+    *(f"prunekit_core.{name}" for name in CORE if (ROOT / "prunekit_core" / name).is_dir()),
+    *(f"prunekit_plugins.{name}" for name in PLUGINS),
+]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_package_has_a_circle(package: str) -> None:
     arrows = {
-        path.stem: {place(i)[1] for i in imports(path) if i.startswith(f"prunekit_core.{name}.")} - {path.stem}
-        for path in (ROOT / "prunekit_core" / name).glob("*.py")
+        path.stem: {place(i)[1] for i in imports(path) if i.startswith(f"{package}.")} - {path.stem}
+        for path in ROOT.joinpath(*package.split(".")).glob("*.py")
     }
     assert circle(arrows) == []
 
@@ -98,19 +133,40 @@ def test_the_core_names_no_plugin(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sources("prunekit_plugins"), ids=lambda p: str(p.relative_to(ROOT)))
-def test_plugins_use_public_names_of_the_core_only(path: Path) -> None:
-    import prunekit_core
-
-    for imported in imports(path):
-        if imported.startswith("prunekit_core."):
-            assert imported.removeprefix("prunekit_core.") in prunekit_core.__all__, imported
+def test_plugins_use_the_public_doors_only(path: Path) -> None:
+    if path.relative_to(ROOT / "prunekit_plugins").parts[0] not in AROUND_THE_CORE:
+        assert [name for name in imports(path) if name.startswith("prunekit_core")] == []
 
 
-def test_all_is_true() -> None:
-    import prunekit_core
+DOORS = ("prunekit_core", "prunekit", "prunekit.plugin")
 
-    assert len(prunekit_core.__all__) == len(set(prunekit_core.__all__))
-    assert all(hasattr(prunekit_core, name) for name in prunekit_core.__all__)
+
+def told_to_type_checkers(door: str) -> dict[str, str]:
+    """Reads what a door imports for type checkers: name to module."""
+    module = importlib.import_module(door)
+    assert module.__file__
+    found = {}
+    for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            for line in node.body:
+                assert isinstance(line, ast.ImportFrom)
+                found.update({alias.asname or "": line.module or "" for alias in line.names})
+    return found
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_doors_show_their_names_and_no_more(door: str) -> None:
+    module = importlib.import_module(door)
+    homes = {name: home for home, names in module._HOMES.items() for name in names.split()}
+    assert told_to_type_checkers(door) == homes
+    assert dir(module) == module.__all__ == sorted(homes)
+    assert all(hasattr(module, name) for name in homes)
+    with pytest.raises(AttributeError, match=f"module '{door}' has no attribute 'Shadow'"):
+        module.Shadow  # noqa: B018
+
+
+def test_users_see_few_names() -> None:
+    assert len(prunekit.__all__) <= 48
 
 
 @pytest.mark.parametrize("path", [*sources("prunekit_core"), *sources("prunekit_plugins")], ids=lambda p: p.name)
@@ -129,7 +185,7 @@ def test_what_torch_does_not_promise_is_used_in_four_files() -> None:
 
 
 def test_only_surgery_and_transactions_write_parameters() -> None:
-    writers = {p.stem for p in sources("prunekit_core") if p.parent.name != "testing" and ".data = " in p.read_text()}
+    writers = {p.stem for p in sources("prunekit_core") if ".data = " in p.read_text()}
     assert writers == {"surgery", "transaction"}
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_core.arguments import FORMS
 
 

@@ -14,8 +14,7 @@ from collections.abc import Callable
 
 import attrs
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from prunekit_core.algebra.axes import (
     Axis,

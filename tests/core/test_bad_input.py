@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.layers import (
     prune_conv_in_channels,
     prune_conv_out_channels,

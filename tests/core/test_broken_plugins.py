@@ -11,47 +11,48 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
-from prunekit_core.testing import check_criterion, check_layer_type, check_rule, sample
+import prunekit as pk
+from prunekit import plugin
+from prunekit.testing import check_criterion, check_layer_type, check_rule, sample
 from tests.models import Chain
 
-pytest_plugins = ["prunekit_core.testing.pytest_plugin", "pytester"]
+pytest_plugins = ["prunekit.testing.pytest_plugin", "pytester"]
 
-HEAD = "import torch\nimport prunekit_core as pk\nfrom torch import nn\n"
+HEAD = "import torch\nfrom prunekit import plugin\nfrom torch import nn\n"
 
 RAISES_ON_IMPORT = "nn.NoSuchLayer\n"
 WRONG_TYPE = """
-@pk.hookimpl
+@plugin.hookimpl
 def prunekit_layer_types():
     return {nn.Linear: "linear"}
 """
 CLAIMED_TWICE = """
-@pk.hookimpl
+@plugin.hookimpl
 def prunekit_importance():
     return {"mine": dict}
 """
 MISSPELT = """
-@pk.hookimpl
+@plugin.hookimpl
 def prunekit_layertypes():
     return {}
 """
 CONTRADICTS_ITS_SHAPES = """
 def relu(call):
-    return [pk.Axis(2) for axis in call["self"].axes]
+    return [plugin.Axis(2) for axis in call["self"].axes]
 
 
-@pk.hookimpl
+@plugin.hookimpl
 def prunekit_op_rules():
     return {"aten::relu": relu}
 """
 OPAQUE = """
 def tanh(call):
-    return [pk.Axis(3) for axis in call["input"].axes]
+    return [plugin.Axis(3) for axis in call["input"].axes]
 
 
-@pk.hookimpl
+@plugin.hookimpl
 def prunekit_layer_types():
-    return {nn.Tanh: pk.LayerType("tanh", opaque=pk.Opaque(tanh, fake=lambda module, x: torch.empty_like(x)))}
+    return {nn.Tanh: plugin.LayerType("tanh", opaque=plugin.Opaque(tanh, fake=lambda module, x: torch.empty_like(x)))}
 """
 
 Install = Callable[..., Path]
@@ -99,7 +100,7 @@ def test_a_plugin_that_returns_the_wrong_type(install: Install, prunekit_registr
         prunekit_registry("wrong")
     assert str(caught.value) == (
         "A plugin's prunekit_layer_types returned a wrong value.\n"
-        f"  where: wrong:point ({line_of(path, '@pk.hookimpl')})\n"
+        f"  where: wrong:point ({line_of(path, '@plugin.hookimpl')})\n"
         "  why: it must be a LayerType, and is 'linear' for <class 'torch.nn.modules.linear.Linear'>\n"
         "  what to do: until it is corrected, block the plugin: PRUNEKIT_BLOCK=wrong:point"
     )
@@ -130,7 +131,7 @@ def test_a_key_that_is_claimed_twice(install: Install, prunekit_registry: Callab
     paths = [install(name, CLAIMED_TWICE) for name in ("one", "two")]
     with pytest.raises(pk.PluginError) as caught:
         prunekit_registry("one", "two")
-    sites = [line_of(path, "@pk.hookimpl") for path in paths]
+    sites = [line_of(path, "@plugin.hookimpl") for path in paths]
     assert caught.value.headline == "Two plugins claim the same key 'mine'."
     assert caught.value.where == f"prunekit_importance: one:point ({sites[0]}) and two:point ({sites[1]})"
     assert "mine" in prunekit_registry("two").entries("prunekit_importance")
@@ -141,7 +142,7 @@ def test_a_misspelt_hook(install: Install, prunekit_registry: Callable[..., pk.R
     with pytest.raises(pk.PluginError) as caught:
         prunekit_registry("misspelt")
     assert caught.value.headline == "A plugin implements a hook that doesn't exist."
-    assert caught.value.where == f"prunekit_layertypes in misspelt:point ({line_of(path, '@pk.hookimpl')})"
+    assert caught.value.where == f"prunekit_layertypes in misspelt:point ({line_of(path, '@plugin.hookimpl')})"
     assert caught.value.hint.startswith("did you mean 'prunekit_layer_types'")
 
 
@@ -172,7 +173,7 @@ def test_the_registry_of_the_fixture_holds_nothing_else(
 
     class Own:
         @staticmethod
-        @pk.hookimpl
+        @plugin.hookimpl
         def prunekit_budgets() -> dict[str, Callable[..., float]]:
             return {"own": lambda analysis, kept: 1.0}
 
@@ -184,7 +185,7 @@ def test_the_registry_of_the_fixture_holds_nothing_else(
 
 
 def test_the_fixture_comes_without_an_entry_point_and_ignores_the_environment(pytester: pytest.Pytester) -> None:
-    pytester.makeconftest('pytest_plugins = ["prunekit_core.testing.pytest_plugin"]')
+    pytester.makeconftest('pytest_plugins = ["prunekit.testing.pytest_plugin"]')
     pytester.makepyfile(
         """
         import os
@@ -200,12 +201,12 @@ def test_the_fixture_comes_without_an_entry_point_and_ignores_the_environment(py
 
 
 def test_layers_and_criteria_that_are_wrong_are_named(prunekit_registry: Callable[..., pk.Registry]) -> None:
-    kind = pk.LayerType("lying", attributes=lambda module, resizing: {"in_features": 1})
+    kind = plugin.LayerType("lying", attributes=lambda module, resizing: {"in_features": 1})
 
     class Lying:
         @staticmethod
-        @pk.hookimpl
-        def prunekit_layer_types() -> dict[type[torch.nn.Module], pk.LayerType]:
+        @plugin.hookimpl
+        def prunekit_layer_types() -> dict[type[torch.nn.Module], plugin.LayerType]:
             return {torch.nn.Linear: kind}
 
     with pytest.raises(AssertionError, match=r"lying\.in_features is 4, its parameters say 1"):
@@ -215,7 +216,7 @@ def test_layers_and_criteria_that_are_wrong_are_named(prunekit_registry: Callabl
 
 
 def test_a_plugin_that_is_broken_is_in_every_report() -> None:
-    broken = SimpleNamespace(prunekit_op_rules=pk.hookimpl(_raises))
+    broken = SimpleNamespace(prunekit_op_rules=plugin.hookimpl(_raises))
     registry = pk.Registry(extra={"mine": broken})
     model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(2, 4)
     graph = pk.DependencyGraph(registry).build_dependency(model, x)

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import prunekit_core as pk
-from prunekit_core.calibration.batches import Batches as Reader
-from prunekit_core.calibration.moments import Gatherer, merge
-from prunekit_core.calibration.observation import Seen, Watched
+import prunekit as pk
+from prunekit_plugins.calibration.batches import Batches as Reader
+from prunekit_plugins.calibration.moments import Gatherer, merge
+from prunekit_plugins.calibration.observation import Seen, Watched
 from prunekit_plugins.importance import CalibratedImportance
 
 

@@ -21,13 +21,12 @@ import safetensors.torch
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_core import files as files_module
-from prunekit_core.checkpoints import shards as shards_module
-from prunekit_core.checkpoints import tensorfile as tensorfile_module
-from prunekit_core.checkpoints.shards import Weights, parse_size
-from prunekit_core.checkpoints.tensorfile import DTYPES, Stored, TensorFile, file_order, write_tensors
 from prunekit_core.files import Files
+from prunekit_plugins.checkpoints import shards as shards_module, tensorfile as tensorfile_module
+from prunekit_plugins.checkpoints.shards import Weights, parse_size
+from prunekit_plugins.checkpoints.tensorfile import DTYPES, Stored, TensorFile, file_order, write_tensors
 from tests.models import Chain, Encoder, Residual
 
 X = torch.randn(2, 3, 8, 8)
@@ -511,10 +510,10 @@ def test_what_the_system_refuses_is_told(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_request_to_end_leaves_no_temporary_files(number: int, tmp_path: Path) -> None:
     program = """
-import os, signal, sys, torch, prunekit_core as pk
+import os, signal, sys, torch, prunekit as pk
 usual = signal.default_int_handler if int(sys.argv[2]) == signal.SIGINT else signal.SIG_DFL
 signal.signal(int(sys.argv[2]), usual)  # programs of the background may ignore it
-from prunekit_core.checkpoints import tensorfile
+from prunekit_plugins.checkpoints import tensorfile
 from torch import nn
 write, count = tensorfile._write, iter(range(3))
 def interrupted(*arguments):

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import prunekit_core as pk
+import prunekit as pk
+from prunekit import plugin
 from prunekit_plugins.compensation import BatchNormStatistics, ConstantUnits, LeastSquares, MeanBias
 from prunekit_plugins.importance import CalibratedImportance
 from tests.models import Encoder
@@ -372,7 +373,7 @@ def test_nothing_is_made_worse() -> None:
     original, result = cut(model, x)
     before = copy.deepcopy(model.state_dict())
 
-    def nonsense(repair: pk.Repair) -> None:
+    def nonsense(repair: plugin.Repair) -> None:
         for problem in repair.layers():
             assert not repair.settle(problem, problem.weight * 9, problem.offset)
             assert not repair.settle(problem, problem.weight * float("nan"), problem.offset)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import prunekit_core as pk
-from prunekit_core.calibration import demand
+import prunekit as pk
+from prunekit_plugins.calibration import demand
 from prunekit_plugins.compensation.least_squares import RIDGES, LeastSquares
 
 HELD = 5

@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-import prunekit_core as pk
-from prunekit_core.checkpoints import tensorfile
+import prunekit as pk
+from prunekit_plugins.checkpoints import tensorfile
 from tests.core.test_checkpoint import IDS, INDEX, Rotary, X, first_shard, seeded
 from tests.models import Attention, Encoder, Residual
 

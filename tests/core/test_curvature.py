@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import prunekit_core as pk
-from prunekit_core.calibration import curvature, demand
-from prunekit_core.calibration.calibrate import gather
-from prunekit_core.calibration.curvature import WIDEST
-from prunekit_core.calibration.demand import Demand
-from prunekit_core.prune import calibrated
+import prunekit as pk
+from prunekit_plugins.calibration import curvature, demand
+from prunekit_plugins.calibration.curvature import WIDEST
+from prunekit_plugins.calibration.demand import Demand
+from prunekit_plugins.calibration.stream import gather
 from prunekit_plugins.importance import CalibratedImportance, EffectImportance, ReconstructionImportance
+from prunekit_plugins.prune import calibrated
 
 PARTS = ("covariances", "curvatures")
 

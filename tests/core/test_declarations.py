@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.importance import GroupMagnitudeImportance
 from prunekit_plugins.layers import prune_linear_in_channels, prune_linear_out_channels
 from tests.models import Chain, Encoder

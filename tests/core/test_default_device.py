@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.budgets.timetable import Timetable
 from prunekit_plugins.pruners import BNScalePruner, GroupNormPruner, GrowingRegPruner
 from tests.models import Encoder, Residual

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 
 X = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Use = Callable[["Layers", torch.Tensor], torch.Tensor]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import prunekit_core as pk
+import prunekit as pk
 
 X = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_core.program.examples import Example
 from prunekit_core.record.recorder import record
 from prunekit_core.record.shadow import Shadow

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 import torch
 
-import prunekit_core as pk
+import prunekit as pk
+from prunekit import plugin
 from tests.models import Chain
 
 
@@ -29,7 +30,9 @@ def preferring(sign: int) -> pk.Registry:
         return lambda group: -sign * torch.arange(group.size(), dtype=torch.float32)
 
     table = {"own": own}
-    return pk.Registry(extra={"own": SimpleNamespace(hook=pk.hookimpl(lambda: table, specname="prunekit_importance"))})
+    return pk.Registry(
+        extra={"own": SimpleNamespace(hook=plugin.hookimpl(lambda: table, specname="prunekit_importance"))}
+    )
 
 
 class Last(torch.nn.Module):
@@ -135,8 +138,8 @@ def settings():
     return (list(warnings.filters), list(logging.root.handlers), logging.root.level, sys.excepthook,
             threading.active_count(), torch.get_num_threads())
 before = settings()
-import prunekit_core
-registry = prunekit_core.Registry()
+import prunekit
+registry = prunekit.Registry()
 assert not [p for p in registry.plugins() if p.error]
 assert settings() == before
 """
@@ -171,9 +174,10 @@ def test_what_is_imported() -> None:
 import sys
 import torch
 before = set(sys.modules)
-import prunekit_core
+import prunekit
+from prunekit.plugin import Registry
 core = set(sys.modules)
-prunekit_core.Registry()
+Registry()
 plugins = set(sys.modules)
 def packages(names):
     return sorted({name.partition(".")[0] for name in names} - set(sys.stdlib_module_names))
@@ -182,19 +186,19 @@ print(packages(plugins - core))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
-        "['attr', 'attrs', 'pluggy', 'prunekit_core', 'safetensors']",
-        "['prunekit_plugins']",
+        "['attr', 'attrs', 'pluggy', 'prunekit', 'prunekit_core']",
+        "['prunekit_plugins', 'safetensors']",
     ]
 
 
 def test_what_is_opaque_to_one_registry_is_looked_into_by_another() -> None:
-    def rule(call: pk.OpCall) -> list[pk.Axis]:
+    def rule(call: plugin.OpCall) -> list[plugin.Axis]:
         call.pin(call["input"].axes, "mine")
         return list(call["input"].axes)
 
-    closed = pk.LayerType("closed", opaque=pk.Opaque(rule, fake=lambda module, x: torch.empty_like(x)))
+    closed = plugin.LayerType("closed", opaque=plugin.Opaque(rule, fake=lambda module, x: torch.empty_like(x)))
     table = {torch.nn.ReLU: closed}
-    one = pk.Registry(extra={"one": SimpleNamespace(h=pk.hookimpl(lambda: table, specname="prunekit_layer_types"))})
+    one = pk.Registry(extra={"one": SimpleNamespace(h=plugin.hookimpl(lambda: table, specname="prunekit_layer_types"))})
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
 
     def groups(registry: pk.Registry) -> list[str]:

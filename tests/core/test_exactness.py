@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
+from prunekit import plugin
 
 X = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
 
@@ -191,8 +192,8 @@ class Special(nn.Linear):
 
 
 def with_replacement(cls: type[nn.Module]) -> pk.Registry:
-    replacement = pk.Replacement("stand-in", Special, lambda module: cls(module))  # type: ignore[arg-type]
-    hook = pk.hookimpl(lambda: {"stand-in": replacement}, specname="prunekit_replacements")
+    replacement = plugin.Replacement("stand-in", Special, lambda module: cls(module))  # type: ignore[arg-type]
+    hook = plugin.hookimpl(lambda: {"stand-in": replacement}, specname="prunekit_replacements")
     return pk.Registry(extra={"replacing": SimpleNamespace(hook=hook)})
 
 

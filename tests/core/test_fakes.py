@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_core.program.calls import bind_arguments
 from prunekit_core.record.fakes import Fakes, ShapeHabit
 

@@ -16,12 +16,13 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
-from prunekit_core.compensation.compensate import Compensation, Repaired
+import prunekit as pk
+from prunekit import plugin
 from prunekit_core.modules.surgery import named_tensors
-from prunekit_core.prune import prune as one_call
-from prunekit_core.prune.prune import PruneResult
+from prunekit_plugins.compensation.run import Compensation, Repaired
 from prunekit_plugins.layers import prune_conv_out_channels, prune_recurrent_out_channels
+from prunekit_plugins.prune import call as one_call
+from prunekit_plugins.prune.call import PruneResult
 from tests.core.injection import InjectedError, Lines, Operations, TimeUpError, alarm, places, raised, snapshot
 
 
@@ -77,7 +78,7 @@ def model() -> Mixed:
 PLAN = pk.BasePruner(model(), X, "magnitude").plan()
 
 
-def _history() -> list[pk.Removal]:
+def _history() -> list[plugin.Removal]:
     pruner = pk.BasePruner(model(), X, "magnitude")
     pruner.step()
     return pruner.pruning_history()

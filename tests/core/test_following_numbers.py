@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 
 WIDTH = 16
 Use = Callable[[Any, torch.Tensor, torch.Tensor, int], Any]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 
 X = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.importance import GroupMagnitudeImportance
 from tests.models import Encoder
 

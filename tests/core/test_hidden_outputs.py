@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_core.program.outputs import named_outputs
 
 X = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))

@@ -15,7 +15,8 @@ from torch._higher_order_ops import scan, while_loop
 from torch._higher_order_ops.map import map as mapped
 from torch.nn.attention.flex_attention import flex_attention
 
-import prunekit_core as pk
+import prunekit as pk
+from prunekit import plugin
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 
@@ -129,15 +130,15 @@ def test_what_the_hint_says_works() -> None:
     torch.testing.assert_close(model(X), expected)
 
 
-def pointwise(call: pk.OpCall) -> list[pk.Axis]:
+def pointwise(call: plugin.OpCall) -> list[plugin.Axis]:
     return list(call["h"].axes)
 
 
 @pytest.mark.parametrize("fake", [None, lambda module, h: torch.empty_like(h)])
 def test_a_layer_that_calls_one_may_be_opaque(fake: Callable[..., Any] | None) -> None:
-    @pk.hookimpl(specname="prunekit_layer_types")
-    def step() -> Mapping[type[nn.Module], pk.LayerType]:
-        return {Step: pk.LayerType("step", opaque=pk.Opaque(pointwise, fake=fake))}
+    @plugin.hookimpl(specname="prunekit_layer_types")
+    def step() -> Mapping[type[nn.Module], plugin.LayerType]:
+        return {Step: plugin.LayerType("step", opaque=plugin.Opaque(pointwise, fake=fake))}
 
     registry = pk.Registry(extra={"opaque": SimpleNamespace(step=step)})
     model = net(looping)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.layers import prune_conv_out_channels
 from tests.core.test_heads import Decoder
 from tests.models import Chain, Encoder, Residual

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
+from prunekit import plugin
 from prunekit_plugins.cli.app import run
 from tests.models import Chain
 
@@ -18,7 +19,7 @@ EXAMPLE = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 
 
 def registry_of(hook: str, entries: dict[Any, Any]) -> pk.Registry:
-    return pk.Registry(extra={"own": SimpleNamespace(implementation=pk.hookimpl(lambda: entries, specname=hook))})
+    return pk.Registry(extra={"own": SimpleNamespace(implementation=plugin.hookimpl(lambda: entries, specname=hook))})
 
 
 def chain() -> Chain:
@@ -27,7 +28,7 @@ def chain() -> Chain:
 
 
 def op_rules() -> None:
-    def stays(call: pk.OpCall) -> list[pk.Axis]:
+    def stays(call: plugin.OpCall) -> list[plugin.Axis]:
         call.pin(call["self"].axes, "the plugin says so")
         return list(call["self"].axes)
 
@@ -42,7 +43,7 @@ def layer_types() -> None:
             super().__init__(inputs, outputs)
             self.doubled = 2 * outputs
 
-    kind = pk.LayerType(
+    kind = plugin.LayerType(
         "wide",
         attributes=lambda module, resizing: {
             "doubled": 2 * resizing.size("weight", 0),
@@ -105,7 +106,7 @@ def pruners() -> None:
 
 
 def budgets() -> None:
-    def units(analysis: pk.Analysis, kept: pk.Kept) -> float:
+    def units(analysis: plugin.Analysis, kept: plugin.Kept) -> float:
         return float(sum(len(kept.get(name, range(group.size))) for name, group in analysis.groups.items()))
 
     model = chain()
@@ -114,8 +115,8 @@ def budgets() -> None:
 
 
 def compensators() -> None:
-    def forget() -> Callable[[pk.Repair], None]:
-        def forgetting(repair: pk.Repair) -> None:
+    def forget() -> Callable[[plugin.Repair], None]:
+        def forgetting(repair: plugin.Repair) -> None:
             with pytest.raises(pk.PluginError, match="A compensator gave values that don't fit"):
                 repair.write("layers.1.bias", torch.zeros(2))
             repair.write("layers.1.bias", torch.zeros(3))
@@ -148,12 +149,53 @@ def replacements() -> None:
             return x * self.gain
 
     model = nn.Sequential(nn.Linear(4, 8), Square(8), nn.Linear(8, 3))
-    registry = registry_of("prunekit_replacements", {"free": pk.Replacement("free", Square, Free)})
+    registry = registry_of("prunekit_replacements", {"free": plugin.Replacement("free", Square, Free)})
     gain = model[1].gain
     plan = pk.prune(model, EXAMPLE, registry=registry).plan
     assert type(model[1]) is Free
     assert model[1].gain is gain
     assert [swap.replacement for swap in plan.swaps] == ["free"]
+
+
+def allocators() -> None:
+    seen = []
+
+    def smallest(problem: plugin.Problem) -> list[int]:
+        seen.append(len(problem.choices))
+        return [len(choice.options) - 1 for choice in problem.choices]
+
+    model = chain()
+    registry = registry_of("prunekit_allocators", {"smallest": smallest})
+    pk.prune(model, EXAMPLE, target={"params": 0.9}, allocation="smallest", registry=registry)
+    assert seen == [1]
+    assert model.layers[0].out_features == 1
+
+
+def weights() -> None:
+    opened = []
+
+    class Ascending:
+        def __init__(self, path: str, model: nn.Module) -> None:
+            opened.append(path)
+
+        def __contains__(self, name: str) -> bool:
+            return True
+
+        def dtype(self, name: str) -> torch.dtype:
+            return torch.float32
+
+        def names(self, name: str) -> tuple[str, ...]:
+            return (name,)
+
+        def read(self, name: str, plan: pk.Plan) -> torch.Tensor:
+            return torch.arange(8.0)[:, None].expand(8, 4).clone() if name.endswith("0.weight") else torch.ones(3, 8)
+
+    with torch.device("meta"):
+        model = Chain(4, 8, 3)
+    registry = registry_of("prunekit_weights", {"mine": Ascending})
+    plan = pk.prune(model, EXAMPLE.to("meta"), 0.5, weights="x.mine", registry=registry).plan
+    assert opened == ["x.mine"]
+    assert list(plan.kept.values()) == [(4, 5, 6, 7)]
 
 
 def commands() -> None:
@@ -177,6 +219,8 @@ USES: dict[str, Callable[[], None]] = {
     "prunekit_budgets": budgets,
     "prunekit_compensators": compensators,
     "prunekit_replacements": replacements,
+    "prunekit_allocators": allocators,
+    "prunekit_weights": weights,
     "prunekit_commands": commands,
 }
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_core.interrupts import held_back
 from prunekit_core.modules import surgery
 from tests.models import Residual

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from prunekit_core import Choice, Problem
-from prunekit_core.budgets.knapsack import dynamic, greedy
+from prunekit.plugin import Choice, Problem
+from prunekit_plugins.budgets.knapsack import dynamic, greedy
 
 
 def problem(seed: int, *, products: bool, costs: int = 1) -> Problem:

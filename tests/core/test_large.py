@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-import prunekit_core as pk
-from prunekit_core.checkpoints import tensorfile
-from prunekit_core.checkpoints.tensorfile import TensorFile
+import prunekit as pk
+from prunekit_plugins.checkpoints import tensorfile
+from prunekit_plugins.checkpoints.tensorfile import TensorFile
 from tests.core.test_checkpoint import seeded
 from tests.core.test_conversion import TOKENS, planned
 from tests.models import Encoder

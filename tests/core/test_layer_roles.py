@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
-from prunekit_core.testing import check_criterion, check_layer_type, check_regularizer
+import prunekit as pk
+from prunekit import plugin
+from prunekit.testing import check_criterion, check_layer_type, check_regularizer
 
 EXAMPLE = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
 
@@ -44,22 +45,22 @@ def kept_of(gone: Sequence[int], size: int) -> torch.Tensor:
 
 def prune_out(layer: nn.Module, indices: Sequence[int]) -> nn.Module:
     kept = kept_of(indices, len(layer.bias))
-    pk.shrink_tensor(layer.weight, {2: kept})
-    pk.shrink_tensor(layer.bias, {0: kept})
+    plugin.shrink_tensor(layer.weight, {2: kept})
+    plugin.shrink_tensor(layer.bias, {0: kept})
     layer.flat_width = 2 * len(kept)
     return layer
 
 
 def prune_in(layer: nn.Module, indices: Sequence[int]) -> nn.Module:
-    pk.shrink_tensor(layer.weight, {0: kept_of(indices, layer.weight.shape[0])})
+    plugin.shrink_tensor(layer.weight, {0: kept_of(indices, layer.weight.shape[0])})
     return layer
 
 
-def attributes(module: nn.Module, resizing: pk.Resizing) -> Mapping[str, Any]:
+def attributes(module: nn.Module, resizing: plugin.Resizing) -> Mapping[str, Any]:
     return {"flat_width": 2 * resizing.size("bias", 0)}
 
 
-SILENT = pk.LayerType(
+SILENT = plugin.LayerType(
     "maxout",
     prune_out=prune_out,
     prune_in=prune_in,
@@ -70,8 +71,8 @@ SILENT = pk.LayerType(
 MAXOUT = attrs.evolve(SILENT, roles={"weight": (pk.Role.IN, pk.Role.ALONG, pk.Role.OUT)})
 
 
-def registry_of(kind: pk.LayerType) -> pk.Registry:
-    implementation = pk.hookimpl(lambda: {Maxout: kind}, specname="prunekit_layer_types")
+def registry_of(kind: plugin.LayerType) -> pk.Registry:
+    implementation = plugin.hookimpl(lambda: {Maxout: kind}, specname="prunekit_layer_types")
     return pk.Registry(extra={"own": SimpleNamespace(implementation=implementation)})
 
 
@@ -109,16 +110,16 @@ def test_a_layer_that_only_reads_units_does_not_protect_them() -> None:
     assert (model[0].flat_width, model[1].flat_width) == (2 * 4, 2 * 6)
 
 
-def graph_with(kind: pk.LayerType) -> pk.DependencyGraph:
+def graph_with(kind: plugin.LayerType) -> pk.DependencyGraph:
     return pk.DependencyGraph(registry_of(kind)).build_dependency(network(), EXAMPLE)
 
 
-def start(kind: pk.LayerType) -> None:
+def start(kind: plugin.LayerType) -> None:
     graph = graph_with(kind)
     graph.get_pruning_group(graph.model.get_submodule("0"), prune_out, [1])
 
 
-def cut(kind: pk.LayerType) -> None:
+def cut(kind: plugin.LayerType) -> None:
     graph_with(kind).remove({"0": [1]})
 
 
@@ -127,7 +128,7 @@ def raising(module: nn.Module, layouts: Any) -> Any:
 
 
 LINE = raising.__code__.co_firstlineno
-WRONG: dict[str, tuple[Callable[[pk.LayerType], object], str, Any, str]] = {
+WRONG: dict[str, tuple[Callable[[plugin.LayerType], object], str, Any, str]] = {
     "too few roles": (graph_with, "roles", {"weight": (pk.Role.OUT, pk.Role.IN)}, "2 roles for the 3 dims of 0.weight"),
     "no roles": (graph_with, "roles", {"bias": ("out",)}, "('out',) for bias are no roles"),
     "no mapping": (graph_with, "roles", ["bias"], "AttributeError: 'list' object has no attribute 'items' (.*)"),
@@ -171,10 +172,10 @@ def test_a_mistake_names_the_plugin(case: str) -> None:
     [(None, "TypeError: float()"), ("much", "ValueError: could not"), (float("nan"), "ValueError: it is nan")],
 )
 def test_a_cost_model_that_gives_no_number_names_the_plugin(answer: Any, why: str) -> None:
-    def fits(analysis: pk.Analysis, kept: pk.Kept) -> Any:
+    def fits(analysis: plugin.Analysis, kept: plugin.Kept) -> Any:
         return answer
 
-    implementation = pk.hookimpl(lambda: {"fits": fits}, specname="prunekit_budgets")
+    implementation = plugin.hookimpl(lambda: {"fits": fits}, specname="prunekit_budgets")
     registry = pk.Registry(extra={"own": SimpleNamespace(implementation=implementation)})
     model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2))
     for options in ({"ratio": 0.5}, {"target": {"fits": 0.5}}):
@@ -240,7 +241,7 @@ def test_criteria_and_regularizers_are_proven_on_a_network_of_one_s_own() -> Non
         check_criterion(InOrder, model=model, example=EXAMPLE, registry=registry)
     with pytest.raises(AssertionError, match="scores no group"):
         check_criterion(Spread, registry=registry)
-    kind = pk.LayerType("maxout", attributes=attributes, roles=MAXOUT.roles)
+    kind = plugin.LayerType("maxout", attributes=attributes, roles=MAXOUT.roles)
     bare = nn.Sequential(Maxout(5, 6), Maxout(6, 2))
     with pytest.raises(AssertionError, match="no group of more than three units starts at a layer"):
         check_criterion(Spread, model=bare, example=EXAMPLE, registry=registry_of(kind))

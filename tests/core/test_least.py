@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 
 X = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
 Reduction = Callable[[torch.Tensor], torch.Tensor]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
-from prunekit_core.budgets.curves import Curve
+import prunekit as pk
+from prunekit_plugins.budgets.curves import Curve
 
 
 class Net(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_core.record import programs
 from prunekit_core.record.recorder import try_to_record
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 

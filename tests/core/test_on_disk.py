@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-import prunekit_core as pk
-from prunekit_core.checkpoints.tensorfile import TensorFile
+import prunekit as pk
+from prunekit_plugins.checkpoints.tensorfile import TensorFile
 from prunekit_plugins.importance import CalibratedImportance
 from tests.core.test_checkpoint import IDS, Rotary, seeded
 from tests.core.test_opaque import FOREIGN, Foreign, Net, registry_of

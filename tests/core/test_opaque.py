@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
-from prunekit_core.testing import check_layer_type
+import prunekit as pk
+from prunekit import plugin
+from prunekit.testing import check_layer_type
 
 
 class _InNumpy(torch.autograd.Function):
@@ -59,7 +60,7 @@ class Foreign(nn.Module):
         return f"width={self.width}"
 
 
-def foreign_rule(call: pk.OpCall) -> list[pk.Axis]:
+def foreign_rule(call: plugin.OpCall) -> list[plugin.Axis]:
     x, weight, gain = call["x"], call["weight"], call["gain"]
     call.tie(x.axes[-1], weight.axes[1])
     call.tie(gain.axes[0], weight.axes[0])
@@ -73,35 +74,37 @@ def foreign_fake(module: Foreign, x: torch.Tensor) -> torch.Tensor:
 
 
 def _kept(gone: Sequence[int], size: int) -> torch.Tensor:
-    return torch.tensor([unit for unit in range(size) if unit not in pk.check_indices(gone, size, "Foreign")])
+    return torch.tensor([unit for unit in range(size) if unit not in plugin.check_indices(gone, size, "Foreign")])
 
 
 def prune_foreign_out(layer: nn.Module, indices: Sequence[int]) -> nn.Module:
     kept = _kept(indices, layer.width)
-    pk.shrink_tensor(layer.weight, {0: kept})
-    pk.shrink_tensor(layer.gain, {0: kept})
+    plugin.shrink_tensor(layer.weight, {0: kept})
+    plugin.shrink_tensor(layer.gain, {0: kept})
     layer.width = len(kept)
     return layer
 
 
 def prune_foreign_in(layer: nn.Module, indices: Sequence[int]) -> nn.Module:
-    pk.shrink_tensor(layer.weight, {1: _kept(indices, layer.weight.shape[1])})
+    plugin.shrink_tensor(layer.weight, {1: _kept(indices, layer.weight.shape[1])})
     return layer
 
 
-FOREIGN = pk.LayerType(
+FOREIGN = plugin.LayerType(
     "foreign",
     prune_out=prune_foreign_out,
     prune_in=prune_foreign_in,
     flat_out=lambda module, own: own["weight"][0],
     flat_in=lambda module, own: own["weight"][1],
     attributes=lambda module, resizing: {"width": resizing.size("gain", 0)},
-    opaque=pk.Opaque(foreign_rule, fake=foreign_fake),
+    opaque=plugin.Opaque(foreign_rule, fake=foreign_fake),
 )
 
 
-def registry_of(types: Mapping[Any, pk.LayerType]) -> pk.Registry:
-    return pk.Registry(extra={"own": SimpleNamespace(h=pk.hookimpl(lambda: types, specname="prunekit_layer_types"))})
+def registry_of(types: Mapping[Any, plugin.LayerType]) -> pk.Registry:
+    return pk.Registry(
+        extra={"own": SimpleNamespace(h=plugin.hookimpl(lambda: types, specname="prunekit_layer_types"))}
+    )
 
 
 class Net(nn.Module):
@@ -152,7 +155,7 @@ def zeroed(model: nn.Module, plan: pk.Plan) -> nn.Module:
 
 @pytest.mark.parametrize("fake", [foreign_fake, None], ids=["fake", "real"])
 def test_pruning_is_exact(fake: Any) -> None:
-    registry = registry_of({Foreign: attrs.evolve(FOREIGN, opaque=pk.Opaque(foreign_rule, fake))})
+    registry = registry_of({Foreign: attrs.evolve(FOREIGN, opaque=plugin.Opaque(foreign_rule, fake))})
     original = Net().double()
     model, example = copy.deepcopy(original), EXAMPLE.double()
     result = pk.prune(model, example, 0.5, registry=registry)
@@ -208,7 +211,7 @@ class Deep(Net):
 
 def test_an_attribute_that_the_layer_type_forgets_is_noticed() -> None:
     """Empty tensors don't meet the width; made-up values do. What a layer type knows is not searched for."""
-    registry = registry_of({Foreign: attrs.evolve(FOREIGN, attributes=pk.LayerType("none").attributes)})
+    registry = registry_of({Foreign: attrs.evolve(FOREIGN, attributes=plugin.LayerType("none").attributes)})
     model = Deep()
     result = pk.prune(model, EXAMPLE, 0.5, registry=registry)
     assert (model.first[0].out_features, model.first[1].out_features, model.foreign.width) == (3, 4, 12)
@@ -293,7 +296,7 @@ def test_a_module_that_can_not_run_on_made_up_values_is_noted() -> None:
 
 def test_shapes_that_are_not_the_module_s_are_noticed() -> None:
     """The engine falls back to real tensors, where the shapes are the module's own."""
-    wrong = pk.Opaque(foreign_rule, fake=lambda module, x: x.new_empty(*x.shape[:-1], 7))
+    wrong = plugin.Opaque(foreign_rule, fake=lambda module, x: x.new_empty(*x.shape[:-1], 7))
     registry = registry_of({Foreign: attrs.evolve(FOREIGN, opaque=wrong)})
     graph = pk.DependencyGraph(registry).build_dependency(nn.Sequential(Foreign(5, 12), nn.Linear(12, 2)), EXAMPLE)
     assert graph.analysis.shadow.fake_mode is None
@@ -308,12 +311,12 @@ def test_on_the_meta_device() -> None:
 
 
 def test_what_the_rule_forgets_stays() -> None:
-    def forgetful(call: pk.OpCall) -> list[pk.Axis]:
+    def forgetful(call: plugin.OpCall) -> list[plugin.Axis]:
         x, weight = call["x"], call["weight"]
         call.tie(x.axes[-1], weight.axes[1])
         return [*x.axes[:-1], call.fresh(weight.shape[0], "not said")]
 
-    registry = registry_of({Foreign: attrs.evolve(FOREIGN, opaque=pk.Opaque(forgetful, foreign_fake))})
+    registry = registry_of({Foreign: attrs.evolve(FOREIGN, opaque=plugin.Opaque(forgetful, foreign_fake))})
     graph = pk.DependencyGraph(registry).build_dependency(Net(), EXAMPLE)
     assert list(graph.analysis.groups) == ["first"]
     assert graph.report().pinned["foreign.gain[0]"].startswith("the rule of an opaque layer says nothing about it")
@@ -333,19 +336,19 @@ class Standard(nn.Module):
         return torch.from_numpy(values / np.sqrt((values**2).sum(-1, keepdims=True) / self.width)) * self.gain
 
 
-def along(call: pk.OpCall) -> list[pk.Axis]:
+def along(call: plugin.OpCall) -> list[plugin.Axis]:
     call.tie(call["x"].axes[-1], call["gain"].axes[0])
     return list(call["x"].axes)
 
 
-def mixing(call: pk.OpCall) -> list[pk.Axis]:
-    call.whole(call["x"].axes[-1], pk.Verb.MIX)
+def mixing(call: plugin.OpCall) -> list[plugin.Axis]:
+    call.whole(call["x"].axes[-1], plugin.Verb.MIX)
     return along(call)
 
 
-@pytest.mark.parametrize("opaque", [pk.Opaque(mixing), pk.Opaque(along, exact=False)], ids=["verb", "flag"])
-def test_a_layer_that_is_not_exact(opaque: pk.Opaque) -> None:
-    kind = pk.LayerType(
+@pytest.mark.parametrize("opaque", [plugin.Opaque(mixing), plugin.Opaque(along, exact=False)], ids=["verb", "flag"])
+def test_a_layer_that_is_not_exact(opaque: plugin.Opaque) -> None:
+    kind = plugin.LayerType(
         "standard",
         attributes=lambda module, resizing: {"width": resizing.size("gain", 0)},
         opaque=attrs.evolve(opaque, fake=lambda module, x: x),
@@ -362,7 +365,7 @@ def test_a_layer_that_is_not_exact(opaque: pk.Opaque) -> None:
     check = pk.check_exact(original, model, result.plan, example, registry=registry)
     assert check
     assert check.inexact == ("0",)
-    exact = registry_of({Standard: attrs.evolve(kind, opaque=pk.Opaque(along, lambda module, x: x))})
+    exact = registry_of({Standard: attrs.evolve(kind, opaque=plugin.Opaque(along, lambda module, x: x))})
     assert not pk.check_exact(original, model, result.plan, example, registry=exact)
 
 
@@ -378,7 +381,7 @@ class Copied(nn.Module):
         return outputs
 
 
-def copied_rule(call: pk.OpCall) -> list[list[pk.Axis]]:
+def copied_rule(call: plugin.OpCall) -> list[list[plugin.Axis]]:
     x, more = call["x"], call["more"]
     for tensor in more:
         for a, b in zip(x.axes, tensor.axes, strict=True):
@@ -386,9 +389,9 @@ def copied_rule(call: pk.OpCall) -> list[list[pk.Axis]]:
     return [list(x.axes), list(x.axes)]
 
 
-COPIED = pk.LayerType(
+COPIED = plugin.LayerType(
     "copied",
-    opaque=pk.Opaque(copied_rule, lambda module, x, *more, scale=1.0, **rest: {"x": x, "sum": torch.empty_like(x)}),
+    opaque=plugin.Opaque(copied_rule, lambda module, x, *more, scale=1.0, **rest: {"x": x, "sum": torch.empty_like(x)}),
 )
 
 
@@ -430,13 +433,15 @@ def test_an_opaque_layer_within_another_is_not_seen() -> None:
             result: torch.Tensor = self.inner(x)
             return result
 
-    def outer_rule(call: pk.OpCall) -> list[pk.Axis]:
+    def outer_rule(call: plugin.OpCall) -> list[plugin.Axis]:
         x, weight = call["x"], call["inner.weight"]
         call.tie(x.axes[-1], weight.axes[1])
         call.tie(weight.axes[0], call["inner.gain"].axes[0])
         return [*x.axes[:-1], weight.axes[0]]
 
-    outer = pk.LayerType("outer", opaque=pk.Opaque(outer_rule, lambda m, x: x.new_empty(len(x), len(m.inner.weight))))
+    outer = plugin.LayerType(
+        "outer", opaque=plugin.Opaque(outer_rule, lambda m, x: x.new_empty(len(x), len(m.inner.weight)))
+    )
     registry = registry_of({Outer: outer, Foreign: FOREIGN})
     model = nn.Sequential(nn.Linear(5, 8), Outer(), nn.Linear(12, 3))
     original = copy.deepcopy(model)
@@ -455,10 +460,10 @@ def test_a_subclass_is_opaque_too_and_the_model_itself_may_be() -> None:
 
 
 def test_a_rule_that_raises_pins_what_the_layer_touches() -> None:
-    def torn(call: pk.OpCall) -> None:
+    def torn(call: plugin.OpCall) -> None:
         raise KeyError("nothing")
 
-    registry = registry_of({Foreign: attrs.evolve(FOREIGN, opaque=pk.Opaque(torn, foreign_fake))})
+    registry = registry_of({Foreign: attrs.evolve(FOREIGN, opaque=plugin.Opaque(torn, foreign_fake))})
     report = pk.DependencyGraph(registry).build_dependency(Net(), EXAMPLE).report()
     said = f"its rule raised KeyError: 'nothing' (rule of own in {__file__}:{torn.__code__.co_firstlineno})"
     assert report.not_understood == (f"opaque::{__name__}.Foreign in foreign: {said}",)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-import prunekit_core as pk
+import prunekit as pk
 
 X = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(0))
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_core.program.outputs import is_free, named_outputs
 from prunekit_plugins.importance import RandomImportance
 

@@ -10,7 +10,7 @@ import weakref
 import pytest
 import torch
 
-import prunekit_core as pk
+import prunekit as pk
 from tests.models import Encoder, Residual
 
 CASES = {

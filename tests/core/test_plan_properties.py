@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import event, given, settings
-from hypothesis import strategies as st
+from hypothesis import event, given, settings, strategies as st
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from tests.programs.spec import Block
 from tests.programs.trial import make, masked, relative, same_state, state_of
 

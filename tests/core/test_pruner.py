@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.importance import GroupMagnitudeImportance, RandomImportance
 from prunekit_plugins.measure import count_macs
 from tests.models import Attention, Chain, Encoder, Residual

@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.importance import FPGMImportance, GroupMagnitudeImportance, LAMPImportance
 from tests.core.test_checkpoint import IDS, Rotary, seeded
 from tests.models import Encoder

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 
 X = torch.randn(2, 8)
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
+from prunekit.plugin import Axis, LayerType, OpCall, Replacement, hookimpl
 from prunekit_core.plugins.registry import HOOKS
 from tests.models import Chain
 
@@ -26,7 +27,7 @@ def plugin(**hooks: Any) -> ModuleType:
     """Makes a plugin module whose hooks return the given mappings."""
     module = ModuleType("made_in_a_test")
     for name, value in hooks.items():
-        setattr(module, name, pk.hookimpl(specname=name)(lambda value=value: value))
+        setattr(module, name, hookimpl(specname=name)(lambda value=value: value))
     return module
 
 
@@ -139,7 +140,7 @@ def test_a_broken_plugin_does_not_take_the_others_along(monkeypatch: pytest.Monk
         raise RuntimeError("no luck today")
 
     module = ModuleType("angry")
-    module.prunekit_importance = pk.hookimpl(specname="prunekit_importance")(angry)  # type: ignore[attr-defined]
+    module.prunekit_importance = hookimpl(specname="prunekit_importance")(angry)  # type: ignore[attr-defined]
     install(
         monkeypatch, Point("stranger", "torn", ImportError("no module named torn")), Point("stranger", "angry", module)
     )
@@ -155,7 +156,7 @@ def test_a_broken_plugin_does_not_take_the_others_along(monkeypatch: pytest.Monk
 
 
 def test_a_misspelt_hook_is_an_error_with_the_nearest_name() -> None:
-    @pk.hookimpl
+    @hookimpl
     def prunekit_importances() -> Mapping[str, Any]:
         return {}
 
@@ -172,15 +173,15 @@ WRONG_ENTRIES: list[tuple[str, dict[Any, Any], str]] = [
     ("prunekit_op_rules", {"relu": lowest}, "wrong key.*qualified name.*is 'relu'"),
     ("prunekit_op_rules", {"aten::relu": 3}, "wrong value.*something that can be called, and is 3 for 'aten::relu'"),
     ("prunekit_layer_types", {nn.Linear: lowest}, "wrong value.*a LayerType, and is <function lowest"),
-    ("prunekit_layer_types", {"Linear": pk.LayerType("own")}, "wrong key.*a module class or its dotted name"),
-    ("prunekit_layer_types", {int: pk.LayerType("own")}, "wrong key.*a module class or its dotted name"),
+    ("prunekit_layer_types", {"Linear": LayerType("own")}, "wrong key.*a module class or its dotted name"),
+    ("prunekit_layer_types", {int: LayerType("own")}, "wrong key.*a module class or its dotted name"),
     ("prunekit_importance", {nn.Linear: dict}, "wrong key.*a name"),
     ("prunekit_importance", {"": dict}, "wrong key.*a name, and is ''"),
     ("prunekit_pruners", {"mine": lowest}, "wrong value.*a class"),
     ("prunekit_replacements", {"mine": nn.Linear}, "wrong value.*a Replacement"),
     (
         "prunekit_replacements",
-        {"a": pk.Replacement("b", nn.Linear, lambda m: None)},
+        {"a": Replacement("b", nn.Linear, lambda m: None)},
         "wrong key.*'a' names a Replacement 'b'",
     ),
     ("prunekit_commands", {"go": "echo"}, "wrong value.*something that can be called, and is 'echo' for 'go'"),
@@ -196,9 +197,9 @@ def test_wrong_entries_are_told_with_file_and_line(hook: str, entries: dict[Any,
 
 GOOD: dict[str, tuple[Any, Any]] = {
     "prunekit_op_rules": ("example::op", lowest),
-    "prunekit_layer_types": ("example.Layer", pk.LayerType("own")),
+    "prunekit_layer_types": ("example.Layer", LayerType("own")),
     "prunekit_pruners": ("own", pk.BasePruner),
-    "prunekit_replacements": ("own", pk.Replacement("own", nn.Module, lambda module: None)),
+    "prunekit_replacements": ("own", Replacement("own", nn.Module, lambda module: None)),
 }
 
 
@@ -294,7 +295,7 @@ def test_the_most_specific_layer_type_wins() -> None:
     class Special(nn.Linear):
         pass
 
-    special = pk.LayerType("special")
+    special = LayerType("special")
     registry = pk.Registry(extra={"mine": plugin(prunekit_layer_types={f"{__name__}.{Special.__qualname__}": special})})
     assert registry.layer_type(Special(2, 2)) is special
     assert registry.layer_type(nn.Linear(2, 2)).name == "linear"
@@ -311,7 +312,7 @@ def test_an_op_rule_from_outside_frees_what_was_pinned() -> None:
     with pytest.raises(pk.NothingToPruneError, match="prunekit_tests::running"):
         pk.prune(model, torch.randn(2, 4))
 
-    def along(call: pk.OpCall) -> list[pk.Axis]:
+    def along(call: OpCall) -> list[Axis]:
         axes = list(call["x"].axes)
         call.pin(axes[call["dim"]], "order matters")
         return axes
@@ -322,7 +323,7 @@ def test_an_op_rule_from_outside_frees_what_was_pinned() -> None:
 
 
 def test_a_rule_that_raises_pins_and_is_reported() -> None:
-    def torn(call: pk.OpCall) -> None:
+    def torn(call: OpCall) -> None:
         raise ZeroDivisionError("oops")
 
     registry = pk.Registry(extra={"mine": plugin(prunekit_op_rules={"aten::relu": torn})})
@@ -331,8 +332,8 @@ def test_a_rule_that_raises_pins_and_is_reported() -> None:
 
 
 def test_a_rule_that_contradicts_its_shapes_pins_and_is_reported() -> None:
-    def rule(call: pk.OpCall) -> list[pk.Axis]:
-        return [pk.Axis(5)]
+    def rule(call: OpCall) -> list[Axis]:
+        return [Axis(5)]
 
     registry = pk.Registry(extra={"mine": plugin(prunekit_op_rules={"aten::relu": rule})})
     graph = pk.DependencyGraph(registry).build_dependency(Chain(4, 8, 3), torch.randn(1, 4))
@@ -344,10 +345,10 @@ def test_a_rule_that_contradicts_its_shapes_pins_and_is_reported() -> None:
     )
 
 
-def test_importing_the_core_loads_no_plugin_and_no_extra() -> None:
+def test_importing_the_doors_loads_no_plugin_no_torch_and_no_extra() -> None:
     program = (
-        "import sys, prunekit_core; "
-        "print([n for n in ('prunekit_plugins', 'torchvision', 'timm', 'transformers', 'typer', 'rich', 'sklearn') "
+        "import sys, prunekit, prunekit.plugin; "
+        "print([n for n in ('prunekit_plugins', 'torch', 'torchvision', 'timm', 'transformers', 'typer', 'rich') "
         "if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

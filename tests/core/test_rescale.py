@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 
 Scores = Callable[["Attention", torch.Tensor, torch.Tensor], torch.Tensor]
 

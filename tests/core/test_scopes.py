@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.importance import GroupMagnitudeImportance
 from tests.models import Chain
 

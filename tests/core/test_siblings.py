@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 
 
 class Block(nn.Module):
@@ -62,7 +62,7 @@ def sizes(model: nn.Module) -> tuple[set[int], set[int]]:
     return hidden, dims
 
 
-def plain() -> pk.Criterion:
+def plain() -> object:
     from prunekit_plugins.importance import GroupMagnitudeImportance
 
     return GroupMagnitudeImportance(normalizer=None)

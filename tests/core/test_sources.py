@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_core.modules.source_code import sources_of
 
 X = torch.randn(2, 8)

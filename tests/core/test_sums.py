@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
-from prunekit_core.calibration.batches import Batches
-from prunekit_core.calibration.observation import Watched
-from prunekit_core.compensation.uses import find_consumers
+import prunekit as pk
+from prunekit_plugins.calibration.batches import Batches
+from prunekit_plugins.calibration.observation import Watched
 from prunekit_plugins.compensation import LeastSquares
+from prunekit_plugins.compensation.uses import find_consumers
 
 RIDGE = 1e-2
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prunekit_core import select_positions
+from prunekit.plugin import select_positions
 from prunekit_core.modules import surgery
 
 

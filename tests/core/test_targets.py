@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import prunekit_core as pk
+import prunekit as pk
+from prunekit import plugin
 from prunekit_core.choose.candidates import Candidate, Limits
 from prunekit_core.choose.chooser import Chooser, Tie
 from prunekit_core.choose.ranking import Ranking
@@ -227,12 +227,12 @@ def test_targets_that_are_no_costs(value: Any) -> None:
 def test_a_function_is_a_cost_model() -> None:
     seen: list[dict[str, int]] = []
 
-    def widest(analysis: pk.Analysis, kept: Mapping[str, Any]) -> float:
+    def widest(analysis: plugin.Analysis, kept: Mapping[str, Any]) -> float:
         seen.append({name: len(units) for name, units in kept.items()})
         return float(max(len(kept.get(name, range(group.size))) for name, group in analysis.groups.items()))
 
     class Plugin:
-        @pk.hookimpl
+        @plugin.hookimpl
         def prunekit_budgets(self) -> dict[str, Callable[..., float]]:
             return {"widest": widest}
 

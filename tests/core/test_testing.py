@@ -11,24 +11,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import prunekit_core as pk
-from prunekit_core.testing import check_criterion, check_layer_type, check_rule, read_axes, sample
+import prunekit as pk
+from prunekit import plugin
+from prunekit.testing import check_criterion, check_layer_type, check_rule, read_axes, sample
 
 Register = Callable[..., pk.Registry]
 
 
-def with_rules(**rules: pk.Rule) -> pk.Registry:
+def with_rules(**rules: plugin.Rule) -> pk.Registry:
     """A registry in which some operations of aten have other rules."""
     table = {f"aten::{name}": rule for name, rule in rules.items()}
     return pk.Registry(
-        extra={"wrong": SimpleNamespace(prunekit_op_rules=pk.hookimpl(lambda: table, specname="prunekit_op_rules"))}
+        extra={"wrong": SimpleNamespace(prunekit_op_rules=plugin.hookimpl(lambda: table, specname="prunekit_op_rules"))}
     )
 
 
-def with_layer(cls: type[nn.Module], kind: pk.LayerType) -> pk.Registry:
+def with_layer(cls: type[nn.Module], kind: plugin.LayerType) -> pk.Registry:
     table = {cls: kind}
     return pk.Registry(
-        extra={"wrong": SimpleNamespace(hook=pk.hookimpl(lambda: table, specname="prunekit_layer_types"))}
+        extra={"wrong": SimpleNamespace(hook=plugin.hookimpl(lambda: table, specname="prunekit_layer_types"))}
     )
 
 
@@ -53,7 +54,7 @@ def test_reading() -> None:
     )
     assert read.kinds(1, 0) == {pk.Kind.NEURONS}
     assert read.verbs(0, 1) == set()
-    assert read_axes(F.linear, [sample(2, 6), sample(4, 6)]).verbs(0, 1) == {pk.Verb.CONTRACT}
+    assert read_axes(F.linear, [sample(2, 6), sample(4, 6)]).verbs(0, 1) == {plugin.Verb.CONTRACT}
     looked_up = read_axes(lambda x: x.select(1, 0), [sample(2, 3)])
     reason = looked_up.reason(0, 1)
     assert reason is not None
@@ -81,50 +82,50 @@ def unknown(x: torch.Tensor) -> torch.Tensor:
     return x.sort().values
 
 
-def like_input(call: pk.OpCall) -> list[pk.Axis]:
+def like_input(call: plugin.OpCall) -> list[plugin.Axis]:
     return list(call.tensors()[0].axes)
 
 
-def forgets_to_tie(call: pk.OpCall) -> list[pk.Axis]:
+def forgets_to_tie(call: plugin.OpCall) -> list[plugin.Axis]:
     return [call["self"].axes[0], call["mat2"].axes[1]]
 
 
-def ties_too_little(call: pk.OpCall) -> list[pk.Axis]:
+def ties_too_little(call: plugin.OpCall) -> list[plugin.Axis]:
     call.tie(call["self"].axes[1], call["mat2"].axes[0])
-    return [call["self"].axes[0], pk.Axis(call.shape[1])]
+    return [call["self"].axes[0], plugin.Axis(call.shape[1])]
 
 
-def wrong_order(call: pk.OpCall) -> list[pk.Axis]:
+def wrong_order(call: plugin.OpCall) -> list[plugin.Axis]:
     first, second = call["tensors"]
-    return [pk.concat([second.axes[0], first.axes[0]])]
+    return [plugin.concat([second.axes[0], first.axes[0]])]
 
 
-def not_marked(call: pk.OpCall) -> list[pk.Axis]:
+def not_marked(call: plugin.OpCall) -> list[plugin.Axis]:
     return [call["self"].axes[0]]
 
 
-@pk.sized_by(size="it is the shape of the output")
-def wrong_factors(call: pk.OpCall) -> list[pk.Axis]:
-    outer, inner = pk.split(call["self"].axes[1], call.shape[2], call.shape[1])
+@plugin.sized_by(size="it is the shape of the output")
+def wrong_factors(call: plugin.OpCall) -> list[plugin.Axis]:
+    outer, inner = plugin.split(call["self"].axes[1], call.shape[2], call.shape[1])
     return [call["self"].axes[0], inner, outer]
 
 
-def wrong_expectation(call: pk.OpCall) -> list[list[pk.Axis]]:
-    low, high = pk.cut(call["self"].axes[0], [0, 2, 5])
+def wrong_expectation(call: plugin.OpCall) -> list[list[plugin.Axis]]:
+    low, high = plugin.cut(call["self"].axes[0], [0, 2, 5])
     call.expect("split_sizes", [high], 0)
     call.expect("split_sizes", [low], 1)
     return [[low], [high]]
 
 
-def raises(call: pk.OpCall) -> list[pk.Axis]:
+def raises(call: plugin.OpCall) -> list[plugin.Axis]:
     raise KeyError("oops")
 
 
-def wrong_size(call: pk.OpCall) -> list[pk.Axis]:
-    return [pk.Axis(99)]
+def wrong_size(call: plugin.OpCall) -> list[plugin.Axis]:
+    return [plugin.Axis(99)]
 
 
-WRONG: list[tuple[dict[str, pk.Rule], Callable[..., Any], Sequence[tuple[int, ...]], str]] = [
+WRONG: list[tuple[dict[str, plugin.Rule], Callable[..., Any], Sequence[tuple[int, ...]], str]] = [
     ({"cumsum": like_input}, lambda x: torch.cumsum(x, 0), [(5,)], "not the same as slicing the output"),
     ({"flip": like_input}, lambda x: torch.flip(x, (0,)), [(5,)], "not the same as slicing the output"),
     ({"roll": like_input}, lambda x: torch.roll(x, 1, 0), [(5,)], "not the same as slicing the output"),
@@ -153,7 +154,7 @@ WRONG: list[tuple[dict[str, pk.Rule], Callable[..., Any], Sequence[tuple[int, ..
 
 @pytest.mark.parametrize(("rules", "function", "shapes", "message"), WRONG)
 def test_wrong_rules_fail(
-    rules: dict[str, pk.Rule], function: Callable[..., Any], shapes: Sequence[tuple[int, ...]], message: str
+    rules: dict[str, plugin.Rule], function: Callable[..., Any], shapes: Sequence[tuple[int, ...]], message: str
 ) -> None:
     tensors = [sample(*shape, seed=seed) for seed, shape in enumerate(shapes)]
     with pytest.raises(AssertionError, match=message):
@@ -188,34 +189,34 @@ def test_a_function_that_raises() -> None:
 # -- layer types
 
 
-def no_attributes(module: nn.Module, resizing: pk.Resizing) -> Mapping[str, Any]:
+def no_attributes(module: nn.Module, resizing: plugin.Resizing) -> Mapping[str, Any]:
     return {}
 
 
-def swapped_attributes(module: nn.Module, resizing: pk.Resizing) -> Mapping[str, Any]:
+def swapped_attributes(module: nn.Module, resizing: plugin.Resizing) -> Mapping[str, Any]:
     return {"in_features": resizing.size("weight", 0), "out_features": resizing.size("weight", 1)}
 
 
 def cuts_the_wrong_end(layer: nn.Module, indices: Sequence[int]) -> nn.Module:
     assert isinstance(layer, nn.Linear)
-    pk.shrink_tensor(layer.weight, {0: torch.arange(layer.out_features - len(indices))})
-    pk.shrink_tensor(layer.bias, {0: torch.arange(layer.out_features - len(indices))})
+    plugin.shrink_tensor(layer.weight, {0: torch.arange(layer.out_features - len(indices))})
+    plugin.shrink_tensor(layer.bias, {0: torch.arange(layer.out_features - len(indices))})
     layer.out_features -= len(indices)
     return layer
 
 
-def rows(module: nn.Module, layouts: Mapping[str, tuple[pk.Layout, ...]]) -> pk.Layout | None:
+def rows(module: nn.Module, layouts: Mapping[str, tuple[plugin.Layout, ...]]) -> plugin.Layout | None:
     return layouts["weight"][0]
 
 
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (pk.LayerType("linear", attributes=swapped_attributes), "before pruning: linear.in_features is 4"),
-        (pk.LayerType("linear", prune_out=cuts_the_wrong_end, flat_out=rows), "cuts_the_wrong_end leaves"),
+        (plugin.LayerType("linear", attributes=swapped_attributes), "before pruning: linear.in_features is 4"),
+        (plugin.LayerType("linear", prune_out=cuts_the_wrong_end, flat_out=rows), "cuts_the_wrong_end leaves"),
     ],
 )
-def test_wrong_layer_types_fail(kind: pk.LayerType, message: str) -> None:
+def test_wrong_layer_types_fail(kind: plugin.LayerType, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_layer_type(nn.Linear(4, 6), torch.randn(3, 4), registry=with_layer(nn.Linear, kind))
 
@@ -226,7 +227,7 @@ class Folds(nn.Linear):
 
 
 def test_a_layer_that_is_another_program_in_train_mode() -> None:
-    other = pk.LayerType("folds", same_in_training=True)
+    other = plugin.LayerType("folds", same_in_training=True)
     with pytest.raises(AssertionError, match=r"folds.same_in_training: in eval mode the groups are"):
         check_layer_type(Folds(4, 6), torch.randn(3, 4), registry=with_layer(Folds, other))
 

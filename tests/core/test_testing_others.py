@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
-from prunekit_core.testing import check_compensator, check_cost, check_layer_type, check_regularizer, check_schedule
+import prunekit as pk
+from prunekit import plugin
+from prunekit.testing import check_compensator, check_cost, check_layer_type, check_regularizer, check_schedule
 from tests.core.test_opaque import FOREIGN, Foreign, foreign_fake, foreign_rule, registry_of
 
 
@@ -118,21 +119,21 @@ def test_a_regularizer_that_does_not_refresh() -> None:
         check_regularizer(Stays)
 
 
-def elements(analysis: pk.Analysis, kept: pk.Kept) -> float:
-    sizer = pk.Sizer(kept)
+def elements(analysis: plugin.Analysis, kept: plugin.Kept) -> float:
+    sizer = plugin.Sizer(kept)
     return float(sum(torch.Size(map(sizer, p.dims)).numel() for p in analysis.parameters.values()))
 
 
-def whole_groups(analysis: pk.Analysis, kept: pk.Kept) -> float:
+def whole_groups(analysis: plugin.Analysis, kept: plugin.Kept) -> float:
     """Forgets that a group may be listed in full."""
     return elements(analysis, kept) - len(kept)
 
 
-def growing(analysis: pk.Analysis, kept: pk.Kept) -> float:
+def growing(analysis: plugin.Analysis, kept: plugin.Kept) -> float:
     return 1000.0 / (1.0 + elements(analysis, kept))
 
 
-def half(analysis: pk.Analysis, kept: pk.Kept) -> float:
+def half(analysis: plugin.Analysis, kept: plugin.Kept) -> float:
     """Takes what is left for a square."""
     whole = elements(analysis, {})
     return whole * (elements(analysis, kept) / whole) ** 2
@@ -160,15 +161,15 @@ def test_wrong_cost_models_fail(cost: Any, message: str) -> None:
         check_cost(cost)
 
 
-def silent() -> Callable[[pk.Repair], None]:
+def silent() -> Callable[[plugin.Repair], None]:
     return lambda repair: None
 
 
-def spoiling() -> Callable[[pk.Repair], None]:
+def spoiling() -> Callable[[plugin.Repair], None]:
     return lambda repair: repair.write("head.weight", torch.zeros(3, 3, dtype=torch.float64))
 
 
-def broken() -> Callable[[pk.Repair], None]:
+def broken() -> Callable[[plugin.Repair], None]:
     return lambda repair: repair.write("stem.weight", torch.full((3, 3, 3, 3), float("nan"), dtype=torch.float64))
 
 
@@ -177,7 +178,7 @@ class Drifts:
 
     count = 0
 
-    def __call__(self, repair: pk.Repair) -> None:
+    def __call__(self, repair: plugin.Repair) -> None:
         Drifts.count += 1
         repair.left["stem"] = "not mine"
         repair.write("stem.bias", torch.full((3,), 1e-9 * Drifts.count, dtype=torch.float64))
@@ -211,17 +212,17 @@ def test_wrong_schedules_fail(schedule: Any, message: str) -> None:
         check_schedule(schedule)
 
 
-def unsaid(call: pk.OpCall) -> list[pk.Axis]:
+def unsaid(call: plugin.OpCall) -> list[plugin.Axis]:
     x, weight = call["x"], call["weight"]
     call.tie(x.axes[-1], weight.axes[1])
     return [*x.axes[:-1], weight.axes[0]]
 
 
-def misnamed(call: pk.OpCall) -> list[pk.Axis]:
+def misnamed(call: plugin.OpCall) -> list[plugin.Axis]:
     return [call["input"].axes[0]]
 
 
-def untied(call: pk.OpCall) -> list[pk.Axis]:
+def untied(call: plugin.OpCall) -> list[plugin.Axis]:
     """Takes the gains for something of their own."""
     call.role(call["gain"], 0, pk.Role.OUT)
     return unsaid(call)
@@ -231,23 +232,23 @@ def untied(call: pk.OpCall) -> list[pk.Axis]:
     ("kind", "message"),
     [
         (
-            attrs.evolve(FOREIGN, opaque=pk.Opaque(unsaid, foreign_fake)),
+            attrs.evolve(FOREIGN, opaque=plugin.Opaque(unsaid, foreign_fake)),
             r"whose rule is in .*: it says nothing about gain\[0\]",
         ),
         (
-            attrs.evolve(FOREIGN, opaque=pk.Opaque(untied, foreign_fake)),
+            attrs.evolve(FOREIGN, opaque=plugin.Opaque(untied, foreign_fake)),
             r"layer: without \[0, 2, 4\] the layer doesn't run: .* could not be broadcast",
         ),
         (
-            attrs.evolve(FOREIGN, opaque=pk.Opaque(misnamed, foreign_fake)),
+            attrs.evolve(FOREIGN, opaque=plugin.Opaque(misnamed, foreign_fake)),
             r"test_testing_others.py:\d+: its rule raised KeyError: .input: the arguments of .* are x, ",
         ),
         (
-            attrs.evolve(FOREIGN, opaque=pk.Opaque(foreign_rule, lambda module, x: x.new_empty(len(x), 1))),
+            attrs.evolve(FOREIGN, opaque=plugin.Opaque(foreign_rule, lambda module, x: x.new_empty(len(x), 1))),
             r"`fake` returns a tensor \(4, 1\) of torch.float32 on cpu, the layer a tensor \(4, 6\)",
         ),
         (
-            attrs.evolve(FOREIGN, opaque=pk.Opaque(foreign_rule, lambda module, x: [foreign_fake(module, x)])),
+            attrs.evolve(FOREIGN, opaque=plugin.Opaque(foreign_rule, lambda module, x: [foreign_fake(module, x)])),
             "`fake` returns list of a tensor",
         ),
         (
@@ -256,7 +257,7 @@ def untied(call: pk.OpCall) -> list[pk.Axis]:
         ),
     ],
 )
-def test_wrong_opaque_layers_fail(kind: pk.LayerType, message: str) -> None:
+def test_wrong_opaque_layers_fail(kind: plugin.LayerType, message: str) -> None:
     layer = Foreign(5, 6)
     nn.init.normal_(layer.gain)
     with pytest.raises(AssertionError, match=message):

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_core.rehearse import scale_sources
 
 TOKENS, VOCABULARY = 8, 32

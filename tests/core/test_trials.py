@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from prunekit_core.budgets.trials import Trials
+from prunekit_plugins.budgets.trials import Trials
 
 numbers = st.floats(0.1, 10)
 

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
+from prunekit import plugin
 from prunekit_core.errors import VerificationError
 from tests.models import Chain, Residual
 
@@ -68,7 +69,7 @@ class Flipped(Mlp):
 
 
 def misled() -> pk.Registry:
-    hook = pk.hookimpl(lambda: {"aten::flip": wrong_rule}, specname="prunekit_op_rules")
+    hook = plugin.hookimpl(lambda: {"aten::flip": wrong_rule}, specname="prunekit_op_rules")
     return pk.Registry(extra={"wrong": SimpleNamespace(hook=hook)})
 
 
@@ -110,8 +111,8 @@ def test_a_wrong_replacement_is_refused() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return F.linear(x, self.weight, self.bias * 0.5)
 
-    replacement = pk.Replacement("stand-in", Special, Half)
-    hook = pk.hookimpl(lambda: {"stand-in": replacement}, specname="prunekit_replacements")
+    replacement = plugin.Replacement("stand-in", Special, Half)
+    hook = plugin.hookimpl(lambda: {"stand-in": replacement}, specname="prunekit_replacements")
     registry = pk.Registry(extra={"replacing": SimpleNamespace(hook=hook)})
     model = nn.Sequential(Special(8, 16), nn.ReLU(), nn.Linear(16, 4))
     with pytest.raises(VerificationError, match="replacement"):

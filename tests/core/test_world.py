@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 
 
 class Cache:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 
 Tensor = torch.Tensor
 X = torch.randn(2, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-import prunekit_core as pk
+import prunekit as pk
+from prunekit import plugin
 from prunekit_plugins import distributed, importance, pruners, regularizers
 from tests.distributed import toys
 
@@ -77,7 +78,7 @@ def regularized(world: int) -> None:
             if name == "growing":
                 regularizer.grow()
             regularizer.regularize(bias=True)
-            gradients = {n: pk.whole_tensor(p.grad) for n, p in target.named_parameters() if p.grad is not None}
+            gradients = {n: plugin.whole_tensor(p.grad) for n, p in target.named_parameters() if p.grad is not None}
             found.append((gradients, regularizer))
         (expected, one), (got, many) = found
         assert expected.keys() == got.keys()
@@ -117,7 +118,7 @@ def cut(world: int) -> Any:
         assert expected.keys() == found.keys()
         for name, values in expected.items():
             assert torch.equal(values, found[name]), name
-        assert pk.is_sharded(small.down.weight)
+        assert plugin.is_sharded(small.down.weight)
         assert small.training
         model = small
     assert pruner.graph.applied == alone.graph.applied
@@ -166,7 +167,7 @@ def tensor_parallel(world: int) -> None:
         toys.backward(target, inputs, toys.LABELS[:4])
         regularizer.regularize(bias=True)
     for name, parameter in alone.model.named_parameters():
-        found = pk.whole_tensor(model.get_parameter(name).grad)
+        found = plugin.whole_tensor(model.get_parameter(name).grad)
         torch.testing.assert_close(found, parameter.grad, rtol=1e-4, atol=1e-6)
 
     def build() -> nn.Module:
@@ -204,11 +205,11 @@ def failures(world: int) -> None:
     if dist.get_rank() == last:
         replica.head = nn.Linear(20, 4, device=toys.DEVICE)
         replica.stem = nn.Conv2d(3, 13, 3, device=toys.DEVICE)
-    shapes = {name: tensor.shape for name, tensor in pk.named_tensors(replica).items()}
+    shapes = {name: tensor.shape for name, tensor in plugin.named_tensors(replica).items()}
     expected = pk.PlanError if dist.get_rank() == last else distributed.DistributedError
     with pytest.raises(expected):
         distributed.apply_together(plan, replica)
-    assert shapes == {name: tensor.shape for name, tensor in pk.named_tensors(replica).items()}
+    assert shapes == {name: tensor.shape for name, tensor in plugin.named_tensors(replica).items()}
 
 
 def agreement(world: int) -> None:

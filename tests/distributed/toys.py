@@ -11,7 +11,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-import prunekit_core as pk
+from prunekit import plugin
 
 DEVICE = torch.device("cpu")
 IMAGES = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -83,10 +83,10 @@ def parallel(model: nn.Module) -> None:
 def fill(model: nn.Module, source: nn.Module) -> None:
     """Materialises a sharded meta model with the values of a plain one."""
     model.to_empty(device=DEVICE)
-    targets, values = pk.named_tensors(model), pk.named_tensors(source)
+    targets, values = plugin.named_tensors(model), plugin.named_tensors(source)
     for name, target in targets.items():
         value: Any = values[name].detach()
-        if pk.is_sharded(target):
+        if plugin.is_sharded(target):
             value = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None).to_local()
             target.to_local().detach().copy_(value)
         else:
@@ -94,7 +94,7 @@ def fill(model: nn.Module, source: nn.Module) -> None:
 
 
 def full(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: pk.whole_tensor(tensor).clone() for name, tensor in pk.named_tensors(model).items()}
+    return {name: plugin.whole_tensor(tensor).clone() for name, tensor in plugin.named_tensors(model).items()}
 
 
 def backward(model: nn.Module, inputs: torch.Tensor | None = None, labels: torch.Tensor | None = None) -> torch.Tensor:

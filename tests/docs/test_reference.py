@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+import prunekit.plugin
 import prunekit_core
-from prunekit_core import PrunekitError, errors
+from prunekit import PrunekitError
+from prunekit_core import errors
 from prunekit_core.plugins.registry import HOOKS
 from tests.core.test_hooks import USES
 from tests.docs import hook_pages
@@ -21,7 +23,13 @@ from tests.docs.snippets import DOCUMENTS, ROOT, blocks_of
 CORE = ROOT / "prunekit_core"
 DOCS = ROOT / "docs"
 PLUGINS = ROOT / "prunekit_plugins"
-PUBLIC = sorted(path.parent.name for path in PLUGINS.glob("*/__init__.py") if "\n__all__ = " in path.read_text())
+RAISING = ("budgets", "calibration", "checkpoints", "compensation", "importance", "integrations", "layers", "prune")
+"""The packages of plugins whose errors the page of errors explains."""
+SAYING = sorted(
+    path.parent.name
+    for path in PLUGINS.glob("*/__init__.py")
+    if "\n__all__ = " in path.read_text() and path.parent.name != "testing"
+)
 """The packages that say what is public; tests/compat compares that of Torch-Pruning's names with Torch-Pruning."""
 
 
@@ -32,16 +40,38 @@ def listed_names(title: str) -> list[str]:
     return re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize(
-    "package", ["prunekit_core", "prunekit_core.testing", *(f"prunekit_plugins.{p}" for p in PUBLIC)]
-)
+DOORS = {*prunekit.__all__, *prunekit.plugin.__all__}
+PUBLIC = [name for name in SAYING if not set(importlib.import_module(f"prunekit_plugins.{name}").__all__) <= DOORS]
+"""Those that show more than the doors do."""
+
+
+@pytest.mark.parametrize("package", ["prunekit", "prunekit.testing"])
 def test_public_names_are_listed_exactly(package: str) -> None:
     assert sorted(listed_names(package)) == sorted(importlib.import_module(package).__all__)
 
 
+def test_names_for_authors_are_listed_exactly() -> None:
+    assert sorted(listed_names("prunekit.plugin")) == sorted({*prunekit.plugin.__all__} - {*prunekit.__all__})
+    for name in {*prunekit.plugin.__all__} & {*prunekit.__all__}:
+        assert f"`{name}`" in (DOCS / "api.md").read_text().split("Also here, as they are in `prunekit`:")[1]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_names_of_built_in_plugins_are_listed_exactly(name: str) -> None:
+    package = f"prunekit_plugins.{name}"
+    listed, shown = set(listed_names(package)), set(importlib.import_module(package).__all__)
+    assert shown - DOORS <= listed <= shown
+
+
+def test_packages_around_the_core_show_the_rest_of_the_doors() -> None:
+    shown = {name for part in SAYING for name in importlib.import_module(f"prunekit_plugins.{part}").__all__}
+    assert not DOORS - shown - {*prunekit_core.__all__}
+
+
 def test_every_package_of_the_page_is_compared() -> None:
-    headings = re.findall(r"^## (prunekit_\w+\.\w+)$", (DOCS / "api.md").read_text(), flags=re.MULTILINE)
-    assert sorted(headings) == sorted(["prunekit_core.testing", *(f"prunekit_plugins.{name}" for name in PUBLIC)])
+    headings = re.findall(r"^## (prunekit\w*\.\w+)$", (DOCS / "api.md").read_text(), flags=re.MULTILINE)
+    compared = ["prunekit.plugin", "prunekit.testing", *(f"prunekit_plugins.{name}" for name in PUBLIC)]
+    assert sorted(headings) == sorted(compared)
 
 
 def sections() -> dict[str, str]:
@@ -85,8 +115,8 @@ def test_every_error_class_has_a_section() -> None:
 def headlines() -> dict[str, str]:
     """Headlines of errors that the core, the layers and the criteria raise: text to the place in the source."""
     found = {}
-    names = {name for name in prunekit_core.__all__ if name.endswith("Error")} - {"AxisMismatchError"}
-    for path in [*CORE.rglob("*.py"), *(ROOT / "prunekit_plugins").glob("[li]*/*.py")]:
+    names = {name for name in prunekit.__all__ if name.endswith("Error")} - {"AxisMismatchError"}
+    for path in [*CORE.rglob("*.py"), *(path for name in RAISING for path in (PLUGINS / name).glob("*.py"))]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names and node.args:
                 headline = node.args[0]
@@ -112,8 +142,8 @@ def test_core_files_are_listed_in_an_order_in_which_they_can_be_imported() -> No
         order.append(f"{package}{name}" if package else name)
     files = [path.relative_to(CORE).with_suffix("") for path in CORE.rglob("*.py") if path.stem != "__init__"]
     listed = [name for name in order if not name.endswith("/")]
-    assert sorted(listed) == sorted({str(path) for path in files if path.parts[0] != "testing"} | {"testing"})
-    for name in listed[:-1]:
+    assert sorted(listed) == sorted(map(str, files))
+    for name in listed:
         tree = ast.parse((CORE / f"{name}.py").read_text())
         found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
         names = [f"{node.module}.{alias.name}".split(".")[1:] for node in found for alias in node.names]

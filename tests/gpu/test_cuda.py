@@ -15,7 +15,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.measure import peak_memory
 from prunekit_plugins.pruners import BNScalePruner, GroupNormPruner, GrowingRegPruner
 from tests.distributed import jobs

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.cli.commands.demo import data, networks
 from prunekit_plugins.pruners import GrowingRegPruner
 from tests.integrations.test_training import same

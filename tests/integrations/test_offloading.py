@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.importance import CalibratedImportance
 from tests.cli.toys import blocks
 from tests.models import Encoder

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.cli.commands.demo import data
 from prunekit_plugins.pruners import GroupNormPruner
 from tests.integrations.test_training import same

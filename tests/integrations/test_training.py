@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.integrations import PruningEvent, TrainingPruner
 from prunekit_plugins.pruners import GroupNormPruner, GrowingRegPruner
 from prunekit_plugins.regularizers import GroupLassoRegularizer, GrowingRegularizer

@@ -6,12 +6,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import prunekit_core as pk
+import prunekit as pk
+from prunekit import plugin
 from prunekit_plugins.budgets import memory, weights
 from tests.models import Encoder
 
 
-def analysis(model: nn.Module, *inputs: torch.Tensor) -> pk.Analysis:
+def analysis(model: nn.Module, *inputs: torch.Tensor) -> plugin.Analysis:
     return pk.DependencyGraph().build_dependency(model.eval(), inputs).analysis
 
 

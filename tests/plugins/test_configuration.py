@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.integrations.configuration import update_config
 from prunekit_plugins.integrations.huggingface import load_pretrained, save_pretrained
 

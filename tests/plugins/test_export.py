@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.export import ExportError, export_onnx, export_program
 from prunekit_plugins.export.comparison import arguments_of, compare, tensors_of
 from tests.zoo.families import build

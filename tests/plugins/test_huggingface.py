@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.integrations.huggingface import load_pretrained, save_pretrained
 
 transformers = pytest.importorskip("transformers")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
-from prunekit_core.testing import check_criterion
+import prunekit as pk
+from prunekit.testing import check_criterion
 from prunekit_plugins.importance import GroupMagnitudeImportance, MagnitudeImportance, RandomImportance
 from prunekit_plugins.layers import (
     prune_batchnorm_out_channels,

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from prunekit_core import Group, MemberView, Role
-from prunekit_core.testing import check_criterion
+from prunekit import Group, Role
+from prunekit.plugin import MemberView
+from prunekit.testing import check_criterion
 from prunekit_plugins.importance import Members
 from prunekit_plugins.importance.members import unit_sums
 from prunekit_plugins.importance.reductions import reduce_members

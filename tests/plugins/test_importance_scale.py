@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
-from prunekit_core.testing import check_criterion
+import prunekit as pk
+from prunekit.testing import check_criterion
 from prunekit_plugins import importance
 from prunekit_plugins.importance import BNScaleImportance, LAMPImportance, RandomImportance
 from prunekit_plugins.layers import prune_conv_out_channels

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
-from prunekit_core.testing import check_compensator, check_cost, check_criterion, check_regularizer, check_schedule
+import prunekit as pk
+from prunekit.testing import check_compensator, check_cost, check_criterion, check_regularizer, check_schedule
 from tests.plugins.test_layers import LAYERS, full_name
 
 REGISTRY = pk.default_registry()

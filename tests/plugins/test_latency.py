@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
+from prunekit import plugin
 from prunekit_plugins import budgets
 from prunekit_plugins.budgets import LatencyCost, macs
 from prunekit_plugins.budgets.latency import FRACTIONS
@@ -22,7 +23,7 @@ IMAGE = torch.randn(2, 3, 8, 8)
 CPU = torch.device("cpu")
 
 
-class Skewed(pk.CostModel):
+class Skewed(plugin.CostModel):
     """Predicts MACs and "measures" something else: an overhead, and more per MAC the smaller the model is."""
 
     unit = "ticks"
@@ -32,22 +33,22 @@ class Skewed(pk.CostModel):
     def __init__(self) -> None:
         self.calls = 0
 
-    def compile(self, analysis: pk.Analysis) -> pk.Compiled:
+    def compile(self, analysis: plugin.Analysis) -> plugin.Compiled:
         return macs.compile(analysis)
 
     def real(self, model: nn.Module) -> float:
         counted = sum(layer.weight.numel() for layer in model.layers)
         return 1000 + 3 * counted**0.9
 
-    def measure(self, before: nn.Module, after: nn.Module, example: pk.Example) -> tuple[float, float]:
+    def measure(self, before: nn.Module, after: nn.Module, example: plugin.Example) -> tuple[float, float]:
         assert isinstance(example.args[0], torch.Tensor)
         self.calls += 1
         return self.real(before), self.real(after)
 
 
-def registry(model: pk.CostModel) -> pk.Registry:
+def registry(model: plugin.CostModel) -> pk.Registry:
     class Plugin:
-        @pk.hookimpl
+        @plugin.hookimpl
         def prunekit_budgets(self) -> dict[str, Callable[..., float]]:
             return {"ticks": model}
 
@@ -116,11 +117,11 @@ def test_every_operation_runs_by_itself_at_every_size(
         compiled = cost.compile(analysis)
     total = done[-1][1]
     assert done == [(number, total) for number in range(1, total + 1)]
-    groups = pk.group_sizes(analysis)
+    groups = plugin.group_sizes(analysis)
     for fraction in FRACTIONS:
         sizes = {name: max(1, round(size * fraction)) for name, size in groups.items()}
         kept = {name: range(size) for name, size in sizes.items()}
-        recording, sizer = analysis.recordings[0], pk.Sizer(kept)
+        recording, sizer = analysis.recordings[0], plugin.Sizer(kept)
         shares = recording.trace.shares
         outputs = [op.outputs[0].index for op in recording.trace.operations if op.references()]
         expected = sum(torch.Size(recording.shape(index, sizer)).numel() for index in outputs if index not in shares)
@@ -131,7 +132,7 @@ def test_every_operation_runs_by_itself_at_every_size(
 def test_costs_grow_with_sizes_and_lie_between_what_was_measured(counted_runs: list[str], tmp_path: Path) -> None:
     analysis = pk.DependencyGraph().build_dependency(Residual(), IMAGE).analysis
     compiled = LatencyCost(tmp_path).compile(analysis)
-    (inner,) = [name for name, size in pk.group_sizes(analysis).items() if size == 12]
+    (inner,) = [name for name, size in plugin.group_sizes(analysis).items() if size == 12]
     costs = [compiled({inner: size}) for size in range(1, 13)]
     assert costs == sorted(costs)
     assert costs[0] < costs[5] < costs[11]
@@ -202,7 +203,7 @@ def test_a_model_without_values_is_refused() -> None:
 class Flat(Skewed):
     """Predicts a large part that no cut takes away, and "measures" none of it, as launches on a GPU do."""
 
-    def compile(self, analysis: pk.Analysis) -> pk.Compiled:
+    def compile(self, analysis: plugin.Analysis) -> plugin.Compiled:
         counted = macs.compile(analysis)
         return lambda sizes: 40_000 + counted(sizes)
 

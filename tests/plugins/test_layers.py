@@ -13,8 +13,8 @@ from timm.layers import DropPath
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from prunekit_core import UnitsError, check_exact, prune
-from prunekit_core.testing import check_layer_type, sample
+from prunekit import UnitsError, check_exact, prune
+from prunekit.testing import check_layer_type, sample
 from prunekit_plugins import layers
 from prunekit_plugins.layers import PrunableMultiheadAttention
 

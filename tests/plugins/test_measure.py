@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins import measure
 from prunekit_plugins.budgets import macs, memory
 from prunekit_plugins.measure import latency

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.regularizers import (
     BNScaleRegularizer,
     GroupLassoRegularizer,

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.schedules import (
     cosine_scheduler,
     cubic_scheduler,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.cli.commands.demo import data, training
 from prunekit_plugins.pruners import BNScalePruner, GroupNormPruner, GrowingRegPruner
 from prunekit_plugins.regularizers import GroupLassoRegularizer, GroupMembers, GroupNormRegularizer

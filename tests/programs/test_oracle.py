@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_core.modules.surgery import select_positions, tensor_at
 from tests.programs.spec import Block
 from tests.programs.trial import make, masked, relative

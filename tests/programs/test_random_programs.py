@@ -6,10 +6,9 @@ import copy
 import os
 
 import torch
-from hypothesis import event, given, settings
-from hypothesis import strategies as st
+from hypothesis import event, given, settings, strategies as st
 
-import prunekit_core as pk
+import prunekit as pk
 from tests.programs import pictures, tokens
 from tests.programs.spec import Block
 from tests.programs.trial import compare, make, relative, same_state, shapes_of, state_of

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import prunekit_core as pk
+import prunekit as pk
 from tests.programs import pictures, tokens
 from tests.programs.spec import Block
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.reports import report_data, to_html
 from prunekit_plugins.reports.sections import sections
 

@@ -13,7 +13,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import prunekit_core as pk
+import prunekit as pk
+from prunekit import plugin
+from prunekit_plugins.cli.listing import print_report
 from prunekit_plugins.reports import (
     ReportData,
     inspection_data,
@@ -24,7 +26,6 @@ from prunekit_plugins.reports import (
     write_report,
 )
 from prunekit_plugins.reports.sections import number, sections, shape, share
-from prunekit_plugins.reports.terminal import print_report
 from tests.models import Residual
 
 HOSTILE = "<img src=x onerror=alert(1)>|*&"
@@ -137,7 +138,7 @@ def test_json_holds_everything(residual: tuple[nn.Module, nn.Module, pk.PruneRes
 
 
 def test_a_measured_sensitivity(residual: tuple[nn.Module, nn.Module, pk.PruneResult]) -> None:
-    curves = (pk.Curve(("a", "b"), (0.25, 0.5), (0.1, 0.4)), pk.Curve(("c",), (0.5,), (2.0,)))
+    curves = (plugin.Curve(("a", "b"), (0.25, 0.5), (0.1, 0.4)), plugin.Curve(("c",), (0.5,), (2.0,)))
     measured = pk.Sensitivity(curves, "output error", {"a": 4, "b": 4, "c": 8}, 16)
     data = report_data(residual[2], sensitivity=measured)
     assert data.sensitivity == {"a": {0.25: 0.1, 0.5: 0.4}, "b": {0.25: 0.1, 0.5: 0.4}, "c": {0.5: 2.0}}

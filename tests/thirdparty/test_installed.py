@@ -82,7 +82,7 @@ def test_its_own_tests_pass_where_it_is_installed(installed: Environment, packag
 PROGRAM = """
 import json
 import torch
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_example import Net
 from prunekit_example.scoring import LargestRow
 

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from tests import models
 
 Family = tuple[Callable[[], nn.Module], Callable[[], Any]]

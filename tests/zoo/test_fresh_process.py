@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-import prunekit_core as pk
+import prunekit as pk
 from tests.zoo.families import FAMILIES, build, outputs_of
 
 ROOT = Path(__file__).resolve().parents[2]

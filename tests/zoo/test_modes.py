@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 from torchvision.ops import StochasticDepth, drop_block2d
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.importance import RandomImportance
 
 PICTURE = (2, 3, 8, 8)

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.importance import RandomImportance
 
 

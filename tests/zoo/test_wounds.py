@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-import prunekit_core as pk
+import prunekit as pk
+from prunekit import plugin
 from prunekit_plugins.importance import RandomImportance
 
 PICTURE = (2, 3, 8, 8)
@@ -704,8 +705,8 @@ def test_custom_operations_are_named_without_a_rule_and_pruned_with_one() -> Non
     assert result.report.not_understood == ("prunekit_tests::twice in the model: no rule for this operation",)
 
     class Plugin:
-        @pk.hookimpl
-        def prunekit_op_rules(self) -> Mapping[str, pk.Rule]:
+        @plugin.hookimpl
+        def prunekit_op_rules(self) -> Mapping[str, plugin.Rule]:
             return {"prunekit_tests::twice": lambda call: list(call["x"].axes)}
 
     model = Custom()

@@ -11,7 +11,8 @@ from typing import Annotated
 import torch
 import typer
 
-from prunekit_core import ArgumentError, CheckpointError, Plan, Protocol, prune_checkpoint, read_plan, read_protocol
+from prunekit import prune_checkpoint, read_plan, read_protocol
+from prunekit.plugin import ArgumentError, CheckpointError, Plan, Protocol
 from prunekit_plugins.cli import options
 from prunekit_plugins.cli.output import Output
 

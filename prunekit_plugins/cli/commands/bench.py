@@ -12,7 +12,8 @@ import torch
 import typer
 from torch import nn
 
-from prunekit_core import ArgumentError, Plan, load
+from prunekit import load
+from prunekit.plugin import ArgumentError, Plan
 from prunekit_plugins.cli import options
 from prunekit_plugins.cli.arguments import TensorSpec, check_there, read_inputs
 from prunekit_plugins.cli.models import Subject, build

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from prunekit_core import ArgumentError, BasePruner, Plan, plan_to_target, read_plan
+from prunekit import plan_to_target, read_plan
+from prunekit.plugin import ArgumentError, BasePruner, Plan
 from prunekit_plugins.cli import options
 from prunekit_plugins.cli.arguments import check_there, read_inputs, read_targets
 from prunekit_plugins.cli.listing import show_rows

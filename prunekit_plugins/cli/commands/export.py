@@ -8,7 +8,8 @@ from typing import Annotated
 import attrs
 import typer
 
-from prunekit_core import ArgumentError, CheckpointError, load, nearest, read_plan
+from prunekit import load, read_plan
+from prunekit.plugin import ArgumentError, CheckpointError, nearest
 from prunekit_plugins.cli import options
 from prunekit_plugins.cli.arguments import check_writable, read_inputs
 from prunekit_plugins.cli.models import build, fill

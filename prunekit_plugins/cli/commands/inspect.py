@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import attrs
 import typer
 
-from prunekit_core import BasePruner, Preview, PrunekitError, Report, UnitGroup
+from prunekit.plugin import BasePruner, Preview, PrunekitError, Report, UnitGroup
 from prunekit_plugins.cli import options
 from prunekit_plugins.cli.arguments import check_writable, read_inputs
 from prunekit_plugins.cli.listing import report_data, show_left, show_rows

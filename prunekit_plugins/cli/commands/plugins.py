@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prunekit_core import HOOKS, Entry, LayerType, Registry
+from prunekit.plugin import HOOKS, Entry, LayerType, Registry
 from prunekit_plugins.cli import options
 from prunekit_plugins.cli.output import Output, Table
 from prunekit_plugins.cli.project import project_registry

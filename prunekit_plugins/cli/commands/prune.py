@@ -12,18 +12,8 @@ from typing import Annotated, Any
 import attrs
 import typer
 
-from prunekit_core import (
-    ArgumentError,
-    Batches,
-    ExactCheck,
-    PrunekitError,
-    PruneResult,
-    Registry,
-    check_exact,
-    save,
-    write_text,
-)
-from prunekit_core import prune as prune_model
+from prunekit import ExactCheck, PruneResult, check_exact, prune as prune_model, save
+from prunekit.plugin import ArgumentError, Batches, PrunekitError, Registry, write_text
 from prunekit_plugins.budgets import watched
 from prunekit_plugins.cli import options
 from prunekit_plugins.cli.arguments import check_writable, read_inputs, read_targets
@@ -34,8 +24,7 @@ from prunekit_plugins.cli.models import Subject, build
 from prunekit_plugins.cli.output import Output, Table, cost_data, cost_rows
 from prunekit_plugins.cli.recipe import Recipe
 from prunekit_plugins.cli.repeating import finish, start
-from prunekit_plugins.reports import report_data as details
-from prunekit_plugins.reports import write_report
+from prunekit_plugins.reports import report_data as details, write_report
 from prunekit_plugins.reports.files import check_report_path
 
 NONE = "none"
@@ -104,7 +93,7 @@ def prune(
     everything: options.All = False,
     as_json: options.Json = False,
 ) -> None:
-    """Prune a model and write the smaller one to a file, which prunekit_core.load reads."""
+    """Prune a model and write the smaller one to a file, which prunekit.load reads."""
     known, registry = start(context, model, recipe, block, config)
     model, weights = known.model, weights or known.checked_weights()
     specs, targets = read_inputs(inputs or known.input), read_targets(target or ())

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from prunekit_core import ArgumentError, check_indices
+from prunekit.plugin import ArgumentError, check_indices
 from prunekit_plugins import layers
 from prunekit_plugins.compat.torch_pruning import ops
 from prunekit_plugins.compat.torch_pruning.unavailable import refuse
@@ -36,12 +36,12 @@ from prunekit_plugins.layers import (
     prune_linear_out_channels,
     prune_multihead_attention_in_channels,
     prune_multihead_attention_out_channels,
+    prune_parameter_out_channels as prune_parameter,
     prune_prelu_in_channels,
     prune_prelu_out_channels,
     prune_recurrent_in_channels,
     prune_recurrent_out_channels,
 )
-from prunekit_plugins.layers import prune_parameter_out_channels as prune_parameter
 
 __all__ = [
     "BasePruningFunc",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit_core import CheckpointError, default_registry
+from prunekit.plugin import CheckpointError, default_registry
 from prunekit_plugins.layers import PrunableMultiheadAttention
 
 FORMAT = 1

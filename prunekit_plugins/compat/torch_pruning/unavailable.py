@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NoReturn, Protocol
 
-from prunekit_core import PrunekitError
+from prunekit.plugin import PrunekitError
 
 
 class UnavailableError(PrunekitError, NotImplementedError):

@@ -1,6 +1,6 @@
 """Written answers for op rules: an expression, and what the rules must say about its axes.
 
-An answer is written as `prunekit_core.testing.AxesRead` prints it: ``a2 b3, a2 c4 -> a2 (b3+c4)``.
+An answer is written as `prunekit.testing.AxesRead` prints it: ``a2 b3, a2 c4 -> a2 (b3+c4)``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from prunekit_core import Rule, default_registry
-from prunekit_core.testing import AxesRead, check_rule, read_axes, sample
+from prunekit import default_registry
+from prunekit.plugin import Rule
+from prunekit.testing import AxesRead, check_rule, read_axes, sample
 
 NAMES = {"torch": torch, "F": F, "aten": torch.ops.aten}
 

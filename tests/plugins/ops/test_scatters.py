@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from prunekit_core.testing import read_axes
+from prunekit.testing import read_axes
 from prunekit_plugins.ops import scatters
 from tests.plugins.ops.cases import case, checks_of
 

@@ -13,7 +13,7 @@ import attrs
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from tests.programs.grammar.masking import difference, finite, leaves, masked
 from tests.programs.grammar.program import in_float64
 

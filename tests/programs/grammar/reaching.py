@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import prunekit_core as pk
+import prunekit as pk
 from tests.programs.grammar.draft import BATCH, Draft
 from tests.programs.grammar.productions import PRODUCTIONS
 from tests.programs.grammar.program import in_float64

@@ -10,11 +10,11 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
+from prunekit import plugin
 from prunekit_core.rehearse import make_plan, rehearsal
 from prunekit_core.rehearse.temperatures import Constants
 from prunekit_plugins.ops import norms, pointwise, reductions
@@ -41,7 +41,7 @@ def first_disagreement(only: tuple[str, ...], count: int) -> Outcome | None:
 def with_rule(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], None]:
     """Puts another rule in the place of one."""
 
-    def put(key: str, rule: pk.Rule) -> None:
+    def put(key: str, rule: plugin.Rule) -> None:
         table = pk.default_registry().op_rules
         monkeypatch.setattr(table, "_rules", {**table._rules, key: rule})
         monkeypatch.setattr(table, "_cache", {})
@@ -54,9 +54,9 @@ def test_sums_that_tie_nothing_are_seen(with_rule: Callable[[str, Any], None]) -
     only = ("layers.joined", "layers.residual", *BASE)
     assert first_disagreement(only, 8) is None
 
-    def first(call: pk.OpCall) -> list[pk.Axis]:
+    def first(call: plugin.OpCall) -> list[plugin.Axis]:
         largest = max(call.tensors(), key=lambda tensor: tensor.ndim)
-        return list(largest.axes) if largest.shape == call.shape else [pk.Axis(size) for size in call.shape]
+        return list(largest.axes) if largest.shape == call.shape else [plugin.Axis(size) for size in call.shape]
 
     for name in ("add.Tensor", "mul.Tensor", "sub.Tensor"):
         with_rule(f"aten::{name}", first)
@@ -67,8 +67,8 @@ def test_norms_that_are_called_exact_are_seen(with_rule: Callable[[str, Any], No
     only = ("norms.layer", "norms.unit", *BASE)
     assert first_disagreement(only, 8) is None
 
-    def exact(rule: pk.Rule) -> pk.Rule:
-        def silent(call: pk.OpCall) -> Any:
+    def exact(rule: plugin.Rule) -> plugin.Rule:
+        def silent(call: plugin.OpCall) -> Any:
             result = rule(call)
             call._effects.whole.pop(call.operation.index, None)
             return result

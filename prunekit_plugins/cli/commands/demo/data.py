@@ -6,7 +6,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from prunekit_core import PrunekitError
+from prunekit.plugin import PrunekitError
 
 BLANK = -0.8
 """Value of an empty pixel: the images are moved and scaled to about zero mean and unit variance."""

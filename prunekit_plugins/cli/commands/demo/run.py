@@ -12,7 +12,8 @@ import attrs
 import torch
 from torch import nn
 
-from prunekit_core import ExactCheck, Preview, check_exact, prune
+from prunekit import ExactCheck, check_exact, prune
+from prunekit.plugin import Preview
 from prunekit_plugins.cli import options
 from prunekit_plugins.cli.commands.demo import data, networks, training
 from prunekit_plugins.cli.commands.demo.training import Course

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import prunekit_core as pk
+import prunekit as pk
+from prunekit import plugin
 from prunekit_plugins.compat.torch_pruning.dependency.node import Node
 from prunekit_plugins.compat.torch_pruning.unavailable import refuse
 
 
-class Dependency(pk.Dependency):
+class Dependency(plugin.Dependency):
     """A layer that loses something together with the root of a group.
 
     Args:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-import prunekit_core as pk
-from prunekit_plugins.compat.torch_pruning import layer_pruners as function
-from prunekit_plugins.compat.torch_pruning import ops
+import prunekit as pk
+from prunekit import plugin
+from prunekit_plugins.compat.torch_pruning import layer_pruners as function, ops
 from prunekit_plugins.compat.torch_pruning.dependency.group import Group
 from prunekit_plugins.compat.torch_pruning.dependency.node import Node, nodes_of
 
@@ -251,12 +251,12 @@ class DependencyGraph(pk.DependencyGraph):
                 "No channels lie along this parameter.", where=name or "", hint="graph.explain(layer) says why"
             )
         dim = min(held)
-        numbers = pk.check_indices(idxs, parameter.shape[dim], name)
+        numbers = plugin.check_indices(idxs, parameter.shape[dim], name)
         units = self._units_in(lambda view: view.tensor is parameter and view.dim == dim, set(numbers), name)
         return Group(self, units, (parameter, name, pruning_fn, numbers))
 
     def _units_in(
-        self, chosen: Callable[[pk.MemberView], bool], wanted: set[int] | None = None, where: str = ""
+        self, chosen: Callable[[plugin.MemberView], bool], wanted: set[int] | None = None, where: str = ""
     ) -> dict[str, tuple[int, ...]]:
         """Finds the units that lie at some positions (None: all) of the first parameter dim that is chosen."""
         views = [(group.name, view) for group in self.groups() for view in self.views(group.name) if chosen(view)]

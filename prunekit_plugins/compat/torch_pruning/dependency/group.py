@@ -10,9 +10,9 @@ import attrs
 import torch
 from torch import nn
 
-import prunekit_core as pk
-from prunekit_plugins.compat.torch_pruning import layer_pruners as function
-from prunekit_plugins.compat.torch_pruning import ops
+import prunekit as pk
+from prunekit import plugin
+from prunekit_plugins.compat.torch_pruning import layer_pruners as function, ops
 from prunekit_plugins.compat.torch_pruning.dependency.dependency import Dependency
 from prunekit_plugins.compat.torch_pruning.dependency.node import Node
 from prunekit_plugins.compat.torch_pruning.unavailable import refuse
@@ -129,7 +129,7 @@ class Group(pk.Group):
         root = min(_entries(self._plain), key=self._rank)
         return root.units
 
-    def views(self) -> list[pk.MemberView]:
+    def views(self) -> list[plugin.MemberView]:
         """Lists the members for scoring; see ``prunekit_core.Group.views``."""
         if self._start is None or not isinstance(self._start[0], nn.Parameter):
             return self._plain.views()
@@ -254,7 +254,7 @@ def _entries(plain: pk.Group) -> list[_Entry]:
     return found
 
 
-def graph_views(group: pk.Group) -> list[pk.MemberView]:
+def graph_views(group: pk.Group) -> list[plugin.MemberView]:
     """Lists the members of a group, with its units numbered in ascending order."""
     return pk.Group(group.graph, group.units, None).views()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from prunekit_core import DependencyGraph
+from prunekit.plugin import DependencyGraph
 from prunekit_plugins.compat.torch_pruning import ops
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-import prunekit_core as pk
-from prunekit_core import ArgumentError
+import prunekit as pk
+from prunekit import plugin
+from prunekit.plugin import ArgumentError
 from prunekit_plugins import importance
 from prunekit_plugins.compat.torch_pruning import ops
 from prunekit_plugins.compat.torch_pruning.dependency.group import Group
@@ -119,7 +120,7 @@ class _Members(Importance):
 class _WithoutDepthwise(Members):
     """Members as Torch-Pruning counts them: a depthwise convolution, which has one filter per channel, doesn't."""
 
-    def of(self, group: pk.Group, views: Sequence[pk.MemberView] | None = None) -> list[pk.MemberView]:
+    def of(self, group: pk.Group, views: Sequence[plugin.MemberView] | None = None) -> list[plugin.MemberView]:
         """Lists the members that count."""
         return [view for view in super().of(group, views) if not ops.is_depthwise(view.module)]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit_core import ArgumentError
+from prunekit.plugin import ArgumentError
 from prunekit_plugins.compat.torch_pruning.unavailable import refuse
 from prunekit_plugins.measure import evaluating, timed
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from prunekit_core import ArgumentError
+from prunekit.plugin import ArgumentError
 
 
 class ComputeMatGrad:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from prunekit_core import DependencyGraph, Sizer
+from prunekit.plugin import DependencyGraph, Sizer
 from prunekit_plugins.budgets.counts import FORMULAS, Shapes
 from prunekit_plugins.compat.torch_pruning.unavailable import UnavailableError
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.compat.torch_pruning.ops import (
     TORCH_BATCHNORM,
     TORCH_CONV,

@@ -1,1 +1,1 @@
-pytest_plugins = ["prunekit_core.testing.pytest_plugin"]
+pytest_plugins = ["prunekit.testing.pytest_plugin"]

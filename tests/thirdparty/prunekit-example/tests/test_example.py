@@ -11,8 +11,8 @@ from prunekit_example.layer_types import prune_clip, prune_swish_out
 from prunekit_example.operations import swish
 from prunekit_example.scoring import LargestRow, Shrink, int8_bytes
 
-import prunekit_core as pk
-from prunekit_core.testing import check_cost, check_criterion, check_layer_type, check_regularizer, check_rule, sample
+import prunekit as pk
+from prunekit.testing import check_cost, check_criterion, check_layer_type, check_regularizer, check_rule, sample
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_plugins.compat.torch_pruning import ops
 from prunekit_plugins.compat.torch_pruning.dependency import DependencyGraph, Group
 from prunekit_plugins.compat.torch_pruning.dependency.graph import root_types

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from prunekit_core import ArgumentError
+from prunekit.plugin import ArgumentError
 from prunekit_plugins import pruners
 from prunekit_plugins.compat.torch_pruning.pruner.algorithms.base_pruner import (
     BasePruner,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import prunekit_core as pk
+import prunekit as pk
 
 
 def linear_scheduler(pruning_ratio: float, steps: int) -> list[float]:

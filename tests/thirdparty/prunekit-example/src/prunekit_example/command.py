@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-import prunekit_core as pk
+import prunekit as pk
 from prunekit_example.layers import Net
 
 

@@ -8,18 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit_core import (
-    Axis,
-    LayerType,
-    Layout,
-    Opaque,
-    OpCall,
-    Resizing,
-    Role,
-    UnitsError,
-    check_indices,
-    shrink_tensor,
-)
+from prunekit import Role, UnitsError
+from prunekit.plugin import Axis, LayerType, Layout, Opaque, OpCall, Resizing, check_indices, shrink_tensor
 
 Layouts = Mapping[str, tuple[Layout, ...]]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from prunekit_core import LayerType, Rule, hookimpl
+from prunekit.plugin import LayerType, Rule, hookimpl
 from prunekit_example.layer_types import SCALED_SWISH, SOFT_CLIP
 from prunekit_example.layers import ScaledSwish, SoftClip
 from prunekit_example.operations import swish_rule

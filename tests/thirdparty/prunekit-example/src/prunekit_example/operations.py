@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from prunekit_core import Axis, OpCall
+from prunekit.plugin import Axis, OpCall
 
 
 @torch.library.custom_op("prunekit_example::swish", mutates_args=())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prunekit_core import hookimpl
+from prunekit.plugin import hookimpl
 from prunekit_example.command import example
 from prunekit_example.scoring import LargestRow, Shrink, int8_bytes
 

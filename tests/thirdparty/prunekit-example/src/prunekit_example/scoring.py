@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from prunekit_core import Analysis, ArgumentError, Group, Kept, Role, Sizer
+from prunekit import ArgumentError, Group, Role
+from prunekit.plugin import Analysis, Kept, Sizer
 
 
 class LargestRow:

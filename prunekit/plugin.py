@@ -1,0 +1,184 @@
+"""What authors of plugins need: hooks, rules, axes, layouts, layer types, criteria, costs, errors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prunekit_core.door import open_door
+
+if TYPE_CHECKING:
+    from prunekit_core import (
+        ELEMENTWISE as ELEMENTWISE,
+        HOOKS as HOOKS,
+        Addition as Addition,
+        AdditiveCriterion as AdditiveCriterion,
+        Alignment as Alignment,
+        Analysis as Analysis,
+        ArgumentError as ArgumentError,
+        Axis as Axis,
+        AxisMismatchError as AxisMismatchError,
+        BasePruner as BasePruner,
+        BusyModelError as BusyModelError,
+        Centring as Centring,
+        CheckpointError as CheckpointError,
+        Chooser as Chooser,
+        Compiled as Compiled,
+        Concat as Concat,
+        Config as Config,
+        CostModel as CostModel,
+        Counts as Counts,
+        CustomizedPruner as CustomizedPruner,
+        Dependency as Dependency,
+        DependencyGraph as DependencyGraph,
+        Entry as Entry,
+        Example as Example,
+        Explanation as Explanation,
+        Fixed as Fixed,
+        Group as Group,
+        Kept as Kept,
+        KeywordError as KeywordError,
+        Kind as Kind,
+        LayerType as LayerType,
+        Layout as Layout,
+        Limits as Limits,
+        Member as Member,
+        MemberView as MemberView,
+        NothingToPruneError as NothingToPruneError,
+        Number as Number,
+        Opaque as Opaque,
+        OpCall as OpCall,
+        Operands as Operands,
+        Operation as Operation,
+        Plan as Plan,
+        PlanError as PlanError,
+        Plugin as Plugin,
+        PluginError as PluginError,
+        Polynomial as Polynomial,
+        Preview as Preview,
+        Product as Product,
+        PrunekitError as PrunekitError,
+        Reading as Reading,
+        Reason as Reason,
+        Recording as Recording,
+        RecordingError as RecordingError,
+        Registry as Registry,
+        RehearsalError as RehearsalError,
+        Removal as Removal,
+        Replacement as Replacement,
+        Report as Report,
+        Resizing as Resizing,
+        Role as Role,
+        Rule as Rule,
+        RuleOrigin as RuleOrigin,
+        Scaling as Scaling,
+        Scope as Scope,
+        Site as Site,
+        Sizer as Sizer,
+        Sizes as Sizes,
+        StorageError as StorageError,
+        SymbolicSizer as SymbolicSizer,
+        TensorArgument as TensorArgument,
+        TensorRef as TensorRef,
+        Tie as Tie,
+        Trace as Trace,
+        UnitGroup as UnitGroup,
+        Units as Units,
+        UnitsError as UnitsError,
+        UnsupportedModelError as UnsupportedModelError,
+        Verb as Verb,
+        VerificationError as VerificationError,
+        adds as adds,
+        as_polynomial as as_polynomial,
+        auto_alignment as auto_alignment,
+        centres as centres,
+        check_indices as check_indices,
+        compile_polynomials as compile_polynomials,
+        compile_sum as compile_sum,
+        concat as concat,
+        cut as cut,
+        default_registry as default_registry,
+        find_config as find_config,
+        group_sizes as group_sizes,
+        groups_of as groups_of,
+        hookimpl as hookimpl,
+        is_pinned as is_pinned,
+        is_sharded as is_sharded,
+        linear_scheduler as linear_scheduler,
+        multiplied as multiplied,
+        named_tensors as named_tensors,
+        nearest as nearest,
+        new_size as new_size,
+        numbers_along as numbers_along,
+        operation_name as operation_name,
+        output_like as output_like,
+        pin as pin,
+        prefix as prefix,
+        product as product,
+        reads as reads,
+        regroup as regroup,
+        resolve as resolve,
+        scales as scales,
+        select_positions as select_positions,
+        shrink_layer as shrink_layer,
+        shrink_tensor as shrink_tensor,
+        size_of as size_of,
+        sized_by as sized_by,
+        split as split,
+        tie as tie,
+        whole_tensor as whole_tensor,
+        write_text as write_text,
+        zero_where as zero_where,
+    )
+    from prunekit_plugins.budgets import (
+        Budget as Budget,
+        Choice as Choice,
+        Curve as Curve,
+        Family as Family,
+        Problem as Problem,
+        RatioFamily as RatioFamily,
+        Sensitivity as Sensitivity,
+        Solver as Solver,
+    )
+    from prunekit_plugins.calibration import (
+        Batches as Batches,
+        DemandingCriterion as DemandingCriterion,
+        FrugalCriterion as FrugalCriterion,
+        Moments as Moments,
+        SiteStatistics as SiteStatistics,
+        StatisticalCriterion as StatisticalCriterion,
+        Statistics as Statistics,
+    )
+    from prunekit_plugins.checkpoints import Protocol as Protocol
+    from prunekit_plugins.compensation import (
+        Compensation as Compensation,
+        LayerFit as LayerFit,
+        LayerRepair as LayerRepair,
+        Repair as Repair,
+    )
+
+_HOMES = {
+    "prunekit_core": (
+        "Addition AdditiveCriterion Alignment Analysis ArgumentError Axis AxisMismatchError BasePruner "
+        "BusyModelError Centring CheckpointError Chooser Compiled Concat Config CostModel Counts CustomizedPruner "
+        "Dependency DependencyGraph ELEMENTWISE Entry Example Explanation Fixed Group HOOKS Kept KeywordError "
+        "Kind LayerType Layout Limits Member MemberView NothingToPruneError Number OpCall Opaque Operands "
+        "Operation Plan PlanError Plugin PluginError Polynomial Preview Product PrunekitError Reading Reason "
+        "Recording RecordingError Registry RehearsalError Removal Replacement Report Resizing Role Rule "
+        "RuleOrigin Scaling Scope Site Sizer Sizes StorageError SymbolicSizer TensorArgument TensorRef Tie Trace "
+        "UnitGroup Units UnitsError UnsupportedModelError Verb VerificationError adds as_polynomial "
+        "auto_alignment centres check_indices compile_polynomials compile_sum concat cut default_registry "
+        "find_config group_sizes groups_of hookimpl is_pinned is_sharded linear_scheduler multiplied "
+        "named_tensors nearest new_size numbers_along operation_name output_like pin prefix product reads regroup "
+        "resolve scales select_positions shrink_layer shrink_tensor size_of sized_by split tie whole_tensor "
+        "write_text zero_where"
+    ),
+    "prunekit_plugins.budgets": "Budget Choice Curve Family Problem RatioFamily Sensitivity Solver",
+    "prunekit_plugins.calibration": (
+        "Batches DemandingCriterion FrugalCriterion Moments SiteStatistics StatisticalCriterion Statistics"
+    ),
+    "prunekit_plugins.checkpoints": "Protocol",
+    "prunekit_plugins.compensation": "Compensation LayerFit LayerRepair Repair",
+}
+"""Where each name comes from: a package is imported when one of its names is asked for."""
+
+__all__, __getattr__, __dir__ = open_door(__name__, _HOMES)

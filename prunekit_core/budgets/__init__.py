@@ -1,1 +1,0 @@
-"""Budgets: targets, sensitivity, and how a budget is shared out."""

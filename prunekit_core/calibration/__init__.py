@@ -1,1 +1,0 @@
-"""Statistics of a model on calibration data."""

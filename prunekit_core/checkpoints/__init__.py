@@ -1,1 +1,0 @@
-"""Files: safetensors, shards, plans in their metadata, and cuts of files on disk."""

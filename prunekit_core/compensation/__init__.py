@@ -1,1 +1,0 @@
-"""Repairing a pruned model on calibration data, before any training."""

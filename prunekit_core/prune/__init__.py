@@ -1,1 +1,0 @@
-"""The one call that prunes a model to a ratio or to a target."""

@@ -1,0 +1,113 @@
+"""Allocation: how a budget is shared out among the groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from prunekit_core.choose.candidates import Scope
+from prunekit_core.choose.chooser import Chooser
+from prunekit_core.choose.criterion import Criterion, additive
+from prunekit_core.errors import ArgumentError
+from prunekit_core.plugins.config import SEARCHED
+from prunekit_core.plugins.registry import Registry
+from prunekit_plugins.budgets.curves import Sensitivity
+from prunekit_plugins.budgets.knapsack import Choice, Picked, Problem
+from prunekit_plugins.budgets.options import Options, fixed_units, free_options
+from prunekit_plugins.budgets.targets import Budget, Selector
+
+UNIFORM, GLOBAL = SEARCHED
+ESTIMATED = "estimated"
+
+Solver = Callable[[Problem], Sequence[int]]
+"""An allocation: a problem to the number of the option that is picked of every choice."""
+
+
+def solver_of(allocation: str | Solver, registry: Registry) -> Solver | None:
+    """Returns what an allocation stands for; None where a search for the ratio decides.
+
+    Raises:
+        ArgumentError: It is no callable, and no allocator has that name.
+    """
+    found: Solver | None = allocation if callable(allocation) else registry.allocator(str(allocation))
+    return found
+
+
+def by_default(criterion: Criterion) -> str:
+    """The allocation that is taken where there are a target and calibration data, and nothing was said.
+
+    By ``benchmarks/quality.py``, with compensation, ``"estimated"`` is ahead of ``"global"`` where scores are damages,
+    and costs little; where they aren't, ``"global"`` is ahead of ``"uniform"``.
+    """
+    return ESTIMATED if additive(criterion) else GLOBAL
+
+
+def selector(solve: Solver, sensitivity: Sensitivity | None, *, sums: bool = False) -> Selector:
+    """Makes what decides for `plan_to_target`.
+
+    Args:
+        solve: The allocator.
+        sensitivity: Measured damages. None: damages come from the scores.
+        sums: Whether scores are damages that add up. If not, the damage of a group is minus the logarithm of the part
+            of its summed scores that stays.
+    """
+
+    def select(chooser: Chooser, scopes: Sequence[Scope], budget: Budget) -> Mapping[str, int]:
+        free = [o for o in free_options(chooser, scopes) if sensitivity is None or sensitivity.covers(o[0])]
+        choices = tuple(
+            Choice(
+                options,
+                _ascending(
+                    _score_damages(chooser, options, sums=sums)
+                    if sensitivity is None
+                    else [sensitivity.damage(units) for units in options]
+                ),
+            )
+            for options in free
+        )
+        problem = Problem(choices, budget.spent, budget.allowed, fixed_units(chooser, scopes, free))
+        if not problem.fits(problem.smallest):
+            raise budget.refuse(problem.units(problem.smallest))
+        return problem.units(_checked(problem, solve(problem)))
+
+    return select
+
+
+def _checked(problem: Problem, picked: Sequence[int]) -> Picked:
+    """Returns what a solver picked, if it is a solution."""
+    sizes = [len(choice.options) for choice in problem.choices]
+    whole = isinstance(picked, Sequence) and len(picked) == len(sizes)
+    if not whole or any(not 0 <= option < size for option, size in zip(picked, sizes, strict=True)):
+        raise ArgumentError(
+            "An allocation must pick one option of every choice.", why=f"{len(sizes)} choices, got {picked!r}"
+        )
+    if not problem.fits(picked):
+        raise ArgumentError("An allocation must meet the budget.", why=f"{dict(problem.allowed)}, got {picked!r}")
+    return tuple(picked)
+
+
+def _ascending(damages: Sequence[float]) -> tuple[float, ...]:
+    found = [0.0]
+    for damage in damages[1:]:
+        found.append(max(found[-1], damage))
+    return tuple(found)
+
+
+def _score_damages(chooser: Chooser, options: Options, *, sums: bool) -> list[float]:
+    """Damages out of scores alone.
+
+    Where scores are no damages that add up, those of a group count as ``-log(1 - removed / all)``: the parts of the
+    scores that groups keep are multiplied, as signals are that run through them one after another; a plain sum would
+    see no harm in emptying one group.
+    """
+    damages = [0.0] * len(options)
+    for group in options[0]:
+        candidate = chooser.candidates[group]
+        scores = candidate.scores.detach().double().cpu().sort(descending=True)[0]
+        scores = scores - scores[-1].clamp(max=0)
+        whole = float(scores.sum()) or 1.0
+        kept = (scores / whole).cumsum(0).clamp(min=1e-12, max=1).tolist()
+        for place, units in enumerate(options):
+            stays = kept[units[group] // candidate.blocks - 1]
+            damages[place] += whole * (1 - stays) if sums else -math.log(stays)
+    return damages

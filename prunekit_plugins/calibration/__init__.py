@@ -1,0 +1,18 @@
+"""Statistics of a model on calibration data: means, covariances, how outputs move."""
+
+from prunekit_plugins.calibration.batches import Batches
+from prunekit_plugins.calibration.demand import DemandingCriterion, FrugalCriterion, StatisticalCriterion
+from prunekit_plugins.calibration.moments import Moments
+from prunekit_plugins.calibration.statistics import SiteStatistics, Statistics
+from prunekit_plugins.calibration.stream import calibrate
+
+__all__ = [
+    "Batches",
+    "DemandingCriterion",
+    "FrugalCriterion",
+    "Moments",
+    "SiteStatistics",
+    "StatisticalCriterion",
+    "Statistics",
+    "calibrate",
+]

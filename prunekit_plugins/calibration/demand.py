@@ -1,0 +1,103 @@
+"""What criteria want to know from calibration data, and what of it fits into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+import attrs
+import torch
+
+from prunekit_core.graph.group import Group
+from prunekit_plugins.calibration.curvature import WIDEST
+from prunekit_plugins.calibration.statistics import COVARIANCES, CURVATURES, MOMENTS, Statistics
+
+ROOM = 2 << 30
+"""Bytes that covariances and curvatures of all layers may take, if a criterion can do without them."""
+
+
+@runtime_checkable
+class StatisticalCriterion(Protocol):
+    """A criterion that scores groups by statistics.
+
+    Attributes:
+        needs: The parts of `Statistics` that it reads.
+        statistics: The statistics; None until they are set.
+    """
+
+    needs: Sequence[str]
+    statistics: Statistics | None
+
+    def __call__(self, group: Group) -> torch.Tensor | None:
+        """Scores the selected units of a group; None when it has nothing to say."""
+
+
+@runtime_checkable
+class FrugalCriterion(StatisticalCriterion, Protocol):
+    """A criterion that can do with less.
+
+    Attributes:
+        otherwise: The parts that it reads where the covariances that it would rather have don't fit into memory.
+    """
+
+    otherwise: Sequence[str]
+
+
+@runtime_checkable
+class DemandingCriterion(StatisticalCriterion, Protocol):
+    """A criterion that does better with more.
+
+    Attributes:
+        wishes: Parts that it reads where they can be had.
+    """
+
+    wishes: Sequence[str]
+
+
+@attrs.frozen
+class Demand:
+    """Which statistics are gathered.
+
+    Attributes:
+        parts: What has to be there.
+        wishes: What is gathered as well where that can be done.
+        widest: Outputs up to which curvatures are whole matrices, see `Curvatures`.
+        notes: What the report says about it.
+        curvature_notes: What it says if there are curvatures.
+    """
+
+    parts: Sequence[str] = (MOMENTS,)
+    wishes: Sequence[str] = ()
+    widest: int = WIDEST
+    notes: tuple[str, ...] = ()
+    curvature_notes: tuple[str, ...] = ()
+
+    def has(self, *parts: str) -> bool:
+        """Tells whether one of some parts is needed or wished for."""
+        return not {*parts}.isdisjoint((*self.parts, *self.wishes))
+
+    @classmethod
+    def of(cls, criterion: StatisticalCriterion, sizes: Callable[[], Mapping[str, int]]) -> Demand:
+        """Says what a criterion gets.
+
+        Args:
+            criterion: The criterion.
+            sizes: Called for how many bytes each part takes if that matters.
+        """
+        demand = cls(criterion.needs, criterion.wishes if isinstance(criterion, DemandingCriterion) else ())
+        if not isinstance(criterion, FrugalCriterion) or COVARIANCES not in criterion.needs:
+            return demand
+        taken = sizes()
+        if taken[COVARIANCES] > ROOM:
+            size = _gib(taken[COVARIANCES])
+            note = f"units are chosen by variances: covariances of what all layers read would take {size}"
+            return cls(criterion.otherwise, notes=(note,))
+        if CURVATURES in demand.wishes and taken[COVARIANCES] + taken[CURVATURES] > ROOM:
+            size = _gib(taken[CURVATURES])
+            note = f"of the curvatures only the diagonals are used: all of them would take {size}"
+            return attrs.evolve(demand, widest=0, curvature_notes=(note,))
+        return demand
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

@@ -1,0 +1,317 @@
+"""Watching a model read: what every consumer is given and returns while a batch runs.
+
+The forward runs on a real shadow of the model, which shares its parameters' storage, in eval mode: the model isn't
+touched, and every use of a parameter is seen, whether a module is called or a function.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import attrs
+import torch
+from torch import nn
+
+from prunekit_core.errors import ArgumentError, CheckpointError
+from prunekit_core.modules.surgery import modules_in, named_tensors, tensor_at
+from prunekit_core.plugins.registry import Registry
+from prunekit_core.program.linear_forms import Reading, Site, find_site
+from prunekit_core.program.rules import RuleTable
+from prunekit_core.record.listener import Sink
+from prunekit_core.record.programs import swap_modules
+from prunekit_core.record.shadow import Shadow
+from prunekit_core.record.valueless import Hollows, device_for
+from prunekit_plugins.calibration.additions import Sum, Sums
+from prunekit_plugins.calibration.batches import Batch
+
+CHUNK = 1 << 23
+"""Elements of columns that are made at a time."""
+
+
+@attrs.frozen(eq=False)
+class Seen:
+    """One consumer at work.
+
+    Attributes:
+        order: Its number among the consumers of this forward.
+        site: What it multiplies by.
+        bias: Canonical name of the parameter that it adds; empty where there is none, or it is no parameter.
+        module: Dotted path of the innermost module that was running.
+        reading: How it reads.
+        arguments: Its arguments.
+        output: What it returned.
+        batch: The batch that runs.
+    """
+
+    order: int
+    site: Site
+    bias: str
+    module: str
+    reading: Reading
+    arguments: Mapping[str, Any]
+    output: torch.Tensor
+    batch: Batch
+
+    @property
+    def channel_dim(self) -> int:
+        """The dim of the output that its channels lie along."""
+        kernel = 0 if self.reading.channels_last else self.arguments[self.reading.weight].dim() - 2
+        return self.output.dim() - 1 - kernel
+
+    def chunks(self, targets: torch.Tensor | None = None) -> Iterator[Chunk]:
+        """Yields the samples that count, some at a time.
+
+        Args:
+            targets: Tensor of the shape of the output that is read as targets in the same order; None for no targets.
+        """
+        source = self.arguments[self.reading.source]
+        weight = self.arguments[self.reading.weight]
+        batched = source.dim() > (1 if self.reading.channels_last else weight.dim() - 1)
+        if not batched:
+            source, targets = source[None], None if targets is None else targets[None]
+        wider = 1
+        for size in weight.shape[2:]:
+            wider *= size
+        step = max(1, CHUNK * len(source) // max(1, source.numel() * wider))
+        counted = self.batch.counted(tuple(source.shape[:-1])) if self.reading.channels_last else None
+        for start in range(0, len(source), step):
+            part = source[start : start + step]
+            features = self.reading.features(part, self.arguments)
+            places = torch.arange(start, start + len(part), device="cpu")
+            places = places.repeat_interleave(features.shape[1] // len(part))
+            wanted = None
+            if targets is not None:
+                wanted = self.reading.outputs(targets[start : start + step], self.arguments)
+            if counted is not None:
+                keep = counted[start : start + step].flatten().to(features.device)
+                features = features[:, keep]
+                wanted = None if wanted is None else wanted[:, keep]
+                places = places[keep.cpu()]
+            yield Chunk(features, wanted, places * self.batch.size // len(source))
+
+
+@attrs.frozen(eq=False)
+class Chunk:
+    """Some samples of what a consumer read.
+
+    Attributes:
+        features: Tensor ``[groups, samples, features]``.
+        targets: Tensor ``[groups, samples, outputs]``, or None.
+        examples: Tensor ``[samples]``: which example of the batch each comes from, as far as that can be told.
+    """
+
+    features: torch.Tensor
+    targets: torch.Tensor | None
+    examples: torch.Tensor
+
+
+class Enough(Exception):  # noqa: N818  # no error: it ends a forward whose rest isn't needed
+    """Raised by whoever watches to end the forward."""
+
+
+Look = Callable[[Seen], None]
+Total = Callable[[Sum], None]
+
+
+class WatchingSink(Sink):
+    """The sink that recognises consumers.
+
+    Args:
+        shadow: The shadow that runs.
+        rules: Which operations read, and how.
+        batch: The batch that runs.
+        look: Called with every consumer once it ran.
+        summed: Numbers of consumers whose sums are shown as well.
+        total: Called with each of those sums.
+    """
+
+    def __init__(
+        self,
+        shadow: Shadow,
+        rules: RuleTable,
+        batch: Batch,
+        look: Look,
+        summed: Collection[int] = (),
+        total: Total | None = None,
+    ) -> None:
+        self.rules, self.look = rules, look
+        self._summed, self._total, self._sums = summed, total, Sums(rules) if summed else None
+        self.parameters: dict[str, torch.Tensor] = {}
+        self._real: dict[str, torch.Tensor] = {}
+        self._shadow, self._hollows, self._batch = shadow, shadow.hollows, batch
+        self._order = 0
+
+    def start(self, tensors: Mapping[str, torch.Tensor], inputs: Any) -> None:
+        """Notes the parameters."""
+        self.parameters = {name: t for name, t in tensors.items() if isinstance(t, nn.Parameter)}
+        self._real = {n: t for n, t in self.parameters.items() if self._hollows is None or not self._hollows.holds(t)}
+
+    def operation(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> None:
+        """Shows a consumer, or a sum, to whoever watches."""
+        for found in self._sums.operation(op, arguments, outputs) if self._sums is not None else ():
+            if self._total is not None:
+                self._total(found)
+        seen = self.consumer(op, module, arguments, outputs)
+        if seen is None:
+            return
+        if self._sums is not None:
+            self._sums.consumer(seen.order, seen.output, follow=seen.order in self._summed)
+        self.look(seen)
+
+    def consumer(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> Seen | None:
+        """Recognises an operation that multiplies what it reads by (a part of) a parameter; None for others."""
+        reading: Reading | None = self.rules.reading(op)
+        if reading is None:
+            return None
+        weight, source = arguments[reading.weight], arguments[reading.source]
+        if not isinstance(weight, torch.Tensor) or weight.dim() < 2 or source.dtype != weight.dtype:
+            return None
+        names, groups = self._shadow.names, reading.groups(arguments)
+        site = find_site(weight, names, self._behind(weight), reading, groups) if groups else None
+        if site is None or site.parameter not in self.parameters:
+            return None
+        bias = arguments.get(reading.bias) if reading.bias else None
+        known = names.get(id(bias), "")
+        if known not in self.parameters:
+            known = find_run(bias, self._behind(bias)) if isinstance(bias, torch.Tensor) else ""
+        order, self._order = self._order, self._order + 1
+        return Seen(order, site, known, module, reading, arguments, outputs, self._batch)
+
+    def _behind(self, tensor: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """The parameters that a tensor may be a view of."""
+        return (self._hollows.behind(tensor) if self._hollows is not None else None) or self._real
+
+
+def find_run(bias: torch.Tensor, parameters: Mapping[str, torch.Tensor]) -> str:
+    """Names the parameter that a bias is a run of, with the run; empty where it is of none."""
+    store = bias.untyped_storage().data_ptr()
+    for name, parameter in parameters.items():
+        if parameter.dim() == 1 and bias.dim() == 1 and parameter.untyped_storage().data_ptr() == store:
+            start = bias.storage_offset() - parameter.storage_offset()
+            if bias.stride() == parameter.stride() and 0 <= start <= len(parameter) - len(bias):
+                return f"{name}[{start}:{start + len(bias)}]"
+    return ""
+
+
+def parameter_run(bias: str) -> tuple[str, slice]:
+    """Takes apart what `find_run` returned, or the name of a whole parameter: the name and the run of it."""
+    name, _, run = bias.partition("[")
+    return name, slice(*map(int, run[:-1].split(":"))) if run else slice(None)
+
+
+class Values(Protocol):
+    """Where values of parameters and buffers come from."""
+
+    def __contains__(self, name: str) -> bool:
+        """Tells whether the values of a tensor are there, by its canonical name."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """Reads them: a tensor of its own memory."""
+
+
+class Watched:
+    """A model whose consumers can be watched.
+
+    Args:
+        model: The model; it is not touched. What is done to its parameters in place later is seen; a cut isn't.
+        registry: Where rules and replacements are found.
+        values: Where the values of tensors on the meta device come from, one at a time; None where there are none.
+
+    Attributes:
+        shadow: The shadow that runs.
+        rules: The op rules.
+        device: Where batches belong; None where the model lies on several devices.
+
+    Raises:
+        ArgumentError: The model is on the meta device, and nobody said where its values are.
+        CheckpointError: They lack something that is on the meta device.
+    """
+
+    def __init__(self, model: nn.Module, registry: Registry, values: Values | None = None) -> None:
+        _check_values(model, values)
+        devices = {device_for(model) if tensor.is_meta else tensor.device for tensor in model.parameters()}
+        self.device = devices.pop() if len(devices) == 1 else None
+        self.rules = registry.op_rules
+        hollows = None if values is None else Hollows(values.read, device_for(model))
+        self.shadow = Shadow(model, fake=False, hollows=hollows)
+        swap_modules(self.shadow.module, registry)
+        self.shadow.watch(registry.opaque)
+
+    def values(self, name: str) -> torch.Tensor:
+        """Returns the values of a parameter or buffer by its canonical name, detached."""
+        tensor, hollows = self.shadow.tensors()[name], self.shadow.hollows
+        return hollows.read(name, tensor) if hollows is not None and hollows.holds(tensor) else tensor.detach()
+
+    @contextlib.contextmanager
+    def differentiable(self, parameters: Iterable[torch.Tensor]) -> Iterator[nn.Module]:
+        """Gives the shadow in eval mode, with gradients by some of its parameters; puts it back afterwards."""
+        chosen = list(parameters)
+        try:
+            for tensor in chosen:
+                tensor.requires_grad_(True)
+            yield self.shadow.module.train(False)
+        finally:
+            for tensor in chosen:
+                tensor.requires_grad_(False)
+            self.shadow.reset()
+
+    def run(self, batch: Batch, look: Look, summed: Collection[int] = (), total: Total | None = None) -> Any:
+        """Runs one batch in eval mode.
+
+        Args:
+            batch: The batch.
+            look: Called with every consumer once it ran; may raise `Enough` to end the forward.
+            summed: Numbers of consumers whose sums are shown as well.
+            total: Called with each of those sums, after `look` was with the consumer; may raise `Enough`, too.
+
+        Returns:
+            The outputs of the model; None after `Enough`.
+
+        Raises:
+            ArgumentError: The forward raised on this batch; its exception is the cause.
+        """
+        return self.run_into(batch, WatchingSink(self.shadow, self.rules, batch, look, summed, total))
+
+    def run_into(self, batch: Batch, sink: Sink) -> Any:
+        """Runs one batch in eval mode into a sink; see `run`."""
+        try:
+            return self.shadow.run(batch.example, sink, self.rules, training=False)
+        except Enough:
+            return None
+        except Exception as error:
+            raise ArgumentError(
+                "The model's forward pass raised on a calibration batch.",
+                where=batch.where,
+                why=f"{type(error).__name__}: {str(error)[:400]}",
+                hint="batches are model inputs; with targets in them, say which part is read: "
+                "Batches(loader, inputs=lambda batch: batch[0])",
+            ) from error
+
+
+def _check_values(model: nn.Module, values: Values | None) -> None:
+    """Raises an error where something on the meta device has no values."""
+    empty = [
+        name for name, tensor in named_tensors(model).items() if tensor.is_meta and not (values and name in values)
+    ]
+    if values is None and any(isinstance(tensor_at(model, name), nn.Parameter) for name in empty):
+        raise ArgumentError(
+            "A model on the meta device has no values to run with.",
+            where=empty[0],
+            why="its weights are elsewhere: on disk, or with a library that loads them when a layer runs",
+            hint="build the model on the meta device and name the checkpoint that holds them: weights=...",
+        )
+    attributes = [
+        f"{path}.{key}" if path else key
+        for path, module in modules_in(model).items()
+        for key, value in vars(module).items()
+        if isinstance(value, torch.Tensor) and value.is_meta
+    ]
+    if empty or attributes:
+        raise CheckpointError(
+            "The checkpoint lacks values that the model runs with.",
+            where=", ".join([*empty, *attributes][:4]),
+            why="they are on the meta device and in no file",
+            hint="build the model so that they are real, for example under accelerate's init_empty_weights()",
+        )

@@ -1,0 +1,165 @@
+"""Statistics of a model on calibration data, as a value: saved, loaded, and checked against a model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import attrs
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from prunekit_core.errors import ArgumentError, CheckpointError
+from prunekit_core.modules.surgery import named_tensors
+from prunekit_core.program.linear_forms import Site
+from prunekit_plugins.calibration.moments import Moments
+
+KEY = "prunekit_statistics"
+FORMAT = "1"
+MOMENTS, COVARIANCES, CURVATURES = "moments", "covariances", "curvatures"
+GRADIENTS, FISHER = "gradients", "fisher"
+PARTS = (MOMENTS, COVARIANCES, CURVATURES, GRADIENTS, FISHER)
+
+
+@attrs.frozen(eq=False)
+class SiteStatistics:
+    """What one consumer read.
+
+    Attributes:
+        site: The (part of a) parameter that it multiplies by.
+        moments: Mean and variance, and the covariance if it was gathered, of its features.
+        curvature: Tensor ``[groups, outputs, outputs]``, float32: the matrix ``G`` with which a small error ``e`` of
+            what it puts out changes the outputs of the model, squared and summed up over an example: ``e^T G e``; see
+            `Curvatures`. Of a wide consumer its diagonal, ``[groups, outputs]``. None if not gathered.
+        energy: Tensor ``[groups, outputs]``, float64: the mean square of what it puts out; None without curvatures.
+    """
+
+    site: Site
+    moments: Moments
+    curvature: torch.Tensor | None = None
+    energy: torch.Tensor | None = None
+
+    @property
+    def diagonal(self) -> torch.Tensor:
+        """Tensor ``[groups, outputs]``, float64: the diagonal of the curvature; for statistics with curvatures."""
+        assert self.curvature is not None
+        whole = self.curvature
+        return (whole.diagonal(dim1=1, dim2=2) if whole.dim() > 2 else whole).double()
+
+    @property
+    def effect(self) -> torch.Tensor:
+        """Tensor ``[groups, outputs]``, float64: ``G_cc E[y_c^2]``, what the model loses, to first order, if an output
+        becomes zero; for statistics with curvatures."""
+        assert self.energy is not None
+        return self.diagonal * self.energy
+
+
+@attrs.frozen(eq=False)
+class Statistics:
+    """What `calibrate` gathered.
+
+    Attributes:
+        sites: Consumers by the name of their site.
+        gradients: Parameter to the mean gradient of the loss, in its shape, float32; empty if not gathered.
+        fisher: Parameter to the mean over examples of the squared gradient of one example, float32; empty likewise.
+        shapes: Every parameter of the model to its shape.
+        examples: Number of examples.
+        notes: Lines for the report: where an estimate is poor, and what wasn't seen.
+    """
+
+    sites: Mapping[str, SiteStatistics]
+    gradients: Mapping[str, torch.Tensor]
+    fisher: Mapping[str, torch.Tensor]
+    shapes: Mapping[str, tuple[int, ...]]
+    examples: int
+    notes: tuple[str, ...] = ()
+
+    def __contains__(self, part: str) -> bool:
+        """Tells whether a part (``"moments"``, ``"covariances"``, ``"curvatures"``, ``"gradients"``, ``"fisher"``) is
+        there."""
+        if part == MOMENTS:
+            return bool(self.sites)
+        if part == COVARIANCES:
+            return bool(self.sites) and all(s.moments.covariance is not None for s in self.sites.values())
+        if part == CURVATURES:
+            return bool(self.sites) and all(s.curvature is not None for s in self.sites.values())
+        return bool({GRADIENTS: self.gradients, FISHER: self.fisher}.get(part))
+
+    def of(self, parameter: str) -> list[SiteStatistics]:
+        """Lists what was read by the consumers that multiply by a parameter, or by parts of it."""
+        return [found for found in self.sites.values() if found.site.parameter == parameter]
+
+    def check(self, model: nn.Module) -> None:
+        """Raises `ArgumentError` unless the statistics are of a model with these parameters."""
+        tensors = named_tensors(model)
+        for name, shape in self.shapes.items():
+            found = tuple(tensors[name].shape) if name in tensors else None
+            if found != shape:
+                raise ArgumentError(
+                    "The statistics are of another model.",
+                    where=name,
+                    why=f"they were gathered with shape {shape}, the model has {found}",
+                    hint="gather them anew: the model was pruned since, or is another one",
+                )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the statistics as safetensors."""
+        tensors: dict[str, torch.Tensor] = {}
+        listing = []
+        for name, found in self.sites.items():
+            site, moments = found.site, found.moments
+            listing.append([name, moments.count, site.parameter, site.rows, site.groups, site.inputs_first])
+            for part in ("mean", "variance", "covariance"):
+                values = getattr(moments, part)
+                if values is not None:
+                    tensors[f"{part}/{name}"] = values.contiguous().cpu()
+            for part in ("curvature", "energy"):
+                values = getattr(found, part)
+                if values is not None:
+                    tensors[f"{part}/{name}"] = values.contiguous().cpu()
+        for part in (GRADIENTS, FISHER):
+            for name, values in getattr(self, part).items():
+                tensors[f"{part}/{name}"] = values.contiguous().cpu()
+        about = {"sites": listing, "shapes": self.shapes, "examples": self.examples, "notes": self.notes}
+        safetensors.torch.save_file(tensors, path, metadata={KEY: FORMAT, "about": json.dumps(about)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Statistics:
+        """Reads what `save` wrote.
+
+        Raises:
+            CheckpointError: The file is missing, corrupt, or holds no statistics.
+        """
+        where = os.fspath(path)
+        if not Path(where).is_file():
+            raise CheckpointError("There is no such file.", where=where)
+        try:
+            with safetensors.safe_open(where, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get(KEY) != FORMAT:
+                    raise CheckpointError("The file holds no statistics.", where=where, hint="write it with save()")
+                tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+            about = json.loads(metadata["about"])
+            shapes = {name: tuple(shape) for name, shape in about["shapes"].items()}
+            sites = {}
+            for name, count, parameter, rows, groups, inputs_first in about["sites"]:
+                site = Site(parameter, shapes[parameter], (rows[0], rows[1]), groups, inputs_first)
+                parts = [tensors.get(f"{part}/{name}") for part in ("mean", "variance", "covariance")]
+                if parts[0] is None or parts[1] is None:
+                    raise KeyError(name)
+                moments = Moments(count, parts[0], parts[1], parts[2])
+                extra = [tensors.get(f"{part}/{name}") for part in ("curvature", "energy")]
+                sites[name] = SiteStatistics(site, moments, *extra)
+            others = {
+                part: {name.partition("/")[2]: t for name, t in tensors.items() if name.startswith(f"{part}/")}
+                for part in (GRADIENTS, FISHER)
+            }
+            return cls(sites, others[GRADIENTS], others[FISHER], shapes, about["examples"], tuple(about["notes"]))
+        except (safetensors.SafetensorError, KeyError, TypeError, ValueError, IndexError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError("The file holds no readable statistics.", where=where, why=str(error)) from error

@@ -1,0 +1,269 @@
+"""The calibration pass: one stream over batches, gathering what criteria and compensators need."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from prunekit_core.errors import ArgumentError, nearest
+from prunekit_core.graph.current import StoredWeights
+from prunekit_core.modules.naming import Layer, module_paths
+from prunekit_core.modules.surgery import named_tensors
+from prunekit_core.plans.plan import Plan
+from prunekit_core.plugins.registry import Registry, default_registry
+from prunekit_core.record.recorder import check_recordable
+from prunekit_plugins.calibration.batches import Batch, Batches
+from prunekit_plugins.calibration.curvature import WIDEST, Curvatures, Read
+from prunekit_plugins.calibration.demand import Demand
+from prunekit_plugins.calibration.moments import Gatherer, doubts
+from prunekit_plugins.calibration.observation import Seen, Watched
+from prunekit_plugins.calibration.statistics import (
+    COVARIANCES,
+    CURVATURES,
+    FISHER,
+    GRADIENTS,
+    MOMENTS,
+    PARTS,
+    SiteStatistics,
+    Statistics,
+)
+from prunekit_plugins.checkpoints.stored_values import Cut
+
+Loss = Callable[[Any, Any], torch.Tensor]
+"""``loss(outputs, batch)`` returns a scalar, the mean over the examples of the batch."""
+Progress = Callable[[int, int | None], None]
+"""Called as ``progress(done, total)`` after each batch; the total is None where it isn't known."""
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Any] | Batches,
+    *,
+    parts: Sequence[str] = (MOMENTS,),
+    layers: Iterable[Layer] | None = None,
+    loss_fn: Loss | None = None,
+    progress: Progress | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    registry: Registry | None = None,
+) -> Statistics:
+    """Streams batches through a model once and gathers statistics of what its layers read.
+
+    The model runs in eval mode on a twin that shares its parameters: it isn't changed. Nothing is registered by hand:
+    every operation that multiplies by a parameter, and whose rule says how it reads, is seen.
+
+    Args:
+        model: The model.
+        batches: Any iterable of model inputs (tensors, tuples, mappings), or `Batches` that say how they are read.
+            Positions that the ``"attention_mask"`` of a mapping leaves out don't count.
+        parts: What to gather: ``"moments"`` (means and variances), ``"covariances"``, ``"curvatures"`` (how much the
+            outputs of the model move with those of a layer), ``"gradients"`` (the mean gradient of every parameter),
+            ``"fisher"`` (the mean squared gradient of single examples).
+        layers: Only what these layers read (modules, names or types; containers mean what they contain): for models
+            whose covariances don't fit into memory together.
+        loss_fn: Loss for gradients: ``loss_fn(outputs, batch)``.
+        progress: Called after each batch with the number of batches done and their total, if it is known.
+        weights: A checkpoint on disk with the weights of a model on the meta device: a safetensors file or a folder.
+            Every batch reads it once; a tensor is in memory, on torch's default device, while an operation uses it.
+        registry: Where op rules are found; None for the default registry.
+
+    Returns:
+        The statistics, on the devices of the layers.
+
+    Raises:
+        ArgumentError: An argument is wrong, there are no batches, a batch doesn't fit the model, no value that a
+            layer read was finite, or there are no gradients for curvatures.
+        CheckpointError: The checkpoint can't be read, is for another model, or lacks values that the model runs with.
+    """
+    for part in parts:
+        if part not in PARTS:
+            raise ArgumentError(f"There are no statistics called {part!r}.", hint=nearest(str(part), PARTS))
+    if (GRADIENTS in parts or FISHER in parts) and loss_fn is None:
+        raise ArgumentError("Gradients need a loss.", hint="loss_fn=lambda outputs, batch: ..., a mean over the batch")
+    target = check_recordable(model)
+    values = None if weights is None else (registry or default_registry()).weights(weights, target)
+    return gather(
+        target,
+        batches,
+        Demand(parts),
+        layers=layers,
+        loss_fn=loss_fn,
+        progress=progress,
+        values=values,
+        registry=registry,
+    )
+
+
+def gather(
+    target: nn.Module,
+    batches: Iterable[Any] | Batches,
+    demand: Demand,
+    *,
+    layers: Iterable[Layer] | None = None,
+    loss_fn: Loss | None = None,
+    progress: Progress | None = None,
+    values: StoredWeights | None = None,
+    registry: Registry | None = None,
+) -> Statistics:
+    """Does what `calibrate` does, with the values of a model on the meta device from an open checkpoint.
+
+    Args:
+        target, batches, layers, loss_fn, progress, registry: As there.
+        demand: What is gathered. Where a wish can't be met, a note says why.
+        values: The values.
+    """
+    parts = demand.parts
+    if values is not None and (loss_fn is not None or CURVATURES in parts):
+        raise ArgumentError("Gradients need a model in memory.", why="this one has its weights on disk")
+    paths = None if layers is None else module_paths(target, layers)
+    batches = Batches.of(batches)
+    watched = Watched(target, registry or default_registry(), None if values is None else Cut(values, Plan()))
+    slopes = _Slopes(watched, loss_fn, parts) if loss_fn is not None else None
+    examples, total = 0, batches.count()
+    masks: dict[str, int] = {}
+    curvatures = Curvatures(watched, demand.widest) if demand.has(CURVATURES) and values is None else None
+    gathering = _Gathering(paths, covariance=COVARIANCES in parts, energy=curvatures is not None)
+    for number, batch in enumerate(batches.read(watched.device), 1):
+        if demand.has(MOMENTS, COVARIANCES, CURVATURES):
+            watched.run(batch, gathering.look)
+            if batch.note():
+                masks[batch.note()] = masks.get(batch.note(), 0) + 1
+        if curvatures is not None:
+            curvatures.add(batch, gathering.found)
+        if slopes is not None:
+            slopes.add(batch)
+        examples += batch.size
+        if progress is not None:
+            progress(number, total)
+    if curvatures is not None:
+        curvatures.check(gathering.found)
+        if curvatures.trouble and CURVATURES in parts:
+            raise ArgumentError("Curvatures need gradients.", why=curvatures.trouble)
+    sites, notes = gathering.finish(curvatures)
+    if CURVATURES in demand.wishes and (curvatures is None or curvatures.trouble):
+        why = "they need a model in memory" if curvatures is None else curvatures.trouble
+        notes = (*notes, f"the outputs of all layers count alike, for want of gradients: {why}")
+    elif curvatures is not None and curvatures.dropped:
+        notes = (*notes, f"curvatures: {curvatures.dropped} batches left out, whose gradients were not finite")
+    shapes = {name: tuple(t.shape) for name, t in named_tensors(target).items() if isinstance(t, nn.Parameter)}
+    gradients, fisher = ({}, {}) if slopes is None else slopes.finish(examples)
+    found = Statistics(sites, gradients, fisher, shapes, examples)
+    notes = (*(f"{text} ({count} batches)" for text, count in masks.items()), *notes)
+    told = (*demand.notes, *(demand.curvature_notes if CURVATURES in found else ()))
+    return attrs.evolve(found, notes=(*told, *notes))
+
+
+def bytes_needed(
+    target: nn.Module, batches: Batches, values: StoredWeights | None, registry: Registry | None
+) -> dict[str, int]:
+    """Runs one batch; returns how many bytes the covariances of what all layers read take, and their curvatures."""
+    watched = Watched(target, registry or default_registry(), None if values is None else Cut(values, Plan()))
+    sizes: dict[str, tuple[int, int]] = {}
+
+    def look(seen: Seen) -> None:
+        groups, outputs, features = seen.site.matrix(torch.empty(seen.site.shape, device="meta")).shape
+        sizes[seen.site.name] = (groups * features**2 * 8, groups * outputs**2 * 4 if outputs <= WIDEST else 0)
+
+    watched.run(next(iter(batches.read(watched.device))), look)
+    return {COVARIANCES: sum(size for size, _ in sizes.values()), CURVATURES: sum(size for _, size in sizes.values())}
+
+
+class _Gathering:
+    def __init__(self, paths: set[str] | None, *, covariance: bool, energy: bool) -> None:
+        self._paths, self._covariance, self._energy = paths, covariance, energy
+        self.found: dict[str, Read] = {}
+
+    def look(self, seen: Seen) -> None:
+        name = seen.site.name
+        if self._paths is not None and seen.site.parameter.rpartition(".")[0] not in self._paths:
+            return
+        if name not in self.found:
+            self.found[name] = Read(seen.site, seen.bias, Gatherer(covariance=self._covariance))
+        for chunk in seen.chunks(seen.output if self._energy else None):
+            self.found[name].gatherer.add(chunk.features, examples=chunk.examples)
+            if chunk.targets is not None:
+                self.found[name].weigh(chunk.targets)
+
+    def finish(self, curvatures: Curvatures | None) -> tuple[dict[str, SiteStatistics], tuple[str, ...]]:
+        sites, notes = {}, []
+        for name, read in self.found.items():
+            moments = read.gatherer.moments()
+            if moments is None:
+                notes.append(f"{name}: no sample that it read was finite; it has no statistics")
+                continue
+            width = moments.mean.shape[1] if self._covariance else None
+            notes.extend(doubts(name, [read.gatherer], width))
+            curvature = energy = None
+            if curvatures is not None and not curvatures.trouble and read.energy is not None:
+                curvature, energy = curvatures.finish(read, moments), read.energy / max(1, read.samples)
+            sites[name] = SiteStatistics(read.site, moments, curvature, energy)
+        if self.found and not sites:
+            raise ArgumentError(
+                "No value that a layer read was finite.",
+                where=", ".join(list(self.found)[:3]),
+                hint="run the model on a batch and look at its outputs; half precision may overflow",
+            )
+        return sites, tuple(notes)
+
+
+class _Slopes:
+    """Gradients of a loss, on the twin; the model's ``.grad`` stays as it is."""
+
+    def __init__(self, watched: Watched, loss: Loss, parts: Sequence[str]) -> None:
+        self._watched, self._loss = watched, loss
+        self._single, self._mean = FISHER in parts, GRADIENTS in parts
+        self._gradients: dict[str, torch.Tensor] = {}
+        self._fisher: dict[str, torch.Tensor] = {}
+
+    def add(self, batch: Batch) -> None:
+        named = {
+            name: t
+            for name, t in self._watched.shadow.tensors().items()
+            if isinstance(t, nn.Parameter) and t.is_floating_point()
+        }
+        with self._watched.differentiable(named.values()):
+            if self._mean:
+                for name, gradient in self._backward(batch, batch, named).items():
+                    _add(self._gradients, name, gradient * batch.size)
+            for part in _examples(batch) if self._single else ():
+                for name, gradient in self._backward(batch, part, named).items():
+                    _add(self._fisher, name, gradient.square())
+
+    def _backward(self, whole: Batch, part: Batch, named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        with torch.enable_grad():
+            example = part.example
+            outputs = example.runner(self._watched.shadow.module, example.args, example.kwargs)
+            loss = self._loss(outputs, part.given)
+            if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
+                raise ArgumentError(
+                    "The loss must be a scalar tensor that depends on the parameters.",
+                    where=whole.where,
+                    why=f"{loss!r}",
+                )
+            found = torch.autograd.grad(loss.reshape(()), list(named.values()), allow_unused=True)
+        return {n: g.detach().float() for n, g in zip(named, found, strict=True) if g is not None}
+
+    def finish(self, examples: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        for table in (self._gradients, self._fisher):
+            for values in table.values():
+                values /= examples
+        return self._gradients, self._fisher
+
+
+def _add(table: dict[str, torch.Tensor], name: str, values: torch.Tensor) -> None:
+    table[name] = table[name] + values if name in table else values
+
+
+def _examples(batch: Batch) -> Iterable[Batch]:
+    """Takes a batch apart into examples: every tensor of its length is cut."""
+    for number in range(batch.size):
+
+        def one(tensor: torch.Tensor, number: int = number) -> torch.Tensor:
+            return tensor[number : number + 1] if tensor.dim() and len(tensor) == batch.size else tensor
+
+        yield batch.cut(lambda value: pytree.tree_map_only(torch.Tensor, one, value))

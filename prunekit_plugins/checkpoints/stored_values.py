@@ -1,0 +1,159 @@
+"""Values of a model's tensors from files, one at a time, so that a model on the meta device can be scored."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import attrs
+import torch
+from torch import nn
+
+from prunekit_core.errors import ArgumentError, CheckpointError
+from prunekit_core.graph.current import StoredWeights
+from prunekit_core.modules.surgery import aliases_in, named_tensors, scale_rows, select_positions
+from prunekit_core.plans.plan import Plan
+from prunekit_plugins.checkpoints.shards import Weights
+from prunekit_plugins.checkpoints.tensorfile import Stored, TensorFile, write_tensors
+
+
+class StoredValues:
+    """The values of a model's parameters and buffers in a checkpoint of the unpruned model.
+
+    Args:
+        path: A safetensors file, a folder with ``model.safetensors`` or ``model.safetensors.index.json``, or the index.
+        model: The model, before anything was cut from it.
+
+    Raises:
+        ArgumentError: The model is not on the meta device.
+        CheckpointError: The checkpoint can't be read, or is for another model.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], model: nn.Module) -> None:
+        real = [name for name, parameter in model.named_parameters() if not parameter.is_meta]
+        if real:
+            raise ArgumentError(
+                "Weights on disk are for a model on the meta device.",
+                where=real[0],
+                why="the model has values of its own",
+                hint="build it under torch.device('meta'), or fill it with the weights and leave weights= out",
+            )
+        self._weights = Weights(path)
+        tensors, canonical = named_tensors(model), aliases_in(model)
+        self._stored: dict[str, list[str]] = {}
+        for name in self._weights.tensors:
+            if name in canonical:
+                self._stored.setdefault(canonical[name], []).append(name)
+        persistent = set(model.state_dict(keep_vars=True))
+        problems = [f"{name} is missing" for name in tensors if name in persistent and name not in self._stored]
+        for name, stored in ((name, stored) for name, found in self._stored.items() for stored in found):
+            shape = self._weights.tensors[stored].shape
+            if shape != tuple(tensors[name].shape):
+                problems.append(f"{stored} has shape {shape}, not {tuple(tensors[name].shape)}")
+        if problems:
+            why = "; ".join(problems[:4])
+            raise CheckpointError("The checkpoint is for another model.", where=os.fspath(path), why=why)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stored
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Returns the dtype of a tensor in the files, by its canonical name."""
+        return self._weights.tensors[self._stored[name][0]].dtype
+
+    def names(self, name: str) -> tuple[str, ...]:
+        """Returns the names that a tensor has in the files, by its canonical name."""
+        return tuple(self._stored[name])
+
+    def read(self, name: str, plan: Plan) -> torch.Tensor:
+        """Reads a tensor and cuts it as a plan does.
+
+        Args:
+            name: Canonical dotted name in the model.
+            plan: What was cut from the model so far.
+
+        Returns:
+            A tensor of its own memory, of the file's dtype, on the CPU.
+        """
+        values = self._weights.read(self._stored[name][0])
+        for rescale in plan.rescales:
+            if rescale.parameter == name:
+                scale_rows(values, rescale.rows, rescale.factor)
+        cuts = [cut for cut in plan.parameters if cut.parameter == name]
+        return select_positions(values, plan.positions(cuts[0])) if cuts else values
+
+
+@attrs.frozen(eq=False)
+class Cut:
+    """The values of a model after a plan, read from the checkpoint of the unpruned model.
+
+    Attributes:
+        stored: The checkpoint.
+        plan: What was cut.
+    """
+
+    stored: StoredWeights
+    plan: Plan
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.stored
+
+    def read(self, name: str) -> torch.Tensor:
+        """Reads a tensor by its canonical name: a tensor of its own memory."""
+        return self.stored.read(name, self.plan)
+
+
+class Scratch:
+    """Values that take the place of some of a checkpoint's, in temporary files that go when nobody needs them.
+
+    Args:
+        under: The values as the plan leaves them.
+    """
+
+    def __init__(self, under: Cut) -> None:
+        self._under, self._home = under, Path(tempfile.mkdtemp(prefix="prunekit-"))
+        weakref.finalize(self, shutil.rmtree, self._home, ignore_errors=True)
+        self._files: dict[str, TensorFile] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._under
+
+    def read(self, name: str) -> torch.Tensor:
+        """Reads a tensor by its canonical name: a tensor of its own memory, of the checkpoint's dtype."""
+        return self._files[name].read(name) if name in self._files else self._under.read(name)
+
+    def put(self, name: str, values: torch.Tensor) -> None:
+        """Writes a tensor in the place of the checkpoint's, in its dtype."""
+        dtype, known = self._under.stored.dtype(name), self._files.get(name)
+        place = self._home / str(len(self._files)) if known is None else known.path
+        write_tensors(place, {name: Stored(dtype, tuple(values.shape))}, {}, lambda _: [values.to(dtype)])
+        self._files[name] = TensorFile(place)
+
+    def changes(self) -> Mapping[str, torch.Tensor]:
+        """Returns what was put here, by its names in the checkpoint; a tensor is read when it is asked for."""
+        return Changes(self, {stored: name for name in self._files for stored in self._under.stored.names(name)})
+
+
+class Changes(Mapping[str, torch.Tensor]):
+    """Tensors in temporary files, read when they are asked for.
+
+    Args:
+        scratch: Where they are.
+        names: Name in the checkpoint to canonical name.
+    """
+
+    def __init__(self, scratch: Scratch, names: Mapping[str, str]) -> None:
+        self._scratch, self._names = scratch, names
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._scratch.read(self._names[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

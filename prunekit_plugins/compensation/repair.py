@@ -1,0 +1,318 @@
+"""A pruned model beside the original on calibration data: what a compensator works with.
+
+Everything happens on a twin of the pruned model; the model itself is written to when all is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import attrs
+import torch
+from torch import nn
+
+from prunekit_core.errors import PlanError, PluginError
+from prunekit_core.modules.surgery import named_tensors, replace_values
+from prunekit_core.plans.plan import Plan
+from prunekit_core.plugins.registry import Registry
+from prunekit_core.program.outputs import output_tensors
+from prunekit_plugins.calibration.batches import Batch, Batches
+from prunekit_plugins.calibration.moments import Moments, doubts
+from prunekit_plugins.calibration.observation import Seen, Watched, parameter_run
+from prunekit_plugins.checkpoints.stored_values import Scratch
+from prunekit_plugins.compensation.gathering import Gathered, Pair, gather
+from prunekit_plugins.compensation.layer_fit import Kinship, LayerFit
+from prunekit_plugins.compensation.uses import find_consumers
+
+
+@attrs.frozen
+class LayerRepair:
+    """What became of one consumer.
+
+    Attributes:
+        consumer: Name of its site.
+        method: Which compensator it was.
+        before: Its mean squared error on the calibration data, relative to the variance of the targets, as cut.
+        after: The same after compensation.
+        detail: What was chosen.
+    """
+
+    consumer: str
+    method: str
+    before: float
+    after: float
+    detail: str = ""
+
+    def __str__(self) -> str:
+        detail = f", {self.detail}" if self.detail else ""
+        return f"{self.consumer}: {self.method}, error {self.before:.3g} -> {self.after:.3g}{detail}"
+
+
+class Repair:
+    """A pruned model beside the original on calibration data.
+
+    Args:
+        original: The original, watched.
+        module: A twin of the pruned model, which is changed.
+        plan: The plan from one to the other.
+        batches: The calibration batches.
+        registry: Where rules and replacements are found.
+        stages: In how many stages consumers are compensated; each is fitted to what the stages before it left. None
+            for one stage per consumer, but at most `STAGES`.
+        scratch: The values of a twin on the meta device; None where it has its own.
+
+    Attributes:
+        module: The twin.
+        repairs: What was done so far.
+        left: Consumers (and others) that were left alone, with the reason.
+        notes: What speaks against estimates: samples that are not finite, or too few.
+    """
+
+    STAGES = 12
+
+    def __init__(
+        self,
+        original: Watched,
+        module: nn.Module,
+        plan: Plan,
+        batches: Batches,
+        registry: Registry,
+        *,
+        stages: int | None,
+        scratch: Scratch | None = None,
+    ) -> None:
+        self.module, self.repairs = module, list[LayerRepair]()
+        self.left: dict[str, str] = {}
+        self.notes: list[str] = []
+        self.written: dict[str, torch.Tensor] = {}
+        self._original, self._plan, self._batches, self._registry = original, plan, batches, registry
+        self._stages, self._scratch = stages, scratch
+        self._method = ""
+        self._pairs = self._find_pairs()
+
+    def use(self, method: str) -> None:
+        """Names the compensator that works from now on."""
+        self._method = method
+
+    # -- running
+
+    def _watched(self) -> Watched:
+        return Watched(self.module, self._registry, self._scratch)
+
+    def values(self, name: str) -> torch.Tensor:
+        """Returns the values of a parameter or buffer of the twin by its canonical name, detached."""
+        return named_tensors(self.module)[name].detach() if self._scratch is None else self._scratch.read(name)
+
+    def batches(self) -> Iterator[Batch]:
+        """Yields the calibration batches."""
+        return self._batches.read(self._original.device)
+
+    def output_error(self) -> float:
+        """Returns the mean squared error of the twin's outputs, relative to the size of the original's.
+
+        Positions that a mask leaves out don't count, where an output has positions; neither does what isn't finite in
+        the original.
+        """
+        watched = self._watched()
+        wrong = size = 0.0
+        for batch in self.batches():
+            expected = output_tensors(self._original.run(batch, _ignore))
+            found = output_tensors(watched.run(batch, _ignore))
+            for a, b in zip(expected, found, strict=True):
+                if not a.is_floating_point() or a.shape != b.shape:
+                    continue
+                counted = batch.counted(tuple(a.shape[:-1])) if a.dim() > 1 else None
+                if counted is not None:
+                    a, b = a[counted], b[counted]
+                finite = a.isfinite()
+                a, b = a[finite].double(), b[finite].double()
+                wrong += float((a - b).square().sum())
+                size += float(a.square().sum())
+        return wrong / size if size else float("nan")
+
+    def _find_pairs(self) -> list[Pair]:
+        batch = next(iter(self.batches()))
+        before = find_consumers(self._original, batch)
+        after = find_consumers(self._watched(), batch)
+        if [c.orders for c in before] != [c.orders for c in after] or any(
+            a.site.parameter != b.site.parameter for a, b in zip(before, after, strict=True)
+        ):
+            raise PlanError(
+                "The pruned model doesn't run the program of the original.",
+                why=f"{len(before)} consumers ran in one, {len(after)} in the other, or in another order",
+                hint="pass the model that the plan was made for as the original",
+            )
+        pairs = []
+        for old, new in zip(before, after, strict=True):
+            kinship = Kinship.of(old.site, self._plan)
+            if not kinship.lost:
+                continue
+            if new.others:
+                self.left[new.site.name] = f"its weight has other uses: {new.others[0]}"
+                continue
+            if old.places != new.places:
+                self.left[new.site.name] = "the places at which it works were cut as well, so they can't be compared"
+                continue
+            pairs.append(Pair(old, new, kinship))
+        return pairs
+
+    # -- problems
+
+    def layers(self, *, lost: bool = False) -> Iterator[LayerFit]:
+        """Yields the consumers that lost features, in the order in which they run.
+
+        What `settle` did to those of the stages before shows in what the first consumers of a stage read. The later
+        ones of a stage are given what they read in the original, less the removed features, which is what they read
+        once those before them are settled, as far as that can be known.
+
+        Args:
+            lost: Whether the moments of removed features are gathered as well.
+        """
+        levels = list(dict.fromkeys(pair.after.level for pair in self._pairs))
+        count = len(levels)
+        stages = min(count, self.STAGES if self._stages is None else self._stages)
+        for number in range(stages):
+            chosen = levels[number * count // stages : (number + 1) * count // stages]
+            part = [pair for pair in self._pairs if pair.after.level in chosen]
+            gathered = gather(part, self._original, self._watched(), self.batches(), lost=lost)
+            for pair in part:
+                problem = self._problem(pair, gathered.pop(pair.after.site.name), lost=lost)
+                if problem is not None:
+                    yield problem
+
+    def _problem(self, pair: Pair, gathered: Gathered, *, lost: bool) -> LayerFit | None:
+        site, kinship = pair.after.site, pair.kinship
+        fit, held = gathered.now.fit.moments(), gathered.now.held.moments()
+        if fit is None:
+            fit, held = held, None
+        if fit is None:
+            self.left[site.name] = "no sample that it read was finite"
+            return None
+        self._doubt(site.name, gathered, fit.mean.shape[1])
+        weight = site.matrix(self.values(site.parameter)).to(fit.mean.device).double()
+        offset = weight.new_zeros(weight.shape[:2])
+        if pair.after.bias:
+            offset = self._run(pair.after.bias)[0].to(weight).reshape(weight.shape[:2])
+        old = self._original.values(pair.before.site.parameter)
+        lost_weight = kinship.lost_part(pair.before.site.matrix(old).to(weight.device).double())
+        lost_weight = lost_weight * kinship.scales.to(lost_weight.device).reshape(*weight.shape[:2], 1)
+        seen = gathered.lost.moments() if lost else None
+        empty = lost_weight.new_zeros(lost_weight.shape[0], lost_weight.shape[2])
+        return LayerFit(
+            site.name,
+            weight,
+            offset,
+            bool(pair.after.bias or pair.after.mean),
+            fit,
+            held,
+            lost_weight,
+            empty if seen is None else kinship.lost_features(seen.mean),
+            empty if seen is None else kinship.lost_features(seen.variance),
+            gathered.earlier.fit.moments(),
+            gathered.earlier.held.moments(),
+        )
+
+    def _doubt(self, name: str, gathered: Gathered, width: int) -> None:
+        found = doubts(name, (gathered.now.fit, gathered.now.held), width)
+        self.notes.extend(line for line in found if line not in self.notes)
+
+    # -- writing
+
+    def settle(self, problem: LayerFit, weight: torch.Tensor, offset: torch.Tensor, detail: str = "") -> bool:
+        """Gives a consumer another weight and offset, unless that would make its error on the calibration data worse.
+
+        Args:
+            problem: The consumer.
+            weight: Tensor ``[groups, outputs, features]``.
+            offset: Tensor ``[groups, outputs]``; that of the problem where it isn't movable.
+            detail: What was chosen, for the report.
+
+        Returns:
+            Whether it was done; if not, the reason is noted.
+        """
+        pair = next(pair for pair in self._pairs if pair.after.site.name == problem.name)
+        site = pair.after.site
+        whole = self.values(site.parameter)
+        dtype = whole.dtype
+        rounded, moved = weight.to(dtype).double(), offset.to(dtype).double()
+        if not bool(torch.isfinite(rounded).all()) or not bool(torch.isfinite(moved).all()):
+            self.left[problem.name] = f"{self._method}: the solution is not finite"
+            return False
+        before, after = _errors(problem, problem.weight, problem.offset), _errors(problem, rounded, moved)
+        if any(not b <= a for a, b in zip(before, after, strict=True)):
+            pairs = zip(("fitted", "held-out"), before, after, strict=False)
+            worse = next(f"{name} error {a:.3g} -> {b:.3g}" for name, a, b in pairs if not b <= a)
+            self.left[problem.name] = f"{self._method} would make it worse ({worse})"
+            return False
+        self.write(site.parameter, site.placed(rounded, whole))
+        if not torch.equal(moved, problem.offset):
+            self._move(pair, moved - problem.offset)
+        shares = (problem.fit.count, problem.held.count if problem.held else 0)
+        self.record(problem.name, _mean(before, shares), _mean(after, shares), detail)
+        return True
+
+    def record(self, name: str, before: float, after: float, detail: str = "") -> None:
+        """Notes what was done for the report.
+
+        Args:
+            name: What it was done to.
+            before, after: The relative error before and after.
+            detail: What was chosen.
+        """
+        self.repairs.append(LayerRepair(name, self._method, before, after, detail))
+
+    def _move(self, pair: Pair, change: torch.Tensor) -> None:
+        if pair.after.bias:
+            run, values = self._run(pair.after.bias)
+            run += change.flatten().to(run)
+            self.write(parameter_run(pair.after.bias)[0], values)
+        else:
+            values = self.values(pair.after.mean)
+            self.write(pair.after.mean, values - change.flatten().to(values))
+
+    def _run(self, bias: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns a copy of the run of a parameter that a bias is, as a view, and all of the copy."""
+        name, run = parameter_run(bias)
+        values = self.values(name).clone()
+        return values[run], values
+
+    def write(self, name: str, values: torch.Tensor) -> None:
+        """Gives a parameter or buffer of the twin other values; the model gets them at the end.
+
+        Args:
+            name: Its canonical name.
+            values: Tensor of its shape.
+
+        Raises:
+            PluginError: The twin has no such tensor, or it has another shape.
+        """
+        tensor = named_tensors(self.module).get(name)
+        if tensor is None or tensor.shape != values.shape:
+            raise PluginError(
+                "A compensator gave values that don't fit.",
+                where=f"{self._method} on {name}",
+                why=f"got {tuple(values.shape)}, it is {None if tensor is None else tuple(tensor.shape)}",
+            )
+        if self._scratch is not None:
+            self._scratch.put(name, values)
+        else:
+            replace_values(tensor, values)
+            self.written[name] = tensor
+
+
+def _errors(problem: LayerFit, weight: torch.Tensor, offset: torch.Tensor) -> list[float]:
+    parts: list[Moments] = [problem.fit, *([problem.held] if problem.held else [])]
+    return [problem.error(weight, offset, part) for part in parts]
+
+
+def _mean(errors: Sequence[float], shares: Sequence[int]) -> float:
+    weighted = sum(error * share for error, share in zip(errors, shares, strict=False))
+    return weighted / sum(shares[: len(errors)])
+
+
+def _ignore(seen: Seen) -> None:
+    """Looks at nothing."""
+
+
+Compensator = Callable[[Repair], None]
+"""Repairs a pruned model: solves its problems, or writes what it likes to the twin."""

@@ -1,0 +1,166 @@
+"""Compensation: repairing a pruned model on calibration data, before any training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from prunekit_core.errors import ArgumentError, PlanError
+from prunekit_core.modules.surgery import named_tensors
+from prunekit_core.modules.transaction import Transaction
+from prunekit_core.plans.apply import Application
+from prunekit_core.plans.plan import Plan
+from prunekit_core.plugins.registry import Registry, default_registry
+from prunekit_core.record.recorder import check_recordable
+from prunekit_core.record.shadow import Shadow
+from prunekit_plugins.calibration.batches import Batches
+from prunekit_plugins.calibration.observation import Watched
+from prunekit_plugins.checkpoints.stored_values import Scratch
+from prunekit_plugins.compensation.repair import Compensator, LayerRepair, Repair
+
+DEFAULT = ("least_squares", "batchnorm")
+
+
+@attrs.frozen
+class Compensation:
+    """What compensation did.
+
+    Attributes:
+        layers: Consumers that were given other weights, with their error before and after.
+        left: What was left alone, with the reason.
+        output_error: Mean squared error of the model's outputs on the calibration data, relative to their size, right
+            after the cut and after compensation.
+        notes: Where an estimate is poor: samples that were not finite, or too few for a layer's covariance.
+    """
+
+    layers: tuple[LayerRepair, ...]
+    left: Mapping[str, str]
+    output_error: tuple[float, float]
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        before, after = self.output_error
+        lines = [f"compensated: {len(self.layers)} layers, output error {before:.3g} -> {after:.3g}"]
+        lines.extend(f"  {layer}" for layer in self.layers)
+        if self.left:
+            lines.append(f"not compensated: {len(self.left)}")
+            lines.extend(f"  {name}: {why}" for name, why in self.left.items())
+        lines.extend(f"poor data: {note}" for note in self.notes)
+        return "\n".join(lines)
+
+
+def compensate(
+    model: nn.Module,
+    plan: Plan,
+    calibration: Iterable[Any] | Batches,
+    *,
+    original: nn.Module,
+    methods: Sequence[str | Compensator] = DEFAULT,
+    stages: int | None = None,
+    registry: Registry | None = None,
+) -> Compensation:
+    """Gives a pruned model weights with which its layers put out what they did before the cut, as far as they can.
+
+    Args:
+        model: The pruned model; weights and norm statistics are changed in place, shapes stay.
+        plan: The plan that led to it.
+        calibration: Batches; see `calibrate`.
+        original: The model before the cut. It isn't changed.
+        methods: Compensators, or their registered names, in order.
+        stages: In how many stages layers are compensated, each fitted to what the ones before it left; a stage runs
+            all batches through both models once, up to its last layer. None: one for each layer, but at most 12.
+        registry: Where compensators are found; None for the default registry.
+
+    Returns:
+        What was done, and what was left alone and why.
+
+    Raises:
+        ArgumentError: An argument is wrong, or a batch doesn't fit. The model is untouched.
+        PlanError: The plan doesn't lead from the original to the model.
+    """
+    registry = registry or default_registry()
+    target, source = check_recordable(model), check_recordable(original)
+    shapes = {cut.parameter: cut.shape for cut in plan.parameters}
+    known = named_tensors(source)
+    for name, shape in shapes.items():
+        if name not in known or tuple(known[name].shape) != shape:
+            raise PlanError("The plan was made for another model.", where=name, hint="pass the model before the cut")
+    repair = run_compensation(
+        Watched(source, registry), twin_of(target), plan, Batches.of(calibration), methods, stages, registry
+    )
+    write(repair, target)
+    return repair.result
+
+
+def twin_of(model: nn.Module) -> nn.Module:
+    """Makes a twin whose parameters share the model's storage."""
+    return Shadow(model, fake=False).module
+
+
+@attrs.frozen(eq=False)
+class Repaired:
+    """A compensated twin.
+
+    Attributes:
+        values: New values of parameters and buffers by name.
+        result: What was done.
+        on_disk: Whether the model is on the meta device; the names are those of its checkpoint then.
+    """
+
+    values: Mapping[str, torch.Tensor]
+    result: Compensation
+    on_disk: bool
+
+
+def run_compensation(
+    original: Watched,
+    twin: nn.Module,
+    plan: Plan,
+    batches: Batches,
+    methods: Sequence[str | Compensator],
+    stages: int | None,
+    registry: Registry,
+    scratch: Scratch | None = None,
+) -> Repaired:
+    """Compensates a twin of the pruned model; see `compensate`."""
+    if stages is not None and (not isinstance(stages, int) or stages < 1):
+        raise ArgumentError("stages must be a positive integer.", why=f"got {stages!r}")
+    chosen = find_compensators(methods, registry)
+    repair = Repair(original, twin, plan, batches, registry, stages=stages, scratch=scratch)
+    before = repair.output_error()
+    for name, compensator in chosen:
+        repair.use(name)
+        compensator(repair)
+    errors = (before, repair.output_error())
+    result = Compensation(tuple(repair.repairs), dict(repair.left), errors, tuple(repair.notes))
+    return Repaired(repair.written if scratch is None else scratch.changes(), result, scratch is not None)
+
+
+def find_compensators(
+    methods: Sequence[str | Compensator], registry: Registry
+) -> list[tuple[str, Callable[[Repair], None]]]:
+    """Makes compensators of names.
+
+    Raises:
+        ArgumentError: No compensator has that name, or it can't be called.
+    """
+    found: list[tuple[str, Compensator]] = []
+    for method in (methods,) if isinstance(methods, str) else methods:
+        if isinstance(method, str):
+            found.append((method, registry.named("prunekit_compensators", method)()))
+        elif callable(method):
+            found.append((type(method).__name__, method))
+        else:
+            raise ArgumentError("A compensator must be callable, or the name of a registered one.", why=f"{method!r}")
+    return found
+
+
+def write(repaired: Repaired, model: nn.Module) -> None:
+    """Gives a model what was found for a twin of it: all of it, or nothing after an error."""
+    with Transaction() as transaction:
+        Application(Plan(), model, None).prepare(transaction, repaired.values)
+        transaction.commit()

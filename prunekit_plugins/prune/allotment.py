@@ -1,0 +1,102 @@
+"""What `prune` was told about sharing out a target, from the arguments to what decides."""
+
+from __future__ import annotations
+
+import attrs
+
+from prunekit_core.choose.criterion import additive
+from prunekit_core.choose.pruner import BasePruner
+from prunekit_core.errors import ArgumentError
+from prunekit_core.plugins.registry import Registry
+from prunekit_plugins.budgets.allocation import ESTIMATED, GLOBAL, UNIFORM, Solver, by_default, selector, solver_of
+from prunekit_plugins.budgets.curves import Sensitivity
+from prunekit_plugins.budgets.measuring import QUICK_RATIOS, measure
+from prunekit_plugins.budgets.targets import Selector, Target
+from prunekit_plugins.prune.calibrated import CalibratedPath
+
+
+@attrs.frozen(eq=False)
+class Allotment:
+    """How a target is shared out among the groups.
+
+    Attributes:
+        chosen: A name or a solver; None for the same ratio in all groups, or nothing to share out.
+        sensitivity: Measured damages.
+        open: Whether the choice waits for the statistics, which say whether scores are damages.
+    """
+
+    chosen: str | Solver | None
+    sensitivity: Sensitivity | None = None
+    open: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        allocation: str | Solver | None,
+        sensitivity: Sensitivity | None,
+        target: Target | None,
+        registry: Registry,
+        *,
+        calibrated: bool,
+        ranks: bool,
+    ) -> Allotment:
+        """Reads the arguments of `prune`.
+
+        Args:
+            allocation, sensitivity, target: See `prune`.
+            registry: Where allocators are found.
+            calibrated: Whether there are calibration data.
+            ranks: Whether all units are ranked together, whatever the allocation.
+
+        Raises:
+            ArgumentError: The allocation isn't known, or doesn't go with the other arguments.
+        """
+        if allocation is not None:
+            solver_of(allocation, registry)
+        allotment = cls(allocation, sensitivity, allocation is None and calibrated and target is not None and not ranks)
+        if allotment.weighs and target is None:
+            raise ArgumentError(
+                "This allocation needs a target.", why=f"allocation={allocation!r} weighs damage and cost"
+            )
+        if sensitivity is not None and (not allotment.weighs or allocation == ESTIMATED):
+            raise ArgumentError("A sensitivity needs an allocation that uses it.", hint='allocation="dp" or "greedy"')
+        return allotment
+
+    @property
+    def weighs(self) -> bool:
+        """Whether damage is weighed against cost, instead of searching for a ratio."""
+        return self.chosen is not None and self.chosen not in (UNIFORM, GLOBAL)
+
+    @property
+    def ranks(self) -> bool:
+        """Whether the pruner has to rank all units together; as long as the choice is open it has to be able to."""
+        return self.open or self.chosen == GLOBAL
+
+    def settled(self, pruner: BasePruner) -> Allotment:
+        """Returns the allotment with the choice made, once the pruner's criterion has its statistics."""
+        return attrs.evolve(self, chosen=by_default(pruner.importance), open=False) if self.open else self
+
+    def selector(self, pruner: BasePruner, path: CalibratedPath | None) -> Selector | None:
+        """Makes what decides how many units each group keeps, if not a search for a ratio does.
+
+        Damages that are needed and weren't given are measured, on calibration data if there are any.
+
+        Raises:
+            ArgumentError: Damages can't be measured on a model on disk, or were measured on another model.
+        """
+        if not self.weighs or self.chosen is None:
+            return None
+        sensitivity = self.sensitivity
+        if sensitivity is not None:
+            sensitivity.check(pruner.graph.analysis)
+        elif path is not None and self.chosen != ESTIMATED:
+            if pruner.graph.standing.stored is not None:
+                raise ArgumentError(
+                    "Damages can't be measured on a model on disk.",
+                    why=f"allocation={self.chosen!r} cuts copies of the model, and they don't fit into memory",
+                    hint='allocation="global", or a sensitivity that was measured elsewhere',
+                )
+            sensitivity = measure(pruner, path.batches, ratios=QUICK_RATIOS, finish=path.finish(pruner.graph.model))
+        solve = solver_of(self.chosen, pruner.registry)
+        assert solve is not None
+        return selector(solve, sensitivity, sums=additive(pruner.importance))

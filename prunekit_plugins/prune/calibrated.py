@@ -1,0 +1,107 @@
+"""Pruning with calibration data: the criterion gets statistics, and the plan's weights are repaired before the cut."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import attrs
+from torch import nn
+
+from prunekit_core.choose.pruner import BasePruner
+from prunekit_core.graph.current import StoredWeights
+from prunekit_core.graph.graph import DependencyGraph
+from prunekit_core.modules.surgery import named_tensors, replace_values
+from prunekit_core.plans.plan import Plan
+from prunekit_core.plugins.registry import Registry
+from prunekit_plugins.calibration.batches import Batches
+from prunekit_plugins.calibration.demand import Demand, StatisticalCriterion
+from prunekit_plugins.calibration.observation import Watched
+from prunekit_plugins.calibration.stream import bytes_needed, gather
+from prunekit_plugins.checkpoints.stored_values import Cut, Scratch
+from prunekit_plugins.compensation.repair import Compensator
+from prunekit_plugins.compensation.run import Repaired, find_compensators, run_compensation, twin_of, write
+
+CRITERION = "calibrated"
+"""The registered criterion that is taken where there are calibration data and none was chosen."""
+BATCHNORM = "batchnorm"
+
+
+@attrs.frozen(eq=False)
+class CalibratedPath:
+    """What `prune` does with calibration data.
+
+    Attributes:
+        batches: The data.
+        methods: Compensators or their names, in order.
+        stages: See `compensate`.
+        registry: Where compensators are found.
+    """
+
+    batches: Batches
+    methods: Sequence[str | Compensator]
+    stages: int | None
+    registry: Registry
+
+    @classmethod
+    def of(
+        cls,
+        calibration: Iterable[Any] | Batches,
+        compensation: Sequence[str | Compensator] | str | None,
+        reestimate_batchnorm: bool,
+        stages: int | None,
+        forward_fn: Any,
+        registry: Registry,
+    ) -> CalibratedPath:
+        """Reads the arguments of `prune`.
+
+        Raises:
+            ArgumentError: The data can't be iterated over, or a compensator isn't known.
+        """
+        batches = Batches.of(calibration)
+        if batches.forward_fn is None and forward_fn is not None:
+            batches = attrs.evolve(batches, forward_fn=forward_fn)
+        methods = [compensation] if isinstance(compensation, str) else list(compensation or ())
+        if reestimate_batchnorm and BATCHNORM not in methods:
+            methods.append(BATCHNORM)
+        find_compensators(methods, registry)
+        return cls(batches, methods, stages, registry)
+
+    def inform(self, pruner: BasePruner) -> tuple[str, ...]:
+        """Gathers what the pruner's criterion needs, unless it has statistics; returns what speaks against them."""
+        criterion = pruner.importance
+        if isinstance(criterion, StatisticalCriterion) and criterion.statistics is None:
+            model, stored = pruner.graph.model, pruner.graph.standing.stored
+            demand = Demand.of(criterion, lambda: bytes_needed(model, self.batches, stored, self.registry))
+            informed = copy.copy(criterion)
+            informed.statistics = gather(model, self.batches, demand, values=stored, registry=self.registry)
+            pruner.importance = informed
+            return informed.statistics.notes
+        return ()
+
+    def repair(self, graph: DependencyGraph, plan: Plan) -> Repaired | None:
+        """Finds the weights that a model should have after a plan; the model isn't touched."""
+        if not self.methods or not plan.cuts:
+            return None
+        return self._repair(graph.model, plan, self.stages, graph.standing.stored)
+
+    def _repair(self, model: nn.Module, plan: Plan, stages: int | None, stored: StoredWeights | None) -> Repaired:
+        twin = twin_of(model)
+        tensors = named_tensors(twin)
+        for name in {rescale.parameter for rescale in plan.rescales}:  # scaled in place, and shared with the model
+            replace_values(tensors[name], tensors[name])
+        plan.apply(twin, registry=self.registry)
+        original = Watched(model, self.registry, None if stored is None else Cut(stored, Plan()))
+        scratch = None if stored is None else Scratch(Cut(stored, plan))
+        return run_compensation(original, twin, plan, self.batches, self.methods, stages, self.registry, scratch)
+
+    def finish(self, model: nn.Module) -> Callable[[nn.Module, Plan], None] | None:
+        """Returns what compensates a copy that was cut for a measurement, in one stage; None without compensation."""
+        if not self.methods:
+            return None
+
+        def compensated(small: nn.Module, plan: Plan) -> None:
+            write(self._repair(model, plan, 1, None), small)
+
+        return compensated

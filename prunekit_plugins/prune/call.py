@@ -1,0 +1,306 @@
+"""The short way: one call that prunes a model to a ratio or to a target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from prunekit_core.algebra import layout as layouts
+from prunekit_core.arguments import check_keywords, forms_checked, keywords_of
+from prunekit_core.check.verification import AUTO, Verification, confirm_cut, outputs_of_copy, verify_cut
+from prunekit_core.choose.candidates import check_ratio
+from prunekit_core.choose.criterion import Criterion
+from prunekit_core.choose.pruner import BasePruner
+from prunekit_core.choose.scopes import Ratios
+from prunekit_core.errors import ArgumentError
+from prunekit_core.graph.graph import DependencyGraph
+from prunekit_core.groups.report import Report
+from prunekit_core.modules.exclusive import on_exclusive
+from prunekit_core.modules.naming import Layer
+from prunekit_core.modules.transaction import Transaction
+from prunekit_core.plans.optimizers import Optimizers
+from prunekit_core.plans.plan import Plan, Preview
+from prunekit_core.plugins.registry import Registry, default_registry
+from prunekit_core.record.recorder import check_recordable
+from prunekit_plugins.budgets.allocation import Solver
+from prunekit_plugins.budgets.curves import Sensitivity
+from prunekit_plugins.budgets.targets import Budget, Selector, Target, check_target, plan_to_target
+from prunekit_plugins.calibration.batches import Batches
+from prunekit_plugins.checkpoints.provenance import Protocol, make_protocol
+from prunekit_plugins.compensation.repair import Compensator
+from prunekit_plugins.compensation.run import Compensation, Repaired
+from prunekit_plugins.prune.allotment import Allotment
+from prunekit_plugins.prune.calibrated import CRITERION, CalibratedPath
+
+
+@attrs.frozen(eq=False)
+class PruneResult:
+    """What `prune` did.
+
+    Attributes:
+        model: The pruned model (the one that was passed in).
+        plan: The decision, as data.
+        report: What was pruned, left on purpose, not understood, untouched.
+        preview: Parameters, bytes and costs before and after.
+        layers: Parameter to (shape before, shape after), for every parameter that changed.
+        protocol: How the result came about: versions, seed, arguments, costs before and after.
+        graph: The analysed model: its groups, what ties them, what pins them.
+        compensation: What was done with calibration data; None without them.
+        repaired: For a model on the meta device, the weights that compensation changed, by their names in the
+            checkpoint: give them to `prune_checkpoint`. A tensor is read when it is asked for, from temporary files
+            that go with this. Empty for a model in memory, which has them.
+        verification: What the pruned model was compared with, or why it wasn't.
+    """
+
+    model: nn.Module
+    plan: Plan
+    report: Report
+    preview: Preview
+    layers: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    protocol: Protocol
+    graph: DependencyGraph = attrs.field(repr=False)
+    compensation: Compensation | None = None
+    repaired: Mapping[str, torch.Tensor] = attrs.field(factory=dict, repr=False)
+    verification: Verification = attrs.field(factory=Verification)
+
+    def __str__(self) -> str:
+        p = self.preview
+        lines = [
+            f"params  {p.params_before:>14,} -> {p.params_after:>14,}  ({p.params_after / p.params_before:.1%} kept)"
+        ]
+        for name, (before, after) in p.costs.items():
+            if name != "params" and before:
+                lines.append(f"{name:<7} {before:>14,.0f} -> {after:>14,.0f}  ({after / before:.1%} kept)")
+        lines.append(str(self.report))
+        if self.plan.rescales:
+            lines.append("rescaled, because a constant of the program follows a size:")
+            factors = dict.fromkeys((rescale.parameter, rescale.factor) for rescale in self.plan.rescales)
+            lines.extend(f"  {name}: rows x {factor:.4g}" for name, factor in factors)
+        if self.compensation is not None:
+            lines.append(str(self.compensation))
+        if self.repaired:
+            lines.append("the weights are on disk: prune_checkpoint(..., repaired=result.repaired) puts these in")
+        return "\n".join(lines)
+
+
+@forms_checked
+@on_exclusive
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    ratio: float | None = None,
+    *,
+    target: Target | None = None,
+    importance: Criterion | str | None = None,
+    calibration: Iterable[Any] | Batches | None = None,
+    compensation: Sequence[str | Compensator] | str | None = "least_squares",
+    reestimate_batchnorm: bool = True,
+    stages: int | None = None,
+    global_pruning: bool = False,
+    allocation: str | Solver | None = None,
+    sensitivity: Sensitivity | None = None,
+    max_pruning_ratio: float = 1.0,
+    ignored_layers: Sequence[Layer] | None = None,
+    round_to: int | None = None,
+    align: str | None = None,
+    pruning_ratio_dict: Ratios | None = None,
+    forward_fn: Callable[[nn.Module, Any], Any] | None = None,
+    registry: Registry | None = None,
+    optimizer: Optimizers | None = None,
+    verify: str = AUTO,
+    **options: Any,
+) -> PruneResult:
+    """Prunes a model in place.
+
+    Args:
+        model: Any module whose forward runs.
+        example_inputs: A tensor, a tuple or list of positional inputs, or a dict of keyword inputs.
+        ratio: Fraction of the units of every group to remove, in [0, 1); 0.5 if neither it nor a target is given.
+        target: Instead of a ratio, what should be left: cost model to a fraction of the original (up to 1) or an
+            absolute value (above 1, or a text with a unit, ``"90MB"``): ``{"macs": 0.5}``. The largest model that
+            meets all targets is chosen.
+        importance: A criterion or its registered name; None for ``"magnitude"``, and for ``"calibrated"`` where there
+            are calibration data.
+        calibration: Batches of data, see `calibrate`: units are chosen by what they do on them, and the weights that
+            stay make up for what goes.
+        compensation: Compensators or their names, for use with calibration data; None for none.
+        reestimate_batchnorm: Whether batch norms are estimated anew on calibration data.
+        stages: In how many stages layers are compensated; see `compensate`.
+        global_pruning: Rank all units together instead of taking the ratio in each group.
+        allocation: How a target is shared out among the groups: ``"uniform"`` (the same ratio for all), ``"global"``
+            (one ranking of all units, which is ``global_pruning=True``), ``"greedy"`` (step by step what does least
+            damage for what it saves), ``"dp"`` (dynamic programming over damages), ``"estimated"`` (the same with
+            damages from the scores), or a callable ``(Problem) -> picked options``, see
+            `prunekit_plugins.budgets.knapsack`. None: ``"uniform"``; with calibration data ``"estimated"``, or
+            ``"global"`` where scores don't add up to damages.
+        sensitivity: Measured damages for ``"greedy"`` and ``"dp"``. None: they are measured on the calibration data,
+            after compensation; without such data they come from the scores.
+        max_pruning_ratio: Largest fraction that any group loses.
+        ignored_layers: Layers (modules, names or types) whose outputs are left alone.
+        round_to: Sizes are kept at multiples of this.
+        align: ``"auto"`` finds out the multiple that suits the device and dtype of the model; the report says it.
+        pruning_ratio_dict: Ratios for single layers; they hold whatever the target.
+        forward_fn: Called as ``forward_fn(model, example_inputs)`` instead of the model.
+        registry: Where plugins are found; None for the default registry.
+        optimizer: An optimizer that trains the model, or several; their state (momentum, averages) is cut along.
+        verify: Whether the pruned model is compared by numbers with the original that has the removed units zeroed, on
+            the example inputs, before anything is changed: ``"auto"`` does where that is expected to take at most
+            a tenth of a second, ``"always"`` wherever it is possible, ``"never"``. What became of it is in the result.
+        options: Further arguments of `BasePruner`, such as ``uniform``, ``free_outputs``, ``head_pruning_ratio``, or
+            ``weights`` for a model on the meta device; all but those about steps.
+
+    Returns:
+        The result; print it for a report.
+
+    Raises:
+        ArgumentError: An argument is wrong; nothing was traced.
+        NothingToPruneError: No unit may go; the message says what pinned what.
+        VerificationError: The pruned model computes something else; the model is untouched.
+        PrunekitError: Anything else that stands in the way; the model is untouched.
+    """
+    if ratio is not None and target is not None:
+        raise ArgumentError("Give a ratio or a target, not both.")
+    _check_options(options)
+    registry = registry or default_registry()
+    calibrated = calibration is not None
+    allotment = Allotment.of(allocation, sensitivity, target, registry, calibrated=calibrated, ranks=global_pruning)
+    _check_values(ratio, compensation, registry)
+    path = None
+    if calibration is not None:
+        path = CalibratedPath.of(calibration, compensation, reestimate_batchnorm, stages, forward_fn, registry)
+    importance = importance or ("magnitude" if path is None else CRITERION)
+    if target is not None:
+        check_target(target, registry)
+    pruner = BasePruner(
+        model,
+        example_inputs,
+        importance,
+        global_pruning=global_pruning or allotment.ranks,
+        pruning_ratio=0.5 if ratio is None else ratio,
+        pruning_ratio_dict=pruning_ratio_dict,
+        max_pruning_ratio=max_pruning_ratio,
+        ignored_layers=ignored_layers,
+        round_to=round_to,
+        align=align,
+        forward_fn=forward_fn,
+        registry=registry,
+        **options,
+    )
+    doubts = () if path is None else path.inform(pruner)
+    allotment = allotment.settled(pruner)
+    plan = _decide(pruner, target, allotment.selector(pruner, path))
+    preview = plan.preview()
+    arguments = {
+        "example_inputs": example_inputs,
+        "ratio": pruner.pruning_ratio if target is None else None,
+        "target": target,
+        "importance": importance,
+        "global_pruning": global_pruning,
+        "allocation": allotment.chosen,
+        "sensitivity": sensitivity and sensitivity.metric,
+        "max_pruning_ratio": max_pruning_ratio,
+        "ignored_layers": ignored_layers,
+        "round_to": round_to,
+        "align": align,
+        "pruning_ratio_dict": pruning_ratio_dict,
+        "forward_fn": forward_fn,
+        "optimizer": optimizer and type(optimizer),
+        **options,
+    }
+    protocol = make_protocol(check_recordable(model), pruner.registry, arguments, preview.costs)
+    verification = _verification(pruner, plan, verify)
+    repaired = None if path is None else path.repair(pruner.graph, plan)
+    decided = PruneResult(model, plan, pruner.report(), preview, _changes(plan), protocol, pruner.graph)
+    decided = attrs.evolve(decided, verification=verification)
+    return _cut(pruner, decided, optimizer, repaired, (*doubts, *verification.notes(verify)))
+
+
+def _check_values(
+    ratio: float | None, compensation: Sequence[str | Compensator] | str | None, registry: Registry
+) -> None:
+    """Raises `ArgumentError` for a ratio out of range, and names of compensators that there aren't."""
+    if ratio is not None:
+        check_ratio(ratio, "ratio")
+    for name in [compensation] if isinstance(compensation, str) else compensation or ():
+        if isinstance(name, str):
+            registry.named("prunekit_compensators", name)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raises `ArgumentError` for arguments that `prune` doesn't pass on to its pruner."""
+    stepwise = [name for name in options if name.startswith("iterative_")]
+    if stepwise:
+        raise ArgumentError("prune() cuts once.", why=f"got {stepwise[0]}", hint="use BasePruner to prune in steps")
+    check_keywords(options, _KEYWORDS, "prune")
+
+
+def _cut(
+    pruner: BasePruner,
+    decided: PruneResult,
+    optimizer: Optimizers | None,
+    repaired: Repaired | None,
+    doubts: Sequence[str],
+) -> PruneResult:
+    """Cuts the model and gives it the repaired weights when the result is there, or not at all."""
+    values = repaired.values if repaired else {}
+    on_disk = repaired is not None and repaired.on_disk
+    analysis, check = pruner.graph.analysis, decided.verification.check
+    expected = None
+    if check is not None and not values:  # repaired weights compute something else on purpose
+        expected = outputs_of_copy(check_recordable(pruner.model), decided.plan, analysis, pruner.registry)
+    transaction = Transaction()
+    try:
+        with transaction:
+            pruner.graph.apply_within(transaction, decided.plan, optimizer, values={} if on_disk else values)
+            if check is not None and expected is not None:
+                confirm_cut(expected, check_recordable(pruner.model), analysis, pruner.registry, check.tolerance)
+            return attrs.evolve(
+                decided,
+                report=_report(pruner, doubts),
+                compensation=None if repaired is None else repaired.result,
+                repaired=values if on_disk else {},
+            )
+    except BaseException:  # an interrupt that was held back, too: without the result nobody could use the model
+        transaction.undo()
+        raise
+
+
+def _verification(pruner: BasePruner, plan: Plan, wish: str) -> Verification:
+    """Compares the cut by numbers, before anything is changed."""
+    model, costs = check_recordable(pruner.model), plan.preview().costs
+    return verify_cut(model, plan, pruner.graph.analysis, pruner.registry, wish=wish, costs=costs)
+
+
+def _report(pruner: BasePruner, doubts: Sequence[str]) -> Report:
+    """The report of what the pruner did, with what speaks against the statistics that it was given."""
+    report = pruner.report()
+    return attrs.evolve(report, notes=(*report.notes, *doubts))
+
+
+def _decide(pruner: BasePruner, target: Target | None, select: Selector | None) -> Plan:
+    """Makes the plan; an empty one only where nothing was asked for."""
+    plan = pruner.plan() if target is None else plan_to_target(pruner, target, select=select)
+    if target is not None and not plan.cuts and Budget.of(pruner, target).fits({}):
+        return attrs.evolve(plan, notes=(*plan.notes, "the model meets the target as it is: nothing was removed"))
+    asked = target is not None or any(scope.ratio > 0 for scope in pruner.scopes())
+    if asked or not pruner.scopes():
+        pruner.require_something(plan)
+    return plan
+
+
+def _changes(plan: Plan) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Shapes before and after of every parameter that changes."""
+    kept = plan.kept
+    return {
+        cut.parameter: (cut.shape, tuple(layouts.new_size(dim, kept) for dim in cut.dims)) for cut in plan.parameters
+    }
+
+
+_KEYWORDS = tuple(
+    name for name in keywords_of(prune, BasePruner) if name != "pruning_ratio" and not name.startswith("iterative_")
+)
+"""What `prune` takes; the pruner's ratio goes by another name here."""

@@ -1,0 +1,222 @@
+"""Proving a layer type: prune the layer through a graph, and compare with its own pruning functions."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunekit_core.check.exactness import check_exact
+from prunekit_core.errors import RehearsalError, UnitsError
+from prunekit_core.graph.graph import DependencyGraph
+from prunekit_core.graph.group import Group
+from prunekit_core.modules.surgery import modules_in, tensors_in
+from prunekit_core.plans.plan import Plan
+from prunekit_core.plugins.layer_facts import stated_channels, stated_sizes
+from prunekit_core.plugins.layers import LayerType, Resizing
+from prunekit_core.plugins.registry import Registry, default_registry
+from prunekit_core.program.calls import tensors_of
+from prunekit_core.program.rules import Role
+from prunekit_plugins.checkpoints.checkpoint import load, save
+from prunekit_plugins.testing.opaque_check import check_opaque, check_spoken
+
+READERS = 16
+"""Sums that are made of each output. One alone may be near zero by chance, and rounding is large beside it."""
+
+
+class _Bench(nn.Module):
+    """Holds a layer between parameters that stand for what comes before and after it, so that its axes are free."""
+
+    def __init__(self, layer: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
+        super().__init__()
+        self.layer, self.count = layer, len(inputs)
+        for position, tensor in enumerate(inputs):
+            self.register_parameter(
+                f"source{position}", nn.Parameter(tensor.detach().clone(), requires_grad=tensor.is_floating_point())
+            )
+        with torch.no_grad():
+            outputs = tensors_of(copy.deepcopy(layer).eval()(*inputs))
+        for position, tensor in enumerate(outputs):
+            self.register_parameter(
+                f"reader{position}", nn.Parameter(tensor.new_empty(READERS, *tensor.shape).normal_())
+            )
+
+    def forward(self, scale: torch.Tensor) -> torch.Tensor:
+        outputs = tensors_of(self.layer(*(getattr(self, f"source{k}") for k in range(self.count))))
+        readers = (getattr(self, f"reader{k}") for k in range(len(outputs)))
+        letters = "abcdefgh"
+        dims = (letters[: tensor.dim()] for tensor in outputs)
+        read = [torch.einsum(f"{d},z{d}->z", t, r) for t, r, d in zip(outputs, readers, dims, strict=True)]
+        return scale * torch.stack(read)
+
+
+def check_layer_type(
+    module: nn.Module, inputs: torch.Tensor | Sequence[torch.Tensor], *, registry: Registry | None = None
+) -> tuple[str, ...]:
+    """Proves the layer type of a module.
+
+    Of a layer that is declared opaque, first, the outputs that are declared are compared with those that it returns,
+    and its rule must say something about each dim of its parameters. A layer that is said to tie the same axes in both
+    modes must do so. Parameters must consume what is numbered as inputs. Then half of the units of every group that the
+    layer takes part in are removed in turn, each from a fresh copy; of a layer that holds no tensors, those of the
+    groups that run through it. The layer's attributes must be those that its type states for the new shapes, the layer
+    must agree with one that its own pruning functions pruned, the output must be that of the original with the removed
+    units zeroed, gradients must reach every parameter, and the result must survive saving and loading.
+
+    Args:
+        module: A layer whose class has a layer type; it is not touched. Its parameters should differ from each other.
+        inputs: What it is called with; several dims of them should be larger than one.
+        registry: Where layer types and rules are found; None for the default registry.
+
+    Returns:
+        Names of the groups that were tried.
+
+    Raises:
+        AssertionError: The class has no layer type, nothing of it can be pruned, or one of the above doesn't hold.
+        PluginError: A function of the layer type raises, or returns something else than it should.
+    """
+    registry = registry or default_registry()
+    kind = registry.layer_type(module)
+    assert kind is not None, f"{type(module).__name__} has no layer type"
+    given = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
+    if kind.opaque is not None:
+        check_opaque(copy.deepcopy(module), kind.opaque, given)
+    bench = _Bench(copy.deepcopy(module), given)
+    like = next((t for t in given if t.is_floating_point()), torch.empty(0))
+    scale = torch.full((1,), 1.5, dtype=like.dtype, device=like.device)
+    graph = DependencyGraph(registry).build_dependency(bench, scale)
+    _check_attributes(graph, registry, "before pruning")
+    if kind.opaque is not None:
+        check_spoken(graph.analysis, "layer", kind)
+    _check_roles(graph, kind)
+    if kind.same_in_training:
+        _check_modes(bench, scale, kind.name, registry)
+    bare = not tensors_in(modules_in(module))
+    names = [g.name for g in graph.groups() if g.size > 1 and (bare or any(_inside(m.module) for m in g.members))]
+    assert names, f"no unit of {kind.name} can be removed: {graph.report()}"
+    for name in names:
+        _check_group(bench, scale, name, registry)
+    return tuple(names)
+
+
+def _check_roles(graph: DependencyGraph, kind: LayerType) -> None:
+    """What is numbered as inputs must be consumed: that is how a group knows which function removes it."""
+    layer = graph.model.get_submodule("layer")
+    unknown = [name for name in kind.roles if not hasattr(layer, name)]
+    assert not unknown, f"{kind.name}.roles: there is no parameter {', '.join(unknown)}"
+    own = graph.standing.own_layouts(layer)
+    into, out = (stated_channels(graph.registry, layer, flat, own) for flat in (kind.flat_in, kind.flat_out))
+    if into is None or into == out:
+        return
+    for member in (member for group in graph.groups() for member in group.members if member.module == "layer"):
+        name = member.parameter.rpartition(".")[2]
+        assert own[name][member.dim] != into or member.role is Role.IN, (
+            f"{kind.name}: flat_in says that the inputs lie along {name}[{member.dim}], whose role is "
+            f"{member.role.name}: say what the parameter does in LayerType(roles=...)"
+        )
+
+
+def _inside(path: str) -> bool:
+    return path == "layer" or path.startswith("layer.")
+
+
+def _check_modes(bench: _Bench, scale: torch.Tensor, name: str, registry: Registry) -> None:
+    evaluated, trained = (
+        [
+            (group.name, group.size, group.kind.value, [(m.parameter, m.dim) for m in group.members])
+            for group in DependencyGraph(registry).build_dependency(copy.deepcopy(bench), scale, modes=[mode]).groups()
+        ]
+        for mode in (False, True)
+    )
+    assert evaluated == trained, (
+        f"{name}.same_in_training: in eval mode the groups are {evaluated}, in train mode {trained}"
+    )
+
+
+def _check_group(bench: _Bench, scale: torch.Tensor, name: str, registry: Registry) -> None:
+    pruned = copy.deepcopy(bench)
+    graph = DependencyGraph(registry).build_dependency(pruned, scale)
+    size = graph.analysis.groups[name].size
+    gone = list(range(0, size, 2)) if size > 2 else [0]
+    alone = _pruned_alone(bench, graph, Group(graph, {name: gone}, None))
+    try:
+        plan = graph.remove({name: gone})
+    except RehearsalError as error:
+        stated = _stated(graph, registry)
+        said = ", ".join(f"{path}.{attribute}" for path, attribute in stated) or "none"
+        raise AssertionError(
+            f"{name}: without {gone} the layer doesn't run: {error.where} (attributes that layer types state: {said})"
+        ) from error
+    fresh = DependencyGraph(registry).build_dependency(pruned, scale)
+    _check_attributes(fresh, registry, f"after removing {gone} of {name}")
+    result = check_exact(bench, pruned, plan, scale, registry=registry)
+    assert result, f"{name}: without {gone} the layer isn't the same function: {result}"
+    for function, layer in alone:
+        for key, tensor in layer.state_dict().items():
+            own = pruned.layer.state_dict()[key]
+            assert torch.equal(own, tensor), (
+                f"{name}: {function} leaves {key} {tuple(tensor.shape)}, the graph leaves {tuple(own.shape)}"
+            )
+        assert str(layer) == str(pruned.layer), f"{name}: {function} makes {layer}, the graph makes {pruned.layer}"
+    pruned.train()
+    pruned(scale).sum().backward()
+    for key, parameter in pruned.layer.named_parameters():
+        gradient = parameter.grad
+        assert gradient is not None, f"{name}: no gradient reaches {key}"
+        assert bool(gradient.isfinite().all()), f"{name}: the gradient of {key} is not finite"
+    _check_round_trip(bench, pruned.eval(), scale, plan, registry)
+
+
+def _pruned_alone(bench: _Bench, graph: DependencyGraph, group: Group) -> list[tuple[str, nn.Module]]:
+    """Prunes copies of the layer with its own function, where the group meets it through one function only."""
+    met = [item for item in group if item.dep.layer is graph.model.layer and item.dep.pruning_fn is not None]
+    functions = {item.dep.pruning_fn for item in met}
+    if len(functions) != 1 or type(graph.model.layer) is not type(bench.layer):
+        return []
+    function = functions.pop()
+    assert function is not None
+    try:
+        pruned = function(copy.deepcopy(bench.layer), met[0].idxs)
+    except UnitsError:  # such as whole conv groups, which take inputs and outputs along: only a graph removes them
+        return []
+    return [(getattr(function, "__name__", str(function)), pruned)]
+
+
+def _check_attributes(graph: DependencyGraph, registry: Registry, when: str) -> None:
+    for (path, attribute), value in _stated(graph, registry).items():
+        module = graph.model.get_submodule(path)
+        kind, own = registry.layer_type(module), getattr(module, attribute)
+        assert kind is not None
+        assert own == value, f"{when}: {kind.name}.{attribute} is {own}, its parameters say {value}"
+
+
+def _stated(graph: DependencyGraph, registry: Registry) -> dict[tuple[str, str], Any]:
+    """Returns the attributes that the layer types of the layer, and of those in it, state for the present shapes."""
+    found: dict[tuple[str, str], Any] = {}
+    for path, module in graph.model.named_modules():
+        kind = registry.layer_type(module)
+        if kind is None or not _inside(path):
+            continue
+        layouts = {
+            name: graph.analysis.parameters[f"{path}.{name}"].dims
+            for name in [*module._parameters, *module._buffers]
+            if f"{path}.{name}" in graph.analysis.parameters
+        }
+        stated = stated_sizes(registry, module, Resizing(layouts, {}))
+        found.update(((path, attribute), value) for attribute, value in stated.items())
+    return found
+
+
+def _check_round_trip(bench: _Bench, pruned: _Bench, scale: torch.Tensor, plan: Plan, registry: Registry) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "layer.safetensors"
+        save(pruned, path, plan=plan)
+        loaded = load(copy.deepcopy(bench), path, registry=registry).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(scale), pruned(scale)), "saving and loading changes the outputs"
+    assert str(loaded) == str(pruned), f"saving and loading changes the layer: {loaded.layer}, not {pruned.layer}"
