@@ -14,13 +14,12 @@ from prunekit_core.door import open_door
 if TYPE_CHECKING:
     from prunekit_core import (
         ArgumentError as ArgumentError,
-        BasePruner as BasePruner,
         BusyModelError as BusyModelError,
         CheckpointError as CheckpointError,
         Config as Config,
-        DependencyGraph as DependencyGraph,
         ExactCheck as ExactCheck,
         Explanation as Explanation,
+        Graph as Graph,
         Group as Group,
         KeywordError as KeywordError,
         Kind as Kind,
@@ -59,19 +58,24 @@ if TYPE_CHECKING:
         read_protocol as read_protocol,
         save as save,
     )
+    from prunekit_plugins.classic import (
+        BasePruner as BasePruner,
+        DependencyGraph as DependencyGraph,
+    )
     from prunekit_plugins.compensation import Compensation as Compensation, compensate as compensate
     from prunekit_plugins.prune import PruneResult as PruneResult, prune as prune
 
 _HOMES = {
     "prunekit_core": (
-        "ArgumentError BasePruner BusyModelError CheckpointError Config DependencyGraph ExactCheck Explanation "
-        "Group KeywordError Kind NothingToPruneError Plan PlanError PluginError Preview PrunekitError "
-        "RecordingError Registry RehearsalError Report Role StorageError UnitsError UnsupportedModelError "
-        "VerificationError absorb_constants check_exact default_registry linear_scheduler"
+        "ArgumentError BusyModelError CheckpointError Config ExactCheck Explanation Graph Group KeywordError Kind "
+        "NothingToPruneError Plan PlanError PluginError Preview PrunekitError RecordingError Registry "
+        "RehearsalError Report Role StorageError UnitsError UnsupportedModelError VerificationError "
+        "absorb_constants check_exact default_registry linear_scheduler"
     ),
     "prunekit_plugins.budgets": "Budget Sensitivity plan_to_target sensitivity",
     "prunekit_plugins.calibration": "Batches Statistics calibrate",
     "prunekit_plugins.checkpoints": "Protocol load prune_checkpoint read_plan read_protocol save",
+    "prunekit_plugins.classic": "BasePruner DependencyGraph",
     "prunekit_plugins.compensation": "Compensation compensate",
     "prunekit_plugins.prune": "PruneResult prune",
 }

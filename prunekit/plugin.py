@@ -17,7 +17,6 @@ if TYPE_CHECKING:
         ArgumentError as ArgumentError,
         Axis as Axis,
         AxisMismatchError as AxisMismatchError,
-        BasePruner as BasePruner,
         BusyModelError as BusyModelError,
         Centring as Centring,
         CheckpointError as CheckpointError,
@@ -27,13 +26,12 @@ if TYPE_CHECKING:
         Config as Config,
         CostModel as CostModel,
         Counts as Counts,
-        CustomizedPruner as CustomizedPruner,
         Dependency as Dependency,
-        DependencyGraph as DependencyGraph,
         Entry as Entry,
         Example as Example,
         Explanation as Explanation,
         Fixed as Fixed,
+        Graph as Graph,
         Group as Group,
         Kept as Kept,
         KeywordError as KeywordError,
@@ -57,13 +55,13 @@ if TYPE_CHECKING:
         Preview as Preview,
         Product as Product,
         PrunekitError as PrunekitError,
+        Pruner as Pruner,
         Reading as Reading,
         Reason as Reason,
         Recording as Recording,
         RecordingError as RecordingError,
         Registry as Registry,
         RehearsalError as RehearsalError,
-        Removal as Removal,
         Replacement as Replacement,
         Report as Report,
         Resizing as Resizing,
@@ -72,6 +70,7 @@ if TYPE_CHECKING:
         RuleOrigin as RuleOrigin,
         Scaling as Scaling,
         Scope as Scope,
+        Settings as Settings,
         Site as Site,
         Sizer as Sizer,
         Sizes as Sizes,
@@ -149,6 +148,12 @@ if TYPE_CHECKING:
         Statistics as Statistics,
     )
     from prunekit_plugins.checkpoints import Protocol as Protocol
+    from prunekit_plugins.classic import (
+        BasePruner as BasePruner,
+        CustomizedPruner as CustomizedPruner,
+        DependencyGraph as DependencyGraph,
+        Removal as Removal,
+    )
     from prunekit_plugins.compensation import (
         Compensation as Compensation,
         LayerFit as LayerFit,
@@ -158,25 +163,25 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "prunekit_core": (
-        "Addition AdditiveCriterion Alignment Analysis ArgumentError Axis AxisMismatchError BasePruner "
-        "BusyModelError Centring CheckpointError Chooser Compiled Concat Config CostModel Counts CustomizedPruner "
-        "Dependency DependencyGraph ELEMENTWISE Entry Example Explanation Fixed Group HOOKS Kept KeywordError "
-        "Kind LayerType Layout Limits Member MemberView NothingToPruneError Number OpCall Opaque Operands "
-        "Operation Plan PlanError Plugin PluginError Polynomial Preview Product PrunekitError Reading Reason "
-        "Recording RecordingError Registry RehearsalError Removal Replacement Report Resizing Role Rule "
-        "RuleOrigin Scaling Scope Site Sizer Sizes StorageError SymbolicSizer TensorArgument TensorRef Tie Trace "
-        "UnitGroup Units UnitsError UnsupportedModelError Verb VerificationError adds as_polynomial "
-        "auto_alignment centres check_indices compile_polynomials compile_sum concat cut default_registry "
-        "find_config group_sizes groups_of hookimpl is_pinned is_sharded linear_scheduler multiplied "
-        "named_tensors nearest new_size numbers_along operation_name output_like pin prefix product reads regroup "
-        "resolve scales select_positions shrink_layer shrink_tensor size_of sized_by split tie whole_tensor "
-        "write_text zero_where"
+        "Addition AdditiveCriterion Alignment Analysis ArgumentError Axis AxisMismatchError BusyModelError "
+        "Centring CheckpointError Chooser Compiled Concat Config CostModel Counts Dependency ELEMENTWISE Entry "
+        "Example Explanation Fixed Graph Group HOOKS Kept KeywordError Kind LayerType Layout Limits Member "
+        "MemberView NothingToPruneError Number OpCall Opaque Operands Operation Plan PlanError Plugin PluginError "
+        "Polynomial Preview Product PrunekitError Pruner Reading Reason Recording RecordingError Registry "
+        "RehearsalError Replacement Report Resizing Role Rule RuleOrigin Scaling Scope Settings Site Sizer Sizes "
+        "StorageError SymbolicSizer TensorArgument TensorRef Tie Trace UnitGroup Units UnitsError "
+        "UnsupportedModelError Verb VerificationError adds as_polynomial auto_alignment centres check_indices "
+        "compile_polynomials compile_sum concat cut default_registry find_config group_sizes groups_of hookimpl "
+        "is_pinned is_sharded linear_scheduler multiplied named_tensors nearest new_size numbers_along "
+        "operation_name output_like pin prefix product reads regroup resolve scales select_positions shrink_layer "
+        "shrink_tensor size_of sized_by split tie whole_tensor write_text zero_where"
     ),
     "prunekit_plugins.budgets": "Budget Choice Curve Family Problem RatioFamily Sensitivity Solver",
     "prunekit_plugins.calibration": (
         "Batches DemandingCriterion FrugalCriterion Moments SiteStatistics StatisticalCriterion Statistics"
     ),
     "prunekit_plugins.checkpoints": "Protocol",
+    "prunekit_plugins.classic": "BasePruner CustomizedPruner DependencyGraph Removal",
     "prunekit_plugins.compensation": "Compensation LayerFit LayerRepair Repair",
 }
 """Where each name comes from: a package is imported when one of its names is asked for."""

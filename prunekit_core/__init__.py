@@ -52,8 +52,9 @@ if TYPE_CHECKING:
     from prunekit_core.choose.candidates import Limits as Limits, Scope as Scope
     from prunekit_core.choose.chooser import Chooser as Chooser, Counts as Counts, Tie as Tie
     from prunekit_core.choose.criterion import AdditiveCriterion as AdditiveCriterion
-    from prunekit_core.choose.pruner import BasePruner as BasePruner
+    from prunekit_core.choose.pruner import Pruner as Pruner
     from prunekit_core.choose.schedule import linear_scheduler as linear_scheduler
+    from prunekit_core.choose.settings import Settings as Settings
     from prunekit_core.errors import (
         ArgumentError as ArgumentError,
         BusyModelError as BusyModelError,
@@ -74,9 +75,8 @@ if TYPE_CHECKING:
     from prunekit_core.files import write_text as write_text
     from prunekit_core.graph.channels import check_indices as check_indices
     from prunekit_core.graph.constants import absorb_constants as absorb_constants
-    from prunekit_core.graph.graph import DependencyGraph as DependencyGraph
+    from prunekit_core.graph.graph import Graph as Graph
     from prunekit_core.graph.group import Dependency as Dependency, Group as Group, MemberView as MemberView
-    from prunekit_core.graph.history import Removal as Removal
     from prunekit_core.groups.analysis import Analysis as Analysis
     from prunekit_core.groups.costs import (
         Compiled as Compiled,
@@ -97,7 +97,6 @@ if TYPE_CHECKING:
     )
     from prunekit_core.plans.plan import Plan as Plan, Preview as Preview
     from prunekit_core.plugins.config import Config as Config, find_config as find_config
-    from prunekit_core.plugins.custom_layers import CustomizedPruner as CustomizedPruner
     from prunekit_core.plugins.entries import Entry as Entry, Plugin as Plugin, RuleOrigin as RuleOrigin
     from prunekit_core.plugins.hookspecs import hookimpl as hookimpl
     from prunekit_core.plugins.layers import LayerType as LayerType, Replacement as Replacement, Resizing as Resizing
@@ -148,8 +147,9 @@ _HOMES = {
     "prunekit_core.choose.candidates": "Limits Scope",
     "prunekit_core.choose.chooser": "Chooser Counts Tie",
     "prunekit_core.choose.criterion": "AdditiveCriterion",
-    "prunekit_core.choose.pruner": "BasePruner",
+    "prunekit_core.choose.pruner": "Pruner",
     "prunekit_core.choose.schedule": "linear_scheduler",
+    "prunekit_core.choose.settings": "Settings",
     "prunekit_core.errors": (
         "ArgumentError BusyModelError CheckpointError KeywordError NothingToPruneError PlanError PluginError "
         "PrunekitError RecordingError RehearsalError StorageError UnitsError UnsupportedModelError "
@@ -158,9 +158,8 @@ _HOMES = {
     "prunekit_core.files": "write_text",
     "prunekit_core.graph.channels": "check_indices",
     "prunekit_core.graph.constants": "absorb_constants",
-    "prunekit_core.graph.graph": "DependencyGraph",
+    "prunekit_core.graph.graph": "Graph",
     "prunekit_core.graph.group": "Dependency Group MemberView",
-    "prunekit_core.graph.history": "Removal",
     "prunekit_core.groups.analysis": "Analysis",
     "prunekit_core.groups.costs": "Compiled CostModel compile_sum group_sizes",
     "prunekit_core.groups.recording": "Recording",
@@ -171,7 +170,6 @@ _HOMES = {
     "prunekit_core.modules.surgery": "named_tensors select_positions shrink_layer shrink_tensor",
     "prunekit_core.plans.plan": "Plan Preview",
     "prunekit_core.plugins.config": "Config find_config",
-    "prunekit_core.plugins.custom_layers": "CustomizedPruner",
     "prunekit_core.plugins.entries": "Entry Plugin RuleOrigin",
     "prunekit_core.plugins.hookspecs": "hookimpl",
     "prunekit_core.plugins.layers": "LayerType Replacement Resizing",

@@ -102,7 +102,7 @@ FORMS: Mapping[str, Form] = {
         lambda value: isinstance(value, str) or _is_listing(value) or callable(value),
         '"least_squares"',
     ),
-    "registry": Form("a Registry", lambda value: hasattr(type(value), "named"), "prunekit_core.Registry()"),
+    "registry": Form("a Registry", lambda value: hasattr(type(value), "named"), "prunekit.Registry()"),
 }
 """The arguments that are checked by their form alone; others have values to be checked where they are used."""
 

@@ -2,187 +2,75 @@
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import attrs
 import torch
 from torch import nn
 
-from prunekit_core.arguments import check_keywords, forms_checked, keywords_of
-from prunekit_core.choose.alignment import multiple_of
-from prunekit_core.choose.candidates import Candidate, Limits, Scope, check_ratio
+from prunekit_core.arguments import forms_checked
+from prunekit_core.choose.candidates import Candidate, Limits, Scope
 from prunekit_core.choose.chooser import Chooser
-from prunekit_core.choose.criterion import Criterion, checked_scores, criterion_of
-from prunekit_core.choose.schedule import Schedule, bound_schedule, check_steps, linear_scheduler
-from prunekit_core.choose.scopes import Ratios, Scopes, Wishes, is_heads
+from prunekit_core.choose.criterion import checked_scores
+from prunekit_core.choose.scopes import Scopes, is_heads
+from prunekit_core.choose.settings import Settings
 from prunekit_core.errors import ArgumentError, NothingToPruneError, PlanError
-from prunekit_core.graph.declarations import channel_blocks, check_heads
-from prunekit_core.graph.graph import DependencyGraph
+from prunekit_core.graph.graph import Graph
 from prunekit_core.graph.group import Group
-from prunekit_core.graph.history import Removal
-from prunekit_core.graph.unwrapped import Unwrapped
 from prunekit_core.groups.report import Report, outputs_that_pin
 from prunekit_core.modules.exclusive import exclusive
-from prunekit_core.modules.naming import Layer
 from prunekit_core.modules.transaction import Transaction
 from prunekit_core.plans.optimizers import Optimizers
 from prunekit_core.plans.plan import Plan
-from prunekit_core.plugins.custom_layers import CustomizedPruner
-from prunekit_core.plugins.registry import Registry, default_registry
-from prunekit_core.record.recorder import check_recordable
-
-_RENAMED = {
-    "ch_sparsity": ("pruning_ratio",),
-    "ch_sparsity_dict": ("pruning_ratio_dict",),
-    "channel_groups": ("in_channel_groups", "out_channel_groups"),
-}
 
 
-class BasePruner:
-    """Prunes a model step by step, in place.
+class Pruner:
+    """Prunes the model of a graph step by step, in place.
 
     Args:
-        model: The model.
-        example_inputs: A tensor, a tuple or list of positional inputs, or a dict of keyword inputs.
-        importance: A criterion: a callable on a `Group`, or its registered name.
-        global_pruning: False: every group loses the same fraction of its units. True: all units are ranked together.
-        pruning_ratio: Fraction of units to remove, in [0, 1). Not a fraction of parameters: removing ``r`` of all
-            channels leaves about ``(1 - r)^2`` of the weights.
-        pruning_ratio_dict: Ratios for single layers (modules, names or types; containers mean what they contain). A
-            tuple of layers is a scope of its own, ranked together.
-        max_pruning_ratio: Largest fraction that any group loses, over all steps.
-        iterative_steps: In how many steps the ratio is reached.
-        iterative_pruning_ratio_scheduler: ``(ratio, steps) -> steps + 1`` cumulative ratios, or a registered name.
-        ignored_layers: Layers (modules, names or types) whose outputs are left alone.
-        round_to: Sizes are kept at multiples of this; numbers of heads are not.
-        align: ``"auto"`` finds out the multiple that suits the device and dtype of the model.
-        isomorphic: With ``global_pruning``: units are ranked only with those of groups of the same structure (Fang et
-            al., Isomorphic Pruning, ECCV 2024).
-        uniform: Groups of the same structure at sibling layers keep the same number of units, so that one number in a
-            configuration can say it; so do head dims, and heads, of attention modules of one class.
-        in_channel_groups: Layer to a number of groups that its input channels form; the same channels leave all.
-        out_channel_groups: The same for output channels.
-        num_heads: Layer to its number of attention heads. Heads are found without it; a wrong number is an error.
-        prune_num_heads: Whether whole heads are removed (see ``head_pruning_ratio``). In grouped-query attention these
-            are key-value heads with their queries.
-        prune_head_dims: Whether the dims within heads are removed, in all heads alike.
-        head_pruning_ratio: Fraction of heads to remove, in [0, 1), whatever a target asks for; None for the ratio that
-            other units have: ``pruning_ratio``, or what reaches the target.
-        head_pruning_ratio_dict: Like ``pruning_ratio_dict``, for heads.
-        customized_pruners, unwrapped_parameters, free_outputs, momentum_copies: See `DependencyGraph.build_dependency`.
-        root_module_types: Only groups with a producer of one of these types lose units; None for all.
-        forward_fn: Called as ``forward_fn(model, example_inputs)`` instead of the model.
-        output_transform: Called on the outputs; tensors in its result count as outputs.
-        modes: Training flags to record in.
-        weights: A checkpoint on disk with the weights of a model on the meta device, for criteria that read them: a
-            safetensors file or a folder. One parameter at a time is in memory.
-        registry: Where criteria, rules and layer types are found; None for the default registry.
-        renamed: ``ch_sparsity``, ``ch_sparsity_dict`` and ``channel_groups``: former names, taken with a warning.
+        graph: The analysed model.
+        settings: What is asked for; None for half of the units of every group.
+        blocks: Group to a number of blocks that its units form; the same positions leave all blocks.
+        notes: Lines for the report.
 
     Raises:
-        ArgumentError: An argument is wrong; nothing was traced (but for ``num_heads`` and channel groups, which are
-            compared with what was found).
-        UnsupportedModelError, RecordingError: The model can't be analysed.
+        ArgumentError: The settings name something that isn't there.
     """
 
-    @forms_checked
     def __init__(
         self,
-        model: nn.Module,
-        example_inputs: Any,
-        importance: Criterion | str = "magnitude",
+        graph: Graph,
+        settings: Settings | None = None,
         *,
-        global_pruning: bool = False,
-        pruning_ratio: float = 0.5,
-        pruning_ratio_dict: Ratios | None = None,
-        max_pruning_ratio: float = 1.0,
-        iterative_steps: int = 1,
-        iterative_pruning_ratio_scheduler: Schedule | str = linear_scheduler,
-        ignored_layers: Sequence[Layer] | None = None,
-        round_to: int | None = None,
-        align: str | None = None,
-        isomorphic: bool = False,
-        uniform: bool = False,
-        in_channel_groups: Mapping[nn.Module, int] | None = None,
-        out_channel_groups: Mapping[nn.Module, int] | None = None,
-        num_heads: Mapping[nn.Module, int] | None = None,
-        prune_num_heads: bool = False,
-        prune_head_dims: bool = True,
-        head_pruning_ratio: float | None = None,
-        head_pruning_ratio_dict: Ratios | None = None,
-        customized_pruners: Mapping[Any, CustomizedPruner] | None = None,
-        unwrapped_parameters: Unwrapped | None = None,
-        root_module_types: Sequence[type[nn.Module]] | None = None,
-        forward_fn: Callable[[nn.Module, Any], Any] | None = None,
-        output_transform: Callable[[Any], Any] | None = None,
-        free_outputs: Sequence[str] = (),
-        momentum_copies: Mapping[str, str] | None = None,
-        modes: Sequence[bool | None] = (False, True),
-        weights: str | os.PathLike[str] | None = None,
-        registry: Registry | None = None,
-        **renamed: Any,
+        blocks: Mapping[str, int] | None = None,
+        notes: Iterable[str] = (),
     ) -> None:
-        former = _renamed(renamed)
-        pruning_ratio = former.get("pruning_ratio", pruning_ratio)
-        pruning_ratio_dict = former.get("pruning_ratio_dict", pruning_ratio_dict)
-        in_channel_groups = former.get("in_channel_groups", in_channel_groups)
-        out_channel_groups = former.get("out_channel_groups", out_channel_groups)
-        self.registry = registry or default_registry()
-        self.importance = criterion_of(importance, self.registry)
-        self.pruning_ratio = check_ratio(pruning_ratio, "pruning_ratio")
-        target = check_recordable(model)
-        multiple, aligned = multiple_of(round_to, align, target)
-        self.limits = Limits(check_ratio(max_pruning_ratio, "max_pruning_ratio", closed=True), multiple)
-        self.iterative_steps = check_steps(iterative_steps)
-        self._schedule = bound_schedule(iterative_pruning_ratio_scheduler, self.iterative_steps, self.registry)
-        self._schedule(self.pruning_ratio)
-        if isomorphic and not global_pruning:
-            raise ArgumentError(
-                "isomorphic needs global_pruning=True.",
-                why="groups of the same structure are ranked together; local pruning ranks each group by itself",
-            )
-        self.global_pruning = global_pruning
-        wishes = Wishes(
-            self.pruning_ratio,
-            _checked(pruning_ratio_dict, "a ratio in pruning_ratio_dict"),
-            None if head_pruning_ratio is None else check_ratio(head_pruning_ratio, "head_pruning_ratio"),
-            _checked(head_pruning_ratio_dict, "a ratio in head_pruning_ratio_dict"),
-            global_pruning=global_pruning,
-            isomorphic=isomorphic,
-            uniform=uniform,
-            prune_num_heads=prune_num_heads,
-            prune_head_dims=prune_head_dims,
-            ignored_layers=tuple(ignored_layers or ()),
-            root_module_types=None if root_module_types is None else tuple(root_module_types),
-        )
-        self.model = model
-        wishes.check_layers(target)
-        self.graph = self.make_graph().build_dependency(
-            model,
-            example_inputs,
-            forward_fn=forward_fn,
-            output_transform=output_transform,
-            free_outputs=free_outputs,
-            momentum_copies=momentum_copies,
-            modes=modes,
-            unwrapped_parameters=unwrapped_parameters,
-            customized_pruners=customized_pruners,
-        )
-        if weights is not None:
-            self.graph.read_values_from(weights)
+        self.graph, self.model, self.registry = graph, graph.model, graph.registry
+        self.settings = (settings or Settings()).checked(graph.model, self.registry)
+        self.importance: Any = self.settings.importance
+        self.limits, aligned = self.settings.limits(graph.model)
         self.current_step = 0
-        self._scopes = Scopes(self.graph, wishes, self._schedule)
-        self._notes = [*aligned, *check_heads(self.graph, num_heads or {})]
-        self._blocks = channel_blocks(self.graph, out_channel_groups or {}, in_channel_groups or {})
+        self._schedule = self.settings.schedule(self.registry)
+        self._scopes = Scopes(graph, self.settings, self._schedule)
+        self._notes, self._blocks = [*aligned, *notes], dict(blocks or {})
         self._left: dict[str, str] = {}
         self._spared: dict[str, int] = {}
 
-    def make_graph(self) -> DependencyGraph:
-        """Makes the empty graph that the constructor builds; a subclass may return one of another class."""
-        return DependencyGraph(self.registry)
+    @property
+    def pruning_ratio(self) -> float:
+        """Fraction of units to remove."""
+        return self.settings.pruning_ratio
+
+    @property
+    def iterative_steps(self) -> int:
+        """In how many steps the ratio is reached."""
+        return self.settings.iterative_steps
+
+    @property
+    def global_pruning(self) -> bool:
+        """Whether all units are ranked together."""
+        return self.settings.global_pruning
 
     # -- deciding
 
@@ -439,14 +327,6 @@ class BasePruner:
             if units:
                 yield Group(self.graph, units, None)
 
-    def pruning_history(self) -> list[Removal]:
-        """Lists what was removed so far; see `DependencyGraph.pruning_history`."""
-        return self.graph.pruning_history()
-
-    def load_pruning_history(self, history: Sequence[Sequence[Any]]) -> Plan:
-        """Removes what a history lists; see `DependencyGraph.load_pruning_history`."""
-        return self.graph.load_pruning_history(history)
-
     def report(self) -> Report:
         """Tells what was pruned, left on purpose, not understood, and untouched."""
         graph = self.graph
@@ -458,21 +338,3 @@ class BasePruner:
         left = {**self._left, **self._scopes.left}
         known = graph.knowledge
         return Report.of(graph.analysis, graph.applied.kept, known.given_back, left, notes, known.means)
-
-
-def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Takes arguments under former names, with a warning."""
-    found: dict[str, Any] = {}
-    for name, value in given.items():
-        check_keywords([name], (*_RENAMED, *_ARGUMENTS), "BasePruner")
-        new = " and ".join(_RENAMED[name])
-        warnings.warn(f"{name} was renamed: use {new}.", DeprecationWarning, stacklevel=3)
-        found.update(dict.fromkeys(_RENAMED[name], value))
-    return found
-
-
-def _checked(ratios: Ratios | None, name: str) -> Ratios:
-    return {key: check_ratio(ratio, name) for key, ratio in (ratios or {}).items()}
-
-
-_ARGUMENTS = keywords_of(BasePruner)

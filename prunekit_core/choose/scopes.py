@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-import attrs
 from torch import nn
 
 from prunekit_core.algebra.layout import Product, groups_of, walk
 from prunekit_core.choose.candidates import Scope
-from prunekit_core.graph.graph import DependencyGraph
+from prunekit_core.choose.settings import Ratios, Settings, layers_of
+from prunekit_core.graph.graph import Graph
 from prunekit_core.groups.report import left_by_default
 from prunekit_core.groups.unit_group import Member, UnitGroup
-from prunekit_core.modules.naming import Layer, module_paths
 from prunekit_core.program.rules import Kind
-
-Ratios = Mapping[Layer | tuple[Layer, ...], float]
-"""Ratios of single layers; a tuple of layers is a scope of its own."""
 
 
 def is_heads(group: UnitGroup) -> bool:
@@ -24,67 +20,30 @@ def is_heads(group: UnitGroup) -> bool:
     return group.kind is Kind.HEADS or (group.kind is Kind.QUERIES_PER_HEAD and group.outer)
 
 
-@attrs.frozen(eq=False)
-class Wishes:
-    """What a user asked for.
-
-    Attributes:
-        ratio: Ratio of units, and ``ratios`` of those of single layers.
-        ratios: Ratios of single layers.
-        head_ratio: Ratio of whole heads; None for that of all other units.
-        head_ratios: Ratios of whole heads of single layers.
-        global_pruning: Whether all units are ranked together.
-        isomorphic: Whether only groups of the same structure are ranked together.
-        uniform: Whether sibling groups keep the same number of units.
-        prune_num_heads: Whether whole heads may go.
-        prune_head_dims: Whether head dims may go.
-        ignored_layers: Layers whose outputs are left alone.
-        root_module_types: Only groups that such a layer produces may go; None for all.
-    """
-
-    ratio: float
-    ratios: Ratios
-    head_ratio: float | None
-    head_ratios: Ratios
-    global_pruning: bool
-    isomorphic: bool
-    uniform: bool
-    prune_num_heads: bool
-    prune_head_dims: bool
-    ignored_layers: Sequence[Layer]
-    root_module_types: tuple[type[nn.Module], ...] | None
-
-    def check_layers(self, model: nn.Module) -> None:
-        """Raises `ArgumentError` unless every layer that is named is in the model."""
-        module_paths(model, self.ignored_layers)
-        for key in (*self.ratios, *self.head_ratios):
-            module_paths(model, _layers(key))
-
-
 class Scopes:
     """Sorts the groups of a graph into scopes.
 
     Args:
         graph: The graph.
-        wishes: What was asked for.
+        settings: What was asked for.
         schedule: Ratio to the cumulative ratios of all steps.
 
     Attributes:
         left: Groups that are in no scope, with the reason.
     """
 
-    def __init__(self, graph: DependencyGraph, wishes: Wishes, schedule: Callable[[float], Sequence[float]]) -> None:
-        self._graph, self._wishes, self._schedule = graph, wishes, schedule
-        self._protected = graph.protected_groups(wishes.ignored_layers)
-        self._ratios = self._by_path(wishes.ratios)
-        self._head_ratios = self._by_path(wishes.head_ratios)
-        self._families = siblings(graph.model, graph.groups()) if wishes.uniform else []
+    def __init__(self, graph: Graph, settings: Settings, schedule: Callable[[float], Sequence[float]]) -> None:
+        self._graph, self._settings, self._schedule = graph, settings, schedule
+        self._protected = graph.protected_groups(settings.ignored_layers)
+        self._ratios = self._by_path(settings.pruning_ratio_dict)
+        self._head_ratios = self._by_path(settings.head_pruning_ratio_dict)
+        self._families = siblings(graph.model, graph.groups()) if settings.uniform else []
         for family in self._families:
             graph.knowledge.add_tie(family)
         self.left: dict[str, str] = {}
 
     def _by_path(self, ratios: Ratios) -> list[tuple[set[str], bool, float]]:
-        return [(self._graph.module_paths(_layers(key)), isinstance(key, tuple), r) for key, r in ratios.items()]
+        return [(self._graph.module_paths(layers_of(key)), isinstance(key, tuple), r) for key, r in ratios.items()]
 
     def at(self, step: int) -> list[Scope]:
         """Lists the scopes with their ratios at a step."""
@@ -99,30 +58,30 @@ class Scopes:
                 self.left[group.name] = reason
             elif group.name not in self._graph.knowledge.given_back:
                 (heads if is_heads(group) else units).append(group)
-        w = self._wishes
-        scopes = self._sorted(units, self._ratios, w.ratio, "pruning_ratio_dict", self._shared(units), step)
+        asked = self._settings
+        scopes = self._sorted(units, self._ratios, asked.pruning_ratio, "pruning_ratio_dict", self._shared(units), step)
         ranked = [("heads", heads)] if heads else []
-        ratio = w.ratio if w.head_ratio is None else w.head_ratio
+        ratio = asked.pruning_ratio if asked.head_pruning_ratio is None else asked.head_pruning_ratio
         return scopes + self._sorted(heads, self._head_ratios, ratio, "head_pruning_ratio_dict", ranked, step)
 
     def _reason_to_leave(self, group: UnitGroup) -> str | None:
-        wishes = self._wishes
+        settings = self._settings
         if group.name in self._protected:
             return f"ignored layer {self._protected[group.name] or 'the model'}"
-        if wishes.root_module_types is not None:
+        if settings.root_module_types is not None:
             roots = {type(self._graph.model.get_submodule(member.module)) for member in group.producers()}
-            if not any(issubclass(root, wishes.root_module_types) for root in roots):
+            if not any(issubclass(root, settings.root_module_types) for root in roots):
                 return "no layer of root_module_types produces it"
         if is_heads(group):
-            if not wishes.prune_num_heads:
+            if not settings.prune_num_heads:
                 return left_by_default(group)
-            if wishes.head_ratio == 0 and not wishes.head_ratios:
+            if settings.head_pruning_ratio == 0 and not settings.head_pruning_ratio_dict:
                 return "prune_num_heads is on, but head_pruning_ratio is 0"
             if group.kind is Kind.QUERIES_PER_HEAD and self._has_heads_above(group.name):
                 return "queries leave together with their key-value heads"
         elif group.outer:
             return left_by_default(group)
-        elif group.kind is Kind.HEAD_DIM and not wishes.prune_head_dims:
+        elif group.kind is Kind.HEAD_DIM and not settings.prune_head_dims:
             return "prune_head_dims is off"
         return None
 
@@ -152,7 +111,7 @@ class Scopes:
             if home is not None:
                 own.setdefault(home, []).append(group.name)
         taken = {name for names in own.values() for name in names}
-        fixed = label.startswith("head") and self._wishes.head_ratio is not None
+        fixed = label.startswith("head") and self._settings.head_pruning_ratio is not None
         scopes = [
             Scope(f"{label}[{home}]", tuple(names), self._schedule(ratios[home][2])[step], ratios[home][1], fixed=True)
             for home, names in own.items()
@@ -160,14 +119,14 @@ class Scopes:
         for name, members in shared:
             rest = tuple(group.name for group in members if group.name not in taken)
             if rest:
-                ranked = self._wishes.global_pruning
+                ranked = self._settings.global_pruning
                 scopes.append(Scope(name, rest, self._schedule(ratio)[step], ranked, fixed=fixed))
         return scopes
 
     def _shared(self, groups: Sequence[UnitGroup]) -> list[tuple[str, Sequence[UnitGroup]]]:
         """Tells which groups share a scope where no ratio of their own is stated."""
-        if not self._wishes.isomorphic:
-            return [("global" if self._wishes.global_pruning else "local", groups)]
+        if not self._settings.isomorphic:
+            return [("global" if self._settings.global_pruning else "local", groups)]
         alike: dict[tuple[str, ...], list[UnitGroup]] = {}
         for group in groups:
             alike.setdefault(self._structure(group), []).append(group)
@@ -180,10 +139,6 @@ class Scopes:
             owner = type(self._graph.model.get_submodule(member.module)).__qualname__
             members.append(f"{owner}.{member.parameter.rpartition('.')[2]}[{member.dim}] {member.role.value}")
         return (group.kind.value, *sorted(members))
-
-
-def _layers(key: Layer | tuple[Layer, ...]) -> tuple[Layer, ...]:
-    return key if isinstance(key, tuple) else (key,)
 
 
 def _home(group: UnitGroup, ratios: Sequence[tuple[set[str], bool, float]]) -> int | None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from prunekit_core.errors import RehearsalError
-from prunekit_core.graph.graph import DependencyGraph
+from prunekit_core.graph.graph import Graph
 from prunekit_core.plans.plan import Plan
 from prunekit_core.rehearse.ladder import Rehearsed
 from prunekit_core.rehearse.rehearsal import Stage
 from prunekit_core.rehearse.temperatures import find_rescales
 
 
-def absorb_constants(graph: DependencyGraph, values: Mapping[tuple[str, str], float]) -> Plan:
+def absorb_constants(graph: Graph, values: Mapping[tuple[str, str], float]) -> Plan:
     """Plans how the weights make up for other factors in a program, such as another temperature of an attention.
 
     A layer that reads ``scaling = 0.25`` and should read ``0.5`` computes the same when the rows that make its queries

@@ -65,7 +65,7 @@ class Standing:
         return self.plan.kept.get(group) or _all_units(self.analysis.groups[group].size)
 
     def views(self, group: str, shared: dict[Any, torch.Tensor]) -> list[MemberView]:
-        """Lists the members of a group; see `DependencyGraph.views`."""
+        """Lists the members of a group; see `Graph.views`."""
         place = self._places(group)
         found = []
         for member in self.analysis.groups[group].members:

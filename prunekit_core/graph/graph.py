@@ -16,8 +16,6 @@ from prunekit_core.errors import ArgumentError, PlanError, UnitsError
 from prunekit_core.graph.channels import check_indices, flat_layout, not_whole, whole_units
 from prunekit_core.graph.current import Standing
 from prunekit_core.graph.group import Dependency, Group, MemberView
-from prunekit_core.graph.history import Removal, removals, resolve
-from prunekit_core.graph.unwrapped import Unwrapped, check_unwrapped, unwrapped_notes
 from prunekit_core.groups.analysis import Analysis, analyse
 from prunekit_core.groups.report import Explanation, Report
 from prunekit_core.groups.unit_group import UnitGroup
@@ -27,7 +25,6 @@ from prunekit_core.modules.surgery import modules_in
 from prunekit_core.modules.transaction import Transaction
 from prunekit_core.plans.optimizers import Optimizers
 from prunekit_core.plans.plan import Plan
-from prunekit_core.plugins.custom_layers import CustomizedPruner, with_customized
 from prunekit_core.plugins.layer_facts import stated_channels
 from prunekit_core.plugins.layers import PruningFunction
 from prunekit_core.plugins.registry import Registry, default_registry
@@ -40,27 +37,29 @@ from prunekit_core.rehearse.ladder import Knowledge, Reselect
 from prunekit_core.rehearse.make_plan import Drafts
 
 
-class DependencyGraph:
+class Graph:
     """Groups of parameter slices that must shrink together, found by recording a forward pass.
 
-    Call `build_dependency` first. The graph follows the cuts that are made through it: groups that were pruned have
-    fewer units afterwards, and indices always count the units that are there now.
+    `of` makes it. The graph follows the cuts that are made through it: groups that were pruned have fewer units
+    afterwards, and indices always count the units that are there now.
 
     Args:
-        registry: Where rules and layer types are found; None for the default registry.
+        model: The model.
+        analysis: What was found about it.
+        registry: Where rules and layer types are found.
+        notes: Lines for the report.
     """
 
-    def __init__(self, registry: Registry | None = None) -> None:
-        self._registry = registry
-        self._analysis: Analysis | None = None
-        self._model: nn.Module | None = None
-        self._standing: Standing | None = None
+    def __init__(self, model: nn.Module, analysis: Analysis, registry: Registry, notes: Iterable[str] = ()) -> None:
+        self.model, self.analysis, self.registry = model, analysis, registry
+        self.standing = Standing(analysis, model, Plan())
+        self.drafts = Drafts(analysis, registry)
+        self.notes = [*notes, *registry.broken()]
         self._steps: list[Plan] = []
-        self._drafts: Drafts | None = None
-        self.notes: list[str] = []
 
-    def build_dependency(
-        self,
+    @classmethod
+    def of(
+        cls,
         model: nn.Module,
         example_inputs: Any,
         *,
@@ -68,12 +67,11 @@ class DependencyGraph:
         forward_fn: Callable[[nn.Module, Any], Any] | None = None,
         output_transform: Callable[[Any], Any] | None = None,
         modes: Sequence[bool | None] = (False, True),
-        unwrapped_parameters: Unwrapped | None = None,
-        customized_pruners: Mapping[Any, CustomizedPruner] | None = None,
         free_outputs: Sequence[str] = (),
         momentum_copies: Mapping[str, str] | None = None,
-    ) -> DependencyGraph:
-        """Records the model and finds its groups; the model is not touched.
+        registry: Registry | None = None,
+    ) -> Graph:
+        """Records a model and finds its groups; the model is not touched.
 
         Args:
             model: Any module whose forward runs.
@@ -82,40 +80,24 @@ class DependencyGraph:
             forward_fn: Called as ``forward_fn(model, example_inputs)`` instead of calling the model.
             output_transform: Called on the outputs; its result's tensors count as outputs, too.
             modes: Training flags to record in: False for eval, True for train, None for as it is.
-            unwrapped_parameters: Parameters that no layer owns, to the dim that holds their units. They are found
-                without it; what is listed is checked, and the report says where a listed dim can't shrink.
-            customized_pruners: Module class to an object with ``prune_out_channels(layer, idxs)``,
-                ``prune_in_channels(layer, idxs)``, ``get_out_channels(layer)`` and ``get_in_channels(layer)``: it is
-                the layer type of that class in this graph.
             free_outputs: Outputs that may lose units, by their key path or by patterns of it (``"cache"``,
                 ``"hidden_states.*"``); a path names all that lies in it. Every other output keeps its size.
             momentum_copies: Path of a submodule that follows another one by a moving average (a target network, a
                 teacher) to the path of that one: ``{"teacher": "student"}``. It loses the same units. Copies that the
                 forward never runs are found without it.
-
-        Returns:
-            The graph itself.
+            registry: Where rules and layer types are found; None for the default registry.
 
         Raises:
-            ArgumentError: What is said about unwrapped parameters or customized pruners is wrong, and nothing was
-                traced; or no output has a name in ``free_outputs``.
+            ArgumentError: No output has a name in ``free_outputs``.
             UnsupportedModelError: The model can't be analysed at all.
             RecordingError: Its forward raised; the exception is the cause.
         """
-        self._model = check_recordable(model)
-        unwrapped = check_unwrapped(self._model, unwrapped_parameters or {})
-        if customized_pruners:
-            self._registry = with_customized(self.registry, customized_pruners)
-        free = check_patterns(free_outputs)
-        runs = [example_of(inputs, forward_fn, output_transform) for inputs in (example_inputs, *more_inputs)]
-        examples = [attrs.evolve(example, free_outputs=free) for example in runs]
-        with shared(self._model):
-            self._analysis = analyse(self._model, examples, self.registry, modes=modes, declared_copies=momentum_copies)
-        self._drafts = Drafts(self._analysis, self.registry)
-        self._standing = Standing(self._analysis, self._model, Plan())
-        self._steps = []
-        self.notes = [*unwrapped_notes(self._analysis, unwrapped), *self.registry.broken()]
-        return self
+        found = registry or default_registry()
+        target, free = check_recordable(model), check_patterns(free_outputs)
+        analysis = analysed(
+            target, (example_inputs, *more_inputs), found, forward_fn, output_transform, modes, free, momentum_copies
+        )
+        return cls(target, analysis, found)
 
     def read_values_from(self, path: str | os.PathLike[str]) -> None:
         """Lets criteria read the values of tensors on the meta device from a checkpoint, one parameter at a time.
@@ -131,51 +113,19 @@ class DependencyGraph:
         self.standing.stored = self.registry.weights(path, self.model)
 
     @property
-    def registry(self) -> Registry:
-        """The registry in use."""
-        return self._registry or default_registry()
-
-    @property
-    def analysis(self) -> Analysis:
-        """What is known about the model.
-
-        Raises:
-            ArgumentError: `build_dependency` was not called.
-        """
-        if self._analysis is None:
-            raise ArgumentError("The graph is empty.", hint="call build_dependency(model, example_inputs) first")
-        return self._analysis
-
-    @property
-    def model(self) -> nn.Module:
-        """The model that the graph was built from."""
-        assert self.analysis
-        assert self._model is not None
-        return self._model
-
-    @property
-    def drafts(self) -> Drafts:
-        """What makes plans for the model, with what rehearsals have found out about it."""
-        assert self.analysis
-        assert self._drafts is not None
-        return self._drafts
-
-    @property
     def knowledge(self) -> Knowledge:
         """What rehearsals have found out so far."""
         return self.drafts.knowledge
 
     @property
-    def standing(self) -> Standing:
-        """The model with what was cut from it so far."""
-        assert self.analysis
-        assert self._standing is not None
-        return self._standing
-
-    @property
     def applied(self) -> Plan:
         """The plan from the model as it was at analysis to the model as it is now."""
-        return Plan() if self._standing is None else self._standing.plan
+        return self.standing.plan
+
+    @property
+    def steps(self) -> Sequence[Plan]:
+        """The plans that were applied, in order, each from the model as it was at analysis."""
+        return self._steps
 
     # -- units
 
@@ -226,15 +176,34 @@ class DependencyGraph:
             if root_module_types is None or isinstance(whole.root.layer, tuple(root_module_types)):
                 yield whole
 
-    def get_pruning_group(
-        self, layer: nn.Module, pruning_fn: PruningFunction, idxs: Sequence[int] | torch.Tensor
-    ) -> Group:
+    def group(self, layer: nn.Module, side: str, channels: Sequence[int] | torch.Tensor) -> Group:
         """Returns the group of everything that must leave with some channels of a layer.
 
         Args:
             layer: A layer of the model.
-            pruning_fn: What to prune of it, such as ``prune_conv_out_channels``.
-            idxs: Channels to remove, as numbered in the layer now.
+            side: ``"out"`` for channels that it produces, ``"in"`` for those that it reads.
+            channels: Channels to remove, as numbered in the layer now.
+
+        Raises:
+            ArgumentError: The layer isn't in the model, or has no such channels.
+            UnitsError: The channels are out of range, repeated, pinned, or not whole units.
+        """
+        kind = self.registry.layer_type(layer)
+        function = None if kind is None else {"out": kind.prune_out, "in": kind.prune_in}.get(side)
+        if function is None:
+            known = "no layer type is registered for it" if kind is None else 'it has "out" and "in", where it has both'
+            raise ArgumentError(
+                f"This layer has no channels on the side {side!r}.", where=path_of(self.model, layer), why=known
+            )
+        return self.group_by(layer, function, channels)
+
+    def group_by(self, layer: nn.Module, function: PruningFunction, channels: Sequence[int] | torch.Tensor) -> Group:
+        """Returns the group of everything that must leave with the channels that a layer type's function removes.
+
+        Args:
+            layer: A layer of the model.
+            function: What to prune of it, such as ``prune_conv_out_channels``.
+            channels: Channels to remove, as numbered in the layer now.
 
         Raises:
             ArgumentError: The layer isn't in the model, or the function isn't for it.
@@ -242,10 +211,10 @@ class DependencyGraph:
         """
         path = path_of(self.model, layer)
         where = f"{path} ({type(layer).__name__})"
-        layout = flat_layout(layer, self.registry, self.standing.own_layouts(layer), pruning_fn, where)
+        layout = flat_layout(layer, self.registry, self.standing.own_layouts(layer), function, where)
         kept = self.applied.kept
         positions = layouts.kept_positions(layout, kept)
-        numbers = check_indices(idxs, len(positions), where)
+        numbers = check_indices(channels, len(positions), where)
         if not numbers:
             raise UnitsError("No units were chosen.", where=where)
         flat = set(positions[numbers].tolist())
@@ -257,7 +226,7 @@ class DependencyGraph:
                 raise UnitsError(
                     "All units of a group can't be removed.", where=where, why=f"group {name} would be empty"
                 )
-        return Group(self, removed, (layer, path, pruning_fn, numbers))
+        return Group(self, removed, (layer, path, function, numbers))
 
     def _pins(self, path: str) -> str:
         """What pins the parameters of a layer, kernels apart."""
@@ -383,7 +352,7 @@ class DependencyGraph:
                 error.hint = _REBUILD
             raise
         standing = Standing(self.analysis, self.model, plan, self.standing.stored)
-        transaction.entry(vars(self), "_standing", standing)
+        transaction.entry(vars(self), "standing", standing)
         transaction.entry(vars(self), "_steps", [*self._steps, plan])
         transaction.commit()
 
@@ -399,7 +368,7 @@ class DependencyGraph:
         """
         standing = Standing(self.analysis, model, plan, self.standing.stored)
         standing.check()
-        self._model, self._standing = model, standing
+        self.model, self.standing = model, standing
         self._steps.append(plan)
 
     def remove(self, removed: Mapping[str, Sequence[int]]) -> Plan:
@@ -410,36 +379,7 @@ class DependencyGraph:
         }
         return self.apply(self.draft(kept))
 
-    def pruning_history(self) -> list[Removal]:
-        """Lists what was removed so far as ``(layer, is_out, channels)``, each entry as numbered when its turn came.
-
-        A history is plain data; `load_pruning_history` removes the same from an unpruned copy of the model.
-        """
-        flat = self._flat_layouts()
-        found: list[Removal] = []
-        before: Mapping[str, tuple[int, ...]] = {}
-        for plan in self._steps:
-            found += removals(self.analysis, flat, before, plan.kept)
-            before = plan.kept
-        return found
-
-    def load_pruning_history(self, history: Sequence[Sequence[Any]]) -> Plan:
-        """Removes everything that a history lists, in one proven cut.
-
-        Args:
-            history: What `pruning_history` returned for a model of the same architecture.
-
-        Returns:
-            The plan from the model as it was at analysis.
-
-        Raises:
-            ArgumentError: It is no history, or names a layer that the model doesn't have.
-            UnitsError: The channels are out of range or no whole units.
-            RehearsalError: The program can't express the cut.
-        """
-        return self.apply(self.draft(resolve(history, self.analysis, self._flat_layouts(), self.applied.kept)))
-
-    def _flat_layouts(self) -> dict[str, tuple[Layout | None, Layout | None]]:
+    def flat_layouts(self) -> dict[str, tuple[Layout | None, Layout | None]]:
         """How the output and the input channels of every layer are made of units, by path."""
         found = {}
         names = self.standing.names()
@@ -484,6 +424,23 @@ class DependencyGraph:
         else:
             path = path_of(self.model, layer)
         return Explanation.of(self.analysis, path)
+
+
+def analysed(
+    model: nn.Module,
+    runs: Iterable[Any],
+    registry: Registry,
+    forward_fn: Callable[[nn.Module, Any], Any] | None,
+    output_transform: Callable[[Any], Any] | None,
+    modes: Sequence[bool | None],
+    free_outputs: Sequence[str],
+    momentum_copies: Mapping[str, str] | None,
+) -> Analysis:
+    """Analyses a model on several example inputs; see `Graph.of`."""
+    found = [example_of(inputs, forward_fn, output_transform) for inputs in runs]
+    examples = [attrs.evolve(example, free_outputs=tuple(free_outputs)) for example in found]
+    with shared(model):
+        return analyse(model, examples, registry, modes=modes, declared_copies=momentum_copies)
 
 
 _REBUILD = "the model was changed since it was analysed: build the graph anew"

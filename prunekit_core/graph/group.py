@@ -141,7 +141,7 @@ class Source(Protocol):
     def dependencies(self, removed: Mapping[str, Sequence[int]]) -> list[tuple[Dependency, list[int], list[int]]]:
         """Layers that lose something with some units."""
 
-    def get_pruning_group(self, layer: nn.Module, pruning_fn: PruningFunction, idxs: Sequence[int]) -> Group:
+    def group_by(self, layer: nn.Module, function: PruningFunction, channels: Sequence[int]) -> Group:
         """The group of some channels of a layer."""
 
     def remove(self, removed: Mapping[str, Sequence[int]]) -> Plan:
@@ -219,7 +219,7 @@ class Group:
 
         Intermediate results are shared among the views of one call, or of one scoring pass of a pruner.
 
-        A group made by ``get_pruning_group`` numbers its units in the order of the indices given.
+        A group made from channels of a layer numbers its units in the order of the indices given.
         """
         shared = {} if self._shared is None else self._shared
         if self._given_root is None and len(self.units) == 1:
@@ -290,7 +290,7 @@ class Group:
         function = item.dep.pruning_fn
         if function is None:
             raise UnitsError("The root of this group has no numbered channels.", where=item.dep.name)
-        wanted = self.graph.get_pruning_group(item.dep.layer, function, idxs).units
+        wanted = self.graph.group_by(item.dep.layer, function, idxs).units
         for name, units in wanted.items():
             if not set(units) <= set(self.units.get(name, ())):
                 raise UnitsError("The channels are not part of this group.", where=item.dep.name)

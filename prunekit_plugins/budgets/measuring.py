@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from torch import nn
 from prunekit_core.choose.candidates import check_ratio
 from prunekit_core.choose.chooser import Chooser
 from prunekit_core.choose.criterion import Criterion
-from prunekit_core.choose.pruner import BasePruner
+from prunekit_core.choose.pruner import Pruner
 from prunekit_core.errors import ArgumentError, RehearsalError
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry
@@ -23,6 +23,12 @@ from prunekit_core.program.outputs import output_tensors
 from prunekit_plugins.budgets.curves import Curve, Sensitivity
 from prunekit_plugins.budgets.options import Options, free_options
 from prunekit_plugins.calibration.batches import Batches
+from prunekit_plugins.classic.pruner import BasePruner
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from prunekit_plugins.classic.options import StepOptions
 
 RATIOS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 """Fractions of a group that are removed; 1 stands for all that may go."""
@@ -95,7 +101,7 @@ def sensitivity(
     cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     registry: Registry | None = None,
-    **options: Any,
+    **options: Unpack[StepOptions],
 ) -> Sensitivity:
     """Measures what a model loses when the least important units of one group alone go.
 
@@ -143,7 +149,7 @@ def _checked(ratios: Sequence[float]) -> tuple[float, ...]:
 
 
 def measure(
-    pruner: BasePruner,
+    pruner: Pruner,
     batches: Iterable[Any] | Batches = (),
     *,
     metric: Metric | None = None,
@@ -196,7 +202,7 @@ def measure(
     return Sensitivity(tuple(curves), name, sizes, examples, left)
 
 
-def _learnt(pruner: BasePruner) -> tuple[Chooser, list[Options]]:
+def _learnt(pruner: Pruner) -> tuple[Chooser, list[Options]]:
     """Lets rehearsals of unlike cuts of everything find the sizes that the program computes from each other."""
     scores = pruner.scores(pruner.scopes())
     knowledge = pruner.graph.knowledge

@@ -13,7 +13,7 @@ import torch
 from prunekit_core.arguments import check_forms
 from prunekit_core.choose.candidates import Scope
 from prunekit_core.choose.chooser import Chooser
-from prunekit_core.choose.pruner import BasePruner
+from prunekit_core.choose.pruner import Pruner
 from prunekit_core.errors import ArgumentError, nearest
 from prunekit_core.groups.costs import Compiled, CostModel, compiled_cost, cost_model
 from prunekit_core.groups.report import outputs_that_pin
@@ -108,7 +108,7 @@ class Budget:
     pins: str = ""
 
     @classmethod
-    def of(cls, pruner: BasePruner, target: Target) -> Budget:
+    def of(cls, pruner: Pruner, target: Target) -> Budget:
         """Compiles the cost models of a target for the model of a pruner.
 
         Raises:
@@ -160,7 +160,7 @@ def ratio_family(chooser: Chooser, scopes: Sequence[Scope], budget: Budget) -> F
 
 
 def plan_to_target(
-    pruner: BasePruner, target: Target, family: FamilyMaker = ratio_family, select: Selector | None = None
+    pruner: Pruner, target: Target, family: FamilyMaker = ratio_family, select: Selector | None = None
 ) -> Plan:
     """Finds the largest model that meets a target, without running it.
 
@@ -187,7 +187,7 @@ def plan_to_target(
     return _measured(pruner, target, budget, plan, lambda changed: _planned(pruner, changed, family, select))
 
 
-def _corrected(pruner: BasePruner, target: Target, budget: Budget) -> Budget:
+def _corrected(pruner: Pruner, target: Target, budget: Budget) -> Budget:
     """Corrects the predictions of measured costs by what the model takes now, where an absolute value is asked for."""
     graph, costs, dense = pruner.graph, dict(budget.costs), dict(budget.dense)
     for name, model in budget.models.items():
@@ -203,7 +203,7 @@ def _scaled(cost: Compiled, factor: float, sizes: Mapping[str, int]) -> float:
     return factor * cost(sizes)
 
 
-def _planned(pruner: BasePruner, budget: Budget, family: FamilyMaker, select: Selector | None) -> Plan:
+def _planned(pruner: Pruner, budget: Budget, family: FamilyMaker, select: Selector | None) -> Plan:
     scores = pruner.scores(pruner.scopes())
     while True:  # ends, because every further round knows more ties or more groups that can't shrink
         state = _known(pruner)
@@ -218,7 +218,7 @@ def _planned(pruner: BasePruner, budget: Budget, family: FamilyMaker, select: Se
             return plan
 
 
-def _measured(pruner: BasePruner, target: Target, budget: Budget, plan: Plan, replan: Callable[[Budget], Plan]) -> Plan:
+def _measured(pruner: Pruner, target: Target, budget: Budget, plan: Plan, replan: Callable[[Budget], Plan]) -> Plan:
     """Measures a plan and plans again, with predictions corrected, until it is as near to the target as was promised.
 
     A copy of the model is cut and measured beside the model itself. The plan that came nearest is returned, with a note
@@ -293,9 +293,7 @@ class _Check:
         )
 
 
-def _checks(
-    pruner: BasePruner, target: Target, budget: Budget, plan: Plan, trials: Mapping[str, Trials]
-) -> list[_Check]:
+def _checks(pruner: Pruner, target: Target, budget: Budget, plan: Plan, trials: Mapping[str, Trials]) -> list[_Check]:
     graph = pruner.graph
     step = plan.since(graph.applied) if graph.applied.cuts else plan
     small = step.apply(copy.deepcopy(graph.model), registry=pruner.registry)
@@ -311,7 +309,7 @@ def _checks(
     return found
 
 
-def _known(pruner: BasePruner) -> tuple[list[frozenset[str]], list[str]]:
+def _known(pruner: Pruner) -> tuple[list[frozenset[str]], list[str]]:
     return list(pruner.graph.knowledge.ties), list(pruner.graph.knowledge.given_back)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit.plugin import Analysis, DependencyGraph, Plan, Sizer, auto_alignment, groups_of
+from prunekit.plugin import Analysis, Graph, Plan, Sizer, auto_alignment, groups_of
 from prunekit_plugins.budgets.counts import operation_macs
 from prunekit_plugins.doctor.facts import Facts, Finding, LayerFacts, Pair
 from prunekit_plugins.doctor.findings import find
@@ -59,7 +59,7 @@ def examine(
 ) -> Facts:
     """Collects the facts; arguments as for `diagnose`."""
     alignment = auto_alignment(model)
-    graph = DependencyGraph().build_dependency(model, inputs)
+    graph = Graph.of(model, inputs)
     before, after = time_layers([model, small], inputs, rounds=rounds, warm_up=WARM_UP, after_round=after_round)
     work = _work(graph.analysis, plan)
     pinned = _pinned(graph, plan)
@@ -139,7 +139,7 @@ def _sizes(analysis: Analysis, plan: Plan, path: str) -> dict[str, int]:
     return found
 
 
-def _pinned(graph: DependencyGraph, plan: Plan) -> dict[str, dict[str, str]]:
+def _pinned(graph: Graph, plan: Plan) -> dict[str, dict[str, str]]:
     """Dims of matrices that couldn't shrink, or were left whole, with the reason, by layer."""
     found: dict[str, dict[str, str]] = {}
     reasons = graph.report().pinned

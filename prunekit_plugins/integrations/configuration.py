@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from prunekit import absorb_constants
-from prunekit.plugin import ArgumentError, DependencyGraph, Plan, RehearsalError
+from prunekit.plugin import ArgumentError, Graph, Plan, RehearsalError
 from prunekit_plugins.integrations.config_search import ConfigSearch, Dim, Field, numbers_of, open_fields, sizes_of
 from prunekit_plugins.integrations.huggingface import empty_model, library
 
@@ -156,7 +156,7 @@ class _Update:
         saved: dict[str, torch.Tensor] = {}
         if values:
             try:
-                graph = DependencyGraph().build_dependency(model, dict(self._inputs))
+                graph = Graph.of(model, dict(self._inputs))
                 plan = absorb_constants(graph, values)
             except RehearsalError as error:
                 notes.append(f"numbers that a new model computes from its sizes can't be taken over: {error.why}")

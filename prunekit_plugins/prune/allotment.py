@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 from prunekit_core.choose.criterion import additive
-from prunekit_core.choose.pruner import BasePruner
+from prunekit_core.choose.pruner import Pruner
 from prunekit_core.errors import ArgumentError
 from prunekit_core.plugins.registry import Registry
 from prunekit_plugins.budgets.allocation import ESTIMATED, GLOBAL, UNIFORM, Solver, by_default, selector, solver_of
@@ -72,11 +72,11 @@ class Allotment:
         """Whether the pruner has to rank all units together; as long as the choice is open it has to be able to."""
         return self.open or self.chosen == GLOBAL
 
-    def settled(self, pruner: BasePruner) -> Allotment:
+    def settled(self, pruner: Pruner) -> Allotment:
         """Returns the allotment with the choice made, once the pruner's criterion has its statistics."""
         return attrs.evolve(self, chosen=by_default(pruner.importance), open=False) if self.open else self
 
-    def selector(self, pruner: BasePruner, path: CalibratedPath | None) -> Selector | None:
+    def selector(self, pruner: Pruner, path: CalibratedPath | None) -> Selector | None:
         """Makes what decides how many units each group keeps, if not a search for a ratio does.
 
         Damages that are needed and weren't given are measured, on calibration data if there are any.

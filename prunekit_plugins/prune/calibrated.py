@@ -9,9 +9,9 @@ from typing import Any
 import attrs
 from torch import nn
 
-from prunekit_core.choose.pruner import BasePruner
+from prunekit_core.choose.pruner import Pruner
 from prunekit_core.graph.current import StoredWeights
-from prunekit_core.graph.graph import DependencyGraph
+from prunekit_core.graph.graph import Graph
 from prunekit_core.modules.surgery import named_tensors, replace_values
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry
@@ -68,7 +68,7 @@ class CalibratedPath:
         find_compensators(methods, registry)
         return cls(batches, methods, stages, registry)
 
-    def inform(self, pruner: BasePruner) -> tuple[str, ...]:
+    def inform(self, pruner: Pruner) -> tuple[str, ...]:
         """Gathers what the pruner's criterion needs, unless it has statistics; returns what speaks against them."""
         criterion = pruner.importance
         if isinstance(criterion, StatisticalCriterion) and criterion.statistics is None:
@@ -80,7 +80,7 @@ class CalibratedPath:
             return informed.statistics.notes
         return ()
 
-    def repair(self, graph: DependencyGraph, plan: Plan) -> Repaired | None:
+    def repair(self, graph: Graph, plan: Plan) -> Repaired | None:
         """Finds the weights that a model should have after a plan; the model isn't touched."""
         if not self.methods or not plan.cuts:
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
@@ -14,10 +14,10 @@ from prunekit_core.arguments import check_keywords, forms_checked, keywords_of
 from prunekit_core.check.verification import AUTO, Verification, confirm_cut, outputs_of_copy, verify_cut
 from prunekit_core.choose.candidates import check_ratio
 from prunekit_core.choose.criterion import Criterion
-from prunekit_core.choose.pruner import BasePruner
-from prunekit_core.choose.scopes import Ratios
+from prunekit_core.choose.pruner import Pruner
+from prunekit_core.choose.settings import Ratios
 from prunekit_core.errors import ArgumentError
-from prunekit_core.graph.graph import DependencyGraph
+from prunekit_core.graph.graph import Graph
 from prunekit_core.groups.report import Report
 from prunekit_core.modules.exclusive import on_exclusive
 from prunekit_core.modules.naming import Layer
@@ -31,10 +31,16 @@ from prunekit_plugins.budgets.curves import Sensitivity
 from prunekit_plugins.budgets.targets import Budget, Selector, Target, check_target, plan_to_target
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.checkpoints.provenance import Protocol, make_protocol
+from prunekit_plugins.classic.pruner import BasePruner
 from prunekit_plugins.compensation.repair import Compensator
 from prunekit_plugins.compensation.run import Compensation, Repaired
 from prunekit_plugins.prune.allotment import Allotment
 from prunekit_plugins.prune.calibrated import CRITERION, CalibratedPath
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from prunekit_plugins.classic.options import FurtherOptions
 
 
 @attrs.frozen(eq=False)
@@ -62,7 +68,7 @@ class PruneResult:
     preview: Preview
     layers: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
     protocol: Protocol
-    graph: DependencyGraph = attrs.field(repr=False)
+    graph: Graph = attrs.field(repr=False)
     compensation: Compensation | None = None
     repaired: Mapping[str, torch.Tensor] = attrs.field(factory=dict, repr=False)
     verification: Verification = attrs.field(factory=Verification)
@@ -112,7 +118,7 @@ def prune(
     registry: Registry | None = None,
     optimizer: Optimizers | None = None,
     verify: str = AUTO,
-    **options: Any,
+    **options: Unpack[FurtherOptions],
 ) -> PruneResult:
     """Prunes a model in place.
 
@@ -239,7 +245,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 
 def _cut(
-    pruner: BasePruner,
+    pruner: Pruner,
     decided: PruneResult,
     optimizer: Optimizers | None,
     repaired: Repaired | None,
@@ -269,19 +275,19 @@ def _cut(
         raise
 
 
-def _verification(pruner: BasePruner, plan: Plan, wish: str) -> Verification:
+def _verification(pruner: Pruner, plan: Plan, wish: str) -> Verification:
     """Compares the cut by numbers, before anything is changed."""
     model, costs = check_recordable(pruner.model), plan.preview().costs
     return verify_cut(model, plan, pruner.graph.analysis, pruner.registry, wish=wish, costs=costs)
 
 
-def _report(pruner: BasePruner, doubts: Sequence[str]) -> Report:
+def _report(pruner: Pruner, doubts: Sequence[str]) -> Report:
     """The report of what the pruner did, with what speaks against the statistics that it was given."""
     report = pruner.report()
     return attrs.evolve(report, notes=(*report.notes, *doubts))
 
 
-def _decide(pruner: BasePruner, target: Target | None, select: Selector | None) -> Plan:
+def _decide(pruner: Pruner, target: Target | None, select: Selector | None) -> Plan:
     """Makes the plan; an empty one only where nothing was asked for."""
     plan = pruner.plan() if target is None else plan_to_target(pruner, target, select=select)
     if target is not None and not plan.cuts and Budget.of(pruner, target).fits({}):

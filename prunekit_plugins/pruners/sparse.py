@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,6 +12,11 @@ from torch import nn
 from prunekit.plugin import ArgumentError, BasePruner, Group
 from prunekit_plugins.regularizers import BNScaleRegularizer, GroupNormRegularizer, GrowingRegularizer
 from prunekit_plugins.regularizers.arguments import check_strength
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from prunekit_plugins.classic.options import PrunerOptions
 
 Importance = Callable[[Group], "torch.Tensor | None"] | str
 
@@ -72,7 +77,7 @@ class GroupNormPruner(BasePruner):
         importance: Importance = "magnitude",
         reg: float = 1e-4,
         alpha: float = 4.0,
-        **options: Any,
+        **options: Unpack[PrunerOptions],
     ) -> None:
         check_strength(reg, "reg")
         check_strength(alpha, "alpha")
@@ -126,7 +131,7 @@ class GrowingRegPruner(BasePruner):
         importance: Importance = "magnitude",
         reg: float = 1e-5,
         delta_reg: float = 1e-5,
-        **options: Any,
+        **options: Unpack[PrunerOptions],
     ) -> None:
         check_strength(reg, "reg")
         check_strength(delta_reg, "delta_reg")
@@ -188,7 +193,7 @@ class BNScalePruner(BasePruner):
         importance: Importance = "magnitude",
         reg: float = 1e-5,
         group_lasso: bool = False,
-        **options: Any,
+        **options: Unpack[PrunerOptions],
     ) -> None:
         check_strength(reg, "reg")
         super().__init__(model, example_inputs, importance, **options)

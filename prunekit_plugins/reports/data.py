@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from prunekit import PruneResult
-from prunekit.plugin import Analysis, DependencyGraph, Preview, Report, Sensitivity, Sizer, UnitGroup
+from prunekit.plugin import Analysis, Graph, Preview, Report, Sensitivity, Sizer, UnitGroup
 from prunekit_plugins.budgets.counts import operation_macs
 
 FORMAT = 1
@@ -172,7 +172,7 @@ def report_data(
 
 
 def inspection_data(
-    graph: DependencyGraph,
+    graph: Graph,
     *,
     title: str = "",
     report: Report | None = None,
@@ -232,13 +232,13 @@ def _measured(sensitivity: Sensitivity | Curves | None, metric: str) -> dict[str
     return {"sensitivity": dict(sensitivity or {}), "metric": metric or "loss"}
 
 
-def _cost_units(graph: DependencyGraph, costs: Iterable[str]) -> dict[str, str]:
+def _cost_units(graph: Graph, costs: Iterable[str]) -> dict[str, str]:
     table = graph.registry.entries("prunekit_budgets")
     units = {name: getattr(table[name].value, "unit", "") for name in costs if name in table}
     return {name: unit for name, unit in units.items() if unit}
 
 
-def _layers(graph: DependencyGraph, kept: Mapping[str, tuple[int, ...]]) -> tuple[LayerRow, ...]:
+def _layers(graph: Graph, kept: Mapping[str, tuple[int, ...]]) -> tuple[LayerRow, ...]:
     analysis = graph.analysis
     whole, left = Sizer({}), Sizer(kept)
     macs: dict[str, list[int]] = {}
@@ -271,7 +271,7 @@ def _layers(graph: DependencyGraph, kept: Mapping[str, tuple[int, ...]]) -> tupl
     return tuple(rows)
 
 
-def _groups(graph: DependencyGraph, kept: Mapping[str, tuple[int, ...]], report: Report) -> tuple[GroupRow, ...]:
+def _groups(graph: Graph, kept: Mapping[str, tuple[int, ...]], report: Report) -> tuple[GroupRow, ...]:
     analysis, uses = graph.analysis, graph.explain("").operations
     return tuple(
         GroupRow(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit_core.graph.graph import DependencyGraph
+from prunekit_core.graph.graph import Graph
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry
 from prunekit_plugins.compensation.run import Compensation, compensate
@@ -37,7 +37,7 @@ def check_compensator(make: Callable[[], Any], *, registry: Registry | None = No
     made = [torch.randn(batch.shape, generator=generator, dtype=batch.dtype, device="cpu") for _ in range(10)]
     batches = [values.to(batch.device) for values in made]
     pruned = copy.deepcopy(original)
-    graph = DependencyGraph(registry).build_dependency(pruned, batch)
+    graph = Graph.of(pruned, batch, registry=registry)
     plan = graph.remove({group.name: list(range(1, group.size, 2)) for group in graph.groups()})
     before = _state(original)
     (first, result), (second, _) = (_compensated(pruned, original, plan, batches, make, registry) for _ in range(2))

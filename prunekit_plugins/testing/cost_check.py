@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 
 from prunekit_core.algebra.layout import Kept
-from prunekit_core.graph.graph import DependencyGraph
+from prunekit_core.graph.graph import Graph
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.plugins.registry import Registry
 from prunekit_plugins.testing.network import small_net
@@ -31,7 +31,7 @@ def check_cost(cost: Cost, *, exact: bool = True, registry: Registry | None = No
         AssertionError: One of the above doesn't hold.
     """
     net, batch = small_net()
-    graph = DependencyGraph(registry).build_dependency(net, batch)
+    graph = Graph.of(net, batch, registry=registry)
     analysis = graph.analysis
     whole = cost(analysis, {})
     assert isinstance(whole, int | float), f"the cost is {whole!r}, not a number"
@@ -68,11 +68,11 @@ def _check_every_group(cost: Cost, analysis: Analysis, whole: float) -> float:
 
 def _check_prediction(cost: Cost, kept: Kept, registry: Registry | None) -> None:
     net, batch = small_net()
-    graph = DependencyGraph(registry).build_dependency(net, batch)
+    graph = Graph.of(net, batch, registry=registry)
     predicted = cost(graph.analysis, kept)
     sizes = {name: group.size for name, group in graph.analysis.groups.items()}
     graph.remove({name: [u for u in range(sizes[name]) if u not in units] for name, units in kept.items()})
-    fresh = DependencyGraph(registry).build_dependency(copy.deepcopy(net), batch)
+    fresh = Graph.of(copy.deepcopy(net), batch, registry=registry)
     found = cost(fresh.analysis, {})
     assert math.isclose(predicted, found, rel_tol=1e-9), (
         f"without some units of {', '.join(kept)} the cost is {found}, predicted was {predicted}"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from prunekit_core.graph.graph import DependencyGraph
+from prunekit_core.graph.graph import Graph
 from prunekit_core.graph.group import Group
 from prunekit_core.plugins.registry import Registry
 from prunekit_plugins.testing.network import chosen_net
@@ -61,8 +61,8 @@ def check_criterion(
         _check_permutation(net, batch, make, prepare, registry, scores)
 
 
-def _graph(net: nn.Module, batch: torch.Tensor, registry: Registry | None) -> DependencyGraph:
-    return DependencyGraph(registry).build_dependency(net, batch)
+def _graph(net: nn.Module, batch: torch.Tensor, registry: Registry | None) -> Graph:
+    return Graph.of(net, batch, registry=registry)
 
 
 def _scores(
@@ -104,8 +104,8 @@ def _check_order(
             continue
         tried = True
         mixed, sorted_ = [channels[3], channels[0], channels[2]], [channels[0], channels[2], channels[3]]
-        first = make()(graph.get_pruning_group(root.layer, root.pruning_fn, mixed))
-        second = make()(graph.get_pruning_group(root.layer, root.pruning_fn, sorted_))
+        first = make()(graph.group_by(root.layer, root.pruning_fn, mixed))
+        second = make()(graph.group_by(root.layer, root.pruning_fn, sorted_))
         assert (first is None) == (second is None), "the criterion scores units in one order, not in another"
         if first is not None and second is not None:
             assert torch.allclose(first, second[[2, 0, 1]]), "the scores don't follow the order of the units asked for"

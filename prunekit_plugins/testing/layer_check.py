@@ -13,7 +13,7 @@ from torch import nn
 
 from prunekit_core.check.exactness import check_exact
 from prunekit_core.errors import RehearsalError, UnitsError
-from prunekit_core.graph.graph import DependencyGraph
+from prunekit_core.graph.graph import Graph
 from prunekit_core.graph.group import Group
 from prunekit_core.modules.surgery import modules_in, tensors_in
 from prunekit_core.plans.plan import Plan
@@ -89,7 +89,7 @@ def check_layer_type(
     bench = _Bench(copy.deepcopy(module), given)
     like = next((t for t in given if t.is_floating_point()), torch.empty(0))
     scale = torch.full((1,), 1.5, dtype=like.dtype, device=like.device)
-    graph = DependencyGraph(registry).build_dependency(bench, scale)
+    graph = Graph.of(bench, scale, registry=registry)
     _check_attributes(graph, registry, "before pruning")
     if kind.opaque is not None:
         check_spoken(graph.analysis, "layer", kind)
@@ -104,7 +104,7 @@ def check_layer_type(
     return tuple(names)
 
 
-def _check_roles(graph: DependencyGraph, kind: LayerType) -> None:
+def _check_roles(graph: Graph, kind: LayerType) -> None:
     """What is numbered as inputs must be consumed: that is how a group knows which function removes it."""
     layer = graph.model.get_submodule("layer")
     unknown = [name for name in kind.roles if not hasattr(layer, name)]
@@ -129,7 +129,7 @@ def _check_modes(bench: _Bench, scale: torch.Tensor, name: str, registry: Regist
     evaluated, trained = (
         [
             (group.name, group.size, group.kind.value, [(m.parameter, m.dim) for m in group.members])
-            for group in DependencyGraph(registry).build_dependency(copy.deepcopy(bench), scale, modes=[mode]).groups()
+            for group in Graph.of(copy.deepcopy(bench), scale, modes=[mode], registry=registry).groups()
         ]
         for mode in (False, True)
     )
@@ -140,7 +140,7 @@ def _check_modes(bench: _Bench, scale: torch.Tensor, name: str, registry: Regist
 
 def _check_group(bench: _Bench, scale: torch.Tensor, name: str, registry: Registry) -> None:
     pruned = copy.deepcopy(bench)
-    graph = DependencyGraph(registry).build_dependency(pruned, scale)
+    graph = Graph.of(pruned, scale, registry=registry)
     size = graph.analysis.groups[name].size
     gone = list(range(0, size, 2)) if size > 2 else [0]
     alone = _pruned_alone(bench, graph, Group(graph, {name: gone}, None))
@@ -152,7 +152,7 @@ def _check_group(bench: _Bench, scale: torch.Tensor, name: str, registry: Regist
         raise AssertionError(
             f"{name}: without {gone} the layer doesn't run: {error.where} (attributes that layer types state: {said})"
         ) from error
-    fresh = DependencyGraph(registry).build_dependency(pruned, scale)
+    fresh = Graph.of(pruned, scale, registry=registry)
     _check_attributes(fresh, registry, f"after removing {gone} of {name}")
     result = check_exact(bench, pruned, plan, scale, registry=registry)
     assert result, f"{name}: without {gone} the layer isn't the same function: {result}"
@@ -172,7 +172,7 @@ def _check_group(bench: _Bench, scale: torch.Tensor, name: str, registry: Regist
     _check_round_trip(bench, pruned.eval(), scale, plan, registry)
 
 
-def _pruned_alone(bench: _Bench, graph: DependencyGraph, group: Group) -> list[tuple[str, nn.Module]]:
+def _pruned_alone(bench: _Bench, graph: Graph, group: Group) -> list[tuple[str, nn.Module]]:
     """Prunes copies of the layer with its own function, where the group meets it through one function only."""
     met = [item for item in group if item.dep.layer is graph.model.layer and item.dep.pruning_fn is not None]
     functions = {item.dep.pruning_fn for item in met}
@@ -187,7 +187,7 @@ def _pruned_alone(bench: _Bench, graph: DependencyGraph, group: Group) -> list[t
     return [(getattr(function, "__name__", str(function)), pruned)]
 
 
-def _check_attributes(graph: DependencyGraph, registry: Registry, when: str) -> None:
+def _check_attributes(graph: Graph, registry: Registry, when: str) -> None:
     for (path, attribute), value in _stated(graph, registry).items():
         module = graph.model.get_submodule(path)
         kind, own = registry.layer_type(module), getattr(module, attribute)
@@ -195,7 +195,7 @@ def _check_attributes(graph: DependencyGraph, registry: Registry, when: str) -> 
         assert own == value, f"{when}: {kind.name}.{attribute} is {own}, its parameters say {value}"
 
 
-def _stated(graph: DependencyGraph, registry: Registry) -> dict[tuple[str, str], Any]:
+def _stated(graph: Graph, registry: Registry) -> dict[tuple[str, str], Any]:
     """Returns the attributes that the layer types of the layer, and of those in it, state for the present shapes."""
     found: dict[tuple[str, str], Any] = {}
     for path, module in graph.model.named_modules():

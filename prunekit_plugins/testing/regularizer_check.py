@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit_core.graph.graph import DependencyGraph
+from prunekit_core.graph.graph import Graph
 from prunekit_core.graph.group import Group
 from prunekit_core.plugins.registry import Registry
 from prunekit_plugins.testing.network import chosen_net
@@ -67,7 +67,7 @@ def _one_step(
     model: nn.Module, batch: torch.Tensor, make: MakeRegularizer, registry: Registry | None
 ) -> dict[str, torch.Tensor]:
     """Regularizes once and returns the gradients, having looked at everything that must stay."""
-    graph = DependencyGraph(registry).build_dependency(model, batch)
+    graph = Graph.of(model, batch, registry=registry)
     regularizer = make(graph.get_all_groups)
     return _regularized(model, batch, regularizer)
 
@@ -101,7 +101,7 @@ def _regularized(model: nn.Module, batch: torch.Tensor, regularizer: Any) -> dic
 
 
 def _check_refresh(model: nn.Module, batch: torch.Tensor, make: MakeRegularizer, registry: Registry | None) -> None:
-    graph = DependencyGraph(registry).build_dependency(model, batch)
+    graph = Graph.of(model, batch, registry=registry)
     regularizer = make(graph.get_all_groups)
     _regularized(model, batch, regularizer)
     graph.remove({group.name: [0] for group in graph.groups()})

@@ -20,7 +20,7 @@ import prunekit_core
 import prunekit_plugins
 
 CORE = str(Path(prunekit_core.__file__).parent) + os.sep
-PARTS = ("budgets", "calibration", "checkpoints", "compensation", "prune")
+PARTS = ("classic", "budgets", "calibration", "checkpoints", "compensation", "prune")
 WATCHED = (CORE, *(str(Path(prunekit_plugins.__file__).parent / part) + os.sep for part in PARTS))
 EVERY = os.environ.get("PRUNEKIT_EVERY_FAULT") == "1"
 """Whether faults are injected on every line; else on a sample of them."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch import nn
 
 import prunekit as pk
+from prunekit.plugin import Settings
 from prunekit_core.arguments import FORMS
+from prunekit_plugins.classic.options import FurtherOptions, PrunerOptions, StepOptions
 
 
 class Loud(nn.Module):
@@ -111,3 +115,15 @@ def test_what_can_be_iterated_is_a_list_of_layers(listed: Any) -> None:
     report = pk.prune(model, X, ignored_layers=listed(model)).report
     assert report.left == {"0": "ignored layer 0"}
     assert report.pruned == {"1": (6, 3)}
+
+
+def test_type_checkers_are_told_every_argument() -> None:
+    """Of functions that hand arguments on to a pruner: those of `BasePruner` under their own names, and no others."""
+    pruner = {*inspect.signature(pk.BasePruner).parameters} - {"renamed"}
+    handed = {"model", "example_inputs", "importance"}
+    assert set(PrunerOptions.__annotations__) == pruner - handed
+    assert set(StepOptions.__annotations__) == pruner - handed - {"registry"}
+    own = {*inspect.signature(pk.prune).parameters}
+    stepwise = {"pruning_ratio", "iterative_steps", "iterative_pruning_ratio_scheduler"}
+    assert set(FurtherOptions.__annotations__) == pruner - handed - own - stepwise
+    assert {field.name for field in attrs.fields(Settings)} < pruner

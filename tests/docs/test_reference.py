@@ -23,7 +23,17 @@ from tests.docs.snippets import DOCUMENTS, ROOT, blocks_of
 CORE = ROOT / "prunekit_core"
 DOCS = ROOT / "docs"
 PLUGINS = ROOT / "prunekit_plugins"
-RAISING = ("budgets", "calibration", "checkpoints", "compensation", "importance", "integrations", "layers", "prune")
+RAISING = (
+    "classic",
+    "budgets",
+    "calibration",
+    "checkpoints",
+    "compensation",
+    "importance",
+    "integrations",
+    "layers",
+    "prune",
+)
 """The packages of plugins whose errors the page of errors explains."""
 SAYING = sorted(
     path.parent.name

@@ -61,7 +61,7 @@ class DependencyGraph(pk.DependencyGraph):
         Raises:
             ArgumentError: The graph is built already.
         """
-        if self._analysis is not None:
+        if "analysis" in vars(self):
             raise pk.ArgumentError(
                 "Customized layers are registered before build_dependency.",
                 hint="pass customized_pruners to build_dependency",
@@ -111,10 +111,9 @@ class DependencyGraph(pk.DependencyGraph):
             UnsupportedModelError, RecordingError: The model can't be analysed.
         """
         self.CUSTOMIZED_PRUNERS.update(customized_pruners or {})
-        registry = self._registry
 
         def record(outputs: Sequence[str]) -> None:
-            self._registry, self._nodes = registry, None
+            self._nodes = None
             super(DependencyGraph, self).build_dependency(
                 model,
                 example_inputs,
@@ -223,6 +222,10 @@ class DependencyGraph(pk.DependencyGraph):
                 raise pk.UnitsError("These channels are ignored in this graph.", where=name, why=self._shut[name])
         return group
 
+    def group_by(self, layer: Any, function: Any, channels: Sequence[int] | torch.Tensor) -> Group:
+        """Does what `get_pruning_group` does."""
+        return self.get_pruning_group(layer, function, channels)
+
     def _group_from(self, module: Any, pruning_fn: Any, idxs: Any) -> Group:
         start = self._parameter_group if isinstance(module, nn.Parameter) else self._layer_group
         return start(module, pruning_fn, idxs)
@@ -237,7 +240,7 @@ class DependencyGraph(pk.DependencyGraph):
             wanted = side if side in roles else pk.Role.ALONG  # of norms and embeddings both sides lie along the same
             units = self._units_in(lambda view: view.module is layer and view.role is wanted)
         else:
-            units = super().get_pruning_group(layer, pruning_fn, idxs).units
+            units = super().group_by(layer, pruning_fn, idxs).units
         paths = (path for path, module in self.model.named_modules(remove_duplicate=False) if module is layer)
         return Group(self, units, (layer, next(paths, ""), pruning_fn, [int(number) for number in numbers]))
 

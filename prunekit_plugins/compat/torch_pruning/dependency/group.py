@@ -159,7 +159,7 @@ class Group(pk.Group):
         if idxs is None:
             return self._plain.prune()
         root = self.items[0].dep
-        wanted = self.graph.get_pruning_group(root.layer, root.pruning_fn, idxs).units
+        wanted = self.graph.group_by(root.layer, root.pruning_fn, idxs).units
         for name, units in wanted.items():
             if not set(units) <= set(self.units.get(name, ())):
                 raise pk.UnitsError("The channels are not part of this group.", where=root.name)

@@ -127,7 +127,7 @@ class BasePruner(pk.BasePruner):
         )
         self._declared_heads = dict(num_heads or {})
 
-    def make_graph(self) -> DependencyGraph:
+    def make_graph(self, registry: pk.Registry | None) -> DependencyGraph:
         """Makes a graph with Torch-Pruning's interface."""
         return DependencyGraph()
 
@@ -165,7 +165,8 @@ class BasePruner(pk.BasePruner):
         Returns:
             One score per channel of the root layer, or per unit; None to leave the group whole.
         """
-        return self.importance(group)
+        scores: torch.Tensor | None = self.importance(group)
+        return scores
 
     def score(self, group: str, shared: dict[Any, torch.Tensor] | None = None) -> torch.Tensor | None:
         """Scores the units of a group; scores per channel of the root layer are averaged over the channels of a unit.
@@ -217,7 +218,7 @@ class BasePruner(pk.BasePruner):
 
     def pruning_history(self) -> list[Any]:
         """Lists what was removed so far as plain data; see `DependencyGraph.pruning_history`."""
-        return list(self.graph.pruning_history())
+        return list(self.DG.pruning_history())
 
     def load_pruning_history(self, pruning_history: Sequence[Sequence[Any]]) -> pk.Plan:
         """Removes everything that a history lists; see ``prunekit_core.DependencyGraph.load_pruning_history``."""

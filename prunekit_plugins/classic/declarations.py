@@ -10,12 +10,12 @@ from torch import nn
 
 from prunekit_core.algebra.layout import Concat, Layout, Product, Units, groups_of
 from prunekit_core.errors import ArgumentError
-from prunekit_core.graph.graph import DependencyGraph
+from prunekit_core.graph.graph import Graph
 from prunekit_core.modules.naming import path_of
 from prunekit_core.program.rules import Kind, Role
 
 
-def check_heads(graph: DependencyGraph, declared: Mapping[nn.Module, int]) -> list[str]:
+def check_heads(graph: Graph, declared: Mapping[nn.Module, int]) -> list[str]:
     """Compares declared numbers of heads with those found.
 
     Args:
@@ -52,7 +52,7 @@ class _Heads:
     exact: bool
 
 
-def _heads_of(graph: DependencyGraph, path: str) -> _Heads | None:
+def _heads_of(graph: Graph, path: str) -> _Heads | None:
     """Finds how many heads the outputs of a layer (or of what a container contains) are made of."""
     for name, parameter in graph.analysis.parameters.items():
         inside = name.rpartition(".")[0]
@@ -63,7 +63,7 @@ def _heads_of(graph: DependencyGraph, path: str) -> _Heads | None:
     return None
 
 
-def _count_heads(graph: DependencyGraph, layout: Layout) -> _Heads | None:
+def _count_heads(graph: Graph, layout: Layout) -> _Heads | None:
     if isinstance(layout, Concat):
         counts = [_count_heads(graph, part) for part in layout.parts]
         return next((count for count in counts if count is not None), None)
@@ -80,9 +80,7 @@ def _count_heads(graph: DependencyGraph, layout: Layout) -> _Heads | None:
     return None
 
 
-def channel_blocks(
-    graph: DependencyGraph, outputs: Mapping[nn.Module, int], inputs: Mapping[nn.Module, int]
-) -> dict[str, int]:
+def channel_blocks(graph: Graph, outputs: Mapping[nn.Module, int], inputs: Mapping[nn.Module, int]) -> dict[str, int]:
     """Translates declared channel groups into blocks of unit groups that must lose the same positions.
 
     Args:
