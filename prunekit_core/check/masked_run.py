@@ -14,7 +14,6 @@ from typing import Any
 import attrs
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from prunekit_core.check.sides import MaskedSide, Side
 from prunekit_core.groups.analysis import Analysis
@@ -33,6 +32,7 @@ from prunekit_core.record.shadow import Shadow
 from prunekit_core.record.shared_memory import written_parameters
 from prunekit_core.rehearse.factors import Deviations
 from prunekit_core.rehearse.rehearsal import Stage
+from prunekit_core.torch_private.trees import pytree
 
 SMALL = 0.1
 """Parameters of one value below this, such as layer scales, are raised: they would hide a wrong index."""

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Kept
@@ -22,6 +21,7 @@ from prunekit_core.program.rules import ModuleOp
 from prunekit_core.program.trace import Operation, TensorRef, is_continuous
 from prunekit_core.record.decisions import answered
 from prunekit_core.record.listener import Sink
+from prunekit_core.torch_private.trees import pytree
 
 Read = dict[int, list[torch.Tensor]]
 """By operation index: the real numbers that were read where something was decided, at the kept positions."""

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 import attrs
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from prunekit_core.check.exactness import ExactCheck, compared, difference
 from prunekit_core.check.masked_run import MaskedRun, run_copy
@@ -27,6 +26,7 @@ from prunekit_core.program.examples import Example
 from prunekit_core.record.listener import Sink
 from prunekit_core.record.shadow import Shadow
 from prunekit_core.record.shared_memory import written_parameters
+from prunekit_core.torch_private.trees import pytree
 
 NEVER, AUTO, ALWAYS = "never", "auto", "always"
 CHOICES = (NEVER, AUTO, ALWAYS)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from prunekit_core.errors import UnsupportedModelError
+from prunekit_core.torch_private.objects import script_class
 
 
 def check_unpacked(tensors: Mapping[str, torch.Tensor]) -> None:
@@ -34,11 +35,7 @@ def check_no_packed_objects(modules: Mapping[str, nn.Module]) -> None:
             continue
         for name, value in vars(module).items():
             if isinstance(value, torch.ScriptObject):
-                raise _refusal(f"{path}.{name}" if path else name, f"it is a {_class_of(value)}")
-
-
-def _class_of(value: torch.ScriptObject) -> str:
-    return str(value._type().name())  # type: ignore[attr-defined]
+                raise _refusal(f"{path}.{name}" if path else name, f"it is a {script_class(value)}")
 
 
 def _refusal(where: str, why: str) -> UnsupportedModelError:

@@ -9,11 +9,12 @@ a program that looks into ``__dict__``, it is there.
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from torch import nn
+
+from prunekit_core.torch_private.objects import caller
 
 _FLAG = "training"
 _LOOK_UP = nn.Module.__getattr__.__code__
@@ -28,7 +29,7 @@ class _Children(dict[str, Any]):
 
     def __contains__(self, key: object) -> bool:
         if key == _FLAG:
-            return sys._getframe(1).f_code is _LOOK_UP
+            return caller() is _LOOK_UP
         return super().__contains__(key)
 
     def __getitem__(self, key: str) -> Any:

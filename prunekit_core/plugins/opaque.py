@@ -14,7 +14,6 @@ from typing import Any
 import attrs
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from prunekit_core.algebra import axes
 from prunekit_core.algebra.axes import Axis
@@ -22,6 +21,7 @@ from prunekit_core.errors import PluginError
 from prunekit_core.modules.surgery import modules_in, set_size, tensors_in
 from prunekit_core.modules.training_flag import mode_of
 from prunekit_core.program.rules import ModuleOp, OpCall, Outputs, Rule, Verb
+from prunekit_core.torch_private.trees import pytree
 
 UNSAID = "the rule of an opaque layer says nothing about it"
 """The reason that pins what a rule leaves out."""

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch._ops import HigherOrderOperator
 
 from prunekit_core.errors import RecordingError
 from prunekit_core.program.rules import ModuleOp
+from prunekit_core.torch_private.operators import HigherOrderOperator, arguments_of, overload_of, packet_name
 
 WRITTEN = frozenset({type(None), bool, int, float, str, torch.dtype})
 """Types of arguments that are what they say: no tensors, and none in them."""
@@ -20,8 +20,9 @@ NESTED = (list, tuple, dict)
 
 @functools.cache
 def _schema(op: Any) -> tuple[str, tuple[tuple[str, Any], ...]]:
-    name = op._schema.name + (f".{op._overloadname}" if op._overloadname != "default" else "")
-    return name, tuple((argument.name, argument.default_value) for argument in op._schema.arguments)
+    overload = overload_of(op)
+    name = packet_name(op) + (f".{overload}" if overload != "default" else "")
+    return name, tuple((argument.name, argument.default_value) for argument in arguments_of(op))
 
 
 def operation_name(op: Any) -> str:
@@ -34,9 +35,7 @@ def operation_name(op: Any) -> str:
 @functools.cache
 def written_arguments(op: Any) -> tuple[str, ...]:
     """Names the arguments that an operation writes into, as its schema says; none where it has no schema."""
-    schema = getattr(op, "_schema", None)
-    arguments = () if schema is None else schema.arguments
-    return tuple(a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write)
+    return tuple(a.name for a in arguments_of(op) if a.alias_info is not None and a.alias_info.is_write)
 
 
 def writes(op: Any) -> bool:
@@ -69,14 +68,6 @@ def bind_arguments(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> d
         bound[name] = value
     bound.update(kwargs)
     return bound
-
-
-def memory_of(tensor: torch.Tensor) -> int:
-    """Identifies the memory of a tensor that is alive: equal for a tensor and its views. A tensor without memory of
-    its own (a sparse one) is like no other."""
-    if not torch._C._has_storage(tensor):
-        return -id(tensor)
-    return int(tensor.untyped_storage()._cdata)
 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:

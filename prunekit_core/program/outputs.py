@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from prunekit_core.errors import ArgumentError, UnsupportedModelError
 from prunekit_core.modules.attributes import attributes_of, slots_of
+from prunekit_core.torch_private.trees import pytree
 
 DEPTH = 64
 """How deep objects, closures and containers with tensors in them are looked into."""

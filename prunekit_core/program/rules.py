@@ -19,6 +19,7 @@ from prunekit_core.algebra.axes import Axis, Reason
 from prunekit_core.algebra.requirements import Expectation, Least, Temperature
 from prunekit_core.program.scaling import Scaling
 from prunekit_core.program.trace import Operation, TensorRef
+from prunekit_core.torch_private.operators import overload_of, packet_name
 
 
 class Role(enum.Enum):
@@ -477,8 +478,8 @@ def rule_keys(op: Any) -> list[str | torch.Tag]:
     """Lists the keys that may name an operation, most specific first."""
     if isinstance(op, ModuleOp):
         return [op.name]
-    packet = op._schema.name
-    keys: list[str | torch.Tag] = [f"{packet}.{op._overloadname}", packet]
+    packet = packet_name(op)
+    keys: list[str | torch.Tag] = [f"{packet}.{overload_of(op)}", packet]
     if packet.endswith("_") and not packet.endswith("__"):
         keys.append(packet[:-1])
     return [*keys, *sorted(op.tags, key=lambda tag: tag.name)]

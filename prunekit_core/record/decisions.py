@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from prunekit_core.modules.surgery import select_positions
 from prunekit_core.program.calls import tensors_of
 from prunekit_core.program.rules import rule_keys
 from prunekit_core.program.trace import is_continuous
+from prunekit_core.torch_private.trees import pytree
 
 Answers = tuple[Any, ...]
 """What an operation decided, per output: a tensor, a Python number, or None for real numbers that are computed."""

@@ -1,28 +1,27 @@
-"""Fake tensors, which have a shape, a dtype and a device but no data, and what operations make of them.
-
-What is relied on: ``Tensor._make_subclass`` makes one, and its attributes follow from mode and device alone; inside
-``in_kernel_invocation_manager`` fake tensors are meta tensors, and so is what operations return.
-"""
+"""Fake tensors, which have a shape, a dtype and a device but no data, and what operations make of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
 import torch
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-    FakeTensorMode,
-    UnsupportedFakeTensorException,
-    UnsupportedOperatorException,
-    in_kernel_invocation_manager,
-)
 
 from prunekit_core.program.calls import NESTED, WRITTEN, tensors_of
 from prunekit_core.program.rules import Likeness, RuleTable
+from prunekit_core.record.shortcuts import PLAIN
+from prunekit_core.torch_private.dispatch import no_dispatch
+from prunekit_core.torch_private.fake_tensors import (
+    VALUES_ARE_NEEDED,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    copy_of_fake,
+    in_kernel_invocation_manager,
+    same_dispatch,
+)
+from prunekit_core.torch_private.operators import arguments_of, returns_of
 
 META = torch.device("meta")
 _Known = tuple[torch.device, dict[str, Any]]
@@ -44,6 +43,7 @@ class ShapeHabit:
     Attributes:
         shape_only: Whether it has a rule, moves nothing between devices, and needs no values to know its output's
             shape.
+        makes: Whether it has a rule and makes a tensor on a device from no other tensor, as ``torch.zeros`` does.
         writes_first: Whether it writes its result into its first argument.
         makes_new: Whether it writes nothing, and what it returns shares no memory with its arguments.
         likeness: What its rule says about its output's shape, if anything.
@@ -51,6 +51,7 @@ class ShapeHabit:
     """
 
     shape_only: bool
+    makes: bool
     writes_first: bool
     makes_new: bool
     likeness: Likeness | None
@@ -59,13 +60,16 @@ class ShapeHabit:
     @classmethod
     def of(cls, op: Any, rules: RuleTable) -> ShapeHabit:
         """Finds the habit of a ``torch._ops.OpOverload``."""
-        arguments = op._schema.arguments
-        moves = any(argument.name in ("device", "generator") for argument in arguments)
+        arguments = arguments_of(op)
+        names = {argument.name for argument in arguments}
+        moves = bool(names & {"device", "generator"})
+        makes = "device" in names and "generator" not in names and not any("Tensor" in str(a.type) for a in arguments)
         alias = arguments[0].alias_info if arguments else None
         return cls(
             shape_only=rules.has(op) and not moves and not _NEEDS_DATA & set(op.tags),
+            makes=rules.has(op) and makes and not _NEEDS_DATA & set(op.tags),
             writes_first=alias is not None and alias.is_write,
-            makes_new=not any(entry.alias_info for entry in (*arguments, *op._schema.returns)),
+            makes_new=not any(entry.alias_info for entry in (*arguments, *returns_of(op))),
             likeness=rules.likeness(op),
             factors=_FACTORS.get(op),
         )
@@ -94,9 +98,9 @@ class Fakes:
         """Does what ``FakeTensor(mode, meta, device)`` does."""
         known = self._known.get(device)
         if known is not None:
-            return self._copy(meta, *known)
+            return copy_of_fake(self._mode, meta, *known)
         first = FakeTensor(self._mode, meta, device)
-        if device not in self._known:
+        if device not in self._known and not PLAIN:
             self._known[device] = self._copiable(first, meta)
         return first
 
@@ -104,26 +108,11 @@ class Fakes:
         """What copies of a fake tensor need; None where this version of PyTorch makes them otherwise."""
         known = (first.fake_device, dict(vars(first)))
         try:
-            copy = self._copy(meta, *known)
+            copy = copy_of_fake(self._mode, meta, *known)
         except (AttributeError, TypeError):
             return None
-        same = (
-            vars(copy) == vars(first)
-            and copy.device == first.device
-            and torch._C._dispatch_keys(copy) == torch._C._dispatch_keys(first)
-        )
+        same = vars(copy) == vars(first) and copy.device == first.device and same_dispatch(copy, first)
         return known if same else None
-
-    def _copy(self, meta: torch.Tensor, exact: torch.device, attributes: dict[str, Any]) -> FakeTensor:
-        fake = torch.Tensor._make_subclass(
-            FakeTensor, meta, meta.requires_grad, dispatch_device=True, device_for_backend_keys=exact
-        )
-        if self._mode._allow_unsafe_data_ptr_access:
-            torch._C._set_warn_deprecated_on_mutable_data_ptr(fake)
-        else:
-            torch._C._set_throw_on_mutable_data_ptr(fake)
-        vars(fake).update(attributes)
-        return fake
 
     def wrap(self, result: Any, device: torch.device) -> Any:
         """Makes the meta tensors among the results of an operation fake ones."""
@@ -146,6 +135,10 @@ class Fakes:
         """
         if habit.factors is not None:
             _check_dtypes(*(arguments[factor] for factor in habit.factors))
+        if PLAIN:
+            return op(*args, **kwargs)
+        if habit.makes and _is_ordinary(arguments):
+            return self._made(op, arguments["device"], args, kwargs)
         device = _common_device(arguments) if habit.shape_only else None
         if device is None:
             return op(*args, **kwargs)
@@ -156,16 +149,45 @@ class Fakes:
         known = None if asked is None else self.known_results.get(asked)
         try:
             if known is not None or like is not None:
-                with torch._C._DisableTorchDispatch():
+                with no_dispatch():
                     result = _empty(like, known)
             else:
                 with in_kernel_invocation_manager(self._mode):
                     result = op(*args, **kwargs)
                 if asked is not None and type(result) is torch.Tensor:
                     self.known_results[asked] = (result.shape, result.stride(), result.dtype)
-        except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError):
+        except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError, ArithmeticError):
             return op(*args, **kwargs)  # the fake mode may know better; if not, its error is the one that counts
         return self.wrap(result, device)
+
+    def unreported(self, op: Any) -> Callable[..., Any]:
+        """Returns what runs an operation that says nothing about axes: the device of a tensor, or its detached self."""
+        if op is torch.ops.prim.device.default and not PLAIN:
+            return lambda tensor: tensor.fake_device if type(tensor) is FakeTensor else op(tensor)
+        if op is torch.ops.aten.detach.default and not PLAIN:
+            return self._detached
+        return op  # type: ignore[no-any-return]
+
+    def _detached(self, tensor: torch.Tensor) -> Any:
+        if type(tensor) is not FakeTensor:
+            return torch.ops.aten.detach.default(tensor)
+        with in_kernel_invocation_manager(self._mode):
+            result = torch.ops.aten.detach.default(tensor)
+        return self.wrap(result, tensor.fake_device)
+
+    def _made(self, op: Any, device: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Computes what an operation makes of numbers alone."""
+        home = torch.get_default_device() if device is None else torch.device(device)
+        with no_dispatch():
+            meta = op(*args, **{**kwargs, "device": META})
+        return self.wrap(meta, home)
+
+
+def _is_ordinary(arguments: Mapping[str, Any]) -> bool:
+    """Tells whether a factory makes a strided tensor in ordinary memory; `META` stays what it is."""
+    plain = arguments.get("layout") in (None, torch.strided) and not arguments.get("pin_memory")
+    device = arguments["device"]
+    return plain and (device is None or torch.device(device).type != "meta")
 
 
 def _check_dtypes(first: torch.Tensor, second: torch.Tensor) -> None:
@@ -226,14 +248,6 @@ def check_has_data(tensor: torch.Tensor, way: str) -> None:
         raise UnsupportedFakeTensorException(f"its values leave PyTorch by {way}")
 
 
-_VALUES_ARE_NEEDED = (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedFakeTensorException,
-    UnsupportedOperatorException,
-)
-
-
 def needs_values(error: BaseException | None) -> bool:
     """Tells whether a run on fake tensors raised for want of values, so that it may run on real ones."""
-    return isinstance(error, _VALUES_ARE_NEEDED)
+    return isinstance(error, VALUES_ARE_NEEDED)

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from prunekit_core.modules.attributes import attributes_of, slots_of
 from prunekit_core.program.examples import Example
+from prunekit_core.torch_private.trees import pytree
 
 _AS_IS = (str, bytes, int, float, complex, bool, type(None), type, torch.dtype, torch.device, nn.Module)
 

@@ -15,9 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunekit_core.program.calls import bind_arguments
+from prunekit_core.torch_private.dispatch import Mode, uncompiled
+from prunekit_core.torch_private.operators import arguments_of, decomposes, overload_of, packet_of
 
 _SEED = 0
 _OFF = {"dropout_p": 0, "dropout": 0, "train": False, "training": False}
@@ -25,7 +26,7 @@ _OFF = {"dropout_p": 0, "dropout": 0, "train": False, "training": False}
 _Call = tuple[Any, Sequence[Any], Mapping[str, Any]]
 
 
-class Draws(TorchDispatchMode):
+class Draws(Mode):
     """Hands operations on real tensors generators of its own.
 
     Composite operations that take none are run as the operations that they are made of; what takes none at all runs
@@ -36,6 +37,7 @@ class Draws(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._generators: dict[torch.device, torch.Generator] = {}
 
+    @uncompiled
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded not in func.tags:
@@ -46,7 +48,7 @@ class Draws(TorchDispatchMode):
         call = self._handed(func, args, kwargs)
         if call is not None:
             return call[0](*call[1], **call[2])
-        if func._can_decompose():
+        if decomposes(func):
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
@@ -56,13 +58,13 @@ class Draws(TorchDispatchMode):
 
     def _handed(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Call | None:
         """Returns an operation, or its overload that takes a generator, with one; None where there is none."""
-        names = [argument.name for argument in op._schema.arguments]
+        names = [argument.name for argument in arguments_of(op)]
         if "generator" in names:
             if bind_arguments(op, args, kwargs)["generator"] is not None:
                 return op, args, kwargs  # the program's own
             return op, args[: names.index("generator")], {**kwargs, "generator": self._generator(args, kwargs)}
-        suffix = "generator" if op._overloadname == "default" else f"{op._overloadname}_generator"
-        other = getattr(op._overloadpacket, suffix, None)
+        suffix = "generator" if overload_of(op) == "default" else f"{overload_of(op)}_generator"
+        other = getattr(packet_of(op), suffix, None)
         return None if other is None else (other, args, {**kwargs, "generator": self._generator(args, kwargs)})
 
     def _generator(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Generator:

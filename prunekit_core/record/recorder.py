@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
 from prunekit_core.errors import PrunekitError, RecordingError, UnsupportedModelError
@@ -20,7 +19,7 @@ from prunekit_core.modules.attributes import attributes_of
 from prunekit_core.modules.packed import check_no_packed_objects, check_unpacked
 from prunekit_core.modules.sharding import is_sharded, shards_its_parameters
 from prunekit_core.modules.surgery import modules_in, tensors_in
-from prunekit_core.program.calls import WRITTEN, memory_of, operation_name, tensors_of
+from prunekit_core.program.calls import WRITTEN, operation_name, tensors_of
 from prunekit_core.program.examples import Example
 from prunekit_core.program.outputs import named_outputs
 from prunekit_core.program.rules import RuleTable
@@ -28,6 +27,8 @@ from prunekit_core.program.trace import Operation, TensorRef, Trace, is_continuo
 from prunekit_core.record.decisions import Answers, decided
 from prunekit_core.record.listener import Sink
 from prunekit_core.record.shadow import Shadow, fingerprint
+from prunekit_core.torch_private.memory import memory_of
+from prunekit_core.torch_private.trees import pytree
 
 _SCRIPTED = (torch.jit.ScriptModule, torch.jit.ScriptFunction)
 _PLAIN = (nn.Parameter, torch.Tensor)

@@ -19,6 +19,8 @@ from torch import nn
 
 from prunekit_core.interrupts import held_back
 from prunekit_core.record.random_numbers import OtherDraws
+from prunekit_core.record.shortcuts import PLAIN
+from prunekit_core.torch_private import kernels
 
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
 _turn = threading.RLock()
@@ -57,10 +59,10 @@ class Regime:
             back.callback(setattr, self._log, "disabled", self._log.disabled)
             self._log.disabled = True
             if self._recurrent:
-                back.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
-                back.callback(torch._C._set_cudnn_enabled, torch._C._get_cudnn_enabled())
-                torch._C._set_mkldnn_enabled(False)
-                torch._C._set_cudnn_enabled(False)
+                back.callback(kernels.set_mkldnn_enabled, kernels.get_mkldnn_enabled())
+                back.callback(kernels.set_cudnn_enabled, kernels.get_cudnn_enabled())
+                kernels.set_mkldnn_enabled(False)
+                kernels.set_cudnn_enabled(False)
             if self._fused:
                 back.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
                 torch.backends.mha.set_fastpath_enabled(False)
@@ -98,7 +100,7 @@ def collection_paused() -> Iterator[None]:
     """Pauses the cycle collector: analysis makes many small objects that live, and each full collection walks all of
     torch's. Reference counting goes on."""
     with _put_back() as back:
-        if gc.isenabled():
+        if gc.isenabled() and not PLAIN:
             back.callback(gc.enable)
             gc.disable()
         yield

@@ -1,11 +1,10 @@
 """The shadow: a copy of a model to run forwards on, reporting every operation.
 
-Everything of PyTorch that is not promised to stay (fake tensors, dispatch modes, decompositions) is used here, in
-`fakes`, in `hollow` and in `draws`, and nowhere else. What is relied on:
+What is relied on of PyTorch, besides what `torch_private` says:
 
-- a ``TorchDispatchMode`` sees every operation once, and under ``torch.inference_mode()`` composite ones arrive whole;
+- a dispatch mode sees every operation once, and under ``torch.inference_mode()`` composite ones arrive whole;
 - ``OpOverload.decompose`` runs a composite operation as the operations it is made of;
-- a ``FakeTensorMode`` computes shapes without data, and raises where a value would be needed;
+- a fake mode computes shapes without data, and raises where a value would be needed;
 - a module runs what its instance attribute ``forward`` holds;
 - a mode with ``supports_higher_order_operators`` sees a `HigherOrderOperator` (``torch.cond``) before it runs.
 """
@@ -24,9 +23,6 @@ from typing import Any
 import attrs
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from prunekit_core.modules.closures import Captured
 from prunekit_core.modules.copying import Twin
@@ -47,12 +43,17 @@ from prunekit_core.record.random_numbers import Draws
 from prunekit_core.record.run_settings import Regime, entered
 from prunekit_core.record.shared_memory import Lent
 from prunekit_core.record.valueless import Hollows, device_for
+from prunekit_core.torch_private.dispatch import Mode, no_modes, uncompiled
+from prunekit_core.torch_private.fake_tensors import LOGGER, FakeTensor, fake_mode
+from prunekit_core.torch_private.objects import count_as_parameter
+from prunekit_core.torch_private.operators import decomposes
+from prunekit_core.torch_private.trees import pytree
 
 Positions = Mapping[int, torch.Tensor]
 """Per dim that shrinks, the positions that stay."""
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(Mode):
     supports_higher_order_operators = True  # to refuse them by name
 
     def __init__(self, sink: Sink, rules: RuleTable, shadow: Shadow, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -67,7 +68,7 @@ class _Recorder(TorchDispatchMode):
 
     def closed(self, module: Closed, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a module that isn't looked into, and reports it as one operation."""
-        with _disable_current_modes():
+        with no_modes():
             arguments = module.bind(args, kwargs)
             try:
                 if self._fake_mode is None:
@@ -86,6 +87,7 @@ class _Recorder(TorchDispatchMode):
             self.sink.operation(module.op, path, arguments, result)
         return result
 
+    @uncompiled
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self._foreign(args) or (kwargs and self._foreign(kwargs.values())):
@@ -119,7 +121,7 @@ class _Recorder(TorchDispatchMode):
             check_no_callables(func, self._stack)
             habit = self._habits[id(func)] = _Habit.of(func, self._rules)
         if habit.passed_on:
-            result = func(*args, **kwargs)
+            result = (func if self._fakes is None else self._fakes.unreported(func))(*args, **kwargs)
             if func is torch.ops.aten.detach.default:
                 self.sink.alias(args[0], result)
             return result
@@ -161,7 +163,7 @@ def _literal(tensor: torch.Tensor) -> Any:
         return None
     if tensor.numel() > _LITERAL:
         return fingerprint(tensor)
-    with _disable_current_modes():
+    with no_modes():
         return tensor.tolist()
 
 
@@ -170,7 +172,7 @@ def fingerprint(tensor: torch.Tensor) -> str | None:
     fake = isinstance(tensor, FakeTensor) or tensor.is_meta or tensor.is_quantized
     if fake or tensor.layout is not torch.strided:
         return None
-    with _disable_current_modes(), torch.inference_mode():
+    with no_modes(), torch.inference_mode():
         values = tensor.detach().cpu().contiguous()
         held = ctypes.string_at(values.data_ptr(), values.numel() * values.element_size()) if values.numel() else b""
     digest = hashlib.blake2b(held, digest_size=16).hexdigest()
@@ -204,9 +206,9 @@ class _Habit:
     @classmethod
     def of(cls, op: Any, rules: RuleTable) -> _Habit:
         passed_on = op.namespace in ("prim", "profiler") or op is torch.ops.aten.detach.default
-        decomposes = not passed_on and not rules.has(op) and bool(op._can_decompose())
+        apart = not passed_on and not rules.has(op) and decomposes(op)
         draws = torch.Tag.nondeterministic_seeded in op.tags
-        return cls(passed_on, decomposes, draws, writes(op), ShapeHabit.of(op, rules))
+        return cls(passed_on, apart, draws, writes(op), ShapeHabit.of(op, rules))
 
 
 class Shadow:
@@ -240,7 +242,7 @@ class Shadow:
 
     def __init__(self, model: nn.Module, *, fake: bool, hollows: Hollows | None = None) -> None:
         self.hollows = hollows
-        self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
+        self.fake_mode = fake_mode() if fake else None
         self.fakes = None if self.fake_mode is None else Fakes(self.fake_mode)
         self.notes: list[str] = []
         self.unchecked = False
@@ -314,8 +316,7 @@ class Shadow:
         """Makes a stand-in count as a parameter."""
         if self.fake_mode is None:
             return nn.Parameter(tensor, requires_grad=False)
-        tensor._is_param = True  # what nn.Parameter does, less a detach through the mode
-        return tensor
+        return count_as_parameter(tensor)  # what nn.Parameter does, less a detach through the mode
 
     def flag_gradients(self, model: nn.Module) -> None:
         """Gives each parameter the flag that the model's has: programs ask whether one is frozen."""
@@ -355,7 +356,7 @@ class Shadow:
                     self.hollows.settle(module, self.names)
                 vars(module)["forward"] = self._closed(Closed(module, *declared, passed), name, module.forward)
         self.modes = ModeWatch(self.modules, own)
-        self._regime = Regime(self.modules.values(), logging.getLogger(FakeTensorMode.__module__))
+        self._regime = Regime(self.modules.values(), logging.getLogger(LOGGER))
         self._pristine = self._marks = Marks(self.modules.values())
         self._inside = ObjectMarks(self._copied, self.modules.values())
 

@@ -14,8 +14,9 @@ import torch
 
 from prunekit_core.errors import RecordingError
 from prunekit_core.modules.surgery import put_values
-from prunekit_core.program.calls import memory_of, operation_name, tensors_of, written_arguments
+from prunekit_core.program.calls import operation_name, tensors_of, written_arguments
 from prunekit_core.program.trace import Trace, tensor_refs
+from prunekit_core.torch_private.memory import has_storage, memory_of
 
 
 class Lent:
@@ -65,7 +66,7 @@ class Lent:
         for reference, name in self._originals:
             tensor = reference()
             if tensor is not None and not tensor.is_meta and tensor.numel():
-                offset = tensor.storage_offset() if torch._C._has_storage(tensor) else 0
+                offset = tensor.storage_offset() if has_storage(tensor) else 0
                 at.setdefault((memory_of(tensor), offset, tensor.shape), []).append(name)
         return [
             f"{' and '.join(names)} are several tensors in one memory, no shared parameter: each is pruned for itself, "

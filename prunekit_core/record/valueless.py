@@ -17,9 +17,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils import _pytree as pytree
+
+from prunekit_core.torch_private.fake_tensors import FakeTensor, fake_mode
+from prunekit_core.torch_private.memory import storage_number
+from prunekit_core.torch_private.objects import count_as_parameter
+from prunekit_core.torch_private.operators import arguments_of
+from prunekit_core.torch_private.trees import pytree
 
 Fill = Callable[[str], torch.Tensor]
 """Reads the values of a parameter or buffer by its canonical name: a tensor of its own memory."""
@@ -45,7 +49,7 @@ class Hollows:
     """
 
     def __init__(self, fill: Fill, device: torch.device) -> None:
-        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._mode = fake_mode()
         self._fill, self.device = fill, device
         self._alive: dict[int, tuple[StorageWeakRef, str, torch.Size]] = {}
         # tensors of many sizes that come and go leave glibc's memory in pieces, which it keeps: half a gigabyte in
@@ -58,7 +62,7 @@ class Hollows:
         meta = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         hollow = FakeTensor(self._mode, meta, self.device)
         if parameter:
-            hollow._is_param = True  # isinstance(tensor, nn.Parameter) looks at it
+            count_as_parameter(hollow)
         return hollow
 
     def holds(self, tensor: torch.Tensor) -> bool:
@@ -111,7 +115,7 @@ class Hollows:
         if not any(isinstance(value, FakeTensor) for value in pytree.tree_leaves((args, kwargs))):
             yield args, kwargs
             return
-        for argument, value in zip(op._schema.arguments, args, strict=False):
+        for argument, value in zip(arguments_of(op), args, strict=False):
             if isinstance(value, FakeTensor) and argument.alias_info is not None and argument.alias_info.is_write:
                 raise RuntimeError(
                     f"{names.get(id(value), 'a tensor')} is written to by {op}, but its values are on disk"
@@ -145,7 +149,7 @@ class Hollows:
         if isinstance(tensor, FakeTensor):
             return {}
         store = tensor.untyped_storage()
-        _, name, shape = self._alive.get(store._cdata, (None, "", torch.Size()))
+        _, name, shape = self._alive.get(storage_number(store), (None, "", torch.Size()))
         if not name:
             return {}
         whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(store)

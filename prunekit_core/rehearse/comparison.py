@@ -12,7 +12,6 @@ from typing import Any
 
 import attrs
 import torch
-from torch.utils import _pytree as pytree
 
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Kept, Stated
@@ -25,6 +24,7 @@ from prunekit_core.record.decisions import answered
 from prunekit_core.record.listener import Sink
 from prunekit_core.record.recorder import TensorTable
 from prunekit_core.record.shadow import fingerprint
+from prunekit_core.torch_private.trees import pytree
 
 Argument = tuple[int, int, str]
 """An argument of a recorded program: position of the recording, index of the operation, name."""

@@ -25,6 +25,7 @@ from prunekit_core.rehearse.factor import (
     plus,
     same,
 )
+from prunekit_core.torch_private.operators import arguments_of
 
 Read = Sequence[Deviation]
 """The deviations of an operation's operands, in the order of `Operation.references`."""
@@ -404,7 +405,7 @@ def plain_arguments(operation: Operation, known: Mapping[int, torch.Tensor]) -> 
             return [exchanged(item) for item in value]
         return value
 
-    names = {argument.name for argument in operation.op._schema.arguments} - _DTYPES
+    names = {argument.name for argument in arguments_of(operation.op)} - _DTYPES
     return {name: exchanged(value) for name, value in operation.arguments.items() if name in names}
 
 

@@ -16,6 +16,7 @@ from prunekit_core.groups.recording import Recording
 from prunekit_core.program.rules import ModuleOp, rule_keys
 from prunekit_core.program.trace import Operation, TensorRef
 from prunekit_core.rehearse.factor import Logs, compact
+from prunekit_core.torch_private.operators import arguments_of
 
 LARGEST = 64
 """Elements up to which constants are followed."""
@@ -103,7 +104,7 @@ class Folding:
             if value is None or value.numel() > LARGEST:
                 return None
             values[ref.index] = value.clone()  # the operation may write into it
-        known = {argument.name for argument in operation.op._schema.arguments}
+        known = {argument.name for argument in arguments_of(operation.op)}
         plain = {name: _exchanged(value, values) for name, value in arguments.items() if name in known}
         if plain.get("device") is not None:
             plain["device"] = torch.device("cpu")

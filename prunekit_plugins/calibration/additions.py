@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from prunekit_core.program.calls import tensors_of
+from prunekit_core.program.calls import tensors_of, writes
 from prunekit_core.program.linear_forms import Addition
 from prunekit_core.program.rules import ModuleOp, RuleTable
 
@@ -58,7 +58,7 @@ class Sums:
     def operation(self, op: Any, arguments: Mapping[str, Any], outputs: Any) -> list[Sum]:
         """Notes an operation; returns the sums that it makes."""
         results, given = tensors_of(outputs), tensors_of(list(arguments.values()))
-        changes = isinstance(op, ModuleOp) or op._schema.is_mutable
+        changes = isinstance(op, ModuleOp) or writes(op)
         made: list[Sum] = []
         for tensor in given:
             order = self._orders.get(tensor)

@@ -8,10 +8,10 @@ from typing import Any
 import attrs
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from prunekit_core.errors import ArgumentError
 from prunekit_core.program.examples import Example, example_of
+from prunekit_core.torch_private.trees import pytree
 
 
 @attrs.frozen(eq=False)

@@ -9,7 +9,6 @@ from typing import Any
 import attrs
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from prunekit_core.errors import ArgumentError, nearest
 from prunekit_core.graph.current import StoredWeights
@@ -18,6 +17,7 @@ from prunekit_core.modules.surgery import named_tensors
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.record.recorder import check_recordable
+from prunekit_core.torch_private.trees import pytree
 from prunekit_plugins.calibration.batches import Batch, Batches
 from prunekit_plugins.calibration.curvature import WIDEST, Curvatures, Read
 from prunekit_plugins.calibration.demand import Demand

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.plugins.blame import site_of
 from prunekit_core.plugins.layers import LayerType
 from prunekit_core.plugins.opaque import UNSAID, Opaque
+from prunekit_core.torch_private.trees import pytree
 
 
 def check_opaque(module: nn.Module, declared: Opaque, inputs: Sequence[torch.Tensor]) -> None:

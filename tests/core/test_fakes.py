@@ -68,7 +68,7 @@ def test_where_copies_are_made_otherwise_the_constructor_is_called(
 ) -> None:
     """Another version of PyTorch may lack what copies need, or have constructors that set more."""
     mode = FakeTensorMode()
-    monkeypatch.setattr(Fakes, "_copy", copied)
+    monkeypatch.setattr("prunekit_core.record.fakes.copy_of_fake", copied)
     fakes = Fakes(mode)
     for meta in metas():
         fake = fakes.make(meta, CPU)

@@ -1,0 +1,46 @@
+"""Dispatch modes. Relied on: ``TorchDispatchMode``, and that none is active inside of ``_disable_current_modes``.
+
+PyTorch keeps its compiler from looking into modes, and loads it for that: a second of the first call, and a thousand
+modules. Here it is kept out only where it is there already.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes as no_modes
+
+no_dispatch = torch._C._DisableTorchDispatch
+"""A context in which operations on tensors of subclasses don't reach Python."""
+
+__all__ = ["Mode", "no_dispatch", "no_modes", "uncompiled"]
+
+_COMPILER = "torch._dynamo"
+
+
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates a function that the compiler is to leave alone, if it is loaded when the function is called."""
+    kept: list[Callable[..., Any]] = []
+
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        compiler = sys.modules.get(_COMPILER)
+        if compiler is None or not hasattr(compiler, "disable"):
+            return function(*args, **kwargs)
+        if not kept:
+            kept.append(compiler.disable(function, recursive=True))
+        return kept[0](*args, **kwargs)
+
+    return called
+
+
+class Mode(TorchDispatchMode):
+    """A dispatch mode whose subclasses decorate ``__torch_dispatch__`` with `uncompiled`."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
