@@ -62,11 +62,12 @@ class ShapeHabit:
         arguments = op._schema.arguments
         moves = any(argument.name in ("device", "generator") for argument in arguments)
         alias = arguments[0].alias_info if arguments else None
+        rule = rules.find(op)
         return cls(
-            shape_only=rules.has(op) and not moves and not _NEEDS_DATA & set(op.tags),
+            shape_only=rule is not None and not moves and not _NEEDS_DATA & set(op.tags),
             writes_first=alias is not None and alias.is_write,
             makes_new=not any(entry.alias_info for entry in (*arguments, *op._schema.returns)),
-            likeness=rules.likeness(op),
+            likeness=None if rule is None else rule.like,
             factors=_FACTORS.get(op),
         )
 
