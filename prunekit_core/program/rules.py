@@ -105,7 +105,8 @@ _if_given = attrs.validators.optional
 class OpRule:
     """What is known about an operation: how it ties axes, and what else follows from its mathematics.
 
-    All but ``ties`` may be left out: then the operation is run, or taken for one that changes what it is given.
+    What is left out isn't known, and nothing is concluded from it: the operation runs to tell its output's shape,
+    constants aren't made up for across it, its result isn't taken for zero.
 
     Attributes:
         ties: Function of one `OpCall`. It ties the axes of the tensors and returns those of the outputs: one list of
@@ -117,7 +118,7 @@ class OpRule:
             numbers (for `Scaling.QUOTIENT`: inversely proportional).
         zeros: Where the result is zero: `ELEMENTWISE`, or a function of the `Operands` and a dim of the output.
             Without it ``scaling`` tells: what only moves elements or adds them up keeps zeros, nothing else is zero.
-        reads: How the operation is ``y = W x + b`` with a parameter ``W``.
+        reads: How the operation is ``y = W x + b`` with a parameter ``W``, for statistics of ``x`` and fits of ``W``.
         centres: Which running mean the operation subtracts.
         adds: Which two tensors the operation adds.
         numbers: Integer arguments whose values are ordinary numbers of units, such as a zero point, which lies along
