@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         OpCall as OpCall,
         Operands as Operands,
         Operation as Operation,
+        OpRule as OpRule,
         Plan as Plan,
         PlanError as PlanError,
         Plugin as Plugin,
@@ -86,10 +87,8 @@ if TYPE_CHECKING:
         UnsupportedModelError as UnsupportedModelError,
         Verb as Verb,
         VerificationError as VerificationError,
-        adds as adds,
         as_polynomial as as_polynomial,
         auto_alignment as auto_alignment,
-        centres as centres,
         check_indices as check_indices,
         compile_polynomials as compile_polynomials,
         compile_sum as compile_sum,
@@ -107,26 +106,20 @@ if TYPE_CHECKING:
         named_tensors as named_tensors,
         nearest as nearest,
         new_size as new_size,
-        numbers_along as numbers_along,
         operation_name as operation_name,
-        output_like as output_like,
         pin as pin,
         prefix as prefix,
         product as product,
-        reads as reads,
         regroup as regroup,
         resolve as resolve,
-        scales as scales,
         select_positions as select_positions,
         shrink_layer as shrink_layer,
         shrink_tensor as shrink_tensor,
         size_of as size_of,
-        sized_by as sized_by,
         split as split,
         tie as tie,
         whole_tensor as whole_tensor,
         write_text as write_text,
-        zero_where as zero_where,
     )
     from prunekit_plugins.budgets import (
         Budget as Budget,
@@ -166,15 +159,15 @@ _HOMES = {
         "Addition AdditiveCriterion Alignment Analysis ArgumentError Axis AxisMismatchError BusyModelError "
         "Centring CheckpointError Chooser Compiled Concat Config CostModel Counts Dependency ELEMENTWISE Entry "
         "Example Explanation Fixed Graph Group HOOKS Kept KeywordError Kind LayerType Layout Limits Member "
-        "MemberView NothingToPruneError Number OpCall Opaque Operands Operation Plan PlanError Plugin PluginError "
-        "Polynomial Preview Product PrunekitError Pruner Reading Reason Recording RecordingError Registry "
-        "RehearsalError Replacement Report Resizing Role Rule RuleOrigin Scaling Scope Settings Site Sizer Sizes "
-        "StorageError SymbolicSizer TensorArgument TensorRef Tie Trace UnitGroup Units UnitsError "
-        "UnsupportedModelError Verb VerificationError adds as_polynomial auto_alignment centres check_indices "
+        "MemberView NothingToPruneError Number OpCall OpRule Opaque Operands Operation Plan PlanError Plugin "
+        "PluginError Polynomial Preview Product PrunekitError Pruner Reading Reason Recording RecordingError "
+        "Registry RehearsalError Replacement Report Resizing Role Rule RuleOrigin Scaling Scope Settings Site "
+        "Sizer Sizes StorageError SymbolicSizer TensorArgument TensorRef Tie Trace UnitGroup Units UnitsError "
+        "UnsupportedModelError Verb VerificationError as_polynomial auto_alignment check_indices "
         "compile_polynomials compile_sum concat cut default_registry find_config group_sizes groups_of hookimpl "
-        "is_pinned is_sharded linear_scheduler multiplied named_tensors nearest new_size numbers_along "
-        "operation_name output_like pin prefix product reads regroup resolve scales select_positions shrink_layer "
-        "shrink_tensor size_of sized_by split tie whole_tensor write_text zero_where"
+        "is_pinned is_sharded linear_scheduler multiplied named_tensors nearest new_size operation_name pin "
+        "prefix product regroup resolve select_positions shrink_layer shrink_tensor size_of split tie "
+        "whole_tensor write_text"
     ),
     "prunekit_plugins.budgets": "Budget Choice Curve Family Problem RatioFamily Sensitivity Solver",
     "prunekit_plugins.calibration": (

@@ -113,24 +113,15 @@ if TYPE_CHECKING:
         Centring as Centring,
         Reading as Reading,
         Site as Site,
-        adds as adds,
-        centres as centres,
-        reads as reads,
     )
-    from prunekit_core.program.rules import (
-        ELEMENTWISE as ELEMENTWISE,
+    from prunekit_core.program.op_call import (
         Kind as Kind,
         OpCall as OpCall,
         Role as Role,
-        Rule as Rule,
         TensorArgument as TensorArgument,
         Verb as Verb,
-        numbers_along as numbers_along,
-        output_like as output_like,
-        scales as scales,
-        sized_by as sized_by,
-        zero_where as zero_where,
     )
+    from prunekit_core.program.rules import ELEMENTWISE as ELEMENTWISE, OpRule as OpRule, Rule as Rule
     from prunekit_core.program.scaling import Scaling as Scaling
     from prunekit_core.program.trace import Operation as Operation, TensorRef as TensorRef, Trace as Trace
 
@@ -177,10 +168,9 @@ _HOMES = {
     "prunekit_core.plugins.registry": "HOOKS Registry default_registry",
     "prunekit_core.program.calls": "operation_name",
     "prunekit_core.program.examples": "Example",
-    "prunekit_core.program.linear_forms": "Addition Centring Reading Site adds centres reads",
-    "prunekit_core.program.rules": (
-        "ELEMENTWISE Kind OpCall Role Rule TensorArgument Verb numbers_along output_like scales sized_by zero_where"
-    ),
+    "prunekit_core.program.linear_forms": "Addition Centring Reading Site",
+    "prunekit_core.program.op_call": "Kind OpCall Role TensorArgument Verb",
+    "prunekit_core.program.rules": "ELEMENTWISE OpRule Rule",
     "prunekit_core.program.scaling": "Scaling",
     "prunekit_core.program.trace": "Operation TensorRef Trace",
 }

@@ -23,8 +23,8 @@ from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.program.calls import operation_name, tensors_of
 from prunekit_core.program.examples import Example
+from prunekit_core.program.op_call import Role
 from prunekit_core.program.outputs import output_tensors
-from prunekit_core.program.rules import Role
 from prunekit_core.record.listener import Sink
 from prunekit_core.record.programs import swap_modules
 from prunekit_core.record.random_numbers import draw_once

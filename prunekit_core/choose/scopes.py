@@ -12,7 +12,7 @@ from prunekit_core.choose.settings import Ratios, Settings, layers_of
 from prunekit_core.graph.graph import Graph
 from prunekit_core.groups.report import left_by_default
 from prunekit_core.groups.unit_group import Member, UnitGroup
-from prunekit_core.program.rules import Kind
+from prunekit_core.program.op_call import Kind
 
 
 def is_heads(group: UnitGroup) -> bool:

@@ -29,8 +29,8 @@ from prunekit_core.plugins.layer_facts import stated_channels
 from prunekit_core.plugins.layers import PruningFunction
 from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.program.examples import example_of
+from prunekit_core.program.op_call import Role
 from prunekit_core.program.outputs import check_patterns
-from prunekit_core.program.rules import Role
 from prunekit_core.record.recorder import check_recordable
 from prunekit_core.record.run_settings import collection_paused
 from prunekit_core.rehearse.ladder import Knowledge, Reselect

@@ -13,7 +13,7 @@ from prunekit_core.errors import ArgumentError, UnitsError
 from prunekit_core.modules.sharding import whole_tensor
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.layers import PruningFunction
-from prunekit_core.program.rules import Role
+from prunekit_core.program.op_call import Role
 
 
 @attrs.frozen(eq=False)

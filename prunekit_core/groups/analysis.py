@@ -21,8 +21,9 @@ from prunekit_core.groups.zeros import Zeros
 from prunekit_core.plugins.layer_facts import stated_roles
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.program.examples import Example
+from prunekit_core.program.op_call import Verb
 from prunekit_core.program.outputs import check_free
-from prunekit_core.program.rules import RuleTable, Verb
+from prunekit_core.program.rules import RuleTable
 from prunekit_core.program.sameness import same_where_live
 from prunekit_core.record.programs import record_programs
 from prunekit_core.record.run_settings import collection_paused

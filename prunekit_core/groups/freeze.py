@@ -25,7 +25,7 @@ from prunekit_core.groups.recording import ParameterLayout, Recording
 from prunekit_core.groups.unit_group import Member, UnitGroup
 from prunekit_core.program.examples import Example
 from prunekit_core.program.extents import LeastSize, Whole, Wholes
-from prunekit_core.program.rules import Kind, Role
+from prunekit_core.program.op_call import Kind, Role
 
 
 class Freezer:

@@ -13,8 +13,9 @@ import attrs
 from prunekit_core.algebra import axes
 from prunekit_core.algebra.axes import Axis, AxisMismatchError, Reason
 from prunekit_core.program.calls import WRITTEN, writes
+from prunekit_core.program.op_call import Effects, OpCall, Outputs, TensorArgument
 from prunekit_core.program.outputs import is_free
-from prunekit_core.program.rules import Effects, ModuleOp, OpCall, Outputs, RuleTable, TensorArgument
+from prunekit_core.program.rules import ModuleOp, RuleTable
 from prunekit_core.program.trace import Operation, TensorRef, Trace, is_continuous
 
 ParameterAxes = Mapping[str, tuple[Axis, ...]]
@@ -84,12 +85,15 @@ def _only_numbers(name: str, trace: Trace, rules: RuleTable) -> bool:
     ref = trace.parameters[name]
     if not trace.shapes[ref.index]:
         return False
-    return all(
-        all(argument in rules.numbers(operation.op) for argument, value in operation.arguments.items() if value == ref)
-        and sum(value == ref for value in operation.arguments.values()) == operation.references().count(ref)
-        for operation in trace.operations
-        if ref in operation.references()
-    )
+    for operation in trace.operations:
+        if ref in operation.references():
+            rule = rules.find(operation.op)
+            taking = [argument for argument, value in operation.arguments.items() if value == ref]
+            if len(taking) != operation.references().count(ref):  # it is in a list
+                return False
+            if rule is None or not rule.numbers.issuperset(taking):
+                return False
+    return True
 
 
 def propagate(
@@ -171,7 +175,7 @@ class _Propagator:
             self._give_up(call, "no rule for this operation")
             return
         try:
-            self._deal_out(operation, shapes, rule(call))
+            self._deal_out(operation, shapes, rule.ties(call))
         except AxisMismatchError as error:
             self._give_up(call, str(error))
         except _ContradictionError as error:

@@ -10,7 +10,7 @@ import attrs
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.unit_group import UnitGroup
-from prunekit_core.program.rules import Kind
+from prunekit_core.program.op_call import Kind
 
 
 @attrs.frozen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from prunekit_core.program.rules import Kind, Role
+from prunekit_core.program.op_call import Kind, Role
 
 
 @attrs.frozen

@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from prunekit_core.algebra import axes
 from prunekit_core.algebra.axes import Axis, Reason
 from prunekit_core.groups.propagate import Propagation
-from prunekit_core.program.rules import Role, RuleTable
+from prunekit_core.program.op_call import Role
+from prunekit_core.program.rules import RuleTable, scaling_of
 from prunekit_core.program.scaling import Scaling
 from prunekit_core.program.trace import Trace
 
@@ -100,7 +101,7 @@ def _ends(propagation: Propagation, rules: RuleTable) -> tuple[set[int], set[int
         if operation.index not in propagation.unread:
             given = _leaves(axis for ref in operation.references() for axis in tensors[ref.index])
             passed = _leaves(axis for ref in operation.outputs for axis in tensors[ref.index])
-            scaling = rules.scaling(operation.op)
+            scaling = scaling_of(rules, operation.op)
             if scaling in (Scaling.ZEROS, Scaling.NUMBERS):
                 made |= passed - given
             moves = operation.outputs and all(ref.index in trace.shares for ref in operation.outputs)

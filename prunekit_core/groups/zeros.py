@@ -3,7 +3,7 @@
 Zeroing the parameters that make a unit zeroes what is computed from them, as long as every operation in between makes
 zeros of zeros: ``relu`` does, ``elu(x) + 1`` and ``sigmoid`` don't. A sum over an axis is exact only if what is summed
 is zero at the removed units. The question is answered by walking back from that sum; op rules say how an operation
-hands zeros on (`zero_where`).
+hands zeros on (`OpRule.zeros`).
 """
 
 from __future__ import annotations
@@ -189,13 +189,14 @@ class Zeros:
     def _made(self, operation: Operation, output: int, dim: int, group: str) -> bool:
         shape = self.trace.shapes[operation.outputs[output].index]
         operands = Operands(operation, output, shape, self, group)
-        test = self._rules.zeros(operation.op)
-        if isinstance(test, Elementwise):
+        rule = self._rules.find(operation.op)
+        if rule is None:
+            return False
+        if isinstance(rule.zeros, Elementwise):
             return self._elementwise(operands, dim)
-        if test is not None:
-            return bool(test(operands, dim))
-        tensors = operation.references()
-        how = self._rules.scaling(operation.op)
+        if rule.zeros is not None:
+            return bool(rule.zeros(operands, dim))
+        tensors, how = operation.references(), rule.scaling
         if how in (Scaling.MOVED, Scaling.SUM):
             return operands.everywhere(*tensors)
         if how in (Scaling.WHOLE, Scaling.REDUCED, Scaling.QUOTIENT):

@@ -10,6 +10,7 @@ from torch import nn
 
 from prunekit_core.errors import PluginError
 from prunekit_core.plugins.layers import LayerType, Replacement
+from prunekit_core.program.rules import OpRule
 
 BLOCK_VARIABLE = "PRUNEKIT_BLOCK"
 """Environment variable: plugins to leave out of every registry of this run that loads installed plugins."""
@@ -106,6 +107,7 @@ _KEYS: dict[str, tuple[str, Any]] = {
 
 
 _VALUES: dict[str, tuple[str, Any]] = {
+    "prunekit_op_rules": ("an OpRule or a function", lambda value: isinstance(value, OpRule) or callable(value)),
     "prunekit_layer_types": ("a LayerType", lambda value: isinstance(value, LayerType)),
     "prunekit_pruners": ("a class", lambda value: isinstance(value, type)),
     "prunekit_replacements": ("a Replacement", lambda value: isinstance(value, Replacement)),

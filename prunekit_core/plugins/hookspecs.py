@@ -35,8 +35,8 @@ def prunekit_op_rules() -> Mapping[str | torch.Tag, Rule]:  # type: ignore[empty
 
     Returns:
         Operation to `Rule`. The key is a qualified name with overload (``"aten::add.Tensor"``), one without
-        (``"aten::add"``, for all overloads), or a ``torch.Tag``. A rule is a function of one `OpCall`; it ties the
-        axes of the arguments and returns those of the outputs.
+        (``"aten::add"``, for all overloads), or a ``torch.Tag``. A rule is an `OpRule`, or its ``ties`` alone: a
+        function of one `OpCall` that ties the axes of the arguments and returns those of the outputs.
 
     Empty:
         An operation that no rule knows is taken apart into those it is made of, or else pinned and reported.

@@ -15,7 +15,7 @@ from prunekit_core.modules.edits import is_size
 from prunekit_core.plugins.blame import blamed, site_of
 from prunekit_core.plugins.layers import Flat, LayerType, Resizing
 from prunekit_core.plugins.registry import Registry
-from prunekit_core.program.rules import Role
+from prunekit_core.program.op_call import Role
 
 
 def stated_sizes(registry: Registry, module: nn.Module, resizing: Resizing) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from prunekit_core.algebra.layout import Kept, Layout, new_size, prefix
 from prunekit_core.plugins.opaque import Opaque
-from prunekit_core.program.rules import Role
+from prunekit_core.program.op_call import Role
 
 PruningFunction = Callable[[nn.Module, Sequence[int]], nn.Module]
 """Removes units from one layer in place: ``prune(layer, indices) -> layer``."""

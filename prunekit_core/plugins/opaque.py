@@ -17,10 +17,11 @@ from torch import nn
 
 from prunekit_core.algebra import axes
 from prunekit_core.algebra.axes import Axis
-from prunekit_core.errors import PluginError
+from prunekit_core.errors import ArgumentError, PluginError
 from prunekit_core.modules.surgery import modules_in, set_size, tensors_in
 from prunekit_core.modules.training_flag import mode_of
-from prunekit_core.program.rules import ModuleOp, OpCall, Outputs, Rule, Verb
+from prunekit_core.program.op_call import OpCall, Outputs, Verb
+from prunekit_core.program.rules import ModuleOp, OpRule, as_rule
 from prunekit_core.torch_private.trees import pytree
 
 UNSAID = "the rule of an opaque layer says nothing about it"
@@ -34,6 +35,16 @@ _NOT_SAID = (
 )  # the shadow's own; tensors are among the arguments
 
 
+def _check_rule(opaque: Opaque, field: attrs.Attribute[OpRule], rule: OpRule) -> None:
+    further = [fact.name for fact in attrs.fields(OpRule) if fact.name != "ties" and getattr(rule, fact.name)]
+    if further:
+        raise ArgumentError(
+            "The rule of an opaque layer says more than how it ties axes.",
+            where=", ".join(further),
+            hint="leave that out: a layer that isn't looked into is run as it is, and taken for one that changes all",
+        )
+
+
 @attrs.frozen(eq=False)
 class Opaque:
     """What a recording must know about a module that it doesn't look into.
@@ -41,7 +52,7 @@ class Opaque:
     Attributes:
         rule: Ties the axes, with the verbs of an op rule. ``call["x"]`` is an argument of the module's ``forward`` by
             its name, ``call["weight"]`` or ``call["inner.weight"]`` one of its own parameters or buffers. It returns
-            the axes of the outputs. What it says nothing about is pinned.
+            the axes of the outputs. What it says nothing about is pinned. An `OpRule` may hold ``ties`` only.
         fake: Called as ``fake(module, *args, **kwargs)`` with the arguments of ``forward`` as tensors without data;
             returns what ``forward`` returns, made of empty tensors (``x.new_empty(...)``). None where that can't be
             said: then models with the module are recorded on real tensors.
@@ -49,7 +60,7 @@ class Opaque:
             as zeroing them. For single axes the rule may say so: ``call.whole(axis, Verb.MIX)``.
     """
 
-    rule: Rule
+    rule: OpRule = attrs.field(converter=as_rule, validator=_check_rule)
     fake: Callable[..., Any] | None = None
     exact: bool = True
 
@@ -246,15 +257,15 @@ def _hidden(value: Any) -> list[torch.Tensor]:
     return found if len(found) > listed(value) else []
 
 
-def _complete(declared: Opaque) -> Rule:
+def _complete(declared: Opaque) -> OpRule:
     """Makes the rule that also pins what the declared one says nothing about."""
 
-    def rule(call: OpCall) -> Outputs:
+    def ties(call: OpCall) -> Outputs:
         for name, value in call.arguments.items():
             if name.endswith(" (inside)"):
                 for tensor in value:
                     call.pin(tensor.axes, "inside an object that an opaque layer is given")
-        outputs = declared.rule(call)
+        outputs = declared.rule.ties(call)
         made: list[Sequence[Axis]]
         if outputs is None:
             made = []
@@ -271,8 +282,7 @@ def _complete(declared: Opaque) -> Rule:
                 call.whole(axis, Verb.MIX, "an opaque layer that is not exact")
         return outputs
 
-    rule.__dict__["__wrapped__"] = declared.rule  # where it is found
-    return rule
+    return OpRule(ties)
 
 
 def _pin_the_rest(call: OpCall, outputs: Sequence[Sequence[Axis]]) -> None:

@@ -25,7 +25,7 @@ from prunekit_core.plugins.config import SEARCHED, Config, find_config, read_con
 from prunekit_core.plugins.entries import BLOCK_VARIABLE, Entry, Plugin, RuleOrigin, check_entry
 from prunekit_core.plugins.layers import LayerType, Replacement
 from prunekit_core.plugins.opaque import Opaque
-from prunekit_core.program.rules import ModuleOp, RuleTable
+from prunekit_core.program.rules import ModuleOp, RuleTable, as_rule
 
 ENTRY_POINT_GROUP = "prunekit"
 BUILT_IN = "prunekit"
@@ -268,12 +268,12 @@ class Registry:
             name = op.name.removeprefix("opaque::")
             types = self._tables["prunekit_layer_types"].items()
             entry = next(entry for cls, entry in types if class_name(cls) == name)
-            return RuleOrigin(op.name, entry.owner, site_of(op.rule), entry.overrides)
+            return RuleOrigin(op.name, entry.owner, site_of(entry.value.opaque.rule.ties), entry.overrides)
         key = self.op_rules.key(op)
         if key is None:
             return None
         entry = self._tables["prunekit_op_rules"][key]
-        return RuleOrigin(key, entry.owner, site_of(entry.value), entry.overrides)
+        return RuleOrigin(key, entry.owner, site_of(as_rule(entry.value).ties), entry.overrides)
 
     def unused_blocks(self) -> Mapping[str, str]:
         """Returns what was to be blocked but matches no installed plugin, with who asked for it."""

@@ -7,7 +7,7 @@ import math
 import attrs
 
 from prunekit_core.algebra.layout import Kept, Layout, new_size
-from prunekit_core.program.rules import Verb
+from prunekit_core.program.op_call import Verb
 from prunekit_core.program.trace import TensorRef
 
 

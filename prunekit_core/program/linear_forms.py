@@ -2,19 +2,16 @@
 
 Every linear layer, matrix product and convolution is, for each of its groups, ``y = W x + b`` once the columns that a
 kernel covers are written side by side. What an operation reads and how its columns are found is said by its rule
-(`reads`); the core knows the form only.
+(`OpRule.reads`); the core knows the form only.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
 import torch
-
-from prunekit_core.program.rules import OpCall, Outputs, Rule
 
 Arguments = Mapping[str, Any]
 Features = Callable[[torch.Tensor, Arguments], torch.Tensor]
@@ -46,20 +43,6 @@ class Reading:
     channels_last: bool
 
 
-def reads(reading: Reading) -> Callable[[Rule], Rule]:
-    """Makes a rule with the same ties that also says how the operation reads."""
-
-    def mark(rule: Rule) -> Rule:
-        @functools.wraps(rule)
-        def marked(call: OpCall) -> Outputs:
-            return rule(call)
-
-        marked.__dict__["reading"] = reading
-        return marked
-
-    return mark
-
-
 @attrs.frozen
 class Centring:
     """How an operation subtracts a mean that is kept in a buffer, outside of training.
@@ -75,20 +58,6 @@ class Centring:
     switch: str
 
 
-def centres(centring: Centring) -> Callable[[Rule], Rule]:
-    """Makes a rule with the same ties that also says which mean the operation subtracts."""
-
-    def mark(rule: Rule) -> Rule:
-        @functools.wraps(rule)
-        def marked(call: OpCall) -> Outputs:
-            return rule(call)
-
-        marked.__dict__["centring"] = centring
-        return marked
-
-    return mark
-
-
 @attrs.frozen
 class Addition:
     """How an operation adds two tensors.
@@ -101,20 +70,6 @@ class Addition:
     first: str
     second: str
     factor: str
-
-
-def adds(addition: Addition) -> Callable[[Rule], Rule]:
-    """Makes a rule with the same ties that also says what the operation adds."""
-
-    def mark(rule: Rule) -> Rule:
-        @functools.wraps(rule)
-        def marked(call: OpCall) -> Outputs:
-            return rule(call)
-
-        marked.__dict__["addition"] = addition
-        return marked
-
-    return mark
 
 
 @attrs.frozen

@@ -1,341 +1,32 @@
-"""What an op rule sees, and the verbs it may use.
+"""Op rules: what is known about an operation, as one value, and the table that finds it.
 
-A rule is a function of one argument, the `OpCall`; it ties the axes of the operation's tensors together and returns
-the axes of the outputs. The core holds no rule: they come from plugins (hook ``prunekit_op_rules``).
+The core holds no rule: they come from plugins (hook ``prunekit_op_rules``).
 """
 
 from __future__ import annotations
 
-import enum
-import functools
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import attrs
 import torch
 
-from prunekit_core.algebra import axes
-from prunekit_core.algebra.axes import Axis, Reason
-from prunekit_core.algebra.requirements import Expectation, Least, Temperature
+from prunekit_core.errors import ArgumentError
+from prunekit_core.program.linear_forms import Addition, Centring, Reading
+from prunekit_core.program.op_call import OpCall, Outputs
 from prunekit_core.program.scaling import Scaling
-from prunekit_core.program.trace import Operation, TensorRef
 from prunekit_core.torch_private.operators import overload_of, packet_name
 
-
-class Role(enum.Enum):
-    """What a parameter does with the units along one of its dims."""
-
-    OUT = "out"
-    """It produces them: the rows of a linear weight, the filters of a convolution."""
-    IN = "in"
-    """It consumes them: the columns of a linear weight."""
-    ALONG = "along"
-    """It lies along them: biases, norm weights and statistics, position embeddings."""
-
-
-class Kind(enum.Enum):
-    """What the units of a group are, from how operations use their axis; earlier kinds win over later ones.
-
-    ``copies`` are what a depthwise convolution with a multiplier makes of each channel.
-    """
-
-    CONV_GROUPS = "conv_groups"
-    NORM_GROUPS = "norm_groups"
-    QUERIES_PER_HEAD = "queries_per_head"
-    HEADS = "heads"
-    HEAD_DIM = "head_dim"
-    COPIES = "copies"
-    STREAM = "stream"
-    CHANNELS = "channels"
-    NEURONS = "neurons"
-    UNITS = "units"
-
-
-class Verb(enum.Enum):
-    """How an operation uses an axis whose whole extent matters to the result."""
-
-    CONTRACT = "contract"
-    """Sums products over it: removed units contribute nothing where one operand is zero, and then it is exact."""
-    SUM = "sum"
-    """Sums over it (or takes a norm): removed units contribute nothing where all operands are zero."""
-    MIX = "mix"
-    """Its result depends on the number of units (a norm's statistics, a softmax, a mean). Legal, not exact."""
-
-
-@attrs.frozen(eq=False)
-class TensorArgument:
-    """A tensor as a rule sees it.
-
-    Attributes:
-        ref: Its identity in the trace.
-        shape: Its sizes.
-        axes: One axis per dim.
-        dtype: Its dtype.
-        parameter: Canonical name if it is a parameter or buffer, else empty.
-    """
-
-    ref: TensorRef
-    shape: tuple[int, ...]
-    axes: tuple[Axis, ...]
-    dtype: torch.dtype
-    parameter: str = ""
-
-    @property
-    def ndim(self) -> int:
-        """Number of dims."""
-        return len(self.shape)
-
-
-@attrs.frozen
-class WholeUse:
-    """A use of the whole extent of an axis.
-
-    Attributes:
-        axis: The axis.
-        verb: How it is used.
-        text: More about it.
-        operands: The tensors whose elements are summed over, each with the dim in question; empty for all that have
-            the axis.
-    """
-
-    axis: Axis = attrs.field(eq=False)
-    verb: Verb
-    text: str = ""
-    operands: tuple[tuple[TensorRef, int], ...] = ()
-
-
-@attrs.define
-class Effects:
-    """What rules say beyond ties: roles, kinds, whole-axis uses, sizes that arguments must have, expanded dims."""
-
-    roles: dict[tuple[str, int], Role] = attrs.field(factory=dict)
-    kinds: list[tuple[Axis, Kind]] = attrs.field(factory=list)
-    whole: dict[int, list[WholeUse]] = attrs.field(factory=dict)
-    least: dict[int, list[Least]] = attrs.field(factory=dict)
-    expectations: dict[int, list[Expectation]] = attrs.field(factory=dict)
-    temperatures: dict[int, Temperature] = attrs.field(factory=dict)
-    expanded: dict[int, frozenset[int]] = attrs.field(factory=dict)
-
-
-class OpCall:
-    """One operation with its arguments as tensors with axes, and the verbs a rule may use on them.
-
-    ``call["weight"]`` is an argument by its schema name: a `TensorArgument`, a list of them, or a plain value.
-    """
-
-    def __init__(
-        self,
-        operation: Operation,
-        arguments: Mapping[str, Any],
-        shapes: Sequence[tuple[int, ...]],
-        effects: Effects,
-        unread: Collection[int] = (),
-    ) -> None:
-        self.operation = operation
-        self._unread = unread
-        self.name = operation.name
-        self.shapes = tuple(shapes)
-        self.arguments = arguments
-        self._effects = effects
-
-    def __getitem__(self, argument: str) -> Any:
-        if argument not in self.arguments:
-            raise KeyError(f"{argument}: the arguments of {self.name} are {', '.join(self.arguments)}")
-        return self.arguments[argument]
-
-    def __contains__(self, argument: str) -> bool:
-        return argument in self.arguments
-
-    def get(self, argument: str, default: Any = None) -> Any:
-        """Returns an argument by its schema name, or the default where the overload has no such argument."""
-        return self.arguments.get(argument, default)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the first output."""
-        return self.shapes[0]
-
-    def is_read(self, position: int) -> bool:
-        """Tells whether the model returns one of the outputs, or an operation reads it."""
-        return position not in self._unread
-
-    def tensors(self) -> list[TensorArgument]:
-        """Lists all tensor arguments in schema order."""
-        found: list[TensorArgument] = []
-        for value in self.arguments.values():
-            if isinstance(value, TensorArgument):
-                found.append(value)
-            elif isinstance(value, list):
-                found.extend(item for item in value if isinstance(item, TensorArgument))
-        return found
-
-    def reason(self, text: str) -> Reason:
-        """Words a reason with the place of this operation."""
-        return Reason(text, self.operation.name, self.operation.module)
-
-    def fresh(self, size: int, text: str) -> Axis:
-        """Returns a new pinned axis."""
-        return Axis(size, pinned=self.reason(text))
-
-    def pin(self, target: Axis | Iterable[Axis], text: str) -> None:
-        """Pins one or several axes, with the reason."""
-        reason = self.reason(text)
-        for axis in [target] if isinstance(target, Axis) else target:
-            axes.pin(axis, reason)
-
-    def tie(self, first: Axis, *others: Axis) -> Axis:
-        """Ties axes to the first one and returns it."""
-        for other in others:
-            axes.tie(first, other)
-        return first
-
-    def role(self, tensor: TensorArgument, dim: int, role: Role) -> None:
-        """Says what a parameter does along one of its dims (the first word counts); no effect on other tensors."""
-        if tensor.parameter:
-            self._effects.roles.setdefault((tensor.parameter, dim % tensor.ndim), role)
-
-    def has_role(self, tensor: TensorArgument, dim: int) -> bool:
-        """Tells whether it was said what a parameter does along one of its dims."""
-        return (tensor.parameter, dim % tensor.ndim) in self._effects.roles
-
-    def kind(self, axis: Axis, kind: Kind) -> None:
-        """Says what the units of an axis are."""
-        self._effects.kinds.append((axis, kind))
-
-    def whole(
-        self, axis: Axis, verb: Verb, text: str = "", *, operands: Sequence[tuple[TensorArgument, int]] = ()
-    ) -> None:
-        """Says that the operation depends on the whole extent of an axis.
-
-        Args:
-            axis: The axis.
-            verb: How it is used.
-            text: More about it.
-            operands: For sums, the tensors whose elements are summed over, each with its dim along the axis. Without
-                them, all tensors that have the axis must be zero at removed units for the sum to be exact.
-        """
-        if not axes.is_pinned(axis):
-            summed = tuple((tensor.ref, dim % tensor.ndim) for tensor, dim in operands)
-            use = WholeUse(axis, verb, text, summed)
-            self._effects.whole.setdefault(self.operation.index, []).append(use)
-
-    def at_least(self, axes_: Sequence[Axis], size: int, text: str) -> None:
-        """Says that the operation has a value only where some axes together have so many elements.
-
-        Args:
-            axes_: The axes; their sizes are multiplied.
-            size: The least number of elements.
-            text: What needs them, for the report.
-        """
-        if size > 1 and not all(axes.is_pinned(axis) for axis in axes_):
-            self._effects.least.setdefault(self.operation.index, []).append(Least(tuple(axes_), size, text))
-
-    def used_whole(self) -> list[Axis]:
-        """Lists the axes whose whole extent the operation was said to depend on."""
-        return [use.axis for use in self._effects.whole.get(self.operation.index, ())]
-
-    def expanded_dims(self, tensor: TensorArgument) -> frozenset[int]:
-        """Returns the dims of size above one along which all elements of a tensor are equal, as far as is known."""
-        return self._effects.expanded.get(tensor.ref.index, frozenset())
-
-    def expanded(self, dims: Iterable[int], output: int = 0) -> None:
-        """Says that all elements of an output along some dims are equal, as after ``expand``.
-
-        What an operation draws at random isn't, whatever its rule says. The engine forgets it when something is written
-        into the memory of the tensor.
-        """
-        found = frozenset(dim for dim in dims if self.shapes[output][dim] > 1)
-        if found and torch.Tag.nondeterministic_seeded not in self.operation.op.tags:
-            self._effects.expanded[self.operation.outputs[output].index] = found
-
-    def expect(
-        self, argument: str, pieces: Sequence[Axis], position: int | None = None, *, along: Axis | None = None
-    ) -> None:
-        """Says that an integer argument (or one position of a list argument) is the total size of some axes.
-
-        Args:
-            argument: Name of the argument.
-            pieces: The axes. Pinned ones count: then the argument has to stay what it is.
-            position: Which entry of a list argument.
-            along: The axis of the dim that the argument is a place of (a start, an index), where a negative number
-                counts from the end, and nothing lies beyond the ends.
-        """
-        found = self._effects.expectations.setdefault(self.operation.index, [])
-        found.append(Expectation(argument, position, tuple(pieces), along))
-
-    def temperature(self, argument: str, value: float, axis: Axis, scaled: str) -> None:
-        """Says that a missing argument defaults to a constant that follows the size of an axis.
-
-        Args:
-            argument: The argument that would fix the constant.
-            value: The constant at the recorded size.
-            axis: The axis whose size it follows.
-            scaled: The tensor argument that may be scaled to make up for a changed constant.
-        """
-        if not axes.is_pinned(axis):
-            self._effects.temperatures[self.operation.index] = Temperature(argument, value, axis, scaled)
-
-
-Outputs = Sequence[Axis] | Sequence[Sequence[Axis]] | None
-Rule = Callable[[OpCall], Outputs]
-"""Ties the axes of an operation and returns those of its outputs: one list of axes, one such list per output, or None
-for outputs whose dims are all new and pinned. Raises `AxisMismatchError` where the operation can't be understood; then
-the engine pins everything it touched, with that text as the reason."""
-_AnyRule = TypeVar("_AnyRule", bound=Rule)
-
-
+Ties = Callable[[OpCall], Outputs]
+"""Ties the axes of an operation's tensors and returns those of its outputs. Raises `AxisMismatchError` where the
+operation can't be understood; then the engine pins everything it touched, with that text as the reason."""
 Likeness = Callable[[Mapping[str, Any]], "torch.Tensor | tuple[torch.Tensor, Sequence[int]] | None"]
 """Tells from the named arguments of an operation which of them its only output is like: a tensor for shape, dtype and
-memory format, a tensor and a shape for a contiguous output of its dtype, None where the operation has to be asked. It
-saves running the operation while recording shapes."""
-
-
-def output_like(likeness: Likeness) -> Callable[[Rule], Rule]:
-    """Decorates a rule: the operation's only output is like one of its arguments, as ``likeness`` tells."""
-
-    def mark(rule: Rule) -> Rule:
-        rule.__dict__["likeness"] = likeness
-        return rule
-
-    return mark
-
-
-def sized_by(**reasons: str) -> Callable[[_AnyRule], _AnyRule]:
-    """Decorates a rule: arguments of the operation that say nothing but the shape of its outputs.
-
-    When a smaller program is compared with the recorded one, every argument has to be the same, but for what rules
-    state (`OpCall.expect`) and for these: the shapes of the outputs are compared anyway.
-
-    Args:
-        reasons: Name of an argument to why the shapes prove it.
-    """
-
-    def mark(rule: _AnyRule) -> _AnyRule:
-        rule.__dict__["sizes"] = {**getattr(rule, "sizes", {}), **reasons}
-        return rule
-
-    return mark
-
-
-def scales(how: Scaling, *factors: str) -> Callable[[Rule], Rule]:
-    """Makes a rule with the same ties that also says how the operation scales.
-
-    Args:
-        how: How the result follows the operands.
-        factors: The arguments that the result, or what `Scaling` says of it, is proportional to where they are plain
-            numbers (for a `QUOTIENT`: its inverse).
-    """
-
-    def mark(rule: Rule) -> Rule:
-        @functools.wraps(rule)
-        def marked(call: OpCall) -> Outputs:
-            return rule(call)
-
-        marked.__dict__["scaling"] = how
-        marked.__dict__["factors"] = factors
-        return marked
-
-    return mark
+memory format, a tensor and a shape for a contiguous output of its dtype, None where the operation has to be run."""
+ZeroTest = Callable[[Any, int], bool]
+"""Tells of an operation's operands (`prunekit_core.groups.zeros.Operands`) and a dim of its output whether the output
+is zero where units along that dim were removed."""
 
 
 class Elementwise:
@@ -344,47 +35,123 @@ class Elementwise:
 
 ELEMENTWISE = Elementwise()
 """Every element of the result is a function of the elements at its place: what it makes of zeros is tried out."""
-ZeroTest = Callable[[Any, int], bool]
-"""Tells of an operation's operands (`prunekit_core.groups.zeros.Operands`) and a dim of its output whether the output
-is zero where units along that dim were removed."""
 
 
-def zero_where(test: ZeroTest | Elementwise) -> Callable[[Rule], Rule]:
-    """Makes a rule with the same ties that also says where the operation's result is zero.
+def _names(given: str | Iterable[str]) -> tuple[str, ...]:
+    """Argument names in one order; a single one stands for itself."""
+    return (given,) if isinstance(given, str) else tuple(sorted(set(given)))
 
-    Without it, `Scaling` tells: what only moves elements or adds them up keeps zeros; otherwise nothing is zero.
 
-    Args:
-        test: `ELEMENTWISE`, or a function of the operands and a dim of the output.
+def _name_set(given: str | Iterable[str]) -> frozenset[str]:
+    return frozenset(_names(given))
+
+
+def _read_only(given: Mapping[str, str]) -> Mapping[str, str]:
+    return MappingProxyType(dict(given)) if isinstance(given, Mapping) else given
+
+
+def _wrong(field: attrs.Attribute[Any], value: object, wanted: str) -> ArgumentError:
+    return ArgumentError(
+        "An op rule has a wrong value.", where=field.name, why=f"it must be {wanted}, and is {value!r}"
+    )
+
+
+def _check_function(rule: OpRule, field: attrs.Attribute[Any], value: object) -> None:
+    if not callable(value):
+        raise _wrong(field, value, "a function")
+
+
+def _check_zeros(rule: OpRule, field: attrs.Attribute[Any], value: object) -> None:
+    if isinstance(value, type) or not (callable(value) or isinstance(value, Elementwise)):
+        raise _wrong(field, value, "ELEMENTWISE or a function")
+
+
+def _is_a(kind: type) -> Callable[[OpRule, attrs.Attribute[Any], object], None]:
+    def check(rule: OpRule, field: attrs.Attribute[Any], value: object) -> None:
+        if not isinstance(value, kind):
+            raise _wrong(field, value, f"of type {kind.__name__}")
+
+    return check
+
+
+def _check_names(rule: OpRule, field: attrs.Attribute[Any], value: Iterable[str]) -> None:
+    if not all(_is_name(name) for name in value):
+        raise _wrong(field, value, "names of arguments")
+
+
+def _check_factors(rule: OpRule, field: attrs.Attribute[Any], value: Sequence[str]) -> None:
+    _check_names(rule, field, value)
+    if value and rule.scaling is None:
+        raise _wrong(field, value, "empty where scaling isn't said")
+
+
+def _check_sizes(rule: OpRule, field: attrs.Attribute[Any], value: object) -> None:
+    holds = isinstance(value, Mapping) and all(_is_name(name) and _is_text(why) for name, why in value.items())
+    if not holds:
+        raise _wrong(field, value, "a mapping of names of arguments to reasons")
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value.isidentifier()
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+_if_given = attrs.validators.optional
+
+
+@attrs.frozen(eq=False)
+class OpRule:
+    """What is known about an operation: how it ties axes, and what else follows from its mathematics.
+
+    What is left out isn't known, and nothing is concluded from it: the operation runs to tell its output's shape,
+    constants aren't made up for across it, its result isn't taken for zero.
+
+    Attributes:
+        ties: Function of one `OpCall`. It ties the axes of the tensors and returns those of the outputs: one list of
+            axes, one such list per output, or None for outputs whose dims are all new and pinned.
+        like: From the named arguments, the shape, dtype and memory format of the only output, so that the operation
+            needn't be run on tensors without data while it is recorded. See `Likeness`.
+        scaling: How the result follows when operands are multiplied by a positive factor.
+        factors: Arguments that the result, or what ``scaling`` says of it, is proportional to where they are plain
+            numbers (for `Scaling.QUOTIENT`: inversely proportional).
+        zeros: Where the result is zero: `ELEMENTWISE`, or a function of the `Operands` and a dim of the output.
+            Without it ``scaling`` tells: what only moves elements or adds them up keeps zeros, nothing else is zero.
+        reads: How the operation is ``y = W x + b`` with a parameter ``W``, for statistics of ``x`` and fits of ``W``.
+        centres: Which running mean the operation subtracts.
+        adds: Which two tensors the operation adds.
+        numbers: Integer arguments whose values are ordinary numbers of units, such as a zero point, which lies along
+            channels as a bias does. Values of other integer parameters and buffers are taken for positions, so those
+            are pinned.
+        sizes: Arguments that say nothing but the shape of an output, each with the reason why. When a smaller program
+            is compared with the recorded one, every argument has to be the same but for what `OpCall.expect` states
+            and for these: the shapes of outputs are compared anyway.
+
+    Raises:
+        ArgumentError: A value is of the wrong type.
     """
 
-    def mark(rule: Rule) -> Rule:
-        @functools.wraps(rule)
-        def marked(call: OpCall) -> Outputs:
-            return rule(call)
+    ties: Ties = attrs.field(validator=_check_function)
+    like: Likeness | None = attrs.field(default=None, validator=_if_given(_check_function))
+    scaling: Scaling | None = attrs.field(default=None, validator=_if_given(_is_a(Scaling)))
+    factors: tuple[str, ...] = attrs.field(default=(), converter=_names, validator=_check_factors)
+    zeros: ZeroTest | Elementwise | None = attrs.field(default=None, validator=_if_given(_check_zeros))
+    reads: Reading | None = attrs.field(default=None, validator=_if_given(_is_a(Reading)))
+    centres: Centring | None = attrs.field(default=None, validator=_if_given(_is_a(Centring)))
+    adds: Addition | None = attrs.field(default=None, validator=_if_given(_is_a(Addition)))
+    numbers: frozenset[str] = attrs.field(default=frozenset(), converter=_name_set, validator=_check_names)
+    sizes: Mapping[str, str] = attrs.field(factory=dict, converter=_read_only, validator=_check_sizes)
 
-        marked.__dict__["zeros"] = test
-        return marked
 
-    return mark
+Rule = OpRule | Ties
+"""What stands for a rule: an `OpRule`, or a function that ties axes, of which nothing else is known."""
 
 
-def numbers_along(*arguments: str) -> Callable[[Rule], Rule]:
-    """Makes a rule with the same ties that also says which integer arguments are ordinary numbers of units.
-
-    Integer parameters and buffers are pinned, since their values are positions as a rule. A zero point is none: it lies
-    along channels as a bias does. A buffer that no operation uses otherwise isn't pinned.
-    """
-
-    def mark(rule: Rule) -> Rule:
-        @functools.wraps(rule)
-        def marked(call: OpCall) -> Outputs:
-            return rule(call)
-
-        marked.__dict__["numbers"] = frozenset(arguments)
-        return marked
-
-    return mark
+def as_rule(given: Rule) -> OpRule:
+    """Returns the rule that a value stands for: a bare function is its ``ties``."""
+    return given if isinstance(given, OpRule) else OpRule(given)
 
 
 @attrs.frozen(eq=False)
@@ -402,7 +169,7 @@ class ModuleOp:
     """
 
     name: str
-    rule: Rule
+    rule: OpRule
     run: Callable[[Mapping[str, Any], Mapping[tuple[str, str], Any]], Any]
 
     def __call__(self, **arguments: Any) -> Any:
@@ -418,10 +185,10 @@ class RuleTable:
     """
 
     def __init__(self, rules: Mapping[str | torch.Tag, Rule]) -> None:
-        self._rules = dict(rules)
-        self._cache: dict[Any, Rule | None] = {}
+        self._rules = {key: as_rule(rule) for key, rule in rules.items()}
+        self._cache: dict[Any, OpRule | None] = {}
 
-    def find(self, op: Any) -> Rule | None:
+    def find(self, op: Any) -> OpRule | None:
         """Returns the rule for a ``torch._ops.OpOverload`` or a `ModuleOp`, or None."""
         if isinstance(op, ModuleOp):
             return op.rule
@@ -433,45 +200,15 @@ class RuleTable:
         """Tells whether an operation has a rule."""
         return self.find(op) is not None
 
-    def likeness(self, op: Any) -> Likeness | None:
-        """Returns what the operation's rule says about its output's shape, if anything."""
-        return getattr(self.find(op), "likeness", None)
-
-    def scaling(self, op: Any) -> Scaling | None:
-        """Returns what the operation's rule says about scaling, if anything."""
-        return getattr(self.find(op), "scaling", None)
-
-    def zeros(self, op: Any) -> ZeroTest | Elementwise | None:
-        """Returns what the operation's rule says about where its result is zero, if anything."""
-        return getattr(self.find(op), "zeros", None)
-
-    def factors(self, op: Any) -> tuple[str, ...]:
-        """Returns the arguments that the operation's result is proportional to where they are numbers."""
-        return getattr(self.find(op), "factors", ())
-
-    def sizes(self, op: Any) -> Mapping[str, str]:
-        """Returns the arguments that say nothing but the shape of an output, with the reason for each."""
-        return getattr(self.find(op), "sizes", {})
-
-    def reading(self, op: Any) -> Any:
-        """Returns what the operation's rule says about how it reads (a `Reading`), if anything."""
-        return getattr(self.find(op), "reading", None)
-
-    def centring(self, op: Any) -> Any:
-        """Returns what the operation's rule says about the mean that it subtracts (a `Centring`), if anything."""
-        return getattr(self.find(op), "centring", None)
-
-    def addition(self, op: Any) -> Any:
-        """Returns what the operation's rule says about the two tensors that it adds (an `Addition`), if anything."""
-        return getattr(self.find(op), "addition", None)
-
-    def numbers(self, op: Any) -> frozenset[str]:
-        """Returns the integer arguments that the operation's rule says are ordinary numbers of units."""
-        return getattr(self.find(op), "numbers", frozenset())
-
     def key(self, op: Any) -> str | torch.Tag | None:
         """Returns the key under which the rule of an operation was found."""
         return next((key for key in rule_keys(op) if key in self._rules), None)
+
+
+def scaling_of(rules: RuleTable, op: Any) -> Scaling | None:
+    """Returns how the result of an operation scales; None where its rule says nothing of it, or it has none."""
+    rule = rules.find(op)
+    return None if rule is None else rule.scaling
 
 
 def rule_keys(op: Any) -> list[str | torch.Tag]:

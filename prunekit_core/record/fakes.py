@@ -65,12 +65,13 @@ class ShapeHabit:
         moves = bool(names & {"device", "generator"})
         makes = "device" in names and "generator" not in names and not any("Tensor" in str(a.type) for a in arguments)
         alias = arguments[0].alias_info if arguments else None
+        rule = rules.find(op)
         return cls(
-            shape_only=rules.has(op) and not moves and not _NEEDS_DATA & set(op.tags),
-            makes=rules.has(op) and makes and not _NEEDS_DATA & set(op.tags),
+            shape_only=rule is not None and not moves and not _NEEDS_DATA & set(op.tags),
+            makes=rule is not None and makes and not _NEEDS_DATA & set(op.tags),
             writes_first=alias is not None and alias.is_write,
             makes_new=not any(entry.alias_info for entry in (*arguments, *returns_of(op))),
-            likeness=rules.likeness(op),
+            likeness=None if rule is None else rule.like,
             factors=_FACTORS.get(op),
         )
 

@@ -1,8 +1,8 @@
 """Comparing a replay with its recording: every operation, every tensor, every argument.
 
 Every argument has to be the recorded one. What may differ is what a rule states (`OpCall.expect`), an argument that
-says nothing but the shape of an output (`sized_by`), and a plain number that the weights may be able to make up for:
-those are collected as `Drift`. Whatever else a size reaches makes another program.
+says nothing but the shape of an output (`OpRule.sizes`), and a plain number that the weights may be able to make up
+for: those are collected as `Drift`. Whatever else a size reaches makes another program.
 """
 
 from __future__ import annotations
@@ -202,8 +202,18 @@ class Comparer(Sink):
                 self._compare(expected, name, item, value)
         elif isinstance(new, torch.Tensor):
             self._stop(f"argument {name} is a tensor, recorded was {old!r}")
-        elif name not in self._rules.sizes(expected.op) and not self._is_said(name, old, new):
+        elif not self._is_size(expected, name) and not self._is_said(name, old, new):
             self._number(expected, name, old, new)
+
+    def _is_size(self, operation: Operation, name: str) -> bool:
+        """Tells whether an argument says nothing but the shape of an output, which is compared anyway."""
+        rule = self._rules.find(operation.op)
+        return rule is not None and name in rule.sizes
+
+    def _is_factor(self, operation: Operation, name: str) -> bool:
+        """Tells whether an argument is a number that the result is proportional to."""
+        rule = self._rules.find(operation.op)
+        return rule is not None and name in rule.factors
 
     def _tensor(self, name: str, old: TensorRef, new: Any) -> None:
         known = self._table.get(new) if isinstance(new, torch.Tensor) else None
@@ -235,7 +245,7 @@ class Comparer(Sink):
 
     def _number(self, expected: Operation, name: str, old: Any, new: Any) -> None:
         plain = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (old, new))
-        if plain and (name in self._rules.factors(expected.op) or self._reads_numbers_only(expected)):
+        if plain and (self._is_factor(expected, name) or self._reads_numbers_only(expected)):
             self.drifts.append(Drift(self._position, self._next, name, float(old), float(new)))
             return
         why = f"argument {name} is {_short(new)}, recorded was {_short(old)}"

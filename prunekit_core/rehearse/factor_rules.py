@@ -10,7 +10,8 @@ import torch
 
 from prunekit_core.algebra.layout import Kept, new_size
 from prunekit_core.groups.recording import Recording
-from prunekit_core.program.rules import RuleTable, Verb
+from prunekit_core.program.op_call import Verb
+from prunekit_core.program.rules import RuleTable, scaling_of
 from prunekit_core.program.scaling import Scaling
 from prunekit_core.program.trace import Operation, TensorRef, is_continuous, tensor_refs
 from prunekit_core.rehearse.factor import (
@@ -75,14 +76,15 @@ class Transfer:
         Raises:
             StuckError: They don't differ by factors.
         """
-        how = self._rules.scaling(operation.op)
+        how = scaling_of(self._rules, operation.op)
         whole = self.summed(operation) is not None
         if not numbers and not whole and not any(item.differs or any(item.counts) for item in read):
             return [PLAIN] * len(operation.outputs)
         known = how is not None and operation.index not in self._recording.trace.decisions
         if not known or any(not is_continuous(self._recording.trace.dtypes[ref.index]) for ref in operation.outputs):
             return self._barrier(operation, read, numbers)
-        followed = self._rules.factors(operation.op)
+        rule = self._rules.find(operation.op)
+        followed = rule.factors if rule is not None else ()
         if any(name not in followed or value is None for name, value in numbers.items()):
             raise StuckError(NO_FACTOR)
         sources = frozenset[int]().union(*(item.sources for item in read)) | ({operation.index} if numbers else set())
@@ -165,7 +167,7 @@ class Transfer:
             return 0.0
         first, *others = logs.values()
         uniform = all(not isinstance(item, torch.Tensor) for item in logs.values())
-        placed = self._rules.scaling(operation.op) is Scaling.SUM
+        placed = scaling_of(self._rules, operation.op) is Scaling.SUM
         aligned = uniform or (placed and all(_broadcasts(self._shapes[refs[k].index], shape) for k in logs))
         number = any(counts_as_tensor(name, value) for name, value in operation.arguments.items())
         spread = [full(item, self._shapes[refs[k].index]) for k, item in logs.items()] if aligned else []

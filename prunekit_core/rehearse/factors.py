@@ -18,7 +18,7 @@ import torch
 
 from prunekit_core.algebra.layout import Kept, new_size
 from prunekit_core.groups.recording import Recording
-from prunekit_core.program.rules import RuleTable
+from prunekit_core.program.rules import RuleTable, scaling_of
 from prunekit_core.program.scaling import Scaling
 from prunekit_core.program.trace import Operation, TensorRef
 from prunekit_core.rehearse.comparison import Drift
@@ -160,7 +160,7 @@ class Deviations:
         for drift in self._drifts:
             if drift.operation == index and (not drift.old or drift.new / drift.old <= 0):
                 return f"follows a size: {drift.old:g} became {drift.new:g}", False
-        inverse = self._rules.scaling(operation.op) is Scaling.QUOTIENT
+        inverse = scaling_of(self._rules, operation.op) is Scaling.QUOTIENT
         logs = [-(log or 0.0) if inverse else log or 0.0 for log in self._numbers.get(index, {}).values()]
         for position, ref in enumerate(operation.references()):
             if ref.index in self._folding.values:
@@ -251,7 +251,7 @@ class Deviations:
         labels = torch.arange(math.prod(shapes[root]), device="cpu").reshape(shapes[root])
         for source, view in itertools.pairwise(reversed(chain)):
             maker = self.flow.first_maker(view)
-            if maker is None or self._rules.scaling(maker.op) is not Scaling.MOVED or len(maker.references()) != 1:
+            if maker is None or scaling_of(self._rules, maker.op) is not Scaling.MOVED or len(maker.references()) != 1:
                 return None
             if shapes[view] != shapes[source] or "dtype" not in maker.arguments:
                 result = maker.op(**plain_arguments(maker, {source: labels}))
@@ -287,7 +287,7 @@ class Deviations:
         maker = self.flow.maker(self.flow.version(operation.index, ref))
         if maker is None:
             return False
-        how = self._rules.scaling(maker.op)
+        how = scaling_of(self._rules, maker.op)
         if how is Scaling.ZEROS:
             return True
         if how is Scaling.MOVED and maker.references() and ref not in maker.references():
@@ -307,7 +307,7 @@ class Deviations:
             return False
         if version not in self._products:
             self._products[version] = False
-            how, made = self._rules.scaling(maker.op), list(dict.fromkeys(maker.references()))
+            how, made = scaling_of(self._rules, maker.op), list(dict.fromkeys(maker.references()))
             made = [source for source in made if self.is_made(maker, source)]
             product = how is Scaling.PRODUCT and len(made) > 1
             passes = how in (Scaling.MOVED, Scaling.WHOLE, Scaling.PRODUCT, Scaling.QUOTIENT)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from prunekit_core.groups.recording import Recording
-from prunekit_core.program.rules import RuleTable
+from prunekit_core.program.rules import RuleTable, scaling_of
 from prunekit_core.program.scaling import Scaling
 from prunekit_core.program.trace import Operation, TensorRef, is_continuous
 from prunekit_core.rehearse.factor import CLOSE, Logs, slim
@@ -174,7 +174,7 @@ class _Walk:
         if maker is None:
             self._take(version[0], log, wanted)
             return
-        how, refs = self._rules.scaling(maker.op), maker.references()
+        how, refs = scaling_of(self._rules, maker.op), maker.references()
         if how in (Scaling.ROWS, Scaling.CHANNELS, Scaling.ALONG):
             self._layer(maker, how, log, wanted)
         elif how is Scaling.MOVED:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prunekit_core.groups.recording import Recording
-from prunekit_core.program.rules import RuleTable
+from prunekit_core.program.rules import RuleTable, scaling_of
 from prunekit_core.program.scaling import Scaling
 from prunekit_core.program.trace import Operation, TensorRef, Trace
 
@@ -67,7 +67,7 @@ class Flow:
         """Tells whether a tensor depends on what a layer or a matrix product makes, not on constants only."""
 
         def makes(maker: Operation) -> bool:
-            return maker.index in self._wholes or rules.scaling(maker.op) in _LAYERS
+            return maker.index in self._wholes or scaling_of(rules, maker.op) in _LAYERS
 
         return next(self.nearest([version], makes), None) is not None
 

@@ -81,11 +81,13 @@ class Sums:
         self.read.update(self._orders[tensor] for tensor in outputs if tensor in self._orders)
 
     def _sum(self, order: int, tensor: torch.Tensor, op: Any, arguments: Mapping[str, Any], outputs: Any) -> list[Sum]:
-        rest = self._rest(tensor, self._rules.addition(op), arguments, outputs)
+        rule = self._rules.find(op)
+        addition = None if rule is None else rule.adds
+        rest = self._rest(tensor, addition, arguments, outputs)
         if rest is None or order in self.found:
             self.read.add(order)
             return []
-        other = _other(tensor, self._rules.addition(op), arguments)
+        other = _other(tensor, addition, arguments)
         self.found[order] = born = self._born.get(other)
         return [Sum(order, rest.reshape(self._shapes[order]), born)]
 

@@ -162,7 +162,8 @@ class WatchingSink(Sink):
 
     def consumer(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> Seen | None:
         """Recognises an operation that multiplies what it reads by (a part of) a parameter; None for others."""
-        reading: Reading | None = self.rules.reading(op)
+        rule = self.rules.find(op)
+        reading = None if rule is None else rule.reads
         if reading is None:
             return None
         weight, source = arguments[reading.weight], arguments[reading.source]

@@ -12,7 +12,7 @@ from prunekit_core.algebra.layout import Concat, Layout, Product, Units, groups_
 from prunekit_core.errors import ArgumentError
 from prunekit_core.graph.graph import Graph
 from prunekit_core.modules.naming import path_of
-from prunekit_core.program.rules import Kind, Role
+from prunekit_core.program.op_call import Kind, Role
 
 
 def check_heads(graph: Graph, declared: Mapping[nn.Module, int]) -> list[str]:

@@ -10,7 +10,7 @@ from prunekit_core.algebra.layout import Layout
 from prunekit_core.errors import ArgumentError, UnitsError
 from prunekit_core.graph.channels import check_indices, not_whole, whole_units
 from prunekit_core.groups.analysis import Analysis
-from prunekit_core.program.rules import Role
+from prunekit_core.program.op_call import Role
 
 _BY_GROUP = "group:"
 

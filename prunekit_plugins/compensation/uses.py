@@ -10,7 +10,7 @@ import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
 from prunekit_core.program.calls import operation_name, tensors_of
-from prunekit_core.program.linear_forms import Centring, Site
+from prunekit_core.program.linear_forms import Site
 from prunekit_core.program.outputs import output_tensors
 from prunekit_core.program.rules import RuleTable
 from prunekit_core.record.shadow import Shadow
@@ -79,7 +79,8 @@ class _Uses(WatchingSink):
                 self.others.setdefault(name, {})[f"{operation_name(op)} in {module or 'the model'}"] = None
 
     def _note_readers(self, op: Any, arguments: Mapping[str, Any], given: Sequence[torch.Tensor]) -> None:
-        centring: Centring | None = self.rules.centring(op)
+        rule = self.rules.find(op)
+        centring = None if rule is None else rule.centres
         mean, centred = "", None
         if centring is not None and not arguments[centring.switch]:
             mean, centred = self._names.get(id(arguments[centring.mean]), ""), arguments[centring.source]

@@ -12,13 +12,12 @@ from prunekit.plugin import (
     Kind,
     OpCall,
     Operands,
+    OpRule,
     Rule,
     Scaling,
     TensorArgument,
     Verb,
-    scales,
     split,
-    zero_where,
 )
 
 
@@ -79,5 +78,7 @@ def weighted_zeros(operands: Operands, dim: int) -> bool:
 
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    "aten::scaled_dot_product_attention": zero_where(weighted_zeros)(scales(Scaling.CONSTANT, "scale")(attention))
+    "aten::scaled_dot_product_attention": OpRule(
+        attention, scaling=Scaling.CONSTANT, factors="scale", zeros=weighted_zeros
+    ),
 }

@@ -12,19 +12,17 @@ from prunekit.plugin import (
     Kind,
     OpCall,
     Operands,
+    OpRule,
     Role,
     Rule,
     Scaling,
     TensorArgument,
     Verb,
-    output_like,
     product,
-    reads,
-    scales,
     split,
-    zero_where,
 )
 from prunekit_plugins.ops import readings, windows
+from prunekit_plugins.ops.names import aten
 
 
 def _like_convolved(arguments: Mapping[str, Any]) -> tuple[torch.Tensor, Sequence[int]] | None:
@@ -45,7 +43,6 @@ def _like_convolved(arguments: Mapping[str, Any]) -> tuple[torch.Tensor, Sequenc
     return (source, [batch, out, *sizes]) if min(sizes) > 0 else None
 
 
-@output_like(_like_convolved)
 def convolution(call: OpCall) -> list[Axis]:
     """Channels in ``G x i``, channels out ``G x o``; kernel and spatial dims are pinned, but where a kernel is 1."""
     return _convolve(call, transposed=False)
@@ -133,15 +130,13 @@ def convolved_zeros(operands: Operands, dim: int) -> bool:
     return bias is None and operands.along(operands["input"], dim)
 
 
-zeros = zero_where(convolved_zeros)
-plain = zeros(reads(readings.CONVOLUTION)(scales(Scaling.ROWS)(convolution)))
-transposed = zeros(reads(readings.TRANSPOSED)(transposed_convolution))
+_PLAIN = OpRule(
+    convolution, like=_like_convolved, scaling=Scaling.ROWS, zeros=convolved_zeros, reads=readings.CONVOLUTION
+)
+_TRANSPOSED = OpRule(transposed_convolution, zeros=convolved_zeros, reads=readings.TRANSPOSED)
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    **{f"aten::conv{n}d": plain for n in (1, 2, 3)},
-    **{f"aten::conv{n}d.padding": plain for n in (1, 2, 3)},
-    "aten::conv_transpose1d": transposed,
-    "aten::conv_transpose2d": transposed,
-    "aten::conv_transpose3d": transposed,
-    "aten::convolution": zeros(general_convolution),
+    **aten("conv1d conv2d conv3d conv1d.padding conv2d.padding conv3d.padding", _PLAIN),
+    **aten("conv_transpose1d conv_transpose2d conv_transpose3d", _TRANSPOSED),
+    "aten::convolution": OpRule(general_convolution, zeros=convolved_zeros),
 }

@@ -6,18 +6,9 @@ from collections.abc import Mapping
 
 import torch
 
-from prunekit.plugin import Axis, AxisMismatchError, OpCall, Role, Rule, TensorArgument, Verb
-from prunekit_plugins.ops.pointwise import elementwise, pointwise
-
-each = elementwise(pointwise)
-ACTIVATIONS = (
-    "elu_backward",
-    "hardswish_backward",
-    "leaky_relu_backward",
-    "log_sigmoid_backward",
-    "mish_backward",
-    "softplus_backward",
-)
+from prunekit.plugin import ELEMENTWISE, Axis, AxisMismatchError, OpCall, OpRule, Role, Rule, TensorArgument, Verb
+from prunekit_plugins.ops.names import aten
+from prunekit_plugins.ops.pointwise import pointwise
 
 
 def select_backward(call: OpCall) -> list[Axis]:
@@ -101,12 +92,15 @@ def convolution_backward(call: OpCall) -> list[list[Axis]]:
     return [axes for axes, wanted in zip(made, call["output_mask"], strict=True) if wanted]
 
 
+_ACTIVATIONS = """
+elu_backward hardswish_backward leaky_relu_backward log_sigmoid_backward mish_backward softplus_backward
+"""
+
 RULES: Mapping[str | torch.Tag, Rule] = {
-    **{f"aten::{name}": each for name in ACTIVATIONS},
+    **aten(_ACTIVATIONS, OpRule(pointwise, zeros=ELEMENTWISE)),
     "aten::select_backward": select_backward,
     "aten::slice_backward": slice_backward,
-    "aten::_softmax_backward_data": softmax_backward,
-    "aten::_log_softmax_backward_data": softmax_backward,
+    **aten("_softmax_backward_data _log_softmax_backward_data", softmax_backward),
     "aten::native_layer_norm_backward": layer_norm_backward,
     "aten::convolution_backward": convolution_backward,
 }

@@ -6,19 +6,16 @@ from collections.abc import Mapping
 
 import torch
 
-from prunekit.plugin import Axis, OpCall, Rule, Scaling, scales, sized_by, zero_where
+from prunekit.plugin import Axis, OpCall, OpRule, Rule, Scaling
+from prunekit_plugins.ops.names import aten
 from prunekit_plugins.ops.pointwise import always_zero, filled_with_zero
 
-shaped = sized_by(size="it is the shape of the output", stride="no value depends on the order in memory")
 
-
-@shaped
 def uniform_values(call: OpCall) -> list[Axis]:
     """All elements are alike (zeros, ones, full): any unit may go, so the axes are free."""
     return [Axis(size) for size in call.shape]
 
 
-@shaped
 def one_value(call: OpCall) -> list[Axis]:
     """Zeros, ones, one number: all elements are equal."""
     call.expanded(range(len(call.shape)))
@@ -50,28 +47,25 @@ def check(call: OpCall) -> None:
     """An assertion about values, or a question about memory, makes nothing."""
 
 
-_ONES = "ones new_ones"
-_ZEROS = "zeros new_zeros"
+_SIZE = {"size": "it is the shape of the output"}
+_STRIDED = {**_SIZE, "stride": "no value depends on the order in memory"}
 _EMPTY = "empty new_empty empty_strided new_empty_strided"
 """Memory that nobody may read before it is written: as good as zeros."""
 _NUMBERED = "arange linspace logspace rand randn randint randperm tril_indices triu_indices tensor"
 _WINDOWS = "bartlett_window blackman_window fft_fftfreq fft_rfftfreq hamming_window hann_window kaiser_window range"
 
-filled = zero_where(filled_with_zero)(scales(Scaling.NUMBERS, "fill_value")(one_value))
-
 RULES: Mapping[str | torch.Tag, Rule] = {
-    **{f"aten::{name}": scales(Scaling.NUMBERS)(one_value) for name in _ONES.split()},
-    **{f"aten::{name}": zero_where(always_zero)(scales(Scaling.ZEROS)(one_value)) for name in _ZEROS.split()},
-    **{
-        f"aten::{name}": zero_where(filled_with_zero)(scales(Scaling.NUMBERS, "fill_value")(one_value))
-        for name in ("full", "new_full")
-    },
-    **{f"aten::{name}": zero_where(always_zero)(scales(Scaling.NUMBERS)(uniform_values)) for name in _EMPTY.split()},
-    "aten::scalar_tensor": scales(Scaling.NUMBERS, "s")(uniform_values),
-    **{f"aten::{name}": numbered_values for name in (*_NUMBERED.split(), *_WINDOWS.split())},
+    **aten("ones new_ones", OpRule(one_value, scaling=Scaling.NUMBERS, sizes=_SIZE)),
+    **aten("zeros new_zeros", OpRule(one_value, scaling=Scaling.ZEROS, zeros=always_zero, sizes=_SIZE)),
+    **aten(
+        "full new_full",
+        OpRule(one_value, scaling=Scaling.NUMBERS, factors="fill_value", zeros=filled_with_zero, sizes=_SIZE),
+    ),
+    **aten(_EMPTY, OpRule(uniform_values, scaling=Scaling.NUMBERS, zeros=always_zero, sizes=_STRIDED)),
+    "aten::scalar_tensor": OpRule(uniform_values, scaling=Scaling.NUMBERS, factors="s"),
+    **aten(_NUMBERED, numbered_values),
+    **aten(_WINDOWS, numbered_values),
     "aten::eye": identity,
     "aten::_local_scalar_dense": number,
-    "aten::_assert_async": check,
-    "aten::is_pinned": check,
-    "aten::_linalg_check_errors": check,
+    **aten("_assert_async is_pinned _linalg_check_errors", check),
 }

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import torch
 
-from prunekit.plugin import Axis, Kind, OpCall, Operands, Role, Rule, Scaling, TensorArgument, scales, zero_where
+from prunekit.plugin import Axis, Kind, OpCall, Operands, OpRule, Role, Rule, Scaling, TensorArgument
 from prunekit_plugins.ops.masks import dealt_out, is_mask, rows_of
+from prunekit_plugins.ops.names import aten
 
 LOOKED_UP = "its positions are looked up"
 
@@ -104,17 +105,11 @@ def looked_up_zeros(operands: Operands, dim: int) -> bool:
     return operands.output == 0 and dim == len(operands.shape) - 1 and operands.along(operands["weight"], 1)
 
 
-whole = scales(Scaling.WHOLE)
-looked_up = zero_where(looked_up_zeros)
-
 RULES: Mapping[str | torch.Tag, Rule] = {
-    "aten::embedding": looked_up(whole(embedding)),
-    "aten::embedding_bag": looked_up(embedding_bag),
-    "aten::_embedding_bag": looked_up(embedding_bag),
-    "aten::_embedding_bag_forward_only": looked_up(embedding_bag),
+    "aten::embedding": OpRule(embedding, scaling=Scaling.WHOLE, zeros=looked_up_zeros),
+    **aten("embedding_bag _embedding_bag _embedding_bag_forward_only", OpRule(embedding_bag, zeros=looked_up_zeros)),
     "aten::_pack_padded_sequence": pack,
-    "aten::index": whole(index),
-    "aten::_unsafe_index": whole(index),
-    "aten::index_select": whole(index_select),
-    "aten::gather": whole(gather),
+    **aten("index _unsafe_index", OpRule(index, scaling=Scaling.WHOLE)),
+    "aten::index_select": OpRule(index_select, scaling=Scaling.WHOLE),
+    "aten::gather": OpRule(gather, scaling=Scaling.WHOLE),
 }

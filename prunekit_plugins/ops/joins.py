@@ -12,23 +12,20 @@ from prunekit.plugin import (
     Axis,
     AxisMismatchError,
     OpCall,
+    OpRule,
     Rule,
     Scaling,
     TensorArgument,
     concat,
     cut,
     is_pinned,
-    output_like,
-    scales,
-    sized_by,
     split,
 )
-from prunekit_plugins.ops.pointwise import first
-from prunekit_plugins.ops.scatters import written
+from prunekit_plugins.ops.names import aten
+from prunekit_plugins.ops.pointwise import zeros_of_first
+from prunekit_plugins.ops.scatters import written_zeros
 
-CUT = "the shapes of the pieces say where they begin and end"
 BEFORE = "positions before the first one"
-LENGTH = "with the place where it begins, the shape of the output says where the run ends"
 
 
 def _tie_others(call: OpCall, tensors: list[TensorArgument], dim: int) -> list[Axis]:
@@ -57,7 +54,6 @@ def _like_joined(arguments: Mapping[str, Any]) -> tuple[torch.Tensor, Sequence[i
     return first, shape
 
 
-@output_like(_like_joined)
 def cat(call: OpCall) -> list[Axis]:
     """The joined dim is the concat of the inputs' axes; all others are the same axis."""
     tensors = [t for t in call["tensors"] if t.shape != (0,)]
@@ -79,7 +75,6 @@ def stack(call: OpCall) -> list[Axis]:
     return result
 
 
-@sized_by(split_size=CUT, split_sizes=CUT, indices=CUT, sections=CUT, chunks=CUT)
 def pieces(call: OpCall) -> list[list[Axis]]:
     """``split``, ``chunk`` and ``tensor_split`` cut one dim into consecutive pieces.
 
@@ -130,7 +125,6 @@ def select(call: OpCall) -> list[Axis]:
     return [axis for k, axis in enumerate(source.axes) if k != dim]
 
 
-@sized_by(end=LENGTH)
 def slice_(call: OpCall) -> list[Axis]:
     """Takes a run of positions; every ``n``-th position reads the dim as ``outer x n``."""
     source: TensorArgument = call["self"]
@@ -173,7 +167,6 @@ def slice_(call: OpCall) -> list[Axis]:
     return result
 
 
-@sized_by(length=LENGTH)
 def narrow(call: OpCall) -> list[Axis]:
     source: TensorArgument = call["self"]
     dim, start, length = call["dim"] % source.ndim, call["start"], call["length"]
@@ -235,20 +228,21 @@ def write_run(call: OpCall) -> list[Axis]:
 
 
 _SPLITS = "split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unsafe_chunk tensor_split"
-
-moved = scales(Scaling.MOVED)
+_CUTS = dict.fromkeys(
+    ("split_size", "split_sizes", "indices", "sections", "chunks"),
+    "the shapes of the pieces say where they begin and end",
+)
+_LENGTH = "with the place where it begins, the shape of the output says where the run ends"
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    **{f"aten::{name}": moved(pieces) for name in _SPLITS.split()},
-    "aten::cat": moved(cat),
-    "aten::concat": moved(cat),
-    "aten::concatenate": moved(cat),
-    "aten::stack": moved(stack),
-    "aten::unbind": moved(unbind),
-    "aten::select": moved(select),
-    "aten::slice": moved(slice_),
-    "aten::narrow": moved(narrow),
-    "aten::glu": first(glu),
-    "aten::select_scatter": written(write_position),
-    "aten::slice_scatter": written(write_run),
+    **aten(_SPLITS, OpRule(pieces, scaling=Scaling.MOVED, sizes=_CUTS)),
+    **aten("cat concat concatenate", OpRule(cat, like=_like_joined, scaling=Scaling.MOVED)),
+    "aten::stack": OpRule(stack, scaling=Scaling.MOVED),
+    "aten::unbind": OpRule(unbind, scaling=Scaling.MOVED),
+    "aten::select": OpRule(select, scaling=Scaling.MOVED),
+    "aten::slice": OpRule(slice_, scaling=Scaling.MOVED, sizes={"end": _LENGTH}),
+    "aten::narrow": OpRule(narrow, scaling=Scaling.MOVED, sizes={"length": _LENGTH}),
+    "aten::glu": OpRule(glu, zeros=zeros_of_first),
+    "aten::select_scatter": OpRule(write_position, zeros=written_zeros),
+    "aten::slice_scatter": OpRule(write_run, zeros=written_zeros),
 }

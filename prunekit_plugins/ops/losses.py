@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from prunekit.plugin import Axis, AxisMismatchError, OpCall, Rule, TensorArgument, Verb
+from prunekit_plugins.ops.names import aten
 from prunekit_plugins.ops.pointwise import broadcast
 
 UNREDUCED = 0
@@ -50,7 +51,6 @@ binary_cross_entropy binary_cross_entropy_with_logits huber_loss mse_loss smooth
 """
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    **{f"aten::{name}": placewise for name in _PLACEWISE.split()},
-    "aten::nll_loss_forward": likelihood,
-    "aten::nll_loss2d_forward": likelihood,
+    **aten(_PLACEWISE, placewise),
+    **aten("nll_loss_forward nll_loss2d_forward", likelihood),
 }

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from prunekit.plugin import Axis, AxisMismatchError, OpCall, Rule, TensorArgument
-from prunekit_plugins.ops.pointwise import first
+from prunekit.plugin import Axis, AxisMismatchError, OpCall, OpRule, Rule, TensorArgument
+from prunekit_plugins.ops.names import aten
+from prunekit_plugins.ops.pointwise import zeros_of_first
 
 MATRIX = "a function of the whole matrix"
 
@@ -59,7 +60,7 @@ linalg_eig linalg_lu linalg_lu_factor_ex linalg_matrix_exp linalg_pinv linalg_ld
 """
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    **{f"aten::{name}": whole_matrix for name in _MATRICES.split()},
-    **{f"aten::{name}": first(fourier) for name in ("_fft_r2c", "_fft_c2r", "_fft_c2c")},
+    **aten(_MATRICES, whole_matrix),
+    **aten("_fft_r2c _fft_c2r _fft_c2c", OpRule(fourier, zeros=zeros_of_first)),
     "aten::linalg_cross": cross,
 }

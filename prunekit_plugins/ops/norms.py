@@ -13,17 +13,15 @@ from prunekit.plugin import (
     Kind,
     OpCall,
     Operands,
+    OpRule,
     Role,
     Rule,
     Scaling,
     TensorArgument,
     Verb,
-    centres,
-    output_like,
-    scales,
     split,
-    zero_where,
 )
+from prunekit_plugins.ops.names import aten
 
 
 def _like_channels(arguments: Mapping[str, Any]) -> torch.Tensor | None:
@@ -37,11 +35,6 @@ def _like_channels(arguments: Mapping[str, Any]) -> torch.Tensor | None:
         if tensor is not None and tensor.shape != channels:
             return None
     return source
-
-
-@output_like(_like_channels)
-def batch_norm(call: OpCall) -> list[Axis]:
-    return channel_norm(call)
 
 
 def channel_norm(call: OpCall) -> list[Axis]:
@@ -121,11 +114,6 @@ def _like_normalized(arguments: Mapping[str, Any]) -> torch.Tensor | None:
     return source if fits and all(tuple(t.shape) == shape and t.dtype == source.dtype for t in own) else None
 
 
-@output_like(_like_normalized)
-def single_layer_norm(call: OpCall) -> list[Axis]:
-    return layer_norm(call)
-
-
 def layer_norm(call: OpCall) -> list[Axis]:
     """LayerNorm and RMSNorm take statistics over the last dims."""
     source: TensorArgument = call["input"]
@@ -170,22 +158,21 @@ def weight_norm_zeros(operands: Operands, dim: int) -> bool:
     return not operands.output and any(operands.along(operands[name], dim) for name in ("v", "g"))
 
 
-layers = zero_where(layer_norm_zeros)
-groups = zero_where(group_norm_zeros)
-channels = zero_where(channel_norm_zeros)
+_RUNNING_MEAN = Centring("input", "running_mean", "training")
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    "aten::batch_norm": channels(
-        centres(Centring("input", "running_mean", "training"))(scales(Scaling.CHANNELS)(batch_norm))
+    "aten::batch_norm": OpRule(
+        channel_norm, like=_like_channels, scaling=Scaling.CHANNELS, zeros=channel_norm_zeros, centres=_RUNNING_MEAN
     ),
-    "aten::instance_norm": channels(scales(Scaling.CHANNELS)(channel_norm)),
-    "aten::native_batch_norm": channels(channel_norm),
-    "aten::_native_batch_norm_legit": channels(channel_norm),
-    "aten::_native_batch_norm_legit_no_training": channels(channel_norm),
-    "aten::group_norm": groups(scales(Scaling.CHANNELS)(group_norm)),
-    "aten::layer_norm": layers(scales(Scaling.ALONG)(single_layer_norm)),
-    "aten::native_layer_norm": layers(layer_norm_with_statistics),
-    "aten::_weight_norm_interface": zero_where(weight_norm_zeros)(weight_norm),
-    "aten::rms_norm": layers(scales(Scaling.ALONG)(layer_norm)),
-    "aten::_fused_rms_norm": layers(layer_norm_with_statistics),
+    "aten::instance_norm": OpRule(channel_norm, scaling=Scaling.CHANNELS, zeros=channel_norm_zeros),
+    **aten(
+        "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training",
+        OpRule(channel_norm, zeros=channel_norm_zeros),
+    ),
+    "aten::group_norm": OpRule(group_norm, scaling=Scaling.CHANNELS, zeros=group_norm_zeros),
+    "aten::layer_norm": OpRule(layer_norm, like=_like_normalized, scaling=Scaling.ALONG, zeros=layer_norm_zeros),
+    "aten::native_layer_norm": OpRule(layer_norm_with_statistics, zeros=layer_norm_zeros),
+    "aten::_weight_norm_interface": OpRule(weight_norm, zeros=weight_norm_zeros),
+    "aten::rms_norm": OpRule(layer_norm, scaling=Scaling.ALONG, zeros=layer_norm_zeros),
+    "aten::_fused_rms_norm": OpRule(layer_norm_with_statistics, zeros=layer_norm_zeros),
 }

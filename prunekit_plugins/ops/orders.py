@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from prunekit.plugin import Axis, OpCall, Rule, TensorArgument
+from prunekit_plugins.ops.names import aten
 
 ORDERED = "its positions are ordered by value"
 
@@ -40,6 +41,6 @@ _ORDERED = "topk sort kthvalue mode cummax cummin logcumsumexp"
 _EVERYTHING = "_unique _unique2 unique_dim unique_consecutive searchsorted bucketize multinomial"
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    **{f"aten::{name}": ordered for name in _ORDERED.split()},
-    **{f"aten::{name}": everything for name in _EVERYTHING.split()},
+    **aten(_ORDERED, ordered),
+    **aten(_EVERYTHING, everything),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import attrs
 import torch
 
 from prunekit.plugin import (
@@ -15,20 +16,15 @@ from prunekit.plugin import (
     Kind,
     OpCall,
     Operands,
+    OpRule,
     Role,
     Rule,
     Scaling,
     TensorArgument,
     Verb,
-    adds,
     is_pinned,
-    numbers_along,
-    output_like,
-    scales,
-    zero_where,
 )
-
-elementwise = zero_where(ELEMENTWISE)
+from prunekit_plugins.ops.names import aten
 
 
 def broadcast(call: OpCall, tensors: list[TensorArgument], shape: tuple[int, ...]) -> list[Axis]:
@@ -93,22 +89,6 @@ def _like_operands(arguments: Mapping[str, Any]) -> torch.Tensor | tuple[torch.T
 _INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 
 
-@elementwise
-@output_like(_like_operands)
-def arithmetic(call: OpCall) -> list[Axis]:
-    """Pointwise on operands of one dtype."""
-    return pointwise(call)
-
-
-@elementwise
-@output_like(_like_only_tensor)
-def activation(call: OpCall) -> list[Axis]:
-    """A pointwise function of one tensor that keeps its dtype."""
-    return pointwise(call)
-
-
-@elementwise
-@output_like(_like_operands)
 def add(call: OpCall) -> list[Axis]:
     """Pointwise; where two activations are added their common axis is a stream."""
     result = pointwise(call)
@@ -150,12 +130,6 @@ def copied(call: OpCall) -> list[Axis]:
 def filled(call: OpCall) -> list[Axis]:
     """One value in the shape of the first tensor."""
     call.expanded(range(len(call.shape)))
-    return like_first(call)
-
-
-@output_like(_like_only_tensor)
-def dropout(call: OpCall) -> list[Axis]:
-    """The dims of the input, whether it does anything (in train mode) or not."""
     return like_first(call)
 
 
@@ -229,16 +203,11 @@ def zeros_of_source(operands: Operands, dim: int) -> bool:
     return operands.ndim(source) >= back and operands.along(source, -back)
 
 
-first = zero_where(zeros_of_first)
-by_element = elementwise(pointwise)
-
 _SAME = """
-_standard_gamma alpha_dropout bernoulli cauchy empty_like exponential
-feature_alpha_dropout feature_dropout fill geometric log_normal normal poisson rand_like randn_like random
-requires_grad_ rrelu uniform zero
+_standard_gamma alpha_dropout bernoulli cauchy empty_like exponential feature_alpha_dropout feature_dropout fill
+geometric log_normal normal poisson rand_like randn_like random requires_grad_ rrelu uniform zero
 """
-
-_FILLED = "full_like ones_like"
+"""Of ``empty_like``, ``fill`` and ``zero`` more is said further down."""
 
 _COPIES = "_to_copy alias clone contiguous cpu cuda detach lift_fresh positive resolve_conj resolve_neg to type_as"
 _SUMS = "add neg negative rsub subtract"
@@ -261,46 +230,42 @@ addcdiv addcmul complex copysign eq exp floor_divide fmod ge glu_jvp gt isfinite
 logical_not logical_or lt nan_to_num ne polar pow remainder special_erf special_expit threshold xlogy
 """
 
-_ADD = adds(Addition("self", "other", "alpha"))(scales(Scaling.SUM, "alpha")(add))
+_BY_ELEMENT = OpRule(pointwise, zeros=ELEMENTWISE)
+_ACTIVATION = attrs.evolve(_BY_ELEMENT, like=_like_only_tensor)
+_ARITHMETIC = attrs.evolve(_BY_ELEMENT, like=_like_operands)
+_ADD = attrs.evolve(
+    _ARITHMETIC, ties=add, scaling=Scaling.SUM, factors="alpha", adds=Addition("self", "other", "alpha")
+)
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    torch.Tag.pointwise: by_element,
-    **{f"aten::{name}": like_first for name in _SAME.split()},
-    **{f"aten::{name}": scales(Scaling.NUMBERS)(filled) for name in _FILLED.split()},
-    **{f"aten::{name}": by_element for name in _POINTWISE.split()},
-    **{f"aten::{name}": activation for name in _ACTIVATIONS.split()},
-    **{f"aten::{name}": scales(Scaling.SUM)(activation) for name in _HOMOGENEOUS.split()},
-    **{f"aten::{name}": first(scales(Scaling.MOVED)(copied)) for name in _COPIES.split()},
-    **{f"aten::{name}": zero_where(always_zero)(scales(Scaling.ZEROS)(like_first)) for name in ("empty_like", "zero")},
-    **{f"aten::{name}": scales(Scaling.SUM)(by_element) for name in _SUMS.split()},
-    **{f"aten::{name}": scales(Scaling.SUM)(by_element) for name in _SELECTIONS.split()},
-    **{f"aten::{name}": scales(Scaling.POWER)(by_element) for name in _POWERS.split()},
-    **{f"aten::{name}": scales(Scaling.QUOTIENT, "other")(by_element) for name in _QUOTIENTS.split()},
-    "aten::fill": zero_where(filled_with_zero)(like_first),
-    "aten::full_like": zero_where(filled_with_zero)(scales(Scaling.NUMBERS, "fill_value")(filled)),
-    "aten::zeros_like": zero_where(always_zero)(scales(Scaling.ZEROS)(filled)),
-    "aten::multiply": scales(Scaling.PRODUCT, "other")(by_element),
-    "aten::mul.Tensor": scales(Scaling.PRODUCT, "other")(arithmetic),
-    "aten::mul_.Tensor": scales(Scaling.PRODUCT, "other")(arithmetic),
-    "aten::sub.Tensor": scales(Scaling.SUM, "alpha")(arithmetic),
-    "aten::add.Tensor": _ADD,
-    "aten::add_.Tensor": _ADD,
-    "aten::dropout": scales(Scaling.PRODUCT)(dropout),
-    "aten::native_dropout": first(dropout_with_mask),
-    "aten::softmax": softmax,
-    "aten::_softmax": softmax,
-    "aten::log_softmax": softmax,
-    "aten::_log_softmax": softmax,
-    "aten::_safe_softmax": softmax,
-    "aten::cumsum": first(along_dim),
-    "aten::cumprod": first(along_dim),
-    "aten::flip": scales(Scaling.MOVED)(along_dims),
-    "aten::roll": scales(Scaling.MOVED)(along_dims),
-    "aten::triu": first(last_two),
-    "aten::tril": first(last_two),
-    "aten::copy_": zero_where(zeros_of_source)(numbers_along("self")(copy_into)),
-    "aten::copy": zero_where(zeros_of_source)(copy_into),
+    torch.Tag.pointwise: _BY_ELEMENT,
+    **aten(_SAME, like_first),
+    "aten::full_like": OpRule(filled, scaling=Scaling.NUMBERS, factors="fill_value", zeros=filled_with_zero),
+    "aten::ones_like": OpRule(filled, scaling=Scaling.NUMBERS),
+    **aten(_POINTWISE, _BY_ELEMENT),
+    **aten(_ACTIVATIONS, _ACTIVATION),
+    **aten(_HOMOGENEOUS, attrs.evolve(_ACTIVATION, scaling=Scaling.SUM)),
+    **aten(_COPIES, OpRule(copied, scaling=Scaling.MOVED, zeros=zeros_of_first)),
+    **aten("empty_like zero", OpRule(like_first, scaling=Scaling.ZEROS, zeros=always_zero)),
+    **aten(_SUMS, attrs.evolve(_BY_ELEMENT, scaling=Scaling.SUM)),
+    **aten(_SELECTIONS, attrs.evolve(_BY_ELEMENT, scaling=Scaling.SUM)),
+    **aten(_POWERS, attrs.evolve(_BY_ELEMENT, scaling=Scaling.POWER)),
+    **aten(_QUOTIENTS, attrs.evolve(_BY_ELEMENT, scaling=Scaling.QUOTIENT, factors="other")),
+    "aten::fill": OpRule(like_first, zeros=filled_with_zero),
+    "aten::zeros_like": OpRule(filled, scaling=Scaling.ZEROS, zeros=always_zero),
+    "aten::multiply": attrs.evolve(_BY_ELEMENT, scaling=Scaling.PRODUCT, factors="other"),
+    **aten("mul.Tensor mul_.Tensor", attrs.evolve(_ARITHMETIC, scaling=Scaling.PRODUCT, factors="other")),
+    "aten::sub.Tensor": attrs.evolve(_ARITHMETIC, scaling=Scaling.SUM, factors="alpha"),
+    **aten("add.Tensor add_.Tensor", _ADD),
+    "aten::dropout": OpRule(like_first, like=_like_only_tensor, scaling=Scaling.PRODUCT),
+    "aten::native_dropout": OpRule(dropout_with_mask, zeros=zeros_of_first),
+    **aten("softmax _softmax log_softmax _log_softmax _safe_softmax", softmax),
+    **aten("cumsum cumprod", OpRule(along_dim, zeros=zeros_of_first)),
+    **aten("flip roll", OpRule(along_dims, scaling=Scaling.MOVED)),
+    **aten("triu tril", OpRule(last_two, zeros=zeros_of_first)),
+    "aten::copy_": OpRule(copy_into, zeros=zeros_of_source, numbers="self"),
+    "aten::copy": OpRule(copy_into, zeros=zeros_of_source),
     "aten::isin": among,
-    "aten::prelu": first(prelu),
-    "aten::_prelu_kernel": by_element,
+    "aten::prelu": OpRule(prelu, zeros=zeros_of_first),
+    "aten::_prelu_kernel": _BY_ELEMENT,
 }

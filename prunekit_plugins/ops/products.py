@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import attrs
 import torch
 
 from prunekit.plugin import (
@@ -13,6 +14,7 @@ from prunekit.plugin import (
     Kind,
     OpCall,
     Operands,
+    OpRule,
     Role,
     Rule,
     Scaling,
@@ -20,13 +22,10 @@ from prunekit.plugin import (
     TensorRef,
     Verb,
     is_pinned,
-    output_like,
-    reads,
     resolve,
-    scales,
-    zero_where,
 )
 from prunekit_plugins.ops import readings
+from prunekit_plugins.ops.names import aten
 from prunekit_plugins.ops.pointwise import broadcast
 
 
@@ -40,7 +39,6 @@ def _like_rows(arguments: Mapping[str, Any]) -> tuple[torch.Tensor, list[int]] |
     return source, [*source.shape[:-1], weight.shape[0]]
 
 
-@output_like(_like_rows)
 def linear(call: OpCall) -> list[Axis]:
     """``y = x W^T + b`` with ``W [out, in]``."""
     source, weight, bias = call["input"], call["weight"], call["bias"]
@@ -257,26 +255,22 @@ def _labels(equation: str, ndims: list[int]) -> tuple[list[str], str]:
     return filled, right.replace("...", "".join(spare[:widest]))
 
 
-product = zero_where(matmul_zeros)(scales(Scaling.MATRIX)(matmul))
-added = zero_where(add_matmul_zeros)(scales(Scaling.ADDED_MATRIX, "alpha", "beta")(add_matmul))
-contracted = zero_where(matmul_zeros)(scales(Scaling.MULTILINEAR)(matmul))
+_PRODUCT = OpRule(matmul, scaling=Scaling.MATRIX, zeros=matmul_zeros)
+_ADDED = OpRule(add_matmul, scaling=Scaling.ADDED_MATRIX, factors=("alpha", "beta"), zeros=add_matmul_zeros)
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    "aten::linear": reads(readings.LINEAR)(zero_where(linear_zeros)(scales(Scaling.ROWS)(linear))),
-    "aten::matmul": reads(readings.PRODUCT)(product),
-    "aten::mm": reads(readings.PLAIN_PRODUCT)(product),
-    "aten::bmm": product,
-    "aten::mv": contracted,
-    "aten::dot": contracted,
-    "aten::vdot": contracted,
-    "aten::addmm": reads(readings.ADDED_PRODUCT)(added),
-    "aten::baddbmm": added,
-    "aten::addmv": zero_where(add_matmul_zeros)(add_matmul),
+    "aten::linear": OpRule(linear, like=_like_rows, scaling=Scaling.ROWS, zeros=linear_zeros, reads=readings.LINEAR),
+    "aten::matmul": attrs.evolve(_PRODUCT, reads=readings.PRODUCT),
+    "aten::mm": attrs.evolve(_PRODUCT, reads=readings.PLAIN_PRODUCT),
+    "aten::bmm": _PRODUCT,
+    **aten("mv dot vdot", OpRule(matmul, scaling=Scaling.MULTILINEAR, zeros=matmul_zeros)),
+    "aten::addmm": attrs.evolve(_ADDED, reads=readings.ADDED_PRODUCT),
+    "aten::baddbmm": _ADDED,
+    "aten::addmv": OpRule(add_matmul, zeros=add_matmul_zeros),
     "aten::addbmm": sum_of_products,
     "aten::addr": outer_product,
     "aten::_grouped_mm": grouped_matmul,
     "aten::bilinear": bilinear,
-    "aten::cdist": distances,
-    "aten::_cdist_forward": distances,
-    "aten::einsum": zero_where(einsum_zeros)(scales(Scaling.MULTILINEAR)(einsum)),
+    **aten("cdist _cdist_forward", distances),
+    "aten::einsum": OpRule(einsum, scaling=Scaling.MULTILINEAR, zeros=einsum_zeros),
 }

@@ -6,12 +6,18 @@ from collections.abc import Mapping
 
 import torch
 
-from prunekit.plugin import Axis, AxisMismatchError, OpCall, Role, Rule, TensorArgument, Verb, numbers_along
+from prunekit.plugin import Axis, AxisMismatchError, OpCall, OpRule, Role, Rule, TensorArgument, Verb
+from prunekit_plugins.ops.names import aten
 
 
 def per_tensor(call: OpCall) -> list[list[Axis]]:
     """One scale and one zero point for all elements; the mask tells which weren't clamped."""
     return [list(call["self"].axes)] * len(call.shapes)
+
+
+def rounded(call: OpCall) -> list[Axis]:
+    """As `per_tensor`, without a mask."""
+    return list(call["self"].axes)
 
 
 def per_channel(call: OpCall) -> list[list[Axis]]:
@@ -42,16 +48,18 @@ def _along_channels(call: OpCall, dim: int, names: tuple[str, ...]) -> None:
         call.role(tensor, 0, Role.ALONG)
 
 
-of_channels = numbers_along("zero_point")
+_PER_TENSOR = """
+fake_quantize_per_tensor_affine_cachemask _fake_quantize_per_tensor_affine_cachemask_tensor_qparams
+_fake_quantize_learnable_per_tensor_affine
+"""
+_PER_CHANNEL = """
+fake_quantize_per_channel_affine fake_quantize_per_channel_affine_cachemask _fake_quantize_learnable_per_channel_affine
+"""
+_OBSERVED = "_fused_moving_avg_obs_fq_helper fused_moving_avg_obs_fake_quant"
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    "aten::fake_quantize_per_tensor_affine": lambda call: per_tensor(call)[0],
-    "aten::fake_quantize_per_tensor_affine_cachemask": per_tensor,
-    "aten::_fake_quantize_per_tensor_affine_cachemask_tensor_qparams": per_tensor,
-    "aten::_fake_quantize_learnable_per_tensor_affine": per_tensor,
-    "aten::fake_quantize_per_channel_affine": of_channels(per_channel),
-    "aten::fake_quantize_per_channel_affine_cachemask": of_channels(per_channel),
-    "aten::_fake_quantize_learnable_per_channel_affine": of_channels(per_channel),
-    "aten::_fused_moving_avg_obs_fq_helper": of_channels(observed),
-    "aten::fused_moving_avg_obs_fake_quant": of_channels(observed),
+    "aten::fake_quantize_per_tensor_affine": rounded,
+    **aten(_PER_TENSOR, per_tensor),
+    **aten(_PER_CHANNEL, OpRule(per_channel, numbers="zero_point")),
+    **aten(_OBSERVED, OpRule(observed, numbers="zero_point")),
 }

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 import torch
 
-from prunekit.plugin import Axis, OpCall, Rule, Scaling, TensorArgument, Verb, scales
-from prunekit_plugins.ops.pointwise import first
+from prunekit.plugin import Axis, OpCall, OpRule, Rule, Scaling, TensorArgument, Verb
+from prunekit_plugins.ops.names import aten
+from prunekit_plugins.ops.pointwise import zeros_of_first
 
 
 def _reduced(call: OpCall, source: TensorArgument) -> list[int]:
@@ -80,18 +81,13 @@ _DEVIATIONS = "std_mean var var_mean"
 _REDUCTIONS = "_aminmax aminmax prod max min median nanmedian"
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    **{f"aten::{name}": first(reduce) for name in _REDUCTIONS.split()},
-    **{f"aten::{name}": first(deviate) for name in _DEVIATIONS.split()},
-    "aten::std": scales(Scaling.WHOLE)(deviate),
-    **{f"aten::{name}": reduce for name in ("_is_all_true", "all", "logsumexp")},
-    **{f"aten::{name}": first(add_up) for name in _COUNTS.split()},
-    **{f"aten::{name}": first(scales(Scaling.REDUCED)(add_up)) for name in ("linalg_vector_norm", "norm")},
-    **{f"aten::{name}": scales(Scaling.REDUCED)(add_up) for name in _SUMS.split()},
-    **{f"aten::{name}": scales(Scaling.REDUCED)(reduce) for name in _HOMOGENEOUS.split()},
-    "aten::argmax": locate,
-    "aten::argmin": locate,
-    "aten::max.dim": locate,
-    "aten::min.dim": locate,
-    "aten::median.dim": locate,
-    "aten::nanmedian.dim": locate,
+    **aten(_REDUCTIONS, OpRule(reduce, zeros=zeros_of_first)),
+    **aten(_DEVIATIONS, OpRule(deviate, zeros=zeros_of_first)),
+    "aten::std": OpRule(deviate, scaling=Scaling.WHOLE),
+    **aten("_is_all_true all logsumexp", reduce),
+    **aten(_COUNTS, OpRule(add_up, zeros=zeros_of_first)),
+    **aten("linalg_vector_norm norm", OpRule(add_up, scaling=Scaling.REDUCED, zeros=zeros_of_first)),
+    **aten(_SUMS, OpRule(add_up, scaling=Scaling.REDUCED)),
+    **aten(_HOMOGENEOUS, OpRule(reduce, scaling=Scaling.REDUCED)),
+    **aten("argmax argmin max.dim min.dim median.dim nanmedian.dim", locate),
 }

@@ -13,15 +13,15 @@ from prunekit.plugin import (
     AxisMismatchError,
     OpCall,
     Operands,
+    OpRule,
     Rule,
     Scaling,
     TensorArgument,
     TensorRef,
     regroup,
-    scales,
-    zero_where,
 )
 from prunekit_plugins.ops.masks import dealt_out, equal_tail, is_mask, rows_of
+from prunekit_plugins.ops.names import aten
 from prunekit_plugins.ops.pointwise import broadcast
 
 WRITTEN = "its positions are written by index"
@@ -169,20 +169,17 @@ def written_zeros(operands: Operands, dim: int) -> bool:
     return operands.along(operands["self"], dim) and operands.everywhere(written)
 
 
-written = zero_where(written_zeros)
-
 _ROWS = "index_copy index_fill index_reduce"
 _FLAT = "nonzero take put bincount histc"
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    "aten::index_put": written(scales(Scaling.WRITTEN)(index_put)),
-    "aten::_index_put_impl_": written(index_put),
-    "aten::_unsafe_index_put": written(index_put),
-    **{f"aten::{name}": written(scatter) for name in ("scatter", "scatter_reduce")},
-    "aten::scatter_add": written(scales(Scaling.WRITTEN)(scatter)),
-    **{f"aten::{name}": written(write_rows) for name in _ROWS.split()},
-    "aten::index_add": written(scales(Scaling.WRITTEN)(write_rows)),
-    "aten::masked_scatter": written(masked_scatter),
+    "aten::index_put": OpRule(index_put, scaling=Scaling.WRITTEN, zeros=written_zeros),
+    **aten("_index_put_impl_ _unsafe_index_put", OpRule(index_put, zeros=written_zeros)),
+    **aten("scatter scatter_reduce", OpRule(scatter, zeros=written_zeros)),
+    "aten::scatter_add": OpRule(scatter, scaling=Scaling.WRITTEN, zeros=written_zeros),
+    **aten(_ROWS, OpRule(write_rows, zeros=written_zeros)),
+    "aten::index_add": OpRule(write_rows, scaling=Scaling.WRITTEN, zeros=written_zeros),
+    "aten::masked_scatter": OpRule(masked_scatter, zeros=written_zeros),
     "aten::masked_select": masked_select,
-    **{f"aten::{name}": flat for name in _FLAT.split()},
+    **aten(_FLAT, flat),
 }

@@ -8,6 +8,7 @@ import torch
 
 from prunekit.plugin import Axis, OpCall, Rule, TensorArgument
 from prunekit_plugins.ops.matrices import MATRIX
+from prunekit_plugins.ops.names import aten
 from prunekit_plugins.ops.pointwise import broadcast
 
 
@@ -91,8 +92,6 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::linalg_solve_triangular": solve_triangular,
     "aten::triangular_solve": triangular_solve,
     "aten::_linalg_solve_ex": solve,
-    "aten::linalg_lu_solve": solve_factored,
-    "aten::linalg_ldl_solve": solve_factored,
-    "aten::cholesky_solve": solve_factored,
+    **aten("linalg_lu_solve linalg_ldl_solve cholesky_solve", solve_factored),
     "aten::linalg_lstsq": least_squares,
 }

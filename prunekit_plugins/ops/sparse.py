@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 import torch
 
-from prunekit.plugin import Axis, OpCall, Rule, TensorArgument, sized_by
+from prunekit.plugin import Axis, OpCall, OpRule, Rule, TensorArgument
+from prunekit_plugins.ops.names import aten
 from prunekit_plugins.ops.pointwise import like_first
 from prunekit_plugins.ops.products import add_matmul, matmul
 
 STORED = "its positions are stored as numbers"
 
 
-@sized_by(size="it is the shape of the output")
 def from_parts(call: OpCall) -> list[Axis]:
     """Indices and values make a sparse tensor; the values' own dims are its dense ones."""
     values: TensorArgument = call["values"]
@@ -67,19 +67,19 @@ def segments(call: OpCall) -> list[Axis]:
     return result
 
 
+_FROM_PARTS = """
+_sparse_coo_tensor_with_dims_and_tensors _sparse_coo_tensor_unsafe sparse_coo_tensor.indices_size
+"""
+
 RULES: Mapping[str | torch.Tag, Rule] = {
-    "aten::_sparse_coo_tensor_with_dims_and_tensors": from_parts,
-    "aten::_sparse_coo_tensor_unsafe": from_parts,
-    "aten::sparse_coo_tensor.indices_size": from_parts,
+    **aten(_FROM_PARTS, OpRule(from_parts, sizes={"size": "it is the shape of the output"})),
     "aten::_coalesce": like_first,
-    "aten::_values": values_of,
-    "aten::values": values_of,
-    **{f"aten::{name}": positions_of for name in ["_indices", "indices", "crow_indices", "col_indices"]},
+    **aten("_values values", values_of),
+    **aten("_indices indices crow_indices col_indices", positions_of),
     "aten::_to_dense": like_first,
-    **{f"aten::{name}": to_sparse for name in ["_to_sparse", "_to_sparse_csr", "_to_sparse_csc"]},
+    **aten("_to_sparse _to_sparse_csr _to_sparse_csc", to_sparse),
     "aten::is_coalesced": asked,
-    "aten::_sparse_mm": sparse_product,
-    "aten::_sparse_mm_reduce_impl": sparse_product,
+    **aten("_sparse_mm _sparse_mm_reduce_impl", sparse_product),
     "aten::_sparse_addmm": add_matmul,
     "aten::segment_reduce": segments,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,21 +13,19 @@ from prunekit.plugin import (
     AxisMismatchError,
     OpCall,
     Operands,
+    OpRule,
     Rule,
     Scaling,
     TensorArgument,
     concat,
     cut,
     is_pinned,
-    output_like,
     product,
-    scales,
-    sized_by,
     split,
-    zero_where,
 )
 from prunekit_plugins.ops import windows
-from prunekit_plugins.ops.pointwise import first
+from prunekit_plugins.ops.names import aten
+from prunekit_plugins.ops.pointwise import zeros_of_first
 
 
 def spatial(call: OpCall) -> list[list[Axis]]:
@@ -49,15 +47,10 @@ def _like_averaged(arguments: Mapping[str, Any]) -> tuple[torch.Tensor, Sequence
     return (source, [*source.shape[: -len(size)], *size]) if source.dim() > len(size) else None
 
 
-@output_like(_like_averaged)
-def adaptive(call: OpCall) -> list[list[Axis]]:
-    return spatial(call)
+def _like_pooled(spatial_dims: int) -> Callable[[Mapping[str, Any]], tuple[torch.Tensor, Sequence[int]] | None]:
+    """Windows over so many dims: how many fit, for contiguous inputs of real numbers."""
 
-
-def _pooling(spatial_dims: int) -> Rule:
-    """Pooling by windows over so many dims, for contiguous inputs of real numbers and windows that fit."""
-
-    def like_pooled(arguments: Mapping[str, Any]) -> tuple[torch.Tensor, Sequence[int]] | None:
+    def like(arguments: Mapping[str, Any]) -> tuple[torch.Tensor, Sequence[int]] | None:
         source = arguments["self"]
         lead = source.dim() - spatial_dims
         if lead not in (1, 2) or not source.is_contiguous() or not source.is_floating_point():
@@ -72,11 +65,7 @@ def _pooling(spatial_dims: int) -> Rule:
         sizes = windows.counts(source.shape[lead:], kernels, steps, margins, gaps)
         return (source, [*source.shape[:lead], *sizes]) if min(sizes) > 0 else None
 
-    @output_like(like_pooled)
-    def pooling(call: OpCall) -> list[list[Axis]]:
-        return spatial(call)
-
-    return pooling
+    return like
 
 
 def grid_sample(call: OpCall) -> list[Axis]:
@@ -138,7 +127,6 @@ def col2im(call: OpCall) -> list[Axis]:
     return [*source.axes[:-2], channels, *(call.fresh(size, "a spatial dim") for size in call.shape[-2:])]
 
 
-@sized_by(size="it is the shape of the output, but for the number of channels, which nothing depends on")
 def affine_grid(call: OpCall) -> list[Axis]:
     """Where to look, from one matrix for each picture."""
     theta: TensorArgument = call["theta"]
@@ -158,7 +146,7 @@ def unpool(call: OpCall) -> list[Axis]:
 
 
 _SPATIAL = """
-adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d
+_adaptive_avg_pool2d _adaptive_avg_pool3d
 adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
 max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
 reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d
@@ -167,18 +155,23 @@ _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d upsample_bicubic
 _upsample_bilinear2d_aa _upsample_bicubic2d_aa
 """
 
+_CHANNELS_ASIDE = "it is the shape of the output, but for the number of channels, which nothing depends on"
+
 RULES: Mapping[str | torch.Tag, Rule] = {
-    **{f"aten::{name}": scales(Scaling.WHOLE)(spatial) for name in _SPATIAL.split()},
-    **{f"aten::adaptive_avg_pool{n}d": scales(Scaling.WHOLE)(adaptive) for n in (1, 2, 3)},
-    **{f"aten::{kind}_pool{n}d": scales(Scaling.WHOLE)(_pooling(n)) for kind in ("avg", "max") for n in (1, 2, 3)},
-    "aten::grid_sampler": first(grid_sample),
-    "aten::grid_sampler_2d": first(grid_sample),
-    "aten::grid_sampler_3d": first(grid_sample),
-    "aten::im2col": first(im2col),
-    "aten::col2im": first(col2im),
-    "aten::affine_grid_generator": affine_grid,
-    "aten::max_unpool2d": first(unpool),
-    "aten::max_unpool3d": first(unpool),
-    "aten::pad": zero_where(padded_zeros)(pad),
-    "aten::constant_pad_nd": zero_where(padded_zeros)(pad),
+    **aten(
+        "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d",
+        OpRule(spatial, like=_like_averaged, scaling=Scaling.WHOLE),
+    ),
+    **aten(_SPATIAL, OpRule(spatial, scaling=Scaling.WHOLE)),
+    **{
+        f"aten::{kind}_pool{dims}d": OpRule(spatial, like=_like_pooled(dims), scaling=Scaling.WHOLE)
+        for kind in ("avg", "max")
+        for dims in (1, 2, 3)
+    },
+    **aten("grid_sampler grid_sampler_2d grid_sampler_3d", OpRule(grid_sample, zeros=zeros_of_first)),
+    "aten::im2col": OpRule(im2col, zeros=zeros_of_first),
+    "aten::col2im": OpRule(col2im, zeros=zeros_of_first),
+    "aten::affine_grid_generator": OpRule(affine_grid, sizes={"size": _CHANNELS_ASIDE}),
+    **aten("max_unpool2d max_unpool3d", OpRule(unpool, zeros=zeros_of_first)),
+    **aten("pad constant_pad_nd", OpRule(pad, zeros=padded_zeros)),
 }

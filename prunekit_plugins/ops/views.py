@@ -11,30 +11,23 @@ from prunekit.plugin import (
     AxisMismatchError,
     Kind,
     OpCall,
+    OpRule,
     Rule,
     Scaling,
     TensorArgument,
     Verb,
     product,
     regroup,
-    scales,
-    sized_by,
     split,
 )
-from prunekit_plugins.ops.pointwise import first, same_along
+from prunekit_plugins.ops.names import aten
+from prunekit_plugins.ops.pointwise import same_along, zeros_of_first
 
 COUNTED = "repeated as often as a tensor says"
-OWN_SHAPE = "it is the shape of the output"
-TIMES = "times the shape of the input it is the shape of the output"
 
 
-@sized_by(size=OWN_SHAPE, shape=OWN_SHAPE, sizes=OWN_SHAPE, stride="the distances in memory follow from the shape")
 def reshape(call: OpCall) -> list[Axis]:
     """``view`` and its relatives deal the factors of the input out to the new sizes."""
-    return _dealt_out(call)
-
-
-def _dealt_out(call: OpCall) -> list[Axis]:
     source: TensorArgument = call.tensors()[0]
     equal = call.expanded_dims(source)
     if equal:
@@ -112,7 +105,6 @@ def movedim(call: OpCall) -> list[Axis]:
     return _in_order(call, [placed[dim] if dim in placed else next(rest) for dim in range(source.ndim)])
 
 
-@sized_by(size=OWN_SHAPE)
 def expand(call: OpCall) -> list[Axis]:
     """A dim of size one that is repeated becomes a new, free axis (the repeat of grouped-query attention)."""
     source = call["self"]
@@ -147,13 +139,12 @@ def expand_as(call: OpCall) -> list[Axis]:
 
 def reshape_as(call: OpCall) -> list[Axis]:
     """A reshape to sizes that are those of the other tensor."""
-    result = _dealt_out(call)
+    result = reshape(call)
     for own, other in zip(result, call["other"].axes, strict=True):
         call.tie(own, other)
     return result
 
 
-@sized_by(repeats=TIMES, dims=TIMES)
 def repeat(call: OpCall) -> list[Axis]:
     """``repeat`` and ``tile`` put copies one after another: the count is the outer factor."""
     source = call["self"]
@@ -173,7 +164,6 @@ def repeat(call: OpCall) -> list[Axis]:
     return result
 
 
-@sized_by(repeats=TIMES, output_size=OWN_SHAPE)
 def repeat_interleave(call: OpCall) -> list[Axis]:
     """``repeat_interleave`` repeats each unit: the count is the inner factor."""
     if "self" not in call:
@@ -299,45 +289,38 @@ def by_strides(call: OpCall) -> list[Axis]:
 
 
 _RESHAPES = """
-view reshape _unsafe_view flatten unflatten _reshape_alias squeeze unsqueeze ravel squeeze_
-unsqueeze_
+view reshape _unsafe_view flatten unflatten _reshape_alias squeeze unsqueeze ravel squeeze_ unsqueeze_
 """
 
-moved = scales(Scaling.MOVED)
+_SHAPE = "it is the shape of the output"
+_TIMES = "times the shape of the input it is the shape of the output"
+_SIZES = {"size": _SHAPE, "shape": _SHAPE, "sizes": _SHAPE, "stride": "the distances in memory follow from the shape"}
+_INTERLEAVED = {"repeats": _TIMES, "output_size": _SHAPE}
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    **{f"aten::{name}": moved(reshape) for name in _RESHAPES.split()},
+    **aten(_RESHAPES, OpRule(reshape, scaling=Scaling.MOVED, sizes=_SIZES)),
     "aten::view.dtype": view_dtype,
-    "aten::permute": moved(permute),
-    "aten::transpose": moved(transpose),
-    "aten::swapaxes": moved(transpose),
-    "aten::swapdims": moved(transpose),
-    "aten::t": moved(reverse_dims),
-    "aten::numpy_T": moved(reverse_dims),
-    "aten::mT": moved(swap_last),
-    "aten::mH": moved(swap_last),
-    "aten::adjoint": moved(swap_last),
-    "aten::movedim": moved(movedim),
-    "aten::moveaxis": moved(movedim),
-    "aten::expand": moved(expand),
-    "aten::expand_as": first(moved(expand_as)),
-    "aten::view_as": first(moved(reshape_as)),
-    "aten::reshape_as": first(moved(reshape_as)),
-    "aten::broadcast_to": moved(expand),
-    "aten::repeat": moved(repeat),
-    "aten::tile": moved(repeat),
-    "aten::repeat_interleave": repeat_interleave,
-    "aten::repeat_interleave.self_int": moved(repeat_interleave),
+    "aten::permute": OpRule(permute, scaling=Scaling.MOVED),
+    **aten("transpose swapaxes swapdims", OpRule(transpose, scaling=Scaling.MOVED)),
+    **aten("t numpy_T", OpRule(reverse_dims, scaling=Scaling.MOVED)),
+    **aten("mT mH adjoint", OpRule(swap_last, scaling=Scaling.MOVED)),
+    **aten("movedim moveaxis", OpRule(movedim, scaling=Scaling.MOVED)),
+    "aten::expand": OpRule(expand, scaling=Scaling.MOVED, sizes={"size": _SHAPE}),
+    "aten::expand_as": OpRule(expand_as, scaling=Scaling.MOVED, zeros=zeros_of_first),
+    **aten("view_as reshape_as", OpRule(reshape_as, scaling=Scaling.MOVED, zeros=zeros_of_first)),
+    "aten::broadcast_to": OpRule(expand, scaling=Scaling.MOVED, sizes={"size": _SHAPE}),
+    **aten("repeat tile", OpRule(repeat, scaling=Scaling.MOVED, sizes={"repeats": _TIMES, "dims": _TIMES})),
+    "aten::repeat_interleave": OpRule(repeat_interleave, sizes=_INTERLEAVED),
+    "aten::repeat_interleave.self_int": OpRule(repeat_interleave, scaling=Scaling.MOVED, sizes=_INTERLEAVED),
     "aten::as_strided": by_strides,
     "aten::diag_embed": diagonal_of,
-    "aten::resize_": resized,
-    "aten::resize_as_": resized,
+    **aten("resize_ resize_as_", resized),
     "aten::trace": trace,
-    "aten::channel_shuffle": moved(channel_shuffle),
-    "aten::diagonal": moved(diagonal),
-    "aten::unfold": moved(windows),
-    "aten::view_as_complex": scales(Scaling.WHOLE)(as_complex),
-    "aten::view_as_real": scales(Scaling.WHOLE)(as_real),
-    "aten::pixel_shuffle": moved(pixel_shuffle),
-    "aten::pixel_unshuffle": moved(pixel_unshuffle),
+    "aten::channel_shuffle": OpRule(channel_shuffle, scaling=Scaling.MOVED),
+    "aten::diagonal": OpRule(diagonal, scaling=Scaling.MOVED),
+    "aten::unfold": OpRule(windows, scaling=Scaling.MOVED),
+    "aten::view_as_complex": OpRule(as_complex, scaling=Scaling.WHOLE),
+    "aten::view_as_real": OpRule(as_real, scaling=Scaling.WHOLE),
+    "aten::pixel_shuffle": OpRule(pixel_shuffle, scaling=Scaling.MOVED),
+    "aten::pixel_unshuffle": OpRule(pixel_unshuffle, scaling=Scaling.MOVED),
 }

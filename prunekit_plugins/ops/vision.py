@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from prunekit.plugin import Axis, Kind, OpCall, Role, Rule, TensorArgument, split
-from prunekit_plugins.ops.pointwise import first
+from prunekit.plugin import Axis, Kind, OpCall, OpRule, Role, Rule, TensorArgument, split
+from prunekit_plugins.ops.pointwise import zeros_of_first
 
 
 def nms(call: OpCall) -> list[Axis]:
@@ -81,9 +81,9 @@ def deform_conv2d(call: OpCall) -> list[Axis]:
 
 RULES: Mapping[str | torch.Tag, Rule] = {
     "torchvision::nms": nms,
-    "torchvision::roi_align": first(pool_regions),
-    "torchvision::roi_pool": first(pool_regions),
-    "torchvision::ps_roi_align": first(pool_parts),
-    "torchvision::ps_roi_pool": first(pool_parts),
+    "torchvision::roi_align": OpRule(pool_regions, zeros=zeros_of_first),
+    "torchvision::roi_pool": OpRule(pool_regions, zeros=zeros_of_first),
+    "torchvision::ps_roi_align": OpRule(pool_parts, zeros=zeros_of_first),
+    "torchvision::ps_roi_pool": OpRule(pool_parts, zeros=zeros_of_first),
     "torchvision::deform_conv2d": deform_conv2d,
 }

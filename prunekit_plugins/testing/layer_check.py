@@ -21,7 +21,7 @@ from prunekit_core.plugins.layer_facts import stated_channels, stated_sizes
 from prunekit_core.plugins.layers import LayerType, Resizing
 from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.program.calls import tensors_of
-from prunekit_core.program.rules import Role
+from prunekit_core.program.op_call import Role
 from prunekit_plugins.checkpoints.checkpoint import load, save
 from prunekit_plugins.testing.opaque_check import check_opaque, check_spoken
 

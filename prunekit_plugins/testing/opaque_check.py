@@ -49,7 +49,7 @@ def check_spoken(analysis: Analysis, path: str, kind: LayerType) -> None:
         AssertionError: It raises, contradicts the shapes, or is silent about a dim, which is pinned for that.
     """
     assert kind.opaque is not None
-    where = f"{kind.name}, whose rule is in {site_of(kind.opaque.rule)}"
+    where = f"{kind.name}, whose rule is in {site_of(kind.opaque.rule.ties)}"
     for gap in analysis.not_understood:
         assert gap.module != path, f"{where}: {gap.why}"
     for parameter, layout in analysis.parameters.items():

@@ -16,7 +16,8 @@ from prunekit_core.errors import RecordingError
 from prunekit_core.groups.propagate import Propagation, parameter_axes, propagate
 from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.program.examples import Example
-from prunekit_core.program.rules import Kind, Role, RuleTable, Verb
+from prunekit_core.program.op_call import Kind, Role, Verb
+from prunekit_core.program.rules import RuleTable
 from prunekit_core.program.trace import Trace
 from prunekit_core.record.recorder import record
 from prunekit_core.record.shadow import Shadow

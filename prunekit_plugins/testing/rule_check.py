@@ -11,7 +11,8 @@ import torch
 from prunekit_core.algebra.axes import Axis, Form, leaves, resolve
 from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.program.calls import tensors_of
-from prunekit_core.program.rules import Role, RuleTable, Verb
+from prunekit_core.program.op_call import Role, Verb
+from prunekit_core.program.rules import RuleTable
 from prunekit_core.program.trace import Operation, TensorRef
 from prunekit_plugins.testing.reading import AxesRead, read_axes
 
@@ -236,8 +237,10 @@ def _sizes(
 ) -> dict[str, Any]:
     """Returns the arguments that hold sizes: those that a rule states, and lists that show in the output's shape."""
     found: dict[str, Any] = {}
-    for name, value in operation.arguments.items():
-        if name in rules.sizes(operation.op) and isinstance(value, list) and shapes:
+    rule = rules.find(operation.op)
+    for name in rule.sizes if rule is not None else ():
+        value = operation.arguments.get(name)
+        if isinstance(value, list) and shapes:
             old = read.propagation.trace.shapes[operation.outputs[0].index]
             places = max(1, len(old) - len(value) + 1)
             if places > 1 and "dim" not in operation.arguments:

@@ -171,7 +171,7 @@ def test_a_hook_that_returns_no_mapping() -> None:
 
 WRONG_ENTRIES: list[tuple[str, dict[Any, Any], str]] = [
     ("prunekit_op_rules", {"relu": lowest}, "wrong key.*qualified name.*is 'relu'"),
-    ("prunekit_op_rules", {"aten::relu": 3}, "wrong value.*something that can be called, and is 3 for 'aten::relu'"),
+    ("prunekit_op_rules", {"aten::relu": 3}, "wrong value.*an OpRule or a function, and is 3 for 'aten::relu'"),
     ("prunekit_layer_types", {nn.Linear: lowest}, "wrong value.*a LayerType, and is <function lowest"),
     ("prunekit_layer_types", {"Linear": LayerType("own")}, "wrong key.*a module class or its dotted name"),
     ("prunekit_layer_types", {int: LayerType("own")}, "wrong key.*a module class or its dotted name"),

@@ -104,7 +104,6 @@ def not_marked(call: plugin.OpCall) -> list[plugin.Axis]:
     return [call["self"].axes[0]]
 
 
-@plugin.sized_by(size="it is the shape of the output")
 def wrong_factors(call: plugin.OpCall) -> list[plugin.Axis]:
     outer, inner = plugin.split(call["self"].axes[1], call.shape[2], call.shape[1])
     return [call["self"].axes[0], inner, outer]
@@ -133,7 +132,12 @@ WRONG: list[tuple[dict[str, plugin.Rule], Callable[..., Any], Sequence[tuple[int
     ({"mm": ties_too_little}, torch.mm, [(3, 4), (4, 5)], "not the same as slicing the output|aten::mm gives shape"),
     ({"cat": wrong_order}, lambda a, b: torch.cat([a, b]), [(5,), (5,)], "not the same as slicing the output"),
     ({"sum": not_marked}, lambda x: x.sum(1), [(3, 4)], "not the same as slicing the output"),
-    ({"view": wrong_factors}, lambda x: x.view(2, 3, 4), [(2, 12)], "not the same as slicing the output"),
+    (
+        {"view": plugin.OpRule(wrong_factors, sizes={"size": "it is the shape of the output"})},
+        lambda x: x.view(2, 3, 4),
+        [(2, 12)],
+        "not the same as slicing the output",
+    ),
     (
         {"split_with_sizes": wrong_expectation},
         lambda x: x.split_with_sizes([2, 3]),

@@ -1,0 +1,274 @@
+"""One operation as a rule sees it, and the verbs a rule may use on its axes."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+
+from prunekit_core.algebra import axes
+from prunekit_core.algebra.axes import Axis, Reason
+from prunekit_core.algebra.requirements import Expectation, Least, Temperature
+from prunekit_core.program.trace import Operation, TensorRef
+
+
+class Role(enum.Enum):
+    """What a parameter does with the units along one of its dims."""
+
+    OUT = "out"
+    """It produces them: the rows of a linear weight, the filters of a convolution."""
+    IN = "in"
+    """It consumes them: the columns of a linear weight."""
+    ALONG = "along"
+    """It lies along them: biases, norm weights and statistics, position embeddings."""
+
+
+class Kind(enum.Enum):
+    """What the units of a group are, from how operations use their axis; earlier kinds win over later ones.
+
+    ``copies`` are what a depthwise convolution with a multiplier makes of each channel.
+    """
+
+    CONV_GROUPS = "conv_groups"
+    NORM_GROUPS = "norm_groups"
+    QUERIES_PER_HEAD = "queries_per_head"
+    HEADS = "heads"
+    HEAD_DIM = "head_dim"
+    COPIES = "copies"
+    STREAM = "stream"
+    CHANNELS = "channels"
+    NEURONS = "neurons"
+    UNITS = "units"
+
+
+class Verb(enum.Enum):
+    """How an operation uses an axis whose whole extent matters to the result."""
+
+    CONTRACT = "contract"
+    """Sums products over it: removed units contribute nothing where one operand is zero, and then it is exact."""
+    SUM = "sum"
+    """Sums over it (or takes a norm): removed units contribute nothing where all operands are zero."""
+    MIX = "mix"
+    """Its result depends on the number of units (a norm's statistics, a softmax, a mean). Legal, not exact."""
+
+
+@attrs.frozen(eq=False)
+class TensorArgument:
+    """A tensor as a rule sees it.
+
+    Attributes:
+        ref: Its identity in the trace.
+        shape: Its sizes.
+        axes: One axis per dim.
+        dtype: Its dtype.
+        parameter: Canonical name if it is a parameter or buffer, else empty.
+    """
+
+    ref: TensorRef
+    shape: tuple[int, ...]
+    axes: tuple[Axis, ...]
+    dtype: torch.dtype
+    parameter: str = ""
+
+    @property
+    def ndim(self) -> int:
+        """Number of dims."""
+        return len(self.shape)
+
+
+@attrs.frozen
+class WholeUse:
+    """A use of the whole extent of an axis.
+
+    Attributes:
+        axis: The axis.
+        verb: How it is used.
+        text: More about it.
+        operands: The tensors whose elements are summed over, each with the dim in question; empty for all that have
+            the axis.
+    """
+
+    axis: Axis = attrs.field(eq=False)
+    verb: Verb
+    text: str = ""
+    operands: tuple[tuple[TensorRef, int], ...] = ()
+
+
+@attrs.define
+class Effects:
+    """What rules say beyond ties: roles, kinds, whole-axis uses, sizes that arguments must have, expanded dims."""
+
+    roles: dict[tuple[str, int], Role] = attrs.field(factory=dict)
+    kinds: list[tuple[Axis, Kind]] = attrs.field(factory=list)
+    whole: dict[int, list[WholeUse]] = attrs.field(factory=dict)
+    least: dict[int, list[Least]] = attrs.field(factory=dict)
+    expectations: dict[int, list[Expectation]] = attrs.field(factory=dict)
+    temperatures: dict[int, Temperature] = attrs.field(factory=dict)
+    expanded: dict[int, frozenset[int]] = attrs.field(factory=dict)
+
+
+class OpCall:
+    """One operation with its arguments as tensors with axes, and the verbs a rule may use on them.
+
+    ``call["weight"]`` is an argument by its schema name: a `TensorArgument`, a list of them, or a plain value.
+    """
+
+    def __init__(
+        self,
+        operation: Operation,
+        arguments: Mapping[str, Any],
+        shapes: Sequence[tuple[int, ...]],
+        effects: Effects,
+        unread: Collection[int] = (),
+    ) -> None:
+        self.operation = operation
+        self._unread = unread
+        self.name = operation.name
+        self.shapes = tuple(shapes)
+        self.arguments = arguments
+        self._effects = effects
+
+    def __getitem__(self, argument: str) -> Any:
+        if argument not in self.arguments:
+            raise KeyError(f"{argument}: the arguments of {self.name} are {', '.join(self.arguments)}")
+        return self.arguments[argument]
+
+    def __contains__(self, argument: str) -> bool:
+        return argument in self.arguments
+
+    def get(self, argument: str, default: Any = None) -> Any:
+        """Returns an argument by its schema name, or the default where the overload has no such argument."""
+        return self.arguments.get(argument, default)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the first output."""
+        return self.shapes[0]
+
+    def is_read(self, position: int) -> bool:
+        """Tells whether the model returns one of the outputs, or an operation reads it."""
+        return position not in self._unread
+
+    def tensors(self) -> list[TensorArgument]:
+        """Lists all tensor arguments in schema order."""
+        found: list[TensorArgument] = []
+        for value in self.arguments.values():
+            if isinstance(value, TensorArgument):
+                found.append(value)
+            elif isinstance(value, list):
+                found.extend(item for item in value if isinstance(item, TensorArgument))
+        return found
+
+    def reason(self, text: str) -> Reason:
+        """Words a reason with the place of this operation."""
+        return Reason(text, self.operation.name, self.operation.module)
+
+    def fresh(self, size: int, text: str) -> Axis:
+        """Returns a new pinned axis."""
+        return Axis(size, pinned=self.reason(text))
+
+    def pin(self, target: Axis | Iterable[Axis], text: str) -> None:
+        """Pins one or several axes, with the reason."""
+        reason = self.reason(text)
+        for axis in [target] if isinstance(target, Axis) else target:
+            axes.pin(axis, reason)
+
+    def tie(self, first: Axis, *others: Axis) -> Axis:
+        """Ties axes to the first one and returns it."""
+        for other in others:
+            axes.tie(first, other)
+        return first
+
+    def role(self, tensor: TensorArgument, dim: int, role: Role) -> None:
+        """Says what a parameter does along one of its dims (the first word counts); no effect on other tensors."""
+        if tensor.parameter:
+            self._effects.roles.setdefault((tensor.parameter, dim % tensor.ndim), role)
+
+    def has_role(self, tensor: TensorArgument, dim: int) -> bool:
+        """Tells whether it was said what a parameter does along one of its dims."""
+        return (tensor.parameter, dim % tensor.ndim) in self._effects.roles
+
+    def kind(self, axis: Axis, kind: Kind) -> None:
+        """Says what the units of an axis are."""
+        self._effects.kinds.append((axis, kind))
+
+    def whole(
+        self, axis: Axis, verb: Verb, text: str = "", *, operands: Sequence[tuple[TensorArgument, int]] = ()
+    ) -> None:
+        """Says that the operation depends on the whole extent of an axis.
+
+        Args:
+            axis: The axis.
+            verb: How it is used.
+            text: More about it.
+            operands: For sums, the tensors whose elements are summed over, each with its dim along the axis. Without
+                them, all tensors that have the axis must be zero at removed units for the sum to be exact.
+        """
+        if not axes.is_pinned(axis):
+            summed = tuple((tensor.ref, dim % tensor.ndim) for tensor, dim in operands)
+            use = WholeUse(axis, verb, text, summed)
+            self._effects.whole.setdefault(self.operation.index, []).append(use)
+
+    def at_least(self, axes_: Sequence[Axis], size: int, text: str) -> None:
+        """Says that the operation has a value only where some axes together have so many elements.
+
+        Args:
+            axes_: The axes; their sizes are multiplied.
+            size: The least number of elements.
+            text: What needs them, for the report.
+        """
+        if size > 1 and not all(axes.is_pinned(axis) for axis in axes_):
+            self._effects.least.setdefault(self.operation.index, []).append(Least(tuple(axes_), size, text))
+
+    def used_whole(self) -> list[Axis]:
+        """Lists the axes whose whole extent the operation was said to depend on."""
+        return [use.axis for use in self._effects.whole.get(self.operation.index, ())]
+
+    def expanded_dims(self, tensor: TensorArgument) -> frozenset[int]:
+        """Returns the dims of size above one along which all elements of a tensor are equal, as far as is known."""
+        return self._effects.expanded.get(tensor.ref.index, frozenset())
+
+    def expanded(self, dims: Iterable[int], output: int = 0) -> None:
+        """Says that all elements of an output along some dims are equal, as after ``expand``.
+
+        What an operation draws at random isn't, whatever its rule says. The engine forgets it when something is written
+        into the memory of the tensor.
+        """
+        found = frozenset(dim for dim in dims if self.shapes[output][dim] > 1)
+        if found and torch.Tag.nondeterministic_seeded not in self.operation.op.tags:
+            self._effects.expanded[self.operation.outputs[output].index] = found
+
+    def expect(
+        self, argument: str, pieces: Sequence[Axis], position: int | None = None, *, along: Axis | None = None
+    ) -> None:
+        """Says that an integer argument (or one position of a list argument) is the total size of some axes.
+
+        Args:
+            argument: Name of the argument.
+            pieces: The axes. Pinned ones count: then the argument has to stay what it is.
+            position: Which entry of a list argument.
+            along: The axis of the dim that the argument is a place of (a start, an index), where a negative number
+                counts from the end, and nothing lies beyond the ends.
+        """
+        found = self._effects.expectations.setdefault(self.operation.index, [])
+        found.append(Expectation(argument, position, tuple(pieces), along))
+
+    def temperature(self, argument: str, value: float, axis: Axis, scaled: str) -> None:
+        """Says that a missing argument defaults to a constant that follows the size of an axis.
+
+        Args:
+            argument: The argument that would fix the constant.
+            value: The constant at the recorded size.
+            axis: The axis whose size it follows.
+            scaled: The tensor argument that may be scaled to make up for a changed constant.
+        """
+        if not axes.is_pinned(axis):
+            self._effects.temperatures[self.operation.index] = Temperature(argument, value, axis, scaled)
+
+
+Outputs = Sequence[Axis] | Sequence[Sequence[Axis]] | None
+"""What a rule returns: the axes of the only output, one list of axes for each output, or None for outputs whose dims
+are all new and pinned."""
