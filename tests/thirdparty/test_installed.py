@@ -33,7 +33,7 @@ def wheel(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """An environment with prunekit itself, which is installed from its wheel as well."""
     source = tmp_path_factory.mktemp("prunekit")
-    for name in ("prunekit_core", "prunekit_plugins"):
+    for name in ("prunekit", "prunekit_core", "prunekit_plugins"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, source)
