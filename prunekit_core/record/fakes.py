@@ -143,12 +143,12 @@ class Fakes:
         device = _common_device(arguments) if habit.shape_only else None
         if device is None:
             return op(*args, **kwargs)
-        like = None if habit.likeness is None else habit.likeness(arguments)
-        if like is not None and habit.writes_first:
-            return args[0]
-        asked = _described((id(op), arguments)) if like is None and habit.makes_new else None
-        known = None if asked is None else self.known_results.get(asked)
         try:
+            like = None if habit.likeness is None else habit.likeness(arguments)
+            if like is not None and habit.writes_first:
+                return args[0]
+            asked = _described((id(op), arguments)) if like is None and habit.makes_new else None
+            known = None if asked is None else self.known_results.get(asked)
             if known is not None or like is not None:
                 with no_dispatch():
                     result = _empty(like, known)
@@ -206,7 +206,18 @@ def _empty(like: Any, known: _Result | None) -> torch.Tensor:
         return torch.empty(like[1], dtype=like[0].dtype, device=META)
     if like.is_contiguous():
         return torch.empty(like.shape, dtype=like.dtype, device=META)
-    return torch.empty_like(like, device=META)
+    if 0 in like.stride():
+        return torch.empty_like(like, device=META)
+    return torch.empty_strided(like.shape, _dense(like.shape, like.stride()), dtype=like.dtype, device=META)
+
+
+def _dense(shape: Sequence[int], strides: Sequence[int]) -> list[int]:
+    """Returns strides without gaps for dims in the order in which they lie, as ``torch.empty_like`` does."""
+    found, step = [0] * len(shape), 1
+    for dim in sorted(range(len(shape)), key=lambda dim: (strides[dim], -dim)):
+        found[dim] = step
+        step *= max(1, shape[dim])
+    return found
 
 
 def _described(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -70,6 +71,22 @@ def _lead(call: OpCall, query: TensorArgument, key: TensorArgument, value: Tenso
     return axis
 
 
+def _like_query(arguments: Mapping[str, Any]) -> torch.Tensor | None:
+    """Fused kernels write their output as the query lies; None where another one might run, or nothing fits."""
+    query, key, value, mask = (arguments[name] for name in ("query", "key", "value", "attn_mask"))
+    operands = (query, key, value)
+    alike = all(t.dim() == 4 and t.dtype == query.dtype and t.shape[:2] == query.shape[:2] for t in operands)
+    if not alike or arguments["dropout_p"] or arguments["enable_gqa"] or not query.is_floating_point():
+        return None
+    fits = query.shape[3] == key.shape[3] == value.shape[3] and key.shape[2] == value.shape[2]
+    weights = (*query.shape[:3], key.shape[2])
+    masked = mask is None or (
+        mask.dim() <= 4 and all(own in (1, size) for own, size in zip(mask.shape[::-1], weights[::-1], strict=False))
+    )
+    whole = query.stride(3) == 1 and 0 not in query.stride()
+    return query if fits and masked and whole else None
+
+
 def weighted_zeros(operands: Operands, dim: int) -> bool:
     """A weighted mean of the values: zero where they are."""
     value = operands["value"]
@@ -79,6 +96,6 @@ def weighted_zeros(operands: Operands, dim: int) -> bool:
 
 RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::scaled_dot_product_attention": OpRule(
-        attention, scaling=Scaling.CONSTANT, factors="scale", zeros=weighted_zeros
+        attention, like=_like_query, scaling=Scaling.CONSTANT, factors="scale", zeros=weighted_zeros
     ),
 }

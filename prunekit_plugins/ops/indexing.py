@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -100,13 +101,21 @@ def gather(call: OpCall) -> list[Axis]:
     return list(indices.axes)
 
 
+def _like_looked_up(arguments: Mapping[str, Any]) -> tuple[torch.Tensor, list[int]] | None:
+    """An embedding has a row of the weight for each index."""
+    weight, indices = arguments["weight"], arguments["indices"]
+    if weight.dim() != 2 or indices.dtype not in (torch.int64, torch.int32):
+        return None
+    return weight, [*indices.shape, weight.shape[1]]
+
+
 def looked_up_zeros(operands: Operands, dim: int) -> bool:
     """Rows are looked up: what is zero in all of them is zero in the result."""
     return operands.output == 0 and dim == len(operands.shape) - 1 and operands.along(operands["weight"], 1)
 
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    "aten::embedding": OpRule(embedding, scaling=Scaling.WHOLE, zeros=looked_up_zeros),
+    "aten::embedding": OpRule(embedding, like=_like_looked_up, scaling=Scaling.WHOLE, zeros=looked_up_zeros),
     **aten("embedding_bag _embedding_bag _embedding_bag_forward_only", OpRule(embedding_bag, zeros=looked_up_zeros)),
     "aten::_pack_padded_sequence": pack,
     **aten("index _unsafe_index", OpRule(index, scaling=Scaling.WHOLE)),

@@ -37,6 +37,15 @@ def _like_channels(arguments: Mapping[str, Any]) -> torch.Tensor | None:
     return source
 
 
+def _like_contiguous(arguments: Mapping[str, Any]) -> torch.Tensor | None:
+    """GroupNorm's and InstanceNorm's outputs are like their inputs, if the parameters fit."""
+    source = _like_channels({"running_mean": None, "running_var": None, **arguments})
+    if source is None or not source.is_contiguous() or source.shape[1] % arguments.get("num_groups", 1):
+        return None
+    own = [arguments[name] for name in ("weight", "bias") if arguments[name] is not None]
+    return source if all(tensor.dtype == source.dtype for tensor in own) else None
+
+
 def channel_norm(call: OpCall) -> list[Axis]:
     """BatchNorm and InstanceNorm treat each channel by itself: slicing along channels commutes.
 
@@ -164,15 +173,17 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::batch_norm": OpRule(
         channel_norm, like=_like_channels, scaling=Scaling.CHANNELS, zeros=channel_norm_zeros, centres=_RUNNING_MEAN
     ),
-    "aten::instance_norm": OpRule(channel_norm, scaling=Scaling.CHANNELS, zeros=channel_norm_zeros),
+    "aten::instance_norm": OpRule(
+        channel_norm, like=_like_contiguous, scaling=Scaling.CHANNELS, zeros=channel_norm_zeros
+    ),
     **aten(
         "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training",
         OpRule(channel_norm, zeros=channel_norm_zeros),
     ),
-    "aten::group_norm": OpRule(group_norm, scaling=Scaling.CHANNELS, zeros=group_norm_zeros),
+    "aten::group_norm": OpRule(group_norm, like=_like_contiguous, scaling=Scaling.CHANNELS, zeros=group_norm_zeros),
     "aten::layer_norm": OpRule(layer_norm, like=_like_normalized, scaling=Scaling.ALONG, zeros=layer_norm_zeros),
     "aten::native_layer_norm": OpRule(layer_norm_with_statistics, zeros=layer_norm_zeros),
     "aten::_weight_norm_interface": OpRule(weight_norm, zeros=weight_norm_zeros),
-    "aten::rms_norm": OpRule(layer_norm, scaling=Scaling.ALONG, zeros=layer_norm_zeros),
+    "aten::rms_norm": OpRule(layer_norm, like=_like_normalized, scaling=Scaling.ALONG, zeros=layer_norm_zeros),
     "aten::_fused_rms_norm": OpRule(layer_norm_with_statistics, zeros=layer_norm_zeros),
 }

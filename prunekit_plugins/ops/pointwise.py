@@ -138,6 +138,14 @@ def dropout_with_mask(call: OpCall) -> list[list[Axis]]:
     return [like_first(call), like_first(call)]
 
 
+def _like_softmax(arguments: Mapping[str, Any]) -> torch.Tensor | None:
+    """A softmax is like its input, unless it is asked for another dtype."""
+    source: torch.Tensor = arguments["self"]
+    same = arguments.get("dtype") in (None, source.dtype) and not arguments.get("half_to_float")
+    fits = source.is_floating_point() and -source.dim() <= arguments["dim"] < source.dim()
+    return source if same and fits and source.is_contiguous() else None
+
+
 def softmax(call: OpCall) -> list[Axis]:
     """Normalises over one dim: legal to prune there, but the rest is renormalised."""
     source = call.tensors()[0]
@@ -259,7 +267,7 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     **aten("add.Tensor add_.Tensor", _ADD),
     "aten::dropout": OpRule(like_first, like=_like_only_tensor, scaling=Scaling.PRODUCT),
     "aten::native_dropout": OpRule(dropout_with_mask, zeros=zeros_of_first),
-    **aten("softmax _softmax log_softmax _log_softmax _safe_softmax", softmax),
+    **aten("softmax _softmax log_softmax _log_softmax _safe_softmax", OpRule(softmax, like=_like_softmax)),
     **aten("cumsum cumprod", OpRule(along_dim, zeros=zeros_of_first)),
     **aten("flip roll", OpRule(along_dims, scaling=Scaling.MOVED)),
     **aten("triu tril", OpRule(last_two, zeros=zeros_of_first)),

@@ -109,6 +109,11 @@ OPERATIONS: list[tuple[Any, Callable[[torch.Tensor], tuple[Any, ...]]]] = [
     (ATEN.avg_pool2d.default, lambda tensor: (tensor, [3], [1], [1])),
     (ATEN.avg_pool1d.default, lambda tensor: (tensor[0], [2], [3], [1])),
     (ATEN.avg_pool3d.default, lambda tensor: (tensor, [2, 1, 2])),
+    (ATEN.log_softmax.int, lambda tensor: (tensor, 1)),
+    (ATEN.softmax.int, lambda tensor: (tensor, 1, torch.float64)),
+    (ATEN.group_norm.default, lambda tensor: (tensor, 3)),
+    (ATEN.instance_norm.default, lambda tensor: (tensor, *[None] * 4, True, 0.1, 1e-5, False)),
+    (ATEN.rms_norm.default, lambda tensor: (tensor, [tensor.shape[-1]])),
 ]
 
 
@@ -179,3 +184,52 @@ def test_what_does_not_fit_is_refused(op: Any, shapes: tuple[Any, ...]) -> None:
     args = (first, *shapes[1:])
     with torch.inference_mode(), mode, pytest.raises((RuntimeError, IndexError)):
         fakes.result(op, ShapeHabit.of(op, rules), bind_arguments(op, args, {}), args, {})
+
+
+def queries() -> dict[str, torch.Tensor]:
+    packed = torch.randn(2, 5, 3, 3, 4, generator=torch.Generator().manual_seed(0))
+    return {
+        "contiguous": packed[:, :, 0].transpose(1, 2).contiguous(),
+        "transposed": packed[:, :, 0].contiguous().transpose(1, 2),
+        "packed": packed.permute(2, 0, 3, 1, 4)[0],
+        "double": packed.double().permute(2, 0, 3, 1, 4)[1],
+        "half precision": packed.bfloat16().permute(2, 0, 3, 1, 4)[1],
+    }
+
+
+@pytest.mark.parametrize("layout", queries())
+@pytest.mark.parametrize("mask", [None, "causal", "bool"])
+def test_attention_lies_as_the_kernels_of_this_machine_write_it(layout: str, mask: str | None) -> None:
+    query, op = queries()[layout], ATEN.scaled_dot_product_attention.default
+    masks = {None: None, "causal": torch.zeros(5, 5, dtype=query.dtype), "bool": torch.ones(5, 1, dtype=torch.bool)}
+    rules, mode = pk.default_registry().op_rules, FakeTensorMode()
+    args = (query, query, query, masks[mask])
+    stand_ins = tuple(None if tensor is None else mode.from_tensor(tensor) for tensor in args)
+    with torch.inference_mode():
+        expected = op(*args)
+        with mode:
+            arguments = bind_arguments(op, stand_ins, {})
+            found = Fakes(mode).result(op, ShapeHabit.of(op, rules), arguments, stand_ins, {})
+    assert (found.shape, found.stride(), found.dtype) == (expected.shape, expected.stride(), expected.dtype)
+
+
+FACTORIES: list[tuple[Any, tuple[Any, ...]]] = [
+    (ATEN.zeros.default, ([2, 3],)),
+    (ATEN.arange.start_step, (1, 9, 2)),
+    (ATEN.full.default, ([2], 0.5)),
+]
+
+
+@pytest.mark.parametrize(("op", "args"), FACTORIES, ids=[str(op) for op, _ in FACTORIES])
+@pytest.mark.parametrize("place", [None, torch.device("cpu"), torch.device("meta")])
+def test_what_is_made_of_numbers_is_what_the_fake_mode_makes(
+    op: Any, args: tuple[Any, ...], place: torch.device | None
+) -> None:
+    rules, mode = pk.default_registry().op_rules, FakeTensorMode()
+    with torch.inference_mode(), mode:
+        arguments = bind_arguments(op, args, {"device": place})
+        found = Fakes(mode).result(op, ShapeHabit.of(op, rules), arguments, args, {"device": place})
+        expected = op(*args, device=place)
+    assert type(found) is type(expected)
+    assert (found.shape, found.stride(), found.dtype) == (expected.shape, expected.stride(), expected.dtype)
+    assert found.device == expected.device
