@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         Pruner as Pruner,
         Reading as Reading,
         Reason as Reason,
+        ReasonKind as ReasonKind,
         Recording as Recording,
         RecordingError as RecordingError,
         Registry as Registry,
@@ -160,10 +161,10 @@ _HOMES = {
         "Centring CheckpointError Chooser Compiled Concat Config CostModel Counts Dependency ELEMENTWISE Entry "
         "Example Explanation Fixed Graph Group HOOKS Kept KeywordError Kind LayerType Layout Limits Member "
         "MemberView NothingToPruneError Number OpCall OpRule Opaque Operands Operation Plan PlanError Plugin "
-        "PluginError Polynomial Preview Product PrunekitError Pruner Reading Reason Recording RecordingError "
-        "Registry RehearsalError Replacement Report Resizing Role Rule RuleOrigin Scaling Scope Settings Site "
-        "Sizer Sizes StorageError SymbolicSizer TensorArgument TensorRef Tie Trace UnitGroup Units UnitsError "
-        "UnsupportedModelError Verb VerificationError as_polynomial auto_alignment check_indices "
+        "PluginError Polynomial Preview Product PrunekitError Pruner Reading Reason ReasonKind Recording "
+        "RecordingError Registry RehearsalError Replacement Report Resizing Role Rule RuleOrigin Scaling Scope "
+        "Settings Site Sizer Sizes StorageError SymbolicSizer TensorArgument TensorRef Tie Trace UnitGroup Units "
+        "UnitsError UnsupportedModelError Verb VerificationError as_polynomial auto_alignment check_indices "
         "compile_polynomials compile_sum concat cut default_registry find_config group_sizes groups_of hookimpl "
         "is_pinned is_sharded linear_scheduler multiplied named_tensors nearest new_size operation_name pin "
         "prefix product regroup resolve select_positions shrink_layer shrink_tensor size_of split tie "

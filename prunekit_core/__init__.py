@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from prunekit_core.algebra.axes import (
         Axis as Axis,
         AxisMismatchError as AxisMismatchError,
-        Reason as Reason,
         concat as concat,
         cut as cut,
         is_pinned as is_pinned,
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
         multiplied as multiplied,
         size_of as size_of,
     )
+    from prunekit_core.algebra.reasons import Reason as Reason, ReasonKind as ReasonKind
     from prunekit_core.check.exactness import ExactCheck as ExactCheck, check_exact as check_exact
     from prunekit_core.choose.alignment import Alignment as Alignment, auto_alignment as auto_alignment
     from prunekit_core.choose.candidates import Limits as Limits, Scope as Scope
@@ -126,13 +126,12 @@ if TYPE_CHECKING:
     from prunekit_core.program.trace import Operation as Operation, TensorRef as TensorRef, Trace as Trace
 
 _HOMES = {
-    "prunekit_core.algebra.axes": (
-        "Axis AxisMismatchError Reason concat cut is_pinned pin product regroup resolve split tie"
-    ),
+    "prunekit_core.algebra.axes": "Axis AxisMismatchError concat cut is_pinned pin product regroup resolve split tie",
     "prunekit_core.algebra.layout": "Concat Fixed Kept Layout Product Sizer Units groups_of new_size prefix",
     "prunekit_core.algebra.polynomial": (
         "Number Polynomial Sizes SymbolicSizer as_polynomial compile_polynomials multiplied size_of"
     ),
+    "prunekit_core.algebra.reasons": "Reason ReasonKind",
     "prunekit_core.check.exactness": "ExactCheck check_exact",
     "prunekit_core.choose.alignment": "Alignment auto_alignment",
     "prunekit_core.choose.candidates": "Limits Scope",

@@ -18,37 +18,11 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-import attrs
+from prunekit_core.algebra.reasons import SINGLE_UNITS, Reason
 
 
 class AxisMismatchError(ValueError):
     """Two axes can't mean the same, or an axis can't be taken apart as asked."""
-
-
-@attrs.frozen
-class Reason:
-    """Why an axis must keep its size.
-
-    Attributes:
-        text: The reason in words.
-        operation: The operation that needed it (``"aten::select.int"``), empty where none did.
-        module: Dotted path of the innermost module that ran the operation.
-        output: Name of the output of the model that is the reason; None where none is.
-    """
-
-    text: str
-    operation: str = ""
-    module: str = ""
-    output: str | None = None
-
-    def __str__(self) -> str:
-        if self.output:
-            return f"{self.text}: {self.output}"
-        site = " in ".join(part for part in (self.operation, self.module) if part)
-        return f"{self.text} ({site})" if site else self.text
-
-
-SINGLE_UNITS = Reason("single units can't shrink")
 
 
 class Form(enum.Enum):

@@ -12,6 +12,7 @@ from torch import nn
 
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Layout
+from prunekit_core.algebra.reasons import ReasonKind
 from prunekit_core.errors import ArgumentError, PlanError, UnitsError
 from prunekit_core.graph.channels import check_indices, flat_layout, not_whole, whole_units
 from prunekit_core.graph.current import Standing
@@ -233,7 +234,7 @@ class Graph:
         for name, parameter in self.analysis.parameters.items():
             if name.rpartition(".")[0] == path:
                 for reason in parameter.reasons:
-                    if reason is not None and reason.text != "a kernel dim":
+                    if reason is not None and reason.kind is not ReasonKind.KERNEL:
                         return str(reason)
         return "they can't shrink"
 

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from prunekit_core.algebra import axes
-from prunekit_core.algebra.axes import Axis, AxisMismatchError, Reason
+from prunekit_core.algebra.axes import Axis, AxisMismatchError
+from prunekit_core.algebra.reasons import Reason
 from prunekit_core.errors import ArgumentError
 from prunekit_core.modules.edits import AttributeEdit, Rescale
 

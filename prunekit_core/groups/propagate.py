@@ -11,7 +11,8 @@ from typing import Any
 import attrs
 
 from prunekit_core.algebra import axes
-from prunekit_core.algebra.axes import Axis, AxisMismatchError, Reason
+from prunekit_core.algebra.axes import Axis, AxisMismatchError
+from prunekit_core.algebra.reasons import Reason, ReasonKind
 from prunekit_core.program.calls import WRITTEN, writes
 from prunekit_core.program.op_call import Effects, OpCall, Outputs, TensorArgument
 from prunekit_core.program.outputs import is_free
@@ -121,7 +122,13 @@ class _Propagator:
         for name, ref in trace.parameters.items():
             self._result.tensors[ref.index] = parameters[name]
         for ref in trace.inputs:
-            self._set(ref, [Axis(n, pinned=Reason("an input of the model")) for n in trace.shapes[ref.index]])
+            self._set(
+                ref,
+                [
+                    Axis(n, pinned=Reason("an input of the model", kind=ReasonKind.INPUT))
+                    for n in trace.shapes[ref.index]
+                ],
+            )
 
     def run(self, free_outputs: Sequence[str]) -> Propagation:
         for operation in self._trace.operations:
@@ -130,10 +137,10 @@ class _Propagator:
         for ref, name in zip(self._trace.results, self._trace.names, strict=True):
             if not is_free(name, free_outputs):
                 for axis in self._axes(ref):
-                    axes.pin(axis, Reason("an output of the model", output=name))
+                    axes.pin(axis, Reason("an output of the model", output=name, kind=ReasonKind.OUTPUT))
         for ref, why in self._trace.kept.items():
             for axis in self._axes(ref):
-                axes.pin(axis, Reason(f"it may be an output of the model: {why}"))
+                axes.pin(axis, Reason(f"it may be an output of the model: {why}", kind=ReasonKind.OUTPUT))
         return self._result
 
     def _set(self, ref: TensorRef, value: Sequence[Axis]) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import attrs
 import torch
 
-from prunekit_core.algebra.axes import Reason
 from prunekit_core.algebra.layout import Kept, Layout, Stated, kept_positions, new_size
+from prunekit_core.algebra.reasons import Reason
 from prunekit_core.algebra.requirements import Temperature
 from prunekit_core.program.examples import Example
 from prunekit_core.program.extents import LeastSize, Wholes

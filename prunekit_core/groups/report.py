@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 
 from prunekit_core.algebra import layout as layouts
+from prunekit_core.algebra.reasons import ReasonKind
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.unit_group import UnitGroup
 from prunekit_core.program.op_call import Kind
@@ -102,7 +103,7 @@ def pinned_dims(analysis: Analysis) -> dict[str, str]:
         for dim, (layout, reason) in enumerate(zip(parameter.dims, parameter.reasons, strict=True)):
             if layout.size < 2 or layouts.groups_of(layout) or reason is None:
                 continue
-            if reason.text not in ("a kernel dim", "no recording touched this parameter"):
+            if reason.kind not in (ReasonKind.KERNEL, ReasonKind.UNTOUCHED):
                 found[f"{name}[{dim}]"] = str(reason)
     return found
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from prunekit_core.algebra import axes
-from prunekit_core.algebra.axes import Axis, Reason
+from prunekit_core.algebra.axes import Axis
+from prunekit_core.algebra.reasons import Reason, ReasonKind
 from prunekit_core.groups.propagate import Propagation
 from prunekit_core.program.op_call import Role
 from prunekit_core.program.rules import RuleTable, scaling_of
@@ -21,7 +22,7 @@ def keep_untouched(untouched: Iterable[str], parameters: Mapping[str, tuple[Axis
     """Pins parameters that no recording touched."""
     for name in untouched:
         for axis in parameters[name]:
-            axes.pin(axis, Reason("no recording touched this parameter"))
+            axes.pin(axis, Reason("no recording touched this parameter", kind=ReasonKind.UNTOUCHED))
 
 
 def keep_widths(

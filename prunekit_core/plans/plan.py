@@ -29,7 +29,7 @@ from prunekit_core.modules.transaction import Transaction
 from prunekit_core.plans.apply import Application
 from prunekit_core.plans.compose import compose, difference
 from prunekit_core.plans.optimizers import Optimizers
-from prunekit_core.plans.pricing import Prices
+from prunekit_core.plans.pricing import Prices, Room
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.record.recorder import unwrap
 from prunekit_core.record.run_settings import collection_paused
@@ -105,7 +105,7 @@ class Plan(Decision):
     """
 
     _costs: Prices | None = attrs.field(default=None, eq=False, repr=False, alias="costs")
-    _sizes: Mapping[str, tuple[int, int]] | None = attrs.field(default=None, eq=False, repr=False, alias="sizes")
+    _sizes: Mapping[str, Room] | None = attrs.field(default=None, eq=False, repr=False, alias="sizes")
 
     def apply(
         self,
@@ -225,17 +225,16 @@ class Plan(Decision):
         A plan that was read from JSON knows only the parameters that it changes.
         """
         kept = self.kept
-        sizes = dict(self._sizes or {cut.parameter: (math.prod(cut.shape), 4) for cut in self.parameters})
-        after = dict(sizes)
+        before = dict(self._sizes or {cut.parameter: Room(math.prod(cut.shape)) for cut in self.parameters})
+        after = dict(before)
         for cut in self.parameters:
-            width = sizes[cut.parameter][1]
-            after[cut.parameter] = (math.prod(layouts.new_size(dim, kept) for dim in cut.dims), width)
-        buffers = {name for name, (_, width) in sizes.items() if width < 0}
+            left = math.prod(layouts.new_size(dim, kept) for dim in cut.dims)
+            after[cut.parameter] = attrs.evolve(before[cut.parameter], numbers=left)
         return Preview(
-            params_before=sum(n for name, (n, _) in sizes.items() if name not in buffers),
-            params_after=sum(n for name, (n, _) in after.items() if name not in buffers),
-            bytes_before=sum(n * abs(width) for n, width in sizes.values()),
-            bytes_after=sum(n * abs(width) for n, width in after.values()),
+            params_before=sum(room.numbers for room in before.values() if not room.buffer),
+            params_after=sum(room.numbers for room in after.values() if not room.buffer),
+            bytes_before=sum(room.bytes for room in before.values()),
+            bytes_after=sum(room.bytes for room in after.values()),
             costs=self._costs.found() if self._costs else {},
             groups={cut.group: (cut.size, len(cut.kept)) for cut in self.cuts},
         )

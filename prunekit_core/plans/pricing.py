@@ -6,11 +6,33 @@ import weakref
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import attrs
+
 from prunekit_core.algebra.layout import Kept
 from prunekit_core.errors import PrunekitError
 
 Costs = Mapping[str, tuple[float, float]]
 """Cost model to what the model costs before and after."""
+
+
+@attrs.frozen
+class Room:
+    """What a parameter or buffer takes.
+
+    Attributes:
+        numbers: How many numbers it holds.
+        itemsize: Bytes of each.
+        buffer: Whether it is a buffer, which doesn't count as parameters.
+    """
+
+    numbers: int
+    itemsize: int = 4
+    buffer: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """Its bytes."""
+        return self.numbers * self.itemsize
 
 
 class Source(Protocol):

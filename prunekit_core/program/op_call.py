@@ -10,7 +10,8 @@ import attrs
 import torch
 
 from prunekit_core.algebra import axes
-from prunekit_core.algebra.axes import Axis, Reason
+from prunekit_core.algebra.axes import Axis
+from prunekit_core.algebra.reasons import Reason, ReasonKind
 from prunekit_core.algebra.requirements import Expectation, Least, Temperature
 from prunekit_core.program.trace import Operation, TensorRef
 
@@ -162,17 +163,17 @@ class OpCall:
                 found.extend(item for item in value if isinstance(item, TensorArgument))
         return found
 
-    def reason(self, text: str) -> Reason:
+    def reason(self, text: str, kind: ReasonKind = ReasonKind.OPERATION) -> Reason:
         """Words a reason with the place of this operation."""
-        return Reason(text, self.operation.name, self.operation.module)
+        return Reason(text, self.operation.name, self.operation.module, kind=kind)
 
     def fresh(self, size: int, text: str) -> Axis:
         """Returns a new pinned axis."""
         return Axis(size, pinned=self.reason(text))
 
-    def pin(self, target: Axis | Iterable[Axis], text: str) -> None:
+    def pin(self, target: Axis | Iterable[Axis], text: str, *, kind: ReasonKind = ReasonKind.OPERATION) -> None:
         """Pins one or several axes, with the reason."""
-        reason = self.reason(text)
+        reason = self.reason(text, kind)
         for axis in [target] if isinstance(target, Axis) else target:
             axes.pin(axis, reason)
 

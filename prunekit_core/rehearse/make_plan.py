@@ -17,7 +17,7 @@ from prunekit_core.modules.edits import GroupCut, ParameterCut, Swap
 from prunekit_core.modules.source_code import Sources, sources_of
 from prunekit_core.modules.surgery import modules_in, other_names
 from prunekit_core.plans.plan import Plan
-from prunekit_core.plans.pricing import Prices
+from prunekit_core.plans.pricing import Prices, Room
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.record.run_settings import collection_paused
 from prunekit_core.rehearse.comparison import Unmet
@@ -122,11 +122,8 @@ class Drafts:
             if any(module == path or module.startswith(path + ".") for module in changed)
         )
 
-    def _sizes(self) -> dict[str, tuple[int, int]]:
-        return {
-            name: (math.prod(p.shape), -p.itemsize if p.buffer else p.itemsize)
-            for name, p in self.analysis.parameters.items()
-        }
+    def _sizes(self) -> dict[str, Room]:
+        return {name: Room(math.prod(p.shape), p.itemsize, p.buffer) for name, p in self.analysis.parameters.items()}
 
     def _priced(self, kept: Mapping[str, tuple[int, ...]]) -> Prices:
         prices = Prices(self, kept)

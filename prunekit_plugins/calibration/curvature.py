@@ -12,7 +12,7 @@ from prunekit_core.program.linear_forms import Site
 from prunekit_core.program.outputs import output_tensors
 from prunekit_plugins.calibration.batches import Batch
 from prunekit_plugins.calibration.moments import Gatherer, Moments
-from prunekit_plugins.calibration.observation import Watched, parameter_run
+from prunekit_plugins.calibration.observation import Run, Watched
 
 EXAMPLES = 16
 """Examples of a batch for which there is one random projection of the outputs."""
@@ -30,14 +30,14 @@ class Read:
 
     Attributes:
         site: What it multiplies by.
-        bias: The parameter, or the run of one, that it adds; empty where there is none.
+        bias: The parameter, or the run of one, that it adds; None where there is none.
         gatherer: The moments of what it read so far.
         samples: Number of finite samples of what it put out.
         energy: Tensor ``[groups, outputs]``, float64: the sum of their squares; None before the first one.
     """
 
     site: Site
-    bias: str
+    bias: Run | None
     gatherer: Gatherer
     samples: int = 0
     energy: torch.Tensor | None = None
@@ -91,7 +91,7 @@ class Curvatures:
             return
         parameters = {n: t for n, t in self._watched.shadow.tensors().items() if isinstance(t, nn.Parameter)}
         wanted = {read.site.parameter for read in reads.values()}
-        wanted |= {parameter_run(read.bias)[0] for read in reads.values() if read.bias}
+        wanted |= {read.bias.parameter for read in reads.values() if read.bias}
         chosen = {name: parameters[name] for name in sorted(wanted)}
         try:
             with self._watched.differentiable(chosen.values()) as module:
@@ -165,10 +165,10 @@ class Curvatures:
             if whole is None:
                 continue
             gradient = read.site.matrix(whole.detach()).float()
-            bias, run = parameter_run(read.bias)
-            slope, center = gradients[bias] if bias else None, read.gatherer.center()
-            if slope is not None and center is not None:
-                gradient = gradient - slope[run].reshape(gradient.shape[:2])[:, :, None] * center.float()[:, None]
+            bias, center = read.bias, read.gatherer.center()
+            slope = None if bias is None else gradients[bias.parameter]
+            if bias is not None and slope is not None and center is not None:
+                gradient = gradient - slope[bias.rows].reshape(gradient.shape[:2])[:, :, None] * center.float()[:, None]
             wide = gradient.shape[1] > self._widest
             yield name, gradient.square().sum(2) if wide else gradient @ gradient.transpose(1, 2)
 

@@ -30,6 +30,19 @@ CHUNK = 1 << 23
 """Elements of columns that are made at a time."""
 
 
+@attrs.frozen
+class Run:
+    """A parameter of one dim, or a run of it: a bias may be a part of a packed one.
+
+    Attributes:
+        parameter: Canonical dotted name.
+        rows: Its positions.
+    """
+
+    parameter: str
+    rows: slice = slice(None)
+
+
 @attrs.frozen(eq=False)
 class Seen:
     """One consumer at work.
@@ -37,7 +50,7 @@ class Seen:
     Attributes:
         order: Its number among the consumers of this forward.
         site: What it multiplies by.
-        bias: Canonical name of the parameter that it adds; empty where there is none, or it is no parameter.
+        bias: The parameter, or the run of one, that it adds; None where there is none, or it is no parameter.
         module: Dotted path of the innermost module that was running.
         reading: How it reads.
         arguments: Its arguments.
@@ -47,7 +60,7 @@ class Seen:
 
     order: int
     site: Site
-    bias: str
+    bias: Run | None
     module: str
     reading: Reading
     arguments: Mapping[str, Any]
@@ -174,9 +187,10 @@ class WatchingSink(Sink):
         if site is None or site.parameter not in self.parameters:
             return None
         bias = arguments.get(reading.bias) if reading.bias else None
-        known = names.get(id(bias), "")
-        if known not in self.parameters:
-            known = find_run(bias, self._behind(bias)) if isinstance(bias, torch.Tensor) else ""
+        named = names.get(id(bias), "")
+        known = Run(named) if named in self.parameters else None
+        if known is None and isinstance(bias, torch.Tensor):
+            known = find_run(bias, self._behind(bias))
         order, self._order = self._order, self._order + 1
         return Seen(order, site, known, module, reading, arguments, outputs, self._batch)
 
@@ -185,21 +199,15 @@ class WatchingSink(Sink):
         return (self._hollows.behind(tensor) if self._hollows is not None else None) or self._real
 
 
-def find_run(bias: torch.Tensor, parameters: Mapping[str, torch.Tensor]) -> str:
-    """Names the parameter that a bias is a run of, with the run; empty where it is of none."""
+def find_run(bias: torch.Tensor, parameters: Mapping[str, torch.Tensor]) -> Run | None:
+    """Finds the parameter that a bias is a run of; None where it is of none."""
     store = bias.untyped_storage().data_ptr()
     for name, parameter in parameters.items():
         if parameter.dim() == 1 and bias.dim() == 1 and parameter.untyped_storage().data_ptr() == store:
             start = bias.storage_offset() - parameter.storage_offset()
             if bias.stride() == parameter.stride() and 0 <= start <= len(parameter) - len(bias):
-                return f"{name}[{start}:{start + len(bias)}]"
-    return ""
-
-
-def parameter_run(bias: str) -> tuple[str, slice]:
-    """Takes apart what `find_run` returned, or the name of a whole parameter: the name and the run of it."""
-    name, _, run = bias.partition("[")
-    return name, slice(*map(int, run[:-1].split(":"))) if run else slice(None)
+                return Run(name, slice(start, start + len(bias)))
+    return None
 
 
 class Values(Protocol):

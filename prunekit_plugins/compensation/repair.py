@@ -18,7 +18,7 @@ from prunekit_core.plugins.registry import Registry
 from prunekit_core.program.outputs import output_tensors
 from prunekit_plugins.calibration.batches import Batch, Batches
 from prunekit_plugins.calibration.moments import Moments, doubts
-from prunekit_plugins.calibration.observation import Seen, Watched, parameter_run
+from prunekit_plugins.calibration.observation import Run, Seen, Watched
 from prunekit_plugins.checkpoints.stored_values import Scratch
 from prunekit_plugins.compensation.gathering import Gathered, Pair, gather
 from prunekit_plugins.compensation.layer_fit import Kinship, LayerFit
@@ -265,16 +265,15 @@ class Repair:
         if pair.after.bias:
             run, values = self._run(pair.after.bias)
             run += change.flatten().to(run)
-            self.write(parameter_run(pair.after.bias)[0], values)
+            self.write(pair.after.bias.parameter, values)
         else:
             values = self.values(pair.after.mean)
             self.write(pair.after.mean, values - change.flatten().to(values))
 
-    def _run(self, bias: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def _run(self, bias: Run) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns a copy of the run of a parameter that a bias is, as a view, and all of the copy."""
-        name, run = parameter_run(bias)
-        values = self.values(name).clone()
-        return values[run], values
+        values = self.values(bias.parameter).clone()
+        return values[bias.rows], values
 
     def write(self, name: str, values: torch.Tensor) -> None:
         """Gives a parameter or buffer of the twin other values; the model gets them at the end.

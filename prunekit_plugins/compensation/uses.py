@@ -16,7 +16,7 @@ from prunekit_core.program.rules import RuleTable
 from prunekit_core.record.shadow import Shadow
 from prunekit_plugins.calibration.additions import Sums
 from prunekit_plugins.calibration.batches import Batch
-from prunekit_plugins.calibration.observation import Look, Seen, Watched, WatchingSink, parameter_run
+from prunekit_plugins.calibration.observation import Look, Run, Seen, Watched, WatchingSink
 
 
 @attrs.frozen
@@ -26,7 +26,7 @@ class Consumer:
     Attributes:
         site: The (part of a) parameter that it multiplies by.
         orders: Its numbers among the consumers of a forward; several where it runs several times.
-        bias: The parameter (or the run of one, ``"name[a:b]"``) that it alone adds; empty if there is none.
+        bias: The parameter, or the run of one, that it alone adds; None if there is none.
         mean: The buffer with the mean that is subtracted from all that it puts out; empty if there is none.
         others: What else its weight is used for.
         level: Consumers that follow each other and read the same tensor (queries, keys and values) are on one level.
@@ -37,7 +37,7 @@ class Consumer:
 
     site: Site
     orders: tuple[int, ...]
-    bias: str
+    bias: Run | None
     mean: str
     others: tuple[str, ...]
     level: int
@@ -121,13 +121,12 @@ def find_consumers(watched: Watched, batch: Batch) -> list[Consumer]:
         first = seen[0]
         means = sink.readers.get(first.order, [])
         mean = means[0] if len(seen) == len(means) == 1 and sink.means.count(means[0]) == 1 else ""
-        parameter, _ = parameter_run(first.bias)
         alone = biases.count(first.bias) == 1 and all(call.bias == first.bias for call in seen)
         found.append(
             Consumer(
                 first.site,
                 tuple(call.order for call in seen),
-                first.bias if alone and parameter not in sink.others else "",
+                first.bias if alone and first.bias and first.bias.parameter not in sink.others else None,
                 mean,
                 (
                     *sink.others.get(first.site.parameter, ()),

@@ -13,6 +13,7 @@ from prunekit.plugin import (
     OpCall,
     Operands,
     OpRule,
+    ReasonKind,
     Role,
     Rule,
     Scaling,
@@ -79,7 +80,7 @@ def _convolve(call: OpCall, *, transposed: bool) -> list[Axis]:
     if bias is not None:
         call.tie(result, bias.axes[0])
         call.role(bias, 0, Role.ALONG)
-    call.pin(weight.axes[2:], "a kernel dim")
+    call.pin(weight.axes[2:], "a kernel dim", kind=ReasonKind.KERNEL)
     places = list(source.axes[dim + 1 :])
     for position, size in enumerate(call.shape[dim + 1 :]):
         if not _one_by_one(call, weight.shape[2 + position], position):

@@ -6,7 +6,18 @@ from collections.abc import Mapping
 
 import torch
 
-from prunekit.plugin import ELEMENTWISE, Axis, AxisMismatchError, OpCall, OpRule, Role, Rule, TensorArgument, Verb
+from prunekit.plugin import (
+    ELEMENTWISE,
+    Axis,
+    AxisMismatchError,
+    OpCall,
+    OpRule,
+    ReasonKind,
+    Role,
+    Rule,
+    TensorArgument,
+    Verb,
+)
 from prunekit_plugins.ops.names import aten
 from prunekit_plugins.ops.pointwise import pointwise
 
@@ -80,7 +91,7 @@ def convolution_backward(call: OpCall) -> list[list[Axis]]:
     call.tie(gradient.axes[1], weight.axes[out])
     call.role(weight, into, Role.IN)
     call.role(weight, out, Role.OUT)
-    call.pin(weight.axes[2:], "a kernel dim")
+    call.pin(weight.axes[2:], "a kernel dim", kind=ReasonKind.KERNEL)
     call.pin([*source.axes[2:], *gradient.axes[2:]], "a spatial dim")
     batch = call.tie(source.axes[0], gradient.axes[0])
     if any(call["output_mask"][1:]):

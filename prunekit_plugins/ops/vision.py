@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from prunekit.plugin import Axis, Kind, OpCall, OpRule, Role, Rule, TensorArgument, split
+from prunekit.plugin import Axis, Kind, OpCall, OpRule, ReasonKind, Role, Rule, TensorArgument, split
 from prunekit_plugins.ops.pointwise import zeros_of_first
 
 
@@ -74,7 +74,7 @@ def deform_conv2d(call: OpCall) -> list[Axis]:
     call.kind(weight.axes[0], Kind.CHANNELS)
     call.tie(weight.axes[0], bias.axes[0])
     call.role(bias, 0, Role.ALONG)
-    call.pin(weight.axes[2:], "a kernel dim")
+    call.pin(weight.axes[2:], "a kernel dim", kind=ReasonKind.KERNEL)
     call.pin(source.axes[2:], "a spatial dim")
     return [source.axes[0], weight.axes[0], *(call.fresh(size, "a spatial dim") for size in call.shape[2:])]
 

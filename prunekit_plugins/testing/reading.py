@@ -11,7 +11,8 @@ import attrs
 import torch
 from torch import nn
 
-from prunekit_core.algebra.axes import Axis, Form, Reason, factors, is_pinned, leaves, reason_of, resolve, segments
+from prunekit_core.algebra.axes import Axis, Form, factors, is_pinned, leaves, reason_of, resolve, segments
+from prunekit_core.algebra.reasons import Reason
 from prunekit_core.errors import RecordingError
 from prunekit_core.groups.propagate import Propagation, parameter_axes, propagate
 from prunekit_core.plugins.registry import Registry, default_registry

@@ -10,7 +10,6 @@ from prunekit_core.algebra.axes import (
     Axis,
     AxisMismatchError,
     Form,
-    Reason,
     concat,
     cut,
     factors,
@@ -25,6 +24,7 @@ from prunekit_core.algebra.axes import (
     split,
     tie,
 )
+from prunekit_core.algebra.reasons import Reason
 
 WHY = Reason("a test", "aten::test", "net.block")
 

@@ -20,7 +20,6 @@ from prunekit_core.algebra.axes import (
     Axis,
     AxisMismatchError,
     Form,
-    Reason,
     concat,
     cut,
     is_pinned,
@@ -32,6 +31,7 @@ from prunekit_core.algebra.axes import (
     split,
     tie,
 )
+from prunekit_core.algebra.reasons import Reason
 
 SHAPES = ((4,), (6, 2), (12,), (2, 8), (3, 4), (2, 3, 4), (24,), (8,), (1, 6), (5, 4), (16,), (2, 2, 6))
 GIVEN_UP = Reason("not understood")
