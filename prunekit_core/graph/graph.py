@@ -13,6 +13,7 @@ from torch import nn
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Layout
 from prunekit_core.algebra.reasons import ReasonKind
+from prunekit_core.collector import collection_paused
 from prunekit_core.errors import ArgumentError, PlanError, UnitsError
 from prunekit_core.graph.channels import check_indices, flat_layout, not_whole, whole_units
 from prunekit_core.graph.current import Standing
@@ -32,7 +33,6 @@ from prunekit_core.program.examples import example_of
 from prunekit_core.program.op_call import Role
 from prunekit_core.program.outputs import check_patterns
 from prunekit_core.record.recorder import check_recordable
-from prunekit_core.record.run_settings import collection_paused
 from prunekit_core.rehearse.ladder import Knowledge, Reselect
 from prunekit_core.rehearse.make_plan import Drafts
 

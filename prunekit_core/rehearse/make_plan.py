@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from prunekit_core.algebra import layout as layouts
+from prunekit_core.collector import collection_paused
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.costs import Compiled, compiled_cost, cost_model
 from prunekit_core.groups.moving_averages import mirrored_edits, mirrored_rescales
@@ -19,7 +20,6 @@ from prunekit_core.modules.tree import ModelTree, modules_in
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plans.pricing import Prices, Room
 from prunekit_core.plugins.registry import Registry
-from prunekit_core.record.run_settings import collection_paused
 from prunekit_core.rehearse.comparison import Unmet
 from prunekit_core.rehearse.ladder import Knowledge, Rehearsed, Reselect, rehearse
 from prunekit_core.rehearse.places import ancestors
