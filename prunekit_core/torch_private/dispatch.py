@@ -1,4 +1,7 @@
-"""Dispatch modes. Relied on: ``TorchDispatchMode``, and that none is active inside of ``_disable_current_modes``.
+"""Dispatch modes.
+
+Relied on: ``TorchDispatchMode``; none is active inside of ``_disable_current_modes``; the compiler doesn't look into
+frames of ``torch/_compile.py``.
 
 PyTorch keeps its compiler from looking into modes, and loads it for that: a second of the first call, and a thousand
 modules. Here it is kept out only where it is there already.
@@ -35,12 +38,14 @@ def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
             kept.append(compiler.disable(function, recursive=True))
         return kept[0](*args, **kwargs)
 
+    # the compiler passes over frames by their file, and has to pass over this one as over PyTorch's own wrapper
+    passed_over: Any = called
+    passed_over.__code__ = passed_over.__code__.replace(co_filename=torch._compile.__file__)
     return called
 
 
 class Mode(TorchDispatchMode):
     """A dispatch mode whose subclasses decorate ``__torch_dispatch__`` with `uncompiled`."""
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        """Leaves out what the base class does here: it decorates ``__torch_dispatch__`` so that it loads the compiler."""
