@@ -149,9 +149,9 @@ class Source(Protocol):
 
 
 class Group:
-    """A pruning group: some units that leave together, with every layer that loses something, bound to a model's modules.
+    """A pruning group: some units that leave together, with every layer that loses something, in one model.
 
-    A `UnitGroup` is what the analysis found, by name and without tensors; this is a selection from one or several of them.
+    A `UnitGroup` is what the analysis found, by name and without tensors; this is a selection from one or more of them.
 
     Iterating yields ``(dep, idxs)``: ``dep.layer``, ``dep.pruning_fn`` and the channels it loses, as numbered in that
     layer now. ``group[0]`` is the layer that the group starts at.

@@ -1,8 +1,13 @@
-"""Making a cut come true: the ladder from attribute edits to giving units back.
+"""Proving a cut: the ladder from attribute edits over ties to restored units.
 
-Layer types state the attributes of layers they know. Where the replay still disagrees, in this order: attribute edits
-proven by getting further, sizes tied to each other, units given back. What is learnt is kept in `Knowledge` for later
-plans of the same model, and tried on sibling modules at once.
+A cut is replayed until the smaller program is the recorded one. At the first mismatch, in this order (each step is
+believed only if a replay with it gets further):
+
+1. *attributes*: a size that the program reads from a module (``self.num_heads``) gets its new value;
+2. *ties*: groups whose sizes the program computes from each other (``out = 4 * self.width``) keep the same fraction;
+3. *units are restored*: a group whose size is written into the program (``x.view(-1, 8)``) stays whole.
+
+What is learnt is kept in `Knowledge` for later plans of the same model, and tried on sibling modules at once.
 """
 
 from __future__ import annotations
@@ -146,6 +151,7 @@ class _Ladder:
         self._search = AttributeSearch(analysis, registry, self._sites)
 
     def climb(self) -> Rehearsed:
+        """Replays and changes the cut until it is proven; every round restores units, ties groups or learns a fact, so it ends."""
         site = ""  # where the cut had to be changed last
         while True:
             self._enlarge()
@@ -186,7 +192,7 @@ class _Ladder:
         return self._analysis.recordings[mismatch.recording].trace.operations[mismatch.operation].site
 
     def _enlarge(self) -> None:
-        """Gives units back where fewer than an operation needs would stay: it would have no value."""
+        """Restores units where fewer would stay than an operation needs to have a value (``var`` of one element)."""
         for recording in self._analysis.recordings:
             for index, needs in recording.least.items():
                 for needed in needs:
@@ -221,7 +227,7 @@ class _Ladder:
         return mismatch.values in self._knowledge.unsteady
 
     def _has_unmet(self, stage: Stage, recipes: Mapping[Place, Recipe], rehearsed: Rehearsed) -> bool:
-        """Gives units back where a constant follows them that can't be made up for; tells whether there was one.
+        """Restores units where a constant follows them that the weights can't make up for; tells whether there was one.
 
         Where the constant meets the very units that it follows, and the result depends on their number anyway, it only
         is one more such use: a hand-written norm's.
@@ -229,7 +235,7 @@ class _Ladder:
         for unmet in self._judge(rehearsed):
             record = self._analysis.recordings[unmet.recording]
 
-            def met(kept: Kept, unmet: Unmet = unmet) -> bool:
+            def met(kept: Kept, unmet: Unmet = unmet) -> bool:  # with these units kept, is this constant no problem?
                 trial = self._stage(kept)
                 found, drifts = replay(trial, recipes)
                 left = () if found is not None else self._judge(self._proven(trial, recipes, drifts))
@@ -249,7 +255,7 @@ class _Ladder:
         return False
 
     def _causes(self, names: Sequence[str], mended: Callable[[Kept], bool]) -> list[str]:
-        """Finds the groups, of some, whose units have to stay so that all is well somewhere."""
+        """Finds the groups, of some, that have to stay whole (with those tied to them) for a condition to hold."""
 
         def mends(names: Collection[str]) -> bool:
             back = set().union(*map(self._knowledge.tied, names))
@@ -269,6 +275,7 @@ class _Ladder:
         )
 
     def _concede(self, stage: Stage, recipes: Mapping[Place, Recipe], mismatch: Mismatch) -> None:
+        """Changes the cut where no attribute helps: ties groups, or else restores the units of some."""
         record = self._analysis.recordings[mismatch.recording]
         here = self._names_near(record, mismatch.operation)
         site = f"{self._site(mismatch)}: {mismatch.why}"
@@ -281,7 +288,7 @@ class _Ladder:
         def gets_further(kept: Kept) -> bool:
             return further(replay(self._stage(kept), recipes)[0], mismatch)
 
-        if mismatch.number:  # of any group, the nearest ones first
+        if mismatch.number:  # it may follow the size of any group: tried from the nearest to the first operation
             found = self._causes(self._names_before(record, mismatch.operation), gets_further)
             if not found:
                 self._refuse_undecided(site)
