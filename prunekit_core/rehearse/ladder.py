@@ -151,7 +151,10 @@ class _Ladder:
         self._search = AttributeSearch(analysis, registry, self._sites)
 
     def climb(self) -> Rehearsed:
-        """Replays and changes the cut until it is proven; every round restores units, ties groups or learns a fact, so it ends."""
+        """Replays and changes the cut until it is proven.
+
+        It ends, since every round restores units, ties groups, or learns which values vary.
+        """
         site = ""  # where the cut had to be changed last
         while True:
             self._enlarge()
