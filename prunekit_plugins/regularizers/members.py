@@ -208,9 +208,7 @@ class GroupMembers:
             ArgumentError: No parameter has a gradient, or one has a sparse gradient; nothing was changed.
         """
         self.require_gradients(bias=bias)
-        vectors: list[
-            tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-        ] = []  # norms: many and small, changed in one call
+        vectors: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # many and small: changed in one call
         for slot, rows, share in self.shares(values, bias=bias):
             gradient = slot.gradient()
             if gradient is None:
