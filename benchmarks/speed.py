@@ -12,13 +12,14 @@ the two tools take turns, model by model. Building and copying models isn't coun
 Ratios are given by wall clock and by processor time; the second one bears other work on the machine better.
 
 1. Step: analysis, groups, and one pruning step at ratio 0.5 with L2 magnitude, prunekit's rehearsal included.
-2. Phases: where prunekit's time goes, and its analysis against one forward on fake tensors (an analysis records the
+2. The first call of a process: the same step with no warm-up, the imports of the tool in it.
+3. Phases: where prunekit's time goes, and its analysis against one forward on fake tensors (an analysis records the
    program twice where a module asks whether it is in train mode); on real ones for detectors, which look at values;
    processor time.
-3. Application: applying a finished plan, against copying every parameter once, in processor time; and the memory it
+4. Application: applying a finished plan, against copying every parameter once, in processor time; and the memory it
    needs on top.
-4. Llama: analysis and plan of a 32-layer model without data.
-5. Scaling: the same step for stacks of 4 to 128 blocks and of 32 to 1024 channels, with the exponent of the growth.
+5. Llama: analysis and plan of a 32-layer model without data.
+6. Scaling: the same step for stacks of 4 to 128 blocks and of 32 to 1024 channels, with the exponent of the growth.
 """
 
 from __future__ import annotations
@@ -73,10 +74,12 @@ PHASES = ("analysis", "plan", "application")
 WORKER = Path(__file__).with_name("worker.py")
 
 
-def measure(python: Path | str, tool: str, model: str, options: argparse.Namespace) -> dict[str, Any]:
+def measure(
+    python: Path | str, tool: str, model: str, options: argparse.Namespace, *, cold: bool = False
+) -> dict[str, Any]:
     """Runs one worker and sorts what it reported: lists per kind, and the reason if something failed."""
     command = [str(python), str(WORKER), tool, model]
-    command += ["--threads", str(options.threads), "--repeats", str(options.repeats)]
+    command += ["--threads", str(options.threads), "--repeats", str(options.repeats), *(["--cold"] if cold else [])]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         output, errors = process.communicate(timeout=options.limit)
@@ -86,7 +89,7 @@ def measure(python: Path | str, tool: str, model: str, options: argparse.Namespa
         output, errors = process.communicate()
         reason = f"over {options.limit:g} s"
     found: dict[str, Any] = {"tool": tool, "model": model, "reason": reason}
-    found |= {"step": [], "application": [], "llama": [], "forward": []}
+    found |= {"step": [], "application": [], "llama": [], "forward": [], "cold": []}
     for line in output.splitlines():
         if line.startswith("{"):
             values = json.loads(line)
@@ -143,6 +146,24 @@ def step_table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
             mean = geometric_mean(known)
             text += f"\n\nGeometric mean of {len(known)} ratios by {name}: {mean:.1f}; lowest {min(known):.1f}."
     return "\n".join([text, *(["", *notes] if notes else [])])
+
+
+def cold_table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """The same step as the first of a process, the tool's own imports in it; processor time."""
+    rows, ratios = [], []
+    for model, tools in results.items():
+        times = {tool: [run["cpu_seconds"] for run in found["cold"]] for tool, found in tools.items()}
+        a, b = (statistics.median(known) if known else None for known in times.values())
+        if a and b and median(tools["torch-pruning"], "cpu_seconds"):
+            ratios.append(b / a)
+            rows.append((model, f"{a:.3f}", f"{b:.3f}", f"{b / a:.1f}"))
+        else:
+            rows.append((model, *(f"{value:.3f}" if value else "-" for value in (a, b)), ""))
+    text = table(("model", "prunekit s", "torch-pruning s", "torch-pruning / prunekit"), rows)
+    if ratios:
+        mean = geometric_mean(ratios)
+        text += f"\n\nGeometric mean of {len(ratios)} ratios by CPU time: {mean:.1f}; lowest {min(ratios):.1f}."
+    return text
 
 
 def cell(result: dict[str, Any], value: float | None) -> str:
@@ -302,10 +323,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if model == LLAMA:
             data[LLAMA] = measure(sys.executable, "prunekit", LLAMA, options)
         else:
-            results[model] = {
-                "prunekit": measure(sys.executable, "prunekit", model, options),
-                "torch-pruning": measure(python, "torch-pruning", model, options),
-            }
+            tools = {"prunekit": sys.executable, "torch-pruning": python}
+            results[model] = {tool: measure(place, tool, model, options) for tool, place in tools.items()}
+            if not options.scaling:
+                for _ in range(options.repeats):
+                    for tool, place in tools.items():
+                        results[model][tool]["cold"] += measure(place, tool, model, options, cold=True)["cold"]
         if options.json:
             options.json.write_text(json.dumps(data, indent=1))
     if options.scaling:
@@ -316,6 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if results:
         print(f"\n## Analysis, groups and one pruning step\n\n{step_table(results)}")
+        print(f"\n## The first call of a process\n\n{cold_table(results)}")
         print(f"\n## Phases (prunekit)\n\n{phase_table(results)}")
         print(f"\n## Applying a plan (prunekit)\n\n{application_table(results)}")
     if data[LLAMA] is not None:

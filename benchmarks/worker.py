@@ -60,7 +60,7 @@ def prunekit_step(model: nn.Module, x: Any) -> dict[str, float]:
     Returns:
         Processor seconds by phase, and how many programs were recorded.
     """
-    pk = importlib.import_module("prunekit_core")
+    pk = importlib.import_module("prunekit")
     moments = [time.process_time()]
     pruner = pk.BasePruner(model, x, "magnitude", pruning_ratio=RATIO)
     moments.append(time.process_time())
@@ -145,6 +145,13 @@ def measure_step(tool: str, model: nn.Module, x: Any, repeats: int) -> None:
         report("failed", reason=f"the pruned model gives {found} with {parameters(target) / before:.0%} of parameters")
 
 
+def measure_first_call(tool: str, model: nn.Module, x: Any) -> None:
+    """Times one step in a process that has only imported PyTorch and built the model: the tool's imports count."""
+    start, start_cpu = time.perf_counter(), time.process_time()
+    STEPS[tool](model, x)
+    report("cold", seconds=time.perf_counter() - start, cpu_seconds=time.process_time() - start_cpu)
+
+
 def measure_fake_forward(model: nn.Module, x: Any, repeats: int) -> None:
     """Finds the processor seconds of one forward on fake tensors in inference mode: a recording costs them at least.
 
@@ -189,7 +196,7 @@ def measure_real_forward(model: nn.Module, x: Any, repeats: int) -> None:
 
 def measure_application(model: nn.Module, x: Any, repeats: int) -> None:
     """Finds the processor seconds of applying a plan and of copying every parameter once, and the peak of memory."""
-    pk = importlib.import_module("prunekit_core")
+    pk = importlib.import_module("prunekit")
     plan = pk.BasePruner(model, x, "magnitude", pruning_ratio=RATIO).plan()
     applying, copying = [], []
     for _ in range(4 * repeats + 1):  # milliseconds, of which a few say little
@@ -255,7 +262,7 @@ def measure_llama(repeats: int) -> None:
 
     Units are chosen at random: a criterion can't read weights that aren't there.
     """
-    pk = importlib.import_module("prunekit_core")
+    pk = importlib.import_module("prunekit")
     llama = importlib.import_module("llama")
     x = torch.zeros(1, 16, dtype=torch.long, device="meta")
     for tied in (False, True):
@@ -286,6 +293,7 @@ def main() -> None:
     parser.add_argument("model", help="a name from torchvision.models, or llama")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--cold", action="store_true", help="only the first call of a process, without a warm-up")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
@@ -295,6 +303,9 @@ def main() -> None:
             measure_llama(options.repeats)
             return
         model, x = speed_models.build(options.model)
+        if options.cold:
+            measure_first_call(options.tool, model, x)
+            return
         measure_step(options.tool, model, x, options.repeats)
         if options.tool == "prunekit" and not options.model.startswith("stack_"):
             measure_application(model, x, options.repeats)

@@ -90,11 +90,11 @@ if TYPE_CHECKING:
     from prunekit_core.groups.zeros import Operands as Operands
     from prunekit_core.modules.sharding import is_sharded as is_sharded, whole_tensor as whole_tensor
     from prunekit_core.modules.surgery import (
-        named_tensors as named_tensors,
         select_positions as select_positions,
         shrink_layer as shrink_layer,
         shrink_tensor as shrink_tensor,
     )
+    from prunekit_core.modules.tree import named_tensors as named_tensors
     from prunekit_core.plans.plan import Plan as Plan, Preview as Preview
     from prunekit_core.plugins.config import Config as Config, find_config as find_config
     from prunekit_core.plugins.entries import Entry as Entry, Plugin as Plugin, RuleOrigin as RuleOrigin
@@ -157,7 +157,8 @@ _HOMES = {
     "prunekit_core.groups.unit_group": "Member UnitGroup",
     "prunekit_core.groups.zeros": "Operands",
     "prunekit_core.modules.sharding": "is_sharded whole_tensor",
-    "prunekit_core.modules.surgery": "named_tensors select_positions shrink_layer shrink_tensor",
+    "prunekit_core.modules.surgery": "select_positions shrink_layer shrink_tensor",
+    "prunekit_core.modules.tree": "named_tensors",
     "prunekit_core.plans.plan": "Plan Preview",
     "prunekit_core.plugins.config": "Config find_config",
     "prunekit_core.plugins.entries": "Entry Plugin RuleOrigin",

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from prunekit_core.collector import collection_paused
+
 
 def open_door(module: str, homes: Mapping[str, str]) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
     """Makes ``__all__``, ``__getattr__`` and ``__dir__`` of a module (PEP 562).
@@ -20,7 +22,8 @@ def open_door(module: str, homes: Mapping[str, str]) -> tuple[list[str], Callabl
     def find(name: str) -> Any:
         if name not in places:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(places[name]), name)
+        with collection_paused():
+            value = getattr(importlib.import_module(places[name]), name)
         setattr(sys.modules[module], name, value)  # it is asked for once
         return value
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -74,3 +75,17 @@ class HeldBack:
                 self._usual[number](number, self._waiting.pop(number))
             finally:
                 self._deliver()
+
+
+@contextlib.contextmanager
+def put_back() -> Iterator[contextlib.ExitStack]:
+    """Puts settings back at the end, all of them: a signal whose handler raises comes before that or after it."""
+    back = contextlib.ExitStack()
+    try:
+        try:
+            yield back
+        finally:
+            with held_back():
+                back.close()
+    finally:  # where one came just before it was held back
+        back.close()

@@ -18,7 +18,8 @@ from torch import nn
 from prunekit_core.check.sides import MaskedSide, Side
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.recording import Recording
-from prunekit_core.modules.surgery import named_tensors, put_values, select_positions, tensor_at, zeroed
+from prunekit_core.modules.surgery import put_values, select_positions, tensor_at, zeroed
+from prunekit_core.modules.tree import named_tensors
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.program.calls import operation_name, tensors_of

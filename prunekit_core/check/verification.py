@@ -19,7 +19,8 @@ from prunekit_core.check.masked_run import MaskedRun, run_copy
 from prunekit_core.errors import PrunekitError, VerificationError
 from prunekit_core.groups.analysis import Analysis, analyse
 from prunekit_core.groups.recording import Recording
-from prunekit_core.modules.surgery import named_tensors, put_values
+from prunekit_core.modules.surgery import put_values
+from prunekit_core.modules.tree import named_tensors
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.program.examples import Example

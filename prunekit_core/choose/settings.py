@@ -14,7 +14,7 @@ from prunekit_core.choose.candidates import Limits, check_ratio
 from prunekit_core.choose.criterion import Criterion, criterion_of
 from prunekit_core.choose.schedule import Schedule, bound_schedule, check_steps, linear_scheduler
 from prunekit_core.errors import ArgumentError
-from prunekit_core.modules.naming import Layer, module_paths
+from prunekit_core.modules.tree import Layer, ModelTree
 from prunekit_core.plugins.registry import Registry
 
 Ratios = Mapping[Layer | tuple[Layer, ...], float]
@@ -104,9 +104,10 @@ class Settings:
         criterion = criterion_of(self.importance, registry)
         multiple_of(self.round_to, self.align, model)
         self.schedule(registry)(self.pruning_ratio)
-        module_paths(model, self.ignored_layers)
+        tree = ModelTree(model)
+        tree.paths_of(self.ignored_layers)
         for key in (*self.pruning_ratio_dict, *self.head_pruning_ratio_dict):
-            module_paths(model, layers_of(key))
+            tree.paths_of(layers_of(key))
         return attrs.evolve(self, importance=criterion)
 
     def schedule(self, registry: Registry) -> Callable[[float], list[float]]:

@@ -14,7 +14,7 @@ from prunekit_core.algebra.layout import Layout
 from prunekit_core.errors import PlanError
 from prunekit_core.graph.group import MemberView
 from prunekit_core.groups.analysis import Analysis
-from prunekit_core.modules.surgery import modules_in
+from prunekit_core.modules.tree import ModelTree
 from prunekit_core.plans.plan import Plan
 
 
@@ -46,7 +46,8 @@ class Standing:
 
     def __init__(self, analysis: Analysis, model: nn.Module, plan: Plan, stored: StoredWeights | None = None) -> None:
         self.analysis, self.model, self.plan, self.stored = analysis, model, plan, stored
-        modules = modules_in(model)
+        self.tree = ModelTree(model)
+        modules = self.tree.modules
         self._owners = {name: modules.get(name.rpartition(".")[0]) for name in analysis.parameters}
         self._sizer = layouts.Sizer(plan.kept)
         self._placements: dict[int, dict[str, layouts.Placement]] = {}

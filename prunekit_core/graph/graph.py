@@ -13,6 +13,7 @@ from torch import nn
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Layout
 from prunekit_core.algebra.reasons import ReasonKind
+from prunekit_core.collector import collection_paused
 from prunekit_core.errors import ArgumentError, PlanError, UnitsError
 from prunekit_core.graph.channels import check_indices, flat_layout, not_whole, whole_units
 from prunekit_core.graph.current import Standing
@@ -21,9 +22,8 @@ from prunekit_core.groups.analysis import Analysis, analyse
 from prunekit_core.groups.report import Explanation, Report
 from prunekit_core.groups.unit_group import UnitGroup
 from prunekit_core.modules.exclusive import shared
-from prunekit_core.modules.naming import Layer, module_paths, path_of
-from prunekit_core.modules.surgery import modules_in
 from prunekit_core.modules.transaction import Transaction
+from prunekit_core.modules.tree import Layer
 from prunekit_core.plans.optimizers import Optimizers
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.layer_facts import stated_channels
@@ -33,7 +33,6 @@ from prunekit_core.program.examples import example_of
 from prunekit_core.program.op_call import Role
 from prunekit_core.program.outputs import check_patterns
 from prunekit_core.record.recorder import check_recordable
-from prunekit_core.record.run_settings import collection_paused
 from prunekit_core.rehearse.ladder import Knowledge, Reselect
 from prunekit_core.rehearse.make_plan import Drafts
 
@@ -194,7 +193,7 @@ class Graph:
         if function is None:
             known = "no layer type is registered for it" if kind is None else 'it has "out" and "in", where it has both'
             raise ArgumentError(
-                f"This layer has no channels on the side {side!r}.", where=path_of(self.model, layer), why=known
+                f"This layer has no channels on the side {side!r}.", where=self.standing.tree.path_of(layer), why=known
             )
         return self.group_by(layer, function, channels)
 
@@ -210,7 +209,7 @@ class Graph:
             ArgumentError: The layer isn't in the model, or the function isn't for it.
             UnitsError: The channels are out of range, repeated, pinned, or not whole units.
         """
-        path = path_of(self.model, layer)
+        path = self.standing.tree.path_of(layer)
         where = f"{path} ({type(layer).__name__})"
         layout = flat_layout(layer, self.registry, self.standing.own_layouts(layer), function, where)
         kept = self.applied.kept
@@ -292,7 +291,7 @@ class Graph:
 
     def module_paths(self, layers: Iterable[Layer]) -> set[str]:
         """Returns the paths of some modules and of everything they contain."""
-        return module_paths(self.model, layers)
+        return self.standing.tree.paths_of(layers)
 
     # -- plans
 
@@ -384,7 +383,7 @@ class Graph:
         """How the output and the input channels of every layer are made of units, by path."""
         found = {}
         names = self.standing.names()
-        for path, module in modules_in(self.model).items():
+        for path, module in self.standing.tree.modules.items():
             kind, own = self.registry.layer_type(module), self.standing.own_layouts(module, names)
             if kind is not None and own:
                 out, into = (stated_channels(self.registry, module, f, own) for f in (kind.flat_out, kind.flat_in))
@@ -423,7 +422,7 @@ class Graph:
             self.module_paths([layer])
             path = layer
         else:
-            path = path_of(self.model, layer)
+            path = self.standing.tree.path_of(layer)
         return Explanation.of(self.analysis, path)
 
 

@@ -11,6 +11,7 @@ import attrs
 from torch import nn
 
 from prunekit_core.algebra.layout import groups_of
+from prunekit_core.collector import collection_paused
 from prunekit_core.groups import unrecorded
 from prunekit_core.groups.freeze import Freezer
 from prunekit_core.groups.moving_averages import MomentumCopy, momentum_copies, tie_run, unrun_tensors
@@ -26,7 +27,6 @@ from prunekit_core.program.outputs import check_free
 from prunekit_core.program.rules import RuleTable
 from prunekit_core.program.sameness import same_where_live
 from prunekit_core.record.programs import record_programs
-from prunekit_core.record.run_settings import collection_paused
 from prunekit_core.record.shadow import Shadow
 
 

@@ -222,22 +222,6 @@ def tensor_at(model: nn.Module, name: str) -> torch.Tensor:
     raise AttributeError(f"no parameter or buffer named {name!r}")
 
 
-def aliases_in(model: nn.Module) -> dict[str, str]:
-    """Returns every dotted name of every parameter and buffer, shared ones included, with the canonical name."""
-    canonical = {id(tensor): name for name, tensor in named_tensors(model).items()}
-    every = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return {name: canonical[id(tensor)] for name, tensor in every}
-
-
-def other_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Returns the further dotted names of every parameter and buffer that has several, by canonical name."""
-    found: dict[str, tuple[str, ...]] = {}
-    for name, canonical in aliases_in(model).items():
-        if name != canonical:
-            found[canonical] = (*found.get(canonical, ()), name)
-    return found
-
-
 Places = Mapping[int, Sequence[tuple[dict[str, Any], str]]]
 """Where tensors are registered: per ``id``, tables of modules and names in them."""
 
@@ -282,41 +266,3 @@ def exchange_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
         for name, child in parent._modules.items():
             if child is old:
                 parent._modules[name] = new
-
-
-def modules_in(model: nn.Module) -> dict[str, nn.Module]:
-    """Returns every module once, by its first dotted path, in the order of ``named_modules``."""
-    found = {"": model}
-    seen = {id(model)}
-
-    def visit(prefix: str, module: nn.Module) -> None:
-        for name, child in module._modules.items():
-            if child is not None and id(child) not in seen:
-                seen.add(id(child))
-                path = prefix + name
-                found[path] = child
-                if child._modules:
-                    visit(path + ".", child)
-
-    visit("", model)
-    return found
-
-
-def tensors_in(modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
-    """Returns every parameter, then every buffer, of some modules once, under its canonical (first) dotted name."""
-    found: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
-    for kind in ("_parameters", "_buffers"):
-        for path, module in modules.items():
-            table: dict[str, torch.Tensor | None] = module.__dict__[kind]
-            if table:
-                for leaf, tensor in table.items():
-                    if tensor is not None and id(tensor) not in seen:
-                        seen.add(id(tensor))
-                        found[f"{path}.{leaf}" if path else leaf] = tensor
-    return found
-
-
-def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Returns every parameter, then every buffer, of a model once, under its canonical (first) dotted name."""
-    return tensors_in(modules_in(model))

@@ -21,6 +21,7 @@ from torch import nn
 
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.arguments import shown
+from prunekit_core.collector import collection_paused
 from prunekit_core.errors import ArgumentError, PlanError
 from prunekit_core.files import write_text
 from prunekit_core.modules.edits import AttributeEdit, Decision, GroupCut, ParameterCut, Rescale, Size, Swap
@@ -32,7 +33,6 @@ from prunekit_core.plans.optimizers import Optimizers
 from prunekit_core.plans.pricing import Prices, Room
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.record.recorder import unwrap
-from prunekit_core.record.run_settings import collection_paused
 
 FORMAT = 1
 

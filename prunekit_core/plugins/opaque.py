@@ -18,8 +18,9 @@ from torch import nn
 from prunekit_core.algebra import axes
 from prunekit_core.algebra.axes import Axis
 from prunekit_core.errors import ArgumentError, PluginError
-from prunekit_core.modules.surgery import modules_in, set_size, tensors_in
+from prunekit_core.modules.surgery import set_size
 from prunekit_core.modules.training_flag import mode_of
+from prunekit_core.modules.tree import modules_in, tensors_in
 from prunekit_core.program.op_call import OpCall, Outputs, Verb
 from prunekit_core.program.rules import ModuleOp, OpRule, as_rule
 from prunekit_core.torch_private.trees import pytree

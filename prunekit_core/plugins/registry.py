@@ -18,6 +18,7 @@ import attrs
 import pluggy
 from torch import nn
 
+from prunekit_core.collector import collection_paused
 from prunekit_core.errors import ArgumentError, PluginError, nearest
 from prunekit_core.plugins import hookspecs
 from prunekit_core.plugins.blame import describe_error, site_of
@@ -70,6 +71,12 @@ class Registry:
         extra: Mapping[str, object] | None = None,
         entry_points: bool = True,
         config: Config | None = None,
+    ) -> None:
+        with collection_paused():
+            self._fill(block, extra, entry_points, config)
+
+    def _fill(
+        self, block: Iterable[str], extra: Mapping[str, object] | None, entry_points: bool, config: Config | None
     ) -> None:
         self._block, self._extra, self._entry_points = tuple(block), dict(extra or {}), entry_points
         self.config = config or Config()

@@ -10,7 +10,7 @@ import torch
 
 from prunekit_core.program.calls import NESTED, WRITTEN, tensors_of
 from prunekit_core.program.rules import Likeness, RuleTable
-from prunekit_core.record.shortcuts import PLAIN
+from prunekit_core.shortcuts import PLAIN
 from prunekit_core.torch_private.dispatch import no_dispatch
 from prunekit_core.torch_private.fake_tensors import (
     VALUES_ARE_NEEDED,

@@ -18,7 +18,7 @@ from prunekit_core.errors import PrunekitError, RecordingError, UnsupportedModel
 from prunekit_core.modules.attributes import attributes_of
 from prunekit_core.modules.packed import check_no_packed_objects, check_unpacked
 from prunekit_core.modules.sharding import is_sharded, shards_its_parameters
-from prunekit_core.modules.surgery import modules_in, tensors_in
+from prunekit_core.modules.tree import modules_in, tensors_in
 from prunekit_core.program.calls import WRITTEN, operation_name, tensors_of
 from prunekit_core.program.examples import Example
 from prunekit_core.program.outputs import named_outputs

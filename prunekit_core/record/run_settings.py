@@ -8,7 +8,6 @@ model doesn't depend on aren't touched.
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import threading
@@ -17,9 +16,8 @@ from collections.abc import Collection, Iterator
 import torch
 from torch import nn
 
-from prunekit_core.interrupts import held_back
+from prunekit_core.interrupts import held_back, put_back
 from prunekit_core.record.random_numbers import OtherDraws
-from prunekit_core.record.shortcuts import PLAIN
 from prunekit_core.torch_private import kernels
 
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
@@ -55,7 +53,7 @@ class Regime:
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
         """Sets everything for the time of one forward, when no other one runs."""
-        with _turn, _put_back() as back:
+        with _turn, put_back() as back:
             back.callback(setattr, self._log, "disabled", self._log.disabled)
             self._log.disabled = True
             if self._recurrent:
@@ -73,34 +71,9 @@ class Regime:
 @contextlib.contextmanager
 def entered(*modes: contextlib.AbstractContextManager[object] | None) -> Iterator[None]:
     """Enters modes of PyTorch in this order, those that there are; whatever ends the block, all are left."""
-    with _put_back() as back:
+    with put_back() as back:
         with held_back():
             for mode in modes:
                 if mode is not None:
                     back.enter_context(mode)
-        yield
-
-
-@contextlib.contextmanager
-def _put_back() -> Iterator[contextlib.ExitStack]:
-    """Puts settings back at the end, all of them: a signal whose handler raises comes before that or after it."""
-    back = contextlib.ExitStack()
-    try:
-        try:
-            yield back
-        finally:
-            with held_back():
-                back.close()
-    finally:  # where one came just before it was held back
-        back.close()
-
-
-@contextlib.contextmanager
-def collection_paused() -> Iterator[None]:
-    """Pauses the cycle collector: analysis makes many small objects that live, and each full collection walks all of
-    torch's. Reference counting goes on."""
-    with _put_back() as back:
-        if gc.isenabled() and not PLAIN:
-            back.callback(gc.enable)
-            gc.disable()
         yield

@@ -27,8 +27,9 @@ from torch import nn
 from prunekit_core.modules.closures import Captured
 from prunekit_core.modules.copying import Twin
 from prunekit_core.modules.snapshot import Marks, ObjectMarks
-from prunekit_core.modules.surgery import modules_in, named_tensors, put_values, select_positions, tensors_in
+from prunekit_core.modules.surgery import put_values, select_positions
 from prunekit_core.modules.training_flag import ModeWatch, set_mode
+from prunekit_core.modules.tree import ModelTree, modules_in, named_tensors, tensors_in
 from prunekit_core.plugins.opaque import Closed, Opaque
 from prunekit_core.program.calls import bind_arguments, check_no_callables, writes
 from prunekit_core.program.examples import Example
@@ -253,20 +254,21 @@ class Shadow:
         self.reached: set[str] = set()
         self._recorder: _Recorder | None = None
         self._home = device_for(model)
-        modules = list(modules_in(model).values())
+        theirs = ModelTree(model)
+        modules = list(theirs.modules.values())
         self.valued = not any(p.is_meta for m in modules for p in m._parameters.values() if p is not None)
         memo = self._stand_ins(modules)
         captured = Captured(modules, memo)
         twin = Twin(model, memo)
         self.module, self._copied = twin.module, twin.copied
-        self._firsts = named_tensors(self.module)  # objects in the shadow hold them while it runs smaller ones
-        own = named_tensors(model)
-        both = [*own.items(), *self._firsts.items()]
+        copy = ModelTree(self.module)
+        self._firsts = copy.tensors  # objects in the shadow hold them while it runs smaller ones
+        both = [*theirs.tensors.items(), *self._firsts.items()]
         self.originals = {id(tensor): (weakref.ref(tensor), name) for name, tensor in both}
-        self.lent = Lent(self._firsts, own, valued=not fake)
-        self._twins = {id(old): new for old, new in zip(modules, modules_in(self.module).values(), strict=True)}
+        self.lent = Lent(self._firsts, theirs.tensors, valued=not fake)
+        self._twins = {id(old): new for old, new in zip(modules, copy.modules.values(), strict=True)}
         captured.fill(self._twins)
-        held = twin.held({id(tensor): name for name, tensor in self._firsts.items()}, captured.holders)
+        held = twin.held(copy.names, captured.holders)
         self._held = [name for name in self._firsts if name in held]
         self.notes.extend(captured.notes)
         self.notes.extend(self.lent.shared())

@@ -10,16 +10,16 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from prunekit_core.algebra import layout as layouts
+from prunekit_core.collector import collection_paused
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.costs import Compiled, compiled_cost, cost_model
 from prunekit_core.groups.moving_averages import mirrored_edits, mirrored_rescales
 from prunekit_core.modules.edits import GroupCut, ParameterCut, Swap
 from prunekit_core.modules.source_code import Sources, sources_of
-from prunekit_core.modules.surgery import modules_in, other_names
+from prunekit_core.modules.tree import ModelTree, modules_in
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plans.pricing import Prices, Room
 from prunekit_core.plugins.registry import Registry
-from prunekit_core.record.run_settings import collection_paused
 from prunekit_core.rehearse.comparison import Unmet
 from prunekit_core.rehearse.ladder import Knowledge, Rehearsed, Reselect, rehearse
 from prunekit_core.rehearse.places import ancestors
@@ -106,7 +106,7 @@ class Drafts:
         return self._passed
 
     def _parameters(self, model: nn.Module, rehearsed: Rehearsed) -> tuple[ParameterCut, ...]:
-        aliases, stored = other_names(model), set(model.state_dict(keep_vars=True))
+        aliases, stored = ModelTree(model).other_names(), set(model.state_dict(keep_vars=True))
         return tuple(
             ParameterCut(name, parameter.shape, parameter.dims, aliases.get(name, ()), name in stored)
             for name, parameter in self.analysis.parameters.items()

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from prunekit_core.errors import ArgumentError, CheckpointError
-from prunekit_core.modules.surgery import modules_in, named_tensors, tensor_at
+from prunekit_core.modules.surgery import tensor_at
+from prunekit_core.modules.tree import modules_in, named_tensors
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.program.linear_forms import Reading, Site, find_site
 from prunekit_core.program.rules import RuleTable

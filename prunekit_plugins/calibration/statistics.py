@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from prunekit_core.errors import ArgumentError, CheckpointError
-from prunekit_core.modules.surgery import named_tensors
+from prunekit_core.modules.tree import named_tensors
 from prunekit_core.program.linear_forms import Site
 from prunekit_plugins.calibration.moments import Moments
 

@@ -12,8 +12,7 @@ from torch import nn
 
 from prunekit_core.errors import ArgumentError, nearest
 from prunekit_core.graph.current import StoredWeights
-from prunekit_core.modules.naming import Layer, module_paths
-from prunekit_core.modules.surgery import named_tensors
+from prunekit_core.modules.tree import Layer, ModelTree, named_tensors
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.record.recorder import check_recordable
@@ -120,7 +119,7 @@ def gather(
     parts = demand.parts
     if values is not None and (loss_fn is not None or CURVATURES in parts):
         raise ArgumentError("Gradients need a model in memory.", why="this one has its weights on disk")
-    paths = None if layers is None else module_paths(target, layers)
+    paths = None if layers is None else ModelTree(target).paths_of(layers)
     batches = Batches.of(batches)
     watched = Watched(target, registry or default_registry(), None if values is None else Cut(values, Plan()))
     slopes = _Slopes(watched, loss_fn, parts) if loss_fn is not None else None

@@ -13,8 +13,8 @@ from prunekit_core.algebra import layout as layouts
 from prunekit_core.arguments import shown
 from prunekit_core.errors import ArgumentError, CheckpointError, PlanError
 from prunekit_core.modules.exclusive import on_exclusive
-from prunekit_core.modules.surgery import aliases_in, named_tensors
 from prunekit_core.modules.transaction import Transaction
+from prunekit_core.modules.tree import ModelTree, named_tensors
 from prunekit_core.plans.apply import Application
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry
@@ -206,7 +206,7 @@ def _match(
         Name in the model to name in the checkpoint.
     """
     where, cuts = os.fspath(weights.path), {cut.parameter: cut for cut in plan.parameters}
-    canonical = aliases_in(target)
+    canonical = ModelTree(target).aliases
     problems: list[str] = []
     found: dict[str, str] = {}
     for name, stored in weights.tensors.items():

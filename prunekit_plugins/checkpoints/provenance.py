@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from prunekit_core.errors import CheckpointError
-from prunekit_core.modules.surgery import modules_in
+from prunekit_core.modules.tree import ModelTree
 from prunekit_core.plugins.registry import Registry
 
 FORMAT = 1
@@ -83,7 +83,7 @@ def make_protocol(
         arguments: What was asked for; those that are None are left out.
         costs: Cost model to (before, after).
     """
-    names = {id(module): path for path, module in modules_in(model).items()}
+    names = ModelTree(model).paths
     return Protocol(
         model=_class_name(type(model)),
         source="",

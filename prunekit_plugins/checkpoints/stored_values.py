@@ -15,7 +15,8 @@ from torch import nn
 
 from prunekit_core.errors import ArgumentError, CheckpointError
 from prunekit_core.graph.current import StoredWeights
-from prunekit_core.modules.surgery import aliases_in, named_tensors, scale_rows, select_positions
+from prunekit_core.modules.surgery import scale_rows, select_positions
+from prunekit_core.modules.tree import ModelTree
 from prunekit_core.plans.plan import Plan
 from prunekit_plugins.checkpoints.shards import Weights
 from prunekit_plugins.checkpoints.tensorfile import Stored, TensorFile, write_tensors
@@ -43,7 +44,8 @@ class StoredValues:
                 hint="build it under torch.device('meta'), or fill it with the weights and leave weights= out",
             )
         self._weights = Weights(path)
-        tensors, canonical = named_tensors(model), aliases_in(model)
+        tree = ModelTree(model)
+        tensors, canonical = tree.tensors, tree.aliases
         self._stored: dict[str, list[str]] = {}
         for name in self._weights.tensors:
             if name in canonical:

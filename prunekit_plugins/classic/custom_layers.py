@@ -13,7 +13,7 @@ from prunekit_core.algebra.layout import Layout
 from prunekit_core.errors import ArgumentError, PluginError
 from prunekit_core.modules.copying import shallow_twin
 from prunekit_core.modules.edits import is_size
-from prunekit_core.modules.surgery import named_tensors
+from prunekit_core.modules.tree import named_tensors
 from prunekit_core.plugins.hookspecs import hookimpl
 from prunekit_core.plugins.layers import LayerType, Resizing
 from prunekit_core.plugins.registry import Registry

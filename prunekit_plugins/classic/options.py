@@ -10,7 +10,7 @@ from torch import nn
 
 from prunekit_core.choose.schedule import Schedule
 from prunekit_core.choose.settings import Ratios
-from prunekit_core.modules.naming import Layer
+from prunekit_core.modules.tree import Layer
 from prunekit_core.plugins.registry import Registry
 from prunekit_plugins.classic.custom_layers import CustomizedPruner
 from prunekit_plugins.classic.unwrapped import Unwrapped

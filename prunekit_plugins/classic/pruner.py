@@ -14,7 +14,7 @@ from prunekit_core.choose.criterion import Criterion
 from prunekit_core.choose.pruner import Pruner
 from prunekit_core.choose.schedule import Schedule, linear_scheduler
 from prunekit_core.choose.settings import Ratios, Settings
-from prunekit_core.modules.naming import Layer
+from prunekit_core.modules.tree import Layer
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.record.recorder import check_recordable

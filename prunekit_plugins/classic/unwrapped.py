@@ -10,7 +10,7 @@ from torch import nn
 from prunekit_core.algebra.layout import groups_of
 from prunekit_core.errors import ArgumentError
 from prunekit_core.groups.analysis import Analysis
-from prunekit_core.modules.surgery import named_tensors
+from prunekit_core.modules.tree import named_tensors
 
 Unwrapped = Mapping[nn.Parameter, int] | Iterable[tuple[nn.Parameter, int]]
 """Parameters that no layer owns, with the dim that holds their units."""

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from prunekit_core.errors import PlanError, PluginError
-from prunekit_core.modules.surgery import named_tensors, replace_values
+from prunekit_core.modules.surgery import replace_values
+from prunekit_core.modules.tree import named_tensors
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.program.outputs import output_tensors

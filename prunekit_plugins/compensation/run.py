@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from prunekit_core.errors import ArgumentError, PlanError
-from prunekit_core.modules.surgery import named_tensors
 from prunekit_core.modules.transaction import Transaction
+from prunekit_core.modules.tree import named_tensors
 from prunekit_core.plans.apply import Application
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry, default_registry

@@ -12,7 +12,8 @@ from torch import nn
 from prunekit_core.choose.pruner import Pruner
 from prunekit_core.graph.current import StoredWeights
 from prunekit_core.graph.graph import Graph
-from prunekit_core.modules.surgery import named_tensors, replace_values
+from prunekit_core.modules.surgery import replace_values
+from prunekit_core.modules.tree import named_tensors
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry
 from prunekit_plugins.calibration.batches import Batches

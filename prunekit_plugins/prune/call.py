@@ -20,8 +20,8 @@ from prunekit_core.errors import ArgumentError
 from prunekit_core.graph.graph import Graph
 from prunekit_core.groups.report import Report
 from prunekit_core.modules.exclusive import on_exclusive
-from prunekit_core.modules.naming import Layer
 from prunekit_core.modules.transaction import Transaction
+from prunekit_core.modules.tree import Layer
 from prunekit_core.plans.optimizers import Optimizers
 from prunekit_core.plans.plan import Plan, Preview
 from prunekit_core.plugins.registry import Registry, default_registry

@@ -15,7 +15,7 @@ from prunekit_core.check.exactness import check_exact
 from prunekit_core.errors import RehearsalError, UnitsError
 from prunekit_core.graph.graph import Graph
 from prunekit_core.graph.group import Group
-from prunekit_core.modules.surgery import modules_in, tensors_in
+from prunekit_core.modules.tree import modules_in, tensors_in
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.layer_facts import stated_channels, stated_sizes
 from prunekit_core.plugins.layers import LayerType, Resizing

@@ -187,7 +187,7 @@ print(packages(plugins - core))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
         "['attr', 'attrs', 'pluggy', 'prunekit', 'prunekit_core']",
-        "['prunekit_plugins', 'safetensors']",
+        "['prunekit_core', 'prunekit_plugins', 'safetensors']",
     ]
 
 

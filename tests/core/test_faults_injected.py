@@ -18,7 +18,7 @@ from torch import nn
 
 import prunekit as pk
 from prunekit import plugin
-from prunekit_core.modules.surgery import named_tensors
+from prunekit_core.modules.tree import named_tensors
 from prunekit_plugins.compensation.run import Compensation, Repaired
 from prunekit_plugins.layers import prune_conv_out_channels, prune_recurrent_out_channels
 from prunekit_plugins.prune import call as one_call
