@@ -68,7 +68,7 @@ Layout = Fixed | Units | Listed | Product | Concat
 
 
 @attrs.frozen(eq=False)
-class Stated:
+class ExpectedArgument:
     """What an integer argument of one operation must be: the total size of some layouts.
 
     Attributes:

@@ -337,4 +337,4 @@ class Pruner:
         notes = (*graph.notes, *self._notes, *spared, *graph.knowledge.effort_notes(), *graph.applied.notes)
         left = {**self._left, **self._scopes.left}
         known = graph.knowledge
-        return Report.of(graph.analysis, graph.applied.kept, known.given_back, left, notes, known.means)
+        return Report.of(graph.analysis, graph.applied.kept, known.restored, left, notes, known.means)

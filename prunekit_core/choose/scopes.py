@@ -56,7 +56,7 @@ class Scopes:
             reason = reasons[group.name] or (brother and f"uniform: {brother} stays whole")
             if reason is not None:
                 self.left[group.name] = reason
-            elif group.name not in self._graph.knowledge.given_back:
+            elif group.name not in self._graph.knowledge.restored:
                 (heads if is_heads(group) else units).append(group)
         asked = self._settings
         scopes = self._sorted(units, self._ratios, asked.pruning_ratio, "pruning_ratio_dict", self._shared(units), step)

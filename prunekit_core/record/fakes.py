@@ -37,7 +37,7 @@ _NEEDS_DATA = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_outp
 
 
 @attrs.frozen(eq=False)
-class ShapeHabit:
+class ShapeHandling:
     """What is known of an operation's results before it runs.
 
     Attributes:
@@ -58,8 +58,8 @@ class ShapeHabit:
     factors: tuple[str, str] | None
 
     @classmethod
-    def of(cls, op: Any, rules: RuleTable) -> ShapeHabit:
-        """Finds the habit of a ``torch._ops.OpOverload``."""
+    def of(cls, op: Any, rules: RuleTable) -> ShapeHandling:
+        """Finds how a ``torch._ops.OpOverload`` is handled."""
         arguments = arguments_of(op)
         names = {argument.name for argument in arguments}
         moves = bool(names & {"device", "generator"})
@@ -126,7 +126,12 @@ class Fakes:
         return result
 
     def result(
-        self, op: Any, habit: ShapeHabit, arguments: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+        self,
+        op: Any,
+        handling: ShapeHandling,
+        arguments: Mapping[str, Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
     ) -> Any:
         """Computes the result of an operation on fake tensors; this mode is active.
 
@@ -139,20 +144,20 @@ class Fakes:
         4. the operation runs on the meta tensors inside the fakes;
         5. the fake mode runs it: with no rule, with tensors on several devices, or after any error in 2 to 4.
         """
-        if habit.factors is not None:
-            _check_dtypes(*(arguments[factor] for factor in habit.factors))
+        if handling.factors is not None:
+            _check_dtypes(*(arguments[factor] for factor in handling.factors))
         if PLAIN:
             return op(*args, **kwargs)
-        if habit.makes and _is_ordinary(arguments):
+        if handling.makes and _is_ordinary(arguments):
             return self._made(op, arguments["device"], args, kwargs)
-        device = _common_device(arguments) if habit.shape_only else None
+        device = _common_device(arguments) if handling.shape_only else None
         if device is None:
             return op(*args, **kwargs)
         try:
-            like = None if habit.likeness is None else habit.likeness(arguments)
-            if like is not None and habit.writes_first:
+            like = None if handling.likeness is None else handling.likeness(arguments)
+            if like is not None and handling.writes_first:
                 return args[0]
-            key = _described((id(op), arguments)) if like is None and habit.makes_new else None
+            key = _described((id(op), arguments)) if like is None and handling.makes_new else None
             known = None if key is None else self.known_results.get(key)
             if known is not None or like is not None:
                 with no_dispatch():

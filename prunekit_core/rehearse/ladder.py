@@ -49,7 +49,7 @@ class Knowledge:
     Attributes:
         recipes: Attributes that follow sizes.
         ties: Groups that must keep the same fraction of their units.
-        given_back: Groups that can't shrink in this program, with the reason.
+        restored: Groups that can't shrink in this program, with the reason.
         means: Groups over which the program takes a mean by dividing a sum, with the place.
         unsteady: Arguments that are tensors of other values each time the program runs.
         effort: What replays were made for, beyond one per plan, to how many and where the first one was.
@@ -57,7 +57,7 @@ class Knowledge:
 
     recipes: dict[Place, Recipe] = attrs.field(factory=dict)
     ties: list[frozenset[str]] = attrs.field(factory=list)
-    given_back: dict[str, str] = attrs.field(factory=dict)
+    restored: dict[str, str] = attrs.field(factory=dict)
     means: dict[str, str] = attrs.field(factory=dict)
     unsteady: set[Argument] = attrs.field(factory=set)
     effort: dict[str, tuple[int, str]] = attrs.field(factory=dict)
@@ -215,7 +215,7 @@ class _Ladder:
                             )
                         for tied in self._knowledge.tied(cut[-1]):
                             if self._kept.pop(tied, None) is not None:
-                                self._knowledge.given_back[tied] = site
+                                self._knowledge.restored[tied] = site
 
     def _stage(self, kept: Kept) -> Stage:
         return Stage(self._analysis, self._registry, kept, self._knowledge.unsteady)
@@ -253,7 +253,7 @@ class _Ladder:
             if all(name in here and self._analysis.groups[name].mixes for name in found):
                 continue
             self._refuse_fixed(site, found)
-            self._give_back(stage, Mismatch(unmet.recording, unmet.operation, site), found, site)
+            self._restore(stage, Mismatch(unmet.recording, unmet.operation, site), found, site)
             return True
         return False
 
@@ -297,7 +297,7 @@ class _Ladder:
                 self._refuse_undecided(site)
         else:
             found = self._causes(here, gets_further) or here[:1]
-        self._give_back(stage, mismatch, found, site)
+        self._restore(stage, mismatch, found, site)
 
     def _refuse_undecided(self, site: str) -> NoReturn:
         raise RehearsalError(
@@ -419,7 +419,7 @@ class _Ladder:
         """Those groups that may take any size: scored, not outer, not given back."""
         assert self._reselect is not None
         groups = self._analysis.groups
-        free = [n for n in names if not groups[n].outer and n not in self._knowledge.given_back]
+        free = [n for n in names if not groups[n].outer and n not in self._knowledge.restored]
         return [name for name in free if name in self._kept or self._reselect(name, groups[name].size) is not None]
 
     def _in_step(self, tie: frozenset[str], *, shrinking: bool) -> dict[str, tuple[int, ...]]:
@@ -438,7 +438,7 @@ class _Ladder:
                 kept[group.name] = chosen
         return kept
 
-    def _give_back(self, stage: Stage, mismatch: Mismatch, groups: Sequence[str], site: str) -> None:
+    def _restore(self, stage: Stage, mismatch: Mismatch, groups: Sequence[str], site: str) -> None:
         lost = set(groups)
         record = self._analysis.recordings[mismatch.recording]
         path = self._frame(stage, record, mismatch)
@@ -447,11 +447,11 @@ class _Ladder:
         key = (type(stage.modules[path]), ordinal)
         self._conceded[key] = self._conceded.get(key, 0) + 1
         if self._conceded[key] > 1 and path:
-            lost.update(*(self._twin_groups(stage, path, group, mismatch.recording) for group in groups))
+            lost.update(*(self._groups_of_siblings(stage, path, group, mismatch.recording) for group in groups))
         for name in sorted(lost):
             for tied in self._knowledge.tied(name):
                 if self._kept.pop(tied, None) is not None:
-                    self._knowledge.given_back[tied] = site
+                    self._knowledge.restored[tied] = site
 
     def _frame(self, stage: Stage, record: Recording, mismatch: Mismatch) -> str:
         """Finds the innermost module around an operation that is more than a single layer."""
@@ -462,14 +462,14 @@ class _Ladder:
                 return path
         return ""
 
-    def _twin_groups(self, stage: Stage, path: str, group: str, recording: int) -> set[str]:
+    def _groups_of_siblings(self, stage: Stage, path: str, group: str, recording: int) -> set[str]:
         pieces = self._sites.pieces(recording, path)
         place = next((key for key, piece in pieces if isinstance(piece, Units) and piece.group == group), None)
         found: set[str] = set()
         if place is None:
             return found
-        for twin in self._sites.twins(stage.modules, path, recording):
-            piece = self._sites.piece(recording, twin, place)
+        for sibling in self._sites.siblings(stage.modules, path, recording):
+            piece = self._sites.piece(recording, sibling, place)
             if isinstance(piece, Units):
                 found.add(piece.group)
         return found

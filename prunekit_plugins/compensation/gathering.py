@@ -18,11 +18,11 @@ import attrs
 import torch
 
 from prunekit_core.errors import PlanError
-from prunekit_plugins.calibration.additions import Sum
 from prunekit_plugins.calibration.batches import Batch
 from prunekit_plugins.calibration.moments import Gatherer
 from prunekit_plugins.calibration.observation import Enough, Seen, Watched
-from prunekit_plugins.compensation.layer_fit import Kinship
+from prunekit_plugins.calibration.residual_adds import ResidualAdd
+from prunekit_plugins.compensation.layer_fit import Correspondence
 from prunekit_plugins.compensation.uses import Consumer
 
 HOLD_OUT = 5
@@ -37,12 +37,12 @@ class Pair:
 
     before: Consumer
     after: Consumer
-    kinship: Kinship
+    correspondence: Correspondence
 
     @property
     def summed(self) -> bool:
         """Whether the target is a residual sum: in both models nothing but an addition reads the output, unscaled."""
-        return self.before.summed and self.after.summed and bool((self.kinship.scales == 1).all())
+        return self.before.summed and self.after.summed and bool((self.correspondence.scales == 1).all())
 
 
 def _pair_of_gatherers() -> Split:
@@ -162,7 +162,7 @@ class _Stage:
         pair = self._pairs.get(seen.order)
         if pair is not None:
             if seen.order in self._first:
-                self._targets[seen.order] = pair.kinship.kept_outputs(seen.output, seen.channel_dim).clone()
+                self._targets[seen.order] = pair.correspondence.kept_outputs(seen.output, seen.channel_dim).clone()
                 self._outputs[seen.order] = (seen.output.shape, seen.channel_dim)
             self._note_moments(pair, seen)
         self._end(seen.order == max(self._pairs), self.residual <= self.streams.keys())
@@ -170,7 +170,7 @@ class _Stage:
     def _note_moments(self, pair: Pair, seen: Seen) -> None:
         gathered, first = self._found[pair.after.site.name], seen.order in self._first
         split = gathered.earlier if first else gathered.now
-        enough = first and split.fit.count >= PLENTY * int(pair.kinship.features.sum(1).max())
+        enough = first and split.fit.count >= PLENTY * int(pair.correspondence.features.sum(1).max())
         if enough and not self._lost:
             return
         for chunk in seen.chunks(seen.output):
@@ -178,14 +178,14 @@ class _Stage:
             if self._lost:
                 gathered.lost.add(chunk.features)
             if not enough:
-                kept = pair.kinship.kept_samples(chunk.features, chunk.targets)
+                kept = pair.correspondence.kept_samples(chunk.features, chunk.targets)
                 split.add(*kept, chunk.examples + self._base)
 
-    def note_original_sum(self, found: Sum) -> None:
+    def note_original_sum(self, found: ResidualAdd) -> None:
         """Notes the stream ``r`` that a consumer's output was added to, of the outputs that stay."""
         shape, dim = self._outputs[found.order]
-        kinship = self._pairs[found.order].kinship
-        self.streams[found.order] = kinship.kept_outputs(found.rest.reshape(shape), dim).clone()
+        correspondence = self._pairs[found.order].correspondence
+        self.streams[found.order] = correspondence.kept_outputs(found.rest.reshape(shape), dim).clone()
         self._end(False, self.residual <= self.streams.keys())
 
     # -- the pruned model
@@ -204,7 +204,7 @@ class _Stage:
             self._add(seen, self._targets.pop(seen.order))
         self._end(seen.order == max(self._first), not self.residual & self._targets.keys())
 
-    def read_pruned_sum(self, found: Sum) -> None:
+    def read_pruned_sum(self, found: ResidualAdd) -> None:
         """Adds what a consumer read, with the target ``W x + r - r'``."""
         targets = self._targets.pop(found.order)
         stream = found.rest.reshape(targets.shape)
