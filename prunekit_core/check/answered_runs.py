@@ -139,14 +139,14 @@ class MaskedOriginal(AnsweredRun):
         arguments = bind_arguments(op, args, kwargs)
         for name, value in arguments.items():
             arguments[name] = self._sliced(operation.arguments[name], value, kept)
-        for stated in self._recording.expectations.get(index, ()):
-            name, size = stated.argument, sum(layouts.new_size(piece, kept) for piece in stated.pieces)
-            if size == sum(piece.size for piece in stated.pieces):
+        for wanted in self._recording.expectations.get(index, ()):
+            name, size = wanted.argument, sum(layouts.new_size(piece, kept) for piece in wanted.pieces)
+            if size == sum(piece.size for piece in wanted.pieces):
                 continue
-            if stated.position is None:
+            if wanted.position is None:
                 arguments[name] = size
             else:
-                arguments[name] = [size if k == stated.position else item for k, item in enumerate(arguments[name])]
+                arguments[name] = [size if k == wanted.position else item for k, item in enumerate(arguments[name])]
         if index in self._recording.temperatures:
             temperature, _ = self._recording.temperatures[index]
             arguments[temperature.argument] = temperature.value

@@ -153,8 +153,8 @@ def gather(
     gradients, fisher = ({}, {}) if slopes is None else slopes.finish(examples)
     found = Statistics(sites, gradients, fisher, shapes, examples)
     notes = (*(f"{text} ({count} batches)" for text, count in masks.items()), *notes)
-    told = (*demand.notes, *(demand.curvature_notes if CURVATURES in found else ()))
-    return attrs.evolve(found, notes=(*told, *notes))
+    earlier = (*demand.notes, *(demand.curvature_notes if CURVATURES in found else ()))
+    return attrs.evolve(found, notes=(*earlier, *notes))
 
 
 def bytes_needed(
