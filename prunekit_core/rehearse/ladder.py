@@ -145,8 +145,9 @@ class _Ladder:
     ) -> None:
         self._analysis, self._registry, self._knowledge = analysis, registry, knowledge
         self._kept, self._reselect, self._judge = kept, reselect, judge
-        self._conceded: dict[tuple[type[nn.Module], int], int] = {}
-        self._apart: set[tuple[type[nn.Module], int]] = set()
+        # both by class of module and operation in it, which stand for all blocks of a model
+        self._conceded: dict[tuple[type[nn.Module], int], int] = {}  # how often units were restored there
+        self._apart: set[tuple[type[nn.Module], int]] = set()  # where groups of one size were found to be no tie
         self._sites = Sites(analysis)
         self._search = AttributeSearch(analysis, registry, self._sites)
 
@@ -162,19 +163,19 @@ class _Ladder:
             recipes = dict(self._knowledge.recipes)
             with self._counted("to prove a cut anew", site) if site else contextlib.nullcontext():
                 mismatch, drifts = replay(stage, recipes)
-            while mismatch is not None and mismatch.values is None:
+            while mismatch is not None and mismatch.values is None:  # first step of the ladder: attributes
                 with self._counted("to find attributes that follow sizes", self._site(mismatch)):
                     improved = self._search.improve(stage, recipes, mismatch)
                 if improved is None:
                     break
                 recipes, mismatch, drifts = improved
-            if mismatch is not None:
+            if mismatch is not None:  # second and third step: ties, restored units; then the next round
                 site = self._site(mismatch)
                 if not self._is_unsteady(mismatch):
                     with self._counted("to find what has to keep its size, or to be in step", site):
                         self._concede(stage, recipes, mismatch)
                 continue
-            self._knowledge.recipes.update(recipes)
+            self._knowledge.recipes.update(recipes)  # the program is the same; now its constants
             rehearsed = self._proven(stage, recipes, drifts)
             site = "a constant that follows a size"
             with self._counted("to find what it follows", site):
