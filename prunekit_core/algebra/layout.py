@@ -68,7 +68,7 @@ Layout = Fixed | Units | Listed | Product | Concat
 
 
 @attrs.frozen(eq=False)
-class Stated:
+class ExpectedArgument:
     """What an integer argument of one operation must be: the total size of some layouts.
 
     Attributes:
@@ -177,6 +177,8 @@ class Positions:
 
     def _positions(self, layout: Layout) -> torch.Tensor:
         if isinstance(layout, Product):
+            # row-major: position = outer * size of the part + inner. Of heads[2] x dims[3], heads {1} and dims {0, 2}
+            # stay: 1 * 3 + {0, 2} = {3, 5}
             result = self(layout.parts[0])
             for part in layout.parts[1:]:
                 result = torch.add(self(part), result.view(-1, 1), alpha=part.size).view(-1)
@@ -190,7 +192,10 @@ class Positions:
         return torch.arange(layout.size, device="cpu")
 
     def _concatenated(self, parts: Sequence[Layout]) -> torch.Tensor:
-        """Positions of consecutive segments; those of all but the last are often known: dense blocks grow so."""
+        """Positions of consecutive segments, each behind those before it.
+
+        All segments but the last are looked up at once: inputs of a dense block are ``a``, ``a + b``, ``a + b + c``.
+        """
         keys = tuple([self._key(part) for part in parts])
         pieces, size = [], 0
         if keys[:-1] in self._joined:
@@ -220,6 +225,9 @@ Placement = tuple[torch.Tensor, torch.Tensor]
 def placements(layout: Layout, kept: Kept) -> dict[str, Placement]:
     """Tells where the remaining units of every group are, once only the kept units stay.
 
+    Example: ``(2 x dims[3]) + rest[1]`` with dims {0, 2} kept has five positions: dims 0, 2, 0, 2 and rest 0. So
+    ``dims`` is at positions 0, 1, 2, 3 with units 0, 2, 0, 2, and ``rest`` at position 4 with unit 0.
+
     Returns:
         Group to positions (as numbered after the cut, ascending) and units (as numbered before it).
     """
@@ -238,19 +246,20 @@ def placements(layout: Layout, kept: Kept) -> dict[str, Placement]:
             sizes = [new_size(part, kept) for part in parts]
             for number, part in enumerate(parts):
                 outer, inner = math.prod(sizes[:number]), math.prod(sizes[number + 1 :])
-                if isinstance(part, Units):  # every position holds one of its units
+                if isinstance(part, Units):  # every position of the product holds one of its units
                     _, units = placements(part, kept)[part.group]
                     repeated = units[:, None].expand(-1, inner).flatten().repeat(outer)
                     found.setdefault(part.group, []).append((torch.arange(len(repeated), device="cpu"), repeated))
                     continue
-                for group, (positions, units) in placements(part, kept).items():
-                    heads = torch.arange(outer, device="cpu")[:, None, None] * sizes[number]
-                    spread = (heads + positions[None, :, None]) * inner + torch.arange(inner, device="cpu")
+                for group, (positions, units) in placements(part, kept).items():  # a concat: some positions do
+                    # [outer, positions, inner]: (index in outer * size + position) * size of inner + index in inner
+                    starts = torch.arange(outer, device="cpu")[:, None, None] * sizes[number]
+                    spread = (starts + positions[None, :, None]) * inner + torch.arange(inner, device="cpu")
                     repeated = units[:, None].expand(outer, -1, inner)
                     found.setdefault(group, []).append((spread.flatten(), repeated.flatten()))
     joined = {}
     for group, pieces in found.items():
-        if len(pieces) == 1:  # one piece is in order
+        if len(pieces) == 1:  # one piece is ascending; several (dims + rest + dims) are sorted together
             joined[group] = pieces[0]
             continue
         positions, order = torch.cat([piece[0] for piece in pieces]).sort()
@@ -261,7 +270,8 @@ def placements(layout: Layout, kept: Kept) -> dict[str, Placement]:
 def prefix(layout: Layout, size: int) -> Layout | None:
     """Returns the leading part of a product that has the given size, or None when there is no such part.
 
-    ``prefix(G x o, G)`` are the groups of a grouped convolution.
+    ``prefix(G x o, G)`` are the groups of a grouped convolution. The size may end inside of a part: ``prefix(12, 4)``
+    is a run of 4, and ``prefix(2 x (3 x a), 6)`` is ``2 x 3``.
     """
     if size == 1:
         return Fixed(1)
@@ -274,9 +284,9 @@ def prefix(layout: Layout, size: int) -> Layout | None:
     if not isinstance(layout, Product):
         return None
     taken: list[Layout] = []
-    missing = size
+    missing = size  # the factor that the parts taken so far leave to be found
     for part in layout.parts:
-        if missing % part.size:
+        if missing % part.size:  # the size ends inside of this part
             inner = prefix(part, missing)
             if inner is None:
                 return None

@@ -15,8 +15,8 @@ import attrs
 import torch
 from torch import nn
 
+from prunekit_core.check.answered_runs import OtherProgramError
 from prunekit_core.check.masked_run import MaskedRun, PrunedModelError, Runs
-from prunekit_core.check.sides import OtherProgramError
 from prunekit_core.errors import PlanError
 from prunekit_core.groups.analysis import Analysis, analyse
 from prunekit_core.plans.plan import Plan

@@ -15,7 +15,7 @@ import attrs
 import torch
 from torch import nn
 
-from prunekit_core.check.sides import MaskedSide, Side
+from prunekit_core.check.answered_runs import AnsweredRun, MaskedOriginal
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.recording import Recording
 from prunekit_core.modules.surgery import put_values, select_positions, tensor_at, zeroed
@@ -26,7 +26,7 @@ from prunekit_core.program.calls import operation_name, tensors_of
 from prunekit_core.program.examples import Example
 from prunekit_core.program.op_call import Role
 from prunekit_core.program.outputs import output_tensors
-from prunekit_core.record.listener import Sink
+from prunekit_core.record.listener import Listener
 from prunekit_core.record.programs import swap_modules
 from prunekit_core.record.random_numbers import draw_once
 from prunekit_core.record.shadow import Shadow
@@ -146,12 +146,12 @@ class MaskedRun:
         """
         replaced = self._replaced(self._full, example)
         self._zero()
-        masked = MaskedSide(self._recording, self._plan, self._means())
+        masked = MaskedOriginal(self._recording, self._plan, self._means())
         whole = self._outputs(self._full, example, masked, swapped=True)
         if not masked.read:  # with other weights, decisions may well be others
             replaced += self._replaced(self._full, example)
         cuts = [self._recording.positions(ref.index, self._plan.kept) for ref in self._recording.trace.results]
-        smaller = Side(self._recording, self._plan.kept, whole=False)
+        smaller = AnsweredRun(self._recording, self._plan.kept, whole=False)
         try:
             # decisions are numbered by the recorded operations, which are those of replacements
             found = self._outputs(self._small, example, smaller, swapped=bool(masked.read or masked.left))
@@ -197,11 +197,13 @@ class MaskedRun:
         """Runs a model with its own modules and with their replacements, both deciding for themselves."""
         if not self._analysis.swaps:
             return []
-        own = self._outputs(model, example, Sink())
-        return list(zip(own, self._outputs(model, example, Sink(), swapped=True), strict=True))
+        own = self._outputs(model, example, Listener())
+        return list(zip(own, self._outputs(model, example, Listener(), swapped=True), strict=True))
 
-    def _outputs(self, model: nn.Module, example: Example, sink: Sink, *, swapped: bool = False) -> list[torch.Tensor]:
-        return run_copy(model, self._analysis, self._registry, example, sink, self._training, swapped=swapped)
+    def _outputs(
+        self, model: nn.Module, example: Example, listener: Listener, *, swapped: bool = False
+    ) -> list[torch.Tensor]:
+        return run_copy(model, self._analysis, self._registry, example, listener, self._training, swapped=swapped)
 
 
 def run_copy(
@@ -209,7 +211,7 @@ def run_copy(
     analysis: Analysis,
     registry: Registry,
     example: Example,
-    sink: Sink,
+    listener: Listener,
     training: bool | None,
     *,
     swapped: bool = False,
@@ -221,23 +223,25 @@ def run_copy(
         analysis: How it was recorded, before a cut.
         registry: Where rules and replacements are found.
         example: The inputs.
-        sink: What is told of the operations.
+        listener: Receives the operations.
         training: The mode to run in.
         swapped: Whether modules are exchanged for their replacements first.
     """
     shadow = Shadow(model, fake=False)
-    shadow.lent.take_over(written_parameters(analysis.recordings[0].trace))  # a run starts with what the model has
+    shadow.shared_memory.take_over(
+        written_parameters(analysis.recordings[0].trace)
+    )  # a run starts with what the model has
     shadow.unchecked, shadow.gradients = analysis.shadow.unchecked, analysis.shadow.gradients
     if swapped:
         swap_modules(shadow.module, registry)
     shadow.watch(registry.opaque)
     shadow.flag_gradients(model)
-    outputs = output_tensors(shadow.run(example, sink, registry.op_rules, training=training))
-    shadow.let_go([*outputs, *sink.kept()])  # the next run would find its caches filled
+    outputs = output_tensors(shadow.run(example, listener, registry.op_rules, training=training))
+    shadow.let_go([*outputs, *listener.kept()])  # the next run would find its caches filled
     return outputs
 
 
-class _Stream(Sink):
+class _Stream(Listener):
     """Runs a program, on request with other random numbers than those that follow from the seeds.
 
     Args:

@@ -24,7 +24,7 @@ from prunekit_core.modules.tree import named_tensors
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.program.examples import Example
-from prunekit_core.record.listener import Sink
+from prunekit_core.record.listener import Listener
 from prunekit_core.record.shadow import Shadow
 from prunekit_core.record.shared_memory import written_parameters
 from prunekit_core.torch_private.trees import pytree
@@ -133,7 +133,7 @@ def outputs_of_copy(model: nn.Module, plan: Plan, analysis: Analysis, registry: 
     """Returns what a copy computes to which a plan was applied, for `confirm_cut`."""
     recording = analysis.recordings[0]
     small = plan.apply(_copy(model, plan, double=False), registry=registry)
-    return run_copy(small, analysis, registry, recording.example, Sink(), recording.training)
+    return run_copy(small, analysis, registry, recording.example, Listener(), recording.training)
 
 
 def confirm_cut(
@@ -155,7 +155,7 @@ def confirm_cut(
         VerificationError: It computes something else; the cut has to be undone.
     """
     recording = analysis.recordings[0]
-    found = run_copy(model, analysis, registry, recording.example, Sink(), recording.training)
+    found = run_copy(model, analysis, registry, recording.example, Listener(), recording.training)
     error = max(map(difference, expected, found), default=0.0)
     if len(found) != len(expected) or not error <= tolerance:
         raise VerificationError(

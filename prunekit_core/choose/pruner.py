@@ -118,11 +118,11 @@ class Pruner:
         return Chooser(self._candidates(scores), self.graph.knowledge.ties)
 
     def _settled(
-        self, chooser: Chooser, units: Mapping[str, int], asked: Collection[str]
+        self, chooser: Chooser, units: Mapping[str, int], chosen: Collection[str]
     ) -> dict[str, tuple[int, ...]]:
         """Chooses the units that stay, and notes which groups stay whole although units of theirs were asked for."""
         for name, count in units.items():
-            if name in asked and count == len(self.graph.remaining(name)):
+            if name in chosen and count == len(self.graph.remaining(name)):
                 size = self.graph.analysis.groups[name].size
                 share = f"all {size}" if count == size else f"{count} of {size}"
                 self._left.setdefault(name, f"{share} units stay at this ratio{self.limits}")
@@ -337,4 +337,4 @@ class Pruner:
         notes = (*graph.notes, *self._notes, *spared, *graph.knowledge.effort_notes(), *graph.applied.notes)
         left = {**self._left, **self._scopes.left}
         known = graph.knowledge
-        return Report.of(graph.analysis, graph.applied.kept, known.given_back, left, notes, known.means)
+        return Report.of(graph.analysis, graph.applied.kept, known.restored, left, notes, known.means)

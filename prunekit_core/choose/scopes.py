@@ -56,12 +56,14 @@ class Scopes:
             reason = reasons[group.name] or (brother and f"uniform: {brother} stays whole")
             if reason is not None:
                 self.left[group.name] = reason
-            elif group.name not in self._graph.knowledge.given_back:
+            elif group.name not in self._graph.knowledge.restored:
                 (heads if is_heads(group) else units).append(group)
-        asked = self._settings
-        scopes = self._sorted(units, self._ratios, asked.pruning_ratio, "pruning_ratio_dict", self._shared(units), step)
+        settings = self._settings
+        scopes = self._sorted(
+            units, self._ratios, settings.pruning_ratio, "pruning_ratio_dict", self._shared(units), step
+        )
         ranked = [("heads", heads)] if heads else []
-        ratio = asked.pruning_ratio if asked.head_pruning_ratio is None else asked.head_pruning_ratio
+        ratio = settings.pruning_ratio if settings.head_pruning_ratio is None else settings.head_pruning_ratio
         return scopes + self._sorted(heads, self._head_ratios, ratio, "head_pruning_ratio_dict", ranked, step)
 
     def _reason_to_leave(self, group: UnitGroup) -> str | None:

@@ -10,7 +10,7 @@ from torch import nn
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Kept, Layout
 from prunekit_core.errors import ArgumentError, UnitsError
-from prunekit_core.plugins.layer_facts import stated_channels
+from prunekit_core.plugins.layer_facts import channels_by_type
 from prunekit_core.plugins.layers import PruningFunction
 from prunekit_core.plugins.registry import Registry
 
@@ -67,7 +67,7 @@ def flat_layout(
     out = function == layer_type.prune_out or function in layer_type.also_out
     into = function == layer_type.prune_in or function in layer_type.also_in
     flat = layer_type.flat_out if out else layer_type.flat_in if into else None
-    layout = stated_channels(registry, layer, flat, own)
+    layout = channels_by_type(registry, layer, flat, own)
     if layout is None:
         name = getattr(function, "__name__", repr(function))
         known = [getattr(f, "__name__", "") for f in (layer_type.prune_out, layer_type.prune_in) if f is not None]

@@ -1,4 +1,4 @@
-"""Where a model stands: which units are still there after the cuts so far, and where they are in its parameters."""
+"""A model after the cuts so far: which units are still there, and where they are in its parameters."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class StoredWeights(Protocol):
         """Reads a tensor and cuts it as a plan does; it has memory of its own."""
 
 
-class Standing:
+class CurrentModel:
     """A model with what was cut from it.
 
     Args:

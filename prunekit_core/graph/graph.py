@@ -16,7 +16,7 @@ from prunekit_core.algebra.reasons import ReasonKind
 from prunekit_core.collector import collection_paused
 from prunekit_core.errors import ArgumentError, PlanError, UnitsError
 from prunekit_core.graph.channels import check_indices, flat_layout, not_whole, whole_units
-from prunekit_core.graph.current import Standing
+from prunekit_core.graph.current import CurrentModel
 from prunekit_core.graph.group import Dependency, Group, MemberView
 from prunekit_core.groups.analysis import Analysis, analyse
 from prunekit_core.groups.report import Explanation, Report
@@ -26,7 +26,7 @@ from prunekit_core.modules.transaction import Transaction
 from prunekit_core.modules.tree import Layer
 from prunekit_core.plans.optimizers import Optimizers
 from prunekit_core.plans.plan import Plan
-from prunekit_core.plugins.layer_facts import stated_channels
+from prunekit_core.plugins.layer_facts import channels_by_type
 from prunekit_core.plugins.layers import PruningFunction
 from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.program.examples import example_of
@@ -52,7 +52,7 @@ class Graph:
 
     def __init__(self, model: nn.Module, analysis: Analysis, registry: Registry, notes: Iterable[str] = ()) -> None:
         self.model, self.analysis, self.registry = model, analysis, registry
-        self.standing = Standing(analysis, model, Plan())
+        self.current = CurrentModel(analysis, model, Plan())
         self.drafts = Drafts(analysis, registry)
         self.notes = [*notes, *registry.broken()]
         self._steps: list[Plan] = []
@@ -110,7 +110,7 @@ class Graph:
             ArgumentError: The model has values of its own.
             CheckpointError: The checkpoint can't be read, or is for another model.
         """
-        self.standing.stored = self.registry.weights(path, self.model)
+        self.current.stored = self.registry.weights(path, self.model)
 
     @property
     def knowledge(self) -> Knowledge:
@@ -120,7 +120,7 @@ class Graph:
     @property
     def applied(self) -> Plan:
         """The plan from the model as it was at analysis to the model as it is now."""
-        return self.standing.plan
+        return self.current.plan
 
     @property
     def steps(self) -> Sequence[Plan]:
@@ -131,7 +131,7 @@ class Graph:
 
     def remaining(self, group: str) -> tuple[int, ...]:
         """Returns the units of a group that are still there, as numbered at analysis."""
-        return self.standing.remaining(group)
+        return self.current.remaining(group)
 
     def groups(self) -> list[UnitGroup]:
         """Lists all groups as found at analysis."""
@@ -146,7 +146,7 @@ class Graph:
             group: Name of the group.
             shared: Intermediate results to share between the views; None for a new store.
         """
-        return self.standing.views(group, {} if shared is None else shared)
+        return self.current.views(group, {} if shared is None else shared)
 
     def whole_group(self, group: str, shared: dict[Any, torch.Tensor] | None = None) -> Group:
         """Returns the `Group` that holds all units of a group that are there now.
@@ -193,7 +193,7 @@ class Graph:
         if function is None:
             known = "no layer type is registered for it" if kind is None else 'it has "out" and "in", where it has both'
             raise ArgumentError(
-                f"This layer has no channels on the side {side!r}.", where=self.standing.tree.path_of(layer), why=known
+                f"This layer has no channels on the side {side!r}.", where=self.current.tree.path_of(layer), why=known
             )
         return self.group_by(layer, function, channels)
 
@@ -209,9 +209,9 @@ class Graph:
             ArgumentError: The layer isn't in the model, or the function isn't for it.
             UnitsError: The channels are out of range, repeated, pinned, or not whole units.
         """
-        path = self.standing.tree.path_of(layer)
+        path = self.current.tree.path_of(layer)
         where = f"{path} ({type(layer).__name__})"
-        layout = flat_layout(layer, self.registry, self.standing.own_layouts(layer), function, where)
+        layout = flat_layout(layer, self.registry, self.current.own_layouts(layer), function, where)
         kept = self.applied.kept
         positions = layouts.kept_positions(layout, kept)
         numbers = check_indices(channels, len(positions), where)
@@ -267,8 +267,8 @@ class Graph:
         if kind is not None:
             into = view.role is Role.IN
             flat = kind.flat_in if into else kind.flat_out
-            own = self.standing.own_layouts(view.module)
-            if stated_channels(self.registry, view.module, flat, own) == own[view.name][view.dim]:
+            own = self.current.own_layouts(view.module)
+            if channels_by_type(self.registry, view.module, flat, own) == own[view.name][view.dim]:
                 function = kind.prune_in if into else kind.prune_out
         return Dependency(view.module, view.path, view.role, function, view.name)
 
@@ -291,7 +291,7 @@ class Graph:
 
     def module_paths(self, layers: Iterable[Layer]) -> set[str]:
         """Returns the paths of some modules and of everything they contain."""
-        return self.standing.tree.paths_of(layers)
+        return self.current.tree.paths_of(layers)
 
     # -- plans
 
@@ -351,8 +351,8 @@ class Graph:
             if error.misfit:
                 error.hint = _REBUILD
             raise
-        standing = Standing(self.analysis, self.model, plan, self.standing.stored)
-        transaction.entry(vars(self), "standing", standing)
+        current = CurrentModel(self.analysis, self.model, plan, self.current.stored)
+        transaction.entry(vars(self), "current", current)
         transaction.entry(vars(self), "_steps", [*self._steps, plan])
         transaction.commit()
 
@@ -366,9 +366,9 @@ class Graph:
         Raises:
             PlanError: Its parameters don't have the shapes that the plan leads to; nothing was changed.
         """
-        standing = Standing(self.analysis, model, plan, self.standing.stored)
-        standing.check()
-        self.model, self.standing = model, standing
+        current = CurrentModel(self.analysis, model, plan, self.current.stored)
+        current.check()
+        self.model, self.current = model, current
         self._steps.append(plan)
 
     def remove(self, removed: Mapping[str, Sequence[int]]) -> Plan:
@@ -382,11 +382,11 @@ class Graph:
     def flat_layouts(self) -> dict[str, tuple[Layout | None, Layout | None]]:
         """How the output and the input channels of every layer are made of units, by path."""
         found = {}
-        names = self.standing.names()
-        for path, module in self.standing.tree.modules.items():
-            kind, own = self.registry.layer_type(module), self.standing.own_layouts(module, names)
+        names = self.current.names()
+        for path, module in self.current.tree.modules.items():
+            kind, own = self.registry.layer_type(module), self.current.own_layouts(module, names)
             if kind is not None and own:
-                out, into = (stated_channels(self.registry, module, f, own) for f in (kind.flat_out, kind.flat_in))
+                out, into = (channels_by_type(self.registry, module, f, own) for f in (kind.flat_out, kind.flat_in))
                 found[path] = (out, into)
         return found
 
@@ -403,7 +403,7 @@ class Graph:
         return Report.of(
             self.analysis,
             self.applied.kept,
-            self.knowledge.given_back,
+            self.knowledge.restored,
             {},
             (*self.notes, *self.knowledge.effort_notes(), *self.applied.notes),
             self.knowledge.means,
@@ -422,7 +422,7 @@ class Graph:
             self.module_paths([layer])
             path = layer
         else:
-            path = self.standing.tree.path_of(layer)
+            path = self.current.tree.path_of(layer)
         return Explanation.of(self.analysis, path)
 
 

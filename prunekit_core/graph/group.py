@@ -149,7 +149,9 @@ class Source(Protocol):
 
 
 class Group:
-    """Some units that leave together, and every layer that loses something with them.
+    """A pruning group: some units that leave together, with every layer that loses something, in one model.
+
+    A `UnitGroup` is what the analysis found, by name and without tensors; this is a selection from one or more of them.
 
     Iterating yields ``(dep, idxs)``: ``dep.layer``, ``dep.pruning_fn`` and the channels it loses, as numbered in that
     layer now. ``group[0]`` is the layer that the group starts at.

@@ -19,7 +19,7 @@ from prunekit_core.groups.propagate import NotUnderstood, parameter_axes, propag
 from prunekit_core.groups.recording import ParameterLayout, Recording
 from prunekit_core.groups.unit_group import UnitGroup
 from prunekit_core.groups.zeros import Zeros
-from prunekit_core.plugins.layer_facts import stated_roles
+from prunekit_core.plugins.layer_facts import roles_by_type
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.program.examples import Example
 from prunekit_core.program.op_call import Verb
@@ -110,7 +110,7 @@ def _analyse(
     if programs.failed:
         unrecorded.keep_widths(unknown, parameters, (*propagations, *partial))
     roles = {key: role for p in reversed(propagations) for key, role in p.effects.roles.items()}
-    roles |= stated_roles(registry, shadow.modules, parameters)
+    roles |= roles_by_type(registry, shadow.modules, parameters)
     unrecorded.keep_unread(parameters, (*propagations, *partial), roles, registry.op_rules)
     freezer = Freezer(parameters, propagations, roles)
     recordings: list[Recording] = []

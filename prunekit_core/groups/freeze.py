@@ -8,10 +8,10 @@ from prunekit_core.algebra import axes
 from prunekit_core.algebra.axes import Axis, Form
 from prunekit_core.algebra.layout import (
     Concat,
+    ExpectedArgument,
     Fixed,
     Layout,
     Product,
-    Stated,
     Units,
     groups_of,
     join_concat,
@@ -135,14 +135,16 @@ class Freezer:
                 )
                 for index, found in effects.least.items()
             },
-            expectations={index: tuple(map(self._stated, found)) for index, found in effects.expectations.items()},
+            expectations={
+                index: tuple(map(self._expected_argument, found)) for index, found in effects.expectations.items()
+            },
             temperatures={i: (t, self.layout(t.axis)) for i, t in effects.temperatures.items()},
             unread=p.unread,
         )
 
-    def _stated(self, of: Expectation) -> Stated:
+    def _expected_argument(self, of: Expectation) -> ExpectedArgument:
         along = None if of.along is None else self.layout(of.along)
-        return Stated(of.argument, of.position, tuple([self.layout(axis) for axis in of.pieces]), along)
+        return ExpectedArgument(of.argument, of.position, tuple([self.layout(axis) for axis in of.pieces]), along)
 
     def _outer(self) -> set[str]:
         """Names the groups whose units contain units of other groups, or of an axis that is pinned.

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import torch
 
-from prunekit_core.algebra.layout import Kept, Layout, Stated, kept_positions, new_size
+from prunekit_core.algebra.layout import ExpectedArgument, Kept, Layout, kept_positions, new_size
 from prunekit_core.algebra.reasons import Reason
 from prunekit_core.algebra.requirements import Temperature
 from prunekit_core.program.examples import Example
@@ -68,7 +68,7 @@ class Recording:
     live: Mapping[int, tuple[Layout, ...]]
     wholes: Mapping[int, Wholes]
     least: Mapping[int, tuple[LeastSize, ...]]
-    expectations: Mapping[int, tuple[Stated, ...]]
+    expectations: Mapping[int, tuple[ExpectedArgument, ...]]
     temperatures: Mapping[int, tuple[Temperature, Layout]]
     unread: frozenset[int]
 

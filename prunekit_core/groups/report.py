@@ -41,7 +41,7 @@ class Report:
         cls,
         analysis: Analysis,
         kept: Mapping[str, Sequence[int]],
-        given_back: Mapping[str, str],
+        restored: Mapping[str, str],
         left: Mapping[str, str],
         notes: Sequence[str] = (),
         means: Mapping[str, str] = types.MappingProxyType({}),
@@ -51,7 +51,7 @@ class Report:
         reasons: dict[str, str] = {}
         for name, group in analysis.groups.items():
             if name not in kept:
-                back = given_back.get(name)
+                back = restored.get(name)
                 why = f"given back: {back}" if back else left.get(name, "not chosen")
                 if group.outer and not back and name not in left:
                     why = left_by_default(group)

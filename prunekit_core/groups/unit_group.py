@@ -29,7 +29,9 @@ class Member:
 
 @attrs.frozen
 class UnitGroup:
-    """Units that can only leave together, and everything that holds them.
+    """Units that can only leave together, and every parameter dim that holds them: a fact about the model, as data.
+
+    A `Group` (what a user selects) is some units of one or several of these, bound to the modules of a model.
 
     Attributes:
         name: Stable name: the module that produces the units, with the kind where that isn't channels or neurons.

@@ -246,7 +246,9 @@ class Zeros:
         except Exception:  # not on this device, or not of this dtype: then nothing is known
             return False
         made = [result] if isinstance(result, torch.Tensor) else list(result)
-        return bool((made[output].nan_to_num(nan=0.0) == 0).all())  # what is no number counts as zero, see MaskedSide
+        return bool(
+            (made[output].nan_to_num(nan=0.0) == 0).all()
+        )  # what is no number counts as zero, see MaskedOriginal
 
 
 def _samples(dtype: torch.dtype) -> tuple[Any, ...]:

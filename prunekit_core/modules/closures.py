@@ -1,4 +1,4 @@
-"""What functions have captured of a model: in a copy, they are made anew around what stands for it there.
+"""Closures over parts of a model: in a copy, functions are remade around what stands for those parts there.
 
 ``copy.deepcopy`` shares functions, so that ``self.width = lambda: weight.shape[0]`` in a copy reads the size of the
 model's own parameter, and a hook reaches the model's own modules.
@@ -27,7 +27,7 @@ _HOLDERS = frozenset({types.FunctionType, types.BuiltinMethodType, functools.par
 _TABLES = ("_parameters", "_buffers", "_modules")
 
 
-class Captured:
+class Closures:
     """The functions that modules hold and that have captured tensors or modules of the model.
 
     Args:
@@ -74,29 +74,29 @@ class Captured:
         elif isinstance(held.__self__, torch.Tensor) and id(held.__self__) in self._stand_ins:
             self._stand_ins[id(held)] = self._stands_for(held, {})
 
-    def fill(self, twins: Mapping[int, nn.Module]) -> None:
+    def fill(self, copies: Mapping[int, nn.Module]) -> None:
         """Puts modules of the copy to where functions have captured modules of the model.
 
         Args:
-            twins: Identity of each module of the model to its copy.
+            copies: Identity of each module of the model to its copy.
         """
         for cell, content in self._open:
-            cell.cell_contents = self._stands_for(content, twins)
+            cell.cell_contents = self._stands_for(content, copies)
         for module, key, reference in self._weak:
             target = reference()
-            stand_in = self._stands_for(target, twins)
+            stand_in = self._stands_for(target, copies)
             if target is not None and stand_in is not target:
-                vars(twins[id(module)])[key] = weakref.ref(stand_in)
+                vars(copies[id(module)])[key] = weakref.ref(stand_in)
                 self.holders.append([stand_in])
         for old, new in self._defaults:
             if old.__defaults__:
-                new.__defaults__ = tuple(self._stands_for(value, twins) for value in old.__defaults__)
+                new.__defaults__ = tuple(self._stands_for(value, copies) for value in old.__defaults__)
             if old.__kwdefaults__:
-                named = {key: self._stands_for(value, twins) for key, value in old.__kwdefaults__.items()}
+                named = {key: self._stands_for(value, copies) for key, value in old.__kwdefaults__.items()}
                 new.__kwdefaults__ = named
             self.holders += [new.__defaults__, new.__kwdefaults__]
 
-    def _stands_for(self, value: Any, twins: Mapping[int, nn.Module]) -> Any:
+    def _stands_for(self, value: Any, copies: Mapping[int, nn.Module]) -> Any:
         """Returns what stands for a tensor, module, method or function of the model; any other value itself."""
         if isinstance(value, types.BuiltinMethodType) and isinstance(value.__self__, torch.Tensor):
             if not self._is_part(value):
@@ -104,10 +104,10 @@ class Captured:
             self.holders.append([self._stand_ins[id(value.__self__)]])
             return getattr(self._stand_ins[id(value.__self__)], value.__name__)
         if isinstance(value, types.MethodType):
-            twin = twins.get(id(value.__self__))
-            return value if twin is None else types.MethodType(value.__func__, twin)
+            owner = copies.get(id(value.__self__))
+            return value if owner is None else types.MethodType(value.__func__, owner)
         if isinstance(value, nn.Module):
-            return twins.get(id(value), value)
+            return copies.get(id(value), value)
         return self._stand_ins.get(id(value), value)
 
     def _is_part(self, value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Twins of module trees: a copy whose tensors are exchanged.
+"""Copies of module trees: a copy whose tensors are exchanged.
 
 ``copy.deepcopy`` walks every object by the pickle protocol, which for the hundreds of modules of an ordinary model
 costs more than running their forward on fake tensors. A module that doesn't define how it is copied is copied here,
@@ -32,7 +32,7 @@ _PROTOCOL = ("__reduce_ex__", "__reduce__", "__getstate__")
 _NEVER_COPIED = "_compiled_call_impl"
 
 
-class Twin:
+class ModuleCopy:
     """A copy of a model, made as ``copy.deepcopy(model, memo)`` would as far as that goes.
 
     What can't be deep-copied (a lock, a read-only mapping) is shared with the model; lists, dicts, sets and tuples
@@ -52,10 +52,10 @@ class Twin:
         self.shared: dict[str, str] = {}
         self._memo = dict(stand_ins)
         try:
-            self.module = _twin(model, self._memo, self._deep, {})
+            self.module = _copy_module(model, self._memo, self._deep, {})
         except Exception:  # whatever copying one of its attributes raises
             self._memo = dict(stand_ins)
-            self.module = _twin(model, self._memo, self._as_far_as_possible, {}, self._tried)
+            self.module = _copy_module(model, self._memo, self._as_far_as_possible, {}, self._tried)
         given = {id(self._memo), *stand_ins}
         self.copied = [
             value
@@ -124,12 +124,12 @@ class Twin:
         return made
 
 
-def shallow_twin(model: nn.Module, memo: Mapping[int, Any]) -> nn.Module:
+def shallow_copy(model: nn.Module, memo: Mapping[int, Any]) -> nn.Module:
     """Copies the module tree only, sharing every other attribute with the model but those that the memo exchanges."""
-    return _twin(model, dict(memo), lambda value: memo.get(id(value), value), None)
+    return _copy_module(model, dict(memo), lambda value: memo.get(id(value), value), None)
 
 
-def _twin(
+def _copy_module(
     module: nn.Module,
     memo: dict[int, Any],
     copier: Copier,
@@ -153,8 +153,8 @@ def _twin(
             made = copy.deepcopy(module, memo) if own_way is None else own_way(module)
             if made is not None:
                 return made
-    twin: nn.Module = cls.__new__(cls)
-    memo[id(module)] = twin
+    result: nn.Module = cls.__new__(cls)
+    memo[id(module)] = result
     state: dict[str, Any] = {}
     for key, value in vars(module).items():
         kind = type(value)
@@ -164,20 +164,20 @@ def _twin(
             state[key] = kind()
         elif key == "_modules":
             state[key] = {
-                name: None if child is None else _twin(child, memo, copier, plain, own_way)
+                name: None if child is None else _copy_module(child, memo, copier, plain, own_way)
                 for name, child in value.items()
             }
         elif key in ("_parameters", "_buffers"):
             state[key] = {name: copier(tensor) for name, tensor in value.items()}
         elif isinstance(value, nn.Module):
-            state[key] = _twin(value, memo, copier, plain, own_way)
+            state[key] = _copy_module(value, memo, copier, plain, own_way)
         elif key != _NEVER_COPIED:
             state[key] = value if kind is tuple and all(type(item) in _AS_IS for item in value) else copier(value)
-    twin.__setstate__(state)  # what copying does, too: layers add what older pickles lack
+    result.__setstate__(state)  # what copying does, too: layers add what older pickles lack
     for slot in slots_of(cls):
         with contextlib.suppress(AttributeError):  # it may be empty
-            slot.__set__(twin, copier(slot.__get__(module)))
-    return twin
+            slot.__set__(result, copier(slot.__get__(module)))
+    return result
 
 
 def _copies_as_module(cls: type) -> bool:

@@ -1,4 +1,4 @@
-"""Marks: what the modules of a tree hold at one moment, to return to after whatever a forward does to them.
+"""Snapshots: what the modules of a tree hold at one moment, to return to after whatever a forward does to them.
 
 Objects of the user's classes are looked at and put back by the methods of the builtin classes that they derive from:
 their own may refuse (a frozen configuration), count, or write to a file.
@@ -127,7 +127,7 @@ def _marked(held: Any) -> list[_Container | _Slots]:
     return found
 
 
-class Marks:
+class Snapshot:
     """The attributes of all modules of a tree at one moment, to return to.
 
     Containers among the attributes (parameters, buffers, children, hooks, lists) are noted with their contents, one
@@ -173,12 +173,12 @@ class Marks:
             held.restore()
 
 
-class ObjectMarks:
+class ObjectSnapshot:
     """What some objects hold at one moment, items, attributes and slots, to return to.
 
     Args:
         objects: The objects; of tensors, modules, classes and functions nothing is noted.
-        modules: The modules of the tree that holds them; what `Marks` of them note is left to those.
+        modules: The modules of the tree that holds them; what a `Snapshot` of them holds is left to that.
     """
 
     def __init__(self, objects: Iterable[Any], modules: Iterable[nn.Module]) -> None:

@@ -1,9 +1,19 @@
-"""Who asks for the mode: which modules read their ``training`` flag while a forward runs.
+"""Which modules read their ``training`` flag while a forward runs.
 
 A model has as many programs as modes, and nothing but that flag tells them apart. Where no module reads it, the program
-that ran in one mode is the program of the other. ``nn.Module`` looks up what an instance doesn't have among its
-parameters, buffers and children: so the flag is taken out of the instance, and the table of children answers for it. To
-a program that looks into ``__dict__``, it is there.
+that ran in one mode is the program of the other.
+
+Reads have to be seen without changing a class: the user's program may test for ``type(m) is nn.Linear``. What happens
+at ``module.training``, before and while a forward is watched:
+
+- ordinarily, Python finds ``"training"`` in the instance's ``__dict__``, past anything that could note it;
+- while watched, the key is gone from ``__dict__``. Python then calls ``nn.Module.__getattr__``, which looks among
+  parameters, buffers and children: ``if name in self._modules: return self._modules[name]``. ``_modules`` is a
+  `_Children`, which says that it has a child ``training``, notes the read, and returns the flag.
+
+To everything else the modules have to look as before: ``_Children`` says so to `nn.Module.__getattr__` only, and
+``__dict__`` is an `_Attributes`, which shows the flag to copies, pickles and programs that look into ``vars(module)``.
+(Attribute look-up reads a ``__dict__`` by C functions of ``dict``, which don't call the methods of a subclass.)
 """
 
 from __future__ import annotations
@@ -18,14 +28,21 @@ from prunekit_core.torch_private.objects import caller
 
 _FLAG = "training"
 _LOOK_UP = nn.Module.__getattr__.__code__
+"""Who may see the flag among the children: the code of attribute look-up."""
 
 
 class _Children(dict[str, Any]):
-    """The children of a module; to attribute look-up, and to nothing else, its flag is one of them."""
+    """The children of a module; to attribute look-up, and to nothing else, its flag is one of them.
+
+    Attributes:
+        path: Dotted path of the module.
+        flag: Its flag; None where its class answers for it, with a property.
+        readers: Paths of the modules whose flag was read, shared by all modules of a shadow.
+    """
 
     path = ""
     flag: bool | None = False
-    asked: dict[str, None]
+    readers: dict[str, None]
 
     def __contains__(self, key: object) -> bool:
         if key == _FLAG:
@@ -34,7 +51,7 @@ class _Children(dict[str, Any]):
 
     def __getitem__(self, key: str) -> Any:
         if key == _FLAG:
-            self.asked[self.path] = None
+            self.readers[self.path] = None
             return self.flag
         return super().__getitem__(key)
 
@@ -48,13 +65,19 @@ class _Children(dict[str, Any]):
 class _Attributes(dict[str, Any]):
     """The ``__dict__`` of a module, as it is in the model: with its flag, and without what the shadow put in.
 
-    Look-up of attributes goes past these methods; copies and pickles of a module, and programs, don't.
+    Look-up of attributes goes past these methods; copies and pickles of a module, and programs, don't. Reading all of
+    its values (``copy``, a loop over items) counts as reading the flag; listing its keys doesn't.
+
+    Attributes:
+        children: The table that has the flag.
+        hidden: Keys that the shadow put in, such as its wrapper of ``forward``.
     """
 
     children: _Children
     hidden: frozenset[str]
 
     def _shown(self) -> dict[str, Any]:
+        """What the model's own ``__dict__`` would hold."""
         shown = {key: value for key, value in dict.items(self) if key not in self.hidden}
         if self.children.flag is not None:
             shown.setdefault(_FLAG, self.children.flag)
@@ -87,7 +110,7 @@ class _Attributes(dict[str, Any]):
 
     def copy(self) -> dict[str, Any]:
         if not dict.__contains__(self, _FLAG):
-            self.children.asked[self.children.path] = None
+            self.children.readers[self.children.path] = None
         return self._shown()
 
     def __iter__(self) -> Iterator[str]:
@@ -109,9 +132,9 @@ class _Attributes(dict[str, Any]):
 
 
 def mode_of(module: nn.Module) -> bool:
-    """Returns a module's flag; this doesn't count as asking for it."""
+    """Returns a module's flag, past whatever notes reads of it."""
     attributes = vars(module)
-    own = dict.get(attributes, _FLAG)
+    own = dict.get(attributes, _FLAG)  # the program may have set it meanwhile: then it is an ordinary attribute
     flag = getattr(attributes["_modules"], "flag", None) if own is None else own
     return module.training if flag is None else bool(flag)
 
@@ -119,7 +142,8 @@ def mode_of(module: nn.Module) -> bool:
 def set_mode(modules: Collection[nn.Module], training: bool) -> None:
     """Sets the flag of all modules of a tree, the root first, as ``root.train(training)`` does.
 
-    Where no class has a ``train`` of its own, it is written past their ``__setattr__``, which may refuse.
+    Where no class has a ``train`` or ``training`` of its own, it is written past their ``__setattr__``, which may
+    refuse.
     """
     root = next(iter(modules))
     kinds = {type(module) for module in modules}
@@ -138,15 +162,15 @@ class ModeWatch:
         hidden: Names of attributes that were put into each module, and aren't the model's.
 
     Attributes:
-        asked: The dotted paths of the modules that did, since `start`, in order.
+        readers: The dotted paths of the modules that did, since `start`, in order.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], hidden: Mapping[str, frozenset[str]]) -> None:
-        self.asked: dict[str, None] = {}
+        self.readers: dict[str, None] = {}
         self._watched: list[tuple[str, dict[str, Any], _Children]] = []
         for path, module in modules.items():
             children = _Children(module._modules)
-            children.path, children.asked = path, self.asked
+            children.path, children.readers = path, self.readers
             attributes = _Attributes(vars(module))
             attributes.children, attributes.hidden = children, hidden[path]
             attributes["_modules"] = children
@@ -154,8 +178,8 @@ class ModeWatch:
             self._watched.append((path, attributes, children))
 
     def start(self) -> None:
-        """Takes the flags as they are now, and forgets who asked."""
-        self.asked.clear()
+        """Moves the flags, as they are now, out of the instances; forgets who read them before."""
+        self.readers.clear()
         for _, attributes, children in self._watched:
             children.flag = dict.pop(attributes, _FLAG, None)  # None: the class answers, with a property
 
@@ -163,4 +187,4 @@ class ModeWatch:
         """Counts modules that had their mode set while the forward ran, too; call it before attributes are restored."""
         for path, attributes, _ in self._watched:
             if dict.__contains__(attributes, _FLAG):
-                self.asked[path] = None
+                self.readers[path] = None

@@ -2,55 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import attrs
 
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Fixed, Kept, Layout, Listed
 from prunekit_core.errors import PlanError
-from prunekit_core.modules.edits import Decision, GroupCut, ParameterCut, Rescale, runs_of
+from prunekit_core.modules.edits import AttributeEdit, Decision, GroupCut, ParameterCut, Rescale, runs_of
 
 
 def compose(first: Decision, later: Decision) -> Decision:
     """Returns the decision that does what ``first`` and then ``later`` do.
 
+    The later plan counts from what the first one leaves. Example: the first keeps units 0, 2, 4, 6 of a group of 8, the
+    later one units 1 and 3 of the 4 that are left: together they keep units 2 and 6.
+
+    A group of the later plan means the same in the first one if both put it at the same places (`_shared_groups`). If
+    it doesn't (the graph was built anew in between, and found other groups), its dims are written as lists of
+    positions.
+
     Raises:
         PlanError: ``later`` doesn't fit the model that ``first`` leaves.
     """
+    same = _shared_groups(first, later)
     before = {cut.parameter: cut for cut in first.parameters}
     after = {cut.parameter: cut for cut in later.parameters}
-    kept, kept_later = first.kept, later.kept
+    parameters = (
+        _compose_parameter(before.get(name), after.get(name), first.kept, later.kept, same)
+        for name in dict.fromkeys([*before, *after])
+    )
+    return Decision(
+        cuts=_compose_cuts(first, later, same),
+        parameters=tuple(parameters),
+        edits=_compose_edits(first, later),
+        rescales=(*first.rescales, *(_before_first(rescale, before, first.kept) for rescale in later.rescales)),
+        swaps=(*first.swaps, *(swap for swap in later.swaps if swap not in first.swaps)),
+        sources=tuple(sorted({**dict(later.sources), **dict(first.sources)}.items())),
+        notes=(*first.notes, *later.notes),
+    )
+
+
+def _compose_cuts(first: Decision, later: Decision, same: set[str]) -> tuple[GroupCut, ...]:
+    """Kept units of both plans, as numbered before the first one."""
+    kept = first.kept
     sizes = {cut.group: cut.size for cut in first.cuts}
     merged: dict[str, GroupCut] = {cut.group: cut for cut in first.cuts}
-    same = _shared_groups(first, later)
     for cut in later.cuts:
         if cut.group in same and cut.group in kept:
             units = tuple(kept[cut.group][unit] for unit in cut.kept)
             merged[cut.group] = GroupCut(cut.group, sizes[cut.group], units)
         elif cut.group in same:
             merged[cut.group] = cut
-    parameters = []
-    for name in dict.fromkeys([*before, *after]):
-        parameters.append(_compose_parameter(before.get(name), after.get(name), kept, kept_later, same))
+    return tuple(merged.values())
+
+
+def _compose_edits(first: Decision, later: Decision) -> tuple[AttributeEdit, ...]:
+    """Each attribute from its value before the first plan to that after the later one."""
     edits = {(e.module, e.attribute): e for e in first.edits}
     for edit in later.edits:
         known = edits.get((edit.module, edit.attribute))
         edits[edit.module, edit.attribute] = edit if known is None else attrs.evolve(edit, old=known.old)
-    rescales = list(first.rescales)
-    for rescale in later.rescales:
-        rows = [row for start, stop in rescale.rows for row in range(start, stop)]
-        if rescale.parameter in before:
-            origin = layouts.kept_positions(before[rescale.parameter].dims[0], kept).tolist()
-            rows = [origin[row] for row in rows]
-        rescales.append(Rescale(rescale.parameter, runs_of(rows), rescale.factor))
-    return Decision(
-        cuts=tuple(merged.values()),
-        parameters=tuple(parameters),
-        edits=tuple(e for e in edits.values() if e.old != e.new),
-        rescales=tuple(rescales),
-        swaps=(*first.swaps, *(swap for swap in later.swaps if swap not in first.swaps)),
-        sources=tuple(sorted({**dict(later.sources), **dict(first.sources)}.items())),
-        notes=(*first.notes, *later.notes),
-    )
+    return tuple(e for e in edits.values() if e.old != e.new)
+
+
+def _before_first(rescale: Rescale, before: Mapping[str, ParameterCut], kept: Kept) -> Rescale:
+    """A rescale of the later plan with its rows as numbered before the first one."""
+    rows = [row for start, stop in rescale.rows for row in range(start, stop)]
+    if rescale.parameter in before:
+        origin = layouts.kept_positions(before[rescale.parameter].dims[0], kept).tolist()
+        rows = [origin[row] for row in rows]
+    return Rescale(rescale.parameter, runs_of(rows), rescale.factor)
 
 
 def _shared_groups(first: Decision, later: Decision) -> set[str]:
@@ -72,6 +94,15 @@ def _shared_groups(first: Decision, later: Decision) -> set[str]:
 def _compose_parameter(
     one: ParameterCut | None, two: ParameterCut | None, kept: Kept, kept_later: Kept, same: set[str]
 ) -> ParameterCut:
+    """How one parameter is cut by both plans.
+
+    Args:
+        one: Its cut by the first plan; None where that leaves it alone.
+        two: Its cut by the later one.
+        kept: Kept units of the first plan.
+        kept_later: Kept units of the later one.
+        same: Groups that mean the same in both.
+    """
     if two is None:
         assert one is not None
         return one
@@ -86,15 +117,16 @@ def _compose_parameter(
     dims: list[Layout] = []
     for mine, theirs in zip(one.dims, two.dims, strict=True):
         if set(layouts.groups_of(theirs)) & set(kept_later) <= same and layouts.substitute(mine, kept) == theirs:
-            dims.append(mine)
+            dims.append(mine)  # the merged cuts of its groups say it all
             continue
-        origin = layouts.kept_positions(mine, kept)
+        origin = layouts.kept_positions(mine, kept)  # by position after the first plan: that before it
         chosen = origin[layouts.kept_positions(theirs, kept_later)]
         dims.append(Listed(mine.size, tuple(chosen.tolist())))
     return attrs.evolve(one, dims=tuple(dims))
 
 
 def _listed(layout: Layout, kept: Kept, same: set[str]) -> Layout:
+    """A dim that the first plan leaves alone: its layout, or where its groups mean something else, its positions."""
     if set(layouts.groups_of(layout)) & set(kept) <= same:
         return layout
     return Listed(layout.size, tuple(layouts.kept_positions(layout, kept).tolist()))
@@ -103,16 +135,11 @@ def _listed(layout: Layout, kept: Kept, same: set[str]) -> Layout:
 def difference(total: Decision, earlier: Decision) -> Decision:
     """Returns the decision that leads from what ``earlier`` leaves to what ``total`` leaves.
 
-    Both are over the same groups, and ``total`` keeps nothing that ``earlier`` removed.
+    Both are over the same groups, and ``total`` keeps nothing that ``earlier`` removed. Example: ``total`` keeps units
+    2 and 6 of 8, ``earlier`` units 0, 2, 4, 6: what is left to do is to keep units 1 and 3 of 4.
     """
     before = earlier.kept
-    cuts = []
-    for cut in total.cuts:
-        present = before.get(cut.group, tuple(range(cut.size)))
-        place = {unit: position for position, unit in enumerate(present)}
-        units = tuple(place[unit] for unit in cut.kept)
-        if len(units) < len(present):
-            cuts.append(GroupCut(cut.group, len(present), units))
+    cuts = _remaining_cuts(total, before)
     moving = {cut.group for cut in cuts}
     parameters = []
     for parameter in total.parameters:
@@ -121,22 +148,39 @@ def difference(total: Decision, earlier: Decision) -> Decision:
             parameters.append(attrs.evolve(parameter, shape=tuple(dim.size for dim in dims), dims=dims))
     done = {(e.module, e.attribute): e.new for e in earlier.edits}
     edits = (attrs.evolve(e, old=done.get((e.module, e.attribute), e.old)) for e in total.edits)
-    originals = {cut.parameter: cut.dims[0] for cut in total.parameters}
-    rescales = []
-    scaled = {(r.parameter, r.rows): r.factor for r in earlier.rescales}
-    for rescale in total.rescales:
-        factor = rescale.factor / scaled.get((rescale.parameter, rescale.rows), 1.0)
-        if factor != 1.0:
-            origin = originals.get(rescale.parameter, Fixed(max(stop for _, stop in rescale.rows)))
-            rows = layouts.kept_positions(origin, before).tolist()
-            inside = [i for i, row in enumerate(rows) if any(a <= row < b for a, b in rescale.rows)]
-            rescales.append(Rescale(rescale.parameter, runs_of(inside), factor))
     return Decision(
-        cuts=tuple(cuts),
+        cuts=cuts,
         parameters=tuple(parameters),
         edits=tuple(e for e in edits if e.old != e.new),
-        rescales=tuple(rescales),
+        rescales=_remaining_rescales(total, earlier),
         sources=total.sources,
         swaps=tuple(swap for swap in total.swaps if swap not in earlier.swaps),
         notes=total.notes,
     )
+
+
+def _remaining_cuts(total: Decision, before: Kept) -> tuple[GroupCut, ...]:
+    """Cuts of the units that an earlier plan left, as numbered among those."""
+    cuts = []
+    for cut in total.cuts:
+        present = before.get(cut.group, tuple(range(cut.size)))
+        place = {unit: position for position, unit in enumerate(present)}
+        units = tuple(place[unit] for unit in cut.kept)
+        if len(units) < len(present):
+            cuts.append(GroupCut(cut.group, len(present), units))
+    return tuple(cuts)
+
+
+def _remaining_rescales(total: Decision, earlier: Decision) -> tuple[Rescale, ...]:
+    """Factors that are missing after the earlier plan, for the rows that it left."""
+    originals = {cut.parameter: cut.dims[0] for cut in total.parameters}
+    scaled = {(r.parameter, r.rows): r.factor for r in earlier.rescales}
+    rescales = []
+    for rescale in total.rescales:
+        factor = rescale.factor / scaled.get((rescale.parameter, rescale.rows), 1.0)
+        if factor != 1.0:
+            origin = originals.get(rescale.parameter, Fixed(max(stop for _, stop in rescale.rows)))
+            rows = layouts.kept_positions(origin, earlier.kept).tolist()
+            inside = [i for i, row in enumerate(rows) if any(a <= row < b for a, b in rescale.rows)]
+            rescales.append(Rescale(rescale.parameter, runs_of(inside), factor))
+    return tuple(rescales)

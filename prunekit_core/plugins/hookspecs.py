@@ -43,7 +43,7 @@ def prunekit_op_rules() -> Mapping[str | torch.Tag, Rule]:  # type: ignore[empty
 
     Precedence:
         The exact overload wins over the name, the name over a tag; an in-place operation (``add_``) falls back to
-        its twin. Of the same key, the plugin of the higher rank.
+        the ordinary one. Of the same key, the plugin of the higher rank.
 
     Forbidden:
         A rule must not keep state from one call to the next, run the operation, or look at values.

@@ -18,7 +18,7 @@ from prunekit_core.plugins.registry import Registry
 from prunekit_core.program.op_call import Role
 
 
-def stated_sizes(registry: Registry, module: nn.Module, resizing: Resizing) -> dict[str, Any]:
+def sizes_by_type(registry: Registry, module: nn.Module, resizing: Resizing) -> dict[str, Any]:
     """Returns the attributes that a layer's type states for new shapes; none without a layer type.
 
     Raises:
@@ -27,7 +27,7 @@ def stated_sizes(registry: Registry, module: nn.Module, resizing: Resizing) -> d
     kind = registry.layer_type(module)
     if kind is None:
         return {}
-    found: dict[str, Any] = _asked(
+    found: dict[str, Any] = _called(
         registry, module, kind, "attributes", lambda: dict(kind.attributes(module, resizing))
     )
     for name, value in found.items():
@@ -38,7 +38,7 @@ def stated_sizes(registry: Registry, module: nn.Module, resizing: Resizing) -> d
     return found
 
 
-def stated_channels(
+def channels_by_type(
     registry: Registry, module: nn.Module, flat: Flat | None, own: Mapping[str, tuple[Layout, ...]]
 ) -> Layout | None:
     """Returns how the channels of a layer are made of units, by a function of its layer type (``flat_out``, say).
@@ -50,13 +50,13 @@ def stated_channels(
     if kind is None or flat is None:
         return None
     what = "flat_in" if flat is kind.flat_in else "flat_out"
-    found = _asked(registry, module, kind, what, lambda: flat(module, own))
+    found = _called(registry, module, kind, what, lambda: flat(module, own))
     if found is not None and not isinstance(found, Layout):
         raise _wrong(registry, module, kind, what, f"it returned {found!r}, which is no layout")
     return found
 
 
-def stated_roles(
+def roles_by_type(
     registry: Registry, modules: Mapping[str, nn.Module], parameters: Mapping[str, Sequence[Axis]]
 ) -> dict[tuple[str, int], Role]:
     """Collects what layer types say about the dims of their layers' parameters.
@@ -69,7 +69,7 @@ def stated_roles(
         kind = registry.layer_type(module)
         if kind is None or not kind.roles:
             continue
-        for own, said in _asked(registry, module, kind, "roles", functools.partial(_tuples, kind)).items():
+        for own, said in _called(registry, module, kind, "roles", functools.partial(_tuples, kind)).items():
             name = f"{path}.{own}" if path else own
             dims = parameters.get(name)
             if dims is None:
@@ -86,7 +86,7 @@ def _tuples(kind: LayerType) -> dict[str, tuple[Role, ...]]:
     return {name: tuple(roles) for name, roles in kind.roles.items()}
 
 
-def _asked(registry: Registry, module: nn.Module, kind: LayerType, what: str, question: Callable[[], Any]) -> Any:
+def _called(registry: Registry, module: nn.Module, kind: LayerType, what: str, question: Callable[[], Any]) -> Any:
     with blamed(functools.partial(_wrong, registry, module, kind, what), getattr(kind, what)):
         return question()
 

@@ -178,7 +178,7 @@ class ModuleOp:
 
 
 class RuleTable:
-    """Finds the rule of an operation: exact overload, packet, in-place twin, then tag.
+    """Finds the rule of an operation: exact overload, packet, in-place variant, then tag.
 
     Args:
         rules: Key to rule. A key is a qualified name (``"aten::add.Tensor"`` or ``"aten::add"``) or a ``torch.Tag``.

@@ -37,7 +37,7 @@ _NEEDS_DATA = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_outp
 
 
 @attrs.frozen(eq=False)
-class ShapeHabit:
+class ShapeHandling:
     """What is known of an operation's results before it runs.
 
     Attributes:
@@ -58,8 +58,8 @@ class ShapeHabit:
     factors: tuple[str, str] | None
 
     @classmethod
-    def of(cls, op: Any, rules: RuleTable) -> ShapeHabit:
-        """Finds the habit of a ``torch._ops.OpOverload``."""
+    def of(cls, op: Any, rules: RuleTable) -> ShapeHandling:
+        """Finds how a ``torch._ops.OpOverload`` is handled."""
         arguments = arguments_of(op)
         names = {argument.name for argument in arguments}
         moves = bool(names & {"device", "generator"})
@@ -126,37 +126,47 @@ class Fakes:
         return result
 
     def result(
-        self, op: Any, habit: ShapeHabit, arguments: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+        self,
+        op: Any,
+        handling: ShapeHandling,
+        arguments: Mapping[str, Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
     ) -> Any:
         """Computes the result of an operation on fake tensors; this mode is active.
 
-        The fake mode's own dispatch costs ten times the shape computation. Operations with a rule whose tensors are
-        all fake and on one device are run on their meta tensors directly; whatever that can't do is left to the fake
-        mode.
+        The fake mode's own dispatch costs ten times the shape computation, so it is the last of five ways:
+
+        1. an operation that only makes a tensor from numbers runs on the meta device (`_made`);
+        2. an in-place operation whose rule knows the shape returns its first argument;
+        3. where its rule says what the output is like, or it ran before on tensors of these shapes, an empty meta
+           tensor is made;
+        4. the operation runs on the meta tensors inside the fakes;
+        5. the fake mode runs it: with no rule, with tensors on several devices, or after any error in 2 to 4.
         """
-        if habit.factors is not None:
-            _check_dtypes(*(arguments[factor] for factor in habit.factors))
+        if handling.factors is not None:
+            _check_dtypes(*(arguments[factor] for factor in handling.factors))
         if PLAIN:
             return op(*args, **kwargs)
-        if habit.makes and _is_ordinary(arguments):
+        if handling.makes and _is_ordinary(arguments):
             return self._made(op, arguments["device"], args, kwargs)
-        device = _common_device(arguments) if habit.shape_only else None
+        device = _common_device(arguments) if handling.shape_only else None
         if device is None:
             return op(*args, **kwargs)
         try:
-            like = None if habit.likeness is None else habit.likeness(arguments)
-            if like is not None and habit.writes_first:
+            like = None if handling.likeness is None else handling.likeness(arguments)
+            if like is not None and handling.writes_first:
                 return args[0]
-            asked = _described((id(op), arguments)) if like is None and habit.makes_new else None
-            known = None if asked is None else self.known_results.get(asked)
+            key = _described((id(op), arguments)) if like is None and handling.makes_new else None
+            known = None if key is None else self.known_results.get(key)
             if known is not None or like is not None:
                 with no_dispatch():
                     result = _empty(like, known)
             else:
-                with in_kernel_invocation_manager(self._mode):
+                with in_kernel_invocation_manager(self._mode):  # in here the fakes are their meta tensors
                     result = op(*args, **kwargs)
-                if asked is not None and type(result) is torch.Tensor:
-                    self.known_results[asked] = (result.shape, result.stride(), result.dtype)
+                if key is not None and type(result) is torch.Tensor:
+                    self.known_results[key] = (result.shape, result.stride(), result.dtype)
         except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError, ArithmeticError):
             return op(*args, **kwargs)  # the fake mode may know better; if not, its error is the one that counts
         return self.wrap(result, device)
@@ -198,7 +208,12 @@ def _check_dtypes(first: torch.Tensor, second: torch.Tensor) -> None:
 
 
 def _empty(like: Any, known: _Result | None) -> torch.Tensor:
-    """Makes a meta tensor as an operation would, of which the result is known, or what it is like."""
+    """Makes the meta tensor that an operation would.
+
+    Args:
+        like: What its rule says: a tensor of the same shape, dtype and strides, or (tensor of the same dtype, shape).
+        known: Shape, strides and dtype of an earlier result for the same arguments; None to go by ``like``.
+    """
     if known is not None:
         shape, stride, dtype = known
         return torch.empty_strided(shape, stride, dtype=dtype, device=META)
@@ -212,7 +227,10 @@ def _empty(like: Any, known: _Result | None) -> torch.Tensor:
 
 
 def _dense(shape: Sequence[int], strides: Sequence[int]) -> list[int]:
-    """Returns strides without gaps for dims in the order in which they lie, as ``torch.empty_like`` does."""
+    """Returns strides without gaps for dims in the order in which they lie, as ``torch.empty_like`` does.
+
+    ``_dense([2, 3], [1, 8])`` is ``[1, 2]``: dim 0 lies innermost, and dim 1 steps over its two elements.
+    """
     found, step = [0] * len(shape), 1
     for dim in sorted(range(len(shape)), key=lambda dim: (strides[dim], -dim)):
         found[dim] = step
@@ -221,9 +239,9 @@ def _dense(shape: Sequence[int], strides: Sequence[int]) -> list[int]:
 
 
 def _described(value: Any) -> Any:
-    """Writes down what the shape of an operation's result follows from; None where that can't be told."""
+    """Returns a key of all that the shape of an operation's result follows from; None where an argument has none."""
     if type(value) in WRITTEN:
-        return (type(value), value)  # 1, 1.0 and True are equal
+        return (type(value), value)  # with its type: 1, 1.0 and True are equal and hash alike
     if isinstance(value, torch.Tensor):
         return (value.shape, value.stride(), value.dtype)
     if isinstance(value, NESTED):
@@ -251,7 +269,7 @@ def _common_device(arguments: Mapping[str, Any]) -> torch.device | None:
 
 
 def check_has_data(tensor: torch.Tensor, way: str) -> None:
-    """Refuses to let a fake tensor go where its values are read: DLPack would hand over a null pointer.
+    """Refuses to let a fake tensor leave PyTorch, where its values are read: DLPack would pass a null pointer on.
 
     Raises:
         UnsupportedFakeTensorException: It is one; `needs_values` tells.

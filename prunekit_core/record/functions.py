@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from prunekit_core.record.fakes import check_has_data
-from prunekit_core.record.shared_memory import Lent
+from prunekit_core.record.shared_memory import SharedMemory
 
 
 class Exits(TorchFunctionMode):
@@ -18,18 +18,18 @@ class Exits(TorchFunctionMode):
 
     Args:
         leaves: Called with each of them, and the name of the method.
-        lent: Memory of the model, of which only copies leave.
+        shared_memory: Memory of the model, of which only copies leave.
     """
 
-    def __init__(self, leaves: Callable[[torch.Tensor, str], None], lent: Lent) -> None:
+    def __init__(self, leaves: Callable[[torch.Tensor, str], None], shared_memory: SharedMemory) -> None:
         super().__init__()
-        self._leaves, self._lent = leaves, lent
+        self._leaves, self._shared_memory = leaves, shared_memory
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _EXITS:
             check_has_data(args[0], _EXITS[func])
             self._leaves(args[0], _EXITS[func])
-            args = (self._lent.own(args[0]), *args[1:])
+            args = (self._shared_memory.own(args[0]), *args[1:])
         return func(*args, **(kwargs or {}))
 
 

@@ -17,7 +17,7 @@ from prunekit_core.torch_private.trees import pytree
 _AS_IS = (str, bytes, int, float, complex, bool, type(None), type, torch.dtype, torch.device, nn.Module)
 
 
-class Given:
+class RunInputs:
     """Copies of the inputs of one run.
 
     A tensor that is given twice is one stand-in, as attention layers ask whether query and key are the same. Objects

@@ -1,4 +1,4 @@
-"""What is told of a running forward, operation by operation."""
+"""What receives the operations of a running forward."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 
-class Sink:
+class Listener:
     """Receives the operations of a running forward pass; the base class ignores them."""
 
     def start(self, tensors: Mapping[str, torch.Tensor], inputs: Any) -> None:

@@ -49,11 +49,14 @@ def record_programs(
 ) -> Programs:
     """Records a model in every mode; on fakes, and where the program needs values, once more on real tensors.
 
-    Some layers tie the same axes in all modes, though they ask for it. Where no other module asks, the first recording
-    of an example stands for the other modes; where one does, it stands for those in which all else is the same.
+    BatchNorm and dropout read their ``training`` flag, but tie the same axes in both modes
+    (`Registry.same_in_training`). Where no other module reads its flag, the first recording of an example is the
+    program of the other modes as well. Where one does, the other mode is recorded, and dropped if it differs only
+    inside such layers.
 
-    A program may ask for the very class of a layer. Where nothing used the parameters of a layer that something else
-    stands in for, it is recorded once more with the layer itself.
+    Layers that can't hold smaller shapes are exchanged for prunable ones (`swap_modules`). A program may test for the
+    class of the layer (``isinstance(m, nn.MultiheadAttention)``) and go another way if it is another one: then no
+    parameter of the replacement is read, and the model is recorded once more with its own layers.
 
     Raises:
         RecordingError: The forward raised in the first mode, on everything that it was recorded on.
@@ -64,9 +67,9 @@ def record_programs(
         return programs
     try:
         own = _record_programs(model, examples, registry, modes, fakes, swapped=False)
-    except RecordingError:  # then it is no other branch that this one stands for
+    except RecordingError:  # it doesn't run with its own layer either: the first recording is all there is
         return programs
-    if _used(own) <= _used(programs):
+    if _used(own) <= _used(programs):  # the layer is never run, whatever its class
         return programs
     note = (
         f"the program asks for the class of {unused[0]}, so that nothing can stand in for it: it keeps its inner widths"
@@ -84,7 +87,7 @@ def _used(programs: Programs) -> set[str]:
 
 
 def _unused(programs: Programs) -> list[str]:
-    """Lists the modules with stand-ins of whose parameters none is read."""
+    """Lists the exchanged modules of whose parameters none is read."""
     if not programs.swaps:
         return []
     used = _used(programs)
@@ -100,65 +103,103 @@ def _record_programs(
     *,
     swapped: bool,
 ) -> Programs:
+    """Records every mode, in the first way that works; see `_Attempts`."""
+    attempts = _Attempts(model, examples, registry, modes, fakes, swapped)
     last: RecordingError | None = None
-    partial: Programs | None = None
-    valued = ""
-    ways = [(fake, gradients) for fake in fakes for gradients in (False, True)]
-    differentiates = False
-    for fake, gradients in ways:
+    incomplete: Programs | None = None  # the first mode ran, a later one failed for want of values
+    for fake, gradients in itertools.product(fakes, (False, True)):
         if not fake and any(parameter.is_meta for parameter in model.parameters()):
             break
-        if gradients is not differentiates:
-            continue
-        shadow = Shadow(model, fake=fake)
-        shadow.gradients = gradients
-        swaps = swap_modules(shadow.module, registry) if swapped else []
-        shadow.watch(registry.opaque)
-        shadow.flag_gradients(model)
-        notes = []
-        if not fake and fakes[0]:
-            notes.append(f"{valued or 'the program'} depends on values: recorded on real tensors instead of fake ones")
-        if gradients:
-            notes.append("the forward differentiates: recorded with gradients on, as the operations below autograd")
-        recorded: list[tuple[Trace, Example, bool | None]] = []
-        failed: list[Trace] = []
-        settled: set[int] = set()
+        if gradients is not attempts.differentiates:
+            continue  # gradients are on exactly where a forward has shown that it needs them
         try:
-            for (number, example), (position, training) in itertools.product(enumerate(examples), enumerate(modes)):
-                if number in settled:
-                    continue
-                label = _LABELS[training]
-                trace, error, note = _try_mode(shadow, example, registry, label, training)
-                notes.extend(note)
-                if error is not None:
-                    differentiates = differentiates or _differentiates(error)
-                    if position == 0 or differentiates is not gradients:
-                        raise error
-                    notes.append(f"{label} mode was not recorded: {error.why}")
-                    failed.append(trace)
-                    if fake and False in fakes and needs_values(error.__cause__):
-                        valued = f"{label} mode"
-                    continue
-                if position and _is_known(
-                    trace, [known for known, of, _ in recorded if of is example], shadow, registry
-                ):
-                    continue
-                recorded.append((trace, example, training))
-                if all(registry.same_in_training(shadow.modules[path]) for path in shadow.modes.asked):
-                    settled.add(number)
+            found = attempts.run(fake=fake, gradients=gradients)
         except RecordingError as error:
             last = error
             continue
-        found = Programs(shadow, tuple(swaps), tuple(recorded), tuple(failed), tuple(notes))
-        if partial is not None and failed:
-            return partial
-        if not failed or not valued:
+        if not found.failed:
             return found
-        partial = found  # on real tensors the other mode may run as well
-    if partial is not None:
-        return partial
+        if incomplete is not None:
+            return incomplete  # real tensors didn't help that mode either
+        if not attempts.failed_on_fakes:
+            return found
+        incomplete = found  # on real tensors the other mode may run as well
+    if incomplete is not None:
+        return incomplete
     assert last is not None
     raise last
+
+
+@attrs.define(eq=False)
+class _Attempts:
+    """Attempts to record a model, in order: on fake tensors, then on real ones, each with gradients off, then on.
+
+    An attempt starts with a shadow of its own. What it shows about the program decides which attempts follow, so it is
+    kept here even where the attempt ends in an error.
+
+    Example: the forward calls ``torch.autograd.grad`` and, in training only, ``x.nonzero()``. (fake, gradients off)
+    raises and shows that it differentiates; (fake, on) records eval mode, but train mode needs values; (real, off) is
+    skipped; (real, on) records both modes.
+
+    Attributes:
+        differentiates: Whether a forward raised because gradients were off.
+        failed_on_fakes: What failed on fake tensors for want of values: the mode that did, ``"train mode"``; or empty.
+    """
+
+    model: nn.Module
+    examples: Sequence[Example]
+    registry: Registry
+    modes: Sequence[bool | None]
+    fakes: Sequence[bool]
+    swapped: bool
+    differentiates: bool = False
+    failed_on_fakes: str = ""
+
+    def run(self, *, fake: bool, gradients: bool) -> Programs:
+        """Records every mode for every example on one shadow.
+
+        Raises:
+            RecordingError: The forward raised in the first mode, or raised because gradients are off.
+        """
+        shadow = Shadow(self.model, fake=fake)
+        shadow.gradients = gradients
+        swaps = swap_modules(shadow.module, self.registry) if self.swapped else []
+        shadow.watch(self.registry.opaque)
+        shadow.flag_gradients(self.model)
+        notes = self._notes(fake=fake, gradients=gradients)
+        recorded: list[tuple[Trace, Example, bool | None]] = []
+        failed: list[Trace] = []
+        for example in self.examples:
+            for position, training in enumerate(self.modes):
+                label = _LABELS[training]
+                trace, error, note = _try_mode(shadow, example, self.registry, label, training)
+                notes.extend(note)
+                if error is not None:
+                    self.differentiates = self.differentiates or _differentiates(error)
+                    if position == 0 or self.differentiates is not gradients:
+                        raise error
+                    notes.append(f"{label} mode was not recorded: {error.why}")
+                    failed.append(trace)
+                    if fake and False in self.fakes and needs_values(error.__cause__):
+                        self.failed_on_fakes = f"{label} mode"
+                    continue
+                earlier = [known for known, of, _ in recorded if of is example]
+                if position and _is_known(trace, earlier, shadow, self.registry):
+                    continue
+                recorded.append((trace, example, training))
+                if all(self.registry.same_in_training(shadow.modules[path]) for path in shadow.modes.readers):
+                    break  # nothing in this forward depends on the mode: the other modes run the same program
+        return Programs(shadow, tuple(swaps), tuple(recorded), tuple(failed), tuple(notes))
+
+    def _notes(self, *, fake: bool, gradients: bool) -> list[str]:
+        """Lines for the report on how an attempt differs from the first one."""
+        notes = []
+        if not fake and self.fakes[0]:
+            what = self.failed_on_fakes or "the program"
+            notes.append(f"{what} depends on values: recorded on real tensors instead of fake ones")
+        if gradients:
+            notes.append("the forward differentiates: recorded with gradients on, as the operations below autograd")
+        return notes
 
 
 def _differentiates(error: RecordingError) -> bool:
@@ -170,7 +211,7 @@ def _differentiates(error: RecordingError) -> bool:
 def _try_mode(
     shadow: Shadow, example: Example, registry: Registry, label: str, training: bool | None
 ) -> tuple[Trace, RecordingError | None, list[str]]:
-    """Records a mode, without the checks of norms where it can't be recorded with them, and says so."""
+    """Records a mode; where a norm refuses one value per channel in training (a batch of one), without that check."""
     trace, error = try_to_record(shadow, example, registry.op_rules, label=label, training=training)
     if error is None or training is False or shadow.unchecked:
         return trace, error, []
@@ -183,7 +224,7 @@ def _try_mode(
 
 
 def _is_known(trace: Trace, recorded: Sequence[Trace], shadow: Shadow, registry: Registry) -> bool:
-    """Tells whether a forward does what one in another mode did, but inside layers that tie the same axes in both."""
+    """Tells whether a forward differs from an earlier one at most inside layers that tie the same axes in all modes."""
     inside = {path for path, module in shadow.modules.items() if registry.same_in_training(module)}
     return any(same_program(known, trace, inside) for known in recorded)
 

@@ -26,7 +26,7 @@ _OFF = {"dropout_p": 0, "dropout": 0, "train": False, "training": False}
 _Call = tuple[Any, Sequence[Any], Mapping[str, Any]]
 
 
-class Draws(Mode):
+class RandomNumbers(Mode):
     """Hands operations on real tensors generators of its own.
 
     Composite operations that take none are run as the operations that they are made of; what takes none at all runs
@@ -53,7 +53,7 @@ class Draws(Mode):
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        with self.lent():
+        with self.seeded():
             return func(*args, **kwargs)
 
     def _handed(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Call | None:
@@ -76,7 +76,7 @@ class Draws(Mode):
         return self._generators[device]
 
     @contextlib.contextmanager
-    def lent(self) -> Iterator[None]:
+    def seeded(self) -> Iterator[None]:
         """Seeds the generators of the process for one operation that takes none, and puts them back."""
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
         with torch.random.fork_rng(devices=devices):
@@ -89,7 +89,7 @@ class Draws(Mode):
         return int(torch.randint(2**31, (), generator=self._generator((), {"device": "cpu"}), device="cpu"))
 
 
-class OtherDraws:
+class OtherRandomNumbers:
     """The generators of Python and NumPy in the runs of one shadow."""
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ from prunekit_core.program.outputs import named_outputs
 from prunekit_core.program.rules import RuleTable
 from prunekit_core.program.trace import Operation, TensorRef, Trace, is_continuous
 from prunekit_core.record.decisions import Answers, decided
-from prunekit_core.record.listener import Sink
+from prunekit_core.record.listener import Listener
 from prunekit_core.record.shadow import Shadow, fingerprint
 from prunekit_core.torch_private.memory import memory_of
 from prunekit_core.torch_private.trees import pytree
@@ -104,8 +104,8 @@ class TensorTable:
         return known
 
 
-class TraceBuilder(Sink):
-    """The sink that builds a `Trace`.
+class TraceBuilder(Listener):
+    """The listener that builds a `Trace`.
 
     Attributes:
         held: Whether something holds tensors that the forward made and didn't return.
@@ -358,7 +358,7 @@ def try_to_record(
         The trace, and None; where the forward raised, the trace up to there and an error of which that is the cause.
     """
     found = _tried(shadow, example, rules, label=label, training=training)
-    while shadow.lent.take_over():  # it writes to parameters: now they are the shadow's own
+    while shadow.shared_memory.take_over():  # it writes to parameters: now they are the shadow's own
         _let_go(shadow, found[1])
         found = _tried(shadow, example, rules, label=label, training=training)
     _let_go(shadow, found[1])

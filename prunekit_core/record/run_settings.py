@@ -1,4 +1,4 @@
-"""The regime that forwards of shadows run in: settings of the whole process, changed for a moment and put back.
+"""The settings that forwards of shadows run with: settings of the whole process, changed for a moment and put back.
 
 PyTorch has one switch per process for its libraries and for fused attention. So one shadow runs at a time, whichever
 thread it belongs to: what two threads save and put back in turns would not be what was there at first. Switches that a
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from prunekit_core.interrupts import held_back, put_back
-from prunekit_core.record.random_numbers import OtherDraws
+from prunekit_core.record.random_numbers import OtherRandomNumbers
 from prunekit_core.torch_private import kernels
 
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
@@ -33,7 +33,7 @@ if hasattr(os, "register_at_fork"):  # in a child, the thread whose turn it was 
     os.register_at_fork(after_in_child=_new_turn)
 
 
-class Regime:
+class RunSettings:
     """The settings that a model's forwards run with, in a recording and in every replay.
 
     - Where a forward draws from the generators of Python or NumPy, every run draws the same.
@@ -46,7 +46,7 @@ class Regime:
     """
 
     def __init__(self, modules: Collection[nn.Module], log: logging.Logger) -> None:
-        self._draws, self._log = OtherDraws(), log
+        self._random_numbers, self._log = OtherRandomNumbers(), log
         self._recurrent = any(isinstance(module, nn.RNNBase) for module in modules)
         self._fused = any(isinstance(module, _FUSED) for module in modules)
 
@@ -64,7 +64,7 @@ class Regime:
             if self._fused:
                 back.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
                 torch.backends.mha.set_fastpath_enabled(False)
-            back.enter_context(self._draws())
+            back.enter_context(self._random_numbers())
             yield
 
 

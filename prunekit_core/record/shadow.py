@@ -20,34 +20,33 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import attrs
 import torch
 from torch import nn
 
-from prunekit_core.modules.closures import Captured
-from prunekit_core.modules.copying import Twin
-from prunekit_core.modules.snapshot import Marks, ObjectMarks
+from prunekit_core.modules.closures import Closures
+from prunekit_core.modules.copying import ModuleCopy
+from prunekit_core.modules.snapshot import ObjectSnapshot, Snapshot
 from prunekit_core.modules.surgery import put_values, select_positions
 from prunekit_core.modules.training_flag import ModeWatch, set_mode
 from prunekit_core.modules.tree import ModelTree, modules_in, named_tensors, tensors_in
 from prunekit_core.plugins.opaque import Closed, Opaque
-from prunekit_core.program.calls import bind_arguments, check_no_callables, writes
+from prunekit_core.program.calls import bind_arguments, check_no_callables
 from prunekit_core.program.examples import Example
 from prunekit_core.program.outputs import run_out
 from prunekit_core.program.rules import RuleTable
 from prunekit_core.record.caches import Made
-from prunekit_core.record.fakes import META, Fakes, ShapeHabit
+from prunekit_core.record.fakes import META, Fakes
 from prunekit_core.record.functions import Exits, Unchecked
-from prunekit_core.record.inputs import Given
-from prunekit_core.record.listener import Sink
-from prunekit_core.record.random_numbers import Draws
-from prunekit_core.record.run_settings import Regime, entered
-from prunekit_core.record.shared_memory import Lent
-from prunekit_core.record.valueless import Hollows, device_for
+from prunekit_core.record.handling import Handling
+from prunekit_core.record.inputs import RunInputs
+from prunekit_core.record.listener import Listener
+from prunekit_core.record.random_numbers import RandomNumbers
+from prunekit_core.record.run_settings import RunSettings, entered
+from prunekit_core.record.shared_memory import SharedMemory
+from prunekit_core.record.valueless import Valueless, device_for
 from prunekit_core.torch_private.dispatch import Mode, no_modes, uncompiled
 from prunekit_core.torch_private.fake_tensors import LOGGER, FakeTensor, fake_mode
 from prunekit_core.torch_private.objects import count_as_parameter
-from prunekit_core.torch_private.operators import decomposes
 from prunekit_core.torch_private.trees import pytree
 
 Positions = Mapping[int, torch.Tensor]
@@ -57,15 +56,17 @@ Positions = Mapping[int, torch.Tensor]
 class _Recorder(Mode):
     supports_higher_order_operators = True  # to refuse them by name
 
-    def __init__(self, sink: Sink, rules: RuleTable, shadow: Shadow, tensors: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self, listener: Listener, rules: RuleTable, shadow: Shadow, tensors: Mapping[str, torch.Tensor]
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.sink, self._rules, self._fake_mode = sink, rules, shadow.fake_mode
+        self.listener, self._rules, self._fake_mode = listener, rules, shadow.fake_mode
         self._stack, self._notes = shadow.stack, shadow.notes
-        self._habits: dict[int, _Habit] = {}
-        self._draws = Draws()
-        self._fakes, self._hollows, self._names = shadow.fakes, shadow.hollows, shadow.names
+        self._handlings: dict[int, Handling] = {}
+        self._random_numbers = RandomNumbers()
+        self._fakes, self._valueless, self._names = shadow.fakes, shadow.valueless, shadow.names
         self._originals, self._tensors, self._made = shadow.originals, tensors, shadow.made
-        self._reached, self._lent = shadow.reached, shadow.lent
+        self._reached, self._shared_memory = shadow.reached, shadow.shared_memory
 
     def closed(self, module: Closed, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a module that isn't looked into, and reports it as one operation."""
@@ -73,19 +74,19 @@ class _Recorder(Mode):
             arguments = module.bind(args, kwargs)
             try:
                 if self._fake_mode is None:
-                    with self._draws.lent():
-                        result = self.sink.compute(module.op, (), arguments)
+                    with self._random_numbers.seeded():
+                        result = self.listener.compute(module.op, (), arguments)
                 else:
                     with self._fake_mode:
                         result = module.fake(args, kwargs)
-                    with self._draws.lent():
+                    with self._random_numbers.seeded():
                         why = module.try_out(arguments, result)
                     if why:
                         self._notes.append(f"the opaque layer {path} was not tried on made-up values: {why}")
             except Exception as error:
-                self.sink.failed(module.op, path, error)
+                self.listener.failed(module.op, path, error)
                 raise
-            self.sink.operation(module.op, path, arguments, result)
+            self.listener.operation(module.op, path, arguments, result)
         return result
 
     @uncompiled
@@ -93,9 +94,9 @@ class _Recorder(Mode):
         kwargs = kwargs or {}
         if self._foreign(args) or (kwargs and self._foreign(kwargs.values())):
             args, kwargs = pytree.tree_map_only(torch.Tensor, self._own, (args, kwargs))
-        if self._hollows is None or func.namespace == "prim":
+        if self._valueless is None or func.namespace == "prim":
             return self._dispatched(func, args, kwargs)
-        with self._hollows.filled(func, args, kwargs, self._names) as (args, kwargs):
+        with self._valueless.filled(func, args, kwargs, self._names) as (args, kwargs):
             return self._dispatched(func, args, kwargs)
 
     def _foreign(self, values: Any) -> bool:
@@ -117,16 +118,16 @@ class _Recorder(Mode):
         return self._tensors[known[1]] if known is not None and known[0]() is tensor else tensor
 
     def _dispatched(self, func: Any, args: Any, kwargs: Any) -> Any:
-        habit = self._habits.get(id(func))
-        if habit is None:
+        handling = self._handlings.get(id(func))
+        if handling is None:
             check_no_callables(func, self._stack)
-            habit = self._habits[id(func)] = _Habit.of(func, self._rules)
-        if habit.passed_on:
+            handling = self._handlings[id(func)] = Handling.of(func, self._rules)
+        if handling.passed_on:
             result = (func if self._fakes is None else self._fakes.unreported(func))(*args, **kwargs)
             if func is torch.ops.aten.detach.default:
-                self.sink.alias(args[0], result)
+                self.listener.alias(args[0], result)
             return result
-        if habit.decomposes:
+        if handling.decomposes:
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
@@ -135,25 +136,26 @@ class _Recorder(Mode):
         arguments = bind_arguments(func, args, kwargs)
         if func is torch.ops.aten.lift_fresh.default:
             arguments["fill_value"] = _literal(args[0])  # a number in the program, like that of aten::full
-        if habit.writes:
-            self._lent.check(func, arguments, module)
+        if handling.writes:
+            self._shared_memory.check(func, arguments, module)
         try:
             if self._fakes is None:
-                with self._draws if habit.draws else contextlib.nullcontext():  # random numbers of this run's own
-                    result = self.sink.compute(func, args, kwargs)
+                own_numbers = self._random_numbers if handling.draws else contextlib.nullcontext()
+                with own_numbers:
+                    result = self.listener.compute(func, args, kwargs)
             else:
-                result = self._fakes.result(func, habit.shape, arguments, args, kwargs)
+                result = self._fakes.result(func, handling.shape, arguments, args, kwargs)
         except Exception as error:
-            self.sink.failed(func, module, error)
+            self.listener.failed(func, module, error)
             raise
-        if not habit.writes:
+        if not handling.writes:
             if func is torch.ops.aten.lift_fresh.default or not any(result is arg for arg in args):
                 self._made.add(result)
             else:  # it was there before
                 result = self._made.passed(result)
-            if habit.shape.makes_new:
-                self._lent.made(result)
-        self.sink.operation(func, module, arguments, result)
+            if handling.shape.makes_new:
+                self._shared_memory.made(result)
+        self.listener.operation(func, module, arguments, result)
         return result
 
 
@@ -186,44 +188,18 @@ _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 _STOOD_FOR = (*_PLAIN_TENSORS, FakeTensor)
 
 
-@attrs.frozen(eq=False)
-class _Habit:
-    """How an operation is handled.
-
-    Attributes:
-        passed_on: Whether it is run without being reported.
-        decomposes: Whether it is run as the operations that it is made of, where it is made of some.
-        draws: Whether it may draw random numbers.
-        writes: Whether it writes into an argument.
-        shape: How its result is computed on fake tensors.
-    """
-
-    passed_on: bool
-    decomposes: bool
-    draws: bool
-    writes: bool
-    shape: ShapeHabit
-
-    @classmethod
-    def of(cls, op: Any, rules: RuleTable) -> _Habit:
-        passed_on = op.namespace in ("prim", "profiler") or op is torch.ops.aten.detach.default
-        apart = not passed_on and not rules.has(op) and decomposes(op)
-        draws = torch.Tag.nondeterministic_seeded in op.tags
-        return cls(passed_on, apart, draws, writes(op), ShapeHabit.of(op, rules))
-
-
 class Shadow:
     """A copy of a model whose parameters hold no data (or share the model's), to run forwards on.
 
     Args:
         model: The model; it is not touched.
         fake: True for fake tensors; False for real ones that share the parameters' storage.
-        hollows: For a real shadow of a model whose tensors on the meta device have their values elsewhere.
+        valueless: For a real shadow of a model whose tensors on the meta device have their values elsewhere.
 
     Attributes:
         module: The copy.
         valued: Whether the model has values: none of its parameters is on the meta device.
-        hollows: What stands for tensors on the meta device; None where they stay as they are.
+        valueless: What stands for tensors on the meta device; None where they stay as they are.
         originals: Identity of each parameter and buffer of the model, and of what first stood for it here, to a weak
             reference and the canonical name.
         names: Identity of each of its parameters and buffers to the canonical name.
@@ -232,17 +208,17 @@ class Shadow:
         stack: The dotted paths of the modules that are running, innermost last.
         made: What operations of its last run made.
         replays: How often its program was replayed with a cut.
-        lent: The memory of the model, which nothing may write to.
+        shared_memory: The memory of the model, which nothing may write to.
         reached: Names of the model's own tensors that runs met: a closure, a hook or a registry holds them.
         unchecked: Whether norms run without their check that a batch holds several values per channel, which says
             nothing about axes.
         gradients: Whether gradients are on, and operations seen below autograd, those of the backward among them; else
             composite operations arrive whole.
-        modes: Which modules asked for their mode in the last run; there once `watch` was called.
+        modes: Which modules read their training flag in the last run; there once `watch` was called.
     """
 
-    def __init__(self, model: nn.Module, *, fake: bool, hollows: Hollows | None = None) -> None:
-        self.hollows = hollows
+    def __init__(self, model: nn.Module, *, fake: bool, valueless: Valueless | None = None) -> None:
+        self.valueless = valueless
         self.fake_mode = fake_mode() if fake else None
         self.fakes = None if self.fake_mode is None else Fakes(self.fake_mode)
         self.notes: list[str] = []
@@ -258,47 +234,47 @@ class Shadow:
         modules = list(theirs.modules.values())
         self.valued = not any(p.is_meta for m in modules for p in m._parameters.values() if p is not None)
         memo = self._stand_ins(modules)
-        captured = Captured(modules, memo)
-        twin = Twin(model, memo)
-        self.module, self._copied = twin.module, twin.copied
+        closures = Closures(modules, memo)
+        module_copy = ModuleCopy(model, memo)
+        self.module, self._copied = module_copy.module, module_copy.copied
         copy = ModelTree(self.module)
         self._firsts = copy.tensors  # objects in the shadow hold them while it runs smaller ones
         both = [*theirs.tensors.items(), *self._firsts.items()]
         self.originals = {id(tensor): (weakref.ref(tensor), name) for name, tensor in both}
-        self.lent = Lent(self._firsts, theirs.tensors, valued=not fake)
-        self._twins = {id(old): new for old, new in zip(modules, copy.modules.values(), strict=True)}
-        captured.fill(self._twins)
-        held = twin.held(copy.names, captured.holders)
+        self.shared_memory = SharedMemory(self._firsts, theirs.tensors, valued=not fake)
+        self._copies = {id(old): new for old, new in zip(modules, copy.modules.values(), strict=True)}
+        closures.fill(self._copies)
+        held = module_copy.held(copy.names, closures.holders)
         self._held = [name for name in self._firsts if name in held]
-        self.notes.extend(captured.notes)
-        self.notes.extend(self.lent.shared())
-        self._caches = captured.caches
+        self.notes.extend(closures.notes)
+        self.notes.extend(self.shared_memory.shared())
+        self._caches = closures.caches
         self.notes.extend(
             f"a {kind} in the model can't be deep-copied ({why}); it is shared with the copy that is recorded"
-            for kind, why in twin.shared.items()
+            for kind, why in module_copy.shared.items()
         )
         self.names: dict[int, str] = {}
         self.modules: dict[str, nn.Module] = {}
         self.modes: ModeWatch
-        self._regime: Regime
-        self._marks: Marks
-        self._pristine: Marks
-        self._inside: ObjectMarks
+        self._run_settings: RunSettings
+        self._snapshot: Snapshot
+        self._pristine: Snapshot
+        self._inside: ObjectSnapshot
 
     def _stand_ins(self, modules: Sequence[nn.Module]) -> dict[int, Any]:
         memo: dict[int, Any] = {}
         for module in modules:
             for tensor in module._parameters.values():
                 if tensor is not None and id(tensor) not in memo:
-                    if self.hollows is not None and tensor.is_meta:
-                        memo[id(tensor)] = self.hollows.make(tensor, parameter=True)
+                    if self.valueless is not None and tensor.is_meta:
+                        memo[id(tensor)] = self.valueless.make(tensor, parameter=True)
                     else:
                         memo[id(tensor)] = self.as_parameter(self.stand_in(tensor, share=True))
         for module in modules:
             for buffer in module._buffers.values():
                 if buffer is not None and id(buffer) not in memo:
-                    hollow = self.hollows if buffer.is_meta else None
-                    memo[id(buffer)] = hollow.make(buffer, parameter=False) if hollow else self.stand_in(buffer)
+                    valueless = self.valueless if buffer.is_meta else None
+                    memo[id(buffer)] = valueless.make(buffer, parameter=False) if valueless else self.stand_in(buffer)
         for module in modules:
             for value in vars(module).values():
                 if isinstance(value, torch.Tensor) and id(value) not in memo:
@@ -354,13 +330,13 @@ class Shadow:
             if declared is None:
                 vars(module)["forward"] = _followed(module.forward, name, self.stack)
             else:
-                if self.hollows is not None:
-                    self.hollows.settle(module, self.names)
+                if self.valueless is not None:
+                    self.valueless.settle(module, self.names)
                 vars(module)["forward"] = self._closed(Closed(module, *declared, passed), name, module.forward)
         self.modes = ModeWatch(self.modules, own)
-        self._regime = Regime(self.modules.values(), logging.getLogger(LOGGER))
-        self._pristine = self._marks = Marks(self.modules.values())
-        self._inside = ObjectMarks(self._copied, self.modules.values())
+        self._run_settings = RunSettings(self.modules.values(), logging.getLogger(LOGGER))
+        self._pristine = self._snapshot = Snapshot(self.modules.values())
+        self._inside = ObjectSnapshot(self._copied, self.modules.values())
 
     def _closed(self, module: Closed, path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         """Wraps the forward of a module that isn't looked into; what such a module calls isn't recorded either."""
@@ -385,10 +361,10 @@ class Shadow:
 
     def _leaves(self, tensor: torch.Tensor, way: str) -> None:
         if self._recorder is not None:  # else what runs isn't looked into
-            self._recorder.sink.leaves(tensor, way)
+            self._recorder.listener.leaves(tensor, way)
 
     def let_go(self, returned: Iterable[torch.Tensor] = ()) -> list[str]:
-        """Empties caches of the user's program of what the last run made; call it when the run's sink is gone.
+        """Empties caches of the user's program of what the last run made; call it when the run's listener is gone.
 
         Args:
             returned: Tensors of the run that the caller goes on to use.
@@ -400,32 +376,32 @@ class Shadow:
 
     def reset(self) -> None:
         """Undoes whatever editing the shadow did to its modules since the last `commit`; every run ends with it."""
-        self._marks.restore()
+        self._snapshot.restore()
         self._inside.restore()
 
     def commit(self) -> None:
         """Makes the present state the one that `reset` returns to."""
-        self._marks = Marks(self.modules.values())
+        self._snapshot = Snapshot(self.modules.values())
 
     def rewind(self) -> None:
         """Returns to the state that was committed first: the modules as recorded."""
-        self._marks = self._pristine
+        self._snapshot = self._pristine
         self.reset()
 
     def run(
         self,
         example: Example,
-        sink: Sink,
+        listener: Listener,
         rules: RuleTable,
         *,
         training: bool | None,
         prepare: Mapping[tuple[str, str], Any] | None = None,
     ) -> Any:
-        """Runs one forward in the fixed regime, reporting every operation to the sink.
+        """Runs one forward under `RunSettings`, reporting every operation to the listener.
 
         Args:
             example: The inputs; tensors among them are exchanged for stand-ins.
-            sink: Receives the operations.
+            listener: Receives the operations.
             rules: Operations without a rule are decomposed where possible.
             training: The mode to run in; None leaves each module as the user set it.
             prepare: (module path, attribute) to a value that it has during this run only.
@@ -437,27 +413,28 @@ class Shadow:
             vars(self.module.get_submodule(path))[attribute] = value  # no __setattr__ of a class has a say
         if training is not None:
             set_mode(self.modules.values(), training)
-        self.lent.start()
+        self.shared_memory.start()
         for cache in self._caches:
             cache.cache_clear()
         self.modes.start()
         self.stack.clear()
-        with self._regime():
-            given = Given(example, self.stand_in, self._twins)
-            self._note_shared(given.shared)
+        with self._run_settings():
+            inputs = RunInputs(example, self.stand_in, self._copies)
+            self._note_shared(inputs.shared)
             tensors = self.tensors()
-            self.made.start([*tensors.values(), *pytree.tree_leaves(given.tensors)])
-            sink.start(tensors, given.tensors)
+            self.made.start([*tensors.values(), *pytree.tree_leaves(inputs.tensors)])
+            listener.start(tensors, inputs.tensors)
             firsts = self._show(tensors)
             try:
                 gradients = torch.enable_grad() if self.gradients else torch.inference_mode()
                 checks = Unchecked() if self.unchecked else None
-                self._recorder = _Recorder(sink, rules, self, tensors)
-                with entered(gradients, self.fake_mode, Exits(self._leaves, self.lent), checks, self._recorder):
-                    outputs = run_out(example.runner(self.module, given.args, given.kwargs))
+                self._recorder = _Recorder(listener, rules, self, tensors)
+                exits = Exits(self._leaves, self.shared_memory)
+                with entered(gradients, self.fake_mode, exits, checks, self._recorder):
+                    outputs = run_out(example.runner(self.module, inputs.args, inputs.kwargs))
                     for tensor in tensors.values() if self.gradients else ():
                         tensor.grad = None  # what a backward in the forward left: of the parameter's size
-                    sink.ended(outputs, self.modules)
+                    listener.ended(outputs, self.modules)
                     return outputs
             finally:
                 self._recorder = None

@@ -1,4 +1,4 @@
-"""Lent memory: that of a model, which a shadow on real tensors uses as well, and programs may reach by other ways.
+"""Memory that a model and its shadow on real tensors share.
 
 Nothing that runs on a shadow may write to it: a codebook that a forward moves along, a weight that it normalises.
 What a forward writes to gets memory of its own, which only few programs do and copying all would cost much.
@@ -19,7 +19,7 @@ from prunekit_core.program.trace import Trace, tensor_refs
 from prunekit_core.torch_private.memory import has_storage, memory_of
 
 
-class Lent:
+class SharedMemory:
     """The memory of a model, some of which stand-ins share; what a run writes to elsewhere is put back before the next.
 
     Args:

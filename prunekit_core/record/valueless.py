@@ -1,7 +1,7 @@
 """Tensors without values: a forward runs on them, and every operation gets the values that it needs from elsewhere.
 
-A hollow tensor has the shape, dtype and device of the real one. The values are read when an operation asks for them and
-are gone after it, unless the program goes on with a view of them. What is relied on in PyTorch:
+A valueless tensor has the shape, dtype and device of the real one. The values are read when an operation needs them
+and are freed after it, unless the program goes on with a view of them. What is relied on in PyTorch:
 
 - a ``FakeTensor`` tells the device that it stands for, and operations on it reach a dispatch mode first;
 - a ``StorageWeakRef`` doesn't keep memory alive, and no other storage has its number while it exists.
@@ -40,8 +40,8 @@ def device_for(model: nn.Module) -> torch.device:
     return real.pop() if len(real) == 1 else torch.get_default_device()
 
 
-class Hollows:
-    """The hollow tensors of a model.
+class Valueless:
+    """The valueless tensors of a model.
 
     Args:
         fill: Reads values.
@@ -58,15 +58,15 @@ class Hollows:
         self._read = 0
 
     def make(self, tensor: torch.Tensor, *, parameter: bool) -> torch.Tensor:
-        """Makes the hollow tensor that stands for one on the meta device."""
+        """Makes the valueless tensor that stands for one on the meta device."""
         meta = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-        hollow = FakeTensor(self._mode, meta, self.device)
+        valueless = FakeTensor(self._mode, meta, self.device)
         if parameter:
-            count_as_parameter(hollow)
-        return hollow
+            count_as_parameter(valueless)
+        return valueless
 
     def holds(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor is hollow."""
+        """Whether a tensor is valueless."""
         return isinstance(tensor, FakeTensor)
 
     def read(self, name: str, like: torch.Tensor) -> torch.Tensor:
@@ -99,12 +99,12 @@ class Hollows:
     def filled(
         self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], names: dict[int, str]
     ) -> Iterator[tuple[Any, Any]]:
-        """Puts values into all hollow tensors among the arguments of an operation.
+        """Puts values into all valueless tensors among the arguments of an operation.
 
         Args:
             op: The operation.
             args, kwargs: Its arguments.
-            names: Identity of every hollow tensor to its name; for the time of the operation, of the values as well.
+            names: Identity of every valueless tensor to its name; for the time of the operation, of the values as well.
 
         Yields:
             The arguments, with values.
@@ -122,18 +122,18 @@ class Hollows:
                 )
         made: dict[int, torch.Tensor] = {}
 
-        def fill(hollow: FakeTensor) -> torch.Tensor:
-            if id(hollow) not in made:
-                name = names.get(id(hollow))
+        def fill(valueless: FakeTensor) -> torch.Tensor:
+            if id(valueless) not in made:
+                name = names.get(id(valueless))
                 if name is None:
                     raise RuntimeError("a tensor without values was made by an operation that isn't seen")
-                made[id(hollow)] = values = self.read(name, hollow)
+                made[id(valueless)] = values = self.read(name, valueless)
                 self._remember(values, name)
-            return made[id(hollow)]
+            return made[id(valueless)]
 
         try:
             whole = pytree.tree_map_only(FakeTensor, fill, (tuple(args), dict(kwargs)))
-            names.update({id(values): names[hollow] for hollow, values in made.items()})
+            names.update({id(values): names[valueless] for valueless, values in made.items()})
             yield whole
         finally:
             for values in made.values():

@@ -14,14 +14,14 @@ import attrs
 import torch
 
 from prunekit_core.algebra import layout as layouts
-from prunekit_core.algebra.layout import Kept, Stated
+from prunekit_core.algebra.layout import ExpectedArgument, Kept
 from prunekit_core.groups.recording import Recording
 from prunekit_core.program.calls import operation_name, tensors_of
 from prunekit_core.program.outputs import named_outputs
 from prunekit_core.program.rules import RuleTable, rule_keys
 from prunekit_core.program.trace import Operation, TensorRef, tensor_refs
 from prunekit_core.record.decisions import answered
-from prunekit_core.record.listener import Sink
+from prunekit_core.record.listener import Listener
 from prunekit_core.record.recorder import TensorTable
 from prunekit_core.record.shadow import fingerprint
 from prunekit_core.torch_private.trees import pytree
@@ -97,8 +97,8 @@ class _StopError(Exception):
     """Ends a replay at its first mismatch."""
 
 
-class Comparer(Sink):
-    """The sink that compares a replay with a recording.
+class Comparer(Listener):
+    """The listener that compares a replay with a recording.
 
     Args:
         position: Position of the recording.
@@ -183,8 +183,8 @@ class Comparer(Sink):
             shape = self._recording.shape(ref.index, self._sizer)
             if counts and tuple(tensor.shape) != shape:
                 self._stop(f"{expected.name} gave shape {tuple(tensor.shape)}, the axes predict {shape}")
-        for stated in self._recording.expectations.get(self._next, ()):
-            self._expect(expected, stated, arguments[stated.argument])
+        for wanted in self._recording.expectations.get(self._next, ()):
+            self._expect(expected, wanted, arguments[wanted.argument])
         self._next += 1
 
     def _changed_in_place(self, expected: TensorRef, tensor: torch.Tensor) -> None:
@@ -225,8 +225,8 @@ class Comparer(Sink):
 
     def _is_said(self, name: str, old: Any, new: Any) -> bool:
         """Tells whether an argument is the same, or differs only where a rule states what it must be."""
-        stated = [stated for stated in self._recording.expectations.get(self._next, ()) if stated.argument == name]
-        if any(one.position is None for one in stated):
+        wanted = [wanted for wanted in self._recording.expectations.get(self._next, ()) if wanted.argument == name]
+        if any(one.position is None for one in wanted):
             return True
         if isinstance(new, torch.Generator) and isinstance(old, torch.Generator):  # a local one, made anew each time
             return new.initial_seed() == old.initial_seed()
@@ -240,7 +240,7 @@ class Comparer(Sink):
             return bool(new == old or (new != new and old != old))
         if not isinstance(old, list) or len(old) != len(new):
             return False
-        said = {one.position for one in stated}
+        said = {one.position for one in wanted}
         return all(place in said or one == other for place, (one, other) in enumerate(zip(old, new, strict=True)))
 
     def _number(self, expected: Operation, name: str, old: Any, new: Any) -> None:
@@ -261,19 +261,19 @@ class Comparer(Sink):
             self._numbers_only = _NumbersOnly(self._recording)
         return self._numbers_only(operation)
 
-    def _expect(self, expected: Operation, stated: Stated, value: Any) -> None:
+    def _expect(self, expected: Operation, wanted: ExpectedArgument, value: Any) -> None:
         """Compares an argument with what a rule states; it stays as it was where the sizes do."""
-        was = sum(piece.size for piece in stated.pieces)
-        must = sum(map(self._sizer, stated.pieces))
-        old = expected.arguments[stated.argument]
-        if stated.position is not None:
-            old, value = old[stated.position], value[stated.position]
-        if (value is old and must == was) or (value is None and stated.along is None):
+        was = sum(piece.size for piece in wanted.pieces)
+        must = sum(map(self._sizer, wanted.pieces))
+        old = expected.arguments[wanted.argument]
+        if wanted.position is not None:
+            old, value = old[wanted.position], value[wanted.position]
+        if (value is old and must == was) or (value is None and wanted.along is None):
             return
-        if stated.along is not None:
-            old, value = _place(old, stated.along.size), _place(value, self._sizer(stated.along))
+        if wanted.along is not None:
+            old, value = _place(old, wanted.along.size), _place(value, self._sizer(wanted.along))
         if value != (old if must == was else must):
-            self._stop(f"argument {stated.argument} is {value}, the axes predict {must}")
+            self._stop(f"argument {wanted.argument} is {value}, the axes predict {must}")
 
     def _report(self, why: str, *, number: bool = False, values: Argument | None = None) -> None:
         operation = min(self._next, len(self._operations) - 1)

@@ -1,8 +1,13 @@
-"""Making a cut come true: the ladder from attribute edits to giving units back.
+"""Proving a cut: the ladder from attribute edits over ties to restored units.
 
-Layer types state the attributes of layers they know. Where the replay still disagrees, in this order: attribute edits
-proven by getting further, sizes tied to each other, units given back. What is learnt is kept in `Knowledge` for later
-plans of the same model, and tried on sibling modules at once.
+A cut is replayed until the smaller program is the recorded one. At the first mismatch, in this order (each step is
+believed only if a replay with it gets further):
+
+1. *attributes*: a size that the program reads from a module (``self.num_heads``) gets its new value;
+2. *ties*: groups whose sizes the program computes from each other (``out = 4 * self.width``) keep the same fraction;
+3. *units are restored*: a group whose size is written into the program (``x.view(-1, 8)``) stays whole.
+
+What is learnt is kept in `Knowledge` for later plans of the same model, and tried on sibling modules at once.
 """
 
 from __future__ import annotations
@@ -44,7 +49,7 @@ class Knowledge:
     Attributes:
         recipes: Attributes that follow sizes.
         ties: Groups that must keep the same fraction of their units.
-        given_back: Groups that can't shrink in this program, with the reason.
+        restored: Groups that can't shrink in this program, with the reason.
         means: Groups over which the program takes a mean by dividing a sum, with the place.
         unsteady: Arguments that are tensors of other values each time the program runs.
         effort: What replays were made for, beyond one per plan, to how many and where the first one was.
@@ -52,7 +57,7 @@ class Knowledge:
 
     recipes: dict[Place, Recipe] = attrs.field(factory=dict)
     ties: list[frozenset[str]] = attrs.field(factory=list)
-    given_back: dict[str, str] = attrs.field(factory=dict)
+    restored: dict[str, str] = attrs.field(factory=dict)
     means: dict[str, str] = attrs.field(factory=dict)
     unsteady: set[Argument] = attrs.field(factory=set)
     effort: dict[str, tuple[int, str]] = attrs.field(factory=dict)
@@ -140,12 +145,17 @@ class _Ladder:
     ) -> None:
         self._analysis, self._registry, self._knowledge = analysis, registry, knowledge
         self._kept, self._reselect, self._judge = kept, reselect, judge
-        self._conceded: dict[tuple[type[nn.Module], int], int] = {}
-        self._apart: set[tuple[type[nn.Module], int]] = set()
+        # both by class of module and operation in it, which stand for all blocks of a model
+        self._conceded: dict[tuple[type[nn.Module], int], int] = {}  # how often units were restored there
+        self._apart: set[tuple[type[nn.Module], int]] = set()  # where groups of one size were found to be no tie
         self._sites = Sites(analysis)
         self._search = AttributeSearch(analysis, registry, self._sites)
 
     def climb(self) -> Rehearsed:
+        """Replays and changes the cut until it is proven.
+
+        It ends, since every round restores units, ties groups, or learns which values vary.
+        """
         site = ""  # where the cut had to be changed last
         while True:
             self._enlarge()
@@ -153,19 +163,19 @@ class _Ladder:
             recipes = dict(self._knowledge.recipes)
             with self._counted("to prove a cut anew", site) if site else contextlib.nullcontext():
                 mismatch, drifts = replay(stage, recipes)
-            while mismatch is not None and mismatch.values is None:
+            while mismatch is not None and mismatch.values is None:  # first step of the ladder: attributes
                 with self._counted("to find attributes that follow sizes", self._site(mismatch)):
                     improved = self._search.improve(stage, recipes, mismatch)
                 if improved is None:
                     break
                 recipes, mismatch, drifts = improved
-            if mismatch is not None:
+            if mismatch is not None:  # second and third step: ties, restored units; then the next round
                 site = self._site(mismatch)
                 if not self._is_unsteady(mismatch):
                     with self._counted("to find what has to keep its size, or to be in step", site):
                         self._concede(stage, recipes, mismatch)
                 continue
-            self._knowledge.recipes.update(recipes)
+            self._knowledge.recipes.update(recipes)  # the program is the same; now its constants
             rehearsed = self._proven(stage, recipes, drifts)
             site = "a constant that follows a size"
             with self._counted("to find what it follows", site):
@@ -186,7 +196,7 @@ class _Ladder:
         return self._analysis.recordings[mismatch.recording].trace.operations[mismatch.operation].site
 
     def _enlarge(self) -> None:
-        """Gives units back where fewer than an operation needs would stay: it would have no value."""
+        """Restores units where fewer would stay than an operation needs to have a value (``var`` of one element)."""
         for recording in self._analysis.recordings:
             for index, needs in recording.least.items():
                 for needed in needs:
@@ -206,7 +216,7 @@ class _Ladder:
                             )
                         for tied in self._knowledge.tied(cut[-1]):
                             if self._kept.pop(tied, None) is not None:
-                                self._knowledge.given_back[tied] = site
+                                self._knowledge.restored[tied] = site
 
     def _stage(self, kept: Kept) -> Stage:
         return Stage(self._analysis, self._registry, kept, self._knowledge.unsteady)
@@ -221,7 +231,7 @@ class _Ladder:
         return mismatch.values in self._knowledge.unsteady
 
     def _has_unmet(self, stage: Stage, recipes: Mapping[Place, Recipe], rehearsed: Rehearsed) -> bool:
-        """Gives units back where a constant follows them that can't be made up for; tells whether there was one.
+        """Restores units where a constant follows them that the weights can't make up for; tells whether there was one.
 
         Where the constant meets the very units that it follows, and the result depends on their number anyway, it only
         is one more such use: a hand-written norm's.
@@ -229,7 +239,7 @@ class _Ladder:
         for unmet in self._judge(rehearsed):
             record = self._analysis.recordings[unmet.recording]
 
-            def met(kept: Kept, unmet: Unmet = unmet) -> bool:
+            def met(kept: Kept, unmet: Unmet = unmet) -> bool:  # with these units kept, is this constant no problem?
                 trial = self._stage(kept)
                 found, drifts = replay(trial, recipes)
                 left = () if found is not None else self._judge(self._proven(trial, recipes, drifts))
@@ -244,12 +254,12 @@ class _Ladder:
             if all(name in here and self._analysis.groups[name].mixes for name in found):
                 continue
             self._refuse_fixed(site, found)
-            self._give_back(stage, Mismatch(unmet.recording, unmet.operation, site), found, site)
+            self._restore(stage, Mismatch(unmet.recording, unmet.operation, site), found, site)
             return True
         return False
 
     def _causes(self, names: Sequence[str], mended: Callable[[Kept], bool]) -> list[str]:
-        """Finds the groups, of some, whose units have to stay so that all is well somewhere."""
+        """Finds the groups, of some, that have to stay whole (with those tied to them) for a condition to hold."""
 
         def mends(names: Collection[str]) -> bool:
             back = set().union(*map(self._knowledge.tied, names))
@@ -269,6 +279,7 @@ class _Ladder:
         )
 
     def _concede(self, stage: Stage, recipes: Mapping[Place, Recipe], mismatch: Mismatch) -> None:
+        """Changes the cut where no attribute helps: ties groups, or else restores the units of some."""
         record = self._analysis.recordings[mismatch.recording]
         here = self._names_near(record, mismatch.operation)
         site = f"{self._site(mismatch)}: {mismatch.why}"
@@ -281,13 +292,13 @@ class _Ladder:
         def gets_further(kept: Kept) -> bool:
             return further(replay(self._stage(kept), recipes)[0], mismatch)
 
-        if mismatch.number:  # of any group, the nearest ones first
+        if mismatch.number:  # it may follow the size of any group: tried from the nearest to the first operation
             found = self._causes(self._names_before(record, mismatch.operation), gets_further)
             if not found:
                 self._refuse_undecided(site)
         else:
             found = self._causes(here, gets_further) or here[:1]
-        self._give_back(stage, mismatch, found, site)
+        self._restore(stage, mismatch, found, site)
 
     def _refuse_undecided(self, site: str) -> NoReturn:
         raise RehearsalError(
@@ -409,7 +420,7 @@ class _Ladder:
         """Those groups that may take any size: scored, not outer, not given back."""
         assert self._reselect is not None
         groups = self._analysis.groups
-        free = [n for n in names if not groups[n].outer and n not in self._knowledge.given_back]
+        free = [n for n in names if not groups[n].outer and n not in self._knowledge.restored]
         return [name for name in free if name in self._kept or self._reselect(name, groups[name].size) is not None]
 
     def _in_step(self, tie: frozenset[str], *, shrinking: bool) -> dict[str, tuple[int, ...]]:
@@ -428,7 +439,7 @@ class _Ladder:
                 kept[group.name] = chosen
         return kept
 
-    def _give_back(self, stage: Stage, mismatch: Mismatch, groups: Sequence[str], site: str) -> None:
+    def _restore(self, stage: Stage, mismatch: Mismatch, groups: Sequence[str], site: str) -> None:
         lost = set(groups)
         record = self._analysis.recordings[mismatch.recording]
         path = self._frame(stage, record, mismatch)
@@ -437,11 +448,11 @@ class _Ladder:
         key = (type(stage.modules[path]), ordinal)
         self._conceded[key] = self._conceded.get(key, 0) + 1
         if self._conceded[key] > 1 and path:
-            lost.update(*(self._twin_groups(stage, path, group, mismatch.recording) for group in groups))
+            lost.update(*(self._groups_of_siblings(stage, path, group, mismatch.recording) for group in groups))
         for name in sorted(lost):
             for tied in self._knowledge.tied(name):
                 if self._kept.pop(tied, None) is not None:
-                    self._knowledge.given_back[tied] = site
+                    self._knowledge.restored[tied] = site
 
     def _frame(self, stage: Stage, record: Recording, mismatch: Mismatch) -> str:
         """Finds the innermost module around an operation that is more than a single layer."""
@@ -452,14 +463,14 @@ class _Ladder:
                 return path
         return ""
 
-    def _twin_groups(self, stage: Stage, path: str, group: str, recording: int) -> set[str]:
+    def _groups_of_siblings(self, stage: Stage, path: str, group: str, recording: int) -> set[str]:
         pieces = self._sites.pieces(recording, path)
         place = next((key for key, piece in pieces if isinstance(piece, Units) and piece.group == group), None)
         found: set[str] = set()
         if place is None:
             return found
-        for twin in self._sites.twins(stage.modules, path, recording):
-            piece = self._sites.piece(recording, twin, place)
+        for sibling in self._sites.siblings(stage.modules, path, recording):
+            piece = self._sites.piece(recording, sibling, place)
             if isinstance(piece, Units):
                 found.add(piece.group)
         return found

@@ -51,7 +51,7 @@ class Sites:
         dims = self._analysis.recordings[recording].live.get(tensors[slot], ()) if slot < len(tensors) else ()
         return next(itertools.islice(_runs(dims[dim]), number, None), None) if dim < len(dims) else None
 
-    def twins(self, modules: Mapping[str, nn.Module], path: str, recording: int) -> list[str]:
+    def siblings(self, modules: Mapping[str, nn.Module], path: str, recording: int) -> list[str]:
         """Lists the modules of the same class that run the same operations."""
         names = [operation.name for operation in self.operations(recording, path)]
         cls = type(modules[path])

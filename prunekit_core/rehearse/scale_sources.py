@@ -1,7 +1,15 @@
 """Where a tensor comes from: the rows of parameters that scale it when they are scaled.
 
-They are found by walking back through operations; the op rules say how these scale (`Scaling`). A walk doesn't ask what
-else would be scaled along: that shows when its rows are tried (`Deviations`).
+They are found by walking back through operations; the op rules say how these scale (`Scaling`). A walk doesn't look at
+what else its rows would scale: that shows when they are tried (`Deviations`).
+
+Example: attention divides by a constant ``sqrt(64)``, and after a cut to 32 dims per head the queries should come out
+multiplied by ``sqrt(32 / 64)`` to make up for it. What is wanted of the queries, a factor for all their elements, is
+handed back from operation to operation: through ``transpose`` and ``view`` to the same elements of what they read, at a
+sum to every summand, at a product to one factor (there is a choice), up to ``linear(x, W_q, b_q)``. There it becomes
+rows: all of ``W_q`` and ``b_q`` times ``sqrt(0.5)``.
+
+Factors are handled as logarithms: a product of tensors adds them, a quotient subtracts, a root halves.
 """
 
 from __future__ import annotations
@@ -68,7 +76,7 @@ class Origins:
         if any(isinstance(logs, torch.Tensor) for _, logs in wants):
             walk = _Walk(self, choices, otherwise)
             return walk.run(wants, reader), walk.chosen
-        key = (reader, tuple(wants), tuple(choices), otherwise)  # asked again at every depth of the search
+        key = (reader, tuple(wants), tuple(choices), otherwise)  # the search repeats the same walk at every depth
         if key not in self._found:
             walk = _Walk(self, choices, otherwise)
             try:
@@ -98,23 +106,37 @@ class Origins:
         return False
 
     def moved(self, mover: Operation, source: TensorRef, output: TensorRef, wanted: torch.Tensor) -> torch.Tensor:
-        """Returns which elements of a mover's input are read by the wanted part of one of its outputs."""
+        """Returns which elements of a mover's input are read by the wanted part of one of its outputs.
+
+        Any operation that only moves elements (``view``, ``cat``, ``index``) is understood by running it on positions:
+        the input holds ``0, 1, 2, ...``, all other tensors hold -1, and what comes out at the wanted places names the
+        elements that were read.
+
+        Args:
+            mover: The operation.
+            source: The input.
+            output: The output.
+            wanted: Mask of the output's shape.
+
+        Returns:
+            Mask of the input's shape, on the CPU.
+        """
         shape = self.shape(source)
         if "dtype" in mover.arguments and self.shape(output) == shape:
             return wanted  # a conversion
         whole = all_of(wanted)
-        key = self._form(mover, source, output) if whole else None
+        key = self._form(mover, source, output) if whole else None  # blocks of a model move their tensors alike
         if key in self._moved:
             return self._moved[key]
         others = {ref.index for ref in mover.references()} - {source.index}
-        known = {index: torch.full((), -1, device="cpu").expand(self.shape(index)) for index in others}
-        known[source.index] = torch.arange(math.prod(shape), device="cpu").reshape(shape)
-        result = mover.op(**plain_arguments(mover, known))
+        inputs = {index: torch.full((), -1, device="cpu").expand(self.shape(index)) for index in others}
+        inputs[source.index] = torch.arange(math.prod(shape), device="cpu").reshape(shape)
+        result = mover.op(**plain_arguments(mover, inputs))
         results = [result] if isinstance(result, torch.Tensor) else list(result)
-        moved = results[list(mover.outputs).index(output)]
-        read = moved.reshape(-1) if whole else moved[wanted]
+        positions = results[list(mover.outputs).index(output)]
+        read = positions.reshape(-1) if whole else positions[wanted]
         mask = torch.zeros(math.prod(shape), dtype=torch.bool, device="cpu")
-        mask[read if len(known) == 1 else read[read >= 0]] = True
+        mask[read if len(inputs) == 1 else read[read >= 0]] = True
         all_read = read.numel() >= mask.numel() and bool(mask.all())
         mask = _everything(shape) if all_read else mask.reshape(shape)
         if key is not None:
@@ -122,7 +144,7 @@ class Origins:
         return mask
 
     def _form(self, mover: Operation, source: TensorRef, output: TensorRef) -> Hashable:
-        """What the result of `moved` depends on, but for the wanted part: the same for an operation in every block."""
+        """Returns what the result of `moved` for all of the output depends on: shapes and plain arguments."""
 
         def form(value: Any) -> Hashable:
             if isinstance(value, TensorRef):
@@ -134,7 +156,12 @@ class Origins:
 
 
 class _Walk:
-    """One walk back, from the last tensor to the first, so that paths that meet again are one."""
+    """One walk back, from the last tensor to the first.
+
+    ``_pending`` holds what is still wanted: a tensor (in one version) and a factor, with the mask of its elements. The
+    latest tensor is taken next, so that all its readers have been there: where two paths meet (queries and keys of one
+    packed projection), their masks are joined, and the tensor is gone through once.
+    """
 
     def __init__(self, origins: Origins, choices: Sequence[int], otherwise: int) -> None:
         self._origins, self._flow, self._rules = origins, origins.flow, origins.rules
@@ -149,7 +176,7 @@ class _Walk:
             if not isinstance(logs, torch.Tensor):
                 self._reach(version, logs, _everything(self._origins.shape(ref)))
                 continue
-            found = slim(logs).unique().tolist()
+            found = slim(logs).unique().tolist()  # a walk has one factor: elements are sorted by theirs
             for value in {round(value, 9): value for value in found if abs(value) > CLOSE}.values():
                 self._reach(version, value, ((slim(logs) - value).abs() <= CLOSE).expand(logs.shape))
         while self._pending:
@@ -158,6 +185,7 @@ class _Walk:
         return self._rows
 
     def _reach(self, version: Version, log: float, wanted: torch.Tensor) -> None:
+        """Notes that elements of a tensor have to be scaled; joins them with those that are wanted already."""
         key = (version, round(log, 9))
         known = self._pending.get(key)
         if known is not None and not all_of(wanted):
@@ -170,6 +198,7 @@ class _Walk:
         self._reach(self._flow.version(maker.index, ref), log, part)
 
     def _back(self, version: Version, log: float, wanted: torch.Tensor) -> None:
+        """Goes back from a tensor to the operands of what made it, as the rule of that operation scales."""
         maker = self._flow.maker(version)
         if maker is None:
             self._take(version[0], log, wanted)
@@ -189,7 +218,7 @@ class _Walk:
             self._product(maker, how, log, wanted)
         elif how is Scaling.POWER:
             self._power(maker, log, wanted)
-        elif how is Scaling.MATRIX and not all_of(wanted) and self._is_given(maker, refs[1]):
+        elif how is Scaling.MATRIX and not all_of(wanted) and self._is_constant(maker, refs[1]):
             self._columns(maker, refs[1], log, wanted)
         elif how is Scaling.ADDED_MATRIX:
             self._added_matrix(maker, log, wanted)
@@ -203,8 +232,8 @@ class _Walk:
         else:
             raise UnresolvedError(f"its operand comes from {maker.name}")
 
-    def _is_given(self, maker: Operation, ref: TensorRef) -> bool:
-        """Whether an operand is a parameter, perhaps turned round, and not computed by a layer."""
+    def _is_constant(self, maker: Operation, ref: TensorRef) -> bool:
+        """Whether an operand is a parameter, perhaps transposed, and not computed by a layer."""
         return not self._flow.is_made(self._flow.version(maker.index, ref), self._rules)
 
     def _choose(
@@ -224,15 +253,18 @@ class _Walk:
         """
         choice = 0
         if len(operands) > 1:
-            given = self.chosen < len(self._choices)
-            choice = self._choices[self.chosen] if given else self._otherwise
+            choice = self._choices[self.chosen] if self.chosen < len(self._choices) else self._otherwise
             self.chosen += 1
         picked = operands if choice == 2 else operands[choice : choice + 1] or operands[:1]
         for ref, power in picked:
             self._source(maker, ref, log * power / len(picked), self._part(ref, wanted))
 
     def _part(self, ref: TensorRef, wanted: torch.Tensor | None) -> torch.Tensor | None:
-        """Which elements of an operand that broadcasts are wanted."""
+        """Which elements of an operand that broadcasts are wanted: those that a wanted element of the result reads.
+
+        A mask ``[8, 4]`` becomes ``[4]`` for an operand of shape ``[4]``, and ``[8, 1]`` for one of shape ``[8, 1]``.
+        None (all of it) where the shapes don't match so.
+        """
         if wanted is None or all_of(wanted):
             return None
         shape = self._origins.shape(ref)
@@ -243,22 +275,26 @@ class _Walk:
         return part if part.shape == torch.Size(shape) else None
 
     def _product(self, maker: Operation, how: Scaling, log: float, wanted: torch.Tensor) -> None:
+        """Scales one operand of a product or quotient: what a layer makes first, then what comes from a parameter."""
         read = maker.references()
         refs = tuple(dict.fromkeys(read))
-        powers = [1.0 / read.count(ref) for ref in refs]  # a square takes the root
+        powers = [1.0 / read.count(ref) for ref in refs]  # x * x: each x takes the root
         if how is Scaling.QUOTIENT:
             powers[1:] = [-1.0] * len(powers[1:])
-        versions = [self._flow.version(maker.index, ref) for ref in refs]
-        operands = list(zip(refs, powers, strict=True))
-        made = [self._flow.is_made(version, self._rules) for version in versions]
-        given = [self._origins.reaches_parameter(version) for version in versions]
-        chosen = [pair for pair, own in zip(operands, made, strict=False) if own]
-        chosen += [pair for pair, own, known in zip(operands, made, given, strict=False) if known and not own]
-        if not chosen:
+        made: list[tuple[TensorRef, float]] = []
+        parameters: list[tuple[TensorRef, float]] = []
+        for ref, power in zip(refs, powers, strict=True):
+            version = self._flow.version(maker.index, ref)
+            if self._flow.is_made(version, self._rules):
+                made.append((ref, power))
+            elif self._origins.reaches_parameter(version):
+                parameters.append((ref, power))
+        if not made and not parameters:
             raise UnresolvedError(f"its operand comes from {maker.name}")
-        self._choose(maker, chosen, log, wanted)
+        self._choose(maker, [*made, *parameters], log, wanted)
 
     def _sum(self, maker: Operation, log: float, wanted: torch.Tensor | None) -> None:
+        """Scales all summands (but for zeros, and masks that are added: those stay what they are)."""
         dtypes = self._origins.recording.trace.dtypes
         if any(counts_as_tensor(name, value) for name, value in maker.arguments.items()):
             raise UnresolvedError(f"{maker.name} adds something that is not scaled")
@@ -270,16 +306,18 @@ class _Walk:
                 self._source(maker, ref, log, self._part(ref, wanted))
 
     def _power(self, maker: Operation, log: float, wanted: torch.Tensor) -> None:
+        """Scales the operand of a power by the root of the factor."""
         degree = self._origins.degree(maker)
         if not degree:
             raise UnresolvedError(f"its operand comes from {maker.name}")
         self._source(maker, maker.references()[0], log / degree, wanted)
 
     def _added_matrix(self, maker: Operation, log: float, wanted: torch.Tensor) -> None:
+        """``addmm(b, x, W.T)``: scales what is added, and one factor of the product."""
         added, left, right = maker.references()[:3]
         if maker.arguments.get("beta") != 0 and not self._origins.vanishes(maker, added):
             self._source(maker, added, log, self._part(added, wanted))
-        if self._is_given(maker, right):
+        if self._is_constant(maker, right):
             self._columns(maker, right, log, wanted)
         elif not all_of(wanted):
             raise UnresolvedError(f"part of what {maker.name} makes would be scaled")
@@ -287,7 +325,7 @@ class _Walk:
             self._choose(maker, [(left, 1.0), (right, 1.0)], log)
 
     def _columns(self, maker: Operation, weight: TensorRef, log: float, wanted: torch.Tensor) -> None:
-        """A product with a parameter that was turned round: ``x @ W.T``."""
+        """``x @ W.T``: columns of the transposed parameter make columns of the result; they are wanted whole or not."""
         columns = wanted.reshape(-1, wanted.shape[-1])
         chosen = columns.any(0)
         if not columns[:, chosen].all():
@@ -295,6 +333,7 @@ class _Walk:
         self._source(maker, weight, log, chosen.expand(self._origins.shape(weight)))
 
     def _layer(self, maker: Operation, how: Scaling, log: float, wanted: torch.Tensor) -> None:
+        """Scales rows of a layer's weight and bias: the end of a path."""
         weight = maker.arguments.get("weight")
         if not isinstance(weight, TensorRef):
             raise UnresolvedError(f"its operand comes from {maker.name}")
@@ -303,6 +342,7 @@ class _Walk:
                 if isinstance(maker.arguments.get(argument), TensorRef):
                     self._source(maker, maker.arguments[argument], log)
             return
+        # owned: mask [places, *what the weight's rows make at one place]; a row is scaled at all places or at none
         shape = self._origins.shape(weight)
         if how is Scaling.ALONG:
             owned = wanted.reshape(-1, *shape)
@@ -320,6 +360,7 @@ class _Walk:
                 self._source(maker, ref, log, part)
 
     def _take(self, index: int, log: float, wanted: torch.Tensor) -> None:
+        """Adds rows of a parameter to what is found: the end of a path. What is wanted has to be whole rows."""
         name = self._origins.names.get(index)
         if name is None:
             raise UnresolvedError("its operand is made by no operation")

@@ -183,20 +183,20 @@ class AttributeSearch:
         """Finds the same attribute with the same meaning in all modules of the same class and structure."""
         (path, attribute), stage, recording = place, trials.stage, trials.mismatch.recording
         found: dict[Place, Recipe] = {}
-        for twin in self._sites.twins(stage.modules, path, recording):
-            pieces = [self._sites.piece(recording, twin, key) for key in keys]
+        for sibling in self._sites.siblings(stage.modules, path, recording):
+            pieces = [self._sites.piece(recording, sibling, key) for key in keys]
             known = [piece for piece in pieces if piece is not None]
             if len(known) < len(keys):
                 continue
-            theirs = vars(stage.modules[twin]).get(attribute)
+            theirs = vars(stage.modules[sibling]).get(attribute)
             if isinstance(theirs, int):
                 if not isinstance(recipe, tuple) and known[0].size == theirs:
-                    found[twin, attribute] = known[0]
+                    found[sibling, attribute] = known[0]
             elif isinstance(recipe, tuple) and theirs is not None and is_size(theirs) and len(theirs) == len(recipe):
                 rest = iter(known)
                 made = tuple(
                     item if isinstance(part, int) else next(rest) for part, item in zip(recipe, theirs, strict=True)
                 )
                 if tuple(part if isinstance(part, int) else part.size for part in made) == tuple(theirs):
-                    found[twin, attribute] = made
+                    found[sibling, attribute] = made
         return found

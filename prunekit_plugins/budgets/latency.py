@@ -106,14 +106,14 @@ class _Job:
                 found[name] = list(out)
         if isinstance(found.get("normalized_shape"), list):
             found["normalized_shape"] = list(out[-len(found["normalized_shape"]) :])
-        for stated in recording.expectations.get(self.operation.index, ()):
-            name, total = stated.argument, sum(map(number, stated.pieces))
-            if total == sum(piece.size for piece in stated.pieces):
+        for wanted in recording.expectations.get(self.operation.index, ()):
+            name, total = wanted.argument, sum(map(number, wanted.pieces))
+            if total == sum(piece.size for piece in wanted.pieces):
                 continue
-            if stated.position is None:
+            if wanted.position is None:
                 found[name] = total
             else:
-                found[name] = [total if place == stated.position else item for place, item in enumerate(found[name])]
+                found[name] = [total if place == wanted.position else item for place, item in enumerate(found[name])]
         return found, f"{self.operation.name}({', '.join(f'{name}={_word(item)}' for name, item in found.items())})"
 
     def run(self, arguments: dict[str, Any]) -> Callable[[], Any]:

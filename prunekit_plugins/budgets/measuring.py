@@ -207,7 +207,7 @@ def _learnt(pruner: Pruner) -> tuple[Chooser, list[Options]]:
     scores = pruner.scores(pruner.scopes())
     knowledge = pruner.graph.knowledge
     while True:  # ends, because every further round knows more ties or more groups that can't shrink
-        known = list(knowledge.ties), list(knowledge.given_back)
+        known = list(knowledge.ties), list(knowledge.restored)
         scopes = pruner.scopes()
         chooser = pruner.chooser({name: scores[name] for s in scopes for name in s.groups if name in scores})
         every = free_options(chooser, scopes)
@@ -215,7 +215,7 @@ def _learnt(pruner: Pruner) -> tuple[Chooser, list[Options]]:
         for place, options in enumerate(every):
             units.update(options[round((len(options) - 1) * (0.25 + 0.25 * (place * _GOLDEN % 1)))])
         pruner.draft_counts(chooser, units)
-        if (list(knowledge.ties), list(knowledge.given_back)) == known:
+        if (list(knowledge.ties), list(knowledge.restored)) == known:
             return chooser, every
 
 

@@ -38,9 +38,9 @@ def free_options(chooser: Chooser, scopes: Sequence[Scope]) -> list[Options]:
 
 def fixed_units(chooser: Chooser, scopes: Sequence[Scope], free: Sequence[Options]) -> dict[str, int]:
     """Tells how many units the groups keep that are not up for choice: what their stated ratios leave."""
-    stated = [scope if scope.fixed else attrs.evolve(scope, ratio=0.0) for scope in scopes]
+    fixed = [scope if scope.fixed else attrs.evolve(scope, ratio=0.0) for scope in scopes]
     chosen = {name for options in free for name in options[0]}
-    return {name: count for name, count in chooser.counts(stated).units.items() if name not in chosen}
+    return {name: count for name, count in chooser.counts(fixed).units.items() if name not in chosen}
 
 
 def _sizes(name: str, candidate: Candidate) -> Options:

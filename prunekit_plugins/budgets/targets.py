@@ -310,7 +310,7 @@ def _checks(pruner: Pruner, target: Target, budget: Budget, plan: Plan, trials: 
 
 
 def _known(pruner: Pruner) -> tuple[list[frozenset[str]], list[str]]:
-    return list(pruner.graph.knowledge.ties), list(pruner.graph.knowledge.given_back)
+    return list(pruner.graph.knowledge.ties), list(pruner.graph.knowledge.restored)
 
 
 def search(family: Family, budget: Budget) -> dict[str, int]:

@@ -23,9 +23,9 @@ BURST = 10
 
 def cache_folder() -> Path:
     """Returns the folder for measurements: ``PRUNEKIT_CACHE``, or ``prunekit`` in the user's cache folder."""
-    stated = os.environ.get("PRUNEKIT_CACHE")
-    if stated:
-        return Path(stated)
+    folder = os.environ.get("PRUNEKIT_CACHE")
+    if folder:
+        return Path(folder)
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "prunekit"
 

@@ -20,12 +20,12 @@ from prunekit_core.modules.tree import modules_in, named_tensors
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.program.linear_forms import Reading, Site, find_site
 from prunekit_core.program.rules import RuleTable
-from prunekit_core.record.listener import Sink
+from prunekit_core.record.listener import Listener
 from prunekit_core.record.programs import swap_modules
 from prunekit_core.record.shadow import Shadow
-from prunekit_core.record.valueless import Hollows, device_for
-from prunekit_plugins.calibration.additions import Sum, Sums
+from prunekit_core.record.valueless import Valueless, device_for
 from prunekit_plugins.calibration.batches import Batch
+from prunekit_plugins.calibration.residual_adds import ResidualAdd, ResidualAdds
 
 CHUNK = 1 << 23
 """Elements of columns that are made at a time."""
@@ -126,11 +126,11 @@ class Enough(Exception):  # noqa: N818  # no error: it ends a forward whose rest
 
 
 Look = Callable[[Seen], None]
-Total = Callable[[Sum], None]
+Total = Callable[[ResidualAdd], None]
 
 
-class WatchingSink(Sink):
-    """The sink that recognises consumers.
+class WatchingListener(Listener):
+    """The listener that recognises consumers.
 
     Args:
         shadow: The shadow that runs.
@@ -151,16 +151,18 @@ class WatchingSink(Sink):
         total: Total | None = None,
     ) -> None:
         self.rules, self.look = rules, look
-        self._summed, self._total, self._sums = summed, total, Sums(rules) if summed else None
+        self._summed, self._total, self._sums = summed, total, ResidualAdds(rules) if summed else None
         self.parameters: dict[str, torch.Tensor] = {}
         self._real: dict[str, torch.Tensor] = {}
-        self._shadow, self._hollows, self._batch = shadow, shadow.hollows, batch
+        self._shadow, self._valueless, self._batch = shadow, shadow.valueless, batch
         self._order = 0
 
     def start(self, tensors: Mapping[str, torch.Tensor], inputs: Any) -> None:
         """Notes the parameters."""
         self.parameters = {name: t for name, t in tensors.items() if isinstance(t, nn.Parameter)}
-        self._real = {n: t for n, t in self.parameters.items() if self._hollows is None or not self._hollows.holds(t)}
+        self._real = {
+            n: t for n, t in self.parameters.items() if self._valueless is None or not self._valueless.holds(t)
+        }
 
     def operation(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> None:
         """Shows a consumer, or a sum, to whoever watches."""
@@ -197,7 +199,7 @@ class WatchingSink(Sink):
 
     def _behind(self, tensor: torch.Tensor) -> Mapping[str, torch.Tensor]:
         """The parameters that a tensor may be a view of."""
-        return (self._hollows.behind(tensor) if self._hollows is not None else None) or self._real
+        return (self._valueless.behind(tensor) if self._valueless is not None else None) or self._real
 
 
 def find_run(bias: torch.Tensor, parameters: Mapping[str, torch.Tensor]) -> Run | None:
@@ -244,15 +246,15 @@ class Watched:
         devices = {device_for(model) if tensor.is_meta else tensor.device for tensor in model.parameters()}
         self.device = devices.pop() if len(devices) == 1 else None
         self.rules = registry.op_rules
-        hollows = None if values is None else Hollows(values.read, device_for(model))
-        self.shadow = Shadow(model, fake=False, hollows=hollows)
+        valueless = None if values is None else Valueless(values.read, device_for(model))
+        self.shadow = Shadow(model, fake=False, valueless=valueless)
         swap_modules(self.shadow.module, registry)
         self.shadow.watch(registry.opaque)
 
     def values(self, name: str) -> torch.Tensor:
         """Returns the values of a parameter or buffer by its canonical name, detached."""
-        tensor, hollows = self.shadow.tensors()[name], self.shadow.hollows
-        return hollows.read(name, tensor) if hollows is not None and hollows.holds(tensor) else tensor.detach()
+        tensor, valueless = self.shadow.tensors()[name], self.shadow.valueless
+        return valueless.read(name, tensor) if valueless is not None and valueless.holds(tensor) else tensor.detach()
 
     @contextlib.contextmanager
     def differentiable(self, parameters: Iterable[torch.Tensor]) -> Iterator[nn.Module]:
@@ -282,12 +284,12 @@ class Watched:
         Raises:
             ArgumentError: The forward raised on this batch; its exception is the cause.
         """
-        return self.run_into(batch, WatchingSink(self.shadow, self.rules, batch, look, summed, total))
+        return self.run_into(batch, WatchingListener(self.shadow, self.rules, batch, look, summed, total))
 
-    def run_into(self, batch: Batch, sink: Sink) -> Any:
-        """Runs one batch in eval mode into a sink; see `run`."""
+    def run_into(self, batch: Batch, listener: Listener) -> Any:
+        """Runs one batch in eval mode into a listener; see `run`."""
         try:
-            return self.shadow.run(batch.example, sink, self.rules, training=False)
+            return self.shadow.run(batch.example, listener, self.rules, training=False)
         except Enough:
             return None
         except Exception as error:

@@ -53,7 +53,7 @@ def calibrate(
 ) -> Statistics:
     """Streams batches through a model once and gathers statistics of what its layers read.
 
-    The model runs in eval mode on a twin that shares its parameters: it isn't changed. Nothing is registered by hand:
+    The model runs in eval mode on a copy that shares its parameters: it isn't changed. Nothing is registered by hand:
     every operation that multiplies by a parameter, and whose rule says how it reads, is seen.
 
     Args:
@@ -153,8 +153,8 @@ def gather(
     gradients, fisher = ({}, {}) if slopes is None else slopes.finish(examples)
     found = Statistics(sites, gradients, fisher, shapes, examples)
     notes = (*(f"{text} ({count} batches)" for text, count in masks.items()), *notes)
-    told = (*demand.notes, *(demand.curvature_notes if CURVATURES in found else ()))
-    return attrs.evolve(found, notes=(*told, *notes))
+    earlier = (*demand.notes, *(demand.curvature_notes if CURVATURES in found else ()))
+    return attrs.evolve(found, notes=(*earlier, *notes))
 
 
 def bytes_needed(
@@ -211,7 +211,7 @@ class _Gathering:
 
 
 class _Slopes:
-    """Gradients of a loss, on the twin; the model's ``.grad`` stays as it is."""
+    """Gradients of a loss, on the copy; the model's ``.grad`` stays as it is."""
 
     def __init__(self, watched: Watched, loss: Loss, parts: Sequence[str]) -> None:
         self._watched, self._loss = watched, loss

@@ -116,7 +116,7 @@ class _Pruned:
             why = "; ".join(problems[:4])
             raise CheckpointError("The checkpoint is for another model.", where=str(self._weights.path), why=why)
 
-    def _told(self, name: str) -> torch.Tensor:
+    def _repaired_values(self, name: str) -> torch.Tensor:
         """Returns the values that were given for a tensor."""
         values, wanted = self._repaired[name], self.tensors[name]
         if tuple(values.shape) != wanted.shape:
@@ -132,7 +132,7 @@ class _Pruned:
         """Yields a tensor in runs along its dim 0; a run is there until the next one is asked for."""
         stored, cut = self._weights.tensors[name], self._cuts.get(name)
         if name in self._repaired:
-            yield self._told(name)
+            yield self._repaired_values(name)
             self._tell(stored.bytes)
             return
         positions = self._plan.positions(cut) if cut else {}

@@ -11,7 +11,7 @@ from torch import nn
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Layout
 from prunekit_core.errors import ArgumentError, PluginError
-from prunekit_core.modules.copying import shallow_twin
+from prunekit_core.modules.copying import shallow_copy
 from prunekit_core.modules.edits import is_size
 from prunekit_core.modules.tree import named_tensors
 from prunekit_core.plugins.hookspecs import hookimpl
@@ -114,7 +114,7 @@ def _probed(
 ) -> dict[str, Any]:
     """Finds which attributes a customized pruner changes, by letting it prune a stand-in of zeros."""
     own = dict(resizing.layouts)
-    probe = shallow_twin(module, {id(tensor): _zeros(tensor) for tensor in named_tensors(module).values()})
+    probe = shallow_copy(module, {id(tensor): _zeros(tensor) for tensor in named_tensors(module).values()})
     out, into = flat_out(module, own), flat_in(module, own)
     ways = [(out, pruner.prune_out_channels)]
     if into is not out:

@@ -29,7 +29,7 @@ def check_heads(graph: Graph, declared: Mapping[nn.Module, int]) -> list[str]:
     """
     notes = []
     for layer, count in declared.items():
-        path = graph.standing.tree.path_of(layer)
+        path = graph.current.tree.path_of(layer)
         heads = _heads_of(graph, path)
         if heads is None:
             notes.append(f"num_heads of {path}: nothing of its outputs can shrink head by head, so it has no effect")
@@ -96,7 +96,7 @@ def channel_blocks(graph: Graph, outputs: Mapping[nn.Module, int], inputs: Mappi
     blocks: dict[str, int] = {}
     for declared, role in ((outputs, Role.OUT), (inputs, Role.IN)):
         for layer, count in declared.items():
-            path = graph.standing.tree.path_of(layer)
+            path = graph.current.tree.path_of(layer)
             if not isinstance(count, int) or isinstance(count, bool) or count < 1:
                 raise ArgumentError(
                     "A number of channel groups must be a positive integer.", where=path, why=f"{count!r}"

@@ -93,8 +93,8 @@ def build(
     tensors = tuple(spec.tensor(generator).to("meta" if empty else "cpu") for spec in chosen)
     keyword = source.keyword if len(tensors) == 1 else ""
     inputs = {keyword: tensors[0]} if keyword else tensors
-    told = "no weights in memory" if empty else "random weights" if weights is None else str(weights)
-    return Subject(name, source.model.eval(), inputs, chosen, told, empty, keyword)
+    origin = "no weights in memory" if empty else "random weights" if weights is None else str(weights)
+    return Subject(name, source.model.eval(), inputs, chosen, origin, empty, keyword)
 
 
 def _without_weights(runs: bool) -> contextlib.AbstractContextManager[Any]:

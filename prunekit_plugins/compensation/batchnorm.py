@@ -60,7 +60,7 @@ def _statistics(norm: _BatchNorm) -> Both:
 
 
 def _estimate(repair: Repair, norms: Mapping[str, _BatchNorm]) -> dict[str, Both]:
-    """Runs the twin with its batch norms in training, and puts back what that did to them."""
+    """Runs the copy with its batch norms in training, and puts back what that did to them."""
     kept = [(norm, norm.momentum, norm.num_batches_tracked, *_statistics(norm)) for norm in norms.values()]
     try:
         repair.module.train(False)

@@ -1,4 +1,14 @@
-"""What one stage of compensation is fitted to, gathered from the pruned model beside the original."""
+"""Moments that one stage of compensation is fitted to: the pruned model and the original run on the same batches.
+
+A consumer of the original computes ``W x``; its counterpart in the pruned model computes ``W' x'`` with fewer features.
+``W'`` is fitted to the target ``W x`` (its kept outputs). In a residual network that isn't all: where the output is
+only added to a stream ``r``, which the cut has changed to ``r'``, what counts is the sum. ``W' x' + r'`` should be
+``W x + r``, so the target is ``W x + r - r'``.
+
+A stage may hold consumers of several levels (one after another in the program). Only those of its first level read what
+they will read in the end. What the later ones read changes when the first are refitted, towards what the original
+reads: they are fitted on the original's features, those that stay.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +18,11 @@ import attrs
 import torch
 
 from prunekit_core.errors import PlanError
-from prunekit_plugins.calibration.additions import Sum
 from prunekit_plugins.calibration.batches import Batch
 from prunekit_plugins.calibration.moments import Gatherer
 from prunekit_plugins.calibration.observation import Enough, Seen, Watched
-from prunekit_plugins.compensation.layer_fit import Kinship
+from prunekit_plugins.calibration.residual_adds import ResidualAdd
+from prunekit_plugins.compensation.layer_fit import Correspondence
 from prunekit_plugins.compensation.uses import Consumer
 
 HOLD_OUT = 5
@@ -27,12 +37,12 @@ class Pair:
 
     before: Consumer
     after: Consumer
-    kinship: Kinship
+    correspondence: Correspondence
 
     @property
     def summed(self) -> bool:
-        """Whether what it is added to now and was added to then can be told apart from what it puts out itself."""
-        return self.before.summed and self.after.summed and bool((self.kinship.scales == 1).all())
+        """Whether the target is a residual sum: in both models nothing but an addition reads the output, unscaled."""
+        return self.before.summed and self.after.summed and bool((self.correspondence.scales == 1).all())
 
 
 def _pair_of_gatherers() -> Split:
@@ -59,9 +69,11 @@ class Gathered:
     """What was gathered for one consumer.
 
     Attributes:
-        now: Of what it reads now.
-        earlier: Of what it read in the original, less the removed features; at most `PLENTY` samples per feature.
-        lost: Of all features in the original, if they were asked for.
+        now: Features that it reads in the pruned model, with the targets. Of consumers that aren't on the first level
+            of the stage: kept features of the original, as in ``earlier``.
+        earlier: Features that stay, as read in the original, with ``W x``: they add evidence where ``now`` has few
+            samples; at most `PLENTY` samples per feature.
+        lost: All features as read in the original, if they were requested.
     """
 
     now: Split = attrs.field(factory=_pair_of_gatherers)
@@ -88,33 +100,44 @@ def gather(
     examples = 0
     for batch in batches:
         stage = _Stage(part, found, examples, lost=lost)
-        original.run(batch, stage.note, stage.summed, stage.note_sum)
-        stage.check(stage.summed - stage.rests.keys(), batch)
-        stage.turn()
-        pruned.run(batch, stage.read, stage.summed, stage.read_sum)
+        original.run(batch, stage.note_original, stage.residual, stage.note_original_sum)
+        stage.check(stage.residual - stage.streams.keys(), batch)
+        stage.start_pruned()
+        pruned.run(batch, stage.read_pruned, stage.residual, stage.read_pruned_sum)
         stage.check(stage.waiting, batch)
         examples += batch.size
     return found
 
 
 class _Stage:
-    """One batch of one stage: first the original runs, then the pruned model."""
+    """One batch of one stage: first the original runs, then the pruned model.
+
+    Consumers are known by their order among all consumers of a forward, which is the same in both models. A sum is seen
+    after the consumer whose output goes into it, so what the pruned model's consumer read waits for its sum.
+
+    Args:
+        part: The consumers of the stage.
+        found: What is gathered, by the name of a consumer's site.
+        base: Examples in the batches before this one.
+        lost: Whether moments of removed features are gathered as well.
+
+    Attributes:
+        residual: Orders of the consumers whose target is a residual sum.
+        streams: Of those: the stream ``r`` of the original, by order.
+        waiting: Of those: what the pruned model's consumer read, until its sum is seen.
+    """
 
     def __init__(self, part: Sequence[Pair], found: dict[str, Gathered], base: int, *, lost: bool) -> None:
         self._pairs = {order: pair for pair in part for order in pair.after.orders}
         self._found, self._base, self._lost = found, base, lost
-        first = min(pair.after.level for pair in part)
-        self._first = {order for order, pair in self._pairs.items() if pair.after.level == first}
-        self.summed = frozenset(order for order in self._first if self._pairs[order].summed)
-        self._targets: dict[int, torch.Tensor] = {}
-        self._shapes: dict[int, tuple[torch.Size, int]] = {}
-        self.rests: dict[int, torch.Tensor] = {}
+        first_level = min(pair.after.level for pair in part)
+        self._first = {order for order, pair in self._pairs.items() if pair.after.level == first_level}
+        self.residual = frozenset(order for order in self._first if self._pairs[order].summed)
+        self._targets: dict[int, torch.Tensor] = {}  # kept outputs ``W x`` of the original, until they are used
+        self._outputs: dict[int, tuple[torch.Size, int]] = {}  # shape and channel dim of what the original put out
+        self.streams: dict[int, torch.Tensor] = {}
         self.waiting: dict[int, Seen] = {}
-        self._over = False
-
-    def turn(self) -> None:
-        """Now the pruned model runs."""
-        self._over = False
+        self._last_ran = False
 
     def check(self, missing: Collection[int], batch: Batch) -> None:
         """Raises an error if a sum that was there when consumers were found isn't made for this batch."""
@@ -126,61 +149,70 @@ class _Stage:
                 hint="calibrate with batches for which the model runs the same program",
             )
 
+    def _end(self, last_ran: bool, complete: bool) -> None:
+        """Ends the forward, whose rest isn't needed, once its last consumer ran and no sum is missing."""
+        self._last_ran = self._last_ran or last_ran
+        if self._last_ran and complete:
+            raise Enough
+
     # -- the original
 
-    def note(self, seen: Seen) -> None:
-        """Notes what a consumer put out, and what it read if that counts."""
+    def note_original(self, seen: Seen) -> None:
+        """Notes what a consumer of the original put out, and the moments of what it read."""
         pair = self._pairs.get(seen.order)
         if pair is not None:
-            gathered, first = self._found[pair.after.site.name], seen.order in self._first
-            if first:
-                self._targets[seen.order] = pair.kinship.kept_outputs(seen.output, seen.channel_dim).clone()
-                self._shapes[seen.order] = (seen.output.shape, seen.channel_dim)
-            split = gathered.earlier if first else gathered.now
-            enough = first and split.fit.count >= PLENTY * int(pair.kinship.features.sum(1).max())
-            for chunk in seen.chunks(seen.output) if self._lost or not enough else ():
-                assert chunk.targets is not None
-                if self._lost:
-                    gathered.lost.add(chunk.features)
-                if not enough:
-                    kept = pair.kinship.kept_samples(chunk.features, chunk.targets)
-                    split.add(*kept, chunk.examples + self._base)
-        self._end(seen.order == max(self._pairs), self.summed <= self.rests.keys())
+            if seen.order in self._first:
+                self._targets[seen.order] = pair.correspondence.kept_outputs(seen.output, seen.channel_dim).clone()
+                self._outputs[seen.order] = (seen.output.shape, seen.channel_dim)
+            self._note_moments(pair, seen)
+        self._end(seen.order == max(self._pairs), self.residual <= self.streams.keys())
 
-    def note_sum(self, found: Sum) -> None:
-        """Notes what a consumer's output was added to."""
-        shape, dim = self._shapes[found.order]
-        kinship = self._pairs[found.order].kinship
-        self.rests[found.order] = kinship.kept_outputs(found.rest.reshape(shape), dim).clone()
-        self._end(False, self.summed <= self.rests.keys())
+    def _note_moments(self, pair: Pair, seen: Seen) -> None:
+        gathered, first = self._found[pair.after.site.name], seen.order in self._first
+        split = gathered.earlier if first else gathered.now
+        enough = first and split.fit.count >= PLENTY * int(pair.correspondence.features.sum(1).max())
+        if enough and not self._lost:
+            return
+        for chunk in seen.chunks(seen.output):
+            assert chunk.targets is not None
+            if self._lost:
+                gathered.lost.add(chunk.features)
+            if not enough:
+                kept = pair.correspondence.kept_samples(chunk.features, chunk.targets)
+                split.add(*kept, chunk.examples + self._base)
+
+    def note_original_sum(self, found: ResidualAdd) -> None:
+        """Notes the stream ``r`` that a consumer's output was added to, of the outputs that stay."""
+        shape, dim = self._outputs[found.order]
+        correspondence = self._pairs[found.order].correspondence
+        self.streams[found.order] = correspondence.kept_outputs(found.rest.reshape(shape), dim).clone()
+        self._end(False, self.residual <= self.streams.keys())
 
     # -- the pruned model
 
-    def read(self, seen: Seen) -> None:
-        """Adds what a consumer reads, once it is known what it should put out."""
-        if seen.order in self.summed:
+    def start_pruned(self) -> None:
+        """The pruned model's forward is next."""
+        self._last_ran = False
+
+    def read_pruned(self, seen: Seen) -> None:
+        """Adds what a consumer reads with its target; with a residual sum, once that is seen."""
+        if seen.order in self.residual:
             source = seen.reading.source
             arguments = {**seen.arguments, source: seen.arguments[source].clone()}  # it may be overwritten meanwhile
             self.waiting[seen.order] = attrs.evolve(seen, arguments=arguments)
         elif seen.order in self._targets:
             self._add(seen, self._targets.pop(seen.order))
-        self._end(seen.order == max(self._first), not self.summed & self._targets.keys())
+        self._end(seen.order == max(self._first), not self.residual & self._targets.keys())
 
-    def read_sum(self, found: Sum) -> None:
-        """What a consumer should put out is what the sum was, less what its output is added to now."""
+    def read_pruned_sum(self, found: ResidualAdd) -> None:
+        """Adds what a consumer read, with the target ``W x + r - r'``."""
         targets = self._targets.pop(found.order)
-        rest = found.rest.reshape(targets.shape)
-        self._add(self.waiting.pop(found.order), targets + (self.rests.pop(found.order) - rest))
-        self._end(False, not self.summed & self._targets.keys())
+        stream = found.rest.reshape(targets.shape)
+        self._add(self.waiting.pop(found.order), targets + (self.streams.pop(found.order) - stream))
+        self._end(False, not self.residual & self._targets.keys())
 
     def _add(self, seen: Seen, targets: torch.Tensor) -> None:
         gathered = self._found[self._pairs[seen.order].after.site.name]
         for chunk in seen.chunks(targets):
             assert chunk.targets is not None
             gathered.now.add(chunk.features, chunk.targets, chunk.examples + self._base)
-
-    def _end(self, over: bool, complete: bool) -> None:
-        """Ends the forward once its last consumer ran and nothing is waited for."""
-        self._over = self._over or over
-        if self._over and complete:
-            raise Enough

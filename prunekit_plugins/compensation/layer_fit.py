@@ -91,7 +91,7 @@ class LayerFit:
 
 
 @attrs.frozen(eq=False)
-class Kinship:
+class Correspondence:
     """How a consumer of the pruned model follows from one of the original.
 
     Attributes:
@@ -111,7 +111,7 @@ class Kinship:
         return not bool(self.features[stays].all())
 
     @classmethod
-    def of(cls, site: Site, plan: Plan) -> Kinship:
+    def of(cls, site: Site, plan: Plan) -> Correspondence:
         """Tells what a plan leaves of a site of the original."""
         cut = next((cut for cut in plan.parameters if cut.parameter == site.parameter), None)
         positions = {} if cut is None else plan.positions(cut)

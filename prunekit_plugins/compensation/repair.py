@@ -1,6 +1,6 @@
 """A pruned model beside the original on calibration data: what a compensator works with.
 
-Everything happens on a twin of the pruned model; the model itself is written to when all is done.
+Everything happens on a copy of the pruned model; the model itself is written to when all is done.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from prunekit_plugins.calibration.moments import Moments, doubts
 from prunekit_plugins.calibration.observation import Run, Seen, Watched
 from prunekit_plugins.checkpoints.stored_values import Scratch
 from prunekit_plugins.compensation.gathering import Gathered, Pair, gather
-from prunekit_plugins.compensation.layer_fit import Kinship, LayerFit
+from prunekit_plugins.compensation.layer_fit import Correspondence, LayerFit
 from prunekit_plugins.compensation.uses import find_consumers
 
 
@@ -54,16 +54,16 @@ class Repair:
 
     Args:
         original: The original, watched.
-        module: A twin of the pruned model, which is changed.
+        module: A copy of the pruned model, which is changed.
         plan: The plan from one to the other.
         batches: The calibration batches.
         registry: Where rules and replacements are found.
         stages: In how many stages consumers are compensated; each is fitted to what the stages before it left. None
             for one stage per consumer, but at most `STAGES`.
-        scratch: The values of a twin on the meta device; None where it has its own.
+        scratch: The values of a copy on the meta device; None where it has its own.
 
     Attributes:
-        module: The twin.
+        module: The copy.
         repairs: What was done so far.
         left: Consumers (and others) that were left alone, with the reason.
         notes: What speaks against estimates: samples that are not finite, or too few.
@@ -101,7 +101,7 @@ class Repair:
         return Watched(self.module, self._registry, self._scratch)
 
     def values(self, name: str) -> torch.Tensor:
-        """Returns the values of a parameter or buffer of the twin by its canonical name, detached."""
+        """Returns the values of a parameter or buffer of the copy by its canonical name, detached."""
         return named_tensors(self.module)[name].detach() if self._scratch is None else self._scratch.read(name)
 
     def batches(self) -> Iterator[Batch]:
@@ -109,7 +109,7 @@ class Repair:
         return self._batches.read(self._original.device)
 
     def output_error(self) -> float:
-        """Returns the mean squared error of the twin's outputs, relative to the size of the original's.
+        """Returns the mean squared error of the copy's outputs, relative to the size of the original's.
 
         Positions that a mask leaves out don't count, where an output has positions; neither does what isn't finite in
         the original.
@@ -145,8 +145,8 @@ class Repair:
             )
         pairs = []
         for old, new in zip(before, after, strict=True):
-            kinship = Kinship.of(old.site, self._plan)
-            if not kinship.lost:
+            correspondence = Correspondence.of(old.site, self._plan)
+            if not correspondence.lost:
                 continue
             if new.others:
                 self.left[new.site.name] = f"its weight has other uses: {new.others[0]}"
@@ -154,7 +154,7 @@ class Repair:
             if old.places != new.places:
                 self.left[new.site.name] = "the places at which it works were cut as well, so they can't be compared"
                 continue
-            pairs.append(Pair(old, new, kinship))
+            pairs.append(Pair(old, new, correspondence))
         return pairs
 
     # -- problems
@@ -182,7 +182,7 @@ class Repair:
                     yield problem
 
     def _problem(self, pair: Pair, gathered: Gathered, *, lost: bool) -> LayerFit | None:
-        site, kinship = pair.after.site, pair.kinship
+        site, correspondence = pair.after.site, pair.correspondence
         fit, held = gathered.now.fit.moments(), gathered.now.held.moments()
         if fit is None:
             fit, held = held, None
@@ -195,8 +195,8 @@ class Repair:
         if pair.after.bias:
             offset = self._run(pair.after.bias)[0].to(weight).reshape(weight.shape[:2])
         old = self._original.values(pair.before.site.parameter)
-        lost_weight = kinship.lost_part(pair.before.site.matrix(old).to(weight.device).double())
-        lost_weight = lost_weight * kinship.scales.to(lost_weight.device).reshape(*weight.shape[:2], 1)
+        lost_weight = correspondence.lost_part(pair.before.site.matrix(old).to(weight.device).double())
+        lost_weight = lost_weight * correspondence.scales.to(lost_weight.device).reshape(*weight.shape[:2], 1)
         seen = gathered.lost.moments() if lost else None
         empty = lost_weight.new_zeros(lost_weight.shape[0], lost_weight.shape[2])
         return LayerFit(
@@ -207,8 +207,8 @@ class Repair:
             fit,
             held,
             lost_weight,
-            empty if seen is None else kinship.lost_features(seen.mean),
-            empty if seen is None else kinship.lost_features(seen.variance),
+            empty if seen is None else correspondence.lost_features(seen.mean),
+            empty if seen is None else correspondence.lost_features(seen.variance),
             gathered.earlier.fit.moments(),
             gathered.earlier.held.moments(),
         )
@@ -277,14 +277,14 @@ class Repair:
         return values[bias.rows], values
 
     def write(self, name: str, values: torch.Tensor) -> None:
-        """Gives a parameter or buffer of the twin other values; the model gets them at the end.
+        """Gives a parameter or buffer of the copy other values; the model gets them at the end.
 
         Args:
             name: Its canonical name.
             values: Tensor of its shape.
 
         Raises:
-            PluginError: The twin has no such tensor, or it has another shape.
+            PluginError: The copy has no such tensor, or it has another shape.
         """
         tensor = named_tensors(self.module).get(name)
         if tensor is None or tensor.shape != values.shape:
@@ -315,4 +315,4 @@ def _ignore(seen: Seen) -> None:
 
 
 Compensator = Callable[[Repair], None]
-"""Repairs a pruned model: solves its problems, or writes what it likes to the twin."""
+"""Repairs a pruned model: solves its problems, or writes what it likes to the copy."""

@@ -90,20 +90,20 @@ def compensate(
         if name not in known or tuple(known[name].shape) != shape:
             raise PlanError("The plan was made for another model.", where=name, hint="pass the model before the cut")
     repair = run_compensation(
-        Watched(source, registry), twin_of(target), plan, Batches.of(calibration), methods, stages, registry
+        Watched(source, registry), copy_of_model(target), plan, Batches.of(calibration), methods, stages, registry
     )
     write(repair, target)
     return repair.result
 
 
-def twin_of(model: nn.Module) -> nn.Module:
-    """Makes a twin whose parameters share the model's storage."""
+def copy_of_model(model: nn.Module) -> nn.Module:
+    """Makes a copy whose parameters share the model's storage."""
     return Shadow(model, fake=False).module
 
 
 @attrs.frozen(eq=False)
 class Repaired:
-    """A compensated twin.
+    """A compensated copy.
 
     Attributes:
         values: New values of parameters and buffers by name.
@@ -118,7 +118,7 @@ class Repaired:
 
 def run_compensation(
     original: Watched,
-    twin: nn.Module,
+    model_copy: nn.Module,
     plan: Plan,
     batches: Batches,
     methods: Sequence[str | Compensator],
@@ -126,11 +126,11 @@ def run_compensation(
     registry: Registry,
     scratch: Scratch | None = None,
 ) -> Repaired:
-    """Compensates a twin of the pruned model; see `compensate`."""
+    """Compensates a copy of the pruned model; see `compensate`."""
     if stages is not None and (not isinstance(stages, int) or stages < 1):
         raise ArgumentError("stages must be a positive integer.", why=f"got {stages!r}")
     chosen = find_compensators(methods, registry)
-    repair = Repair(original, twin, plan, batches, registry, stages=stages, scratch=scratch)
+    repair = Repair(original, model_copy, plan, batches, registry, stages=stages, scratch=scratch)
     before = repair.output_error()
     for name, compensator in chosen:
         repair.use(name)
@@ -160,7 +160,7 @@ def find_compensators(
 
 
 def write(repaired: Repaired, model: nn.Module) -> None:
-    """Gives a model what was found for a twin of it: all of it, or nothing after an error."""
+    """Gives a model what was found for a copy of it: all of it, or nothing after an error."""
     with Transaction() as transaction:
         Application(Plan(), model, None).prepare(transaction, repaired.values)
         transaction.commit()

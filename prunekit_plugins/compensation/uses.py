@@ -14,9 +14,9 @@ from prunekit_core.program.linear_forms import Site
 from prunekit_core.program.outputs import output_tensors
 from prunekit_core.program.rules import RuleTable
 from prunekit_core.record.shadow import Shadow
-from prunekit_plugins.calibration.additions import Sums
 from prunekit_plugins.calibration.batches import Batch
-from prunekit_plugins.calibration.observation import Look, Run, Seen, Watched, WatchingSink
+from prunekit_plugins.calibration.observation import Look, Run, Seen, Watched, WatchingListener
+from prunekit_plugins.calibration.residual_adds import ResidualAdds
 
 
 @attrs.frozen
@@ -45,7 +45,7 @@ class Consumer:
     summed: bool
 
 
-class _Uses(WatchingSink):
+class _Uses(WatchingListener):
     """Notes who reads the outputs of consumers, and who else uses parameters."""
 
     def __init__(self, shadow: Shadow, rules: RuleTable, batch: Batch, look: Look) -> None:
@@ -55,7 +55,7 @@ class _Uses(WatchingSink):
         self.means: list[str] = []
         self.others: dict[str, dict[str, None]] = {}
         self.levels: list[int] = []
-        self.sums = Sums(rules)
+        self.sums = ResidualAdds(rules)
         self._source: torch.Tensor | None = None
         self._names = shadow.names
 
@@ -109,38 +109,38 @@ def find_consumers(watched: Watched, batch: Batch) -> list[Consumer]:
         nothing = torch.empty(0, device="cpu")
         calls.setdefault(seen.site.name, []).append(attrs.evolve(seen, arguments={}, output=nothing))
 
-    sink = _Uses(watched.shadow, watched.rules, batch, look)
-    results = output_tensors(watched.run_into(batch, sink))
+    listener = _Uses(watched.shadow, watched.rules, batch, look)
+    results = output_tensors(watched.run_into(batch, listener))
     for tensor in results:
-        if tensor in sink.outputs:
-            sink.readers.setdefault(sink.outputs[tensor], []).append("")
-    sink.sums.handed_out(results)
+        if tensor in listener.outputs:
+            listener.readers.setdefault(listener.outputs[tensor], []).append("")
+    listener.sums.handed_out(results)
     biases = [seen[0].bias for seen in calls.values()]
     found = []
     for seen in calls.values():
         first = seen[0]
-        means = sink.readers.get(first.order, [])
-        mean = means[0] if len(seen) == len(means) == 1 and sink.means.count(means[0]) == 1 else ""
+        means = listener.readers.get(first.order, [])
+        mean = means[0] if len(seen) == len(means) == 1 and listener.means.count(means[0]) == 1 else ""
         alone = biases.count(first.bias) == 1 and all(call.bias == first.bias for call in seen)
         found.append(
             Consumer(
                 first.site,
                 tuple(call.order for call in seen),
-                first.bias if alone and first.bias and first.bias.parameter not in sink.others else None,
+                first.bias if alone and first.bias and first.bias.parameter not in listener.others else None,
                 mean,
                 (
-                    *sink.others.get(first.site.parameter, ()),
+                    *listener.others.get(first.site.parameter, ()),
                     *_overlaps(first.site, [c[0].site for c in calls.values()]),
                 ),
-                sink.levels[first.order],
+                listener.levels[first.order],
                 tuple(places[first.site.name]),
-                all(_summed(call.order, sink.sums, sink.levels) for call in seen),
+                all(_summed(call.order, listener.sums, listener.levels) for call in seen),
             )
         )
     return found
 
 
-def _summed(order: int, sums: Sums, levels: Sequence[int]) -> bool:
+def _summed(order: int, sums: ResidualAdds, levels: Sequence[int]) -> bool:
     born = None if order in sums.read else sums.found.get(order)
     return born is not None and (born < 0 or levels[born] < levels[order])
 

@@ -92,16 +92,16 @@ def open_fields(config: Any, kind: type[Any], build: Build) -> list[Field]:
         kind: The class of all configurations.
         build: Builds a model.
     """
-    asked: dict[Field, None] = {}
+    read: dict[Field, None] = {}
     watched = copy.deepcopy(config)
     for path, inner in configs_in(watched, kind):
-        inner.__class__ = _watching(type(inner), path, asked)
+        inner.__class__ = _watching(type(inner), path, read)
     build(watched)
-    return list(asked)
+    return list(read)
 
 
-def _watching(kind: type[Any], path: tuple[str, ...], asked: dict[Field, None]) -> type[Any]:
-    """Makes a subclass of a class of configurations that notes what is asked for and open."""
+def _watching(kind: type[Any], path: tuple[str, ...], read: dict[Field, None]) -> type[Any]:
+    """Makes a subclass of a class of configurations that notes which fields are read."""
 
     found: Callable[[Any, str], Any] = vars(object)["__getattribute__"]
     for base in reversed(kind.__mro__):
@@ -113,7 +113,7 @@ def _watching(kind: type[Any], path: tuple[str, ...], asked: dict[Field, None]) 
             value = found(self, name)
         finally:
             if value is None and not name.startswith("_"):
-                asked[Field(path, name, None, None)] = None
+                read[Field(path, name, None, None)] = None
         return value
 
     return type(kind.__name__, (kind,), {"__getattribute__": look_up, "__module__": kind.__module__})

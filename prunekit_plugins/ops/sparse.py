@@ -47,7 +47,7 @@ def to_sparse(call: OpCall) -> list[Axis]:
     return list(source.axes)
 
 
-def asked(call: OpCall) -> None:
+def storage_query(call: OpCall) -> None:
     """How a tensor is stored is nothing that a program computes with."""
 
 
@@ -78,7 +78,7 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     **aten("_indices indices crow_indices col_indices", positions_of),
     "aten::_to_dense": like_first,
     **aten("_to_sparse _to_sparse_csr _to_sparse_csc", to_sparse),
-    "aten::is_coalesced": asked,
+    "aten::is_coalesced": storage_query,
     **aten("_sparse_mm _sparse_mm_reduce_impl", sparse_product),
     "aten::_sparse_addmm": add_matmul,
     "aten::segment_reduce": segments,

@@ -90,7 +90,7 @@ class Allotment:
         if sensitivity is not None:
             sensitivity.check(pruner.graph.analysis)
         elif path is not None and self.chosen != ESTIMATED:
-            if pruner.graph.standing.stored is not None:
+            if pruner.graph.current.stored is not None:
                 raise ArgumentError(
                     "Damages can't be measured on a model on disk.",
                     why=f"allocation={self.chosen!r} cuts copies of the model, and they don't fit into memory",

@@ -22,7 +22,7 @@ from prunekit_plugins.calibration.observation import Watched
 from prunekit_plugins.calibration.stream import bytes_needed, gather
 from prunekit_plugins.checkpoints.stored_values import Cut, Scratch
 from prunekit_plugins.compensation.repair import Compensator
-from prunekit_plugins.compensation.run import Repaired, find_compensators, run_compensation, twin_of, write
+from prunekit_plugins.compensation.run import Repaired, copy_of_model, find_compensators, run_compensation, write
 
 CRITERION = "calibrated"
 """The registered criterion that is taken where there are calibration data and none was chosen."""
@@ -73,7 +73,7 @@ class CalibratedPath:
         """Gathers what the pruner's criterion needs, unless it has statistics; returns what speaks against them."""
         criterion = pruner.importance
         if isinstance(criterion, StatisticalCriterion) and criterion.statistics is None:
-            model, stored = pruner.graph.model, pruner.graph.standing.stored
+            model, stored = pruner.graph.model, pruner.graph.current.stored
             demand = Demand.of(criterion, lambda: bytes_needed(model, self.batches, stored, self.registry))
             informed = copy.copy(criterion)
             informed.statistics = gather(model, self.batches, demand, values=stored, registry=self.registry)
@@ -85,17 +85,17 @@ class CalibratedPath:
         """Finds the weights that a model should have after a plan; the model isn't touched."""
         if not self.methods or not plan.cuts:
             return None
-        return self._repair(graph.model, plan, self.stages, graph.standing.stored)
+        return self._repair(graph.model, plan, self.stages, graph.current.stored)
 
     def _repair(self, model: nn.Module, plan: Plan, stages: int | None, stored: StoredWeights | None) -> Repaired:
-        twin = twin_of(model)
-        tensors = named_tensors(twin)
+        model_copy = copy_of_model(model)
+        tensors = named_tensors(model_copy)
         for name in {rescale.parameter for rescale in plan.rescales}:  # scaled in place, and shared with the model
             replace_values(tensors[name], tensors[name])
-        plan.apply(twin, registry=self.registry)
+        plan.apply(model_copy, registry=self.registry)
         original = Watched(model, self.registry, None if stored is None else Cut(stored, Plan()))
         scratch = None if stored is None else Scratch(Cut(stored, plan))
-        return run_compensation(original, twin, plan, self.batches, self.methods, stages, self.registry, scratch)
+        return run_compensation(original, model_copy, plan, self.batches, self.methods, stages, self.registry, scratch)
 
     def finish(self, model: nn.Module) -> Callable[[nn.Module, Plan], None] | None:
         """Returns what compensates a copy that was cut for a measurement, in one stage; None without compensation."""

@@ -1,4 +1,15 @@
-"""Arithmetic on all units of some groups at once: norms, scores, and what their weights get in return.
+"""Arithmetic on all units of some groups at once: norms and scores of units, and gradients for their weights.
+
+A training step would otherwise loop over hundreds of groups and parameters. Here the units of all groups are numbered
+``0 .. units - 1``, group after group, and each parameter dim has an index tensor: which unit each of its positions
+holds (`Table`). Then
+
+- sums about units are one ``index_add_`` from positions to units (`GroupMembers.norms`);
+- values of units get to their weights by one gather from units to positions (`GroupMembers.shares`).
+
+Example: two groups, of 4 and of 2 units, and the weight ``[2, 4]`` of a layer that reads the first and makes the
+second. Its dim 0 has the index ``[4, 5]``, its dim 1 ``[0, 1, 2, 3]``. A position that holds no unit has the number
+``units``: a place at the end that is cut off after sums, and has a neutral value for gathers.
 
 Sharded parameters (``fully_shard``) are worked on where they lie: sums about units are added up over the processes, so
 that all of them know the same numbers, and each changes its own part.
@@ -24,8 +35,8 @@ GroupSource = Callable[[], Iterable[Group]]
 class GroupMembers:
     """The parameters that hold the units of some groups, ready for arithmetic on all units at once.
 
-    The units of all groups are numbered one after another, in the order of the groups. Whenever a parameter's shape is
-    no longer the one that the index was made for, the groups are asked for anew.
+    The units of all groups are numbered one after another, in the order of the groups. When a parameter's shape is no
+    longer the one that the index was made for, `refresh_if_changed` takes the groups as they are then.
 
     Args:
         groups: Called for the groups as they are now, for example ``graph.get_all_groups``.
@@ -41,32 +52,33 @@ class GroupMembers:
         self.refresh()
 
     def refresh(self) -> None:
-        """Takes the groups as they are now."""
+        """Takes the groups as they are now, and makes the index of their parameters."""
         groups = list(self._groups())
         names = [group.name for group in groups]
         if len(set(names)) != len(names):
             raise ArgumentError("A group was given twice.", where=next(n for n in names if names.count(n) > 1))
         self.sizes = {group.name: group.size() for group in groups}
         self.units = sum(self.sizes.values())
-        entries: tuple[list[tuple[MemberView, int]], list[tuple[MemberView, int]]] = ([], [])
+        weights: list[tuple[MemberView, int]] = []  # with the number of the first unit of the group
+        biases: list[tuple[MemberView, int]] = []
         start = 0
         for group in groups:
             for view in group.views():
                 if isinstance(view.tensor, nn.Parameter) and (self._counts is None or self._counts(view)):
-                    entries[is_bias(view.name)].append((view, start))
+                    (biases if is_bias(view.name) else weights).append((view, start))
             start += group.size()
-        self._weights, self._biases = (tables_of(found, self.units) for found in entries)
+        self._weights, self._biases = tables_of(weights, self.units), tables_of(biases, self.units)
         if not self._weights:
             raise ArgumentError(
                 "There is nothing to regularize.",
                 why=f"{len(groups)} groups, and no weight in them counts",
                 hint="groups may be pinned, ignored, or have ratio 0; see graph.report()",
             )
-        owner = [torch.full((size,), number, device="cpu") for number, size in enumerate(self.sizes.values())]
-        self._owner = torch.cat(owner)
+        numbers = [torch.full((size,), number, device="cpu") for number, size in enumerate(self.sizes.values())]
+        self._group_of = torch.cat(numbers)  # [units]: the number of the group that each unit belongs to
 
     def refresh_if_changed(self) -> bool:
-        """Takes the groups anew if a parameter changed its shape or was sharded since; returns whether one did."""
+        """Calls `refresh` if a parameter changed its shape or was sharded since; returns whether one did."""
         slots = (slot for table in (*self._weights, *self._biases) for slot in table.slots)
         changed = any(slot.has_changed() for slot in slots)
         if changed:
@@ -78,6 +90,7 @@ class GroupMembers:
         return dict(zip(self.sizes, values.split(list(self.sizes.values())), strict=True))
 
     def _tables(self, bias: bool) -> Iterator[Table]:
+        """Yields the tables of weights, and of biases if they count, with their index where the weights are now."""
         device = self._first().device
         for table in (*self._weights, *self._biases) if bias else self._weights:
             table.index = table.index.to(device)
@@ -103,21 +116,20 @@ class GroupMembers:
             Tensor ``[units]``, float32, or float64 where the first weight is; on the device of the first weight. A
             member that holds a unit several times counts all of its occurrences.
         """
-        nothing = torch.cat([self.full(0), self.full(0)[:1]])
-        parts: dict[Reduction, torch.Tensor] = {}
+        zeros = torch.cat([self.full(0), self.full(0)[:1]])  # the last one for positions that hold no unit
+        sums: dict[Reduction, torch.Tensor] = {}  # added up over processes once for each way of sharding
         for table in self._tables(bias):
-            known = parts.setdefault(table.reduction, nothing.clone())
-            known.index_add_(0, table.index, _squares(table, nothing))
-        total = sum((add_up(part, reduction) for reduction, part in parts.items()), start=nothing)
+            known = sums.setdefault(table.reduction, zeros.clone())
+            known.index_add_(0, table.index, _squares(table, zeros))
+        total = sum((add_up(part, reduction) for reduction, part in sums.items()), start=zeros)
         return total[:-1].sqrt_()
 
     @torch.no_grad()
     def scores(self, criterion: Callable[[Group], torch.Tensor | None]) -> torch.Tensor:
-        """Asks a criterion about all groups.
+        """Scores all groups by a criterion.
 
         Returns:
-            Tensor ``[units]``, float32 or float64, on the CPU; zeros for groups that the criterion has nothing to say
-            about.
+            Tensor ``[units]``, float32 or float64, on the CPU; zeros for groups for which the criterion returns None.
         """
         found = []
         for group in self._groups():
@@ -135,14 +147,14 @@ class GroupMembers:
         Returns:
             Tensor ``[units]``; 0 throughout a group whose scores are all the same (but for rounding).
         """
-        owner = self._owner.to(scores.device)
+        group_of = self._group_of.to(scores.device)
         empty = scores.new_zeros(len(self.sizes))
-        top = empty.scatter_reduce(0, owner, scores, "amax", include_self=False)
-        spread = top - empty.scatter_reduce(0, owner, scores, "amin", include_self=False)
+        top = empty.scatter_reduce(0, group_of, scores, "amax", include_self=False)
+        spread = top - empty.scatter_reduce(0, group_of, scores, "amin", include_self=False)
         # equal units may get sums that differ in the last digits, because of the order of summation
-        alike = spread <= 32 * torch.finfo(scores.dtype).eps * top.abs()
-        found = (top[owner] - scores) / spread.masked_fill(alike, 1)[owner]
-        return found.masked_fill(alike[owner], 0)
+        equal = spread <= 32 * torch.finfo(scores.dtype).eps * top.abs()
+        found = (top[group_of] - scores) / spread.masked_fill(equal, 1)[group_of]
+        return found.masked_fill(equal[group_of], 0)
 
     def shares(
         self, values: torch.Tensor, *, bias: bool = False, product: bool = False
@@ -160,17 +172,17 @@ class GroupMembers:
             of its dtype and on its device.
         """
         combine = operator.mul if product else operator.add
-        padded = torch.cat([values, values.new_full((1,), float(product))])
+        padded = torch.cat([values, values.new_full((1,), float(product))])  # no unit: 0, or 1 for a product
         for table in self._tables(bias):
             gathered = padded.to(table.index.device)[table.index]
             pieces = iter(gathered.split([length for slot in table.slots for length in slot.lengths]))
             for slot in table.slots:
                 tensor = slot.local()
-                parts: dict[int, torch.Tensor] = {}
-                for dim in slot.dims:
-                    part, known = next(pieces).to(tensor), parts.get(dim)
-                    parts[dim] = part if known is None else combine(known, part)
-                for rows, share in combined(tensor, parts, combine):
+                by_dim: dict[int, torch.Tensor] = {}  # dim to the values of its positions on this process
+                for dim in slot.dims:  # twice the same where a position holds units of two groups (heads and dims)
+                    piece, known = next(pieces).to(tensor), by_dim.get(dim)
+                    by_dim[dim] = piece if known is None else combine(known, piece)
+                for rows, share in combined(tensor, by_dim, combine):
                     yield slot, rows, share
 
     @torch.no_grad()
@@ -196,7 +208,7 @@ class GroupMembers:
             ArgumentError: No parameter has a gradient, or one has a sparse gradient; nothing was changed.
         """
         self.require_gradients(bias=bias)
-        vectors: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        vectors: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # many and small: changed in one call
         for slot, rows, share in self.shares(values, bias=bias):
             gradient = slot.gradient()
             if gradient is None:

@@ -17,7 +17,7 @@ from prunekit_core.graph.graph import Graph
 from prunekit_core.graph.group import Group
 from prunekit_core.modules.tree import modules_in, tensors_in
 from prunekit_core.plans.plan import Plan
-from prunekit_core.plugins.layer_facts import stated_channels, stated_sizes
+from prunekit_core.plugins.layer_facts import channels_by_type, sizes_by_type
 from prunekit_core.plugins.layers import LayerType, Resizing
 from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.program.calls import tensors_of
@@ -109,8 +109,8 @@ def _check_roles(graph: Graph, kind: LayerType) -> None:
     layer = graph.model.get_submodule("layer")
     unknown = [name for name in kind.roles if not hasattr(layer, name)]
     assert not unknown, f"{kind.name}.roles: there is no parameter {', '.join(unknown)}"
-    own = graph.standing.own_layouts(layer)
-    into, out = (stated_channels(graph.registry, layer, flat, own) for flat in (kind.flat_in, kind.flat_out))
+    own = graph.current.own_layouts(layer)
+    into, out = (channels_by_type(graph.registry, layer, flat, own) for flat in (kind.flat_in, kind.flat_out))
     if into is None or into == out:
         return
     for member in (member for group in graph.groups() for member in group.members if member.module == "layer"):
@@ -147,8 +147,8 @@ def _check_group(bench: _Bench, scale: torch.Tensor, name: str, registry: Regist
     try:
         plan = graph.remove({name: gone})
     except RehearsalError as error:
-        stated = _stated(graph, registry)
-        said = ", ".join(f"{path}.{attribute}" for path, attribute in stated) or "none"
+        facts = _facts(graph, registry)
+        said = ", ".join(f"{path}.{attribute}" for path, attribute in facts) or "none"
         raise AssertionError(
             f"{name}: without {gone} the layer doesn't run: {error.where} (attributes that layer types state: {said})"
         ) from error
@@ -188,14 +188,14 @@ def _pruned_alone(bench: _Bench, graph: Graph, group: Group) -> list[tuple[str, 
 
 
 def _check_attributes(graph: Graph, registry: Registry, when: str) -> None:
-    for (path, attribute), value in _stated(graph, registry).items():
+    for (path, attribute), value in _facts(graph, registry).items():
         module = graph.model.get_submodule(path)
         kind, own = registry.layer_type(module), getattr(module, attribute)
         assert kind is not None
         assert own == value, f"{when}: {kind.name}.{attribute} is {own}, its parameters say {value}"
 
 
-def _stated(graph: Graph, registry: Registry) -> dict[tuple[str, str], Any]:
+def _facts(graph: Graph, registry: Registry) -> dict[tuple[str, str], Any]:
     """Returns the attributes that the layer types of the layer, and of those in it, state for the present shapes."""
     found: dict[tuple[str, str], Any] = {}
     for path, module in graph.model.named_modules():
@@ -207,8 +207,8 @@ def _stated(graph: Graph, registry: Registry) -> dict[tuple[str, str], Any]:
             for name in [*module._parameters, *module._buffers]
             if f"{path}.{name}" in graph.analysis.parameters
         }
-        stated = stated_sizes(registry, module, Resizing(layouts, {}))
-        found.update(((path, attribute), value) for attribute, value in stated.items())
+        facts = sizes_by_type(registry, module, Resizing(layouts, {}))
+        found.update(((path, attribute), value) for attribute, value in facts.items())
     return found
 
 

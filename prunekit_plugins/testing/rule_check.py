@@ -250,10 +250,10 @@ def _sizes(
             if len(run) == len(value) and all(a in (b, -1) for a, b in zip(value, run, strict=True)):
                 found[name] = list(shapes[0][start : start + len(value)])
     effects = read.propagation.effects
-    stated = effects.expectations.get(operation.index, ())
-    for name in {expected.argument for expected in stated}:
+    expectations = effects.expectations.get(operation.index, ())
+    for name in {expected.argument for expected in expectations}:
         found.pop(name, None)
-    for expected in stated:
+    for expected in expectations:
         total = sum(len(_positions(piece, kept)) for piece in expected.pieces)
         if expected.position is None:
             found[expected.argument] = total

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import prunekit as pk
 from prunekit_core.program.calls import bind_arguments
-from prunekit_core.record.fakes import Fakes, ShapeHabit
+from prunekit_core.record.fakes import Fakes, ShapeHandling
 
 CPU = torch.device("cpu")
 DEVICES = ["cpu", "meta", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA"))]
@@ -126,9 +126,9 @@ def test_results_are_those_of_the_fake_mode(
     rules, mode = pk.default_registry().op_rules, FakeTensorMode()
     fakes = Fakes(mode)
     args = arguments(fakes.make(laid_out()[layout], CPU))
-    habit = ShapeHabit.of(op, rules)
+    handling = ShapeHandling.of(op, rules)
     with torch.inference_mode(), mode:
-        found = [fakes.result(op, habit, bind_arguments(op, args, {}), args, {}) for _ in range(2)]
+        found = [fakes.result(op, handling, bind_arguments(op, args, {}), args, {}) for _ in range(2)]
         expected = op(*args)
     for result in found:  # the second one may be a remembered one
         for a, b in zip(
@@ -157,7 +157,7 @@ def test_dtypes_are_those_of_the_fake_mode(op: Any, dtype: torch.dtype, number: 
     fakes = Fakes(mode)
     args = (fakes.make(torch.empty(shape, dtype=dtype, device="meta"), CPU), number)
     with torch.inference_mode(), mode:
-        found = fakes.result(op, ShapeHabit.of(op, rules), bind_arguments(op, args, {}), args, {})
+        found = fakes.result(op, ShapeHandling.of(op, rules), bind_arguments(op, args, {}), args, {})
         expected = op(*args)
     assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
 
@@ -183,7 +183,7 @@ def test_what_does_not_fit_is_refused(op: Any, shapes: tuple[Any, ...]) -> None:
     first = [fake(shape) for shape in shapes[0]] if isinstance(shapes[0], list) else fake(shapes[0])
     args = (first, *shapes[1:])
     with torch.inference_mode(), mode, pytest.raises((RuntimeError, IndexError)):
-        fakes.result(op, ShapeHabit.of(op, rules), bind_arguments(op, args, {}), args, {})
+        fakes.result(op, ShapeHandling.of(op, rules), bind_arguments(op, args, {}), args, {})
 
 
 def queries() -> dict[str, torch.Tensor]:
@@ -209,7 +209,7 @@ def test_attention_lies_as_the_kernels_of_this_machine_write_it(layout: str, mas
         expected = op(*args)
         with mode:
             arguments = bind_arguments(op, stand_ins, {})
-            found = Fakes(mode).result(op, ShapeHabit.of(op, rules), arguments, stand_ins, {})
+            found = Fakes(mode).result(op, ShapeHandling.of(op, rules), arguments, stand_ins, {})
     assert (found.shape, found.stride(), found.dtype) == (expected.shape, expected.stride(), expected.dtype)
 
 
@@ -228,7 +228,7 @@ def test_what_is_made_of_numbers_is_what_the_fake_mode_makes(
     rules, mode = pk.default_registry().op_rules, FakeTensorMode()
     with torch.inference_mode(), mode:
         arguments = bind_arguments(op, args, {"device": place})
-        found = Fakes(mode).result(op, ShapeHabit.of(op, rules), arguments, args, {"device": place})
+        found = Fakes(mode).result(op, ShapeHandling.of(op, rules), arguments, args, {"device": place})
         expected = op(*args, device=place)
     assert type(found) is type(expected)
     assert (found.shape, found.stride(), found.dtype) == (expected.shape, expected.stride(), expected.dtype)

@@ -209,7 +209,7 @@ def same_seed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", SCENES)
 def test_an_exception_on_any_line(name: str, tmp_path: Path) -> None:
     def run(scene: Scene, at: int | None) -> int:
-        lines = Lines(at, raised, leaving_out=("interrupts", "regime"))
+        lines = Lines(at, raised, leaving_out=("interrupts", "record/run_settings"))
         with lines.running():
             scene.act()
         return lines.count
@@ -267,7 +267,9 @@ def test_files_are_old_or_new_and_no_others_are_left(tmp_path: Path) -> None:
                     clear(folder)
                     pk.save(first, place, max_shard_size=size)
                     old = contents(folder)
-                    left_out = ("interrupts", "regime", "exclusive") if fault == "exception" else ()
+                    left_out = (
+                        ("interrupts", "record/run_settings", "modules/exclusive") if fault == "exception" else ()
+                    )
                     lines = Lines(number, raised if fault == "exception" else signalled, left_out)
                     try:
                         with lines.running():

@@ -61,8 +61,8 @@ def export(
             fill(subject.model, weights)
         if plan is not None:
             read_plan(plan).apply(subject.model, registry=registry)
-    told = str(weights or subject.weights) + (f" cut by {plan}" if plan is not None else "")
-    subject = attrs.evolve(subject, weights=told)
+    source = str(weights or subject.weights) + (f" cut by {plan}" if plan is not None else "")
+    subject = attrs.evolve(subject, weights=source)
     with output.working(f"exporting {model}"):
         found = FORMATS[to](subject.model, subject.inputs, out, tolerance=tolerance)
     output.line(f"{subject}: {sum(p.numel() for p in subject.model.parameters()):,} parameters")

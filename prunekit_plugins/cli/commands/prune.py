@@ -94,6 +94,7 @@ def prune(
     as_json: options.Json = False,
 ) -> None:
     """Prune a model and write the smaller one to a file, which prunekit.load reads."""
+    # Everything that was typed is checked first: building a model and reading data may take minutes.
     known, registry = start(context, model, recipe, block, config)
     model, weights = known.model, weights or known.checked_weights()
     specs, targets = read_inputs(inputs or known.input), read_targets(target or ())
@@ -105,11 +106,8 @@ def prune(
     source = source_of(model, weights) if on_disk else None
     _check_files(out, plan, report, save_recipe, folder=on_disk)
     output = Output(as_json)
-    if importance is not None:
-        registry.named("prunekit_importance", importance)
-    for name in compensation or ():
-        if name != NONE:
-            registry.named("prunekit_compensators", name)
+    _check_names(registry, importance, compensation or ())
+    # What was typed wins over the settings of the project and the recipe; None is what nobody typed.
     settings = registry.options(
         ratio=ratio,
         target=targets,
@@ -128,10 +126,11 @@ def prune(
             settings["weights"] = source
         subject = build(model, specs, None if on_disk else weights, known.seed, empty=on_disk, runs=data is not None)
     read = None if data is None else data.batches(subject.keyword)
-    original = copy.deepcopy(subject.model) if check else None
+    original = copy.deepcopy(subject.model) if check else None  # pruning changes the model in place
     with _pruning(output, model, settings.get("target") or {}, read) as read:
         result = prune_model(subject.model, subject.inputs, calibration=read, verify="always", **settings)
     result = attrs.evolve(result, protocol=attrs.evolve(result.protocol, source=model, seed=known.seed))
+    # The check comes before anything is written.
     found = None if original is None else _checked(original, subject, result, registry)
     if source is not None and out is not None:
         convert(output, source, out, result.plan, result.protocol, repaired=result.repaired)
@@ -145,15 +144,32 @@ def prune(
     output.result({**_data(subject, result, found, out, plan), "report": None if report is None else str(report)})
 
 
+def _check_names(registry: Registry, importance: str | None, compensation: Sequence[str]) -> None:
+    """Raises an error for a criterion or a compensator that no plugin brings."""
+    if importance is not None:
+        registry.named("prunekit_importance", importance)
+    for name in compensation:
+        if name != NONE:
+            registry.named("prunekit_compensators", name)
+
+
 def _data_of(
-    known: Recipe, typed: str | None, batch_size: int | None, limit: int | None, switches: Sequence[object]
+    known: Recipe, typed: str | None, batch_size: int | None, limit: int | None, needing: Sequence[object]
 ) -> Data | None:
-    """The calibration data: those that were typed, or those of the recipe."""
+    """The calibration data: those that were typed, or those of the recipe.
+
+    Args:
+        known: The recipe.
+        typed: Where the data come from, as typed.
+        batch_size: Size of a batch, as typed.
+        limit: The most batches, as typed.
+        needing: Values of options that make no sense without data; None where they weren't typed.
+    """
     if typed is not None:
         data = Data(typed, batch_size, limit)
     elif known.calibration:
         data = Data(known.checked_calibration(), batch_size or known.batch_size, limit or known.batches)
-    elif any(value is not None for value in (batch_size, limit, *switches)):
+    elif any(value is not None for value in (batch_size, limit, *needing)):
         raise ArgumentError("Compensation, stages and batches need --calibration.")
     else:
         return None
@@ -165,8 +181,12 @@ def _data_of(
 def _pruning(
     output: Output, model: str, target: Mapping[str, Any], batches: Batches | None
 ) -> Iterator[Batches | None]:
-    """Shows that a model is being pruned; with calibration data how many batches of a pass over them were read, with a
-    target on latency how many operations have been measured."""
+    """Shows progress while a model is pruned: batches of calibration data that were read, operations that were measured
+    for a target on latency, or else a spinner.
+
+    Yields:
+        The batches, counted as they are read.
+    """
     with contextlib.ExitStack() as stack:
         if "latency" in target:
             stack.enter_context(watched(stack.enter_context(output.tracked("measuring operations"))))
@@ -180,6 +200,7 @@ def _pruning(
 def _check_files(
     out: Path | None, plan: Path | None, report: Path | None, recipe: Path | None, *, folder: bool
 ) -> None:
+    """Raises an error for a file that couldn't be written later; pruned on disk, the model goes to a folder."""
     if report is not None:
         check_report_path(report)
     for path, option in ((out, "--out"), (plan, "--plan"), (report, "--report"), (recipe, "--save-recipe")):
@@ -188,6 +209,7 @@ def _check_files(
 
 
 def _write(subject: Subject, result: PruneResult, out: Path | None, plan: Path | None) -> None:
+    """Writes the model and the plan."""
     if out is not None:
         save(subject.model, out, plan=result.plan, protocol=result.protocol)
     if plan is not None:
@@ -195,7 +217,7 @@ def _write(subject: Subject, result: PruneResult, out: Path | None, plan: Path |
 
 
 def _checked(original: Any, subject: Subject, result: PruneResult, registry: Registry) -> ExactCheck:
-    """Checks the cut; weights that were repaired afterwards are others on purpose."""
+    """Checks the cut alone: compensation changes weights on purpose, so the plan is applied to a fresh copy then."""
     pruned = subject.model
     if result.compensation is not None:
         pruned = result.plan.apply(copy.deepcopy(original), registry=registry)
@@ -208,6 +230,7 @@ def _checked(original: Any, subject: Subject, result: PruneResult, registry: Reg
 def _show(
     output: Output, subject: Subject, result: PruneResult, check: ExactCheck | None, out: Path | None, everything: bool
 ) -> None:
+    """Prints what was done, for people."""
     costs = {"params": (result.preview.params_before, result.preview.params_after), **result.preview.costs}
     rows = cost_rows(costs)
     output.table(Table(str(subject), ("cost", ">before", ">after", ">left"), rows))
@@ -227,6 +250,7 @@ def _show(
 def _data(
     subject: Subject, result: PruneResult, check: ExactCheck | None, out: Path | None, plan: Path | None
 ) -> dict[str, Any]:
+    """What ``--json`` prints."""
     preview = result.preview
     return {
         "model": subject.name,

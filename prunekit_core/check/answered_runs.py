@@ -1,4 +1,4 @@
-"""The two sides of an exactness check: the masked original, and the pruned model that follows its decisions.
+"""The two runs of an exactness check: the masked original, and the pruned model that follows its decisions.
 
 Both are answered with what the recording decided by value, so that they take the recorded path. What they read where
 something is decided is compared as well: an answer must not hide a difference.
@@ -20,7 +20,7 @@ from prunekit_core.program.calls import bind_arguments, operation_name, tensors_
 from prunekit_core.program.rules import ModuleOp
 from prunekit_core.program.trace import Operation, TensorRef, is_continuous
 from prunekit_core.record.decisions import answered
-from prunekit_core.record.listener import Sink
+from prunekit_core.record.listener import Listener
 from prunekit_core.torch_private.trees import pytree
 
 Read = dict[int, list[torch.Tensor]]
@@ -31,13 +31,13 @@ class OtherProgramError(Exception):
     """The original ran other operations than were recorded, so that nothing can be said about their operands."""
 
 
-class Side(Sink):
+class AnsweredRun(Listener):
     """Counts the operations of a run and answers those that decide something.
 
     Args:
         recording: The recorded program.
         kept: Kept units per group.
-        whole: Whether this side has all units.
+        whole: Whether the model that runs has all units.
 
     Attributes:
         read: What was read by operations that decide.
@@ -90,7 +90,7 @@ class Side(Sink):
         return found
 
 
-class MaskedSide(Side):
+class MaskedOriginal(AnsweredRun):
     """The original: operations that depend on a whole axis run over its kept units only.
 
     Args:
@@ -139,14 +139,14 @@ class MaskedSide(Side):
         arguments = bind_arguments(op, args, kwargs)
         for name, value in arguments.items():
             arguments[name] = self._sliced(operation.arguments[name], value, kept)
-        for stated in self._recording.expectations.get(index, ()):
-            name, size = stated.argument, sum(layouts.new_size(piece, kept) for piece in stated.pieces)
-            if size == sum(piece.size for piece in stated.pieces):
+        for wanted in self._recording.expectations.get(index, ()):
+            name, size = wanted.argument, sum(layouts.new_size(piece, kept) for piece in wanted.pieces)
+            if size == sum(piece.size for piece in wanted.pieces):
                 continue
-            if stated.position is None:
+            if wanted.position is None:
                 arguments[name] = size
             else:
-                arguments[name] = [size if k == stated.position else item for k, item in enumerate(arguments[name])]
+                arguments[name] = [size if k == wanted.position else item for k, item in enumerate(arguments[name])]
         if index in self._recording.temperatures:
             temperature, _ = self._recording.temperatures[index]
             arguments[temperature.argument] = temperature.value

@@ -1,4 +1,4 @@
-"""Sums that what a consumer puts out goes into: where a residual stream takes it up."""
+"""Residual adds: where the output of a consumer is added to a stream."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from prunekit_core.program.rules import ModuleOp, RuleTable
 
 
 @attrs.frozen(eq=False)
-class Sum:
-    """What a consumer put out was added to something else.
+class ResidualAdd:
+    """The output of a consumer was added to something else.
 
     Attributes:
         order: The consumer's number.
-        rest: Tensor of the shape of what it put out: what was added to it.
-        born: The number of the last consumer that ran before the rest was there; -1 for none, None where that isn't
+        rest: Tensor of the shape of its output: the stream that it was added to.
+        born: The number of the last consumer that ran before the stream was made; -1 for none, None where that isn't
             known.
     """
 
@@ -30,12 +30,12 @@ class Sum:
     born: int | None
 
 
-class Sums:
-    """Follows what consumers put out through views to the sum that it goes into.
+class ResidualAdds:
+    """Follows outputs of consumers through views to the operation that adds them to something.
 
     Attributes:
         read: Consumers whose outputs were read by something that is no such sum, or by more than one operation.
-        found: Order of a consumer to when the rest of its sum was born; see `Sum`.
+        found: Order of a consumer to `ResidualAdd.born`.
     """
 
     def __init__(self, rules: RuleTable) -> None:
@@ -55,11 +55,11 @@ class Sums:
             self._orders[output] = order
             self._shapes[order] = output.shape
 
-    def operation(self, op: Any, arguments: Mapping[str, Any], outputs: Any) -> list[Sum]:
+    def operation(self, op: Any, arguments: Mapping[str, Any], outputs: Any) -> list[ResidualAdd]:
         """Notes an operation; returns the sums that it makes."""
         results, given = tensors_of(outputs), tensors_of(list(arguments.values()))
         changes = isinstance(op, ModuleOp) or writes(op)
-        made: list[Sum] = []
+        made: list[ResidualAdd] = []
         for tensor in given:
             order = self._orders.get(tensor)
             if order is None:
@@ -80,7 +80,9 @@ class Sums:
         """Notes what the model puts out."""
         self.read.update(self._orders[tensor] for tensor in outputs if tensor in self._orders)
 
-    def _sum(self, order: int, tensor: torch.Tensor, op: Any, arguments: Mapping[str, Any], outputs: Any) -> list[Sum]:
+    def _sum(
+        self, order: int, tensor: torch.Tensor, op: Any, arguments: Mapping[str, Any], outputs: Any
+    ) -> list[ResidualAdd]:
         rule = self._rules.find(op)
         addition = None if rule is None else rule.adds
         rest = self._rest(tensor, addition, arguments, outputs)
@@ -89,7 +91,7 @@ class Sums:
             return []
         other = _other(tensor, addition, arguments)
         self.found[order] = born = self._born.get(other)
-        return [Sum(order, rest.reshape(self._shapes[order]), born)]
+        return [ResidualAdd(order, rest.reshape(self._shapes[order]), born)]
 
     def _rest(
         self, tensor: torch.Tensor, addition: Addition | None, arguments: Mapping[str, Any], outputs: Any
