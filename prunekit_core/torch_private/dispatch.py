@@ -48,4 +48,4 @@ class Mode(TorchDispatchMode):
     """A dispatch mode whose subclasses decorate ``__torch_dispatch__`` with `uncompiled`."""
 
     def __init_subclass__(cls, **kwargs: object) -> None:
-        """Leaves out what the base class does here: it decorates ``__torch_dispatch__`` so that it loads the compiler."""
+        """Leaves out what the base class does: a decorator of ``__torch_dispatch__`` that loads the compiler."""
