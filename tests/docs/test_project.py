@@ -37,6 +37,16 @@ def test_the_citation_is_of_this_version(project: dict[str, Any]) -> None:
     assert f"- name: {project['authors'][0]['name']}\n" in CITATION
 
 
+def test_the_changelog_is_by_version(project: dict[str, Any]) -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    versions = re.findall(r"^## \[(.*?)\] - (?:unreleased|\d{4}-\d\d-\d\d)$", text, flags=re.MULTILINE)
+    assert len(versions) == text.count("\n## ")
+    assert versions[0] == project["version"]
+    assert all(f"\n[{version}]: {project['urls']['Homepage']}/" in text for version in versions)
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    assert set(re.findall(r"^### (.*)$", text, flags=re.MULTILINE)) <= kinds
+
+
 def test_the_license_is_whole(project: dict[str, Any]) -> None:
     text = (ROOT / "LICENSE").read_text()
     assert project["license-files"] == ["LICENSE"]
