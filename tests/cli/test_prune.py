@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import prunekit as pk
-from prunekit_plugins.cli import prune as prune_command
+from prunekit_plugins.cli.commands import prune as prune_command
 from tests.cli import toys
 from tests.cli.conftest import Cli
 
