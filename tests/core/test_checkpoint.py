@@ -516,6 +516,7 @@ def test_what_the_system_refuses_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "x.safetensors").read_bytes() == held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_request_to_end_leaves_no_temporary_files(number: int, tmp_path: Path) -> None:
     program = """

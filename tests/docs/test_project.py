@@ -73,6 +73,15 @@ def test_the_workflow_runs_what_is_supported(project: dict[str, Any]) -> None:
     assert re.search(rf'python: "{listed[0]}"\n +torch: "torch=={oldest}\.0 ', WORKFLOW)
 
 
+def test_the_quick_half_is_the_same_everywhere(pytestconfig: pytest.Config) -> None:
+    line = re.search(r'pytest (-n 2 -m ".*")', WORKFLOW)
+    assert line
+    assert line[1].removeprefix("-n 2 ") in (ROOT / "README.md").read_text()
+    markers = set(re.findall(r"not (\w+)", line[1]))
+    assert markers <= {text.split(":")[0] for text in pytestconfig.getini("markers")}
+    assert "-n" not in pytestconfig.getini("addopts")
+
+
 @pytest.mark.parametrize("command", ["ruff check", "ruff format", "mypy"])
 def test_the_same_checks_run_everywhere(command: str) -> None:
     assert f"entry: {command}" in HOOKS
