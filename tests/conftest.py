@@ -1,4 +1,4 @@
-"""Settings of Hypothesis and torch for all tests.
+"""Settings of Hypothesis and torch for all tests, and the markers that tests get by their folder.
 
 ``HYPOTHESIS_PROFILE=hunt`` looks longer and at other examples each time; the default is small and repeatable.
 """
@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,9 +43,24 @@ OLDER_TORCH = (
 """What PyTorch itself got wrong before a version: first good version, start of a test's name, what."""
 
 
+TESTS = Path(__file__).parent
+MARKED = {
+    "zoo": (pytest.mark.zoo,),
+    "distributed": (pytest.mark.distributed,),
+    "gpu": (pytest.mark.gpu,),
+    "thirdparty": (pytest.mark.slow,),  # installs packages
+    "benchmarks": (pytest.mark.slow,),  # measures
+}
+"""The markers of all tests in a folder; everywhere else, what is slow says so."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     found = tuple(int(part) for part in torch.__version__.split(".")[:2])
     for item in items:
+        folder = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
+        for marker in MARKED.get(folder, ()):
+            item.add_marker(marker)
         for good, name, what in OLDER_TORCH:
             if found < good and f"/{item.nodeid}".split("/")[-1].startswith(name):
                 item.add_marker(pytest.mark.skip(reason=f"PyTorch before {good[0]}.{good[1]}: {what}"))

@@ -16,6 +16,7 @@ from tests.zoo import test_wounds
 STORED = json.loads(replay.STORED.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_nothing_changed() -> None:
     """Where something did on purpose: ``python -m tests.replay --store``, in a commit that says why."""

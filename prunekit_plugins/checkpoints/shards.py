@@ -24,6 +24,7 @@ KEY = "prunekit"
 """Marks what prunekit wrote; its value is the version of the format."""
 SAVE = "save"
 """Names the save that a shard and its index belong to."""
+_SHARD = re.compile(r"model-\d{5,}-of-\d{5,}\.safetensors")
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -233,7 +234,9 @@ def _own_files(folder: Path) -> set[str]:
                     where=str(folder / name),
                     hint="write to another folder, or move them away",
                 )
-            names |= {name, *(_read_index(folder / name)[0].values() if name == INDEX else ())}
+            shards = _read_index(folder / name)[0].values() if name == INDEX else ()
+            # what is replaced goes away: an index from elsewhere may name any file of the folder as a shard
+            names |= {name, *(shard for shard in shards if _SHARD.fullmatch(shard))}
     return names
 
 

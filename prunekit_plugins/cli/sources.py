@@ -96,11 +96,12 @@ def from_transformers(name: str) -> Source:
     transformers = find_package("transformers", "transformers")
 
     def build() -> Any:
-        config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        # False, not the default: that asks on the terminal whether code in the folder may run
+        config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         names = json.loads((folder / "config.json").read_text()).get("architectures") or ["AutoModel"]
         architecture = getattr(transformers, names[0], None)
-        if architecture is None or names[0] == "AutoModel":
-            return transformers.AutoModel.from_config(config)
+        if not isinstance(architecture, type) or not issubclass(architecture, transformers.PreTrainedModel):
+            return transformers.AutoModel.from_config(config, trust_remote_code=False)
         return architecture(config)
 
     model = _called(build, f"hf:{name}")

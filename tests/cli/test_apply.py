@@ -96,6 +96,7 @@ def test_a_folder_of_transformers_is_pruned_on_disk(sharded: bool, cli: Cli, tmp
         assert torch.equal(loaded(ids).last_hidden_state, model(ids).last_hidden_state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, True])
 def test_calibration_data_choose_and_repair_on_disk(sharded: bool, cli: Cli, tmp_path: Path) -> None:
     """A Llama, whose rotary frequencies are in no file and whose embedding is tied to its head."""

@@ -49,6 +49,7 @@ def test_data_choose_and_repair_as_in_python(cli: Cli, tmp_path: Path) -> None:
     assert called.data["protocol"]["arguments"]["importance"] == "calibrated"
 
 
+@pytest.mark.slow
 def test_every_switch_reaches_prune(cli: Cli, tmp_path: Path) -> None:
     out, data = (
         tmp_path / "out.safetensors",
@@ -82,6 +83,7 @@ def test_batch_norms_stay_where_that_is_asked_for(cli: Cli) -> None:
     assert {layer["method"] for layer in kept} == {"least_squares"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SEEN", "READ"])
 def test_batches_may_be_any_iterable_or_say_how_they_are_read(cli: Cli, tmp_path: Path, name: str) -> None:
     out = tmp_path / "out.safetensors"
@@ -92,6 +94,7 @@ def test_batches_may_be_any_iterable_or_say_how_they_are_read(cli: Cli, tmp_path
     assert re.search(r"compensated: 7 layers, output error \S+ -> \S+\n  layer +method", called.out)
 
 
+@pytest.mark.slow
 def test_files_are_cut_into_batches(cli: Cli, tmp_path: Path) -> None:
     examples = torch.cat(toys.batches())
     numpy.save(tmp_path / "a.npy", examples.numpy())
@@ -121,6 +124,7 @@ def test_several_tensors_of_a_file_are_keyword_inputs(cli: Cli, tmp_path: Path) 
     assert called.data["compensation"]["layers"] != []
 
 
+@pytest.mark.slow
 def test_a_recipe_holds_the_data(cli: Cli, tmp_path: Path) -> None:
     file, recipe, first, again = (tmp_path / n for n in ("a.npy", "r.toml", "a.safetensors", "b.safetensors"))
     numpy.save(file, torch.cat(toys.batches()).numpy())
@@ -142,6 +146,7 @@ def test_a_recipe_holds_the_data(cli: Cli, tmp_path: Path) -> None:
     assert same(again, pruned(calibration=toys.batches(), compensation=None))
 
 
+@pytest.mark.slow
 def test_settings_of_the_project_hold_for_data(cli: Cli, tmp_path: Path) -> None:
     settings, out = tmp_path / "s.toml", tmp_path / "out.safetensors"
     settings.write_text('compensation = ["bias"]\nreestimate_batchnorm = false\nstages = 1\nuniform = true\n')
@@ -152,6 +157,7 @@ def test_settings_of_the_project_hold_for_data(cli: Cli, tmp_path: Path) -> None
     assert cli(*BLOCKS, "--config", settings, "--json").data["compensation"] is None
 
 
+@pytest.mark.slow
 def test_the_report_has_what_was_repaired(cli: Cli, tmp_path: Path) -> None:
     data = ("--calibration", "tests.cli.toys:batches")
     for ending in (".md", ".json", ".html"):

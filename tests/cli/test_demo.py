@@ -23,6 +23,7 @@ def result() -> Any:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["conv net", "transformer"])
 def test_demo_halves_the_macs_and_keeps_the_accuracy(result: Any, name: str) -> None:
     model = result["models"][name]

@@ -39,6 +39,7 @@ def test_without_the_extra_it_says_what_to_install(cli: Cli, monkeypatch: pytest
     assert 'pip install "prunekit[cli]"' in called.err
 
 
+@pytest.mark.slow
 def test_loading_all_plugins_imports_neither_typer_nor_rich() -> None:
     code = (
         "import sys; sys.modules['typer'] = sys.modules['rich'] = None\n"
@@ -71,6 +72,7 @@ def test_help_version_and_unknown_commands(cli: Cli) -> None:
     assert cli("prune", "--help").code == 0
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_plain_text_and_a_model_from_the_working_directory() -> None:
     done = subprocess.run([*COMMAND, *INSPECT], capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -79,6 +81,7 @@ def test_a_pipe_gets_plain_text_and_a_model_from_the_working_directory() -> None
     assert "tests.cli.toys:perceptron, random weights, input 1,4: 67 parameters, groups: 1" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_tables_and_colours() -> None:
     leader, follower = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"}

@@ -28,6 +28,7 @@ def run_onnx(path: Path, x: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [("--weights", "shards"), ("--plan", "plan.json")], ids=str)
 def test_onnx_computes_what_the_pruned_model_does(given: tuple[str, str], cli: Cli, tmp_path: Path) -> None:
     model, _ = pruned(tmp_path)
@@ -54,6 +55,7 @@ def test_a_program_runs_without_the_code_of_the_model(cli: Cli, tmp_path: Path) 
     assert torch.equal(torch.export.load(str(out)).module()(x), model(x))
 
 
+@pytest.mark.slow
 def test_what_differs_is_not_written(cli: Cli, tmp_path: Path) -> None:
     pruned(tmp_path)
     out = tmp_path / "small.onnx"

@@ -57,6 +57,7 @@ def test_inspect_names_what_pins_a_model_that_cannot_shrink(cli: Cli) -> None:
     assert "nothing can be pruned" in called.out
 
 
+@pytest.mark.slow
 def test_inspect_shows_the_parts_of_a_vision_transformer(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     called = cli("inspect", "torchvision:vit_b_16", "--json")
     assert called.code == 0

@@ -18,6 +18,7 @@ from tests.cli.toys import Perceptron
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_process_that_is_interrupted(moment: str, tmp_path: Path) -> None:
     folder, mark = tmp_path / "folder", tmp_path / "mark"

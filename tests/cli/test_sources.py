@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from pathlib import Path
@@ -112,6 +113,9 @@ def test_transformers_models_come_from_a_local_folder(tmp_path: Path) -> None:
     config = transformers.BertConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=10
     )
+    config.architectures = ["Trainer"]  # no model
+    config.save_pretrained(str(tmp_path))
+    assert type(models.build(f"hf:{tmp_path}", []).model).__name__ == "BertModel"
     config.architectures = ["BertForSequenceClassification"]
     config.save_pretrained(str(tmp_path))
     subject = models.build(f"hf:{tmp_path}", [])
@@ -119,6 +123,17 @@ def test_transformers_models_come_from_a_local_folder(tmp_path: Path) -> None:
     assert isinstance(subject.inputs, dict)
     assert list(subject.inputs) == ["input_ids"]
     assert tuple(subject.inputs["input_ids"].shape) == (1, 16)
+
+
+def test_code_in_a_transformers_folder_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers", reason="transformers is an extra of its own")
+    monkeypatch.setattr("builtins.input", lambda _: "yes")  # nobody is asked, either
+    auto = {"AutoConfig": "code.Mine", "AutoModel": "code.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": auto}))
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(sources.BuildError, match="custom code"):
+        models.build(f"hf:{tmp_path}", [])
+    assert not (tmp_path / "ran").exists()
 
 
 def test_arguments_are_read() -> None:

@@ -29,6 +29,7 @@ PICTURE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 # -- classification
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["local", "global", "isomorphic"])
 def test_a_classifier(scope: str) -> None:
     model = resnet()
@@ -83,6 +84,7 @@ def test_steps_with_a_schedule_and_single_ratios() -> None:
     assert pruner.get_target_pruning_ratio(model.layer2[0].conv1, 1) == pytest.approx(0.5 * (1 - 0.75**3))
 
 
+@pytest.mark.slow
 def test_until_a_speed_up_is_reached() -> None:
     model = resnet()
     pruner = tp.pruner.MagnitudePruner(
@@ -466,6 +468,7 @@ def test_ignored_parameters() -> None:
 # -- segmentation
 
 
+@pytest.mark.slow
 def test_a_segmentation_model() -> None:
     torch.manual_seed(0)
     model, x = Segmenter().eval(), torch.randn(1, 3, 16, 16)

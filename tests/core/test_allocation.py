@@ -50,6 +50,7 @@ def macs(model: nn.Module, example: torch.Tensor) -> float:
     return pk.BasePruner(model, example).plan().preview().costs["macs"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allocation", ["uniform", "global", "greedy", "dp"])
 @pytest.mark.parametrize("share", [0.7, 0.4])
 def test_targets_are_met(net: Net, measured: pk.Sensitivity, allocation: str, share: float) -> None:
@@ -108,6 +109,7 @@ def test_what_cannot_be_reached_says_what_can(net: Net, measured: pk.Sensitivity
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allocation", ["greedy", "dp"])
 def test_sizes_that_the_program_ties_stay_in_step(allocation: str) -> None:
     torch.manual_seed(0)
@@ -156,6 +158,7 @@ def test_arguments_are_checked(net: Net, measured: pk.Sensitivity) -> None:
         pk.prune(other, IMAGE, target={"macs": 0.5}, allocation="dp", sensitivity=measured)
 
 
+@pytest.mark.slow
 def test_with_calibration_data_damages_are_measured_after_compensation(net: Net) -> None:
     torch.manual_seed(1)
     batches = [torch.randn(16, 3, 8, 8) for _ in range(2)]

@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable
 
 import attrs
+import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
@@ -342,6 +343,7 @@ def run(inputs: list[int], program: list[tuple[int, int, int, int]]) -> Machine:
     return machine
 
 
+@pytest.mark.slow
 @settings(max_examples=1000)
 @given(st.lists(numbers, min_size=1, max_size=3), programs, st.integers(0, 99))
 def test_slicing_commutes_with_every_chain(inputs, program, seed) -> None:  # type: ignore[no-untyped-def]

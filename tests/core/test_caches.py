@@ -70,6 +70,7 @@ def empty() -> None:
     NESTED["tables"].clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_value", [False, True])
 @pytest.mark.parametrize("table", [unbounded, bounded, in_a_dict, in_a_dict_of_a_dict])
 def test_a_table_that_is_kept_is_made_in_every_run(table: Callable[[int], Any], by_value: bool) -> None:
@@ -107,6 +108,7 @@ class Keeper:
     table: Any = None
 
 
+@pytest.mark.slow
 def test_what_is_no_cache_is_told() -> None:
     def stored(length: int) -> torch.Tensor:
         Keeper.table = made(length)
@@ -145,6 +147,7 @@ class Rotary(nn.Module):
         return y + self.moved(x.device)[0][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_value", [False, True])
 def test_caches_that_are_filled_from_each_other_are_emptied(by_value: bool) -> None:
     torch.manual_seed(0)

@@ -103,6 +103,7 @@ def test_moments_are_those_of_what_a_hook_sees() -> None:
     assert torch.allclose(plain.variance, found.variance, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_large_mean_costs_no_digits_and_blocks_join() -> None:
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(9000, 1100, generator=generator) * 0.01 + 100

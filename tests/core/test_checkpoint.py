@@ -400,6 +400,15 @@ def test_another_save_replaces_all_files_of_the_one_before(tmp_path: Path) -> No
         assert held == {"config.json", *Weights(tmp_path).files, *([INDEX] if size != "1MB" else [])}
 
 
+def test_only_shards_go_away_with_the_save_before(tmp_path: Path) -> None:
+    """An index from elsewhere may name any file of its folder as a shard."""
+    (tmp_path / "train.py").write_text("mine")
+    (tmp_path / INDEX).write_text(json.dumps({"metadata": {"prunekit": "1"}, "weight_map": {"x": "train.py"}}))
+    write_sharded(tmp_path, size="1MB")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "train.py"]
+    assert (tmp_path / "train.py").read_text() == "mine"
+
+
 def test_weights_of_others_are_not_replaced(tmp_path: Path) -> None:
     safetensors.torch.save_file({"x": torch.zeros(2)}, tmp_path / "model.safetensors", {"format": "pt"})
     before = (tmp_path / "model.safetensors").read_bytes()
@@ -507,6 +516,7 @@ def test_what_the_system_refuses_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "x.safetensors").read_bytes() == held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_request_to_end_leaves_no_temporary_files(number: int, tmp_path: Path) -> None:
     program = """

@@ -397,6 +397,7 @@ def test_a_compensated_model_is_saved_and_loaded(tmp_path: Path) -> None:
 # -- prune(..., calibration=...)
 
 
+@pytest.mark.slow
 def test_prune_with_calibration_does_all_of_it() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -525,6 +526,7 @@ def test_good_data_raise_no_doubts() -> None:
     assert result.compensation.notes == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allocation", ["dp", "greedy", "global", "uniform", "estimated"])
 def test_what_is_not_finite_spoils_no_allocation(allocation: str) -> None:
     torch.manual_seed(0)

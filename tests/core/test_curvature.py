@@ -27,6 +27,7 @@ def chain() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double()
 
 
+@pytest.mark.slow
 def test_of_a_linear_model_it_is_the_product_of_what_follows() -> None:
     """Outputs move by ``W2 e`` with the first layer's, so that ``G = W2^T W2``, and ``G = I`` for the last layer."""
     model = chain()

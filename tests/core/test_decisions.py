@@ -139,6 +139,7 @@ def test_a_detector_loses_half_of_everything_and_decides_as_the_masked_original(
     assert check.decisions >= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["stem", "features", "scores", "inner", "boxes"])
 def test_the_check_fails_when_what_is_decided_on_differs(detector: nn.Module, layer: str) -> None:
     original = copy.deepcopy(detector)
@@ -166,6 +167,7 @@ def test_a_label_is_not_taken_on_trust() -> None:
     assert not pk.check_exact(original, model, plan, x)
 
 
+@pytest.mark.slow
 def test_replays_run_on_the_weights_that_stay() -> None:
     """Native code trusts its input: random weights would lead it to places that don't exist."""
 

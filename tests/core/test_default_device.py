@@ -80,6 +80,7 @@ WAYS: dict[str, Callable[[nn.Module, torch.Tensor], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("build", "x"), [(Residual, PICTURES), (Encoder, TOKENS)], ids=["residual", "encoder"])
 def test_the_answer_is_the_same(build: Callable[[], nn.Module], x: torch.Tensor, way: str, elsewhere: Any) -> None:

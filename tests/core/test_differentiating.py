@@ -87,12 +87,14 @@ def check(model: nn.Module, *pruned: tuple[int, int]) -> pk.PruneResult:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_it_is_pruned_and_exact(way: str) -> None:
     torch.manual_seed(0)
     check(Energy(WAYS[way], nn.Tanh()), (32, 16), (16, 8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", ACTS)
 def test_derivatives_of_activations_have_rules(act: type[nn.Module]) -> None:
     torch.manual_seed(0)
@@ -116,6 +118,7 @@ def test_the_numbers_are_those_of_the_masked_original() -> None:
     torch.testing.assert_close(found["forces"], expected["forces"])
 
 
+@pytest.mark.slow
 def test_a_small_interatomic_potential() -> None:
     class Potential(nn.Module):
         def __init__(self) -> None:

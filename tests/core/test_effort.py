@@ -76,12 +76,14 @@ def efforts() -> dict[str, list[int]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["analysis", "plan", "application"])
 def test_work_grows_in_proportion_to_the_depth(efforts: dict[str, list[int]], stage: str) -> None:
     few, _, many = efforts[stage]
     assert math.log(many / few, DEPTHS[-1] / DEPTHS[0]) < 1.1, efforts[stage]
 
 
+@pytest.mark.slow
 def test_an_analysis_is_a_few_forwards_on_fakes(efforts: dict[str, list[int]]) -> None:
     """Two programs are recorded, eval and train; propagation is counted, too."""
     more, one = (efforts[stage][-1] - efforts[stage][0] for stage in ("analysis", "fake forward"))

@@ -129,6 +129,7 @@ def test_pruning_in_threads_changes_nothing_around_it() -> None:
     assert {**settings(), "random": 0} == {**before, "random": 0}
 
 
+@pytest.mark.slow
 def test_importing_changes_nothing() -> None:
     program = """
 import logging, sys, threading, warnings
@@ -152,6 +153,7 @@ def _prune_in_worker(answers: Any) -> None:
     answers.put(kept(preferring(-1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_can_prune(method: str) -> None:
     if method not in multiprocessing.get_all_start_methods():
@@ -168,6 +170,7 @@ def test_workers_can_prune(method: str) -> None:
     assert worker.exitcode == 0
 
 
+@pytest.mark.slow
 def test_what_is_imported() -> None:
     """Importing the core, and loading all plugins, imports little: that is what keeps both cheap."""
     program = """

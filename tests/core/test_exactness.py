@@ -222,6 +222,7 @@ class Attends(nn.Module):
         return self.out(self.attention(x, x, x, need_weights=self.weights)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("weights", [False, True])
 @pytest.mark.parametrize("training", [False, True])

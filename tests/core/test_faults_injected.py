@@ -205,6 +205,7 @@ def same_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # raised between opening and entering `with`
 @pytest.mark.parametrize("name", SCENES)
 def test_an_exception_on_any_line(name: str, tmp_path: Path) -> None:
@@ -217,6 +218,7 @@ def test_an_exception_on_any_line(name: str, tmp_path: Path) -> None:
     check(seeded(SCENES[name]), tmp_path, run)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.parametrize("name", SCENES)
 def test_a_signal_on_any_line(name: str, tmp_path: Path) -> None:
@@ -230,6 +232,7 @@ def test_a_signal_on_any_line(name: str, tmp_path: Path) -> None:
     check(seeded(SCENES[name]), tmp_path, run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCENES)
 def test_no_memory_at_any_operation(name: str, tmp_path: Path) -> None:
     def run(scene: Scene, at: int | None) -> int:

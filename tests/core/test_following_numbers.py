@@ -380,6 +380,7 @@ def leaves(value: Any) -> list[torch.Tensor]:
     return list(value) if isinstance(value, tuple) else [value]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_number_that_follows_a_size_never_makes_another_program(name: str) -> None:
     torch.manual_seed(0)

@@ -139,6 +139,7 @@ FOUND: dict[str, Callable[[Any, torch.Tensor], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOUND)
 def test_classes_stay(name: str) -> None:
     model = Model(FOUND[name])

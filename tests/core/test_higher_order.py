@@ -60,6 +60,7 @@ def net(function: Callable[[torch.Tensor], torch.Tensor]) -> nn.Sequential:
     return nn.Sequential(nn.Linear(8, 16), Step(function), nn.Linear(16, 4)).eval().requires_grad_(False)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.parametrize(
     ("function", "name"),
@@ -98,6 +99,7 @@ class TrainingOnly(nn.Module):
         return y
 
 
+@pytest.mark.slow
 def test_a_mode_that_calls_one_is_told_in_a_note() -> None:
     report = pk.prune(TrainingOnly(), X).report
     assert any(re.match("train mode was not recorded: .*functions as arguments", note) for note in report.notes)

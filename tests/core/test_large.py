@@ -20,6 +20,7 @@ from tests.models import Encoder
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
+@pytest.mark.slow
 def test_billions_of_parameters_are_planned_in_little_memory() -> None:
     """Five billion parameters, 20 GB in float32: no tensor as large as one of theirs is ever made."""
     command = [sys.executable, str(BENCHMARKS / "large_model.py"), "--work", "--layers", "4"]

@@ -52,6 +52,7 @@ def test_as_many_units_stay_as_are_needed(name: str, options: dict[str, object])
     assert check, str(check)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("round_to", [1, 2, 3])
 def test_rounding_doesn_t_go_below(round_to: int) -> None:
     model = Spread(lambda x: x.std(-1), 12)

@@ -138,6 +138,7 @@ def test_a_subclass_with_a_forward_of_its_own_is_another_program() -> None:
     assert trainings(model, torch.randn(2, 4)) == [False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "vgg11_bn", "mobilenet_v3_small"])
 def test_what_is_skipped_would_have_said_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def groups() -> tuple[list[object], int]:
@@ -154,6 +155,7 @@ def test_what_is_skipped_would_have_said_the_same(name: str, monkeypatch: pytest
     assert skipped == recorded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
 def test_what_counts_once_would_have_said_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def groups() -> tuple[list[object], int]:

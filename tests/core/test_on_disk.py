@@ -163,6 +163,7 @@ def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.M
     assert max(sizes.values()) <= most <= max(layers) < sum(sizes.values()) / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_plans_and_repairs_are_those_of_the_model_in_memory(name: str, tmp_path: Path) -> None:
     make, batches = MODELS[name]
@@ -192,6 +193,7 @@ def test_plans_and_repairs_are_those_of_the_model_in_memory(name: str, tmp_path:
     assert any(not torch.equal(small[key], value) for key, value in plain.items())
 
 
+@pytest.mark.slow
 def test_repaired_values_are_rounded_to_the_dtype_of_the_files(tmp_path: Path) -> None:
     make, batches = MODELS["encoder"]
     place = stored(seeded(make).bfloat16(), tmp_path)
@@ -317,6 +319,7 @@ def test_models_whose_weights_are_loaded_while_they_run_are_refused() -> None:
     assert model(torch.zeros(1, 4)).shape == (1, 2)
 
 
+@pytest.mark.slow
 def test_repaired_values_must_fit(tmp_path: Path) -> None:
     make, batches = MODELS["encoder"]
     place = stored(seeded(make), tmp_path)

@@ -418,6 +418,7 @@ def test_keywords_lists_and_dicts() -> None:
     assert pk.check_exact(original, model, result.plan, EXAMPLE, registry=registry)
 
 
+@pytest.mark.slow
 def test_tensors_inside_dicts_are_pinned() -> None:
     graph = pk.DependencyGraph(registry_of({Copied: COPIED})).build_dependency(Branches(table=True), EXAMPLE)
     assert graph.report().pinned["c.weight[0]"].startswith("inside an object that an opaque layer is given")

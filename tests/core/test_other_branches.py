@@ -109,6 +109,7 @@ def test_a_batch_of_one_as_set(norm: nn.Module) -> None:
     assert set(graph.analysis.groups) == {"a"}
 
 
+@pytest.mark.slow
 def test_inception_is_whole_in_train_mode_after_one_image() -> None:
     model = models.inception_v3(weights=None, init_weights=False, aux_logits=True, num_classes=5)
     pk.prune(model, torch.randn(1, 3, 299, 299))

@@ -38,6 +38,7 @@ def test_pickles_and_copies_are_equal_and_show_the_same(name: str, asked: bool) 
     assert sum(p.numel() for p in smaller.parameters()) == preview.params_after
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_neither_model_nor_analysis_lives_on(name: str) -> None:
     make, x = CASES[name]

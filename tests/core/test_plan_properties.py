@@ -105,6 +105,7 @@ def two_steps(case: Case) -> tuple[pk.Plan, pk.Plan, nn.Module]:
     return first, total, middle
 
 
+@pytest.mark.slow
 @few
 @given(programs, seeds)
 def test_the_rest_of_a_plan(program, seed) -> None:  # type: ignore[no-untyped-def]
@@ -135,6 +136,7 @@ def test_composition_of_one_graph_s_plans(program, seed) -> None:  # type: ignor
     assert pk.Plan().then(first) == first
 
 
+@pytest.mark.slow
 @few
 @given(programs, seeds)
 def test_composition_with_a_plan_of_a_new_graph(program, seed) -> None:  # type: ignore[no-untyped-def]
@@ -240,6 +242,7 @@ CASES = [Case(program, 3) for program in PROGRAMS]
 TEXTS = [case.draft(0.5).to_json() for case in CASES]
 
 
+@pytest.mark.slow
 @many
 @given(
     st.integers(0, len(PROGRAMS) - 1),
@@ -279,6 +282,7 @@ def changed_only_sizes(before: dict[str, object], after: dict[str, object]) -> N
             assert type(old) is type(new), key
 
 
+@pytest.mark.slow
 @given(st.integers(0, len(PROGRAMS) - 1), st.text(max_size=40), st.integers(0, 4000))
 def test_broken_text_is_refused(number, noise, place) -> None:  # type: ignore[no-untyped-def]
     text = TEXTS[number]

@@ -21,6 +21,7 @@ def empty_encoder() -> torch.nn.Module:
         return Encoder().eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [GroupMagnitudeImportance, LAMPImportance, FPGMImportance])
 @pytest.mark.parametrize("shards", [None, 4000])
 def test_scores_from_files_are_those_of_the_model(

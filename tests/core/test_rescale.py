@@ -109,6 +109,7 @@ REPORTED: dict[str, tuple[Scores, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE_UP_FOR)
 def test_the_temperature_stays(name: str) -> None:
     torch.manual_seed(0)

@@ -45,6 +45,7 @@ class WaveNet(nn.Module):
         return self.head(sum(skip[..., -skips[-1].shape[-1] :] for skip in skips).relu())  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("round_to", [1, 2])
 def test_layers_of_one_width_are_in_step_at_any_target(round_to: int) -> None:
     for target in (0.9, 0.7, 0.5, 0.3):
@@ -95,6 +96,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o) or "local")
 @pytest.mark.parametrize("target", [{"macs": 0.5}, {"params": 0.37}, {"macs": 0.6, "params": 0.5}, {"macs": 5e6}])
 def test_targets_are_met_within_a_percent(options: dict[str, Any], target: dict[str, float]) -> None:

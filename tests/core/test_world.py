@@ -229,6 +229,7 @@ class Writes(nn.Module):
         return self.last(hidden.relu())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("always", [False, True])
 @pytest.mark.parametrize(
     "write", [_in_place, _past_autograd, _through_a_view, _of_a_list, _as_an_output, _whatever_it_raises]
@@ -367,6 +368,7 @@ def test_ranges_of_the_profiler_are_no_operations(steps: bool) -> None:
     assert "all" in {event.key for event in profile.key_averages()}
 
 
+@pytest.mark.slow
 def test_dlpack_of_weights_without_data_is_recorded_on_real_ones() -> None:
     class Exported(nn.Module):
         def __init__(self) -> None:

@@ -133,6 +133,7 @@ def _written_over(x: Tensor) -> Tensor:
     return copied
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("meet", MEETINGS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("name", KEEP)
 def test_sums_over_zeros_are_exact(name: str, meet: Callable[..., Tensor]) -> None:
@@ -141,6 +142,7 @@ def test_sums_over_zeros_are_exact(name: str, meet: Callable[..., Tensor]) -> No
     assert mixes.keys() <= ({"q", "k"} if name == "difference of softplus" else set())  # two numbers that cancel
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("meet", MEETINGS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("name", SPOIL)
 def test_sums_over_others_are_listed(name: str, meet: Callable[..., Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,16 @@ def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         yield
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+SLOW = ("docs/halve-your-latency.md", "docs/reports.md", "docs/tutorial.md", "docs/writing-a-plugin.md")
+
+
+def documents() -> Iterator[Any]:
+    for path in DOCUMENTS:
+        name = path.relative_to(ROOT).as_posix()
+        yield pytest.param(path, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+
+
+@pytest.mark.parametrize("path", list(documents()))
 def test_snippets_run_and_print_what_the_document_says(path: Path) -> None:
     document = path.read_text()
     run = run_document(document, str(path.relative_to(ROOT)))
@@ -31,7 +41,7 @@ def test_snippets_run_and_print_what_the_document_says(path: Path) -> None:
 def test_every_document_with_code_is_found() -> None:
     found = {path.relative_to(ROOT).as_posix() for path in DOCUMENTS}
     assert found == {"README.md"} | {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("**/*.md")}
-    assert {"docs/criteria.md", "docs/criteria/taylor.md"} <= found
+    assert {"docs/criteria.md", "docs/criteria/taylor.md", *SLOW} <= found
     assert sum(block.language == "python" for path in DOCUMENTS for block in blocks_of(path.read_text())) > 20
 
 

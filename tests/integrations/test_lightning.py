@@ -109,6 +109,7 @@ def make(folder: Path, at: tuple[int, ...], unit: str = "steps", **options: Any)
     return net, callback, trainer, notes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("at", "unit", "killed"), [((3, 6), "steps", 9), ((1, 2), "epochs", 9), ((4, 8), "steps", 5)])
 def test_killed_and_resumed_ends_where_the_whole_run_ends(
     tmp_path: Path, at: tuple[int, ...], unit: str, killed: int

@@ -74,6 +74,7 @@ def losses(trainer: Any) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("at", "unit", "killed"), [((3, 6), "steps", 7), ((1, 2), "epochs", 9)])
 def test_killed_and_resumed_ends_where_the_whole_run_ends(
     tmp_path: Path, at: tuple[int, ...], unit: str, killed: int
@@ -128,6 +129,7 @@ def test_the_file_beside_the_weights(tmp_path: Path) -> None:
             integration.plan_of(folder)
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_counts_optimizer_steps(tmp_path: Path) -> None:
     _, callback, trainer = make(tmp_path, (2, 5), gradient_accumulation_steps=2)
     calls: list[int] = []
@@ -138,6 +140,7 @@ def test_gradient_accumulation_counts_optimizer_steps(tmp_path: Path) -> None:
     assert calls == [0, 1, 2, 3, 4]  # once per step, until the last cut
 
 
+@pytest.mark.slow
 def test_criteria_that_need_gradients_find_them(tmp_path: Path) -> None:
     model = network()
     pruner = pk.BasePruner(model, EXAMPLE, importance="taylor")
@@ -152,6 +155,7 @@ def test_criteria_that_need_gradients_find_them(tmp_path: Path) -> None:
     assert model.bert.embeddings.LayerNorm.weight.shape == (8,)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_at_once(tmp_path: Path) -> None:
     _, callback, trainer = make(tmp_path, (2, 3))
     other = transformers.Trainer(network(), trainer.args, train_dataset=dataset(), callbacks=[callback])

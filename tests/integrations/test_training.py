@@ -35,6 +35,7 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_resumed_ends_where_the_whole_run_ends(tmp_path: Path) -> None:
     whole = Run()
     whole.go()

@@ -124,6 +124,7 @@ def logits(model: nn.Module, inputs: dict[str, Any]) -> list[torch.Tensor]:
         return [tensor for tensor in model(**inputs).to_tuple() if isinstance(tensor, torch.Tensor)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_a_pruned_model_comes_back_from_its_configuration(case: Case, tmp_path: Path) -> None:
     model = build(case)
@@ -151,6 +152,7 @@ def test_a_pruned_model_comes_back_from_its_configuration(case: Case, tmp_path: 
         assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+@pytest.mark.slow
 def test_what_differs_from_layer_to_layer_is_named() -> None:
     case = CASES["grouped queries, tied"]
     model = build(case)

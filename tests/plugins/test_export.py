@@ -46,6 +46,7 @@ PATHS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
 """Exporter to a function that runs what it makes of a model, and the families that are tried."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "family"), [(path, family) for path in PATHS for family in PATHS[path][1]])
 def test_pruned_models_are_exported(path: str, family: str) -> None:
     model, inputs = build(family, seed=0)

@@ -39,6 +39,7 @@ def uneven(model: nn.Module) -> pk.PruneResult:
     return pk.prune(model, IDS, 0.0, pruning_ratio_dict=ratios)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_layers_of_different_widths_come_back(dtype: torch.dtype, tied: bool, tmp_path: Path) -> None:

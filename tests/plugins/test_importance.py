@@ -187,6 +187,7 @@ def test_defaults() -> None:
     assert MagnitudeImportance is GroupMagnitudeImportance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalizer", [n for n in NORMALIZERS if n is not None])
 @pytest.mark.parametrize("reduction", [r for r in REDUCTIONS if r is not None])
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.0])

@@ -193,6 +193,7 @@ def test_wrong_degree() -> None:
         FPGMImportance(p=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"p": 1}, {"normalizer": "lamp"}, {"bias": True, "group_reduction": "prod"}])
 def test_kit(options: dict[str, Any]) -> None:
     check_criterion(lambda: FPGMImportance(**options))

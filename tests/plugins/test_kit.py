@@ -92,6 +92,7 @@ def test_schedules(name: str) -> None:
     check_schedule(REGISTRY.named("prunekit_schedules", name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names("prunekit_compensators"))
 def test_compensators(name: str) -> None:
     check_compensator(REGISTRY.named("prunekit_compensators", name))

@@ -93,6 +93,7 @@ def test_threads_are_put_back() -> None:
         assert used == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "x"), [(Residual(), X), (Encoder(), torch.randn(2, 6, 10))])
 def test_measured_counts_and_memory_are_the_predicted_ones(model: nn.Module, x: torch.Tensor) -> None:
     analysis = pk.DependencyGraph().build_dependency(model, x).analysis

@@ -401,6 +401,7 @@ def test_half_precision_gradients_stay_what_they_are() -> None:
 # -- digits
 
 
+@pytest.mark.slow
 def test_on_digits_the_weaker_half_fades_and_can_be_cut() -> None:
     digits = data.load(0)
     torch.manual_seed(0)

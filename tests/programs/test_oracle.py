@@ -58,6 +58,7 @@ def test_the_right_network_passes(name: str) -> None:
     assert case.seen(case.small) == (False, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_one_shifted_index_in_one_parameter_is_seen(name: str) -> None:
     """Weights and buffers only: a key's bias, for example, truly changes nothing behind a softmax."""
@@ -82,6 +83,7 @@ def test_one_shifted_index_in_one_parameter_is_seen(name: str) -> None:
     assert tried >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_another_unit_of_a_group_is_seen(name: str) -> None:
     """The same wrong unit everywhere: a sound network, but not the one that the plan says."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 
+import pytest
 import torch
 from hypothesis import event, given, settings, strategies as st
 
@@ -73,12 +74,14 @@ def test_pruned_equals_masked(program, head, ratio, seed, ranked) -> None:  # ty
     prune_and_compare(program, head, ratio, seed, ranked, exact=True)
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(programs(exact=False), st.integers(0, 19), ratios, seeds, st.booleans())
 def test_pruned_passes_the_check(program, head, ratio, seed, ranked) -> None:  # type: ignore[no-untyped-def]
     prune_and_compare(program, head, ratio, seed, ranked, exact=False)
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(programs(exact=True), st.integers(0, 19), seeds, st.booleans())
 def test_three_steps(program, head, seed, ranked) -> None:  # type: ignore[no-untyped-def]
@@ -100,6 +103,7 @@ def test_three_steps(program, head, seed, ranked) -> None:  # type: ignore[no-un
         assert relative(other(x), pruned(x)) < 1e-10
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(programs(exact=True), st.integers(0, 19), seeds, st.data())
 def test_single_groups(program, head, seed, data) -> None:  # type: ignore[no-untyped-def]
@@ -127,6 +131,7 @@ def test_single_groups(program, head, seed, data) -> None:  # type: ignore[no-un
         compare(original, pruned, plan, x, exact=True)
 
 
+@pytest.mark.slow
 def test_nothing_is_vacuous() -> None:
     """Most constructs can be pruned: otherwise the tests above would hold of a library that does nothing."""
     idle = []

@@ -60,6 +60,7 @@ def page(folder: Path) -> tuple[Path, list[str]]:
     return path, [f"table-{section.key}" for section in sections(data) if section.key != "costs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "dark"), [(1200, False), (500, True)])
 def test_the_page_in_a_browser(tmp_path: Path, width: int, dark: bool) -> None:
     path, tables = page(tmp_path)

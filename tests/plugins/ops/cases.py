@@ -6,7 +6,7 @@ An answer is written as `prunekit.testing.AxesRead` prints it: ``a2 b3, a2 c4 ->
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -36,6 +36,7 @@ class Case:
         unrun: Why it isn't executed on smaller tensors; empty where it is.
         values: False for random or uninitialised results.
         tolerance: Allowed relative difference; 0 is bit by bit.
+        slow: Whether it is left out of the quick half: where values are asked for, caches are searched in each run.
     """
 
     expression: str
@@ -48,6 +49,7 @@ class Case:
     unrun: str
     values: bool
     tolerance: float
+    slow: bool
 
     def __str__(self) -> str:
         shapes = ", ".join(f"{name} {'x'.join(map(str, tensor.shape))}" for name, tensor in self.tensors.items())
@@ -112,6 +114,7 @@ def case(
     unrun: str = "",
     values: bool = True,
     tolerance: float = 0.0,
+    slow: bool = False,
     **tensors: torch.Tensor | tuple[int, ...],
 ) -> Case:
     """Makes a case; a tensor given by its shape holds distinct whole numbers."""
@@ -119,7 +122,9 @@ def case(
         name: given if isinstance(given, torch.Tensor) else sample(*given, seed=position)
         for position, (name, given) in enumerate(tensors.items())
     }
-    return Case(expression, answer, made, tuple(weights.split()), pins or {}, says or {}, gap, unrun, values, tolerance)
+    return Case(
+        expression, answer, made, tuple(weights.split()), pins or {}, says or {}, gap, unrun, values, tolerance, slow
+    )
 
 
 def missing_ops(rules: Mapping[str | torch.Tag, Rule]) -> list[str]:
@@ -152,17 +157,21 @@ def checks_of(
         excused: Keys that no case meets, with the reason.
     """
 
-    @pytest.mark.parametrize("case", cases, ids=str)
+    def parameters(chosen: Iterable[Case]) -> list[Any]:
+        return [pytest.param(c, id=str(c), marks=[pytest.mark.slow] if c.slow else []) for c in chosen]
+
+    @pytest.mark.parametrize("case", parameters(cases))
     def written(case: Case) -> None:
         case.check_written()
 
-    @pytest.mark.parametrize("case", [case for case in cases if case.free], ids=str)
+    @pytest.mark.parametrize("case", parameters(case for case in cases if case.free))
     def executed(case: Case) -> None:
         case.check_executed()
 
     def keys() -> None:
         assert missing_ops(rules) == []
 
+    @pytest.mark.slow  # runs all cases once more
     def met() -> None:
         assert unmet_keys(rules, cases, excused) == []
 

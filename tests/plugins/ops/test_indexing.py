@@ -49,6 +49,7 @@ CASES = [
         x=(2, 3, 4),
         n=torch.tensor([3, 2]),
         pins={"x0": "laid out step by step", "x1": "laid out step by step"},
+        slow=True,
     ),
     case(
         "F.embedding(i, w)",
@@ -78,20 +79,31 @@ CASES = [
     case("x[i, j]", "5! 3! a4, 2! 1, 2! -> 2! 2! a4", x=(5, 3, 4), i=torch.tensor([[4], [1]]), j=torch.tensor([0, 2])),
     case("aten.index(x, [None, i])", "a5 3!, 2! -> a5 2!", x=(5, 3), i=torch.tensor([2, 1])),
     # bool masks take as many dims as they have
-    case("x[m]", "3! a2, 3! -> 2! a2", x=(3, 2), m=torch.tensor([True, False, True])),
-    case("x[:, m]", "a2 3!, 3! -> a2 2!", x=(2, 3), m=torch.tensor([True, False, True])),
+    case("x[m]", "3! a2, 3! -> 2! a2", x=(3, 2), m=torch.tensor([True, False, True]), slow=True),
+    case("x[:, m]", "a2 3!, 3! -> a2 2!", x=(2, 3), m=torch.tensor([True, False, True]), slow=True),
     # whole rows of the last dims along which a mask is the same
     case(
         "x[m[..., None].expand_as(x)].view(3, -1)",
         "2! 2! a3, 2! 2! -> 3! a3",
         x=(2, 2, 3),
         m=torch.tensor([[True, False], [True, True]]),
+        slow=True,
     ),
     case(
-        "x[:, m[..., None].repeat(1, 3)]", "a2 2! b3 c4, 2! -> a2 b3 c4", x=(2, 2, 3, 4), m=torch.tensor([True, False])
+        "x[:, m[..., None].repeat(1, 3)]",
+        "a2 2! b3 c4, 2! -> a2 b3 c4",
+        x=(2, 2, 3, 4),
+        m=torch.tensor([True, False]),
+        slow=True,
     ),
-    case("x[m]", "2! 2! a3, 2! 2! -> 3! a3", x=(2, 2, 3), m=torch.tensor([[True, False], [True, True]])),
-    case("x[:, m]", "a2 2! 2! b3, 2! 2! -> a2 3! b3", x=(2, 2, 2, 3), m=torch.tensor([[True, False], [True, True]])),
+    case("x[m]", "2! 2! a3, 2! 2! -> 3! a3", x=(2, 2, 3), m=torch.tensor([[True, False], [True, True]]), slow=True),
+    case(
+        "x[:, m]",
+        "a2 2! 2! b3, 2! 2! -> a2 3! b3",
+        x=(2, 2, 2, 3),
+        m=torch.tensor([[True, False], [True, True]]),
+        slow=True,
+    ),
     case("x.index_select(1, i)", "a5 3!, 2! -> a5 2!", x=(5, 3), i=torch.tensor([2, 1]), pins={"x1": LOOKUP}),
     case("x.index_select(-2, i)", "5! a3, 2! -> 2! a3", x=(5, 3), i=torch.tensor([2, 1])),
     case(

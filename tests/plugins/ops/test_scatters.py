@@ -80,7 +80,7 @@ CASES = [
         unrun="it warns that it is in beta",
     ),
     # elements one after another
-    case("x.masked_select(m)", "2! 3!, 2! 3! -> 3!", x=(2, 3), m=MASK, pins={"x0": DEALT, "x1": DEALT}),
+    case("x.masked_select(m)", "2! 3!, 2! 3! -> 3!", x=(2, 3), m=MASK, pins={"x0": DEALT, "x1": DEALT}, slow=True),
     case("x.masked_scatter(m, v)", "2! 3!, 2! 3!, 6! -> 2! 3!", x=(2, 3), m=MASK, v=(6,)),
     # a mask that is the same along the last dims deals out whole rows of them
     case("x.masked_scatter(m[..., None], v)", "2! 3! a4, 2! 3!, 5! a4 -> 2! 3! a4", x=(2, 3, 4), m=MASK, v=(5, 4)),
@@ -116,10 +116,16 @@ CASES = [
         v=(24,),
     ),
     case("x.masked_scatter(m[..., None], v)", "2! 3! 4!, 2! 3!, 13! -> 2! 3! 4!", x=(2, 3, 4), m=MASK, v=(13,)),
-    case("x.masked_select(m[..., None])", "2! 3! a4, 2! 3! -> (3!*a4)", x=(2, 3, 4), m=MASK),
-    case("x.masked_select(m[..., None].expand_as(x)).view(3, -1)", "2! 3! a4, 2! 3! -> 3! a4", x=(2, 3, 4), m=MASK),
-    case("x.masked_select(m[..., None] & False)", "2! 3! 4!, 2! 3! -> 0", x=(2, 3, 4), m=MASK),
-    case("x.masked_select(m)", "a3, 2! 1 -> a3", x=(3,), m=torch.tensor([[True], [False]])),
+    case("x.masked_select(m[..., None])", "2! 3! a4, 2! 3! -> (3!*a4)", x=(2, 3, 4), m=MASK, slow=True),
+    case(
+        "x.masked_select(m[..., None].expand_as(x)).view(3, -1)",
+        "2! 3! a4, 2! 3! -> 3! a4",
+        x=(2, 3, 4),
+        m=MASK,
+        slow=True,
+    ),
+    case("x.masked_select(m[..., None] & False)", "2! 3! 4!, 2! 3! -> 0", x=(2, 3, 4), m=MASK, slow=True),
+    case("x.masked_select(m)", "a3, 2! 1 -> a3", x=(3,), m=torch.tensor([[True], [False]]), slow=True),
     case(
         "x.index_put((m[..., None].expand_as(x),), v.flatten())",
         "2! 3! a4, 2! 3!, 3! a4 -> 2! 3! a4",
@@ -129,10 +135,10 @@ CASES = [
         pins={"v0": WRITTEN},
     ),
     case("x.index_put((m[..., None].expand_as(x),), v)", "2! 3! a4, 2! 3!, 1 -> 2! 3! a4", x=(2, 3, 4), m=MASK, v=(1,)),
-    case("x.nonzero()", "2! 3! -> 6! 2!", x=torch.ones(2, 3)),
+    case("x.nonzero()", "2! 3! -> 6! 2!", x=torch.ones(2, 3), slow=True),
     case("x.take(i)", "2! 3!, 2! -> 2!", x=(2, 3), i=ROWS),
     case("x.put(i, v)", "2! 3!, 2!, 2! -> 2! 3!", x=(2, 3), i=ROWS, v=(2,)),
-    case("i.bincount()", "2! -> 5!", i=ROWS),
+    case("i.bincount()", "2! -> 5!", i=ROWS, slow=True),
     case("x.histc(4)", "5! -> 4!", x=(5,)),
 ]
 

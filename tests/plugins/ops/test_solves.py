@@ -87,13 +87,21 @@ CASES = [
         y=(2, 3, 4),
         tolerance=CLOSE,
     ),
-    case("torch.linalg.lstsq(x, y)[0]", "a2 3! 3!, a2 3! b4 -> a2 3! b4", x=REGULAR, y=(2, 3, 4), tolerance=CLOSE),
+    case(
+        "torch.linalg.lstsq(x, y)[0]",
+        "a2 3! 3!, a2 3! b4 -> a2 3! b4",
+        x=REGULAR,
+        y=(2, 3, 4),
+        tolerance=CLOSE,
+        slow=True,
+    ),
     case(
         "torch.linalg.lstsq(x, y, driver='gelsd')[:2]",
         "a2 3! 2!, a2 3! b4 -> a2 2! b4, a2 b4",
         x=DRAWN[..., :2].contiguous(),
         y=(2, 3, 4),
         tolerance=CLOSE,
+        slow=True,
     ),
 ]
 

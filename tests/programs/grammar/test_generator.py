@@ -64,6 +64,7 @@ def test_sums_that_tie_nothing_are_seen(with_rule: Callable[[str, Any], None]) -
     assert first_disagreement(only, 60) in WRONG
 
 
+@pytest.mark.slow
 def test_norms_that_are_called_exact_are_seen(with_rule: Callable[[str, Any], None]) -> None:
     only = ("norms.layer", "norms.unit", *BASE)
     assert first_disagreement(only, 8) is None
@@ -89,11 +90,13 @@ def test_a_rehearsal_that_passes_everything_is_seen(monkeypatch: pytest.MonkeyPa
     assert first_disagreement(("asides.aside", "shapes.view"), 60) in WRONG
 
 
+@pytest.mark.slow
 def test_a_rescale_that_is_forgotten_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(make_plan, "find_rescales", lambda *_: Constants())
     assert first_disagreement(("attentions.attention",), 60) in WRONG
 
 
+@pytest.mark.slow
 def test_a_rescale_by_another_factor_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     find = make_plan.find_rescales
 

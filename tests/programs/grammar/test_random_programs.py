@@ -41,6 +41,7 @@ UNREACHED |= dict.fromkeys(
 """Op rules that no production meets, with the reason."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_no_program_disagrees(part: int) -> None:
     size = COUNT // PARTS
@@ -51,6 +52,7 @@ def test_no_program_disagrees(part: int) -> None:
     assert sum(result.verdict.compared for result in found) >= size // 2, "most must be compared to the last bit"
 
 
+@pytest.mark.slow
 def test_every_rule_is_met_by_some_production() -> None:
     found = set().union(*keys_of_all().values())
     missing = {str(key) for key in prunekit_op_rules()} - found
