@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -25,12 +25,20 @@ def _ratios(value: Ratios | None) -> Ratios:
     return value or {}
 
 
-def _layers(value: Sequence[Layer] | None) -> tuple[Layer, ...]:
-    return tuple(value or ())
+def _listed(value: Any) -> Any:
+    """Makes a listing a tuple; what is none stays what it is, to be refused by its form."""
+    single = isinstance(value, str | type | nn.Module) or not isinstance(value, Iterable)
+    return value if single else tuple(value)
 
 
-def _types(value: Sequence[type[nn.Module]] | None) -> tuple[type[nn.Module], ...] | None:
-    return None if value is None else tuple(value)
+def _layers(value: Iterable[Layer] | None) -> tuple[Layer, ...]:
+    found: tuple[Layer, ...] = _listed(value or ())
+    return found
+
+
+def _types(value: Iterable[type[nn.Module]] | None) -> tuple[type[nn.Module], ...] | None:
+    found: tuple[type[nn.Module], ...] | None = None if value is None else _listed(value)
+    return found
 
 
 @attrs.frozen(eq=False)

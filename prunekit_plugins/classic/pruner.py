@@ -154,10 +154,10 @@ class BasePruner(Pruner):
         )
         if weights is not None:
             graph.read_values_from(weights)
-        out, into = (former.get(name, given) or {} for name, given in _sides(out_channel_groups, in_channel_groups))
-        super().__init__(
-            graph, settings, blocks=channel_blocks(graph, out, into), notes=check_heads(graph, num_heads or {})
-        )
+        out = former.get("out_channel_groups", out_channel_groups)
+        into = former.get("in_channel_groups", in_channel_groups)
+        blocks = channel_blocks(graph, out or {}, into or {})
+        super().__init__(graph, settings, blocks=blocks, notes=check_heads(graph, num_heads or {}))
 
     def make_graph(self, registry: Registry | None) -> DependencyGraph:
         """Makes the empty graph that the constructor builds; a subclass may return one of another class."""
@@ -170,10 +170,6 @@ class BasePruner(Pruner):
     def load_pruning_history(self, history: Sequence[Sequence[Any]]) -> Plan:
         """Removes what a history lists; see `DependencyGraph.load_pruning_history`."""
         return load_history(self.graph, history)
-
-
-def _sides(out: Any, into: Any) -> tuple[tuple[str, Any], tuple[str, Any]]:
-    return ("out_channel_groups", out), ("in_channel_groups", into)
 
 
 def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
