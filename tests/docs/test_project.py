@@ -12,16 +12,23 @@ from tests.docs.snippets import ROOT
 
 CITATION = (ROOT / "CITATION.cff").read_text()
 WORKFLOW = (ROOT / ".github/workflows/ci.yml").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 HOOKS = (ROOT / ".pre-commit-config.yaml").read_text()
 
 
 @pytest.fixture(scope="module")
-def project() -> dict[str, Any]:
+def settings() -> dict[str, Any]:
     try:
         parser = importlib.import_module("tomllib")
     except ModuleNotFoundError:  # before Python 3.11
         parser = importlib.import_module("tomli")
-    data: dict[str, Any] = parser.loads((ROOT / "pyproject.toml").read_text())["project"]
+    data: dict[str, Any] = parser.loads((ROOT / "pyproject.toml").read_text())
+    return data
+
+
+@pytest.fixture(scope="module")
+def project(settings: dict[str, Any]) -> dict[str, Any]:
+    data: dict[str, Any] = settings["project"]
     return data
 
 
@@ -77,9 +84,28 @@ def test_the_quick_half_is_the_same_everywhere(pytestconfig: pytest.Config) -> N
     line = re.search(r'pytest (-n 2 -m ".*")', WORKFLOW)
     assert line
     assert line[1].removeprefix("-n 2 ") in (ROOT / "README.md").read_text()
+    assert f"`pytest {line[1]}`" in CONTRIBUTING
     markers = set(re.findall(r"not (\w+)", line[1]))
     assert markers <= {text.split(":")[0] for text in pytestconfig.getini("markers")}
     assert "-n" not in pytestconfig.getini("addopts")
+
+
+def test_coverage_has_a_floor_and_is_of_every_package(settings: dict[str, Any]) -> None:
+    tools = settings["tool"]
+    assert tools["coverage"]["report"]["fail_under"] >= 95
+    assert tools["coverage"]["run"]["source_pkgs"] == tools["mypy"]["packages"]
+    command = re.search(r"pytest (-n 2 --cov .*)", WORKFLOW)
+    assert command
+    assert f"`pytest {command[1]}`" in CONTRIBUTING
+
+
+def test_every_place_that_contributors_are_sent_to_is_there() -> None:
+    places = re.findall(r"`((?:[\w.-]+/)+[\w.-]*|\w+\.(?:md|toml|cff))`", CONTRIBUTING)
+    assert len(places) > 20
+    assert [place for place in places if not (ROOT / place).exists()] == []
+    modules = re.findall(r"`python -m (tests[\w.]+)", CONTRIBUTING)
+    assert modules
+    assert [name for name in modules if not (ROOT / f"{name.replace('.', '/')}.py").exists()] == []
 
 
 @pytest.mark.parametrize("command", ["ruff check", "ruff format", "mypy"])
