@@ -37,11 +37,18 @@ class Run:
 
     Attributes:
         parameter: Canonical dotted name.
-        rows: Its positions.
+        start: The first of its positions.
+        stop: The one after the last; None for all that there are.
     """
 
     parameter: str
-    rows: slice = slice(None)
+    start: int = 0
+    stop: int | None = None
+
+    @property
+    def rows(self) -> slice:
+        """Its positions."""
+        return slice(self.start, self.stop)
 
 
 @attrs.frozen(eq=False)
@@ -207,9 +214,9 @@ def find_run(bias: torch.Tensor, parameters: Mapping[str, torch.Tensor]) -> Run 
     store = bias.untyped_storage().data_ptr()
     for name, parameter in parameters.items():
         if parameter.dim() == 1 and bias.dim() == 1 and parameter.untyped_storage().data_ptr() == store:
-            start = bias.storage_offset() - parameter.storage_offset()
+            start = int(bias.storage_offset()) - int(parameter.storage_offset())
             if bias.stride() == parameter.stride() and 0 <= start <= len(parameter) - len(bias):
-                return Run(name, slice(start, start + len(bias)))
+                return Run(name, start, start + len(bias))
     return None
 
 

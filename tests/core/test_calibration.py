@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import prunekit as pk
 from prunekit_plugins.calibration.batches import Batches as Reader
 from prunekit_plugins.calibration.moments import Gatherer, merge
-from prunekit_plugins.calibration.observation import Seen, Watched
+from prunekit_plugins.calibration.observation import Run, Seen, Watched
 from prunekit_plugins.importance import CalibratedImportance
 
 
@@ -55,27 +55,24 @@ def test_features_times_the_weight_are_the_output() -> None:
             outputs.append(chunk.targets - torch.einsum("gof,gnf->gno", weight, chunk.features))
         biases = torch.cat(outputs, 1)
         found[seen.site.name, seen.bias] = (biases - biases[:, :1]).abs().max().item()
-        name, _, run = seen.bias.partition("[")
-        if name:
-            whole = parameters[name].detach()
-            start, stop = map(int, run[:-1].split(":")) if run else (0, len(whole))
-            assert torch.allclose(biases[:, 0].flatten(), whole[start:stop])
+        if seen.bias is not None:
+            assert torch.allclose(biases[:, 0].flatten(), parameters[seen.bias.parameter].detach()[seen.bias.rows])
 
     for batch in Reader([torch.randn(3, 3, 10, 9).double()]).read(None):
         Watched(model, pk.default_registry()).run(batch, look)
     assert list(found) == [
-        ("strided.weight", "strided.bias"),
-        ("grouped.weight", "grouped.bias"),
-        ("depthwise.weight", ""),
-        ("up.weight", "up.bias"),
-        ("line.weight", "line.bias"),
-        ("attention.in_proj_weight[0:6]", "attention.in_proj_bias[0:6]"),
-        ("attention.in_proj_weight[6:12]", "attention.in_proj_bias[6:12]"),
-        ("attention.in_proj_weight[12:18]", "attention.in_proj_bias[12:18]"),
-        ("attention.out_proj.weight", "attention.out_proj.bias"),
-        ("weight", "bias"),
-        ("matrix", ""),
-        ("matrix", "bias[0:4]"),
+        ("strided.weight", Run("strided.bias")),
+        ("grouped.weight", Run("grouped.bias")),
+        ("depthwise.weight", None),
+        ("up.weight", Run("up.bias")),
+        ("line.weight", Run("line.bias")),
+        ("attention.in_proj_weight[0:6]", Run("attention.in_proj_bias", 0, 6)),
+        ("attention.in_proj_weight[6:12]", Run("attention.in_proj_bias", 6, 12)),
+        ("attention.in_proj_weight[12:18]", Run("attention.in_proj_bias", 12, 18)),
+        ("attention.out_proj.weight", Run("attention.out_proj.bias")),
+        ("weight", Run("bias")),
+        ("matrix", None),
+        ("matrix", Run("bias", 0, 4)),
     ]
     assert max(found.values()) < 1e-12
 
