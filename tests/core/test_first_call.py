@@ -22,6 +22,7 @@ NETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", NETS)
 def test_the_first_call_imports_no_compiler(net: str) -> None:
     program = f"""
@@ -37,6 +38,7 @@ print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in
     assert done.stdout.splitlines() == ["[]"]
 
 
+@pytest.mark.slow
 def test_the_compiler_is_kept_out_of_modes_once_it_is_there() -> None:
     program = """
 import torch
@@ -58,6 +60,7 @@ print(pk.prune(model, torch.randn(2, 4), ratio=0.5).plan.kept != {}, calls)
     assert done.stdout.splitlines() == ["True [False, False]"]
 
 
+@pytest.mark.slow
 def test_nothing_changes_without_shortcuts() -> None:
     """`tests/replay.py`, in a process of its own: the switch is read when prunekit is imported."""
     environment = {**os.environ, "PRUNEKIT_PLAIN": "1"}

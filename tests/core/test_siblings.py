@@ -75,6 +75,7 @@ def test_global_ranking_alone_gives_blocks_different_sizes(model: Blocks) -> Non
     assert len(dims) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wish", [{"ratio": 0.5}, {"target": {"macs": 0.5}}, {"target": {"params": 0.4}}], ids=["ratio", "macs", "params"]
 )

@@ -50,6 +50,7 @@ def with_rule(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], None]:
     return put
 
 
+@pytest.mark.slow
 def test_sums_that_tie_nothing_are_seen(with_rule: Callable[[str, Any], None]) -> None:
     """The operands of a sum lose as many units, but others."""
     only = ("layers.joined", "layers.residual", *BASE)
