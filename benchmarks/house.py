@@ -67,8 +67,6 @@ def main() -> None:
         folders = Counter(path.parent for path in (ROOT / package).rglob("*.py") if path.stem != "__init__")
         most = ", ".join(f"{folder.name} {size}" for folder, size in folders.most_common(4))
         print(f"{package}: {lines(ROOT / package):,} lines; files in the fullest folders: {most}")
-    kit = lines(ROOT / "prunekit_core" / "testing")
-    print(f"prunekit_core without the kit: {lines(ROOT / 'prunekit_core') - kit:,} lines")
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def plan_of(weights: Weights) -> Plan:
             "The file is not a prunekit checkpoint.",
             where=where,
             why=f"its metadata has no {KEY!r}: {FORMAT!r}",
-            hint="write it with prunekit_core.save",
+            hint="write it with prunekit.save",
         )
     if SAVE in metadata and not weights.sharded:
         raise CheckpointError(

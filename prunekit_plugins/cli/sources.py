@@ -61,7 +61,7 @@ def from_torchvision(name: str) -> Source:
         raise ArgumentError(
             f"torchvision's {family} models can't be named on the command line.",
             where=name,
-            hint="call prunekit_core.prune from Python, with the inputs that the model takes",
+            hint="call prunekit.prune from Python, with the inputs that the model takes",
         )
     options: dict[str, Any] = {"weights": None}
     if "weights_backbone" in inspect.signature(builder).parameters:

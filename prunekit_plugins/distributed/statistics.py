@@ -48,7 +48,7 @@ def reduce_statistics(criterion: Any, model: nn.Module, group: dist.ProcessGroup
 
 
 def reduce_calibration(statistics: Statistics, group: dist.ProcessGroup | None = None) -> Statistics:
-    """Joins what `prunekit_core.calibrate` gathered on all processes, each from batches of its own.
+    """Joins what `prunekit.calibrate` gathered on all processes, each from batches of its own.
 
     With ``n_r`` samples, mean ``m_r`` and covariance ``C_r`` on process ``r``: ``N = sum n_r``,
     ``m = sum n_r m_r / N``, ``C = sum n_r (C_r + (m_r - m)(m_r - m)^T) / N`` (Chan et al., 1979), in float64.

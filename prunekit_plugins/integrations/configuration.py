@@ -58,7 +58,7 @@ def update_config(model: nn.Module, plan: Plan, example_inputs: Mapping[str, Any
 
     Returns:
         What was changed. With ``complete``, ``model.save_pretrained`` and ``from_pretrained`` give back this model;
-        otherwise the notes say which sizes differ from layer to layer (see ``uniform`` of `prunekit_core.prune`), and
+        otherwise the notes say which sizes differ from layer to layer (see ``uniform`` of `prunekit.prune`), and
         `save_pretrained` of ``integrations.huggingface`` still stores it.
 
     Raises:

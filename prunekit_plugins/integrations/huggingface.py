@@ -38,13 +38,13 @@ def save_pretrained(
         plan: The plan from the unpruned model to this one.
         protocol: How the model came about, stored beside the plan.
         config: The configuration of the unpruned model; None for the model's own, if that wasn't changed.
-        max_shard_size: See ``prunekit_core.save``.
+        max_shard_size: See ``prunekit.save``.
         registry: Where replacements are found; None for the default registry.
 
     Raises:
         ArgumentError: The model is not one of transformers', or the configuration is not that of the unpruned model;
             nothing was written.
-        CheckpointError: See ``prunekit_core.save``.
+        CheckpointError: See ``prunekit.save``.
     """
     transformers = library()
     if not isinstance(model, transformers.PreTrainedModel):
@@ -127,7 +127,7 @@ def _architecture(transformers: Any, config: Any, where: str) -> type[nn.Module]
             "The class of the model isn't part of transformers.",
             where=where,
             why=f"its configuration names {json.dumps(name)}",
-            hint="build the model with your own code, and fill it with prunekit_core.load",
+            hint="build the model with your own code, and fill it with prunekit.load",
         )
     return found
 

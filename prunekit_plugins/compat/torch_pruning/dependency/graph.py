@@ -30,7 +30,7 @@ def declared_dims(declared: Any) -> dict[int, int]:
 
 
 class DependencyGraph(pk.DependencyGraph):
-    """``prunekit_core.DependencyGraph`` with Torch-Pruning's arguments; see `build_dependency`.
+    """``prunekit.DependencyGraph`` with Torch-Pruning's arguments; see `build_dependency`.
 
     Attributes:
         REGISTERED_PRUNERS: Kind of layer to its pruning object.
@@ -306,7 +306,7 @@ class DependencyGraph(pk.DependencyGraph):
         return [*self._earlier, *map(tuple, super().pruning_history())]
 
     def load_pruning_history(self, pruning_history: Sequence[Sequence[Any]]) -> pk.Plan:
-        """Removes everything that a history lists; see ``prunekit_core.DependencyGraph.load_pruning_history``."""
+        """Removes everything that a history lists; see ``prunekit.DependencyGraph.load_pruning_history``."""
         return super().load_pruning_history(pruning_history)
 
     def check_pruning_group(self, group: pk.Group) -> bool:

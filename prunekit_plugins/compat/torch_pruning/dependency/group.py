@@ -130,7 +130,7 @@ class Group(pk.Group):
         return root.units
 
     def views(self) -> list[plugin.MemberView]:
-        """Lists the members for scoring; see ``prunekit_core.Group.views``."""
+        """Lists the members for scoring; see ``prunekit.Group.views``."""
         if self._start is None or not isinstance(self._start[0], nn.Parameter):
             return self._plain.views()
         root = next(entry for entry in _entries(self._plain) if entry.layer is self._start[0])

@@ -22,7 +22,7 @@ _BELOW_ONE = 1 - 2.0**-30
 
 
 class BasePruner(pk.BasePruner):
-    """Prunes a model step by step, in place; `prunekit_core.BasePruner` with Torch-Pruning's arguments.
+    """Prunes a model step by step, in place; `prunekit.BasePruner` with Torch-Pruning's arguments.
 
     Args:
         model: The model.
@@ -221,7 +221,7 @@ class BasePruner(pk.BasePruner):
         return list(self.DG.pruning_history())
 
     def load_pruning_history(self, pruning_history: Sequence[Sequence[Any]]) -> pk.Plan:
-        """Removes everything that a history lists; see ``prunekit_core.DependencyGraph.load_pruning_history``."""
+        """Removes everything that a history lists; see ``prunekit.DependencyGraph.load_pruning_history``."""
         return super().load_pruning_history(pruning_history)
 
     def reset(self) -> None:
