@@ -185,3 +185,26 @@ def test_there_are_exactly_two_set_up_commands_and_their_extras_exist() -> None:
         'python -m venv .venv && .venv/bin/pip install -e ".[test]" && .venv/bin/python -m pytest -n 2',
     ]
     assert {"demo", "vision", "test"} <= set(metadata.metadata("prunekit").get_all("Provides-Extra", []))
+
+
+def test_functions_that_texts_name_are_there() -> None:
+    """In docstrings, hints and errors: ``prunekit.save`` sends a user to a function of the door."""
+    files = [path for name in ("prunekit", "prunekit_core", "prunekit_plugins") for path in (ROOT / name).rglob("*.py")]
+    texts = {
+        node.value: path
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    named = {
+        (door, name): path
+        for text, path in texts.items()
+        for door, name in re.findall(r"\b(prunekit|prunekit_core)\.([a-zA-Z]\w*)", text)
+        if name not in ("json", "toml")  # files of these names
+    }
+    assert len(named) > 10
+    for (door, name), path in named.items():
+        folder = ROOT / door / name
+        assert name in dir(importlib.import_module(door)) or folder.exists() or folder.with_suffix(".py").exists(), (
+            f"{path.name} names {door}.{name}"
+        )
