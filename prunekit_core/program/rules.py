@@ -21,9 +21,10 @@ from prunekit_core.torch_private.operators import overload_of, packet_name
 Ties = Callable[[OpCall], Outputs]
 """Ties the axes of an operation's tensors and returns those of its outputs. Raises `AxisMismatchError` where the
 operation can't be understood; then the engine pins everything it touched, with that text as the reason."""
-Likeness = Callable[[Mapping[str, Any]], "torch.Tensor | tuple[torch.Tensor, Sequence[int]] | None"]
+Likeness = Callable[[Mapping[str, Any]], "torch.Tensor | tuple[torch.Tensor | torch.dtype, Sequence[int]] | None"]
 """Tells from the named arguments of an operation which of them its only output is like: a tensor for shape, dtype and
-memory format, a tensor and a shape for a contiguous output of its dtype, None where the operation has to be run."""
+memory format, a tensor (or a dtype) and a shape for a contiguous output of that dtype, None where the operation has to
+be run."""
 ZeroTest = Callable[[Any, int], bool]
 """Tells of an operation's operands (`prunekit_core.groups.zeros.Operands`) and a dim of its output whether the output
 is zero where units along that dim were removed."""

@@ -211,14 +211,17 @@ def _empty(like: Any, known: _Result | None) -> torch.Tensor:
     """Makes the meta tensor that an operation would.
 
     Args:
-        like: What its rule says: a tensor of the same shape, dtype and strides, or (tensor of the same dtype, shape).
+        like: What its rule says: a tensor of the same shape, dtype and strides; or, for a contiguous output, a pair of
+            its dtype (or a tensor of that dtype) and its shape.
         known: Shape, strides and dtype of an earlier result for the same arguments; None to go by ``like``.
     """
     if known is not None:
         shape, stride, dtype = known
         return torch.empty_strided(shape, stride, dtype=dtype, device=META)
     if isinstance(like, tuple):
-        return torch.empty(like[1], dtype=like[0].dtype, device=META)
+        kind, shape = like
+        dtype = kind if isinstance(kind, torch.dtype) else kind.dtype
+        return torch.empty(shape, dtype=dtype, device=META)
     if like.is_contiguous():
         return torch.empty(like.shape, dtype=like.dtype, device=META)
     if 0 in like.stride():

@@ -38,19 +38,37 @@ def _tie_others(call: OpCall, tensors: list[TensorArgument], dim: int) -> list[A
 
 
 def _like_joined(arguments: Mapping[str, Any]) -> tuple[torch.Tensor, Sequence[int]] | None:
-    """The shape of what contiguous tensors of one dtype make, if they fit."""
+    """The shape of what tensors of one dtype make, if they fit; it is contiguous unless they are channels_last."""
     first, *others = arguments["tensors"]
     dim, shape = arguments["dim"], list(first.shape)
-    if not first.is_contiguous() or not -len(shape) <= dim < len(shape) or shape == [0]:
+    if _channels_last(first) or not -len(shape) <= dim < len(shape) or shape == [0]:
         return None
     dim %= len(shape)
     for tensor in others:
         own = list(tensor.shape)
-        if tensor.dtype != first.dtype or not tensor.is_contiguous() or len(own) != len(shape):
+        if tensor.dtype != first.dtype or _channels_last(tensor) or len(own) != len(shape):
             return None
         shape[dim] += own[dim]
         if own[:dim] != shape[:dim] or own[dim + 1 :] != shape[dim + 1 :] or own == [0]:
             return None
+    return first, shape
+
+
+def _channels_last(tensor: torch.Tensor) -> bool:
+    """Whether a tensor of pictures or volumes may lie with its channels innermost."""
+    return tensor.dim() in (4, 5) and not tensor.is_contiguous() and tensor.stride(1) <= tensor.stride(-1)
+
+
+def _like_stacked(arguments: Mapping[str, Any]) -> tuple[torch.Tensor, Sequence[int]] | None:
+    """The shape of what contiguous tensors of one shape and dtype make."""
+    tensors, dim = arguments["tensors"], arguments["dim"]
+    first = tensors[0]
+    shape = list(first.shape)
+    if not -len(shape) - 1 <= dim <= len(shape):
+        return None
+    if any(t.shape != first.shape or t.dtype != first.dtype or not t.is_contiguous() for t in tensors):
+        return None
+    shape.insert(dim % (len(shape) + 1), len(tensors))
     return first, shape
 
 
@@ -237,7 +255,7 @@ _LENGTH = "with the place where it begins, the shape of the output says where th
 RULES: Mapping[str | torch.Tag, Rule] = {
     **aten(_SPLITS, OpRule(pieces, scaling=Scaling.MOVED, sizes=_CUTS)),
     **aten("cat concat concatenate", OpRule(cat, like=_like_joined, scaling=Scaling.MOVED)),
-    "aten::stack": OpRule(stack, scaling=Scaling.MOVED),
+    "aten::stack": OpRule(stack, like=_like_stacked, scaling=Scaling.MOVED),
     "aten::unbind": OpRule(unbind, scaling=Scaling.MOVED),
     "aten::select": OpRule(select, scaling=Scaling.MOVED),
     "aten::slice": OpRule(slice_, scaling=Scaling.MOVED, sizes={"end": _LENGTH}),

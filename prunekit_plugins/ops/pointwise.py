@@ -58,9 +58,18 @@ def same_along(call: OpCall, tensor: TensorArgument, shape: tuple[int, ...]) -> 
 
 
 def _like_only_tensor(arguments: Mapping[str, Any]) -> torch.Tensor | None:
-    """An activation's output is like its input, unless it turns integers into real numbers."""
+    """What is computed of each real number is like the input; of integers and with complex numbers it may not be."""
     tensors = [value for value in arguments.values() if isinstance(value, torch.Tensor)]
+    if any(isinstance(value, complex) for value in arguments.values()):
+        return None
     return tensors[0] if len(tensors) == 1 and tensors[0].is_floating_point() else None
+
+
+def _like_converted(arguments: Mapping[str, Any]) -> tuple[torch.dtype, Sequence[int]] | None:
+    """A contiguous tensor in another dtype is a new contiguous one."""
+    source = arguments["self"]
+    changed = arguments["dtype"] != source.dtype and arguments.get("memory_format") is None
+    return (arguments["dtype"], source.shape) if changed and source.is_contiguous() else None
 
 
 def _like_operands(arguments: Mapping[str, Any]) -> torch.Tensor | tuple[torch.Tensor, Sequence[int]] | None:
@@ -75,15 +84,24 @@ def _like_operands(arguments: Mapping[str, Any]) -> torch.Tensor | tuple[torch.T
         return first if whole else None
     if not all(t.dtype == first.dtype and t.is_floating_point() and t.dim() for t in tensors):
         return None
-    if all(t.shape == first.shape for t in tensors):
+    shape = _broadcast_shape([t.shape for t in tensors])
+    if shape is None:
+        return None
+    if tuple(first.shape) == shape:
         return first
-    if len(tensors) != 2 or tensors[0].dim() != tensors[1].dim():
-        return None
-    pairs = list(zip(tensors[0].shape, tensors[1].shape, strict=True))
-    if any(a != b and 1 not in (a, b) for a, b in pairs):
-        return None
-    shape = [b if a == 1 else a for a, b in pairs]
-    return first if list(first.shape) == shape else (first, shape)
+    return (first, shape) if all(t.is_contiguous() for t in tensors) else None
+
+
+def _broadcast_shape(shapes: Sequence[Sequence[int]]) -> tuple[int, ...] | None:
+    """The shape that shapes are broadcast to; None where they don't fit. PyTorch's own function loads sympy."""
+    ndim = max(map(len, shapes))
+    found = [1] * ndim
+    for shape in shapes:
+        for dim, size in enumerate(shape, ndim - len(shape)):
+            if size != 1 and found[dim] not in (1, size):
+                return None
+            found[dim] = found[dim] if size == 1 else size
+    return tuple(found)
 
 
 _INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
@@ -218,7 +236,8 @@ geometric log_normal normal poisson rand_like randn_like random requires_grad_ r
 """Of ``empty_like``, ``fill`` and ``zero`` more is said further down."""
 
 _COPIES = "_to_copy alias clone contiguous cpu cuda detach lift_fresh positive resolve_conj resolve_neg to type_as"
-_SUMS = "add neg negative rsub subtract"
+_SUMS = "add rsub subtract"
+_NEGATIONS = "neg negative"
 _QUOTIENTS = "div.Tensor div_.Tensor divide.Tensor true_divide.Tensor"
 """Quotients; overloads that round don't scale."""
 
@@ -226,6 +245,7 @@ _ACTIVATIONS = """
 celu elu gelu hardshrink hardsigmoid hardswish hardtanh log_sigmoid mish relu6 selu sigmoid silu softplus softshrink
 tanh
 """
+_FUNCTIONS = "cos exp log sin"
 _HOMOGENEOUS = "leaky_relu relu"
 """Activations that scale with what they are given."""
 
@@ -234,7 +254,7 @@ _SELECTIONS = "clamp clamp_max clamp_min masked_fill max.other maximum min.other
 _POWERS = "abs absolute pow.Tensor_Scalar pow_.Scalar reciprocal rsqrt sqrt square"
 
 _POINTWISE = """
-addcdiv addcmul complex copysign eq exp floor_divide fmod ge glu_jvp gt isfinite isinf isnan le lerp log logical_and
+addcdiv addcmul complex copysign eq floor_divide fmod ge glu_jvp gt isfinite isinf isnan le lerp logical_and
 logical_not logical_or lt nan_to_num ne polar pow remainder special_erf special_expit threshold xlogy
 """
 
@@ -252,12 +272,15 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::ones_like": OpRule(filled, scaling=Scaling.NUMBERS),
     **aten(_POINTWISE, _BY_ELEMENT),
     **aten(_ACTIVATIONS, _ACTIVATION),
+    **aten(_FUNCTIONS, _ACTIVATION),
     **aten(_HOMOGENEOUS, attrs.evolve(_ACTIVATION, scaling=Scaling.SUM)),
     **aten(_COPIES, OpRule(copied, scaling=Scaling.MOVED, zeros=zeros_of_first)),
+    "aten::to.dtype": OpRule(copied, like=_like_converted, scaling=Scaling.MOVED, zeros=zeros_of_first),
     **aten("empty_like zero", OpRule(like_first, scaling=Scaling.ZEROS, zeros=always_zero)),
+    **aten(_NEGATIONS, attrs.evolve(_ACTIVATION, scaling=Scaling.SUM)),
     **aten(_SUMS, attrs.evolve(_BY_ELEMENT, scaling=Scaling.SUM)),
     **aten(_SELECTIONS, attrs.evolve(_BY_ELEMENT, scaling=Scaling.SUM)),
-    **aten(_POWERS, attrs.evolve(_BY_ELEMENT, scaling=Scaling.POWER)),
+    **aten(_POWERS, attrs.evolve(_ACTIVATION, scaling=Scaling.POWER)),
     **aten(_QUOTIENTS, attrs.evolve(_BY_ELEMENT, scaling=Scaling.QUOTIENT, factors="other")),
     "aten::fill": OpRule(like_first, zeros=filled_with_zero),
     "aten::zeros_like": OpRule(filled, scaling=Scaling.ZEROS, zeros=always_zero),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -17,6 +18,22 @@ def _reduced(call: OpCall, source: TensorArgument) -> list[int]:
     if dims is None or dims == []:
         return list(range(source.ndim))
     return [dim % source.ndim for dim in ([dims] if isinstance(dims, int) else dims)] if source.ndim else []
+
+
+def _like_reduced(arguments: Mapping[str, Any]) -> tuple[torch.Tensor, Sequence[int]] | None:
+    """Sums and means of a contiguous tensor of real numbers, in their dtype."""
+    source, dims = arguments["self"], arguments.get("dim")
+    if not source.is_contiguous() or not source.is_floating_point() or arguments.get("dtype") is not None:
+        return None
+    ndim = source.dim()
+    if not dims:
+        dims = range(ndim)
+    if any(not -ndim <= dim < ndim for dim in dims) or len({dim % ndim for dim in dims}) != len(dims):
+        return None
+    gone = {dim % ndim for dim in dims}
+    shape = [1 if dim in gone else size for dim, size in enumerate(source.shape)]
+    kept = arguments.get("keepdim")
+    return source, shape if kept else [size for dim, size in enumerate(shape) if dim not in gone]
 
 
 def reduce(call: OpCall) -> list[list[Axis]]:
@@ -71,9 +88,9 @@ def _remaining(call: OpCall, source: TensorArgument, gone: list[int]) -> list[Ax
     return result
 
 
-_HOMOGENEOUS = "mean amax amin nanmean"
+_HOMOGENEOUS = "amax amin nanmean"
 """Reductions that scale with what they are given."""
-_SUMS = "sum nansum"
+_SUMS = "nansum"
 _COUNTS = "_is_any_true any count_nonzero"
 """Reductions to which zeros contribute nothing."""
 
@@ -87,6 +104,8 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     **aten("_is_all_true all logsumexp", reduce),
     **aten(_COUNTS, OpRule(add_up, zeros=zeros_of_first)),
     **aten("linalg_vector_norm norm", OpRule(add_up, scaling=Scaling.REDUCED, zeros=zeros_of_first)),
+    "aten::sum": OpRule(add_up, like=_like_reduced, scaling=Scaling.REDUCED),
+    "aten::mean": OpRule(reduce, like=_like_reduced, scaling=Scaling.REDUCED),
     **aten(_SUMS, OpRule(add_up, scaling=Scaling.REDUCED)),
     **aten(_HOMOGENEOUS, OpRule(reduce, scaling=Scaling.REDUCED)),
     **aten("argmax argmin max.dim min.dim median.dim nanmedian.dim", locate),

@@ -68,6 +68,17 @@ def _like_pooled(spatial_dims: int) -> Callable[[Mapping[str, Any]], tuple[torch
     return like
 
 
+def _like_resized(arguments: Mapping[str, Any]) -> tuple[torch.Tensor, Sequence[int]] | None:
+    """Pictures of a given size, or of the largest whole numbers of pixels that the factors reach, made contiguous."""
+    source = arguments["input"] if "input" in arguments else arguments["self"]
+    sizes, factors = arguments.get("output_size"), arguments.get("scale_factors")
+    if not source.is_contiguous() or not source.is_floating_point():
+        return None
+    if sizes is None:
+        sizes = [int(size * factor) for size, factor in zip(source.shape[2:], factors or (), strict=True)]
+    return (source, [*source.shape[:2], *sizes]) if sizes and min(sizes) > 0 else None
+
+
 def grid_sample(call: OpCall) -> list[Axis]:
     """Channels pass through; where to look is data."""
     source: TensorArgument = call["input"]
@@ -150,6 +161,8 @@ _adaptive_avg_pool2d _adaptive_avg_pool3d
 adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
 max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
 reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d
+"""
+_RESIZED = """
 upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d
 _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d
 _upsample_bilinear2d_aa _upsample_bicubic2d_aa
@@ -163,6 +176,7 @@ RULES: Mapping[str | torch.Tag, Rule] = {
         OpRule(spatial, like=_like_averaged, scaling=Scaling.WHOLE),
     ),
     **aten(_SPATIAL, OpRule(spatial, scaling=Scaling.WHOLE)),
+    **aten(_RESIZED, OpRule(spatial, like=_like_resized, scaling=Scaling.WHOLE)),
     **{
         f"aten::{kind}_pool{dims}d": OpRule(spatial, like=_like_pooled(dims), scaling=Scaling.WHOLE)
         for kind in ("avg", "max")

@@ -19,6 +19,8 @@ NETS = {
     "nn.Conv2d(8, 16, 3),"
     "nn.GroupNorm(4, 16), nn.Hardswish(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(16, 4)),"
     "torch.randn(2, 3, 16, 16)",
+    "pictures": "nn.Sequential(nn.Conv2d(3, 8, 3), nn.Upsample(scale_factor=2, mode='bilinear'), nn.Conv2d(8, 4, 1)),"
+    "torch.randn(2, 3, 16, 16)",
 }
 
 

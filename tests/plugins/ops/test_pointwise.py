@@ -24,8 +24,8 @@ aten.leaky_relu(x) aten.log_sigmoid(x) aten.mish(x) aten.nan_to_num(x) aten.relu
 aten.sigmoid(x) aten.silu(x) aten.softplus(x) aten.softshrink(x) aten.square(x) aten.tanh(x) aten.isinf(x) aten.isnan(x)
 aten.isfinite(x) aten.logical_not(x) aten.absolute(x) aten.negative(x) aten.special_erf(x) aten.special_expit(x)
 aten.exp(x) aten.log(x) aten.rsqrt(x) aten.sqrt(x) aten.reciprocal(x) F.softsign(x) F.tanhshrink(x) F.logsigmoid(x)
-torch.sin(x) torch.erf(x) F.threshold(x,0.5,2.0,inplace=True) x.abs() -x x.float() x.double() x.half() x.bfloat16()
-torch.clamp(x,0.2,0.7) torch.clamp(x,min=0.3) x.clamp_min(0.3) x.clamp_max(0.3) x.pow_(2)
+torch.sin(x) torch.cos(x) torch.erf(x) F.threshold(x,0.5,2.0,inplace=True) x.abs() -x x.float() x.double()
+x.half() x.bfloat16() torch.clamp(x,0.2,0.7) torch.clamp(x,min=0.3) x.clamp_min(0.3) x.clamp_max(0.3) x.pow_(2)
 x.relu_() F.hardswish(x,inplace=True) x.mul_(2) x.add(2) x*2 2-x 1/x
 aten.add.Scalar(x,2) aten.rsub(x,1) aten.pow(x,2) x**-0.5 2**x x//0.3 x%0.3 aten.floor_divide(x,0.3)
 aten.remainder(x,0.3) aten.fmod(x,0.3) x.eq(0.5) x.ne(0.5) x.lt(0.5) x.gt(0.5) x.le(0.5) x.ge(0.5)
