@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from prunekit_core import (
         ELEMENTWISE as ELEMENTWISE,
         HOOKS as HOOKS,
+        INTERFACE as INTERFACE,
         Addition as Addition,
         AdditiveCriterion as AdditiveCriterion,
         Alignment as Alignment,
@@ -159,7 +160,7 @@ _HOMES = {
     "prunekit_core": (
         "Addition AdditiveCriterion Alignment Analysis ArgumentError Axis AxisMismatchError BusyModelError "
         "Centring CheckpointError Chooser Compiled Concat Config CostModel Counts Dependency ELEMENTWISE Entry "
-        "Example Explanation Fixed Graph Group HOOKS Kept KeywordError Kind LayerType Layout Limits Member "
+        "Example Explanation Fixed Graph Group HOOKS INTERFACE Kept KeywordError Kind LayerType Layout Limits Member "
         "MemberView NothingToPruneError Number OpCall OpRule Opaque Operands Operation Plan PlanError Plugin "
         "PluginError Polynomial Preview Product PrunekitError Pruner Reading Reason ReasonKind Recording "
         "RecordingError Registry RehearsalError Replacement Report Resizing Role Rule RuleOrigin Scaling Scope "

@@ -98,14 +98,14 @@ if TYPE_CHECKING:
     from prunekit_core.plans.plan import Plan as Plan, Preview as Preview
     from prunekit_core.plugins.config import Config as Config, find_config as find_config
     from prunekit_core.plugins.entries import Entry as Entry, Plugin as Plugin, RuleOrigin as RuleOrigin
-    from prunekit_core.plugins.hookspecs import hookimpl as hookimpl
+    from prunekit_core.plugins.hookspecs import (
+        HOOKS as HOOKS,
+        INTERFACE as INTERFACE,
+        hookimpl as hookimpl,
+    )
     from prunekit_core.plugins.layers import LayerType as LayerType, Replacement as Replacement, Resizing as Resizing
     from prunekit_core.plugins.opaque import Opaque as Opaque
-    from prunekit_core.plugins.registry import (
-        HOOKS as HOOKS,
-        Registry as Registry,
-        default_registry as default_registry,
-    )
+    from prunekit_core.plugins.registry import Registry as Registry, default_registry as default_registry
     from prunekit_core.program.calls import operation_name as operation_name
     from prunekit_core.program.examples import Example as Example
     from prunekit_core.program.linear_forms import (
@@ -162,10 +162,10 @@ _HOMES = {
     "prunekit_core.plans.plan": "Plan Preview",
     "prunekit_core.plugins.config": "Config find_config",
     "prunekit_core.plugins.entries": "Entry Plugin RuleOrigin",
-    "prunekit_core.plugins.hookspecs": "hookimpl",
+    "prunekit_core.plugins.hookspecs": "HOOKS INTERFACE hookimpl",
     "prunekit_core.plugins.layers": "LayerType Replacement Resizing",
     "prunekit_core.plugins.opaque": "Opaque",
-    "prunekit_core.plugins.registry": "HOOKS Registry default_registry",
+    "prunekit_core.plugins.registry": "Registry default_registry",
     "prunekit_core.program.calls": "operation_name",
     "prunekit_core.program.examples": "Example",
     "prunekit_core.program.linear_forms": "Addition Centring Reading Site",

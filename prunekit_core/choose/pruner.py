@@ -298,7 +298,7 @@ class Pruner:
         raise NothingToPruneError(
             "Nothing can be pruned.",
             where=type(self.model).__name__,
-            why=shown or "the model has no parameters that an operation used",
+            why="; ".join((shown or "the model has no parameters that an operation used", *self.registry.broken())),
             hint="; ".join(
                 filter(
                     None,

@@ -63,7 +63,12 @@ def flat_layout(
     """
     layer_type = registry.layer_type(layer)
     if layer_type is None:
-        raise ArgumentError("No layer type is registered for this layer.", where=where, hint="prune a layer inside it")
+        raise ArgumentError(
+            "No layer type is registered for this layer.",
+            where=where,
+            why="; ".join(registry.broken()),
+            hint="prune a layer inside it",
+        )
     out = function == layer_type.prune_out or function in layer_type.also_out
     into = function == layer_type.prune_in or function in layer_type.also_in
     flat = layer_type.flat_out if out else layer_type.flat_in if into else None

@@ -148,11 +148,14 @@ def _unseen(recordings: Sequence[Recording], untouched: Sequence[str]) -> list[s
 
 
 def _blamed(gap: NotUnderstood, registry: Registry) -> NotUnderstood:
-    """Says whose rule it is that is wrong, with file and line."""
-    origin = None if gap.faulty is None else registry.rule_origin(gap.faulty)
-    if origin is None:
+    """Says whose rule it is that is wrong, with file and line, or which broken plugin has one that isn't used."""
+    if gap.faulty is None:
         return gap
-    return attrs.evolve(gap, why=f"{gap.why} (rule of {origin.owner.name} in {origin.site})", faulty=None)
+    origin, broken = registry.rule_origin(gap.faulty), registry.broken_owner(gap.faulty)
+    if origin is not None:
+        return attrs.evolve(gap, why=f"{gap.why} (rule of {origin.owner.name} in {origin.site})", faulty=None)
+    said = f" ({broken.name} has one, and is broken: see the notes)" if broken is not None else ""
+    return attrs.evolve(gap, why=f"{gap.why}{said}", faulty=None)
 
 
 def _merged(gaps: Iterable[NotUnderstood]) -> tuple[NotUnderstood, ...]:

@@ -13,6 +13,7 @@ import attrs
 from prunekit_core.algebra import axes
 from prunekit_core.algebra.axes import Axis, AxisMismatchError
 from prunekit_core.algebra.reasons import Reason, ReasonKind
+from prunekit_core.errors import PluginError
 from prunekit_core.program.calls import WRITTEN, writes
 from prunekit_core.program.op_call import Effects, OpCall, Outputs, TensorArgument
 from prunekit_core.program.outputs import is_free
@@ -31,7 +32,7 @@ class NotUnderstood:
         module: Where it ran first.
         why: ``"no rule"``, or what the rule said.
         froze: Whether anything prunable was pinned by it.
-        faulty: The operation itself where its rule is wrong: it raised, or contradicts the shapes; else None.
+        faulty: The operation itself where it has no rule, or one that raised or contradicts the shapes; else None.
     """
 
     operation: str
@@ -179,7 +180,7 @@ class _Propagator:
         call = OpCall(operation, arguments, shapes, self._result.effects, unread)
         rule = self._rules.find(operation.op)
         if rule is None:
-            self._give_up(call, "no rule for this operation")
+            self._give_up(call, "no rule for this operation", faulty=True)
             return
         try:
             self._deal_out(operation, shapes, rule.ties(call))
@@ -187,6 +188,8 @@ class _Propagator:
             self._give_up(call, str(error))
         except _ContradictionError as error:
             self._give_up(call, str(error), faulty=True)
+        except PluginError:  # two plugins claim the operation: nobody knows which of them is meant
+            raise
         except Exception as error:  # a plugin's rule may fail in any way; the operation is pinned and reported
             self._give_up(call, f"its rule raised {type(error).__name__}: {error}", faulty=True)
         if self._result.effects.expanded and (isinstance(operation.op, ModuleOp) or writes(operation.op)):

@@ -1,7 +1,9 @@
-"""What plugins registered: entries with their owners, and whether they are what a hook asks for."""
+"""What plugins registered: entries with their owners, what is wrong with a plugin, and keys that two plugins claim."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -14,6 +16,28 @@ from prunekit_core.program.rules import OpRule
 
 BLOCK_VARIABLE = "PRUNEKIT_BLOCK"
 """Environment variable: plugins to leave out of every registry of this run that loads installed plugins."""
+NO_PLUGINS_VARIABLE = "PRUNEKIT_NO_PLUGINS"
+"""Environment variable: with any value but ``0`` no third-party plugin is loaded in this run."""
+
+BUILT_IN_RANK, THIRD_PARTY_RANK, GIVEN_RANK = 0, 1, 2
+"""Ranks: of the same key, the plugin of the higher rank wins."""
+
+
+@attrs.frozen
+class Defect:
+    """What is wrong with a plugin, as it was found when the plugin was loaded.
+
+    Attributes:
+        headline: One sentence that says what went wrong.
+        site: File and line.
+        why: The cause.
+        hint: What to do, beyond leaving the plugin out.
+    """
+
+    headline: str
+    site: str
+    why: str
+    hint: str = ""
 
 
 @attrs.frozen
@@ -25,30 +49,101 @@ class Plugin:
         distribution: The distribution that brought it; empty for an extra.
         version: Its version; empty for an extra.
         rank: Precedence: 0 built in, 1 third party, 2 given as an argument.
-        error: Why it could not be loaded; empty when it was.
-        blocked_by: What blocked it: ``"an argument"``, ``"PRUNEKIT_BLOCK"`` or a file; empty when it wasn't.
+        defect: What is wrong with it; None where nothing is. Nothing of a plugin with a defect is used.
+        blocked_by: What blocked it: ``"an argument"``, ``"PRUNEKIT_BLOCK"``, ``"PRUNEKIT_NO_PLUGINS"`` or a file; empty
+            when it wasn't.
+        notes: What was ignored, or is going to be removed in a later release.
     """
 
     name: str
     distribution: str = ""
     version: str = ""
-    rank: int = 1
-    error: str = ""
+    rank: int = THIRD_PARTY_RANK
+    defect: Defect | None = None
     blocked_by: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def blocked(self) -> bool:
         """Whether it was blocked."""
         return bool(self.blocked_by)
 
+    @property
+    def title(self) -> str:
+        """Its name with its version: ``"some_distribution:some_plugin 1.2"``."""
+        return f"{self.name} {self.version}".strip()
+
+    @property
+    def error(self) -> str:
+        """Its defect in one line, with name, version, file and line, and what to do; empty where there is none."""
+        if self.defect is None:
+            return ""
+        error = self.problem()
+        return f"{error.headline} {error.why} [{error.where}] {error.hint}"
+
+    def problem(self) -> PluginError:
+        """Makes the error that says what is wrong with the plugin, which has a defect."""
+        assert self.defect is not None
+        found = self.defect
+        out = "" if self.rank == GIVEN_RANK else f"correct it, or leave the plugin out: {BLOCK_VARIABLE}={self.name}"
+        return PluginError(
+            found.headline,
+            where=f"{self.title} ({found.site})",
+            why=found.why,
+            hint="; ".join(filter(None, (found.hint, out))),
+        )
+
 
 @attrs.frozen
 class Entry:
-    """One registered thing: its value, who owns it, and whose entry it overrides."""
+    """One registered thing.
+
+    Attributes:
+        value: The thing.
+        owner: The plugin that registered it.
+        overrides: Names of the plugins whose entry for the same key it overrides.
+        site: File and line of the hook that returned it.
+    """
 
     value: Any
     owner: Plugin
     overrides: tuple[str, ...] = ()
+    site: str = ""
+
+
+@attrs.frozen
+class Claim:
+    """An entry under the hook and the key for which its plugin registered it."""
+
+    hook: str
+    key: Any
+    entry: Entry
+
+
+@attrs.frozen
+class Contest:
+    """A key that several plugins of one rank claim; none of them gets it.
+
+    Attributes:
+        hook: The hook.
+        key: The key.
+        rivals: Their entries, in the order of the plugins' names.
+    """
+
+    hook: str
+    key: Any
+    rivals: tuple[Entry, ...]
+
+    def problem(self) -> PluginError:
+        """Makes the error for whoever asks for the key."""
+        sites = " and ".join(f"{rival.owner.title} ({rival.site})" for rival in self.rivals)
+        installed = [rival.owner.name for rival in self.rivals if rival.owner.rank != GIVEN_RANK]
+        example = f", such as {BLOCK_VARIABLE}={installed[-1]}" if installed else ""
+        return PluginError(
+            f"Two plugins claim the same key {key_text(self.key)!r}.",
+            where=f"{self.hook}: {sites}",
+            hint=f"block one of them{example}",
+        )
 
 
 @attrs.frozen
@@ -59,7 +154,7 @@ class RuleOrigin:
         key: The key that it was found under: a name with overload, a name, or a tag.
         owner: The plugin that brought it.
         site: File and line of the rule.
-        overrides: Plugins whose rule for the same key it overrides.
+        overrides: Plugins whose rule for the operation it overrides, by the same key or by another name of it.
     """
 
     key: str | torch.Tag
@@ -68,27 +163,44 @@ class RuleOrigin:
     overrides: tuple[str, ...]
 
 
-def check_entry(hook: str, key: Any, value: Any, site: str) -> None:
-    """Raises `PluginError` unless a hook's entry has the types that its specification says."""
+def key_text(key: object) -> str:
+    """Writes the key of an entry: the dotted name of a class, anything else as it is."""
+    return f"{key.__module__}.{key.__qualname__}" if isinstance(key, type) else str(key)
+
+
+def normal_name(name: str) -> str:
+    """Writes the name of a distribution, or of a plugin, as PEP 503 compares them: ``My_Plugin`` is ``my-plugin``."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def entry_defects(hook: str, key: Any, value: Any, site: str) -> Iterator[Defect]:
+    """Finds whether a hook's entry has other types than its specification says.
+
+    Args:
+        hook: The hook that returned the entry.
+        key: Its key.
+        value: Its value.
+        site: File and line of the hook.
+    """
     key_words, is_key = _KEYS.get(hook, _NAME)
     value_words, is_value = _VALUES.get(hook, ("something that can be called", callable))
     for what, words, holds in (("key", key_words, is_key(key)), ("value", value_words, is_value(value))):
         if not holds:
             wrong = repr(key) if what == "key" else f"{value!r} for {key!r}"
-            raise PluginError(
-                f"A plugin's {hook} returned a wrong {what}.",
-                where=site,
-                why=f"it must be {words}, and is {wrong}",
-                hint=f"until it is corrected, block the plugin: {BLOCK_VARIABLE}={site.split(' ')[0]}",
-            )
+            why = f"it must be {words}, and is {wrong}"
+            yield Defect(f"A plugin's {hook} returned a wrong {what}.", site, why)
+            return
     if isinstance(value, Replacement) and value.name != key:
-        raise PluginError(
-            f"A plugin's {hook} returned a wrong key.", where=site, why=f"{key!r} names a Replacement {value.name!r}"
-        )
+        why = f"{key!r} names a Replacement {value.name!r}"
+        yield Defect(f"A plugin's {hook} returned a wrong key.", site, why)
 
 
 def _is_module_class(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, nn.Module)
+
+
+def _is_replacement(value: object) -> bool:
+    return isinstance(value, Replacement) and _is_module_class(value.source) and callable(value.convert)
 
 
 _NAME: tuple[str, Any] = ("a name", lambda key: isinstance(key, str) and bool(key))
@@ -110,5 +222,8 @@ _VALUES: dict[str, tuple[str, Any]] = {
     "prunekit_op_rules": ("an OpRule or a function", lambda value: isinstance(value, OpRule) or callable(value)),
     "prunekit_layer_types": ("a LayerType", lambda value: isinstance(value, LayerType)),
     "prunekit_pruners": ("a class", lambda value: isinstance(value, type)),
-    "prunekit_replacements": ("a Replacement", lambda value: isinstance(value, Replacement)),
+    "prunekit_replacements": (
+        "a Replacement of a module class by what a function makes of a module",
+        _is_replacement,
+    ),
 }

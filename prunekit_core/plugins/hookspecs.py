@@ -1,9 +1,12 @@
 """The hooks of prunekit. Every hook takes no arguments, is called once per registry, and returns a mapping.
 
 A plugin is a module (or object) named by an entry point of group ``prunekit``; it marks its implementations with
-``prunekit.plugin.hookimpl``. Third-party plugins take precedence over built-in ones; two third-party plugins that claim
-the same key are an error. A hook that returns an empty mapping registers nothing. Hooks must not touch models, print,
-or change global state.
+``prunekit.plugin.hookimpl``. Third-party plugins take precedence over built-in ones. A key that two third-party plugins
+claim is an error for whoever asks for it. A hook that returns an empty mapping registers nothing. Hooks must not touch
+models, print, or change global state.
+
+A third-party plugin that can't be loaded, or with anything wrong in its hooks, contributes nothing; all others are
+loaded.
 
 The docstrings are the contract, in a fixed order; the page of hooks is made from them with
 ``python -m tests.docs.hook_pages``.
@@ -21,6 +24,27 @@ if TYPE_CHECKING:  # so that a plugin that brings no more than commands needs no
 
     from prunekit_core.plugins.layers import LayerType, Replacement
     from prunekit_core.program.rules import Rule
+
+HOOKS = (
+    "prunekit_op_rules",
+    "prunekit_layer_types",
+    "prunekit_importance",
+    "prunekit_regularizers",
+    "prunekit_schedules",
+    "prunekit_pruners",
+    "prunekit_budgets",
+    "prunekit_compensators",
+    "prunekit_replacements",
+    "prunekit_allocators",
+    "prunekit_weights",
+    "prunekit_commands",
+)
+INTERFACE = 1
+"""Version of the plugin interface: it grows by one with every release in which plugins can do more than before."""
+INTERFACE_NAME = "prunekit_interface"
+"""The attribute with which a plugin declares the version of the interface that it needs; without it, the first one."""
+DEPRECATED: dict[str, str] = {}
+"""Hooks that a later release removes: what to implement instead, and in which release they go."""
 
 hookspec = pluggy.HookspecMarker("prunekit")
 hookimpl = pluggy.HookimplMarker("prunekit")
@@ -42,8 +66,11 @@ def prunekit_op_rules() -> Mapping[str | torch.Tag, Rule]:  # type: ignore[empty
         An operation that no rule knows is taken apart into those it is made of, or else pinned and reported.
 
     Precedence:
-        The exact overload wins over the name, the name over a tag; an in-place operation (``add_``) falls back to
-        the ordinary one. Of the same key, the plugin of the higher rank.
+        Names win over tags. Among the names of an operation the plugin of the higher rank wins, whichever of them it
+        uses; among those of one rank, the exact overload wins over the name without one, and that, for an in-place
+        operation (``add_``), over the ordinary operation's. Among tags, the plugin of the higher rank wins. So
+        ``"aten::add"`` of a third party replaces every built-in rule for an overload of it, and its rule for
+        ``torch.Tag.pointwise`` replaces none that names an operation.
 
     Forbidden:
         A rule must not keep state from one call to the next, run the operation, or look at values.
@@ -67,7 +94,8 @@ def prunekit_layer_types() -> Mapping[type[torch.nn.Module] | str, LayerType]:  
         start of a group.
 
     Precedence:
-        The most specific class of a module wins. Of the same class, the plugin of the higher rank.
+        The most specific class of a module wins. Of the same class, the plugin of the higher rank, whether it names
+        the class by itself or by its dotted name, which are one key.
 
     Forbidden:
         ``attributes`` must not change the module. A pruning function changes the layer it is given and nothing else.
@@ -222,8 +250,8 @@ def prunekit_replacements() -> Mapping[str, Replacement]:  # type: ignore[empty-
         Modules stay what they are.
 
     Precedence:
-        Of the same name, the plugin of the higher rank. Of several replacements for one class, the one that was
-        registered first.
+        Of the same name, and of several names for the same class, the plugin of the higher rank. Of several
+        replacements that one plugin registers for one class, the first.
 
     Forbidden:
         A replacement must compute the same numbers around the same parameter objects. Its name must never change.

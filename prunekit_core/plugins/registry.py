@@ -10,42 +10,34 @@ import functools
 import inspect
 import os
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import attrs
-import pluggy
 from torch import nn
 
 from prunekit_core.collector import collection_paused
 from prunekit_core.errors import ArgumentError, PluginError, nearest
-from prunekit_core.plugins import hookspecs
-from prunekit_core.plugins.blame import describe_error, site_of
+from prunekit_core.plugins.blame import site_of
 from prunekit_core.plugins.config import SEARCHED, Config, find_config, read_config
-from prunekit_core.plugins.entries import BLOCK_VARIABLE, Entry, Plugin, RuleOrigin, check_entry
+from prunekit_core.plugins.entries import (
+    BLOCK_VARIABLE,
+    GIVEN_RANK,
+    Contest,
+    Entry,
+    Plugin,
+    RuleOrigin,
+    key_text,
+)
+from prunekit_core.plugins.hookspecs import HOOKS
 from prunekit_core.plugins.layers import LayerType, Replacement
+from prunekit_core.plugins.loading import Loading, load_installed
 from prunekit_core.plugins.opaque import Opaque
-from prunekit_core.program.rules import ModuleOp, RuleTable, as_rule
+from prunekit_core.plugins.tables import tables_of
+from prunekit_core.plugins.unmatched import unmatched_keys
+from prunekit_core.program.rules import ModuleOp, OpRule, RuleTable, as_rule, rule_keys
 
-ENTRY_POINT_GROUP = "prunekit"
-BUILT_IN = "prunekit"
 WEIGHTS = "safetensors"
 """The plugin that opens weights whose path has no suffix that is registered: folders, and indexes of shards."""
-HOOKS = (
-    "prunekit_op_rules",
-    "prunekit_layer_types",
-    "prunekit_importance",
-    "prunekit_regularizers",
-    "prunekit_schedules",
-    "prunekit_pruners",
-    "prunekit_budgets",
-    "prunekit_compensators",
-    "prunekit_replacements",
-    "prunekit_allocators",
-    "prunekit_weights",
-    "prunekit_commands",
-)
 
 
 class Registry:
@@ -55,12 +47,17 @@ class Registry:
         block: Plugins to leave out, by name (``"distribution:entry point"``), distribution or entry point.
         extra: Further plugins (modules or objects with ``hookimpl`` functions), by name; they win over all others.
         entry_points: Whether installed plugins are loaded. Those that the environment variable ``PRUNEKIT_BLOCK``
-            names (with commas between them) are left out then, too.
+            names (with commas between them) are left out then, too; ``PRUNEKIT_NO_PLUGINS=1`` leaves out all that
+            aren't built in.
         config: The settings of a project; `from_config` reads them from a file.
+        strict: Whether anything that is wrong with an installed plugin is raised. Otherwise that plugin contributes
+            nothing and is listed as broken (`plugins`), and a key that two of them claim is an error for whoever asks
+            for it.
 
     Raises:
-        PluginError: A plugin misspells a hook, returns no mapping or the wrong things in it, or claims a key that
-            another one claims.
+        PluginError: An extra has a defect (no hook, a misspelt one, one that raises or returns the wrong things), or
+            two extras claim one key: whoever passes a plugin holds its code, and wants to know at once. With
+            ``strict``, installed plugins raise it as well.
         ArgumentError: The settings name something that no plugin registered.
     """
 
@@ -71,30 +68,47 @@ class Registry:
         extra: Mapping[str, object] | None = None,
         entry_points: bool = True,
         config: Config | None = None,
+        strict: bool = False,
     ) -> None:
         with collection_paused():
-            self._fill(block, extra, entry_points, config)
+            self._fill(block, extra, entry_points, config, strict)
 
     def _fill(
-        self, block: Iterable[str], extra: Mapping[str, object] | None, entry_points: bool, config: Config | None
+        self,
+        block: Iterable[str],
+        extra: Mapping[str, object] | None,
+        entry_points: bool,
+        config: Config | None,
+        strict: bool,
     ) -> None:
         self._block, self._extra, self._entry_points = tuple(block), dict(extra or {}), entry_points
-        self.config = config or Config()
-        self._manager = pluggy.PluginManager("prunekit")
-        self._manager.add_hookspecs(hookspecs)
-        self._found: dict[str, Plugin] = {}
-        self._unused: dict[str, str] = {}
-        if entry_points:
-            blocked = self._blocked()
-            self._unused = dict(blocked)
-            for point in sorted(metadata.entry_points(group=ENTRY_POINT_GROUP), key=_point_order):
-                self._load(point, blocked)
+        self._strict, self.config = strict, config or Config()
+        loading = Loading(strict=strict)
+        self._unused = load_installed(loading, self._blocked()) if entry_points else {}
         for name, plugin in self._extra.items():
-            self._register(Plugin(name, rank=2), plugin)
-        self._check_hook_names()
-        self._tables = {hook: self._collect(hook) for hook in HOOKS}
-        self.op_rules = RuleTable({key: entry.value for key, entry in self._tables["prunekit_op_rules"].items()})
+            source = str(getattr(plugin, "__module__", "") or getattr(plugin, "__name__", ""))
+            found = Plugin(name, rank=GIVEN_RANK)
+            loading.add(found, lambda plugin=plugin: plugin, source, lambda: "given as an argument")  # type: ignore[misc]
+        self._found, self._lost = loading.plugins, loading.lost
+        tables = tables_of(loading.claims)
+        self._tables, self._contests, self._sources = tables.entries, tables.contests, tables.sources
+        self._raise_contests(strict)
+        self.op_rules = self._rule_table()
         self._check_config()
+
+    def _raise_contests(self, strict: bool) -> None:
+        for contest in (contest for hook in HOOKS for contest in self._contests[hook].values()):
+            if strict or contest.rivals[0].owner.rank == GIVEN_RANK:
+                raise contest.problem()
+
+    def _rule_table(self) -> RuleTable:
+        """Makes the table of op rules; the rule of an operation that two plugins claim raises `PluginError`."""
+        entries, contests = self._tables["prunekit_op_rules"], self._contests["prunekit_op_rules"]
+        rules = {key: entry.value for key, entry in entries.items()}
+        rules.update((key, _contested_rule(contest)) for key, contest in contests.items())
+        ranks = {key: entry.owner.rank for key, entry in entries.items()}
+        ranks.update((key, contest.rivals[0].owner.rank) for key, contest in contests.items())
+        return RuleTable(rules, ranks)
 
     @classmethod
     def from_config(
@@ -104,6 +118,7 @@ class Registry:
         search: bool = False,
         block: Iterable[str] = (),
         extra: Mapping[str, object] | None = None,
+        strict: bool = False,
     ) -> Registry:
         """Makes a registry with the settings of a project; `options` returns them as arguments of ``prune``.
 
@@ -113,14 +128,14 @@ class Registry:
             search: Take ``path`` as a folder and read the nearest of these files in it or above it; where there is
                 none, nothing is set.
             block: Further plugins to leave out.
-            extra: See `Registry`.
+            extra, strict: See `Registry`.
 
         Raises:
             ArgumentError: There is no such file, or it holds a setting that doesn't exist or is wrong.
             PluginError: See `Registry`.
         """
         config = find_config(Path(path)) if search else read_config(Path(path))
-        return cls(block=block, extra=extra, config=config)
+        return cls(block=block, extra=extra, config=config, strict=strict)
 
     def _blocked(self) -> dict[str, str]:
         """Names to leave out, with who says so."""
@@ -133,7 +148,11 @@ class Registry:
         }
 
     def _check_config(self) -> None:
-        """Raises `ArgumentError` unless plugins registered what the settings name."""
+        """Raises `ArgumentError` unless plugins registered what the settings name.
+
+        While a plugin is broken it may be the one that brings it: whoever uses the setting is told then, and
+        everything else still works.
+        """
         config, where = self.config, str(self.config.path)
         named = [("prunekit_importance", config.importance)] if config.importance else []
         named += [("prunekit_budgets", name) for name in config.options.get("target", ())]
@@ -145,10 +164,14 @@ class Registry:
         for check in checks:
             try:
                 check()
+            except PluginError:
+                continue
             except ArgumentError as error:
+                if self.broken():
+                    continue
                 error.where = where
                 raise
-        if config.importance_arguments:
+        if config.importance_arguments and config.importance in self._tables["prunekit_importance"]:
             _check_arguments(config, self.named("prunekit_importance", config.importance))
 
     def options(self, **given: Any) -> dict[str, Any]:
@@ -187,100 +210,43 @@ class Registry:
                 why=" ".join(str(error).split()),
             ) from error
 
-    def _load(self, point: metadata.EntryPoint, blocked: Mapping[str, str]) -> None:
-        distribution = point.dist.name if point.dist else ""
-        name = f"{distribution}:{point.name}"
-        plugin = Plugin(
-            name, distribution, point.dist.version if point.dist else "", 0 if distribution == BUILT_IN else 1
-        )
-        if name in self._found:
-            return
-        by = [key for key in (name, distribution, point.name) if key in blocked]
-        if by:
-            self._found[name] = attrs.evolve(plugin, blocked_by=blocked[by[0]])
-            for key in by:
-                self._unused.pop(key, None)
-            return
-        try:
-            loaded = point.load()
-        except Exception as error:  # a stranger's module may fail in any way; it is reported, the others still load
-            self._found[name] = attrs.evolve(plugin, error=f"{point.value}: {describe_error(error, point.value)}")
-            return
-        self._register(plugin, loaded)
-
-    def _register(self, plugin: Plugin, loaded: object) -> None:
-        try:
-            self._manager.register(loaded, name=plugin.name)
-        except (pluggy.PluginValidationError, ValueError) as error:
-            where, other = f"{plugin.name} ({site_of(loaded)})", self._manager.get_name(loaded)
-            why = f"it is registered already, as {other}" if other else str(error)
-            raise PluginError("A plugin can't be registered.", where=where, why=why) from error
-        self._found[plugin.name] = plugin
-
-    def _check_hook_names(self) -> None:
-        try:
-            self._manager.check_pending()
-        except pluggy.PluginValidationError as error:
-            name = self._manager.get_name(error.plugin) or "?"
-            wrong = str(error).split("'")[1] if "'" in str(error) else str(error)
-            raise PluginError(
-                "A plugin implements a hook that doesn't exist.",
-                where=f"{wrong} in {name} ({site_of(getattr(error.plugin, wrong, error.plugin))})",
-                hint=nearest(wrong, HOOKS),
-            ) from error
-
-    def _collect(self, hook: str) -> dict[Any, Entry]:
-        table: dict[Any, Entry] = {}
-        implementations = getattr(self._manager.hook, hook).get_hookimpls()
-        ranked = sorted(implementations, key=lambda i: (self._found[i.plugin_name].rank, i.plugin_name))
-        for implementation in ranked:
-            owner = self._found[implementation.plugin_name]
-            site = f"{owner.name} ({site_of(implementation.function)})"
-            try:
-                entries = implementation.function()
-            except Exception as error:  # reported with its owner; the other plugins still load
-                module = getattr(implementation.function, "__module__", "")
-                self._found[owner.name] = attrs.evolve(owner, error=f"{hook}: {describe_error(error, module)}")
-                continue
-            if not isinstance(entries, Mapping):
-                raise PluginError(
-                    f"A plugin's {hook} returned no mapping.", where=site, why=f"it returned {type(entries).__name__}"
-                )
-            for key, value in entries.items():
-                check_entry(hook, key, value, site)
-                table[key] = self._claim(hook, key, value, owner, site, table.get(key))
-        return table
-
-    def _claim(self, hook: str, key: Any, value: Any, owner: Plugin, site: str, present: Entry | None) -> Entry:
-        if present is None:
-            return Entry(value, owner)
-        if present.owner.rank == owner.rank:
-            other = self._manager.get_plugin(present.owner.name)
-            raise PluginError(
-                f"Two plugins claim the same key {key!r}.",
-                where=f"{hook}: {present.owner.name} ({site_of(getattr(other, hook, other))}) and {site}",
-                hint="block one of them",
-            )
-        return Entry(value, owner, (*present.overrides, present.owner.name))
-
     def extended(self, extra: Mapping[str, object]) -> Registry:
         """Returns another registry with the same plugins and further ones (see ``extra``)."""
         return Registry(
-            block=self._block, extra={**self._extra, **extra}, entry_points=self._entry_points, config=self.config
+            block=self._block,
+            extra={**self._extra, **extra},
+            entry_points=self._entry_points,
+            config=self.config,
+            strict=self._strict,
         )
 
     def rule_origin(self, op: Any) -> RuleOrigin | None:
-        """Tells where the rule of a ``torch._ops.OpOverload`` or a `ModuleOp` comes from; None where it has none."""
+        """Tells where the rule of a ``torch._ops.OpOverload`` or a `ModuleOp` comes from; None where it has none.
+
+        Raises:
+            PluginError: Two plugins claim the operation.
+        """
         if isinstance(op, ModuleOp):
             name = op.name.removeprefix("opaque::")
             types = self._tables["prunekit_layer_types"].items()
-            entry = next(entry for cls, entry in types if class_name(cls) == name)
+            entry = next(entry for cls, entry in types if key_text(cls) == name)
             return RuleOrigin(op.name, entry.owner, site_of(entry.value.opaque.rule.ties), entry.overrides)
-        key = self.op_rules.key(op)
-        if key is None:
+        keys = self.op_rules.keys(op)
+        if not keys:
             return None
-        entry = self._tables["prunekit_op_rules"][key]
-        return RuleOrigin(key, entry.owner, site_of(as_rule(entry.value).ties), entry.overrides)
+        table, contest = self._tables["prunekit_op_rules"], self._contests["prunekit_op_rules"].get(keys[0])
+        if contest is not None:
+            raise contest.problem()
+        entry = table[keys[0]]
+        others = [table[key].owner.name for key in keys[1:] if isinstance(key, str) and key in table]
+        overridden = dict.fromkeys(name for name in (*others, *entry.overrides) if name != entry.owner.name)
+        return RuleOrigin(keys[0], entry.owner, site_of(as_rule(entry.value).ties), tuple(overridden))
+
+    def broken_owner(self, op: Any) -> Plugin | None:
+        """Returns the broken plugin that would have brought a rule for an operation; None where none is known."""
+        keys = rule_keys(op)
+        lost = {claim.key: claim.entry.owner for claim in self._lost if claim.hook == "prunekit_op_rules"}
+        return next((lost[key] for key in keys if key in lost), None)
 
     def unused_blocks(self) -> Mapping[str, str]:
         """Returns what was to be blocked but matches no installed plugin, with who asked for it."""
@@ -293,6 +259,34 @@ class Registry:
             for plugin in self._found.values()
             if plugin.error
         ]
+
+    def notes(self) -> list[str]:
+        """Says what of plugins that aren't broken is ignored or won't last: of each a line with the plugin's name.
+
+        Optional hooks that this prunekit doesn't have, hooks that a later release removes, rules for operations that
+        don't exist, layer types for classes that don't exist. It is computed from what is imported now: of a library
+        that isn't, nothing is said.
+        """
+        said = [
+            f"{plugin.title}: {note}" for plugin in self._found.values() if not plugin.error for note in plugin.notes
+        ]
+        return [*said, *unmatched_keys(self._tables)]
+
+    def contests(self, hook: str) -> Mapping[Any, Contest]:
+        """Returns the keys that several plugins of one rank claim, so that nobody gets them."""
+        return self._contests[hook]
+
+    def refused(self, hook: str) -> Mapping[Any, PluginError]:
+        """Returns the keys that plugins claim and nobody gets, with the error for whoever asks for one.
+
+        Several plugins of one rank claim it, or only a broken one does.
+        """
+        known = self._tables[hook]
+        lost = {claim.key: claim.entry for claim in self._lost if claim.hook == hook and claim.key not in known}
+        return {
+            **{key: _broken_owner(key, entry) for key, entry in lost.items()},
+            **{key: contest.problem() for key, contest in self._contests[hook].items()},
+        }
 
     def plugins(self) -> list[Plugin]:
         """Lists all plugins found, in order of loading: loaded, blocked and broken ones."""
@@ -307,9 +301,13 @@ class Registry:
 
         Raises:
             ArgumentError: Nothing is; the message gives the nearest names, and the plugins that are broken or blocked.
+            PluginError: Two plugins claim the name, or only a broken one does.
         """
         table = self._tables[hook]
         if name not in table:
+            refused = self.refused(hook).get(name)
+            if refused is not None:
+                raise refused
             noun = hook.removeprefix("prunekit_").replace("_", " ").rstrip("s")
             broken = [f"{plugin.name} could not be loaded: {plugin.error}" for plugin in self.plugins() if plugin.error]
             blocked = [
@@ -325,10 +323,13 @@ class Registry:
 
         Raises:
             ArgumentError: None is registered under that name.
+            PluginError: Two plugins claim the name, or only a broken one does.
         """
         known = self._tables["prunekit_allocators"]
         if name in SEARCHED:
             return None
+        if name in self.refused("prunekit_allocators"):
+            raise self.refused("prunekit_allocators")[name]
         if name not in known:
             hint = nearest(name, (*SEARCHED, *known))
             raise ArgumentError(f"There is no allocation called {name!r}.", hint=hint)
@@ -339,13 +340,18 @@ class Registry:
 
         Raises:
             ArgumentError: No plugin is registered for files of this kind.
+            PluginError: Two plugins claim files of this kind, or only a broken one does.
         """
         suffix = Path(path).suffix.removeprefix(".")
-        known = self._tables["prunekit_weights"]
+        known = {**self._tables["prunekit_weights"], **self.refused("prunekit_weights")}
         return self.named("prunekit_weights", suffix if suffix in known else WEIGHTS)(path, model)
 
     def layer_type(self, module: nn.Module) -> LayerType | None:
-        """Returns the layer type of a module: that of the most specific class registered."""
+        """Returns the layer type of a module: that of the most specific class registered.
+
+        Raises:
+            PluginError: Two plugins claim that class.
+        """
         found = self._layer_entry(module)
         return None if found is None else found[1].value
 
@@ -359,7 +365,7 @@ class Registry:
         found = self._layer_entry(module)
         if found is None or found[1].value.opaque is None:
             return None
-        return class_name(found[0]), found[1].value.opaque
+        return key_text(found[0]), found[1].value.opaque
 
     def same_in_training(self, module: nn.Module) -> bool:
         """Tells whether a module's layer type says that its program ties the same axes in every mode.
@@ -370,29 +376,47 @@ class Registry:
         return found is not None and found[1].value.same_in_training and type(module).forward is found[0].forward
 
     def _layer_entry(self, module: nn.Module) -> tuple[type[nn.Module], Entry] | None:
-        table = self._tables["prunekit_layer_types"]
+        table, contests = self._tables["prunekit_layer_types"], self._contests["prunekit_layer_types"]
         for cls in type(module).__mro__:
-            entry = table.get(cls) or table.get(class_name(cls))
+            name = key_text(cls)
+            entry = table.get(cls) or table.get(name)
             if entry is not None:
                 return cls, entry
+            contest = contests and (contests.get(cls) or contests.get(name))
+            if contest:
+                raise contest.problem()
         return None
 
     def replacement(self, module: nn.Module) -> Replacement | None:
-        """Returns the replacement for exactly this module's class, if one is registered."""
-        for entry in self._tables["prunekit_replacements"].values():
-            if type(module) is entry.value.source:
-                found: Replacement = entry.value
-                return found
-        return None
+        """Returns the replacement for exactly this module's class, if one is registered.
+
+        Raises:
+            PluginError: Two plugins have one for this class.
+        """
+        found = self._sources.get(type(module))
+        if isinstance(found, Contest):
+            raise found.problem()
+        return None if found is None else found.value
 
 
-def class_name(cls: object) -> str:
-    """Returns the dotted name of a class; a name as it is."""
-    return f"{cls.__module__}.{cls.__qualname__}" if isinstance(cls, type) else str(cls)
+def _contested_rule(contest: Contest) -> OpRule:
+    """Makes the rule of an operation that two plugins claim."""
+
+    def contested(call: object) -> None:
+        raise contest.problem()
+
+    return OpRule(contested)
 
 
-def _point_order(point: metadata.EntryPoint) -> tuple[str, str]:
-    return (point.dist.name if point.dist else "", point.name)
+def _broken_owner(key: object, entry: Entry) -> PluginError:
+    """Makes the error for whoever asks for what only a broken plugin would have brought."""
+    found = entry.owner.problem()
+    return PluginError(
+        f"The plugin that brings {key_text(key)!r} is broken.",
+        where=found.where,
+        why=f"{found.headline} {found.why}".strip(),
+        hint=found.hint,
+    )
 
 
 def _check_arguments(config: Config, make: Any) -> None:

@@ -179,14 +179,21 @@ class ModuleOp:
 
 
 class RuleTable:
-    """Finds the rule of an operation: exact overload, packet, in-place variant, then tag.
+    """Finds the rule of an operation: by name before by tag; of the higher rank; by the more specific name.
+
+    From specific to general the names are: the exact overload, the name without one, the ordinary operation's for an
+    in-place one.
 
     Args:
         rules: Key to rule. A key is a qualified name (``"aten::add.Tensor"`` or ``"aten::add"``) or a ``torch.Tag``.
+        ranks: Key to rank; without one, 0.
     """
 
-    def __init__(self, rules: Mapping[str | torch.Tag, Rule]) -> None:
+    def __init__(
+        self, rules: Mapping[str | torch.Tag, Rule], ranks: Mapping[str | torch.Tag, int] | None = None
+    ) -> None:
         self._rules = {key: as_rule(rule) for key, rule in rules.items()}
+        self._ranks = dict(ranks or {})
         self._cache: dict[Any, OpRule | None] = {}
 
     def find(self, op: Any) -> OpRule | None:
@@ -194,7 +201,8 @@ class RuleTable:
         if isinstance(op, ModuleOp):
             return op.rule
         if op not in self._cache:
-            self._cache[op] = next((self._rules[key] for key in rule_keys(op) if key in self._rules), None)
+            key = self.key(op)
+            self._cache[op] = None if key is None else self._rules[key]
         return self._cache[op]
 
     def has(self, op: Any) -> bool:
@@ -203,7 +211,15 @@ class RuleTable:
 
     def key(self, op: Any) -> str | torch.Tag | None:
         """Returns the key under which the rule of an operation was found."""
-        return next((key for key in rule_keys(op) if key in self._rules), None)
+        keys = self.keys(op)
+        return keys[0] if keys else None
+
+    def keys(self, op: Any) -> list[str | torch.Tag]:
+        """Lists the keys under which an operation has rules; the first one's is used."""
+        known = [key for key in rule_keys(op) if key in self._rules]
+        if len(known) > 1:  # sorting is stable: of equal rank, the more specific name stays first
+            known.sort(key=lambda key: (isinstance(key, torch.Tag), -self._ranks.get(key, 0)))
+        return known
 
 
 def scaling_of(rules: RuleTable, op: Any) -> Scaling | None:

@@ -1,6 +1,7 @@
 """Operators: their names, schemas and decompositions.
 
-Relied on: ``OpOverload._schema``, ``_overloadname``, ``_overloadpacket``, ``_can_decompose`` and ``decompose``.
+Relied on: ``OpOverload._schema``, ``_overloadname``, ``_overloadpacket``, ``_can_decompose`` and ``decompose``;
+``torch._C._dispatch_get_all_op_names``.
 """
 
 from __future__ import annotations
@@ -8,9 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch._ops import HigherOrderOperator
 
-__all__ = ["HigherOrderOperator", "arguments_of", "decomposes", "overload_of", "packet_name", "packet_of", "returns_of"]
+__all__ = [
+    "HigherOrderOperator",
+    "arguments_of",
+    "decomposes",
+    "overload_of",
+    "overloads",
+    "packet_name",
+    "packet_of",
+    "returns_of",
+]
 
 
 def packet_name(op: Any) -> str:
@@ -42,3 +53,12 @@ def returns_of(op: Any) -> Sequence[Any]:
 def decomposes(op: Any) -> bool:
     """Tells whether ``op.decompose`` can run an operator as the operators that it is made of."""
     return bool(op._can_decompose())
+
+
+def overloads() -> dict[str, list[str]]:
+    """Lists the operators that are registered now: qualified name without overload to the names of its overloads."""
+    found: dict[str, list[str]] = {}
+    for name in torch._C._dispatch_get_all_op_names():
+        packet, _, overload = name.partition(".")
+        found.setdefault(packet, []).append(overload or "default")
+    return found

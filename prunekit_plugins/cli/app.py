@@ -42,8 +42,9 @@ def run(arguments: Sequence[str] | None = None, registry: Registry | None = None
 
 def build(registry: Registry) -> typer.Typer:
     """Makes the program from the commands of a registry."""
-    entries = registry.entries("prunekit_commands")
-    return program_of({name: _usable(name, entry.value, entry.owner.name) for name, entry in entries.items()})
+    entries, refused = registry.entries("prunekit_commands"), registry.refused("prunekit_commands")
+    commands = {name: _usable(name, entry.value, entry.owner.name) for name, entry in entries.items()}
+    return program_of({**commands, **{name: _raising(error) for name, error in refused.items()}})
 
 
 def _usable(name: str, command: Any, owner: str) -> Callable[..., Any]:
@@ -55,13 +56,18 @@ def _usable(name: str, command: Any, owner: str) -> Callable[..., Any]:
         typer.main.get_command(trial)
     except Exception as error:  # a stranger's command may fail in any way; it is told when the command is called
         reason = f"{type(error).__name__}: {error}"
-
-        def broken() -> None:
-            raise PluginError(f"The command {name!r} can't be used.", where=owner, why=reason)
-
-        broken.__doc__ = f"Can't be used: {reason}"
-        return broken
+        return _raising(PluginError(f"The command {name!r} can't be used.", where=owner, why=reason))
     return _stoppable(function)
+
+
+def _raising(error: PluginError) -> Callable[[], None]:
+    """Makes the command that stands for one that can't be used."""
+
+    def broken() -> None:
+        raise error
+
+    broken.__doc__ = f"Can't be used: {error.why or error.headline}"
+    return broken
 
 
 def _stoppable(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prunekit.plugin import HOOKS, Entry, LayerType, Registry
+from prunekit.plugin import HOOKS, Entry, LayerType, Plugin, Registry
 from prunekit_plugins.cli import options
 from prunekit_plugins.cli.output import Output, Table
 from prunekit_plugins.cli.project import project_registry
@@ -31,10 +31,17 @@ def show(registry: Registry, output: Output, everything: bool = False) -> None:
         everything: List every name of a hook with very many.
     """
     found = registry.plugins()
-    rows = [(p.name, p.version or "-", state(p.blocked_by, p.error)) for p in found]
+    rows = [(p.name, p.version or "-", state(p)) for p in found]
     output.table(Table(f"plugins: {len(found)}", ("plugin", "version", "state"), rows))
     for name, by in registry.unused_blocks().items():
         output.line(f"{by} blocks {name}, which isn't installed", good=False)
+    for problem in (p.problem() for p in found if p.error):
+        output.line(f"broken, so nothing of it is used: {problem}", good=False)
+    for hook in HOOKS:
+        for contest in registry.contests(hook).values():
+            output.line(f"nobody gets this: {contest.problem()}", good=False)
+    for note in registry.notes():
+        output.line(f"note: {note}", good=False)
     lines = [line for hook in HOOKS for line in _hook_lines(hook, registry, everything)]
     output.table(Table("registered", ("hook", "plugin", ">count", "names"), lines))
     overrides = [
@@ -48,11 +55,11 @@ def show(registry: Registry, output: Output, everything: bool = False) -> None:
     output.result(_data(registry))
 
 
-def state(blocked_by: str, error: str) -> str:
+def state(plugin: Plugin) -> str:
     """Words what became of a plugin."""
-    if blocked_by:
-        return f"blocked by {blocked_by}"
-    return f"broken: {error}" if error else "loaded"
+    if plugin.blocked:
+        return f"blocked by {plugin.blocked_by}"
+    return "broken" if plugin.error else "loaded"
 
 
 def key_name(key: Any) -> str:
@@ -104,10 +111,17 @@ def _data(registry: Registry) -> dict[str, Any]:
                 "state": "blocked" if p.blocked else "broken" if p.error else "loaded",
                 "blocked_by": p.blocked_by or None,
                 "error": p.error or None,
+                "notes": list(p.notes),
             }
             for p in registry.plugins()
         ],
         "unused_blocks": dict(registry.unused_blocks()),
+        "notes": registry.notes(),
+        "contested": [
+            {"hook": hook, "name": key_name(key), "plugins": [rival.owner.name for rival in contest.rivals]}
+            for hook in HOOKS
+            for key, contest in registry.contests(hook).items()
+        ],
         "config": None if registry.config.path is None else str(registry.config.path),
         "hooks": {hook: _entries(hook, registry) for hook in HOOKS},
     }
