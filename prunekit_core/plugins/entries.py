@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -173,26 +173,28 @@ def normal_name(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def entry_defects(hook: str, key: Any, value: Any, site: str) -> Iterator[Defect]:
-    """Finds whether a hook's entry has other types than its specification says.
+def entry_defects(hook: str, entries: Mapping[Any, Any], site: str) -> list[Defect]:
+    """Finds what of a hook's entries has other types than its specification says.
 
     Args:
-        hook: The hook that returned the entry.
-        key: Its key.
-        value: Its value.
+        hook: The hook that returned them.
+        entries: What it returned.
         site: File and line of the hook.
     """
     key_words, is_key = _KEYS.get(hook, _NAME)
     value_words, is_value = _VALUES.get(hook, ("something that can be called", callable))
-    for what, words, holds in (("key", key_words, is_key(key)), ("value", value_words, is_value(value))):
-        if not holds:
-            wrong = repr(key) if what == "key" else f"{value!r} for {key!r}"
-            why = f"it must be {words}, and is {wrong}"
-            yield Defect(f"A plugin's {hook} returned a wrong {what}.", site, why)
-            return
-    if isinstance(value, Replacement) and value.name != key:
-        why = f"{key!r} names a Replacement {value.name!r}"
-        yield Defect(f"A plugin's {hook} returned a wrong key.", site, why)
+    found = []
+    for key, value in entries.items():
+        if not is_key(key):
+            why = f"it must be {key_words}, and is {key!r}"
+            found.append(Defect(f"A plugin's {hook} returned a wrong key.", site, why))
+        elif not is_value(value):
+            why = f"it must be {value_words}, and is {value!r} for {key!r}"
+            found.append(Defect(f"A plugin's {hook} returned a wrong value.", site, why))
+        elif isinstance(value, Replacement) and value.name != key:
+            why = f"{key!r} names a Replacement {value.name!r}"
+            found.append(Defect(f"A plugin's {hook} returned a wrong key.", site, why))
+    return found
 
 
 def _is_module_class(value: object) -> bool:

@@ -181,22 +181,20 @@ def load_installed(loading: Loading, blocked: Mapping[str, str]) -> dict[str, st
     Returns:
         What of ``blocked`` matches no installed plugin.
     """
-    names = {normal_name(name): name for name in blocked}
-    unused = dict(blocked)
-    for point in sorted(metadata.entry_points(group=ENTRY_POINT_GROUP), key=_point_order):
-        plugin = _plugin_of(point)
+    names = {normal_name(name): by for name, by in blocked.items()}
+    matched: set[str] = set()
+    for plugin, point in _installed():
         if plugin.name in loading.plugins:
             continue
-        by = [names[key] for key in map(normal_name, (plugin.name, plugin.distribution, point.name)) if key in names]
-        for name in by:
-            unused.pop(name, None)
-        if by:
-            loading.block(plugin, blocked[by[0]])
+        keys = [key for key in map(normal_name, (plugin.name, plugin.distribution, point.name)) if key in names]
+        matched.update(keys)
+        if keys:
+            loading.block(plugin, names[keys[0]])
         elif plugin.rank != BUILT_IN_RANK and third_parties_are_off():
             loading.block(plugin, NO_PLUGINS_VARIABLE)
         else:
             loading.add(plugin, point.load, point.value, lambda point=point: declared_at(point))  # type: ignore[misc]
-    return unused
+    return {name: by for name, by in blocked.items() if normal_name(name) not in matched}
 
 
 def third_parties_are_off() -> bool:
@@ -215,14 +213,17 @@ def declared_at(point: metadata.EntryPoint) -> str:
     return f"{lines[0]}:{number}"
 
 
-def _plugin_of(point: metadata.EntryPoint) -> Plugin:
-    distribution, version = (point.dist.name, point.dist.version) if point.dist else ("", "")
-    rank = BUILT_IN_RANK if normal_name(distribution) == BUILT_IN else THIRD_PARTY_RANK
-    return Plugin(f"{distribution}:{point.name}", distribution, version, rank)
-
-
-def _point_order(point: metadata.EntryPoint) -> tuple[str, str]:
-    return (point.dist.name if point.dist else "", point.name)
+def _installed() -> list[tuple[Plugin, metadata.EntryPoint]]:
+    """Lists the plugins that distributions declare, by the names of distributions and entry points."""
+    known: dict[int, tuple[str, str]] = {id(None): ("", "")}
+    found = []
+    for point in metadata.entry_points(group=ENTRY_POINT_GROUP):
+        if id(point.dist) not in known and point.dist is not None:  # whose file is parsed whenever it is asked
+            known[id(point.dist)] = (point.dist.name, point.dist.version)
+        distribution, version = known[id(point.dist)]
+        rank = BUILT_IN_RANK if normal_name(distribution) == BUILT_IN else THIRD_PARTY_RANK
+        found.append((Plugin(f"{distribution}:{point.name}", distribution, version, rank), point))
+    return sorted(found, key=lambda pair: (pair[0].distribution, pair[1].name))
 
 
 def _loaded(load: Callable[[], object], source: str, declared: Callable[[], str]) -> object:
@@ -329,8 +330,9 @@ def _answer(hook: _Hook, errors: list[_DefectError]) -> list[tuple[str, Any, Any
         if not isinstance(entries, Mapping):
             why = f"it returned {type(entries).__name__}"
             raise _DefectError(Defect(f"A plugin's {hook.name} returned no mapping.", hook.site, why))
-        found = [(hook.name, key, value, hook.site) for key, value in entries.items()]
-        defects = [defect for entry in found for defect in entry_defects(*entry)]
+        name, site = hook.name, hook.site
+        found = [(name, key, value, site) for key, value in entries.items()]
+        defects = entry_defects(name, entries, site)
     except _DefectError as error:
         errors.append(error)
         return []

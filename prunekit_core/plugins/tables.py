@@ -61,11 +61,15 @@ def _by_key(claims: Iterable[Claim]) -> dict[tuple[str, Any], list[Entry]]:
     for claim in named:
         for key in classes.get(claim.key, [claim.key]):
             found.setdefault((claim.hook, key), []).append(claim.entry)
-    return {key: sorted(rivals, key=lambda entry: entry.owner.rank) for key, rivals in found.items()}
+    for rivals in found.values():
+        rivals.sort(key=lambda entry: entry.owner.rank)
+    return found
 
 
 def _highest(hook: str, key: Any, rivals: list[Entry]) -> Entry | Contest:
     """Returns the entry of the highest rank, with those that it overrides, or a contest."""
+    if len(rivals) == 1:
+        return rivals[0]
     top = [rival for rival in rivals if rival.owner.rank == rivals[-1].owner.rank]
     if len(top) > 1:
         return Contest(hook, key, tuple(top))

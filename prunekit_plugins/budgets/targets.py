@@ -46,10 +46,12 @@ class OutOfReachError(ArgumentError):
 def check_target(target: Target, registry: Registry) -> None:
     """Raises `ArgumentError` unless a target names registered cost models and says how much of each should be left."""
     check_forms({"target": target})
-    known = registry.entries("prunekit_budgets")
+    known, refused = registry.entries("prunekit_budgets"), registry.refused("prunekit_budgets")
     if not target:
         raise ArgumentError("The target is empty.", hint='for example target={"macs": 0.5}')
     for name, value in target.items():
+        if name in refused:
+            raise refused[name]
         if name not in known:
             raise ArgumentError(f"No cost model is registered as {name!r}.", hint=nearest(name, map(str, known)))
         allowance(cost_model(known[name].value), name, value, 1.0)

@@ -15,6 +15,10 @@ from prunekit_plugins.cli.program import program_of
 from prunekit_plugins.cli.project import project_registry
 
 
+ANY_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True}
+"""Of a command that can't be used: whatever is typed after it, it says why."""
+
+
 def run(arguments: Sequence[str] | None = None, registry: Registry | None = None) -> int:
     """Runs one command and returns the exit code.
 
@@ -43,8 +47,10 @@ def run(arguments: Sequence[str] | None = None, registry: Registry | None = None
 def build(registry: Registry) -> typer.Typer:
     """Makes the program from the commands of a registry."""
     entries, refused = registry.entries("prunekit_commands"), registry.refused("prunekit_commands")
-    commands = {name: _usable(name, entry.value, entry.owner.name) for name, entry in entries.items()}
-    return program_of({**commands, **{name: _raising(error) for name, error in refused.items()}})
+    program = program_of({name: _usable(name, entry.value, entry.owner.name) for name, entry in entries.items()})
+    for name, error in refused.items():
+        program.command(name, context_settings=ANY_ARGUMENTS)(_raising(error))
+    return program
 
 
 def _usable(name: str, command: Any, owner: str) -> Callable[..., Any]:

@@ -23,13 +23,6 @@ class OwnMagnitude:
         return {"magnitude": dict, "own": dict}
 
 
-class Broken:
-    @staticmethod
-    @plugin.hookimpl
-    def prunekit_budgets() -> Mapping[str, Callable[..., float]]:
-        raise RuntimeError("no budget")
-
-
 def test_plugins_lists_what_is_registered_and_from_where(cli: Cli) -> None:
     data = cli("plugins", "--json").data
     version = metadata.version("prunekit")
@@ -72,24 +65,17 @@ def test_plugins_shows_who_blocks_and_what_isnt_there(
     assert "prunekit.toml blocks strangr, which isn't installed" in cli("plugins").out
 
 
-def test_plugins_shows_overrides_and_broken_plugins(capsys: pytest.CaptureFixture[str]) -> None:
-    registry = pk.Registry(extra={"own": OwnMagnitude, "bad": Broken})
+def test_plugins_shows_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    registry = pk.Registry(extra={"own": OwnMagnitude})
     show(registry, Output())
     text = capsys.readouterr().out
     overridden = text[text.index("overridden") :].splitlines()[2].split()
     assert overridden == ["prunekit_importance", "magnitude", "own", "prunekit:importance"]
-    assert "broken: prunekit_budgets: RuntimeError: no budget" in text
     show(registry, Output(as_json=True))
     data = json.loads(capsys.readouterr().out)
     entries = {entry["name"]: entry for entry in data["hooks"]["prunekit_importance"]}
     assert entries["magnitude"]["overrides"] == ["prunekit:importance"]
     assert entries["own"]["overrides"] == []
-    bad = next(plugin for plugin in data["plugins"] if plugin["name"] == "bad")
-    line = Broken.prunekit_budgets.__code__.co_firstlineno + 3
-    assert (bad["state"], bad["error"]) == (
-        "broken",
-        f"prunekit_budgets: RuntimeError: no budget ({__file__}:{line})",
-    )
 
 
 def test_long_lists_are_cut_unless_everything_is_wanted(cli: Cli) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -87,11 +86,15 @@ def test_a_plugin_that_raises_on_import(install: Install, prunekit_registry: Cal
     registry = pk.Registry()
     (broken,) = (plugin for plugin in registry.plugins() if plugin.error)
     assert (broken.name, broken.version) == ("raising:point", "1.2")
-    assert broken.error == f"{path.stem}: {said}"
+    assert broken.error == (
+        f"A plugin can't be loaded. {said} [raising:point 1.2 ({path.parent})] "
+        "correct it, or leave the plugin out: PRUNEKIT_BLOCK=raising:point"
+    )
     assert pk.prune(Chain(4, 8, 3), torch.randn(1, 4), registry=registry).report.pruned == {"layers.0": (8, 4)}
-    with pytest.raises(AssertionError) as caught:
+    with pytest.raises(pk.PluginError) as caught:
         prunekit_registry("raising")
-    assert str(caught.value) == f"raising:point can't be loaded: {path.stem}: {said}"
+    assert caught.value.why == said
+    assert isinstance(caught.value.__cause__, AttributeError)
 
 
 def test_a_plugin_that_returns_the_wrong_type(install: Install, prunekit_registry: Callable[..., pk.Registry]) -> None:
@@ -100,9 +103,9 @@ def test_a_plugin_that_returns_the_wrong_type(install: Install, prunekit_registr
         prunekit_registry("wrong")
     assert str(caught.value) == (
         "A plugin's prunekit_layer_types returned a wrong value.\n"
-        f"  where: wrong:point ({line_of(path, '@plugin.hookimpl')})\n"
+        f"  where: wrong:point 1.2 ({line_of(path, '@plugin.hookimpl')})\n"
         "  why: it must be a LayerType, and is 'linear' for <class 'torch.nn.modules.linear.Linear'>\n"
-        "  what to do: until it is corrected, block the plugin: PRUNEKIT_BLOCK=wrong:point"
+        "  what to do: correct it, or leave the plugin out: PRUNEKIT_BLOCK=wrong:point"
     )
 
 
@@ -133,7 +136,7 @@ def test_a_key_that_is_claimed_twice(install: Install, prunekit_registry: Callab
         prunekit_registry("one", "two")
     sites = [line_of(path, "@plugin.hookimpl") for path in paths]
     assert caught.value.headline == "Two plugins claim the same key 'mine'."
-    assert caught.value.where == f"prunekit_importance: one:point ({sites[0]}) and two:point ({sites[1]})"
+    assert caught.value.where == f"prunekit_importance: one:point 1.2 ({sites[0]}) and two:point 1.2 ({sites[1]})"
     assert "mine" in prunekit_registry("two").entries("prunekit_importance")
 
 
@@ -142,7 +145,8 @@ def test_a_misspelt_hook(install: Install, prunekit_registry: Callable[..., pk.R
     with pytest.raises(pk.PluginError) as caught:
         prunekit_registry("misspelt")
     assert caught.value.headline == "A plugin implements a hook that doesn't exist."
-    assert caught.value.where == f"prunekit_layertypes in misspelt:point ({line_of(path, '@plugin.hookimpl')})"
+    assert caught.value.where == f"misspelt:point 1.2 ({line_of(path, '@plugin.hookimpl')})"
+    assert caught.value.why == "there is no hook prunekit_layertypes"
     assert caught.value.hint.startswith("did you mean 'prunekit_layer_types'")
 
 
@@ -215,17 +219,15 @@ def test_layers_and_criteria_that_are_wrong_are_named(prunekit_registry: Callabl
         check_criterion(lambda: lambda group: torch.ones(group.size() + 1), registry=prunekit_registry())
 
 
-def test_a_plugin_that_is_broken_is_in_every_report() -> None:
-    broken = SimpleNamespace(prunekit_op_rules=plugin.hookimpl(_raises))
-    registry = pk.Registry(extra={"mine": broken})
+def test_a_plugin_that_is_broken_is_in_every_report(install: Install) -> None:
+    install("raising", RAISES_ON_IMPORT)
+    registry = pk.Registry()
     model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(2, 4)
     graph = pk.DependencyGraph(registry).build_dependency(model, x)
     for notes in (graph.report().notes, pk.prune(model, x, registry=registry).report.notes):
         (note,) = (note for note in notes if "broken" in note)
         assert note.startswith(
-            "the plugin mine is broken, and nothing of it is used: prunekit_op_rules: ZeroDivisionError"
+            "the plugin raising:point is broken, and nothing of it is used: A plugin can't be loaded. AttributeError"
         )
-
-
-def _raises() -> dict[str, object]:
-    raise ZeroDivisionError("of its own")
+    with pytest.raises(pk.NothingToPruneError, match="the plugin raising:point is broken"):
+        pk.prune(nn.Sequential(nn.Linear(4, 8)), x, registry=registry)

@@ -35,7 +35,10 @@ class Distribution:
     """An installed distribution, as entry points see it."""
 
     def __init__(self, name: str, version: str = "1.0") -> None:
-        self.name, self.version = name, version
+        self.name, self.version, self.files = name, version, None
+
+    def locate_file(self, path: str) -> str:
+        return "a folder"
 
 
 class Point:
@@ -118,8 +121,10 @@ def test_an_argument_wins_over_a_third_party_and_that_over_a_built_in(monkeypatc
 def test_two_third_parties_with_one_key_are_an_error_that_names_both(monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = (plugin(prunekit_importance={"mine": lambda: lowest}) for _ in range(2))
     install(monkeypatch, Point("first", "a", one), Point("second", "b", two))
+    registry = pk.Registry()
+    assert "mine" not in registry.entries("prunekit_importance")
     with pytest.raises(pk.PluginError, match=r"claim the same key 'mine'") as caught:
-        pk.Registry()
+        registry.named("prunekit_importance", "mine")
     assert "first:a" in str(caught.value)
     assert "second:b" in str(caught.value)
     assert str(caught.value).count(__file__) == 2
@@ -147,8 +152,12 @@ def test_a_broken_plugin_does_not_take_the_others_along(monkeypatch: pytest.Monk
     registry = pk.Registry()
     errors = {p.name: p.error for p in registry.plugins() if p.error}
     assert errors == {
-        "stranger:torn": f"stranger.torn: ImportError: no module named torn ({__file__}:{line_of(Point.load) + 2})",
-        "stranger:angry": f"prunekit_importance: RuntimeError: no luck today ({__file__}:{line_of(angry) + 1})",
+        "stranger:torn": f"A plugin can't be loaded. ImportError: no module named torn "
+        f"({__file__}:{line_of(Point.load) + 2}) [stranger:torn 1.0 (a folder)] "
+        "correct it, or leave the plugin out: PRUNEKIT_BLOCK=stranger:torn",
+        "stranger:angry": "A plugin's prunekit_importance raised. RuntimeError: no luck today "
+        f"({__file__}:{line_of(angry) + 1}) [stranger:angry 1.0 ({__file__}:{line_of(angry)})] "
+        "correct it, or leave the plugin out: PRUNEKIT_BLOCK=stranger:angry",
     }
     with pytest.raises(pk.ArgumentError, match="stranger:torn could not be loaded"):
         registry.named("prunekit_importance", "torn")
@@ -160,7 +169,7 @@ def test_a_misspelt_hook_is_an_error_with_the_nearest_name() -> None:
     def prunekit_importances() -> Mapping[str, Any]:
         return {}
 
-    with pytest.raises(pk.PluginError, match=r"(?s)prunekit_importances in mine.*did you mean 'prunekit_importance'"):
+    with pytest.raises(pk.PluginError, match=r"(?s)no hook prunekit_importances.*did you mean 'prunekit_importance'"):
         pk.Registry(extra={"mine": SimpleNamespace(prunekit_importances=prunekit_importances)})
 
 
