@@ -14,7 +14,6 @@ from prunekit_plugins.cli.command import LazyCommand
 from prunekit_plugins.cli.program import program_of
 from prunekit_plugins.cli.project import project_registry
 
-
 ANY_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True}
 """Of a command that can't be used: whatever is typed after it, it says why."""
 
