@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 MOMENTS = {
-    "loading the plugins": ("prunekit_core.plugins.registry", "Registry._check_hook_names"),
+    "loading the plugins": ("prunekit_core.plugins.registry", "load_installed"),
     "building": ("prunekit_plugins.cli.commands.prune", "build"),
     "rehearsing": ("prunekit_core.rehearse.make_plan", "rehearse"),
     "cutting": ("prunekit_core.plans.apply", "Application.prepare"),

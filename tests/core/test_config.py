@@ -158,7 +158,8 @@ def test_a_foreign_file_that_is_broken_does_no_harm(tmp_path: Path) -> None:
 
 def test_blocked_plugins_stay_blocked_in_registries_made_from_it(tmp_path: Path) -> None:
     registry = pk.Registry.from_config(written(tmp_path, 'block = ["schedules"]\n'), block=["budgets"])
-    more = SimpleNamespace(hook=plugin.hookimpl(dict, specname="prunekit_budgets"))
+    nothing: dict[str, Any] = {}
+    more = SimpleNamespace(hook=plugin.hookimpl(lambda: nothing, specname="prunekit_budgets"))
     for found in (registry, registry.extended({"more": more})):
         assert {p.name: p.blocked_by for p in found.plugins() if p.blocked} == {
             "prunekit:budgets": "an argument",

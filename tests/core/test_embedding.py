@@ -71,13 +71,21 @@ def test_registries_can_be_made_in_threads() -> None:
     assert all(found is defaults[0] for found in defaults)
 
 
+def idle() -> SimpleNamespace:
+    """Makes a plugin that registers nothing."""
+    return SimpleNamespace(hook=plugin.hookimpl(lambda: NOTHING, specname="prunekit_budgets"))
+
+
+NOTHING: dict[str, Any] = {}
+
+
 def test_a_registry_keeps_what_it_was_given() -> None:
-    block, extra = ["schedules"], {"own": object()}
+    block, extra = ["schedules"], {"own": idle()}
     registry = pk.Registry(block=block, extra=extra)
     block.append("ops")
-    extra["later"] = object()
+    extra["later"] = idle()
     assert [p.name for p in registry.plugins() if p.blocked] == ["prunekit:schedules"]
-    again = registry.extended({"more": object()})
+    again = registry.extended({"more": idle()})
     assert [p.name for p in again.plugins() if p.rank == 2] == ["own", "more"]
     assert [p.name for p in registry.plugins() if p.rank == 2] == ["own"]
 
