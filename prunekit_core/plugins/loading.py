@@ -1,7 +1,7 @@
 """Loads plugins and calls their hooks. Whatever is wrong with one of them is that plugin's defect, not an error of all.
 
 A plugin with a defect contributes nothing: what a user gets is never half a plugin. What it would have registered is
-remembered all the same, so that whoever asks for that is told why it isn't there.
+kept apart, so that whoever names it gets an error that says why it isn't there.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from prunekit_core.plugins.hookspecs import DEPRECATED, HOOKS, INTERFACE, INTERF
 ENTRY_POINT_GROUP = "prunekit"
 BUILT_IN = "prunekit"
 STOPS = (Exception, SystemExit)
-"""What loading a plugin may raise without ending the program: a stranger's module may fail in any way."""
+"""What a plugin may raise without ending the program: somebody else's module may fail in any way."""
 
 
 class _DefectError(Exception):
@@ -119,7 +119,8 @@ class Loading:
         """Puts a plugin on the list, and what it registered, or would have registered, too."""
         if errors:
             plugin = attrs.evolve(plugin, defect=errors[0].defect)
-            self._manager.unregister(name=plugin.name) if self._manager.has_plugin(plugin.name) else None
+            if self._manager.has_plugin(plugin.name):
+                self._manager.unregister(name=plugin.name)
             if self._strict or plugin.rank == GIVEN_RANK:
                 raise plugin.problem() from errors[0].__cause__
         self.plugins[plugin.name] = plugin
@@ -134,7 +135,7 @@ class Loading:
         errors: list[_DefectError],
         notes: list[str],
     ) -> list[_Hook]:
-        """Lists the hooks that a plugin implements; those that don't exist are told."""
+        """Lists the hooks that a plugin implements; one that doesn't exist is a defect, or a note if it is optional."""
         known = []
         implemented = self._registered(plugin, loaded, declared)
         for hook, spec, optional in implemented:
@@ -208,9 +209,9 @@ def declared_at(point: metadata.EntryPoint) -> str:
     path = next((file.locate() for file in files if file.name == "entry_points.txt"), None)
     if path is None:
         return str(point.dist.locate_file("")) if point.dist else point.value
-    lines = os.fspath(path), (point.dist.read_text("entry_points.txt") or "") if point.dist else ""
-    number = next((n for n, line in enumerate(lines[1].splitlines(), 1) if line.split("=")[0].strip() == point.name), 1)
-    return f"{lines[0]}:{number}"
+    with open(path, encoding="utf-8") as file:
+        names = [line.partition("=")[0].strip() for line in file]
+    return f"{os.fspath(path)}:{names.index(point.name) + 1 if point.name in names else 1}"
 
 
 def _installed() -> list[tuple[Plugin, metadata.EntryPoint]]:
@@ -218,7 +219,7 @@ def _installed() -> list[tuple[Plugin, metadata.EntryPoint]]:
     known: dict[int, tuple[str, str]] = {id(None): ("", "")}
     found = []
     for point in metadata.entry_points(group=ENTRY_POINT_GROUP):
-        if id(point.dist) not in known and point.dist is not None:  # whose file is parsed whenever it is asked
+        if id(point.dist) not in known and point.dist is not None:  # both properties parse its file
             known[id(point.dist)] = (point.dist.name, point.dist.version)
         distribution, version = known[id(point.dist)]
         rank = BUILT_IN_RANK if normal_name(distribution) == BUILT_IN else THIRD_PARTY_RANK

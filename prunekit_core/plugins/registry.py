@@ -150,8 +150,8 @@ class Registry:
     def _check_config(self) -> None:
         """Raises `ArgumentError` unless plugins registered what the settings name.
 
-        While a plugin is broken it may be the one that brings it: whoever uses the setting is told then, and
-        everything else still works.
+        While a plugin is broken it may be the one that brings it: then the error is raised where the setting is used,
+        and everything else still works.
         """
         config, where = self.config, str(self.config.path)
         named = [("prunekit_importance", config.importance)] if config.importance else []
