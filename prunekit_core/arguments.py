@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
@@ -123,10 +124,25 @@ def forms_checked(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> T:
-        check_forms(signature.bind(*args, **kwargs).arguments)
+        check_forms({**signature.bind(*args, **kwargs).arguments, **kwargs})
         return function(*args, **kwargs)
 
     return checked
+
+
+def is_number(value: object) -> bool:
+    """Tells whether a value is a finite number, which True and False aren't."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_count(value: object) -> bool:
+    """Tells whether a value is a positive whole number, which True isn't."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def fields_from(value: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Picks from the keywords of a call those that are fields of an attrs class, to make one of its values."""
+    return {field.name: given[field.name] for field in attrs.fields(value) if field.name in given}
 
 
 def shown(value: Any) -> str:

@@ -6,6 +6,7 @@ import attrs
 import torch
 from torch import nn
 
+from prunekit_core.arguments import is_count
 from prunekit_core.errors import ArgumentError
 
 VECTOR_BYTES = {"AVX512": 64, "AVX2": 32, "SVE256": 32, "ZVECTOR": 16, "DEFAULT": 16}
@@ -69,7 +70,7 @@ def multiple_of(round_to: int | None, align: str | None, model: nn.Module) -> tu
     Raises:
         ArgumentError: One of them is wrong, both are given, or nothing is known.
     """
-    if round_to is not None and (not isinstance(round_to, int) or isinstance(round_to, bool) or round_to < 1):
+    if round_to is not None and not is_count(round_to):
         raise ArgumentError("round_to must be a positive integer.", why=f"got {round_to!r}")
     if align is None:
         return round_to, []

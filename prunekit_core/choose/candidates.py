@@ -7,6 +7,7 @@ import math
 import attrs
 import torch
 
+from prunekit_core.arguments import is_number
 from prunekit_core.errors import ArgumentError, UnitsError
 
 TOLERANCE = 1e-9
@@ -150,8 +151,7 @@ def check_ratio(value: float, name: str, *, closed: bool = False) -> float:
     Raises:
         ArgumentError: It is no number or lies outside.
     """
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or not 0 <= value <= 1 or (value == 1 and not closed):
+    if not is_number(value) or not 0 <= value <= 1 or (value == 1 and not closed):
         bounds = "[0, 1]" if closed else "[0, 1)"
         raise ArgumentError(f"{name} must lie in {bounds}.", why=f"got {value!r}", hint="0.5 removes half of the units")
     return float(value)

@@ -14,7 +14,7 @@ from prunekit_core.choose.candidates import Candidate, Limits, Scope
 from prunekit_core.choose.chooser import Chooser
 from prunekit_core.choose.criterion import checked_scores
 from prunekit_core.choose.scopes import Scopes, is_heads
-from prunekit_core.choose.settings import Settings
+from prunekit_core.choose.settings import CheckedSettings, Settings
 from prunekit_core.errors import ArgumentError, NothingToPruneError, PlanError
 from prunekit_core.graph.graph import Graph
 from prunekit_core.graph.group import Group
@@ -41,19 +41,19 @@ class Pruner:
     def __init__(
         self,
         graph: Graph,
-        settings: Settings | None = None,
+        settings: Settings | CheckedSettings | None = None,
         *,
         blocks: Mapping[str, int] | None = None,
         notes: Iterable[str] = (),
     ) -> None:
         self.graph, self.model, self.registry = graph, graph.model, graph.registry
-        self.settings = (settings or Settings()).checked(graph.model, self.registry)
-        self.importance: Any = self.settings.importance
-        self.limits, aligned = self.settings.limits(graph.model)
+        wanted = settings or Settings()
+        checked = wanted if isinstance(wanted, CheckedSettings) else wanted.checked(graph.model, self.registry)
+        self.settings, self.limits, self._schedule = checked.settings, checked.limits, checked.schedule
+        self.importance: Any = checked.importance
         self.current_step = 0
-        self._schedule = self.settings.schedule(self.registry)
         self._scopes = Scopes(graph, self.settings, self._schedule)
-        self._notes, self._blocks = [*aligned, *notes], dict(blocks or {})
+        self._notes, self._blocks = [*checked.notes, *notes], dict(blocks or {})
         self._left: dict[str, str] = {}
         self._spared: dict[str, int] = {}
 

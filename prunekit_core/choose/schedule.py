@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from prunekit_core.arguments import is_count
 from prunekit_core.choose.candidates import check_ratio
 from prunekit_core.errors import ArgumentError
 from prunekit_core.plugins.registry import Registry
@@ -33,7 +34,7 @@ def check_steps(value: int) -> int:
     Raises:
         ArgumentError: It isn't.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+    if is_count(value):
         return value
     raise ArgumentError("iterative_steps must be a positive integer.", why=f"got {value!r}")
 

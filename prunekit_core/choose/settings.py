@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -103,29 +103,41 @@ class Settings:
         if self.head_pruning_ratio is not None:
             check_ratio(self.head_pruning_ratio, "head_pruning_ratio")
 
-    def checked(self, model: nn.Module, registry: Registry) -> Settings:
-        """Returns the settings with the criterion made, after a check of everything that names something.
+    def checked(self, model: nn.Module, registry: Registry) -> CheckedSettings:
+        """Looks up everything that the settings name.
 
         Raises:
             ArgumentError: A criterion, a schedule or a layer isn't there, or nothing is known about alignment.
         """
         criterion = criterion_of(self.importance, registry)
-        multiple_of(self.round_to, self.align, model)
-        self.schedule(registry)(self.pruning_ratio)
+        multiple, notes = multiple_of(self.round_to, self.align, model)
+        schedule = bound_schedule(self.iterative_pruning_ratio_scheduler, self.iterative_steps, registry)
+        schedule(self.pruning_ratio)
         tree = ModelTree(model)
         tree.paths_of(self.ignored_layers)
         for key in (*self.pruning_ratio_dict, *self.head_pruning_ratio_dict):
             tree.paths_of(layers_of(key))
-        return attrs.evolve(self, importance=criterion)
+        settings = attrs.evolve(self, importance=criterion)
+        return CheckedSettings(settings, criterion, schedule, Limits(self.max_pruning_ratio, multiple), notes)
 
-    def schedule(self, registry: Registry) -> Callable[[float], list[float]]:
-        """Returns the cumulative ratios of all steps, as a function of the final ratio."""
-        return bound_schedule(self.iterative_pruning_ratio_scheduler, self.iterative_steps, registry)
 
-    def limits(self, model: nn.Module) -> tuple[Limits, list[str]]:
-        """Returns the bounds on what a group keeps, and a note where the multiple was found out."""
-        multiple, notes = multiple_of(self.round_to, self.align, model)
-        return Limits(self.max_pruning_ratio, multiple), notes
+@attrs.frozen(eq=False)
+class CheckedSettings:
+    """Settings after everything that they name was found, for one model.
+
+    Attributes:
+        settings: The settings, with the criterion itself in place of a name.
+        importance: The criterion.
+        schedule: Final ratio to the cumulative ratios of all steps.
+        limits: Bounds on what every group keeps.
+        notes: Lines for the report: the multiple, where it was found out.
+    """
+
+    settings: Settings
+    importance: Criterion
+    schedule: Callable[[float], list[float]]
+    limits: Limits
+    notes: Sequence[str]
 
 
 def layers_of(key: Any) -> tuple[Layer, ...]:

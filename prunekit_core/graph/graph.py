@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-import attrs
 import torch
 from torch import nn
 
@@ -18,10 +17,10 @@ from prunekit_core.errors import ArgumentError, PlanError, UnitsError
 from prunekit_core.graph.channels import check_indices, flat_layout, not_whole, whole_units
 from prunekit_core.graph.current import CurrentModel
 from prunekit_core.graph.group import Dependency, Group, MemberView
-from prunekit_core.groups.analysis import Analysis, analyse
+from prunekit_core.graph.recording_settings import RecordingSettings
+from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.report import Explanation, Report
 from prunekit_core.groups.unit_group import UnitGroup
-from prunekit_core.modules.exclusive import shared
 from prunekit_core.modules.transaction import Transaction
 from prunekit_core.modules.tree import Layer
 from prunekit_core.plans.optimizers import Optimizers
@@ -29,9 +28,7 @@ from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.layer_facts import channels_by_type
 from prunekit_core.plugins.layers import PruningFunction
 from prunekit_core.plugins.registry import Registry, default_registry
-from prunekit_core.program.examples import example_of
 from prunekit_core.program.op_call import Role
-from prunekit_core.program.outputs import check_patterns
 from prunekit_core.record.recorder import check_recordable
 from prunekit_core.rehearse.ladder import Knowledge, Reselect
 from prunekit_core.rehearse.make_plan import Drafts
@@ -92,12 +89,9 @@ class Graph:
             UnsupportedModelError: The model can't be analysed at all.
             RecordingError: Its forward raised; the exception is the cause.
         """
-        found = registry or default_registry()
-        target, free = check_recordable(model), check_patterns(free_outputs)
-        analysis = analysed(
-            target, (example_inputs, *more_inputs), found, forward_fn, output_transform, modes, free, momentum_copies
-        )
-        return cls(target, analysis, found)
+        found, target = registry or default_registry(), check_recordable(model)
+        way = RecordingSettings(more_inputs, forward_fn, output_transform, modes, free_outputs, momentum_copies)
+        return cls(target, way.analysis(target, example_inputs, found), found)
 
     def read_values_from(self, path: str | os.PathLike[str]) -> None:
         """Lets criteria read the values of tensors on the meta device from a checkpoint, one parameter at a time.
@@ -424,23 +418,6 @@ class Graph:
         else:
             path = self.current.tree.path_of(layer)
         return Explanation.of(self.analysis, path)
-
-
-def analysed(
-    model: nn.Module,
-    runs: Iterable[Any],
-    registry: Registry,
-    forward_fn: Callable[[nn.Module, Any], Any] | None,
-    output_transform: Callable[[Any], Any] | None,
-    modes: Sequence[bool | None],
-    free_outputs: Sequence[str],
-    momentum_copies: Mapping[str, str] | None,
-) -> Analysis:
-    """Analyses a model on several example inputs; see `Graph.of`."""
-    found = [example_of(inputs, forward_fn, output_transform) for inputs in runs]
-    examples = [attrs.evolve(example, free_outputs=tuple(free_outputs)) for example in found]
-    with shared(model):
-        return analyse(model, examples, registry, modes=modes, declared_copies=momentum_copies)
 
 
 _REBUILD = "the model was changed since it was analysed: build the graph anew"

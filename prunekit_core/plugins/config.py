@@ -7,13 +7,13 @@ programs name one with ``Registry.from_config``.
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
+from prunekit_core.arguments import is_count, is_number
 from prunekit_core.errors import ArgumentError, nearest
 
 OWN_FILE = "prunekit.toml"
@@ -53,13 +53,27 @@ class Config:
         """
         return _checked(settings, path)
 
+    @staticmethod
+    def among(values: Mapping[str, Any]) -> dict[str, Any]:
+        """Picks from some values, such as those of a command's options, those that bear the name of an argument."""
+        return {name: value for name, value in values.items() if name in SETTINGS and name not in OF_THE_HOST}
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    def under(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns arguments of ``prune``: those that are given, and the options that they leave as they are set.
+
+        Args:
+            given: Arguments that win; None where there is nothing to say. A ratio also wins over a target that is set,
+                with its allocation, and the other way round; so do ``round_to`` and ``align``.
+        """
+        said = {name: value for name, value in given.items() if value is not None}
+        lost = {name for names in EXCLUSIVE if said.keys() & names for name in names}
+        if "ratio" in said and "target" in self.options:
+            lost.add("allocation")
+        return {**{name: value for name, value in self.options.items() if name not in lost}, **said}
 
 
 def _is_ratio(value: Any) -> bool:
-    return _is_number(value) and 0 <= value < 1
+    return is_number(value) and 0 <= value < 1
 
 
 def _is_list_of_names(value: object) -> bool:
@@ -79,11 +93,8 @@ def _is_table_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, Mapping) and bool(value) and all(map(check, value.values()))
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
 _RATIO = ("a number in [0, 1)", _is_ratio)
+_COUNT = ("a positive whole number", is_count)
 _SWITCH = ("true or false", lambda value: isinstance(value, bool))
 SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "block": ("a list of plugins", _is_list_of_names),
@@ -91,18 +102,18 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "ratio": _RATIO,
     "target": (
         'a table of cost models and positive numbers, or texts with a unit such as "20ms"',
-        _is_table_of(lambda value: isinstance(value, str) or (_is_number(value) and value > 0)),
+        _is_table_of(lambda value: isinstance(value, str) or (is_number(value) and value > 0)),
     ),
     "pruning_ratio_dict": ("a table of layers and numbers in [0, 1)", _is_table_of(_is_ratio)),
-    "max_pruning_ratio": ("a number in [0, 1]", lambda value: _is_number(value) and 0 <= value <= 1),
+    "max_pruning_ratio": ("a number in [0, 1]", lambda value: is_number(value) and 0 <= value <= 1),
     "global_pruning": _SWITCH,
     "isomorphic": _SWITCH,
     "uniform": _SWITCH,
     "allocation": ("the name of an allocator", lambda value: isinstance(value, str)),
     "compensation": ("the name of a compensator or a list of them", _is_name_or_list),
     "reestimate_batchnorm": _SWITCH,
-    "stages": ("a positive whole number", _is_count),
-    "round_to": ("a positive whole number", _is_count),
+    "stages": _COUNT,
+    "round_to": _COUNT,
     "align": ('"auto"', lambda value: value == "auto"),
     "ignored_layers": ("a list of layers", _is_list_of_names),
     "free_outputs": ("a list of names of outputs", _is_list_of_names),
@@ -111,6 +122,10 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "prune_head_dims": _SWITCH,
 }
 """Every setting: what it must be, in words, and whether a value is that."""
+OF_THE_HOST = ("block",)
+"""Settings that say what is loaded; the others are arguments of ``prune``."""
+EXCLUSIVE = (("ratio", "target"), ("round_to", "align"))
+"""Settings of which one takes the place of the other."""
 
 
 def read_config(path: Path) -> Config:
@@ -202,5 +217,5 @@ def _checked(table: Mapping[str, Any], path: Path) -> Config:
         raise ArgumentError("Give a ratio or a target, not both.", where=where)
     importance = table.get("importance", "")
     arguments = dict(importance) if isinstance(importance, Mapping) else {"name": importance}
-    options = {key: value for key, value in table.items() if key not in ("block", "importance")}
+    options = {key: value for key, value in table.items() if key not in (*OF_THE_HOST, "importance")}
     return Config(path, tuple(table.get("block", ())), arguments.pop("name"), arguments, options)

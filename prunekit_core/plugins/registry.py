@@ -178,23 +178,15 @@ class Registry:
         """Returns the settings of the project as keyword arguments of ``prune``, this registry among them.
 
         Args:
-            given: Arguments that win over the settings; None where there is nothing to say. A ratio also wins over a
-                target that is set, with its allocation, and the other way round; so do ``round_to`` and ``align``.
+            given: Arguments that win over the settings; see `Config.under`.
 
         Raises:
             ArgumentError: The criterion can't be made with the arguments that are set.
         """
-        said = {name: value for name, value in given.items() if value is not None}
-        found: dict[str, Any] = {"registry": self, **self.config.options}
-        if said.keys() & {"ratio", "target"}:
-            found = {name: value for name, value in found.items() if name not in ("ratio", "target")}
-        if "ratio" in said and "target" in self.config.options:
-            found.pop("allocation", None)
-        if said.keys() & {"round_to", "align"}:
-            found = {name: value for name, value in found.items() if name not in ("round_to", "align")}
-        if self.config.importance and "importance" not in said:
+        found = {"registry": self, **self.config.under(given)}
+        if self.config.importance and "importance" not in found:
             found["importance"] = self._criterion()
-        return {**found, **said}
+        return found
 
     def _criterion(self) -> Any:
         """Makes the criterion that is set; without arguments its name will do."""

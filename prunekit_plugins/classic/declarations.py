@@ -9,6 +9,7 @@ import attrs
 from torch import nn
 
 from prunekit_core.algebra.layout import Concat, Layout, Product, Units, groups_of
+from prunekit_core.arguments import is_count
 from prunekit_core.errors import ArgumentError
 from prunekit_core.graph.graph import Graph
 from prunekit_core.program.op_call import Kind, Role
@@ -97,7 +98,7 @@ def channel_blocks(graph: Graph, outputs: Mapping[nn.Module, int], inputs: Mappi
     for declared, role in ((outputs, Role.OUT), (inputs, Role.IN)):
         for layer, count in declared.items():
             path = graph.current.tree.path_of(layer)
-            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            if not is_count(count):
                 raise ArgumentError(
                     "A number of channel groups must be a positive integer.", where=path, why=f"{count!r}"
                 )

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from prunekit_core.errors import ArgumentError
-from prunekit_core.graph.graph import Graph, analysed
+from prunekit_core.graph.graph import Graph
 from prunekit_core.graph.group import Group
+from prunekit_core.graph.recording_settings import RecordingSettings
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.layers import PruningFunction
 from prunekit_core.plugins.registry import Registry, default_registry
-from prunekit_core.program.outputs import check_patterns
 from prunekit_core.record.recorder import check_recordable
 from prunekit_plugins.classic.custom_layers import CustomizedPruner, with_customized
 from prunekit_plugins.classic.history import Removal, removals, resolve
@@ -79,8 +79,8 @@ class DependencyGraph(Graph):
         unwrapped = check_unwrapped(target, unwrapped_parameters or {})
         if customized_pruners:
             registry = with_customized(registry, customized_pruners)
-        free, runs = check_patterns(free_outputs), (example_inputs, *more_inputs)
-        analysis = analysed(target, runs, registry, forward_fn, output_transform, modes, free, momentum_copies)
+        way = RecordingSettings(more_inputs, forward_fn, output_transform, modes, free_outputs, momentum_copies)
+        analysis = way.analysis(target, example_inputs, registry)
         super().__init__(target, analysis, registry, unwrapped_notes(analysis, unwrapped))
         return self
 

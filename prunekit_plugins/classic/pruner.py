@@ -13,15 +13,14 @@ from prunekit_core.arguments import check_keywords, forms_checked, keywords_of
 from prunekit_core.choose.criterion import Criterion
 from prunekit_core.choose.pruner import Pruner
 from prunekit_core.choose.schedule import Schedule, linear_scheduler
-from prunekit_core.choose.settings import Ratios, Settings
+from prunekit_core.choose.settings import Ratios
 from prunekit_core.modules.tree import Layer
 from prunekit_core.plans.plan import Plan
-from prunekit_core.plugins.registry import Registry, default_registry
-from prunekit_core.record.recorder import check_recordable
+from prunekit_core.plugins.registry import Registry
 from prunekit_plugins.classic.custom_layers import CustomizedPruner
-from prunekit_plugins.classic.declarations import channel_blocks, check_heads
 from prunekit_plugins.classic.graph import DependencyGraph, history_of, load_history
 from prunekit_plugins.classic.history import Removal
+from prunekit_plugins.classic.settings import PrunerSettings
 from prunekit_plugins.classic.unwrapped import Unwrapped
 
 if TYPE_CHECKING:
@@ -121,43 +120,8 @@ class BasePruner(Pruner):
         registry: Registry | None = None,
         **renamed: Unpack[FormerNames],
     ) -> None:
-        former = _renamed(renamed)
-        settings = Settings(
-            importance,
-            global_pruning,
-            former.get("pruning_ratio", pruning_ratio),
-            former.get("pruning_ratio_dict", pruning_ratio_dict),
-            max_pruning_ratio,
-            iterative_steps,
-            iterative_pruning_ratio_scheduler,
-            ignored_layers,
-            round_to,
-            align,
-            isomorphic,
-            uniform,
-            prune_num_heads,
-            prune_head_dims,
-            head_pruning_ratio,
-            head_pruning_ratio_dict,
-            root_module_types,
-        ).checked(check_recordable(model), registry or default_registry())
-        graph = self.make_graph(registry).build_dependency(
-            model,
-            example_inputs,
-            forward_fn=forward_fn,
-            output_transform=output_transform,
-            free_outputs=free_outputs,
-            momentum_copies=momentum_copies,
-            modes=modes,
-            unwrapped_parameters=unwrapped_parameters,
-            customized_pruners=customized_pruners,
-        )
-        if weights is not None:
-            graph.read_values_from(weights)
-        out = former.get("out_channel_groups", out_channel_groups)
-        into = former.get("in_channel_groups", in_channel_groups)
-        blocks = channel_blocks(graph, out or {}, into or {})
-        super().__init__(graph, settings, blocks=blocks, notes=check_heads(graph, num_heads or {}))
+        settings = PrunerSettings.of({**locals(), **_renamed(renamed)})
+        super().__init__(**settings.analysed(model, example_inputs, self.make_graph(registry), registry))
 
     def make_graph(self, registry: Registry | None) -> DependencyGraph:
         """Makes the empty graph that the constructor builds; a subclass may return one of another class."""

@@ -11,8 +11,9 @@ from prunekit_core.plugins.registry import Registry
 from prunekit_plugins.budgets.allocation import ESTIMATED, GLOBAL, UNIFORM, Solver, by_default, selector, solver_of
 from prunekit_plugins.budgets.curves import Sensitivity
 from prunekit_plugins.budgets.measuring import QUICK_RATIOS, measure
-from prunekit_plugins.budgets.targets import Selector, Target
+from prunekit_plugins.budgets.targets import Selector
 from prunekit_plugins.prune.calibrated import CalibratedPath
+from prunekit_plugins.prune.settings import PruneSettings
 
 
 @attrs.frozen(eq=False)
@@ -30,30 +31,17 @@ class Allotment:
     open: bool = False
 
     @classmethod
-    def of(
-        cls,
-        allocation: str | Solver | None,
-        sensitivity: Sensitivity | None,
-        target: Target | None,
-        registry: Registry,
-        *,
-        calibrated: bool,
-        ranks: bool,
-    ) -> Allotment:
+    def of(cls, settings: PruneSettings, registry: Registry) -> Allotment:
         """Reads the arguments of `prune`.
-
-        Args:
-            allocation, sensitivity, target: See `prune`.
-            registry: Where allocators are found.
-            calibrated: Whether there are calibration data.
-            ranks: Whether all units are ranked together, whatever the allocation.
 
         Raises:
             ArgumentError: The allocation isn't known, or doesn't go with the other arguments.
         """
+        allocation, sensitivity, target = settings.allocation, settings.sensitivity, settings.target
         if allocation is not None:
             solver_of(allocation, registry)
-        allotment = cls(allocation, sensitivity, allocation is None and calibrated and target is not None and not ranks)
+        calibrated = settings.calibration is not None and target is not None and not settings.global_pruning
+        allotment = cls(allocation, sensitivity, allocation is None and calibrated)
         if allotment.weighs and target is None:
             raise ArgumentError(
                 "This allocation needs a target.", why=f"allocation={allocation!r} weighs damage and cost"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import attrs
 from torch import nn
@@ -23,9 +22,8 @@ from prunekit_plugins.calibration.stream import bytes_needed, gather
 from prunekit_plugins.checkpoints.stored_values import Cut, Scratch
 from prunekit_plugins.compensation.repair import Compensator
 from prunekit_plugins.compensation.run import Repaired, copy_of_model, find_compensators, run_compensation, write
+from prunekit_plugins.prune.settings import PruneSettings
 
-CRITERION = "calibrated"
-"""The registered criterion that is taken where there are calibration data and none was chosen."""
 BATCHNORM = "batchnorm"
 
 
@@ -46,28 +44,22 @@ class CalibratedPath:
     registry: Registry
 
     @classmethod
-    def of(
-        cls,
-        calibration: Iterable[Any] | Batches,
-        compensation: Sequence[str | Compensator] | str | None,
-        reestimate_batchnorm: bool,
-        stages: int | None,
-        forward_fn: Any,
-        registry: Registry,
-    ) -> CalibratedPath:
-        """Reads the arguments of `prune`.
+    def of(cls, settings: PruneSettings, registry: Registry) -> CalibratedPath | None:
+        """Reads the arguments of `prune`; None without calibration data.
 
         Raises:
             ArgumentError: The data can't be iterated over, or a compensator isn't known.
         """
-        batches = Batches.of(calibration)
-        if batches.forward_fn is None and forward_fn is not None:
-            batches = attrs.evolve(batches, forward_fn=forward_fn)
-        methods = [compensation] if isinstance(compensation, str) else list(compensation or ())
-        if reestimate_batchnorm and BATCHNORM not in methods:
+        if settings.calibration is None:
+            return None
+        batches = Batches.of(settings.calibration)
+        if batches.forward_fn is None and settings.forward_fn is not None:
+            batches = attrs.evolve(batches, forward_fn=settings.forward_fn)
+        methods = list(settings.methods)
+        if settings.reestimate_batchnorm and BATCHNORM not in methods:
             methods.append(BATCHNORM)
         find_compensators(methods, registry)
-        return cls(batches, methods, stages, registry)
+        return cls(batches, methods, settings.stages, registry)
 
     def inform(self, pruner: Pruner) -> tuple[str, ...]:
         """Gathers what the pruner's criterion needs, unless it has statistics; returns what speaks against them."""

@@ -12,7 +12,6 @@ from torch import nn
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.arguments import check_keywords, forms_checked, keywords_of
 from prunekit_core.check.verification import AUTO, Verification, confirm_cut, outputs_of_copy, verify_cut
-from prunekit_core.choose.candidates import check_ratio
 from prunekit_core.choose.criterion import Criterion
 from prunekit_core.choose.pruner import Pruner
 from prunekit_core.choose.settings import Ratios
@@ -28,14 +27,16 @@ from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.record.recorder import check_recordable
 from prunekit_plugins.budgets.allocation import Solver
 from prunekit_plugins.budgets.curves import Sensitivity
-from prunekit_plugins.budgets.targets import Budget, Selector, Target, check_target, plan_to_target
+from prunekit_plugins.budgets.targets import Budget, Selector, Target, plan_to_target
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.checkpoints.provenance import Protocol, make_protocol
+from prunekit_plugins.classic.graph import DependencyGraph
 from prunekit_plugins.classic.pruner import BasePruner
 from prunekit_plugins.compensation.repair import Compensator
 from prunekit_plugins.compensation.run import Compensation, Repaired
 from prunekit_plugins.prune.allotment import Allotment
-from prunekit_plugins.prune.calibrated import CRITERION, CalibratedPath
+from prunekit_plugins.prune.calibrated import CalibratedPath
+from prunekit_plugins.prune.settings import PruneSettings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -168,72 +169,24 @@ def prune(
         VerificationError: The pruned model computes something else; the model is untouched.
         PrunekitError: Anything else that stands in the way; the model is untouched.
     """
-    if ratio is not None and target is not None:
-        raise ArgumentError("Give a ratio or a target, not both.")
+    settings = PruneSettings.of({**locals(), **options})
     _check_options(options)
     registry = registry or default_registry()
-    calibrated = calibration is not None
-    allotment = Allotment.of(allocation, sensitivity, target, registry, calibrated=calibrated, ranks=global_pruning)
-    _check_values(ratio, compensation, registry)
-    path = None
-    if calibration is not None:
-        path = CalibratedPath.of(calibration, compensation, reestimate_batchnorm, stages, forward_fn, registry)
-    importance = importance or ("magnitude" if path is None else CRITERION)
-    if target is not None:
-        check_target(target, registry)
-    pruner = BasePruner(
-        model,
-        example_inputs,
-        importance,
-        global_pruning=global_pruning or allotment.ranks,
-        pruning_ratio=0.5 if ratio is None else ratio,
-        pruning_ratio_dict=pruning_ratio_dict,
-        max_pruning_ratio=max_pruning_ratio,
-        ignored_layers=ignored_layers,
-        round_to=round_to,
-        align=align,
-        forward_fn=forward_fn,
-        registry=registry,
-        **options,
-    )
+    allotment, path = Allotment.of(settings, registry), CalibratedPath.of(settings, registry)
+    settings.check_names(registry)
+    wanted = settings.pruner(ranks=global_pruning or allotment.ranks)
+    pruner = Pruner(**wanted.analysed(model, example_inputs, DependencyGraph(registry), registry))
     doubts = () if path is None else path.inform(pruner)
     allotment = allotment.settled(pruner)
     plan = _decide(pruner, target, allotment.selector(pruner, path))
     preview = plan.preview()
-    arguments = {
-        "example_inputs": example_inputs,
-        "ratio": pruner.pruning_ratio if target is None else None,
-        "target": target,
-        "importance": importance,
-        "global_pruning": global_pruning,
-        "allocation": allotment.chosen,
-        "sensitivity": sensitivity and sensitivity.metric,
-        "max_pruning_ratio": max_pruning_ratio,
-        "ignored_layers": ignored_layers,
-        "round_to": round_to,
-        "align": align,
-        "pruning_ratio_dict": pruning_ratio_dict,
-        "forward_fn": forward_fn,
-        "optimizer": optimizer and type(optimizer),
-        **options,
-    }
+    arguments = settings.recorded(allotment.chosen)
     protocol = make_protocol(check_recordable(model), pruner.registry, arguments, preview.costs)
     verification = _verification(pruner, plan, verify)
     repaired = None if path is None else path.repair(pruner.graph, plan)
     decided = PruneResult(model, plan, pruner.report(), preview, _changes(plan), protocol, pruner.graph)
     decided = attrs.evolve(decided, verification=verification)
     return _cut(pruner, decided, optimizer, repaired, (*doubts, *verification.notes(verify)))
-
-
-def _check_values(
-    ratio: float | None, compensation: Sequence[str | Compensator] | str | None, registry: Registry
-) -> None:
-    """Raises `ArgumentError` for a ratio out of range, and names of compensators that there aren't."""
-    if ratio is not None:
-        check_ratio(ratio, "ratio")
-    for name in [compensation] if isinstance(compensation, str) else compensation or ():
-        if isinstance(name, str):
-            registry.named("prunekit_compensators", name)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

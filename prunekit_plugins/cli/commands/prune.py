@@ -13,7 +13,7 @@ import attrs
 import typer
 
 from prunekit import ExactCheck, PruneResult, check_exact, prune as prune_model, save
-from prunekit.plugin import ArgumentError, Batches, PrunekitError, Registry, write_text
+from prunekit.plugin import ArgumentError, Batches, Config, PrunekitError, Registry, write_text
 from prunekit_plugins.budgets import watched
 from prunekit_plugins.cli import options
 from prunekit_plugins.cli.arguments import check_writable, read_inputs, read_targets
@@ -108,19 +108,12 @@ def prune(
     output = Output(as_json)
     _check_names(registry, importance, compensation or ())
     # What was typed wins over the settings of the project and the recipe; None is what nobody typed.
-    settings = registry.options(
-        ratio=ratio,
-        target=targets,
-        importance=importance,
-        global_pruning=global_pruning,
-        round_to=round_to,
-        align=align,
-        allocation=allocation,
-        compensation=[name for name in compensation if name != NONE] if compensation else None,
-        stages=stages,
-        reestimate_batchnorm=reestimate_batchnorm,
-        ignored_layers=[*registry.config.options.get("ignored_layers", ()), *ignore] if ignore else None,
-    )
+    typed = Config.among(context.params) | {
+        "target": targets,
+        "compensation": [name for name in compensation if name != NONE] if compensation else None,
+        "ignored_layers": [*registry.config.options.get("ignored_layers", ()), *ignore] if ignore else None,
+    }
+    settings = registry.options(**typed)
     with output.working(f"building {model}"):
         if source is not None:
             settings["weights"] = source

@@ -1,0 +1,96 @@
+"""What `prune` was asked for: one value, made once from its keywords."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import attrs
+from torch import nn
+
+from prunekit_core.arguments import fields_from
+from prunekit_core.check.verification import AUTO
+from prunekit_core.choose.candidates import check_ratio
+from prunekit_core.choose.criterion import Criterion
+from prunekit_core.errors import ArgumentError
+from prunekit_core.plans.optimizers import Optimizers
+from prunekit_core.plugins.registry import Registry
+from prunekit_plugins.budgets.allocation import Solver
+from prunekit_plugins.budgets.curves import Sensitivity
+from prunekit_plugins.budgets.targets import Target, check_target
+from prunekit_plugins.calibration.batches import Batches
+from prunekit_plugins.classic.settings import PrunerSettings
+from prunekit_plugins.compensation.repair import Compensator
+
+UNRECORDED = ("model", "options", "registry", "calibration", "compensation", "reestimate_batchnorm", "stages", "verify")
+"""Keywords that the protocol of a result doesn't list among the arguments."""
+
+
+@attrs.frozen(eq=False)
+class PruneSettings:
+    """The arguments of `prune`, checked as far as they can be without a model; see there.
+
+    Attributes:
+        given: All keywords of the call, those that only its pruner takes among them.
+    """
+
+    ratio: float | None = None
+    target: Target | None = None
+    importance: Criterion | str | None = None
+    calibration: Iterable[Any] | Batches | None = None
+    compensation: Sequence[str | Compensator] | str | None = None
+    reestimate_batchnorm: bool = True
+    stages: int | None = None
+    global_pruning: bool = False
+    allocation: str | Solver | None = None
+    sensitivity: Sensitivity | None = None
+    forward_fn: Callable[[nn.Module, Any], Any] | None = None
+    optimizer: Optimizers | None = None
+    verify: str = AUTO
+    given: Mapping[str, Any] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        if self.ratio is not None and self.target is not None:
+            raise ArgumentError("Give a ratio or a target, not both.")
+        if self.ratio is not None:
+            check_ratio(self.ratio, "ratio")
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> PruneSettings:
+        """Makes the settings from keywords, by name; raises `ArgumentError` where one is wrong."""
+        return cls(**fields_from(cls, given), given=given)
+
+    @property
+    def criterion(self) -> Criterion | str:
+        """The criterion, or its registered name."""
+        return self.importance or ("magnitude" if self.calibration is None else "calibrated")
+
+    @property
+    def methods(self) -> Sequence[str | Compensator]:
+        """The compensators or their names, in order."""
+        return [self.compensation] if isinstance(self.compensation, str) else list(self.compensation or ())
+
+    def check_names(self, registry: Registry) -> None:
+        """Raises `ArgumentError` for names of compensators and costs that there aren't."""
+        for name in self.methods:
+            if isinstance(name, str):
+                registry.named("prunekit_compensators", name)
+        if self.target is not None:
+            check_target(self.target, registry)
+
+    def pruner(self, *, ranks: bool) -> PrunerSettings:
+        """Returns what the pruner is asked for, where ``ranks`` says whether all units are ranked together."""
+        ratio = 0.5 if self.ratio is None else self.ratio
+        own = {"importance": self.criterion, "global_pruning": ranks, "pruning_ratio": ratio}
+        return PrunerSettings.of({**self.given, **own})
+
+    def recorded(self, allocation: str | Solver | None) -> dict[str, Any]:
+        """Returns the arguments that the protocol lists, with the allocation that was taken."""
+        made = {
+            "ratio": None if self.target is not None else 0.5 if self.ratio is None else self.ratio,
+            "importance": self.criterion,
+            "allocation": allocation,
+            "sensitivity": self.sensitivity and self.sensitivity.metric,
+            "optimizer": self.optimizer and type(self.optimizer),
+        }
+        return {name: value for name, value in {**self.given, **made}.items() if name not in UNRECORDED}
