@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -11,9 +12,13 @@ import torch
 from torch import nn
 
 import prunekit as pk
+from prunekit import plugin
 from prunekit.plugin import Settings
 from prunekit_core.arguments import FORMS
+from prunekit_core.graph.recording_settings import RecordingSettings
 from prunekit_plugins.classic.options import FurtherOptions, PrunerOptions, StepOptions
+from prunekit_plugins.classic.settings import PrunerSettings
+from prunekit_plugins.prune.settings import UNRECORDED, PruneSettings
 
 
 class Loud(nn.Module):
@@ -127,3 +132,43 @@ def test_type_checkers_are_told_every_argument() -> None:
     stepwise = {"pruning_ratio", "iterative_steps", "iterative_pruning_ratio_scheduler"}
     assert set(FurtherOptions.__annotations__) == pruner - handed - own - stepwise
     assert {field.name for field in attrs.fields(Settings)} < pruner
+
+
+def fields(value: type[Any]) -> set[str]:
+    return {field.name for field in attrs.fields(value)}
+
+
+def test_every_argument_is_in_one_of_the_values_that_are_made_of_them() -> None:
+    """They are picked by name: one that is in no value would be taken and do nothing."""
+    of_pruner = {*inspect.signature(pk.BasePruner).parameters} - {"model", "example_inputs", "registry", "renamed"}
+    values = [fields(Settings), fields(RecordingSettings), fields(PrunerSettings) - {"pruning", "recording"}]
+    assert sorted(of_pruner | {"more_inputs"}) == sorted(name for value in values for name in value)
+    of_prune = {*inspect.signature(pk.prune).parameters} - {"model", "example_inputs", "registry", "options"}
+    assert fields(PruneSettings) - {"given"} <= of_prune
+    assert of_prune - fields(PruneSettings) < of_pruner
+    assert set(UNRECORDED) < {*inspect.signature(pk.prune).parameters}
+
+
+def test_a_criterion_and_a_schedule_are_looked_up_once() -> None:
+    asked: list[str] = []
+
+    def criterion() -> Any:
+        asked.append("criterion")
+        return lambda group: torch.arange(group.size(), dtype=torch.float)
+
+    def schedule(ratio: float, steps: int) -> list[float]:
+        asked.append(f"schedule {ratio} in {steps}")
+        return pk.linear_scheduler(ratio, steps)
+
+    mine = SimpleNamespace(
+        ones=plugin.hookimpl(lambda: {"own": criterion}, specname="prunekit_importance"),
+        more=plugin.hookimpl(lambda: {"own": schedule}, specname="prunekit_schedules"),
+    )
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    pk.BasePruner(
+        *(model, X, "own"),
+        iterative_steps=2,
+        iterative_pruning_ratio_scheduler="own",
+        registry=pk.Registry(extra={"mine": mine}),
+    )
+    assert asked == ["criterion", "schedule 0.5 in 2"]
