@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 import attrs
-from torch import nn
 
 from prunekit_core.errors import ArgumentError, KeywordError, nearest
 
@@ -32,8 +31,14 @@ class Form:
     example: str
 
 
+def _is_module(value: Any) -> bool:
+    from torch import nn  # checks of a project's settings are made without it
+
+    return isinstance(value, nn.Module)
+
+
 def _is_listing(value: Any) -> bool:
-    single = isinstance(value, str | type) or (isinstance(value, nn.Module) and not hasattr(type(value), "__iter__"))
+    single = isinstance(value, str | type) or (_is_module(value) and not hasattr(type(value), "__iter__"))
     return isinstance(value, Iterable) and not single
 
 
@@ -55,7 +60,7 @@ def _are_types(value: Any) -> bool:
 
 
 def _counts_of_layers(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(layer, nn.Module) for layer in value)
+    return isinstance(value, Mapping) and all(map(_is_module, value))
 
 
 def _is_switch(value: Any) -> bool:
