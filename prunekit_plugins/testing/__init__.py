@@ -9,7 +9,7 @@ here, because it needs pytest.
 from prunekit_plugins.testing.compensator_check import check_compensator
 from prunekit_plugins.testing.cost_check import check_cost
 from prunekit_plugins.testing.criterion_check import check_criterion
-from prunekit_plugins.testing.layer_check import check_layer_type
+from prunekit_plugins.testing.layers.layer_check import check_layer_type
 from prunekit_plugins.testing.reading import AxesRead, read_axes, sample
 from prunekit_plugins.testing.regularizer_check import check_regularizer
 from prunekit_plugins.testing.rule_check import check_rule

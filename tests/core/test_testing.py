@@ -311,5 +311,5 @@ def test_preparation() -> None:
         return torch.stack(scores).sum(0)
 
     check_criterion(lambda: taylor, prepare=gradients)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(AssertionError, match=r"scoring the group raises RuntimeError: stack .*test_testing.py:\d+\)"):
         check_criterion(lambda: taylor)

@@ -17,19 +17,20 @@ from prunekit_core.graph.graph import Graph
 from prunekit_core.graph.group import Group
 from prunekit_core.modules.tree import modules_in, tensors_in
 from prunekit_core.plans.plan import Plan
-from prunekit_core.plugins.layer_facts import channels_by_type, sizes_by_type
-from prunekit_core.plugins.layers import LayerType, Resizing
+from prunekit_core.plugins.layer_facts import sizes_by_type
+from prunekit_core.plugins.layers import Flat, LayerType, PruningFunction, Resizing
 from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.program.calls import tensors_of
-from prunekit_core.program.op_call import Role
 from prunekit_plugins.checkpoints.checkpoint import load, save
-from prunekit_plugins.testing.opaque_check import check_opaque, check_spoken
+from prunekit_plugins.testing.failure import failing, require, require_tensors
+from prunekit_plugins.testing.layers.claims import LAYER, READER, SOURCE, check_roles, declared, name_of, unit_of
+from prunekit_plugins.testing.layers.opaque_check import check_opaque, check_spoken
 
 READERS = 16
 """Sums that are made of each output. One alone may be near zero by chance, and rounding is large beside it."""
 
 
-class _Bench(nn.Module):
+class Bench(nn.Module):
     """Holds a layer between parameters that stand for what comes before and after it, so that its axes are free."""
 
     def __init__(self, layer: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
@@ -37,18 +38,18 @@ class _Bench(nn.Module):
         self.layer, self.count = layer, len(inputs)
         for position, tensor in enumerate(inputs):
             self.register_parameter(
-                f"source{position}", nn.Parameter(tensor.detach().clone(), requires_grad=tensor.is_floating_point())
+                f"{SOURCE}{position}", nn.Parameter(tensor.detach().clone(), requires_grad=tensor.is_floating_point())
             )
         with torch.no_grad():
             outputs = tensors_of(copy.deepcopy(layer).eval()(*inputs))
         for position, tensor in enumerate(outputs):
             self.register_parameter(
-                f"reader{position}", nn.Parameter(tensor.new_empty(READERS, *tensor.shape).normal_())
+                f"{READER}{position}", nn.Parameter(tensor.new_empty(READERS, *tensor.shape).normal_())
             )
 
     def forward(self, scale: torch.Tensor) -> torch.Tensor:
-        outputs = tensors_of(self.layer(*(getattr(self, f"source{k}") for k in range(self.count))))
-        readers = (getattr(self, f"reader{k}") for k in range(len(outputs)))
+        outputs = tensors_of(self.layer(*(getattr(self, f"{SOURCE}{k}") for k in range(self.count))))
+        readers = (getattr(self, f"{READER}{k}") for k in range(len(outputs)))
         letters = "abcdefgh"
         dims = (letters[: tensor.dim()] for tensor in outputs)
         read = [torch.einsum(f"{d},z{d}->z", t, r) for t, r, d in zip(outputs, readers, dims, strict=True)]
@@ -62,11 +63,12 @@ def check_layer_type(
 
     Of a layer that is declared opaque, first, the outputs that are declared are compared with those that it returns,
     and its rule must say something about each dim of its parameters. A layer that is said to tie the same axes in both
-    modes must do so. Parameters must consume what is numbered as inputs. Then half of the units of every group that the
-    layer takes part in are removed in turn, each from a fresh copy; of a layer that holds no tensors, those of the
-    groups that run through it. The layer's attributes must be those that its type states for the new shapes, the layer
-    must agree with one that its own pruning functions pruned, the output must be that of the original with the removed
-    units zeroed, gradients must reach every parameter, and the result must survive saving and loading.
+    modes must do so. Parameters must consume what is numbered as inputs and comes in, and produce what is numbered as
+    outputs and goes out. Then half of the units of every group that the layer takes part in are removed in turn, each
+    from a fresh copy; of a layer that holds no tensors, those of the groups that run through it. The layer's attributes
+    must be those that its type states for the new shapes, the layer must agree with one that its own pruning functions
+    pruned, the output must be that of the original with the removed units zeroed, gradients must reach every parameter,
+    and the result must survive saving and loading. In the end each pruning function must have been called.
 
     Args:
         module: A layer whose class has a layer type; it is not touched. Its parameters should differ from each other.
@@ -77,55 +79,56 @@ def check_layer_type(
         Names of the groups that were tried.
 
     Raises:
-        AssertionError: The class has no layer type, nothing of it can be pruned, or one of the above doesn't hold.
+        AssertionError: The class has no layer type, it doesn't run on the inputs, nothing of it can be pruned, or one
+            of the above doesn't hold.
         PluginError: A function of the layer type raises, or returns something else than it should.
     """
     registry = registry or default_registry()
+    require(isinstance(module, nn.Module), "check_layer_type", "a layer", module)
     kind = registry.layer_type(module)
     assert kind is not None, f"{type(module).__name__} has no layer type"
-    given = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
+    given = [inputs] if isinstance(inputs, torch.Tensor) else inputs
+    require_tensors("check_layer_type", given)
+    bench = bench_of(module, given)
     if kind.opaque is not None:
-        check_opaque(copy.deepcopy(module), kind.opaque, given)
-    bench = _Bench(copy.deepcopy(module), given)
+        with failing("opaque.fake", kind.opaque.fake):
+            check_opaque(copy.deepcopy(module), kind.opaque, given)
     like = next((t for t in given if t.is_floating_point()), torch.empty(0))
     scale = torch.full((1,), 1.5, dtype=like.dtype, device=like.device)
     graph = Graph.of(bench, scale, registry=registry)
     _check_attributes(graph, registry, "before pruning")
     if kind.opaque is not None:
         check_spoken(graph.analysis, "layer", kind)
-    _check_roles(graph, kind)
+    functions = declared(kind)
+    check_roles(graph, kind)
     if kind.same_in_training:
         _check_modes(bench, scale, kind.name, registry)
     bare = not tensors_in(modules_in(module))
     names = [g.name for g in graph.groups() if g.size > 1 and (bare or any(_inside(m.module) for m in g.members))]
     assert names, f"no unit of {kind.name} can be removed: {graph.report()}"
-    for name in names:
-        _check_group(bench, scale, name, registry)
+    called = {function for name in names for function in check_group(bench, scale, name, registry)}
+    if type(graph.model.get_submodule(LAYER)) is type(module):  # a stand-in is pruned by functions of its own
+        for way, (function, flat) in functions.items():
+            if function not in called:
+                _check_start(bench, scale, kind, way, function, flat, registry)
     return tuple(names)
 
 
-def _check_roles(graph: Graph, kind: LayerType) -> None:
-    """What is numbered as inputs must be consumed: that is how a group knows which function removes it."""
-    layer = graph.model.get_submodule("layer")
-    unknown = [name for name in kind.roles if not hasattr(layer, name)]
-    assert not unknown, f"{kind.name}.roles: there is no parameter {', '.join(unknown)}"
-    own = graph.current.own_layouts(layer)
-    into, out = (channels_by_type(graph.registry, layer, flat, own) for flat in (kind.flat_in, kind.flat_out))
-    if into is None or into == out:
-        return
-    for member in (member for group in graph.groups() for member in group.members if member.module == "layer"):
-        name = member.parameter.rpartition(".")[2]
-        assert own[name][member.dim] != into or member.role is Role.IN, (
-            f"{kind.name}: flat_in says that the inputs lie along {name}[{member.dim}], whose role is "
-            f"{member.role.name}: say what the parameter does in LayerType(roles=...)"
-        )
+def bench_of(module: nn.Module, inputs: Sequence[torch.Tensor]) -> Bench:
+    """Puts a copy of a layer on a bench.
+
+    Raises:
+        AssertionError: The layer doesn't run on the inputs.
+    """
+    with failing(f"calling {type(module).__name__} with the inputs", module):
+        return Bench(copy.deepcopy(module), inputs)
 
 
 def _inside(path: str) -> bool:
-    return path == "layer" or path.startswith("layer.")
+    return path == LAYER or path.startswith(f"{LAYER}.")
 
 
-def _check_modes(bench: _Bench, scale: torch.Tensor, name: str, registry: Registry) -> None:
+def _check_modes(bench: Bench, scale: torch.Tensor, name: str, registry: Registry) -> None:
     evaluated, trained = (
         [
             (group.name, group.size, group.kind.value, [(m.parameter, m.dim) for m in group.members])
@@ -138,7 +141,15 @@ def _check_modes(bench: _Bench, scale: torch.Tensor, name: str, registry: Regist
     )
 
 
-def _check_group(bench: _Bench, scale: torch.Tensor, name: str, registry: Registry) -> None:
+def check_group(bench: Bench, scale: torch.Tensor, name: str, registry: Registry) -> set[PruningFunction]:
+    """Removes half of the units of a group from a copy of a bench, and looks at everything that must hold then.
+
+    Returns:
+        The pruning functions of the layer that were called.
+
+    Raises:
+        AssertionError: Something doesn't hold; see `check_layer_type`.
+    """
     pruned = copy.deepcopy(bench)
     graph = Graph.of(pruned, scale, registry=registry)
     size = graph.analysis.groups[name].size
@@ -156,35 +167,83 @@ def _check_group(bench: _Bench, scale: torch.Tensor, name: str, registry: Regist
     _check_attributes(fresh, registry, f"after removing {gone} of {name}")
     result = check_exact(bench, pruned, plan, scale, registry=registry)
     assert result, f"{name}: without {gone} the layer isn't the same function: {result}"
-    for function, layer in alone:
-        for key, tensor in layer.state_dict().items():
-            own = pruned.layer.state_dict()[key]
-            assert torch.equal(own, tensor), (
-                f"{name}: {function} leaves {key} {tuple(tensor.shape)}, the graph leaves {tuple(own.shape)}"
-            )
-        assert str(layer) == str(pruned.layer), f"{name}: {function} makes {layer}, the graph makes {pruned.layer}"
+    for function, layer in alone.items():
+        if layer is not None:
+            _check_alone(layer, pruned.layer, fresh, f"{name}: {name_of(function)}")
+    _check_gradients(pruned, scale, name)
+    _check_round_trip(bench, pruned.eval(), scale, plan, registry)
+    return set(alone)
+
+
+def _pruned_alone(bench: Bench, graph: Graph, group: Group) -> dict[PruningFunction, nn.Module | None]:
+    """Prunes copies of the layer with its own functions that the group meets; None where one refuses these units.
+
+    Such are whole groups of a convolution, which take inputs and outputs along: only a graph removes them.
+    """
+    met = [item for item in group if item.dep.layer is graph.model.layer and item.dep.pruning_fn is not None]
+    if type(graph.model.layer) is not type(bench.layer):
+        return {}
+    found: dict[PruningFunction, nn.Module | None] = {}
+    for function, units in {item.dep.pruning_fn: item.idxs for item in reversed(met)}.items():
+        assert function is not None
+        try:
+            with failing(f"{name_of(function)} without {units}", function):
+                found[function] = function(copy.deepcopy(bench.layer), units)
+        except UnitsError:
+            found[function] = None
+        else:
+            require(isinstance(found[function], nn.Module), name_of(function), "a layer back", found[function])
+    return found if len(found) == 1 else dict.fromkeys(found)  # two functions together make the cut, neither alone
+
+
+def _check_start(
+    bench: Bench,
+    scale: torch.Tensor,
+    kind: LayerType,
+    way: str,
+    function: PruningFunction,
+    flat: Flat,
+    registry: Registry,
+) -> None:
+    """Removes one unit by a pruning function that no group has met, and compares with what a graph removes for it."""
+    pruned = copy.deepcopy(bench)
+    graph = Graph.of(pruned, scale, registry=registry)
+    channels = unit_of(graph, kind, way, flat)
+    if channels is None:
+        return
+    what = f"{name_of(function)} without {channels}"
+    try:
+        group = graph.group_by(pruned.layer, function, channels)
+        with failing(what, function):
+            alone = function(copy.deepcopy(bench.layer), channels)
+    except UnitsError:  # only a graph removes these
+        return
+    require(isinstance(alone, nn.Module), name_of(function), "a layer back", alone)
+    graph.remove(group.units)
+    _check_alone(alone, pruned.layer, Graph.of(pruned, scale, registry=registry), what)
+
+
+def _check_alone(alone: nn.Module, pruned: nn.Module, graph: Graph, where: str) -> None:
+    """Compares a layer that its own function pruned with one that the graph pruned: tensors, sizes, text."""
+    for key, tensor in alone.state_dict().items():
+        own = pruned.state_dict()[key]
+        assert torch.equal(own, tensor), (
+            f"{where} leaves {key} {tuple(tensor.shape)}, the graph leaves {tuple(own.shape)}"
+        )
+    for path, attribute in _facts(graph, graph.registry):
+        if path == LAYER:
+            mine, its = getattr(alone, attribute), getattr(pruned, attribute)
+            assert mine == its, f"{where} leaves {attribute} at {mine}, the graph at {its}"
+    assert str(alone) == str(pruned), f"{where} makes {alone}, the graph makes {pruned}"
+
+
+def _check_gradients(pruned: Bench, scale: torch.Tensor, name: str) -> None:
     pruned.train()
     pruned(scale).sum().backward()
     for key, parameter in pruned.layer.named_parameters():
         gradient = parameter.grad
         assert gradient is not None, f"{name}: no gradient reaches {key}"
         assert bool(gradient.isfinite().all()), f"{name}: the gradient of {key} is not finite"
-    _check_round_trip(bench, pruned.eval(), scale, plan, registry)
-
-
-def _pruned_alone(bench: _Bench, graph: Graph, group: Group) -> list[tuple[str, nn.Module]]:
-    """Prunes copies of the layer with its own function, where the group meets it through one function only."""
-    met = [item for item in group if item.dep.layer is graph.model.layer and item.dep.pruning_fn is not None]
-    functions = {item.dep.pruning_fn for item in met}
-    if len(functions) != 1 or type(graph.model.layer) is not type(bench.layer):
-        return []
-    function = functions.pop()
-    assert function is not None
-    try:
-        pruned = function(copy.deepcopy(bench.layer), met[0].idxs)
-    except UnitsError:  # such as whole conv groups, which take inputs and outputs along: only a graph removes them
-        return []
-    return [(getattr(function, "__name__", str(function)), pruned)]
 
 
 def _check_attributes(graph: Graph, registry: Registry, when: str) -> None:
@@ -212,7 +271,7 @@ def _facts(graph: Graph, registry: Registry) -> dict[tuple[str, str], Any]:
     return found
 
 
-def _check_round_trip(bench: _Bench, pruned: _Bench, scale: torch.Tensor, plan: Plan, registry: Registry) -> None:
+def _check_round_trip(bench: Bench, pruned: Bench, scale: torch.Tensor, plan: Plan, registry: Registry) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layer.safetensors"
         save(pruned, path, plan=plan)

@@ -1,0 +1,1 @@
+"""Proving what is declared about layers: layer types, opaque layers, replacements."""
