@@ -3,28 +3,7 @@
 The fixture ``prunekit_registry`` is switched on with ``pytest_plugins = ["prunekit.testing.pytest_plugin"]``.
 """
 
-from prunekit_plugins.testing import (
-    AxesRead,
-    check_compensator,
-    check_cost,
-    check_criterion,
-    check_layer_type,
-    check_regularizer,
-    check_rule,
-    check_schedule,
-    read_axes,
-    sample,
-)
+from prunekit_plugins import testing
+from prunekit_plugins.testing import *  # noqa: F403  # the list of names stands there
 
-__all__ = [
-    "AxesRead",
-    "check_compensator",
-    "check_cost",
-    "check_criterion",
-    "check_layer_type",
-    "check_regularizer",
-    "check_rule",
-    "check_schedule",
-    "read_axes",
-    "sample",
-]
+__all__ = testing.__all__

@@ -217,6 +217,10 @@ _KEYS: dict[str, tuple[str, Any]] = {
         "a module class or its dotted name",
         lambda key: _is_module_class(key) or (isinstance(key, str) and "." in key),
     ),
+    "prunekit_checks": (
+        'a hook and a key of it, such as ("prunekit_importance", "magnitude")',
+        lambda key: isinstance(key, tuple) and len(key) == 2 and isinstance(key[0], str),
+    ),
 }
 
 

@@ -38,6 +38,7 @@ HOOKS = (
     "prunekit_allocators",
     "prunekit_weights",
     "prunekit_commands",
+    "prunekit_checks",
 )
 INTERFACE = 1
 """Version of the plugin interface: it grows by one with every release in which plugins can do more than before."""
@@ -325,4 +326,29 @@ def prunekit_commands() -> Mapping[str, Callable[..., Any]]:  # type: ignore[emp
     Forbidden:
         A command must not end the program: an `ArgumentError` ends it with exit code 2, any other `PrunekitError`
         with 1.
+    """
+
+
+@hookspec
+def prunekit_checks() -> Mapping[tuple[str, Any], Callable[..., None]]:  # type: ignore[empty-body]
+    """How what a plugin brings is proven, where the kit can't do it without more to go by.
+
+    Called:
+        Once for each registry, when it is made.
+
+    Returns:
+        Hook and key of something that the plugin registers, ``("prunekit_layer_types", GatedLinear)``, to a function of
+        a registry. It calls a check of ``prunekit.testing`` with what the check needs (a layer and its inputs, the
+        tensors of an operation, a model, options) and raises what the check raises. ``prunekit plugins NAME --check``
+        and ``check_plugin`` call it instead of the check that they would make by themselves.
+
+    Empty:
+        Criteria, regularizers, schedules, pruners, cost models, compensators, allocators and commands are checked as
+        they are. Rules, layer types, replacements and forms of weights aren't checked, which is reported.
+
+    Precedence:
+        Of the same hook and key, the plugin of the higher rank.
+
+    Forbidden:
+        ``prunekit.testing`` must not be imported before a check is called.
     """

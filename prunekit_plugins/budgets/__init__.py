@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from prunekit.plugin import hookimpl
+from prunekit.plugin import Registry, hookimpl
 from prunekit_plugins.budgets.allocation import Solver
 from prunekit_plugins.budgets.counts import macs, params, weights
 from prunekit_plugins.budgets.curves import Curve, Sensitivity
@@ -40,3 +42,13 @@ __all__ = [
 def prunekit_budgets() -> Mapping[str, Callable[..., float]]:
     """Parameters, multiply-accumulates, memory of an inference, bytes of weights, and latency."""
     return {"params": params, "macs": macs, "memory": memory, "weights": weights, "latency": latency}
+
+
+@hookimpl
+def prunekit_checks() -> Mapping[tuple[str, Any], Callable[..., None]]:
+    """Latency is estimated, so that what is predicted for a cut is no exact number."""
+
+    def check(registry: Registry) -> None:
+        importlib.import_module("prunekit.testing").check_cost(latency, exact=False, registry=registry)
+
+    return {("prunekit_budgets", "latency"): check}

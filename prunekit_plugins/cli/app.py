@@ -30,8 +30,9 @@ def run(arguments: Sequence[str] | None = None, registry: Registry | None = None
         0, 1 (it failed; the reason is on stderr), 2 (wrong usage) or 130 (Ctrl-C).
     """
     try:
-        application = build(registry or project_registry())
-        application(None if arguments is None else list(arguments), prog_name="prunekit")
+        registry = registry or project_registry()
+        application = build(registry)
+        application(None if arguments is None else list(arguments), prog_name="prunekit", obj=registry)
     except ArgumentError as error:
         print(error, file=sys.stderr)
         return 2

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 
 from prunekit.plugin import ArgumentError, Batches, CheckpointError
+from prunekit_plugins.cli.models import Subject
 from prunekit_plugins.cli.sources import BuildError, look_up
 
 BATCH_SIZE = 16
@@ -74,6 +75,32 @@ class Data:
             source = _cut(_read(self.file), self.batch_size or BATCH_SIZE, keyword, self.text)
         found = Batches.of(source)
         return found if self.limit is None else attrs.evolve(found, limit=self.limit)
+
+
+def read_calibration(
+    text: str | None, subject: Subject, batch_size: int | None = None, limit: int | None = None
+) -> Batches | None:
+    """Reads the calibration data that are typed as ``--calibration``.
+
+    Args:
+        text: ``package.module:batches`` or a file of inputs; None for no data.
+        subject: The model that they are for.
+        batch_size: Examples of a batch, where it is a file; None for 16.
+        limit: Largest number of batches; None for all.
+
+    Returns:
+        The batches; None without data.
+
+    Raises:
+        ArgumentError: There is no such code, or what was found are no batches.
+        BuildError: The user's code raised.
+        CheckpointError: The file can't be read.
+    """
+    if text is None:
+        return None
+    data = Data(text, batch_size, limit)
+    data.check()
+    return data.batches(subject.keyword)
 
 
 @attrs.frozen(eq=False)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from prunekit.plugin import ArgumentError, CheckpointError
-from prunekit_plugins.cli.arguments import TensorSpec
+from prunekit_plugins.cli.arguments import TensorSpec, read_inputs
 from prunekit_plugins.cli.sources import SOURCES, find_package, from_code
 
 SEED = 0
@@ -48,6 +48,25 @@ class Subject:
     def beside(self, smaller: Path | None) -> Subject:
         """The same, with the file in its name that makes or holds a smaller model beside it, if there is one."""
         return self if smaller is None else attrs.evolve(self, weights=f"{self.weights} beside {smaller}")
+
+
+def read_model(
+    name: str, inputs: Sequence[str] | None = None, weights: Path | None = None, seed: int = SEED
+) -> Subject:
+    """Builds the model that is typed as ``MODEL``, with example inputs as ``--input`` states them.
+
+    Args:
+        name: ``torchvision:NAME``, ``timm:NAME``, ``hf:FOLDER`` or ``package.module:factory``.
+        inputs: Sizes, as ``1,3,224,224`` or ``1,16:int64``; None for those that are usual for the model.
+        weights: A safetensors file with the model's weights; None for random ones.
+        seed: Seed of random weights and inputs.
+
+    Raises:
+        ArgumentError: There is no such model, or its inputs aren't known or can't be read.
+        BuildError: A package is missing, or the model's own code raised.
+        CheckpointError: The weights don't fit.
+    """
+    return build(name, read_inputs(inputs or ()), weights, seed)
 
 
 def build(

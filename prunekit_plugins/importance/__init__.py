@@ -9,6 +9,7 @@ from prunekit.plugin import hookimpl
 from prunekit_plugins.importance.activation import ActivationImportance
 from prunekit_plugins.importance.calibrated import CalibratedImportance
 from prunekit_plugins.importance.chance import RandomImportance
+from prunekit_plugins.importance.checks import declared
 from prunekit_plugins.importance.contributions import (
     ActivationEnergyImportance,
     ActivationVarianceImportance,
@@ -69,3 +70,9 @@ def prunekit_importance() -> Mapping[str, Callable[..., Any]]:
         "taylor": GroupTaylorImportance,
         "wanda": WandaImportance,
     }
+
+
+@hookimpl
+def prunekit_checks() -> Mapping[tuple[str, Any], Callable[..., None]]:
+    """Those of criteria that must be prepared, and of random scores."""
+    return declared()

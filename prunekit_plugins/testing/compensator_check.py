@@ -14,6 +14,7 @@ from prunekit_core.graph.graph import Graph
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry
 from prunekit_plugins.compensation.run import Compensation, compensate
+from prunekit_plugins.testing.failure import failing, made, require
 from prunekit_plugins.testing.network import small_net
 
 
@@ -29,13 +30,16 @@ def check_compensator(make: Callable[[], Any], *, registry: Registry | None = No
         registry: Where rules are found; None for the default registry.
 
     Raises:
-        AssertionError: One of the above doesn't hold.
+        AssertionError: One of the above doesn't hold, or the compensator raises.
+        PluginError: It gives values that don't fit.
     """
+    compensator = made(make, "check_compensator", "compensator")
+    require(callable(compensator), "check_compensator", "what makes a compensator, a callable on a Repair", compensator)
     original, batch = small_net()
     original.eval()
     generator = torch.Generator().manual_seed(1)
-    made = [torch.randn(batch.shape, generator=generator, dtype=batch.dtype, device="cpu") for _ in range(10)]
-    batches = [values.to(batch.device) for values in made]
+    drawn = [torch.randn(batch.shape, generator=generator, dtype=batch.dtype, device="cpu") for _ in range(10)]
+    batches = [values.to(batch.device) for values in drawn]
     pruned = copy.deepcopy(original)
     graph = Graph.of(pruned, batch, registry=registry)
     plan = graph.remove({group.name: list(range(1, group.size, 2)) for group in graph.groups()})
@@ -71,5 +75,7 @@ def _compensated(
     registry: Registry | None,
 ) -> tuple[dict[str, torch.Tensor], Compensation]:
     model = copy.deepcopy(pruned)
-    result = compensate(model, plan, batches, original=original, methods=[make()], registry=registry)
+    compensator = make()
+    with failing("the compensator", compensator):
+        result = compensate(model, plan, batches, original=original, methods=[compensator], registry=registry)
     return _state(model), result

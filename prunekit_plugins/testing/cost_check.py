@@ -10,6 +10,7 @@ from prunekit_core.algebra.layout import Kept
 from prunekit_core.graph.graph import Graph
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.plugins.registry import Registry
+from prunekit_plugins.testing.failure import failing, require
 from prunekit_plugins.testing.network import small_net
 
 Cost = Callable[[Analysis, Kept], float]
@@ -28,13 +29,20 @@ def check_cost(cost: Cost, *, exact: bool = True, registry: Registry | None = No
         registry: Where rules are found; None for the default registry.
 
     Raises:
-        AssertionError: One of the above doesn't hold.
+        AssertionError: One of the above doesn't hold, or the cost model raises.
     """
+    require(callable(cost), "check_cost", "a function (analysis, kept) -> float", cost)
+    with failing("the cost model", cost):
+        _check(cost, exact, registry)
+
+
+def _check(cost: Cost, exact: bool, registry: Registry | None) -> None:
     net, batch = small_net()
     graph = Graph.of(net, batch, registry=registry)
     analysis = graph.analysis
     whole = cost(analysis, {})
-    assert isinstance(whole, int | float), f"the cost is {whole!r}, not a number"
+    number = isinstance(whole, int | float) and not isinstance(whole, bool)
+    assert number, f"the cost is {whole!r}, not a number"
     assert math.isfinite(whole), f"the cost of the whole model is {whole}"
     assert whole >= 0, f"the cost of the whole model is {whole}"
     assert cost(analysis, {}) == whole, "asked again, the cost of the whole model is another one"

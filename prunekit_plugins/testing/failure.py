@@ -12,6 +12,10 @@ from prunekit_core.errors import PrunekitError
 from prunekit_core.plugins.blame import describe_error
 
 
+class UnseenError(AssertionError):
+    """A check could see nothing, as the network that it works on has nothing that the plugin's object is about."""
+
+
 def require(holds: bool, check: str, words: str, given: object) -> None:
     """Raises `AssertionError` unless an argument of a check is what the check takes.
 
@@ -48,7 +52,7 @@ def failing(what: str, stranger: object) -> Iterator[None]:
         raise AssertionError(f"{what} raises {describe_error(error, module)}") from error
 
 
-def made(make: Callable[..., Any], check: str, noun: str, *arguments: Any) -> Any:
+def made(make: Callable[..., Any], check: str, noun: str, *arguments: Any, **options: Any) -> Any:
     """Makes an object of a plugin by the function that it registers.
 
     Args:
@@ -56,10 +60,11 @@ def made(make: Callable[..., Any], check: str, noun: str, *arguments: Any) -> An
         check: Name of the check, for messages.
         noun: What it makes.
         arguments: What it is called with.
+        options: What it is called with by name.
 
     Raises:
         AssertionError: It can't be called, or raises.
     """
     require(callable(make), check, f"a class or function that makes a {noun}", make)
     with failing(f"making the {noun}", make):
-        return make(*arguments)
+        return make(*arguments, **options)

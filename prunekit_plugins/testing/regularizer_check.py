@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -12,7 +12,20 @@ from torch import nn
 from prunekit_core.graph.graph import Graph
 from prunekit_core.graph.group import Group
 from prunekit_core.plugins.registry import Registry
+from prunekit_plugins.testing.failure import failing, made
 from prunekit_plugins.testing.network import chosen_net
+
+
+@runtime_checkable
+class Regularizer(Protocol):
+    """What a regularizer can do."""
+
+    def regularize(self) -> None:
+        """Adds to the gradients."""
+
+    def refresh(self) -> None:
+        """Looks at the groups once more, after units were removed."""
+
 
 MakeRegularizer = Callable[[Callable[[], Iterable[Group]]], Any]
 
@@ -38,7 +51,7 @@ def check_regularizer(
         registry: Where rules are found; None for the default registry.
 
     Raises:
-        AssertionError: One of the above doesn't hold.
+        AssertionError: One of the above doesn't hold, or the regularizer raises.
     """
     net, batch = chosen_net(model, example)
     first, second = (_one_step(copy.deepcopy(net), batch, make, registry) for _ in range(2))
@@ -68,17 +81,26 @@ def _one_step(
 ) -> dict[str, torch.Tensor]:
     """Regularizes once and returns the gradients, having looked at everything that must stay."""
     graph = Graph.of(model, batch, registry=registry)
-    regularizer = make(graph.get_all_groups)
+    regularizer = _made(make, graph)
     return _regularized(model, batch, regularizer)
 
 
-def _regularized(model: nn.Module, batch: torch.Tensor, regularizer: Any) -> dict[str, torch.Tensor]:
+def _made(make: MakeRegularizer, graph: Graph) -> Regularizer:
+    regularizer = made(make, "check_regularizer", "regularizer", graph.get_all_groups)
+    assert isinstance(regularizer, Regularizer), (
+        f"a regularizer has regularize() and refresh(); {type(regularizer).__name__} hasn't"
+    )
+    return regularizer
+
+
+def _regularized(model: nn.Module, batch: torch.Tensor, regularizer: Regularizer) -> dict[str, torch.Tensor]:
     model.zero_grad()
     model.eval()(batch).square().sum().backward()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     given = {name: p.grad for name, p in model.named_parameters()}
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
-    regularizer.regularize()
+    with failing("regularize()", regularizer):
+        regularizer.regularize()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, state[name]), f"{name}: regularize() changes the weight itself, not its gradient"
     found: dict[str, torch.Tensor] = {}
@@ -102,10 +124,11 @@ def _regularized(model: nn.Module, batch: torch.Tensor, regularizer: Any) -> dic
 
 def _check_refresh(model: nn.Module, batch: torch.Tensor, make: MakeRegularizer, registry: Registry | None) -> None:
     graph = Graph.of(model, batch, registry=registry)
-    regularizer = make(graph.get_all_groups)
+    regularizer = _made(make, graph)
     _regularized(model, batch, regularizer)
     graph.remove({group.name: [0] for group in graph.groups()})
-    regularizer.refresh()
+    with failing("refresh()", regularizer):
+        regularizer.refresh()
     before = _gradients(model, batch)
     after = _regularized(model, batch, regularizer)
     assert any(not torch.equal(after[name], before[name]) for name in before), (

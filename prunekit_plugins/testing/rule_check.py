@@ -14,6 +14,7 @@ from prunekit_core.program.calls import tensors_of
 from prunekit_core.program.op_call import Role, Verb
 from prunekit_core.program.rules import RuleTable
 from prunekit_core.program.trace import Operation, TensorRef
+from prunekit_plugins.testing.failure import require, require_tensors
 from prunekit_plugins.testing.reading import AxesRead, read_axes
 
 Kept = Mapping[int, Sequence[int]]
@@ -52,6 +53,8 @@ def check_rule(
     Raises:
         AssertionError: An operation has no rule or wasn't understood, nothing is free, or the results differ.
     """
+    require(callable(function), "check_rule", "a function of some tensors", function)
+    require_tensors("check_rule", tensors)
     registry = registry or default_registry()
     read = read_axes(function, tensors, weights=weights, registry=registry)
     try:

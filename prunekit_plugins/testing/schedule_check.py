@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from prunekit_plugins.testing.failure import failing, require
 
 
 def check_schedule(schedule: Callable[[float, int], list[float]]) -> None:
@@ -15,12 +18,16 @@ def check_schedule(schedule: Callable[[float, int], list[float]]) -> None:
         schedule: The schedule, ``(ratio, steps) -> [0, ..., ratio]``.
 
     Raises:
-        AssertionError: One of the above doesn't hold.
+        AssertionError: One of the above doesn't hold, or the schedule raises.
     """
+    require(callable(schedule), "check_schedule", "a function (ratio, steps) -> [0, ..., ratio]", schedule)
     for ratio in (0.1, 0.5, 0.9):
         for steps in (1, 2, 5, 40):
-            found = list(schedule(ratio, steps))
             what = f"schedule({ratio}, {steps})"
+            with failing(what, schedule):
+                found: Any = schedule(ratio, steps)
+            numbers = isinstance(found, Sequence) and all(isinstance(value, int | float) for value in found)
+            assert numbers, f"{what} returns {found!r}, not a list of numbers"
             assert len(found) == steps + 1, f"{what} has {len(found)} values, not {steps + 1}"
             assert found[0] == 0, f"{what} starts at {found[0]}, not at 0"
             assert abs(found[-1] - ratio) < 1e-12, f"{what} ends at {found[-1]}, not at {ratio}"

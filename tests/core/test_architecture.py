@@ -136,7 +136,7 @@ def test_plugins_use_the_public_doors_only(path: Path) -> None:
         assert [name for name in imports(path) if name.startswith("prunekit_core")] == []
 
 
-DOORS = ("prunekit_core", "prunekit", "prunekit.plugin")
+DOORS = ("prunekit_core", "prunekit", "prunekit.plugin", "prunekit.command")
 
 
 def told_to_type_checkers(door: str) -> dict[str, str]:

@@ -55,7 +55,7 @@ PUBLIC = [name for name in SAYING if not set(importlib.import_module(f"prunekit_
 """Those that show more than the doors do."""
 
 
-@pytest.mark.parametrize("package", ["prunekit", "prunekit.testing"])
+@pytest.mark.parametrize("package", ["prunekit", "prunekit.testing", "prunekit.command"])
 def test_public_names_are_listed_exactly(package: str) -> None:
     assert sorted(listed_names(package)) == sorted(importlib.import_module(package).__all__)
 
@@ -80,7 +80,12 @@ def test_packages_around_the_core_show_the_rest_of_the_doors() -> None:
 
 def test_every_package_of_the_page_is_compared() -> None:
     headings = re.findall(r"^## (prunekit\w*\.\w+)$", (DOCS / "api.md").read_text(), flags=re.MULTILINE)
-    compared = ["prunekit.plugin", "prunekit.testing", *(f"prunekit_plugins.{name}" for name in PUBLIC)]
+    compared = [
+        "prunekit.plugin",
+        "prunekit.testing",
+        "prunekit.command",
+        *(f"prunekit_plugins.{name}" for name in PUBLIC),
+    ]
     assert sorted(headings) == sorted(compared)
 
 

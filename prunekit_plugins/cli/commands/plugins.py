@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from prunekit.plugin import HOOKS, Entry, LayerType, Plugin, Registry
+import typer
+
+from prunekit.plugin import HOOKS, ArgumentError, Entry, LayerType, Plugin, Registry
 from prunekit_plugins.cli import options
+from prunekit_plugins.cli.commands.checks import check as check_plugins
 from prunekit_plugins.cli.output import Output, Table
 from prunekit_plugins.cli.project import project_registry
 
@@ -13,13 +16,28 @@ SHOWN = 12
 
 
 def plugins(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="With --check: a distribution, a plugin or an entry point.", show_default=False
+        ),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check what a plugin registers; without NAME, all but the built-in ones.")
+    ] = False,
     block: options.Block = None,
     config: options.Config = None,
     everything: options.All = False,
     as_json: options.Json = False,
 ) -> None:
     """Show everything registered, from which distribution, what overrides what, what is blocked or broken."""
-    show(project_registry(block, config), Output(as_json), everything)
+    if name is not None and not check:
+        raise ArgumentError("A NAME goes with --check.", why=f"got {name!r}")
+    registry, output = project_registry(block, config), Output(as_json)
+    if check:
+        check_plugins(registry, output, name)
+    else:
+        show(registry, output, everything)
 
 
 def show(registry: Registry, output: Output, everything: bool = False) -> None:

@@ -48,6 +48,7 @@ class Bench(nn.Module):
             )
 
     def forward(self, scale: torch.Tensor) -> torch.Tensor:
+        """Reads the outputs of the layer: ``READERS`` weighted sums of each, ``[outputs, READERS]``, times a scale."""
         outputs = tensors_of(self.layer(*(getattr(self, f"{SOURCE}{k}") for k in range(self.count))))
         readers = (getattr(self, f"{READER}{k}") for k in range(len(outputs)))
         letters = "abcdefgh"

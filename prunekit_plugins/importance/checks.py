@@ -1,0 +1,69 @@
+"""How criteria are proven that are prepared by more than statistics, or don't look at the weights."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunekit.plugin import Registry
+from prunekit_plugins.importance.activation import ActivationImportance
+from prunekit_plugins.importance.chance import RandomImportance
+from prunekit_plugins.importance.hessian import GroupHessianImportance
+from prunekit_plugins.importance.obdc import OBDCImportance
+from prunekit_plugins.importance.taylor import GroupTaylorImportance
+
+HOOK = "prunekit_importance"
+Prepare = Callable[[Any, nn.Module, torch.Tensor], None]
+
+
+def declared() -> Mapping[tuple[str, Any], Callable[[Registry], None]]:
+    """Returns the checks of these criteria by hook and name."""
+    return {
+        (HOOK, "activation"): functools.partial(_check, ActivationImportance, _activations),
+        (HOOK, "hessian"): functools.partial(_check, GroupHessianImportance, _squares),
+        (HOOK, "obdc"): functools.partial(_check, OBDCImportance, _factors),
+        (HOOK, "random"): lambda registry: _kit().check_criterion(
+            RandomImportance, equivariant=False, registry=registry
+        ),
+        (HOOK, "taylor"): functools.partial(_check, GroupTaylorImportance, _gradients),
+    }
+
+
+def _kit() -> Any:
+    return importlib.import_module("prunekit.testing")  # which imports much that scoring doesn't need
+
+
+def _check(
+    make: Callable[[], Any], prepare: Callable[[Any, nn.Module, torch.Tensor], None], registry: Registry
+) -> None:
+    criterion = make()
+    _kit().check_criterion(lambda: criterion, prepare=functools.partial(prepare, criterion), registry=registry)
+
+
+def _gradients(criterion: Any, model: nn.Module, batch: torch.Tensor) -> None:
+    model.eval()(batch).square().sum().backward()
+
+
+def _activations(criterion: Any, model: nn.Module, batch: torch.Tensor) -> None:
+    with criterion.compute_importance(model.eval()):
+        model(batch)
+
+
+def _squares(criterion: Any, model: nn.Module, batch: torch.Tensor) -> None:
+    criterion.zero_grad()
+    for loss in model.eval()(batch).square().sum(1):
+        model.zero_grad()
+        loss.backward(retain_graph=True)
+        criterion.accumulate_grad(model)
+
+
+def _factors(criterion: Any, model: nn.Module, batch: torch.Tensor) -> None:
+    criterion.prepare_model(model.eval())
+    model(batch).square().sum().backward()
+    criterion.step()
+    criterion.rm_hooks(model)
