@@ -1,4 +1,4 @@
-"""What authors of subcommands need beside `prunekit.plugin`: the arguments of prunekit's own commands, and their output.
+"""What authors of subcommands need beside `prunekit.plugin`: the arguments and the output of prunekit's own commands.
 
 A command finds the registry that it was found in as ``context.obj``, if it takes a ``context: typer.Context``. Needs
 the extra ``cli``.

@@ -1,4 +1,4 @@
-"""The command line: ``prunekit prune``, ``inspect``, ``apply``, ``export``, ``demo`` and ``plugins``.
+"""The command line: ``prunekit prune``, ``inspect``, ``apply``, ``export``, ``demo``, ``plugins`` and more.
 
 This module is the plugin that registers the built-in commands. It is imported with every registry, so it needs neither
 typer nor rich; the commands' own modules do, and are imported when the command line runs.
@@ -52,6 +52,11 @@ def prunekit_commands() -> Mapping[str, LazyCommand]:
             "prunekit_plugins.cli.commands.plugins",
             "plugins",
             "Show everything registered, from which distribution, what overrides what, what is blocked or broken.",
+        ),
+        "new-plugin": LazyCommand(
+            "prunekit_plugins.cli.commands.new_plugin",
+            "new_plugin",
+            "Write a package with a plugin in it, which installs and passes its own tests.",
         ),
         "demo": LazyCommand(
             "prunekit_plugins.cli.commands.demo.run",

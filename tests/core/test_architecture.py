@@ -240,7 +240,7 @@ def test_only_surgery_and_transactions_write_parameters() -> None:
 
 FACTORIES = {"arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm"}
 FACTORIES |= {"tensor", "zeros"}
-OWN_PROGRAMS = ("commands/demo", "compat", "testing/layer_check.py", "testing/network.py")
+OWN_PROGRAMS = ("commands/demo", "compat", "testing/layers/layer_check.py", "testing/network.py")
 """What makes models and inputs of its own, on the default device as a user's program would."""
 
 
