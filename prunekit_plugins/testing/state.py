@@ -40,8 +40,13 @@ class State:
             torch.get_rng_state(),
         )
 
-    def changed(self, model: nn.Module) -> str:
-        """Says what is different in a model now, in a few words; nothing where all is the same."""
+    def changed(self, model: nn.Module, *, random: bool = False) -> str:
+        """Says what is different in a model now, in a few words; nothing where all is the same.
+
+        Args:
+            model: The model.
+            random: Whether the state of the generator counts.
+        """
         now = State.of(model)
         for name in {**self.tensors, **now.tensors}:
             if not _same(self.tensors.get(name), now.tensors.get(name)):
@@ -55,7 +60,8 @@ class State:
         for path, mode in self.training.items():
             if now.training.get(path) is not mode:
                 return f"the mode of {path or 'the model'} (train or eval)"
-        return "" if torch.equal(self.random, now.random) else "the state of PyTorch's random numbers"
+        same = not random or torch.equal(self.random, now.random)
+        return "" if same else "the state of PyTorch's random numbers"
 
 
 def _same(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:

@@ -2,75 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
 import prunekit as pk
-from prunekit.testing import check_compensator, check_cost, check_criterion, check_regularizer, check_schedule
+from prunekit.testing import (
+    check_allocator,
+    check_command,
+    check_compensator,
+    check_cost,
+    check_criterion,
+    check_pruner,
+    check_regularizer,
+    check_schedule,
+)
 from tests.plugins.test_layers import LAYERS, full_name
 
 REGISTRY = pk.default_registry()
-Prepare = Callable[[Any, nn.Module, torch.Tensor], None]
 
 
 def names(hook: str) -> list[Any]:
     return [key for key, entry in REGISTRY.entries(hook).items() if entry.owner.distribution == "prunekit"]
 
 
-def gradients(criterion: Any, model: nn.Module, batch: torch.Tensor) -> None:
-    model.eval()(batch).square().sum().backward()
+CHECKS = REGISTRY.entries("prunekit_checks")
 
 
-def activations(criterion: Any, model: nn.Module, batch: torch.Tensor) -> None:
-    with criterion.compute_importance(model.eval()):
-        model(batch)
+@pytest.mark.parametrize("key", list(CHECKS), ids=lambda key: " ".join(map(str, key)))
+def test_checks_that_plugins_declare(key: tuple[str, Any]) -> None:
+    """Those of criteria that must be prepared, and of what needs a layer or a file."""
+    CHECKS[key].value(REGISTRY)
 
 
-def squares(criterion: Any, model: nn.Module, batch: torch.Tensor) -> None:
-    criterion.zero_grad()
-    for loss in model.eval()(batch).square().sum(1):
-        model.zero_grad()
-        loss.backward(retain_graph=True)
-        criterion.accumulate_grad(model)
-
-
-def factors(criterion: Any, model: nn.Module, batch: torch.Tensor) -> None:
-    criterion.prepare_model(model.eval())
-    model(batch).square().sum().backward()
-    criterion.step()
-    criterion.rm_hooks(model)
-
-
-def statistics(criterion: Any, model: nn.Module, batch: torch.Tensor) -> None:
-    criterion.statistics = pk.calibrate(model, [batch], parts=criterion.needs)
-
-
-PREPARE: dict[str, Prepare] = {
-    "activation": activations,
-    "activation_energy": statistics,
-    "activation_variance": statistics,
-    "calibrated": statistics,
-    "hessian": squares,
-    "obdc": factors,
-    "reconstruction": statistics,
-    "taylor": gradients,
-    "wanda": statistics,
-}
-"""What a criterion needs before it can score."""
-
-
-@pytest.mark.parametrize("name", names("prunekit_importance"))
+@pytest.mark.parametrize("name", [n for n in names("prunekit_importance") if ("prunekit_importance", n) not in CHECKS])
 def test_criteria(name: str) -> None:
-    make = REGISTRY.named("prunekit_importance", name)
-    if name not in PREPARE:
-        check_criterion(make, equivariant=name != "random")
-        return
-    criterion, prepare = make(), PREPARE[name]
-    check_criterion(lambda: criterion, prepare=lambda model, batch: prepare(criterion, model, batch))
+    check_criterion(REGISTRY.named("prunekit_importance", name))
 
 
 @pytest.mark.parametrize("name", names("prunekit_regularizers"))
@@ -78,13 +45,24 @@ def test_regularizers(name: str) -> None:
     check_regularizer(REGISTRY.named("prunekit_regularizers", name))
 
 
-ESTIMATES = {"latency"}
-"""Cost models whose prediction for a cut is no exact number."""
-
-
-@pytest.mark.parametrize("name", names("prunekit_budgets"))
+@pytest.mark.parametrize("name", [n for n in names("prunekit_budgets") if ("prunekit_budgets", n) not in CHECKS])
 def test_cost_models(name: str) -> None:
-    check_cost(REGISTRY.named("prunekit_budgets", name), exact=name not in ESTIMATES)
+    check_cost(REGISTRY.named("prunekit_budgets", name))
+
+
+@pytest.mark.parametrize("name", names("prunekit_pruners"))
+def test_pruners(name: str) -> None:
+    check_pruner(REGISTRY.named("prunekit_pruners", name))
+
+
+@pytest.mark.parametrize("name", names("prunekit_allocators"))
+def test_allocators(name: str) -> None:
+    check_allocator(REGISTRY.named("prunekit_allocators", name))
+
+
+@pytest.mark.parametrize("name", names("prunekit_commands"))
+def test_commands(name: str) -> None:
+    check_command(REGISTRY.named("prunekit_commands", name))
 
 
 @pytest.mark.parametrize("name", names("prunekit_schedules"))
