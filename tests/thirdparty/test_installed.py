@@ -76,7 +76,7 @@ def test_prunekit_is_that_of_the_environment(installed: Environment, tmp_path: P
 
 def test_its_own_tests_pass_where_it_is_installed(installed: Environment, package: Path) -> None:
     printed = installed.python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", cwd=package)
-    assert "10 passed" in printed
+    assert "11 passed" in printed
 
 
 PROGRAM = """
@@ -152,3 +152,81 @@ for arguments in (["plugins", "--json"], ["example", "--width", "12"],
     assert "prunekit_example/layer_types.py:" in clip["site"].replace("\\", "/")
     assert "prunekit_example/operations.py:" in swish["site"].replace("\\", "/")
     assert json.loads(inspected)["not_understood"] == []
+
+
+REST = """
+import json
+import torch
+from torch import nn
+import prunekit as pk
+from prunekit_example.repairing import LabelledScale, Scale
+from prunekit_example.storing import write
+
+registry = pk.Registry()
+torch.manual_seed(0)
+batch = torch.randn(32, 4)
+
+
+def chain():
+    return nn.Sequential(nn.Linear(4, 12), LabelledScale(12), nn.ReLU(), nn.Linear(12, 3))
+
+
+options = {"target": {"params": 0.6}, "allocation": "widest_first", "calibration": [batch], "compensation": "louder"}
+model = chain()
+result = pk.prune(model, batch, registry=registry, **options)
+stepped = chain()
+make = registry.named("prunekit_pruners", "even")
+pruner = make(stepped, batch, iterative_steps=2, iterative_pruning_ratio_scheduler="quadratic", registry=registry)
+widths = []
+for _ in range(2):
+    pruner.step()
+    widths.append(stepped[0].out_features)
+whole = chain()
+write("whole.example", whole.state_dict())
+with torch.device("meta"):
+    empty = chain()
+found = pk.prune(empty, batch.to("meta"), 0.5, weights="whole.example", registry=registry).plan
+print(json.dumps({
+    "swapped": [type(model[1]) is Scale, [swap.replacement for swap in result.plan.swaps]],
+    "tried": sorted({repair.method for repair in result.compensation.layers}
+                    | {why.split()[0] for why in result.compensation.left.values()}),
+    "widths": widths,
+    "met": result.preview.costs["params"][1] <= 0.6 * result.preview.costs["params"][0],
+    "same": found.kept == pk.prune(whole, batch, 0.5, registry=registry).plan.kept,
+}))
+"""
+
+
+def test_the_rest_of_what_it_brings_is_used(installed: Environment, tmp_path: Path) -> None:
+    found = json.loads(installed.python("-W", "error", "-c", REST, cwd=tmp_path))
+    assert found == {
+        "swapped": [True, ["example_scale"]],
+        "tried": ["louder"],
+        "widths": [10, 6],
+        "met": True,
+        "same": True,
+    }
+
+
+@pytest.mark.slow
+def test_a_new_plugin_is_written_installed_and_passes_its_own_tests(empty: Environment, tmp_path: Path) -> None:
+    """From an empty folder, with the wheel of prunekit: written, built, installed, tested, checked, used by name."""
+    before = empty.files()
+    empty.python("-c", CONSOLE, "new-plugin", "brand-new", "--with", "all", cwd=tmp_path)
+    wheel = build_wheel(tmp_path / "brand-new", tmp_path / "dist")
+    empty.pip("install", "--no-deps", "--no-index", wheel, cwd=tmp_path)
+    try:
+        options = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist")
+        printed = empty.python("-m", "pytest", *options, cwd=tmp_path / "brand-new")
+        assert "22 passed" in printed
+        checks = json.loads(empty.python("-c", CONSOLE, "plugins", "brand-new", "--check", "--json", cwd=tmp_path))
+        assert {check["outcome"] for check in checks["checks"]} == {"passed"}
+        pruned = empty.python(
+            "-c", CONSOLE, "prune", "torchvision:resnet18", "--input", "1,3,32,32",
+            "--importance", "brand_new_largest_row", "--trace", "--json", cwd=tmp_path,
+        )  # fmt: skip
+        decided = {(entry["what"], entry["plugin"]) for entry in json.loads(pruned)["trace"]}
+        assert ("criterion", "brand-new:plugin") in decided
+    finally:
+        empty.pip("uninstall", "--yes", "brand-new", cwd=tmp_path)
+    assert empty.files() == before

@@ -19,6 +19,7 @@ from prunekit_plugins.cli import options
 from prunekit_plugins.cli.arguments import check_writable, read_inputs, read_targets
 from prunekit_plugins.cli.calibrating import Data, counted
 from prunekit_plugins.cli.commands.apply import convert, source_of
+from prunekit_plugins.cli.commands.trace import decisions, show_trace, trace_data
 from prunekit_plugins.cli.listing import report_data, show_compensation, show_report
 from prunekit_plugins.cli.models import Subject, build
 from prunekit_plugins.cli.output import Output, Table, cost_data, cost_rows
@@ -88,6 +89,7 @@ def prune(
         typer.Option("--on-disk", help="Never load the model: score and prune its files, one tensor at a time."),
     ] = False,
     check: Annotated[bool, typer.Option("--check", help="Fail unless the result is exactly right.")] = False,
+    trace: Annotated[bool, typer.Option("--trace", help="Show which plugin brought what decided.")] = False,
     block: options.Block = None,
     config: options.Config = None,
     everything: options.All = False,
@@ -133,8 +135,12 @@ def prune(
     _show(output, subject, result, found, out, everything)
     if report is not None:
         output.line(f"report: {report}", good=True)
+    traced = decisions(result, registry) if trace else []
+    if trace:
+        show_trace(output, traced)
     finish(output, known, subject, settings, save_recipe, weights, data)
-    output.result({**_data(subject, result, found, out, plan), "report": None if report is None else str(report)})
+    told = {"trace": trace_data(traced)} if trace else {}
+    output.result({**_data(subject, result, found, out, plan), "report": str(report) if report else None, **told})
 
 
 def _check_names(registry: Registry, importance: str | None, compensation: Sequence[str]) -> None:

@@ -12,7 +12,17 @@ from prunekit_example.operations import swish
 from prunekit_example.scoring import LargestRow, Shrink, int8_bytes
 
 import prunekit as pk
-from prunekit.testing import check_cost, check_criterion, check_layer_type, check_regularizer, check_rule, sample
+from prunekit import plugin
+from prunekit.testing import (
+    Outcome,
+    check_cost,
+    check_criterion,
+    check_layer_type,
+    check_plugin,
+    check_regularizer,
+    check_rule,
+    sample,
+)
 
 
 @pytest.fixture
@@ -84,3 +94,9 @@ def test_without_the_plugin_nothing_can_be_pruned(prunekit_registry: Callable[..
     with pytest.raises(pk.NothingToPruneError, match="prunekit_example::swish"):
         pk.prune(Net(), torch.randn(2, 8), registry=prunekit_registry())
     pk.prune(Net(), torch.randn(2, 8), registry=prunekit_registry(model_plugin, pruning_plugin))
+
+
+def test_everything_that_both_plugins_register_passes_the_kit(registry: pk.Registry) -> None:
+    found = check_plugin("prunekit-example", registry=registry)
+    assert {checked.outcome for checked in found} == {Outcome.PASSED}
+    assert {checked.hook for checked in found} == {*plugin.HOOKS} - {"prunekit_checks"}

@@ -1,0 +1,92 @@
+"""``prunekit prune --trace``: which plugin brought what decided about a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+
+from prunekit import PruneResult
+from prunekit.plugin import Plugin, Registry
+from prunekit_plugins.cli.output import Output, Table
+from prunekit_plugins.cli.rules import rule_uses
+
+SHOWN = 4
+
+
+@attrs.frozen
+class Decision:
+    """Things of one kind from one plugin that a cut was made with.
+
+    Attributes:
+        what: The kind: ``"criterion"``.
+        names: Their names.
+        plugin: The plugin that brought them.
+        version: Its version.
+    """
+
+    what: str
+    names: tuple[str, ...]
+    plugin: str
+    version: str
+
+
+def decisions(result: PruneResult, registry: Registry) -> list[Decision]:
+    """Lists what a cut was made with, by kind and plugin; objects that no plugin registered aren't listed."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for what, name, plugin in _used(result, registry):
+        found.setdefault((what, plugin), {})[name] = None
+    versions = {plugin.name: plugin.version for plugin in registry.plugins()}
+    return [Decision(what, tuple(names), plugin, versions.get(plugin, "")) for (what, plugin), names in found.items()]
+
+
+def _used(result: PruneResult, registry: Registry) -> Iterator[tuple[str, str, str]]:
+    arguments = result.protocol.arguments
+    target = arguments.get("target")
+    named: list[tuple[str, str, Any]] = [
+        ("criterion", "prunekit_importance", arguments.get("importance")),
+        ("allocator", "prunekit_allocators", arguments.get("allocation")),
+        *(("target", "prunekit_budgets", name) for name in (target if isinstance(target, Mapping) else ())),
+        *(("compensator", "prunekit_compensators", name) for name in _methods(result)),
+        *(("replacement", "prunekit_replacements", swap.replacement) for swap in result.plan.swaps),
+        *(("cost model", "prunekit_budgets", name) for name in result.preview.costs),
+    ]
+    for what, hook, name in named:
+        owner = _owner(registry, hook, name)
+        if owner is not None:
+            yield what, name, owner.name
+    for module in result.graph.model.modules():
+        owner_name = registry.layer_owner(module)
+        if owner_name:
+            yield "layer type", type(module).__name__, owner_name
+    for use in rule_uses(result.graph.analysis, registry):
+        if use.plugin:
+            yield "rule", use.operation, use.plugin
+
+
+def _methods(result: PruneResult) -> list[str]:
+    return [] if result.compensation is None else [repair.method for repair in result.compensation.layers]
+
+
+def _owner(registry: Registry, hook: str, name: object) -> Plugin | None:
+    entry = registry.entries(hook).get(name) if isinstance(name, str) else None
+    return None if entry is None else entry.owner
+
+
+def show_trace(output: Output, found: list[Decision]) -> None:
+    """Shows the decisions as a table."""
+    rows = [
+        (d.what, d.plugin, d.version or "-", str(len(d.names)), ", ".join(d.names[:SHOWN]) + _more(d)) for d in found
+    ]
+    output.table(Table("decided by", ("what", "plugin", "version", ">count", "names"), rows))
+
+
+def _more(decision: Decision) -> str:
+    hidden = len(decision.names) - SHOWN
+    return f" and {hidden} more" if hidden > 0 else ""
+
+
+def trace_data(found: list[Decision]) -> list[dict[str, Any]]:
+    """The same for programs."""
+    return [{"what": d.what, "names": list(d.names), "plugin": d.plugin, "version": d.version or None} for d in found]
