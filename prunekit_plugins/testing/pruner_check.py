@@ -71,7 +71,7 @@ def check_pruner(make: Callable[..., Any], *, registry: Registry | None = None) 
     _check_kept(original, batch, plan, registry)
     result = check_exact(original, model, plan, batch, registry=registry)
     assert result, f"the pruned model isn't the original with these units zeroed: {result}"
-    _check_anew(make, original, model, batch, registry)
+    _check_again(make, original, model, batch, registry)
     _check_ignored(make, original, batch, registry)
 
 
@@ -115,7 +115,7 @@ def _check_kept(original: nn.Module, batch: torch.Tensor, plan: Plan, registry: 
         )
 
 
-def _check_anew(
+def _check_again(
     make: Callable[..., Any], original: nn.Module, model: nn.Module, batch: torch.Tensor, registry: Registry | None
 ) -> None:
     copied = copy.deepcopy(original)

@@ -12,6 +12,7 @@ from torch import nn
 
 import prunekit as pk
 from prunekit import plugin
+from prunekit.testing import Outcome, check_plugin
 from prunekit_plugins.cli.app import run
 from tests.models import Chain
 
@@ -209,6 +210,17 @@ def commands() -> None:
     assert called == ["you"]
 
 
+def checks() -> None:
+    own = SimpleNamespace(
+        one=plugin.hookimpl(lambda: {"flat": lambda ratio, steps: [0.0] * steps}, specname="prunekit_schedules"),
+        two=plugin.hookimpl(lambda: {("prunekit_schedules", "flat"): seen.append}, specname="prunekit_checks"),
+    )
+    seen: list[pk.Registry] = []
+    registry = pk.Registry(extra={"own": own})
+    (checked,) = check_plugin("own", registry=registry)
+    assert (seen, checked.outcome) == ([registry], Outcome.PASSED)
+
+
 USES: dict[str, Callable[[], None]] = {
     "prunekit_op_rules": op_rules,
     "prunekit_layer_types": layer_types,
@@ -222,6 +234,7 @@ USES: dict[str, Callable[[], None]] = {
     "prunekit_allocators": allocators,
     "prunekit_weights": weights,
     "prunekit_commands": commands,
+    "prunekit_checks": checks,
 }
 
 

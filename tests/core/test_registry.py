@@ -187,6 +187,7 @@ WRONG_ENTRIES: list[tuple[str, dict[Any, Any], str]] = [
     ("prunekit_importance", {nn.Linear: dict}, "wrong key.*a name"),
     ("prunekit_importance", {"": dict}, "wrong key.*a name, and is ''"),
     ("prunekit_pruners", {"mine": lowest}, "wrong value.*a class"),
+    ("prunekit_checks", {"mine": lowest}, "wrong key.*a hook and a key of it"),
     ("prunekit_replacements", {"mine": nn.Linear}, "wrong value.*a Replacement"),
     (
         "prunekit_replacements",
@@ -209,6 +210,7 @@ GOOD: dict[str, tuple[Any, Any]] = {
     "prunekit_layer_types": ("example.Layer", LayerType("own")),
     "prunekit_pruners": ("own", pk.BasePruner),
     "prunekit_replacements": ("own", Replacement("own", nn.Module, lambda module: None)),
+    "prunekit_checks": (("prunekit_schedules", "own"), dict),
 }
 
 
@@ -237,8 +239,8 @@ def sections() -> dict[str, str]:
 def test_the_page_of_hooks_names_what_is_built_in(hook: str) -> None:
     built_in = re.search(r"Built in: (.*?)\.(?:\s|$)", sections()[hook], flags=re.DOTALL)
     assert built_in is not None, "the section has no sentence that starts with 'Built in:'"
-    if hook not in ("prunekit_op_rules", "prunekit_layer_types"):  # these are many, and described
-        named = re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", built_in[1], flags=re.DOTALL))
+    if hook not in ("prunekit_op_rules", "prunekit_layer_types", "prunekit_checks"):  # these are described
+        named = re.findall(r"`([\w-]+)`", re.sub(r"\(.*?\)", "", built_in[1], flags=re.DOTALL))
         assert sorted({name for name in named if name in registered(hook)}) == sorted(registered(hook))
 
 
