@@ -52,10 +52,10 @@ def test_loading_all_plugins_imports_neither_typer_nor_rich() -> None:
 
 
 def commands_in_the_sources() -> set[str]:
-    """The functions named as their file, or as the folder of their files: that is where the commands are."""
+    """The functions named as their file, or as the folder of their files, with hyphens: that is where commands are."""
     folder = ROOT / "prunekit_plugins" / "cli" / "commands"
     return {
-        node.name
+        node.name.replace("_", "-")
         for path in folder.glob("**/*.py")
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.FunctionDef) and node.name == (path.stem if path.parent == folder else path.parent.name)
