@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import enum
 import functools
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import attrs
 
 from prunekit_core.errors import ArgumentError, PrunekitError, nearest
-from prunekit_core.plugins.entries import Entry, Plugin
-from prunekit_core.plugins.registry import HOOKS, Registry, class_name, default_registry
+from prunekit_core.plugins.entries import Entry, Plugin, key_text, normal_name
+from prunekit_core.plugins.hookspecs import HOOKS
+from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_plugins.testing.allocator_check import check_allocator
 from prunekit_plugins.testing.command_check import check_command
 from prunekit_plugins.testing.compensator_check import check_compensator
@@ -116,10 +116,10 @@ def examine(name: str, registry: Registry) -> Iterator[Checked]:
 
 def _plugins(name: str, registry: Registry) -> dict[str, Plugin]:
     """Finds the plugins that a name stands for."""
-    wanted, found = _normal(name), {}
+    wanted, found = normal_name(name), {}
     for plugin in registry.plugins():
         point = plugin.name.partition(":")[2]
-        if wanted in {_normal(known) for known in (plugin.name, plugin.distribution, point) if known}:
+        if wanted in {normal_name(known) for known in (plugin.name, plugin.distribution, point) if known}:
             found[plugin.name] = plugin
     if not found:
         known = {text for plugin in registry.plugins() for text in (plugin.name, plugin.distribution) if text}
@@ -127,17 +127,12 @@ def _plugins(name: str, registry: Registry) -> dict[str, Plugin]:
     return found
 
 
-def _normal(name: str) -> str:
-    """Writes a name as PEP 503 compares names of distributions."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 def _place(hook: str, key: Any) -> tuple[str, str]:
-    return hook, class_name(key)
+    return hook, key_text(key)
 
 
 def _checked(hook: str, key: Any, entry: Entry, declared: Entry | None, registry: Registry) -> Checked:
-    report = functools.partial(Checked, entry.owner.name, hook, class_name(key))
+    report = functools.partial(Checked, entry.owner.name, hook, key_text(key))
     check = BY_HOOK.get(hook)
     try:
         if declared is not None:
