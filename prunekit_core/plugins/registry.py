@@ -32,6 +32,8 @@ from prunekit_core.plugins.hookspecs import HOOKS
 from prunekit_core.plugins.layers import LayerType, Replacement
 from prunekit_core.plugins.loading import Loading, load_installed
 from prunekit_core.plugins.opaque import Opaque
+from prunekit_core.plugins.opened_weights import OpenedWeights
+from prunekit_core.plugins.owners import Owners
 from prunekit_core.plugins.tables import tables_of
 from prunekit_core.plugins.unmatched import unmatched_keys
 from prunekit_core.program.rules import ModuleOp, OpRule, RuleTable, as_rule, rule_keys
@@ -310,6 +312,21 @@ class Registry:
             )
         return table[name].value
 
+    @functools.cached_property
+    def owners(self) -> Owners:
+        """Who brought what is in use, for the errors that it causes."""
+        return Owners(self._tables)
+
+    def make(self, hook: str, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Calls the class or function that is registered under a name.
+
+        Raises:
+            ArgumentError: Nothing is registered under the name; see `named`.
+            PluginError: It raises.
+        """
+        self.named(hook, name)
+        return self.owners.make(hook, name, self._tables[hook][name], *args, **kwargs)
+
     def allocator(self, name: str) -> Any:
         """Returns the allocator of a name; None where a search for the ratio decides.
 
@@ -332,11 +349,15 @@ class Registry:
 
         Raises:
             ArgumentError: No plugin is registered for files of this kind.
-            PluginError: Two plugins claim files of this kind, or only a broken one does.
+            PluginError: Two plugins claim files of this kind, or only a broken one does; or the plugin raises, or, when
+                they are read, returns something else than such weights.
         """
         suffix = Path(path).suffix.removeprefix(".")
         known = {**self._tables["prunekit_weights"], **self.refused("prunekit_weights")}
-        return self.named("prunekit_weights", suffix if suffix in known else WEIGHTS)(path, model)
+        name = suffix if suffix in known else WEIGHTS
+        opened = self.make("prunekit_weights", name, path, model)
+        blame = self.owners.blame("prunekit_weights", self._tables["prunekit_weights"][name].value)
+        return opened if blame.built_in else OpenedWeights(opened, blame)
 
     def layer_type(self, module: nn.Module) -> LayerType | None:
         """Returns the layer type of a module: that of the most specific class registered.

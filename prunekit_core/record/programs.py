@@ -11,6 +11,7 @@ from torch import nn
 from prunekit_core.errors import RecordingError
 from prunekit_core.modules.surgery import exchange_module
 from prunekit_core.plugins.registry import Registry
+from prunekit_core.plugins.stand_ins import stand_in
 from prunekit_core.program.examples import Example
 from prunekit_core.program.sameness import same_program
 from prunekit_core.program.trace import Trace
@@ -230,11 +231,15 @@ def _is_known(trace: Trace, recorded: Sequence[Trace], shadow: Shadow, registry:
 
 
 def swap_modules(shadow: nn.Module, registry: Registry) -> list[tuple[str, str]]:
-    """Exchanges modules that can't hold a smaller shape for prunable equivalents."""
+    """Exchanges modules that can't hold a smaller shape for prunable equivalents.
+
+    Raises:
+        PluginError: A replacement raises, or is no module around the same parameters.
+    """
     swaps = []
     for path, module in list(shadow.named_modules()):
         replacement = registry.replacement(module)
-        converted = replacement.convert(module) if replacement is not None and path else None
+        converted = stand_in(registry, replacement, module, path) if replacement is not None and path else None
         if replacement is not None and converted is not None:
             converted.train(module.training)
             exchange_module(shadow, module, converted)
