@@ -6,6 +6,7 @@ is such a module of a shadow.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -261,6 +262,7 @@ def _hidden(value: Any) -> list[torch.Tensor]:
 def _complete(declared: Opaque) -> OpRule:
     """Makes the rule that also pins what the declared one says nothing about."""
 
+    @functools.wraps(declared.rule.ties)
     def ties(call: OpCall) -> Outputs:
         for name, value in call.arguments.items():
             if name.endswith(" (inside)"):

@@ -66,6 +66,7 @@ class Repair:
         module: The copy.
         repairs: What was done so far.
         left: Consumers (and others) that were left alone, with the reason.
+        undone: Compensators whose work was taken back, with the reason.
         notes: What speaks against estimates: samples that are not finite, or too few.
         changes: What the present compensator has changed, with the values that were there before.
         unproven: Whether it wrote anything by itself, not through `settle`, which compares.
@@ -87,6 +88,7 @@ class Repair:
     ) -> None:
         self.module, self.repairs = module, list[LayerRepair]()
         self.left: dict[str, str] = {}
+        self.undone: dict[str, str] = {}
         self.notes: list[str] = []
         self.written: dict[str, torch.Tensor] = {}
         self._original, self._plan, self._batches, self._registry = original, plan, batches, registry
@@ -112,7 +114,7 @@ class Repair:
         for name, values in self.changes.items():
             self._put(name, values)
         self.repairs[:], self.changes = self._done, {}
-        self.left[self._method] = why
+        self.undone[self._method] = why
 
     # -- running
 

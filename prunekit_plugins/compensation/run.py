@@ -41,12 +41,15 @@ class Compensation:
         output_error: Mean squared error of the model's outputs on the calibration data, relative to their size, right
             after the cut and after compensation.
         notes: Where an estimate is poor: samples that were not finite, or too few for a layer's covariance.
+        undone: Compensators of whose work nothing was kept, with the reason: values that are not finite, or outputs that
+            are worse on the calibration data than right after the cut.
     """
 
     layers: tuple[LayerRepair, ...]
     left: Mapping[str, str]
     output_error: tuple[float, float]
     notes: tuple[str, ...] = ()
+    undone: Mapping[str, str] = attrs.field(factory=dict)
 
     def __str__(self) -> str:
         before, after = self.output_error
@@ -55,6 +58,7 @@ class Compensation:
         if self.left:
             lines.append(f"not compensated: {len(self.left)}")
             lines.extend(f"  {name}: {why}" for name, why in self.left.items())
+        lines.extend(f"undone: {name}: {why}" for name, why in self.undone.items())
         lines.extend(f"poor data: {note}" for note in self.notes)
         return "\n".join(lines)
 
@@ -154,9 +158,9 @@ def run_compensation(
         elif written and not trouble:
             known = False
         if trouble:
-            repair.undo(f"{blame.where}: {trouble}, so that nothing of what it did was kept")
+            repair.undo(f"{trouble}; {blame.where}")
     errors = (before, after if known else repair.output_error())
-    result = Compensation(tuple(repair.repairs), dict(repair.left), errors, tuple(repair.notes))
+    result = Compensation(tuple(repair.repairs), dict(repair.left), errors, tuple(repair.notes), dict(repair.undone))
     return Repaired(repair.written if scratch is None else scratch.changes(), result, scratch is not None)
 
 

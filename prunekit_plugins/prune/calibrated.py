@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import attrs
 from torch import nn
 
+from prunekit_core.choose.criterion import Criterion
 from prunekit_core.choose.pruner import Pruner
 from prunekit_core.errors import ArgumentError
 from prunekit_core.graph.current import StoredWeights
@@ -28,7 +29,7 @@ from prunekit_plugins.prune.settings import PruneSettings
 BATCHNORM = "batchnorm"
 
 
-def check_informed(criterion: Any) -> None:
+def check_informed(criterion: Criterion) -> None:
     """Raises `ArgumentError` for a criterion that needs statistics and has none, where there are no data."""
     if isinstance(criterion, StatisticalCriterion) and criterion.statistics is None and criterion.needs:
         raise ArgumentError(

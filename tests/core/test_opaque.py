@@ -467,7 +467,8 @@ def test_a_rule_that_raises_pins_what_the_layer_touches() -> None:
 
     registry = registry_of({Foreign: attrs.evolve(FOREIGN, opaque=plugin.Opaque(torn, foreign_fake))})
     report = pk.DependencyGraph(registry).build_dependency(Net(), EXAMPLE).report()
-    said = f"its rule raised KeyError: 'nothing' (rule of own in {__file__}:{torn.__code__.co_firstlineno})"
+    line = torn.__code__.co_firstlineno
+    said = f"its rule raised KeyError: 'nothing' ({__file__}:{line + 1}) (rule of own in {__file__}:{line})"
     assert report.not_understood == (f"opaque::{__name__}.Foreign in foreign: {said}",)
 
 
