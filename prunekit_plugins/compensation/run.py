@@ -41,8 +41,8 @@ class Compensation:
         output_error: Mean squared error of the model's outputs on the calibration data, relative to their size, right
             after the cut and after compensation.
         notes: Where an estimate is poor: samples that were not finite, or too few for a layer's covariance.
-        undone: Compensators of whose work nothing was kept, with the reason: values that are not finite, or outputs that
-            are worse on the calibration data than right after the cut.
+        undone: Compensators of whose work nothing was kept, with the reason: values that are not finite, or outputs
+            that are worse on the calibration data than right after the cut.
     """
 
     layers: tuple[LayerRepair, ...]
