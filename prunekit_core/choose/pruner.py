@@ -96,10 +96,10 @@ class Pruner:
         """
         blame = self.registry.owners.blame("prunekit_importance", self.importance)
         with self._guard.watching(blame), blame.blamed("A criterion failed.", f"group {group}"):
-            found = self.ask(group, shared)
+            found = self.unchecked_scores(group, shared)
         return checked_scores(found, self.graph.whole_group(group, shared), group, blame)
 
-    def ask(self, group: str, shared: dict[Any, torch.Tensor] | None = None) -> torch.Tensor | None:
+    def unchecked_scores(self, group: str, shared: dict[Any, torch.Tensor] | None = None) -> torch.Tensor | None:
         """Calls the criterion on the units of a group that are there now; what it returns isn't checked yet."""
         scores: torch.Tensor | None = self.importance(self.graph.whole_group(group, shared))
         return scores

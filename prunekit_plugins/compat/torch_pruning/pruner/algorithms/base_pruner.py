@@ -168,7 +168,7 @@ class BasePruner(pk.BasePruner):
         scores: torch.Tensor | None = self.importance(group)
         return scores
 
-    def ask(self, group: str, shared: dict[Any, torch.Tensor] | None = None) -> torch.Tensor | None:
+    def unchecked_scores(self, group: str, shared: dict[Any, torch.Tensor] | None = None) -> torch.Tensor | None:
         """Calls the criterion; scores per channel of the root layer are averaged over the channels of a unit."""
         whole = Group(self.graph, {group: self.graph.remaining(group)}, None, shared)
         scores = self.estimate_importance(whole)
