@@ -17,7 +17,7 @@ from torch import nn
 
 from prunekit_core.collector import collection_paused
 from prunekit_core.errors import ArgumentError, PluginError, nearest
-from prunekit_core.plugins.blame import site_of
+from prunekit_core.plugins.blame import Blame, site_of
 from prunekit_core.plugins.config import SEARCHED, Config, find_config, read_config
 from prunekit_core.plugins.entries import (
     BLOCK_VARIABLE,
@@ -373,12 +373,14 @@ class Registry:
         found = self._layer_entry(module)
         return "" if found is None else found[1].owner.name
 
-    def opaque(self, module: nn.Module) -> tuple[str, Opaque] | None:
-        """Returns what is declared about a module that isn't to be looked into, with the dotted name of its class."""
+    def opaque(self, module: nn.Module) -> tuple[str, Opaque, Blame] | None:
+        """Returns what is declared about a module that isn't to be looked into, with the dotted name of its class, and
+        whose layer type that is."""
         found = self._layer_entry(module)
         if found is None or found[1].value.opaque is None:
             return None
-        return key_text(found[0]), found[1].value.opaque
+        blame = self.owners.blame("prunekit_layer_types", found[1].value)
+        return key_text(found[0]), found[1].value.opaque, blame
 
     def same_in_training(self, module: nn.Module) -> bool:
         """Tells whether a module's layer type says that its program ties the same axes in every mode.

@@ -145,6 +145,7 @@ class _Attempts:
     Attributes:
         differentiates: Whether a forward raised because gradients were off.
         failed_on_fakes: What failed on fake tensors for want of values: the mode that did, ``"train mode"``; or empty.
+        faults: What layer types said wrongly in earlier attempts.
     """
 
     model: nn.Module
@@ -155,6 +156,7 @@ class _Attempts:
     swapped: bool
     differentiates: bool = False
     failed_on_fakes: str = ""
+    faults: list[str] = attrs.field(factory=list)
 
     def run(self, *, fake: bool, gradients: bool) -> Programs:
         """Records every mode for every example on one shadow.
@@ -176,6 +178,7 @@ class _Attempts:
                 trace, error, note = _try_mode(shadow, example, self.registry, label, training)
                 notes.extend(note)
                 if error is not None:
+                    self.faults.extend(filter(None, shadow.faults))
                     self.differentiates = self.differentiates or _differentiates(error)
                     if position == 0 or self.differentiates is not gradients:
                         raise error
@@ -194,10 +197,10 @@ class _Attempts:
 
     def _notes(self, *, fake: bool, gradients: bool) -> list[str]:
         """Lines for the report on how an attempt differs from the first one."""
-        notes = []
+        notes: list[str] = []
         if not fake and self.fakes[0]:
-            what = self.failed_on_fakes or "the program"
-            notes.append(f"{what} depends on values: recorded on real tensors instead of fake ones")
+            reasons = dict.fromkeys(self.faults or [f"{self.failed_on_fakes or 'the program'} depends on values"])
+            notes.extend(f"{reason}: recorded on real tensors instead of fake ones" for reason in reasons)
         if gradients:
             notes.append("the forward differentiates: recorded with gradients on, as the operations below autograd")
         return notes

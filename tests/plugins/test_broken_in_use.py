@@ -20,6 +20,7 @@ import prunekit as pk
 from prunekit import plugin
 from prunekit_plugins.cli.entry import main
 from prunekit_plugins.integrations import TrainingPruner
+from tests.plugins import installing
 
 
 def source(name: str) -> str:
@@ -60,17 +61,12 @@ Install = Callable[[str], Broken]
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Puts a distribution with one plugin where Python finds it."""
+    """Installs a distribution with one plugin; the default registry of other tests doesn't see it."""
+    monkeypatch.setattr("prunekit_core.plugins.registry._DEFAULT", {})
 
     def put(source: str) -> Broken:
-        path = tmp_path / f"broken_{tmp_path.name}.py".replace("-", "_")
-        path.write_text(source)
-        info = tmp_path / "broken-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[prunekit]\npoint = {path.stem}\n")
-        monkeypatch.syspath_prepend(tmp_path)
-        return Broken(path, pk.Registry())
+        installed = installing.install(tmp_path, monkeypatch, "broken", source, head="")
+        return Broken(installed.path, pk.Registry())
 
     return put
 
