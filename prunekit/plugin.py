@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         ArgumentError as ArgumentError,
         Axis as Axis,
         AxisMismatchError as AxisMismatchError,
+        Blame as Blame,
         BusyModelError as BusyModelError,
         Centring as Centring,
         CheckpointError as CheckpointError,
@@ -158,7 +159,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "prunekit_core": (
-        "Addition AdditiveCriterion Alignment Analysis ArgumentError Axis AxisMismatchError BusyModelError "
+        "Addition AdditiveCriterion Alignment Analysis ArgumentError Axis AxisMismatchError Blame BusyModelError "
         "Centring CheckpointError Chooser Compiled Concat Config CostModel Counts Dependency ELEMENTWISE Entry "
         "Example Explanation Fixed Graph Group HOOKS INTERFACE Kept KeywordError Kind LayerType Layout Limits Member "
         "MemberView NothingToPruneError Number OpCall OpRule Opaque Operands Operation Plan PlanError Plugin "
@@ -167,9 +168,9 @@ _HOMES = {
         "Settings Site Sizer Sizes StorageError SymbolicSizer TensorArgument TensorRef Tie Trace UnitGroup Units "
         "UnitsError UnsupportedModelError Verb VerificationError as_polynomial auto_alignment check_indices "
         "compile_polynomials compile_sum concat cut default_registry find_config group_sizes groups_of hookimpl "
-        "is_pinned is_sharded linear_scheduler multiplied named_tensors nearest new_size operation_name pin "
-        "prefix product regroup resolve select_positions shrink_layer shrink_tensor size_of split tie "
-        "whole_tensor write_text"
+        "is_pinned is_sharded linear_scheduler multiplied named_tensors nearest new_size operation_name pin prefix "
+        "product regroup resolve select_positions shrink_layer shrink_tensor size_of split tie whole_tensor "
+        "write_text"
     ),
     "prunekit_plugins.budgets": "Budget Choice Curve Family Problem RatioFamily Sensitivity Solver",
     "prunekit_plugins.calibration": (

@@ -96,6 +96,7 @@ if TYPE_CHECKING:
     )
     from prunekit_core.modules.tree import named_tensors as named_tensors
     from prunekit_core.plans.plan import Plan as Plan, Preview as Preview
+    from prunekit_core.plugins.blame import Blame as Blame
     from prunekit_core.plugins.config import Config as Config, find_config as find_config
     from prunekit_core.plugins.entries import Entry as Entry, Plugin as Plugin, RuleOrigin as RuleOrigin
     from prunekit_core.plugins.hookspecs import (
@@ -160,6 +161,7 @@ _HOMES = {
     "prunekit_core.modules.surgery": "select_positions shrink_layer shrink_tensor",
     "prunekit_core.modules.tree": "named_tensors",
     "prunekit_core.plans.plan": "Plan Preview",
+    "prunekit_core.plugins.blame": "Blame",
     "prunekit_core.plugins.config": "Config find_config",
     "prunekit_core.plugins.entries": "Entry Plugin RuleOrigin",
     "prunekit_core.plugins.hookspecs": "HOOKS INTERFACE hookimpl",

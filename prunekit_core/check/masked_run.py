@@ -8,7 +8,7 @@ is held against the user's module first, with the weights as they are and with t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -215,6 +215,7 @@ def run_copy(
     training: bool | None,
     *,
     swapped: bool = False,
+    prepare: Callable[[nn.Module], None] | None = None,
 ) -> list[torch.Tensor]:
     """Runs a copy of a model on real tensors as the analysed one was recorded, and returns the outputs.
 
@@ -226,6 +227,7 @@ def run_copy(
         listener: Receives the operations.
         training: The mode to run in.
         swapped: Whether modules are exchanged for their replacements first.
+        prepare: Called with the copy before it is run.
     """
     shadow = Shadow(model, fake=False)
     shadow.shared_memory.take_over(
@@ -234,6 +236,8 @@ def run_copy(
     shadow.unchecked, shadow.gradients = analysis.shadow.unchecked, analysis.shadow.gradients
     if swapped:
         swap_modules(shadow.module, registry)
+    if prepare is not None:
+        prepare(shadow.module)
     shadow.watch(registry.opaque)
     shadow.flag_gradients(model)
     outputs = output_tensors(shadow.run(example, listener, registry.op_rules, training=training))

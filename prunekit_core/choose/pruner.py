@@ -15,6 +15,7 @@ from prunekit_core.choose.chooser import Chooser
 from prunekit_core.choose.criterion import checked_scores
 from prunekit_core.choose.scopes import Scopes, is_heads
 from prunekit_core.choose.settings import CheckedSettings, Settings
+from prunekit_core.choose.untouched import Guard
 from prunekit_core.errors import ArgumentError, NothingToPruneError, PlanError
 from prunekit_core.graph.graph import Graph
 from prunekit_core.graph.group import Group
@@ -54,6 +55,7 @@ class Pruner:
         self.current_step = 0
         self._scopes = Scopes(graph, self.settings, self._schedule)
         self._notes, self._blocks = [*checked.notes, *notes], dict(blocks or {})
+        self._guard = Guard(lambda: self.graph.model)
         self._left: dict[str, str] = {}
         self._spared: dict[str, int] = {}
 
@@ -89,16 +91,25 @@ class Pruner:
             Tensor ``[units]``, or None when the criterion has nothing to say about the group.
 
         Raises:
-            PluginError: The criterion returned something else, or values that are not numbers.
+            PluginError: The criterion raised, returned something else, or values that are not numbers, or it changed
+                the model; the model is as it was.
         """
-        return checked_scores(self.importance, self.graph.whole_group(group, shared), group)
+        blame = self.registry.owners.blame("prunekit_importance", self.importance)
+        with self._guard.watching(blame), blame.blamed("A criterion failed.", f"group {group}"):
+            found = self.unchecked_scores(group, shared)
+        return checked_scores(found, self.graph.whole_group(group, shared), group, blame)
+
+    def unchecked_scores(self, group: str, shared: dict[Any, torch.Tensor] | None = None) -> torch.Tensor | None:
+        """Calls the criterion on the units of a group that are there now; what it returns isn't checked yet."""
+        scores: torch.Tensor | None = self.importance(self.graph.whole_group(group, shared))
+        return scores
 
     def scores(self, scopes: Sequence[Scope]) -> dict[str, torch.Tensor]:
         """Scores all groups of some scopes that the criterion has something to say about."""
         shared: dict[Any, torch.Tensor] = {}
         scores: dict[str, torch.Tensor] = {}
-        for scope in scopes:
-            for group in scope.groups:
+        with self._guard.watching(self.registry.owners.blame("prunekit_importance", self.importance)):
+            for group in (group for scope in scopes for group in scope.groups):
                 found = self.score(group, shared)
                 if found is None:
                     self._left[group] = "the criterion has nothing to say about it"

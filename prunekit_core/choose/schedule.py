@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from prunekit_core.arguments import is_count
-from prunekit_core.choose.candidates import check_ratio
-from prunekit_core.errors import ArgumentError
+from prunekit_core.errors import ArgumentError, PluginError
+from prunekit_core.plugins.blame import Blame
 from prunekit_core.plugins.registry import Registry
 
 Schedule = Callable[[float, int], Sequence[float]]
@@ -46,27 +46,32 @@ def bound_schedule(schedule: Schedule | str, steps: int, registry: Registry) -> 
         The cumulative ratios of a final ratio.
 
     Raises:
-        ArgumentError: It is no function, or there is none of that name. The function that is returned raises where
-            the ratios aren't ascending or aren't one more than there are steps.
+        ArgumentError: It is no function, or there is none of that name. The function that is returned raises where the
+            schedule raises (`PluginError`), or where its ratios aren't ascending or aren't one more than there are
+            steps: `PluginError` for one that is registered, else `ArgumentError`.
     """
     function: Any = registry.named("prunekit_schedules", schedule) if isinstance(schedule, str) else schedule
     if not callable(function):
         raise ArgumentError("The schedule must be a function (ratio, steps) -> cumulative ratios.", why=f"{schedule!r}")
+    blame = registry.owners.blame("prunekit_schedules", function)
 
     def ratios(ratio: float) -> list[float]:
-        returned = function(ratio, steps)
-        try:
-            found = [float(value) for value in returned]
-        except (TypeError, ValueError) as error:
-            raise ArgumentError(
-                "The schedule must return ascending cumulative ratios, one more than there are steps.",
-                why=f"got {returned!r}",
-            ) from error
-        if len(found) != steps + 1 or any(b < a - 1e-12 for a, b in itertools.pairwise(found)):
-            raise ArgumentError(
-                "The schedule must return ascending cumulative ratios, one more than there are steps.",
-                why=f"got {found} for {steps} steps",
-            )
-        return [check_ratio(value, "a scheduled ratio") for value in found]
+        with blame.blamed("A schedule failed."):
+            returned = function(ratio, steps)
+        return _checked(returned, steps, blame)
 
     return ratios
+
+
+def _checked(returned: Any, steps: int, blame: Blame) -> list[float]:
+    headline = "The schedule must return ascending cumulative ratios, one more than there are steps."
+    kind = PluginError if blame.plugin else ArgumentError
+    try:
+        found = [float(value) for value in returned]
+    except (TypeError, ValueError) as error:
+        raise blame.error(headline, f"got {returned!r}", kind=kind) from error
+    if len(found) != steps + 1 or any(not b >= a - 1e-12 for a, b in itertools.pairwise(found)):
+        raise blame.error(headline, f"got {found} for {steps} steps", kind=kind)
+    if any(not 0 <= value < 1 for value in found):
+        raise blame.error(headline, f"got {found}, and ratios lie in [0, 1)", kind=kind)
+    return found

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 from torch import nn
 
+from prunekit_core.check.replacements import check_replacements
 from prunekit_core.groups.analysis import Analysis, analyse
 from prunekit_core.modules.exclusive import shared
 from prunekit_core.plugins.registry import Registry
@@ -31,9 +32,15 @@ class RecordingSettings:
     momentum_copies: Mapping[str, str] | None = None
 
     def analysis(self, model: nn.Module, example_inputs: Any, registry: Registry) -> Analysis:
-        """Records a model, as `check_recordable` returned it, and finds its groups; see `Graph.of`."""
+        """Records a model, as `check_recordable` returned it, and finds its groups; see `Graph.of`.
+
+        Raises:
+            PluginError: A layer type says something wrong, or a replacement computes something else than its module.
+        """
         runs = (example_inputs, *self.more_inputs)
         examples = [example_of(inputs, self.forward_fn, self.output_transform) for inputs in runs]
         examples = [attrs.evolve(example, free_outputs=self.free_outputs) for example in examples]
         with shared(model):
-            return analyse(model, examples, registry, modes=self.modes, declared_copies=self.momentum_copies)
+            found = analyse(model, examples, registry, modes=self.modes, declared_copies=self.momentum_copies)
+            doubts = check_replacements(model, found, registry)
+        return attrs.evolve(found, notes=(*found.notes, *doubts)) if doubts else found

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
+import numbers
 import re
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from prunekit_core.algebra.layout import Kept
 from prunekit_core.algebra.polynomial import Polynomial, Sizes, compile_polynomials
-from prunekit_core.errors import PluginError
 from prunekit_core.groups.analysis import Analysis
-from prunekit_core.plugins.blame import blamed, site_of
+from prunekit_core.plugins.blame import Blame
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.program.examples import Example
 
 Compiled = Callable[[Sizes], float]
 """A cost as a function of the number of units that each group keeps (a group that is absent keeps all)."""
+
+WRONG_COST = "A cost model can't be computed."
 
 
 class CostModel:
@@ -103,7 +106,7 @@ class FunctionCost(CostModel):
         """Calls the function for every candidate."""
 
         def cost(sizes: Sizes) -> float:
-            return float(self._function(analysis, {name: range(size) for name, size in sizes.items()}))
+            return self._function(analysis, {name: range(size) for name, size in sizes.items()})
 
         return cost
 
@@ -122,29 +125,41 @@ def compiled_cost(registry: Registry, name: str, analysis: Analysis) -> Compiled
 
     Raises:
         ArgumentError: Nothing is registered under the name.
-        PluginError: The cost model raises, or returns no finite number; so does the function, later.
+        PluginError: The cost model raises, or returns something else than a finite number from 0; so does the
+            function, later.
     """
     registered = registry.named("prunekit_budgets", name)
-    owner = registry.entries("prunekit_budgets")[name].owner.name
-
-    def wrong(why: str) -> PluginError:
-        return PluginError(
-            "A cost model can't be computed.",
-            where=f"{name!r} of {owner} ({site_of(registered)})",
-            why=why,
-            hint="until it is corrected, block the plugin",
-        )
+    blame = registry.owners.blame("prunekit_budgets", registered)
+    with blame.blamed(WRONG_COST):
+        compiled = cost_model(registered).compile(analysis)
 
     def number(sizes: Sizes) -> float:
-        with blamed(wrong, registered):
-            found = float(compiled(sizes))
-            if not math.isfinite(found):
-                raise ValueError(f"it is {found}")
-            return found
+        with blame.blamed(WRONG_COST):
+            found = compiled(sizes)
+        return checked_cost(found, blame)
 
-    with blamed(wrong, registered):
-        compiled = cost_model(registered).compile(analysis)
     return number
+
+
+def checked_cost(found: object, blame: Blame) -> float:
+    """Returns a cost as a number.
+
+    Args:
+        found: What a cost model computed or measured: a number, or a tensor with one element.
+        blame: Whose the cost model is.
+
+    Raises:
+        PluginError: It is no number, not finite, or negative.
+    """
+    plain = isinstance(found, numbers.Real) and not isinstance(found, bool)
+    if not plain and not (isinstance(found, torch.Tensor) and found.numel() == 1 and not found.is_complex()):
+        raise blame.error(WRONG_COST, f"it returned {found!r}, which is no number")
+    value = float(found)  # type: ignore[arg-type]
+    if not math.isfinite(value):
+        raise blame.error(WRONG_COST, f"it is {value}")
+    if value < 0:
+        raise blame.error(WRONG_COST, f"it is {value:g}, and nothing costs less than nothing")
+    return value
 
 
 def group_sizes(analysis: Analysis) -> dict[str, int]:

@@ -14,6 +14,7 @@ from prunekit_core.algebra import axes
 from prunekit_core.algebra.axes import Axis, AxisMismatchError
 from prunekit_core.algebra.reasons import Reason, ReasonKind
 from prunekit_core.errors import PluginError
+from prunekit_core.plugins.blame import describe_error
 from prunekit_core.program.calls import WRITTEN, writes
 from prunekit_core.program.op_call import Effects, OpCall, Outputs, TensorArgument
 from prunekit_core.program.outputs import is_free
@@ -191,7 +192,8 @@ class _Propagator:
         except PluginError:  # two plugins claim the operation: nobody knows which of them is meant
             raise
         except Exception as error:  # a plugin's rule may fail in any way; the operation is pinned and reported
-            self._give_up(call, f"its rule raised {type(error).__name__}: {error}", faulty=True)
+            why = describe_error(error, getattr(rule.ties, "__module__", None) or "")
+            self._give_up(call, f"its rule raised {why}", faulty=True)
         if self._result.effects.expanded and (isinstance(operation.op, ModuleOp) or writes(operation.op)):
             self._forget_expanded(operation)
 
@@ -206,7 +208,9 @@ class _Propagator:
     def _deal_out(self, operation: Operation, shapes: Sequence[tuple[int, ...]], outputs: Outputs) -> None:
         dealt: list[Sequence[Axis]] = []
         if outputs is None:
-            dealt = []
+            if shapes:
+                count = "an output" if len(shapes) == 1 else f"{len(shapes)} outputs"
+                raise _ContradictionError(f"its rule returned None, and the operation has {count}")
         elif shapes and (not outputs or isinstance(outputs[0], Axis)):
             dealt = [outputs]  # type: ignore[list-item]
         else:

@@ -16,6 +16,7 @@ from prunekit_core.modules.surgery import Scale
 from prunekit_core.modules.transaction import Transaction
 from prunekit_core.plans.optimizers import OptimizerCut, Optimizers
 from prunekit_core.plugins.registry import Registry, default_registry
+from prunekit_core.plugins.stand_ins import stand_in
 from prunekit_core.record.recorder import inventory
 
 
@@ -102,11 +103,12 @@ class Application:
 
     def _check_swaps(self) -> None:
         for swap in self._plan.swaps:
-            replacement = (self._registry or default_registry()).named("prunekit_replacements", swap.replacement)
+            registry = self._registry or default_registry()
+            replacement = registry.named("prunekit_replacements", swap.replacement)
             module = self._module(swap.module)
             if type(module) is not replacement.source:
                 raise self._misfit(swap.module, f"it is a {type(module).__name__}, not a {replacement.source.__name__}")
-            converted = replacement.convert(module)
+            converted = stand_in(registry, replacement, module, swap.module)
             if converted is None or not swap.module or id(module) in self._stand_ins:
                 raise self._misfit(swap.module, f"{swap.replacement} can't stand in for this module")
             self._converted[swap.module] = (module, converted)

@@ -6,16 +6,19 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import attrs
 from torch import nn
 
 from prunekit_core.algebra.axes import Axis
 from prunekit_core.algebra.layout import Layout
-from prunekit_core.errors import PluginError
-from prunekit_core.modules.edits import is_size
-from prunekit_core.plugins.blame import blamed, site_of
+from prunekit_core.errors import PrunekitError
+from prunekit_core.modules.edits import is_size, normal_size
+from prunekit_core.plugins.blame import Blame
 from prunekit_core.plugins.layers import Flat, LayerType, Resizing
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.program.op_call import Role
+
+_HEADLINE = "A layer type is wrong."
 
 
 def sizes_by_type(registry: Registry, module: nn.Module, resizing: Resizing) -> dict[str, Any]:
@@ -36,6 +39,36 @@ def sizes_by_type(registry: Registry, module: nn.Module, resizing: Resizing) -> 
                 registry, module, kind, "attributes", f"it gives {name} = {value!r}, which is no size of the layer"
             )
     return found
+
+
+def check_present_sizes(registry: Registry, module: nn.Module, own: Mapping[str, tuple[Layout, ...]]) -> None:
+    """Compares what a layer's type states for the shapes that the layer has with what the layer holds.
+
+    Layer types that are built in aren't asked: theirs are tested, and an attribute that somebody left behind when they
+    exchanged a weight is no reason to refuse a cut, which sets it right.
+
+    Args:
+        registry: Where layer types are found.
+        module: The layer, uncut.
+        own: Layouts of its own parameters and buffers, by local name.
+
+    Raises:
+        PluginError: An attribute is another one, so that the one for new shapes would be wrong as well.
+    """
+    kind = registry.layer_type(module)
+    if kind is None or registry.owners.blame("prunekit_layer_types", kind).built_in:
+        return
+    for name, value in sizes_by_type(registry, module, Resizing(own, {})).items():
+        present = getattr(module, name)
+        if is_size(present) and normal_size(present) != normal_size(value):
+            raise _wrong(
+                registry,
+                module,
+                kind,
+                "attributes",
+                f"it gives {name} = {value!r} for the shapes that the layer has, and the layer holds {present!r}",
+                "compute it from the dim that the attribute counts; or set the attribute of the layer right",
+            )
 
 
 def channels_by_type(
@@ -87,13 +120,18 @@ def _tuples(kind: LayerType) -> dict[str, tuple[Role, ...]]:
 
 
 def _called(registry: Registry, module: nn.Module, kind: LayerType, what: str, question: Callable[[], Any]) -> Any:
-    with blamed(functools.partial(_wrong, registry, module, kind, what), getattr(kind, what)):
+    with _blame(registry, module, kind, what).blamed(_HEADLINE):
         return question()
 
 
-def _wrong(registry: Registry, module: nn.Module, kind: LayerType, what: str, why: str) -> PluginError:
-    site = getattr(kind, what)
-    place = f"{registry.layer_owner(module)} ({site_of(site)})" if callable(site) else registry.layer_owner(module)
-    return PluginError(
-        "A layer type is wrong.", where=f"{what} of {kind.name!r} for {type(module).__name__}, from {place}", why=why
-    )
+def _wrong(
+    registry: Registry, module: nn.Module, kind: LayerType, what: str, why: str, hint: str = ""
+) -> PrunekitError:
+    return _blame(registry, module, kind, what).error(_HEADLINE, why, hint=hint)
+
+
+def _blame(registry: Registry, module: nn.Module, kind: LayerType, what: str) -> Blame:
+    function = getattr(kind, what)
+    noun = f"{what} of {kind.name!r} for {type(module).__name__}"
+    blame = registry.owners.blame("prunekit_layer_types", kind)
+    return attrs.evolve(blame, noun=noun, thing=function if callable(function) else None)

@@ -6,6 +6,7 @@ is such a module of a shadow.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from prunekit_core.errors import ArgumentError, PluginError
 from prunekit_core.modules.surgery import set_size
 from prunekit_core.modules.training_flag import mode_of
 from prunekit_core.modules.tree import modules_in, tensors_in
+from prunekit_core.plugins.blame import Blame, describe_error
 from prunekit_core.program.op_call import OpCall, Outputs, Verb
 from prunekit_core.program.rules import ModuleOp, OpRule, as_rule
 from prunekit_core.torch_private.trees import pytree
@@ -73,6 +75,10 @@ class Held:
     value: Any = attrs.field(eq=False)
 
 
+class OtherShapesError(ValueError):
+    """A module that isn't looked into returns other shapes than its layer type says."""
+
+
 class Closed:
     """A module of a shadow that runs as one operation.
 
@@ -80,6 +86,7 @@ class Closed:
         module: The module.
         name: Dotted name of the class that was declared opaque.
         declared: What was declared about it.
+        blame: Whose layer type declared it.
         passed: What layers of the same shadow ran through on made-up values: what is alike isn't tried twice.
 
     Attributes:
@@ -89,9 +96,10 @@ class Closed:
         PluginError: An argument of its forward has the name of one of its parameters or buffers.
     """
 
-    def __init__(self, module: nn.Module, name: str, declared: Opaque, passed: set[object]) -> None:
+    def __init__(self, module: nn.Module, name: str, declared: Opaque, blame: Blame, passed: set[object]) -> None:
         self.op = ModuleOp(f"opaque::{name}", _complete(declared), self._run)
         self._module, self._declared, self._passed = module, declared, passed
+        self._blame = attrs.evolve(blame, noun=f"fake of {name}", thing=declared.fake)
         self._forward = module.forward
         self._signature = inspect.signature(module.forward)
         self._modules = modules_in(module)
@@ -135,6 +143,15 @@ class Closed:
         # what is handed back is another tensor, as it is when the module runs
         return pytree.tree_map_only(torch.Tensor, lambda t: torch.empty_like(t) if id(t) in given else t, outputs)
 
+    def fault(self, error: Exception) -> str:
+        """Words what `fake` raised, or how it contradicts the module; empty where there is no `fake`."""
+        if self._declared.fake is None:
+            return ""
+        why = (
+            str(error) if isinstance(error, OtherShapesError) else describe_error(error, self._declared.fake.__module__)
+        )
+        return f"the {self._blame.where}: {why}"
+
     def try_out(self, arguments: Mapping[str, Any], outputs: Any) -> str:
         """Runs the module on made-up values, to see that it runs in these shapes and returns those of the outputs.
 
@@ -145,7 +162,7 @@ class Closed:
 
         Raises:
             Exception: What the module raises in these shapes, although it ran at the first time.
-            ValueError: It returns other shapes.
+            OtherShapesError: It returns other shapes.
         """
         if self._tried is False or any(tensor.is_meta for tensor in _tensors(arguments)):
             return ""
@@ -166,7 +183,7 @@ class Closed:
         self._tried = True
         shapes, expected = ([tuple(tensor.shape) for tensor in _tensors(value)] for value in (found, outputs))
         if shapes != expected:
-            raise ValueError(f"it returns tensors of shape {shapes}, its layer type says {expected}")
+            raise OtherShapesError(f"it returns tensors of shape {shapes}, its layer type says {expected}")
         self._passed.add(key)
         return ""
 
@@ -261,6 +278,7 @@ def _hidden(value: Any) -> list[torch.Tensor]:
 def _complete(declared: Opaque) -> OpRule:
     """Makes the rule that also pins what the declared one says nothing about."""
 
+    @functools.wraps(declared.rule.ties)
     def ties(call: OpCall) -> Outputs:
         for name, value in call.arguments.items():
             if name.endswith(" (inside)"):

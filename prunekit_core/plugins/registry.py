@@ -17,7 +17,7 @@ from torch import nn
 
 from prunekit_core.collector import collection_paused
 from prunekit_core.errors import ArgumentError, PluginError, nearest
-from prunekit_core.plugins.blame import site_of
+from prunekit_core.plugins.blame import Blame, site_of
 from prunekit_core.plugins.config import SEARCHED, Config, find_config, read_config
 from prunekit_core.plugins.entries import (
     BLOCK_VARIABLE,
@@ -32,6 +32,8 @@ from prunekit_core.plugins.hookspecs import HOOKS
 from prunekit_core.plugins.layers import LayerType, Replacement
 from prunekit_core.plugins.loading import Loading, load_installed
 from prunekit_core.plugins.opaque import Opaque
+from prunekit_core.plugins.opened_weights import OpenedWeights
+from prunekit_core.plugins.owners import Owners
 from prunekit_core.plugins.tables import tables_of
 from prunekit_core.plugins.unmatched import unmatched_keys
 from prunekit_core.program.rules import ModuleOp, OpRule, RuleTable, as_rule, rule_keys
@@ -310,6 +312,21 @@ class Registry:
             )
         return table[name].value
 
+    @functools.cached_property
+    def owners(self) -> Owners:
+        """Who brought what is in use, for the errors that it causes."""
+        return Owners(self._tables)
+
+    def make(self, hook: str, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Calls the class or function that is registered under a name.
+
+        Raises:
+            ArgumentError: Nothing is registered under the name; see `named`.
+            PluginError: It raises.
+        """
+        self.named(hook, name)
+        return self.owners.make(hook, name, self._tables[hook][name], *args, **kwargs)
+
     def allocator(self, name: str) -> Any:
         """Returns the allocator of a name; None where a search for the ratio decides.
 
@@ -332,11 +349,15 @@ class Registry:
 
         Raises:
             ArgumentError: No plugin is registered for files of this kind.
-            PluginError: Two plugins claim files of this kind, or only a broken one does.
+            PluginError: Two plugins claim files of this kind, or only a broken one does; or the plugin raises, or, when
+                they are read, returns something else than such weights.
         """
         suffix = Path(path).suffix.removeprefix(".")
         known = {**self._tables["prunekit_weights"], **self.refused("prunekit_weights")}
-        return self.named("prunekit_weights", suffix if suffix in known else WEIGHTS)(path, model)
+        name = suffix if suffix in known else WEIGHTS
+        opened = self.make("prunekit_weights", name, path, model)
+        blame = self.owners.blame("prunekit_weights", self._tables["prunekit_weights"][name].value)
+        return opened if blame.built_in else OpenedWeights(opened, blame)
 
     def layer_type(self, module: nn.Module) -> LayerType | None:
         """Returns the layer type of a module: that of the most specific class registered.
@@ -352,12 +373,14 @@ class Registry:
         found = self._layer_entry(module)
         return "" if found is None else found[1].owner.name
 
-    def opaque(self, module: nn.Module) -> tuple[str, Opaque] | None:
-        """Returns what is declared about a module that isn't to be looked into, with the dotted name of its class."""
+    def opaque(self, module: nn.Module) -> tuple[str, Opaque, Blame] | None:
+        """Returns what is declared about a module that isn't to be looked into, with the dotted name of its class, and
+        whose layer type that is."""
         found = self._layer_entry(module)
         if found is None or found[1].value.opaque is None:
             return None
-        return key_text(found[0]), found[1].value.opaque
+        blame = self.owners.blame("prunekit_layer_types", found[1].value)
+        return key_text(found[0]), found[1].value.opaque, blame
 
     def same_in_training(self, module: nn.Module) -> bool:
         """Tells whether a module's layer type says that its program ties the same axes in every mode.

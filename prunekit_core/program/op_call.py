@@ -271,5 +271,5 @@ class OpCall:
 
 
 Outputs = Sequence[Axis] | Sequence[Sequence[Axis]] | None
-"""What a rule returns: the axes of the only output, one list of axes for each output, or None for outputs whose dims
-are all new and pinned."""
+"""What a rule returns: the axes of the only output, or one list of axes for each output. Outputs that the list lacks
+are new and pinned. None is for operations without outputs."""

@@ -112,7 +112,8 @@ class OpRule:
 
     Attributes:
         ties: Function of one `OpCall`. It ties the axes of the tensors and returns those of the outputs: one list of
-            axes, one such list per output, or None for outputs whose dims are all new and pinned.
+            axes, or one such list per output (outputs that aren't in the list are new and pinned). None is for
+            operations without outputs.
         like: From the named arguments, the shape, dtype and memory format of the only output, so that the operation
             needn't be run on tensors without data while it is recorded. See `Likeness`.
         scaling: How the result follows when operands are multiplied by a positive factor.

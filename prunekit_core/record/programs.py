@@ -11,6 +11,7 @@ from torch import nn
 from prunekit_core.errors import RecordingError
 from prunekit_core.modules.surgery import exchange_module
 from prunekit_core.plugins.registry import Registry
+from prunekit_core.plugins.stand_ins import stand_in
 from prunekit_core.program.examples import Example
 from prunekit_core.program.sameness import same_program
 from prunekit_core.program.trace import Trace
@@ -144,6 +145,7 @@ class _Attempts:
     Attributes:
         differentiates: Whether a forward raised because gradients were off.
         failed_on_fakes: What failed on fake tensors for want of values: the mode that did, ``"train mode"``; or empty.
+        faults: What layer types said wrongly in earlier attempts.
     """
 
     model: nn.Module
@@ -154,6 +156,7 @@ class _Attempts:
     swapped: bool
     differentiates: bool = False
     failed_on_fakes: str = ""
+    faults: list[str] = attrs.field(factory=list)
 
     def run(self, *, fake: bool, gradients: bool) -> Programs:
         """Records every mode for every example on one shadow.
@@ -175,6 +178,7 @@ class _Attempts:
                 trace, error, note = _try_mode(shadow, example, self.registry, label, training)
                 notes.extend(note)
                 if error is not None:
+                    self.faults.extend(filter(None, shadow.faults))
                     self.differentiates = self.differentiates or _differentiates(error)
                     if position == 0 or self.differentiates is not gradients:
                         raise error
@@ -193,10 +197,10 @@ class _Attempts:
 
     def _notes(self, *, fake: bool, gradients: bool) -> list[str]:
         """Lines for the report on how an attempt differs from the first one."""
-        notes = []
+        notes: list[str] = []
         if not fake and self.fakes[0]:
-            what = self.failed_on_fakes or "the program"
-            notes.append(f"{what} depends on values: recorded on real tensors instead of fake ones")
+            reasons = dict.fromkeys(self.faults or [f"{self.failed_on_fakes or 'the program'} depends on values"])
+            notes.extend(f"{reason}: recorded on real tensors instead of fake ones" for reason in reasons)
         if gradients:
             notes.append("the forward differentiates: recorded with gradients on, as the operations below autograd")
         return notes
@@ -230,11 +234,15 @@ def _is_known(trace: Trace, recorded: Sequence[Trace], shadow: Shadow, registry:
 
 
 def swap_modules(shadow: nn.Module, registry: Registry) -> list[tuple[str, str]]:
-    """Exchanges modules that can't hold a smaller shape for prunable equivalents."""
+    """Exchanges modules that can't hold a smaller shape for prunable equivalents.
+
+    Raises:
+        PluginError: A replacement raises, or is no module around the same parameters.
+    """
     swaps = []
     for path, module in list(shadow.named_modules()):
         replacement = registry.replacement(module)
-        converted = replacement.convert(module) if replacement is not None and path else None
+        converted = stand_in(registry, replacement, module, path) if replacement is not None and path else None
         if replacement is not None and converted is not None:
             converted.train(module.training)
             exchange_module(shadow, module, converted)

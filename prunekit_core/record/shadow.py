@@ -29,13 +29,14 @@ from prunekit_core.modules.snapshot import ObjectSnapshot, Snapshot
 from prunekit_core.modules.surgery import put_values, select_positions
 from prunekit_core.modules.training_flag import ModeWatch, set_mode
 from prunekit_core.modules.tree import ModelTree, modules_in, named_tensors, tensors_in
+from prunekit_core.plugins.blame import Blame
 from prunekit_core.plugins.opaque import Closed, Opaque
 from prunekit_core.program.calls import bind_arguments, check_no_callables
 from prunekit_core.program.examples import Example
 from prunekit_core.program.outputs import run_out
 from prunekit_core.program.rules import RuleTable
 from prunekit_core.record.caches import Made
-from prunekit_core.record.fakes import META, Fakes
+from prunekit_core.record.fakes import META, Fakes, needs_values
 from prunekit_core.record.functions import Exits, Unchecked
 from prunekit_core.record.handling import Handling
 from prunekit_core.record.inputs import RunInputs
@@ -61,7 +62,7 @@ class _Recorder(Mode):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.listener, self._rules, self._fake_mode = listener, rules, shadow.fake_mode
-        self._stack, self._notes = shadow.stack, shadow.notes
+        self._stack, self._notes, self._faults = shadow.stack, shadow.notes, shadow.faults
         self._handlings: dict[int, Handling] = {}
         self._random_numbers = RandomNumbers()
         self._fakes, self._valueless, self._names = shadow.fakes, shadow.valueless, shadow.names
@@ -84,6 +85,8 @@ class _Recorder(Mode):
                     if why:
                         self._notes.append(f"the opaque layer {path} was not tried on made-up values: {why}")
             except Exception as error:
+                if self._fake_mode is not None and not needs_values(error):
+                    self._faults.append(module.fault(error))
                 self.listener.failed(module.op, path, error)
                 raise
             self.listener.operation(module.op, path, arguments, result)
@@ -205,6 +208,7 @@ class Shadow:
         names: Identity of each of its parameters and buffers to the canonical name.
         modules: Its modules by dotted path.
         notes: What the report has to say about how the copy was made, and about its runs.
+        faults: What layer types say wrongly about the outputs of layers that aren't looked into.
         stack: The dotted paths of the modules that are running, innermost last.
         made: What operations of its last run made.
         replays: How often its program was replayed with a cut.
@@ -222,6 +226,7 @@ class Shadow:
         self.fake_mode = fake_mode() if fake else None
         self.fakes = None if self.fake_mode is None else Fakes(self.fake_mode)
         self.notes: list[str] = []
+        self.faults: list[str] = []
         self.unchecked = False
         self.gradients = False
         self.stack: list[str] = []
@@ -313,13 +318,14 @@ class Shadow:
         """Returns every parameter and buffer that is there now, under its canonical name."""
         return tensors_in(self.modules)
 
-    def watch(self, opaque: Callable[[nn.Module], tuple[str, Opaque] | None]) -> None:
+    def watch(self, opaque: Callable[[nn.Module], tuple[str, Opaque, Blame] | None]) -> None:
         """Notes the state that runs return to, and starts following which module is running.
 
         Call it once, when the shadow's modules are final and before the first run.
 
         Args:
-            opaque: Tells of a module whether it isn't to be looked into: under which class that was declared, and what.
+            opaque: Tells of a module whether it isn't to be looked into: under which class that was declared, what, and
+                whose layer type did.
         """
         self.modules = modules_in(self.module)
         self.names = {id(tensor): name for name, tensor in self.tensors().items()}

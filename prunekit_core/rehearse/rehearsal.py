@@ -19,7 +19,7 @@ from prunekit_core.algebra.layout import Kept
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.modules.edits import AttributeEdit, is_size, normal_size
 from prunekit_core.modules.surgery import set_size
-from prunekit_core.plugins.layer_facts import sizes_by_type
+from prunekit_core.plugins.layer_facts import check_present_sizes, sizes_by_type
 from prunekit_core.plugins.layers import Resizing
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.rehearse.comparison import Argument, Comparer, Drift, Mismatch
@@ -58,6 +58,7 @@ class Stage:
             if self._shapes.keys().isdisjoint(names.values()):
                 continue
             own = {name: self.analysis.parameters[canonical].dims for name, canonical in names.items()}
+            check_present_sizes(self._registry, module, own)
             for attribute, new in sizes_by_type(self._registry, module, Resizing(own, self.kept)).items():
                 old = getattr(module, attribute)
                 if is_size(old) and old != new:

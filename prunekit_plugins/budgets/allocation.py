@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 
 from prunekit_core.choose.candidates import Scope
 from prunekit_core.choose.chooser import Chooser
 from prunekit_core.choose.criterion import Criterion, additive
-from prunekit_core.errors import ArgumentError
+from prunekit_core.errors import ArgumentError, PluginError
+from prunekit_core.plugins.blame import Blame
 from prunekit_core.plugins.config import SEARCHED
-from prunekit_core.plugins.registry import Registry
+from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_plugins.budgets.curves import Sensitivity
 from prunekit_plugins.budgets.knapsack import Choice, Picked, Problem
 from prunekit_plugins.budgets.options import Options, fixed_units, free_options
@@ -42,7 +44,9 @@ def by_default(criterion: Criterion) -> str:
     return ESTIMATED if additive(criterion) else GLOBAL
 
 
-def selector(solve: Solver, sensitivity: Sensitivity | None, *, sums: bool = False) -> Selector:
+def selector(
+    solve: Solver, sensitivity: Sensitivity | None, *, sums: bool = False, registry: Registry | None = None
+) -> Selector:
     """Makes what decides for `plan_to_target`.
 
     Args:
@@ -50,7 +54,9 @@ def selector(solve: Solver, sensitivity: Sensitivity | None, *, sums: bool = Fal
         sensitivity: Measured damages. None: damages come from the scores.
         sums: Whether scores are damages that add up. If not, the damage of a group is minus the logarithm of the part
             of its summed scores that stays.
+        registry: What tells whose the allocator is; None for the default registry.
     """
+    blame = (registry or default_registry()).owners.blame("prunekit_allocators", solve)
 
     def select(chooser: Chooser, scopes: Sequence[Scope], budget: Budget) -> Mapping[str, int]:
         free = [o for o in free_options(chooser, scopes) if sensitivity is None or sensitivity.covers(o[0])]
@@ -68,22 +74,33 @@ def selector(solve: Solver, sensitivity: Sensitivity | None, *, sums: bool = Fal
         problem = Problem(choices, budget.spent, budget.allowed, fixed_units(chooser, scopes, free))
         if not problem.fits(problem.smallest):
             raise budget.refuse(problem.units(problem.smallest))
-        return problem.units(_checked(problem, solve(problem)))
+        with blame.blamed("An allocator failed."):
+            picked = solve(problem)
+        return problem.units(_checked(problem, picked, blame))
 
     return select
 
 
-def _checked(problem: Problem, picked: Sequence[int]) -> Picked:
-    """Returns what a solver picked, if it is a solution."""
+def _checked(problem: Problem, picked: object, blame: Blame) -> Picked:
+    """Returns what an allocator picked, if it is a solution."""
+    kind = PluginError if blame.plugin else ArgumentError
     sizes = [len(choice.options) for choice in problem.choices]
-    whole = isinstance(picked, Sequence) and len(picked) == len(sizes)
-    if not whole or any(not 0 <= option < size for option, size in zip(picked, sizes, strict=True)):
-        raise ArgumentError(
-            "An allocation must pick one option of every choice.", why=f"{len(sizes)} choices, got {picked!r}"
-        )
-    if not problem.fits(picked):
-        raise ArgumentError("An allocation must meet the budget.", why=f"{dict(problem.allowed)}, got {picked!r}")
-    return tuple(picked)
+    options = _numbers(picked)
+    if len(options) != len(sizes) or any(not 0 <= n < size for n, size in zip(options, sizes, strict=True)):
+        why = f"{len(sizes)} choices of {sizes} options, got {picked!r}"
+        raise blame.error("An allocation must pick one option of every choice.", why, kind=kind)
+    if not problem.fits(options):
+        why = f"{dict(problem.allowed)}, got {picked!r}"
+        raise blame.error("An allocation must meet the budget.", why, kind=kind)
+    return options
+
+
+def _numbers(picked: object) -> Picked:
+    """Reads whole numbers; none where it is no sequence of them."""
+    try:
+        return tuple(map(operator.index, picked)) if isinstance(picked, Sequence) else ()
+    except TypeError:
+        return ()
 
 
 def _ascending(damages: Sequence[float]) -> tuple[float, ...]:

@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 import torch
+from torch import nn
 
 from prunekit_core.arguments import check_forms
 from prunekit_core.choose.candidates import Scope
 from prunekit_core.choose.chooser import Chooser
 from prunekit_core.choose.pruner import Pruner
 from prunekit_core.errors import ArgumentError, nearest
-from prunekit_core.groups.costs import Compiled, CostModel, compiled_cost, cost_model
+from prunekit_core.groups.costs import WRONG_COST, Compiled, CostModel, checked_cost, compiled_cost, cost_model
 from prunekit_core.groups.report import outputs_that_pin
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry
@@ -194,7 +195,7 @@ def _corrected(pruner: Pruner, target: Target, budget: Budget) -> Budget:
     graph, costs, dense = pruner.graph, dict(budget.costs), dict(budget.dense)
     for name, model in budget.models.items():
         if model.measured and not _is_fraction(target[name]):
-            taken, _ = model.measure(graph.model, graph.model, graph.analysis.recordings[0].example)
+            taken, _ = _taken(pruner, name, model, graph.model)
             factor = taken / costs[name](budget.base)
             costs[name] = functools.partial(_scaled, costs[name], factor)
             dense[name] *= factor
@@ -302,13 +303,22 @@ def _checks(pruner: Pruner, target: Target, budget: Budget, plan: Plan, trials: 
     found = []
     for name, known in trials.items():
         model, cost = budget.models[name], budget.costs[name]
-        before, after = model.measure(graph.model, small, graph.analysis.recordings[0].example)
+        before, after = _taken(pruner, name, model, small)
         whole, counted = cost(budget.base), cost({cut.group: len(cut.kept) for cut in plan.cuts})
         allowed = allowance(model, name, target[name], budget.dense[name] * before / whole)
         known.add(whole, before / allowed)
         found.append(_Check(name, model, known.expected(counted) * allowed, after, allowed, before))
         known.add(counted, after / allowed)
     return found
+
+
+def _taken(pruner: Pruner, name: str, model: CostModel, small: nn.Module) -> tuple[float, float]:
+    """Measures the model of a pruner and a pruned copy of it."""
+    graph, registry = pruner.graph, pruner.registry
+    blame = registry.owners.blame("prunekit_budgets", registry.named("prunekit_budgets", name))
+    with blame.blamed(WRONG_COST):
+        before, after = model.measure(graph.model, small, graph.analysis.recordings[0].example)
+    return checked_cost(before, blame), checked_cost(after, blame)
 
 
 def _known(pruner: Pruner) -> tuple[list[frozenset[str]], list[str]]:

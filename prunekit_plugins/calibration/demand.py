@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import attrs
 import torch
 
+from prunekit_core.errors import ArgumentError, nearest
 from prunekit_core.graph.group import Group
+from prunekit_core.plugins.blame import Blame
 from prunekit_plugins.calibration.curvature import WIDEST
-from prunekit_plugins.calibration.statistics import COVARIANCES, CURVATURES, MOMENTS, Statistics
+from prunekit_plugins.calibration.statistics import (
+    COVARIANCES,
+    CURVATURES,
+    FISHER,
+    GRADIENTS,
+    MOMENTS,
+    PARTS,
+    Statistics,
+)
 
 ROOM = 2 << 30
 """Bytes that covariances and curvatures of all layers may take, if a criterion can do without them."""
@@ -77,13 +87,20 @@ class Demand:
         return not {*parts}.isdisjoint((*self.parts, *self.wishes))
 
     @classmethod
-    def of(cls, criterion: StatisticalCriterion, sizes: Callable[[], Mapping[str, int]]) -> Demand:
+    def of(cls, criterion: StatisticalCriterion, sizes: Callable[[], Mapping[str, int]], blame: Blame) -> Demand:
         """Says what a criterion gets.
 
         Args:
             criterion: The criterion.
             sizes: Called for how many bytes each part takes if that matters.
+            blame: Whose the criterion is.
+
+        Raises:
+            PluginError: It names parts that don't exist.
+            ArgumentError: It names parts that need a loss.
         """
+        for attribute in ("needs", "wishes", "otherwise"):
+            check_parts(getattr(criterion, attribute, ()), attribute, blame)
         demand = cls(criterion.needs, criterion.wishes if isinstance(criterion, DemandingCriterion) else ())
         if not isinstance(criterion, FrugalCriterion) or COVARIANCES not in criterion.needs:
             return demand
@@ -97,6 +114,28 @@ class Demand:
             note = f"of the curvatures only the diagonals are used: all of them would take {size}"
             return attrs.evolve(demand, widest=0, curvature_notes=(note,))
         return demand
+
+
+def check_parts(parts: object, attribute: str, blame: Blame) -> None:
+    """Checks which parts of statistics a criterion names in one of its attributes.
+
+    Raises:
+        PluginError: They are no list of parts that exist.
+        ArgumentError: They need a loss, of which a criterion can't say what it is.
+    """
+    headline = "A criterion names statistics that there aren't."
+    if isinstance(parts, str) or not isinstance(parts, Iterable):
+        raise blame.error(headline, f"{attribute} is {parts!r}", hint=f'a list of names: {attribute} = ("moments",)')
+    for part in parts:
+        if part not in PARTS:
+            raise blame.error(headline, f"{attribute} names {part!r}", hint=nearest(str(part), PARTS))
+        if part in (GRADIENTS, FISHER):
+            raise blame.error(
+                "A criterion needs statistics of a loss.",
+                f"{attribute} names {part!r}, and batches alone say nothing about the loss",
+                hint=f"gather them first: criterion.statistics = calibrate(..., parts=[{part!r}], loss_fn=...)",
+                kind=ArgumentError,
+            )
 
 
 def _gib(size: int) -> str:

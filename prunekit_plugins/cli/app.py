@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import attrs
 import typer
 
-from prunekit.plugin import ArgumentError, PluginError, PrunekitError, Registry
+from prunekit.plugin import ArgumentError, Blame, PrunekitError, Registry
 from prunekit_plugins.cli.command import LazyCommand
 from prunekit_plugins.cli.program import program_of
 from prunekit_plugins.cli.project import project_registry
@@ -47,13 +49,19 @@ def run(arguments: Sequence[str] | None = None, registry: Registry | None = None
 def build(registry: Registry) -> typer.Typer:
     """Makes the program from the commands of a registry."""
     entries, refused = registry.entries("prunekit_commands"), registry.refused("prunekit_commands")
-    program = program_of({name: _usable(name, entry.value, entry.owner.name) for name, entry in entries.items()})
+    owners = registry.owners
+    program = program_of(
+        {
+            name: _usable(name, entry.value, owners.blame("prunekit_commands", entry.value))
+            for name, entry in entries.items()
+        }
+    )
     for name, error in refused.items():
         program.command(name, context_settings=ANY_ARGUMENTS)(_raising(error))
     return program
 
 
-def _usable(name: str, command: Any, owner: str) -> Callable[..., Any]:
+def _usable(name: str, command: Any, blame: Blame) -> Callable[..., Any]:
     """Returns the command's function; one that can't be used is replaced, so that the others still work."""
     try:
         function = command.load() if isinstance(command, LazyCommand) else command
@@ -62,11 +70,14 @@ def _usable(name: str, command: Any, owner: str) -> Callable[..., Any]:
         typer.main.get_command(trial)
     except Exception as error:  # a stranger's command may fail in any way; it is told when the command is called
         reason = f"{type(error).__name__}: {error}"
-        return _raising(PluginError(f"The command {name!r} can't be used.", where=owner, why=reason))
-    return _stoppable(function)
+        named = attrs.evolve(blame, thing=None) if isinstance(command, LazyCommand) else blame
+        failure = named.error(f"The command {name!r} can't be used.", reason)
+        failure.__cause__ = error
+        return _raising(failure)
+    return _stoppable(function, blame)
 
 
-def _raising(error: PluginError) -> Callable[[], None]:
+def _raising(error: PrunekitError) -> Callable[[], None]:
     """Makes the command that stands for one that can't be used."""
 
     def broken() -> None:
@@ -76,15 +87,34 @@ def _raising(error: PluginError) -> Callable[[], None]:
     return broken
 
 
-def _stoppable(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a command end quietly with Ctrl-C; typer would take the interrupt for a failure."""
+def _stoppable(function: Callable[..., Any], blame: Blame) -> Callable[..., Any]:
+    """Makes a command end quietly with Ctrl-C, which typer would take for a failure, and with one message where it
+    fails; what goes wrong in a command of prunekit's own is an error of prunekit's, and keeps its traceback."""
 
     @functools.wraps(function)
     def stoppable(*args: Any, **kwargs: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            with contextlib.nullcontext() if blame.built_in else _blamed(blame):
+                return function(*args, **kwargs)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise SystemExit(130) from None
 
     return stoppable
+
+
+@contextlib.contextmanager
+def _blamed(blame: Blame) -> Iterator[None]:
+    """Makes what a command raises an error of its plugin, but for the ways in which typer lets it end."""
+    ending: Exception | None = None
+    with blame.blamed("A command failed."):
+        try:
+            yield
+        except _ENDINGS as end:
+            ending = end
+    if ending is not None:
+        raise ending
+
+
+_ENDINGS: tuple[type[Exception], ...] = (typer.Exit, typer.Abort, *typer.BadParameter.__mro__[1:3])
+"""Exit, abort, and what click's usage errors derive from, which typer has in different places."""

@@ -58,6 +58,8 @@ def show_compensation(output: Output, done: Compensation) -> None:
         output.line(title)
     left = list(done.left.items())
     show_rows(output, f"not compensated: {len(left)}", ("layer", "why"), left)
+    for name, why in done.undone.items():
+        output.line(f"undone: {name}: {why}")
     for note in done.notes:
         output.line(f"poor data: {note}")
 

@@ -66,7 +66,11 @@ class Repair:
         module: The copy.
         repairs: What was done so far.
         left: Consumers (and others) that were left alone, with the reason.
+        undone: Compensators whose work was taken back, with the reason.
         notes: What speaks against estimates: samples that are not finite, or too few.
+        changes: What the present compensator has changed, with the values that were there before.
+        unproven: Whether it wrote anything by itself, not through `settle`, which compares.
+        trouble: What is wrong with what it wrote; empty if nothing is known to be.
     """
 
     STAGES = 12
@@ -84,16 +88,33 @@ class Repair:
     ) -> None:
         self.module, self.repairs = module, list[LayerRepair]()
         self.left: dict[str, str] = {}
+        self.undone: dict[str, str] = {}
         self.notes: list[str] = []
         self.written: dict[str, torch.Tensor] = {}
         self._original, self._plan, self._batches, self._registry = original, plan, batches, registry
         self._stages, self._scratch = stages, scratch
         self._method = ""
+        self._done: list[LayerRepair] = []
+        self.changes: dict[str, torch.Tensor] = {}
+        self.unproven, self.trouble = False, ""
         self._pairs = self._find_pairs()
 
     def use(self, method: str) -> None:
         """Names the compensator that works from now on."""
         self._method = method
+        self._done, self.changes = list(self.repairs), {}
+        self.unproven, self.trouble = False, ""
+
+    def undo(self, why: str) -> None:
+        """Takes back everything that the present compensator wrote.
+
+        Args:
+            why: The reason, for the report.
+        """
+        for name, values in self.changes.items():
+            self._put(name, values)
+        self.repairs[:], self.changes = self._done, {}
+        self.undone[self._method] = why
 
     # -- running
 
@@ -245,7 +266,7 @@ class Repair:
             worse = next(f"{name} error {a:.3g} -> {b:.3g}" for name, a, b in pairs if not b <= a)
             self.left[problem.name] = f"{self._method} would make it worse ({worse})"
             return False
-        self.write(site.parameter, site.placed(rounded, whole))
+        self._write(site.parameter, site.placed(rounded, whole))
         if not torch.equal(moved, problem.offset):
             self._move(pair, moved - problem.offset)
         shares = (problem.fit.count, problem.held.count if problem.held else 0)
@@ -266,10 +287,10 @@ class Repair:
         if pair.after.bias:
             run, values = self._run(pair.after.bias)
             run += change.flatten().to(run)
-            self.write(pair.after.bias.parameter, values)
+            self._write(pair.after.bias.parameter, values)
         else:
             values = self.values(pair.after.mean)
-            self.write(pair.after.mean, values - change.flatten().to(values))
+            self._write(pair.after.mean, values - change.flatten().to(values))
 
     def _run(self, bias: Run) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns a copy of the run of a parameter that a bias is, as a view, and all of the copy."""
@@ -279,23 +300,41 @@ class Repair:
     def write(self, name: str, values: torch.Tensor) -> None:
         """Gives a parameter or buffer of the copy other values; the model gets them at the end.
 
+        When the compensator is done, all that it wrote is undone, and the report says so, if it wrote values that are
+        not finite where those before were, or if the outputs on the calibration data are worse than right after the
+        cut.
+
         Args:
             name: Its canonical name.
             values: Tensor of its shape.
 
         Raises:
-            PluginError: The copy has no such tensor, or it has another shape.
+            PluginError: The copy has no such tensor, it has another shape, or the values are no tensor.
         """
         tensor = named_tensors(self.module).get(name)
-        if tensor is None or tensor.shape != values.shape:
+        if not isinstance(values, torch.Tensor) or tensor is None or tensor.shape != values.shape:
+            got = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
             raise PluginError(
                 "A compensator gave values that don't fit.",
                 where=f"{self._method} on {name}",
-                why=f"got {tuple(values.shape)}, it is {None if tensor is None else tuple(tensor.shape)}",
+                why=f"got {got}, it is {None if tensor is None else tuple(tensor.shape)}",
             )
+        self.unproven = True
+        present = self.values(name)
+        if present.is_floating_point() and not bool((values.isfinite() | ~present.isfinite().to(values.device)).all()):
+            self.trouble = self.trouble or f"it gives {name} values that are not finite"
+            return
+        self._write(name, values)
+
+    def _write(self, name: str, values: torch.Tensor) -> None:
+        self.changes.setdefault(name, self.values(name))
+        self._put(name, values)
+
+    def _put(self, name: str, values: torch.Tensor) -> None:
         if self._scratch is not None:
             self._scratch.put(name, values)
         else:
+            tensor = named_tensors(self.module)[name]
             replace_values(tensor, values)
             self.written[name] = tensor
 

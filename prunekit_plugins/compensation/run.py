@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,11 +11,13 @@ import attrs
 import torch
 from torch import nn
 
+from prunekit_core.choose.untouched import no_writes
 from prunekit_core.errors import ArgumentError, PlanError
 from prunekit_core.modules.transaction import Transaction
 from prunekit_core.modules.tree import named_tensors
 from prunekit_core.plans.apply import Application
 from prunekit_core.plans.plan import Plan
+from prunekit_core.plugins.blame import Blame
 from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.record.recorder import check_recordable
 from prunekit_core.record.shadow import Shadow
@@ -23,6 +27,8 @@ from prunekit_plugins.checkpoints.stored_values import Scratch
 from prunekit_plugins.compensation.repair import Compensator, LayerRepair, Repair
 
 DEFAULT = ("least_squares", "batchnorm")
+ROUNDING = 1e-6
+"""Differences of output errors that say nothing."""
 
 
 @attrs.frozen
@@ -35,12 +41,15 @@ class Compensation:
         output_error: Mean squared error of the model's outputs on the calibration data, relative to their size, right
             after the cut and after compensation.
         notes: Where an estimate is poor: samples that were not finite, or too few for a layer's covariance.
+        undone: Compensators of whose work nothing was kept, with the reason: values that are not finite, or outputs
+            that are worse on the calibration data than right after the cut.
     """
 
     layers: tuple[LayerRepair, ...]
     left: Mapping[str, str]
     output_error: tuple[float, float]
     notes: tuple[str, ...] = ()
+    undone: Mapping[str, str] = attrs.field(factory=dict)
 
     def __str__(self) -> str:
         before, after = self.output_error
@@ -49,6 +58,7 @@ class Compensation:
         if self.left:
             lines.append(f"not compensated: {len(self.left)}")
             lines.extend(f"  {name}: {why}" for name, why in self.left.items())
+        lines.extend(f"undone: {name}: {why}" for name, why in self.undone.items())
         lines.extend(f"poor data: {note}" for note in self.notes)
         return "\n".join(lines)
 
@@ -131,13 +141,47 @@ def run_compensation(
         raise ArgumentError("stages must be a positive integer.", why=f"got {stages!r}")
     chosen = find_compensators(methods, registry)
     repair = Repair(original, model_copy, plan, batches, registry, stages=stages, scratch=scratch)
-    before = repair.output_error()
+    before = after = repair.output_error()
+    # what these hold is the models' own memory; models on the meta device have none
+    memory = {**original.shadow.tensors(), **named_tensors(model_copy)} if scratch is None else {}
+    known = True  # whether that is the error as it is now
     for name, compensator in chosen:
+        blame = registry.owners.blame("prunekit_compensators", compensator)
         repair.use(name)
-        compensator(repair)
-    errors = (before, repair.output_error())
-    result = Compensation(tuple(repair.repairs), dict(repair.left), errors, tuple(repair.notes))
+        with _stopped(blame, memory), blame.blamed("A compensator failed."):
+            compensator(repair)
+        written, trouble = repair.changes, repair.trouble
+        if repair.unproven and not trouble:
+            now = repair.output_error()
+            trouble = _worse(before, now)
+            after, known = (after, known) if trouble else (now, True)
+        elif written and not trouble:
+            known = False
+        if trouble:
+            repair.undo(f"{trouble}; {blame.where}")
+    errors = (before, after if known else repair.output_error())
+    result = Compensation(tuple(repair.repairs), dict(repair.left), errors, tuple(repair.notes), dict(repair.undone))
     return Repaired(repair.written if scratch is None else scratch.changes(), result, scratch is not None)
+
+
+def _stopped(blame: Blame, memory: Mapping[str, torch.Tensor]) -> contextlib.AbstractContextManager[None]:
+    """Stops a compensator that writes to the models themselves; those that are built in don't."""
+    if blame.built_in:
+        return contextlib.nullcontext()
+    hint = "give the values to repair.write(name, values)"
+    return no_writes(memory, blame, "A compensator changes the model itself.", hint)
+
+
+def _worse(before: float, now: float) -> str:
+    """Says that the outputs are worse than right after the cut; empty if they aren't, or if there were none to compare.
+
+    Args:
+        before: Their error right after the cut, relative to their size.
+        now: The same now.
+    """
+    if math.isnan(before) or now <= before * (1 + ROUNDING) + ROUNDING:
+        return ""
+    return f"it makes the outputs on the calibration data worse than the cut alone (error {before:.3g} -> {now:.3g})"
 
 
 def find_compensators(
@@ -147,11 +191,17 @@ def find_compensators(
 
     Raises:
         ArgumentError: No compensator has that name, or it can't be called.
+        PluginError: What is registered under the name raises, or makes nothing that can be called.
     """
     found: list[tuple[str, Compensator]] = []
     for method in (methods,) if isinstance(methods, str) else methods:
         if isinstance(method, str):
-            found.append((method, registry.named("prunekit_compensators", method)()))
+            made = registry.make("prunekit_compensators", method)
+            if not callable(made):
+                registered = registry.named("prunekit_compensators", method)
+                blame = registry.owners.blame("prunekit_compensators", registered)
+                raise blame.error("A registered compensator makes none.", f"it returned {made!r}")
+            found.append((method, made))
         elif callable(method):
             found.append((type(method).__name__, method))
         else:

@@ -92,10 +92,13 @@ class TrainingPruner:
 
         Raises:
             ArgumentError: No parameter has a gradient.
+            PluginError: The regularizer raises.
         """
         if self.regularizer is None or self.finished:
             return
-        self.regularizer.regularize()
+        blame = self.pruner.registry.owners.blame("prunekit_regularizers", self.regularizer)
+        with blame.blamed("A regularizer failed."):
+            self.regularizer.regularize()
         self._regularized += 1
         if self._grow_every and self._regularized % self._grow_every == 0:
             assert isinstance(self.regularizer, GrowingRegularizer)

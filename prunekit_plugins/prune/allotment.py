@@ -87,4 +87,4 @@ class Allotment:
             sensitivity = measure(pruner, path.batches, ratios=QUICK_RATIOS, finish=path.finish(pruner.graph.model))
         solve = solver_of(self.chosen, pruner.registry)
         assert solve is not None
-        return selector(solve, sensitivity, sums=additive(pruner.importance))
+        return selector(solve, sensitivity, sums=additive(pruner.importance), registry=pruner.registry)

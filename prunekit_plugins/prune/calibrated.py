@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 import attrs
 from torch import nn
 
+from prunekit_core.choose.criterion import Criterion
 from prunekit_core.choose.pruner import Pruner
+from prunekit_core.errors import ArgumentError
 from prunekit_core.graph.current import StoredWeights
 from prunekit_core.graph.graph import Graph
 from prunekit_core.modules.surgery import replace_values
@@ -25,6 +27,16 @@ from prunekit_plugins.compensation.run import Repaired, copy_of_model, find_comp
 from prunekit_plugins.prune.settings import PruneSettings
 
 BATCHNORM = "batchnorm"
+
+
+def check_informed(criterion: Criterion) -> None:
+    """Raises `ArgumentError` for a criterion that needs statistics and has none, where there are no data."""
+    if isinstance(criterion, StatisticalCriterion) and criterion.statistics is None and criterion.needs:
+        raise ArgumentError(
+            "The criterion has no statistics.",
+            where=type(criterion).__name__,
+            hint="pass statistics=calibrate(model, batches), or give prune() calibration=batches",
+        )
 
 
 @attrs.frozen(eq=False)
@@ -66,7 +78,8 @@ class CalibratedPath:
         criterion = pruner.importance
         if isinstance(criterion, StatisticalCriterion) and criterion.statistics is None:
             model, stored = pruner.graph.model, pruner.graph.current.stored
-            demand = Demand.of(criterion, lambda: bytes_needed(model, self.batches, stored, self.registry))
+            blame = self.registry.owners.blame("prunekit_importance", criterion)
+            demand = Demand.of(criterion, lambda: bytes_needed(model, self.batches, stored, self.registry), blame)
             informed = copy.copy(criterion)
             informed.statistics = gather(model, self.batches, demand, values=stored, registry=self.registry)
             pruner.importance = informed

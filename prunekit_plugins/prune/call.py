@@ -35,7 +35,7 @@ from prunekit_plugins.classic.pruner import BasePruner
 from prunekit_plugins.compensation.repair import Compensator
 from prunekit_plugins.compensation.run import Compensation, Repaired
 from prunekit_plugins.prune.allotment import Allotment
-from prunekit_plugins.prune.calibrated import CalibratedPath
+from prunekit_plugins.prune.calibrated import CalibratedPath, check_informed
 from prunekit_plugins.prune.settings import PruneSettings
 
 if TYPE_CHECKING:
@@ -176,6 +176,8 @@ def prune(
     settings.check_names(registry)
     wanted = settings.pruner(ranks=global_pruning or allotment.ranks)
     pruner = Pruner(**wanted.analysed(model, example_inputs, DependencyGraph(registry), registry))
+    if path is None:
+        check_informed(pruner.importance)
     doubts = () if path is None else path.inform(pruner)
     allotment = allotment.settled(pruner)
     plan = _decide(pruner, target, allotment.selector(pruner, path))

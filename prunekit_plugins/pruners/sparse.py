@@ -137,7 +137,7 @@ class GrowingRegPruner(BasePruner):
         check_strength(delta_reg, "delta_reg")
         super().__init__(model, example_inputs, importance, **options)
         self.regularizer = GrowingRegularizer(
-            functools.partial(prunable_groups, self), reg, delta_reg, importance=self.importance
+            functools.partial(prunable_groups, self), reg, delta_reg, importance=lambda group: self.score(group.name)
         )
 
     def update_regularizer(self) -> None:

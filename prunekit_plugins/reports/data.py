@@ -216,6 +216,7 @@ def _repairs(result: PruneResult) -> dict[str, Any]:
         return {}
     done = [RepairRow(r.consumer, r.method, r.before, r.after, r.detail) for r in found.layers]
     left = [RepairRow(name, "", None, None, why) for name, why in found.left.items()]
+    left += [RepairRow("", name, None, None, f"undone: {why}") for name, why in found.undone.items()]
     notes = tuple(dict.fromkeys((*result.report.notes, *found.notes)))
     return {"repairs": (*done, *left), "output_error": found.output_error, "notes": notes}
 

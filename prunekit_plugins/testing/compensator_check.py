@@ -45,6 +45,7 @@ def check_compensator(make: Callable[[], Any], *, registry: Registry | None = No
     plan = graph.remove({group.name: list(range(1, group.size, 2)) for group in graph.groups()})
     before = _state(original)
     (first, result), (second, _) = (_compensated(pruned, original, plan, batches, make, registry) for _ in range(2))
+    assert not result.undone, "; ".join(result.undone.values())
     for name, tensor in _state(original).items():
         assert torch.equal(tensor, before[name]), f"{name}: the compensator changes the original"
     cut = _state(pruned)

@@ -197,9 +197,16 @@ def with_replacement(cls: type[nn.Module]) -> pk.Registry:
     return pk.Registry(extra={"replacing": SimpleNamespace(hook=hook)})
 
 
-@pytest.mark.parametrize("cls", [Half, Shifted])
-def test_a_wrong_replacement_is_found_out(cls: type[nn.Module]) -> None:
-    registry = with_replacement(cls)
+def test_a_replacement_that_is_wrong_as_it_stands_is_found_out_by_the_analysis() -> None:
+    registry = with_replacement(Half)
+    model = nn.Sequential(Special(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    with pytest.raises(pk.PluginError, match="A replacement computes something else") as caught:
+        pk.prune(model, X, registry=registry, verify="never")
+    assert caught.value.why.startswith("output 0 differs: relative error")
+
+
+def test_a_replacement_that_is_wrong_for_a_cut_is_found_out() -> None:
+    registry = with_replacement(Shifted)
     model = nn.Sequential(Special(8, 16), nn.ReLU(), nn.Linear(16, 4))
     original = copy.deepcopy(model)
     plan = pk.prune(model, X, registry=registry, verify="never").plan

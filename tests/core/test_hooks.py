@@ -116,18 +116,24 @@ def budgets() -> None:
 
 
 def compensators() -> None:
-    def forget() -> Callable[[plugin.Repair], None]:
-        def forgetting(repair: plugin.Repair) -> None:
+    model = chain()
+    before = model(EXAMPLE).detach()
+    written = []
+
+    def centre() -> Callable[[plugin.Repair], None]:
+        def centring(repair: plugin.Repair) -> None:
             with pytest.raises(pk.PluginError, match="A compensator gave values that don't fit"):
                 repair.write("layers.1.bias", torch.zeros(2))
-            repair.write("layers.1.bias", torch.zeros(3))
+            missing = (before - repair.module(EXAMPLE)).mean(0)
+            written.append(repair.values("layers.1.bias") + missing)
+            repair.write("layers.1.bias", written[0])
 
-        return forgetting
+        return centring
 
-    model = chain()
-    registry = registry_of("prunekit_compensators", {"forget": forget})
-    pk.prune(model, EXAMPLE, calibration=[EXAMPLE], compensation="forget", registry=registry)
-    assert model.layers[1].bias.tolist() == [0, 0, 0]
+    registry = registry_of("prunekit_compensators", {"centre": centre})
+    pk.prune(model, EXAMPLE, calibration=[EXAMPLE], compensation="centre", registry=registry)
+    assert torch.equal(model.layers[1].bias, written[0])
+    assert torch.allclose(model(EXAMPLE).mean(0), before.mean(0), atol=1e-6)
 
 
 def replacements() -> None:

@@ -275,7 +275,7 @@ def test_what_ran_in_one_mode_is_tried_in_the_other() -> None:
     model = nn.Sequential(nn.Linear(5, 8), Twice(8, 8), Twice(8, 8))
     graph = pk.DependencyGraph(registry_of({Twice: FOREIGN})).build_dependency(model, EXAMPLE)
     (note,) = graph.report().notes
-    assert note.endswith("ValueError: it returns tensors of shape [(8, 8)], its layer type says [(4, 8)]")
+    assert note.endswith("OtherShapesError: it returns tensors of shape [(8, 8)], its layer type says [(4, 8)]")
     assert note.startswith("train mode was not recorded: ")
 
 
@@ -296,12 +296,26 @@ def test_a_module_that_can_not_run_on_made_up_values_is_noted() -> None:
 
 
 def test_shapes_that_are_not_the_module_s_are_noticed() -> None:
-    """The engine falls back to real tensors, where the shapes are the module's own."""
-    wrong = plugin.Opaque(foreign_rule, fake=lambda module, x: x.new_empty(*x.shape[:-1], 7))
-    registry = registry_of({Foreign: attrs.evolve(FOREIGN, opaque=wrong)})
-    graph = pk.DependencyGraph(registry).build_dependency(nn.Sequential(Foreign(5, 12), nn.Linear(12, 2)), EXAMPLE)
-    assert graph.analysis.shadow.fake_mode is None
-    assert list(graph.analysis.groups) == ["0"]
+    """The engine falls back to real tensors, where the shapes are the module's own, and says whose mistake it was."""
+
+    def narrow(module: Foreign, x: torch.Tensor) -> torch.Tensor:
+        return x.new_empty(*x.shape[:-1], 7)
+
+    def torn(module: Foreign, x: torch.Tensor) -> torch.Tensor:
+        return {}["width"]  # type: ignore[no-any-return]
+
+    for wrong, why in (
+        (narrow, "it returns tensors of shape [(4, 12)], its layer type says [(4, 7)]"),
+        (torn, f"KeyError: 'width' ({__file__}:{torn.__code__.co_firstlineno + 1})"),
+    ):
+        registry = registry_of({Foreign: attrs.evolve(FOREIGN, opaque=plugin.Opaque(foreign_rule, fake=wrong))})
+        graph = pk.DependencyGraph(registry).build_dependency(nn.Sequential(Foreign(5, 12), nn.Linear(12, 2)), EXAMPLE)
+        assert graph.analysis.shadow.fake_mode is None
+        assert list(graph.analysis.groups) == ["0"]
+        (note,) = graph.report().notes
+        site = f"{__file__}:{wrong.__code__.co_firstlineno}"
+        said = f"the fake of {__name__}.Foreign, from own ({site}): {why}"
+        assert note == f"{said}: recorded on real tensors instead of fake ones"
 
 
 def test_on_the_meta_device() -> None:
@@ -467,7 +481,8 @@ def test_a_rule_that_raises_pins_what_the_layer_touches() -> None:
 
     registry = registry_of({Foreign: attrs.evolve(FOREIGN, opaque=plugin.Opaque(torn, foreign_fake))})
     report = pk.DependencyGraph(registry).build_dependency(Net(), EXAMPLE).report()
-    said = f"its rule raised KeyError: 'nothing' (rule of own in {__file__}:{torn.__code__.co_firstlineno})"
+    line = torn.__code__.co_firstlineno
+    said = f"its rule raised KeyError: 'nothing' ({__file__}:{line + 1}) (rule of own in {__file__}:{line})"
     assert report.not_understood == (f"opaque::{__name__}.Foreign in foreign: {said}",)
 
 

@@ -188,7 +188,7 @@ class Drifts:
     ("make", "message"),
     [
         (silent, "changes nothing and doesn't say why"),
-        (spoiling, "the error of the outputs grows"),
+        (spoiling, "worse than the cut alone"),
         (broken, "not finite"),
         (Drifts, "made anew, the compensator leaves other values"),
     ],

@@ -168,29 +168,17 @@ class BasePruner(pk.BasePruner):
         scores: torch.Tensor | None = self.importance(group)
         return scores
 
-    def score(self, group: str, shared: dict[Any, torch.Tensor] | None = None) -> torch.Tensor | None:
-        """Scores the units of a group; scores per channel of the root layer are averaged over the channels of a unit.
-
-        Raises:
-            PluginError: The criterion returned neither, or values that are not numbers.
-        """
+    def unchecked_scores(self, group: str, shared: dict[Any, torch.Tensor] | None = None) -> torch.Tensor | None:
+        """Calls the criterion; scores per channel of the root layer are averaged over the channels of a unit."""
         whole = Group(self.graph, {group: self.graph.remaining(group)}, None, shared)
         scores = self.estimate_importance(whole)
-        if scores is None:
-            return None
-        where, size = f"{type(self.importance).__name__} on group {group}", whole.size()
         if not isinstance(scores, torch.Tensor) or scores.dim() != 1:
-            raise pk.PluginError("A criterion must return a 1-D tensor.", where=where, why=f"got {type(scores)}")
+            return scores
+        size = whole.size()
         if len(scores) != size and len(scores) == len(whole[0].idxs):
             units = torch.tensor(whole.root_units(), device=scores.device)
             counts = torch.bincount(units, minlength=size)
             scores = scores.new_zeros(size).index_add_(0, units, scores) / counts
-        if len(scores) != size:
-            raise pk.PluginError(
-                "A criterion must return one score per channel.", where=where, why=f"{size} units, got {len(scores)}"
-            )
-        if not bool(torch.isfinite(scores).all()):
-            raise pk.PluginError("A criterion returned values that are not finite.", where=where)
         return scores
 
     def step(

@@ -1,0 +1,108 @@
+"""Who brought what: the plugin behind an object that is in use, for the errors that it causes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import CodeType
+from typing import Any
+
+from prunekit_core.plugins.blame import Blame, function_of
+from prunekit_core.plugins.entries import BLOCK_VARIABLE, Entry
+
+NOUNS = {
+    "prunekit_layer_types": "layer type",
+    "prunekit_importance": "criterion",
+    "prunekit_regularizers": "regularizer",
+    "prunekit_schedules": "schedule",
+    "prunekit_pruners": "pruner",
+    "prunekit_budgets": "cost model",
+    "prunekit_compensators": "compensator",
+    "prunekit_replacements": "replacement",
+    "prunekit_allocators": "allocator",
+    "prunekit_weights": "form of weights",
+    "prunekit_commands": "command",
+}
+"""What each hook's values are called in messages. Rules of operations have `Registry.rule_origin`."""
+
+BUILT_IN = "prunekit"
+
+MADE = {noun: f"A {noun} can't be made." for noun in NOUNS.values()}
+"""The headlines where what is registered raises when it is called for the object itself."""
+
+
+class Owners:
+    """The plugins behind registered objects, and behind what these make.
+
+    An object is known by its identity; one that a registered class or function made, by its class or code.
+
+    Args:
+        tables: Hook to what is registered through it.
+    """
+
+    def __init__(self, tables: Mapping[str, Mapping[Any, Entry]]) -> None:
+        self._known: dict[tuple[str, int], tuple[Any, Entry, object]] = {}
+        self._own: set[str] = set()
+        for hook in NOUNS:
+            for key, entry in tables.get(hook, {}).items():
+                self._note(hook, entry.value, key, entry)
+                if callable(entry.value):
+                    self._note(hook, _kind(entry.value), key, entry)
+                    if entry.owner.rank == 0:
+                        self._own.add(_package(entry.value))
+
+    def _note(self, hook: str, identity: object, key: Any, entry: Entry) -> None:
+        # holding the object keeps its number from being used again
+        self._known.setdefault((hook, id(identity)), (key, entry, identity))
+
+    def blame(self, hook: str, thing: object) -> Blame:
+        """Tells whose a registered object is, or one that a registered class or function made.
+
+        Args:
+            hook: What it is used as.
+            thing: The object; one that no plugin brought is its user's.
+        """
+        for identity in (thing, _kind(thing)):
+            found = self._known.get((hook, id(identity)))
+            if found is not None:
+                return _blame(hook, found[0], found[1], thing)
+        built_in = _package(thing) in self._own
+        return Blame(f"{NOUNS[hook]} {_name(thing)}", thing, BUILT_IN if built_in else "", built_in)
+
+    def make(self, hook: str, key: Any, entry: Entry, *args: Any, **kwargs: Any) -> Any:
+        """Calls what is registered, and remembers whose the result is.
+
+        Raises:
+            PluginError: It raises.
+        """
+        blame = _blame(hook, key, entry, entry.value)
+        with blame.blamed(MADE[NOUNS[hook]]):
+            made = entry.value(*args, **kwargs)
+        kind = _kind(made)
+        if getattr(kind, "__module__", "") != "builtins":
+            self._note(hook, kind, key, entry)
+        return made
+
+
+def _blame(hook: str, key: Any, entry: Entry, thing: object) -> Blame:
+    owner = entry.owner
+    block = f"{BLOCK_VARIABLE}={owner.name}" if owner.rank == 1 else ""
+    return Blame(f"{NOUNS[hook]} {key!r}", thing, owner.name, owner.rank == 0, block)
+
+
+def _kind(thing: object) -> object:
+    """What identifies an object that was made: the code of a function, the class of anything else; a class itself."""
+    found = function_of(thing)
+    code = getattr(found, "__code__", None)
+    if isinstance(code, CodeType):
+        return code
+    return found if isinstance(found, type) else type(found)
+
+
+def _package(thing: object) -> str:
+    return (getattr(function_of(thing), "__module__", None) or "").partition(".")[0]
+
+
+def _name(thing: object) -> str:
+    found = function_of(thing)
+    name = getattr(found, "__qualname__", None)
+    return name if isinstance(name, str) else type(found).__name__
