@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,7 +15,8 @@ from prunekit_core.errors import PluginError, PrunekitError
 def site_of(thing: object) -> str:
     """Returns file and line of a function or class, the file of a module, else the name of the type."""
     try:
-        found: Any = inspect.unwrap(thing) if callable(thing) else thing
+        inner = thing.func if isinstance(thing, functools.partial) else thing
+        found: Any = inspect.unwrap(inner) if callable(inner) else inner
         if inspect.ismodule(found):
             return inspect.getfile(found)
         if isinstance(found, type):
@@ -29,7 +31,7 @@ def describe_error(error: BaseException, module: str) -> str:
 
     Args:
         error: The exception, as caught.
-        module: Dotted name of the plugin's module.
+        module: Dotted name of the plugin's module, or the path of its file.
     """
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError):  # its text names file and line
@@ -40,7 +42,7 @@ def describe_error(error: BaseException, module: str) -> str:
         for frame, line in traceback.walk_tb(error.__traceback__)
         if not frame.f_code.co_filename.startswith("<frozen")
     ]
-    own = [site for site, name in frames if name.partition(".")[0] == package]
+    own = [site for site, name in frames if name.partition(".")[0] == package or site.rpartition(":")[0] == module]
     place = (own or [site for site, _ in frames] or [""])[-1]
     return f"{text} ({place})" if place else text
 

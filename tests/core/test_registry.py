@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch import nn
@@ -209,6 +210,7 @@ GOOD: dict[str, tuple[Any, Any]] = {
     "prunekit_layer_types": ("example.Layer", LayerType("own")),
     "prunekit_pruners": ("own", pk.BasePruner),
     "prunekit_replacements": ("own", Replacement("own", nn.Module, lambda module: None)),
+    "prunekit_settings": ("own", attrs.make_class("Own", [])),
 }
 
 

@@ -15,11 +15,12 @@ SHOWN = 12
 def plugins(
     block: options.Block = None,
     config: options.Config = None,
+    plugin: options.Plugins = None,
     everything: options.All = False,
     as_json: options.Json = False,
 ) -> None:
     """Show everything registered, from which distribution, what overrides what, what is blocked or broken."""
-    show(project_registry(block, config), Output(as_json), everything)
+    show(project_registry(block, config, plugin), Output(as_json), everything)
 
 
 def show(registry: Registry, output: Output, everything: bool = False) -> None:
