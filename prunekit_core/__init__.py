@@ -97,7 +97,6 @@ if TYPE_CHECKING:
     from prunekit_core.modules.tree import named_tensors as named_tensors
     from prunekit_core.plans.plan import Plan as Plan, Preview as Preview
     from prunekit_core.plugins.blame import Blame as Blame
-    from prunekit_core.plugins.config import Config as Config, find_config as find_config
     from prunekit_core.plugins.entries import Entry as Entry, Plugin as Plugin, RuleOrigin as RuleOrigin
     from prunekit_core.plugins.hookspecs import (
         HOOKS as HOOKS,
@@ -125,6 +124,7 @@ if TYPE_CHECKING:
     from prunekit_core.program.rules import ELEMENTWISE as ELEMENTWISE, OpRule as OpRule, Rule as Rule
     from prunekit_core.program.scaling import Scaling as Scaling
     from prunekit_core.program.trace import Operation as Operation, TensorRef as TensorRef, Trace as Trace
+    from prunekit_core.projects.config import Config as Config, find_config as find_config
 
 _HOMES = {
     "prunekit_core.algebra.axes": "Axis AxisMismatchError concat cut is_pinned pin product regroup resolve split tie",
@@ -162,7 +162,7 @@ _HOMES = {
     "prunekit_core.modules.tree": "named_tensors",
     "prunekit_core.plans.plan": "Plan Preview",
     "prunekit_core.plugins.blame": "Blame",
-    "prunekit_core.plugins.config": "Config find_config",
+    "prunekit_core.projects.config": "Config find_config",
     "prunekit_core.plugins.entries": "Entry Plugin RuleOrigin",
     "prunekit_core.plugins.hookspecs": "HOOKS INTERFACE hookimpl",
     "prunekit_core.plugins.layers": "LayerType Replacement Resizing",

@@ -49,7 +49,7 @@ def place_of(frames: Iterable[tuple[FrameType, int]], module: str) -> str:
 
     Args:
         frames: Frames with their lines, outermost first.
-        module: Dotted name of a module of the package; what follows a colon doesn't count.
+        module: Dotted name of a module of the package (what follows a colon doesn't count), or the path of its file.
     """
     package = module.partition(":")[0].partition(".")[0]
     found = [
@@ -57,7 +57,7 @@ def place_of(frames: Iterable[tuple[FrameType, int]], module: str) -> str:
         for frame, line in frames
         if not frame.f_code.co_filename.startswith("<frozen")
     ]
-    own = [site for site, name in found if name.partition(".")[0] == package]
+    own = [site for site, name in found if name.partition(".")[0] == package or site.rpartition(":")[0] == module]
     return (own or [site for site, _ in found] or [""])[-1]
 
 
@@ -66,7 +66,7 @@ def describe_error(error: BaseException, module: str) -> str:
 
     Args:
         error: The exception, as caught.
-        module: Dotted name of the plugin's module.
+        module: Dotted name of the plugin's module, or the path of its file.
     """
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError):  # its text names file and line

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -205,6 +207,12 @@ def _is_replacement(value: object) -> bool:
     return isinstance(value, Replacement) and _is_module_class(value.source) and callable(value.convert)
 
 
+def _is_settings(value: object) -> bool:
+    if not isinstance(value, type) or not (attrs.has(value) or dataclasses.is_dataclass(value)):
+        return False
+    return all(p.default is not p.empty for p in inspect.signature(value).parameters.values())
+
+
 _NAME: tuple[str, Any] = ("a name", lambda key: isinstance(key, str) and bool(key))
 
 
@@ -232,4 +240,5 @@ _VALUES: dict[str, tuple[str, Any]] = {
         "a Replacement of a module class by what a function makes of a module",
         _is_replacement,
     ),
+    "prunekit_settings": ("an attrs class or a dataclass whose fields all have defaults", _is_settings),
 }

@@ -39,6 +39,7 @@ HOOKS = (
     "prunekit_weights",
     "prunekit_commands",
     "prunekit_checks",
+    "prunekit_settings",
 )
 INTERFACE = 1
 """Version of the plugin interface: it grows by one with every release in which plugins can do more than before."""
@@ -351,4 +352,30 @@ def prunekit_checks() -> Mapping[tuple[str, Any], Callable[..., None]]:  # type:
 
     Forbidden:
         ``prunekit.testing`` must not be imported before a check is called.
+    """
+
+
+@hookspec
+def prunekit_settings() -> Mapping[str, type[Any]]:  # type: ignore[empty-body]
+    """Settings of the plugin, which a project sets in a table of its own.
+
+    Called:
+        Once for each registry, when it is made.
+
+    Returns:
+        Name of the table, as in ``[tool.prunekit.plugin.NAME]``, to an attrs class or a dataclass whose fields are the
+        settings, all with defaults. The host compares the table with the names and types of the fields (a list may
+        stand for a tuple) and makes one object of the class; a ``ValueError`` of the class is told with the file. The
+        plugin's criteria, compensators, regularizers, schedules, allocators and costs get that object as the
+        keyword-only argument ``settings``, where they have one, and everybody by ``registry.settings(NAME)``.
+
+    Empty:
+        The plugin has no settings, and a table for it is an error.
+
+    Precedence:
+        Of the same name, the plugin of the higher rank. Of a plugin with several tables, what it registers under the
+        name of one gets that one, and everything else the first.
+
+    Forbidden:
+        A class of settings must not read files or the environment, and must be made without arguments.
     """

@@ -7,9 +7,8 @@ that the short functions use. Importing this module loads no plugin.
 from __future__ import annotations
 
 import functools
-import inspect
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from torch import nn
 from prunekit_core.collector import collection_paused
 from prunekit_core.errors import ArgumentError, PluginError, nearest
 from prunekit_core.plugins.blame import Blame, site_of
-from prunekit_core.plugins.config import SEARCHED, Config, find_config, read_config
 from prunekit_core.plugins.entries import (
     BLOCK_VARIABLE,
     GIVEN_RANK,
@@ -34,9 +32,14 @@ from prunekit_core.plugins.loading import Loading, load_installed
 from prunekit_core.plugins.opaque import Opaque
 from prunekit_core.plugins.opened_weights import OpenedWeights
 from prunekit_core.plugins.owners import Owners
+from prunekit_core.plugins.plugin_settings import handed, made_settings
 from prunekit_core.plugins.tables import tables_of
 from prunekit_core.plugins.unmatched import unmatched_keys
+from prunekit_core.plugins.user_code import HOOKS_WITH_CODE, load_code, load_plugins
 from prunekit_core.program.rules import ModuleOp, OpRule, RuleTable, as_rule, rule_keys
+from prunekit_core.projects.code_names import is_code
+from prunekit_core.projects.config import SEARCHED, Config, find_config, read_config
+from prunekit_core.projects.making import check_config, options_of, pruner_of, regularizer_of
 
 WEIGHTS = "safetensors"
 """The plugin that opens weights whose path has no suffix that is registered: folders, and indexes of shards."""
@@ -51,16 +54,22 @@ class Registry:
         entry_points: Whether installed plugins are loaded. Those that the environment variable ``PRUNEKIT_BLOCK``
             names (with commas between them) are left out then, too; ``PRUNEKIT_NO_PLUGINS=1`` leaves out all that
             aren't built in.
-        config: The settings of a project; `from_config` reads them from a file.
+        config: The settings of a project; `from_config` reads them from a file. The plugins that they name are loaded.
+        plugins: Further plugins that aren't installed: dotted names of modules, or paths of files (``"rules.py"``),
+            relative to the working directory. They rank as ``extra`` does, as those of the settings do.
         strict: Whether anything that is wrong with an installed plugin is raised. Otherwise that plugin contributes
             nothing and is listed as broken (`plugins`), and a key that two of them claim is an error for whoever asks
             for it.
 
+    Attributes:
+        config: The settings of the project.
+        uninstalled: The modules and files that are plugins, files by their absolute paths.
+
     Raises:
-        PluginError: An extra has a defect (no hook, a misspelt one, one that raises or returns the wrong things), or
-            two extras claim one key: whoever passes a plugin holds its code, and wants to know at once. With
-            ``strict``, installed plugins raise it as well.
-        ArgumentError: The settings name something that no plugin registered.
+        PluginError: An extra, or another plugin that isn't installed, has a defect (no hook, a misspelt one, one that
+            raises or returns the wrong things), or two of them claim one key: whoever passes a plugin holds its code,
+            and wants to know at once. With ``strict``, installed plugins raise it as well.
+        ArgumentError: The settings name something that no plugin registered, or there is no such file.
     """
 
     def __init__(
@@ -70,10 +79,11 @@ class Registry:
         extra: Mapping[str, object] | None = None,
         entry_points: bool = True,
         config: Config | None = None,
+        plugins: Iterable[str | os.PathLike[str]] = (),
         strict: bool = False,
     ) -> None:
         with collection_paused():
-            self._fill(block, extra, entry_points, config, strict)
+            self._fill(block, extra, entry_points, config, tuple(os.fspath(place) for place in plugins), strict)
 
     def _fill(
         self,
@@ -81,12 +91,15 @@ class Registry:
         extra: Mapping[str, object] | None,
         entry_points: bool,
         config: Config | None,
+        plugins: tuple[str, ...],
         strict: bool,
     ) -> None:
         self._block, self._extra, self._entry_points = tuple(block), dict(extra or {}), entry_points
         self._strict, self.config = strict, config or Config()
         loading = Loading(strict=strict)
-        self._unused = load_installed(loading, self._blocked()) if entry_points else {}
+        unused = load_installed(loading, self._blocked()) if entry_points else {}
+        self.uninstalled = load_plugins(loading, self.config, plugins, self._blocked())
+        self._unused = {name: by for name, by in unused.items() if name not in loading.plugins}
         for name, plugin in self._extra.items():
             source = str(getattr(plugin, "__module__", "") or getattr(plugin, "__name__", ""))
             found = Plugin(name, rank=GIVEN_RANK)
@@ -95,8 +108,12 @@ class Registry:
         tables = tables_of(loading.claims)
         self._tables, self._contests, self._sources = tables.entries, tables.contests, tables.sources
         self._raise_contests(strict)
+        declared = self._tables["prunekit_settings"]
+        absent, refused = any(p.blocked or p.error for p in self.plugins()), self.refused("prunekit_settings")
+        self._settings = made_settings(self.config, declared, refused, lenient=absent)
+        self._tables = handed(self._tables, declared, self._settings, self.config)
         self.op_rules = self._rule_table()
-        self._check_config()
+        check_config(self.config, self, lenient=bool(self.broken()))
 
     def _raise_contests(self, strict: bool) -> None:
         for contest in (contest for hook in HOOKS for contest in self._contests[hook].values()):
@@ -120,6 +137,7 @@ class Registry:
         search: bool = False,
         block: Iterable[str] = (),
         extra: Mapping[str, object] | None = None,
+        plugins: Iterable[str | os.PathLike[str]] = (),
         strict: bool = False,
     ) -> Registry:
         """Makes a registry with the settings of a project; `options` returns them as arguments of ``prune``.
@@ -130,14 +148,14 @@ class Registry:
             search: Take ``path`` as a folder and read the nearest of these files in it or above it; where there is
                 none, nothing is set.
             block: Further plugins to leave out.
-            extra, strict: See `Registry`.
+            extra, plugins, strict: See `Registry`.
 
         Raises:
             ArgumentError: There is no such file, or it holds a setting that doesn't exist or is wrong.
             PluginError: See `Registry`.
         """
         config = find_config(Path(path)) if search else read_config(Path(path))
-        return cls(block=block, extra=extra, config=config, strict=strict)
+        return cls(block=block, extra=extra, config=config, plugins=plugins, strict=strict)
 
     def _blocked(self) -> dict[str, str]:
         """Names to leave out, with who says so."""
@@ -149,60 +167,55 @@ class Registry:
             **dict.fromkeys(self._block, "an argument"),
         }
 
-    def _check_config(self) -> None:
-        """Raises `ArgumentError` unless plugins registered what the settings name.
-
-        While a plugin is broken it may be the one that brings it: then the error is raised where the setting is used,
-        and everything else still works.
-        """
-        config, where = self.config, str(self.config.path)
-        named = [("prunekit_importance", config.importance)] if config.importance else []
-        named += [("prunekit_budgets", name) for name in config.options.get("target", ())]
-        methods = config.options.get("compensation", ())
-        named += [("prunekit_compensators", n) for n in ([methods] if isinstance(methods, str) else methods)]
-        checks = [functools.partial(self.named, hook, name) for hook, name in named]
-        if "allocation" in config.options:
-            checks.append(functools.partial(self.allocator, config.options["allocation"]))
-        for check in checks:
-            try:
-                check()
-            except PluginError:
-                continue
-            except ArgumentError as error:
-                if self.broken():
-                    continue
-                error.where = where
-                raise
-        if config.importance_arguments and config.importance in self._tables["prunekit_importance"]:
-            _check_arguments(config, self.named("prunekit_importance", config.importance))
-
     def options(self, **given: Any) -> dict[str, Any]:
         """Returns the settings of the project as keyword arguments of ``prune``, this registry among them.
 
         Args:
-            given: Arguments that win over the settings; see `Config.under`.
+            given: Arguments that win over the settings; see `Config.under`. The criterion may be a table, as in a file:
+                ``{"name": "magnitude", "p": 1}``.
 
         Raises:
-            ArgumentError: The criterion can't be made with the arguments that are set.
+            ArgumentError: The criterion can't be made with its arguments.
         """
-        found = {"registry": self, **self.config.under(given)}
-        if self.config.importance and "importance" not in found:
-            found["importance"] = self._criterion()
-        return found
+        return {"registry": self, **options_of(self.config, self, given)}
 
-    def _criterion(self) -> Any:
-        """Makes the criterion that is set; without arguments its name will do."""
-        name, arguments = self.config.importance, self.config.importance_arguments
-        if not arguments:
-            return name
-        try:
-            return self.named("prunekit_importance", name)(**arguments)
-        except (TypeError, ValueError) as error:
-            raise ArgumentError(
-                f"The criterion {name!r} can't be made with these arguments.",
-                where=str(self.config.path),
-                why=" ".join(str(error).split()),
-            ) from error
+    def pruner(self, model: nn.Module, example_inputs: Any, **given: Any) -> Any:
+        """Makes the pruner of the project for a model, to prune it in steps.
+
+        Args:
+            model: The model.
+            example_inputs: See `BasePruner`.
+            given: Arguments of pruners that win over the settings, with ``ratio`` for ``pruning_ratio``. What
+                ``pruner`` is set to says which class it is: `BasePruner` where it isn't set.
+
+        Raises:
+            ArgumentError: An argument or a setting is wrong, or a target is set and no ratio given.
+        """
+        return pruner_of(self.config, self, model, example_inputs, given)
+
+    def regularizer(self, groups: Callable[[], Iterable[Any]], **given: Any) -> Any:
+        """Makes the regularizer that is set for the project.
+
+        Args:
+            groups: Lists the groups as they are now, such as ``graph.get_all_groups``.
+            given: Arguments of the regularizer that win over the settings.
+
+        Raises:
+            ArgumentError: None is set, or it takes no argument of a name.
+        """
+        return regularizer_of(self.config, self, groups, given)
+
+    def settings(self, name: str) -> Any:
+        """Returns the settings of a plugin: its own defaults, and what the project's table ``plugin.NAME`` sets.
+
+        Args:
+            name: The name under which the plugin declares them, see `prunekit_settings`.
+
+        Raises:
+            ArgumentError: No plugin declares settings of that name.
+        """
+        self.named("prunekit_settings", name)
+        return self._settings[name]
 
     def extended(self, extra: Mapping[str, object]) -> Registry:
         """Returns another registry with the same plugins and further ones (see ``extra``)."""
@@ -211,6 +224,7 @@ class Registry:
             extra={**self._extra, **extra},
             entry_points=self._entry_points,
             config=self.config,
+            plugins=self.uninstalled,
             strict=self._strict,
         )
 
@@ -291,7 +305,7 @@ class Registry:
         return self._tables[hook]
 
     def named(self, hook: str, name: str) -> Any:
-        """Returns what is registered under a name.
+        """Returns what is registered under a name, or the code that is named (see `HOOKS_WITH_CODE`).
 
         Raises:
             ArgumentError: Nothing is; the message gives the nearest names, and the plugins that are broken or blocked.
@@ -302,6 +316,8 @@ class Registry:
             refused = self.refused(hook).get(name)
             if refused is not None:
                 raise refused
+            if hook in HOOKS_WITH_CODE and is_code(name):
+                return load_code(hook, name)
             noun = hook.removeprefix("prunekit_").replace("_", " ").rstrip("s")
             broken = [f"{plugin.name} could not be loaded: {plugin.error}" for plugin in self.plugins() if plugin.error]
             blocked = [
@@ -324,8 +340,9 @@ class Registry:
             ArgumentError: Nothing is registered under the name; see `named`.
             PluginError: It raises.
         """
-        self.named(hook, name)
-        return self.owners.make(hook, name, self._tables[hook][name], *args, **kwargs)
+        value = self.named(hook, name)
+        entry = self._tables[hook].get(name) or Entry(value, Plugin(name, rank=GIVEN_RANK))
+        return self.owners.make(hook, name, entry, *args, **kwargs)
 
     def allocator(self, name: str) -> Any:
         """Returns the allocator of a name; None where a search for the ratio decides.
@@ -339,6 +356,8 @@ class Registry:
             return None
         if name in self.refused("prunekit_allocators"):
             raise self.refused("prunekit_allocators")[name]
+        if name not in known and is_code(name):
+            return load_code("prunekit_allocators", name)
         if name not in known:
             hint = nearest(name, (*SEARCHED, *known))
             raise ArgumentError(f"There is no allocation called {name!r}.", hint=hint)
@@ -432,23 +451,6 @@ def _broken_owner(key: object, entry: Entry) -> PluginError:
         why=f"{found.headline} {found.why}".strip(),
         hint=found.hint,
     )
-
-
-def _check_arguments(config: Config, make: Any) -> None:
-    """Raises `ArgumentError` if the criterion takes no argument of a name that is set."""
-    try:
-        known = inspect.signature(make).parameters
-    except (TypeError, ValueError):  # builtins may have none; making the criterion will tell
-        return
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
-        return
-    for name in config.importance_arguments:
-        if name not in known:
-            raise ArgumentError(
-                f"The criterion {config.importance!r} has no argument {name!r}.",
-                where=str(config.path),
-                hint=nearest(name, known),
-            )
 
 
 _DEFAULT: dict[str, Registry] = {}

@@ -11,8 +11,8 @@ from prunekit_core.choose.chooser import Chooser
 from prunekit_core.choose.criterion import Criterion, additive
 from prunekit_core.errors import ArgumentError, PluginError
 from prunekit_core.plugins.blame import Blame
-from prunekit_core.plugins.config import SEARCHED
 from prunekit_core.plugins.registry import Registry, default_registry
+from prunekit_core.projects.config import SEARCHED
 from prunekit_plugins.budgets.curves import Sensitivity
 from prunekit_plugins.budgets.knapsack import Choice, Picked, Problem
 from prunekit_plugins.budgets.options import Options, fixed_units, free_options

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 import torch
@@ -96,6 +99,41 @@ def read_targets(texts: Sequence[str]) -> dict[str, float | str] | None:
             raise ArgumentError("A --target is given twice.", where=name)
         found[name] = number
     return found or None
+
+
+def read_name(text: str) -> str:
+    """Reads the name of something registered, or of code: the path of a file in it becomes absolute."""
+    place, colon, attribute = text.rpartition(":")
+    if colon:
+        search_here()
+    return f"{Path(place).resolve()}:{attribute}" if colon and place.endswith(".py") else text
+
+
+def read_criterion(text: str) -> dict[str, Any]:
+    """Reads an ``--importance`` argument: ``lamp``, ``magnitude,p=1``, ``scores.py:Mine,device=nano``.
+
+    Returns:
+        The ``name``, and the arguments that the criterion is made with: JSON values, and else texts.
+
+    Raises:
+        ArgumentError: An argument is given twice.
+    """
+    name, *rest = re.split(r",(?=\w+=)", text)
+    found: dict[str, Any] = {"name": read_name(name)}
+    for argument, _, value in (part.partition("=") for part in rest):
+        if argument in found:
+            raise ArgumentError("An argument of --importance is given twice.", where=argument)
+        try:
+            found[argument] = json.loads(value)
+        except ValueError:
+            found[argument] = value
+    return found
+
+
+def search_here() -> None:
+    """Lets modules in the working directory be found, as a program that is started there finds them."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 def check_there(*paths: Path | None) -> None:

@@ -37,6 +37,15 @@ Block = Annotated[
     list[str] | None,
     typer.Option("--block", metavar="PLUGIN", help="Leave a plugin out. May be repeated.", show_default=False),
 ]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        metavar="CODE",
+        help="A plugin that isn't installed: package.module, or a file. May be repeated.",
+        show_default=False,
+    ),
+]
 Config = Annotated[
     Path | None,
     typer.Option(

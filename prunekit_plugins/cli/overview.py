@@ -19,16 +19,10 @@ def overview(words: Sequence[str]) -> int | None:
         words: What was typed after ``prunekit``.
 
     Returns:
-        The exit code; None where other plugins may bring commands, or some are blocked: then only a registry knows.
+        The exit code; None where other plugins (installed, or the project's) may bring commands, or some are blocked:
+        then only a registry knows. It isn't asked for a version, so that nobody's code is run for that.
     """
-    others = [
-        point for point in metadata.entry_points(group="prunekit") if point.dist and point.dist.name != "prunekit"
-    ]
-    try:
-        blocked = os.environ.get("PRUNEKIT_BLOCK") or find_config(Path.cwd()).block
-    except ArgumentError:  # a registry will say what is wrong with the settings
-        return None
-    if others or blocked:
+    if words != ["--version"] and _others():
         return None
     program = program_of({name: _described(command.summary) for name, command in prunekit_commands().items()})
     try:
@@ -36,6 +30,17 @@ def overview(words: Sequence[str]) -> int | None:
     except SystemExit as finished:  # how typer ends, whatever the outcome
         return finished.code if isinstance(finished.code, int) else int(finished.code is not None)
     return 0
+
+
+def _others() -> bool:
+    """Tells whether there may be other commands than the built-in ones."""
+    points = metadata.entry_points(group="prunekit")
+    try:
+        config = find_config(Path.cwd())
+    except ArgumentError:  # a registry will say what is wrong with the settings
+        return True
+    installed = any(point.dist and point.dist.name != "prunekit" for point in points)
+    return installed or bool(os.environ.get("PRUNEKIT_BLOCK") or config.block or config.plugins)
 
 
 def _described(summary: str) -> Callable[[], None]:

@@ -6,19 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prunekit.plugin import Registry
+from prunekit_plugins.cli.arguments import search_here
 
 
-def project_registry(block: Sequence[str] | None = None, config: Path | None = None) -> Registry:
+def project_registry(
+    block: Sequence[str] | None = None, config: Path | None = None, plugins: Sequence[str] | None = None
+) -> Registry:
     """Makes the registry of a command.
 
     Args:
         block: Plugins to leave out, on top of those that the project blocks.
         config: The configuration file; None for the nearest one in the working directory or above it.
+        plugins: Modules and files that are plugins, on top of those that the project names.
 
     Raises:
         ArgumentError: The file isn't there or holds a wrong setting.
         PluginError: See `Registry`.
     """
-    if config is None:
-        return Registry.from_config(Path.cwd(), search=True, block=block or ())
-    return Registry.from_config(config, block=block or ())
+    if plugins:
+        search_here()
+    place = Path.cwd() if config is None else config
+    return Registry.from_config(place, search=config is None, block=block or (), plugins=plugins or ())

@@ -222,7 +222,13 @@ def settings_of(registry: Registry, settings: Mapping[str, Any], default: str) -
     if not found.keys() & {"ratio", "target"}:
         found["ratio"] = 0.5
     criterion = settings.get("importance", default)
-    if not isinstance(criterion, str):
+    if not isinstance(criterion, str | Mapping):
         criterion = {"name": config.importance, **config.importance_arguments}
-    blocked = [plugin.name for plugin in registry.plugins() if plugin.blocked]
-    return {"importance": criterion, **found, **({"block": blocked} if blocked else {})}
+    if isinstance(criterion, Mapping) and criterion.keys() == {"name"}:
+        criterion = criterion["name"]
+    host = {
+        "block": [plugin.name for plugin in registry.plugins() if plugin.blocked],
+        "plugins": list(registry.uninstalled),
+        "plugin": config.tables,
+    }
+    return {"importance": criterion, **found, **{name: value for name, value in host.items() if value}}

@@ -17,27 +17,49 @@ from prunekit_plugins.cli.recipe import Recipe, current_versions, digest, read_r
 
 
 def start(
-    context: typer.Context, model: str | None, path: Path | None, block: Sequence[str] | None, config: Path | None
+    context: typer.Context,
+    model: str | None,
+    path: Path | None,
+    block: Sequence[str] | None,
+    config: Path | None,
+    plugins: Sequence[str] | None,
+    *,
+    trusted: bool,
 ) -> tuple[Recipe, Registry]:
     """Reads the recipe, if there is one, and makes the registry with its settings or with those of the project.
+
+    Args:
+        context: That of the command.
+        model: The model that was typed.
+        path: The recipe.
+        block, config, plugins: See `project_registry`.
+        trusted: Whether code that the settings in the recipe name may be loaded.
 
     Returns:
         The recipe, with the model that was typed in its place if one was, and the registry.
 
     Raises:
-        ArgumentError: The recipe can't be read, or a configuration file was given beside it.
+        ArgumentError: The recipe can't be read, names code and isn't trusted, or a configuration file was given beside
+            it.
         typer.BadParameter: There is no model.
     """
     if path is None:
         if model is None:
             raise typer.BadParameter("name a model, or give --recipe FILE", ctx=context, param_hint="MODEL")
-        return Recipe(model, (), {}, seed=SEED), project_registry(block, config)
+        return Recipe(model, (), {}, seed=SEED), project_registry(block, config, plugins)
     if config is not None:
         raise ArgumentError("Give --recipe or --config, not both.", hint="a recipe holds all settings")
     recipe, settings = read_recipe(path)
     if model is not None and model != recipe.model:  # the inputs and weights were another model's
         recipe = Recipe(model, (), recipe.settings, seed=recipe.seed, versions=recipe.versions)
-    return recipe, Registry(block=block or (), config=settings)
+    if settings.code() and not trusted:
+        raise ArgumentError(
+            "The recipe names code.",
+            where=str(path),
+            why=", ".join(settings.code()),
+            hint="read that code; then repeat the call with --allow-code, which lets it be loaded",
+        )
+    return recipe, Registry(block=block or (), config=settings, plugins=plugins or ())
 
 
 def finish(

@@ -9,8 +9,6 @@ import difflib
 import importlib
 import inspect
 import json
-import os
-import sys
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,7 +19,7 @@ import attrs
 from torch import nn
 
 from prunekit.plugin import ArgumentError, PrunekitError
-from prunekit_plugins.cli.arguments import TensorSpec
+from prunekit_plugins.cli.arguments import TensorSpec, search_here
 
 IMAGE = TensorSpec((1, 3, 224, 224))
 INCEPTION = TensorSpec((1, 3, 299, 299))
@@ -140,8 +138,7 @@ def look_up(path: str, attribute: str, what: str) -> Any:
         ArgumentError: There is no such module, or nothing of that name in it.
         BuildError: The module's own code raised.
     """
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    search_here()
     headline = f"The module of the {what} can't be imported."
     try:
         module = importlib.import_module(path)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from prunekit.plugin import hookimpl, linear_scheduler
 from prunekit_plugins.schedules.curves import (
+    OneCycle,
     cosine_scheduler,
     cubic_scheduler,
     exponential_scheduler,
@@ -14,6 +16,7 @@ from prunekit_plugins.schedules.curves import (
 )
 
 __all__ = [
+    "OneCycle",
     "cosine_scheduler",
     "cubic_scheduler",
     "exponential_scheduler",
@@ -34,3 +37,9 @@ def prunekit_schedules() -> Mapping[str, Callable[[float, int], list[float]]]:
         "one_cycle": one_cycle_scheduler,
         "one_shot": one_shot_scheduler,
     }
+
+
+@hookimpl
+def prunekit_settings() -> Mapping[str, type[Any]]:
+    """The form of the one-cycle schedule."""
+    return {"one_cycle": OneCycle}

@@ -6,10 +6,9 @@ import itertools
 import math
 from collections.abc import Callable
 
-from prunekit.plugin import ArgumentError
+import attrs
 
-ONE_CYCLE_ALPHA = 14.0
-ONE_CYCLE_BETA = 5.0
+from prunekit.plugin import ArgumentError
 
 
 def one_shot_scheduler(ratio: float, steps: int) -> list[float]:
@@ -76,7 +75,35 @@ def cosine_scheduler(ratio: float, steps: int) -> list[float]:
     return _follow(lambda t: ratio * (1 - math.cos(math.pi * t)) / 2, ratio, steps)
 
 
-def one_cycle_scheduler(ratio: float, steps: int) -> list[float]:
+@attrs.frozen
+class OneCycle:
+    """The form of `one_cycle_scheduler`; a project sets it in its table ``plugin.one_cycle``.
+
+    Attributes:
+        alpha: How steep the curve is in the middle, above 0.
+        beta: How late the middle comes: at the fraction ``beta / alpha`` of the steps.
+
+    Raises:
+        ArgumentError: Alpha isn't a positive number.
+    """
+
+    alpha: float = 14.0
+    beta: float = 5.0
+
+    def __attrs_post_init__(self) -> None:
+        if not 0 < self.alpha < math.inf or not math.isfinite(self.beta):
+            raise ArgumentError("A one-cycle schedule needs a positive alpha and a finite beta.", why=f"got {self}")
+
+    def at(self, t: float) -> float:
+        """Returns ``(1 + e^(-alpha + beta)) / (1 + e^(-alpha * t + beta))``, which is 1 at the end, t = 1."""
+        return (1 + math.exp(self.beta - self.alpha)) / (1 + math.exp(self.beta - self.alpha * t))
+
+
+PUBLISHED = OneCycle()
+"""The curve of the paper."""
+
+
+def one_cycle_scheduler(ratio: float, steps: int, *, settings: OneCycle = PUBLISHED) -> list[float]:
     """Little, then nearly everything within a short time, then little (Hubens et al., "One-Cycle Pruning", 2021).
 
     With ``g(t) = (1 + e^(-alpha + beta)) / (1 + e^(-alpha * t + beta))``, alpha 14 and beta 5, it is
@@ -85,6 +112,7 @@ def one_cycle_scheduler(ratio: float, steps: int) -> list[float]:
     Args:
         ratio: The final ratio, in [0, 1].
         steps: Number of steps, at least one.
+        settings: Alpha and beta.
 
     Returns:
         ``steps + 1`` cumulative ratios, ascending, from 0 to ``ratio``.
@@ -92,13 +120,8 @@ def one_cycle_scheduler(ratio: float, steps: int) -> list[float]:
     Raises:
         ArgumentError: The ratio or the number of steps is wrong.
     """
-    start = _one_cycle(0.0)
-    return _follow(lambda t: ratio * (_one_cycle(t) - start) / (1 - start), ratio, steps)
-
-
-def _one_cycle(t: float) -> float:
-    height = 1 + math.exp(-ONE_CYCLE_ALPHA + ONE_CYCLE_BETA)
-    return height / (1 + math.exp(-ONE_CYCLE_ALPHA * t + ONE_CYCLE_BETA))
+    start = settings.at(0.0)
+    return _follow(lambda t: ratio * (settings.at(t) - start) / (1 - start), ratio, steps)
 
 
 def _follow(curve: Callable[[float], float], ratio: float, steps: int) -> list[float]:

@@ -36,6 +36,7 @@ BY_HOOK: Mapping[str, Check] = {
     "prunekit_compensators": lambda value, registry: check_compensator(value, registry=registry),
     "prunekit_allocators": lambda value, registry: check_allocator(value),
     "prunekit_commands": lambda value, registry: check_command(value, registry=registry),
+    "prunekit_settings": lambda value, registry: _check_defaults(value),
 }
 """What is checked as it is. What isn't listed needs a layer, tensors or a file to be tried on."""
 
@@ -125,6 +126,12 @@ def _plugins(name: str, registry: Registry) -> dict[str, Plugin]:
         known = {text for plugin in registry.plugins() for text in (plugin.name, plugin.distribution) if text}
         raise ArgumentError(f"There is no plugin {name!r}.", hint=nearest(name, sorted(known)))
     return found
+
+
+def _check_defaults(kind: Callable[[], object]) -> None:
+    """Proves a class of settings: its defaults are settings that it takes."""
+    with failing("the class, called without arguments", kind):
+        kind()
 
 
 def _place(hook: str, key: Any) -> tuple[str, str]:

@@ -158,13 +158,15 @@ def test_the_overview_says_what_the_commands_say() -> None:
         assert command.summary == " ".join((command.load().__doc__ or "").split("\n\n")[0].split()), name
 
 
-def test_where_plugins_are_blocked_only_a_registry_knows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_where_plugins_are_blocked_or_the_projects_own_only_a_registry_knows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
-    assert overview(["--version"]) == 0
+    assert overview(["--help"]) == 0
     monkeypatch.setenv("PRUNEKIT_BLOCK", "prunekit:cli")
-    assert overview(["--version"]) is None
+    assert overview(["--help"]) is None
     monkeypatch.delenv("PRUNEKIT_BLOCK")
-    Path("prunekit.toml").write_text('block = ["prunekit:cli"]')
-    assert overview(["--version"]) is None
-    Path("prunekit.toml").write_text("nonsense = 1")
-    assert overview(["--version"]) is None
+    for text in ('block = ["prunekit:cli"]', 'plugins = ["own.py"]', "nonsense = 1"):
+        Path("prunekit.toml").write_text(text)
+        assert overview(["--help"]) is None
+        assert overview(["--version"]) == 0

@@ -60,7 +60,7 @@ def test_a_plugin_of_one_kind_passes_its_own_tests(kind: str, cli: Cli, tmp_path
 def test_a_plugin_of_all_kinds_passes_its_own_tests_and_the_kit(cli: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "everything"
     assert cli("new-plugin", "everything", "--with", "all", "--out", folder).code == 0
-    assert "22 passed" in run_tests(folder, "everything")
+    assert "25 passed" in run_tests(folder, "everything")
     program = "import sys; from prunekit_plugins.cli.entry import main; sys.exit(main(sys.argv[1:]))"
     path = (folder / "src", folder / "record")
     done = python("-c", program, "plugins", "everything", "--check", cwd=tmp_path, path=path)

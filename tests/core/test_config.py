@@ -13,7 +13,7 @@ import torch
 
 import prunekit as pk
 from prunekit import plugin
-from prunekit_core.plugins.config import SETTINGS, Config, find_config, read_config
+from prunekit_core.projects.config import SETTINGS, Config, find_config, read_config
 from tests.models import Chain
 
 EVERYTHING = """
@@ -35,6 +35,25 @@ allocation = "greedy"
 compensation = "bias"
 reestimate_batchnorm = false
 stages = 3
+plugins = ["some.module", "tools/rules.py"]
+pruner = { name = "group_norm", reg = 1e-3 }
+regularizer = "group_lasso"
+iterative_steps = 5
+iterative_pruning_ratio_scheduler = "tools/rules.py:late"
+plugin.one_cycle.alpha = 10
+"""
+
+RULES = """
+from prunekit.plugin import hookimpl
+
+
+@hookimpl
+def prunekit_schedules():
+    return {"late": late}
+
+
+def late(ratio, steps):
+    return [*[0.0] * steps, ratio]
 """
 
 
@@ -67,7 +86,16 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         "reestimate_batchnorm": False,
         "stages": 3,
     }
-    assert {*config.options, "block", "importance", "ratio", "align"} == set(SETTINGS)
+    assert config.plugins == ("some.module", "tools/rules.py")
+    assert config.tables == {"one_cycle": {"alpha": 10}}
+    assert config.stepwise == {
+        "pruner": {"name": "group_norm", "reg": 1e-3},
+        "regularizer": "group_lasso",
+        "iterative_steps": 5,
+        "iterative_pruning_ratio_scheduler": f"{tmp_path}/tools/rules.py:late",
+    }
+    other = {"block", "plugins", "plugin", "importance", "ratio", "align"}
+    assert {*config.options, *config.stepwise, *other} == set(SETTINGS)
     table = "[tool.other]\nx = 1\n[tool.prunekit]" + EVERYTHING
     assert read_config(written(tmp_path, table, "pyproject.toml")).options == config.options
 
@@ -85,7 +113,9 @@ def test_options_are_arguments_of_prune_and_base_pruner(tmp_path: Path) -> None:
     model = Chain(4, 12, 3)
     pk.prune(model, torch.randn(1, 4), **registry.options())
     assert model.layers[0].out_features == 9
-    everything = pk.Registry.from_config(written(tmp_path, EVERYTHING)).options()
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "rules.py").write_text(RULES)
+    everything = pk.Registry.from_config(written(tmp_path, EVERYTHING.replace('"some.module", ', ""))).options()
     of_prune = {"target", "allocation", "compensation", "reestimate_batchnorm", "stages"}
     assert of_prune < set(inspect.signature(pk.prune).parameters)
     told = {name: value for name, value in everything.items() if name not in of_prune}

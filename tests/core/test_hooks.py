@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch import nn
@@ -227,6 +229,22 @@ def checks() -> None:
     assert (seen, checked.outcome) == ([registry], Outcome.PASSED)
 
 
+def settings() -> None:
+    @attrs.frozen
+    class Late:
+        steps: int = 1
+
+    def late(ratio: float, steps: int, *, settings: Late) -> list[float]:
+        return [*[0.0] * settings.steps, *[ratio] * (steps + 1 - settings.steps)]
+
+    own = {"prunekit_settings": {"late": Late}, "prunekit_schedules": {"late": late}}
+    hooks = {hook: plugin.hookimpl(lambda entries=entries: entries, specname=hook) for hook, entries in own.items()}
+    config = plugin.Config.of({"plugin": {"late": {"steps": 2}}}, Path("prunekit.toml"))
+    registry = pk.Registry(extra={"own": SimpleNamespace(**hooks)}, config=config)
+    assert registry.named("prunekit_schedules", "late")(0.5, 3) == [0, 0, 0.5, 0.5]
+    assert registry.settings("late") == Late(2)
+
+
 USES: dict[str, Callable[[], None]] = {
     "prunekit_op_rules": op_rules,
     "prunekit_layer_types": layer_types,
@@ -241,6 +259,7 @@ USES: dict[str, Callable[[], None]] = {
     "prunekit_weights": weights,
     "prunekit_commands": commands,
     "prunekit_checks": checks,
+    "prunekit_settings": settings,
 }
 
 

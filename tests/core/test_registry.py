@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch import nn
@@ -211,6 +212,7 @@ GOOD: dict[str, tuple[Any, Any]] = {
     "prunekit_pruners": ("own", pk.BasePruner),
     "prunekit_replacements": ("own", Replacement("own", nn.Module, lambda module: None)),
     "prunekit_checks": (("prunekit_schedules", "own"), dict),
+    "prunekit_settings": ("own", attrs.make_class("Own", [])),
 }
 
 

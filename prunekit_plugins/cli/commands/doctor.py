@@ -40,6 +40,7 @@ def doctor(
     ] = None,
     block: options.Block = None,
     config: options.Config = None,
+    plugin: options.Plugins = None,
     everything: options.All = False,
     as_json: options.Json = False,
 ) -> None:
@@ -51,7 +52,7 @@ def doctor(
     if min(rounds, cores or 1) < 1:
         raise ArgumentError("--rounds and --threads must be positive.")
     output = Output(as_json)
-    registry = project_registry(block, config)
+    registry = project_registry(block, config, plugin)
     with output.working(f"building {model}"):
         subject = build(model, specs)
     subject = subject.beside(plan or weights)

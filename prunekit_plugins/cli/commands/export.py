@@ -42,6 +42,7 @@ def export(
     ] = None,
     block: options.Block = None,
     config: options.Config = None,
+    plugin: options.Plugins = None,
     as_json: options.Json = False,
 ) -> None:
     """Write a model as ONNX or as a program of torch.export, and compare what it computes with the model."""
@@ -50,7 +51,7 @@ def export(
         raise ArgumentError("There is no such --format.", why=f"got {to!r}", hint=nearest(to, FORMATS))
     check_writable(out, "--out")
     output = Output(as_json)
-    registry = project_registry(block, config)
+    registry = project_registry(block, config, plugin)
     with output.working(f"building {model}"):
         subject = build(model, specs)
         if weights is not None and (weights.is_dir() or _is_pruned(weights)):

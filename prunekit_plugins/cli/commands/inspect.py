@@ -31,6 +31,7 @@ def inspect(
     report: options.Report = None,
     block: options.Block = None,
     config: options.Config = None,
+    plugin: options.Plugins = None,
     everything: options.All = False,
     as_json: options.Json = False,
 ) -> None:
@@ -40,7 +41,7 @@ def inspect(
         check_report_path(report)
         check_writable(report, "--report")
     output = Output(as_json)
-    registry = project_registry(block, config)
+    registry = project_registry(block, config, plugin)
     with output.working(f"building {model}"):
         subject = build(model, specs)
     with output.working(f"analysing {model}"):

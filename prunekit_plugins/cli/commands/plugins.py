@@ -27,13 +27,14 @@ def plugins(
     ] = False,
     block: options.Block = None,
     config: options.Config = None,
+    plugin: options.Plugins = None,
     everything: options.All = False,
     as_json: options.Json = False,
 ) -> None:
     """Show everything registered, from which distribution, what overrides what, what is blocked or broken."""
     if name is not None and not check:
         raise ArgumentError("A NAME goes with --check.", why=f"got {name!r}")
-    registry, output = project_registry(block, config), Output(as_json)
+    registry, output = project_registry(block, config, plugin), Output(as_json)
     if check:
         check_plugins(registry, output, name)
     else:

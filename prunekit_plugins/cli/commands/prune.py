@@ -16,7 +16,7 @@ from prunekit import ExactCheck, PruneResult, check_exact, prune as prune_model,
 from prunekit.plugin import ArgumentError, Batches, Config, PrunekitError, Registry, write_text
 from prunekit_plugins.budgets import watched
 from prunekit_plugins.cli import options
-from prunekit_plugins.cli.arguments import check_writable, read_inputs, read_targets
+from prunekit_plugins.cli.arguments import check_writable, read_criterion, read_inputs, read_name, read_targets
 from prunekit_plugins.cli.calibrating import Data, counted
 from prunekit_plugins.cli.commands.apply import convert, source_of
 from prunekit_plugins.cli.commands.trace import decisions, show_trace, trace_data
@@ -57,7 +57,12 @@ def prune(
         Path | None, typer.Option(help="Weights to start from (safetensors).", show_default=False)
     ] = None,
     importance: Annotated[
-        str | None, typer.Option(help="The criterion that ranks the units; magnitude by default.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="NAME[,ARG=VALUE]",
+            help="The criterion that ranks the units; magnitude by default.",
+            show_default=False,
+        ),
     ] = None,
     global_pruning: Annotated[
         bool | None, typer.Option("--global/--local", help="Rank all units of the model together.", show_default=False)
@@ -92,12 +97,16 @@ def prune(
     trace: Annotated[bool, typer.Option("--trace", help="Show which plugin brought what decided.")] = False,
     block: options.Block = None,
     config: options.Config = None,
+    plugin: options.Plugins = None,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Load the code that the settings in a recipe name.")
+    ] = False,
     everything: options.All = False,
     as_json: options.Json = False,
 ) -> None:
     """Prune a model and write the smaller one to a file, which prunekit.load reads."""
     # Everything that was typed is checked first: building a model and reading data may take minutes.
-    known, registry = start(context, model, recipe, block, config)
+    known, registry = start(context, model, recipe, block, config, plugin, trusted=allow_code)
     model, weights = known.model, weights or known.checked_weights()
     specs, targets = read_inputs(inputs or known.input), read_targets(target or ())
     if ratio is not None and targets:
@@ -108,14 +117,17 @@ def prune(
     source = source_of(model, weights) if on_disk else None
     _check_files(out, plan, report, save_recipe, folder=on_disk)
     output = Output(as_json)
-    _check_names(registry, importance, compensation or ())
-    # What was typed wins over the settings of the project and the recipe; None is what nobody typed.
-    typed = Config.among(context.params) | {
+    typed: dict[str, Any] = {
         "target": targets,
-        "compensation": [name for name in compensation if name != NONE] if compensation else None,
+        "importance": None if importance is None else read_criterion(importance),
+        "allocation": None if allocation is None else read_name(allocation),
+        "compensation": [read_name(name) for name in compensation if name != NONE] if compensation else None,
         "ignored_layers": [*registry.config.options.get("ignored_layers", ()), *ignore] if ignore else None,
     }
-    settings = registry.options(**typed)
+    for name in typed["compensation"] or ():
+        registry.named("prunekit_compensators", name)
+    # What was typed wins over the settings of the project and the recipe; None is what nobody typed.
+    settings = registry.options(**{**Config.among(context.params), **typed})
     with output.working(f"building {model}"):
         if source is not None:
             settings["weights"] = source
@@ -138,18 +150,11 @@ def prune(
     traced = decisions(result, registry) if trace else []
     if trace:
         show_trace(output, traced)
+    if typed["importance"] is not None:
+        settings["importance"] = typed["importance"]  # with its arguments, not made of them
     finish(output, known, subject, settings, save_recipe, weights, data)
     told = {"trace": trace_data(traced)} if trace else {}
     output.result({**_data(subject, result, found, out, plan), "report": str(report) if report else None, **told})
-
-
-def _check_names(registry: Registry, importance: str | None, compensation: Sequence[str]) -> None:
-    """Raises an error for a criterion or a compensator that no plugin brings."""
-    if importance is not None:
-        registry.named("prunekit_importance", importance)
-    for name in compensation:
-        if name != NONE:
-            registry.named("prunekit_compensators", name)
 
 
 def _data_of(

@@ -159,5 +159,14 @@ KINDS = (
         '"$package": LazyCommand("$package.command", "groups", "Show how many units each group has.")',
         "$package",
     ),
+    Kind(
+        "settings",
+        "settings of a project",
+        "prunekit_settings",
+        "Mapping[str, type[Any]]",
+        ("Settings",),
+        '"$package": Settings',
+        "$package",
+    ),
 )
 BY_NAME = {kind.name: kind for kind in KINDS}

@@ -15,6 +15,7 @@ import attrs
 
 from prunekit_core.arguments import is_count, is_number
 from prunekit_core.errors import ArgumentError, nearest
+from prunekit_core.projects.code_names import anchored, is_code
 
 OWN_FILE = "prunekit.toml"
 SHARED_FILE = "pyproject.toml"
@@ -32,6 +33,9 @@ class Config:
         importance: Name of the criterion; empty when it isn't set.
         importance_arguments: Arguments that the criterion is made with.
         options: Further keyword arguments of ``prune``, under their own names.
+        plugins: Modules and files that are plugins of the project.
+        tables: The tables of single plugins, by their names.
+        stepwise: What `Registry.pruner` and `Registry.regularizer` take besides the options.
     """
 
     path: Path | None = None
@@ -39,6 +43,9 @@ class Config:
     importance: str = ""
     importance_arguments: Mapping[str, Any] = attrs.field(factory=dict)
     options: Mapping[str, Any] = attrs.field(factory=dict)
+    plugins: tuple[str, ...] = ()
+    tables: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    stepwise: Mapping[str, Any] = attrs.field(factory=dict)
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], path: Path) -> Config:
@@ -52,6 +59,26 @@ class Config:
             ArgumentError: A setting doesn't exist or has the wrong form.
         """
         return _checked(settings, path)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the file, where relative paths start; the working directory where there is no file."""
+        return Path.cwd() if self.path is None else self.path.resolve().parent
+
+    def site_of(self, text: str) -> str:
+        """Returns the file with the first line that holds a text; words for an argument where none does."""
+        lines = [] if self.path is None else self.path.read_text(encoding="utf-8").splitlines()
+        number = next((number for number, line in enumerate(lines, 1) if text in line), None)
+        return "an argument" if number is None else f"{self.path}:{number}"
+
+    def code(self) -> list[str]:
+        """Lists what the settings name that isn't a name of something registered: modules and files with code."""
+        named = [self.importance, *(name for key in CODE for name in names_in(self.option(key)))]
+        return [*self.plugins, *(name for name in named if is_code(name))]
+
+    def option(self, key: str) -> Any:
+        """Returns an option of any kind; None where it isn't set."""
+        return self.options.get(key, self.stepwise.get(key))
 
     @staticmethod
     def among(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,9 +111,16 @@ def _is_name_or_list(value: object) -> bool:
     return _is_list_of_names([value] if isinstance(value, str) else value)
 
 
-def _is_criterion(value: object) -> bool:
+def _is_made(value: object) -> bool:
     name = value.get("name") if isinstance(value, Mapping) else value
     return isinstance(name, str) and bool(name)
+
+
+def names_in(value: Any) -> list[str]:
+    """Lists the names in the value of a setting: a name, a list of names, or a table with a name and arguments."""
+    if isinstance(value, Mapping):
+        return [value["name"]]
+    return [value] if isinstance(value, str) else list(value or ())
 
 
 def _is_table_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -98,7 +132,9 @@ _COUNT = ("a positive whole number", is_count)
 _SWITCH = ("true or false", lambda value: isinstance(value, bool))
 SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "block": ("a list of plugins", _is_list_of_names),
-    "importance": ('the name of a criterion, or a table such as { name = "magnitude", p = 1 }', _is_criterion),
+    "plugins": ('a list of modules and files, such as ["tools/pruning.py"]', _is_list_of_names),
+    "plugin": ("a table with a table for each plugin", _is_table_of(lambda value: isinstance(value, Mapping))),
+    "importance": ('the name of a criterion, or a table such as { name = "magnitude", p = 1 }', _is_made),
     "ratio": _RATIO,
     "target": (
         'a table of cost models and positive numbers, or texts with a unit such as "20ms"',
@@ -120,10 +156,18 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "head_pruning_ratio": _RATIO,
     "prune_num_heads": _SWITCH,
     "prune_head_dims": _SWITCH,
+    "pruner": ('the name of a pruner, or a table such as { name = "group_norm", reg = 1e-4 }', _is_made),
+    "regularizer": ('the name of a regularizer, or a table such as { name = "group_lasso", reg = 1e-4 }', _is_made),
+    "iterative_steps": _COUNT,
+    "iterative_pruning_ratio_scheduler": ("the name of a schedule", lambda value: isinstance(value, str)),
 }
 """Every setting: what it must be, in words, and whether a value is that."""
-OF_THE_HOST = ("block",)
+OF_THE_HOST = ("block", "plugins", "plugin")
 """Settings that say what is loaded; the others are arguments of ``prune``."""
+STEPWISE = ("pruner", "regularizer", "iterative_steps", "iterative_pruning_ratio_scheduler")
+"""Settings for pruning in steps, which ``prune`` doesn't do."""
+CODE = ("compensation", "allocation", "pruner", "regularizer", "iterative_pruning_ratio_scheduler")
+"""Settings, besides the criterion, in which a name may be one for code."""
 EXCLUSIVE = (("ratio", "target"), ("round_to", "align"))
 """Settings of which one takes the place of the other."""
 
@@ -215,7 +259,24 @@ def _checked(table: Mapping[str, Any], path: Path) -> Config:
             raise ArgumentError(f"The setting {key!r} must be {words}.", where=where, why=f"got {value!r}")
     if "ratio" in table and "target" in table:
         raise ArgumentError("Give a ratio or a target, not both.", where=where)
-    importance = table.get("importance", "")
+    named = {key: _anchored(table[key], path.resolve().parent) for key in ("importance", *CODE) if key in table}
+    importance = named.pop("importance", "")
     arguments = dict(importance) if isinstance(importance, Mapping) else {"name": importance}
-    options = {key: value for key, value in table.items() if key not in (*OF_THE_HOST, "importance")}
-    return Config(path, tuple(table.get("block", ())), arguments.pop("name"), arguments, options)
+    given = {**table, **named}
+    return Config(
+        path,
+        tuple(table.get("block", ())),
+        arguments.pop("name"),
+        arguments,
+        {key: value for key, value in given.items() if key not in (*OF_THE_HOST, *STEPWISE, "importance")},
+        tuple(table.get("plugins", ())),
+        table.get("plugin", {}),
+        {key: given[key] for key in STEPWISE if key in given},
+    )
+
+
+def _anchored(value: Any, folder: Path) -> Any:
+    """Makes paths in names for code absolute, in any value that `names_in` reads."""
+    if isinstance(value, Mapping):
+        return {**value, "name": anchored(value["name"], folder)}
+    return anchored(value, folder) if isinstance(value, str) else [anchored(name, folder) for name in value]
