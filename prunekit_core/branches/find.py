@@ -86,7 +86,7 @@ class _Search:
             if not _is_plain(needs.trace, operation, first, second):
                 continue
             for argument, tensor, rest in ((addition.first, first, second), (addition.second, second, first)):
-                only = needs.only_for(operation.index, tensor)
+                only = needs.only_for([(operation.index, tensor)])
                 reads = needs.names_read(only) if only else ()
                 if self._parameters.isdisjoint(reads):
                     continue

@@ -81,6 +81,10 @@ class Needs:
                 found.extend(tensor_refs([operation.arguments.get(name)]))
         return found
 
+    def written_memory(self, operation: Operation) -> set[int]:
+        """Lists the memory (see `Trace.memory`) that an operation writes to in place."""
+        return {self.trace.memory(ref.index) for ref in self._written_by(operation)}
+
     def _sources_of(self, ref: TensorRef) -> tuple[int, ...]:
         last = (self._written.get(ref.index), self._memory.get(self.trace.memory(ref.index)))
         return tuple(dict.fromkeys(index for index in last if index is not None))
@@ -102,20 +106,26 @@ class Needs:
         """Returns the operations that an operation depends on for one of the tensors that it reads."""
         return next(sources for read, sources in self.sources[operation] if read == ref)
 
-    def only_for(self, operation: int, ref: TensorRef) -> set[int]:
-        """Finds the operations that the results need only because an operation reads a tensor.
+    def only_for(self, reads: Iterable[tuple[int, TensorRef]]) -> set[int]:
+        """Finds the operations that the results need only because some operations read some tensors.
 
-        They are those that the results don't need any more once it doesn't read it.
+        They are those that the results don't need any more once these operations don't read these tensors.
+
+        Args:
+            reads: Each index of an operation with a tensor that it reads.
         """
+        unread = set(reads)
         spare: dict[int, int] = {}
         found: set[int] = set()
-        pending = list(self.source(operation, ref))
+        pending = [source for operation, ref in sorted(unread, key=_place) for source in self.source(operation, ref)]
         while pending:
             index = pending.pop()
             spare[index] = spare.get(index, 0) + 1
             if spare[index] == self._uses[index]:
                 found.add(index)
-                pending.extend(source for _, sources in self.sources[index] for source in sources)
+                pending.extend(
+                    source for ref, sources in self.sources[index] if (index, ref) not in unread for source in sources
+                )
         return found
 
     def followers(self, operations: set[int]) -> set[int]:
@@ -170,3 +180,7 @@ class Needs:
     def _is_given(self, version: Version) -> bool:
         """Whether a version is a parameter or buffer as it was before the forward."""
         return version[0] < 0 and self.trace.memory(version[1]) in self._names
+
+
+def _place(read: tuple[int, TensorRef]) -> tuple[int, int]:
+    return (read[0], read[1].index)

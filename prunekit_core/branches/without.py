@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import attrs
+import torch
 
 from prunekit_core.branches.branch import Branch, Summand
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.recording import Recording
+from prunekit_core.program.calls import bind_arguments, operation_name
 from prunekit_core.program.trace import Operation, TensorRef, Trace
 
 _T = TypeVar("_T")
+_ZEROS_LIKE = torch.ops.aten.zeros_like.default
+
+
+@attrs.frozen
+class Filling:
+    """Zeros that a program makes in the place of operations that are gone.
+
+    Attributes:
+        start: Index of the first of those operations.
+        module: Path of the module that makes them.
+        like: The tensor whose shape, dtype and device they have.
+        tensor: The tensor that they stand for.
+    """
+
+    start: int
+    module: str
+    like: TensorRef
+    tensor: TensorRef
 
 
 def without(analysis: Analysis, branches: Iterable[Branch]) -> Analysis:
@@ -53,7 +73,12 @@ def _passed_on(trace: Trace, sums: Iterable[Summand]) -> tuple[dict[int, TensorR
     return passed, {index for index, summands in lost.items() if len(summands) == 1}
 
 
-def reduced(recording: Recording, gone: Collection[int], passed: Mapping[int, TensorRef] | None = None) -> Recording:
+def reduced(
+    recording: Recording,
+    gone: Collection[int],
+    passed: Mapping[int, TensorRef] | None = None,
+    fillings: Sequence[Filling] = (),
+) -> Recording:
     """Returns a recording without some operations, numbered as if the rest had been recorded.
 
     A tensor that only they made is one that no operation makes.
@@ -62,17 +87,32 @@ def reduced(recording: Recording, gone: Collection[int], passed: Mapping[int, Te
         recording: The recording.
         gone: Indices of the operations.
         passed: By `TensorRef.index`: which tensor is read in the place of one that they made.
+        fillings: Tensors of zeros that are made in their place.
     """
-    return _Reduction(recording, gone, passed or {}).recording()
+    return _Reduction(recording, gone, passed or {}, fillings).recording()
 
 
 class _Reduction:
     """Numbers what is left: operations in order, tensors as a recorder meets them (`TraceBuilder`)."""
 
-    def __init__(self, recording: Recording, gone: Collection[int], passed: Mapping[int, TensorRef]) -> None:
+    def __init__(
+        self,
+        recording: Recording,
+        gone: Collection[int],
+        passed: Mapping[int, TensorRef],
+        fillings: Sequence[Filling],
+    ) -> None:
         self._recording, self._passed = recording, passed
-        self._left = [operation for operation in recording.trace.operations if operation.index not in gone]
-        self._places = {operation.index: place for place, operation in enumerate(self._left)}
+        self._left: list[Operation] = []
+        self._places: dict[int, int] = {}
+        made: dict[int, list[Operation]] = {}
+        for filling in fillings:
+            made.setdefault(filling.start, []).append(_zeros_like(filling))
+        for operation in recording.trace.operations:
+            self._left.extend(made.get(operation.index, ()))
+            if operation.index not in gone:
+                self._places[operation.index] = len(self._left)
+                self._left.append(operation)
         self._numbers: dict[int, int] = {}
 
     def recording(self) -> Recording:
@@ -145,3 +185,9 @@ class _Reduction:
 
     def _by_place(self, table: Mapping[int, _T]) -> dict[int, _T]:
         return {self._places[index]: value for index, value in table.items() if index in self._places}
+
+
+def _zeros_like(filling: Filling) -> Operation:
+    arguments = bind_arguments(_ZEROS_LIKE, (filling.like,), {})
+    name = operation_name(_ZEROS_LIKE)
+    return Operation(filling.start, _ZEROS_LIKE, name, filling.module, arguments, (filling.tensor,))
