@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+import attrs
 from torch import nn
 
 from prunekit_core.branches.branch import Branch, BranchKind, Summand
@@ -46,19 +47,21 @@ class _Search:
         self._order = {name: place for place, name in enumerate(analysis.parameters)}
 
     def found(self) -> tuple[Branch, ...]:
-        groups: dict[_Key, list[Summand]] = {}
+        alike: dict[_Key, list[Summand]] = {}
         for position in range(len(self._needs)):
             for key, summand in self._keyed(position):
-                groups.setdefault(key, []).append(summand)
+                alike.setdefault(key, []).append(summand)
+        groups = [self._together(summands) for summands in self._joined(alike.values())]
         names: Counter[str] = Counter()
         branches = []
-        for summands in groups.values():
+        for summands in groups:
             parameters = self._own(summands)
             name = self._name(summands[0], parameters)
             names[name] += 1
             unique = name if names[name] == 1 else f"{name}~{names[name]}"
             kind = self._kind(summands[0])
-            shared = tuple(name for name in summands[0].reads if name not in parameters)
+            reads = dict.fromkeys(name for summand in summands for name in summand.reads)
+            shared = tuple(name for name in reads if name not in parameters)
             branches.append(
                 Branch(unique, kind, tuple(summands), parameters, shared, self._reason(summands, kind, parameters))
             )
@@ -96,6 +99,44 @@ class _Search:
     def _addition(self, operation: Operation) -> Addition | None:
         rule = self._rules.find(operation.op)
         return None if rule is None else rule.adds
+
+    def _joined(self, alike: Iterable[list[Summand]]) -> list[list[Summand]]:
+        """Joins operands of one module of which one reads some of what the other reads.
+
+        They are two ways of one branch: an attention reads its keys from a cache in one call, and computes them for it
+        in another. Operands of which one contains the other are two branches.
+        """
+        joined: list[list[Summand]] = []
+        sites: dict[tuple[str, str], list[list[Summand]]] = {}
+        for summands in alike:
+            operation = self._needs[summands[0].recording].trace.operations[summands[0].operation]
+            there = sites.setdefault((operation.module, summands[0].argument), [])
+            same = next((others for others in there if _is_same(others, summands)), None)
+            if same is None:
+                there.append(summands)
+                joined.append(summands)
+            else:
+                same.extend(summands)
+        return joined
+
+    def _together(self, summands: list[Summand]) -> list[Summand]:
+        """Adds the operations that nothing needs once all of some operands are gone to the first one behind them."""
+        ordered = sorted(summands, key=lambda one: (one.recording, one.operation))
+        found: list[Summand] = []
+        for position in dict.fromkeys(summand.recording for summand in ordered):
+            needs, here = self._needs[position], [one for one in ordered if one.recording == position]
+            if len(here) == 1:
+                found.extend(here)
+                continue
+            more = needs.only_for((one.operation, one.tensor) for one in here)
+            more -= {index for one in here for index in one.operations}
+            for one in here:
+                own = {index for index in more if index < one.operation}
+                more -= own
+                operations = tuple(sorted(own | set(one.operations)))
+                reads = needs.names_read(index for index in operations if needs.needed[index])
+                found.append(attrs.evolve(one, operations=operations, reads=reads))
+        return found
 
     def _own(self, summands: Sequence[Summand]) -> tuple[str, ...]:
         """Lists the parameters and buffers that nothing else reads."""
@@ -174,6 +215,17 @@ class _Search:
                 child = ".".join(owner.split(".")[: len(around.split(".")) + 1 if around else 1])
                 inside[child] += len(self._analysis.parameters[name].shape) > 1
         return max(inside, key=inside.__getitem__) if inside else around or held[0]
+
+
+def _is_same(first: Sequence[Summand], second: Sequence[Summand]) -> bool:
+    """Whether all that the one reads, the other reads as well, and neither contains the other."""
+    a, b = set(first[0].reads), set(second[0].reads)
+    return (a <= b or b <= a) and not any(
+        one.recording == other.recording
+        and (one.operation in other.operations or other.operation in one.operations or one.operation == other.operation)
+        for one in first
+        for other in second
+    )
 
 
 def _is_plain(trace: Trace, operation: Operation, first: object, second: object) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import random
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +13,10 @@ import torch
 from torch import nn
 
 import prunekit as pk
+from prunekit.plugin import default_registry
+from prunekit_core.check.verification import verify_cut
+from prunekit_core.program.examples import run_with_cache
+from prunekit_core.rehearse.removals import draft_without
 
 IMAGE = torch.zeros(1, 3, 64, 64)
 TORCHVISION: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
@@ -104,3 +110,81 @@ def test_branches_of_transformers(name: str) -> None:
         assert [branch.name for branch in graph.branches()] == [
             f"model.layers.{layer}.{part}" for layer in range(3) for part in ("self_attn", "mlp")
         ]
+
+
+def transformer(name: str, **options: Any) -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config, kind, given, _ = TRANSFORMERS[name]
+    torch.manual_seed(0)
+    model: nn.Module = getattr(transformers, kind)(getattr(transformers, config)(**{**given, **options}))
+    for parameter in model.parameters():
+        parameter.data = torch.randn_like(parameter) * 0.1 + (parameter.dim() == 1)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "convnext_tiny", "swin_t", "vit_b_16"])
+def test_a_random_half_of_the_residual_branches_goes_exactly(name: str) -> None:
+    models = pytest.importorskip("torchvision").models
+    torch.manual_seed(0)
+    check_half(getattr(models, name)(**TORCHVISION[name][0]).eval().double(), torch.randn(1, 3, 64, 64).double())
+
+
+@pytest.mark.parametrize("name", ["llama", "olmo2", "falcon", "gpt_neox", "bert", "albert", "qwen3_moe", "deepseek_v3"])
+def test_a_random_half_goes_exactly_without_a_cache(name: str) -> None:
+    experts = name in ("qwen3_moe", "deepseek_v3")  # their grouped products have no double precision
+    model = transformer(name) if experts else transformer(name).double()
+    check_half(model, {"input_ids": IDS} | ({} if name in ("bert", "albert") else {"use_cache": False}))
+
+
+def check_half(model: nn.Module, inputs: Any) -> None:
+    graph = pk.Graph.of(model, inputs)
+    residual = [branch for branch in graph.branches() if branch.kind.value == "residual"]
+    chosen = random.Random(0).sample(residual, (len(residual) + 1) // 2)
+    plan = draft_without(model, graph.drafts, chosen)
+    small = plan.apply(copy.deepcopy(model))
+    assert pk.check_exact(model, small, plan, inputs)
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+def steps(model: nn.Module) -> torch.Tensor:
+    """Logits, one token at a time, each with the cache of those before."""
+    cache, logits = None, []
+    with torch.no_grad():
+        for token in IDS.split(1, dim=1):
+            out = model(input_ids=token, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            logits.append(out.logits)
+    return torch.cat(logits, 1)
+
+
+SLIDING = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+
+
+@pytest.mark.filterwarnings("ignore:.*past_key_values. is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("name", "options", "stay"),
+    [("llama", {}, {0}), ("gemma3", SLIDING, {0, 1}), ("gpt2", {}, {0})],
+    ids=["llama", "gemma3", "gpt2"],
+)
+def test_recorded_with_a_decoding_step_what_goes_decodes_right(
+    name: str, options: dict[str, Any], stay: set[int]
+) -> None:
+    """The cache's length is read from the first layer of each kind: without that, it would decode something else."""
+    model = transformer(name, **options).double()
+    graph = pk.Graph.of(model, {"input_ids": IDS[:, :5]}, forward_fn=run_with_cache, modes=(False,))
+    offered = [branch for branch in graph.branches() if branch.removable]
+    attention = [branch for branch in offered if "attn" in branch.name]
+    assert [len(branch.sums) for branch in offered] == [2] * 6
+    for layer, branch in enumerate(attention):
+        if layer in stay:
+            with pytest.raises(pk.RehearsalError, match="aten::arange"):
+                draft_without(model, graph.drafts, [branch])
+    going = [branch for branch in offered if branch not in [attention[layer] for layer in stay]]
+    for chosen in ([going[0]], going[1::2], going):
+        plan = draft_without(model, graph.drafts, chosen)
+        costs = plan.preview().costs
+        assert verify_cut(model, plan, graph.analysis, default_registry(), wish="always", costs=costs).check
+        small = plan.apply(copy.deepcopy(model))
+        with torch.no_grad():
+            whole = small(input_ids=IDS, use_cache=False).logits
+        torch.testing.assert_close(steps(small), whole, rtol=0, atol=1e-10)
