@@ -16,6 +16,19 @@ from prunekit_core.program.rules import RuleTable
 from prunekit_core.record.recorder import TraceBuilder
 
 
+@attrs.frozen
+class Thing:
+    """An object that is no tensor and no plain value, such as a cache; within one call, equal is identical.
+
+    Attributes:
+        number: Its identity while the call ran.
+        kind: The name of its class.
+    """
+
+    number: int
+    kind: str
+
+
 @attrs.frozen(eq=False)
 class Call:
     """One call of a module in one recording.
@@ -23,7 +36,7 @@ class Call:
     Attributes:
         order: How many calls began before it.
         start, stop: The run of operations that ran in it, those of modules that it called included.
-        arguments: What it was given: each argument with its value, tensors as `TensorRef`.
+        arguments: What it was given: each argument with its value, tensors as `TensorRef`, objects as `Thing`.
         result: What it returned, likewise, in the same tuples and lists.
     """
 
@@ -59,6 +72,12 @@ def calls_of(analysis: Analysis, rules: RuleTable) -> list[Calls] | None:
 
 
 def _calls(analysis: Analysis, recording: Recording, rules: RuleTable) -> Calls | None:
+    calls = _watched(analysis, recording, rules)
+    analysis.shadow.let_go()  # once nothing here holds what the run made
+    return calls
+
+
+def _watched(analysis: Analysis, recording: Recording, rules: RuleTable) -> Calls | None:
     shadow = analysis.shadow
     watch = _Watch(recording.trace.label, keep_alive=shadow.fake_mode is not None)
     prepare = {
@@ -66,8 +85,6 @@ def _calls(analysis: Analysis, recording: Recording, rules: RuleTable) -> Calls 
     }
     outputs = shadow.run(recording.example, watch, rules, training=recording.training, prepare=prepare)
     trace = watch.finish(outputs)
-    del outputs
-    shadow.let_go()
     pairs = zip(trace.operations, recording.trace.operations, strict=False)
     same = all(new.op is old.op and new.outputs == old.outputs for new, old in pairs)
     return watch.calls if same and len(trace.operations) == len(recording.trace.operations) else None
@@ -110,7 +127,9 @@ class _Watch(TraceBuilder):
             return self.table.get(value)
         if type(value) in (tuple, list):
             return type(value)(self._noted(item) for item in value)
-        return value
+        if value is None or type(value) in (bool, int, float, str):
+            return value
+        return Thing(id(value), type(value).__name__)
 
 
 def _parameter_names(forward: Callable[..., Any]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 
 from prunekit_core.branches.branch import Branch, Summand
-from prunekit_core.branches.calls import Call, calls_of
+from prunekit_core.branches.calls import Call, Thing, calls_of
 from prunekit_core.branches.needs import Needs
 from prunekit_core.branches.without import Filling, reduced
 from prunekit_core.errors import RehearsalError
@@ -80,6 +80,14 @@ def operate(
         return operation.surgery(None)
 
 
+class _UnfitError(Exception):
+    """Nothing can stand in the place of a module."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(why)
+        self.path, self.why = path, why
+
+
 class _Operation:
     def __init__(self, analysis: Analysis, rules: RuleTable, branches: Sequence[Branch]) -> None:
         self._analysis, self._rules, self._branches = analysis, rules, branches
@@ -98,6 +106,7 @@ class _Operation:
         self._readers = [_readers(recording.trace) for recording in analysis.recordings]
         self._only = [self._needed_only(position) for position in range(len(calls))]
         self._rests: list[dict[TensorRef, TensorRef]] = [{} for _ in calls]
+        self._stands: list[dict[int, TensorRef]] = []  # by recording: what stands for a tensor that nobody reads
         self.lifted: list[dict[int, TensorRef]] = [self._liftable(position) for position in range(len(calls))]
         self._check_sums()
 
@@ -147,13 +156,10 @@ class _Operation:
         return ref
 
     def surgery(self, stubs: Sequence[Stub] | None) -> Surgery:
-        paths = self._modules() if stubs is None else [stub.module for stub in stubs]
-        if not paths:
-            raise self._refusal("no module computes these branches and nothing else")
-        removed = [self._operations_in(position, paths) for position in range(len(self._calls))]
-        self._stands: list[dict[int, TensorRef]] = [{} for _ in removed]  # what stands for a tensor that nobody reads
         if stubs is None:
-            stubs = [Stub(path, self._result(path, removed)) for path in paths]
+            stubs = self._found()
+        paths = [stub.module for stub in stubs]
+        removed = self._removed(paths)
         gone = self._parameters(paths)
         for position, operations in enumerate(removed):
             self._check_writes(position, operations, gone)
@@ -169,11 +175,44 @@ class _Operation:
         names = tuple(branch.name for branch in self._branches)
         return Surgery(names, tuple(stubs), gone, left, tuple(map(frozenset, removed)))
 
+    def _found(self) -> list[Stub]:
+        """Finds the modules to exchange: outermost ones, or those in them where nothing can stand in their place."""
+        unfit: dict[str, str] = {}
+        while True:
+            paths = self._modules(unfit)
+            if not paths:
+                raise self._refusal([*unfit.values(), "no module computes these branches and nothing else"][0])
+            removed = self._removed(paths)
+            self._stands = [{} for _ in removed]
+            try:
+                stubs = [Stub(path, self._result(path, removed)) for path in paths]
+            except _UnfitError as error:
+                unfit[error.path] = error.why
+                continue
+            self._check_costly(removed, unfit)
+            return stubs
+
+    def _removed(self, paths: Collection[str]) -> list[set[int]]:
+        return [self._operations_in(position, paths) for position in range(len(self._calls))]
+
+    def _check_costly(self, removed: Sequence[Collection[int]], unfit: Mapping[str, str]) -> None:
+        """Refuses where layers that only the branches have would go on to compute for nobody."""
+        own = {name for branch in self._branches for name in branch.parameters}
+        for position, only in enumerate(self._only):
+            needs, trace = self._needs[position], self._analysis.recordings[position].trace
+            for index in sorted(only.difference(removed[position])):
+                rule = self._rules.find(trace.operations[index].op)
+                cheap = rule is not None and isinstance(rule.zeros, Elementwise)
+                if needs.needed[index] and not cheap and not own.isdisjoint(needs.names_read([index])):
+                    why = f"it would still run, for nothing: {trace.operations[index].site}"
+                    raise self._refusal([*unfit.values(), why][0])
+
     # -- which modules
 
-    def _modules(self) -> list[str]:
+    def _modules(self, unfit: Collection[str]) -> list[str]:
         """Lists the outermost modules whose calls compute the branches and nothing else, in order of their calls."""
-        covered = {path for path in self._analysis.shadow.modules if path and self._is_covered(path)}
+        covered = {path for path in self._analysis.shadow.modules if path not in unfit and self._is_covered(path)}
+        covered.discard("")
         inside_swaps = {path for path, _ in self._analysis.swaps}
         covered -= {path for path in covered for swap in inside_swaps if path.startswith(f"{swap}.")}
         found: dict[str, None] = {}
@@ -235,7 +274,7 @@ class _Operation:
             for call in calls.get(path, ()):
                 result = self._form(path, position, call, call.result, removed[position])
                 if made is not None and result != made:
-                    raise self._refusal(f"the calls of {path} return different things")
+                    raise _UnfitError(path, f"the calls of {path} return different things")
                 made = result
         assert made is not None
         return made
@@ -248,11 +287,11 @@ class _Operation:
             return Plain(value)
         left = self._left_of(position, value) if isinstance(value, TensorRef) else value
         for given, argument in call.arguments:
-            if argument is left or (isinstance(left, TensorRef) and argument == left):
+            if isinstance(left, TensorRef | Thing) and argument == left:
                 return Handed(given)
         if isinstance(value, TensorRef) and left == value:
             return self._zeros(path, position, call, value, removed)
-        raise self._refusal(f"{path} returns a {type(value).__name__}")
+        raise _UnfitError(path, f"{path} returns {'a sum' if isinstance(value, TensorRef) else f'a {value.kind}'}")
 
     def _zeros(self, path: str, position: int, call: Call, ref: TensorRef, removed: Collection[int]) -> Result:
         trace = self._analysis.recordings[position].trace
@@ -268,7 +307,7 @@ class _Operation:
         if not readers:
             return Plain(None)
         shape = trace.shapes[ref.index]
-        raise self._refusal(f"{path} returns a tensor of shape {shape}, which nothing has that it is given")
+        raise _UnfitError(path, f"{path} returns a tensor of shape {shape}, which nothing has that it is given")
 
     def _is_like(self, position: int, value: TensorRef, ref: TensorRef) -> bool:
         """Whether what a module is given has the shape and dtype of a tensor, with modules before it gone."""
@@ -290,7 +329,8 @@ class _Operation:
         zero = {filling.tensor.index for filling in fillings}
         self._check_memory(position, removed)
         self._check_zeros(position, removed, zero)
-        return reduced(recording, removed, passed, fillings)
+        # programs that are the same where units are may differ where branches are: each is run
+        return attrs.evolve(reduced(recording, removed, passed, fillings), replayed=True)
 
     def _fill(
         self,

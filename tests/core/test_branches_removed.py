@@ -278,6 +278,74 @@ def test_what_a_removed_module_returns_is_data() -> None:
     assert str(module) == "Absent((zeros like x, cache, None, (2)))"
 
 
+class TrainsOtherwise(nn.Module):
+    """In training the block returns its attention as well, which is read as long as it is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = TwoResults()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out, extra = self.inner(x)
+        return x + out if extra is None else x + out * 1.0
+
+
+class TwoResults(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.linear(x), x.detach().clone() if self.training else None
+
+
+def test_each_mode_has_to_go_on() -> None:
+    """One module can't return two things in one mode and one in the other; the layer in it can go."""
+    torch.manual_seed(0)
+    model, x = double(TrainsOtherwise(), X)
+    plan, small = without(model, x, ["inner.linear"])
+    assert [stub.module for stub in plan.stubs] == ["inner.linear"]
+    assert all(pk.check_exact(model, small, plan, x, training=training) for training in (False, True))
+
+
+class Cache:
+    def __init__(self) -> None:
+        self.seen = 0
+
+
+class KeepsCount(nn.Module):
+    """The branch hands on an object that it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Counting()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out, cache, unread = self.inner(x, Cache())
+        return x + out + (0 if isinstance(cache, Cache) and unread is None else 1)
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, Cache, None]:
+        cache.seen += 1
+        return self.linear(x), cache, None
+
+
+def test_objects_are_handed_on() -> None:
+    torch.manual_seed(0)
+    model, x = double(KeepsCount(), X)
+    plan, small = without(model, x, ["inner.linear"])
+    (stub,) = plan.stubs
+    assert stub.module == "inner"
+    assert stub.result == Several((Zeros(Given("x", 0)), Handed(Given("cache", 1)), Plain(None)))
+    assert torch.equal(small(x), x)
+    assert pk.check_exact(model, small, plan, x)
+
+
 def test_projections_that_do_not_fit_name_the_shape() -> None:
     model, x = double(Projection(), Projection.inputs)
     with pytest.raises(pk.RehearsalError) as caught:
