@@ -197,7 +197,8 @@ class _Operation:
 
     def _check_costly(self, removed: Sequence[Collection[int]], unfit: Mapping[str, str]) -> None:
         """Refuses where layers that only the branches have would go on to compute for nobody."""
-        own = {name for branch in self._branches for name in branch.parameters}
+        found = self._analysis.parameters
+        own = {name for branch in self._branches for name in branch.parameters if not found[name].buffer}
         for position, only in enumerate(self._only):
             needs, trace = self._needs[position], self._analysis.recordings[position].trace
             for index in sorted(only.difference(removed[position])):
