@@ -6,7 +6,7 @@ something is decided is compared as well: an answer must not hide a difference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -98,17 +98,26 @@ class MaskedOriginal(AnsweredRun):
         plan: The cut.
         means: By operation index: what to multiply its result with, where a sum over units is divided by their number,
             so that it is a mean over those that are left.
+        zeroed: By operation index: the arguments that are zero, as branches are switched off.
     """
 
-    def __init__(self, recording: Recording, plan: Plan, means: Mapping[int, float] | None = None) -> None:
+    def __init__(
+        self,
+        recording: Recording,
+        plan: Plan,
+        means: Mapping[int, float] | None = None,
+        zeroed: Mapping[int, Collection[str]] | None = None,
+    ) -> None:
         super().__init__(recording, plan.kept, whole=True)
-        self._plan, self._means = plan, means or {}
+        self._plan, self._means, self._zeroed = plan, means or {}, zeroed or {}
 
     def _result(self, index: int, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         operations = self._recording.trace.operations
         recorded = operations[index].name if index < len(operations) else "the end"
         if recorded != operation_name(op):
             raise OtherProgramError(f"the original ran {operation_name(op)} where {recorded} was recorded")
+        if index in self._zeroed:
+            args, kwargs = (), self._switched_off(index, op, args, kwargs)
         result = self._over_kept(index, op, args, kwargs)
         for tensor in tensors_of(result) if index in self._means else ():
             tensor.mul_(self._means[index])
@@ -118,6 +127,16 @@ class MaskedOriginal(AnsweredRun):
             if live and is_continuous(tensor.dtype) and bool(tensor.isnan().any()):
                 self._clear(tensor, ref.index)
         return result
+
+    def _switched_off(self, index: int, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Puts zeros in the place of arguments; what is written to in place is made zero itself."""
+        arguments = bind_arguments(op, args, kwargs)
+        for name in self._zeroed[index]:
+            if name in written_arguments(op):
+                arguments[name].zero_()
+            else:
+                arguments[name] = torch.zeros_like(arguments[name])
+        return arguments
 
     def _clear(self, tensor: torch.Tensor, index: int) -> None:
         """Puts zeros where removed units have become no number: a direction of length zero has no norm to divide by."""

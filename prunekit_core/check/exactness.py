@@ -15,6 +15,7 @@ import attrs
 import torch
 from torch import nn
 
+from prunekit_core.branches.find import find_branches
 from prunekit_core.check.answered_runs import OtherProgramError
 from prunekit_core.check.masked_run import MaskedRun, PrunedModelError, Runs
 from prunekit_core.errors import PlanError
@@ -123,6 +124,10 @@ def check_exact(
     missing = _missing_group(analysis, plan)
     if missing is not None:
         raise PlanError("The plan was made for another model.", where=missing, why="the original has no such group")
+    known = {branch.name for branch in find_branches(analysis, registry.op_rules)} if plan.absent else set()
+    unknown = next((name for name in plan.absent if name not in known), None)
+    if unknown is not None:
+        raise PlanError("The plan was made for another model.", where=unknown, why="the original has no such branch")
     run = MaskedRun(copy.deepcopy(original), copy.deepcopy(pruned), plan, analysis, registry, training=training)
     return compared(run, example, plan, analysis, tolerance)
 

@@ -15,6 +15,9 @@ import attrs
 import torch
 from torch import nn
 
+from prunekit_core.branches.branch import named_branches
+from prunekit_core.branches.find import find_branches
+from prunekit_core.branches.surgery import operate
 from prunekit_core.check.answered_runs import AnsweredRun, MaskedOriginal
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.recording import Recording
@@ -98,6 +101,8 @@ class MaskedRun:
         self._full, self._small, self._plan = full, small, plan
         self._analysis, self._registry, self._training = analysis, registry, training
         self._cuts = {cut.parameter: cut for cut in plan.parameters}
+        self._branches = named_branches(find_branches(analysis, registry.op_rules), plan.absent) if plan.absent else []
+        self._surgery = operate(analysis, registry.op_rules, self._branches, plan.stubs) if plan.absent else None
         self._randomise()
 
     @property
@@ -121,8 +126,9 @@ class MaskedRun:
             fresh = (value * (0.5 + noise) if value else noise - 0.5).to(tensor)
             put_values(tensor, fresh)
             cut = self._cuts.get(name)
-            smaller = select_positions(fresh, self._plan.positions(cut)) if cut else fresh.clone()
-            put_values(tensor_at(self._small, name), smaller)
+            if name not in self._plan.gone:
+                smaller = select_positions(fresh, self._plan.positions(cut)) if cut else fresh.clone()
+                put_values(tensor_at(self._small, name), smaller)
 
     def _zero(self) -> None:
         """Zeroes what was removed: parameters, and buffers that stand for weights."""
@@ -146,27 +152,55 @@ class MaskedRun:
         """
         replaced = self._replaced(self._full, example)
         self._zero()
-        masked = MaskedOriginal(self._recording, self._plan, self._means())
+        masked = MaskedOriginal(self._recording, self._plan, self._means(), self._zeroed())
         whole = self._outputs(self._full, example, masked, swapped=True)
         if not masked.read:  # with other weights, decisions may well be others
             replaced += self._replaced(self._full, example)
         cuts = [self._recording.positions(ref.index, self._plan.kept) for ref in self._recording.trace.results]
-        smaller = AnsweredRun(self._recording, self._plan.kept, whole=False)
+        left_over = self._recording if self._surgery is None else self._surgery.analysis.recordings[0]
+        smaller = AnsweredRun(left_over, self._plan.kept, whole=False)
         try:
             # decisions are numbered by the recorded operations, which are those of replacements
             found = self._outputs(self._small, example, smaller, swapped=bool(masked.read or masked.left))
             replaced += self._replaced(self._small, example) if masked.read else []
         except Exception as error:  # whatever a model raises
             raise PrunedModelError(f"the pruned model raised {type(error).__name__}: {error}") from error
+        self._renumber(smaller)
         left = [index for index in masked.left if index in smaller.left]
         return Runs(
             (*self._recording.trace.names, *("(not returned)" for _ in left)),
             [select_positions(tensor, cut) for tensor, cut in zip(whole, cuts, strict=True)]
             + [masked.left[index] for index in left],  # pinned, so of the same size
             found + [smaller.left[index] for index in left],
-            [(masked.read[index], smaller.read.get(index, [])) for index in masked.read],
+            [(masked.read[index], smaller.read.get(index, [])) for index in masked.read if self._stays(index)],
             replaced,
         )
+
+    def _zeroed(self) -> dict[int, list[str]]:
+        """Lists the operands of sums that are zero, as their branches are switched off."""
+        found: dict[int, list[str]] = {}
+        for branch in self._branches:
+            for summand in branch.sums:
+                if summand.recording == 0:
+                    found.setdefault(summand.operation, []).append(summand.argument)
+        return found
+
+    def _stays(self, operation: int) -> bool:
+        return self._surgery is None or operation not in self._surgery.removed[0]
+
+    def _renumber(self, smaller: AnsweredRun) -> None:
+        """Numbers what the pruned model read and left as in the recording of the whole model."""
+        if self._surgery is None:
+            return
+        whole, left = self._recording.trace, self._surgery.analysis.recordings[0].trace
+        places = {place: index for index, place in self._surgery.places(whole, 0).items()}
+        tensors = {
+            new.index: old.index
+            for place, index in places.items()
+            for new, old in zip(left.operations[place].outputs, whole.operations[index].outputs, strict=True)
+        }
+        smaller.read = {places[place]: read for place, read in smaller.read.items()}
+        smaller.left = {tensors[index]: tensor for index, tensor in smaller.left.items()}
 
     def _means(self) -> dict[int, float]:
         """Finds where a sum over units is divided by their number, which is another one in the pruned model."""

@@ -92,7 +92,7 @@ def verify_cut(
     Raises:
         VerificationError: The outputs differ.
     """
-    if wish == NEVER or not plan.cuts:
+    if wish == NEVER or not (plan.cuts or plan.absent):
         return Verification()
     recording = analysis.recordings[0]
     why = _obstacle(model, plan, recording)

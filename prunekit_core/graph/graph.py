@@ -12,6 +12,9 @@ from torch import nn
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Layout
 from prunekit_core.algebra.reasons import ReasonKind
+from prunekit_core.branches.branch import Branch, named_branches
+from prunekit_core.branches.costs import costs_without
+from prunekit_core.branches.find import find_branches
 from prunekit_core.collector import collection_paused
 from prunekit_core.errors import ArgumentError, PlanError, UnitsError
 from prunekit_core.graph.channels import check_indices, flat_layout, not_whole, whole_units
@@ -53,6 +56,7 @@ class Graph:
         self.drafts = Drafts(analysis, registry)
         self.notes = [*notes, *registry.broken()]
         self._steps: list[Plan] = []
+        self._branches: tuple[Branch, ...] | None = None
 
     @classmethod
     def of(
@@ -130,6 +134,31 @@ class Graph:
     def groups(self) -> list[UnitGroup]:
         """Lists all groups as found at analysis."""
         return list(self.analysis.groups.values())
+
+    def branches(self) -> tuple[Branch, ...]:
+        """Lists the branches of the model as found at analysis: operands of sums that could be switched off.
+
+        Returns:
+            In the order of the program; those that can't be switched off with the reason.
+        """
+        if self._branches is None:
+            self._branches = find_branches(self.analysis, self.registry.op_rules)
+        return self._branches
+
+    def costs_without(self, branches: Iterable[str]) -> dict[str, tuple[float, float]]:
+        """Computes what the model, with the units that are there now, costs with some branches and without them.
+
+        Args:
+            branches: Their names.
+
+        Returns:
+            Name of each cost model that previews show to (with, without).
+
+        Raises:
+            ArgumentError: The model has no such branch.
+        """
+        chosen = named_branches(self.branches(), branches)
+        return costs_without(self.analysis, self.registry, chosen, self.applied.kept)
 
     def views(self, group: str, shared: dict[Any, torch.Tensor] | None = None) -> list[MemberView]:
         """Lists, for every parameter and buffer dim of a group, the tensor and which unit each position holds.

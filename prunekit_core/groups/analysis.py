@@ -19,6 +19,7 @@ from prunekit_core.groups.propagate import NotUnderstood, parameter_axes, propag
 from prunekit_core.groups.recording import ParameterLayout, Recording
 from prunekit_core.groups.unit_group import UnitGroup
 from prunekit_core.groups.zeros import Zeros
+from prunekit_core.modules.edits import Stub
 from prunekit_core.plugins.layer_facts import roles_by_type
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.program.examples import Example
@@ -44,6 +45,7 @@ class Analysis:
         shadow: The shadow on which plans are rehearsed.
         swaps: Modules that the shadow holds a replacement for: (module path, registered name).
         copies: Momentum copies, which are cut as their originals are.
+        stubs: Modules that a program without some branches has others for.
     """
 
     groups: Mapping[str, UnitGroup]
@@ -55,6 +57,7 @@ class Analysis:
     shadow: Shadow
     swaps: tuple[tuple[str, str], ...] = ()
     copies: tuple[MomentumCopy, ...] = ()
+    stubs: tuple[Stub, ...] = ()
 
 
 def analyse(

@@ -219,7 +219,7 @@ class Zeros:
             operands.output,
         )
         if key not in self._tried:
-            self._tried[key] = self._try(operation, zero, operands.output)
+            self._tried[key] = zero_of_zeros(self.trace, operation, zero, operands.output)
         return self._tried[key]
 
     def _form(self, value: Any, zero: Mapping[int, bool]) -> Hashable:
@@ -227,28 +227,35 @@ class Zeros:
             return (zero[value.index], self.trace.dtypes[value.index])
         return tuple(self._form(item, zero) for item in value) if isinstance(value, list) else repr(value)
 
-    def _try(self, operation: Operation, zero: Mapping[int, bool], output: int) -> bool:
-        indices = list(zero)
-        samples = [(0,) if zero[index] else _samples(self.trace.dtypes[index]) for index in indices]
-        rows = list(itertools.product(*samples))
-        columns = {
-            index: torch.tensor([row[k] for row in rows], dtype=self.trace.dtypes[index], device="cpu")
-            for k, index in enumerate(indices)
-        }
 
-        def filled(value: Any) -> Any:
-            if isinstance(value, TensorRef):
-                return columns[value.index].clone()
-            return [filled(item) for item in value] if isinstance(value, list) else value
+def zero_of_zeros(trace: Trace, operation: Operation, zero: Mapping[int, bool], output: int) -> bool:
+    """Tells whether an elementwise operation makes zeros of zeros, by trying it on single numbers.
 
-        try:
-            result = operation.op(**{name: filled(value) for name, value in operation.arguments.items()})
-        except Exception:  # not on this device, or not of this dtype: then nothing is known
-            return False
-        made = [result] if isinstance(result, torch.Tensor) else list(result)
-        return bool(
-            (made[output].nan_to_num(nan=0.0) == 0).all()
-        )  # what is no number counts as zero, see MaskedOriginal
+    Args:
+        trace: The program that it is in.
+        operation: The operation.
+        zero: By `TensorRef.index`: whether each of its operands is zero; any other is taken to be any number.
+        output: Which of its outputs is meant.
+    """
+    indices = list(zero)
+    samples = [(0,) if zero[index] else _samples(trace.dtypes[index]) for index in indices]
+    rows = list(itertools.product(*samples))
+    columns = {
+        index: torch.tensor([row[k] for row in rows], dtype=trace.dtypes[index], device="cpu")
+        for k, index in enumerate(indices)
+    }
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, TensorRef):
+            return columns[value.index].clone()
+        return [filled(item) for item in value] if isinstance(value, list) else value
+
+    try:
+        result = operation.op(**{name: filled(value) for name, value in operation.arguments.items()})
+    except Exception:  # not on this device, or not of this dtype: then nothing is known
+        return False
+    made = [result] if isinstance(result, torch.Tensor) else list(result)
+    return bool((made[output].nan_to_num(nan=0.0) == 0).all())  # what is no number counts as zero, see MaskedOriginal
 
 
 def _samples(dtype: torch.dtype) -> tuple[Any, ...]:

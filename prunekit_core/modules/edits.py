@@ -13,6 +13,7 @@ import torch
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Layout
 from prunekit_core.errors import PlanError
+from prunekit_core.modules.absent import Result
 from prunekit_core.modules.source_code import Sources
 
 Size = int | tuple[int, ...]
@@ -98,6 +99,19 @@ class Swap:
 
 
 @attrs.frozen
+class Stub:
+    """A module that is exchanged for one that returns zeros, as nothing needs more of it.
+
+    Attributes:
+        module: Dotted path.
+        result: What is returned in its place.
+    """
+
+    module: str
+    result: Result
+
+
+@attrs.frozen
 class Decision:
     """Which units stay, and every edit that follows from it.
 
@@ -107,6 +121,9 @@ class Decision:
         edits: Attribute changes.
         rescales: Rows to scale.
         swaps: Modules to exchange first.
+        absent: Names of the branches that go.
+        stubs: Modules that are exchanged, as they only computed those.
+        gone: Parameters and buffers that go with them, by canonical name.
         sources: Path of each module that the cut passes through to what is known of its code, see `sources_of`.
         notes: Lines for the report; no part of the decision's identity.
 
@@ -119,6 +136,9 @@ class Decision:
     edits: tuple[AttributeEdit, ...] = ()
     rescales: tuple[Rescale, ...] = ()
     swaps: tuple[Swap, ...] = ()
+    absent: tuple[str, ...] = ()
+    stubs: tuple[Stub, ...] = ()
+    gone: tuple[str, ...] = ()
     sources: Sources = ()
     notes: tuple[str, ...] = attrs.field(default=(), eq=False)
 
@@ -163,6 +183,9 @@ class Decision:
             ("parameter", [cut.parameter for cut in self.parameters]),
             ("attribute", [f"{edit.module or 'the model'}.{edit.attribute}" for edit in self.edits]),
             ("exchanged module", [swap.module for swap in self.swaps]),
+            ("branch", list(self.absent)),
+            ("removed module", [stub.module for stub in self.stubs]),
+            ("removed parameter", list(self.gone)),
         ):
             if len(set(names)) < len(names):
                 raise _malformed(max(names, key=names.count), f"the {kind} is named twice")

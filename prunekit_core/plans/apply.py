@@ -10,6 +10,7 @@ from torch import nn
 
 from prunekit_core.errors import PlanError
 from prunekit_core.modules import surgery
+from prunekit_core.modules.absent import Absent
 from prunekit_core.modules.edits import Decision, Size, is_size, normal_size
 from prunekit_core.modules.source_code import other_source
 from prunekit_core.modules.surgery import Scale
@@ -37,6 +38,7 @@ class Application:
         self._modules, self._tensors = inventory(model)
         self._stand_ins: dict[int, nn.Module] = {}
         self._converted: dict[str, tuple[nn.Module, nn.Module]] = {}
+        self._removed: dict[str, tuple[nn.Module, Absent]] = {}
         self._edited: list[nn.Module] = []
         self._optimizer = optimizer
         self._state: OptimizerCut | None = None
@@ -47,6 +49,7 @@ class Application:
         """Raises `PlanError` unless everything in the plan fits the model."""
         self.check_parameters()
         self.check_program()
+        self._check_stubs()
         self._check_swaps()
         self._check_edits()
         if self._optimizer is not None:
@@ -101,6 +104,24 @@ class Application:
         error.misfit = True
         return error
 
+    def _check_stubs(self) -> None:
+        """Raises `PlanError` unless the modules that go are there, apart from each other, with the parameters named."""
+        if self._plan.stubs and self._optimizer is not None:
+            raise PlanError(
+                "The state of the optimizer can't be cut.",
+                why="the plan removes parameters that the optimizer holds",
+                hint="prune without the optimizer, and make a new one afterwards",
+            )
+        paths = {stub.module for stub in self._plan.stubs}
+        for stub in self._plan.stubs:
+            module = self._module(stub.module)
+            parts = stub.module.split(".")
+            if not stub.module or any(".".join(parts[:depth]) in paths for depth in range(1, len(parts))):
+                raise self._misfit(stub.module, "it can't be exchanged: it is the model, or in what is exchanged")
+            self._removed[stub.module] = (module, Absent(stub.result))
+        for name in self._plan.gone:
+            self._tensor(name)
+
     def _check_swaps(self) -> None:
         for swap in self._plan.swaps:
             registry = self._registry or default_registry()
@@ -151,7 +172,7 @@ class Application:
         """
         self._positions = self._plan.all_positions(self._plan.parameters)
         own = {id(module) for module in self._modules.values()} if self._converted else set()
-        for old, new in self._converted.values():
+        for old, new in (*self._converted.values(), *self._removed.values()):
             for module in new.modules():
                 if id(module) not in own:  # a stand-in may hold layers of what it stands in for
                     module.training = old.training
@@ -174,6 +195,12 @@ class Application:
         Raises:
             PlanError: The plan doesn't fit the model.
         """
+        if self._plan.absent:
+            raise PlanError(
+                "Branches can't be switched off by zeros in the weights.",
+                where=", ".join(self._plan.absent),
+                hint="apply the plan to a copy",
+            )
         self.check_parameters()
         self.check_program()
         for name, positions in self._plan.all_positions(self._plan.parameters).items():

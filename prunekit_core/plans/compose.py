@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import attrs
 
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Fixed, Kept, Layout, Listed
 from prunekit_core.errors import PlanError
-from prunekit_core.modules.edits import AttributeEdit, Decision, GroupCut, ParameterCut, Rescale, runs_of
+from prunekit_core.modules.edits import AttributeEdit, Decision, GroupCut, ParameterCut, Rescale, Stub, runs_of
 
 
 def compose(first: Decision, later: Decision) -> Decision:
@@ -38,9 +38,17 @@ def compose(first: Decision, later: Decision) -> Decision:
         edits=_compose_edits(first, later),
         rescales=(*first.rescales, *(_before_first(rescale, before, first.kept) for rescale in later.rescales)),
         swaps=(*first.swaps, *(swap for swap in later.swaps if swap not in first.swaps)),
+        absent=(*first.absent, *later.absent),
+        stubs=(*(stub for stub in first.stubs if not _is_in(stub.module, later.stubs)), *later.stubs),
+        gone=(*first.gone, *later.gone),
         sources=tuple(sorted({**dict(later.sources), **dict(first.sources)}.items())),
         notes=(*first.notes, *later.notes),
     )
+
+
+def _is_in(path: str, stubs: Iterable[Stub]) -> bool:
+    """Tells whether a module is exchanged, or lies in one that is."""
+    return any(f"{path}.".startswith(f"{stub.module}.") for stub in stubs)
 
 
 def _compose_cuts(first: Decision, later: Decision, same: set[str]) -> tuple[GroupCut, ...]:
@@ -153,8 +161,11 @@ def difference(total: Decision, earlier: Decision) -> Decision:
         parameters=tuple(parameters),
         edits=tuple(e for e in edits if e.old != e.new),
         rescales=_remaining_rescales(total, earlier),
-        sources=total.sources,
+        sources=tuple((path, source) for path, source in total.sources if not _is_in(path, earlier.stubs)),
         swaps=tuple(swap for swap in total.swaps if swap not in earlier.swaps),
+        absent=tuple(name for name in total.absent if name not in earlier.absent),
+        stubs=tuple(stub for stub in total.stubs if stub not in earlier.stubs),
+        gone=tuple(name for name in total.gone if name not in earlier.gone),
         notes=total.notes,
     )
 

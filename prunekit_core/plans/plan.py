@@ -24,7 +24,8 @@ from prunekit_core.arguments import shown
 from prunekit_core.collector import collection_paused
 from prunekit_core.errors import ArgumentError, PlanError
 from prunekit_core.files import write_text
-from prunekit_core.modules.edits import AttributeEdit, Decision, GroupCut, ParameterCut, Rescale, Size, Swap
+from prunekit_core.modules import absent
+from prunekit_core.modules.edits import AttributeEdit, Decision, GroupCut, ParameterCut, Rescale, Size, Stub, Swap
 from prunekit_core.modules.exclusive import exclusive
 from prunekit_core.modules.transaction import Transaction
 from prunekit_core.plans.apply import Application
@@ -230,6 +231,8 @@ class Plan(Decision):
         for cut in self.parameters:
             left = math.prod(layouts.new_size(dim, kept) for dim in cut.dims)
             after[cut.parameter] = attrs.evolve(before[cut.parameter], numbers=left)
+        for name in self.gone:
+            after.pop(name, None)
         return Preview(
             params_before=sum(room.numbers for room in before.values() if not room.buffer),
             params_after=sum(room.numbers for room in after.values() if not room.buffer),
@@ -256,9 +259,17 @@ class Plan(Decision):
             "edits": [[e.module, e.attribute, e.old, e.new] for e in self.edits],
             "rescales": [[r.parameter, [list(run) for run in r.rows], r.factor] for r in self.rescales],
             "swaps": [[s.module, s.replacement] for s in self.swaps],
+            **({"absent": self._absent_to_json()} if self.absent else {}),
             **({"sources": dict(self.sources)} if self.sources else {}),
         }
         return json.dumps(data)
+
+    def _absent_to_json(self) -> dict[str, Any]:
+        return {
+            "branches": list(self.absent),
+            "modules": {stub.module: absent.to_json(stub.result) for stub in self.stubs},
+            "parameters": list(self.gone),
+        }
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -297,6 +308,7 @@ class Plan(Decision):
                     for name, rows, factor in data["rescales"]
                 ),
                 swaps=tuple(Swap(_text(module), _text(name)) for module, name in data["swaps"]),
+                **_absent(data.get("absent")),
                 sources=tuple((_text(path), _text(source)) for path, source in data.get("sources", {}).items()),
             )
         except PlanError:
@@ -347,6 +359,17 @@ def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError("a name stands twice in it")
     return found
+
+
+def _absent(data: Any) -> dict[str, Any]:
+    """Reads the part of a plan about branches that go, which plans without any don't have."""
+    if data is None:
+        return {}
+    return {
+        "absent": tuple(map(_text, data["branches"])),
+        "stubs": tuple(Stub(_text(path), absent.from_json(result)) for path, result in data["modules"].items()),
+        "gone": tuple(map(_text, data["parameters"])),
+    }
 
 
 def _text(value: Any) -> str:

@@ -100,7 +100,8 @@ def prunekit_layer_types() -> Mapping[type[torch.nn.Module] | str, LayerType]:  
         the class by itself or by its dotted name, which are one key.
 
     Forbidden:
-        ``attributes`` must not change the module. A pruning function changes the layer it is given and nothing else.
+        ``attributes`` must not change the module, and for the present shapes it gives what the layer holds. A pruning
+        function changes the layer it is given and nothing else.
     """
 
 
@@ -124,7 +125,8 @@ def prunekit_importance() -> Mapping[str, Callable[..., Any]]:  # type: ignore[e
         Of the same name, the plugin of the higher rank.
 
     Forbidden:
-        A criterion must not change the model. Scores must be finite and follow the units, not their order.
+        A criterion must not change the model: a write to it is stopped. Scores must be real and finite, on any device
+        that has values (integers are taken for numbers), and follow the units, not their order.
     """
 
 
@@ -212,7 +214,8 @@ def prunekit_budgets() -> Mapping[str, Callable[..., float]]:  # type: ignore[em
         Of the same name, the plugin of the higher rank.
 
     Forbidden:
-        A cost must not grow when units go, and must not run or change the model while a target is searched for.
+        A cost must be a finite number from 0. It must not grow when units go, and must not run or change the model while
+        a target is searched for.
     """
 
 
@@ -234,7 +237,8 @@ def prunekit_compensators() -> Mapping[str, Callable[..., Any]]:  # type: ignore
         Of the same name, the plugin of the higher rank.
 
     Forbidden:
-        A compensator must change nothing but through the `Repair`: shapes stay, and so does the model itself.
+        A compensator must change nothing but through the `Repair`: shapes stay, and so does the model itself. What it
+        makes worse on the calibration data than the cut alone is undone.
     """
 
 
@@ -256,7 +260,8 @@ def prunekit_replacements() -> Mapping[str, Replacement]:  # type: ignore[empty-
         replacements that one plugin registers for one class, the first.
 
     Forbidden:
-        A replacement must compute the same numbers around the same parameter objects. Its name must never change.
+        A replacement must compute the same numbers around the same parameter objects; it is compared with the module on
+        the example inputs. Its name must never change.
     """
 
 

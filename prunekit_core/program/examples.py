@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
+import torch
 from torch import nn
 
 Runner = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
@@ -15,6 +17,33 @@ Runner = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 def run_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The default `Runner`: calls the model."""
     return model(*args, **kwargs)
+
+
+def run_with_cache(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+    """Runs a model twice, the second time with what the first call returned for its own arguments.
+
+    A cache that a model returns under the name under which its forward takes one (``past_key_values``) is what it reads
+    when it decodes: one call is half of the program. The inputs stand for the tokens that come next as well.
+
+    Args:
+        model: A model that returns a mapping.
+        inputs: Its keyword inputs.
+
+    Returns:
+        The outputs of both calls, without what was handed on; those of one call where nothing is.
+    """
+    first = model(**inputs)
+    names = inspect.signature(model.forward).parameters
+    returned = first.items() if isinstance(first, Mapping) else ()
+    handed = {
+        name: value
+        for name, value in returned
+        if name in names and name not in inputs and not isinstance(value, torch.Tensor)
+    }
+    if not handed:
+        return first
+    second = model(**inputs, **handed)
+    return [{name: value for name, value in outputs.items() if name not in handed} for outputs in (first, second)]
 
 
 @attrs.frozen(eq=False)

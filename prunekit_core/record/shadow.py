@@ -26,7 +26,7 @@ from torch import nn
 from prunekit_core.modules.closures import Closures
 from prunekit_core.modules.copying import ModuleCopy
 from prunekit_core.modules.snapshot import ObjectSnapshot, Snapshot
-from prunekit_core.modules.surgery import put_values, select_positions
+from prunekit_core.modules.surgery import exchange_module, put_values, select_positions
 from prunekit_core.modules.training_flag import ModeWatch, set_mode
 from prunekit_core.modules.tree import ModelTree, modules_in, named_tensors, tensors_in
 from prunekit_core.plugins.blame import Blame
@@ -384,6 +384,12 @@ class Shadow:
         """Undoes whatever editing the shadow did to its modules since the last `commit`; every run ends with it."""
         self._snapshot.restore()
         self._inside.restore()
+
+    def exchange(self, path: str, module: nn.Module) -> None:
+        """Puts a module in the place of another one, until the state before that is returned to."""
+        module.train(self.modules[path].training)
+        vars(module)["forward"] = _followed(module.forward, path, self.stack)
+        exchange_module(self.module, self.modules[path], module)
 
     def commit(self) -> None:
         """Makes the present state the one that `reset` returns to."""

@@ -17,6 +17,7 @@ from torch import nn
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Kept
 from prunekit_core.groups.analysis import Analysis
+from prunekit_core.modules.absent import Absent
 from prunekit_core.modules.edits import AttributeEdit, is_size, normal_size
 from prunekit_core.modules.surgery import set_size
 from prunekit_core.plugins.layer_facts import check_present_sizes, sizes_by_type
@@ -46,6 +47,8 @@ class Stage:
         self._shapes = {name: shape for name, shape in shapes.items() if shape != analysis.parameters[name].shape}
         self.layer_edits = self._layer_edits()
         self._exchange_tensors()
+        for stub in analysis.stubs:
+            self._shadow.exchange(stub.module, Absent(stub.result))
         for edit in self.layer_edits:
             set_size(self.modules[edit.module], edit.attribute, edit.new)
         self._shadow.commit()

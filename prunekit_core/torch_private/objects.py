@@ -1,4 +1,5 @@
-"""What is known of objects. Relied on: ``ScriptObject._type``, ``sys._getframe``, ``Tensor._is_param``."""
+"""What is known of objects. Relied on: ``ScriptObject._type``, ``sys._getframe``, ``Tensor._is_param``, the hooks of
+modules."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import sys
 from types import CodeType
 
 import torch
+from torch import nn
 
 
 def script_class(value: torch.ScriptObject) -> str:
@@ -22,3 +24,10 @@ def count_as_parameter(tensor: torch.Tensor) -> torch.Tensor:
     """Makes ``isinstance(tensor, nn.Parameter)`` true, without the detach of ``nn.Parameter``; returns the tensor."""
     tensor._is_param = True
     return tensor
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Tells whether something was registered to run around a module's forward or backward."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )

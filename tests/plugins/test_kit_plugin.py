@@ -147,7 +147,8 @@ def test_the_command_line_says_what_passed_and_what_failed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry = pk.Registry(extra={"own": Half})
-    monkeypatch.setattr("prunekit_plugins.cli.commands.plugins.project_registry", lambda block, config, plugins: registry)
+    found = "prunekit_plugins.cli.commands.plugins.project_registry"
+    monkeypatch.setattr(found, lambda block, config, plugins: registry)
     for arguments in (["plugins", "own", "--check"], ["plugins", "--check"]):
         assert run(arguments, registry) == 1
         printed = capsys.readouterr()

@@ -1,0 +1,1 @@
+"""Branches: operands of sums that can be switched off."""

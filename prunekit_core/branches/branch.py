@@ -1,0 +1,98 @@
+"""Branches as values: an operand of a sum, and what a program has only for it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+
+import attrs
+
+from prunekit_core.errors import ArgumentError, nearest
+from prunekit_core.program.trace import TensorRef
+
+
+class BranchKind(enum.Enum):
+    """How a branch is related to what it is added to."""
+
+    RESIDUAL = "residual"
+    """It is computed from what it is added to: ``x + f(x)``."""
+    FORK = "fork"
+    """Both are computed from the same: ``f(x) + g(x)``."""
+    OTHER = "other"
+    """They have nothing in common, as tokens and their positions: ``embed(tokens) + positions``."""
+
+
+@attrs.frozen
+class Summand:
+    """One place where a recorded program adds a branch.
+
+    Attributes:
+        recording: Position of the recording.
+        operation: Index of the operation that adds.
+        argument: Name of its argument that is the branch.
+        tensor: The tensor that it is.
+        rest: The tensor that it is added to.
+        operations: Indices, ascending, of the operations that the program runs for nothing else.
+        reads: Names of the parameters and buffers that these read, in the model's order.
+    """
+
+    recording: int
+    operation: int
+    argument: str
+    tensor: TensorRef
+    rest: TensorRef
+    operations: tuple[int, ...]
+    reads: tuple[str, ...]
+
+
+@attrs.frozen
+class Branch:
+    """An operand of a sum that can be switched off: the program goes on as if it were zero.
+
+    A module that is called several times makes one branch with several sums, which go together.
+
+    Attributes:
+        name: Stable name: the module that holds its parameters; where the sum is made in that as well, the one in it
+            that holds most of its matrices (unless the branch is a sum itself). A second branch of that name gets
+            ``~2``.
+        kind: How it is related to what it is added to.
+        sums: Where it is added, in all recordings.
+        parameters: Parameters and buffers that nothing else reads, in the model's order.
+        shared: Those that it reads and something else, too.
+        reason: Why it can't be switched off; empty where it can.
+    """
+
+    name: str
+    kind: BranchKind
+    sums: tuple[Summand, ...]
+    parameters: tuple[str, ...]
+    shared: tuple[str, ...] = ()
+    reason: str = ""
+
+    @property
+    def removable(self) -> bool:
+        """Whether it can be switched off."""
+        return not self.reason
+
+    def __str__(self) -> str:
+        text = f"{self.name}: {self.kind.value}, {len(self.parameters)} parameters"
+        text += f", added {len(self.sums)} times" if len(self.sums) > 1 else ""
+        return f"{text}; stays: {self.reason}" if self.reason else text
+
+
+def named_branches(branches: Sequence[Branch], names: Iterable[str]) -> list[Branch]:
+    """Returns the branches with some names, each once, in the order of the program.
+
+    Raises:
+        ArgumentError: There is none of that name.
+    """
+    wanted = [names] if isinstance(names, str) else list(names)
+    known = {branch.name: branch for branch in branches}
+    for name in wanted:
+        if name not in known:
+            raise ArgumentError(
+                "The model has no such branch.",
+                where=repr(name),
+                hint=nearest(name, known),
+            )
+    return [branch for branch in branches if branch.name in set(wanted)]

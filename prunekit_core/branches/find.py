@@ -1,0 +1,248 @@
+"""Finding branches: every operand of a sum that the program computes for that sum only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+import attrs
+from torch import nn
+
+from prunekit_core.branches.branch import Branch, BranchKind, Summand
+from prunekit_core.branches.needs import Needs
+from prunekit_core.groups.analysis import Analysis
+from prunekit_core.program.linear_forms import Addition
+from prunekit_core.program.rules import RuleTable
+from prunekit_core.program.trace import Operation, TensorRef, Trace, is_continuous
+
+_Key = tuple[tuple[str, ...], int]
+"""What makes operands one branch: the parameters that they read, and how many operands that read the same contain
+them."""
+
+NOT_RELATED = "it has nothing in common with what it is added to: the sum joins two things (tokens and positions)"
+
+
+def find_branches(analysis: Analysis, rules: RuleTable) -> tuple[Branch, ...]:
+    """Finds the branches of a model from its recorded programs.
+
+    For each sum of two tensors of one shape, and each of them: if it were zero, the results wouldn't need some
+    operations any more. If these read parameters, it is a branch.
+
+    Args:
+        analysis: The analysed model.
+        rules: The op rules, which say what adds.
+
+    Returns:
+        Every branch, in the order of the program, those that can't go with the reason.
+    """
+    return _Search(analysis, rules).found()
+
+
+class _Search:
+    def __init__(self, analysis: Analysis, rules: RuleTable) -> None:
+        self._analysis, self._rules = analysis, rules
+        self._needs = [Needs(recording.trace) for recording in analysis.recordings]
+        tensors = analysis.shadow.tensors()
+        self._parameters = {name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
+        self._order = {name: place for place, name in enumerate(analysis.parameters)}
+
+    def found(self) -> tuple[Branch, ...]:
+        alike: dict[_Key, list[Summand]] = {}
+        for position in range(len(self._needs)):
+            for key, summand in self._keyed(position):
+                alike.setdefault(key, []).append(summand)
+        groups = [self._together(summands) for summands in self._joined(alike.values())]
+        names: Counter[str] = Counter()
+        branches = []
+        for summands in groups:
+            parameters = self._own(summands)
+            name = self._name(summands[0], parameters)
+            names[name] += 1
+            unique = name if names[name] == 1 else f"{name}~{names[name]}"
+            kind = self._kind(summands[0])
+            reads = dict.fromkeys(name for summand in summands for name in summand.reads)
+            shared = tuple(name for name in reads if name not in parameters)
+            branches.append(
+                Branch(unique, kind, tuple(summands), parameters, shared, self._reason(summands, kind, parameters))
+            )
+        return tuple(branches)
+
+    def _keyed(self, position: int) -> Iterator[tuple[_Key, Summand]]:
+        """Yields the operands of one program, in order, with what makes them the same branch as others."""
+        summands = list(self._summands(position))
+        alike: dict[tuple[str, ...], list[Summand]] = {}
+        for summand in summands:
+            alike.setdefault(summand.reads, []).append(summand)
+        for summand in summands:
+            around = sum(
+                summand.operation in other.operations for other in alike[summand.reads] if other is not summand
+            )
+            yield (summand.reads, around), summand
+
+    def _summands(self, position: int) -> Iterator[Summand]:
+        needs = self._needs[position]
+        for operation in needs.trace.operations:
+            addition = self._addition(operation)
+            if addition is None or not needs.needed[operation.index]:
+                continue
+            first, second = (operation.arguments[name] for name in (addition.first, addition.second))
+            if not _is_plain(needs.trace, operation, first, second):
+                continue
+            for argument, tensor, rest in ((addition.first, first, second), (addition.second, second, first)):
+                only = needs.only_for([(operation.index, tensor)])
+                reads = needs.names_read(only) if only else ()
+                if self._parameters.isdisjoint(reads):
+                    continue
+                ordered = tuple(sorted(only | needs.followers(only)))
+                yield Summand(position, operation.index, argument, tensor, rest, ordered, reads)
+
+    def _addition(self, operation: Operation) -> Addition | None:
+        rule = self._rules.find(operation.op)
+        return None if rule is None else rule.adds
+
+    def _joined(self, alike: Iterable[list[Summand]]) -> list[list[Summand]]:
+        """Joins operands of one module of which one reads some of what the other reads.
+
+        They are two ways of one branch: an attention reads its keys from a cache in one call, and computes them for it
+        in another. Operands of which one contains the other are two branches.
+        """
+        joined: list[list[Summand]] = []
+        sites: dict[tuple[str, str], list[list[Summand]]] = {}
+        for summands in alike:
+            operation = self._needs[summands[0].recording].trace.operations[summands[0].operation]
+            there = sites.setdefault((operation.module, summands[0].argument), [])
+            same = next((others for others in there if _is_same(others, summands)), None)
+            if same is None:
+                there.append(summands)
+                joined.append(summands)
+            else:
+                same.extend(summands)
+        return joined
+
+    def _together(self, summands: list[Summand]) -> list[Summand]:
+        """Adds the operations that nothing needs once all of some operands are gone to the first one behind them."""
+        ordered = sorted(summands, key=lambda one: (one.recording, one.operation))
+        found: list[Summand] = []
+        for position in dict.fromkeys(summand.recording for summand in ordered):
+            needs, here = self._needs[position], [one for one in ordered if one.recording == position]
+            if len(here) == 1:
+                found.extend(here)
+                continue
+            more = needs.only_for((one.operation, one.tensor) for one in here)
+            more -= {index for one in here for index in one.operations}
+            for one in here:
+                own = {index for index in more if index < one.operation}
+                more -= own
+                operations = tuple(sorted(own | set(one.operations)))
+                reads = needs.names_read(index for index in operations if needs.needed[index])
+                found.append(attrs.evolve(one, operations=operations, reads=reads))
+        return found
+
+    def _own(self, summands: Sequence[Summand]) -> tuple[str, ...]:
+        """Lists the parameters and buffers that nothing else reads."""
+        within: dict[int, set[int]] = {}
+        for summand in summands:
+            within.setdefault(summand.recording, set()).update(summand.operations)
+
+        def is_own(name: str) -> bool:
+            return all(
+                index in within.get(position, ()) or not needs.needed[index]
+                for position, needs in enumerate(self._needs)
+                for index in needs.readers.get(name, ())
+            )
+
+        reads = dict.fromkeys(name for summand in summands for name in summand.reads)
+        return tuple(sorted(filter(is_own, reads), key=self._order.__getitem__))
+
+    def _kind(self, summand: Summand) -> BranchKind:
+        needs = self._needs[summand.recording]
+        met = needs.meeting(summand.operation, summand.tensor, summand.rest)
+        if met is None:
+            return BranchKind.OTHER
+        return BranchKind.RESIDUAL if met == needs.version(summand.operation, summand.rest) else BranchKind.FORK
+
+    def _reason(self, summands: Sequence[Summand], kind: BranchKind, parameters: Sequence[str]) -> str:
+        """Says why a branch can't be switched off; empty where it can."""
+        if kind is BranchKind.OTHER:
+            return NOT_RELATED
+        for summand in summands:
+            needs = self._needs[summand.recording]
+            decision = next(self._decisions(summand), None)
+            if decision is not None:
+                return f"the program decides by its values: {decision.site}"
+            for name in needs.names_written(summand.operations):
+                if name not in parameters and any(self._read_elsewhere(name, summands)):
+                    return f"it writes to {name}, which is read elsewhere"
+        there = {summand.recording for summand in summands}
+        for position, needs in enumerate(self._needs):
+            if position not in there and any(any(self._needed(needs, name)) for name in summands[0].reads):
+                label = needs.trace.label
+                return f"what it reads is used in another way where the model is recorded as {label!r}"
+        return ""
+
+    def _decisions(self, summand: Summand) -> Iterator[Operation]:
+        """Yields the operations that return no tensor (``item``), but for those in modules that the sum isn't made in.
+
+        What a module of the branch decides goes with it.
+        """
+        operations = self._needs[summand.recording].trace.operations
+        place = operations[summand.operation].module
+        for index in summand.operations:
+            if not operations[index].outputs and _is_in(place, operations[index].module):
+                yield operations[index]
+
+    def _read_elsewhere(self, name: str, summands: Sequence[Summand]) -> Iterator[bool]:
+        for position, needs in enumerate(self._needs):
+            within = {index for one in summands if one.recording == position for index in one.operations}
+            yield any(index not in within and needs.needed[index] for index in needs.readers.get(name, ()))
+
+    def _needed(self, needs: Needs, name: str) -> Iterator[bool]:
+        return (needs.needed[index] for index in needs.readers.get(name, ()))
+
+    def _name(self, summand: Summand, parameters: Sequence[str]) -> str:
+        """Names a branch after a module; see `Branch.name`."""
+        held = [name for name in parameters or summand.reads if name in self._parameters] or list(summand.reads)
+        owners = [name.rpartition(".")[0] for name in held]
+        around = _common(owners)
+        needs = self._needs[summand.recording]
+        place = needs.trace.operations[summand.operation].module
+        made = needs.trace.operations[needs.version(summand.operation, summand.tensor)[0]]
+        if not _is_in(place, around) or (around and self._addition(made) is not None):
+            return around
+        inside: Counter[str] = Counter()
+        for name, owner in zip(held, owners, strict=True):
+            if owner != around:
+                child = ".".join(owner.split(".")[: len(around.split(".")) + 1 if around else 1])
+                inside[child] += len(self._analysis.parameters[name].shape) > 1
+        return max(inside, key=inside.__getitem__) if inside else around or held[0]
+
+
+def _is_same(first: Sequence[Summand], second: Sequence[Summand]) -> bool:
+    """Whether all that the one reads, the other reads as well, and neither contains the other."""
+    a, b = set(first[0].reads), set(second[0].reads)
+    return (a <= b or b <= a) and not any(
+        one.recording == other.recording
+        and (one.operation in other.operations or other.operation in one.operations or one.operation == other.operation)
+        for one in first
+        for other in second
+    )
+
+
+def _is_plain(trace: Trace, operation: Operation, first: object, second: object) -> bool:
+    """Whether an operation adds two tensors of real numbers that have the shape of the sum."""
+    if not isinstance(first, TensorRef) or not isinstance(second, TensorRef) or first == second:
+        return False
+    shapes = {trace.shapes[ref.index] for ref in (first, second, *operation.outputs)}
+    return len(shapes) == 1 and all(is_continuous(trace.dtypes[ref.index]) for ref in (first, second))
+
+
+def _common(paths: Sequence[str]) -> str:
+    """Returns the innermost module that is, or contains, each of some modules."""
+    parts = [path.split(".") if path else [] for path in paths]
+    shortest = min(parts, key=len)
+    same = next((depth for depth, name in enumerate(shortest) if any(p[depth] != name for p in parts)), len(shortest))
+    return ".".join(shortest[:same])
+
+
+def _is_in(path: str, around: str) -> bool:
+    return not around or path == around or path.startswith(f"{around}.")

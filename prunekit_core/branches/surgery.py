@@ -1,0 +1,425 @@
+"""Taking branches out of a model: which modules computed nothing else, and what the program is without them.
+
+A module goes if everything that its calls compute is needed only for the branches, or is a sum of which the other
+operand is left. In its place stands one (`Absent`) that returns what the module was given: what is left of the sum, or
+anything where only modules read it which go as well; or else zeros. What the program still computes from the zeros has
+to be zero up to the sums, by the op rules; then the rest of the program is the original with the branches switched off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from prunekit_core.branches.branch import Branch, Summand
+from prunekit_core.branches.calls import Call, Thing, calls_of
+from prunekit_core.branches.needs import Needs
+from prunekit_core.branches.without import Filling, reduced
+from prunekit_core.errors import RehearsalError
+from prunekit_core.groups.analysis import Analysis
+from prunekit_core.groups.recording import Recording
+from prunekit_core.groups.zeros import zero_of_zeros
+from prunekit_core.modules.absent import Given, Handed, Plain, Result, Several, Zeros
+from prunekit_core.modules.edits import Stub
+from prunekit_core.program.rules import Elementwise, RuleTable
+from prunekit_core.program.scaling import Scaling
+from prunekit_core.program.trace import Operation, TensorRef, Trace
+from prunekit_core.torch_private.objects import has_hooks
+
+
+@attrs.frozen(eq=False)
+class Surgery:
+    """How branches are taken out of a model.
+
+    Attributes:
+        absent: Names of the branches.
+        stubs: The modules that are exchanged.
+        gone: Parameters and buffers that go with them, in the model's order.
+        analysis: What is known about the model that is left; its recordings are what that has to run.
+        removed: By recording of the whole model: indices of the operations that run no more.
+    """
+
+    absent: tuple[str, ...]
+    stubs: tuple[Stub, ...]
+    gone: tuple[str, ...]
+    analysis: Analysis
+    removed: tuple[frozenset[int], ...]
+
+    def places(self, whole: Trace, position: int) -> dict[int, int]:
+        """Returns the index that each operation of a recording of the whole model has in what is left of it."""
+        made = {stub.module for stub in self.stubs}
+        left = self.analysis.recordings[position].trace.operations
+        indices = [operation.index for operation in left if operation.module not in made]
+        stay = [operation.index for operation in whole.operations if operation.index not in self.removed[position]]
+        return dict(zip(stay, indices, strict=True))
+
+
+def operate(
+    analysis: Analysis, rules: RuleTable, branches: Sequence[Branch], stubs: Sequence[Stub] | None = None
+) -> Surgery:
+    """Works out how branches are taken out of a model.
+
+    Args:
+        analysis: The analysed model.
+        rules: The op rules.
+        branches: The branches that go.
+        stubs: The modules to exchange, where that is decided already; None to find them.
+
+    Raises:
+        RehearsalError: No module can be exchanged so that the program goes on as if they were zero.
+    """
+    operation = _Operation(analysis, rules, branches)
+    if stubs is not None:
+        return operation.surgery(stubs)
+    try:
+        return operation.surgery(None)
+    except RehearsalError:
+        operation.keep_sums()
+        return operation.surgery(None)
+
+
+class _UnfitError(Exception):
+    """Nothing can stand in the place of a module."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(why)
+        self.path, self.why = path, why
+
+
+class _Operation:
+    def __init__(self, analysis: Analysis, rules: RuleTable, branches: Sequence[Branch]) -> None:
+        self._analysis, self._rules, self._branches = analysis, rules, branches
+        for branch in branches:
+            if branch.reason:
+                raise self._refusal(branch.reason)
+        calls = calls_of(analysis, rules)
+        if calls is None:
+            raise self._refusal("the program doesn't run the same operations each time")
+        self._calls = calls
+        self._needs = [Needs(recording.trace) for recording in analysis.recordings]
+        self._sums = [
+            [summand for branch in branches for summand in branch.sums if summand.recording == position]
+            for position in range(len(calls))
+        ]
+        self._readers = [_readers(recording.trace) for recording in analysis.recordings]
+        self._only = [self._needed_only(position) for position in range(len(calls))]
+        self._rests: list[dict[TensorRef, TensorRef]] = [{} for _ in calls]
+        self._stands: list[dict[int, TensorRef]] = []  # by recording: what stands for a tensor that nobody reads
+        self.lifted: list[dict[int, TensorRef]] = [self._liftable(position) for position in range(len(calls))]
+        self._check_sums()
+
+    def _refusal(self, why: str) -> RehearsalError:
+        return RehearsalError(
+            "The program can't go on without these branches.",
+            where=", ".join(branch.name for branch in self._branches),
+            why=why,
+            hint="leave them out",
+        )
+
+    def _needed_only(self, position: int) -> set[int]:
+        """Finds the operations that are needed for the branches only, for several of them together as well."""
+        needs = self._needs[position]
+        only = needs.only_for((summand.operation, summand.tensor) for summand in self._sums[position])
+        return only | needs.followers(only) if only else only
+
+    def _check_sums(self) -> None:
+        """Refuses to take both operands of a sum, which would leave zeros."""
+        for position, sums in enumerate(self._sums):
+            places = [summand.operation for summand in sums if summand.operation not in self._only[position]]
+            twice = next((place for place in places if places.count(place) > 1), None)
+            if twice is not None:
+                site = self._analysis.recordings[position].trace.operations[twice].site
+                raise self._refusal(f"nothing would be left of a sum: {site}")
+
+    def _liftable(self, position: int) -> dict[int, TensorRef]:
+        """Finds the sums of which one operand is left, which may stand for the result."""
+        trace = self._analysis.recordings[position].trace
+        found: dict[int, TensorRef] = {}
+        for summand in self._sums[position]:
+            (out,) = trace.operations[summand.operation].outputs
+            if trace.dtypes[out.index] == trace.dtypes[summand.rest.index]:
+                found[summand.operation] = self._rests[position][out] = summand.rest
+        return found
+
+    def keep_sums(self) -> None:
+        """Lets all sums stay, so that zeros are added."""
+        self.lifted, self._rests = [{} for _ in self.lifted], [{} for _ in self._rests]
+
+    def _left_of(self, position: int, ref: TensorRef) -> TensorRef:
+        """Follows a tensor through sums of which one operand is left."""
+        seen: set[TensorRef] = set()
+        while ref in self._rests[position] and ref not in seen:
+            seen.add(ref)
+            ref = self._rests[position][ref]
+        return ref
+
+    def surgery(self, stubs: Sequence[Stub] | None) -> Surgery:
+        if stubs is None:
+            stubs = self._found()
+        paths = [stub.module for stub in stubs]
+        removed = self._removed(paths)
+        gone = self._parameters(paths)
+        for position, operations in enumerate(removed):
+            self._check_writes(position, operations, gone)
+        recordings = [
+            self._recording(position, removed[position], stubs) for position in range(len(self._analysis.recordings))
+        ]
+        left = attrs.evolve(
+            self._analysis,
+            recordings=tuple(recordings),
+            parameters={name: found for name, found in self._analysis.parameters.items() if name not in gone},
+            stubs=tuple(stubs),
+        )
+        names = tuple(branch.name for branch in self._branches)
+        return Surgery(names, tuple(stubs), gone, left, tuple(map(frozenset, removed)))
+
+    def _found(self) -> list[Stub]:
+        """Finds the modules to exchange: outermost ones, or those in them where nothing can stand in their place."""
+        unfit: dict[str, str] = {}
+        while True:
+            paths = self._modules(unfit)
+            if not paths:
+                raise self._refusal([*unfit.values(), "no module computes these branches and nothing else"][0])
+            removed = self._removed(paths)
+            self._stands = [{} for _ in removed]
+            try:
+                stubs = [Stub(path, self._result(path, removed)) for path in paths]
+            except _UnfitError as error:
+                unfit[error.path] = error.why
+                continue
+            self._check_costly(removed, unfit)
+            return stubs
+
+    def _removed(self, paths: Collection[str]) -> list[set[int]]:
+        return [self._operations_in(position, paths) for position in range(len(self._calls))]
+
+    def _check_costly(self, removed: Sequence[Collection[int]], unfit: Mapping[str, str]) -> None:
+        """Refuses where layers that only the branches have would go on to compute for nobody."""
+        found = self._analysis.parameters
+        own = {name for branch in self._branches for name in branch.parameters if not found[name].buffer}
+        for position, only in enumerate(self._only):
+            needs, trace = self._needs[position], self._analysis.recordings[position].trace
+            for index in sorted(only.difference(removed[position])):
+                rule = self._rules.find(trace.operations[index].op)
+                cheap = rule is not None and isinstance(rule.zeros, Elementwise)
+                if needs.needed[index] and not cheap and not own.isdisjoint(needs.names_read([index])):
+                    why = f"it would still run, for nothing: {trace.operations[index].site}"
+                    raise self._refusal([*unfit.values(), why][0])
+
+    # -- which modules
+
+    def _modules(self, unfit: Collection[str]) -> list[str]:
+        """Lists the outermost modules whose calls compute the branches and nothing else, in order of their calls."""
+        covered = {path for path in self._analysis.shadow.modules if path not in unfit and self._is_covered(path)}
+        covered.discard("")
+        inside_swaps = {path for path, _ in self._analysis.swaps}
+        covered -= {path for path in covered for swap in inside_swaps if path.startswith(f"{swap}.")}
+        found: dict[str, None] = {}
+        for calls in self._calls:
+            made = [(call.order, call, path) for path in covered for call in calls.get(path, ())]
+            end = 0  # of the last outermost call
+            for _, call, path in sorted(made, key=lambda entry: entry[0]):
+                if end <= call.start < call.stop:
+                    end = call.stop
+                    found[path] = None
+        return list(found)
+
+    def _is_covered(self, path: str) -> bool:
+        """Whether everything that the results need of a module's calls is needed for the branches only."""
+        module = self._analysis.shadow.modules[path]
+        if has_hooks(module):
+            return False
+        ran = False
+        for position, calls in enumerate(self._calls):
+            needed, only, lifted = self._needs[position].needed, self._only[position], self.lifted[position]
+            for call in calls.get(path, ()):
+                inside = range(call.start, call.stop)
+                if any(needed[index] and index not in only and index not in lifted for index in inside):
+                    return False
+                ran = ran or any(index in only for index in inside)
+        return ran
+
+    def _operations_in(self, position: int, paths: Collection[str]) -> set[int]:
+        calls = [call for path in paths for call in self._calls[position].get(path, ())]
+        return {index for call in calls for index in range(call.start, call.stop)}
+
+    def _parameters(self, paths: Collection[str]) -> tuple[str, ...]:
+        """Lists the parameters and buffers that are registered in some modules only."""
+        shadow = self._analysis.shadow
+        inside = {id(part) for path in paths for part in shadow.modules[path].modules()}
+        kept, lost = set[str](), set[str]()
+        for module in shadow.modules.values():
+            tensors = (*module._parameters.values(), *module._buffers.values())
+            names = {shadow.names[id(tensor)] for tensor in tensors if tensor is not None}
+            (lost if id(module) in inside else kept).update(names)
+        return tuple(name for name in self._analysis.parameters if name in lost - kept)
+
+    def _check_writes(self, position: int, operations: Collection[int], gone: Collection[str]) -> None:
+        for name in self._needs[position].names_written(operations):
+            if name not in gone:
+                raise self._refusal(f"a module that would go writes to {name}")
+
+    # -- what stands in their place
+
+    def _result(self, path: str, removed: Sequence[Collection[int]]) -> Result:
+        """Works out what the calls of a module return once it is gone.
+
+        Args:
+            path: The module.
+            removed: By recording: the operations in all modules that go.
+        """
+        made: Result | None = None
+        for position, calls in enumerate(self._calls):
+            for call in calls.get(path, ()):
+                result = self._form(path, position, call, call.result, removed[position])
+                if made is not None and result != made:
+                    raise _UnfitError(path, f"the calls of {path} return different things")
+                made = result
+        assert made is not None
+        return made
+
+    def _form(self, path: str, position: int, call: Call, value: Any, removed: Collection[int]) -> Result:
+        if isinstance(value, tuple | list) and type(value) in (tuple, list):
+            items = tuple(self._form(path, position, call, item, removed) for item in value)
+            return Several(items, type(value) is list)
+        if value is None or type(value) in (bool, int, float, str):
+            return Plain(value)
+        left = self._left_of(position, value) if isinstance(value, TensorRef) else value
+        for given, argument in call.arguments:
+            if isinstance(left, TensorRef | Thing) and argument == left:
+                return Handed(given)
+        if isinstance(value, TensorRef) and left == value:
+            return self._zeros(path, position, call, value, removed)
+        raise _UnfitError(path, f"{path} returns {'a sum' if isinstance(value, TensorRef) else f'a {value.kind}'}")
+
+    def _zeros(self, path: str, position: int, call: Call, ref: TensorRef, removed: Collection[int]) -> Result:
+        trace = self._analysis.recordings[position].trace
+        readers = {index for index in self._readers[position].get(trace.memory(ref.index), ()) if index >= call.start}
+        given = [(given, value) for given, value in call.arguments if isinstance(value, TensorRef)]
+        like = [(given, value) for given, value in given if self._is_like(position, value, ref)]
+        if given and readers <= set(removed):  # whatever it is, only what is removed would read it
+            argument, value = (like or given)[0]
+            self._stands[position][ref.index] = value
+            return Handed(argument)
+        if like:
+            return Zeros(like[0][0])
+        if not readers:
+            return Plain(None)
+        shape = trace.shapes[ref.index]
+        raise _UnfitError(path, f"{path} returns a tensor of shape {shape}, which nothing has that it is given")
+
+    def _is_like(self, position: int, value: TensorRef, ref: TensorRef) -> bool:
+        """Whether what a module is given has the shape and dtype of a tensor, with modules before it gone."""
+        trace, index = self._analysis.recordings[position].trace, value.index
+        while index in self._stands[position]:
+            index = self._stands[position][index].index
+        return trace.shapes[index] == trace.shapes[ref.index] and trace.dtypes[index] == trace.dtypes[ref.index]
+
+    # -- what the program is without them
+
+    def _recording(self, position: int, removed: Collection[int], stubs: Sequence[Stub]) -> Recording:
+        """Returns what has to be recorded of the model that is left."""
+        recording = self._analysis.recordings[position]
+        passed: dict[int, TensorRef] = {}
+        fillings: list[Filling] = []
+        for stub in stubs:
+            for call in self._calls[position].get(stub.module, ()):
+                self._fill(stub, call, stub.result, call.result, passed, fillings)
+        zero = {filling.tensor.index for filling in fillings}
+        self._check_memory(position, removed)
+        self._check_zeros(position, removed, zero)
+        # programs that are the same where units are may differ where branches are: each is run
+        return attrs.evolve(reduced(recording, removed, passed, fillings), replayed=True)
+
+    def _fill(
+        self,
+        stub: Stub,
+        call: Call,
+        result: Result,
+        value: Any,
+        passed: dict[int, TensorRef],
+        fillings: list[Filling],
+    ) -> None:
+        arguments = dict(call.arguments)
+        match result:
+            case Several(items, _) if isinstance(value, tuple | list) and len(items) == len(value):
+                for item, part in zip(items, value, strict=True):
+                    self._fill(stub, call, item, part, passed, fillings)
+            case Zeros(like) if isinstance(value, TensorRef):
+                fillings.append(Filling(call.start, stub.module, self._argument(arguments, like, stub), value))
+            case Handed(like) if isinstance(value, TensorRef):
+                source = self._argument(arguments, like, stub)
+                if source != value:
+                    passed[value.index] = source
+            case Handed(_) | Plain(_) if not isinstance(value, tuple | list):
+                pass
+            case _:
+                raise self._refusal(f"{stub.module} returns something else")
+
+    def _argument(self, arguments: Mapping[Given, Any], given: Given, stub: Stub) -> TensorRef:
+        found = arguments.get(given)
+        if not isinstance(found, TensorRef):
+            raise self._refusal(f"{stub.module} isn't given {given.name or given.position} in every call")
+        return found
+
+    def _check_memory(self, position: int, removed: Collection[int]) -> None:
+        """Refuses where the result of a sum that goes, and what is left of it, may no longer be one tensor."""
+        trace = self._analysis.recordings[position].trace
+        lifted = [index for index in self.lifted[position] if index in removed]
+        if not lifted:
+            return
+        last: dict[int, Operation] = {}  # by memory: what writes to it last
+        for operation in trace.operations:
+            if operation.index not in removed:
+                for memory in self._needs[position].written_memory(operation):
+                    last[memory] = operation
+        for index in lifted:
+            refs = (*trace.operations[index].outputs, self.lifted[position][index])
+            for memory in {trace.memory(ref.index) for ref in refs}:
+                if memory in last and last[memory].index > index:
+                    raise self._refusal(f"{last[memory].site} writes to what would be one tensor with another")
+
+    def _check_zeros(self, position: int, removed: Collection[int], zero: set[int]) -> None:
+        """Refuses where what the program computes from the zeros isn't zero in the sums."""
+        trace = self._analysis.recordings[position].trace
+        sums: dict[int, list[Summand]] = {}
+        for summand in self._sums[position]:
+            sums.setdefault(summand.operation, []).append(summand)
+        for operation in trace.operations:
+            if operation.index in removed:
+                continue
+            for summand in sums.get(operation.index, ()):
+                if summand.tensor.index not in zero:
+                    raise self._refusal(f"what is added isn't zero without them: {operation.site}")
+            written = {trace.memory(ref.index) for ref in operation.outputs if ref in operation.references()}
+            kept = {index for index in zero if trace.memory(index) not in written}
+            for output, ref in enumerate(operation.outputs):
+                if self._is_zero(position, operation, output, zero):
+                    kept.add(ref.index)
+            zero = kept
+
+    def _is_zero(self, position: int, operation: Operation, output: int, zero: Collection[int]) -> bool:
+        rule = self._rules.find(operation.op)
+        read = {ref.index: ref.index in zero for ref in operation.references()}
+        if rule is None or not any(read.values()):
+            return False
+        if isinstance(rule.zeros, Elementwise):
+            return zero_of_zeros(self._analysis.recordings[position].trace, operation, read, output)
+        if rule.scaling in _BY_ANY:
+            return True
+        return rule.scaling is Scaling.MOVED and all(read.values())
+
+
+def _readers(trace: Trace) -> dict[int, list[int]]:
+    """Lists the operations that read each memory."""
+    found: dict[int, list[int]] = {}
+    for operation in trace.operations:
+        for memory in {trace.memory(ref.index) for ref in operation.references()}:
+            found.setdefault(memory, []).append(operation.index)
+    return found
+
+
+_BY_ANY = (Scaling.PRODUCT, Scaling.MATRIX, Scaling.MULTILINEAR, Scaling.ZEROS)
+"""Zero if one operand is."""

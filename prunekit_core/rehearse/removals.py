@@ -1,0 +1,86 @@
+"""Plans that take branches out of a model, proven by running what is left on the shadow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import attrs
+from torch import nn
+
+from prunekit_core.algebra import layout as layouts
+from prunekit_core.algebra.layout import Kept
+from prunekit_core.branches.branch import Branch
+from prunekit_core.branches.surgery import Surgery, operate
+from prunekit_core.errors import RehearsalError
+from prunekit_core.modules.source_code import Sources, sources_of
+from prunekit_core.modules.tree import modules_in
+from prunekit_core.plans.plan import Plan
+from prunekit_core.plans.pricing import Costs, Prices, Room
+from prunekit_core.rehearse.make_plan import Drafts
+from prunekit_core.rehearse.places import ancestors
+from prunekit_core.rehearse.rehearsal import Stage
+
+
+def draft_without(
+    model: nn.Module, drafts: Drafts, branches: Sequence[Branch], kept: Mapping[str, tuple[int, ...]] | None = None
+) -> Plan:
+    """Makes a proven plan without some branches, from the model as it was at analysis.
+
+    Args:
+        model: The model as it is now.
+        drafts: What makes plans for it.
+        branches: The branches that go.
+        kept: Kept units per group, as numbered at analysis; groups of which nothing is left are passed over.
+
+    Raises:
+        RehearsalError: The program can't be expressed without them, or not with these units.
+    """
+    analysis, registry = drafts.analysis, drafts.registry
+    surgery = operate(analysis, registry.op_rules, branches)
+    mismatch, _ = Stage(surgery.analysis, registry, {}).replay({})
+    if mismatch is not None:
+        operation = surgery.analysis.recordings[mismatch.recording].trace.operations[mismatch.operation]
+        raise RehearsalError(
+            "The program can't go on without these branches.",
+            where=", ".join(surgery.absent),
+            why=f"{operation.site}: {mismatch.why}",
+            hint="leave them out",
+        )
+    smaller = Drafts(surgery.analysis, registry)
+    left = {
+        name
+        for parameter in surgery.analysis.parameters.values()
+        for dim in parameter.dims
+        for name in layouts.groups_of(dim)
+    }
+    plan = smaller.draft(model, {name: units for name, units in (kept or {}).items() if name in left})
+    source = _Source(drafts, smaller)
+    prices = Prices(source, plan.kept)
+    prices.settle()  # while the source is there
+    return attrs.evolve(
+        plan,
+        absent=surgery.absent,
+        stubs=surgery.stubs,
+        gone=surgery.gone,
+        sources=tuple(sorted({**dict(_sources(model, surgery)), **dict(plan.sources)}.items())),
+        costs=prices,
+        sizes={name: Room(math.prod(p.shape), p.itemsize, p.buffer) for name, p in analysis.parameters.items()},
+    )
+
+
+def _sources(model: nn.Module, surgery: Surgery) -> Sources:
+    """The code of the modules that are exchanged, and of those around them."""
+    around = {path for stub in surgery.stubs for path in ancestors(stub.module)}
+    return sources_of(modules_in(model), around)
+
+
+class _Source:
+    """What a model costs before a cut, and what is left of it after."""
+
+    def __init__(self, whole: Drafts, left: Drafts) -> None:
+        self._whole, self._left = whole, left
+
+    def costs(self, kept: Kept) -> Costs:
+        before, after = self._whole.costs({}), self._left.costs(kept)
+        return {name: (before[name][0], after[name][1]) for name in before}
