@@ -214,8 +214,8 @@ def prunekit_budgets() -> Mapping[str, Callable[..., float]]:  # type: ignore[em
         Of the same name, the plugin of the higher rank.
 
     Forbidden:
-        A cost must be a finite number from 0. It must not grow when units go, and must not run or change the model while
-        a target is searched for.
+        A cost must be a finite number from 0. It must not grow when units go, and must not run or change the model
+        while a target is searched for.
     """
 
 

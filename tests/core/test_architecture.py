@@ -13,9 +13,8 @@ import prunekit
 ROOT = Path(__file__).resolve().parents[2]
 CORE = (
     "errors", "arguments", "interrupts", "shortcuts", "collector", "files", "door", "torch_private",
-    "algebra", "modules", "program", "projects", "plugins", "record", "groups", "branches", "plans", "rehearse", "check",
-    "graph", "choose",
-    "choose",
+    "algebra", "modules", "program", "projects", "plugins", "record", "groups", "branches", "plans", "rehearse",
+    "check", "graph", "choose",
 )  # fmt: skip
 """The core's files and packages: each imports only what stands before it. README's picture is this list."""
 
