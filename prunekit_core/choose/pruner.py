@@ -55,7 +55,7 @@ class Pruner:
         self.current_step = 0
         self._scopes = Scopes(graph, self.settings, self._schedule)
         self._notes, self._blocks = [*checked.notes, *notes], dict(blocks or {})
-        self._guard = Guard(lambda: self.graph.model)
+        self._guard = Guard(graph)
         self._left: dict[str, str] = {}
         self._spared: dict[str, int] = {}
 

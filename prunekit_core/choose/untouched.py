@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from prunekit_core.errors import PrunekitError
+from prunekit_core.graph.graph import Graph
 from prunekit_core.modules.surgery import put_values
 from prunekit_core.modules.tree import modules_in, tensors_in
 from prunekit_core.plugins.blame import Blame, function_of, place_of
@@ -33,11 +34,11 @@ class Guard:
     Criteria that are built in aren't watched: seeing every operation costs some ten microseconds each.
 
     Args:
-        model: Returns the model.
+        graph: The graph of the model.
     """
 
-    def __init__(self, model: Callable[[], nn.Module]) -> None:
-        self._model, self._watching = model, False
+    def __init__(self, graph: Graph) -> None:
+        self._graph, self._watching = graph, False
 
     @contextlib.contextmanager
     def watching(self, blame: Blame) -> Iterator[None]:
@@ -54,7 +55,7 @@ class Guard:
             return
         self._watching = True
         try:
-            with _watched(self._model(), blame):
+            with _watched(self._graph.model, blame):
                 yield
         finally:
             self._watching = False

@@ -49,7 +49,7 @@ class Prices:
     worked out from goes away, which this doesn't keep alive. Pickles and copies hold the numbers.
 
     Args:
-        source: What they are worked out by; it calls `settle` before it goes.
+        source: What they are worked out by; it calls `settle` with itself before it goes.
         kept: The kept units of the plan.
     """
 
@@ -59,10 +59,14 @@ class Prices:
         self._found: Costs | None = None
         self._fault: PrunekitError | None = None
 
-    def settle(self) -> None:
-        """Works the costs out while that can be done; what is wrong with a cost model is told to whoever asks."""
+    def settle(self, source: Source) -> None:
+        """Works the costs out while that can be done; what is wrong with a cost model is told to whoever asks.
+
+        Args:
+            source: The source itself, which can't be reached from here any more where it goes as part of a cycle.
+        """
         try:
-            self.found()
+            self._work_out(source)
         except PrunekitError as error:
             self._fault = error.with_traceback(None)
 
@@ -75,10 +79,14 @@ class Prices:
         if self._fault is not None:
             raise self._fault
         source = None if self._source is None else self._source()
-        if self._found is None and source is not None and self._kept is not None:
+        if source is not None:
+            self._work_out(source)
+        return self._found or {}
+
+    def _work_out(self, source: Source) -> None:
+        if self._found is None and self._kept is not None:
             self._found = source.costs(self._kept)
             self._source = self._kept = None
-        return self._found or {}
 
     def __getstate__(self) -> Costs:
         return dict(self.found())

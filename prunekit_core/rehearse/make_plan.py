@@ -133,7 +133,7 @@ class Drafts:
     def __del__(self) -> None:
         if not sys.is_finalizing():
             for prices in list(self._prices):
-                prices.settle()
+                prices.settle(self)
 
     def costs(self, kept: Mapping[str, Sequence[int]]) -> dict[str, tuple[float, float]]:
         """Returns every previewed cost before a cut, and when only the kept units stay."""

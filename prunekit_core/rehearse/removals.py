@@ -57,7 +57,7 @@ def draft_without(
     plan = smaller.draft(model, {name: units for name, units in (kept or {}).items() if name in left})
     source = _Source(drafts, smaller)
     prices = Prices(source, plan.kept)
-    prices.settle()  # while the source is there
+    prices.settle(source)  # while the source is there
     return attrs.evolve(
         plan,
         absent=surgery.absent,

@@ -81,7 +81,7 @@ def test_what_is_written_has_strict_types(cli: Cli, tmp_path: Path) -> None:
     cli("new-plugin", "typed", "--with", "all", "--out", tmp_path / "typed")
     done = python("-m", "mypy", "--strict", "src", cwd=tmp_path / "typed", path=())
     assert [line for line in done.stdout.splitlines() if line.startswith("src")] == []
-    assert "16 source files" in done.stdout
+    assert "17 source files" in done.stdout
 
 
 def test_several_kinds_may_be_named_in_any_way(cli: Cli, tmp_path: Path) -> None:

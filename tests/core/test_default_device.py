@@ -17,7 +17,8 @@ import prunekit as pk
 from prunekit_plugins.budgets.timetable import Timetable
 from prunekit_plugins.pruners import BNScalePruner, GroupNormPruner, GrowingRegPruner
 from tests.models import Encoder, Residual
-from tests.plugins.test_kit import PREPARE, names
+from tests.plugins.preparing import PREPARE
+from tests.plugins.test_kit import names
 
 SEEDED = torch.Generator().manual_seed(0)
 PICTURES = torch.randn(12, 3, 8, 8, generator=SEEDED, dtype=torch.float64)

@@ -21,7 +21,8 @@ from prunekit_plugins.pruners import BNScalePruner, GroupNormPruner, GrowingRegP
 from tests.distributed import jobs
 from tests.gpu.crossings import Crossings
 from tests.models import Attention, Chain, Encoder, Residual
-from tests.plugins.test_kit import PREPARE, names
+from tests.plugins.preparing import PREPARE
+from tests.plugins.test_kit import names
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

@@ -76,7 +76,7 @@ def test_prunekit_is_that_of_the_environment(installed: Environment, tmp_path: P
 
 def test_its_own_tests_pass_where_it_is_installed(installed: Environment, package: Path) -> None:
     printed = installed.python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", cwd=package)
-    assert "11 passed" in printed
+    assert "12 passed" in printed
 
 
 PROGRAM = """
@@ -218,7 +218,7 @@ def test_a_new_plugin_is_written_installed_and_passes_its_own_tests(empty: Envir
     try:
         options = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist")
         printed = empty.python("-m", "pytest", *options, cwd=tmp_path / "brand-new")
-        assert "22 passed" in printed
+        assert "25 passed" in printed
         checks = json.loads(empty.python("-c", CONSOLE, "plugins", "brand-new", "--check", "--json", cwd=tmp_path))
         assert {check["outcome"] for check in checks["checks"]} == {"passed"}
         pruned = empty.python(

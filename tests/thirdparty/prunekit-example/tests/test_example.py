@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,6 +68,16 @@ def test_criterion(registry: pk.Registry) -> None:
 
 def test_the_cost_model(registry: pk.Registry) -> None:
     check_cost(int8_bytes, registry=registry)
+
+
+def test_a_project_says_how_weights_are_stored() -> None:
+    costs = []
+    for size in (4, 2):
+        config = plugin.Config.of({"plugin": {"int8_bytes": {"scale_bytes": size}}}, Path("prunekit.toml"))
+        result = pk.prune(Net(4), torch.randn(2, 8), registry=pk.Registry(config=config))
+        costs.append(result.preview.costs["int8_bytes"][0])
+    rows = sum(len(tensor) for tensor in Net(4).parameters() if tensor.dim() > 1)
+    assert costs[0] - costs[1] == 2 * rows
 
 
 def test_the_regularizer_adds_to_the_gradients(registry: pk.Registry) -> None:

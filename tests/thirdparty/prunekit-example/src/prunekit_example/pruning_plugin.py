@@ -10,7 +10,7 @@ from prunekit_example.checks import CHECKS
 from prunekit_example.choosing import EvenPruner, quadratic, widest_first
 from prunekit_example.command import example
 from prunekit_example.repairing import SCALE, Louder
-from prunekit_example.scoring import LargestRow, Shrink, int8_bytes
+from prunekit_example.scoring import LargestRow, Shrink, Storage, int8_bytes
 from prunekit_example.storing import StateDictFile
 
 
@@ -72,6 +72,12 @@ def prunekit_replacements() -> Mapping[str, Replacement]:
 def prunekit_weights() -> Mapping[str, Callable[..., Any]]:
     """One form of weights on disk."""
     return {"example": StateDictFile}
+
+
+@hookimpl
+def prunekit_settings() -> Mapping[str, type[Any]]:
+    """How quantised weights are stored."""
+    return {"int8_bytes": Storage}
 
 
 @hookimpl

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 
@@ -56,10 +57,21 @@ class Shrink:
                 tensor.grad.add_(tensor.detach(), alpha=self.strength)
 
 
-def int8_bytes(analysis: Analysis, kept: Kept) -> float:
-    """Bytes of the parameters as 8-bit integers: one for each weight, four for the scale of each row of a matrix."""
+@dataclass(frozen=True)
+class Storage:
+    """How quantised weights are stored.
+
+    Attributes:
+        scale_bytes: What the scale of a row takes.
+    """
+
+    scale_bytes: int = 4
+
+
+def int8_bytes(analysis: Analysis, kept: Kept, *, settings: Storage = Storage()) -> float:
+    """Bytes of the parameters as 8-bit integers: one for each weight, and the scale of each row of a matrix."""
     sizer, total = Sizer(kept), 0
     for parameter in analysis.parameters.values():
         shape = [sizer(dim) for dim in parameter.dims]
-        total += math.prod(shape) + (4 * shape[0] if len(shape) > 1 else 0)
+        total += math.prod(shape) + (settings.scale_bytes * shape[0] if len(shape) > 1 else 0)
     return float(total)
