@@ -19,6 +19,10 @@ if TYPE_CHECKING:
         Axis as Axis,
         AxisMismatchError as AxisMismatchError,
         Blame as Blame,
+        Branch as Branch,
+        BranchCriterion as BranchCriterion,
+        BranchGroup as BranchGroup,
+        BranchKind as BranchKind,
         BusyModelError as BusyModelError,
         Centring as Centring,
         CheckpointError as CheckpointError,
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
         Explanation as Explanation,
         Fixed as Fixed,
         Graph as Graph,
+        GreedyCriterion as GreedyCriterion,
         Group as Group,
         Kept as Kept,
         KeywordError as KeywordError,
@@ -135,10 +140,15 @@ if TYPE_CHECKING:
         Solver as Solver,
     )
     from prunekit_plugins.calibration import (
+        AddedBranch as AddedBranch,
         Batches as Batches,
+        BranchGatherer as BranchGatherer,
+        BranchNeed as BranchNeed,
         DemandingCriterion as DemandingCriterion,
         FrugalCriterion as FrugalCriterion,
+        MeanOverRows as MeanOverRows,
         Moments as Moments,
+        SeenBranch as SeenBranch,
         SiteStatistics as SiteStatistics,
         StatisticalCriterion as StatisticalCriterion,
         Statistics as Statistics,
@@ -159,22 +169,24 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "prunekit_core": (
-        "Addition AdditiveCriterion Alignment Analysis ArgumentError Axis AxisMismatchError Blame BusyModelError "
-        "Centring CheckpointError Chooser Compiled Concat Config CostModel Counts Dependency ELEMENTWISE Entry "
-        "Example Explanation Fixed Graph Group HOOKS INTERFACE Kept KeywordError Kind LayerType Layout Limits Member "
-        "MemberView NothingToPruneError Number OpCall OpRule Opaque Operands Operation Plan PlanError Plugin "
-        "PluginError Polynomial Preview Product PrunekitError Pruner Reading Reason ReasonKind Recording "
-        "RecordingError Registry RehearsalError Replacement Report Resizing Role Rule RuleOrigin Scaling Scope "
-        "Settings Site Sizer Sizes StorageError SymbolicSizer TensorArgument TensorRef Tie Trace UnitGroup Units "
-        "UnitsError UnsupportedModelError Verb VerificationError as_polynomial auto_alignment check_indices "
+        "Addition AdditiveCriterion Alignment Analysis ArgumentError Axis AxisMismatchError Blame Branch "
+        "BranchCriterion BranchGroup BranchKind BusyModelError Centring CheckpointError Chooser Compiled Concat "
+        "Config CostModel Counts Dependency ELEMENTWISE Entry Example Explanation Fixed Graph GreedyCriterion "
+        "Group HOOKS INTERFACE Kept KeywordError Kind LayerType Layout Limits Member MemberView "
+        "NothingToPruneError Number OpCall OpRule Opaque Operands Operation Plan PlanError Plugin PluginError "
+        "Polynomial Preview Product PrunekitError Pruner Reading Reason ReasonKind Recording RecordingError "
+        "Registry RehearsalError Replacement Report Resizing Role Rule RuleOrigin Scaling Scope Settings Site "
+        "Sizer Sizes StorageError SymbolicSizer TensorArgument TensorRef Tie Trace UnitGroup Units UnitsError "
+        "UnsupportedModelError Verb VerificationError as_polynomial auto_alignment check_indices "
         "compile_polynomials compile_sum concat cut default_registry find_config group_sizes groups_of hookimpl "
-        "is_pinned is_sharded linear_scheduler multiplied named_tensors nearest new_size operation_name pin prefix "
-        "product regroup resolve select_positions shrink_layer shrink_tensor size_of split tie whole_tensor "
-        "write_text"
+        "is_pinned is_sharded linear_scheduler multiplied named_tensors nearest new_size operation_name pin "
+        "prefix product regroup resolve select_positions shrink_layer shrink_tensor size_of split tie "
+        "whole_tensor write_text"
     ),
     "prunekit_plugins.budgets": "Budget Choice Curve Family Problem RatioFamily Sensitivity Solver",
     "prunekit_plugins.calibration": (
-        "Batches DemandingCriterion FrugalCriterion Moments SiteStatistics StatisticalCriterion Statistics"
+        "AddedBranch Batches BranchGatherer BranchNeed DemandingCriterion FrugalCriterion MeanOverRows Moments "
+        "SeenBranch SiteStatistics StatisticalCriterion Statistics"
     ),
     "prunekit_plugins.checkpoints": "Protocol",
     "prunekit_plugins.classic": "BasePruner CustomizedPruner DependencyGraph Removal",

@@ -47,8 +47,14 @@ if TYPE_CHECKING:
         size_of as size_of,
     )
     from prunekit_core.algebra.reasons import Reason as Reason, ReasonKind as ReasonKind
+    from prunekit_core.branches.branch import Branch as Branch, BranchKind as BranchKind
     from prunekit_core.check.exactness import ExactCheck as ExactCheck, check_exact as check_exact
     from prunekit_core.choose.alignment import Alignment as Alignment, auto_alignment as auto_alignment
+    from prunekit_core.choose.branch_group import (
+        BranchCriterion as BranchCriterion,
+        BranchGroup as BranchGroup,
+        GreedyCriterion as GreedyCriterion,
+    )
     from prunekit_core.choose.candidates import Limits as Limits, Scope as Scope
     from prunekit_core.choose.chooser import Chooser as Chooser, Counts as Counts, Tie as Tie
     from prunekit_core.choose.criterion import AdditiveCriterion as AdditiveCriterion
@@ -133,8 +139,10 @@ _HOMES = {
         "Number Polynomial Sizes SymbolicSizer as_polynomial compile_polynomials multiplied size_of"
     ),
     "prunekit_core.algebra.reasons": "Reason ReasonKind",
+    "prunekit_core.branches.branch": "Branch BranchKind",
     "prunekit_core.check.exactness": "ExactCheck check_exact",
     "prunekit_core.choose.alignment": "Alignment auto_alignment",
+    "prunekit_core.choose.branch_group": "BranchCriterion BranchGroup GreedyCriterion",
     "prunekit_core.choose.candidates": "Limits Scope",
     "prunekit_core.choose.chooser": "Chooser Counts Tie",
     "prunekit_core.choose.criterion": "AdditiveCriterion",

@@ -7,6 +7,8 @@ from typing import Any
 
 from prunekit.plugin import hookimpl
 from prunekit_plugins.importance.activation import ActivationImportance
+from prunekit_plugins.importance.block_influence import BlockInfluenceImportance, RelativeEnergyImportance
+from prunekit_plugins.importance.branch_residual import BranchResidualImportance
 from prunekit_plugins.importance.calibrated import CalibratedImportance
 from prunekit_plugins.importance.chance import RandomImportance
 from prunekit_plugins.importance.checks import declared
@@ -17,10 +19,12 @@ from prunekit_plugins.importance.contributions import (
 )
 from prunekit_plugins.importance.effect import EffectImportance
 from prunekit_plugins.importance.fpgm import FPGMImportance
+from prunekit_plugins.importance.gates import GateFisherImportance, GateTaylorImportance
 from prunekit_plugins.importance.hessian import GroupHessianImportance
 from prunekit_plugins.importance.magnitude import BNScaleImportance, GroupMagnitudeImportance, LAMPImportance
 from prunekit_plugins.importance.members import Members
 from prunekit_plugins.importance.obdc import OBDCImportance
+from prunekit_plugins.importance.output_change import OutputChangeImportance
 from prunekit_plugins.importance.reconstruction import ReconstructionImportance
 from prunekit_plugins.importance.taylor import GroupTaylorImportance
 
@@ -33,9 +37,13 @@ __all__ = [
     "ActivationImportance",
     "ActivationVarianceImportance",
     "BNScaleImportance",
+    "BlockInfluenceImportance",
+    "BranchResidualImportance",
     "CalibratedImportance",
     "EffectImportance",
     "FPGMImportance",
+    "GateFisherImportance",
+    "GateTaylorImportance",
     "GroupHessianImportance",
     "GroupMagnitudeImportance",
     "GroupTaylorImportance",
@@ -44,8 +52,10 @@ __all__ = [
     "MagnitudeImportance",
     "Members",
     "OBDCImportance",
+    "OutputChangeImportance",
     "RandomImportance",
     "ReconstructionImportance",
+    "RelativeEnergyImportance",
     "TaylorImportance",
     "WandaImportance",
 ]
@@ -58,15 +68,21 @@ def prunekit_importance() -> Mapping[str, Callable[..., Any]]:
         "activation": ActivationImportance,
         "activation_energy": ActivationEnergyImportance,
         "activation_variance": ActivationVarianceImportance,
+        "block_influence": BlockInfluenceImportance,
         "bn_scale": BNScaleImportance,
+        "branch_residual": BranchResidualImportance,
         "calibrated": CalibratedImportance,
         "fpgm": FPGMImportance,
+        "gate_fisher": GateFisherImportance,
+        "gate_taylor": GateTaylorImportance,
         "hessian": GroupHessianImportance,
         "lamp": LAMPImportance,
         "magnitude": GroupMagnitudeImportance,
         "obdc": OBDCImportance,
+        "output_change": OutputChangeImportance,
         "random": RandomImportance,
         "reconstruction": ReconstructionImportance,
+        "relative_energy": RelativeEnergyImportance,
         "taylor": GroupTaylorImportance,
         "wanda": WandaImportance,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from prunekit.plugin import Group
+from prunekit.plugin import BranchGroup, Group
 
 
 class RandomImportance:
@@ -21,3 +21,7 @@ class RandomImportance:
     def __call__(self, group: Group) -> torch.Tensor:
         """Returns tensor ``[units]``, on the generator's device."""
         return torch.rand(group.size(), generator=self._generator, device=self._generator.device)
+
+    def branch(self, group: BranchGroup) -> float:
+        """Scores a branch at random, too."""
+        return float(torch.rand((), generator=self._generator, device=self._generator.device))

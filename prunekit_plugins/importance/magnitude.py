@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from prunekit.plugin import ArgumentError, Group, MemberView
+from prunekit.plugin import ArgumentError, BranchGroup, Group, MemberView
 from prunekit_plugins.importance.members import NORMS, TARGET_TYPES, Members
 from prunekit_plugins.importance.reductions import Normalizer
 
@@ -105,6 +105,15 @@ class GroupMagnitudeImportance:
             Tensor ``[positions]``.
         """
         return powered_sums(view.values(), view.dim, self.p)
+
+    def branch(self, group: BranchGroup) -> float | None:
+        """Scores a branch by the mean of ``|w|^p`` of each of its parameters, a mean over them: a weak guess.
+
+        How much a branch adds depends on what it is given, which weights don't say.
+        """
+        weights = [tensor for tensor in group.parameters().values() if tensor.is_floating_point()]
+        means = [float(_powered(tensor, self.p).mean()) for tensor in weights if tensor.numel()]
+        return sum(means) / len(means) if means else None
 
 
 class LAMPImportance:

@@ -1,0 +1,220 @@
+"""Calibration passes for branches: what gathers their scores is shown what they add, or what the model is without
+them."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import attrs
+import torch
+from torch import nn
+
+from prunekit_core.errors import ArgumentError
+from prunekit_core.graph.graph import Graph
+from prunekit_core.program.outputs import named_outputs
+from prunekit_plugins.calibration.batches import Batch, Batches
+from prunekit_plugins.calibration.branch_sums import AddedBranch, SumListener, SumPlaces
+from prunekit_plugins.calibration.observation import Watched
+
+Loss = Callable[[Any, Any], torch.Tensor]
+"""``loss(outputs, batch)`` returns a scalar, the mean over the examples of the batch."""
+
+
+class BranchNeed(enum.Enum):
+    """What a gatherer is shown of every batch."""
+
+    SUMS = "sums"
+    """What the branch adds, and to what. One forward pass shows it of all branches."""
+    GRADIENTS = "gradients"
+    """The same, with the derivatives of a loss. One forward and one backward pass for all branches."""
+    OUTPUTS = "outputs"
+    """The outputs of the model with the branch switched off, and those of the whole model. One forward pass each."""
+
+
+@attrs.frozen(eq=False)
+class SeenBranch:
+    """A branch in one batch.
+
+    Attributes:
+        sums: What it adds: with `BranchNeed.SUMS` one place after the other, where it is added in several; with
+            `BranchNeed.GRADIENTS` all of them; empty for `BranchNeed.OUTPUTS`.
+        outputs: Key path of each output of real numbers to its values with the branch switched off, tensor
+            ``[rows, features]``: vectors along the last dim; those that the batch's mask leaves out are not there.
+        expected: The same of the whole model.
+    """
+
+    sums: tuple[AddedBranch, ...] = ()
+    outputs: Mapping[str, torch.Tensor] = attrs.field(factory=dict)
+    expected: Mapping[str, torch.Tensor] = attrs.field(factory=dict)
+
+
+@runtime_checkable
+class BranchGatherer(Protocol):
+    """Gathers the score of one branch from calibration data.
+
+    Attributes:
+        needs: What it is shown.
+    """
+
+    @property
+    def needs(self) -> BranchNeed:
+        """What it is shown."""
+
+    def add(self, seen: SeenBranch) -> None:
+        """Takes one batch; tensors must not be kept nor changed."""
+
+    def score(self) -> float | None:
+        """Returns the score; None where nothing is known."""
+
+
+class MeanOverRows:
+    """Gathers the mean of a function over all rows of all sums: the score of most criteria for branches.
+
+    Args:
+        function: Called with each sum (`AddedBranch`); returns one number per row, or per example: a tensor of one
+            dim.
+        needs: What the sums have to hold.
+    """
+
+    def __init__(self, function: Callable[[AddedBranch], torch.Tensor], needs: BranchNeed = BranchNeed.SUMS) -> None:
+        self.needs = needs
+        self._function, self._sum, self._count = function, 0.0, 0
+
+    def add(self, seen: SeenBranch) -> None:
+        """Adds up what the function returns."""
+        for one in seen.sums:
+            values = self._function(one)
+            self._sum += float(values.double().sum())
+            self._count += values.numel()
+
+    def score(self) -> float | None:
+        """Returns the mean; None without rows."""
+        return self._sum / self._count if self._count else None
+
+
+class BranchRuns:
+    """Runs a model on calibration batches, with some branches switched off.
+
+    Args:
+        graph: The analysed model, as it was at analysis.
+        batches: The batches.
+        loss_fn: Loss for gradients; None for the outputs multiplied by random signs and added up, whose squared
+            derivatives are, on average, by how much the outputs move.
+    """
+
+    def __init__(self, graph: Graph, batches: Batches, loss_fn: Loss | None = None) -> None:
+        if graph.current.stored is not None:
+            raise ArgumentError(
+                "Branches can't be scored on data with the weights on disk.",
+                hint="score them by the weights, or load the model into memory",
+            )
+        self._batches, self._loss = batches, loss_fn
+        self._watched = Watched(graph.model, graph.registry)
+        self._places = SumPlaces.of(graph.analysis, graph.branches(), graph.registry.op_rules)
+        self.passes = 0
+
+    def gather(self, gatherers: Mapping[str, BranchGatherer], off: Sequence[str] = ()) -> None:
+        """Shows all batches to what gathers scores.
+
+        Args:
+            gatherers: Name of a branch to what gathers its score.
+            off: Names of the branches that are switched off.
+
+        Raises:
+            ArgumentError: There are no batches, the forward raised on one, or runs another program on it.
+        """
+        by_need: dict[BranchNeed, dict[str, BranchGatherer]] = {}
+        for name, gatherer in gatherers.items():
+            by_need.setdefault(gatherer.needs, {})[name] = gatherer
+        if off and BranchNeed.GRADIENTS in by_need:
+            raise ArgumentError(
+                "Derivatives can't be gathered with branches switched off.",
+                why="a backward pass goes through what the forward pass leaves out",
+                hint="a criterion that needs gradients isn't greedy",
+            )
+        for number, batch in enumerate(self._batches.read(self._watched.device)):
+            for need, wanted in by_need.items():
+                match need:
+                    case BranchNeed.SUMS:
+                        self._show_sums(batch, wanted, off)
+                    case BranchNeed.GRADIENTS:
+                        self._show_gradients(batch, wanted, number)
+                    case BranchNeed.OUTPUTS:
+                        self._show_outputs(batch, wanted, off)
+
+    def _show_sums(self, batch: Batch, wanted: Mapping[str, BranchGatherer], off: Sequence[str]) -> None:
+        def show(name: str, added: AddedBranch) -> None:
+            wanted[name].add(SeenBranch((added,)))
+
+        self._run(batch, SumListener(self._watched.shadow, self._places, batch, off, wanted, show))
+
+    def _show_gradients(self, batch: Batch, wanted: Mapping[str, BranchGatherer], number: int) -> None:
+        shadow = self._watched.shadow
+        listener = SumListener(shadow, self._places, batch, (), wanted, gradients=True)
+        parameters = [t for t in shadow.tensors().values() if isinstance(t, nn.Parameter) and t.is_floating_point()]
+        earlier, shadow.gradients = shadow.gradients, True
+        try:
+            with self._watched.differentiable(parameters):
+                outputs = self._run(batch, listener)
+                with torch.enable_grad():
+                    loss = _projected(outputs, number) if self._loss is None else self._loss(outputs, batch.given)
+                if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
+                    raise ArgumentError(
+                        "The loss must be a scalar tensor that depends on the parameters.",
+                        where=batch.where,
+                        why=f"{loss!r}",
+                    )
+                scale = 1.0 if self._loss is None else float(batch.size)
+                seen = listener.gradients_of(loss.reshape(()), scale)
+        finally:
+            shadow.gradients = earlier
+        for name, sums in seen.items():
+            wanted[name].add(SeenBranch(tuple(sums)))
+
+    def _show_outputs(self, batch: Batch, wanted: Mapping[str, BranchGatherer], off: Sequence[str]) -> None:
+        expected = self._outputs(batch, ())
+        for name, gatherer in wanted.items():
+            gatherer.add(SeenBranch(outputs=self._outputs(batch, (*off, name)), expected=expected))
+
+    def _outputs(self, batch: Batch, off: Sequence[str]) -> dict[str, torch.Tensor]:
+        outputs = self._run(batch, SumListener(self._watched.shadow, self._places, batch, off))
+        return {
+            name: _output_rows(tensor, batch)
+            for name, tensor in named_outputs(outputs)
+            if tensor.is_floating_point() and tensor.numel()
+        }
+
+    def _run(self, batch: Batch, listener: SumListener) -> Any:
+        self.passes += 1
+        outputs = self._watched.run_into(batch, listener)
+        listener.finish()
+        return outputs
+
+
+def _output_rows(tensor: torch.Tensor, batch: Batch) -> torch.Tensor:
+    tensor = tensor.detach()
+    if tensor.dim() < 2:
+        return tensor.reshape(1, -1)
+    counted = batch.counted(tuple(tensor.shape[:-1]))
+    return tensor.reshape(-1, tensor.shape[-1]) if counted is None else tensor[counted]
+
+
+def _projected(outputs: Any, seed: int) -> torch.Tensor:
+    """Multiplies all outputs of real numbers by random signs and adds them up."""
+    generator = torch.Generator().manual_seed(seed)
+    found = [tensor for _, tensor in named_outputs(outputs) if tensor.is_floating_point() and tensor.requires_grad]
+    if not found:
+        raise ArgumentError("The outputs don't depend on the parameters.", why="no gradient arrives at a branch")
+    return torch.stack([(tensor * _signs(tensor, generator)).sum() for tensor in found]).sum()
+
+
+def _signs(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    drawn = torch.randint(2, tensor.shape, generator=generator, device="cpu")
+    return (drawn * 2 - 1).to(tensor)
+
+
+def gatherers_of(found: Mapping[str, object]) -> dict[str, BranchGatherer]:
+    """Picks what gathers scores from data out of what a criterion returned for branches."""
+    return {name: value for name, value in found.items() if isinstance(value, BranchGatherer)}
