@@ -26,6 +26,8 @@ class Report:
         untouched: Parameters that no recording touched; they keep their shape.
         mixes: Pruned group to operations whose result depends on the number of units: legal, but not exact.
         notes: Anything else worth knowing.
+        absent: Branches that are gone.
+        branches: Name of each branch that stays to the reason; empty where no branch was to go.
     """
 
     pruned: Mapping[str, tuple[int, int]]
@@ -35,6 +37,8 @@ class Report:
     untouched: tuple[str, ...]
     mixes: Mapping[str, tuple[str, ...]]
     notes: tuple[str, ...]
+    absent: tuple[str, ...] = ()
+    branches: Mapping[str, str] = attrs.field(factory=dict)
 
     @classmethod
     def of(
@@ -71,7 +75,13 @@ class Report:
         )
 
     def __str__(self) -> str:
-        lines = [f"pruned: {len(self.pruned)} groups"]
+        lines = []
+        if self.absent or self.branches:
+            lines.append(f"branches gone: {len(self.absent)} of {len(self.absent) + len(self.branches)}")
+            lines.extend(f"  {name}" for name in self.absent)
+            lines.append(f"branches left: {len(self.branches)}")
+            lines.extend(f"  {name}: {why}" for name, why in self.branches.items())
+        lines.append(f"pruned: {len(self.pruned)} groups")
         lines.extend(f"  {name}: {before} -> {after}" for name, (before, after) in self.pruned.items())
         lines.append(f"left whole: {len(self.left)} groups")
         lines.extend(f"  {name}: {why}" for name, why in self.left.items())

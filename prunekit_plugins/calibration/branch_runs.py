@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import nn
 
-from prunekit_core.errors import ArgumentError
+from prunekit_core.errors import ArgumentError, PrunekitError
 from prunekit_core.graph.graph import Graph
 from prunekit_core.program.outputs import named_outputs
 from prunekit_plugins.calibration.batches import Batch, Batches
@@ -188,7 +188,12 @@ class BranchRuns:
 
     def _run(self, batch: Batch, listener: SumListener) -> Any:
         self.passes += 1
-        outputs = self._watched.run_into(batch, listener)
+        try:
+            outputs = self._watched.run_into(batch, listener)
+        except ArgumentError as error:
+            if isinstance(error.__cause__, PrunekitError):  # a gatherer's, not the model's
+                raise error.__cause__ from error.__cause__.__cause__
+            raise
         listener.finish()
         return outputs
 
@@ -213,8 +218,3 @@ def _projected(outputs: Any, seed: int) -> torch.Tensor:
 def _signs(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     drawn = torch.randint(2, tensor.shape, generator=generator, device="cpu")
     return (drawn * 2 - 1).to(tensor)
-
-
-def gatherers_of(found: Mapping[str, object]) -> dict[str, BranchGatherer]:
-    """Picks what gathers scores from data out of what a criterion returned for branches."""
-    return {name: value for name, value in found.items() if isinstance(value, BranchGatherer)}

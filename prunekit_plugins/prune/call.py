@@ -34,7 +34,9 @@ from prunekit_plugins.classic.graph import DependencyGraph
 from prunekit_plugins.classic.pruner import BasePruner
 from prunekit_plugins.compensation.repair import Compensator
 from prunekit_plugins.compensation.run import Compensation, Repaired
+from prunekit_plugins.depth.settings import WIDTH
 from prunekit_plugins.prune.allotment import Allotment
+from prunekit_plugins.prune.by_depth import DepthCut
 from prunekit_plugins.prune.calibrated import CalibratedPath, check_informed
 from prunekit_plugins.prune.settings import PruneSettings
 
@@ -115,6 +117,12 @@ def prune(
     round_to: int | None = None,
     align: str | None = None,
     pruning_ratio_dict: Ratios | None = None,
+    branch_ratio: float | None = None,
+    branches: Sequence[str] | None = None,
+    branch_importance: Criterion | str | None = None,
+    by: str = WIDTH,
+    keep_first: int = 0,
+    keep_last: int = 0,
     forward_fn: Callable[[nn.Module, Any], Any] | None = None,
     registry: Registry | None = None,
     optimizer: Optimizers | None = None,
@@ -126,7 +134,8 @@ def prune(
     Args:
         model: Any module whose forward runs.
         example_inputs: A tensor, a tuple or list of positional inputs, or a dict of keyword inputs.
-        ratio: Fraction of the units of every group to remove, in [0, 1); 0.5 if neither it nor a target is given.
+        ratio: Fraction of the units of every group to remove, in [0, 1); 0.5 if neither it nor a target is given, and
+            0 where branches are to go.
         target: Instead of a ratio, what should be left: cost model to a fraction of the original (up to 1) or an
             absolute value (above 1, or a text with a unit, ``"90MB"``): ``{"macs": 0.5}``. The largest model that
             meets all targets is chosen.
@@ -151,6 +160,15 @@ def prune(
         round_to: Sizes are kept at multiples of this.
         align: ``"auto"`` finds out the multiple that suits the device and dtype of the model; the report says it.
         pruning_ratio_dict: Ratios for single layers; they hold whatever the target.
+        branch_ratio: Fraction of the branches to remove (operands of sums that can be switched off: attention,
+            feed-forwards, residual blocks), in [0, 1): of those of each structure, with ``global_pruning`` of all
+            together. None removes none. ``ignored_layers`` and ``max_pruning_ratio`` hold for branches as well.
+        branches: Names of the branches to remove, instead of a ratio; see `Graph.branches`.
+        branch_importance: A criterion for branches or its registered name; None for ``"output_change"`` with
+            calibration data, and for ``"magnitude"``, a weak guess, without.
+        by: What meets a target: ``"width"`` (units) or ``"depth"`` (branches alone).
+        keep_first: So many branches stay at the start of the program, whatever their scores.
+        keep_last: So many branches stay at its end.
         forward_fn: Called as ``forward_fn(model, example_inputs)`` instead of the model.
         registry: Where plugins are found; None for the default registry.
         optimizer: An optimizer that trains the model, or several; their state (momentum, averages) is cut along.
@@ -176,11 +194,18 @@ def prune(
     settings.check_names(registry)
     wanted = settings.pruner(ranks=global_pruning or allotment.ranks)
     pruner = Pruner(**wanted.analysed(model, example_inputs, DependencyGraph(registry), registry))
-    if path is None:
-        check_informed(pruner.importance)
-    doubts = () if path is None else path.inform(pruner)
-    allotment = allotment.settled(pruner)
-    plan = _decide(pruner, target, allotment.selector(pruner, path))
+    depth = settings.depth if settings.depth.asked else None
+    doubts: Sequence[str] = ()
+    if depth is None or settings.width_ratio:
+        if path is None:
+            check_informed(pruner.importance)
+        doubts = () if path is None else path.inform(pruner)
+    cut = None if depth is None else DepthCut.decide(pruner, depth, settings.width_ratio, path)
+    if cut is None:
+        allotment = allotment.settled(pruner)
+        plan = _decide(pruner, target, allotment.selector(pruner, path))
+    else:
+        plan, path, doubts = cut.plan, None, (*doubts, *cut.notes)
     preview = plan.preview()
     arguments = settings.recorded(allotment.chosen)
     protocol = make_protocol(check_recordable(model), pruner.registry, arguments, preview.costs)
@@ -188,7 +213,7 @@ def prune(
     repaired = None if path is None else path.repair(pruner.graph, plan)
     decided = PruneResult(model, plan, pruner.report(), preview, _changes(plan), protocol, pruner.graph)
     decided = attrs.evolve(decided, verification=verification)
-    return _cut(pruner, decided, optimizer, repaired, (*doubts, *verification.notes(verify)))
+    return _cut(pruner, decided, optimizer, repaired, (*doubts, *verification.notes(verify)), cut)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -205,6 +230,7 @@ def _cut(
     optimizer: Optimizers | None,
     repaired: Repaired | None,
     doubts: Sequence[str],
+    depth: DepthCut | None,
 ) -> PruneResult:
     """Cuts the model and gives it the repaired weights when the result is there, or not at all."""
     values = repaired.values if repaired else {}
@@ -221,7 +247,7 @@ def _cut(
                 confirm_cut(expected, check_recordable(pruner.model), analysis, pruner.registry, check.tolerance)
             return attrs.evolve(
                 decided,
-                report=_report(pruner, doubts),
+                report=_report(pruner, doubts, depth),
                 compensation=None if repaired is None else repaired.result,
                 repaired=values if on_disk else {},
             )
@@ -236,9 +262,9 @@ def _verification(pruner: Pruner, plan: Plan, wish: str) -> Verification:
     return verify_cut(model, plan, pruner.graph.analysis, pruner.registry, wish=wish, costs=costs)
 
 
-def _report(pruner: Pruner, doubts: Sequence[str]) -> Report:
+def _report(pruner: Pruner, doubts: Sequence[str], depth: DepthCut | None) -> Report:
     """The report of what the pruner did, with what speaks against the statistics that it was given."""
-    report = pruner.report()
+    report = pruner.report() if depth is None else depth.report(pruner)
     return attrs.evolve(report, notes=(*report.notes, *doubts))
 
 

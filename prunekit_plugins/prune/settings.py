@@ -21,9 +21,13 @@ from prunekit_plugins.budgets.targets import Target, check_target
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.classic.settings import PrunerSettings
 from prunekit_plugins.compensation.repair import Compensator
+from prunekit_plugins.depth.settings import DepthSettings
 
 UNRECORDED = ("model", "options", "registry", "calibration", "compensation", "reestimate_batchnorm", "stages", "verify")
 """Keywords that the protocol of a result doesn't list among the arguments."""
+
+DEPTH_KEYWORDS = ("branch_ratio", "branches", "branch_importance", "by", "keep_first", "keep_last")
+"""Keywords about branches, which it lists where branches go."""
 
 
 @attrs.frozen(eq=False)
@@ -54,6 +58,8 @@ class PruneSettings:
             raise ArgumentError("Give a ratio or a target, not both.")
         if self.ratio is not None:
             check_ratio(self.ratio, "ratio")
+        if self.depth.asked and (self.allocation is not None or self.sensitivity is not None):
+            raise ArgumentError("An allocation is about units, and branches are to go.", hint="leave it out")
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> PruneSettings:
@@ -70,6 +76,17 @@ class PruneSettings:
         """The compensators or their names, in order."""
         return [self.compensation] if isinstance(self.compensation, str) else list(self.compensation or ())
 
+    @property
+    def depth(self) -> DepthSettings:
+        """What is asked for of branches."""
+        return DepthSettings.of(self.given)
+
+    @property
+    def width_ratio(self) -> float:
+        """The fraction of the units of every group to remove: none by default where branches go."""
+        default = 0.0 if self.depth.asked else 0.5
+        return default if self.ratio is None else self.ratio
+
     def check_names(self, registry: Registry) -> None:
         """Raises `ArgumentError` for names of compensators and costs that there aren't."""
         for name in self.methods:
@@ -80,17 +97,17 @@ class PruneSettings:
 
     def pruner(self, *, ranks: bool) -> PrunerSettings:
         """Returns what the pruner is asked for, where ``ranks`` says whether all units are ranked together."""
-        ratio = 0.5 if self.ratio is None else self.ratio
-        own = {"importance": self.criterion, "global_pruning": ranks, "pruning_ratio": ratio}
+        own = {"importance": self.criterion, "global_pruning": ranks, "pruning_ratio": self.width_ratio}
         return PrunerSettings.of({**self.given, **own})
 
     def recorded(self, allocation: str | Solver | None) -> dict[str, Any]:
         """Returns the arguments that the protocol lists, with the allocation that was taken."""
         made = {
-            "ratio": None if self.target is not None else 0.5 if self.ratio is None else self.ratio,
+            "ratio": None if self.target is not None else self.width_ratio,
             "importance": self.criterion,
             "allocation": allocation,
             "sensitivity": self.sensitivity and self.sensitivity.metric,
             "optimizer": self.optimizer and type(self.optimizer),
         }
-        return {name: value for name, value in {**self.given, **made}.items() if name not in UNRECORDED}
+        hidden = () if self.depth.asked else DEPTH_KEYWORDS
+        return {name: value for name, value in {**self.given, **made}.items() if name not in (*UNRECORDED, *hidden)}
