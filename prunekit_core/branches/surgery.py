@@ -340,7 +340,8 @@ class _Operation:
             return Plain(value)
         left = self._left_of(position, value) if isinstance(value, TensorRef) else value
         for given, argument in call.arguments:
-            if isinstance(left, TensorRef | Thing) and argument == left:
+            same = self._left_of(position, argument) if isinstance(argument, TensorRef) else argument
+            if isinstance(left, TensorRef | Thing) and same == left:
                 return Handed(given)
         if isinstance(value, TensorRef) and left == value:
             return self._zeros(path, position, call, value, removed)

@@ -180,6 +180,27 @@ def test_plans_compose() -> None:
     assert both.since(first) == later
 
 
+class Listed(PreNorm):
+    """Blocks in a list, which the model calls one after the other, the first one twice."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = self.blocks  # type: ignore[misc]
+        out: torch.Tensor = second(first(first(x)))
+        return out * 2
+
+
+def test_blocks_behind_one_another_go_together() -> None:
+    torch.manual_seed(0)
+    model, x = double(Listed(), X)
+    plan, small = without(model, x, ["blocks.0.up", "blocks.1.up"])
+    assert [stub.module for stub in plan.stubs] == ["blocks.0", "blocks.1"]
+    assert torch.equal(small(x), 2 * x)
+    assert pk.check_exact(model, small, plan, x)
+    plan, small = without(model, x, ["blocks.0.up"])
+    assert torch.equal(small(x), 2 * model.blocks[1](x))  # type: ignore[index]
+    assert pk.check_exact(model, small, plan, x)
+
+
 class Reads(nn.Module):
     """The program asks for the weight of a branch outside of it."""
 
