@@ -112,7 +112,7 @@ class BranchRuns:
             )
         self._batches, self._loss = batches, loss_fn
         self._watched = Watched(graph.model, graph.registry)
-        self._places = SumPlaces.of(graph.analysis, graph.branches(), graph.registry.op_rules)
+        self._places = SumPlaces.of(graph.branch_analysis, graph.branches(), graph.registry.op_rules)
         self.passes = 0
 
     def gather(self, gatherers: Mapping[str, BranchGatherer], off: Sequence[str] = ()) -> None:

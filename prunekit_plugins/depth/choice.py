@@ -16,7 +16,6 @@ from prunekit_core.errors import ArgumentError, RehearsalError
 from prunekit_core.graph.graph import Graph
 from prunekit_core.groups.costs import compiled_cost
 from prunekit_core.plans.plan import Plan
-from prunekit_core.rehearse.removals import draft_without
 from prunekit_plugins.budgets.targets import Budget, OutOfReachError
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.depth.scoring import BranchScorer
@@ -76,8 +75,8 @@ def _named(graph: Graph, names: Sequence[str]) -> DepthChoice:
 
 
 def _drafted(graph: Graph, names: Iterable[str]) -> Plan:
-    chosen = named_branches(graph.branches(), names)
-    return draft_without(graph.model, graph.drafts, chosen) if chosen else Plan()
+    chosen = list(names)
+    return graph.plan_without(chosen) if chosen else Plan()
 
 
 def structure_of(name: str) -> str:
@@ -189,7 +188,7 @@ class _Search:
 
     def _spent(self, budget: Budget, names: Sequence[str]) -> dict[str, float]:
         """Computes what the model costs without some branches, as the plan takes them out."""
-        analysis, registry = self._graph.analysis, self._graph.registry
+        analysis, registry = self._graph.branch_analysis, self._graph.registry
         if names:
             analysis = operate(analysis, registry.op_rules, named_branches(self._graph.branches(), names)).analysis
         return {name: compiled_cost(registry, name, analysis)({}) for name in budget.models}
@@ -199,7 +198,7 @@ class _Search:
         needed = {name: budget.dense[name] - allowed for name, allowed in budget.allowed.items()}
         found = {}
         for name in self._open:
-            left = without(self._graph.analysis, [self._branches[name]])
+            left = without(self._graph.branch_analysis, [self._branches[name]])
             costs = {one: compiled_cost(self._graph.registry, one, left)({}) for one in budget.models}
             shares = [(budget.dense[one] - costs[one]) / need for one, need in needed.items() if need > 0]
             found[name] = max(shares, default=0.0)
@@ -227,8 +226,8 @@ class _Search:
             "The target can't be reached by depth.",
             why=f"without {len(self._chosen)} of {len(self._branches)} branches the model has {', '.join(reached)}; "
             f"asked for {', '.join(wanted)}" + (f"; {reasons}" if reasons else ""),
-            hint="ask for more, or let more go: ignored_layers, max_pruning_ratio, keep_first and keep_last hold, and one "
-            "branch always stays; by width more can go",
+            hint="ask for more, or let more go: ignored_layers, max_pruning_ratio, keep_first and keep_last hold, and "
+            "one branch always stays; by width more can go",
         )
 
     # -- one after the other

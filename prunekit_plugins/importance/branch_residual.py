@@ -29,7 +29,7 @@ class BranchResidualImportance:
 
     def branch(self, group: BranchGroup) -> _Residual | None:
         """Returns what gathers the covariances."""
-        recordings = group.graph.analysis.recordings
+        recordings = group.graph.branch_analysis.recordings
         shapes = [recordings[one.recording].trace.shapes[one.tensor.index] for one in group.branch.sums]
         wide = any(not 2 <= len(shape) <= 3 or shape[-1] > WIDEST for shape in shapes)
         return None if wide else _Residual(self.ridge)

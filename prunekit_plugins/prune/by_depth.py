@@ -6,15 +6,11 @@ from collections.abc import Sequence
 
 import attrs
 
-from prunekit_core.branches.branch import named_branches
 from prunekit_core.choose.pruner import Pruner
 from prunekit_core.errors import ArgumentError, NothingToPruneError
 from prunekit_core.groups.report import Report
 from prunekit_core.plans.plan import Plan
-from prunekit_core.record.recorder import check_recordable
-from prunekit_core.rehearse.removals import draft_without
 from prunekit_plugins.depth.choice import DepthChoice, choose_branches
-from prunekit_plugins.depth.decoding import check_decodes_nothing
 from prunekit_plugins.depth.settings import PLAIN, DepthSettings
 from prunekit_plugins.prune.calibrated import CalibratedPath
 
@@ -49,7 +45,6 @@ class DepthCut:
             ArgumentError: An argument is wrong, the target can't be reached, or the weights are on disk.
             NothingToPruneError: No branch may go.
             RehearsalError: Branches that were named, or these units besides, can't go.
-            UnsupportedModelError: The model decodes with a cache.
         """
         graph = pruner.graph
         if graph.current.stored is not None:
@@ -57,13 +52,12 @@ class DepthCut:
                 "Branches can't be taken out of a model on disk.",
                 hint="load the model into memory: without weights=...",
             )
-        check_decodes_nothing(check_recordable(graph.model))
         choice = choose_branches(pruner, settings, None if path is None else path.batches)
         _require_branches(pruner, settings, choice)
         plan = choice.plan
         if width_ratio > 0:
             kept = pruner.plan().kept
-            plan = draft_without(graph.model, graph.drafts, named_branches(graph.branches(), choice.absent), kept)
+            plan = graph.plan_without(choice.absent, kept)
         return cls(choice, plan, _notes(settings, path))
 
     def report(self, pruner: Pruner) -> Report:
