@@ -69,8 +69,7 @@ class BranchCriterion(Protocol):
 
         Returns:
             The score, a finite number; None for a branch that it has nothing to say about, which stays; or, for a
-            criterion that reads calibration data, what gathers its score from them (see
-            `prunekit_plugins.calibration.branch_runs.BranchGatherer`).
+            criterion that reads calibration data, what gathers its score from them (a ``BranchGatherer``).
         """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,16 +11,19 @@ import attrs
 import torch
 from torch import nn
 
+from prunekit_core.choose.branch_group import BranchCriterion
 from prunekit_core.errors import nearest
 from prunekit_core.graph.graph import Graph
 from prunekit_core.graph.group import Group
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.program.calls import tensors_of
+from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.calibration.demand import DemandingCriterion, FrugalCriterion, StatisticalCriterion
 from prunekit_plugins.calibration.statistics import CURVATURES, FISHER, GRADIENTS, PARTS
 from prunekit_plugins.calibration.stream import calibrate
+from prunekit_plugins.depth.scoring import BranchScorer
 from prunekit_plugins.testing.failure import UnseenError, failing, made, require
-from prunekit_plugins.testing.network import chosen_net
+from prunekit_plugins.testing.network import branch_net, chosen_net
 from prunekit_plugins.testing.state import State
 
 Criterion = Callable[[Group], "torch.Tensor | None"]
@@ -55,6 +59,9 @@ def check_criterion(
     model: values, gradients, ``requires_grad``, modes, and PyTorch's random numbers. With ``equivariant`` the scores
     must change places with the units.
 
+    What it says about branches, if it has a method ``branch``, is proven as well, on random batches: see
+    `check_branches`. Such a criterion may have nothing to say about any group.
+
     A criterion that has ``needs`` and no statistics gets those that it names, from a few random batches: what it
     ``needs``; with its ``wishes`` as well; and what it reads ``otherwise``.
 
@@ -74,10 +81,14 @@ def check_criterion(
     net, batch = chosen_net(model, example)
     criterion = made(make, "check_criterion", "criterion")
     require(callable(criterion), "check_criterion", "what makes a criterion, a callable on groups", criterion)
+    if isinstance(criterion, BranchCriterion):
+        check_branches(make, prepare=prepare, registry=registry)
     for parts in _parts(criterion):
         trial = _Trial(make, prepare, parts, net, batch, registry)
         scores = trial.scores(net)
         if all(score is None for score in scores.values()):
+            if isinstance(criterion, BranchCriterion):
+                return
             raise UnseenError("the criterion scores no group of the network")
         again = trial.scores(net)
         for name, score in scores.items():
@@ -234,3 +245,60 @@ def _check_permutation(trial: _Trial, scores: dict[str, torch.Tensor | None]) ->
         assert torch.allclose(found, score[order]), (
             f"{group.name}: units that change places don't take their scores along: {score[order]}, not {found}"
         )
+
+
+def check_branches(
+    make: Callable[[], object],
+    *,
+    prepare: Prepare | None = None,
+    model: nn.Module | None = None,
+    example: torch.Tensor | None = None,
+    registry: Registry | None = None,
+) -> None:
+    """Proves what a criterion says about branches, with and without some of them switched off.
+
+    It is shown random batches. It must score some branch of the network, each by one finite number, by the same one
+    when it is made anew, and by a finite one (or by None) when all weights are zero; and change nothing in the model.
+
+    Args:
+        make: Makes the criterion; called anew for every comparison.
+        prepare: Called with the network and a batch before scoring.
+        model: The network; it is not touched. None for one of linear layers.
+        example: What the model is called with.
+        registry: Where rules and layer types are found; None for the default registry.
+
+    Raises:
+        AssertionError: One of the above doesn't hold.
+        PrunekitError: The criterion raises, or returns something else.
+    """
+    net, batch = branch_net() if model is None or example is None else (copy.deepcopy(model), example)
+    scores = _branch_scores(make, prepare, net, batch, registry)
+    if all(score is None for score in scores.values()):
+        raise UnseenError("the criterion scores no branch of the network")
+    for name, again in _branch_scores(make, prepare, net, batch, registry).items():
+        assert again == scores[name], f"{name}: the criterion gives {scores[name]} and, made anew, {again}"
+    for parameter in net.parameters():
+        nn.init.zeros_(parameter)
+    _branch_scores(make, prepare, net, batch, registry)
+
+
+def _branch_scores(
+    make: Callable[[], object], prepare: Prepare | None, net: nn.Module, batch: torch.Tensor, registry: Registry | None
+) -> dict[str, float | None]:
+    """Scores all branches that can go, and once more without the first one, for a greedy criterion."""
+    model, criterion = copy.deepcopy(net), make()
+    assert isinstance(criterion, BranchCriterion), f"{criterion!r} has no method branch(group)"
+    if prepare is not None:
+        prepare(model, batch)
+    graph = Graph.of(model, batch, registry=registry)
+    names = [branch.name for branch in graph.branches() if branch.removable]
+    if not names:
+        raise UnseenError("no branch of the network can go")
+    before, scorer = State.of(model), BranchScorer(graph, criterion, Batches.of(_batches(batch)))
+    scores = scorer.scores(names)
+    if scorer.greedy:
+        scorer.scores(names[1:], names[:1])
+    changed = before.changed(model, random=True)
+    assert not changed, f"the criterion changes {changed}"
+    assert all(score is None or math.isfinite(score) for score in scores.values())
+    return scores

@@ -1,4 +1,4 @@
-"""The network on which criteria, regularizers, cost models and compensators are proven."""
+"""The networks on which criteria, regularizers, cost models and compensators are proven."""
 
 from __future__ import annotations
 
@@ -35,6 +35,36 @@ def small_net() -> tuple[SmallNet, torch.Tensor]:
         net, batch = SmallNet().double(), torch.randn(4, 3, 6, 6, dtype=torch.float64)
         for parameter in net.parameters():
             nn.init.normal_(parameter)
+    return net, batch
+
+
+class BranchNet(nn.Module):
+    """Tokens through two residual branches in each of two layers, and a layer that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixers = nn.ModuleList(nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6)) for _ in range(2))
+        self.feeds = nn.ModuleList(nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 6)) for _ in range(2))
+        self.twice, self.head = nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps tokens ``[batch, tokens, 6]`` to ``[batch, tokens, 4]``."""
+        for mixer, feed in zip(self.mixers, self.feeds, strict=True):
+            x = x + mixer(x)
+            x = x + feed(x)
+        x = x + self.twice(x)
+        x = x + self.twice(x)
+        logits: torch.Tensor = self.head(x)
+        return logits
+
+
+def branch_net() -> tuple[BranchNet, torch.Tensor]:
+    """Makes the network and a batch for it, the same every time; all parameters are random, in float64."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net, batch = BranchNet().double(), torch.randn(4, 5, 6, dtype=torch.float64)
+        for parameter in net.parameters():
+            nn.init.normal_(parameter, std=0.5)
     return net, batch
 
 
