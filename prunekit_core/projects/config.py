@@ -95,7 +95,7 @@ class Config:
         said = {name: value for name, value in given.items() if value is not None}
         lost = {name for names in EXCLUSIVE if said.keys() & names for name in names}
         if "ratio" in said and "target" in self.options:
-            lost.add("allocation")
+            lost |= {"allocation", "by"}
         return {**{name: value for name, value in self.options.items() if name not in lost}, **said}
 
 
@@ -129,6 +129,7 @@ def _is_table_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 _RATIO = ("a number in [0, 1)", _is_ratio)
 _COUNT = ("a positive whole number", is_count)
+_WHOLE = ("a whole number, 0 or more", lambda value: type(value) is int and value >= 0)
 _SWITCH = ("true or false", lambda value: isinstance(value, bool))
 SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "block": ("a list of plugins", _is_list_of_names),
@@ -141,6 +142,15 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         _is_table_of(lambda value: isinstance(value, str) or (is_number(value) and value > 0)),
     ),
     "pruning_ratio_dict": ("a table of layers and numbers in [0, 1)", _is_table_of(_is_ratio)),
+    "branch_ratio": _RATIO,
+    "branches": ("a list of names of branches", _is_list_of_names),
+    "branch_importance": (
+        'the name of a criterion, or a table such as { name = "output_change", measure = "kl" }',
+        _is_made,
+    ),
+    "by": ('"width" or "depth"', lambda value: value in ("width", "depth")),
+    "keep_first": _WHOLE,
+    "keep_last": _WHOLE,
     "max_pruning_ratio": ("a number in [0, 1]", lambda value: is_number(value) and 0 <= value <= 1),
     "global_pruning": _SWITCH,
     "isomorphic": _SWITCH,
@@ -166,9 +176,9 @@ OF_THE_HOST = ("block", "plugins", "plugin")
 """Settings that say what is loaded; the others are arguments of ``prune``."""
 STEPWISE = ("pruner", "regularizer", "iterative_steps", "iterative_pruning_ratio_scheduler")
 """Settings for pruning in steps, which ``prune`` doesn't do."""
-CODE = ("compensation", "allocation", "pruner", "regularizer", "iterative_pruning_ratio_scheduler")
+CODE = ("branch_importance", "compensation", "allocation", "pruner", "regularizer", "iterative_pruning_ratio_scheduler")
 """Settings, besides the criterion, in which a name may be one for code."""
-EXCLUSIVE = (("ratio", "target"), ("round_to", "align"))
+EXCLUSIVE = (("ratio", "target"), ("round_to", "align"), ("branch_ratio", "branches"))
 """Settings of which one takes the place of the other."""
 
 

@@ -27,6 +27,7 @@ class Source(Protocol):
 Stated = str | Mapping[str, Any]
 """A name, or a table with a ``name`` and arguments."""
 HOOKS_OF = {
+    "branch_importance": "prunekit_importance",
     "compensation": "prunekit_compensators",
     "allocation": "prunekit_allocators",
     "iterative_pruning_ratio_scheduler": "prunekit_schedules",
@@ -34,7 +35,10 @@ HOOKS_OF = {
 """Settings that hold names alone, with the hooks that the names are registered through."""
 MADE = {"criterion": "prunekit_importance", "pruner": "prunekit_pruners", "regularizer": "prunekit_regularizers"}
 """What is made of a name and arguments, with the hooks."""
-OF_PRUNE = ("target", "allocation", "compensation", "reestimate_batchnorm", "stages")
+OF_PRUNE = (
+    *("target", "allocation", "compensation", "reestimate_batchnorm", "stages"),
+    *("branch_ratio", "branches", "branch_importance", "by", "keep_first", "keep_last"),
+)
 """Arguments of ``prune`` that pruners don't take."""
 
 
@@ -69,7 +73,9 @@ def options_of(config: Config, source: Source, given: Mapping[str, Any]) -> dict
     found, own = config.under(given), _criterion_of(config)
     if isinstance(found.get("importance"), Mapping):
         found["importance"] = _criterion(found["importance"], source, "")
-    elif own and "importance" not in found:
+    if isinstance(found.get("branch_importance"), Mapping):
+        found["branch_importance"] = _criterion(found["branch_importance"], source, str(config.path or ""))
+    if own and "importance" not in found:
         found["importance"] = _criterion(own, source, str(config.path))
     return found
 

@@ -28,6 +28,10 @@ def show_rows(
 
 def show_report(output: Output, report: Report, everything: bool = False) -> None:
     """Shows everything that a report says."""
+    if report.absent or report.branches:
+        gone, left = [(name,) for name in report.absent], list(report.branches.items())
+        show_rows(output, f"branches gone: {len(gone)} of {len(gone) + len(left)}", ("branch",), gone, everything)
+        show_rows(output, f"branches left: {len(left)}", ("branch", "why"), left, everything)
     pruned = [(name, str(before), str(after)) for name, (before, after) in report.pruned.items()]
     show_rows(output, f"pruned: {len(pruned)} groups", ("group", ">units before", ">after"), pruned, everything)
     show_left(output, report, everything)
@@ -67,6 +71,7 @@ def show_compensation(output: Output, done: Compensation) -> None:
 def report_data(report: Report) -> dict[str, Any]:
     """Makes a report into data for programs."""
     return {
+        "branches": {"gone": list(report.absent), "left": dict(report.branches)},
         "pruned": {name: {"before": before, "after": after} for name, (before, after) in report.pruned.items()},
         "left": dict(report.left),
         "pinned": dict(report.pinned),

@@ -85,6 +85,32 @@ BatchNorm = Annotated[
         "--batchnorm/--no-batchnorm", help="Estimate batch norms anew on the data; done by default.", show_default=False
     ),
 ]
+BranchRatio = Annotated[
+    float | None,
+    typer.Option(
+        help="Fraction of the branches to remove (attention, feed-forwards, residual blocks); none by default.",
+        show_default=False,
+    ),
+]
+Branches = Annotated[
+    list[str] | None,
+    typer.Option("--branch", metavar="NAME", help="Remove this branch. Repeatable.", show_default=False),
+]
+BranchImportance = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[,ARG=VALUE]",
+        help="The criterion that ranks branches; output_change with --calibration, else magnitude.",
+        show_default=False,
+    ),
+]
+By = Annotated[
+    str | None, typer.Option(help="What meets a --target: width (units) or depth (branches).", show_default=False)
+]
+KeepFirst = Annotated[
+    int | None, typer.Option(min=0, help="So many branches stay at the start of the program.", show_default=False)
+]
+KeepLast = Annotated[int | None, typer.Option(min=0, help="So many stay at its end.", show_default=False)]
 Allocation = Annotated[
     str | None,
     typer.Option(help="How a target is shared out: uniform, global, greedy, dp or estimated.", show_default=False),

@@ -219,16 +219,21 @@ def settings_of(registry: Registry, settings: Mapping[str, Any], default: str) -
     """
     config = registry.config
     found = {key: value for key, value in settings.items() if key not in ("registry", "importance")}
-    if not found.keys() & {"ratio", "target"}:
+    if not found.keys() & {"ratio", "target", "branch_ratio", "branches"}:
         found["ratio"] = 0.5
-    criterion = settings.get("importance", default)
-    if not isinstance(criterion, str | Mapping):
-        criterion = {"name": config.importance, **config.importance_arguments}
-    if isinstance(criterion, Mapping) and criterion.keys() == {"name"}:
-        criterion = criterion["name"]
+    own = {"name": config.importance, **config.importance_arguments}
+    criterion = _stated(settings.get("importance", default), own)
+    if "branch_importance" in found:
+        found["branch_importance"] = _stated(found["branch_importance"], config.option("branch_importance"))
     host = {
         "block": [plugin.name for plugin in registry.plugins() if plugin.blocked],
         "plugins": list(registry.uninstalled),
         "plugin": config.tables,
     }
     return {"importance": criterion, **found, **{name: value for name, value in host.items() if value}}
+
+
+def _stated(criterion: Any, own: Any) -> Any:
+    """Returns a criterion as it is written in settings; one that was made of those of the project as it is there."""
+    written = criterion if isinstance(criterion, str | Mapping) else own
+    return written["name"] if isinstance(written, Mapping) and written.keys() == {"name"} else written

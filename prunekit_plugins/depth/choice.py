@@ -52,7 +52,7 @@ def choose_branches(pruner: Pruner, settings: DepthSettings, batches: Batches | 
         RehearsalError: Branches that were named can't go.
     """
     graph = pruner.graph
-    if settings.branches is not None:
+    if settings.branches:
         return _named(graph, settings.branches)
     search = _Search(graph, settings, batches)
     if settings.target is not None:

@@ -77,7 +77,7 @@ class DepthSettings:
         self._check_together()
 
     def _check_together(self) -> None:
-        if self.branch_ratio is not None and self.branches is not None:
+        if self.branch_ratio is not None and self.branches:
             raise ArgumentError("Give a branch_ratio or branches, not both.")
         if self.by == DEPTH and self.target is None:
             raise ArgumentError(

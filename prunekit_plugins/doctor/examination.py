@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 
 from prunekit.plugin import Analysis, Graph, Plan, Sizer, auto_alignment, groups_of
 from prunekit_plugins.budgets.counts import operation_macs
-from prunekit_plugins.doctor.facts import Facts, Finding, LayerFacts, Pair
+from prunekit_plugins.doctor.facts import BranchFacts, Facts, Finding, LayerFacts, Pair
 from prunekit_plugins.doctor.findings import find
 from prunekit_plugins.measure import time_layers, timed
 
@@ -61,7 +61,7 @@ def examine(
     alignment = auto_alignment(model)
     graph = Graph.of(model, inputs)
     before, after = time_layers([model, small], inputs, rounds=rounds, warm_up=WARM_UP, after_round=after_round)
-    work = _work(graph.analysis, plan)
+    work = _work(graph, plan)
     pinned = _pinned(graph, plan)
     kinds = {path: type(module).__name__ for path, module in model.named_modules()}
     layers = {}
@@ -81,7 +81,31 @@ def examine(
     device = next(model.parameters()).device
     dtype = next(p.dtype for p in model.parameters() if p.dtype.is_floating_point)
     overhead = time_layers([nn.Sequential(nn.ReLU()).to(device)], torch.zeros(1, device=device))[0]["0"].median
-    return Facts(layers, alignment.multiple, alignment.why, machine_balance(device, dtype), overhead)
+    branches = () if plan.absent else _branches(graph, {path: layer.seconds[0] for path, layer in layers.items()})
+    return Facts(layers, alignment.multiple, alignment.why, machine_balance(device, dtype), overhead, branches)
+
+
+def _branches(graph: Graph, seconds: Mapping[str, float]) -> tuple[BranchFacts, ...]:
+    """Lists the branches that can go, but for those in others, with what the layers take that run for them only."""
+    recording = graph.branch_analysis.recordings[0]
+    macs = {operation.index: float(n) for operation, n in operation_macs(recording, Sizer({}))}  # type: ignore[arg-type]
+    places: dict[str, set[int]] = {}
+    for operation in recording.trace.operations:
+        places.setdefault(operation.module, set()).add(operation.index)
+    own = {
+        branch.name: {index for one in branch.sums if one.recording == 0 for index in one.operations}
+        for branch in graph.branches()
+        if branch.removable
+    }
+    outer = {name: mine for name, mine in own.items() if not any(mine < other for other in own.values())}
+    return tuple(
+        BranchFacts(
+            name,
+            sum(seconds.get(path, 0.0) for path, run in places.items() if run <= mine),
+            sum(count for index, count in macs.items() if index in mine),
+        )
+        for name, mine in outer.items()
+    )
 
 
 def machine_balance(device: torch.device, dtype: torch.dtype) -> float:
@@ -97,14 +121,14 @@ def machine_balance(device: torch.device, dtype: torch.dtype) -> float:
     return float(rate / bandwidth)
 
 
-def _work(analysis: Analysis, plan: Plan) -> dict[str, tuple[Pair, Pair, bool]]:
+def _work(graph: Graph, plan: Plan) -> dict[str, tuple[Pair, Pair, bool]]:
     """Multiply-accumulates and bytes moved per module, before and after, and whether it is a depthwise convolution."""
-    recording = analysis.recordings[0]
+    recordings = graph.analysis.recordings[0], graph.analysis_after(plan).recordings[0]
     sizers = (Sizer({}), Sizer(plan.kept))
     macs: dict[str, list[float]] = {}
     traffic: dict[str, list[float]] = {}
     depthwise: set[str] = set()
-    for place, sizer in enumerate(sizers):
+    for place, (recording, sizer) in enumerate(zip(recordings, sizers, strict=True)):
         for operation, counted in operation_macs(recording, sizer):
             macs.setdefault(operation.module, [0.0, 0.0])[place] += float(counted)  # type: ignore[arg-type]
         for operation in recording.trace.operations:
@@ -113,10 +137,11 @@ def _work(analysis: Analysis, plan: Plan) -> dict[str, tuple[Pair, Pair, bool]]:
             for index in dict.fromkeys(ref.index for ref in (*operation.references(), *operation.outputs)):
                 size = math.prod(recording.shape(index, sizer)) * recording.trace.dtypes[index].itemsize
                 traffic.setdefault(operation.module, [0.0, 0.0])[place] += size
-    for operation in recording.trace.operations:
+    whole = recordings[0].trace
+    for operation in whole.operations:
         groups, weight = operation.arguments.get("groups"), operation.arguments.get("weight")
         several = isinstance(groups, int) and groups > 1
-        if several and weight is not None and recording.trace.shapes[weight.index][1] == 1:
+        if several and weight is not None and whole.shapes[weight.index][1] == 1:
             depthwise.add(operation.module)
     return {
         path: (_pair(macs.get(path, [0.0, 0.0])), _pair(moved), path in depthwise) for path, moved in traffic.items()

@@ -23,6 +23,8 @@ class Disease(enum.Enum):
     """Calling it costs more than what it does."""
     MEMORY = "memory-bound"
     """It waits for memory, not for arithmetic."""
+    WIDTH = "width"
+    """Whole branches gone, for as many multiply-accumulates, would have saved more time than narrower layers."""
 
 
 ADVICE = {
@@ -30,6 +32,7 @@ ADVICE = {
     Disease.UNALIGNED: 'prune with align="auto"',
     Disease.DEPTHWISE: "count on less: leave its block wider and prune others, or set a target on latency",
     Disease.FIXED: "use larger batches, torch.compile or fewer layers; narrower ones won't be faster",
+    Disease.WIDTH: 'prune by depth: branch_ratio=0.25, or by="depth" with the target',
     Disease.MEMORY: "fuse it with its neighbours (torch.compile), use half precision, or set a target on latency",
 }
 
@@ -60,6 +63,21 @@ class LayerFacts:
 
 
 @attrs.frozen
+class BranchFacts:
+    """A branch that can be switched off, in the model before pruning.
+
+    Attributes:
+        name: Its name.
+        seconds: Time of the layers that run for it only.
+        macs: Multiply-accumulates that are done for it only.
+    """
+
+    name: str
+    seconds: float
+    macs: float
+
+
+@attrs.frozen
 class Facts:
     """A model before and after pruning, on one machine.
 
@@ -69,6 +87,7 @@ class Facts:
         why: Where that comes from.
         balance: Multiply-accumulates that the device does while it moves a byte.
         overhead: Seconds that calling a layer takes at least.
+        branches: Branches that can go; empty where the plan takes some out.
     """
 
     layers: dict[str, LayerFacts]
@@ -76,6 +95,18 @@ class Facts:
     why: str
     balance: float
     overhead: float
+    branches: tuple[BranchFacts, ...] = ()
+
+    @property
+    def by_depth(self) -> float:
+        """How many times faster the model would be without as many branches as do the multiply-accumulates saved.
+
+        All branches count alike; zero where they don't do so many.
+        """
+        macs, seconds = sum(one.macs for one in self.branches), sum(one.seconds for one in self.branches)
+        part = (self.macs[0] - self.macs[1]) / macs if macs else 1.0
+        left = self.seconds[0] - part * seconds
+        return self.seconds[0] / left if 0 <= part < 1 and left > 0 else 0.0
 
     @property
     def seconds(self) -> Pair:

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from prunekit import PruneResult
-from prunekit.plugin import Analysis, Graph, Preview, Report, Sensitivity, Sizer, UnitGroup
+from prunekit.plugin import Analysis, Graph, Plan, Preview, Report, Sensitivity, Sizer, UnitGroup
 from prunekit_plugins.budgets.counts import operation_macs
 
 FORMAT = 1
@@ -24,7 +24,7 @@ class LayerRow:
     Attributes:
         name: Dotted path of the module.
         kind: Its class.
-        before, after: Shape of its largest parameter; None where it has none.
+        before, after: Shape of its largest parameter; None where it has none, or it is gone.
         params: (before, after), its own parameters only.
         macs: (before, after), of the operations that run in it.
     """
@@ -84,6 +84,29 @@ class GroupRow:
 
 
 @attrs.frozen
+class BranchRow:
+    """An operand of a sum that could be switched off.
+
+    Attributes:
+        name: Name of the branch.
+        kind: How it is related to what it is added to: ``"residual"``, ``"fork"`` or ``"other"``.
+        sums: In how many places it is added.
+        params: Parameters that only it reads.
+        macs: Multiply-accumulates that are done for it only.
+        gone: Whether it was removed.
+        why: Why it stays, or can't go; empty for one that is gone, or could go.
+    """
+
+    name: str
+    kind: str
+    sums: int
+    params: int
+    macs: int
+    gone: bool
+    why: str
+
+
+@attrs.frozen
 class RepairRow:
     """A layer whose weights were fitted to calibration data after the cut, or that was left as it was cut.
 
@@ -113,6 +136,7 @@ class ReportData:
         units: Cost model to what it is counted in, where it isn't a plain number.
         layers: Layers, in the order of the model.
         groups: Groups, in the order of the model.
+        branches: Branches, in the order of the program; empty where a model was pruned and none was to go.
         pinned: Parameter dim to what pins it.
         not_understood: Operations that were pinned for want of a rule.
         untouched: Parameters that no recording touched.
@@ -140,6 +164,7 @@ class ReportData:
     protocol: Mapping[str, Any]
     repairs: tuple[RepairRow, ...] = ()
     output_error: tuple[float, float] | None = None
+    branches: tuple[BranchRow, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the data as dicts, lists, numbers and texts, as JSON can hold them."""
@@ -164,8 +189,9 @@ def report_data(
         pruned=True,
         costs=costs,
         units=_cost_units(result.graph, costs),
-        layers=_layers(result.graph, result.plan.kept),
+        layers=_layers(result.graph, result.plan.kept, result.plan),
         groups=_groups(result.graph, result.plan.kept, result.report),
+        branches=branch_rows(result.graph, result.report) if result.report.absent or result.report.branches else (),
         protocol=attrs.asdict(result.protocol),
         **{**_rest(result.report), **_measured(sensitivity, metric), **_repairs(result)},
     )
@@ -204,6 +230,7 @@ def inspection_data(
         units=_cost_units(graph, costs),
         layers=_layers(graph, kept or {}),
         groups=_groups(graph, kept or {}, found),
+        branches=branch_rows(graph, found),
         **_rest(found),
         **_measured(sensitivity, metric),
         protocol={},
@@ -239,18 +266,42 @@ def _cost_units(graph: Graph, costs: Iterable[str]) -> dict[str, str]:
     return {name: unit for name, unit in units.items() if unit}
 
 
-def _layers(graph: Graph, kept: Mapping[str, tuple[int, ...]]) -> tuple[LayerRow, ...]:
+def branch_rows(graph: Graph, report: Report) -> tuple[BranchRow, ...]:
+    """Lists the branches of a model, with what a report says of them."""
+    analysis, gone = graph.branch_analysis, set(report.absent)
+    counts = {operation.index: int(count) for operation, count in operation_macs(analysis.recordings[0], Sizer({}))}  # type: ignore[arg-type]  # a Sizer computes numbers
+    rows = []
+    for branch in graph.branches():
+        done = {index for one in branch.sums if one.recording == 0 for index in one.operations}
+        own = [analysis.parameters[name] for name in branch.parameters if not analysis.parameters[name].buffer]
+        rows.append(
+            BranchRow(
+                branch.name,
+                branch.kind.value,
+                len([one for one in branch.sums if one.recording == 0]),
+                sum(math.prod(parameter.shape) for parameter in own),
+                sum(count for index, count in counts.items() if index in done),
+                branch.name in gone,
+                "" if branch.name in gone else report.branches.get(branch.name, branch.reason),
+            )
+        )
+    return tuple(rows)
+
+
+def _layers(graph: Graph, kept: Mapping[str, tuple[int, ...]], plan: Plan | None = None) -> tuple[LayerRow, ...]:
     analysis = graph.analysis
     whole, left = Sizer({}), Sizer(kept)
+    absent = set() if plan is None else set(plan.gone)
+    smaller = analysis if plan is None else graph.analysis_after(plan)
     macs: dict[str, list[int]] = {}
-    for column, sizer in enumerate((whole, left)):
-        for operation, count in operation_macs(analysis.recordings[0], sizer):
+    for column, (found, sizer) in enumerate(((analysis, whole), (smaller, left))):
+        for operation, count in operation_macs(found.recordings[0], sizer):
             assert isinstance(count, int)  # a Sizer computes numbers
             macs.setdefault(operation.module, [0, 0])[column] += count
-    own: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
+    own: dict[str, list[tuple[tuple[int, ...], tuple[int, ...] | None]]] = {}
     for name, parameter in analysis.parameters.items():
         if not parameter.buffer:
-            after = tuple(left(dim) for dim in parameter.dims)
+            after = None if name in absent else tuple(left(dim) for dim in parameter.dims)
             own.setdefault(name.rpartition(".")[0], []).append((parameter.shape, after))
     kinds = {path: type(module).__name__ for path, module in graph.model.named_modules()}
     order = [*kinds, *(path for path in (*own, *macs) if path not in kinds)]
@@ -265,7 +316,7 @@ def _layers(graph: Graph, kept: Mapping[str, tuple[int, ...]]) -> tuple[LayerRow
                     kinds.get(path, ""),
                     largest[0] if largest else None,
                     largest[1] if largest else None,
-                    (sum(math.prod(a) for a, _ in shapes), sum(math.prod(b) for _, b in shapes)),
+                    (sum(math.prod(a) for a, _ in shapes), sum(math.prod(b) for _, b in shapes if b is not None)),
                     (counts[0], counts[1]),
                 )
             )

@@ -17,7 +17,7 @@ FILTERED = 15
 """Rows beyond which a table has a field to filter it."""
 BINS = 95
 """Bars of the strip that shows which units of a group stay."""
-NAMES = ("layer", "group", "parameter[dim]", "parameter", "operation", "what", "cost")
+NAMES = ("layer", "group", "branch", "parameter[dim]", "parameter", "operation", "what", "cost")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 

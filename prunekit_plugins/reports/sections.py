@@ -58,6 +58,7 @@ def sections(data: ReportData) -> list[Section]:
         _costs(data),
         _macs(data),
         _layers(data),
+        _branches(data),
         _groups(data),
         _table("left", "Left whole", ("group", "why"), [(g.name, g.why) for g in left], blocks=True,
                about="Groups that could have lost units, and why they didn't."),
@@ -116,11 +117,22 @@ def _layers(data: ReportData) -> Section:
 
 def _layer(layer: LayerRow) -> tuple[str, ...]:
     before, after = layer.params
-    same = layer.before == layer.after
+    words = "same" if layer.before == layer.after else "gone" if layer.after is None else shape(layer.after)
     return (
-        layer.name or "the model", layer.kind, shape(layer.before), "same" if same else shape(layer.after),
+        layer.name or "the model", layer.kind, shape(layer.before), words,
         number(before), number(after), share(after, before),
     )  # fmt: skip
+
+
+def _branches(data: ReportData) -> Section:
+    columns = ("branch", "kind", ">places", ">parameters", ">MACs", "what became of it")
+    about = "What is added to something and could be switched off: the program goes on as if it were zero."
+    words = "gone" if data.pruned else "can go"
+    rows = tuple(
+        (b.name, b.kind, number(b.sums), number(b.params), number(b.macs), b.why or ("gone" if b.gone else words))
+        for b in data.branches
+    )
+    return Section("branches", "Branches", columns, rows, about, blocks=True)
 
 
 def _groups(data: ReportData) -> Section:

@@ -35,6 +35,11 @@ allocation = "greedy"
 compensation = "bias"
 reestimate_batchnorm = false
 stages = 3
+branch_ratio = 0.25
+branch_importance = { name = "output_change", measure = "error" }
+by = "depth"
+keep_first = 0
+keep_last = 2
 plugins = ["some.module", "tools/rules.py"]
 pruner = { name = "group_norm", reg = 1e-3 }
 regularizer = "group_lasso"
@@ -85,6 +90,11 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         "compensation": "bias",
         "reestimate_batchnorm": False,
         "stages": 3,
+        "branch_ratio": 0.25,
+        "branch_importance": {"name": "output_change", "measure": "error"},
+        "by": "depth",
+        "keep_first": 0,
+        "keep_last": 2,
     }
     assert config.plugins == ("some.module", "tools/rules.py")
     assert config.tables == {"one_cycle": {"alpha": 10}}
@@ -94,7 +104,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         "iterative_steps": 5,
         "iterative_pruning_ratio_scheduler": f"{tmp_path}/tools/rules.py:late",
     }
-    other = {"block", "plugins", "plugin", "importance", "ratio", "align"}
+    other = {"block", "plugins", "plugin", "importance", "ratio", "align", "branches"}
     assert {*config.options, *config.stepwise, *other} == set(SETTINGS)
     table = "[tool.other]\nx = 1\n[tool.prunekit]" + EVERYTHING
     assert read_config(written(tmp_path, table, "pyproject.toml")).options == config.options
@@ -117,6 +127,7 @@ def test_options_are_arguments_of_prune_and_base_pruner(tmp_path: Path) -> None:
     (tmp_path / "tools" / "rules.py").write_text(RULES)
     everything = pk.Registry.from_config(written(tmp_path, EVERYTHING.replace('"some.module", ', ""))).options()
     of_prune = {"target", "allocation", "compensation", "reestimate_batchnorm", "stages"}
+    of_prune |= {"branch_ratio", "branch_importance", "by", "keep_first", "keep_last"}
     assert of_prune < set(inspect.signature(pk.prune).parameters)
     told = {name: value for name, value in everything.items() if name not in of_prune}
     with pytest.raises(pk.ArgumentError, match="hidden"):

@@ -17,6 +17,7 @@ from prunekit_plugins.cli.output import Output, Table, cost_data, cost_rows
 from prunekit_plugins.cli.project import project_registry
 from prunekit_plugins.cli.rules import rule_uses, rules_data, show_rules
 from prunekit_plugins.reports import inspection_data, write_report
+from prunekit_plugins.reports.data import branch_rows
 from prunekit_plugins.reports.files import check_report_path
 
 RATIO = 0.5
@@ -62,12 +63,15 @@ def inspect(
     size = sum(parameter.numel() for parameter in subject.model.parameters())
     output.line(f"{subject}: {size:,} parameters, groups: {len(groups)}")
     show_rows(output, "groups", COLUMNS, [_row(group) for group in groups], everything)
+    rows = branch_rows(pruner.graph, reasons)
+    shown = [(r.name, r.kind, f"{r.params:,}", f"{r.macs:,}", r.why or "can go") for r in rows]
+    show_rows(output, f"branches: {len(rows)}", BRANCH_COLUMNS, shown, everything)
     show_left(output, reasons, everything)
     uses = rule_uses(pruner.graph.analysis, registry) if rules else None
     if uses is not None:
         show_rules(output, uses)
     _show_saving(output, preview, obstacle)
-    data = _data(subject, size, groups, reasons, preview, obstacle)
+    data = {**_data(subject, size, groups, reasons, preview, obstacle), "branches": [attrs.asdict(r) for r in rows]}
     if report is not None:
         output.line(f"report: {report}", good=True)
     output.result(data if uses is None else {**data, "rules": rules_data(uses)})
@@ -80,6 +84,7 @@ def _only_reasons(report: Report, preview: Preview | None) -> Report:
 
 
 COLUMNS = ("group", "kind", ">units", ">members", "removal is")
+BRANCH_COLUMNS = ("branch", "kind", ">parameters", ">MACs", "removal")
 
 
 def _row(group: UnitGroup) -> tuple[str, ...]:

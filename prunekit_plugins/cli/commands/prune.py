@@ -76,6 +76,12 @@ def prune(
         typer.Option(metavar="LAYER", help="Leave the outputs of a layer alone. Repeatable.", show_default=False),
     ] = None,
     allocation: options.Allocation = None,
+    branch_ratio: options.BranchRatio = None,
+    branches: options.Branches = None,
+    branch_importance: options.BranchImportance = None,
+    by: options.By = None,
+    keep_first: options.KeepFirst = None,
+    keep_last: options.KeepLast = None,
     calibration: options.Calibration = None,
     batch_size: options.BatchSize = None,
     batches: options.MaxBatches = None,
@@ -120,6 +126,8 @@ def prune(
     typed: dict[str, Any] = {
         "target": targets,
         "importance": None if importance is None else read_criterion(importance),
+        "branch_importance": None if branch_importance is None else read_criterion(branch_importance),
+        "branches": branches or None,
         "allocation": None if allocation is None else read_name(allocation),
         "compensation": [read_name(name) for name in compensation if name != NONE] if compensation else None,
         "ignored_layers": [*registry.config.options.get("ignored_layers", ()), *ignore] if ignore else None,
@@ -150,8 +158,9 @@ def prune(
     traced = decisions(result, registry) if trace else []
     if trace:
         show_trace(output, traced)
-    if typed["importance"] is not None:
-        settings["importance"] = typed["importance"]  # with its arguments, not made of them
+    for key in ("importance", "branch_importance"):
+        if typed[key] is not None:
+            settings[key] = typed[key]  # with its arguments, not made of them
     finish(output, known, subject, settings, save_recipe, weights, data)
     told = {"trace": trace_data(traced)} if trace else {}
     output.result({**_data(subject, result, found, out, plan), "report": str(report) if report else None, **told})
