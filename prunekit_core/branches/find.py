@@ -165,6 +165,8 @@ class _Search:
         """Says why a branch can't be switched off; empty where it can."""
         if kind is BranchKind.OTHER:
             return NOT_RELATED
+        if self._analysis.undecoded:
+            return self._analysis.undecoded
         for summand in summands:
             needs = self._needs[summand.recording]
             decision = next(self._decisions(summand), None)

@@ -15,9 +15,10 @@ import attrs
 import torch
 from torch import nn
 
+from prunekit_core.branches.decoding import with_decoding
 from prunekit_core.branches.find import find_branches
 from prunekit_core.check.answered_runs import OtherProgramError
-from prunekit_core.check.masked_run import MaskedRun, PrunedModelError, Runs
+from prunekit_core.check.masked_run import MaskedRun, PrunedModelError, Runs, followed
 from prunekit_core.errors import PlanError
 from prunekit_core.groups.analysis import Analysis, analyse
 from prunekit_core.plans.plan import Plan
@@ -113,14 +114,15 @@ def check_exact(
     registry = registry or default_registry()
     example = attrs.evolve(Example.of(inputs), free_outputs=check_patterns(free_outputs))
     original, pruned = check_recordable(original), check_recordable(pruned)
+
     # on real tensors, whose strides (and so which copies are made) are those of the run that is compared
-    analysis = analyse(
-        original, [example], registry, modes=(training, not training), fakes=(False,), declared_copies=momentum_copies
-    )
+    def analysed(*modes: bool) -> Analysis:
+        found = analyse(original, [example], registry, modes=modes, fakes=(False,), declared_copies=momentum_copies)
+        return with_decoding(found, registry) if plan.absent else found
+
+    analysis = analysed(training, not training)
     if _missing_group(analysis, plan) is not None:  # a plan that was made from one mode may have finer groups
-        analysis = analyse(
-            original, [example], registry, modes=(training,), fakes=(False,), declared_copies=momentum_copies
-        )
+        analysis = analysed(training)
     missing = _missing_group(analysis, plan)
     if missing is not None:
         raise PlanError("The plan was made for another model.", where=missing, why="the original has no such group")
@@ -129,7 +131,8 @@ def check_exact(
     if unknown is not None:
         raise PlanError("The plan was made for another model.", where=unknown, why="the original has no such branch")
     run = MaskedRun(copy.deepcopy(original), copy.deepcopy(pruned), plan, analysis, registry, training=training)
-    return compared(run, example, plan, analysis, tolerance)
+    recording = analysis.recordings[followed(analysis, plan)]
+    return compared(run, recording.example, plan, analysis, tolerance)
 
 
 def compared(

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from prunekit_core.branches.branch import named_branches
+from prunekit_core.branches.decoding import DECODING
 from prunekit_core.branches.find import find_branches
 from prunekit_core.branches.surgery import operate
 from prunekit_core.check.answered_runs import AnsweredRun, MaskedOriginal
@@ -83,7 +84,7 @@ class MaskedRun:
         full: A copy of the original; its tensors are exchanged here, and its storage isn't written to.
         small: A copy of the pruned model, likewise.
         plan: The plan from one to the other.
-        analysis: The original as analysed; its first recording is what both sides follow.
+        analysis: The original as analysed; with branches removed, where decoding was recorded, with that.
         registry: Where op rules and replacements are found.
         training: The mode to run in.
     """
@@ -100,6 +101,7 @@ class MaskedRun:
     ) -> None:
         self._full, self._small, self._plan = full, small, plan
         self._analysis, self._registry, self._training = analysis, registry, training
+        self._position = followed(analysis, plan)
         self._cuts = {cut.parameter: cut for cut in plan.parameters}
         self._branches = named_branches(find_branches(analysis, registry.op_rules), plan.absent) if plan.absent else []
         self._surgery = operate(analysis, registry.op_rules, self._branches, plan.stubs) if plan.absent else None
@@ -107,7 +109,7 @@ class MaskedRun:
 
     @property
     def _recording(self) -> Recording:
-        return self._analysis.recordings[0]
+        return self._analysis.recordings[self._position]
 
     def _randomise(self) -> None:
         """Gives parameters that hold one value throughout (fresh norms, zero-initialised heads) others, alike in both.
@@ -157,7 +159,7 @@ class MaskedRun:
         if not masked.read:  # with other weights, decisions may well be others
             replaced += self._replaced(self._full, example)
         cuts = [self._recording.positions(ref.index, self._plan.kept) for ref in self._recording.trace.results]
-        left_over = self._recording if self._surgery is None else self._surgery.analysis.recordings[0]
+        left_over = self._recording if self._surgery is None else self._surgery.analysis.recordings[self._position]
         smaller = AnsweredRun(left_over, self._plan.kept, whole=False)
         try:
             # decisions are numbered by the recorded operations, which are those of replacements
@@ -181,19 +183,19 @@ class MaskedRun:
         found: dict[int, list[str]] = {}
         for branch in self._branches:
             for summand in branch.sums:
-                if summand.recording == 0:
+                if summand.recording == self._position:
                     found.setdefault(summand.operation, []).append(summand.argument)
         return found
 
     def _stays(self, operation: int) -> bool:
-        return self._surgery is None or operation not in self._surgery.removed[0]
+        return self._surgery is None or operation not in self._surgery.removed[self._position]
 
     def _renumber(self, smaller: AnsweredRun) -> None:
         """Numbers what the pruned model read and left as in the recording of the whole model."""
         if self._surgery is None:
             return
-        whole, left = self._recording.trace, self._surgery.analysis.recordings[0].trace
-        places = {place: index for index, place in self._surgery.places(whole, 0).items()}
+        whole, left = self._recording.trace, self._surgery.analysis.recordings[self._position].trace
+        places = {place: index for index, place in self._surgery.places(whole, self._position).items()}
         tensors = {
             new.index: old.index
             for place, index in places.items()
@@ -209,7 +211,7 @@ class MaskedRun:
             return {}
         edits = {(edit.module, edit.attribute): edit.new for edit in self._plan.edits}
         _, drifts = Stage(self._analysis, self._registry, kept).replay(edits)
-        own = [drift for drift in drifts if drift.recording == 0]
+        own = [drift for drift in drifts if drift.recording == self._position]
         found = Deviations(self._recording, rules, kept, own).means
         return {index: math.exp(log) for index, log in found.items()}
 
@@ -238,6 +240,15 @@ class MaskedRun:
         self, model: nn.Module, example: Example, listener: Listener, *, swapped: bool = False
     ) -> list[torch.Tensor]:
         return run_copy(model, self._analysis, self._registry, example, listener, self._training, swapped=swapped)
+
+
+def followed(analysis: Analysis, plan: Plan) -> int:
+    """Returns the position of the recording that both sides of a comparison follow.
+
+    It is the first one; where branches go and calls with a cache were recorded, the first one of these.
+    """
+    positions = [place for place, one in enumerate(analysis.recordings) if one.trace.label == DECODING]
+    return positions[0] if plan.absent and positions else 0
 
 
 def run_copy(

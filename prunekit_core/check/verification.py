@@ -14,8 +14,9 @@ import attrs
 import torch
 from torch import nn
 
+from prunekit_core.branches.decoding import with_decoding
 from prunekit_core.check.exactness import ExactCheck, compared, difference
-from prunekit_core.check.masked_run import MaskedRun, run_copy
+from prunekit_core.check.masked_run import MaskedRun, followed, run_copy
 from prunekit_core.errors import PrunekitError, VerificationError
 from prunekit_core.groups.analysis import Analysis, analyse
 from prunekit_core.groups.recording import Recording
@@ -94,7 +95,8 @@ def verify_cut(
     """
     if wish == NEVER or not (plan.cuts or plan.absent):
         return Verification()
-    recording = analysis.recordings[0]
+    analysis = with_decoding(analysis, registry) if plan.absent else analysis
+    recording = analysis.recordings[followed(analysis, plan)]
     why = _obstacle(model, plan, recording)
     if not why and analysis.shadow.reached:
         name = min(analysis.shadow.reached)
@@ -107,8 +109,9 @@ def verify_cut(
     if isinstance(check, str):
         return Verification(why=check, failed=True)
     if check.other_program and wish == ALWAYS:  # strides, and so which copies are made, differ on real tensors
-        modes, example = (recording.training,), recording.example
+        modes, example = (recording.training,), analysis.recordings[0].example
         analysis = analyse(model, [example], registry, modes=modes, fakes=(False,))
+        analysis = with_decoding(analysis, registry) if plan.absent else analysis
         if any(analysis.groups[cut.group].size != cut.size for cut in plan.cuts if cut.group in analysis.groups):
             return Verification(why=check.why)
         if all(cut.group in analysis.groups for cut in plan.cuts):
@@ -200,7 +203,7 @@ def _checked(model: nn.Module, plan: Plan, analysis: Analysis, registry: Registr
     Args:
         double: Whether both run in double precision.
     """
-    recording = analysis.recordings[0]
+    recording = analysis.recordings[followed(analysis, plan)]
     try:
         example = _doubled(recording.example) if double else recording.example
         full, small = (_copy(model, plan, double=double) for _ in range(2))

@@ -14,7 +14,6 @@ from prunekit_core.algebra.layout import Layout
 from prunekit_core.algebra.reasons import ReasonKind
 from prunekit_core.branches.branch import Branch, named_branches
 from prunekit_core.branches.costs import costs_without
-from prunekit_core.branches.find import find_branches
 from prunekit_core.collector import collection_paused
 from prunekit_core.errors import ArgumentError, PlanError, UnitsError
 from prunekit_core.graph.channels import check_indices, flat_layout, not_whole, whole_units
@@ -35,6 +34,7 @@ from prunekit_core.program.op_call import Role
 from prunekit_core.record.recorder import check_recordable
 from prunekit_core.rehearse.ladder import Knowledge, Reselect
 from prunekit_core.rehearse.make_plan import Drafts
+from prunekit_core.rehearse.removals import draft_without
 
 
 class Graph:
@@ -56,7 +56,6 @@ class Graph:
         self.drafts = Drafts(analysis, registry)
         self.notes = [*notes, *registry.broken()]
         self._steps: list[Plan] = []
-        self._branches: tuple[Branch, ...] | None = None
 
     @classmethod
     def of(
@@ -135,15 +134,21 @@ class Graph:
         """Lists all groups as found at analysis."""
         return list(self.analysis.groups.values())
 
+    @property
+    def branch_analysis(self) -> Analysis:
+        """The analysis that branches are found in: `analysis`, or where the model returns a cache one with decoding.
+
+        Its first recordings are those of `analysis`, less the cache among their results.
+        """
+        return self.drafts.for_branches().analysis
+
     def branches(self) -> tuple[Branch, ...]:
         """Lists the branches of the model as found at analysis: operands of sums that could be switched off.
 
         Returns:
             In the order of the program; those that can't be switched off with the reason.
         """
-        if self._branches is None:
-            self._branches = find_branches(self.analysis, self.registry.op_rules)
-        return self._branches
+        return self.drafts.for_branches().branches()
 
     def costs_without(self, branches: Iterable[str]) -> dict[str, tuple[float, float]]:
         """Computes what the model, with the units that are there now, costs with some branches and without them.
@@ -158,7 +163,20 @@ class Graph:
             ArgumentError: The model has no such branch.
         """
         chosen = named_branches(self.branches(), branches)
-        return costs_without(self.analysis, self.registry, chosen, self.applied.kept)
+        return costs_without(self.branch_analysis, self.registry, chosen, self.applied.kept)
+
+    def plan_without(self, branches: Iterable[str], kept: Mapping[str, tuple[int, ...]] | None = None) -> Plan:
+        """Makes a proven plan without some branches, from the model as it was at analysis.
+
+        Args:
+            branches: Their names.
+            kept: Kept units per group, as numbered at analysis.
+
+        Raises:
+            ArgumentError: The model has no such branch.
+            RehearsalError: The program can't go on without them, or can't express the cut.
+        """
+        return draft_without(self.model, self.drafts, branches, kept)
 
     def views(self, group: str, shared: dict[Any, torch.Tensor] | None = None) -> list[MemberView]:
         """Lists, for every parameter and buffer dim of a group, the tensor and which unit each position holds.

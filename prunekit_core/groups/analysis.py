@@ -27,7 +27,8 @@ from prunekit_core.program.op_call import Verb
 from prunekit_core.program.outputs import check_free
 from prunekit_core.program.rules import RuleTable
 from prunekit_core.program.sameness import same_where_live
-from prunekit_core.record.programs import record_programs
+from prunekit_core.program.trace import Trace
+from prunekit_core.record.programs import Programs, record_programs
 from prunekit_core.record.shadow import Shadow
 
 
@@ -46,6 +47,10 @@ class Analysis:
         swaps: Modules that the shadow holds a replacement for: (module path, registered name).
         copies: Momentum copies, which are cut as their originals are.
         stubs: Modules that a program without some branches has others for.
+        failed: What was recorded in modes that couldn't be recorded to their end.
+        declared: What was declared of momentum copies.
+        decoding: Whether the last recordings are of calls that are given a cache; see `with_decoding`.
+        undecoded: Why there are none, though the model returns a cache; empty if that isn't so, or nobody has tried.
     """
 
     groups: Mapping[str, UnitGroup]
@@ -58,6 +63,10 @@ class Analysis:
     swaps: tuple[tuple[str, str], ...] = ()
     copies: tuple[MomentumCopy, ...] = ()
     stubs: tuple[Stub, ...] = ()
+    failed: tuple[Trace, ...] = ()
+    declared: Mapping[str, str] = attrs.field(factory=dict)
+    decoding: bool = False
+    undecoded: str = ""
 
 
 def analyse(
@@ -84,22 +93,25 @@ def analyse(
         PluginError: What a layer type says about its parameters is wrong.
     """
     with collection_paused():
-        return _analyse(model, examples, registry, modes, fakes, declared_copies or {})
+        programs = record_programs(model, examples, registry, modes, fakes)
+        names = [name for trace, _, _ in programs.recorded for name in trace.names]
+        check_free(names, [pattern for example in examples for pattern in example.free_outputs])
+        return understood(programs, registry, declared_copies or {})
 
 
-def _analyse(
-    model: nn.Module,
-    examples: Sequence[Example],
-    registry: Registry,
-    modes: Sequence[bool | None],
-    fakes: Sequence[bool],
-    declared: Mapping[str, str],
-) -> Analysis:
-    programs = record_programs(model, examples, registry, modes, fakes)
+def understood(programs: Programs, registry: Registry, declared: Mapping[str, str]) -> Analysis:
+    """Finds the groups of recorded programs.
+
+    Args:
+        programs: What was recorded.
+        registry: Where op rules are found.
+        declared: See `analyse`.
+
+    Raises:
+        PluginError: What a layer type says about its parameters is wrong.
+    """
     shadow, recorded = programs.shadow, programs.recorded
     parameters = parameter_axes([trace for trace, _, _ in recorded], registry.op_rules)
-    names = [name for trace, _, _ in recorded for name in trace.names]
-    check_free(names, [pattern for example in examples for pattern in example.free_outputs])
     propagations = [propagate(t, registry.op_rules, parameters, e.free_outputs) for t, e, _ in recorded]
     partial = [propagate(trace, registry.op_rules, parameters) for trace in programs.failed]
     touched = set().union(*(p.touched for p in (*propagations, *partial)))
@@ -141,6 +153,8 @@ def _analyse(
         shadow=shadow,
         swaps=programs.swaps,
         copies=tuple(copies),
+        failed=programs.failed,
+        declared=declared,
     )
 
 

@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from prunekit_core.algebra import layout as layouts
+from prunekit_core.branches.branch import Branch
+from prunekit_core.branches.decoding import with_decoding
+from prunekit_core.branches.find import find_branches
 from prunekit_core.collector import collection_paused
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.costs import Compiled, compiled_cost, cost_model
@@ -43,7 +46,22 @@ class Drafts:
         self._compiled: dict[str, Compiled] | None = None
         self._passed: Sources | None = None
         self._found: tuple[Rehearsed, Constants] | None = None
+        self._for_branches: Drafts | None = None
+        self._branches: tuple[Branch, ...] | None = None
         self._prices: weakref.WeakSet[Prices] = weakref.WeakSet()  # of plans that live longer ask before this goes
+
+    def for_branches(self) -> Drafts:
+        """Returns what makes plans without branches: for recordings of decoding as well; see `with_decoding`."""
+        if self._for_branches is None:
+            found = with_decoding(self.analysis, self.registry)
+            self._for_branches = self if found is self.analysis else Drafts(found, self.registry)
+        return self._for_branches
+
+    def branches(self) -> tuple[Branch, ...]:
+        """Returns the branches of the model as analysed here; see `find_branches`."""
+        if self._branches is None:
+            self._branches = find_branches(self.analysis, self.registry.op_rules)
+        return self._branches
 
     def draft(self, model: nn.Module, kept: Mapping[str, tuple[int, ...]], reselect: Reselect | None = None) -> Plan:
         """Makes a proven plan from the model as it was at analysis.

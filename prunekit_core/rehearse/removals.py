@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import attrs
 from torch import nn
 
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Kept
-from prunekit_core.branches.branch import Branch
+from prunekit_core.branches.branch import Branch, named_branches
 from prunekit_core.branches.surgery import Surgery, operate
 from prunekit_core.errors import RehearsalError
 from prunekit_core.modules.source_code import Sources, sources_of
@@ -23,21 +23,27 @@ from prunekit_core.rehearse.rehearsal import Stage
 
 
 def draft_without(
-    model: nn.Module, drafts: Drafts, branches: Sequence[Branch], kept: Mapping[str, tuple[int, ...]] | None = None
+    model: nn.Module,
+    drafts: Drafts,
+    branches: Iterable[Branch | str],
+    kept: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Plan:
     """Makes a proven plan without some branches, from the model as it was at analysis.
 
     Args:
         model: The model as it is now.
         drafts: What makes plans for it.
-        branches: The branches that go.
+        branches: The branches that go, or their names.
         kept: Kept units per group, as numbered at analysis; groups of which nothing is left are passed over.
 
     Raises:
+        ArgumentError: The model has no such branch.
         RehearsalError: The program can't be expressed without them, or not with these units.
     """
+    names = [one if isinstance(one, str) else one.name for one in branches]
+    drafts = drafts.for_branches()
     analysis, registry = drafts.analysis, drafts.registry
-    surgery = operate(analysis, registry.op_rules, branches)
+    surgery = operate(analysis, registry.op_rules, named_branches(drafts.branches(), names))
     mismatch, _ = Stage(surgery.analysis, registry, {}).replay({})
     if mismatch is not None:
         operation = surgery.analysis.recordings[mismatch.recording].trace.operations[mismatch.operation]
