@@ -15,18 +15,32 @@ import attrs
 
 from prunekit_core.branches.branch import Branch, Summand
 from prunekit_core.branches.calls import Call, Thing, calls_of
+from prunekit_core.branches.children import Children, UnfitError
 from prunekit_core.branches.needs import Needs
 from prunekit_core.branches.without import Filling, reduced
 from prunekit_core.errors import RehearsalError
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.recording import Recording
 from prunekit_core.groups.zeros import zero_of_zeros
-from prunekit_core.modules.absent import Given, Handed, Plain, Result, Several, Zeros
+from prunekit_core.modules.absent import (
+    Called,
+    Given,
+    Handed,
+    Item,
+    Plain,
+    Result,
+    Several,
+    Zeros,
+    children_of,
+)
 from prunekit_core.modules.edits import Stub
 from prunekit_core.program.rules import Elementwise, RuleTable
 from prunekit_core.program.scaling import Scaling
 from prunekit_core.program.trace import Operation, TensorRef, Trace
 from prunekit_core.torch_private.objects import has_hooks
+
+Paths = Mapping[str, Sequence[str]]
+"""Path of each module that is exchanged to those of modules in it that it goes on to call."""
 
 
 @attrs.frozen(eq=False)
@@ -80,14 +94,6 @@ def operate(
         return operation.surgery(None)
 
 
-class _UnfitError(Exception):
-    """Nothing can stand in the place of a module."""
-
-    def __init__(self, path: str, why: str) -> None:
-        super().__init__(why)
-        self.path, self.why = path, why
-
-
 class _Operation:
     def __init__(self, analysis: Analysis, rules: RuleTable, branches: Sequence[Branch]) -> None:
         self._analysis, self._rules, self._branches = analysis, rules, branches
@@ -108,6 +114,7 @@ class _Operation:
         self._rests: list[dict[TensorRef, TensorRef]] = [{} for _ in calls]
         self._stands: list[dict[int, TensorRef]] = []  # by recording: what stands for a tensor that nobody reads
         self.lifted: list[dict[int, TensorRef]] = [self._liftable(position) for position in range(len(calls))]
+        self._children = self._seen()
         self._check_sums()
 
     def _refusal(self, why: str) -> RehearsalError:
@@ -146,6 +153,11 @@ class _Operation:
     def keep_sums(self) -> None:
         """Lets all sums stay, so that zeros are added."""
         self.lifted, self._rests = [{} for _ in self.lifted], [{} for _ in self._rests]
+        self._children = self._seen()
+
+    def _seen(self) -> list[Children]:
+        parts = zip(self._calls, self._needs, self._only, self.lifted, strict=True)
+        return [Children(*part) for part in parts]
 
     def _left_of(self, position: int, ref: TensorRef) -> TensorRef:
         """Follows a tensor through sums of which one operand is left."""
@@ -158,7 +170,7 @@ class _Operation:
     def surgery(self, stubs: Sequence[Stub] | None) -> Surgery:
         if stubs is None:
             stubs = self._found()
-        paths = [stub.module for stub in stubs]
+        paths = {stub.module: _whole_paths(stub) for stub in stubs}
         removed = self._removed(paths)
         gone = self._parameters(paths)
         for position, operations in enumerate(removed):
@@ -185,14 +197,14 @@ class _Operation:
             removed = self._removed(paths)
             self._stands = [{} for _ in removed]
             try:
-                stubs = [Stub(path, self._result(path, removed)) for path in paths]
-            except _UnfitError as error:
+                stubs = [Stub(path, self._result(path, children, removed)) for path, children in paths.items()]
+            except UnfitError as error:
                 unfit[error.path] = error.why
                 continue
             self._check_costly(removed, unfit)
             return stubs
 
-    def _removed(self, paths: Collection[str]) -> list[set[int]]:
+    def _removed(self, paths: Paths) -> list[set[int]]:
         return [self._operations_in(position, paths) for position in range(len(self._calls))]
 
     def _check_costly(self, removed: Sequence[Collection[int]], unfit: Mapping[str, str]) -> None:
@@ -210,21 +222,40 @@ class _Operation:
 
     # -- which modules
 
-    def _modules(self, unfit: Collection[str]) -> list[str]:
-        """Lists the outermost modules whose calls compute the branches and nothing else, in order of their calls."""
+    def _modules(self, unfit: Collection[str]) -> Paths:
+        """Lists the outermost modules whose calls compute the branches and nothing else, in order of their calls.
+
+        And those that besides only call modules in them, on what is left of their sums.
+        """
+        adding = self._adding(unfit)
         covered = {path for path in self._analysis.shadow.modules if path not in unfit and self._is_covered(path)}
         covered.discard("")
         inside_swaps = {path for path, _ in self._analysis.swaps}
+        covered |= adding.keys()
         covered -= {path for path in covered for swap in inside_swaps if path.startswith(f"{swap}.")}
-        found: dict[str, None] = {}
+        found: dict[str, tuple[str, ...]] = {}
         for calls in self._calls:
             made = [(call.order, call, path) for path in covered for call in calls.get(path, ())]
             end = 0  # of the last outermost call
             for _, call, path in sorted(made, key=lambda entry: entry[0]):
                 if end <= call.start < call.stop:
                     end = call.stop
-                    found[path] = None
-        return list(found)
+                    found[path] = adding.get(path, ())
+        return found
+
+    def _adding(self, unfit: Collection[str]) -> dict[str, tuple[str, ...]]:
+        """Finds modules in which a sum goes and that besides only call modules in them, which are listed."""
+        found: dict[str, tuple[str, ...]] = {}
+        places = {
+            self._analysis.recordings[position].trace.operations[index].module
+            for position, lifted in enumerate(self.lifted)
+            for index in lifted
+        }
+        for path in sorted(places - {"", *unfit}):
+            parts = [one.of(path) for one in self._children]
+            if not has_hooks(self._analysis.shadow.modules[path]) and None not in parts:
+                found[path] = tuple(sorted({child for part in parts for child in part or ()}))
+        return {path: children for path, children in found.items() if children}
 
     def _is_covered(self, path: str) -> bool:
         """Whether everything that the results need of a module's calls is needed for the branches only."""
@@ -241,14 +272,21 @@ class _Operation:
                 ran = ran or any(index in only for index in inside)
         return ran
 
-    def _operations_in(self, position: int, paths: Collection[str]) -> set[int]:
-        calls = [call for path in paths for call in self._calls[position].get(path, ())]
-        return {index for call in calls for index in range(call.start, call.stop)}
+    def _operations_in(self, position: int, paths: Paths) -> set[int]:
+        found: set[int] = set()
+        for path, children in paths.items():
+            for call in self._calls[position].get(path, ()):
+                found.update(range(call.start, call.stop))
+                for _, one in self._children[position].staying(path, call) if children else ():
+                    found.difference_update(range(one.start, one.stop))
+        return found
 
-    def _parameters(self, paths: Collection[str]) -> tuple[str, ...]:
+    def _parameters(self, paths: Paths) -> tuple[str, ...]:
         """Lists the parameters and buffers that are registered in some modules only."""
         shadow = self._analysis.shadow
         inside = {id(part) for path in paths for part in shadow.modules[path].modules()}
+        stay = [shadow.modules[child] for children in paths.values() for child in children]
+        inside -= {id(part) for module in stay for part in module.modules()}
         kept, lost = set[str](), set[str]()
         for module in shadow.modules.values():
             tensors = (*module._parameters.values(), *module._buffers.values())
@@ -263,19 +301,23 @@ class _Operation:
 
     # -- what stands in their place
 
-    def _result(self, path: str, removed: Sequence[Collection[int]]) -> Result:
+    def _result(self, path: str, children: Sequence[str], removed: Sequence[Collection[int]]) -> Result:
         """Works out what the calls of a module return once it is gone.
 
         Args:
             path: The module.
+            children: Modules in it that it goes on to call.
             removed: By recording: the operations in all modules that go.
         """
         made: Result | None = None
         for position, calls in enumerate(self._calls):
             for call in calls.get(path, ()):
-                result = self._form(path, position, call, call.result, removed[position])
+                if children:
+                    result = self._children[position].result(path, call)
+                else:
+                    result = self._form(path, position, call, call.result, removed[position])
                 if made is not None and result != made:
-                    raise _UnfitError(path, f"the calls of {path} return different things")
+                    raise UnfitError(path, f"the calls of {path} return different things")
                 made = result
         assert made is not None
         return made
@@ -292,7 +334,7 @@ class _Operation:
                 return Handed(given)
         if isinstance(value, TensorRef) and left == value:
             return self._zeros(path, position, call, value, removed)
-        raise _UnfitError(path, f"{path} returns {'a sum' if isinstance(value, TensorRef) else f'a {value.kind}'}")
+        raise UnfitError(path, f"{path} returns {'a sum' if isinstance(value, TensorRef) else f'a {value.kind}'}")
 
     def _zeros(self, path: str, position: int, call: Call, ref: TensorRef, removed: Collection[int]) -> Result:
         trace = self._analysis.recordings[position].trace
@@ -308,7 +350,7 @@ class _Operation:
         if not readers:
             return Plain(None)
         shape = trace.shapes[ref.index]
-        raise _UnfitError(path, f"{path} returns a tensor of shape {shape}, which nothing has that it is given")
+        raise UnfitError(path, f"{path} returns a tensor of shape {shape}, which nothing has that it is given")
 
     def _is_like(self, position: int, value: TensorRef, ref: TensorRef) -> bool:
         """Whether what a module is given has the shape and dtype of a tensor, with modules before it gone."""
@@ -325,7 +367,13 @@ class _Operation:
         passed: dict[int, TensorRef] = {}
         fillings: list[Filling] = []
         for stub in stubs:
+            keeps = bool(children_of(stub.result))
             for call in self._calls[position].get(stub.module, ()):
+                for index in range(call.start, call.stop) if keeps else ():
+                    if index in self.lifted[position] and index in removed:
+                        (out,) = recording.trace.operations[index].outputs
+                        if out != self.lifted[position][index]:
+                            passed[out.index] = self.lifted[position][index]
                 self._fill(stub, call, stub.result, call.result, passed, fillings)
         zero = {filling.tensor.index for filling in fillings}
         self._check_memory(position, removed)
@@ -353,6 +401,8 @@ class _Operation:
                 source = self._argument(arguments, like, stub)
                 if source != value:
                     passed[value.index] = source
+            case Called() | Item() if isinstance(value, TensorRef):
+                pass  # what stays makes it
             case Handed(_) | Plain(_) if not isinstance(value, tuple | list):
                 pass
             case _:
@@ -365,21 +415,33 @@ class _Operation:
         return found
 
     def _check_memory(self, position: int, removed: Collection[int]) -> None:
-        """Refuses where the result of a sum that goes, and what is left of it, may no longer be one tensor."""
-        trace = self._analysis.recordings[position].trace
-        lifted = [index for index in self.lifted[position] if index in removed]
-        if not lifted:
+        """Refuses where the result of a sum that goes, and what is left of it, may no longer be one tensor.
+
+        One is written to while the other is read afterwards, or was there before the forward, or is returned.
+        """
+        recording = self._analysis.recordings[position]
+        trace, lifted = recording.trace, self.lifted[position]
+        if not any(index in removed for index in lifted):
             return
-        last: dict[int, Operation] = {}  # by memory: what writes to it last
+        read: dict[int, int] = {}  # by memory: what reads it last
         for operation in trace.operations:
             if operation.index not in removed:
+                read.update({trace.memory(ref.index): operation.index for ref in operation.references()})
+        given = (*trace.parameters.values(), *trace.inputs)
+        outside = {trace.memory(ref.index) for ref in (*given, *trace.results, *trace.kept, *trace.stored)}
+        one: dict[int, set[int]] = {}  # by memory: those that are one with it
+        for operation in trace.operations:
+            index = operation.index
+            if index in removed and index in lifted:
+                (out,) = operation.outputs
+                pair = {trace.memory(out.index), trace.memory(lifted[index].index)}
+                merged = set[int]().union(pair, *(one.get(memory, ()) for memory in pair))
+                one.update(dict.fromkeys(merged, merged))
+            elif index not in removed:
                 for memory in self._needs[position].written_memory(operation):
-                    last[memory] = operation
-        for index in lifted:
-            refs = (*trace.operations[index].outputs, self.lifted[position][index])
-            for memory in {trace.memory(ref.index) for ref in refs}:
-                if memory in last and last[memory].index > index:
-                    raise self._refusal(f"{last[memory].site} writes to what would be one tensor with another")
+                    others = one.get(memory, {memory}) - {memory}
+                    if any(other in outside or read.get(other, -1) > index for other in others):
+                        raise self._refusal(f"{operation.site} writes to what would be one tensor with another")
 
     def _check_zeros(self, position: int, removed: Collection[int], zero: set[int]) -> None:
         """Refuses where what the program computes from the zeros isn't zero in the sums."""
@@ -410,6 +472,10 @@ class _Operation:
         if rule.scaling in _BY_ANY:
             return True
         return rule.scaling is Scaling.MOVED and all(read.values())
+
+
+def _whole_paths(stub: Stub) -> tuple[str, ...]:
+    return tuple(f"{stub.module}.{child}" for child in children_of(stub.result))
 
 
 def _readers(trace: Trace) -> dict[int, list[int]]:

@@ -58,41 +58,118 @@ class Several:
     as_list: bool = False
 
 
-Result = Zeros | Handed | Plain | Several
+@attrs.frozen
+class Called:
+    """What a module in the exchanged one returns, which stays under its name.
+
+    Attributes:
+        child: Its path in the exchanged module.
+        arguments: What it is given.
+    """
+
+    child: str
+    arguments: tuple[tuple[Given, Result], ...]
+
+
+@attrs.frozen
+class Item:
+    """One of several results of a call."""
+
+    call: Called
+    position: int
+
+
+Result = Zeros | Handed | Plain | Several | Called | Item
 """What a call returns."""
 
 
 class Absent(nn.Module):
-    """Takes the place of a module whose results are zero; has no parameters.
+    """Takes the place of a module that computed nothing but branches; keeps the modules in it that go on to run.
 
     Args:
         result: What it returns.
+        module: The module that it takes the place of.
+
+    Raises:
+        AttributeError: That has no such modules in it.
     """
 
-    def __init__(self, result: Result) -> None:
+    def __init__(self, result: Result, module: nn.Module | None = None) -> None:
         super().__init__()
         self.result = result
+        for path in children_of(result):
+            assert module is not None
+            _put(self, path, module.get_submodule(path))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns zeros, arguments and plain values, as `result` says."""
-        return _made(self.result, args, kwargs)
+        """Returns zeros, arguments, plain values, and what modules in it return, as `result` says."""
+        return _Run(self, args, kwargs).made(self.result)
 
     def extra_repr(self) -> str:
         """What it returns, for ``print(model)``."""
         return _text(self.result)
 
 
-def _made(result: Result, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+class _Run:
+    """One call: what the same modules make of the same is made once."""
+
+    def __init__(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        self._module, self._args, self._kwargs = module, args, kwargs
+        self._called: dict[Called, Any] = {}
+
+    def made(self, result: Result) -> Any:
+        match result:
+            case Zeros(like):
+                # by its schema, as recordings have it
+                return torch.ops.aten.zeros_like.default(like.of(self._args, self._kwargs))
+            case Handed(argument):
+                return argument.of(self._args, self._kwargs)
+            case Plain(value):
+                return value
+            case Several(items, as_list):
+                made = [self.made(item) for item in items]
+                return made if as_list else tuple(made)
+            case Item(call, position):
+                return self._item(call, position)
+            case Called(child, arguments):
+                if result not in self._called:
+                    self._called[result] = self._call(self._module.get_submodule(child), arguments)
+                return self._called[result]
+
+    def _item(self, call: Called, position: int) -> Any:
+        results: Any = self.made(call)
+        return results[position]
+
+    def _call(self, module: nn.Module, arguments: Sequence[tuple[Given, Result]]) -> Any:
+        made = [(given, self.made(value)) for given, value in arguments]
+        placed = {given.position: value for given, value in made if given.position >= 0}
+        first = next(place for place in range(len(placed) + 1) if place not in placed)  # those before it have values
+        by_name = {given.name: value for given, value in made if not 0 <= given.position < first}
+        return module(*(placed[place] for place in range(first)), **by_name)
+
+
+def children_of(result: Result) -> tuple[str, ...]:
+    """Lists the modules, by their paths in the exchanged one, that a result needs."""
     match result:
-        case Zeros(like):
-            return torch.ops.aten.zeros_like.default(like.of(args, kwargs))  # by its schema, as recordings have it
-        case Handed(argument):
-            return argument.of(args, kwargs)
-        case Plain(value):
-            return value
-        case Several(items, as_list):
-            made = [_made(item, args, kwargs) for item in items]
-            return made if as_list else tuple(made)
+        case Several(items, _):
+            return tuple(dict.fromkeys(path for item in items for path in children_of(item)))
+        case Item(call, _):
+            return children_of(call)
+        case Called(child, arguments):
+            inner = (path for _, value in arguments for path in children_of(value))
+            return tuple(dict.fromkeys([*inner, child]))
+        case _:
+            return ()
+
+
+def _put(module: nn.Module, path: str, child: nn.Module) -> None:
+    """Registers a module under a path, with empty modules around it."""
+    *around, name = path.split(".")
+    for part in around:
+        if part not in module._modules:
+            module.add_module(part, nn.Module())
+        module = module.get_submodule(part)
+    module.add_module(name, child)
 
 
 def _text(result: Result) -> str:
@@ -105,6 +182,10 @@ def _text(result: Result) -> str:
             return repr(value)
         case Several(items):
             return f"({', '.join(map(_text, items))})"
+        case Item(call, position):
+            return f"{_text(call)}[{position}]"
+        case Called(child, arguments):
+            return f"{child}({', '.join(_text(value) for _, value in arguments)})"
 
 
 def to_json(result: Result) -> Any:
@@ -118,6 +199,11 @@ def to_json(result: Result) -> Any:
             return {"value": value}
         case Several(items, as_list):
             return {"list" if as_list else "tuple": [to_json(item) for item in items]}
+        case Item(call, position):
+            return {"item": [to_json(call), position]}
+        case Called(child, arguments):
+            given = [[argument.name, argument.position, to_json(value)] for argument, value in arguments]
+            return {"module": [child, given]}
 
 
 def from_json(data: Any, depth: int = 0) -> Result:
@@ -128,15 +214,36 @@ def from_json(data: Any, depth: int = 0) -> Result:
     """
     if isinstance(data, dict) and len(data) == 1 and depth < _DEEPEST:
         ((kind, value),) = data.items()
-        if kind in ("zeros", "argument") and isinstance(value, list) and len(value) == 2:
-            name, position = value
-            if isinstance(name, str) and type(position) is int and position >= -1 and (name or position >= 0):
-                return (Zeros if kind == "zeros" else Handed)(Given(name, position))
+        if kind in ("zeros", "argument") and isinstance(value, list) and len(value) == 2 and _is_given(*value):
+            return (Zeros if kind == "zeros" else Handed)(Given(*value))
         if kind == "value" and (value is None or type(value) in (bool, int, float, str)):
             return Plain(value)
         if kind in ("tuple", "list") and isinstance(value, list):
             return Several(tuple(from_json(item, depth + 1) for item in value), kind == "list")
+        if kind == "item" and isinstance(value, list) and len(value) == 2 and type(value[1]) is int:
+            call = from_json(value[0], depth + 1)
+            if isinstance(call, Called):
+                return Item(call, value[1])
+        if kind == "module" and isinstance(value, list) and len(value) == 2 and _is_path(value[0]):
+            child, given = value
+            if isinstance(given, list) and all(isinstance(one, list) and len(one) == 3 for one in given):
+                return Called(child, tuple((_given(*one[:2]), from_json(one[2], depth + 1)) for one in given))
     raise PlanError("The plan is malformed.", why=f"{str(data)[:80]!r} is not what a module returns")
 
 
-_DEEPEST = 16
+def _is_given(name: Any, position: Any) -> bool:
+    return isinstance(name, str) and type(position) is int and position >= -1 and bool(name or position >= 0)
+
+
+def _given(name: Any, position: Any) -> Given:
+    if not _is_given(name, position):
+        raise PlanError("The plan is malformed.", why=f"{name!r}, {position!r} is no argument")
+    return Given(name, position)
+
+
+def _is_path(path: Any) -> bool:
+    return isinstance(path, str) and all(path.split("."))
+
+
+_DEEPEST = 64
+"""Results in each other up to which a plan is read: a block's layers one after the other."""

@@ -118,7 +118,10 @@ class Application:
             parts = stub.module.split(".")
             if not stub.module or any(".".join(parts[:depth]) in paths for depth in range(1, len(parts))):
                 raise self._misfit(stub.module, "it can't be exchanged: it is the model, or in what is exchanged")
-            self._removed[stub.module] = (module, Absent(stub.result))
+            try:
+                self._removed[stub.module] = (module, Absent(stub.result, module))
+            except AttributeError as error:
+                raise self._misfit(stub.module, f"it has no such module in it: {error}") from error
         for name in self._plan.gone:
             self._tensor(name)
 
@@ -171,7 +174,7 @@ class Application:
             assign: Whether the values take the place of the tensors themselves, as parameters of their dtypes.
         """
         self._positions = self._plan.all_positions(self._plan.parameters)
-        own = {id(module) for module in self._modules.values()} if self._converted else set()
+        own = {id(module) for module in self._modules.values()} if self._converted or self._removed else set()
         for old, new in (*self._converted.values(), *self._removed.values()):
             for module in new.modules():
                 if id(module) not in own:  # a stand-in may hold layers of what it stands in for

@@ -48,7 +48,7 @@ class Stage:
         self.layer_edits = self._layer_edits()
         self._exchange_tensors()
         for stub in analysis.stubs:
-            self._shadow.exchange(stub.module, Absent(stub.result))
+            self._shadow.exchange(stub.module, Absent(stub.result, self.modules[stub.module]))
         for edit in self.layer_edits:
             set_size(self.modules[edit.module], edit.attribute, edit.new)
         self._shadow.commit()
