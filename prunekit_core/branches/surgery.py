@@ -13,20 +13,17 @@ from typing import Any
 
 import attrs
 
-from prunekit_core.branches.branch import Branch, Summand
+from prunekit_core.branches.branch import Branch
 from prunekit_core.branches.calls import Call, Thing, calls_of
 from prunekit_core.branches.children import Children, UnfitError
+from prunekit_core.branches.idle import Idle
+from prunekit_core.branches.left_over import LeftOver, WrongError
 from prunekit_core.branches.needs import Needs
-from prunekit_core.branches.without import Filling, reduced
 from prunekit_core.errors import RehearsalError
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.recording import Recording
-from prunekit_core.groups.zeros import zero_of_zeros
 from prunekit_core.modules.absent import (
-    Called,
-    Given,
     Handed,
-    Item,
     Plain,
     Result,
     Several,
@@ -35,8 +32,7 @@ from prunekit_core.modules.absent import (
 )
 from prunekit_core.modules.edits import Stub
 from prunekit_core.program.rules import Elementwise, RuleTable
-from prunekit_core.program.scaling import Scaling
-from prunekit_core.program.trace import Operation, TensorRef, Trace
+from prunekit_core.program.trace import TensorRef, Trace
 from prunekit_core.torch_private.objects import has_hooks
 
 Paths = Mapping[str, Sequence[str]]
@@ -109,8 +105,8 @@ class _Operation:
             [summand for branch in branches for summand in branch.sums if summand.recording == position]
             for position in range(len(calls))
         ]
-        self._readers = [_readers(recording.trace) for recording in analysis.recordings]
         self._only = [self._needed_only(position) for position in range(len(calls))]
+        self._idle = [Idle(*found, rules) for found in zip(self._needs, self._only, strict=True)]
         self._rests: list[dict[TensorRef, TensorRef]] = [{} for _ in calls]
         self._stands: list[dict[int, TensorRef]] = []  # by recording: what stands for a tensor that nobody reads
         self.lifted: list[dict[int, TensorRef]] = [self._liftable(position) for position in range(len(calls))]
@@ -175,9 +171,7 @@ class _Operation:
         gone = self._parameters(paths)
         for position, operations in enumerate(removed):
             self._check_writes(position, operations, gone)
-        recordings = [
-            self._recording(position, removed[position], stubs) for position in range(len(self._analysis.recordings))
-        ]
+        recordings = [self._left(position, stubs, removed[position]) for position in range(len(removed))]
         left = attrs.evolve(
             self._analysis,
             recordings=tuple(recordings),
@@ -186,6 +180,22 @@ class _Operation:
         )
         names = tuple(branch.name for branch in self._branches)
         return Surgery(names, tuple(stubs), gone, left, tuple(map(frozenset, removed)))
+
+    def _left(self, position: int, stubs: Sequence[Stub], removed: Collection[int]) -> Recording:
+        left = LeftOver(
+            self._analysis.recordings[position],
+            self._rules,
+            self._calls[position],
+            self._needs[position],
+            self._idle[position],
+            self._sums[position],
+            self.lifted[position],
+            removed,
+        )
+        try:
+            return left.recording(stubs)
+        except WrongError as error:
+            raise self._refusal(error.why) from error
 
     def _found(self) -> list[Stub]:
         """Finds the modules to exchange: outermost ones, or those in them where nothing can stand in their place."""
@@ -338,16 +348,17 @@ class _Operation:
 
     def _zeros(self, path: str, position: int, call: Call, ref: TensorRef, removed: Collection[int]) -> Result:
         trace = self._analysis.recordings[position].trace
-        readers = {index for index in self._readers[position].get(trace.memory(ref.index), ()) if index >= call.start}
+        idle = self._idle[position].after(ref, call.start, removed)
         given = [(given, value) for given, value in call.arguments if isinstance(value, TensorRef)]
         like = [(given, value) for given, value in given if self._is_like(position, value, ref)]
-        if given and readers <= set(removed):  # whatever it is, only what is removed would read it
+        if given and idle is not None:  # whatever it is, only what is removed would go on to read it
             argument, value = (like or given)[0]
-            self._stands[position][ref.index] = value
+            outputs = (out for index in idle for out in trace.operations[index].outputs)
+            self._stands[position].update((one.index, value) for one in (ref, *outputs))
             return Handed(argument)
         if like:
             return Zeros(like[0][0])
-        if not readers:
+        if not self._idle[position].readers(ref, call.start):
             return Plain(None)
         shape = trace.shapes[ref.index]
         raise UnfitError(path, f"{path} returns a tensor of shape {shape}, which nothing has that it is given")
@@ -359,133 +370,6 @@ class _Operation:
             index = self._stands[position][index].index
         return trace.shapes[index] == trace.shapes[ref.index] and trace.dtypes[index] == trace.dtypes[ref.index]
 
-    # -- what the program is without them
-
-    def _recording(self, position: int, removed: Collection[int], stubs: Sequence[Stub]) -> Recording:
-        """Returns what has to be recorded of the model that is left."""
-        recording = self._analysis.recordings[position]
-        passed: dict[int, TensorRef] = {}
-        fillings: list[Filling] = []
-        for stub in stubs:
-            keeps = bool(children_of(stub.result))
-            for call in self._calls[position].get(stub.module, ()):
-                for index in range(call.start, call.stop) if keeps else ():
-                    if index in self.lifted[position] and index in removed:
-                        (out,) = recording.trace.operations[index].outputs
-                        if out != self.lifted[position][index]:
-                            passed[out.index] = self.lifted[position][index]
-                self._fill(stub, call, stub.result, call.result, passed, fillings)
-        zero = {filling.tensor.index for filling in fillings}
-        self._check_memory(position, removed)
-        self._check_zeros(position, removed, zero)
-        # programs that are the same where units are may differ where branches are: each is run
-        return attrs.evolve(reduced(recording, removed, passed, fillings), replayed=True)
-
-    def _fill(
-        self,
-        stub: Stub,
-        call: Call,
-        result: Result,
-        value: Any,
-        passed: dict[int, TensorRef],
-        fillings: list[Filling],
-    ) -> None:
-        arguments = dict(call.arguments)
-        match result:
-            case Several(items, _) if isinstance(value, tuple | list) and len(items) == len(value):
-                for item, part in zip(items, value, strict=True):
-                    self._fill(stub, call, item, part, passed, fillings)
-            case Zeros(like) if isinstance(value, TensorRef):
-                fillings.append(Filling(call.start, stub.module, self._argument(arguments, like, stub), value))
-            case Handed(like) if isinstance(value, TensorRef):
-                source = self._argument(arguments, like, stub)
-                if source != value:
-                    passed[value.index] = source
-            case Called() | Item() if isinstance(value, TensorRef):
-                pass  # what stays makes it
-            case Handed(_) | Plain(_) if not isinstance(value, tuple | list):
-                pass
-            case _:
-                raise self._refusal(f"{stub.module} returns something else")
-
-    def _argument(self, arguments: Mapping[Given, Any], given: Given, stub: Stub) -> TensorRef:
-        found = arguments.get(given)
-        if not isinstance(found, TensorRef):
-            raise self._refusal(f"{stub.module} isn't given {given.name or given.position} in every call")
-        return found
-
-    def _check_memory(self, position: int, removed: Collection[int]) -> None:
-        """Refuses where the result of a sum that goes, and what is left of it, may no longer be one tensor.
-
-        One is written to while the other is read afterwards, or was there before the forward, or is returned.
-        """
-        recording = self._analysis.recordings[position]
-        trace, lifted = recording.trace, self.lifted[position]
-        if not any(index in removed for index in lifted):
-            return
-        read: dict[int, int] = {}  # by memory: what reads it last
-        for operation in trace.operations:
-            if operation.index not in removed:
-                read.update({trace.memory(ref.index): operation.index for ref in operation.references()})
-        given = (*trace.parameters.values(), *trace.inputs)
-        outside = {trace.memory(ref.index) for ref in (*given, *trace.results, *trace.kept, *trace.stored)}
-        one: dict[int, set[int]] = {}  # by memory: those that are one with it
-        for operation in trace.operations:
-            index = operation.index
-            if index in removed and index in lifted:
-                (out,) = operation.outputs
-                pair = {trace.memory(out.index), trace.memory(lifted[index].index)}
-                merged = set[int]().union(pair, *(one.get(memory, ()) for memory in pair))
-                one.update(dict.fromkeys(merged, merged))
-            elif index not in removed:
-                for memory in self._needs[position].written_memory(operation):
-                    others = one.get(memory, {memory}) - {memory}
-                    if any(other in outside or read.get(other, -1) > index for other in others):
-                        raise self._refusal(f"{operation.site} writes to what would be one tensor with another")
-
-    def _check_zeros(self, position: int, removed: Collection[int], zero: set[int]) -> None:
-        """Refuses where what the program computes from the zeros isn't zero in the sums."""
-        trace = self._analysis.recordings[position].trace
-        sums: dict[int, list[Summand]] = {}
-        for summand in self._sums[position]:
-            sums.setdefault(summand.operation, []).append(summand)
-        for operation in trace.operations:
-            if operation.index in removed:
-                continue
-            for summand in sums.get(operation.index, ()):
-                if summand.tensor.index not in zero:
-                    raise self._refusal(f"what is added isn't zero without them: {operation.site}")
-            written = {trace.memory(ref.index) for ref in operation.outputs if ref in operation.references()}
-            kept = {index for index in zero if trace.memory(index) not in written}
-            for output, ref in enumerate(operation.outputs):
-                if self._is_zero(position, operation, output, zero):
-                    kept.add(ref.index)
-            zero = kept
-
-    def _is_zero(self, position: int, operation: Operation, output: int, zero: Collection[int]) -> bool:
-        rule = self._rules.find(operation.op)
-        read = {ref.index: ref.index in zero for ref in operation.references()}
-        if rule is None or not any(read.values()):
-            return False
-        if isinstance(rule.zeros, Elementwise):
-            return zero_of_zeros(self._analysis.recordings[position].trace, operation, read, output)
-        if rule.scaling in _BY_ANY:
-            return True
-        return rule.scaling is Scaling.MOVED and all(read.values())
-
 
 def _whole_paths(stub: Stub) -> tuple[str, ...]:
     return tuple(f"{stub.module}.{child}" for child in children_of(stub.result))
-
-
-def _readers(trace: Trace) -> dict[int, list[int]]:
-    """Lists the operations that read each memory."""
-    found: dict[int, list[int]] = {}
-    for operation in trace.operations:
-        for memory in {trace.memory(ref.index) for ref in operation.references()}:
-            found.setdefault(memory, []).append(operation.index)
-    return found
-
-
-_BY_ANY = (Scaling.PRODUCT, Scaling.MATRIX, Scaling.MULTILINEAR, Scaling.ZEROS)
-"""Zero if one operand is."""

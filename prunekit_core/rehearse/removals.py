@@ -12,7 +12,7 @@ from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Kept
 from prunekit_core.branches.branch import Branch, named_branches
 from prunekit_core.branches.surgery import Surgery, operate
-from prunekit_core.errors import RehearsalError
+from prunekit_core.errors import ArgumentError, RehearsalError, nearest
 from prunekit_core.modules.source_code import Sources, sources_of
 from prunekit_core.modules.tree import modules_in
 from prunekit_core.plans.plan import Plan
@@ -37,12 +37,15 @@ def draft_without(
         kept: Kept units per group, as numbered at analysis; groups of which nothing is left are passed over.
 
     Raises:
-        ArgumentError: The model has no such branch.
+        ArgumentError: The model has no such branch, or no such group.
         RehearsalError: The program can't be expressed without them, or not with these units.
     """
     names = [one if isinstance(one, str) else one.name for one in branches]
     drafts = drafts.for_branches()
     analysis, registry = drafts.analysis, drafts.registry
+    strange = next((name for name in kept or {} if name not in analysis.groups), None)
+    if strange is not None:
+        raise ArgumentError("The model has no such group.", where=repr(strange), hint=nearest(strange, analysis.groups))
     surgery = operate(analysis, registry.op_rules, named_branches(drafts.branches(), names))
     mismatch, _ = Stage(surgery.analysis, registry, {}).replay({})
     if mismatch is not None:

@@ -166,7 +166,7 @@ def test_a_norm_behind_the_sum_reads_what_is_left() -> None:
     nn.init.normal_(model[1].output.norm.weight)  # type: ignore[index, union-attr, arg-type]
     plan, small = without(model, x, ["1.up"])
     norm = Called("norm", ((Given("input", 0), Handed(Given("x", 1))),))
-    assert dict((stub.module, stub.result) for stub in plan.stubs)["1.output"] == norm
+    assert {stub.module: stub.result for stub in plan.stubs}["1.output"] == norm
     assert torch.equal(small(x), model[2](model[1].output.norm(model[0](x))))  # type: ignore[index, union-attr, operator]
     assert pk.check_exact(model, small, plan, x)
     assert not {"1.output.norm.weight", "1.output.norm.bias"} & set(plan.gone)

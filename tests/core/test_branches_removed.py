@@ -32,7 +32,6 @@ from tests.core.test_branches import (
 REFUSED = {
     ("Projection", "conv"): r"norm returns a tensor of shape \(2, 6, 8, 8\), which nothing has that it is given",
     ("Projection", "shortcut"): r"shortcut returns a tensor of shape \(2, 6, 8, 8\), which nothing has",
-    ("Nested", "down"): r"down returns a tensor of shape \(2, 6, 4, 4\), which nothing has",
     ("Positions", "tokens"): "nothing in common",
     ("Positions", "positions"): "nothing in common",
     ("HandNorm", "inner"): r"what is added isn't zero without them: aten::add.Tensor in the model",
@@ -161,6 +160,12 @@ def test_widths_and_branches_go_in_one_plan() -> None:
     assert plan.preview().costs["macs"] == (5120.0, 2 * 5 * 2 * 8 * 4)
 
 
+def test_a_group_that_is_not_there_is_named() -> None:
+    model, x = double(PreNorm(), X)
+    with pytest.raises(pk.ArgumentError, match=r"(?s)no such group.*'blocks.1.upp'.*did you mean 'blocks.1.up'"):
+        without(model, x, ["blocks.0.up"], kept={"blocks.1.upp": (0, 1)})
+
+
 def test_plans_compose() -> None:
     torch.manual_seed(0)
     model, x = double(PreNorm(), X)
@@ -205,9 +210,26 @@ class Overwrites(nn.Module):
 
 
 def test_a_sum_stays_where_its_result_is_overwritten() -> None:
+    """The identity would change what is read again: zeros are added, and the activation between runs for nothing."""
+    torch.manual_seed(0)
     model, x = double(Overwrites(), X)
-    with pytest.raises(pk.RehearsalError, match="which nothing has that it is given"):
-        without(model, x, ["block.up"])  # the identity would change what is read again; other layers don't fit
+    plan, small = without(model, x, ["block.up"])
+    assert {stub.module: stub.result for stub in plan.stubs} == {
+        "block.norm": Handed(Given("input", 0)),
+        "block.up": Handed(Given("input", 0)),
+        "block.down": Zeros(Given("input", 0)),
+    }
+    assert torch.equal(small(x), x * 6 + x * 2)
+    assert pk.check_exact(model, small, plan, x)
+
+
+def test_widths_of_layers_that_are_gone_do_not_matter() -> None:
+    torch.manual_seed(0)
+    model, x = double(nn.Sequential(nn.Linear(8, 8), Overwrites(), nn.Linear(8, 8)), X)
+    kept = {"1.block.up": (0, 1), "0#stream": (0, 2, 5)}
+    plan, small = without(model, x, ["1.block.up"], kept=kept)
+    assert plan.kept == {"0#stream": (0, 2, 5)}
+    assert pk.check_exact(model, small, plan, x)
 
 
 def test_a_module_with_hooks_is_not_exchanged() -> None:
