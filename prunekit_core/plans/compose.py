@@ -10,6 +10,7 @@ from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Fixed, Kept, Layout, Listed
 from prunekit_core.errors import PlanError
 from prunekit_core.modules.edits import AttributeEdit, Decision, GroupCut, ParameterCut, Rescale, Stub, runs_of
+from prunekit_core.plans.names import compose_tied, named_after, named_before, remaining_tied, without_removed
 
 
 def compose(first: Decision, later: Decision) -> Decision:
@@ -25,6 +26,8 @@ def compose(first: Decision, later: Decision) -> Decision:
     Raises:
         PlanError: ``later`` doesn't fit the model that ``first`` leaves.
     """
+    tied, later = compose_tied(first, later), named_before(first, later)
+    first = without_removed(first, later)
     same = _shared_groups(first, later)
     before = {cut.parameter: cut for cut in first.parameters}
     after = {cut.parameter: cut for cut in later.parameters}
@@ -41,6 +44,7 @@ def compose(first: Decision, later: Decision) -> Decision:
         absent=(*first.absent, *later.absent),
         stubs=(*(stub for stub in first.stubs if not _is_in(stub.module, later.stubs)), *later.stubs),
         gone=(*first.gone, *later.gone),
+        tied=tied,
         sources=tuple(sorted({**dict(later.sources), **dict(first.sources)}.items())),
         notes=(*first.notes, *later.notes),
     )
@@ -156,7 +160,7 @@ def difference(total: Decision, earlier: Decision) -> Decision:
             parameters.append(attrs.evolve(parameter, shape=tuple(dim.size for dim in dims), dims=dims))
     done = {(e.module, e.attribute): e.new for e in earlier.edits}
     edits = (attrs.evolve(e, old=done.get((e.module, e.attribute), e.old)) for e in total.edits)
-    return Decision(
+    step = Decision(
         cuts=cuts,
         parameters=tuple(parameters),
         edits=tuple(e for e in edits if e.old != e.new),
@@ -168,6 +172,8 @@ def difference(total: Decision, earlier: Decision) -> Decision:
         gone=tuple(name for name in total.gone if name not in earlier.gone),
         notes=total.notes,
     )
+    step = named_after(earlier, step)
+    return attrs.evolve(step, tied=remaining_tied(total, earlier, step))
 
 
 def _remaining_cuts(total: Decision, before: Kept) -> tuple[GroupCut, ...]:

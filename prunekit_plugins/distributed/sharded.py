@@ -111,10 +111,10 @@ def step_sharded(
     before = pruner.graph.applied
     with all_or_none("step_sharded", group):
         plan = pruner.plan()
-        step = plan.since(before) if before.cuts else plan
+        step = plan if before.empty else plan.since(before)
 
     def build_current() -> nn.Module:
-        return before.apply(build(), registry=pruner.registry) if before.cuts else build()
+        return build() if before.empty else before.apply(build(), registry=pruner.registry)
 
     small = apply_sharded(
         step, pruner.graph.model, build=build_current, shard=shard, registry=pruner.registry, group=group
