@@ -197,16 +197,17 @@ class Decision:
 
     def _check_removed(self) -> None:
         """Raises `PlanError` where something is changed although it goes, or goes although it has a name left."""
-        gone, renaming = set(self.gone), self.renaming
+        gone = set(self.gone)
+        for tied in self.tied:
+            if not tied.names or bool(tied.name) == (tied.names[0] in gone):
+                raise _malformed(tied.name, "a tied parameter stays under one of its names, or goes with all of them")
+        renaming = self.renaming
         for name in (*(cut.parameter for cut in self.parameters), *(scale.parameter for scale in self.rescales)):
             if name in gone:
                 raise _malformed(name, "it is removed, and changed")
         for path in (*(edit.module for edit in self.edits), *(swap.module for swap in self.swaps)):
             if path in renaming.removed or renaming.after(path) is None:
                 raise _malformed(path, "it is in a module that is removed, and changed")
-        for tied in self.tied:
-            if not tied.names or bool(tied.name) == (tied.names[0] in gone):
-                raise _malformed(tied.name, "a tied parameter stays under one of its names, or goes with all of them")
 
     @property
     def renaming(self) -> Renaming:

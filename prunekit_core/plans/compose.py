@@ -27,6 +27,7 @@ def compose(first: Decision, later: Decision) -> Decision:
         PlanError: ``later`` doesn't fit the model that ``first`` leaves.
     """
     tied, later = compose_tied(first, later), named_before(first, later)
+    _check_there(first, later)
     first = without_removed(first, later)
     same = _shared_groups(first, later)
     before = {cut.parameter: cut for cut in first.parameters}
@@ -48,6 +49,20 @@ def compose(first: Decision, later: Decision) -> Decision:
         sources=tuple(sorted({**dict(later.sources), **dict(first.sources)}.items())),
         notes=(*first.notes, *later.notes),
     )
+
+
+def _check_there(first: Decision, later: Decision) -> None:
+    """Raises `PlanError` where the later plan changes or removes what the first one removes."""
+    gone = set(first.gone)
+    named = (*(cut.parameter for cut in later.parameters), *later.gone)
+    places = (*(edit.module for edit in later.edits), *(stub.module for stub in later.stubs))
+    lost = [name for name in named if name in gone] + [path for path in places if _is_in(path, first.stubs)]
+    if lost:
+        raise _no_fit(lost[0], "the first plan removes it")
+
+
+def _no_fit(where: str, why: str) -> PlanError:
+    return PlanError("The second plan doesn't fit the model that the first one leaves.", where=where, why=why)
 
 
 def _is_in(path: str, stubs: Iterable[Stub]) -> bool:
@@ -121,11 +136,7 @@ def _compose_parameter(
     if one is None:
         return attrs.evolve(two, dims=tuple(_listed(dim, kept_later, same) for dim in two.dims))
     if tuple(layouts.new_size(dim, kept) for dim in one.dims) != two.shape:
-        raise PlanError(
-            "The second plan doesn't fit the model that the first one leaves.",
-            where=two.parameter,
-            why=f"the second plan was made for shape {two.shape}",
-        )
+        raise _no_fit(two.parameter, f"the second plan was made for shape {two.shape}")
     dims: list[Layout] = []
     for mine, theirs in zip(one.dims, two.dims, strict=True):
         if set(layouts.groups_of(theirs)) & set(kept_later) <= same and layouts.substitute(mine, kept) == theirs:
