@@ -13,7 +13,7 @@ import torch
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Layout
 from prunekit_core.errors import PlanError
-from prunekit_core.modules.absent import Result
+from prunekit_core.modules.absent import Result, children_of
 from prunekit_core.modules.renaming import Renaming, Tied
 from prunekit_core.modules.source_code import Sources
 
@@ -110,6 +110,16 @@ class Stub:
 
     module: str
     result: Result
+
+
+def removed_by(stubs: Iterable[Stub]) -> frozenset[str]:
+    """Paths of the modules that are exchanged."""
+    return frozenset(stub.module for stub in stubs)
+
+
+def kept_by(stubs: Iterable[Stub]) -> frozenset[str]:
+    """Paths of the modules in them that stay."""
+    return frozenset(f"{stub.module}.{child}" for stub in stubs for child in children_of(stub.result))
 
 
 @attrs.frozen
@@ -212,7 +222,7 @@ class Decision:
     @property
     def renaming(self) -> Renaming:
         """What the names of modules and tensors become."""
-        return Renaming(frozenset(stub.module for stub in self.stubs), self.tied, {})
+        return Renaming(removed_by(self.stubs), kept_by(self.stubs), self.tied, {})
 
     @property
     def empty(self) -> bool:

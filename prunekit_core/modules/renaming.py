@@ -28,12 +28,14 @@ class Renaming:
     """What names become when modules leave a model.
 
     Attributes:
-        removed: Paths of the modules that are exchanged for others without tensors.
+        removed: Paths of the modules that are exchanged for others without tensors of their own.
+        kept: Paths of modules in them that stay.
         tied: Tensors and modules that have names in these modules, and others.
         renamed: Name of a tensor, or path of a module, to what it is afterwards; what a module contains follows it.
     """
 
     removed: frozenset[str]
+    kept: frozenset[str]
     tied: tuple[Tied, ...]
     renamed: Mapping[str, str]
     _tied: Mapping[str, Tied] = attrs.field(init=False)
@@ -61,6 +63,8 @@ class Renaming:
         for prefix, rest in _prefixes(name):
             if prefix in self.renamed:
                 return self.renamed[prefix] + rest
+            if prefix in self.kept:
+                break
             if rest and prefix in self.removed:
                 return None
         lost = self._tied.get(name)
@@ -82,24 +86,22 @@ def _prefixes(name: str) -> Iterator[tuple[str, str]]:
         end = name.rfind(".", 0, end)
 
 
-def tied_in(model: nn.Module, removed: Iterable[str], gone: Iterable[str]) -> tuple[Tied, ...]:
+def tied_in(model: nn.Module, away: Renaming, gone: Iterable[str]) -> tuple[Tied, ...]:
     """Lists the tensors and modules of several names of which some lie in modules that go.
 
     Args:
         model: The model, with all of its modules.
-        removed: Paths of the modules that go.
+        away: The modules that go.
         gone: Canonical names of the tensors that go.
     """
-    paths, lost = set(removed), set(gone)
-    if not paths:
+    if not away.removed:
         return ()
-    tree = ModelTree(model)
-    elsewhere = _other_paths(model)
-    paths.update(other for path in tuple(paths) for other in elsewhere.get(path, ()))
-    away = Renaming(frozenset(paths), (), {})
+    elsewhere, lost = _other_paths(model), set(gone)
+    others = [other for path in away.removed for other in elsewhere.get(path, ())]
+    away = attrs.evolve(away, removed=away.removed.union(others))
     found = []
-    for canonical, others in (*tree.other_names().items(), *elsewhere.items()):
-        names = (canonical, *others)
+    for canonical, more in (*ModelTree(model).other_names().items(), *elsewhere.items()):
+        names = (canonical, *more)
         left = [name for name in names if away.place(name) is not None]
         if canonical in lost:
             found.append(Tied("", names))

@@ -125,7 +125,8 @@ class Application:
         """Raises `PlanError` unless what the plan says of names is so: what goes, and what stays under another name."""
         for name in self._plan.gone:
             self._tensor(name)
-        away = {id(part) for module, _ in self._removed.values() for part in module.modules()}
+        away = {id(part) for old, _ in self._removed.values() for part in old.modules()}
+        away -= {id(part) for _, new in self._removed.values() for part in new.modules()}
         left = [module for module in self._modules.values() if id(module) not in away]
         staying = set(surgery.places_in(left))
         gone = set(self._plan.gone)
@@ -133,7 +134,7 @@ class Application:
             if (name in gone) == (id(tensor) in staying):
                 why = "it is registered elsewhere, too" if name in gone else "it is in removed modules only"
                 raise self._misfit(name, f"{why}, and the plan says that it {'goes' if name in gone else 'stays'}")
-        tied = tied_in(self._model, [stub.module for stub in self._plan.stubs], gone)
+        tied = tied_in(self._model, Decision(stubs=self._plan.stubs).renaming, gone)
         other = next(iter({*tied} ^ {*self._plan.tied}), None)
         if other is not None:
             raise self._misfit(other.names[0], "its other names are not those of the plan")

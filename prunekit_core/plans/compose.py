@@ -56,7 +56,8 @@ def _check_there(first: Decision, later: Decision) -> None:
     gone = set(first.gone)
     named = (*(cut.parameter for cut in later.parameters), *later.gone)
     places = (*(edit.module for edit in later.edits), *(stub.module for stub in later.stubs))
-    lost = [name for name in named if name in gone] + [path for path in places if _is_in(path, first.stubs)]
+    away = first.renaming
+    lost = [name for name in named if name in gone] + [path for path in places if away.after(path) is None]
     if lost:
         raise _no_fit(lost[0], "the first plan removes it")
 

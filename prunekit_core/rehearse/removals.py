@@ -13,6 +13,9 @@ from prunekit_core.algebra.layout import Kept
 from prunekit_core.branches.branch import Branch, named_branches
 from prunekit_core.branches.surgery import Surgery, operate
 from prunekit_core.errors import ArgumentError, RehearsalError, nearest
+from prunekit_core.groups.analysis import Analysis
+from prunekit_core.groups.moving_averages import mirrored_names, mirrored_stubs, one_sided
+from prunekit_core.modules.edits import Decision
 from prunekit_core.modules.renaming import tied_in
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plans.pricing import Costs, Prices, Room
@@ -50,7 +53,9 @@ def draft_without(
         raise ArgumentError("The model has no such group.", where=repr(strange), hint=nearest(strange, analysis.groups))
     analysis.shadow.rewind()  # an earlier rehearsal may have left its cut on it
     surgery = operate(analysis, registry.op_rules, named_branches(drafts.branches(), names))
-    tied = tied_in(analysis.shadow.module, [stub.module for stub in surgery.stubs], surgery.gone)
+    stubs, gone = mirrored_stubs(analysis.copies, surgery.stubs), mirrored_names(analysis.copies, surgery.gone)
+    _check_copies(analysis, surgery)
+    tied = tied_in(analysis.shadow.module, Decision(stubs=stubs).renaming, gone)
     mismatch, _ = Stage(surgery.analysis, registry, {}).replay({})
     if mismatch is not None:
         operation = surgery.analysis.recordings[mismatch.recording].trace.operations[mismatch.operation]
@@ -70,20 +75,33 @@ def draft_without(
     plan = smaller.draft(model, {name: units for name, units in (kept or {}).items() if name in left}, reselect)
     for tie in smaller.knowledge.ties:
         whole.knowledge.add_tie(tie)
-    around = {path for stub in surgery.stubs for path in ancestors(stub.module)}
+    around = {path for stub in stubs for path in ancestors(stub.module)}
     source = _Source(drafts, smaller)
     prices = Prices(source, plan.kept)
     prices.settle()  # while the source is there
     return attrs.evolve(
         plan,
         absent=surgery.absent,
-        stubs=surgery.stubs,
-        gone=surgery.gone,
+        stubs=stubs,
+        gone=gone,
         tied=tied,
         sources=tuple(sorted({**dict(whole.sources(model, around)), **dict(plan.sources)}.items())),
         costs=prices,
         sizes={name: Room(math.prod(p.shape), p.itemsize, p.buffer) for name, p in analysis.parameters.items()},
     )
+
+
+def _check_copies(analysis: Analysis, surgery: Surgery) -> None:
+    """Raises `RehearsalError` where a branch goes, and that of a momentum copy that runs as well stays."""
+    found = one_sided(analysis.copies, surgery.stubs)
+    if found is not None:
+        copy, path = found
+        raise RehearsalError(
+            "The program can't go on without these branches.",
+            where=path,
+            why=f"{copy.path} follows {copy.original} by a moving average, and only one of them would lose it",
+            hint="name the branch of the other one, too",
+        )
 
 
 class _Source:

@@ -262,7 +262,10 @@ def test_a_tied_matrix_is_cut_under_its_first_name_and_its_second() -> None:
 
 def test_names_before_and_after() -> None:
     names = Renaming(
-        frozenset(["a", "m.0.x"]), (Tied("head.w", ("a.w", "head.w")), Tied("", ("a.v", "b.v"))), {"m.2": "m.1"}
+        frozenset(["a", "m.0.x"]),
+        frozenset(["a.k"]),
+        (Tied("head.w", ("a.w", "head.w")), Tied("", ("a.v", "b.v"))),
+        {"m.2": "m.1"},
     )
     assert [names.after(name) for name in ("a.w", "head.w", "a.v", "b.v", "a", "a.u", "b.u")] == [
         "head.w", "head.w", None, None, "a", None, "b.u",
@@ -271,4 +274,5 @@ def test_names_before_and_after() -> None:
         "m.1.y", "m.1", "m.20.y", None, "m.0.x", "",
     ]  # fmt: skip
     assert [names.place(name) for name in ("a.w", "head.w", "b.v", "m.2.y")] == [None, "head.w", None, "m.1.y"]
+    assert [names.after(name) for name in ("a.k", "a.k.w", "a.kw")] == ["a.k", "a.k.w", None]
     assert [names.before(name) for name in ("head.w", "m.1.y", "b.u", "a")] == ["a.w", "m.2.y", "b.u", "a"]

@@ -182,3 +182,59 @@ def test_a_copy_without_the_branch_is_refused() -> None:
     with pytest.raises(pk.PlanError, match=r"(?s)A copy isn't like the model.*copies\[0\], blocks.0"):
         graph.apply(plan, copies=[small])
     assert len([*model.parameters()]) == 12
+
+
+class Byol(nn.Module):
+    """A student and a teacher that follows it; the teacher runs in a forward, or not."""
+
+    def __init__(self, runs: bool) -> None:
+        super().__init__()
+        self.student = residual_mlp()[0]
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.runs = runs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.student(x)
+        return y - self.teacher(x) if self.runs else y
+
+
+def follow(model: Byol) -> None:
+    with torch.no_grad():
+        for own, other in zip(model.teacher.parameters(), model.student.parameters(), strict=True):
+            own.mul_(0.9).add_(0.1 * other)
+
+
+def test_a_teacher_in_the_model_loses_what_its_student_loses() -> None:
+    x = residual_mlp()[1]
+    model = Byol(False)
+    with torch.no_grad():
+        model.teacher.blocks[1].up.weight.mul_(2)  # type: ignore[index, union-attr]
+    teacher = copy.deepcopy(model.teacher)
+    graph = pk.Graph.of(model, x)
+    plan = graph.draft({}, without=["student.blocks.0.up"])
+    assert [stub.module for stub in plan.stubs] == ["student.blocks.0", "teacher.blocks.0"]
+    assert sum(name.startswith("teacher.") for name in plan.gone) == 6
+    original = copy.deepcopy(model)
+    graph.apply(plan)
+    assert torch.equal(model.teacher(x), teacher.blocks[1](x))  # type: ignore[index, operator]
+    assert pk.check_exact(original, model, plan, x)
+    assert plan.preview().params_after == sum(p.numel() for p in model.parameters())
+    follow(model)
+
+
+def test_a_teacher_that_runs_loses_a_branch_of_its_own() -> None:
+    x = residual_mlp()[1]
+    model = Byol(True)
+    copies = {"teacher": "student"}
+    graph = pk.Graph.of(model, x, momentum_copies=copies)
+    with pytest.raises(
+        pk.RehearsalError, match=r"(?s)can't go on.*teacher follows student.*name the branch of the other"
+    ):
+        graph.draft({}, without=["student.blocks.0.up"])
+    with torch.no_grad():
+        model.teacher.blocks[1].up.weight.mul_(2)  # type: ignore[index, union-attr]
+    expected = model.student.blocks[1](x) - model.teacher.blocks[1](x)  # type: ignore[index, operator]
+    both = ["student.blocks.0.up", "teacher.blocks.0.up"]
+    graph.apply(graph.draft({}, without=both))
+    assert torch.equal(model(x), expected)
+    follow(model)
