@@ -117,7 +117,7 @@ class MaskedRun:
         They could hide a wrong index.
         """
         generator = torch.Generator().manual_seed(0)
-        scales = {r.parameter for r in self._plan.rescales}
+        scales, renaming = {r.parameter for r in self._plan.rescales}, self._plan.renaming
         for name, tensor in named_tensors(self._full).items():
             if name in scales or not _is_constant(tensor):
                 continue
@@ -130,7 +130,7 @@ class MaskedRun:
             cut = self._cuts.get(name)
             if name not in self._plan.gone:
                 smaller = select_positions(fresh, self._plan.positions(cut)) if cut else fresh.clone()
-                put_values(tensor_at(self._small, name), smaller)
+                put_values(tensor_at(self._small, renaming.after(name) or name), smaller)
 
     def _zero(self) -> None:
         """Zeroes what was removed: parameters, and buffers that stand for weights."""

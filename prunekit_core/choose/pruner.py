@@ -277,7 +277,7 @@ class Pruner:
             ArgumentError: This pruner has cut something already, or doesn't make so many steps.
             PlanError: The plan was made for another model; nothing was changed.
         """
-        if self.current_step or self.graph.applied.cuts:
+        if self.current_step or not self.graph.applied.empty:
             raise ArgumentError("This pruner has made steps already.", hint="resume with a fresh model and pruner")
         if not 0 <= step <= self.iterative_steps:
             raise ArgumentError("The pruner makes fewer steps.", why=f"{step} of {self.iterative_steps} can't be done")

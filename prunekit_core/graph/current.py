@@ -14,6 +14,7 @@ from prunekit_core.algebra.layout import Layout
 from prunekit_core.errors import PlanError
 from prunekit_core.graph.group import MemberView
 from prunekit_core.groups.analysis import Analysis
+from prunekit_core.modules.absent import Absent
 from prunekit_core.modules.tree import ModelTree
 from prunekit_core.plans.plan import Plan
 
@@ -47,19 +48,30 @@ class CurrentModel:
     def __init__(self, analysis: Analysis, model: nn.Module, plan: Plan, stored: StoredWeights | None = None) -> None:
         self.analysis, self.model, self.plan, self.stored = analysis, model, plan, stored
         self.tree = ModelTree(model)
+        gone, renaming = set(plan.gone), plan.renaming
+        places = {name: renaming.after(name) or name for name in analysis.parameters if name not in gone}
         modules = self.tree.modules
-        self._owners = {name: modules.get(name.rpartition(".")[0]) for name in analysis.parameters}
+        self._leaves = {name: place.rpartition(".")[2] for name, place in places.items()}
+        self._owners = {name: modules.get(place.rpartition(".")[0]) for name, place in places.items()}
         self._sizer = layouts.Sizer(plan.kept)
         self._placements: dict[int, dict[str, layouts.Placement]] = {}
 
     def check(self) -> None:
-        """Raises `PlanError` unless all parameters have the shapes that the plan leads to."""
-        for name, parameter in self.analysis.parameters.items():
-            expected = tuple(map(self._sizer, parameter.dims))
+        """Raises `PlanError` unless all parameters have the shapes that the plan leads to, and what goes is gone."""
+        modules = self.tree.modules
+        left = next((s.module for s in self.plan.stubs if not isinstance(modules.get(s.module), Absent)), None)
+        if left is not None:
+            raise PlanError("The plan doesn't lead to this model.", where=left, why="the plan takes the module out")
+        for name in self._owners:
+            expected = tuple(map(self._sizer, self.analysis.parameters[name].dims))
             tensor = self._tensor(name)
             if tensor is None or tuple(tensor.shape) != expected:
                 why = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
                 raise PlanError("The plan doesn't lead to this model.", where=name, why=f"{why}, not {expected}")
+
+    def is_left(self, group: str) -> bool:
+        """Tells whether any parameter that a group cuts is still there."""
+        return any(member.parameter in self._owners for member in self.analysis.groups[group].members)
 
     def remaining(self, group: str) -> tuple[int, ...]:
         """Returns the units of a group that are still there, as numbered at analysis."""
@@ -70,9 +82,11 @@ class CurrentModel:
         place = self._places(group)
         found = []
         for member in self.analysis.groups[group].members:
+            if member.parameter not in self._owners:
+                continue
             layout = self.analysis.parameters[member.parameter].dims[member.dim]
             positions, units = self._placed(layout)[group]
-            path, _, name = member.parameter.rpartition(".")
+            path, name = member.parameter.rpartition(".")[0], self._leaves[member.parameter]
             owner, tensor = self._owners[member.parameter], self._tensor(member.parameter)
             if owner is None or tensor is None or tensor.shape[member.dim] != self._sizer(layout):
                 raise PlanError(
@@ -90,7 +104,7 @@ class CurrentModel:
         return functools.partial(self.stored.read, name, self.plan)
 
     def _tensor(self, name: str) -> torch.Tensor | None:
-        module, leaf = self._owners[name], name.rpartition(".")[2]
+        module, leaf = self._owners[name], self._leaves[name]
         if module is None:
             return None
         tensor = module._parameters.get(leaf)

@@ -132,8 +132,9 @@ class Graph:
         return self.current.remaining(group)
 
     def groups(self) -> list[UnitGroup]:
-        """Lists all groups as found at analysis."""
-        return list(self.analysis.groups.values())
+        """Lists all groups as found at analysis, but for those of which removed branches left nothing."""
+        groups = self.analysis.groups.values()
+        return [group for group in groups if self.current.is_left(group.name)] if self.applied.gone else list(groups)
 
     @property
     def branch_analysis(self) -> Analysis:
@@ -152,7 +153,7 @@ class Graph:
         return self.drafts.for_branches().branches()
 
     def costs_without(self, branches: Iterable[str]) -> dict[str, tuple[float, float]]:
-        """Computes what the model, with the units that are there now, costs with some branches and without them.
+        """Computes what the model as it is now costs with some branches and without them.
 
         Args:
             branches: Their names.
@@ -164,10 +165,16 @@ class Graph:
             ArgumentError: The model has no such branch.
         """
         chosen = named_branches(self.branches(), branches)
-        return costs_without(self.branch_analysis, self.registry, chosen, self.applied.kept)
+        before = costs_without(self.branch_analysis, self.registry, self._removed(), self.applied.kept)
+        after = costs_without(self.branch_analysis, self.registry, self._removed(chosen), self.applied.kept)
+        return {name: (before[name][1], after[name][1]) for name in after}
+
+    def _removed(self, more: Iterable[Branch] = ()) -> list[Branch]:
+        """Lists the branches that are gone, and some more, in the order of the program."""
+        return named_branches(self.branches(), [*self.applied.absent, *(branch.name for branch in more)])
 
     def plan_without(self, branches: Iterable[str], kept: Mapping[str, tuple[int, ...]] | None = None) -> Plan:
-        """Makes a proven plan without some branches, from the model as it was at analysis.
+        """Makes a proven plan without some branches, from the model as it was at analysis; see `draft`.
 
         Args:
             branches: Their names.
@@ -177,7 +184,7 @@ class Graph:
             ArgumentError: The model has no such branch.
             RehearsalError: The program can't go on without them, or can't express the cut.
         """
-        return draft_without(self.model, self.drafts, branches, kept)
+        return self.draft(kept or {}, without=branches)
 
     def analysis_after(self, plan: Plan) -> Analysis:
         """Returns what is known about the model without the branches that a plan removes, all units there.
@@ -352,17 +359,29 @@ class Graph:
 
     # -- plans
 
-    def draft(self, kept: Mapping[str, tuple[int, ...]], reselect: Reselect | None = None) -> Plan:
+    def draft(
+        self,
+        kept: Mapping[str, tuple[int, ...]],
+        reselect: Reselect | None = None,
+        *,
+        without: Iterable[str] = (),
+    ) -> Plan:
         """Makes a proven plan, from the model as it was at analysis, by rehearsing on the shadow.
 
         Args:
             kept: Kept units per group, as numbered at analysis, a subset of those still there.
             reselect: Chooses units anew when the program needs another number; None if the choice is fixed.
+            without: Names of branches that go, beside those that are gone already.
 
         Raises:
             RehearsalError: The program can't express the cut.
+            ArgumentError: The model has no such branch.
         """
-        return self.drafts.draft(self.model, {**self.applied.kept, **kept}, reselect)
+        kept = {**self.applied.kept, **kept}
+        names = [*self.applied.absent, *([without] if isinstance(without, str) else without)]
+        if not names:
+            return self.drafts.draft(self.model, kept, reselect)
+        return draft_without(self.model, self.drafts, names, kept, reselect)
 
     def apply(self, plan: Plan, optimizer: Optimizers | None = None, copies: Iterable[nn.Module] = ()) -> Plan:
         """Applies a plan that this graph drafted to the model, on top of what was applied before.
@@ -399,7 +418,9 @@ class Graph:
             copies: See `apply`.
             values: Values that tensors of the model have afterwards; see `Plan.apply_within`.
         """
-        step = plan.since(self.applied) if self.applied.cuts else plan
+        step = plan if self.applied.empty else plan.since(self.applied)
+        if plan.stubs:
+            self.drafts.names(self.model)  # later plans say what everything was called before this
         try:
             step.apply_within(
                 transaction, self.model, registry=self.registry, optimizer=optimizer, copies=copies, values=values

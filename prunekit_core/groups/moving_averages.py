@@ -17,7 +17,7 @@ from prunekit_core.algebra import axes
 from prunekit_core.algebra.axes import Axis, AxisMismatchError
 from prunekit_core.algebra.reasons import Reason
 from prunekit_core.errors import ArgumentError
-from prunekit_core.modules.edits import AttributeEdit, Rescale
+from prunekit_core.modules.edits import AttributeEdit, Rescale, Stub
 
 AVERAGED = frozenset(
     [
@@ -302,3 +302,36 @@ def mirrored_rescales(copies: Iterable[MomentumCopy], rescales: Sequence[Rescale
         names = {original: name for name, original in unrun_tensors([copy]).items()}
         found += [attrs.evolve(r, parameter=names[r.parameter]) for r in rescales if r.parameter in names]
     return tuple(found)
+
+
+def mirrored_stubs(copies: Iterable[MomentumCopy], stubs: Sequence[Stub]) -> tuple[Stub, ...]:
+    """Adds to the modules that go those of copies that no recording ran, as in their originals."""
+    found = {stub.module: stub for stub in stubs}
+    for copy in copies:
+        for stub in stubs if not copy.run else ():
+            place = copy.place(stub.module)
+            if place is not None:
+                found.setdefault(place, attrs.evolve(stub, module=place))
+    return tuple(found.values())
+
+
+def mirrored_names(copies: Iterable[MomentumCopy], names: Sequence[str]) -> tuple[str, ...]:
+    """Adds to the tensors that go those of copies that no recording ran, as in their originals."""
+    own = set(names)
+    return tuple(dict.fromkeys([*names, *(name for name, other in unrun_tensors(copies).items() if other in own)]))
+
+
+def one_sided(copies: Iterable[MomentumCopy], stubs: Sequence[Stub]) -> tuple[MomentumCopy, str] | None:
+    """Finds a copy that a recording ran and that would no longer have the modules of its original.
+
+    Returns:
+        The copy, and the path of a module that goes in one of the two only; None where there is none.
+    """
+    paths = {stub.module for stub in stubs}
+    for copy in copies:
+        if copy.run:
+            mirrored = {place for path in paths if (place := copy.place(path)) is not None}
+            inside = {path for path in paths if path.startswith(f"{copy.path}.")}
+            if mirrored != inside:
+                return copy, min(mirrored ^ inside)
+    return None

@@ -13,7 +13,8 @@ import torch
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Layout
 from prunekit_core.errors import PlanError
-from prunekit_core.modules.absent import Result
+from prunekit_core.modules.absent import Result, children_of
+from prunekit_core.modules.renaming import Renaming, Tied
 from prunekit_core.modules.source_code import Sources
 
 Size = int | tuple[int, ...]
@@ -111,6 +112,16 @@ class Stub:
     result: Result
 
 
+def removed_by(stubs: Iterable[Stub]) -> frozenset[str]:
+    """Paths of the modules that are exchanged."""
+    return frozenset(stub.module for stub in stubs)
+
+
+def kept_by(stubs: Iterable[Stub]) -> frozenset[str]:
+    """Paths of the modules in them that stay."""
+    return frozenset(f"{stub.module}.{child}" for stub in stubs for child in children_of(stub.result))
+
+
 @attrs.frozen
 class Decision:
     """Which units stay, and every edit that follows from it.
@@ -124,6 +135,7 @@ class Decision:
         absent: Names of the branches that go.
         stubs: Modules that are exchanged, as they only computed those.
         gone: Parameters and buffers that go with them, by canonical name.
+        tied: Tensors with several names, of which some go with them.
         sources: Path of each module that the cut passes through to what is known of its code, see `sources_of`.
         notes: Lines for the report; no part of the decision's identity.
 
@@ -139,6 +151,7 @@ class Decision:
     absent: tuple[str, ...] = ()
     stubs: tuple[Stub, ...] = ()
     gone: tuple[str, ...] = ()
+    tied: tuple[Tied, ...] = ()
     sources: Sources = ()
     notes: tuple[str, ...] = attrs.field(default=(), eq=False)
 
@@ -177,7 +190,7 @@ class Decision:
                 raise _malformed(rescale.parameter, "a factor is not positive")
 
     def _check_names(self) -> None:
-        """Raises `PlanError` where something is named twice."""
+        """Raises `PlanError` where something is named twice, or is changed and goes."""
         for kind, names in (
             ("group", [cut.group for cut in self.cuts]),
             ("parameter", [cut.parameter for cut in self.parameters]),
@@ -186,9 +199,35 @@ class Decision:
             ("branch", list(self.absent)),
             ("removed module", [stub.module for stub in self.stubs]),
             ("removed parameter", list(self.gone)),
+            ("tied parameter", [name for tied in self.tied for name in tied.names]),
         ):
             if len(set(names)) < len(names):
                 raise _malformed(max(names, key=names.count), f"the {kind} is named twice")
+        self._check_removed()
+
+    def _check_removed(self) -> None:
+        """Raises `PlanError` where something is changed although it goes, or goes although it has a name left."""
+        gone = set(self.gone)
+        for tied in self.tied:
+            if not tied.names or bool(tied.name) == (tied.names[0] in gone):
+                raise _malformed(tied.name, "a tied parameter stays under one of its names, or goes with all of them")
+        renaming = self.renaming
+        for name in (*(cut.parameter for cut in self.parameters), *(scale.parameter for scale in self.rescales)):
+            if name in gone:
+                raise _malformed(name, "it is removed, and changed")
+        for path in (*(edit.module for edit in self.edits), *(swap.module for swap in self.swaps)):
+            if path in renaming.removed or renaming.after(path) is None:
+                raise _malformed(path, "it is in a module that is removed, and changed")
+
+    @property
+    def renaming(self) -> Renaming:
+        """What the names of modules and tensors become."""
+        return Renaming(removed_by(self.stubs), kept_by(self.stubs), self.tied, {})
+
+    @property
+    def empty(self) -> bool:
+        """Whether everything stays."""
+        return not (self.cuts or self.absent)
 
     @property
     def kept(self) -> dict[str, tuple[int, ...]]:

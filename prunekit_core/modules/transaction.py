@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -109,6 +109,14 @@ class Transaction:
         """Sets an entry that a mapping has already: a module's tensor, child or attribute, an optimizer's state."""
         self._changes.append((_set_entry, (table, key, value), (table, key, table[key])))
 
+    def refill_list(self, items: list[Any], new: Sequence[Any]) -> None:
+        """Gives a list other items; the list stays."""
+        self._changes.append((_set_items, (items, new), (items, list(items))))
+
+    def refill_table(self, table: MutableMapping[Any, Any], new: Mapping[Any, Any]) -> None:
+        """Gives a mapping other entries; the mapping stays."""
+        self._changes.append((_set_entries, (table, new), (table, dict(table))))
+
     def commit(self) -> None:
         """Makes all changes handed in since the last commit."""
         self._begun = True
@@ -154,6 +162,15 @@ def _swap_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
 
 def _set_entry(table: MutableMapping[Any, Any], key: Any, value: Any) -> None:
     table[key] = value
+
+
+def _set_items(items: list[Any], new: Sequence[Any]) -> None:
+    items[:] = new
+
+
+def _set_entries(table: MutableMapping[Any, Any], new: Mapping[Any, Any]) -> None:
+    table.clear()
+    table.update(new)
 
 
 def _empty_of_other_dtype(tensor: torch.Tensor) -> torch.Tensor:

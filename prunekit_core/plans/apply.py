@@ -12,6 +12,7 @@ from prunekit_core.errors import PlanError
 from prunekit_core.modules import surgery
 from prunekit_core.modules.absent import Absent
 from prunekit_core.modules.edits import Decision, Size, is_size, normal_size
+from prunekit_core.modules.renaming import tied_in
 from prunekit_core.modules.source_code import other_source
 from prunekit_core.modules.surgery import Scale
 from prunekit_core.modules.transaction import Transaction
@@ -106,12 +107,8 @@ class Application:
 
     def _check_stubs(self) -> None:
         """Raises `PlanError` unless the modules that go are there, apart from each other, with the parameters named."""
-        if self._plan.stubs and self._optimizer is not None:
-            raise PlanError(
-                "The state of the optimizer can't be cut.",
-                why="the plan removes parameters that the optimizer holds",
-                hint="prune without the optimizer, and make a new one afterwards",
-            )
+        if not self._plan.stubs:
+            return
         paths = {stub.module for stub in self._plan.stubs}
         for stub in self._plan.stubs:
             module = self._module(stub.module)
@@ -122,8 +119,25 @@ class Application:
                 self._removed[stub.module] = (module, Absent(stub.result, module))
             except AttributeError as error:
                 raise self._misfit(stub.module, f"it has no such module in it: {error}") from error
+        self._check_gone()
+
+    def _check_gone(self) -> None:
+        """Raises `PlanError` unless what the plan says of names is so: what goes, and what stays under another name."""
         for name in self._plan.gone:
             self._tensor(name)
+        away = {id(part) for old, _ in self._removed.values() for part in old.modules()}
+        away -= {id(part) for _, new in self._removed.values() for part in new.modules()}
+        left = [module for module in self._modules.values() if id(module) not in away]
+        staying = set(surgery.places_in(left))
+        gone = set(self._plan.gone)
+        for name, tensor in self._tensors.items():
+            if (name in gone) == (id(tensor) in staying):
+                why = "it is registered elsewhere, too" if name in gone else "it is in removed modules only"
+                raise self._misfit(name, f"{why}, and the plan says that it {'goes' if name in gone else 'stays'}")
+        tied = tied_in(self._model, Decision(stubs=self._plan.stubs).renaming, gone)
+        other = next(iter({*tied} ^ {*self._plan.tied}), None)
+        if other is not None:
+            raise self._misfit(other.names[0], "its other names are not those of the plan")
 
     def _check_swaps(self) -> None:
         for swap in self._plan.swaps:

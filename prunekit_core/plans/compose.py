@@ -10,6 +10,7 @@ from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Fixed, Kept, Layout, Listed
 from prunekit_core.errors import PlanError
 from prunekit_core.modules.edits import AttributeEdit, Decision, GroupCut, ParameterCut, Rescale, Stub, runs_of
+from prunekit_core.plans.names import compose_tied, named_after, named_before, remaining_tied, without_removed
 
 
 def compose(first: Decision, later: Decision) -> Decision:
@@ -25,6 +26,9 @@ def compose(first: Decision, later: Decision) -> Decision:
     Raises:
         PlanError: ``later`` doesn't fit the model that ``first`` leaves.
     """
+    tied, later = compose_tied(first, later), named_before(first, later)
+    _check_there(first, later)
+    first = without_removed(first, later)
     same = _shared_groups(first, later)
     before = {cut.parameter: cut for cut in first.parameters}
     after = {cut.parameter: cut for cut in later.parameters}
@@ -41,9 +45,25 @@ def compose(first: Decision, later: Decision) -> Decision:
         absent=(*first.absent, *later.absent),
         stubs=(*(stub for stub in first.stubs if not _is_in(stub.module, later.stubs)), *later.stubs),
         gone=(*first.gone, *later.gone),
+        tied=tied,
         sources=tuple(sorted({**dict(later.sources), **dict(first.sources)}.items())),
         notes=(*first.notes, *later.notes),
     )
+
+
+def _check_there(first: Decision, later: Decision) -> None:
+    """Raises `PlanError` where the later plan changes or removes what the first one removes."""
+    gone = set(first.gone)
+    named = (*(cut.parameter for cut in later.parameters), *later.gone)
+    places = (*(edit.module for edit in later.edits), *(stub.module for stub in later.stubs))
+    away = first.renaming
+    lost = [name for name in named if name in gone] + [path for path in places if away.after(path) is None]
+    if lost:
+        raise _no_fit(lost[0], "the first plan removes it")
+
+
+def _no_fit(where: str, why: str) -> PlanError:
+    return PlanError("The second plan doesn't fit the model that the first one leaves.", where=where, why=why)
 
 
 def _is_in(path: str, stubs: Iterable[Stub]) -> bool:
@@ -117,11 +137,7 @@ def _compose_parameter(
     if one is None:
         return attrs.evolve(two, dims=tuple(_listed(dim, kept_later, same) for dim in two.dims))
     if tuple(layouts.new_size(dim, kept) for dim in one.dims) != two.shape:
-        raise PlanError(
-            "The second plan doesn't fit the model that the first one leaves.",
-            where=two.parameter,
-            why=f"the second plan was made for shape {two.shape}",
-        )
+        raise _no_fit(two.parameter, f"the second plan was made for shape {two.shape}")
     dims: list[Layout] = []
     for mine, theirs in zip(one.dims, two.dims, strict=True):
         if set(layouts.groups_of(theirs)) & set(kept_later) <= same and layouts.substitute(mine, kept) == theirs:
@@ -156,7 +172,7 @@ def difference(total: Decision, earlier: Decision) -> Decision:
             parameters.append(attrs.evolve(parameter, shape=tuple(dim.size for dim in dims), dims=dims))
     done = {(e.module, e.attribute): e.new for e in earlier.edits}
     edits = (attrs.evolve(e, old=done.get((e.module, e.attribute), e.old)) for e in total.edits)
-    return Decision(
+    step = Decision(
         cuts=cuts,
         parameters=tuple(parameters),
         edits=tuple(e for e in edits if e.old != e.new),
@@ -168,6 +184,8 @@ def difference(total: Decision, earlier: Decision) -> Decision:
         gone=tuple(name for name in total.gone if name not in earlier.gone),
         notes=total.notes,
     )
+    step = named_after(earlier, step)
+    return attrs.evolve(step, tied=remaining_tied(total, earlier, step))
 
 
 def _remaining_cuts(total: Decision, before: Kept) -> tuple[GroupCut, ...]:

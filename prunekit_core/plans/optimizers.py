@@ -1,7 +1,11 @@
-"""The state of optimizers: momentum and averages lose the same positions as the parameters that they belong to."""
+"""The state of optimizers: momentum and averages lose the same positions as the parameters that they belong to.
+
+Parameters that are removed leave their optimizers, with their state.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -36,21 +40,24 @@ class OptimizerCut:
         self._plan = plan
         given = [optimizers] if isinstance(optimizers, torch.optim.Optimizer) else list(optimizers)
         found = {id(optimizer): optimizer for one in given for optimizer in _nested(one, set())}
-        names = {id(tensors[cut.parameter]) for cut in plan.parameters}
+        self._gone = {id(tensors[name]): name for name in plan.gone}
+        names = {*(id(tensors[cut.parameter]) for cut in plan.parameters), *self._gone}
         held = {id(p) for optimizer in found.values() for group in optimizer.param_groups for p in group["params"]}
         self._found: list[tuple[ParameterCut, dict[str, Any], str]] = []
         if given and names and not names & held:
             raise PlanError(
                 "The optimizer is not this model's.",
                 where=", ".join(type(optimizer).__name__ for optimizer in given),
-                why="it holds none of the parameters that shrink",
+                why="it holds none of the parameters that shrink or go",
                 hint="pass the optimizer that trains this model, before parameters are exchanged",
             )
         seen: set[int] = set()
         known = held | {id(tensor) for optimizer in found.values() for tensor in _tensors_in(optimizer.state)}
-        for optimizer in found.values():
-            if plan.parameters:
+        self._optimizers = list(found.values())
+        for optimizer in self._optimizers:
+            if names:
                 _check_elsewhere(optimizer, known)
+                self._check_lists(optimizer)
             for cut in plan.parameters:
                 state = optimizer.state.get(tensors[cut.parameter], {})
                 if id(state) not in seen:  # a wrapper may show the state of what it wraps as its own
@@ -79,6 +86,30 @@ class OptimizerCut:
             whole = state[key]
             dims = {d: kept for d, kept in positions[cut.parameter].items() if whole.shape[d] == cut.shape[d]}
             transaction.entry(state, key, select_positions(whole, dims))
+        if self._gone:
+            self._leave(transaction)
+
+    def _leave(self, transaction: Transaction) -> None:
+        """Takes the parameters that go out of the lists of optimizers, with their state."""
+        groups = {id(group["params"]): group for optimizer in self._optimizers for group in optimizer.param_groups}
+        for group in groups.values():
+            staying = [id(parameter) not in self._gone for parameter in group["params"]]
+            for key in ("params", "param_names"):
+                if key in group:
+                    transaction.refill_list(group[key], [*itertools.compress(group[key], staying)])
+        for state in {id(optimizer.state): optimizer.state for optimizer in self._optimizers}.values():
+            left = {parameter: own for parameter, own in state.items() if id(parameter) not in self._gone}
+            if len(left) < len(state):
+                transaction.refill_table(state, left)
+
+    def _check_lists(self, optimizer: torch.optim.Optimizer) -> None:
+        """Raises `PlanError` where an optimizer notes parameters that go in a place of its own."""
+        lists = {id(group["params"]) for group in optimizer.param_groups}
+        for attribute, value in vars(optimizer).items():
+            if attribute not in ("param_groups", "state", "defaults") and id(value) not in lists:
+                found = next((self._gone[id(t)] for t in _tensors_in(value) if id(t) in self._gone), None)
+                if found is not None:
+                    raise _not_understood(optimizer, attribute, f"it holds {found}, which is removed")
 
 
 def _nested(optimizer: torch.optim.Optimizer, seen: set[int]) -> Iterator[torch.optim.Optimizer]:

@@ -27,6 +27,7 @@ from prunekit_core.files import write_text
 from prunekit_core.modules import absent
 from prunekit_core.modules.edits import AttributeEdit, Decision, GroupCut, ParameterCut, Rescale, Size, Stub, Swap
 from prunekit_core.modules.exclusive import exclusive
+from prunekit_core.modules.renaming import Tied
 from prunekit_core.modules.transaction import Transaction
 from prunekit_core.plans.apply import Application
 from prunekit_core.plans.compose import compose, difference
@@ -269,6 +270,7 @@ class Plan(Decision):
             "branches": list(self.absent),
             "modules": {stub.module: absent.to_json(stub.result) for stub in self.stubs},
             "parameters": list(self.gone),
+            **({"tied": [[tied.name, *tied.names] for tied in self.tied]} if self.tied else {}),
         }
 
     @classmethod
@@ -369,6 +371,7 @@ def _absent(data: Any) -> dict[str, Any]:
         "absent": tuple(map(_text, data["branches"])),
         "stubs": tuple(Stub(_text(path), absent.from_json(result)) for path, result in data["modules"].items()),
         "gone": tuple(map(_text, data["parameters"])),
+        "tied": tuple(Tied(_text(name), tuple(map(_text, names))) for name, *names in data.get("tied", ())),
     }
 
 

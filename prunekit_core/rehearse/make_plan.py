@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+import attrs
 from torch import nn
 
 from prunekit_core.algebra import layout as layouts
@@ -19,7 +20,7 @@ from prunekit_core.groups.costs import Compiled, compiled_cost, cost_model
 from prunekit_core.groups.moving_averages import mirrored_edits, mirrored_rescales
 from prunekit_core.modules.edits import GroupCut, ParameterCut, Swap
 from prunekit_core.modules.source_code import Sources, sources_of
-from prunekit_core.modules.tree import ModelTree, modules_in
+from prunekit_core.modules.tree import ModelTree
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plans.pricing import Prices, Room
 from prunekit_core.plugins.registry import Registry
@@ -29,22 +30,39 @@ from prunekit_core.rehearse.places import ancestors
 from prunekit_core.rehearse.temperatures import Constants, find_rescales
 
 
+@attrs.frozen
+class Names:
+    """What plans say of a model as it was at analysis.
+
+    Attributes:
+        others: Canonical name of a tensor to its further names, see `ModelTree.other_names`.
+        stored: Names of what checkpoints hold.
+        sources: The code of every module.
+    """
+
+    others: Mapping[str, tuple[str, ...]]
+    stored: frozenset[str]
+    sources: Sources
+
+
 class Drafts:
     """Makes plans for one analysed model by rehearsing on its shadow.
 
     Args:
         analysis: The model as analysed.
         registry: Where rules, layer types and cost models are found.
+        names: What plans say of the model; None to find it out when the first plan is made.
 
     Attributes:
         knowledge: What rehearsals have found out so far.
     """
 
-    def __init__(self, analysis: Analysis, registry: Registry) -> None:
+    def __init__(self, analysis: Analysis, registry: Registry, names: Names | None = None) -> None:
         self.analysis, self.registry = analysis, registry
         self.knowledge = Knowledge()
         self._compiled: dict[str, Compiled] | None = None
         self._passed: Sources | None = None
+        self._names = names
         self._found: tuple[Rehearsed, Constants] | None = None
         self._for_branches: Drafts | None = None
         self._branches: tuple[Branch, ...] | None = None
@@ -120,13 +138,37 @@ class Drafts:
                 if any(ref.index in recording.live for ref in (*operation.references(), *operation.outputs))
             }
             around = {parent for path in paths for parent in ancestors(path)}
-            self._passed = sources_of(modules_in(model), around)
+            self._passed = self.sources(model, around)
         return self._passed
 
+    def names(self, model: nn.Module) -> Names:
+        """Returns the names of a model's tensors and the code of its modules, from before any of them were removed."""
+        if self._names is None:
+            tree, stored = ModelTree(model), frozenset(model.state_dict(keep_vars=True))
+            self._names = Names(tree.other_names(), stored, sources_of(tree.modules, tree.modules))
+        return self._names
+
+    def sources(self, model: nn.Module, paths: Collection[str]) -> Sources:
+        """Returns what is known of the code of some modules, see `sources_of`."""
+        return tuple((path, source) for path, source in self.names(model).sources if path in paths)
+
+    def without(self, analysis: Analysis, model: nn.Module) -> Drafts:
+        """Makes plans for what is left when branches are taken out of the model.
+
+        Args:
+            analysis: What is known about that.
+            model: The model as it is now.
+        """
+        left = Drafts(analysis, self.registry, self.names(model))
+        left.knowledge.ties = self.knowledge.ties
+        left.knowledge.restored = self.knowledge.restored
+        left.knowledge.means = self.knowledge.means
+        return left
+
     def _parameters(self, model: nn.Module, rehearsed: Rehearsed) -> tuple[ParameterCut, ...]:
-        aliases, stored = ModelTree(model).other_names(), set(model.state_dict(keep_vars=True))
+        names = self.names(model)
         return tuple(
-            ParameterCut(name, parameter.shape, parameter.dims, aliases.get(name, ()), name in stored)
+            ParameterCut(name, parameter.shape, parameter.dims, names.others.get(name, ()), name in names.stored)
             for name, parameter in self.analysis.parameters.items()
             if any(group in rehearsed.kept for dim in parameter.dims for group in layouts.groups_of(dim))
         )

@@ -13,10 +13,13 @@ from prunekit_core.algebra.layout import Kept
 from prunekit_core.branches.branch import Branch, named_branches
 from prunekit_core.branches.surgery import Surgery, operate
 from prunekit_core.errors import ArgumentError, RehearsalError, nearest
-from prunekit_core.modules.source_code import Sources, sources_of
-from prunekit_core.modules.tree import modules_in
+from prunekit_core.groups.analysis import Analysis
+from prunekit_core.groups.moving_averages import mirrored_names, mirrored_stubs, one_sided
+from prunekit_core.modules.edits import Decision
+from prunekit_core.modules.renaming import tied_in
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plans.pricing import Costs, Prices, Room
+from prunekit_core.rehearse.ladder import Reselect
 from prunekit_core.rehearse.make_plan import Drafts
 from prunekit_core.rehearse.places import ancestors
 from prunekit_core.rehearse.rehearsal import Stage
@@ -27,6 +30,7 @@ def draft_without(
     drafts: Drafts,
     branches: Iterable[Branch | str],
     kept: Mapping[str, tuple[int, ...]] | None = None,
+    reselect: Reselect | None = None,
 ) -> Plan:
     """Makes a proven plan without some branches, from the model as it was at analysis.
 
@@ -35,18 +39,23 @@ def draft_without(
         drafts: What makes plans for it.
         branches: The branches that go, or their names.
         kept: Kept units per group, as numbered at analysis; groups of which nothing is left are passed over.
+        reselect: Chooses units anew when the program needs another number; None if the choice is fixed.
 
     Raises:
         ArgumentError: The model has no such branch, or no such group.
         RehearsalError: The program can't be expressed without them, or not with these units.
     """
     names = [one if isinstance(one, str) else one.name for one in branches]
-    drafts = drafts.for_branches()
+    whole, drafts = drafts, drafts.for_branches()
     analysis, registry = drafts.analysis, drafts.registry
     strange = next((name for name in kept or {} if name not in analysis.groups), None)
     if strange is not None:
         raise ArgumentError("The model has no such group.", where=repr(strange), hint=nearest(strange, analysis.groups))
+    analysis.shadow.rewind()  # an earlier rehearsal may have left its cut on it
     surgery = operate(analysis, registry.op_rules, named_branches(drafts.branches(), names))
+    stubs, gone = mirrored_stubs(analysis.copies, surgery.stubs), mirrored_names(analysis.copies, surgery.gone)
+    _check_copies(analysis, surgery)
+    tied = tied_in(analysis.shadow.module, Decision(stubs=stubs).renaming, gone)
     mismatch, _ = Stage(surgery.analysis, registry, {}).replay({})
     if mismatch is not None:
         operation = surgery.analysis.recordings[mismatch.recording].trace.operations[mismatch.operation]
@@ -56,32 +65,43 @@ def draft_without(
             why=f"{operation.site}: {mismatch.why}",
             hint="leave them out",
         )
-    smaller = Drafts(surgery.analysis, registry)
+    smaller = whole.without(surgery.analysis, model)
     left = {
         name
         for parameter in surgery.analysis.parameters.values()
         for dim in parameter.dims
         for name in layouts.groups_of(dim)
     }
-    plan = smaller.draft(model, {name: units for name, units in (kept or {}).items() if name in left})
+    plan = smaller.draft(model, {name: units for name, units in (kept or {}).items() if name in left}, reselect)
+    for tie in smaller.knowledge.ties:
+        whole.knowledge.add_tie(tie)
+    around = {path for stub in stubs for path in ancestors(stub.module)}
     source = _Source(drafts, smaller)
     prices = Prices(source, plan.kept)
     prices.settle(source)  # while the source is there
     return attrs.evolve(
         plan,
         absent=surgery.absent,
-        stubs=surgery.stubs,
-        gone=surgery.gone,
-        sources=tuple(sorted({**dict(_sources(model, surgery)), **dict(plan.sources)}.items())),
+        stubs=stubs,
+        gone=gone,
+        tied=tied,
+        sources=tuple(sorted({**dict(whole.sources(model, around)), **dict(plan.sources)}.items())),
         costs=prices,
         sizes={name: Room(math.prod(p.shape), p.itemsize, p.buffer) for name, p in analysis.parameters.items()},
     )
 
 
-def _sources(model: nn.Module, surgery: Surgery) -> Sources:
-    """The code of the modules that are exchanged, and of those around them."""
-    around = {path for stub in surgery.stubs for path in ancestors(stub.module)}
-    return sources_of(modules_in(model), around)
+def _check_copies(analysis: Analysis, surgery: Surgery) -> None:
+    """Raises `RehearsalError` where a branch goes, and that of a momentum copy that runs as well stays."""
+    found = one_sided(analysis.copies, surgery.stubs)
+    if found is not None:
+        copy, path = found
+        raise RehearsalError(
+            "The program can't go on without these branches.",
+            where=path,
+            why=f"{copy.path} follows {copy.original} by a moving average, and only one of them would lose it",
+            hint="name the branch of the other one, too",
+        )
 
 
 class _Source:

@@ -298,7 +298,7 @@ class _Check:
 
 def _checks(pruner: Pruner, target: Target, budget: Budget, plan: Plan, trials: Mapping[str, Trials]) -> list[_Check]:
     graph = pruner.graph
-    step = plan.since(graph.applied) if graph.applied.cuts else plan
+    step = plan if graph.applied.empty else plan.since(graph.applied)
     small = step.apply(copy.deepcopy(graph.model), registry=pruner.registry)
     found = []
     for name, known in trials.items():

@@ -81,17 +81,7 @@ def save(
         if tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized:
             why = "it is on the meta device" if tensor.is_meta else f"its layout is {tensor.layout}, or it is quantized"
             raise CheckpointError("A tensor of the model can't be written.", where=name, why=why)
-    found = named_tensors(target)
-    for cut in plan.parameters:
-        expected = tuple(layouts.new_size(dim, plan.kept) for dim in cut.dims)
-        shape = tuple(found[cut.parameter].shape) if cut.parameter in found else None
-        if shape != expected:
-            raise CheckpointError(
-                "The plan doesn't lead to this model.",
-                where=cut.parameter,
-                why=f"the plan gives shape {expected}, the model has {shape}",
-                hint="pass the plan of all steps together: pruner.graph.applied, or first.then(second)",
-            )
+    _check_result(plan, named_tensors(target))
     stored = {name: Stored(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
 
     def rows(name: str) -> Iterator[torch.Tensor]:
@@ -99,6 +89,26 @@ def save(
             yield tensors[name][start:stop] if stored[name].shape else tensors[name]
 
     write_weights(path, stored, metadata_of(plan, protocol), rows, max_shard_size)
+
+
+def _check_result(plan: Plan, found: Mapping[str, torch.Tensor]) -> None:
+    """Raises `CheckpointError` unless a plan leads to a model with these tensors."""
+    renaming = plan.renaming
+    again = set(renaming.renamed.values())  # may be a name that something else had
+    problems = [(name, "the plan takes it out") for name in plan.gone if name in found and name not in again]
+    for cut in plan.parameters:
+        name = renaming.after(cut.parameter) or cut.parameter
+        expected = tuple(layouts.new_size(dim, plan.kept) for dim in cut.dims)
+        shape = tuple(found[name].shape) if name in found else None
+        if shape != expected:
+            problems.append((name, f"the plan gives shape {expected}, the model has {shape}"))
+    if problems:
+        raise CheckpointError(
+            "The plan doesn't lead to this model.",
+            where=problems[0][0],
+            why=problems[0][1],
+            hint="pass the plan of all steps together: pruner.graph.applied, or first.then(second)",
+        )
 
 
 def read_plan(path: str | os.PathLike[str]) -> Plan:
@@ -188,7 +198,9 @@ def load(
         except PlanError as error:
             headline = "The checkpoint is for another model."
             raise CheckpointError(headline, where=error.where, why=error.why, hint=error.hint) from error
-        names = _match(target, _stored(target), plan, weights, assign)
+        gone = set(plan.gone)
+        own = {name: tensor for name, tensor in _stored(target).items() if name not in gone}
+        names = _match(target, own, plan, weights, assign)
         # everything is read before anything changes, and the model takes over what was read
         values = {own: weights.read(name) for own, name in names.items()}
         with Transaction() as transaction:
@@ -206,11 +218,11 @@ def _match(
         Name in the model to name in the checkpoint.
     """
     where, cuts = os.fspath(weights.path), {cut.parameter: cut for cut in plan.parameters}
-    canonical = ModelTree(target).aliases
+    canonical, renaming = ModelTree(target).aliases, plan.renaming
     problems: list[str] = []
     found: dict[str, str] = {}
     for name, stored in weights.tensors.items():
-        home = canonical.get(name)
+        home = canonical.get(renaming.before(name))
         if home is None or home not in own:
             problems.append(f"{name} is not in the model")
             continue
@@ -228,7 +240,9 @@ def _match(
     problems += [f"{name} is missing" for name in own if name not in found]
     if problems:
         raise CheckpointError("The checkpoint is for another model.", where=where, why="; ".join(sorted(problems)[:6]))
-    empty = [name for name, tensor in named_tensors(target).items() if tensor.is_meta and name not in own]
+    gone = set(plan.gone)
+    left = {name: tensor for name, tensor in named_tensors(target).items() if name not in gone}
+    empty = [name for name, tensor in left.items() if tensor.is_meta and name not in own]
     if empty:
         raise CheckpointError(
             "A buffer on the meta device is not in the checkpoint.",

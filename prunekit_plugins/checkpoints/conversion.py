@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -39,8 +39,9 @@ def prune_checkpoint(
 ) -> None:
     """Prunes the tensors of a checkpoint on disk; what it writes is what `save` writes of the pruned model.
 
-    Tensors that the plan doesn't change are copied, under the names that they have in the source. Non-persistent
-    buffers, attributes and exchanged modules are no part of a checkpoint: `load` sees to them.
+    Tensors that the plan doesn't change are copied, under the names that they have in the source; those that it takes
+    out are passed over. Non-persistent buffers, attributes and exchanged modules are no part of a checkpoint: `load`
+    sees to them.
 
     Args:
         source: A safetensors file, a folder with ``model.safetensors`` or ``model.safetensors.index.json``, or that
@@ -78,16 +79,18 @@ class _Pruned:
         self._weights, self._plan, self._progress, self._repaired = weights, plan, progress, repaired
         self._cuts: dict[str, ParameterCut] = {}
         self._rescales: dict[str, list[Rescale]] = {}
+        self._origins = _origins(plan, weights.tensors)
         self._match()
         kept = plan.kept
         self.tensors: dict[str, Stored] = {}
-        for name, stored in weights.tensors.items():
-            cut = self._cuts.get(name)
+        for name, origin in self._origins.items():
+            stored, cut = weights.tensors[origin], self._cuts.get(origin)
             shape = tuple(layouts.new_size(dim, kept) for dim in cut.dims) if cut else stored.shape
             self.tensors[name] = Stored(stored.dtype, shape)
-        self._total = sum(stored.bytes for stored in weights.tensors.values())
+        read = [weights.tensors[origin] for origin in self._origins.values()]
+        self._total = sum(stored.bytes for stored in read)
         self._done = 0
-        largest = max((s.row_bytes * (b - a) for s in weights.tensors.values() for a, b in s.pieces()[:1]), default=0)
+        largest = max((s.row_bytes * (b - a) for s in read for a, b in s.pieces()[:1]), default=0)
         # memory that is used again and again: what the system gives has to be cleared first
         self._room = torch.empty(largest, dtype=torch.uint8, device="cpu")
         self._other = torch.empty_like(self._room)
@@ -111,14 +114,23 @@ class _Pruned:
                 problem = _not_scalable(name, rescale, tensors)
                 problems += [problem] if problem else []
                 self._rescales.setdefault(name, []).append(rescale)
-        problems += [f"{name} is missing" for name in self._repaired if name not in tensors]
+        if self._plan.gone and not any(name in tensors for name in self._removed()):
+            problems.append(f"{self._plan.gone[0]} is missing")
+        staying = set(self._origins.values())
+        problems += [f"{name} is missing" for name in self._repaired if name not in staying]
         if problems:
             why = "; ".join(problems[:4])
             raise CheckpointError("The checkpoint is for another model.", where=str(self._weights.path), why=why)
 
+    def _removed(self) -> Iterator[str]:
+        """Yields all names of the tensors that go."""
+        yield from self._plan.gone
+        for tied in self._plan.tied:
+            yield from () if tied.name else tied.names
+
     def _repaired_values(self, name: str) -> torch.Tensor:
         """Returns the values that were given for a tensor."""
-        values, wanted = self._repaired[name], self.tensors[name]
+        values, wanted = self._repaired[self._origins[name]], self.tensors[name]
         if tuple(values.shape) != wanted.shape:
             raise CheckpointError(
                 "Repaired values don't fit the plan.",
@@ -130,15 +142,16 @@ class _Pruned:
 
     def rows(self, name: str) -> Iterator[torch.Tensor]:
         """Yields a tensor in runs along its dim 0; a run is there until the next one is asked for."""
-        stored, cut = self._weights.tensors[name], self._cuts.get(name)
-        if name in self._repaired:
+        origin = self._origins[name]
+        stored, cut = self._weights.tensors[origin], self._cuts.get(origin)
+        if origin in self._repaired:
             yield self._repaired_values(name)
             self._tell(stored.bytes)
             return
         positions = self._plan.positions(cut) if cut else {}
         for start, stop in stored.pieces():
-            piece = self._weights.read(name, (start, stop), self._room)
-            for rescale in self._rescales.get(name, ()):
+            piece = self._weights.read(origin, (start, stop), self._room)
+            for rescale in self._rescales.get(origin, ()):
                 scale_rows(piece, _within(rescale.rows, start, stop), rescale.factor)
             yield self._selected(piece, positions, start, stop) if positions else piece
             self._tell(piece.nbytes)
@@ -170,6 +183,18 @@ class _Pruned:
                 torch.index_select(bits, dim, kept, out=out)
             bits, room, other = out, other, room
         return bits.view(piece.dtype)
+
+
+def _origins(plan: Plan, names: Collection[str]) -> dict[str, str]:
+    """Finds what is written: name in the pruned model to name in the checkpoint, in the checkpoint's order."""
+    renaming, there = plan.renaming, set(names)
+    moved: dict[str, str] = {}
+    for tied in plan.tied:
+        held = [name for name in tied.names if name in there]
+        if held and tied.name and all(renaming.place(name) is None for name in held):
+            moved[held[0]] = tied.name
+    places = {name: moved.get(name, renaming.place(name)) for name in names}
+    return {place: name for name, place in places.items() if place is not None}
 
 
 def _within(runs: tuple[tuple[int, int], ...], start: int, stop: int) -> list[tuple[int, int]]:

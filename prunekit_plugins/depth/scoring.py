@@ -44,7 +44,7 @@ class BranchScorer:
     def __init__(self, graph: Graph, criterion: BranchCriterion, batches: Batches | None) -> None:
         self._graph, self._criterion, self._batches = graph, criterion, batches
         self.greedy = isinstance(criterion, GreedyCriterion) and bool(criterion.greedy)
-        self._guard = Guard(lambda: graph.model)
+        self._guard = Guard(graph)
         self._runs: BranchRuns | None = None
 
     @property

@@ -7,7 +7,7 @@ parameter by parameter. The model that was there is read only, until all process
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -64,7 +64,8 @@ def apply_sharded(
         small.to_empty(device=device)
         target = named_tensors(small)
         positions = plan.all_positions(plan.parameters)
-        expected = {name: _shape(tensor, positions.get(name, {})) for name, tensor in source.items()}
+        places = _places(plan, source)
+        expected = {place: _shape(source[name], positions.get(name, {})) for name, place in places.items()}
         found = {name: tuple(tensor.shape) for name, tensor in target.items()}
         if expected != found:
             name = next(n for n in (*expected, *found) if expected.get(n) != found.get(n))
@@ -73,13 +74,19 @@ def apply_sharded(
             )
     with all_or_none("apply_sharded", group), torch.no_grad():
         factors = {rescale.parameter: rescale for rescale in plan.rescales}
-        for name, tensor in source.items():
-            rows = factors.get(name)
+        for name, place in places.items():
+            rows, tensor = factors.get(name), source[name]
             scale = None if rows is None else (rows.rows, rows.factor)
-            _fill(target[name], _cut(tensor, positions.get(name, {}), scale))
+            _fill(target[place], _cut(tensor, positions.get(name, {}), scale))
             if isinstance(tensor, nn.Parameter):
-                target[name].requires_grad_(tensor.requires_grad)
+                target[place].requires_grad_(tensor.requires_grad)
     return small
+
+
+def _places(plan: Plan, names: Iterable[str]) -> dict[str, str]:
+    """Name of every tensor that stays, before the plan and after it."""
+    renaming, gone = plan.renaming, set(plan.gone)
+    return {name: renaming.after(name) or name for name in names if name not in gone}
 
 
 def step_sharded(
@@ -111,10 +118,10 @@ def step_sharded(
     before = pruner.graph.applied
     with all_or_none("step_sharded", group):
         plan = pruner.plan()
-        step = plan.since(before) if before.cuts else plan
+        step = plan if before.empty else plan.since(before)
 
     def build_current() -> nn.Module:
-        return before.apply(build(), registry=pruner.registry) if before.cuts else build()
+        return build() if before.empty else before.apply(build(), registry=pruner.registry)
 
     small = apply_sharded(
         step, pruner.graph.model, build=build_current, shard=shard, registry=pruner.registry, group=group

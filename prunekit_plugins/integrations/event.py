@@ -37,7 +37,7 @@ class PruningEvent:
             if left < (len(earlier[name]) if name in earlier else size)
         }
         known = {"params": (float(later.params_before), float(later.params_after)), **later.costs}
-        old = before.preview() if before.cuts else None
+        old = None if before.empty else before.preview()
         past = {name: whole for name, (whole, _) in known.items()}
         if old is not None:
             past.update({"params": float(old.params_after), **{name: left for name, (_, left) in old.costs.items()}})

@@ -55,7 +55,7 @@ class PruningCallback(PruningWhileTraining, Callback):
         if state is None:
             return
         applied = self.training.pruner.graph.applied
-        if not applied.cuts:
+        if applied.empty:
             self.training.load_state_dict(state)
         elif plan_of(checkpoint).kept != applied.kept:
             raise CheckpointError(

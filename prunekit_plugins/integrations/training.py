@@ -192,7 +192,7 @@ def _check_times(at: Sequence[int], pruner: BasePruner) -> tuple[int, ...]:
             "There must be as many times to prune at as the pruner has steps.",
             why=f"{len(times)} times, and iterative_steps={pruner.iterative_steps}",
         )
-    if pruner.current_step or pruner.graph.applied.cuts:
+    if pruner.current_step or not pruner.graph.applied.empty:
         raise ArgumentError("This pruner has made steps already.", hint="start with a fresh model and pruner")
     return times
 
