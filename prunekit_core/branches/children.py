@@ -36,7 +36,8 @@ class Children:
         self._written: dict[int, list[int]] = {}  # by memory: operations that write to it
         for operation in needs.trace.operations:
             for ref in operation.outputs:
-                self._made.setdefault(ref.index, []).append(operation.index)
+                if ref not in operation.references():
+                    self._made.setdefault(ref.index, []).append(operation.index)
             for memory in needs.written_memory(operation):
                 self._written.setdefault(memory, []).append(operation.index)
 

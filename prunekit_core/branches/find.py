@@ -208,7 +208,8 @@ class _Search:
         around = _common(owners)
         needs = self._needs[summand.recording]
         place = needs.trace.operations[summand.operation].module
-        made = needs.trace.operations[needs.version(summand.operation, summand.tensor)[0]]
+        before = reversed(needs.trace.operations[: summand.operation])
+        made = next(operation for operation in before if summand.tensor in operation.outputs)
         if not _is_in(place, around) or (around and self._addition(made) is not None):
             return around
         inside: Counter[str] = Counter()

@@ -60,7 +60,8 @@ class Needs:
             if name is not None:
                 self.readers[name].add(operation.index)
         outside = False
-        for ref in self._written_by(operation):
+        written = self._written_by(operation)
+        for ref in written:
             root = self.trace.memory(ref.index)
             self._memory[root] = self._written[ref.index] = operation.index
             if root in self._names:
@@ -68,18 +69,18 @@ class Needs:
             else:
                 outside = outside or root not in self._made
         for ref in operation.outputs:
-            self._written[ref.index] = operation.index
             if ref not in read:
                 self._made.add(ref.index)
+            if ref not in read or ref in written:  # else it only hands on what it read, as a conversion to the same
+                self._written[ref.index] = operation.index
         return [operation.index] if outside else []
 
     def _written_by(self, operation: Operation) -> list[TensorRef]:
-        read = operation.references()
-        found = [ref for ref in operation.outputs if ref in read]
-        if not isinstance(operation.op, ModuleOp):
-            for name in written_arguments(operation.op):
-                found.extend(tensor_refs([operation.arguments.get(name)]))
-        return found
+        if isinstance(operation.op, ModuleOp):
+            read = operation.references()
+            return [ref for ref in operation.outputs if ref in read]
+        names = written_arguments(operation.op)
+        return [ref for name in names for ref in tensor_refs([operation.arguments.get(name)])]
 
     def written_memory(self, operation: Operation) -> set[int]:
         """Lists the memory (see `Trace.memory`) that an operation writes to in place."""

@@ -58,8 +58,9 @@ class CurrentModel:
 
     def check(self) -> None:
         """Raises `PlanError` unless all parameters have the shapes that the plan leads to, and what goes is gone."""
-        modules = self.tree.modules
-        left = next((s.module for s in self.plan.stubs if not isinstance(modules.get(s.module), Absent)), None)
+        modules, renaming = self.tree.modules, self.plan.renaming
+        places = {stub.module: renaming.after(stub.module) for stub in self.plan.stubs}
+        left = next((p for p, now in places.items() if now and not isinstance(modules.get(now), Absent)), None)
         if left is not None:
             raise PlanError("The plan doesn't lead to this model.", where=left, why="the plan takes the module out")
         for name in self._owners:

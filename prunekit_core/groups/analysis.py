@@ -20,6 +20,7 @@ from prunekit_core.groups.recording import ParameterLayout, Recording
 from prunekit_core.groups.unit_group import UnitGroup
 from prunekit_core.groups.zeros import Zeros
 from prunekit_core.modules.edits import Stub
+from prunekit_core.modules.entries import NO_ENTRIES, Entries
 from prunekit_core.plugins.layer_facts import roles_by_type
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.program.examples import Example
@@ -47,6 +48,7 @@ class Analysis:
         swaps: Modules that the shadow holds a replacement for: (module path, registered name).
         copies: Momentum copies, which are cut as their originals are.
         stubs: Modules that a program without some branches has others for.
+        entries: Entries of lists of modules that such a program has no more.
         failed: What was recorded in modes that couldn't be recorded to their end.
         declared: What was declared of momentum copies.
         decoding: Whether the last recordings are of calls that are given a cache; see `with_decoding`.
@@ -63,6 +65,7 @@ class Analysis:
     swaps: tuple[tuple[str, str], ...] = ()
     copies: tuple[MomentumCopy, ...] = ()
     stubs: tuple[Stub, ...] = ()
+    entries: Entries = NO_ENTRIES
     failed: tuple[Trace, ...] = ()
     declared: Mapping[str, str] = attrs.field(factory=dict)
     decoding: bool = False

@@ -14,6 +14,7 @@ from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Layout
 from prunekit_core.errors import PlanError
 from prunekit_core.modules.absent import Result, children_of
+from prunekit_core.modules.entries import NO_ENTRIES, Entries
 from prunekit_core.modules.renaming import Renaming, Tied
 from prunekit_core.modules.source_code import Sources
 
@@ -136,6 +137,8 @@ class Decision:
         stubs: Modules that are exchanged, as they only computed those.
         gone: Parameters and buffers that go with them, by canonical name.
         tied: Tensors with several names, of which some go with them.
+        entries: Entries of lists of modules that leave when all else is done, as their branches are gone; everything
+            else in the plan is named as before.
         sources: Path of each module that the cut passes through to what is known of its code, see `sources_of`.
         notes: Lines for the report; no part of the decision's identity.
 
@@ -152,6 +155,7 @@ class Decision:
     stubs: tuple[Stub, ...] = ()
     gone: tuple[str, ...] = ()
     tied: tuple[Tied, ...] = ()
+    entries: Entries = NO_ENTRIES
     sources: Sources = ()
     notes: tuple[str, ...] = attrs.field(default=(), eq=False)
 
@@ -222,7 +226,13 @@ class Decision:
     @property
     def renaming(self) -> Renaming:
         """What the names of modules and tensors become."""
-        return Renaming(removed_by(self.stubs), kept_by(self.stubs), self.tied, {})
+        return Renaming(
+            removed_by(self.stubs),
+            kept_by(self.stubs),
+            self.tied,
+            self.entries.renamed(),
+            self.entries.deleted(),
+        )
 
     @property
     def empty(self) -> bool:

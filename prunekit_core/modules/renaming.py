@@ -32,12 +32,14 @@ class Renaming:
         kept: Paths of modules in them that stay.
         tied: Tensors and modules that have names in these modules, and others.
         renamed: Name of a tensor, or path of a module, to what it is afterwards; what a module contains follows it.
+        deleted: Paths of entries that leave their lists.
     """
 
     removed: frozenset[str]
     kept: frozenset[str]
     tied: tuple[Tied, ...]
     renamed: Mapping[str, str]
+    deleted: frozenset[str] = frozenset()
     _tied: Mapping[str, Tied] = attrs.field(init=False)
     _origins: Mapping[str, str] = attrs.field(init=False)
 
@@ -61,6 +63,8 @@ class Renaming:
     def place(self, name: str) -> str | None:
         """Returns what becomes of a single name, whatever others a tensor has; None where it goes."""
         for prefix, rest in _prefixes(name):
+            if prefix in self.deleted:
+                return None
             if prefix in self.renamed:
                 return self.renamed[prefix] + rest
             if prefix in self.kept:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from prunekit_core.errors import PlanError
 from prunekit_core.modules import surgery
 from prunekit_core.modules.absent import Absent
 from prunekit_core.modules.edits import Decision, Size, is_size, normal_size
+from prunekit_core.modules.entries import LISTS, Recount, Shortening, changed, holder_of, is_in_place, left_of
 from prunekit_core.modules.renaming import tied_in
 from prunekit_core.modules.source_code import other_source
 from prunekit_core.modules.surgery import Scale
@@ -41,6 +43,7 @@ class Application:
         self._converted: dict[str, tuple[nn.Module, nn.Module]] = {}
         self._removed: dict[str, tuple[nn.Module, Absent]] = {}
         self._edited: list[nn.Module] = []
+        self._counted: list[tuple[dict[str, Any], str, Recount | Shortening]] = []
         self._optimizer = optimizer
         self._state: OptimizerCut | None = None
         self._memories: Counter[int] | None = None
@@ -53,6 +56,7 @@ class Application:
         self._check_stubs()
         self._check_swaps()
         self._check_edits()
+        self._check_entries()
         if self._optimizer is not None:
             self._state = OptimizerCut(self._plan, self._tensors, self._optimizer)
 
@@ -177,6 +181,33 @@ class Application:
                 raise self._misfit(where, f"it is {value!r}, the plan expects the size {edit.old!r}")
             self._edited.append(module)
 
+    def _check_entries(self) -> None:
+        """Raises `PlanError` unless lists have these entries, which are exchanged, and what counts them is there."""
+        entries = self._plan.entries
+        for deletion in entries.deletions:
+            container = self._module(deletion.container)
+            if not isinstance(container, LISTS) or len(container._modules) != deletion.size:
+                raise self._misfit(deletion.container, f"it is no list of {deletion.size} modules")
+            for number in deletion.entries:
+                path = f"{deletion.container}.{number}".lstrip(".")
+                if path not in self._removed and not isinstance(self._module(path), Absent):
+                    raise self._misfit(path, "it can't leave its list: the plan doesn't exchange it")
+        for change in entries.changes:
+            path, names = change.place
+            table = holder_of(self._module(path), names)
+            if not is_in_place(table, change):
+                raise self._misfit(".".join(filter(None, (path, *names))), "it isn't what the plan expects there")
+            assert table is not None
+            self._counted.append((table, names[-1], change))
+
+    def _delete_entries(self, transaction: Transaction) -> None:
+        for deletion in self._plan.entries.deletions:
+            container = self._module(deletion.container)
+            children = left_of(container, deletion)
+            transaction.entry(vars(container), "_modules", type(container._modules)(children))
+        for table, name, change in self._counted:
+            transaction.entry(table, name, changed(table[name], change))
+
     def prepare(
         self, transaction: Transaction, values: Mapping[str, torch.Tensor] = {}, *, assign: bool = False
     ) -> None:
@@ -205,6 +236,7 @@ class Application:
         for edit, module in zip(self._plan.edits, self._edited, strict=True):
             attributes = vars(module)
             transaction.entry(attributes, edit.attribute, surgery.sized_like(attributes.get(edit.attribute), edit.new))
+        self._delete_entries(transaction)
 
     def mask(self, transaction: Transaction) -> None:
         """Makes parameters whose removed units are zero and hands them to a transaction.

@@ -10,6 +10,7 @@ from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Fixed, Kept, Layout, Listed
 from prunekit_core.errors import PlanError
 from prunekit_core.modules.edits import AttributeEdit, Decision, GroupCut, ParameterCut, Rescale, Stub, runs_of
+from prunekit_core.plans.entries import compose_entries, remaining_entries
 from prunekit_core.plans.names import compose_tied, named_after, named_before, remaining_tied, without_removed
 
 
@@ -26,7 +27,8 @@ def compose(first: Decision, later: Decision) -> Decision:
     Raises:
         PlanError: ``later`` doesn't fit the model that ``first`` leaves.
     """
-    tied, later = compose_tied(first, later), named_before(first, later)
+    tied, entries = compose_tied(first, later), compose_entries(first, later)
+    later = named_before(first, later)
     _check_there(first, later)
     first = without_removed(first, later)
     same = _shared_groups(first, later)
@@ -46,6 +48,7 @@ def compose(first: Decision, later: Decision) -> Decision:
         stubs=(*(stub for stub in first.stubs if not _is_in(stub.module, later.stubs)), *later.stubs),
         gone=(*first.gone, *later.gone),
         tied=tied,
+        entries=entries,
         sources=tuple(sorted({**dict(later.sources), **dict(first.sources)}.items())),
         notes=(*first.notes, *later.notes),
     )
@@ -185,6 +188,7 @@ def difference(total: Decision, earlier: Decision) -> Decision:
         notes=total.notes,
     )
     step = named_after(earlier, step)
+    step = attrs.evolve(step, entries=remaining_entries(total, earlier))
     return attrs.evolve(step, tied=remaining_tied(total, earlier, step))
 
 

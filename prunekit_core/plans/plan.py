@@ -24,7 +24,7 @@ from prunekit_core.arguments import shown
 from prunekit_core.collector import collection_paused
 from prunekit_core.errors import ArgumentError, PlanError
 from prunekit_core.files import write_text
-from prunekit_core.modules import absent
+from prunekit_core.modules import absent, entries
 from prunekit_core.modules.edits import AttributeEdit, Decision, GroupCut, ParameterCut, Rescale, Size, Stub, Swap
 from prunekit_core.modules.exclusive import exclusive
 from prunekit_core.modules.renaming import Tied
@@ -271,6 +271,7 @@ class Plan(Decision):
             "modules": {stub.module: absent.to_json(stub.result) for stub in self.stubs},
             "parameters": list(self.gone),
             **({"tied": [[tied.name, *tied.names] for tied in self.tied]} if self.tied else {}),
+            **({"entries": entries.to_json(self.entries)} if self.entries else {}),
         }
 
     @classmethod
@@ -372,6 +373,7 @@ def _absent(data: Any) -> dict[str, Any]:
         "stubs": tuple(Stub(_text(path), absent.from_json(result)) for path, result in data["modules"].items()),
         "gone": tuple(map(_text, data["parameters"])),
         "tied": tuple(Tied(_text(name), tuple(map(_text, names))) for name, *names in data.get("tied", ())),
+        "entries": entries.from_json(data["entries"]) if "entries" in data else entries.NO_ENTRIES,
     }
 
 

@@ -422,7 +422,7 @@ class Shadow:
             The outputs of the model.
         """
         for (path, attribute), value in (prepare or {}).items():
-            vars(self.module.get_submodule(path))[attribute] = value  # no __setattr__ of a class has a say
+            vars(self.modules[path])[attribute] = value  # no __setattr__ of a class has a say
         if training is not None:
             set_mode(self.modules.values(), training)
         self.shared_memory.start()

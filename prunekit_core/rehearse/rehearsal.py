@@ -19,6 +19,7 @@ from prunekit_core.algebra.layout import Kept
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.modules.absent import Absent
 from prunekit_core.modules.edits import AttributeEdit, is_size, normal_size
+from prunekit_core.modules.entries import changed, detach_objects, holder_of, left_of
 from prunekit_core.modules.surgery import set_size
 from prunekit_core.plugins.layer_facts import check_present_sizes, sizes_by_type
 from prunekit_core.plugins.layers import Resizing
@@ -49,9 +50,24 @@ class Stage:
         self._exchange_tensors()
         for stub in analysis.stubs:
             self._shadow.exchange(stub.module, Absent(stub.result, self.modules[stub.module]))
+        self._delete_entries()
         for edit in self.layer_edits:
             set_size(self.modules[edit.module], edit.attribute, edit.new)
         self._shadow.commit()
+
+    def _delete_entries(self) -> None:
+        entries = self.analysis.entries
+        for deletion in entries.deletions:
+            children: dict[str, Any] = self.modules[deletion.container]._modules
+            left = left_of(self.modules[deletion.container], deletion)
+            children.clear()
+            children.update(left)
+        detach_objects(self.modules, entries.changes)
+        for change in entries.changes:
+            path, names = change.place
+            table = holder_of(self.modules[path], names)
+            assert table is not None
+            table[names[-1]] = changed(table[names[-1]], change)
 
     def _layer_edits(self) -> list[AttributeEdit]:
         edits = []

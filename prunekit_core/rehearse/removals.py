@@ -16,9 +16,13 @@ from prunekit_core.errors import ArgumentError, RehearsalError, nearest
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.moving_averages import mirrored_names, mirrored_stubs, one_sided
 from prunekit_core.modules.edits import Decision
+from prunekit_core.modules.entries import Entries
 from prunekit_core.modules.renaming import tied_in
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plans.pricing import Costs, Prices, Room
+from prunekit_core.plugins.registry import Registry
+from prunekit_core.rehearse.comparison import Mismatch
+from prunekit_core.rehearse.entries import entries_that_leave
 from prunekit_core.rehearse.ladder import Reselect
 from prunekit_core.rehearse.make_plan import Drafts
 from prunekit_core.rehearse.places import ancestors
@@ -31,6 +35,8 @@ def draft_without(
     branches: Iterable[Branch | str],
     kept: Mapping[str, tuple[int, ...]] | None = None,
     reselect: Reselect | None = None,
+    *,
+    entries: bool = False,
 ) -> Plan:
     """Makes a proven plan without some branches, from the model as it was at analysis.
 
@@ -40,6 +46,7 @@ def draft_without(
         branches: The branches that go, or their names.
         kept: Kept units per group, as numbered at analysis; groups of which nothing is left are passed over.
         reselect: Chooses units anew when the program needs another number; None if the choice is fixed.
+        entries: Whether entries of lists of modules that compute nothing any more leave these lists.
 
     Raises:
         ArgumentError: The model has no such branch, or no such group.
@@ -56,7 +63,8 @@ def draft_without(
     stubs, gone = mirrored_stubs(analysis.copies, surgery.stubs), mirrored_names(analysis.copies, surgery.gone)
     _check_copies(analysis, surgery)
     tied = tied_in(analysis.shadow.module, Decision(stubs=stubs).renaming, gone)
-    mismatch, _ = Stage(surgery.analysis, registry, {}).replay({})
+    left_over = _with_entries(surgery, registry) if entries and not (analysis.copies or tied) else surgery.analysis
+    mismatch = None if left_over.entries else _mismatch(left_over, registry)
     if mismatch is not None:
         operation = surgery.analysis.recordings[mismatch.recording].trace.operations[mismatch.operation]
         raise RehearsalError(
@@ -65,7 +73,7 @@ def draft_without(
             why=f"{operation.site}: {mismatch.why}",
             hint="leave them out",
         )
-    smaller = whole.without(surgery.analysis, model)
+    smaller = whole.without(left_over, model)
     left = {
         name
         for parameter in surgery.analysis.parameters.values()
@@ -85,6 +93,7 @@ def draft_without(
         stubs=stubs,
         gone=gone,
         tied=tied,
+        entries=left_over.entries,
         sources=tuple(sorted({**dict(whole.sources(model, around)), **dict(plan.sources)}.items())),
         costs=prices,
         sizes={name: Room(math.prod(p.shape), p.itemsize, p.buffer) for name, p in analysis.parameters.items()},
@@ -102,6 +111,22 @@ def _check_copies(analysis: Analysis, surgery: Surgery) -> None:
             why=f"{copy.path} follows {copy.original} by a moving average, and only one of them would lose it",
             hint="name the branch of the other one, too",
         )
+
+
+def _mismatch(analysis: Analysis, registry: Registry) -> Mismatch | None:
+    return Stage(analysis, registry, {}).replay({})[0]
+
+
+def _with_entries(surgery: Surgery, registry: Registry) -> Analysis:
+    """Returns what is left without the entries that may leave their lists."""
+
+    def trial(entries: Entries) -> Mismatch | None:
+        return _mismatch(attrs.evolve(surgery.analysis, entries=entries), registry)
+
+    surgery.analysis.shadow.rewind()
+    found = entries_that_leave(surgery.analysis.shadow.modules, surgery.stubs, trial)
+    surgery.analysis.shadow.rewind()
+    return attrs.evolve(surgery.analysis, entries=found)
 
 
 class _Source:

@@ -1,0 +1,245 @@
+"""Entries of lists of modules that leave, and the numbers and lists that count them, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from prunekit_core.errors import PlanError
+from prunekit_core.modules.attributes import attributes_of
+
+Place = tuple[str, tuple[str, ...]]
+"""Path of a module, and names of attributes: the first one is the module's, the others of the objects in it."""
+
+LISTS = (nn.ModuleList, nn.Sequential)
+"""Modules whose children are numbered, and may be numbered anew."""
+_CLOSED = (nn.Module, torch.Tensor, type, str, bytes, int, float, complex, list, tuple, dict, set, frozenset)
+"""What isn't an object that holds a configuration."""
+_DEEPEST = 3
+
+
+@attrs.frozen
+class Deletion:
+    """Entries that leave a list of modules; those behind them move up.
+
+    Attributes:
+        container: Path of the list.
+        size: How many entries it has.
+        entries: Those that leave, ascending.
+    """
+
+    container: str
+    size: int
+    entries: tuple[int, ...]
+
+    def moved(self) -> dict[int, int]:
+        """Returns the new number of each entry that stays."""
+        return {old: new for new, old in enumerate(n for n in range(self.size) if n not in self.entries)}
+
+
+@attrs.frozen
+class Recount:
+    """A number that counts entries, or is an entry's own.
+
+    Attributes:
+        place: Where it is.
+        old: Its value before.
+        new: Its value after.
+    """
+
+    place: Place
+    old: int
+    new: int
+
+
+@attrs.frozen
+class Shortening:
+    """A list or tuple with one value for each entry.
+
+    Attributes:
+        place: Where it is.
+        size: How many values it has.
+        removed: The positions that leave, ascending.
+    """
+
+    place: Place
+    size: int
+    removed: tuple[int, ...]
+
+    def of(self, values: Any) -> Any:
+        """Returns the list without them."""
+        return type(values)(value for position, value in enumerate(values) if position not in self.removed)
+
+
+@attrs.frozen
+class Entries:
+    """Entries that leave lists, and everything that counted them.
+
+    Attributes:
+        deletions: By list.
+        changes: Numbers and lists.
+    """
+
+    deletions: tuple[Deletion, ...] = ()
+    changes: tuple[Recount | Shortening, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.deletions)
+
+    def renamed(self) -> dict[str, str]:
+        """Returns the paths of entries that get another number, with their new paths."""
+        moved = {
+            f"{deletion.container}.{old}".lstrip("."): str(new)
+            for deletion in self.deletions
+            for old, new in deletion.moved().items()
+            if old != new
+        }
+
+        def after(path: str) -> str:  # lists may lie in each other
+            parts = path.split(".")
+            paths = (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+            return ".".join(moved.get(one, part) for one, part in zip(paths, parts, strict=True))
+
+        return {path: after(path) for path in moved}
+
+    def deleted(self) -> frozenset[str]:
+        """Returns the paths of the entries that leave."""
+        return frozenset(f"{d.container}.{number}".lstrip(".") for d in self.deletions for number in d.entries)
+
+
+NO_ENTRIES = Entries()
+
+
+def to_json(entries: Entries) -> dict[str, Any]:
+    """Writes entries as plain data."""
+    numbers = [change for change in entries.changes if isinstance(change, Recount)]
+    lists = [change for change in entries.changes if isinstance(change, Shortening)]
+    return {
+        "lists": {one.container: [one.size, list(one.entries)] for one in entries.deletions},
+        "numbers": [[one.place[0], list(one.place[1]), one.old, one.new] for one in numbers],
+        "values": [[one.place[0], list(one.place[1]), one.size, list(one.removed)] for one in lists],
+    }
+
+
+def from_json(data: Any) -> Entries:
+    """Reads what `to_json` wrote.
+
+    Raises:
+        PlanError: It is something else.
+    """
+    try:
+        deletions = [
+            Deletion(_text(path), _number(size), _places(numbers, size))
+            for path, (size, numbers) in data["lists"].items()
+        ]
+        recounts = [Recount(_place(*place), _number(old), _number(new)) for *place, old, new in data["numbers"]]
+        lists = [Shortening(_place(*place), _number(n), _places(gone, n)) for *place, n, gone in data["values"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PlanError("The plan is malformed.", where="entries", why=f"{type(error).__name__}: {error}") from error
+    return Entries(tuple(deletions), (*recounts, *lists))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a name")
+    return value
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is not a number")
+    return value
+
+
+def _places(values: Any, size: int) -> tuple[int, ...]:
+    found = tuple(map(_number, values))
+    if list(found) != sorted(set(found)) or not found or found[0] < 0 or found[-1] >= size or len(found) == size:
+        raise ValueError(f"{values!r} are no entries of {size}, ascending, of which some stay")
+    return found
+
+
+def _place(path: Any, names: Any) -> Place:
+    if not isinstance(names, list) or not names:
+        raise TypeError(f"{names!r} names no attribute")
+    return _text(path), tuple(map(_text, names))
+
+
+def left_of(container: nn.Module, deletion: Deletion) -> dict[str, nn.Module | None]:
+    """Returns the children of a list without some, numbered anew."""
+    children = list(container._modules.values())
+    return {str(new): children[old] for old, new in deletion.moved().items()}
+
+
+def holder_of(module: nn.Module, names: tuple[str, ...]) -> dict[str, Any] | None:
+    """Returns the attributes of the object that holds the last of some attributes; None if there is none."""
+    table: dict[str, Any] | None = vars(module)
+    for name in names[:-1]:
+        held = None if table is None else table.get(name)
+        table = None if held is None or isinstance(held, _CLOSED) else attributes_of(held)
+    return table
+
+
+def is_in_place(table: Mapping[str, Any] | None, change: Recount | Shortening) -> bool:
+    """Tells whether an object holds what a change expects."""
+    value = None if table is None else table.get(change.place[1][-1])
+    if isinstance(change, Recount):
+        return type(value) is int and value == change.old
+    return isinstance(value, list | tuple) and len(value) == change.size
+
+
+def changed(value: Any, change: Recount | Shortening) -> Any:
+    """Returns the value after a change."""
+    return change.new if isinstance(change, Recount) else change.of(value)
+
+
+def objects_in(modules: Mapping[str, nn.Module]) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """Yields the attributes of modules, and of the objects that they hold, each once, with where they are."""
+    seen: set[int] = set()
+    for path, module in modules.items():
+        yield (path, ()), vars(module)
+        pending: list[tuple[tuple[str, ...], Any]] = [((name,), held) for name, held in vars(module).items()]
+        while pending:
+            names, held = pending.pop(0)
+            table = None if held is None or isinstance(held, _CLOSED) else attributes_of(held)
+            if table is not None and id(held) not in seen:
+                seen.add(id(held))
+                yield (path, names), table
+                if len(names) < _DEEPEST:
+                    pending.extend(((*names, name), inner) for name, inner in table.items())
+
+
+def detach_objects(modules: Mapping[str, nn.Module], changes: tuple[Recount | Shortening, ...]) -> None:
+    """Gives modules copies of the objects that changes are about, shared as these are, so that they can be changed."""
+    tables = [table for (_, names), table in objects_in(modules) if names]
+    copied: dict[int, Any] = {}
+    for change in changes:
+        path, names = change.place
+        held: Any = modules[path]
+        for name in names[:-1]:
+            held = (attributes_of(held) or {})[name]
+            copied[id(held)] = held
+    while True:  # those that hold them as well
+        holders = [t for t in tables if id(t) not in map(id, map(attributes_of, copied.values()))]
+        around = [table for table in holders if any(id(value) in copied for value in table.values())]
+        if not around:
+            break
+        found = {id(table) for table in around}
+        copied.update((id(o), o) for o in _objects(modules, tables) if id(attributes_of(o)) in found)
+    fresh = {key: object.__new__(type(held)) for key, held in copied.items()}
+    for key, held in copied.items():
+        for name, value in (attributes_of(held) or {}).items():
+            object.__setattr__(fresh[key], name, fresh.get(id(value), value))
+    for module in modules.values():
+        for name, held in list(vars(module).items()):
+            if id(held) in fresh:
+                vars(module)[name] = fresh[id(held)]
+
+
+def _objects(modules: Mapping[str, nn.Module], tables: list[dict[str, Any]]) -> Iterator[Any]:
+    """Yields what modules and objects hold."""
+    for table in (*map(vars, modules.values()), *tables):
+        yield from table.values()

@@ -1,0 +1,148 @@
+"""Which entries of lists of modules may leave once their branches are gone, proven by replay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from prunekit_core.modules.absent import Handed, Plain, Result, Several
+from prunekit_core.modules.edits import Stub
+from prunekit_core.modules.entries import LISTS, Deletion, Entries, Place, Recount, Shortening, objects_in
+from prunekit_core.rehearse.comparison import Mismatch
+from prunekit_core.rehearse.size_attributes import further
+
+Trial = Callable[[Entries], Mismatch | None]
+"""Replays the program without some entries; returns the first place where it is another one."""
+
+
+def entries_that_leave(modules: Mapping[str, nn.Module], stubs: Sequence[Stub], trial: Trial) -> Entries:
+    """Finds the entries that the program doesn't need: a layer that has lost all its branches, in a list of layers.
+
+    Numbers that entries hold of themselves follow (``layer_idx``); lists with a value for each entry, and numbers of
+    entries, where the program goes on only then.
+
+    Args:
+        modules: The modules by path.
+        stubs: The modules that are exchanged.
+        trial: Replays the program.
+
+    Returns:
+        All that may leave together; none if none may.
+    """
+    places = [place for stub in stubs if (place := _entry(modules, stub)) is not None]
+    found = _proven(modules, places, trial)
+    if found or len(places) < 2:
+        return found
+    chosen: list[tuple[str, int]] = []
+    for place in places:
+        more = _proven(modules, [*chosen, place], trial)
+        if more:
+            chosen, found = [*chosen, place], more
+    return found
+
+
+def _entry(modules: Mapping[str, nn.Module], stub: Stub) -> tuple[str, int] | None:
+    """Returns the list that a module is an entry of, and its place in it, if it only hands on what it is given."""
+    container, _, name = stub.module.rpartition(".")
+    parent = modules.get(container)
+    numbered = isinstance(parent, LISTS) and list(parent._modules) == [str(n) for n in range(len(parent._modules))]
+    return (container, int(name)) if numbered and name.isdigit() and _hands_on(stub.result) else None
+
+
+def _hands_on(result: Result) -> bool:
+    if isinstance(result, Several):
+        return any(map(_hands_on, result.items)) and all(isinstance(item, Handed | Plain) for item in result.items)
+    return isinstance(result, Handed)
+
+
+def _proven(modules: Mapping[str, nn.Module], places: Sequence[tuple[str, int]], trial: Trial) -> Entries:
+    """Proves that some entries may leave together; none where they may not."""
+    by_list: dict[str, list[int]] = {}
+    for container, number in places:
+        by_list.setdefault(container, []).append(number)
+    deletions = tuple(
+        Deletion(container, len(modules[container]._modules), tuple(sorted(numbers)))
+        for container, numbers in by_list.items()
+        if len(numbers) < len(modules[container]._modules)
+    )
+    if not deletions:
+        return Entries()
+    own = tuple(recount for deletion in deletions for recount in _own_numbers(modules, deletion))
+    mismatch = trial(Entries(deletions, own))
+    if mismatch is None:
+        return Entries(deletions, own)
+    others = [change for deletion in deletions for change in _counting(modules, deletion)]
+    needed = _needed(others, lambda chosen: trial(Entries(deletions, (*own, *chosen))), mismatch)
+    if needed is not None:
+        return Entries(deletions, (*own, *needed))
+    return Entries(deletions) if own and trial(Entries(deletions)) is None else Entries()
+
+
+def _needed(
+    options: Sequence[Recount | Shortening],
+    trial: Callable[[Iterable[Recount | Shortening]], Mismatch | None],
+    mismatch: Mismatch,
+) -> list[Recount | Shortening] | None:
+    """Chooses the changes with which the program goes on, each only if it gets further with it; None if it doesn't."""
+    chosen: list[Recount | Shortening] = []
+    left: Mismatch | None = mismatch
+    while left is not None:
+        trials = ((option, trial([*chosen, option])) for option in options if option not in chosen)
+        better = next(((option, found) for option, found in trials if further(found, left)), None)
+        if better is None:
+            break
+        chosen.append(better[0])
+        left = better[1]
+    if left is None:
+        return chosen
+    if len(options) < 2 or trial(options) is not None:
+        return None
+    chosen = list(options)
+    for option in options:
+        fewer = [one for one in chosen if one is not option]
+        if trial(fewer) is None:
+            chosen = fewer
+    return chosen
+
+
+def _own_numbers(modules: Mapping[str, nn.Module], deletion: Deletion) -> Iterator[Recount]:
+    """Yields the new values of numbers that entries hold of themselves: those that rise by one with each entry."""
+    values: dict[tuple[str, str], dict[int, int]] = {}
+    paths: dict[tuple[int, str], str] = {}
+    for number in range(deletion.size):
+        prefix = f"{deletion.container}.{number}".lstrip(".")
+        for path, module in modules.items():
+            if path == prefix or path.startswith(f"{prefix}."):
+                inner = path[len(prefix) :]
+                paths[number, inner] = path
+                for name, value in vars(module).items():
+                    if type(value) is int:
+                        values.setdefault((inner, name), {})[number] = value
+    moved = deletion.moved()
+    for (inner, name), found in values.items():
+        offsets = {value - number for number, value in found.items()}
+        if len(found) > 1 and len(offsets) == 1:
+            for number, value in found.items():
+                new = moved.get(number, number) + min(offsets)
+                if number in moved and new != value:
+                    yield Recount((paths[number, inner], (name,)), value, new)
+
+
+def _counting(modules: Mapping[str, nn.Module], deletion: Deletion) -> Iterator[Recount | Shortening]:
+    """Yields changes of lists with a value for each entry, and of numbers that are how many there are."""
+    for (path, names), table in objects_in(modules):
+        inside = f"{deletion.container}."
+        if not names and (path == deletion.container or path.startswith(inside)):
+            continue
+        for name, value in table.items():
+            place: Place = (path, (*names, name))
+            if isinstance(value, list | tuple) and len(value) == deletion.size and _is_plain(value):
+                yield Shortening(place, deletion.size, deletion.entries)
+            elif type(value) is int and value == deletion.size:
+                yield Recount(place, value, value - len(deletion.entries))
+
+
+def _is_plain(values: Sequence[Any]) -> bool:
+    return all(value is None or isinstance(value, bool | int | float | str) for value in values)
