@@ -177,14 +177,15 @@ class Graph:
         """Makes a proven plan without some branches, from the model as it was at analysis; see `draft`.
 
         Args:
-            branches: Their names.
-            kept: Kept units per group, as numbered at analysis.
+            branches: Their names; those that are gone already stay so.
+            kept: Kept units per group, as numbered at analysis, a subset of those still there.
 
         Raises:
             ArgumentError: The model has no such branch.
             RehearsalError: The program can't go on without them, or can't express the cut.
         """
-        return self.draft(kept or {}, without=branches)
+        names = [*self.applied.absent, *([branches] if isinstance(branches, str) else branches)]
+        return draft_without(self.model, self.drafts, names, {**self.applied.kept, **(kept or {})})
 
     def analysis_after(self, plan: Plan) -> Analysis:
         """Returns what is known about the model without the branches that a plan removes, all units there.
@@ -359,29 +360,17 @@ class Graph:
 
     # -- plans
 
-    def draft(
-        self,
-        kept: Mapping[str, tuple[int, ...]],
-        reselect: Reselect | None = None,
-        *,
-        without: Iterable[str] = (),
-    ) -> Plan:
+    def draft(self, kept: Mapping[str, tuple[int, ...]], reselect: Reselect | None = None) -> Plan:
         """Makes a proven plan, from the model as it was at analysis, by rehearsing on the shadow.
 
         Args:
             kept: Kept units per group, as numbered at analysis, a subset of those still there.
             reselect: Chooses units anew when the program needs another number; None if the choice is fixed.
-            without: Names of branches that go, beside those that are gone already.
 
         Raises:
             RehearsalError: The program can't express the cut.
-            ArgumentError: The model has no such branch.
         """
-        kept = {**self.applied.kept, **kept}
-        names = [*self.applied.absent, *([without] if isinstance(without, str) else without)]
-        if not names:
-            return self.drafts.draft(self.model, kept, reselect)
-        return draft_without(self.model, self.drafts, names, kept, reselect)
+        return draft_without(self.model, self.drafts, self.applied.absent, {**self.applied.kept, **kept}, reselect)
 
     def apply(self, plan: Plan, optimizer: Optimizers | None = None, copies: Iterable[nn.Module] = ()) -> Plan:
         """Applies a plan that this graph drafted to the model, on top of what was applied before.

@@ -107,7 +107,7 @@ def prunekit_layer_types() -> Mapping[type[torch.nn.Module] | str, LayerType]:  
 
 @hookspec
 def prunekit_importance() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
-    """Importance criteria: which units leave first.
+    """Importance criteria: which units and branches leave first.
 
     Called:
         Once for each registry, when it is made.
@@ -116,7 +116,8 @@ def prunekit_importance() -> Mapping[str, Callable[..., Any]]:  # type: ignore[e
         Name to a class (or function) that makes a criterion. It is called without arguments when the criterion is
         asked for by name, and with those that a project's configuration states. A criterion is called with a group
         and returns one score for each selected unit, ``[units]``, the highest staying longest; or None where it has
-        nothing to say about the group.
+        nothing to say about the group. One that scores branches has a method ``branch`` that is called with a
+        `BranchGroup` and returns one number, None, or what gathers a number from calibration data.
 
     Empty:
         The names of the others remain.

@@ -53,6 +53,8 @@ def draft_without(
         RehearsalError: The program can't be expressed without them, or not with these units.
     """
     names = [one if isinstance(one, str) else one.name for one in branches]
+    if not names:
+        return drafts.draft(model, kept or {}, reselect)
     whole, drafts = drafts, drafts.for_branches()
     analysis, registry = drafts.analysis, drafts.registry
     strange = next((name for name in kept or {} if name not in analysis.groups), None)

@@ -222,9 +222,9 @@ def settings_of(registry: Registry, settings: Mapping[str, Any], default: str) -
     if not found.keys() & {"ratio", "target", "branch_ratio", "branches"}:
         found["ratio"] = 0.5
     own = {"name": config.importance, **config.importance_arguments}
-    criterion = _stated(settings.get("importance", default), own)
+    criterion = _written(settings.get("importance", default), own)
     if "branch_importance" in found:
-        found["branch_importance"] = _stated(found["branch_importance"], config.option("branch_importance"))
+        found["branch_importance"] = _written(found["branch_importance"], config.option("branch_importance"))
     host = {
         "block": [plugin.name for plugin in registry.plugins() if plugin.blocked],
         "plugins": list(registry.uninstalled),
@@ -233,7 +233,7 @@ def settings_of(registry: Registry, settings: Mapping[str, Any], default: str) -
     return {"importance": criterion, **found, **{name: value for name, value in host.items() if value}}
 
 
-def _stated(criterion: Any, own: Any) -> Any:
+def _written(criterion: Any, own: Any) -> Any:
     """Returns a criterion as it is written in settings; one that was made of those of the project as it is there."""
     written = criterion if isinstance(criterion, str | Mapping) else own
     return written["name"] if isinstance(written, Mapping) and written.keys() == {"name"} else written

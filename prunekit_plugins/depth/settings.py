@@ -91,7 +91,7 @@ class DepthSettings:
                 why="branches that go by a ratio, too, aren't part of its search",
                 hint='by="depth" meets it by branches; or prune twice: first branches, then to the target',
             )
-        wanted = self.asked or self.branch_ratio == 0
+        wanted = self.requested or self.branch_ratio == 0
         given = [name for name in ("branch_importance", "keep_first", "keep_last") if getattr(self, name)]
         if given and not wanted:
             raise ArgumentError(
@@ -107,7 +107,7 @@ class DepthSettings:
         return cls(**fields)
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether branches are to go."""
         return bool(self.branch_ratio) or bool(self.branches) or self.by == DEPTH
 

@@ -194,7 +194,7 @@ def prune(
     settings.check_names(registry)
     wanted = settings.pruner(ranks=global_pruning or allotment.ranks)
     pruner = Pruner(**wanted.analysed(model, example_inputs, DependencyGraph(registry), registry))
-    depth = settings.depth if settings.depth.asked else None
+    depth = settings.depth if settings.depth.requested else None
     doubts: Sequence[str] = ()
     if depth is None or settings.width_ratio:
         if path is None:

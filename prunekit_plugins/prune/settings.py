@@ -58,7 +58,7 @@ class PruneSettings:
             raise ArgumentError("Give a ratio or a target, not both.")
         if self.ratio is not None:
             check_ratio(self.ratio, "ratio")
-        if self.depth.asked and (self.allocation is not None or self.sensitivity is not None):
+        if self.depth.requested and (self.allocation is not None or self.sensitivity is not None):
             raise ArgumentError("An allocation is about units, and branches are to go.", hint="leave it out")
 
     @classmethod
@@ -84,7 +84,7 @@ class PruneSettings:
     @property
     def width_ratio(self) -> float:
         """The fraction of the units of every group to remove: none by default where branches go."""
-        default = 0.0 if self.depth.asked else 0.5
+        default = 0.0 if self.depth.requested else 0.5
         return default if self.ratio is None else self.ratio
 
     def check_names(self, registry: Registry) -> None:
@@ -109,5 +109,5 @@ class PruneSettings:
             "sensitivity": self.sensitivity and self.sensitivity.metric,
             "optimizer": self.optimizer and type(self.optimizer),
         }
-        hidden = () if self.depth.asked else DEPTH_KEYWORDS
+        hidden = () if self.depth.requested else DEPTH_KEYWORDS
         return {name: value for name, value in {**self.given, **made}.items() if name not in (*UNRECORDED, *hidden)}

@@ -53,6 +53,30 @@ class SmallViT(nn.Module):
         return self.head(self.norm(x).mean(1))
 
 
+class Behind(nn.Module):
+    """``norm(relu(x + f(x)))``: what stands behind the sum stays, with its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.relu, self.norm = nn.ReLU(), nn.LayerNorm(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.relu(x + self.down(self.up(x).relu())))
+
+
+class PostNorms(nn.Module):
+    """A layer, three blocks with what stands behind their sums, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.blocks = nn.Sequential(Behind(), Behind(), Behind())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.blocks(self.stem(x)))
+
+
 class TiedMLP(nn.Module):
     """Two blocks ``x + f(x)``; the first one's matrix, which has its name first, is the head's as well."""
 
@@ -90,9 +114,20 @@ def mobilenet() -> tuple[nn.Module, torch.Tensor]:
     return model, torch.randn(2, 3, 32, 32).double()
 
 
+def post_norms() -> tuple[nn.Module, torch.Tensor]:
+    """Three blocks with a relu and a norm behind the sum, on ``[4, 8]``, in double precision."""
+    torch.manual_seed(0)
+    model = PostNorms().double().eval()
+    with torch.no_grad():
+        for block in model.blocks:
+            nn.init.uniform_(block.norm.weight, 0.5, 1.5)
+    return model, torch.randn(4, 8).double()
+
+
 MODELS: list[tuple[Any, dict[str, str]]] = [
     (residual_mlp, {"blocks.1.up": "blocks.1.down"}),
     (small_vit, {"layers.0.attn": "layers.0.attn", "layers.1.mlp": "layers.1.mlp", "layers.2.attn": "layers.2.attn"}),
+    (post_norms, {"blocks.0.up": "blocks.0.down", "blocks.2.up": "blocks.2.down"}),
     (mobilenet, {"features.5.block": "features.5.block", "features.10.block": "features.10.block"}),
 ]
 """Makers of a model and its inputs, with branches, each with the module whose result is the operand."""

@@ -15,7 +15,7 @@ from prunekit_core.graph.current import CurrentModel
 from prunekit_core.modules.absent import Absent
 from prunekit_core.modules.renaming import Renaming, Tied
 from prunekit_core.modules.transaction import Transaction
-from tests.core.residual import MODELS, TiedMLP, close, residual_mlp, small_vit, switched_off
+from tests.core.residual import MODELS, TiedMLP, close, post_norms, residual_mlp, small_vit, switched_off
 
 
 @pytest.mark.parametrize(("make", "branches"), MODELS)
@@ -24,7 +24,7 @@ def test_branches_go_one_after_the_other(make: Any, branches: dict[str, str]) ->
     original = copy.deepcopy(model)
     graph = pk.Graph.of(model, x)
     for count, name in enumerate(branches, 1):
-        graph.apply(graph.draft({}, without=[name]))
+        graph.apply(graph.plan_without([name]))
         off = list(branches.values())[:count]
         assert close(model(x), switched_off(original, *off)(x))
         assert graph.applied.absent == tuple(branches)[:count]
@@ -43,11 +43,11 @@ def test_widths_are_cut_after_branches_and_before(make: Any, branches: dict[str,
         model = copy.deepcopy(original)
         graph = pk.Graph.of(model, x)
         if branch_first:
-            graph.apply(graph.draft({}, without=name))
+            graph.apply(graph.plan_without(name))
         kept = {group.name: tuple(range(group.size // 2)) for group in graph.groups() if "#" not in group.name}
         graph.apply(graph.draft(kept))
         if not branch_first:
-            graph.apply(graph.draft({}, without=name))
+            graph.apply(graph.plan_without(name))
         total = graph.applied
         assert pk.check_exact(original, model, total, x)
         assert close(model(x), pk.Plan.from_json(total.to_json()).apply(copy.deepcopy(original))(x))
@@ -70,7 +70,7 @@ def test_groups_of_removed_parameters_are_gone() -> None:
     graph = pk.Graph.of(model, x)
     assert [group.name for group in graph.groups()] == ["blocks.0.up", "blocks.1.up"]
     whole = graph.costs_without(["blocks.1.up"])["params"]
-    graph.apply(graph.draft({}, without=["blocks.0.up"]))
+    graph.apply(graph.plan_without(["blocks.0.up"]))
     assert [group.name for group in graph.groups()] == ["blocks.1.up"]
     assert len([*graph.get_all_groups()]) == 1
     assert graph.views("blocks.0.up") == []
@@ -83,7 +83,7 @@ def test_a_pruner_goes_on_after_a_removal() -> None:
     model, x = small_vit()
     original = copy.deepcopy(model)
     pruner = pk.BasePruner(model, x, "magnitude", pruning_ratio=0.5, iterative_steps=2)
-    pruner.graph.apply(pruner.graph.draft({}, without=["layers.0.attn"]))
+    pruner.graph.apply(pruner.graph.plan_without(["layers.0.attn"]))
     for _ in range(2):
         pruner.step()
     applied = pruner.graph.applied
@@ -104,7 +104,7 @@ def test_plans_of_two_analyses_compose(first_depth: bool) -> None:
         return graph.draft(kept)
 
     def shallow(model: nn.Module) -> pk.Plan:
-        return pk.Graph.of(model, x).draft({}, without=["layers.1.mlp", "layers.2.attn"])
+        return pk.Graph.of(model, x).plan_without(["layers.1.mlp", "layers.2.attn"])
 
     makers = (shallow, narrow) if first_depth else (narrow, shallow)
     first = makers[0](model)
@@ -119,6 +119,40 @@ def test_plans_of_two_analyses_compose(first_depth: bool) -> None:
     assert both.since(first).apply(first.apply(copy.deepcopy(original)))(x).equal(model(x))
     if not first_depth:
         assert attrs.evolve(both.since(first), sources=later.sources) == later
+
+
+def test_what_stays_in_an_exchanged_module_is_cut_and_goes_later() -> None:
+    model, x = post_norms()
+    original = copy.deepcopy(model)
+    plans = []
+    for kept, without in (
+        ({}, ["blocks.0.up"]),
+        ({"stem#stream": (0, 1, 3, 4, 6)}, []),
+        ({}, ["blocks.1.up"]),
+        ({"blocks.2.up": (2, 5, 7)}, []),
+    ):
+        plan = pk.Graph.of(model, x).plan_without(without, kept)
+        plans.append(plan)
+        plan.apply(model)
+    assert model.blocks[0].norm.normalized_shape == (5,)  # type: ignore[index, union-attr]
+    assert [name for name, _ in model.blocks[0].named_parameters()] == ["norm.weight", "norm.bias"]  # type: ignore[index]
+    total = plans[0]
+    for plan in plans[1:]:
+        total = total.then(plan)
+    assert total.absent == ("blocks.0.up", "blocks.1.up")
+    assert "blocks.0.norm.weight" in {cut.parameter for cut in total.parameters}
+    assert torch.equal(total.apply(copy.deepcopy(original))(x), model(x))
+    assert pk.check_exact(original, model, total, x)
+    # by hand: a stream of five units, and what is left of the blocks
+    units = [0, 1, 3, 4, 6]
+    y = x @ original.stem.weight[units].T + original.stem.bias[units]  # type: ignore[union-attr, index, operator]
+    for number, block in enumerate(original.blocks):  # type: ignore[arg-type]
+        if number == 2:
+            inner = (y @ block.up.weight[[2, 5, 7]][:, units].T + block.up.bias[[2, 5, 7]]).relu()
+            y = y + inner @ block.down.weight[units][:, [2, 5, 7]].T + block.down.bias[units]
+        y = nn.functional.layer_norm(y.relu(), (5,), block.norm.weight[units], block.norm.bias[units])
+    head = original.head
+    assert close(model(x), y @ head.weight[:, units].T + head.bias)  # type: ignore[union-attr, index, operator]
 
 
 def test_second_branches_of_a_name_are_counted_from_the_whole_model() -> None:
@@ -158,7 +192,7 @@ def test_an_exception_takes_everything_back() -> None:
     before, modules = copy.deepcopy(model.state_dict()), [*model.named_modules()]
     parameters = [*model.parameters()]
     held, state = copy.deepcopy(optimizer.state_dict()), list(optimizer.state.items())
-    plan = graph.draft({"blocks.1.up": (1, 3)}, without=["blocks.0.up"])
+    plan = graph.plan_without(["blocks.0.up"], {"blocks.1.up": (1, 3)})
 
     def interrupted() -> None:
         with Transaction() as transaction:
@@ -183,7 +217,7 @@ def test_an_exception_takes_everything_back() -> None:
 def test_what_a_graph_goes_on_with_has_to_be_what_the_plan_leads_to() -> None:
     model, x = residual_mlp()
     graph = pk.Graph.of(model, x)
-    plan = graph.draft({}, without=["blocks.0.up"])
+    plan = graph.plan_without(["blocks.0.up"])
     with pytest.raises(pk.PlanError, match=r"(?s)doesn't lead to this model.*blocks.0.*takes the module out"):
         graph.adopt(copy.deepcopy(model), plan)
     small = plan.apply(copy.deepcopy(model))
@@ -201,7 +235,7 @@ def test_a_tied_matrix_stays_under_its_other_name() -> None:
         model.first.weight.fill_(0.5)  # what holds one value is given others by the check, in both models
     original = copy.deepcopy(model)
     graph = pk.Graph.of(model, x)
-    plan = graph.draft({}, without=["first"])
+    plan = graph.plan_without(["first"])
     assert plan.gone == ("first.bias",)
     assert plan.tied == (Tied("head.weight", ("first.weight", "head.weight")),)
     weight = model.head.weight
@@ -210,13 +244,13 @@ def test_a_tied_matrix_stays_under_its_other_name() -> None:
     assert close(model(x), switched_off(original, "first")(x))
     assert pk.check_exact(original, model, plan, x)
     assert [*model.state_dict()] == ["second.weight", "second.bias", "head.weight"]
-    graph.apply(graph.draft({}, without=["second"]))
+    graph.apply(graph.plan_without(["second"]))
     assert close(model(x), x @ original.head.weight.T)
     assert graph.applied.tied == plan.tied
     assert pk.check_exact(original, model, graph.applied, x)
     # a graph of what is left calls the matrix by the name that it has there
     again = first_of(original, x)
-    later = pk.Graph.of(again, x).draft({}, without=["second"])
+    later = pk.Graph.of(again, x).plan_without(["second"])
     assert later.tied == ()
     both = plan.then(later)
     assert both.gone == ("first.bias", "second.weight", "second.bias")
@@ -226,7 +260,7 @@ def test_a_tied_matrix_stays_under_its_other_name() -> None:
 
 def first_of(model: nn.Module, x: torch.Tensor) -> nn.Module:
     """A copy of a model without its branch ``first``."""
-    return pk.Graph.of(model, x).draft({}, without=["first"]).apply(copy.deepcopy(model))
+    return pk.Graph.of(model, x).plan_without(["first"]).apply(copy.deepcopy(model))
 
 
 def test_a_tied_matrix_is_cut_under_its_first_name_and_its_second() -> None:
@@ -245,7 +279,7 @@ def test_a_tied_matrix_is_cut_under_its_first_name_and_its_second() -> None:
     torch.manual_seed(0)
     model, x = Wide().double().eval(), torch.randn(3, 8).double()
     original = copy.deepcopy(model)
-    first = pk.Graph.of(model, x).draft({}, without=["branch"])
+    first = pk.Graph.of(model, x).plan_without(["branch"])
     first.apply(model)
     graph = pk.Graph.of(model, x)
     later = graph.draft({"inner": (0, 2, 5)})

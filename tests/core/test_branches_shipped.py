@@ -69,7 +69,7 @@ ALL = [*MODELS, (vision_transformer, {f"{LAYER}.self_attention": f"{LAYER}.dropo
 def test_it_goes_wherever_models_go(make: Any, branches: dict[str, str], way: str) -> None:
     model, x = make()
     expected = switched_off(model, *branches.values())(x)
-    small = pk.Graph.of(model, x).draft({}, without=branches).apply(model)
+    small = pk.Graph.of(model, x).plan_without(branches).apply(model)
     assert close(small(x), expected)
     assert close(SHIPPED[way](small, x)(x), expected)
 
@@ -78,7 +78,7 @@ def test_it_goes_wherever_models_go(make: Any, branches: dict[str, str], way: st
 def test_nothing_is_computed_for_what_is_gone(make: Any, branches: dict[str, str]) -> None:
     """The exported program has the operations of the one with the branch switched off that lead to the result."""
     model, x = make()
-    small = pk.Graph.of(model, x).draft({}, without=branches).apply(copy.deepcopy(model))
+    small = pk.Graph.of(model, x).plan_without(branches).apply(copy.deepcopy(model))
     names = [node.name for node in torch.export.export(small, (x,)).graph.nodes if node.op == "call_function"]
     whole = [node.name for node in torch.export.export(model, (x,)).graph.nodes if node.op == "call_function"]
     costly = ("linear", "conv", "layer_norm", "batch_norm", "scaled_dot")
@@ -92,7 +92,7 @@ def test_nothing_is_computed_for_what_is_gone(make: Any, branches: dict[str, str
 
 def test_a_model_that_another_process_reads_needs_the_library_only_for_what_stands_in() -> None:
     model, x = MODELS[0][0]()
-    small = pk.Graph.of(model, x).draft({}, without=["blocks.0.up"]).apply(model)
+    small = pk.Graph.of(model, x).plan_without(["blocks.0.up"]).apply(model)
     used = {type(module).__module__ for module in small.modules()}
     assert used == {"torch.nn.modules.container", "torch.nn.modules.linear", "torch.nn.modules.normalization",
                     "tests.core.test_branches", "prunekit_core.modules.absent"}  # fmt: skip

@@ -35,7 +35,7 @@ def planned(model: nn.Module, x: torch.Tensor, branches: Any, size: int = 16) ->
     """A plan without some branches, in which the groups of a size keep every second unit."""
     graph = pk.Graph.of(model, x)
     kept = {group.name: tuple(range(0, size, 2)) for group in graph.groups() if group.size == size}
-    return graph.draft(kept, without=branches)
+    return graph.plan_without(branches, kept)
 
 
 @pytest.mark.parametrize("size", [0, 16])
@@ -124,7 +124,7 @@ def test_a_pruned_checkpoint_loses_branches_afterwards(tmp_path: Path) -> None:
 def test_a_tied_matrix_is_stored_under_the_name_that_it_keeps(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = TiedMLP().double(), torch.randn(3, 8).double()
-    plan = pk.Graph.of(model, x).draft({}, without=["first"])
+    plan = pk.Graph.of(model, x).plan_without(["first"])
     small = plan.apply(copy.deepcopy(model))
     pk.save(small, tmp_path / "expected.safetensors", plan=plan)
     state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -153,7 +153,7 @@ def test_all_names_of_a_shared_branch_go(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     model, x = Twice().double(), torch.randn(2, 8).double()
-    plan = pk.Graph.of(model, x).draft({}, without=["inner"])
+    plan = pk.Graph.of(model, x).plan_without(["inner"])
     assert plan.tied == (
         Tied("", ("inner.weight", "again.weight")),
         Tied("", ("inner.bias", "again.bias")),

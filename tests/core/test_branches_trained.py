@@ -39,7 +39,7 @@ def test_training_goes_on_as_with_the_branches_switched_off(make: Any, branches:
     other = OPTIMIZERS[kind](whole.parameters())
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     graph = pk.Graph.of(model, x)
-    graph.apply(graph.draft({}, without=branches), optimizer=optimizer)
+    graph.apply(graph.plan_without(branches), optimizer=optimizer)
 
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert held == [id(p) for p in model.parameters()]
@@ -66,7 +66,7 @@ def test_widths_and_branches_are_cut_from_one_state() -> None:
     train(model, optimizer, x)
     before = {name: copy.deepcopy(optimizer.state[p]) for name, p in model.named_parameters()}
     graph = pk.Graph.of(model, x)
-    graph.apply(graph.draft({"blocks.1.up": (1, 3, 5)}, without=["blocks.0.up"]), optimizer=optimizer)
+    graph.apply(graph.plan_without(["blocks.0.up"], {"blocks.1.up": (1, 3, 5)}), optimizer=optimizer)
     after = {name: optimizer.state[p] for name, p in model.named_parameters()}
     assert list(after) == [name for name in before if name.startswith("blocks.1.")]
     for key in ("exp_avg", "exp_avg_sq"):
@@ -88,7 +88,7 @@ def test_several_optimizers_and_their_groups_lose_what_goes() -> None:
     for optimizer in (first, second):
         train(model, optimizer, x, 1)
     graph = pk.Graph.of(model, x)
-    plan = graph.draft({}, without=["layers.0.attn"])
+    plan = graph.plan_without(["layers.0.attn"])
     graph.apply(plan, optimizer=[first, second])
     assert first.param_groups[0]["params"] == []
     assert len(first.state) == 0
@@ -124,7 +124,7 @@ def test_optimizers_in_optimizers_lose_what_goes_once() -> None:
     train(model, inner, x)
     outer = Slow(inner)
     graph = pk.Graph.of(model, x)
-    graph.apply(graph.draft({}, without=["blocks.0.up"]), optimizer=outer)
+    graph.apply(graph.plan_without(["blocks.0.up"]), optimizer=outer)
     assert len(inner.state) == len(inner.param_groups[0]["params"]) == 6
     assert outer.param_groups[0]["params"] is inner.param_groups[0]["params"]
 
@@ -132,7 +132,7 @@ def test_optimizers_in_optimizers_lose_what_goes_once() -> None:
 def test_optimizers_that_are_not_understood_change_nothing() -> None:
     model, x = residual_mlp()
     graph = pk.Graph.of(model, x)
-    plan = graph.draft({}, without=["blocks.0.up"])
+    plan = graph.plan_without(["blocks.0.up"])
     count = sum(p.numel() for p in model.parameters())
     with pytest.raises(
         pk.PlanError, match=r"(?s)state of the optimizer can't be cut.*Notes, noted.*blocks.0.norm.weight"
@@ -164,7 +164,7 @@ def test_averages_of_the_weights_lose_the_same_branches(make: Any, branches: dic
     average.update_parameters(model)
     whole = copy.deepcopy(average.module)
     graph = pk.Graph.of(model, x)
-    graph.apply(graph.draft({}, without=branches), optimizer=optimizer, copies=[average])
+    graph.apply(graph.plan_without(branches), optimizer=optimizer, copies=[average])
     assert close(average(x), switched_off(whole, *branches.values())(x))
     before = {name: p.detach().clone() for name, p in average.module.named_parameters()}
     assert before.keys() == dict(model.named_parameters()).keys()
@@ -177,7 +177,7 @@ def test_averages_of_the_weights_lose_the_same_branches(make: Any, branches: dic
 def test_a_copy_without_the_branch_is_refused() -> None:
     model, x = residual_mlp()
     graph = pk.Graph.of(model, x)
-    plan = graph.draft({}, without=["blocks.0.up"])
+    plan = graph.plan_without(["blocks.0.up"])
     small = plan.apply(copy.deepcopy(model))
     with pytest.raises(pk.PlanError, match=r"(?s)A copy isn't like the model.*copies\[0\], blocks.0"):
         graph.apply(plan, copies=[small])
@@ -211,7 +211,7 @@ def test_a_teacher_in_the_model_loses_what_its_student_loses() -> None:
         model.teacher.blocks[1].up.weight.mul_(2)  # type: ignore[index, union-attr]
     teacher = copy.deepcopy(model.teacher)
     graph = pk.Graph.of(model, x)
-    plan = graph.draft({}, without=["student.blocks.0.up"])
+    plan = graph.plan_without(["student.blocks.0.up"])
     assert [stub.module for stub in plan.stubs] == ["student.blocks.0", "teacher.blocks.0"]
     assert sum(name.startswith("teacher.") for name in plan.gone) == 6
     original = copy.deepcopy(model)
@@ -230,11 +230,11 @@ def test_a_teacher_that_runs_loses_a_branch_of_its_own() -> None:
     with pytest.raises(
         pk.RehearsalError, match=r"(?s)can't go on.*teacher follows student.*name the branch of the other"
     ):
-        graph.draft({}, without=["student.blocks.0.up"])
+        graph.plan_without(["student.blocks.0.up"])
     with torch.no_grad():
         model.teacher.blocks[1].up.weight.mul_(2)  # type: ignore[index, union-attr]
     expected = model.student.blocks[1](x) - model.teacher.blocks[1](x)  # type: ignore[index, operator]
     both = ["student.blocks.0.up", "teacher.blocks.0.up"]
-    graph.apply(graph.draft({}, without=both))
+    graph.apply(graph.plan_without(both))
     assert torch.equal(model(x), expected)
     follow(model)

@@ -77,7 +77,7 @@ def sharded_branches(world: int) -> Any:
     ]
     for kept, without in steps:
         earlier = graph.applied
-        plan = distributed.agree(graph.draft(kept, without=without))
+        plan = distributed.agree(graph.plan_without(without, kept))
         step = plan if earlier.empty else plan.since(earlier)
         build = functools.partial(lambda before: before.apply(on_meta()), earlier)
         small = distributed.apply_sharded(step, model, build=build, shard=shard)
@@ -108,7 +108,7 @@ def branches_of_replicas(world: int) -> Any:
     toys.backward(DistributedDataParallel(replica, devices), images, labels)
     optimizer.step()
     optimizer.zero_grad()
-    plan = pk.Graph.of(replica, images[:1]).draft({}, without=["blocks.1.up"]) if rank == 0 else None
+    plan = pk.Graph.of(replica, images[:1]).plan_without(["blocks.1.up"]) if rank == 0 else None
     plan = distributed.broadcast_plan(plan)
     if world > 1:
         other = pk.Plan() if rank else plan

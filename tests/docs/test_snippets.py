@@ -21,7 +21,13 @@ def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         yield
 
 
-SLOW = ("docs/halve-your-latency.md", "docs/reports.md", "docs/tutorial.md", "docs/writing-a-plugin.md")
+SLOW = (
+    "docs/depth.md",
+    "docs/halve-your-latency.md",
+    "docs/reports.md",
+    "docs/tutorial.md",
+    "docs/writing-a-plugin.md",
+)
 
 
 def documents() -> Iterator[Any]:
