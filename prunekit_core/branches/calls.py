@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -51,8 +52,12 @@ Calls = Mapping[str, Sequence[Call]]
 """Path of each module that was called to its calls, in order."""
 
 
+_KNOWN: weakref.WeakKeyDictionary[Analysis, tuple[RuleTable, list[Calls] | None]] = weakref.WeakKeyDictionary()
+"""What was noted of an analysis: choosing branches takes out many sets, and each would run every program again."""
+
+
 def calls_of(analysis: Analysis, rules: RuleTable) -> list[Calls] | None:
-    """Runs every recorded program once more and notes the calls of modules.
+    """Runs every recorded program once more, the first time, and notes the calls of modules.
 
     Args:
         analysis: The analysed model.
@@ -61,6 +66,13 @@ def calls_of(analysis: Analysis, rules: RuleTable) -> list[Calls] | None:
     Returns:
         The calls in each recording; None where a program doesn't run the same operations again.
     """
+    known = _KNOWN.get(analysis)
+    if known is None or known[0] is not rules:
+        known = _KNOWN[analysis] = (rules, _all_calls(analysis, rules))
+    return known[1]
+
+
+def _all_calls(analysis: Analysis, rules: RuleTable) -> list[Calls] | None:
     analysis.shadow.rewind()
     found = []
     for recording in analysis.recordings:
