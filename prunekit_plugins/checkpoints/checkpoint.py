@@ -94,8 +94,8 @@ def save(
 def _check_result(plan: Plan, found: Mapping[str, torch.Tensor]) -> None:
     """Raises `CheckpointError` unless a plan leads to a model with these tensors."""
     renaming = plan.renaming
-    # a name may be another one's afterwards, where entries of lists were numbered anew
-    lost = [name for name in plan.gone if name in found and renaming.before(name) == name]
+    places = {name: renaming.before(name) for name in found} if plan.stubs else {}
+    lost = [name for name, place in places.items() if renaming.after(place) != name]
     problems = [(name, "the plan takes it out") for name in lost]
     for cut in plan.parameters:
         name = renaming.after(cut.parameter) or cut.parameter
