@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -311,6 +311,18 @@ def substitute(layout: Layout, kept: Kept) -> Layout:
             return Product(tuple(substitute(part, kept) for part in parts))
         case Concat(parts):
             return Concat(tuple(substitute(part, kept) for part in parts))
+    return layout
+
+
+def regrouped(layout: Layout, names: Callable[[str], str]) -> Layout:
+    """Returns a layout whose groups have other names."""
+    match layout:
+        case Units(group, size):
+            return Units(names(group), size)
+        case Product(parts):
+            return Product(tuple(regrouped(part, names) for part in parts))
+        case Concat(parts):
+            return Concat(tuple(regrouped(part, names) for part in parts))
     return layout
 
 

@@ -13,12 +13,11 @@ from prunekit_core.branches.idle import Idle
 from prunekit_core.branches.needs import Needs
 from prunekit_core.branches.without import Filling, reduced
 from prunekit_core.groups.recording import Recording
-from prunekit_core.groups.zeros import zero_of_zeros
+from prunekit_core.groups.zeros import is_zero
 from prunekit_core.modules.absent import Called, Given, Handed, Item, Plain, Result, Several, Zeros, children_of
 from prunekit_core.modules.edits import Stub
-from prunekit_core.program.rules import Elementwise, RuleTable
-from prunekit_core.program.scaling import Scaling
-from prunekit_core.program.trace import Operation, TensorRef
+from prunekit_core.program.rules import RuleTable
+from prunekit_core.program.trace import TensorRef
 
 _T = TypeVar("_T")
 
@@ -191,25 +190,10 @@ class LeftOver:
             written = {trace.memory(ref.index) for ref in operation.outputs if ref in operation.references()}
             kept = {index for index in zero if trace.memory(index) not in written}
             for output, ref in enumerate(operation.outputs):
-                if self._is_zero(operation, output, zero):
+                if is_zero(trace, operation, output, zero, self._rules):
                     kept.add(ref.index)
             zero = kept
-
-    def _is_zero(self, operation: Operation, output: int, zero: Collection[int]) -> bool:
-        rule = self._rules.find(operation.op)
-        read = {ref.index: ref.index in zero for ref in operation.references()}
-        if rule is None or not any(read.values()):
-            return False
-        if isinstance(rule.zeros, Elementwise):
-            return zero_of_zeros(self._trace, operation, read, output)
-        if rule.scaling in _BY_ANY:
-            return True
-        return rule.scaling is Scaling.MOVED and all(read.values())
 
 
 def _without(table: Mapping[int, _T], indices: Collection[int]) -> dict[int, _T]:
     return {index: value for index, value in table.items() if index not in indices}
-
-
-_BY_ANY = (Scaling.PRODUCT, Scaling.MATRIX, Scaling.MULTILINEAR, Scaling.ZEROS)
-"""Zero if one operand is."""

@@ -185,7 +185,7 @@ class Graph:
             RehearsalError: The program can't go on without them, or can't express the cut.
         """
         names = [*self.applied.absent, *([branches] if isinstance(branches, str) else branches)]
-        return draft_without(self.model, self.drafts, names, {**self.applied.kept, **(kept or {})})
+        return self._drafted(names, kept or {}, None)
 
     def analysis_after(self, plan: Plan) -> Analysis:
         """Returns what is known about the model without the branches that a plan removes, all units there.
@@ -370,7 +370,11 @@ class Graph:
         Raises:
             RehearsalError: The program can't express the cut.
         """
-        return draft_without(self.model, self.drafts, self.applied.absent, {**self.applied.kept, **kept}, reselect)
+        return self._drafted(self.applied.absent, kept, reselect)
+
+    def _drafted(self, names: Iterable[str], kept: Mapping[str, tuple[int, ...]], reselect: Reselect | None) -> Plan:
+        whole, entries = {**self.applied.kept, **kept}, bool(self.applied.entries)
+        return draft_without(self.model, self.drafts, names, whole, reselect, entries=entries)
 
     def apply(self, plan: Plan, optimizer: Optimizers | None = None, copies: Iterable[nn.Module] = ()) -> Plan:
         """Applies a plan that this graph drafted to the model, on top of what was applied before.

@@ -258,6 +258,38 @@ def zero_of_zeros(trace: Trace, operation: Operation, zero: Mapping[int, bool], 
     return bool((made[output].nan_to_num(nan=0.0) == 0).all())  # what is no number counts as zero, see MaskedOriginal
 
 
+def is_zero(trace: Trace, operation: Operation, output: int, zero: Collection[int], rules: RuleTable) -> bool:
+    """Tells whether an output of an operation is zero throughout, by the op rules.
+
+    Args:
+        trace: The program that it is in.
+        operation: The operation.
+        output: Which of its outputs is meant.
+        zero: By `TensorRef.index`: the tensors that are zero throughout.
+        rules: The op rules.
+    """
+    rule, read = rules.find(operation.op), {ref.index: ref.index in zero for ref in operation.references()}
+    if rule is None or not any(read.values()):
+        return False
+    if isinstance(rule.zeros, Elementwise):
+        return zero_of_zeros(trace, operation, read, output)
+    tensors = [read[ref.index] for ref in operation.references()]
+    match rule.scaling:
+        case Scaling.PRODUCT | Scaling.MATRIX | Scaling.MULTILINEAR | Scaling.ZEROS:
+            return True
+        case Scaling.MOVED:
+            return all(tensors)
+        case Scaling.ADDED_MATRIX:
+            return tensors[0] and any(tensors[1:])
+        case Scaling.CONSTANT:
+            return len(tensors) > 2 and tensors[2]
+        case Scaling.ROWS | Scaling.CHANNELS | Scaling.ALONG:
+            weight, bias = (operation.arguments.get(name) for name in ("weight", "bias"))
+            given = [value for value in (weight, bias) if isinstance(value, TensorRef)]
+            return isinstance(weight, TensorRef) and all(read[ref.index] for ref in given)
+    return False
+
+
 def _samples(dtype: torch.dtype) -> tuple[Any, ...]:
     if dtype is torch.bool:
         return (False, True)

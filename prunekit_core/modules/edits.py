@@ -139,6 +139,7 @@ class Decision:
         tied: Tensors with several names, of which some go with them.
         entries: Entries of lists of modules that leave when all else is done, as their branches are gone; everything
             else in the plan is named as before.
+        silent: Parameters among those that go whose zeros switch the branches off; none where zeros don't.
         sources: Path of each module that the cut passes through to what is known of its code, see `sources_of`.
         notes: Lines for the report; no part of the decision's identity.
 
@@ -156,6 +157,7 @@ class Decision:
     gone: tuple[str, ...] = ()
     tied: tuple[Tied, ...] = ()
     entries: Entries = NO_ENTRIES
+    silent: tuple[str, ...] = ()
     sources: Sources = ()
     notes: tuple[str, ...] = attrs.field(default=(), eq=False)
 
@@ -203,6 +205,7 @@ class Decision:
             ("branch", list(self.absent)),
             ("removed module", [stub.module for stub in self.stubs]),
             ("removed parameter", list(self.gone)),
+            ("silent parameter", list(self.silent)),
             ("tied parameter", [name for tied in self.tied for name in tied.names]),
         ):
             if len(set(names)) < len(names):
@@ -215,6 +218,9 @@ class Decision:
         for tied in self.tied:
             if not tied.names or bool(tied.name) == (tied.names[0] in gone):
                 raise _malformed(tied.name, "a tied parameter stays under one of its names, or goes with all of them")
+        for name in self.silent:
+            if name not in gone:
+                raise _malformed(name, "it stays, and zeros in it switch off what goes")
         renaming = self.renaming
         for name in (*(cut.parameter for cut in self.parameters), *(scale.parameter for scale in self.rescales)):
             if name in gone:

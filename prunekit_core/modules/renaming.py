@@ -31,21 +31,21 @@ class Renaming:
         removed: Paths of the modules that are exchanged for others without tensors of their own.
         kept: Paths of modules in them that stay.
         tied: Tensors and modules that have names in these modules, and others.
-        renamed: Name of a tensor, or path of a module, to what it is afterwards; what a module contains follows it.
+        renamed: Path of an entry of a list of modules that gets another number, to the path that it would have if only
+            this list changed; what is in it follows.
         deleted: Paths of entries that leave their lists.
     """
 
     removed: frozenset[str]
     kept: frozenset[str]
     tied: tuple[Tied, ...]
-    renamed: Mapping[str, str]
+    renamed: Mapping[str, str] = attrs.field(factory=dict)
     deleted: frozenset[str] = frozenset()
     _tied: Mapping[str, Tied] = attrs.field(init=False)
     _origins: Mapping[str, str] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        origins = {new: old for old, new in self.renamed.items()}
-        origins.update({tied.name: tied.names[0] for tied in self.tied if tied.name})
+        origins = {tied.name: tied.names[0] for tied in self.tied if tied.name}
         object.__setattr__(self, "_origins", origins)
         object.__setattr__(self, "_tied", {name: tied for tied in self.tied for name in tied.names})
 
@@ -62,24 +62,37 @@ class Renaming:
 
     def place(self, name: str) -> str | None:
         """Returns what becomes of a single name, whatever others a tensor has; None where it goes."""
+        lost = self._tied.get(name)
+        if lost is not None and not lost.name:
+            return None
         for prefix, rest in _prefixes(name):
-            if prefix in self.deleted:
+            if prefix in self.deleted or (rest and prefix in self.removed and prefix not in self.kept):
                 return None
-            if prefix in self.renamed:
-                return self.renamed[prefix] + rest
             if prefix in self.kept:
                 break
-            if rest and prefix in self.removed:
-                return None
-        lost = self._tied.get(name)
-        return None if lost is not None and not lost.name else name
+        return self.numbered(name)
 
     def before(self, name: str) -> str:
         """Returns the name before of what has a name afterwards: of a tensor, the canonical one."""
         for prefix, rest in _prefixes(name):
             if prefix in self._origins:
                 return self._origins[prefix] + rest
-        return name
+        return self.unnumbered(name)
+
+    def numbered(self, path: str) -> str:
+        """Returns a path with the numbers that entries of lists have afterwards."""
+        parts = path.split(".")
+        found = (".".join(parts[: depth + 1]) for depth in range(len(parts)))
+        return ".".join(self.renamed.get(prefix, prefix).rpartition(".")[2] for prefix in found)
+
+    def unnumbered(self, path: str) -> str:
+        """Returns a path afterwards with the numbers that entries of lists have before."""
+        olds = {new: old for old, new in self.renamed.items()}
+        parts: list[str] = []
+        for part in path.split("."):
+            prefix = ".".join([*parts, part])
+            parts.append(olds.get(prefix, prefix).rpartition(".")[2])
+        return ".".join(parts)
 
 
 def _prefixes(name: str) -> Iterator[tuple[str, str]]:

@@ -244,14 +244,21 @@ class Application:
         Raises:
             PlanError: The plan doesn't fit the model.
         """
-        if self._plan.absent:
+        if self._plan.absent and not self._plan.silent:
             raise PlanError(
                 "Branches can't be switched off by zeros in the weights.",
                 where=", ".join(self._plan.absent),
+                why="not all that they add is zero where the weights are that nothing else reads",
                 hint="apply the plan to a copy",
             )
         self.check_parameters()
         self.check_program()
+        self._check_stubs()
+        for name in self._plan.silent:
+            tensor = self._tensors[name]
+            with surgery.as_made(tensor):
+                zeros = torch.zeros_like(tensor.data)
+            transaction.refill(tensor, zeros, shared=self._is_shared(tensor))
         for name, positions in self._plan.all_positions(self._plan.parameters).items():
             tensor = self._tensors[name]
             if isinstance(tensor, nn.Parameter) and positions:

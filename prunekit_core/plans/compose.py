@@ -49,9 +49,16 @@ def compose(first: Decision, later: Decision) -> Decision:
         gone=(*first.gone, *later.gone),
         tied=tied,
         entries=entries,
+        silent=_compose_silent(first, later),
         sources=tuple(sorted({**dict(later.sources), **dict(first.sources)}.items())),
         notes=(*first.notes, *later.notes),
     )
+
+
+def _compose_silent(first: Decision, later: Decision) -> tuple[str, ...]:
+    """Parameters whose zeros switch off the branches of both plans; none where those of one can't be."""
+    unknown = any(plan.absent and not plan.silent for plan in (first, later))
+    return () if unknown else (*first.silent, *later.silent)
 
 
 def _check_there(first: Decision, later: Decision) -> None:
@@ -185,6 +192,7 @@ def difference(total: Decision, earlier: Decision) -> Decision:
         absent=tuple(name for name in total.absent if name not in earlier.absent),
         stubs=tuple(stub for stub in total.stubs if stub not in earlier.stubs),
         gone=tuple(name for name in total.gone if name not in earlier.gone),
+        silent=tuple(name for name in total.silent if name not in earlier.gone),
         notes=total.notes,
     )
     step = named_after(earlier, step)

@@ -24,7 +24,7 @@ def named_before(first: Decision, later: Decision) -> Decision:
     def aliases(cut: ParameterCut) -> tuple[str, ...]:
         return known.get(cut.parameter) or tuple(map(renaming.before, cut.aliases))
 
-    named = _named(later, renaming.before, aliases)
+    named = _regrouped(_named(later, renaming.before, aliases), renaming, renaming.unnumbered)
     return attrs.evolve(named, absent=_branches_before(first.absent, later.absent, renaming))
 
 
@@ -41,6 +41,7 @@ def named_after(earlier: Decision, later: Decision) -> Decision:
         return tuple(_places(renaming, (cut.parameter, *cut.aliases))[1:])
 
     named = _named(later, lambda name: renaming.after(name) or name, aliases)
+    named = _regrouped(named, renaming, renaming.numbered)
     return attrs.evolve(named, absent=_branches_after(earlier.absent, later.absent, renaming))
 
 
@@ -53,8 +54,27 @@ def _named(plan: Decision, name: Callable[[str], str], aliases: Callable[[Parame
         swaps=tuple(attrs.evolve(swap, module=name(swap.module)) for swap in plan.swaps),
         stubs=tuple(attrs.evolve(stub, module=name(stub.module)) for stub in plan.stubs),
         gone=tuple(map(name, plan.gone)),
+        silent=tuple(map(name, plan.silent)),
         sources=tuple((name(path), source) for path, source in plan.sources),
         tied=(),
+    )
+
+
+def _regrouped(plan: Decision, renaming: Renaming, path: Callable[[str], str]) -> Decision:
+    """Returns a plan whose groups, which are named after modules, are named after what these are called."""
+    if not renaming.renamed:
+        return plan
+
+    def name(group: str) -> str:
+        module, mark, rest = group.partition("#")
+        return path(module) + mark + rest
+
+    return attrs.evolve(
+        plan,
+        cuts=tuple(attrs.evolve(cut, group=name(cut.group)) for cut in plan.cuts),
+        parameters=tuple(
+            attrs.evolve(cut, dims=tuple(layouts.regrouped(dim, name) for dim in cut.dims)) for cut in plan.parameters
+        ),
     )
 
 

@@ -208,12 +208,15 @@ class Plan(Decision):
     def mask(self, model: nn.Module, *, any_program: bool = False) -> nn.Module:
         """Zeroes the units instead of removing them (soft pruning), in place; shapes stay.
 
+        Of a branch that goes, zeros are written into the weights and biases that it reads last: it adds nothing then.
+
         Args:
             model: The model.
             any_program: See `apply`.
 
         Raises:
-            PlanError: The plan doesn't fit the model; nothing was changed.
+            PlanError: The plan doesn't fit the model, or zeros in its weights don't switch a branch off; nothing was
+                changed.
         """
         target = unwrap(model)
         with exclusive(target), Transaction() as transaction:
@@ -270,6 +273,7 @@ class Plan(Decision):
             "branches": list(self.absent),
             "modules": {stub.module: absent.to_json(stub.result) for stub in self.stubs},
             "parameters": list(self.gone),
+            **({"silent": list(self.silent)} if self.silent else {}),
             **({"tied": [[tied.name, *tied.names] for tied in self.tied]} if self.tied else {}),
             **({"entries": entries.to_json(self.entries)} if self.entries else {}),
         }
@@ -372,6 +376,7 @@ def _absent(data: Any) -> dict[str, Any]:
         "absent": tuple(map(_text, data["branches"])),
         "stubs": tuple(Stub(_text(path), absent.from_json(result)) for path, result in data["modules"].items()),
         "gone": tuple(map(_text, data["parameters"])),
+        "silent": tuple(map(_text, data.get("silent", ()))),
         "tied": tuple(Tied(_text(name), tuple(map(_text, names))) for name, *names in data.get("tied", ())),
         "entries": entries.from_json(data["entries"]) if "entries" in data else entries.NO_ENTRIES,
     }

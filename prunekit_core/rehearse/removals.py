@@ -11,6 +11,7 @@ from torch import nn
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Kept
 from prunekit_core.branches.branch import Branch, named_branches
+from prunekit_core.branches.silence import silencing
 from prunekit_core.branches.surgery import Surgery, operate
 from prunekit_core.errors import ArgumentError, RehearsalError, nearest
 from prunekit_core.groups.analysis import Analysis
@@ -61,7 +62,8 @@ def draft_without(
     if strange is not None:
         raise ArgumentError("The model has no such group.", where=repr(strange), hint=nearest(strange, analysis.groups))
     analysis.shadow.rewind()  # an earlier rehearsal may have left its cut on it
-    surgery = operate(analysis, registry.op_rules, named_branches(drafts.branches(), names))
+    chosen = named_branches(drafts.branches(), names)
+    surgery = operate(analysis, registry.op_rules, chosen)
     stubs, gone = mirrored_stubs(analysis.copies, surgery.stubs), mirrored_names(analysis.copies, surgery.gone)
     _check_copies(analysis, surgery)
     tied = tied_in(analysis.shadow.module, Decision(stubs=stubs).renaming, gone)
@@ -96,6 +98,7 @@ def draft_without(
         gone=gone,
         tied=tied,
         entries=left_over.entries,
+        silent=silencing(analysis, registry.op_rules, chosen, surgery.gone),
         sources=tuple(sorted({**dict(whole.sources(model, around)), **dict(plan.sources)}.items())),
         costs=prices,
         sizes={name: Room(math.prod(p.shape), p.itemsize, p.buffer) for name, p in analysis.parameters.items()},

@@ -94,8 +94,9 @@ def save(
 def _check_result(plan: Plan, found: Mapping[str, torch.Tensor]) -> None:
     """Raises `CheckpointError` unless a plan leads to a model with these tensors."""
     renaming = plan.renaming
-    again = set(renaming.renamed.values())  # may be a name that something else had
-    problems = [(name, "the plan takes it out") for name in plan.gone if name in found and name not in again]
+    places = {name: renaming.before(name) for name in found} if plan.stubs else {}
+    lost = [name for name, place in places.items() if renaming.after(place) != name]
+    problems = [(name, "the plan takes it out") for name in lost]
     for cut in plan.parameters:
         name = renaming.after(cut.parameter) or cut.parameter
         expected = tuple(layouts.new_size(dim, plan.kept) for dim in cut.dims)

@@ -110,6 +110,7 @@ def mobilenet() -> tuple[nn.Module, torch.Tensor]:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.uniform_(module.bias, -0.5, 0.5)
                 nn.init.uniform_(module.running_mean, -0.5, 0.5)
     return model, torch.randn(2, 3, 32, 32).double()
 

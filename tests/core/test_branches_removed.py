@@ -267,8 +267,6 @@ def test_a_plan_for_another_model_changes_nothing() -> None:
         plan.apply(small)
     with pytest.raises(pk.PlanError, match=r"(?s)made for another model.*no such branch"):
         pk.check_exact(double(HandNorm(), X)[0], double(HandNorm(), X)[0], plan, x)
-    with pytest.raises(pk.PlanError, match="can't be switched off by zeros in the weights"):
-        plan.mask(model)
     assert sum(p.numel() for p in model.parameters()) == 592
 
 

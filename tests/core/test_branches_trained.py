@@ -238,3 +238,79 @@ def test_a_teacher_that_runs_loses_a_branch_of_its_own() -> None:
     graph.apply(graph.plan_without(both))
     assert torch.equal(model(x), expected)
     follow(model)
+
+
+SILENT = {
+    "residual_mlp": ("blocks.1.down.weight", "blocks.1.down.bias"),
+    "small_vit": (
+        *("layers.0.attn.proj.weight", "layers.0.attn.proj.bias", "layers.1.mlp.2.weight", "layers.1.mlp.2.bias"),
+        *("layers.2.attn.proj.weight", "layers.2.attn.proj.bias"),
+    ),
+    "post_norms": ("blocks.0.down.weight", "blocks.0.down.bias", "blocks.2.down.weight", "blocks.2.down.bias"),
+    "mobilenet": tuple(f"features.{number}.block.3.1.{leaf}" for number in (5, 10) for leaf in ("weight", "bias")),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("make", "branches"), MODELS)
+def test_a_masked_model_adds_nothing_and_may_learn_again(make: Any, branches: dict[str, str], training: bool) -> None:
+    model, x = make()
+    original = copy.deepcopy(model)
+    plan = pk.Graph.of(model, x).plan_without(branches)
+    assert plan.silent == SILENT[make.__name__]
+    assert pk.Plan.from_json(plan.to_json()).silent == plan.silent
+    for module in (model, original):  # a dropout would draw other numbers
+        module.train(training and make.__name__ != "mobilenet")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    plan.mask(model)
+    assert model.state_dict().keys() == original.state_dict().keys()
+    assert close(model(x), switched_off(original, *branches.values())(x))
+    assert close(model(x), plan.apply(copy.deepcopy(original))(x))
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, original.get_parameter(name))}
+    assert changed == set(plan.silent)
+    train(model, optimizer, x, 1)
+    assert all(model.get_parameter(name).any() for name in plan.silent if name.endswith("weight"))
+
+
+def test_masks_of_widths_and_branches_are_one() -> None:
+    model, x = residual_mlp()
+    original = copy.deepcopy(model)
+    first = pk.Graph.of(model, x).plan_without(["blocks.0.up"], {"blocks.1.up": (1, 2, 5)})
+    later = pk.Graph.of(small := first.apply(copy.deepcopy(model)), x).plan_without(["blocks.1.up"])
+    assert close(first.mask(model)(x), small(x))
+    both = first.then(later)
+    assert both.silent == (*first.silent, *later.silent)
+    assert torch.equal(both.mask(copy.deepcopy(original))(x), x)
+    assert both.since(first).silent == later.silent
+
+
+def test_a_gate_cannot_be_masked() -> None:
+    class Gate(nn.Sequential):
+        """A gate of zero is one half."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.sigmoid(super().forward(x))
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.gated = nn.Linear(8, 8), Gate(nn.Linear(8, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x + self.inner(x)
+            return x + self.gated(x)
+
+    torch.manual_seed(0)
+    model, x = Gated().double(), torch.randn(2, 8).double()
+    original = copy.deepcopy(model)
+    inner, gated = (pk.Graph.of(model, x).plan_without([name]) for name in ("inner", "gated.0"))
+    with pytest.raises(pk.PlanError, match=r"(?s)can't be switched off by zeros in the weights.*gated"):
+        gated.mask(model)
+    assert all(torch.equal(p, original.get_parameter(name)) for name, p in model.named_parameters())
+    small = inner.apply(copy.deepcopy(model))
+    both = inner.then(pk.Graph.of(small, x).plan_without(["gated.0"]))
+    assert both.silent == ()
+    wrong = both.to_json().replace('"parameters": ["inner', '"silent": ["stays"], "parameters": ["inner')
+    with pytest.raises(pk.PlanError, match=r"(?s)malformed.*stays"):
+        pk.Plan.from_json(wrong)
+    assert close(inner.mask(model)(x), x + original.gated(x))
