@@ -98,7 +98,7 @@ class _Search:
 
     def _addition(self, operation: Operation) -> Addition | None:
         rule = self._rules.find(operation.op)
-        return None if rule is None else rule.adds
+        return None if rule is None or rule.adds is None or not rule.adds.branches else rule.adds
 
     def _joined(self, alike: Iterable[list[Summand]]) -> list[list[Summand]]:
         """Joins operands of one module of which one reads some of what the other reads.

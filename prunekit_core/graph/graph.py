@@ -14,7 +14,6 @@ from prunekit_core.algebra.layout import Layout
 from prunekit_core.algebra.reasons import ReasonKind
 from prunekit_core.branches.branch import Branch, named_branches
 from prunekit_core.branches.costs import costs_without
-from prunekit_core.branches.surgery import operate
 from prunekit_core.collector import collection_paused
 from prunekit_core.errors import ArgumentError, PlanError, UnitsError
 from prunekit_core.graph.channels import check_indices, flat_layout, not_whole, whole_units
@@ -35,7 +34,7 @@ from prunekit_core.program.op_call import Role
 from prunekit_core.record.recorder import check_recordable
 from prunekit_core.rehearse.ladder import Knowledge, Reselect
 from prunekit_core.rehearse.make_plan import Drafts
-from prunekit_core.rehearse.removals import draft_without
+from prunekit_core.rehearse.removals import analysis_after, draft_without
 
 
 class Graph:
@@ -188,19 +187,8 @@ class Graph:
         return self._drafted(names, kept or {}, None)
 
     def analysis_after(self, plan: Plan) -> Analysis:
-        """Returns what is known about the model without the branches that a plan removes, all units there.
-
-        Args:
-            plan: A plan of this graph's, from the model as it was at analysis.
-
-        Raises:
-            ArgumentError: The model has no such branch.
-            RehearsalError: It can't go on without them.
-        """
-        if not plan.absent:
-            return self.analysis
-        chosen = named_branches(self.branches(), plan.absent)
-        return operate(self.branch_analysis, self.registry.op_rules, chosen, plan.stubs).analysis
+        """Returns what is known about the model without the branches that a plan of this graph removes."""
+        return analysis_after(self.drafts, plan)
 
     def views(self, group: str, shared: dict[Any, torch.Tensor] | None = None) -> list[MemberView]:
         """Lists, for every parameter and buffer dim of a group, the tensor and which unit each position holds.

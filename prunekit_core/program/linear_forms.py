@@ -65,11 +65,13 @@ class Addition:
     Attributes:
         first, second: Names of the arguments that are added.
         factor: Name of the argument that the second one is multiplied by, where it isn't one.
+        branches: Whether an operand may be switched off; False where zero means something else to the operation.
     """
 
     first: str
     second: str
     factor: str
+    branches: bool = True
 
 
 @attrs.frozen

@@ -105,6 +105,20 @@ def draft_without(
     )
 
 
+def analysis_after(drafts: Drafts, plan: Plan) -> Analysis:
+    """Returns what is known about a model without the branches that a plan removes, all units of the rest there.
+
+    Args:
+        drafts: What makes plans for it.
+        plan: A plan that was made with it, from the model as it was at analysis.
+    """
+    if not plan.absent:
+        return drafts.analysis
+    found = drafts.for_branches()
+    chosen = named_branches(found.branches(), plan.absent)
+    return operate(found.analysis, found.registry.op_rules, chosen, plan.stubs).analysis
+
+
 def _check_copies(analysis: Analysis, surgery: Surgery) -> None:
     """Raises `RehearsalError` where a branch goes, and that of a momentum copy that runs as well stays."""
     found = one_sided(analysis.copies, surgery.stubs)

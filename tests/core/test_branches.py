@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import attrs
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import prunekit as pk
+from prunekit.plugin import hookimpl
 from prunekit_core.branches.branch import Branch, BranchKind
 from prunekit_core.branches.find import NOT_RELATED
 from prunekit_core.branches.without import reduced
@@ -453,3 +456,14 @@ def test_a_recording_without_nothing_is_the_recording(kind: Any) -> None:
         ]
         assert (new.shapes, new.dtypes, new.results, new.shares) == (old.shapes, old.dtypes, old.results, old.shares)
         assert (same.live, same.wholes, same.unread) == (recording.live, recording.wholes, recording.unread)
+
+
+def test_a_rule_may_say_that_its_sums_make_no_branch() -> None:
+    rule = pk.default_registry().op_rules.find(torch.ops.aten.add.Tensor)
+    assert rule is not None
+    assert rule.adds is not None
+    table = {"aten::add.Tensor": attrs.evolve(rule, adds=attrs.evolve(rule.adds, branches=False))}
+    hook = hookimpl(lambda: table, specname="prunekit_op_rules")
+    registry = pk.Registry(extra={"own": SimpleNamespace(hook=hook)})
+    assert pk.Graph.of(PreNorm(), X, registry=registry).branches() == ()
+    assert len(pk.Graph.of(PreNorm(), X).branches()) == 2

@@ -16,8 +16,11 @@ import torch.multiprocessing as mp
 from torch import nn
 
 import prunekit as pk
+from prunekit.plugin import BranchCriterion
+from prunekit_plugins.depth.scoring import BranchScorer
 from prunekit_plugins.measure import peak_memory
 from prunekit_plugins.pruners import BNScalePruner, GroupNormPruner, GrowingRegPruner
+from prunekit_plugins.testing.network import branch_net
 from tests.distributed import jobs
 from tests.gpu.crossings import Crossings
 from tests.models import Attention, Chain, Encoder, Residual
@@ -67,6 +70,30 @@ def test_a_cut_is_that_of_the_cpu(name: str) -> None:
     torch.testing.assert_close(there(y).cpu(), here(x), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    "criterion",
+    ["output_change", "block_influence", "relative_energy", "gate_taylor", "gate_fisher", "branch_residual"],
+)
+def test_scores_of_branches_are_those_of_the_cpu(criterion: str) -> None:
+    torch.manual_seed(0)
+    here, x = branch_net()
+    there, y = copy.deepcopy(here).cuda(), x.cuda()
+    found = []
+    for model, inputs in ((here, x), (there, y)):
+        graph = pk.Graph.of(model, inputs)
+        made = pk.default_registry().named("prunekit_importance", criterion)()
+        scorer = BranchScorer(graph, made, pk.Batches.of([inputs]))
+        names_ = [branch.name for branch in graph.branches()]
+        found.append(scorer.scores(names_))
+        if scorer.greedy:
+            found[-1].update({f"{name} off": s for name, s in scorer.scores(names_[1:], names_[:1]).items()})
+    assert len(found[0]) >= 5
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
+    result = pk.prune(there, y, branch_ratio=0.5, branch_importance=criterion, calibration=[y], verify="always")
+    assert result.report.absent
+    assert result.verification.check
+
+
 @every_model
 @pytest.mark.parametrize("criterion", names("prunekit_importance"))
 def test_scores_are_those_of_the_cpu_and_stay_on_the_device(name: str, criterion: str) -> None:
@@ -85,6 +112,8 @@ def test_scores_are_those_of_the_cpu_and_stay_on_the_device(name: str, criterion
         model.zero_grad()
     expected, scores = found
     scored = any(values is not None for values in expected.values())
+    if not scored and isinstance(importance, BranchCriterion):
+        pytest.skip("it scores branches: see the test of these")
     assert scored or (name, criterion) == ("encoder", "bn_scale"), "it has no batch norm"
     for group, values in expected.items():
         got = scores[group]
