@@ -183,6 +183,10 @@ class _Search:
             self._left[name] = "not needed for the target"
 
     def _fits(self, budget: Budget, names: Sequence[str]) -> bool:
+        at_best = without(self._graph.branch_analysis, [self._branches[name] for name in names])
+        least = {name: compiled_cost(self._graph.registry, name, at_best)({}) for name in budget.models}
+        if any(least[name] > allowed * (1 + 1e-9) for name, allowed in budget.allowed.items()):
+            return False  # no plan without them costs less, and working one out takes a run of the program
         spent = self._spent(budget, names)
         return all(spent[name] <= allowed * (1 + 1e-9) for name, allowed in budget.allowed.items())
 
