@@ -61,6 +61,7 @@ class CurrentModel:
         modules, renaming = self.tree.modules, self.plan.renaming
         places = {stub.module: renaming.after(stub.module) for stub in self.plan.stubs}
         left = next((p for p, now in places.items() if now and not isinstance(modules.get(now), Absent)), None)
+        left = left or next((path for path in renaming.vacated() if path in modules), None)
         if left is not None:
             raise PlanError("The plan doesn't lead to this model.", where=left, why="the plan takes the module out")
         for name in self._owners:

@@ -72,6 +72,12 @@ class Renaming:
                 break
         return self.numbered(name)
 
+    def vacated(self) -> tuple[str, ...]:
+        """Lists the paths that nothing has afterwards, though something before: the last ones of lists."""
+        taken = {*self.renamed.values()}
+        paths = (*self.deleted, *self.renamed)
+        return tuple(path for path in paths if path not in taken)
+
     def before(self, name: str) -> str:
         """Returns the name before of what has a name afterwards: of a tensor, the canonical one."""
         for prefix, rest in _prefixes(name):

@@ -14,6 +14,7 @@ from torch import nn
 
 from prunekit import absorb_constants
 from prunekit.plugin import ArgumentError, Graph, Plan, RehearsalError
+from prunekit_plugins.integrations.config_depth import Depth, find_depth, gone_modules
 from prunekit_plugins.integrations.config_search import ConfigSearch, Dim, Field, numbers_of, open_fields, sizes_of
 from prunekit_plugins.integrations.huggingface import empty_model, library
 
@@ -25,7 +26,8 @@ class ConfigUpdate:
     """What `update_config` did.
 
     Attributes:
-        changed: Field (``"text_config.hidden_size"``) to its value before and after; None where it was open.
+        changed: Field (``"text_config.hidden_size"``) to its value before and after, of a list to how many values it
+            has; None where it was open.
         notes: What the configuration can't say, and why. Empty: ``from_pretrained`` builds this model.
     """
 
@@ -73,19 +75,26 @@ def update_config(model: nn.Module, plan: Plan, example_inputs: Mapping[str, Any
 class _Update:
     def __init__(self, model: Any, plan: Plan, inputs: Mapping[str, Any], kind: type[Any]) -> None:
         self._model, self._plan, self._inputs, self._kind = model, plan, inputs, kind
+        self._depth = find_depth(model, plan, self._build, kind) if plan.entries else Depth()
+        self._depth.set(model.config)
         self._before = self._build(model.config)
 
     def _build(self, config: Any) -> nn.Module:
         return empty_model(type(self._model), config)
 
     def run(self) -> ConfigUpdate:
+        gone = gone_modules(self._plan)
+        if gone:
+            self._depth.undo(self._model.config)
+            return ConfigUpdate({}, (*self._depth.notes, *gone))
         edits, wrong, search = self._search()
         expected = self._outputs(self._model)
-        notes = _not_said(search, wrong)
+        notes = [*self._depth.notes, *_not_said(search, wrong)]
         restore = self._take_over(edits, notes)
         refused = _refused(self._model.config)
         if refused:
             restore()
+            self._depth.undo(self._model.config)
             return ConfigUpdate({}, (*notes, *refused))
         if not notes:
             fresh = self._build(copy.deepcopy(self._model.config))
@@ -98,9 +107,11 @@ class _Update:
         error = _difference(expected, self._outputs(self._model))
         if error > _TOLERANCE:
             restore()
-            edits = {}
+            self._depth.undo(self._model.config)
+            self._depth, edits = Depth(), {}
             notes.append("the model reads its configuration while it runs, and gives other outputs with these sizes")
-        return ConfigUpdate({str(field): (field.value, value) for field, value in edits.items()}, tuple(notes))
+        changed = {str(field): (field.value, value) for field, value in edits.items()}
+        return ConfigUpdate({**self._depth.changed(), **changed}, tuple(notes))
 
     def _search(self) -> tuple[dict[Field, int], set[Dim], ConfigSearch]:
         """Looks for the configuration of the model's sizes, and of those attributes that pruning changed."""

@@ -96,6 +96,9 @@ def test_names_follow(plain: Any) -> None:
     assert renaming.after("layers.0") is None
     assert [renaming.before(f"layers.{n}.out.bias") for n in (0, 1)] == ["layers.1.out.bias", "layers.3.out.bias"]
     assert renaming.after("positions") == "positions"
+    assert set(renaming.vacated()) == {"layers.2", "layers.3"}
+    with pytest.raises(pk.PlanError, match=r"(?s)doesn't lead to this model.*layers\.[23].*takes the module out"):
+        graph.adopt(copy.deepcopy(model), plan)
 
 
 def test_steps_compose_and_come_apart(plain: Any) -> None:

@@ -7,6 +7,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from prunekit_core.check.verification import verify_cut
 from prunekit_core.modules.absent import to_json
 from prunekit_core.program.examples import run_with_cache
 from prunekit_core.rehearse.removals import draft_without
+from prunekit_plugins.integrations.configuration import update_config
 
 IMAGE = torch.zeros(1, 3, 64, 64)
 TORCHVISION: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
@@ -204,3 +206,46 @@ def test_recorded_with_a_decoding_step_what_goes_decodes_right(
         with torch.no_grad():
             whole = small(input_ids=IDS, use_cache=False).logits
         torch.testing.assert_close(steps(small), whole, rtol=0, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:.*past_key_values. is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("name", "options", "layers", "fields"),
+    [
+        ("llama", {}, {0}, {"num_hidden_layers": (3, 2)}),
+        ("llama", {}, {1, 2}, {"num_hidden_layers": (3, 1)}),
+        ("gpt2", {}, {1}, {"n_layer": (3, 2)}),
+        ("gemma3", SLIDING, {2}, {"num_hidden_layers": (3, 2), "layer_types": (3, 2)}),
+        ("qwen3_moe", {}, {0}, {"num_hidden_layers": (3, 2)}),
+    ],
+    ids=lambda value: str(value) if isinstance(value, str | set) else "",
+)
+def test_whole_layers_leave_and_stock_classes_load_what_is_left(
+    name: str, options: dict[str, Any], layers: set[int], fields: dict[str, Any], tmp_path: Path
+) -> None:
+    model = transformer(name, **options)
+    graph = pk.Graph.of(model, {"input_ids": IDS})
+    going = [branch.name for branch in graph.branches() if any(f".{layer}." in branch.name for layer in layers)]
+    plan = draft_without(model, graph.drafts, going, entries=True)
+    small: Any = plan.apply(copy.deepcopy(model))
+    assert pk.check_exact(model, small, plan, {"input_ids": IDS})
+    update = update_config(small, plan, {"input_ids": IDS, "use_cache": False})
+    assert (update.changed, update.notes) == (fields, ())
+    small.save_pretrained(tmp_path)
+    stock = type(small).from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(stock(IDS).logits, small(IDS).logits)
+    options = {"max_new_tokens": 10, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(stock.generate(IDS, **options), small.generate(IDS, **options))
+
+
+def test_a_configuration_cannot_say_that_an_attention_is_gone() -> None:
+    model = transformer("llama")
+    graph = pk.Graph.of(model, {"input_ids": IDS})
+    plan = graph.plan_without(["model.layers.1.self_attn"])
+    small: Any = plan.apply(copy.deepcopy(model))
+    update = update_config(small, plan, {"input_ids": IDS, "use_cache": False})
+    assert not update.complete
+    why = "the configuration can't say that a part of the model is gone"
+    assert update.notes == (f"{why}: model.layers.1.input_layernorm, model.layers.1.self_attn",)
+    assert small.config.num_hidden_layers == 3

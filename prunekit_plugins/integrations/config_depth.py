@@ -1,0 +1,129 @@
+"""Fields of a configuration that say how many layers there are, and what each of them is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import attrs
+from torch import nn
+
+from prunekit.plugin import Plan
+
+Setting = tuple[tuple[str, ...], Any, Any]
+"""Names of the configurations around a field and its own, its value before, and after."""
+
+
+@attrs.frozen
+class Depth:
+    """What a configuration says of layers that are gone.
+
+    Attributes:
+        settings: Fields that change.
+        notes: What no field says.
+    """
+
+    settings: tuple[Setting, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def changed(self) -> dict[str, tuple[int | None, int]]:
+        """Returns the fields with their values before and after; of lists, how many values they have."""
+        return {".".join(names): (_amount(old), _amount(new)) for names, old, new in self.settings}
+
+    def set(self, config: Any) -> None:
+        """Changes a configuration in place."""
+        for names, _, new in self.settings:
+            setattr(_holder(config, names), names[-1], new)
+
+    def undo(self, config: Any) -> None:
+        """Gives the fields their values from before."""
+        for names, old, _ in self.settings:
+            setattr(_holder(config, names), names[-1], old)
+
+
+def find_depth(model: Any, plan: Plan, build: Callable[[Any], nn.Module], kind: type[Any]) -> Depth:
+    """Finds the fields that say how many layers a pruned model has.
+
+    A number counts if a model that is built with the smaller one has as many layers as are left. Lists with a value for
+    each layer are cut at the same places.
+
+    Args:
+        model: The pruned model, whose configuration is that of the unpruned one.
+        plan: The plan that led to it.
+        build: Builds a model from a configuration.
+        kind: The class of configurations.
+    """
+    settings: list[Setting] = []
+    notes: list[str] = []
+    for deletion in plan.entries.deletions:
+        path = plan.renaming.after(deletion.container) or deletion.container
+        left = [number for number in range(deletion.size) if number not in deletion.entries]
+        for config, around in list(_configs(model.config, (), kind)):
+            lists = [
+                ((*around, name), value, type(value)(value[number] for number in left))
+                for name, value in vars(config).items()
+                if isinstance(value, list | tuple) and len(value) == deletion.size and name not in vars(kind())
+            ]
+            counts = [
+                ((*around, name), value, len(left))
+                for name, value in vars(config).items()
+                if type(value) is int and value == deletion.size
+            ]
+            found = _said(model.config, [(count, *lists) for count in counts], settings, build, path, len(left))
+            if found is not None:
+                settings.extend(found)
+                break
+        else:
+            notes.append(f"no field says that {deletion.container} has {len(left)} entries, not {deletion.size}")
+    return Depth(tuple(settings), tuple(notes))
+
+
+def _said(
+    config: Any,
+    options: Sequence[Sequence[Setting]],
+    known: Sequence[Setting],
+    build: Callable[[Any], nn.Module],
+    path: str,
+    size: int,
+) -> Sequence[Setting] | None:
+    """Returns the first settings with which a list of a model that is built has a size."""
+    for option in options:
+        trial = copy.deepcopy(config)
+        Depth((*known, *option)).set(trial)
+        try:
+            built = build(trial).get_submodule(path)
+        except Exception:  # whatever a model raises that can't be built like that
+            continue
+        if len(built._modules) == size:
+            return option
+    return None
+
+
+def _configs(config: Any, around: tuple[str, ...], kind: type[Any]) -> Iterator[tuple[Any, tuple[str, ...]]]:
+    """Yields a configuration and those in it."""
+    yield config, around
+    for name, value in vars(config).items():
+        if isinstance(value, kind):
+            yield from _configs(value, (*around, name), kind)
+
+
+def _holder(config: Any, names: Sequence[str]) -> Any:
+    for name in names[:-1]:
+        config = getattr(config, name)
+    return config
+
+
+def _amount(value: Any) -> int:
+    return value if isinstance(value, int) else len(value)
+
+
+def gone_modules(plan: Plan) -> list[str]:
+    """Says which modules are exchanged for ones without parameters, which no configuration says."""
+    renaming = plan.renaming
+    places = {stub.module: renaming.after(stub.module) for stub in plan.stubs}
+    lost = [now for path, now in places.items() if now and any(name.startswith(f"{path}.") for name in plan.gone)]
+    more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+    return (
+        [f"the configuration can't say that a part of the model is gone: {', '.join(lost[:3])}{more}"] if lost else []
+    )
