@@ -19,7 +19,7 @@ from prunekit_plugins.cli import options
 from prunekit_plugins.cli.arguments import check_writable, read_criterion, read_inputs, read_name, read_targets
 from prunekit_plugins.cli.calibrating import Data, counted
 from prunekit_plugins.cli.commands.apply import convert, source_of
-from prunekit_plugins.cli.commands.trace import decisions, show_trace, trace_data
+from prunekit_plugins.cli.commands.trace import criteria_of, decisions, show_trace, trace_data
 from prunekit_plugins.cli.listing import report_data, show_compensation, show_report
 from prunekit_plugins.cli.models import Subject, build
 from prunekit_plugins.cli.output import Output, Table, cost_data, cost_rows
@@ -155,7 +155,7 @@ def prune(
     _show(output, subject, result, found, out, everything)
     if report is not None:
         output.line(f"report: {report}", good=True)
-    traced = decisions(result, registry) if trace else []
+    traced = decisions(result, registry, criteria_of(registry, typed)) if trace else []
     if trace:
         show_trace(output, traced)
     for key in ("importance", "branch_importance"):
