@@ -18,6 +18,7 @@ from torch import nn
 
 import prunekit as pk
 from prunekit import plugin
+from prunekit.testing import check_criterion
 from prunekit_plugins.cli.entry import main
 from prunekit_plugins.integrations import TrainingPruner
 from tests.plugins import installing
@@ -629,6 +630,57 @@ def test_a_criterion_without_data_is_told_what_it_lacks(install: Install) -> Non
     criterion.needs = ("moments",)
     with pytest.raises(pk.ArgumentError, match=r"The criterion has no statistics\.[\s\S]*Needs[\s\S]*calibration="):
         pk.prune(model, X, importance=criterion, registry=broken.registry)
+
+
+def score(group: pk.Group) -> torch.Tensor:
+    return torch.ones(group.size())
+
+
+class Scores:
+    def __call__(self, group: pk.Group) -> torch.Tensor:
+        return torch.ones(group.size())
+
+
+class Powered(Scores):
+    def __init__(self, power: int) -> None:
+        self.power = power
+
+
+def set_up(settings: object) -> Scores:
+    return Scores()
+
+
+FUNCTION = "register the class, or a function that returns a criterion"
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        (score, FUNCTION),
+        (Scores(), FUNCTION),
+        (Powered, "give the arguments of its constructor defaults"),
+        (set_up, "declare settings with prunekit_settings, and take them as a keyword-only argument: *, settings"),
+    ],
+)
+def test_what_cannot_be_called_for_a_criterion_is_told_how_to_register_it(value: Any, hint: str) -> None:
+    own = SimpleNamespace(
+        hook=plugin.hookimpl(lambda: {"mine": value}, specname="prunekit_importance"),
+    )
+    with pytest.raises(pk.PluginError) as caught:
+        pk.prune(network(), X, importance="mine", registry=pk.Registry(extra={"own": own}))
+    assert caught.value.headline == "A criterion can't be made."
+    assert "owners.py" not in caught.value.why
+    assert caught.value.hint.partition(";")[0] == hint
+    with pytest.raises(AssertionError, match=re.escape(f"; {hint}")):
+        check_criterion(value)
+
+
+def test_a_compensator_that_is_registered_as_it_is_is_told_to_be_made() -> None:
+    def repairs(repair: plugin.Repair) -> None: ...
+
+    own = SimpleNamespace(hook=plugin.hookimpl(lambda: {"mine": repairs}, specname="prunekit_compensators"))
+    with pytest.raises(pk.PluginError, match="what to do: register the class, or a function that returns a compensat"):
+        pk.prune(network(), X, calibration=[X], compensation="mine", registry=pk.Registry(extra={"own": own}))
 
 
 # -- the command line
