@@ -145,3 +145,22 @@ def test_a_recipe_holds_the_tables_of_plugins(cli: Cli, project: Path) -> None:
     assert cli(*MODEL, "--save-recipe", "r.toml").code == 0
     assert "plugin = { one_cycle = { alpha = 3.0 } }\n" in Path("r.toml").read_text()
     assert cli("prune", "--recipe", "r.toml").code == 0
+
+
+@pytest.mark.parametrize("name", ["scores.py", "scores.py:", "scores:"])
+def test_a_file_alone_is_no_criterion(name: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scores.py").write_text("")
+    place = name.rstrip(":")
+    typed = cli("prune", "tests.cli.toys:perceptron", "--input", "2,4", "--importance", name)
+    assert (typed.code, f"what to do: name what is in it: {place}:Class" in typed.err) == (2, True), typed.err
+    (tmp_path / "prunekit.toml").write_text(f'importance = "{name}"')
+    found = cli("prune", "tests.cli.toys:perceptron", "--input", "2,4")
+    assert (found.code, f"{place}:Class" in found.err) == (2, True), found.err
+
+
+@pytest.mark.parametrize("text", ["magnitude,p", "magnitude,", "magnitude,p,power=2"])
+def test_an_argument_without_a_value_is_told(text: str, cli: Cli) -> None:
+    called = cli("prune", "tests.cli.toys:perceptron", "--input", "2,4", "--importance", text)
+    assert (called.code, called.err.splitlines()[0]) == (2, "An argument of --importance has no value.")
+    assert "NAME,ARG=VALUE" in called.err

@@ -270,6 +270,14 @@ CASES = {
         "needs is 'moments'",
         'a list of names: needs = ("moments",)',
     ),
+    "needs_in_vain": Case(
+        informed("needs_in_vain"),
+        "criterion 'needs_in_vain'",
+        "class NeedsInVain",
+        "A criterion can't be given statistics.",
+        "it has needs but no attribute `statistics`, so that nobody gives it any",
+        "set it to None in the constructor",
+    ),
     "needs_fisher": Case(
         informed("needs_fisher"),
         "criterion 'needs_fisher'",
@@ -630,6 +638,12 @@ def test_a_criterion_without_data_is_told_what_it_lacks(install: Install) -> Non
     criterion.needs = ("moments",)
     with pytest.raises(pk.ArgumentError, match=r"The criterion has no statistics\.[\s\S]*Needs[\s\S]*calibration="):
         pk.prune(model, X, importance=criterion, registry=broken.registry)
+    criterion = broken.registry.make("prunekit_importance", "needs_fisher")
+    with pytest.raises(pk.ArgumentError, match="--calibration on the command line") as caught:
+        pk.prune(model, X, importance=criterion, registry=broken.registry)
+    assert caught.value.where == (
+        f"criterion 'needs_fisher', from broken:point ({broken.site('class NeedsFisher')})"
+    )
 
 
 def score(group: pk.Group) -> torch.Tensor:

@@ -137,6 +137,10 @@ class ForgetsOtherwise(Covariant):
         return seen.moments.covariance.diagonal(dim1=-2, dim2=-1)
 
 
+class NeedsText(Statistical):
+    needs = "moments"
+
+
 class NeverSet:
     needs = ("moments",)
 
@@ -169,7 +173,8 @@ def test_criteria_get_the_statistics_that_they_need(make: type[Statistical]) -> 
         (lambda: 3, "what makes a criterion, a callable on groups, not 3"),
         (rows, "making the criterion raises TypeError: rows.* missing 1 required positional argument: 'group'"),
         (NeedsWhatIsNot, "NeedsWhatIsNot needs 'covariance', which is no part of statistics: .*covariances"),
-        (NeverSet, "NeverSet has needs but no attribute `statistics`"),
+        (NeverSet, "NeverSet: it has needs but no attribute `statistics`"),
+        (NeedsText, "needs is 'moments', not a list of names"),
         (ForgetsOtherwise, "no covariances"),
     ],
 )

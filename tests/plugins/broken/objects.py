@@ -100,6 +100,13 @@ class NeedsFisher(Needs):
     needs = ("fisher",)
 
 
+class NeedsInVain:
+    needs = ("moments",)
+
+    def __call__(self, group):
+        return scores(group) if self.statistics else None
+
+
 @plugin.hookimpl
 def prunekit_importance():
     functions = (short, nan, mask, complex_scores, listed, halves, hides, freezes, exchanges, renames)
@@ -110,6 +117,7 @@ def prunekit_importance():
         "needs_moment": NeedsMoment,
         "needs_text": NeedsText,
         "needs_fisher": NeedsFisher,
+        "needs_in_vain": NeedsInVain,
         **{function.__name__: criterion(function) for function in functions},
     }
 
