@@ -651,6 +651,52 @@ class NoRefresh:
         pass
 
 
+def settling(
+    change: Callable[[torch.Tensor], Any], offset: Any = None
+) -> Callable[[], Callable[[plugin.Repair], None]]:
+    """Makes a compensator that gives every consumer a changed weight."""
+
+    def repairs(repair: plugin.Repair) -> None:
+        for problem in repair.layers():
+            repair.settle(problem, change(problem.weight), problem.offset if offset is None else offset)
+
+    return lambda: repairs
+
+
+def writing(name: str, values: Any) -> Callable[[], Callable[[plugin.Repair], None]]:
+    """Makes a compensator that writes one tensor."""
+    return lambda: lambda repair: repair.write(name, values)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (settling(lambda weight: weight * float("nan")), "the compensator gives values that are not finite"),
+        (
+            settling(lambda weight: weight[:, :1]),
+            r"on the weight of \S+\n  why: got shape \(1, 1, \d+\), it has the shape",
+        ),
+        (settling(lambda weight: weight.tolist()), "got list, it has the shape"),
+        (
+            settling(lambda weight: weight, torch.zeros(1, 1)),
+            r"on the offset of \S+\n  why: got shape \(1, 1\), it has",
+        ),
+        (
+            writing("stem.wieght", torch.zeros(3)),
+            "there is no tensor 'stem.wieght'\n  what to do: did you mean 'stem.weight'",
+        ),
+        (writing("stem.weight", torch.zeros(3)), r"on stem.weight\n  why: got shape \(3,\), it has the shape \("),
+    ],
+)
+def test_a_compensator_whose_values_do_not_fit_is_told(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises((AssertionError, pk.PluginError), match=message) as caught:
+        check_compensator(make)
+    if isinstance(caught.value, pk.PluginError):
+        assert caught.value.headline == "A compensator gave values that don't fit."
+        assert __file__ in caught.value.where
+        assert caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("check", "thing", "message"),
     [
