@@ -302,6 +302,13 @@ CASES = {
         RATIOS,
         "got [0.5, -0.5, -1.5, -2.5] for 3 steps",
     ),
+    "short_of_it": Case(
+        scheduled("short_of_it"),
+        "schedule 'short_of_it'",
+        "def short_of_it",
+        "The schedule must end at the ratio.",
+        "got [0.0, 0.1, 0.2, 0.3] for the ratio 0.5",
+    ),
     "pushes": Case(
         pushed,
         "regularizer 'pushes'",

@@ -130,9 +130,13 @@ def descending(ratio, steps):
     return [ratio - step for step in range(steps + 1)]
 
 
+def short_of_it(ratio, steps):
+    return [step / 10 for step in range(steps + 1)]
+
+
 @plugin.hookimpl
 def prunekit_schedules():
-    return {"late": late, "descending": descending}
+    return {"late": late, "descending": descending, "short_of_it": short_of_it}
 
 
 class Pushes:
