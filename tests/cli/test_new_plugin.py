@@ -119,8 +119,7 @@ def test_nothing_is_overwritten(cli: Cli, tmp_path: Path) -> None:
         ("3d", "That can't be the name of a package.\n  why: '3d' can't be imported"),
         (
             "class",
-            "That can't be the name of a package.\n  why: 'class' can't be imported\n"
-            "  what to do: choose another name: that is a word of Python's",
+            "  why: 'class' can't be imported\n  what to do: choose another name: that is a word of Python's",
         ),
         ("torch", "There is a package of that name already.\n  why: `import torch` finds it"),
         ("json", "There is a package of that name already."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -13,6 +13,7 @@ from prunekit_plugins.cli.output import Output, Table
 from prunekit_plugins.cli.rules import rule_uses
 
 SHOWN = 4
+SHOWN_COST = "cost model"
 
 
 @attrs.frozen
@@ -47,6 +48,12 @@ def decisions(result: PruneResult, registry: Registry, criteria: Mapping[str, st
     return [Decision(what, tuple(names), plugin, versions.get(plugin, "")) for (what, plugin), names in found.items()]
 
 
+def distributions(found: Iterable[Decision], registry: Registry) -> list[str]:
+    """Lists the distributions whose plugins decided; cost models that are shown don't."""
+    deciding = {decision.plugin for decision in found if decision.what != SHOWN_COST}
+    return sorted({p.distribution for p in registry.plugins() if p.name in deciding and p.distribution})
+
+
 def criteria_of(registry: Registry, stated: Mapping[str, Any]) -> dict[str, str]:
     """Returns the names of the criteria that are typed or set, under ``importance`` and ``branch_importance``.
 
@@ -72,7 +79,7 @@ def _used(result: PruneResult, registry: Registry, criteria: Mapping[str, str]) 
         *(("target", "prunekit_budgets", name) for name in (target if isinstance(target, Mapping) else ())),
         *(("compensator", "prunekit_compensators", name) for name in _methods(result)),
         *(("replacement", "prunekit_replacements", swap.replacement) for swap in result.plan.swaps),
-        *(("cost model", "prunekit_budgets", name) for name in result.preview.costs),
+        *((SHOWN_COST, "prunekit_budgets", name) for name in result.preview.costs),
     ]
     for what, hook, name in named:
         owner = _owner(registry, hook, name)
