@@ -82,14 +82,14 @@ class State:
     """A model bit by bit: objects, values, flags, modes."""
 
     held: dict[str, tuple[int, int, torch.Tensor, bool, torch.Tensor | None]]
-    modes: list[tuple[str, type, bool]]
+    modes: list[tuple[str, type, bool, int]]
 
     @classmethod
     def of(cls, model: nn.Module) -> State:
         tensors = [*model.named_parameters(), *model.named_buffers()]
         return cls(
             {n: (id(t), t.data_ptr(), t.detach().clone(), t.requires_grad, t.grad) for n, t in tensors},
-            [(name, type(module), module.training) for name, module in model.named_modules()],
+            [(name, type(m), m.training, len(m._forward_hooks)) for name, m in model.named_modules()],
         )
 
     def check(self, model: nn.Module) -> None:
@@ -252,6 +252,9 @@ CASES = {
     ),
     "exchanges": Case(
         scored("exchanges"), "criterion 'exchanges'", "def exchanges", CHANGES, "it gives 0.weight other values", BACK
+    ),
+    "hooks": Case(
+        scored("hooks"), "criterion 'hooks'", "def hooks", CHANGES, "it leaves a hook on 0, or takes one away", BACK
     ),
     "renames": Case(scored("renames"), "criterion 'renames'", "def renames", CHANGES, "it exchanges 0.weight", BACK),
     "needs_moment": Case(

@@ -148,6 +148,11 @@ class NeverSet:
         return rows(group)
 
 
+def halves_past_pytorch(group: pk.Group) -> None:
+    values = group.views()[0].tensor.detach().numpy()
+    values *= 0.5
+
+
 @pytest.mark.parametrize("make", [Statistical, Covariant, Slopes])
 def test_criteria_get_the_statistics_that_they_need(make: type[Statistical]) -> None:
     check_criterion(make)
@@ -161,6 +166,8 @@ def test_criteria_get_the_statistics_that_they_need(make: type[Statistical]) -> 
             "the criterion changes the values of stem.weight",
         ),
         (spoils(lambda group: group[0].dep.layer.requires_grad_(False)), "changes requires_grad of stem.weight"),
+        (spoils(lambda group: group[0].dep.layer.register_forward_hook(print)), "changes the hooks of stem"),
+        (spoils(halves_past_pytorch), "changes the values of stem.weight"),
         (spoils(lambda group: group[0].dep.layer.eval()), r"changes the mode of stem \(train or eval\)"),
         (spoils(lambda group: (rows(group).sum().requires_grad and None) or torch.rand(1)), "PyTorch's random numbers"),
         (

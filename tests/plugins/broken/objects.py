@@ -81,6 +81,11 @@ def renames(group):
     return scores(group)
 
 
+def hooks(group):
+    group.views()[0].module.register_forward_hook(lambda module, args, output: output * 2)
+    return scores(group)
+
+
 class Needs:
     statistics = None
 
@@ -109,7 +114,7 @@ class NeedsInVain:
 
 @plugin.hookimpl
 def prunekit_importance():
-    functions = (short, nan, mask, complex_scores, listed, halves, hides, freezes, exchanges, renames)
+    functions = (short, nan, mask, complex_scores, listed, halves, hides, freezes, exchanges, renames, hooks)
     return {
         "raises": Raises,
         "unmade": Unmade,
