@@ -13,6 +13,8 @@ from prunekit_core.plugins.registry import Registry
 
 Schedule = Callable[[float, int], Sequence[float]]
 """Gives ``steps + 1`` ascending cumulative ratios for a final ratio and a number of steps."""
+ENDING = 1e-6
+"""How far from the ratio a schedule may end, as it computes with rounded numbers."""
 
 
 def linear_scheduler(ratio: float, steps: int) -> list[float]:
@@ -47,8 +49,8 @@ def bound_schedule(schedule: Schedule | str, steps: int, registry: Registry) -> 
 
     Raises:
         ArgumentError: It is no function, or there is none of that name. The function that is returned raises where the
-            schedule raises (`PluginError`), or where its ratios aren't ascending or aren't one more than there are
-            steps: `PluginError` for one that is registered, else `ArgumentError`.
+            schedule raises (`PluginError`), or where its ratios aren't ascending, aren't one more than there are
+            steps, or don't end at the ratio: `PluginError` for one that is registered, else `ArgumentError`.
     """
     function: Any = registry.named("prunekit_schedules", schedule) if isinstance(schedule, str) else schedule
     if not callable(function):
@@ -58,12 +60,12 @@ def bound_schedule(schedule: Schedule | str, steps: int, registry: Registry) -> 
     def ratios(ratio: float) -> list[float]:
         with blame.blamed("A schedule failed."):
             returned = function(ratio, steps)
-        return _checked(returned, steps, blame)
+        return _checked(returned, ratio, steps, blame)
 
     return ratios
 
 
-def _checked(returned: Any, steps: int, blame: Blame) -> list[float]:
+def _checked(returned: Any, ratio: float, steps: int, blame: Blame) -> list[float]:
     headline = "The schedule must return ascending cumulative ratios, one more than there are steps."
     kind = PluginError if blame.plugin else ArgumentError
     try:
@@ -74,4 +76,6 @@ def _checked(returned: Any, steps: int, blame: Blame) -> list[float]:
         raise blame.error(headline, f"got {found} for {steps} steps", kind=kind)
     if any(not 0 <= value < 1 for value in found):
         raise blame.error(headline, f"got {found}, and ratios lie in [0, 1)", kind=kind)
+    if abs(found[-1] - ratio) > ENDING:
+        raise blame.error("The schedule must end at the ratio.", f"got {found} for the ratio {ratio}", kind=kind)
     return found

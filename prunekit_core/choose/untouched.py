@@ -19,6 +19,7 @@ from prunekit_core.plugins.blame import Blame, function_of, place_of
 from prunekit_core.program.calls import bind_arguments, operation_name, tensors_of, written_arguments
 from prunekit_core.torch_private.dispatch import Mode, uncompiled
 from prunekit_core.torch_private.memory import memory_of
+from prunekit_core.torch_private.objects import hooks_of
 
 HEADLINE = "A criterion changes the model."
 
@@ -28,7 +29,7 @@ class Guard:
 
     Operations that write into the memory of a parameter or buffer, by whatever view of it, are stopped before they run:
     they raise where they stand. Flags, modes and exchanged tensors are compared when the criterion is done, and put
-    back. Gradients may change: a criterion may run a backward pass. What is written past PyTorch (through a NumPy view,
+    back, and so are hooks of modules. Gradients may change: a criterion may run a backward pass. What is written past PyTorch (through a NumPy view,
     by a kernel that doesn't say what it writes) isn't seen.
 
     Criteria that are built in aren't watched: seeing every operation costs some ten microseconds each.
@@ -135,11 +136,12 @@ class _Writes(Mode):
 
 @attrs.frozen(eq=False)
 class _State:
-    """What is compared: the tables of all modules, their modes, and the flags and memory of their tensors."""
+    """What is compared: the tables and hooks of all modules, their modes, and the flags and memory of their tensors."""
 
     modules: Mapping[str, nn.Module]
     tensors: Mapping[str, torch.Tensor]
     tables: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...]
+    hooks: tuple[tuple[str, dict[int, Any], dict[int, Any]], ...]
     modes: Mapping[str, bool]
     values: Mapping[str, tuple[torch.Tensor, int, bool]]
 
@@ -155,6 +157,7 @@ class _State:
                 for path, module in modules.items()
                 for table in (module._parameters, module._buffers, module._modules)
             ),
+            tuple((path, table, dict(table)) for path, module in modules.items() for table in hooks_of(module)),
             {path: module.training for path, module in modules.items()},
             {name: (tensor.data, memory_of(tensor), tensor.requires_grad) for name, tensor in tensors.items()},
         )
@@ -168,6 +171,11 @@ class _State:
                 changed.append(f"it exchanges {f'{path}.{names[0]}'.lstrip('.') if names else path or 'the model'}")
                 table.clear()
                 table.update(before)
+        for path, hooks, known in self.hooks:
+            if hooks != known:
+                changed.append(f"it leaves a hook on {path or 'the model'}, or takes one away")
+                hooks.clear()
+                hooks.update(known)
         for path, training in self.modes.items():
             if self.modules[path].training is not training:
                 changed.append(f"it sets {f'{path}.training'.lstrip('.')} to {not training}")

@@ -126,8 +126,9 @@ def prunekit_importance() -> Mapping[str, Callable[..., Any]]:  # type: ignore[e
         Of the same name, the plugin of the higher rank.
 
     Forbidden:
-        A criterion must not change the model: a write to it is stopped. Scores must be real and finite, on any device
-        that has values (integers are taken for numbers), and follow the units, not their order.
+        A criterion must not change the model: a write by an operation of PyTorch is stopped, one past PyTorch (through
+        ``tensor.numpy()``) isn't seen when pruning, only by `check_criterion`. Scores must be real and finite, on any
+        device that has values (integers are taken for numbers), and follow the units, not their order.
     """
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from types import CodeType
 from typing import Any
 
+from prunekit_core.errors import PluginError
 from prunekit_core.plugins.blame import Blame, function_of
 from prunekit_core.plugins.entries import BLOCK_VARIABLE, Entry
+from prunekit_core.plugins.plugin_settings import PARAMETER
 
 NOUNS = {
     "prunekit_layer_types": "layer type",
@@ -75,12 +78,43 @@ class Owners:
             PluginError: It raises.
         """
         blame = _blame(hook, key, entry, entry.value)
-        with blame.blamed(MADE[NOUNS[hook]]):
-            made = entry.value(*args, **kwargs)
+        try:
+            with blame.blamed(MADE[NOUNS[hook]]):
+                made = entry.value(*args, **kwargs)
+        except PluginError as error:
+            cause = error.__cause__
+            hint = call_hint(NOUNS[hook], entry.value, args, kwargs) if isinstance(cause, TypeError) else ""
+            if not hint:
+                raise
+            raise blame.error(error.headline, f"TypeError: {cause}", hint=hint) from cause
         kind = _kind(made)
         if getattr(kind, "__module__", "") != "builtins":
             self._note(hook, kind, key, entry)
         return made
+
+
+def call_hint(noun: str, value: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> str:
+    """Says how something is registered that can't be called with what it is called with; empty where it can be.
+
+    Args:
+        noun: What it should make.
+        value: What is registered.
+        args, kwargs: What it is called with.
+    """
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # builtins may have none
+        return ""
+    try:
+        signature.bind(*args, **(kwargs or {}))
+    except TypeError:
+        asked = signature.parameters.get(PARAMETER)
+        if asked is not None and asked.default is inspect.Parameter.empty:
+            return f"declare settings with prunekit_settings, and take them as a keyword-only argument: *, {PARAMETER}"
+        if isinstance(value, type):
+            return "give the arguments of its constructor defaults"
+        return f"register the class, or a function that returns a {noun}"
+    return ""
 
 
 def _blame(hook: str, key: Any, entry: Entry, thing: object) -> Blame:

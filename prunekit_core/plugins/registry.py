@@ -37,7 +37,7 @@ from prunekit_core.plugins.tables import tables_of
 from prunekit_core.plugins.unmatched import unmatched_keys
 from prunekit_core.plugins.user_code import HOOKS_WITH_CODE, load_code, load_plugins
 from prunekit_core.program.rules import ModuleOp, OpRule, RuleTable, as_rule, rule_keys
-from prunekit_core.projects.code_names import is_code
+from prunekit_core.projects.code_names import code_hint, is_code
 from prunekit_core.projects.config import SEARCHED, Config, find_config, read_config
 from prunekit_core.projects.making import check_config, options_of, pruner_of, regularizer_of
 
@@ -324,7 +324,9 @@ class Registry:
                 f"{plugin.name} is blocked by {plugin.blocked_by}" for plugin in self.plugins() if plugin.blocked
             ]
             raise ArgumentError(
-                f"No {noun} is registered as {name!r}.", why="; ".join(broken + blocked), hint=nearest(name, table)
+                f"No {noun} is registered as {name!r}.",
+                why="; ".join(broken + blocked),
+                hint=code_hint(name) or nearest(name, table),
             )
         return table[name].value
 

@@ -14,6 +14,12 @@ def is_code(name: str) -> bool:
     return _CODE.fullmatch(name) is not None
 
 
+def code_hint(name: str) -> str:
+    """Says what lacks in a name of a file or module alone, such as ``scores.py`` or ``scores:``; else empty."""
+    place = name.rstrip(":")
+    return f"name what is in it: {place}:Class" if place.endswith(".py") or place != name else ""
+
+
 def place_of(name: str) -> str:
     """Returns the module or the file in a name for code; a module or file alone as it is."""
     found = _CODE.fullmatch(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from types import CodeType
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,8 +27,11 @@ def count_as_parameter(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def hooks_of(module: nn.Module) -> tuple[dict[int, Any], ...]:
+    """Returns the tables of what runs around a module's forward and backward: number of a hook to the hook."""
+    return (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Tells whether something was registered to run around a module's forward or backward."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    return any(hooks_of(module))

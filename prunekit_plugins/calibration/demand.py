@@ -22,8 +22,21 @@ from prunekit_plugins.calibration.statistics import (
     Statistics,
 )
 
+LACKS = "it has needs but no attribute `statistics`, so that nobody gives it any"
+SET_IT = "set it to None in the constructor"
 ROOM = 2 << 30
 """Bytes that covariances and curvatures of all layers may take, if a criterion can do without them."""
+
+
+@runtime_checkable
+class NeedyCriterion(Protocol):
+    """Something that states parts of statistics.
+
+    Attributes:
+        needs: The parts.
+    """
+
+    needs: Sequence[str]
 
 
 @runtime_checkable
@@ -114,6 +127,11 @@ class Demand:
             note = f"of the curvatures only the diagonals are used: all of them would take {size}"
             return attrs.evolve(demand, widest=0, curvature_notes=(note,))
         return demand
+
+
+def lacks_statistics(criterion: object) -> bool:
+    """Tells whether a criterion names statistics and has no attribute that they could be put in."""
+    return isinstance(criterion, NeedyCriterion) and not isinstance(criterion, StatisticalCriterion)
 
 
 def check_parts(parts: object, attribute: str, blame: Blame) -> None:

@@ -106,7 +106,7 @@ def read_name(text: str) -> str:
     place, colon, attribute = text.rpartition(":")
     if colon:
         search_here()
-    return f"{Path(place).resolve()}:{attribute}" if colon and place.endswith(".py") else text
+    return f"{Path(place).resolve()}:{attribute}" if attribute and place.endswith(".py") else text
 
 
 def read_criterion(text: str) -> dict[str, Any]:
@@ -116,9 +116,12 @@ def read_criterion(text: str) -> dict[str, Any]:
         The ``name``, and the arguments that the criterion is made with: JSON values, and else texts.
 
     Raises:
-        ArgumentError: An argument is given twice.
+        ArgumentError: An argument is given twice, or without a value.
     """
     name, *rest = re.split(r",(?=\w+=)", text)
+    if "," in name and ":" not in name:  # the path of a file may have one
+        hint = "NAME, or NAME,ARG=VALUE with commas between arguments, such as magnitude,p=1"
+        raise ArgumentError("An argument of --importance has no value.", why=f"got {text!r}", hint=hint)
     found: dict[str, Any] = {"name": read_name(name)}
     for argument, _, value in (part.partition("=") for part in rest):
         if argument in found:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
 import platform
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import torch
 from prunekit.plugin import ArgumentError, CheckpointError, Config, Registry, nearest, write_text
 
 FORMAT = 1
+CODE = {"branch_importance", "compensation", "allocation"}
+"""Settings besides the criterion, the arguments of `prune` among them, in which a name may be one for code."""
 
 
 @attrs.frozen
@@ -31,7 +34,8 @@ class Recipe:
         weights: The file with the weights; empty for random ones.
         weights_sha256: SHA-256 of that file.
         seed: Seed of random weights and inputs.
-        versions: Versions it was written with.
+        versions: Versions it was written with: of prunekit, PyTorch, Python, and of the distributions whose plugins
+            brought what decided.
         calibration: The calibration data, as ``--calibration`` takes them; empty for none.
         calibration_sha256: SHA-256 of them, where they are a file.
         batch_size: Examples of a batch, where they are a file; None for the usual number.
@@ -84,17 +88,25 @@ class Recipe:
 
     def changes(self) -> list[str]:
         """Lists versions that are others today."""
-        now = current_versions()
-        return [f"{name} {old}, now {now[name]}" for name, old in self.versions.items() if now.get(name, old) != old]
+        now = current_versions(self.versions)
+        return [f"{name} {old}, now {now[name]}" for name, old in self.versions.items() if now[name] != old]
 
 
-def current_versions() -> dict[str, str]:
-    """Versions that a result may depend on."""
-    return {
+def current_versions(distributions: Iterable[str] = ()) -> dict[str, str]:
+    """Versions that a result may depend on: those of prunekit, PyTorch and Python, and of further distributions."""
+    found = {
         "prunekit": metadata.version("prunekit"),
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
+    return {**{name: _version(name) for name in distributions if name not in found}, **found}
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def digest(path: Path) -> str:
@@ -209,10 +221,11 @@ def _value(value: Any) -> str:
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def settings_of(registry: Registry, settings: Mapping[str, Any], default: str) -> dict[str, Any]:
+def settings_of(registry: Registry, settings: Mapping[str, Any], default: str, folder: Path) -> dict[str, Any]:
     """Writes the arguments of ``prune`` as settings of a configuration file.
 
     Args:
+        folder: The folder of that file, which the paths of code start from.
         registry: The registry that they are meant for, with the project's configuration.
         settings: What its ``options`` returned.
         default: The criterion that was taken where they name none.
@@ -225,9 +238,12 @@ def settings_of(registry: Registry, settings: Mapping[str, Any], default: str) -
     criterion = _written(settings.get("importance", default), own)
     if "branch_importance" in found:
         found["branch_importance"] = _written(found["branch_importance"], config.option("branch_importance"))
+    criterion = _beside(criterion, folder)
+    for key in CODE & found.keys():
+        found[key] = _beside(found[key], folder)
     host = {
         "block": [plugin.name for plugin in registry.plugins() if plugin.blocked],
-        "plugins": list(registry.uninstalled),
+        "plugins": _beside(list(registry.uninstalled), folder),
         "plugin": config.tables,
     }
     return {"importance": criterion, **found, **{name: value for name, value in host.items() if value}}
@@ -237,3 +253,15 @@ def _written(criterion: Any, own: Any) -> Any:
     """Returns a criterion as it is written in settings; one that was made of those of the project as it is there."""
     written = criterion if isinstance(criterion, str | Mapping) else own
     return written["name"] if isinstance(written, Mapping) and written.keys() == {"name"} else written
+
+
+def _beside(value: Any, folder: Path) -> Any:
+    """Makes the absolute paths of files with code relative to a folder: in a name, a list of names, or a table."""
+    if isinstance(value, Mapping):
+        return {**value, "name": _beside(value["name"], folder)}
+    if isinstance(value, list | tuple):
+        return [_beside(item, folder) for item in value]
+    found = re.fullmatch(r"(.+\.py)(:.*)?", value) if isinstance(value, str) else None
+    if found is None or not Path(found[1]).is_absolute():
+        return value
+    return Path(os.path.relpath(found[1], folder.resolve())).as_posix() + (found[2] or "")

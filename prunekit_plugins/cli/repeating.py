@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ def finish(
     path: Path | None,
     weights: Path | None,
     data: Data | None,
+    distributions: Iterable[str],
 ) -> None:
     """Tells where versions differ from the recipe's, and writes the recipe of this call where one is wanted.
 
@@ -81,6 +82,7 @@ def finish(
         path: Where the new recipe goes; None for nowhere.
         weights: The file with the weights; None for random ones.
         data: The calibration data; None for none.
+        distributions: Names of the distributions whose plugins brought what decided.
     """
     for change in known.changes():
         output.line(f"note: the recipe was written with {change}")
@@ -89,12 +91,12 @@ def finish(
     recipe = Recipe(
         subject.name,
         tuple(map(str, subject.specs)),
-        settings_of(settings["registry"], settings, "magnitude" if data is None else "calibrated"),
+        settings_of(settings["registry"], settings, "magnitude" if data is None else "calibrated", path.parent),
         "" if weights is None else str(weights),
         "" if weights is None else digest(weights),
         **({} if data is None else _calibration(data)),
         seed=known.seed,
-        versions=current_versions(),
+        versions=current_versions(distributions),
     )
     write_recipe(path, recipe)
     output.line(f"recipe: {path}", good=True)

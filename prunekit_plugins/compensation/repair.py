@@ -11,10 +11,11 @@ import attrs
 import torch
 from torch import nn
 
-from prunekit_core.errors import PlanError, PluginError
+from prunekit_core.errors import PlanError, nearest
 from prunekit_core.modules.surgery import replace_values
 from prunekit_core.modules.tree import named_tensors
 from prunekit_core.plans.plan import Plan
+from prunekit_core.plugins.blame import Blame
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.program.outputs import output_tensors
 from prunekit_plugins.calibration.batches import Batch, Batches
@@ -24,6 +25,8 @@ from prunekit_plugins.checkpoints.stored_values import Scratch
 from prunekit_plugins.compensation.gathering import Gathered, Pair, gather
 from prunekit_plugins.compensation.layer_fit import Correspondence, LayerFit
 from prunekit_plugins.compensation.uses import find_consumers
+
+UNFIT = "A compensator gave values that don't fit."
 
 
 @attrs.frozen
@@ -67,6 +70,7 @@ class Repair:
         repairs: What was done so far.
         left: Consumers (and others) that were left alone, with the reason.
         undone: Compensators whose work was taken back, with the reason.
+        unsolved: Consumers for which a compensator gave values that are not finite, with its name.
         notes: What speaks against estimates: samples that are not finite, or too few.
         changes: What the present compensator has changed, with the values that were there before.
         unproven: Whether it wrote anything by itself, not through `settle`, which compares.
@@ -89,19 +93,20 @@ class Repair:
         self.module, self.repairs = module, list[LayerRepair]()
         self.left: dict[str, str] = {}
         self.undone: dict[str, str] = {}
+        self.unsolved: dict[str, str] = {}
         self.notes: list[str] = []
         self.written: dict[str, torch.Tensor] = {}
         self._original, self._plan, self._batches, self._registry = original, plan, batches, registry
         self._stages, self._scratch = stages, scratch
-        self._method = ""
+        self._method, self._blame = "", Blame("compensator", None)
         self._done: list[LayerRepair] = []
         self.changes: dict[str, torch.Tensor] = {}
         self.unproven, self.trouble = False, ""
         self._pairs = self._find_pairs()
 
-    def use(self, method: str) -> None:
-        """Names the compensator that works from now on."""
-        self._method = method
+    def use(self, method: str, blame: Blame) -> None:
+        """Names the compensator that works from now on, and whose it is."""
+        self._method, self._blame = method, blame
         self._done, self.changes = list(self.repairs), {}
         self.unproven, self.trouble = False, ""
 
@@ -251,7 +256,12 @@ class Repair:
 
         Returns:
             Whether it was done; if not, the reason is noted.
+
+        Raises:
+            PluginError: The weight or the offset has another shape, or is no tensor.
         """
+        self._check_shape(weight, problem.weight.shape, f"the weight of {problem.name}")
+        self._check_shape(offset, problem.offset.shape, f"the offset of {problem.name}")
         pair = next(pair for pair in self._pairs if pair.after.site.name == problem.name)
         site = pair.after.site
         whole = self.values(site.parameter)
@@ -259,6 +269,7 @@ class Repair:
         rounded, moved = weight.to(dtype).double(), offset.to(dtype).double()
         if not bool(torch.isfinite(rounded).all()) or not bool(torch.isfinite(moved).all()):
             self.left[problem.name] = f"{self._method}: the solution is not finite"
+            self.unsolved[problem.name] = self._method
             return False
         before, after = _errors(problem, problem.weight, problem.offset), _errors(problem, rounded, moved)
         if any(not b <= a for a, b in zip(before, after, strict=True)):
@@ -311,20 +322,24 @@ class Repair:
         Raises:
             PluginError: The copy has no such tensor, it has another shape, or the values are no tensor.
         """
-        tensor = named_tensors(self.module).get(name)
-        if not isinstance(values, torch.Tensor) or tensor is None or tensor.shape != values.shape:
-            got = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
-            raise PluginError(
-                "A compensator gave values that don't fit.",
-                where=f"{self._method} on {name}",
-                why=f"got {got}, it is {None if tensor is None else tuple(tensor.shape)}",
-            )
+        known = named_tensors(self.module)
+        if name not in known:
+            raise self._blame.error(UNFIT, f"there is no tensor {name!r}", hint=nearest(name, known))
+        self._check_shape(values, known[name].shape, name)
         self.unproven = True
         present = self.values(name)
         if present.is_floating_point() and not bool((values.isfinite() | ~present.isfinite().to(values.device)).all()):
             self.trouble = self.trouble or f"it gives {name} values that are not finite"
             return
         self._write(name, values)
+
+    def _check_shape(self, values: object, shape: torch.Size, at: str) -> None:
+        """Raises `PluginError` unless values are a tensor of a shape."""
+        if isinstance(values, torch.Tensor) and values.shape == shape:
+            return
+        got = f"shape {tuple(values.shape)}" if isinstance(values, torch.Tensor) else type(values).__name__
+        hint = f"give a tensor of the shape {tuple(shape)}"
+        raise self._blame.error(UNFIT, f"got {got}, it has the shape {tuple(shape)}", at=at, hint=hint)
 
     def _write(self, name: str, values: torch.Tensor) -> None:
         self.changes.setdefault(name, self.values(name))

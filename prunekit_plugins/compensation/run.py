@@ -43,6 +43,8 @@ class Compensation:
         notes: Where an estimate is poor: samples that were not finite, or too few for a layer's covariance.
         undone: Compensators of whose work nothing was kept, with the reason: values that are not finite, or outputs
             that are worse on the calibration data than right after the cut.
+        unsolved: Consumers for which a compensator gave values that are not finite, which were left as they are, with
+            its name.
     """
 
     layers: tuple[LayerRepair, ...]
@@ -50,6 +52,7 @@ class Compensation:
     output_error: tuple[float, float]
     notes: tuple[str, ...] = ()
     undone: Mapping[str, str] = attrs.field(factory=dict)
+    unsolved: Mapping[str, str] = attrs.field(factory=dict)
 
     def __str__(self) -> str:
         before, after = self.output_error
@@ -147,7 +150,7 @@ def run_compensation(
     known = True  # whether that is the error as it is now
     for name, compensator in chosen:
         blame = registry.owners.blame("prunekit_compensators", compensator)
-        repair.use(name)
+        repair.use(name, blame)
         with _stopped(blame, memory), blame.blamed("A compensator failed."):
             compensator(repair)
         written, trouble = repair.changes, repair.trouble
@@ -160,7 +163,8 @@ def run_compensation(
         if trouble:
             repair.undo(f"{trouble}; {blame.where}")
     errors = (before, after if known else repair.output_error())
-    result = Compensation(tuple(repair.repairs), dict(repair.left), errors, tuple(repair.notes), dict(repair.undone))
+    told = (dict(repair.undone), dict(repair.unsolved))
+    result = Compensation(tuple(repair.repairs), dict(repair.left), errors, tuple(repair.notes), *told)
     return Repaired(repair.written if scratch is None else scratch.changes(), result, scratch is not None)
 
 

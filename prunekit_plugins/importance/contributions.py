@@ -53,7 +53,8 @@ class FromStatistics:
             raise ArgumentError(
                 "The criterion has no statistics.",
                 where=type(self).__name__,
-                hint="pass statistics=calibrate(model, batches), or give prune() calibration=batches",
+                hint="give calibration data: prune(..., calibration=batches), or --calibration on the command line; "
+                "or pass statistics=calibrate(model, batches)",
             )
         for part in self.needs:
             if part not in statistics:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import attrs
 from torch import nn
 
+from prunekit_core.choose.branch_group import BranchCriterion
 from prunekit_core.choose.criterion import Criterion
 from prunekit_core.choose.pruner import Pruner
 from prunekit_core.errors import ArgumentError
@@ -18,7 +19,7 @@ from prunekit_core.modules.tree import named_tensors
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry
 from prunekit_plugins.calibration.batches import Batches
-from prunekit_plugins.calibration.demand import Demand, StatisticalCriterion
+from prunekit_plugins.calibration.demand import LACKS, SET_IT, Demand, StatisticalCriterion, lacks_statistics
 from prunekit_plugins.calibration.observation import Watched
 from prunekit_plugins.calibration.stream import bytes_needed, gather
 from prunekit_plugins.checkpoints.stored_values import Cut, Scratch
@@ -27,16 +28,31 @@ from prunekit_plugins.compensation.run import Repaired, copy_of_model, find_comp
 from prunekit_plugins.prune.settings import PruneSettings
 
 BATCHNORM = "batchnorm"
+IMPORTANCE = "prunekit_importance"
 
 
-def check_informed(criterion: Criterion) -> None:
-    """Raises `ArgumentError` for a criterion that needs statistics and has none, where there are no data."""
+def check_informed(criterion: Criterion, registry: Registry) -> None:
+    """Raises an error for a criterion that needs statistics and has none, where there are no data.
+
+    Raises:
+        ArgumentError: It has none.
+        PluginError: It has no attribute for them.
+    """
+    _check_attribute(criterion, registry)
     if isinstance(criterion, StatisticalCriterion) and criterion.statistics is None and criterion.needs:
         raise ArgumentError(
             "The criterion has no statistics.",
-            where=type(criterion).__name__,
-            hint="pass statistics=calibrate(model, batches), or give prune() calibration=batches",
+            where=registry.owners.blame(IMPORTANCE, criterion).where,
+            hint="give calibration data: prune(..., calibration=batches), or --calibration on the command line; "
+            "or pass statistics=calibrate(model, batches)",
         )
+
+
+def _check_attribute(criterion: Criterion, registry: Registry) -> None:
+    """Raises `PluginError` for a criterion that names statistics and has no attribute for them."""
+    if lacks_statistics(criterion) and not isinstance(criterion, BranchCriterion):  # these need other things
+        blame = registry.owners.blame(IMPORTANCE, criterion)
+        raise blame.error("A criterion can't be given statistics.", LACKS, hint=SET_IT)
 
 
 @attrs.frozen(eq=False)
@@ -76,9 +92,10 @@ class CalibratedPath:
     def inform(self, pruner: Pruner) -> tuple[str, ...]:
         """Gathers what the pruner's criterion needs, unless it has statistics; returns what speaks against them."""
         criterion = pruner.importance
+        _check_attribute(criterion, self.registry)
         if isinstance(criterion, StatisticalCriterion) and criterion.statistics is None:
             model, stored = pruner.graph.model, pruner.graph.current.stored
-            blame = self.registry.owners.blame("prunekit_importance", criterion)
+            blame = self.registry.owners.blame(IMPORTANCE, criterion)
             demand = Demand.of(criterion, lambda: bytes_needed(model, self.batches, stored, self.registry), blame)
             informed = copy.copy(criterion)
             informed.statistics = gather(model, self.batches, demand, values=stored, registry=self.registry)

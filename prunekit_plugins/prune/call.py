@@ -198,7 +198,7 @@ def prune(
     doubts: Sequence[str] = ()
     if depth is None or settings.width_ratio:
         if path is None:
-            check_informed(pruner.importance)
+            check_informed(pruner.importance, registry)
         doubts = () if path is None else path.inform(pruner)
     cut = None if depth is None else DepthCut.decide(pruner, depth, settings.width_ratio, path)
     if cut is None:

@@ -31,7 +31,7 @@ def check_compensator(make: Callable[[], Any], *, registry: Registry | None = No
 
     Raises:
         AssertionError: One of the above doesn't hold, or the compensator raises.
-        PluginError: It gives values that don't fit.
+        PluginError: It gives values of another shape, or for a tensor that there isn't.
     """
     compensator = made(make, "check_compensator", "compensator")
     require(callable(compensator), "check_compensator", "what makes a compensator, a callable on a Repair", compensator)
@@ -46,6 +46,7 @@ def check_compensator(make: Callable[[], Any], *, registry: Registry | None = No
     before = _state(original)
     (first, result), (second, _) = (_compensated(pruned, original, plan, batches, make, registry) for _ in range(2))
     assert not result.undone, "; ".join(result.undone.values())
+    assert not result.unsolved, f"{', '.join(result.unsolved)}: the compensator gives values that are not finite"
     for name, tensor in _state(original).items():
         assert torch.equal(tensor, before[name]), f"{name}: the compensator changes the original"
     cut = _state(pruned)

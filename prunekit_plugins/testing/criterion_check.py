@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any
 
 import attrs
 import torch
@@ -18,7 +18,14 @@ from prunekit_core.graph.group import Group
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.program.calls import tensors_of
 from prunekit_plugins.calibration.batches import Batches
-from prunekit_plugins.calibration.demand import DemandingCriterion, FrugalCriterion, StatisticalCriterion
+from prunekit_plugins.calibration.demand import (
+    LACKS,
+    SET_IT,
+    DemandingCriterion,
+    FrugalCriterion,
+    NeedyCriterion,
+    StatisticalCriterion,
+)
 from prunekit_plugins.calibration.statistics import CURVATURES, FISHER, GRADIENTS, PARTS
 from prunekit_plugins.calibration.stream import calibrate
 from prunekit_plugins.depth.scoring import BranchScorer
@@ -30,17 +37,6 @@ Criterion = Callable[[Group], "torch.Tensor | None"]
 Prepare = Callable[[nn.Module, torch.Tensor], None]
 BATCHES = 4
 """Batches that statistics are gathered from."""
-
-
-@runtime_checkable
-class _Needy(Protocol):
-    """Something that states parts of statistics.
-
-    Attributes:
-        needs: The parts.
-    """
-
-    needs: Sequence[str]
 
 
 def check_criterion(
@@ -107,12 +103,10 @@ def check_criterion(
 
 def _parts(criterion: Any) -> list[tuple[str, ...]]:
     """Lists the parts of statistics that a criterion is tried with; none for one that takes no statistics."""
-    if not isinstance(criterion, _Needy):
+    if not isinstance(criterion, NeedyCriterion):
         return [()]
-    assert isinstance(criterion, StatisticalCriterion), (
-        f"{type(criterion).__name__} has needs but no attribute `statistics`, so that nobody gives it any: set it to "
-        "None in the constructor"
-    )
+    assert isinstance(criterion, StatisticalCriterion), f"{type(criterion).__name__}: {LACKS}: {SET_IT}"
+    assert not isinstance(criterion.needs, str), f"needs is {criterion.needs!r}, not a list of names"
     found = [tuple(criterion.needs)]
     if isinstance(criterion, DemandingCriterion) and criterion.wishes:
         found.append((*criterion.needs, *criterion.wishes))

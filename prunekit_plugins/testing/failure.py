@@ -10,6 +10,7 @@ import torch
 
 from prunekit_core.errors import PrunekitError
 from prunekit_core.plugins.blame import describe_error
+from prunekit_core.plugins.owners import call_hint
 
 
 class UnseenError(AssertionError):
@@ -66,5 +67,11 @@ def made(make: Callable[..., Any], check: str, noun: str, *arguments: Any, **opt
         AssertionError: It can't be called, or raises.
     """
     require(callable(make), check, f"a class or function that makes a {noun}", make)
-    with failing(f"making the {noun}", make):
-        return make(*arguments, **options)
+    try:
+        with failing(f"making the {noun}", make):
+            return make(*arguments, **options)
+    except AssertionError as error:
+        hint = call_hint(noun, make, arguments, options) if isinstance(error.__cause__, TypeError) else ""
+        if not hint:
+            raise
+        raise AssertionError(f"{error}; {hint}") from error.__cause__

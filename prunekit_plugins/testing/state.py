@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import attrs
 import torch
 from torch import nn
+
+from prunekit_core.torch_private.objects import hooks_of
 
 
 @attrs.frozen(eq=False)
@@ -18,6 +21,7 @@ class State:
         gradients: Gradients by the dotted name of their parameter; None where there is none.
         learning: ``requires_grad`` by the dotted name of the parameter.
         training: The mode by the dotted path of the module.
+        hooks: What runs around the module's forward and backward, by the dotted path of the module.
         random: The state of the default generator of the CPU.
     """
 
@@ -25,6 +29,7 @@ class State:
     gradients: Mapping[str, torch.Tensor | None]
     learning: Mapping[str, bool]
     training: Mapping[str, bool]
+    hooks: Mapping[str, tuple[Mapping[int, Any], ...]]
     random: torch.Tensor
 
     @classmethod
@@ -37,6 +42,7 @@ class State:
             {name: None if p.grad is None else p.grad.detach().clone() for name, p in parameters.items()},
             {name: parameter.requires_grad for name, parameter in parameters.items()},
             {path: module.training for path, module in model.named_modules()},
+            {path: tuple(dict(table) for table in hooks_of(module)) for path, module in model.named_modules()},
             torch.get_rng_state(),
         )
 
@@ -60,6 +66,9 @@ class State:
         for path, mode in self.training.items():
             if now.training.get(path) is not mode:
                 return f"the mode of {path or 'the model'} (train or eval)"
+        for path, hooks in self.hooks.items():
+            if now.hooks.get(path) != hooks:
+                return f"the hooks of {path or 'the model'}"
         same = not random or torch.equal(self.random, now.random)
         return "" if same else "the state of PyTorch's random numbers"
 

@@ -117,7 +117,10 @@ def test_nothing_is_overwritten(cli: Cli, tmp_path: Path) -> None:
         ("../up", "That can't be the name of a distribution."),
         ("a" * 41, "That can't be the name of a distribution."),
         ("3d", "That can't be the name of a package.\n  why: '3d' can't be imported"),
-        ("class", "That can't be the name of a package.\n  why: 'class' can't be imported"),
+        (
+            "class",
+            "  why: 'class' can't be imported\n  what to do: choose another name: that is a word of Python's",
+        ),
         ("torch", "There is a package of that name already.\n  why: `import torch` finds it"),
         ("json", "There is a package of that name already."),
         ("PruneKit", "There is a package of that name already.\n  why: `import prunekit` finds it"),
@@ -133,3 +136,22 @@ def test_a_kind_that_there_is_not_is_told(cli: Cli, tmp_path: Path) -> None:
     called = cli("new-plugin", "acme", "--with", "criterion,shedule", "--out", tmp_path / "out")
     assert (called.code, "A plugin can't bring 'shedule'." in called.err, "schedule" in called.err) == (2, True, True)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kinds", ["", ",", " , "])
+def test_no_kind_at_all_is_told(kinds: str, cli: Cli, tmp_path: Path) -> None:
+    called = cli("new-plugin", "acme", "--with", kinds, "--out", tmp_path / "out")
+    assert (called.code, called.err.splitlines()[0]) == (2, "--with names nothing that a plugin brings.")
+    assert "criterion" in called.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_told(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    called = cli("new-plugin", "acme", "--out", tmp_path / "file" / "out")
+    assert called.code == 2
+    assert called.err.splitlines()[:3] == [
+        "The folder can't be made.",
+        f"  where: {tmp_path / 'file' / 'out'}",
+        "  why: Not a directory",
+    ]

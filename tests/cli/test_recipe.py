@@ -13,6 +13,7 @@ import prunekit as pk
 from prunekit_plugins.cli.recipe import Recipe, read_recipe, write_recipe
 from tests.cli import toys
 from tests.cli.conftest import Cli
+from tests.plugins.installing import VERSION, install
 
 BLOCKS = ("prune", "tests.cli.toys:blocks", "--input", "1,4")
 
@@ -129,3 +130,31 @@ def test_other_weights_than_those_of_the_recipe_are_told(cli: Cli, tmp_path: Pat
     assert cli("prune", "--recipe", recipe).err.startswith("There is no such file.")
     assert cli("prune", "--recipe", tmp_path / "nosuch.toml").code == 2
     assert cli("prune", "--recipe", recipe, "--config", recipe).err.startswith("Give --recipe or --config, not both.")
+
+
+PLUGIN = """
+    def first():
+        return lambda group: -torch.arange(group.size()).float()
+
+
+    @plugin.hookimpl
+    def prunekit_importance():
+        return {"noted_first": first, "noted_other": first}
+"""
+
+
+def test_a_recipe_notes_the_version_of_the_plugin_that_brought_the_criterion(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site").mkdir()
+    install(tmp_path / "site", monkeypatch, "noted", PLUGIN)
+    recipe = tmp_path / "recipe.toml"
+    assert cli(*BLOCKS, "--importance", "noted_first", "--save-recipe", recipe).code == 0
+    assert read_recipe(recipe)[0].versions["noted"] == VERSION
+    assert "note:" not in cli("prune", "--recipe", recipe).out
+    (info,) = (tmp_path / "site").glob("noted-*.dist-info")
+    metadata = (info / "METADATA").read_text()
+    (info / "METADATA").write_text(metadata.replace(f"Version: {VERSION}", "Version: 99.0"))
+    assert f"note: the recipe was written with noted {VERSION}, now 99.0" in cli("prune", "--recipe", recipe).out
+    assert cli(*BLOCKS, "--save-recipe", recipe).code == 0
+    assert "noted" not in read_recipe(recipe)[0].versions

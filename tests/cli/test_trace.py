@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import metadata
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -105,3 +107,43 @@ def test_the_command_shows_it_when_asked(cli: Cli) -> None:
         data["trace"]
     )
     assert "trace" not in cli(*arguments, "--json").data
+
+
+SCORES = """
+class First:
+    def __init__(self, scale=1):
+        self.scale = scale
+
+    def __call__(self, group):
+        return None if self.scale == 0 else -self.scale * group.views()[0].values().flatten(1).abs().sum(1)
+"""
+
+
+@pytest.mark.parametrize("arguments", ["", ",p=1"])
+def test_a_criterion_with_arguments_is_named(arguments: str, cli: Cli) -> None:
+    called = cli(
+        *("prune", "tests.cli.toys:perceptron", "--input", "2,4", "--trace", "--json"),
+        *("--importance", f"magnitude{arguments}"),
+    )
+    rows = [(row["names"], row["plugin"]) for row in called.data["trace"] if row["what"] == "criterion"]
+    assert rows == [(["magnitude"], "prunekit:importance")]
+
+
+@pytest.mark.parametrize("arguments", ["", ",scale=2"])
+def test_a_criterion_of_the_project_is_named_with_its_file(arguments: str, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "scores.py").write_text(SCORES)
+    called = cli(
+        *("prune", "tests.cli.toys:perceptron", "--input", "2,4", "--trace", "--json"),
+        *("--importance", f"{tmp_path / 'scores.py'}:First{arguments}"),
+    )
+    rows = [(row["names"], row["plugin"]) for row in called.data["trace"] if row["what"] == "criterion"]
+    assert rows == [([f"{tmp_path / 'scores.py'}:First"], str(tmp_path / "scores.py"))]
+
+
+def test_a_criterion_that_is_set_with_arguments_is_named(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text('importance = { name = "magnitude", p = 1 }')
+    called = cli(
+        *("prune", "tests.cli.toys:perceptron", "--input", "2,4", "--trace", "--json"),
+        *("--config", tmp_path / "own.toml"),
+    )
+    assert [row["names"] for row in called.data["trace"] if row["what"] == "criterion"] == [["magnitude"]]

@@ -125,8 +125,8 @@ def test_a_recipe_loads_no_code_by_itself(cli: Cli, project: Path, monkeypatch: 
     words = ("--importance", "project_scores.py:First,sign=1.0", "--plugin", "project_plugin.py")
     assert kept(cli, *MODEL, *words, "--save-recipe", recipe) == (4, 5, 6, 7)
     text = recipe.read_text()
-    assert f'importance = {{ name = "{project}/project_scores.py:First", sign = 1.0 }}\n' in text
-    assert f'plugins = ["{project}/project_plugin.py"]\n' in text
+    assert 'importance = { name = "project_scores.py:First", sign = 1.0 }\n' in text
+    assert 'plugins = ["project_plugin.py"]\n' in text
     elsewhere = project / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
@@ -137,7 +137,19 @@ def test_a_recipe_loads_no_code_by_itself(cli: Cli, project: Path, monkeypatch: 
     assert "--allow-code" in refused.err
     assert kept(cli, "prune", "--recipe", recipe, "--allow-code") == (4, 5, 6, 7)
     assert cli("prune", "--recipe", recipe, "--allow-code", "--save-recipe", "again.toml").code == 0
-    assert Path("again.toml").read_text() == text
+    moved = text.replace('"project_', '"../project_')
+    assert Path("again.toml").read_text() == moved != text
+
+
+def test_a_recipe_works_with_its_code_in_another_place(
+    cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "here").mkdir()
+    (project / "project_scores.py").rename(project / "here" / "scores.py")
+    recipe = project / "here" / "recipe.toml"
+    assert kept(cli, *MODEL, "--importance", "here/scores.py:First", "--save-recipe", recipe) == (0, 1, 2, 3)
+    (project / "here").rename(project / "there")
+    assert kept(cli, "prune", "--recipe", "there/recipe.toml", "--allow-code") == (0, 1, 2, 3)
 
 
 def test_a_recipe_holds_the_tables_of_plugins(cli: Cli, project: Path) -> None:
@@ -145,3 +157,22 @@ def test_a_recipe_holds_the_tables_of_plugins(cli: Cli, project: Path) -> None:
     assert cli(*MODEL, "--save-recipe", "r.toml").code == 0
     assert "plugin = { one_cycle = { alpha = 3.0 } }\n" in Path("r.toml").read_text()
     assert cli("prune", "--recipe", "r.toml").code == 0
+
+
+@pytest.mark.parametrize("name", ["scores.py", "scores.py:", "scores:"])
+def test_a_file_alone_is_no_criterion(name: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scores.py").write_text("")
+    place = name.rstrip(":")
+    typed = cli("prune", "tests.cli.toys:perceptron", "--input", "2,4", "--importance", name)
+    assert (typed.code, f"what to do: name what is in it: {place}:Class" in typed.err) == (2, True), typed.err
+    (tmp_path / "prunekit.toml").write_text(f'importance = "{name}"')
+    found = cli("prune", "tests.cli.toys:perceptron", "--input", "2,4")
+    assert (found.code, f"{place}:Class" in found.err) == (2, True), found.err
+
+
+@pytest.mark.parametrize("text", ["magnitude,p", "magnitude,", "magnitude,p,power=2"])
+def test_an_argument_without_a_value_is_told(text: str, cli: Cli) -> None:
+    called = cli("prune", "tests.cli.toys:perceptron", "--input", "2,4", "--importance", text)
+    assert (called.code, called.err.splitlines()[0]) == (2, "An argument of --importance has no value.")
+    assert "NAME,ARG=VALUE" in called.err

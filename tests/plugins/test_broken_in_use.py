@@ -18,6 +18,7 @@ from torch import nn
 
 import prunekit as pk
 from prunekit import plugin
+from prunekit.testing import check_criterion
 from prunekit_plugins.cli.entry import main
 from prunekit_plugins.integrations import TrainingPruner
 from tests.plugins import installing
@@ -81,14 +82,14 @@ class State:
     """A model bit by bit: objects, values, flags, modes."""
 
     held: dict[str, tuple[int, int, torch.Tensor, bool, torch.Tensor | None]]
-    modes: list[tuple[str, type, bool]]
+    modes: list[tuple[str, type, bool, int]]
 
     @classmethod
     def of(cls, model: nn.Module) -> State:
         tensors = [*model.named_parameters(), *model.named_buffers()]
         return cls(
             {n: (id(t), t.data_ptr(), t.detach().clone(), t.requires_grad, t.grad) for n, t in tensors},
-            [(name, type(module), module.training) for name, module in model.named_modules()],
+            [(name, type(m), m.training, len(m._forward_hooks)) for name, m in model.named_modules()],
         )
 
     def check(self, model: nn.Module) -> None:
@@ -252,6 +253,9 @@ CASES = {
     "exchanges": Case(
         scored("exchanges"), "criterion 'exchanges'", "def exchanges", CHANGES, "it gives 0.weight other values", BACK
     ),
+    "hooks": Case(
+        scored("hooks"), "criterion 'hooks'", "def hooks", CHANGES, "it leaves a hook on 0, or takes one away", BACK
+    ),
     "renames": Case(scored("renames"), "criterion 'renames'", "def renames", CHANGES, "it exchanges 0.weight", BACK),
     "needs_moment": Case(
         informed("needs_moment"),
@@ -268,6 +272,14 @@ CASES = {
         PARTS,
         "needs is 'moments'",
         'a list of names: needs = ("moments",)',
+    ),
+    "needs_in_vain": Case(
+        informed("needs_in_vain"),
+        "criterion 'needs_in_vain'",
+        "class NeedsInVain",
+        "A criterion can't be given statistics.",
+        "it has needs but no attribute `statistics`, so that nobody gives it any",
+        "set it to None in the constructor",
     ),
     "needs_fisher": Case(
         informed("needs_fisher"),
@@ -292,6 +304,13 @@ CASES = {
         "def descending",
         RATIOS,
         "got [0.5, -0.5, -1.5, -2.5] for 3 steps",
+    ),
+    "short_of_it": Case(
+        scheduled("short_of_it"),
+        "schedule 'short_of_it'",
+        "def short_of_it",
+        "The schedule must end at the ratio.",
+        "got [0.0, 0.1, 0.2, 0.3] for the ratio 0.5",
     ),
     "pushes": Case(
         pushed,
@@ -629,6 +648,61 @@ def test_a_criterion_without_data_is_told_what_it_lacks(install: Install) -> Non
     criterion.needs = ("moments",)
     with pytest.raises(pk.ArgumentError, match=r"The criterion has no statistics\.[\s\S]*Needs[\s\S]*calibration="):
         pk.prune(model, X, importance=criterion, registry=broken.registry)
+    criterion = broken.registry.make("prunekit_importance", "needs_fisher")
+    with pytest.raises(pk.ArgumentError, match="--calibration on the command line") as caught:
+        pk.prune(model, X, importance=criterion, registry=broken.registry)
+    assert caught.value.where == (f"criterion 'needs_fisher', from broken:point ({broken.site('class NeedsFisher')})")
+
+
+def score(group: pk.Group) -> torch.Tensor:
+    return torch.ones(group.size())
+
+
+class Scores:
+    def __call__(self, group: pk.Group) -> torch.Tensor:
+        return torch.ones(group.size())
+
+
+class Powered(Scores):
+    def __init__(self, power: int) -> None:
+        self.power = power
+
+
+def set_up(settings: object) -> Scores:
+    return Scores()
+
+
+FUNCTION = "register the class, or a function that returns a criterion"
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        (score, FUNCTION),
+        (Scores(), FUNCTION),
+        (Powered, "give the arguments of its constructor defaults"),
+        (set_up, "declare settings with prunekit_settings, and take them as a keyword-only argument: *, settings"),
+    ],
+)
+def test_what_cannot_be_called_for_a_criterion_is_told_how_to_register_it(value: Any, hint: str) -> None:
+    own = SimpleNamespace(
+        hook=plugin.hookimpl(lambda: {"mine": value}, specname="prunekit_importance"),
+    )
+    with pytest.raises(pk.PluginError) as caught:
+        pk.prune(network(), X, importance="mine", registry=pk.Registry(extra={"own": own}))
+    assert caught.value.headline == "A criterion can't be made."
+    assert "owners.py" not in caught.value.why
+    assert caught.value.hint.partition(";")[0] == hint
+    with pytest.raises(AssertionError, match=re.escape(f"; {hint}")):
+        check_criterion(value)
+
+
+def test_a_compensator_that_is_registered_as_it_is_is_told_to_be_made() -> None:
+    def repairs(repair: plugin.Repair) -> None: ...
+
+    own = SimpleNamespace(hook=plugin.hookimpl(lambda: {"mine": repairs}, specname="prunekit_compensators"))
+    with pytest.raises(pk.PluginError, match="what to do: register the class, or a function that returns a compensat"):
+        pk.prune(network(), X, calibration=[X], compensation="mine", registry=pk.Registry(extra={"own": own}))
 
 
 # -- the command line

@@ -137,11 +137,20 @@ class ForgetsOtherwise(Covariant):
         return seen.moments.covariance.diagonal(dim1=-2, dim2=-1)
 
 
+class NeedsText(Statistical):
+    needs = "moments"
+
+
 class NeverSet:
     needs = ("moments",)
 
     def __call__(self, group: pk.Group) -> torch.Tensor:
         return rows(group)
+
+
+def halves_past_pytorch(group: pk.Group) -> None:
+    values = group.views()[0].tensor.detach().numpy()
+    values *= 0.5
 
 
 @pytest.mark.parametrize("make", [Statistical, Covariant, Slopes])
@@ -157,6 +166,8 @@ def test_criteria_get_the_statistics_that_they_need(make: type[Statistical]) -> 
             "the criterion changes the values of stem.weight",
         ),
         (spoils(lambda group: group[0].dep.layer.requires_grad_(False)), "changes requires_grad of stem.weight"),
+        (spoils(lambda group: group[0].dep.layer.register_forward_hook(print)), "changes the hooks of stem"),
+        (spoils(halves_past_pytorch), "changes the values of stem.weight"),
         (spoils(lambda group: group[0].dep.layer.eval()), r"changes the mode of stem \(train or eval\)"),
         (spoils(lambda group: (rows(group).sum().requires_grad and None) or torch.rand(1)), "PyTorch's random numbers"),
         (
@@ -169,7 +180,8 @@ def test_criteria_get_the_statistics_that_they_need(make: type[Statistical]) -> 
         (lambda: 3, "what makes a criterion, a callable on groups, not 3"),
         (rows, "making the criterion raises TypeError: rows.* missing 1 required positional argument: 'group'"),
         (NeedsWhatIsNot, "NeedsWhatIsNot needs 'covariance', which is no part of statistics: .*covariances"),
-        (NeverSet, "NeverSet has needs but no attribute `statistics`"),
+        (NeverSet, "NeverSet: it has needs but no attribute `statistics`"),
+        (NeedsText, "needs is 'moments', not a list of names"),
         (ForgetsOtherwise, "no covariances"),
     ],
 )
@@ -644,6 +656,52 @@ class NoRefresh:
 
     def regularize(self) -> None:
         pass
+
+
+def settling(
+    change: Callable[[torch.Tensor], Any], offset: Any = None
+) -> Callable[[], Callable[[plugin.Repair], None]]:
+    """Makes a compensator that gives every consumer a changed weight."""
+
+    def repairs(repair: plugin.Repair) -> None:
+        for problem in repair.layers():
+            repair.settle(problem, change(problem.weight), problem.offset if offset is None else offset)
+
+    return lambda: repairs
+
+
+def writing(name: str, values: Any) -> Callable[[], Callable[[plugin.Repair], None]]:
+    """Makes a compensator that writes one tensor."""
+    return lambda: lambda repair: repair.write(name, values)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (settling(lambda weight: weight * float("nan")), "the compensator gives values that are not finite"),
+        (
+            settling(lambda weight: weight[:, :1]),
+            r"on the weight of \S+\n  why: got shape \(1, 1, \d+\), it has the shape",
+        ),
+        (settling(lambda weight: weight.tolist()), "got list, it has the shape"),
+        (
+            settling(lambda weight: weight, torch.zeros(1, 1)),
+            r"on the offset of \S+\n  why: got shape \(1, 1\), it has",
+        ),
+        (
+            writing("stem.wieght", torch.zeros(3)),
+            "there is no tensor 'stem.wieght'\n  what to do: did you mean 'stem.weight'",
+        ),
+        (writing("stem.weight", torch.zeros(3)), r"on stem.weight\n  why: got shape \(3,\), it has the shape \("),
+    ],
+)
+def test_a_compensator_whose_values_do_not_fit_is_told(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises((AssertionError, pk.PluginError), match=message) as caught:
+        check_compensator(make)
+    if isinstance(caught.value, pk.PluginError):
+        assert caught.value.headline == "A compensator gave values that don't fit."
+        assert __file__ in caught.value.where
+        assert caught.value.hint
 
 
 @pytest.mark.parametrize(

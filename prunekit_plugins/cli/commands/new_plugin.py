@@ -6,7 +6,7 @@ import importlib.util
 import keyword
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -41,17 +41,28 @@ def new_plugin(
     """Write a package with a plugin in it, which installs and passes its own tests."""
     plugin = NewPlugin(name, package_name(name), chosen(kinds or ["criterion"]))
     folder = out or Path(name)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ArgumentError("There is something already; nothing was written.", where=str(folder), hint="--out FOLDER")
     files = plugin.files()
+    _make_folders(folder, files)
     for path, text in files.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
         write_text(folder / path, text)
     output = Output(as_json)
     for path in files:
         output.line(f"written: {folder / path}", good=True)
     output.line(f"next: pip install -e {folder} && python -m pytest {folder} && prunekit plugins {name} --check")
     output.result({"name": name, "package": plugin.package, "folder": str(folder), "files": list(files)})
+
+
+def _make_folders(folder: Path, files: Iterable[str]) -> None:
+    """Makes the folder of a plugin and those in it, unless there is something already, or the system refuses."""
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            headline = "There is something already; nothing was written."
+            raise ArgumentError(headline, where=str(folder), hint="--out FOLDER")
+        for path in files:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ArgumentError("The folder can't be made.", where=str(folder), why=why, hint="--out FOLDER") from error
 
 
 def package_name(name: str) -> str:
@@ -69,7 +80,9 @@ def package_name(name: str) -> str:
     package = re.sub(r"[-_.]+", "_", name).lower()
     if not package.isidentifier() or keyword.iskeyword(package):
         raise ArgumentError(
-            "That can't be the name of a package.", why=f"{package!r} can't be imported", hint="start with a letter"
+            "That can't be the name of a package.",
+            why=f"{package!r} can't be imported",
+            hint="choose another name: that is a word of Python's" if package.isidentifier() else "start with a letter",
         )
     if package in sys.stdlib_module_names or package == "tests" or importlib.util.find_spec(package) is not None:
         raise ArgumentError(
@@ -85,9 +98,11 @@ def chosen(texts: Sequence[str]) -> tuple[Kind, ...]:
         The kinds, each once, in the order of `KINDS`.
 
     Raises:
-        ArgumentError: There is no such kind.
+        ArgumentError: There is no such kind, or none is named.
     """
     names = [name.strip() for text in texts for name in text.split(",") if name.strip()]
+    if not names:
+        raise ArgumentError("--with names nothing that a plugin brings.", hint=nearest("", (*BY_NAME, ALL)))
     for name in names:
         if name not in BY_NAME and name != ALL:
             raise ArgumentError(f"A plugin can't bring {name!r}.", hint=nearest(name, (*BY_NAME, ALL)))

@@ -19,7 +19,7 @@ from prunekit_plugins.cli import options
 from prunekit_plugins.cli.arguments import check_writable, read_criterion, read_inputs, read_name, read_targets
 from prunekit_plugins.cli.calibrating import Data, counted
 from prunekit_plugins.cli.commands.apply import convert, source_of
-from prunekit_plugins.cli.commands.trace import decisions, show_trace, trace_data
+from prunekit_plugins.cli.commands.trace import criteria_of, decisions, distributions, show_trace, trace_data
 from prunekit_plugins.cli.listing import report_data, show_compensation, show_report
 from prunekit_plugins.cli.models import Subject, build
 from prunekit_plugins.cli.output import Output, Table, cost_data, cost_rows
@@ -155,13 +155,13 @@ def prune(
     _show(output, subject, result, found, out, everything)
     if report is not None:
         output.line(f"report: {report}", good=True)
-    traced = decisions(result, registry) if trace else []
+    traced = decisions(result, registry, criteria_of(registry, typed)) if trace or save_recipe else []
     if trace:
         show_trace(output, traced)
     for key in ("importance", "branch_importance"):
         if typed[key] is not None:
             settings[key] = typed[key]  # with its arguments, not made of them
-    finish(output, known, subject, settings, save_recipe, weights, data)
+    finish(output, known, subject, settings, save_recipe, weights, data, distributions(traced, registry))
     told = {"trace": trace_data(traced)} if trace else {}
     output.result({**_data(subject, result, found, out, plan), "report": str(report) if report else None, **told})
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import attrs
 
 from prunekit import PruneResult
-from prunekit.plugin import Plugin, Registry
+from prunekit.plugin import Registry
 from prunekit_plugins.cli.output import Output, Table
 from prunekit_plugins.cli.rules import rule_uses
 
 SHOWN = 4
+SHOWN_COST = "cost model"
 
 
 @attrs.frozen
@@ -22,8 +23,8 @@ class Decision:
     Attributes:
         what: The kind: ``"criterion"``.
         names: Their names.
-        plugin: The plugin that brought them.
-        version: Its version.
+        plugin: The plugin that brought them; the file or module of code that a name stands for.
+        version: Its version; empty for code.
     """
 
     what: str
@@ -32,30 +33,58 @@ class Decision:
     version: str
 
 
-def decisions(result: PruneResult, registry: Registry) -> list[Decision]:
-    """Lists what a cut was made with, by kind and plugin; objects that no plugin registered aren't listed."""
+def decisions(result: PruneResult, registry: Registry, criteria: Mapping[str, str] | None = None) -> list[Decision]:
+    """Lists what a cut was made with, by kind and plugin; objects that no plugin registered aren't listed.
+
+    Args:
+        result: What was pruned.
+        registry: The registry that it was pruned with.
+        criteria: ``importance`` and ``branch_importance`` to the names of criteria that were made with arguments.
+    """
     found: dict[tuple[str, str], dict[str, None]] = {}
-    for what, name, plugin in _used(result, registry):
+    for what, name, plugin in _used(result, registry, criteria or {}):
         found.setdefault((what, plugin), {})[name] = None
     versions = {plugin.name: plugin.version for plugin in registry.plugins()}
     return [Decision(what, tuple(names), plugin, versions.get(plugin, "")) for (what, plugin), names in found.items()]
 
 
-def _used(result: PruneResult, registry: Registry) -> Iterator[tuple[str, str, str]]:
-    arguments = result.protocol.arguments
+def distributions(found: Iterable[Decision], registry: Registry) -> list[str]:
+    """Lists the distributions whose plugins decided; cost models that are shown don't."""
+    deciding = {decision.plugin for decision in found if decision.what != SHOWN_COST}
+    return sorted({p.distribution for p in registry.plugins() if p.name in deciding and p.distribution})
+
+
+def criteria_of(registry: Registry, stated: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the names of the criteria that are typed or set, under ``importance`` and ``branch_importance``.
+
+    Args:
+        registry: The registry with the settings.
+        stated: What was typed: tables with a ``name``; None where the settings decide.
+    """
+    config = registry.config
+    found = {
+        "importance": stated.get("importance") or config.importance,
+        "branch_importance": stated.get("branch_importance") or config.option("branch_importance"),
+    }
+    return {key: value["name"] if isinstance(value, Mapping) else value for key, value in found.items() if value}
+
+
+def _used(result: PruneResult, registry: Registry, criteria: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    arguments = {**result.protocol.arguments, **criteria}
     target = arguments.get("target")
     named: list[tuple[str, str, Any]] = [
         ("criterion", "prunekit_importance", arguments.get("importance")),
+        ("branch criterion", "prunekit_importance", arguments.get("branch_importance")),
         ("allocator", "prunekit_allocators", arguments.get("allocation")),
         *(("target", "prunekit_budgets", name) for name in (target if isinstance(target, Mapping) else ())),
         *(("compensator", "prunekit_compensators", name) for name in _methods(result)),
         *(("replacement", "prunekit_replacements", swap.replacement) for swap in result.plan.swaps),
-        *(("cost model", "prunekit_budgets", name) for name in result.preview.costs),
+        *((SHOWN_COST, "prunekit_budgets", name) for name in result.preview.costs),
     ]
     for what, hook, name in named:
         owner = _owner(registry, hook, name)
-        if owner is not None:
-            yield what, name, owner.name
+        if owner:
+            yield what, name, owner
     for module in result.graph.model.modules():
         owner_name = registry.layer_owner(module)
         if owner_name:
@@ -69,9 +98,12 @@ def _methods(result: PruneResult) -> list[str]:
     return [] if result.compensation is None else [repair.method for repair in result.compensation.layers]
 
 
-def _owner(registry: Registry, hook: str, name: object) -> Plugin | None:
-    entry = registry.entries(hook).get(name) if isinstance(name, str) else None
-    return None if entry is None else entry.owner
+def _owner(registry: Registry, hook: str, name: object) -> str:
+    """Returns the plugin behind a name, or the file or module in a name for code; empty for anything else."""
+    if not isinstance(name, str):
+        return ""
+    entry = registry.entries(hook).get(name)
+    return name.rpartition(":")[0] if entry is None else entry.owner.name
 
 
 def show_trace(output: Output, found: list[Decision]) -> None:

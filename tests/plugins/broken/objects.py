@@ -81,6 +81,11 @@ def renames(group):
     return scores(group)
 
 
+def hooks(group):
+    group.views()[0].module.register_forward_hook(lambda module, args, output: output * 2)
+    return scores(group)
+
+
 class Needs:
     statistics = None
 
@@ -100,9 +105,16 @@ class NeedsFisher(Needs):
     needs = ("fisher",)
 
 
+class NeedsInVain:
+    needs = ("moments",)
+
+    def __call__(self, group):
+        return scores(group) if self.statistics else None
+
+
 @plugin.hookimpl
 def prunekit_importance():
-    functions = (short, nan, mask, complex_scores, listed, halves, hides, freezes, exchanges, renames)
+    functions = (short, nan, mask, complex_scores, listed, halves, hides, freezes, exchanges, renames, hooks)
     return {
         "raises": Raises,
         "unmade": Unmade,
@@ -110,6 +122,7 @@ def prunekit_importance():
         "needs_moment": NeedsMoment,
         "needs_text": NeedsText,
         "needs_fisher": NeedsFisher,
+        "needs_in_vain": NeedsInVain,
         **{function.__name__: criterion(function) for function in functions},
     }
 
@@ -122,9 +135,13 @@ def descending(ratio, steps):
     return [ratio - step for step in range(steps + 1)]
 
 
+def short_of_it(ratio, steps):
+    return [step / 10 for step in range(steps + 1)]
+
+
 @plugin.hookimpl
 def prunekit_schedules():
-    return {"late": late, "descending": descending}
+    return {"late": late, "descending": descending, "short_of_it": short_of_it}
 
 
 class Pushes:
