@@ -16,9 +16,9 @@ from types import ModuleType
 from typing import Any
 
 from prunekit_core.errors import ArgumentError, PluginError, PrunekitError, nearest
-from prunekit_core.plugins.blame import describe_error, site_of
+from prunekit_core.plugins.blame import STOPS, describe_error, site_of
 from prunekit_core.plugins.entries import GIVEN_RANK, NO_PLUGINS_VARIABLE, Plugin, entry_defects
-from prunekit_core.plugins.loading import STOPS, Loading, third_parties_are_off
+from prunekit_core.plugins.loading import Loading, third_parties_are_off
 from prunekit_core.projects.code_names import anchored
 from prunekit_core.projects.config import Config
 
