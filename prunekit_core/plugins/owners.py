@@ -7,7 +7,7 @@ from types import CodeType
 from typing import Any
 
 from prunekit_core.plugins.blame import Blame, function_of
-from prunekit_core.plugins.entries import BLOCK_VARIABLE, Entry
+from prunekit_core.plugins.entries import Entry
 
 NOUNS = {
     "prunekit_layer_types": "layer type",
@@ -85,8 +85,7 @@ class Owners:
 
 def _blame(hook: str, key: Any, entry: Entry, thing: object) -> Blame:
     owner = entry.owner
-    block = f"{BLOCK_VARIABLE}={owner.name}" if owner.rank == 1 else ""
-    return Blame(f"{NOUNS[hook]} {key!r}", thing, owner.name, owner.rank == 0, block)
+    return Blame(f"{NOUNS[hook]} {key!r}", thing, owner.name, owner.rank == 0, owner.leave_out)
 
 
 def _kind(thing: object) -> object:
