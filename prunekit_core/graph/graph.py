@@ -164,9 +164,10 @@ class Graph:
             ArgumentError: The model has no such branch.
         """
         chosen = named_branches(self.branches(), branches)
-        before = costs_without(self.branch_analysis, self.registry, self._removed(), self.applied.kept)
-        after = costs_without(self.branch_analysis, self.registry, self._removed(chosen), self.applied.kept)
-        return {name: (before[name][1], after[name][1]) for name in after}
+        analysis, kept, skipped = self.branch_analysis, self.applied.kept, self.knowledge.skipped_costs
+        before = costs_without(analysis, self.registry, self._removed(), kept, skipped)
+        after = costs_without(analysis, self.registry, self._removed(chosen), kept, skipped)
+        return {name: (before[name][1], after[name][1]) for name in after if name in before}
 
     def _removed(self, more: Iterable[Branch] = ()) -> list[Branch]:
         """Lists the branches that are gone, and some more, in the order of the program."""
@@ -464,7 +465,7 @@ class Graph:
             self.applied.kept,
             self.knowledge.restored,
             {},
-            (*self.notes, *self.knowledge.effort_notes(), *self.applied.notes),
+            (*self.notes, *self.knowledge.notes(), *self.applied.notes),
             self.knowledge.means,
         )
 

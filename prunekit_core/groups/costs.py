@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from prunekit_core.algebra.layout import Kept
 from prunekit_core.algebra.polynomial import Polynomial, Sizes, compile_polynomials
+from prunekit_core.errors import PrunekitError
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.plugins.blame import Blame
 from prunekit_core.plugins.registry import Registry
@@ -139,6 +141,61 @@ def compiled_cost(registry: Registry, name: str, analysis: Analysis) -> Compiled
         return checked_cost(found, blame)
 
     return number
+
+
+class PreviewedCosts:
+    """The costs that every preview shows.
+
+    Whoever prunes for another cost needs none of them, so a plugin's that can't be computed is left out of the preview,
+    with a note. One of prunekit's own is an error.
+
+    Args:
+        registry: Where cost models are found.
+        analysis: The analysed model.
+        skipped: Takes the name of each cost that is left out, with a note that says why and whose it is.
+
+    Raises:
+        PluginError: A cost model of prunekit's own is wrong.
+    """
+
+    def __init__(self, registry: Registry, analysis: Analysis, skipped: MutableMapping[str, str]) -> None:
+        self._registry, self._skipped = registry, skipped
+        self._compiled: dict[str, Compiled] = {}
+        for name, entry in registry.entries("prunekit_budgets").items():
+            with self._skipping(name):
+                if cost_model(entry.value).previewed:
+                    self._compiled[name] = compiled_cost(registry, name, analysis)
+
+    def at(self, *selections: Sizes) -> dict[str, tuple[float, ...]]:
+        """Computes the costs.
+
+        Args:
+            selections: Sizes of groups.
+
+        Returns:
+            Name of each cost model to the cost of every selection.
+
+        Raises:
+            PluginError: See the class.
+        """
+        found: dict[str, tuple[float, ...]] = {}
+        for name, cost in self._compiled.items():
+            with self._skipping(name):
+                found[name] = tuple([cost(sizes) for sizes in selections])
+        return found
+
+    @contextlib.contextmanager
+    def _skipping(self, name: str) -> Iterator[None]:
+        blame = self._registry.owners.blame("prunekit_budgets", self._registry.named("prunekit_budgets", name))
+        try:
+            with blame.blamed(WRONG_COST):
+                yield
+        except PrunekitError as error:
+            if blame.built_in:
+                raise
+            self._skipped[name] = (
+                f"previews leave out the cost {name!r}: {error.headline} {error.why} [{blame.where}] {error.hint}"
+            )
 
 
 def checked_cost(found: object, blame: Blame) -> float:

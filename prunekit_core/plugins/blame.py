@@ -15,6 +15,9 @@ import torch
 
 from prunekit_core.errors import PluginError, PrunekitError
 
+STOPS = (Exception, SystemExit)
+"""What a plugin may raise without ending the program: somebody else's code may fail in any way."""
+
 _PASSED_ON = (PrunekitError, MemoryError, torch.cuda.OutOfMemoryError)
 """Exceptions that are nobody's fault, or say themselves whose."""
 
@@ -55,7 +58,7 @@ def place_of(frames: Iterable[tuple[FrameType, int]], module: str) -> str:
     found = [
         (f"{frame.f_code.co_filename}:{line}", frame.f_globals.get("__name__", ""))
         for frame, line in frames
-        if not frame.f_code.co_filename.startswith("<frozen")
+        if not frame.f_code.co_filename.startswith(("<frozen", "<attrs generated"))
     ]
     own = [site for site, name in found if name.partition(".")[0] == package or site.rpartition(":")[0] == module]
     return (own or [site for site, _ in found] or [""])[-1]

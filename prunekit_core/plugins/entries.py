@@ -55,6 +55,7 @@ class Plugin:
         blocked_by: What blocked it: ``"an argument"``, ``"PRUNEKIT_BLOCK"``, ``"PRUNEKIT_NO_PLUGINS"`` or a file; empty
             when it wasn't.
         notes: What was ignored, or is going to be removed in a later release.
+        named: Whether it isn't installed, but a module or file that settings or an argument name.
     """
 
     name: str
@@ -64,6 +65,12 @@ class Plugin:
     defect: Defect | None = None
     blocked_by: str = ""
     notes: tuple[str, ...] = ()
+    named: bool = False
+
+    @property
+    def leave_out(self) -> str:
+        """How it is left out: ``"PRUNEKIT_BLOCK=..."``; empty for a built-in one, and for an object that was given."""
+        return f"{BLOCK_VARIABLE}={self.name}" if self.named or self.rank == THIRD_PARTY_RANK else ""
 
     @property
     def blocked(self) -> bool:
@@ -87,12 +94,12 @@ class Plugin:
         """Makes the error that says what is wrong with the plugin, which has a defect."""
         assert self.defect is not None
         found = self.defect
-        out = "" if self.rank == GIVEN_RANK else f"correct it, or leave the plugin out: {BLOCK_VARIABLE}={self.name}"
+        out = f"correct it, or leave the plugin out: {self.leave_out}" if self.leave_out else ""
         return PluginError(
             found.headline,
             where=f"{self.title} ({found.site})",
             why=found.why,
-            hint="; ".join(filter(None, (found.hint, out))),
+            hint="; ".join(filter(None, (found.hint, out))) or "correct it",
         )
 
 
@@ -139,8 +146,8 @@ class Contest:
     def problem(self) -> PluginError:
         """Makes the error for whoever asks for the key."""
         sites = " and ".join(f"{rival.owner.title} ({rival.site})" for rival in self.rivals)
-        installed = [rival.owner.name for rival in self.rivals if rival.owner.rank != GIVEN_RANK]
-        example = f", such as {BLOCK_VARIABLE}={installed[-1]}" if installed else ""
+        ways = [rival.owner.leave_out for rival in self.rivals if rival.owner.leave_out]
+        example = f", such as {ways[-1]}" if ways else ""
         return PluginError(
             f"Two plugins claim the same key {key_text(self.key)!r}.",
             where=f"{self.hook}: {sites}",

@@ -372,8 +372,8 @@ def prunekit_settings() -> Mapping[str, type[Any]]:  # type: ignore[empty-body]
     Returns:
         Name of the table, as in ``[tool.prunekit.plugin.NAME]``, to an attrs class or a dataclass whose fields are the
         settings, all with defaults. The host compares the table with the names and types of the fields (a list may
-        stand for a tuple) and makes one object of the class; a ``ValueError`` of the class is told with the file. The
-        plugin's criteria, compensators, regularizers, schedules, allocators and costs get that object as the
+        stand for a tuple) and makes one object of the class; whatever the class raises for them is told with the file.
+        The plugin's criteria, compensators, regularizers, schedules, allocators and costs get that object as the
         keyword-only argument ``settings``, where they have one, and everybody by ``registry.settings(NAME)``.
 
     Empty:

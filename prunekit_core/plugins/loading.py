@@ -20,7 +20,7 @@ import pluggy
 
 from prunekit_core.errors import nearest
 from prunekit_core.plugins import hookspecs
-from prunekit_core.plugins.blame import describe_error, site_of
+from prunekit_core.plugins.blame import STOPS, describe_error, site_of
 from prunekit_core.plugins.entries import (
     BUILT_IN_RANK,
     GIVEN_RANK,
@@ -38,8 +38,7 @@ from prunekit_core.plugins.hookspecs import DEPRECATED, HOOKS, INTERFACE, INTERF
 
 ENTRY_POINT_GROUP = "prunekit"
 BUILT_IN = "prunekit"
-STOPS = (Exception, SystemExit)
-"""What a plugin may raise without ending the program: somebody else's module may fail in any way."""
+SETTINGS = "prunekit_settings"
 
 
 class _DefectError(Exception):
@@ -333,7 +332,7 @@ def _answer(hook: _Hook, errors: list[_DefectError]) -> list[tuple[str, Any, Any
             raise _DefectError(Defect(f"A plugin's {hook.name} returned no mapping.", hook.site, why))
         name, site = hook.name, hook.site
         found = [(name, key, value, site) for key, value in entries.items()]
-        defects = entry_defects(name, entries, site)
+        defects = entry_defects(name, entries, site) or _unmade(name, entries)
     except _DefectError as error:
         errors.append(error)
         return []
@@ -343,6 +342,19 @@ def _answer(hook: _Hook, errors: list[_DefectError]) -> list[tuple[str, Any, Any
         errors.append(raised)
         return []
     errors.extend(map(_DefectError, defects))
+    return found
+
+
+def _unmade(hook: str, entries: Mapping[Any, Any]) -> list[Defect]:
+    """Finds classes of settings that refuse their own defaults, which every registry makes settings of."""
+    found = []
+    for key, kind in entries.items() if hook == SETTINGS else ():
+        try:
+            kind()
+        except STOPS as error:
+            why = f"{key!r}: {describe_error(error, kind.__module__)}"
+            hint = "every default must be a value that the class takes"
+            found.append(Defect("A plugin's settings refuse their own defaults.", site_of(kind), why, hint))
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from prunekit_core.errors import PluginError
 from prunekit_core.plugins.blame import Blame, function_of
-from prunekit_core.plugins.entries import BLOCK_VARIABLE, Entry
+from prunekit_core.plugins.entries import Entry
 from prunekit_core.plugins.plugin_settings import PARAMETER
 
 NOUNS = {
@@ -119,8 +119,7 @@ def call_hint(noun: str, value: Any, args: Sequence[Any] = (), kwargs: Mapping[s
 
 def _blame(hook: str, key: Any, entry: Entry, thing: object) -> Blame:
     owner = entry.owner
-    block = f"{BLOCK_VARIABLE}={owner.name}" if owner.rank == 1 else ""
-    return Blame(f"{NOUNS[hook]} {key!r}", thing, owner.name, owner.rank == 0, block)
+    return Blame(f"{NOUNS[hook]} {key!r}", thing, owner.name, owner.rank == 0, owner.leave_out)
 
 
 def _kind(thing: object) -> object:

@@ -14,6 +14,7 @@ import attrs
 
 from prunekit_core.arguments import is_number
 from prunekit_core.errors import ArgumentError, PluginError, nearest
+from prunekit_core.plugins.blame import STOPS, describe_error, site_of
 from prunekit_core.plugins.entries import Entry
 from prunekit_core.projects.config import Config
 
@@ -52,11 +53,12 @@ def made_settings(
             raise refused[name]
         if name not in declared and not lenient:
             raise ArgumentError(f"No plugin has settings called {name!r}.", where=where, hint=nearest(name, declared))
-    return {name: _made(name, entry.value, config.tables.get(name, {}), where) for name, entry in declared.items()}
+    return {name: _made(name, entry, config.tables.get(name, {}), where) for name, entry in declared.items()}
 
 
-def _made(name: str, kind: type[Any], table: Mapping[str, Any], where: str) -> Any:
+def _made(name: str, entry: Entry, table: Mapping[str, Any], where: str) -> Any:
     """Makes the settings of one plugin from its table."""
+    kind: type[Any] = entry.value
     known, values = _fields(kind), {}
     for key, value in table.items():
         if key not in known:
@@ -70,16 +72,22 @@ def _made(name: str, kind: type[Any], table: Mapping[str, Any], where: str) -> A
         values[key] = tuple(value) if (typing.get_origin(hint) or hint) is tuple else value
     try:
         return kind(**values)
-    except (TypeError, ValueError) as error:
-        why = " ".join(str(error).split())
-        raise ArgumentError(f"The plugin {name!r} refuses its settings.", where=where, why=why) from error
+    except STOPS as error:  # it took its defaults when it was loaded, so these values are what it refuses
+        raise _refused(name, entry, where, error) from error
+
+
+def _refused(name: str, entry: Entry, where: str, error: BaseException) -> ArgumentError:
+    kind, owner = entry.value, entry.owner
+    why = f"{owner.title}: {' '.join(describe_error(error, kind.__module__).split())}"
+    hint = f"give [plugin.{name}] values that {kind.__qualname__} takes ({site_of(kind)})"
+    return ArgumentError(f"The plugin {name!r} refuses its settings.", where=where, why=why, hint=hint)
 
 
 def _fields(kind: type[Any]) -> dict[str, Any]:
     """Lists the settings that an attrs class or a dataclass stands for, with their types; Any for an unknown one."""
     try:
         hints = typing.get_type_hints(kind)
-    except NameError:  # something that is imported for type checkers only
+    except Exception:  # something that is imported for type checkers only, or annotations that can't be computed
         hints = {}
     if attrs.has(kind):
         return {field.alias or field.name: hints.get(field.name, Any) for field in attrs.fields(kind) if field.init}

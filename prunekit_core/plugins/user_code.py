@@ -16,9 +16,9 @@ from types import ModuleType
 from typing import Any
 
 from prunekit_core.errors import ArgumentError, PluginError, PrunekitError, nearest
-from prunekit_core.plugins.blame import describe_error, site_of
+from prunekit_core.plugins.blame import STOPS, describe_error, site_of
 from prunekit_core.plugins.entries import GIVEN_RANK, NO_PLUGINS_VARIABLE, Plugin, entry_defects
-from prunekit_core.plugins.loading import STOPS, Loading, third_parties_are_off
+from prunekit_core.plugins.loading import Loading, third_parties_are_off
 from prunekit_core.projects.code_names import anchored
 from prunekit_core.projects.config import Config
 
@@ -65,12 +65,13 @@ def load_plugins(loading: Loading, config: Config, given: Sequence[str], blocked
         if anchored(place, Path.cwd()) not in found.values():
             found[place] = anchored(place, Path.cwd())
     for place, source in found.items():
-        plugin, site = Plugin(place, rank=GIVEN_RANK), functools.partial(config.site_of, place)
+        plugin, site = Plugin(place, rank=GIVEN_RANK, named=True), functools.partial(config.site_of, place)
         if place in blocked or off:
             loading.block(plugin, blocked.get(place, off))
             continue
         if source.endswith(".py") and not Path(source).is_file():
-            raise ArgumentError(f"There is no file {source!r}.", where=site())
+            hint = f"correct the path, or leave the plugin out: {plugin.leave_out}"
+            raise ArgumentError(f"There is no file {source!r}.", where=site(), hint=hint)
         loading.add(plugin, functools.partial(_imported, source), source, site)
     return tuple(found.values())
 

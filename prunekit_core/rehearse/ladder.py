@@ -52,6 +52,7 @@ class Knowledge:
         restored: Groups that can't shrink in this program, with the reason.
         means: Groups over which the program takes a mean by dividing a sum, with the place.
         unsteady: Arguments that are tensors of other values each time the program runs.
+        skipped_costs: Cost models of plugins that previews leave out, with a note of why.
         effort: What replays were made for, beyond one per plan, to how many and where the first one was.
     """
 
@@ -60,6 +61,7 @@ class Knowledge:
     restored: dict[str, str] = attrs.field(factory=dict)
     means: dict[str, str] = attrs.field(factory=dict)
     unsteady: set[Argument] = attrs.field(factory=set)
+    skipped_costs: dict[str, str] = attrs.field(factory=dict)
     effort: dict[str, tuple[int, str]] = attrs.field(factory=dict)
 
     def tied(self, group: str) -> frozenset[str]:
@@ -77,13 +79,14 @@ class Knowledge:
         if replays:
             self.effort[what] = (count + replays, first)
 
-    def effort_notes(self) -> list[str]:
-        """Tells what the replays were made for, where there were more than a few."""
+    def notes(self) -> list[str]:
+        """Tells which costs previews leave out, and what replays were made for, where there were more than a few."""
         total = sum(count for count, _ in self.effort.values())
         if total <= FEW_REPLAYS:
-            return []
+            return [*self.skipped_costs.values()]
         parts = [f"{count} {what} (first: {where})" for what, (count, where) in self.effort.items()]
-        return [f"planning replayed the program {total} times more than once per plan: {', '.join(parts)}"]
+        effort = f"planning replayed the program {total} times more than once per plan: {', '.join(parts)}"
+        return [*self.skipped_costs.values(), effort]
 
 
 @attrs.frozen

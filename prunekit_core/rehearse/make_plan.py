@@ -16,7 +16,7 @@ from prunekit_core.branches.decoding import with_decoding
 from prunekit_core.branches.find import find_branches
 from prunekit_core.collector import collection_paused
 from prunekit_core.groups.analysis import Analysis
-from prunekit_core.groups.costs import Compiled, compiled_cost, cost_model
+from prunekit_core.groups.costs import PreviewedCosts
 from prunekit_core.groups.moving_averages import mirrored_edits, mirrored_rescales
 from prunekit_core.modules.edits import GroupCut, ParameterCut, Swap
 from prunekit_core.modules.source_code import Sources, sources_of
@@ -60,7 +60,7 @@ class Drafts:
     def __init__(self, analysis: Analysis, registry: Registry, names: Names | None = None) -> None:
         self.analysis, self.registry = analysis, registry
         self.knowledge = Knowledge()
-        self._compiled: dict[str, Compiled] | None = None
+        self._previewed: PreviewedCosts | None = None
         self._passed: Sources | None = None
         self._names = names
         self._found: tuple[Rehearsed, Constants] | None = None
@@ -73,6 +73,7 @@ class Drafts:
         if self._for_branches is None:
             found = with_decoding(self.analysis, self.registry)
             self._for_branches = self if found is self.analysis else Drafts(found, self.registry)
+            self._for_branches.knowledge.skipped_costs = self.knowledge.skipped_costs
         return self._for_branches
 
     def branches(self) -> tuple[Branch, ...]:
@@ -163,6 +164,7 @@ class Drafts:
         left.knowledge.ties = self.knowledge.ties
         left.knowledge.restored = self.knowledge.restored
         left.knowledge.means = self.knowledge.means
+        left.knowledge.skipped_costs = self.knowledge.skipped_costs
         return left
 
     def _parameters(self, model: nn.Module, rehearsed: Rehearsed) -> tuple[ParameterCut, ...]:
@@ -197,16 +199,7 @@ class Drafts:
 
     def costs(self, kept: Mapping[str, Sequence[int]]) -> dict[str, tuple[float, float]]:
         """Returns every previewed cost before a cut, and when only the kept units stay."""
-        sizes = {name: len(units) for name, units in kept.items()}
-        return {name: (cost({}), cost(sizes)) for name, cost in self._compiled_costs().items()}
-
-    def _compiled_costs(self) -> dict[str, Compiled]:
-        """The costs that every preview shows, as functions of group sizes."""
-        if self._compiled is None:
-            table = self.registry.entries("prunekit_budgets")
-            self._compiled = {
-                name: compiled_cost(self.registry, name, self.analysis)
-                for name, entry in table.items()
-                if cost_model(entry.value).previewed
-            }
-        return self._compiled
+        if self._previewed is None:
+            self._previewed = PreviewedCosts(self.registry, self.analysis, self.knowledge.skipped_costs)
+        found = self._previewed.at({}, {name: len(units) for name, units in kept.items()})
+        return {name: (before, after) for name, (before, after) in found.items()}

@@ -156,4 +156,4 @@ class _Source:
 
     def costs(self, kept: Kept) -> Costs:
         before, after = self._whole.costs({}), self._left.costs(kept)
-        return {name: (before[name][0], after[name][1]) for name in before}
+        return {name: (before[name][0], after[name][1]) for name in before if name in after}

@@ -14,7 +14,7 @@ import typer
 from prunekit.plugin import ArgumentError, Blame, PrunekitError, Registry
 from prunekit_plugins.cli.command import LazyCommand
 from prunekit_plugins.cli.program import program_of
-from prunekit_plugins.cli.project import project_registry
+from prunekit_plugins.cli.project import registry_of_commands
 
 ANY_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True}
 """Of a command that can't be used: whatever is typed after it, it says why."""
@@ -32,9 +32,10 @@ def run(arguments: Sequence[str] | None = None, registry: Registry | None = None
         0, 1 (it failed; the reason is on stderr), 2 (wrong usage) or 130 (Ctrl-C).
     """
     try:
-        registry = registry or project_registry()
+        words = sys.argv[1:] if arguments is None else list(arguments)
+        registry = registry or registry_of_commands(words)
         application = build(registry)
-        application(None if arguments is None else list(arguments), prog_name="prunekit", obj=registry)
+        application(words, prog_name="prunekit", obj=registry)
     except ArgumentError as error:
         print(error, file=sys.stderr)
         return 2

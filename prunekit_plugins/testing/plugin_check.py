@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -104,15 +104,26 @@ def examine(name: str, registry: Registry) -> Iterator[Checked]:
         if plugin.error or plugin.blocked:
             why = plugin.error or f"it is blocked by {plugin.blocked_by}"
             yield Checked(plugin.name, "", plugin.name, Outcome.FAILED if plugin.error else Outcome.LEFT, why)
+    yield from _contested(plugins, registry)
     own = {_place(*key): entry for key, entry in registry.entries(CHECKS).items()}
     for hook in (hook for hook in HOOKS if hook != CHECKS):
         for key, entry in registry.entries(hook).items():
             declared = own.pop(_place(hook, key), None)
             if entry.owner.name in plugins:
                 yield _checked(hook, key, entry, declared, registry)
+    contested = {_place(hook, key) for hook in HOOKS for key in registry.contests(hook)}
     for (hook, key), entry in own.items():
-        if entry.owner.name in plugins:
+        if entry.owner.name in plugins and (hook, key) not in contested:
             yield Checked(entry.owner.name, CHECKS, f"{hook} {key}", Outcome.FAILED, "nothing is registered there")
+
+
+def _contested(plugins: Collection[str], registry: Registry) -> Iterator[Checked]:
+    """Finds the keys of plugins that others claim, too: nobody gets them."""
+    for hook in HOOKS:
+        for key, contest in registry.contests(hook).items():
+            for name in dict.fromkeys(rival.owner.name for rival in contest.rivals):
+                if name in plugins:
+                    yield Checked(name, hook, key_text(key), Outcome.FAILED, _line(contest.problem()))
 
 
 def _plugins(name: str, registry: Registry) -> dict[str, Plugin]:

@@ -68,13 +68,96 @@ def test_a_file_can_be_named(cli: Cli, project: Path) -> None:
 
 def test_a_wrong_setting_is_told_with_the_nearest_name(cli: Cli, project: Path) -> None:
     (project / "pyproject.toml").write_text("[tool.prunekit]\nignore_layers = []\n")
-    called = cli("plugins")
+    called = cli(*MODEL)
     assert (called.code, called.out) == (2, "")
     assert called.err.startswith(
         "There is no setting 'ignore_layers'.\n"
         f"  where: {project / 'pyproject.toml'} [tool.prunekit]\n"
         "  what to do: did you mean 'ignored_layers'"
     )
+
+
+@pytest.fixture(params=["wrong setting", "wrong plugin"])
+def wrong(request: pytest.FixtureRequest, project: Path) -> tuple[int, str]:
+    """A project whose settings are wrong: the exit code, and the first line of the error."""
+    if request.param == "wrong setting":
+        (project / "prunekit.toml").write_text("rato = 1\n")
+        return 2, "There is no setting 'rato'."
+    (project / "tools").mkdir()
+    (project / "tools" / "bad.py").write_text("import nosuchmodule\n")
+    (project / "prunekit.toml").write_text('plugins = ["tools/bad.py"]\nblock = ["schedules"]\n')
+    return 1, "A plugin can't be loaded."
+
+
+def test_a_file_that_is_typed_is_read_instead_of_a_wrong_one(cli: Cli, project: Path, wrong: tuple[int, str]) -> None:
+    refused = cli(*MODEL)
+    assert (refused.code, refused.out, refused.err.splitlines()[0]) == (wrong[0], "", wrong[1])
+    other = project / "other.toml"
+    other.write_text("ratio = 0.5\n")
+    for words in (("--config", other), (f"--config={other}",), ("--config", "no.toml", f"--config={other}")):
+        done = cli(*MODEL, *words)
+        assert (done.code, done.err) == (0, "")
+        assert after(done.data["pruned"])["blocks.0.1"] == 5
+
+
+def test_settings_that_are_wrong_are_not_asked_beside_a_recipe(cli: Cli, project: Path, wrong: tuple[int, str]) -> None:
+    (project / "other.toml").write_text("ratio = 0.3\n")
+    recipe = project / "recipe.toml"
+    assert cli(*MODEL, "--config", project / "other.toml", "--save-recipe", recipe).code == 0
+    assert after(cli("prune", "--recipe", recipe, "--json").data["pruned"])["blocks.0.1"] == 7
+
+
+def test_a_wrong_plugin_of_the_project_can_be_left_out_as_its_error_says(
+    cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "bad.py").write_text("import nosuchmodule\n")
+    (project / "prunekit.toml").write_text('plugins = ["bad.py"]\nratio = 0.5\n')
+    assert "what to do: correct it, or leave the plugin out: PRUNEKIT_BLOCK=bad.py\n" in cli(*MODEL).err
+    for words in (("--block", "bad.py"), ("--block=bad.py",)):
+        assert after(cli(*MODEL, *words).data["pruned"])["blocks.0.1"] == 5
+    monkeypatch.setenv("PRUNEKIT_BLOCK", "bad.py")
+    assert after(cli(*MODEL).data["pruned"])["blocks.0.1"] == 5
+
+
+def test_a_file_that_is_not_there_can_be_left_out(cli: Cli, project: Path) -> None:
+    (project / "prunekit.toml").write_text('plugins = ["gone.py"]\nratio = 0.5\n')
+    assert "what to do: correct the path, or leave the plugin out: PRUNEKIT_BLOCK=gone.py\n" in cli(*MODEL).err
+    assert cli(*MODEL, "--block", "gone.py").code == 0
+
+
+def test_help_and_new_plugins_need_no_right_settings(cli: Cli, project: Path, wrong: tuple[int, str]) -> None:
+    for words in (("--help",), ("prune", "--help"), ("plugins", "--help")):
+        called = cli(*words)
+        assert called.code == 0
+        assert "Usage: prunekit" in called.out
+        assert called.err.splitlines()[0] == wrong[1]
+    called = cli("new-plugin", "my-criteria", "--json")
+    assert (called.code, called.data["name"], called.err.splitlines()[0]) == (0, "my-criteria", wrong[1])
+
+
+def test_the_list_of_plugins_says_what_is_wrong_with_the_settings(
+    cli: Cli, project: Path, wrong: tuple[int, str]
+) -> None:
+    called = cli("plugins", "--json")
+    assert (called.code, called.err.splitlines()[0]) == (wrong[0], wrong[1])
+    assert called.err.count(wrong[1]) == 1
+    states = {p["name"]: p["blocked_by"] for p in called.data["plugins"]}
+    assert states["prunekit:importance"] is None
+    assert states["prunekit:schedules"] == ("prunekit.toml" if wrong[0] == 1 else None)
+    assert "this is without the settings of the project, which are wrong" in cli("plugins").out
+    checked = cli("plugins", "--check")
+    assert (checked.code, checked.err.splitlines()[0]) == wrong
+
+
+def test_options_of_other_commands_are_theirs(cli: Cli, project: Path) -> None:
+    code = (
+        "from prunekit.plugin import hookimpl\n\n\ndef train(config: str) -> None:\n    'Train.'\n    print(config)\n"
+    )
+    hook = "\n\n@hookimpl\ndef prunekit_commands():\n    return {'train': train}\n"
+    (project / "training.py").write_text(code.replace("config: str", "config: str = ''") + hook)
+    (project / "prunekit.toml").write_text('plugins = ["training.py"]\n')
+    called = cli("train", "--config", "nosuch.yaml")
+    assert (called.code, called.out, called.err) == (0, "nosuch.yaml\n", "")
 
 
 def test_blocked_commands_are_gone(cli: Cli, project: Path) -> None:

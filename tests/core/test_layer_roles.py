@@ -184,12 +184,13 @@ def test_a_cost_model_that_gives_no_number_names_the_plugin(answer: Any, why: st
     implementation = plugin.hookimpl(lambda: {"fits": fits}, specname="prunekit_budgets")
     registry = pk.Registry(extra={"own": SimpleNamespace(implementation=implementation)})
     model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2))
-    for options in ({"ratio": 0.5}, {"target": {"fits": 0.5}}):
-        with pytest.raises(pk.PluginError, match=r"A cost model can't be computed\.") as caught:
-            pk.prune(model, EXAMPLE, registry=registry, **options)
-        assert caught.value.where == f"cost model 'fits', from own ({__file__}:{fits.__code__.co_firstlineno})"
-        assert caught.value.why == why
+    with pytest.raises(pk.PluginError, match=r"A cost model can't be computed\.") as caught:
+        pk.prune(model, EXAMPLE, registry=registry, target={"fits": 0.5})
+    assert caught.value.where == f"cost model 'fits', from own ({__file__}:{fits.__code__.co_firstlineno})"
+    assert caught.value.why == why
     assert model[0].weight.shape == (4, 5)
+    (note,) = pk.prune(model, EXAMPLE, registry=registry, ratio=0.5).report.notes
+    assert f"{why} [{caught.value.where}]" in note
 
 
 def test_the_kit_wants_to_know() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -106,6 +107,32 @@ def test_wrong_tables_are_told(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(pk.ArgumentError, match=message) as caught:
         registry(tmp_path, text)
     assert caught.value.where == str(tmp_path / "prunekit.toml")
+
+
+@dataclasses.dataclass
+class Touchy:
+    """It fails on some values."""
+
+    rounds: int = 1
+
+    def __post_init__(self) -> None:
+        if self.rounds == 0:
+            raise SystemExit("no rounds")
+        self.share = 1 / (self.rounds - 2)
+
+
+@pytest.mark.parametrize(("rounds", "why"), [(2, "ZeroDivisionError: "), (0, "SystemExit: no rounds")])
+def test_whatever_a_class_raises_for_the_values_of_a_table_is_an_error_of_these_values(
+    rounds: int, why: str, tmp_path: Path
+) -> None:
+    with pytest.raises(pk.ArgumentError, match="The plugin 'touchy' refuses its settings") as caught:
+        registry(tmp_path, f"[plugin.touchy]\nrounds = {rounds}\n", prunekit_settings={"touchy": Touchy})
+    error = caught.value
+    assert error.where == str(tmp_path / "prunekit.toml")
+    assert error.why.startswith(f"own: {why}")
+    assert f"({__file__}:" in error.why
+    line = inspect.getsourcelines(Touchy)[1]
+    assert error.hint == f"give [plugin.touchy] values that Touchy takes ({__file__}:{line})"
 
 
 def test_there_are_settings_of_plugins_that_declare_them_only() -> None:

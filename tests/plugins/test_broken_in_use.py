@@ -411,21 +411,52 @@ def test_a_broken_object_in_use_is_named_and_the_model_is_as_it_was(name: str, i
     ],
 )
 def test_a_broken_cost(name: str, why: str, cause: type[Exception] | None, install: Install) -> None:
-    """It is in every preview, so that nothing is pruned before it is blocked."""
+    """Whoever asks for it gets an error. Previews leave it out, and the report says so."""
     broken, model = install(f"{COSTS}prunekit_budgets = costing({name})\n"), network()
     before = State.of(model)
-    for options in ({"ratio": 0.5}, {"target": {name: 0.5}}):
-        with pytest.raises(pk.PluginError) as caught:
-            pk.prune(model, X, registry=broken.registry, **options)
-        before.check(model)
-        error = caught.value
-        assert error.headline == "A cost model can't be computed."
-        assert error.where == f"cost model {name!r}, from broken:point ({broken.site(f'def {name}')})"
-        assert error.why == why.replace("AT", broken.site(f"# {name}$") if cause else "")
-        assert error.hint == "correct it; until then, leave the plugin out: PRUNEKIT_BLOCK=broken:point"
-        assert type(error.__cause__) is (cause or type(None))
-    blocked = pk.Registry(block=["broken:point"])
-    assert pk.prune(model, X, registry=blocked).report.pruned == {"0": (8, 4)}
+    with pytest.raises(pk.PluginError) as caught:
+        pk.prune(model, X, registry=broken.registry, target={name: 0.5})
+    before.check(model)
+    error = caught.value
+    assert error.headline == "A cost model can't be computed."
+    assert error.where == f"cost model {name!r}, from broken:point ({broken.site(f'def {name}')})"
+    assert error.why == why.replace("AT", broken.site(f"# {name}$") if cause else "")
+    assert error.hint == "correct it; until then, leave the plugin out: PRUNEKIT_BLOCK=broken:point"
+    assert type(error.__cause__) is (cause or type(None))
+    note = f"previews leave out the cost {name!r}: {error.headline} {error.why} [{error.where}] {error.hint}"
+    for options in ({"ratio": 0.5}, {"target": {"params": 0.6}}):
+        result = pk.prune(network(), X, registry=broken.registry, **options)
+        assert result.report.pruned == {"0": (8, 4)}
+        assert [line for line in result.report.notes if name in line] == [note]
+        blocked = pk.prune(network(), X, registry=pk.Registry(block=["broken:point"]), **options)
+        assert result.preview.costs == blocked.preview.costs
+        assert not [line for line in blocked.report.notes if name in line]
+
+
+def test_a_broken_cost_is_left_out_where_branches_go(install: Install) -> None:
+    broken = install(f"{COSTS}prunekit_budgets = costing(negative)\n")
+    model = Residual()
+    result = pk.prune(model, X, branches=["inner"], registry=broken.registry)
+    assert result.report.absent == ("inner",)
+    assert "negative" not in result.preview.costs
+    assert len([line for line in result.report.notes if "previews leave out the cost 'negative'" in line]) == 1
+    graph = pk.Graph.of(Residual(), X, registry=broken.registry)
+    costs = graph.costs_without(["inner"])
+    assert costs["params"] == (20 + 16 + 16 + 15, 20 + 16 + 15)
+    assert "negative" not in costs
+    assert any("'negative'" in line for line in graph.report().notes)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(4, 4), nn.Linear(4, 4, bias=False), nn.Linear(4, 3)
+        self.other = nn.Linear(4, 4, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        x = x + self.inner(x)
+        return self.last(x + self.other(x))
 
 
 def gained(broken: Broken) -> nn.Sequential:

@@ -48,6 +48,15 @@ def hook(name: str, body: str) -> str:
     return f"{HOOK}def {name}():\n    {body}\n"
 
 
+def settings(body: str) -> str:
+    """A class of settings that does something when they are made."""
+    return (
+        "from dataclasses import dataclass\n"
+        f"@dataclass\nclass Mine:\n    level: int = 1\n    def __post_init__(self):\n        {body}\n"
+        + hook("prunekit_settings", "return {'mine': Mine}")
+    )
+
+
 ROWS: dict[str, Row] = {
     "raises-on-import": Row(
         "nn.NoSuchLayer\n",
@@ -237,6 +246,28 @@ ROWS: dict[str, Row] = {
         "@plugin.hookimpl",
         "it has 'torch.nn.modules.activation.Tanh' twice",
         hint="leave one out",
+    ),
+    "refuses-its-own-defaults": Row(
+        settings("raise ValueError('never')"),
+        "A plugin's settings refuse their own defaults.",
+        "@dataclass",
+        "'mine': ValueError: never ({line})",
+        hint="every default must be a value that the class takes",
+        cause="never",
+    ),
+    "fails-on-its-own-defaults": Row(
+        settings("1 / 0"),
+        "A plugin's settings refuse their own defaults.",
+        "@dataclass",
+        "'mine': ZeroDivisionError: division by zero ({line})",
+        cause="1 / 0",
+    ),
+    "exits-on-its-own-defaults": Row(
+        settings("raise SystemExit(3)"),
+        "A plugin's settings refuse their own defaults.",
+        "@dataclass",
+        "'mine': SystemExit: 3 ({line})",
+        cause="SystemExit",
     ),
     "is-half-right": Row(
         hook("prunekit_importance", "return {'mine': dict, 'other': 3}")

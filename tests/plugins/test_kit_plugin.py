@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import prunekit as pk
 from prunekit import plugin
 from prunekit.testing import Outcome, check_layer_type, check_plugin
 from prunekit_plugins.cli.app import run
+from tests.plugins.installing import install
 
 PASSED, FAILED, LEFT = Outcome.PASSED, Outcome.FAILED, Outcome.LEFT
 
@@ -147,8 +150,8 @@ def test_the_command_line_says_what_passed_and_what_failed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry = pk.Registry(extra={"own": Half})
-    found = "prunekit_plugins.cli.commands.plugins.project_registry"
-    monkeypatch.setattr(found, lambda block, config, plugins: registry)
+    found = "prunekit_plugins.cli.commands.plugins.registry_and_fault"
+    monkeypatch.setattr(found, lambda block, config, plugins: (registry, None))
     for arguments in (["plugins", "own", "--check"], ["plugins", "--check"]):
         assert run(arguments, registry) == 1
         printed = capsys.readouterr()
@@ -175,3 +178,32 @@ def test_the_command_line_ends_well_where_nothing_fails(capsys: pytest.CaptureFi
 def test_wrong_usage_is_told(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(arguments, pk.default_registry()) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_key_that_another_plugin_claims_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "@plugin.hookimpl\ndef prunekit_schedules():\n    return {'mine': lambda ratio, steps: [0.0, ratio]}\n"
+    checks = "@plugin.hookimpl\ndef prunekit_checks():\n    return {('prunekit_schedules', 'mine'): print}\n"
+    first = install(tmp_path, monkeypatch, "first", source + checks)
+    second = install(tmp_path, monkeypatch, "second", source)
+    registry = pk.Registry()
+    for found in (first, second):
+        with pytest.raises(AssertionError, match="Two plugins claim the same key 'mine'") as caught:
+            check_plugin(found.name, registry=registry)
+        assert str(caught.value).count("\n") == 0
+        for other in (first, second):
+            assert f"{other.title} ({other.line_of('@plugin.hookimpl')})" in str(caught.value)
+
+
+def test_the_command_line_tells_of_a_contested_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = "@plugin.hookimpl\ndef prunekit_importance():\n    return {'mine': dict}\n"
+    for name in ("first", "second"):
+        install(tmp_path, monkeypatch, name, source)
+    assert run(["plugins", "first", "--check", "--json"]) == 1
+    (check,) = json.loads(capsys.readouterr().out)["checks"]
+    assert (check["plugin"], check["hook"], check["name"]) == ("first:point", "prunekit_importance", "mine")
+    assert check["outcome"] == "failed"
+    assert "block one of them, such as PRUNEKIT_BLOCK=second:point" in check["why"]
+    assert run(["plugins", "--check"]) == 1
+    assert "2 of 2 checks failed" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from prunekit.plugin import HOOKS, ArgumentError, Entry, LayerType, Plugin, Regi
 from prunekit_plugins.cli import options
 from prunekit_plugins.cli.commands.checks import check as check_plugins
 from prunekit_plugins.cli.output import Output, Table
-from prunekit_plugins.cli.project import project_registry
+from prunekit_plugins.cli.project import registry_and_fault
 
 SHOWN = 12
 
@@ -34,11 +34,15 @@ def plugins(
     """Show everything registered, from which distribution, what overrides what, what is blocked or broken."""
     if name is not None and not check:
         raise ArgumentError("A NAME goes with --check.", why=f"got {name!r}")
-    registry, output = project_registry(block, config, plugin), Output(as_json)
-    if check:
+    registry, fault = registry_and_fault(block, config, plugin)
+    output = Output(as_json)
+    if check and fault is None:
         check_plugins(registry, output, name)
-    else:
+    elif not check:
         show(registry, output, everything)
+    if fault is not None:  # as long as it is there, only what works without the project's settings does
+        output.line("this is without the settings of the project, which are wrong", good=False)
+        raise fault
 
 
 def show(registry: Registry, output: Output, everything: bool = False) -> None:
