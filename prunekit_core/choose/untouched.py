@@ -28,9 +28,9 @@ class Guard:
     """Keeps a criterion from changing the model that it scores.
 
     Operations that write into the memory of a parameter or buffer, by whatever view of it, are stopped before they run:
-    they raise where they stand. Flags, modes and exchanged tensors are compared when the criterion is done, and put
-    back, and so are hooks of modules. Gradients may change: a criterion may run a backward pass. What is written past
-    PyTorch (through a NumPy view, by a kernel that doesn't say what it writes) isn't seen.
+    they raise where they stand. Flags, modes, hooks and exchanged tensors are compared when the criterion is done, and
+    put back. Gradients may change: a criterion may run a backward pass. What is written past PyTorch (through a NumPy
+    view, by a kernel that doesn't say what it writes) isn't seen.
 
     Criteria that are built in aren't watched: seeing every operation costs some ten microseconds each.
 

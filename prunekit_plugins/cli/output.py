@@ -90,6 +90,10 @@ class Output:
         else:
             self._console.print(escape(text), style="" if good is None else "green" if good else "red")
 
+    def warning(self, text: str) -> None:
+        """Prints a line on stderr, where it is in nobody's way, for people and beside JSON."""
+        print(text, file=sys.stderr)
+
     def table(self, table: Table) -> None:
         """Prints a table for people."""
         if self.as_json:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import enum
 import functools
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import attrs
 
 from prunekit_core.errors import ArgumentError, PrunekitError, nearest
+from prunekit_core.plugins.blame import site_of
 from prunekit_core.plugins.entries import Entry, Plugin, key_text, normal_name
 from prunekit_core.plugins.hookspecs import HOOKS
 from prunekit_core.plugins.registry import Registry, default_registry
@@ -25,6 +27,8 @@ from prunekit_plugins.testing.schedule_check import check_schedule
 
 CHECKS = "prunekit_checks"
 DECLARE = 'say how it is checked: prunekit_checks() returns {("%s", ...): function of a registry}'
+
+PLACE = re.compile(r"\.py:\d+")
 
 Check = Callable[[Any, Registry], Any]
 BY_HOOK: Mapping[str, Check] = {
@@ -166,8 +170,14 @@ def _checked(hook: str, key: Any, entry: Entry, declared: Entry | None, registry
         outcome = Outcome.LEFT if declared is None else Outcome.FAILED
         return report(outcome, f"{_line(error)}; {DECLARE % hook}" if declared is None else _line(error))
     except (AssertionError, PrunekitError) as error:
-        return report(Outcome.FAILED, _line(error))
+        return report(Outcome.FAILED, _placed(_line(error), entry.value))
     return report(Outcome.PASSED)
+
+
+def _placed(why: str, value: object) -> str:
+    """Adds file and line of what failed, unless there is a place in the text already."""
+    site = site_of(value)
+    return why if PLACE.search(why) or not PLACE.search(site) else f"{why} ({site})"
 
 
 def _line(error: Exception) -> str:

@@ -79,9 +79,9 @@ def test_what_is_written_is_clean(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_is_written_has_strict_types(cli: Cli, tmp_path: Path) -> None:
     cli("new-plugin", "typed", "--with", "all", "--out", tmp_path / "typed")
-    done = python("-m", "mypy", "--strict", "src", cwd=tmp_path / "typed", path=())
-    assert [line for line in done.stdout.splitlines() if line.startswith("src")] == []
-    assert "17 source files" in done.stdout
+    done = python("-m", "mypy", "--strict", "src", "tests", cwd=tmp_path / "typed", path=())
+    assert [line for line in done.stdout.splitlines() if line.startswith(("src", "tests"))] == []
+    assert "33 source files" in done.stdout
 
 
 def test_several_kinds_may_be_named_in_any_way(cli: Cli, tmp_path: Path) -> None:

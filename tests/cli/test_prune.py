@@ -195,3 +195,13 @@ def test_the_plan_file_is_json_that_applies_elsewhere(cli: Cli, tmp_path: Path) 
     other = pk.Plan.from_json(plan_file.read_text()).apply(seeded(9))
     assert tuple(other(torch.randn(2, 4)).shape) == (2, 3)
     assert tuple(other.first.weight.shape) == (4, 4)
+
+
+def test_what_is_blocked_and_is_not_there_is_told(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNEKIT_BLOCK", "gone")
+    called = cli("prune", *PERCEPTRON, "--block", "prunekit:dmeo", "--json")
+    assert (called.code, called.data["pruned"] != {}) == (0, True)
+    assert sorted(called.err.splitlines()) == [
+        "PRUNEKIT_BLOCK blocks gone, which isn't installed",
+        "an argument blocks prunekit:dmeo, which isn't installed",
+    ]

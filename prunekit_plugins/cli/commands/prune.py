@@ -123,6 +123,8 @@ def prune(
     source = source_of(model, weights) if on_disk else None
     _check_files(out, plan, report, save_recipe, folder=on_disk)
     output = Output(as_json)
+    for name, by in registry.unused_blocks().items():
+        output.warning(f"{by} blocks {name}, which isn't installed")
     typed: dict[str, Any] = {
         "target": targets,
         "importance": None if importance is None else read_criterion(importance),
