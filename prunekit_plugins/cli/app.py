@@ -114,7 +114,7 @@ def _stoppable(function: Callable[..., Any], blame: Blame) -> Callable[..., Any]
 @contextlib.contextmanager
 def _blamed(blame: Blame) -> Iterator[None]:
     """Makes what a command raises an error of its plugin, but for the ways in which typer lets it end."""
-    ending: Exception | None = None
+    ending: BaseException | None = None
     with blame.blamed("A command failed."):
         try:
             yield
@@ -124,5 +124,6 @@ def _blamed(blame: Blame) -> Iterator[None]:
         raise ending
 
 
-_ENDINGS: tuple[type[Exception], ...] = (typer.Exit, typer.Abort, *typer.BadParameter.__mro__[1:3])
-"""Exit, abort, and what click's usage errors derive from, which typer has in different places."""
+_ENDINGS: tuple[type[BaseException], ...] = (SystemExit, typer.Exit, typer.Abort, *typer.BadParameter.__mro__[1:3])
+"""Exit (Python's, which is a command's way to say a code, and typer's), abort, and what click's usage errors derive
+from, which typer has in different places."""
