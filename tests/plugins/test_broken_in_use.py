@@ -806,3 +806,38 @@ def test_the_kit_fails_what_ends_the_program(install: Install) -> None:
         "prunekit_budgets leaves",
     }
     assert all(f"SystemExit: 4 ({broken.site('# leaves')})" in line for line in failed)
+
+
+DECLINES = """
+from prunekit import plugin
+from torch import nn
+
+
+def declines(module):
+    return None
+
+
+class Picky(nn.Tanh):
+    def forward(self, x):
+        assert False
+
+
+@plugin.hookimpl
+def prunekit_replacements():
+    return {
+        "tanh": plugin.Replacement("tanh", nn.Tanh, declines),
+        "picky": plugin.Replacement("picky", Picky, declines),
+    }
+"""
+
+
+def test_a_replacement_that_converts_nothing_is_told(install: Install) -> None:
+    broken = install(DECLINES)
+    where = f"from broken:point ({broken.site('def declines')}) returned None for"
+    result = pk.prune(nn.Sequential(*network(), nn.Tanh(), nn.Tanh()), X, registry=broken.registry)
+    assert result.report.pruned == {"0": (8, 4)}
+    (note,) = (note for note in result.report.notes if "returned None" in note)
+    assert note == f"replacement 'tanh', {where} 3 and 1 more: what isn't converted stays"
+    with pytest.raises(pk.RecordingError) as caught:
+        pk.prune(nn.Sequential(*network(), broken.module.Picky()), X, registry=broken.registry)
+    assert caught.value.why == f"AssertionError: ; replacement 'picky', {where} 3: what isn't converted stays"
