@@ -125,7 +125,7 @@ class Blame:
 
     @contextlib.contextmanager
     def blamed(self, headline: str, at: str = "") -> Iterator[None]:
-        """Makes whatever the object raises a `PluginError` with that as its cause.
+        """Makes whatever the object raises, `SystemExit` too, a `PluginError` with that as its cause.
 
         Errors of prunekit's own stay what they are, and so do memory that ran out and interrupts.
         """
@@ -133,6 +133,6 @@ class Blame:
             yield
         except _PASSED_ON:
             raise
-        except Exception as error:  # somebody else's function may fail in any way
+        except STOPS as error:
             module = getattr(function_of(self.thing), "__module__", None) or ""
             raise self.error(headline, describe_error(error, module), at=at) from error

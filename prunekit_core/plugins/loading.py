@@ -6,6 +6,7 @@ kept apart, so that whoever names it gets an error that says why it isn't there.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import os
 import sys
@@ -39,6 +40,9 @@ from prunekit_core.plugins.hookspecs import DEPRECATED, HOOKS, INTERFACE, INTERF
 ENTRY_POINT_GROUP = "prunekit"
 BUILT_IN = "prunekit"
 SETTINGS = "prunekit_settings"
+PREFIX = "prunekit_"
+ALMOST = 0.8
+"""How like the name of a hook one must be to be taken for it: ``importence`` is (0.9), ``import`` isn't (0.75)."""
 
 
 class _DefectError(Exception):
@@ -300,15 +304,35 @@ def _no_hook(loaded: object, declared: Callable[[], str]) -> Defect:
 
 
 def _unmarked(loaded: object, implemented: set[str]) -> Iterator[_DefectError]:
-    """Finds functions of a plugin with the name of a hook that lack the mark, so that they would never be called."""
-    for name, value in vars(loaded).items() if hasattr(loaded, "__dict__") else ():
+    """Finds functions of a plugin with the name of a hook, or nearly so, that lack the mark: nobody calls them."""
+    for name, value in _attributes(loaded).items():
         function = getattr(value, "__func__", value)
-        if name not in HOOKS or name in implemented or not isinstance(function, FunctionType):
+        hook = _meant(name)
+        if not hook or name in implemented or not isinstance(function, FunctionType):
             continue
         if isinstance(loaded, ModuleType) and function.__module__ != loaded.__name__:  # imported from elsewhere
             continue
         hint, why = "mark it with prunekit.plugin.hookimpl", f"{name} has the name of a hook, and no mark"
+        if name != hook:
+            hint, why = f"call it {hook} and {hint}", f"{name} has almost the name of a hook, {hook}, and no mark"
         yield _DefectError(Defect("A plugin has a hook that isn't marked.", site_of(function), why, hint))
+
+
+def _attributes(loaded: object) -> dict[str, Any]:
+    """Lists the attributes of a plugin; of an object, those of its classes too."""
+    classes = () if isinstance(loaded, ModuleType | type) else type(loaded).__mro__
+    return {
+        name: value for place in (*reversed(classes), loaded) for name, value in getattr(place, "__dict__", {}).items()
+    }
+
+
+def _meant(name: str) -> str:
+    """Returns the hook that a function of a plugin is probably meant to be; empty where it is something else."""
+    if not name.startswith(PREFIX):  # most names, and most of them are close to nothing
+        return ""
+    hooks = {hook.removeprefix(PREFIX): hook for hook in HOOKS}
+    close = difflib.get_close_matches(name.removeprefix(PREFIX), hooks, n=1, cutoff=ALMOST)
+    return hooks[close[0]] if close else ""
 
 
 def _takes_arguments(loaded: object) -> tuple[str, str] | None:

@@ -11,7 +11,7 @@ from torch import nn
 from prunekit_core.errors import RecordingError
 from prunekit_core.modules.surgery import exchange_module
 from prunekit_core.plugins.registry import Registry
-from prunekit_core.plugins.stand_ins import stand_in
+from prunekit_core.plugins.stand_ins import blame_of, stand_in
 from prunekit_core.program.examples import Example
 from prunekit_core.program.sameness import same_program
 from prunekit_core.program.trace import Trace
@@ -166,10 +166,14 @@ class _Attempts:
         """
         shadow = Shadow(self.model, fake=fake)
         shadow.gradients = gradients
-        swaps = swap_modules(shadow.module, self.registry) if self.swapped else []
+        declined: dict[str, list[str]] = {}
+        swaps = swap_modules(shadow.module, self.registry, declined) if self.swapped else []
+        kept = [
+            f"{whose} returned None for {_some(paths)}: what isn't converted stays" for whose, paths in declined.items()
+        ]
         shadow.watch(self.registry.opaque)
         shadow.flag_gradients(self.model)
-        notes = self._notes(fake=fake, gradients=gradients)
+        notes = [*self._notes(fake=fake, gradients=gradients), *kept]
         recorded: list[tuple[Trace, Example, bool | None]] = []
         failed: list[Trace] = []
         for example in self.examples:
@@ -181,6 +185,7 @@ class _Attempts:
                     self.faults.extend(filter(None, shadow.faults))
                     self.differentiates = self.differentiates or _differentiates(error)
                     if position == 0 or self.differentiates is not gradients:
+                        error.why = "; ".join(filter(None, (error.why, *kept)))
                         raise error
                     notes.append(f"{label} mode was not recorded: {error.why}")
                     failed.append(trace)
@@ -233,8 +238,19 @@ def _is_known(trace: Trace, recorded: Sequence[Trace], shadow: Shadow, registry:
     return any(same_program(known, trace, inside) for known in recorded)
 
 
-def swap_modules(shadow: nn.Module, registry: Registry) -> list[tuple[str, str]]:
+def _some(paths: Sequence[str]) -> str:
+    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+
+
+def swap_modules(
+    shadow: nn.Module, registry: Registry, declined: dict[str, list[str]] | None = None
+) -> list[tuple[str, str]]:
     """Exchanges modules that can't hold a smaller shape for prunable equivalents.
+
+    Args:
+        shadow: The module in which they are.
+        registry: Where replacements are found.
+        declined: Takes whose replacements (of plugins that aren't built in) return None, with the paths of the modules.
 
     Raises:
         PluginError: A replacement raises, or is no module around the same parameters.
@@ -247,4 +263,8 @@ def swap_modules(shadow: nn.Module, registry: Registry) -> list[tuple[str, str]]
             converted.train(module.training)
             exchange_module(shadow, module, converted)
             swaps.append((path, replacement.name))
+        elif replacement is not None and path and declined is not None:
+            blame = blame_of(replacement, registry)
+            if not blame.built_in:
+                declined.setdefault(blame.where, []).append(path)
     return swaps

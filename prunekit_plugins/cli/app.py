@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -51,30 +52,36 @@ def build(registry: Registry) -> typer.Typer:
     """Makes the program from the commands of a registry."""
     entries, refused = registry.entries("prunekit_commands"), registry.refused("prunekit_commands")
     owners = registry.owners
+    found = {
+        name: _usable(name, entry.value, owners.blame("prunekit_commands", entry.value))
+        for name, entry in entries.items()
+    }
+    found.update(refused)
     program = program_of(
-        {
-            name: _usable(name, entry.value, owners.blame("prunekit_commands", entry.value))
-            for name, entry in entries.items()
-        }
+        {name: function for name, function in found.items() if not isinstance(function, PrunekitError)}
     )
-    for name, error in refused.items():
-        program.command(name, context_settings=ANY_ARGUMENTS)(_raising(error))
+    for name, function in found.items():
+        if isinstance(function, PrunekitError):
+            program.command(name, context_settings=ANY_ARGUMENTS)(_raising(function))
     return program
 
 
-def _usable(name: str, command: Any, blame: Blame) -> Callable[..., Any]:
-    """Returns the command's function; one that can't be used is replaced, so that the others still work."""
+def _usable(name: str, command: Any, blame: Blame) -> Callable[..., Any] | PrunekitError:
+    """Returns the command's function; the error for whoever calls it where it can't be used: the others still work."""
     try:
         function = command.load() if isinstance(command, LazyCommand) else command
+        if not blame.built_in:
+            check = importlib.import_module("prunekit_plugins.testing.command_check")  # nobody else needs the kit here
+            check.require_callable_by_name(function)
         trial = typer.Typer()
         trial.command(name)(function)
         typer.main.get_command(trial)
-    except Exception as error:  # a stranger's command may fail in any way; it is told when the command is called
+    except (Exception, SystemExit) as error:  # a stranger's may fail in any way; it is told when the command is called
         reason = f"{type(error).__name__}: {error}"
         named = attrs.evolve(blame, thing=None) if isinstance(command, LazyCommand) else blame
         failure = named.error(f"The command {name!r} can't be used.", reason)
         failure.__cause__ = error
-        return _raising(failure)
+        return failure
     return _stoppable(function, blame)
 
 
@@ -107,7 +114,7 @@ def _stoppable(function: Callable[..., Any], blame: Blame) -> Callable[..., Any]
 @contextlib.contextmanager
 def _blamed(blame: Blame) -> Iterator[None]:
     """Makes what a command raises an error of its plugin, but for the ways in which typer lets it end."""
-    ending: Exception | None = None
+    ending: BaseException | None = None
     with blame.blamed("A command failed."):
         try:
             yield
@@ -117,5 +124,6 @@ def _blamed(blame: Blame) -> Iterator[None]:
         raise ending
 
 
-_ENDINGS: tuple[type[Exception], ...] = (typer.Exit, typer.Abort, *typer.BadParameter.__mro__[1:3])
-"""Exit, abort, and what click's usage errors derive from, which typer has in different places."""
+_ENDINGS: tuple[type[BaseException], ...] = (SystemExit, typer.Exit, typer.Abort, *typer.BadParameter.__mro__[1:3])
+"""Exit (Python's, which is a command's way to say a code, and typer's), abort, and what click's usage errors derive
+from, which typer has in different places."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
+
+import torch
 
 from prunekit_core.errors import PrunekitError
 from prunekit_core.plugins.blame import describe_error
@@ -67,10 +70,20 @@ def check_command(
     return printed
 
 
+def require_callable_by_name(function: Callable[..., Any]) -> None:
+    """Raises `TypeError` for an argument that a command line, which gives texts by name, can't fill."""
+    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise TypeError(f"{parameter}: a command gets all its arguments by name; a list is `{name}: list[str]`")
+        if isinstance(parameter.annotation, type) and issubclass(parameter.annotation, torch.Tensor | torch.nn.Module):
+            raise TypeError(f"{parameter}: no text can be made into one; take a path, or a name")
+
+
 def _program(function: Callable[..., Any]) -> Any:
     typer = importlib.import_module("typer")  # the kit is used without the extra, too
     program = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     with failing("reading the command's signature", function):
+        require_callable_by_name(function)
         program.command("command")(function)
         typer.main.get_command(program)
     return program

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from prunekit_core.errors import PrunekitError
-from prunekit_core.plugins.blame import describe_error
+from prunekit_core.plugins.blame import STOPS, describe_error
 from prunekit_core.plugins.owners import call_hint
 
 
@@ -48,7 +48,7 @@ def failing(what: str, stranger: object) -> Iterator[None]:
         yield
     except (AssertionError, PrunekitError):
         raise
-    except Exception as error:  # a plugin's object may fail in any way
+    except STOPS as error:
         module = getattr(stranger, "__module__", None) or type(stranger).__module__
         raise AssertionError(f"{what} raises {describe_error(error, module)}") from error
 

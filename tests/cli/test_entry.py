@@ -9,12 +9,15 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import prunekit as pk
 from prunekit import plugin
+from prunekit.testing import check_command
 from prunekit_plugins.cli import LazyCommand, prunekit_commands
 from prunekit_plugins.cli.app import run
 from prunekit_plugins.cli.overview import overview
@@ -132,6 +135,51 @@ def test_commands_of_plugins_are_found_and_broken_ones_do_no_harm(capsys: pytest
         assert run([name], registry) == 1
         where = f"command '{name}', from commands{site}"
         assert re.match(f"The command '{name}' can't be used.\n  where: {where}\n  why: ", capsys.readouterr().err)
+
+
+def unknown_type(number: Nowhere) -> None:  # type: ignore[name-defined]  # noqa: F821
+    """Its annotation stands for nothing."""
+
+
+def with_list(number: int, *more: int) -> None:
+    """Typer gives every argument by name."""
+
+
+def by_place(number: int, /) -> None:
+    """Typer gives every argument by name."""
+
+
+def of_tensors(number: torch.Tensor) -> None:
+    """No text is a tensor."""
+
+
+@pytest.mark.parametrize("words", [[], ["3"], ["--number", "3"], ["3", "-x", "4", "--", "5"]])
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        (LazyCommand("prunekit_plugins.cli.nosuch", "lost"), "No module named 'prunekit_plugins.cli.nosuch'"),
+        (LazyCommand("tests.cli.exiting", "lost"), "SystemExit: 7"),
+        (unknown_type, "name 'Nowhere' is not defined"),
+        (with_list, "*more: int: a command gets all its arguments by name"),
+        (by_place, "number: int: a command gets all its arguments by name"),
+        (of_tensors, "number: torch.Tensor: no text can be made into one"),
+    ],
+)
+def test_a_command_that_cannot_be_used_says_why_whatever_is_typed(
+    command: Any, why: str, words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    hook = plugin.hookimpl(lambda: {"hi": command}, specname="prunekit_commands")
+    assert run(["hi", *words], pk.Registry(extra={"own": SimpleNamespace(hook=hook)})) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("The command 'hi' can't be used.\n  where: command 'hi', from own")
+    assert why in error
+
+
+@pytest.mark.parametrize("command", [unknown_type, with_list, by_place, of_tensors])
+def test_the_kit_fails_a_command_that_cannot_be_called(command: Any) -> None:
+    with pytest.raises(AssertionError, match=r"reading the command's signature raises (Type|Name)Error"):
+        check_command(command)
 
 
 def test_a_lazy_command_calls_its_function() -> None:

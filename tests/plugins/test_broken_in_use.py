@@ -18,7 +18,7 @@ from torch import nn
 
 import prunekit as pk
 from prunekit import plugin
-from prunekit.testing import check_criterion
+from prunekit.testing import check_criterion, check_plugin
 from prunekit_plugins.cli.entry import main
 from prunekit_plugins.integrations import TrainingPruner
 from tests.plugins import installing
@@ -619,7 +619,7 @@ def test_plugins_that_are_given_as_an_argument_are_named_but_can_t_be_blocked() 
     assert caught.value.hint == "return a tensor [group.size()], or None to leave the group whole"
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError, pk.UnitsError("of its own")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, pk.UnitsError("of its own")])
 def test_what_is_nobody_s_fault_passes(error: Any) -> None:
     def interrupted(group: pk.Group) -> torch.Tensor:
         raise error
@@ -777,3 +777,140 @@ def test_no_traceback_reaches_the_terminal(install: Install, tmp_path: Path) -> 
     assert ended.returncode == 1
     assert ended.stderr.startswith("A criterion failed.\n  where: criterion 'raises', from broken:point (")
     assert "Traceback" not in ended.stdout + ended.stderr
+
+
+LEAVES = """
+from prunekit import plugin
+from torch import nn
+
+
+def leaves(*args, **kwargs):
+    raise REASON  # leaves
+
+
+@plugin.hookimpl
+def prunekit_importance():
+    return {"unmade": leaves, "leaves": lambda: leaves}
+
+
+@plugin.hookimpl
+def prunekit_schedules():
+    return {"leaves": leaves}
+
+
+@plugin.hookimpl
+def prunekit_allocators():
+    return {"leaves": leaves}
+
+
+@plugin.hookimpl
+def prunekit_compensators():
+    return {"leaves": lambda: leaves}
+
+
+@plugin.hookimpl
+def prunekit_budgets():
+    return {"leaves": leaves}
+
+
+@plugin.hookimpl
+def prunekit_weights():
+    return {"leaves": leaves}
+
+
+@plugin.hookimpl
+def prunekit_replacements():
+    return {"leaves": plugin.Replacement("leaves", nn.Tanh, leaves)}
+"""
+EXITS: dict[str, Callable[[nn.Module, pk.Registry], object]] = {
+    "criterion that can't be made": scored("unmade"),
+    "criterion": scored("leaves"),
+    "schedule": scheduled("leaves"),
+    "allocator": allocated("leaves"),
+    "compensator": repaired("leaves"),
+    "cost model": lambda model, registry: pk.prune(model, X, target={"leaves": 0.5}, registry=registry),
+    "form of weights": opened("leaves"),
+    "replacement": lambda model, registry: pk.prune(nn.Sequential(*model, nn.Tanh()), X, registry=registry),
+}
+
+
+@pytest.mark.parametrize("name", EXITS)
+def test_an_object_that_ends_the_program_is_an_error_of_its_plugin(name: str, install: Install) -> None:
+    broken, model = install(LEAVES.replace("REASON", "SystemExit(4)")), network()
+    before = State.of(model)
+    with pytest.raises(pk.PluginError) as caught:
+        EXITS[name](model, broken.registry)
+    before.check(model)
+    assert "from broken:point" in caught.value.where
+    assert caught.value.why == f"SystemExit: 4 ({broken.site('# leaves')})"
+    assert type(caught.value.__cause__) is SystemExit
+
+
+@pytest.mark.parametrize("name", EXITS)
+def test_an_interrupt_is_no_error_of_a_plugin(name: str, install: Install) -> None:
+    source = LEAVES.replace("REASON", "KeyboardInterrupt")
+    if name != "cost model":  # previews, which nobody interrupts, ask for it as well
+        source, _, rest = source.partition("@plugin.hookimpl\ndef prunekit_budgets")
+        source += rest.partition("\n\n\n")[2]
+    broken = install(source)
+    with pytest.raises(KeyboardInterrupt):
+        EXITS[name](network(), broken.registry)
+
+
+def test_a_rule_that_ends_the_program_pins_what_it_is_for(install: Install) -> None:
+    source = "from prunekit import plugin\n\n\ndef leaves(call):\n    raise SystemExit(4)  # leaves\n\n\n"
+    hook = "@plugin.hookimpl\ndef prunekit_op_rules():\n    return {'aten::relu': leaves}\n"
+    broken = install(source + hook)
+    (gap,) = pk.Graph.of(network(), X, registry=broken.registry).report().not_understood
+    assert f"its rule raised SystemExit: 4 ({broken.site('# leaves')})" in gap
+
+
+def test_the_kit_fails_what_ends_the_program(install: Install) -> None:
+    broken = install(LEAVES.replace("REASON", "SystemExit(4)"))
+    with pytest.raises(AssertionError) as caught:
+        check_plugin("broken", registry=broken.registry)
+    failed = str(caught.value).splitlines()
+    assert {line.split(":")[0] for line in failed} == {
+        "prunekit_importance unmade",
+        "prunekit_importance leaves",
+        "prunekit_schedules leaves",
+        "prunekit_allocators leaves",
+        "prunekit_compensators leaves",
+        "prunekit_budgets leaves",
+    }
+    assert all(f"SystemExit: 4 ({broken.site('# leaves')})" in line for line in failed)
+
+
+DECLINES = """
+from prunekit import plugin
+from torch import nn
+
+
+def declines(module):
+    return None
+
+
+class Picky(nn.Tanh):
+    def forward(self, x):
+        assert False
+
+
+@plugin.hookimpl
+def prunekit_replacements():
+    return {
+        "tanh": plugin.Replacement("tanh", nn.Tanh, declines),
+        "picky": plugin.Replacement("picky", Picky, declines),
+    }
+"""
+
+
+def test_a_replacement_that_converts_nothing_is_told(install: Install) -> None:
+    broken = install(DECLINES)
+    where = f"from broken:point ({broken.site('def declines')}) returned None for"
+    result = pk.prune(nn.Sequential(*network(), nn.Tanh(), nn.Tanh()), X, registry=broken.registry)
+    assert result.report.pruned == {"0": (8, 4)}
+    (note,) = (note for note in result.report.notes if "returned None" in note)
+    assert note == f"replacement 'tanh', {where} 3 and 1 more: what isn't converted stays"
+    with pytest.raises(pk.RecordingError) as caught:
+        pk.prune(nn.Sequential(*network(), broken.module.Picky()), X, registry=broken.registry)
+    assert caught.value.why == f"AssertionError: ; replacement 'picky', {where} 3: what isn't converted stays"

@@ -145,6 +145,21 @@ ROWS: dict[str, Row] = {
         "def prunekit_budgets",
         "prunekit_budgets has the name of a hook, and no mark",
     ),
+    "misspells-one-and-forgot-its-mark": Row(
+        f"def prunekit_importence():\n    return {{}}\n{hook('prunekit_schedules', 'return {}')}",
+        "A plugin has a hook that isn't marked.",
+        "def prunekit_importence",
+        "prunekit_importence has almost the name of a hook, prunekit_importance, and no mark",
+        hint="call it prunekit_importance and mark it with prunekit.plugin.hookimpl",
+    ),
+    "is-an-object-that-forgot-a-mark": Row(
+        f"class Mine:\n    {HOOK}    def prunekit_schedules(self):\n        return {{}}\n"
+        "    def prunekit_budget(self):\n        return {}\nmine = Mine()\n",
+        "A plugin has a hook that isn't marked.",
+        "def prunekit_budget",
+        "prunekit_budget has almost the name of a hook, prunekit_budgets, and no mark",
+        loads="{module}:mine",
+    ),
     "misspells-a-hook": Row(
         hook("prunekit_layertypes", "return {}"),
         "A plugin implements a hook that doesn't exist.",
@@ -330,3 +345,14 @@ def listed(registry: pk.Registry, broken: Installed, found: plugin.Plugin, capsy
     assert states[broken.name] == ("broken", found.error)
     assert states["neighbour:point"] == ("loaded", None)
     assert all(part in found.error for part in (broken.title, *str(found.problem()).splitlines()[0].split()))
+
+
+def test_functions_with_names_that_are_near_to_no_hook_are_the_plugins_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("prunekit_import", "prunekit_version", "importance", "prunekit_", "prunekit_layers")
+    own = "".join(f"def {name}():\n    return 3\n" for name in names)
+    healthy = install(tmp_path, monkeypatch, "healthy", HEALTHY + own)
+    assert healthy.name in {
+        entry.owner.name for entry in pk.Registry(strict=True).entries("prunekit_importance").values()
+    }
