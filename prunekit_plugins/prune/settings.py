@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -64,6 +64,9 @@ class PruneSettings:
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> PruneSettings:
         """Makes the settings from keywords, by name; raises `ArgumentError` where one is wrong."""
+        layers = given.get("ignored_layers")
+        if isinstance(layers, Iterator):  # which can be read once, and units and branches both ask
+            given = {**given, "ignored_layers": list(layers)}
         return cls(**fields_from(cls, given), given=given)
 
     @property

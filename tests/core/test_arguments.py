@@ -18,6 +18,7 @@ from prunekit_core.arguments import FORMS
 from prunekit_core.graph.recording_settings import RecordingSettings
 from prunekit_plugins.classic.options import FurtherOptions, PrunerOptions, StepOptions
 from prunekit_plugins.classic.settings import PrunerSettings
+from prunekit_plugins.depth.settings import DepthSettings
 from prunekit_plugins.prune.settings import UNRECORDED, PruneSettings
 
 
@@ -144,6 +145,8 @@ def test_every_argument_is_in_one_of_the_values_that_are_made_of_them() -> None:
     values = [fields(Settings), fields(RecordingSettings), fields(PrunerSettings) - {"pruning", "recording"}]
     assert sorted(of_pruner | {"more_inputs"}) == sorted(name for value in values for name in value)
     of_prune = {*inspect.signature(pk.prune).parameters} - {"model", "example_inputs", "registry", "options"}
+    assert fields(DepthSettings) < of_prune
+    of_prune -= fields(DepthSettings) - of_pruner - {"target"}
     assert fields(PruneSettings) - {"given"} <= of_prune
     assert of_prune - fields(PruneSettings) < of_pruner
     assert set(UNRECORDED) < {*inspect.signature(pk.prune).parameters}

@@ -240,7 +240,7 @@ CASES = {
         COPY,
     ),
     "hides": Case(
-        scored("hides"), "criterion 'hides'", "def hides", CHANGES, "aten::fill_.Scalar writes to 0.weight (AT)", COPY
+        scored("hides"), "criterion 'hides'", "def hides", CHANGES, "aten::mul_.Tensor writes to 0.weight (AT)", COPY
     ),
     "freezes": Case(
         scored("freezes"),

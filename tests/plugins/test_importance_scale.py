@@ -50,11 +50,20 @@ NAMED = CRITERIA | {
 }
 
 
+OF_BRANCHES = (
+    "block_influence", "branch_residual", "gate_fisher", "gate_taylor", "output_change", "relative_energy",
+)  # fmt: skip
+"""Criteria that have nothing to say about units."""
+
+
 def test_registered_names() -> None:
     entries = pk.default_registry().entries("prunekit_importance")
-    assert {name: entry.value for name, entry in entries.items() if entry.owner.rank == 0} == NAMED
+    of_units = {name: entry.value for name, entry in entries.items() if name not in OF_BRANCHES}
+    assert {name: value for name, value in of_units.items() if entries[name].owner.rank == 0} == NAMED
+    assert {entries[name].value for name in OF_BRANCHES} <= {getattr(importance, name) for name in importance.__all__}
     aliases = {importance.Members, importance.HessianImportance, importance.MagnitudeImportance}
     aliases.add(importance.EffectImportance)  # a part of "calibrated", without a name of its own
+    aliases |= {entries[name].value for name in OF_BRANCHES}
     assert {getattr(importance, name) for name in importance.__all__} - aliases <= set(NAMED.values())
 
 
