@@ -23,7 +23,7 @@ def test_a_recipe_repeats_a_call_bit_for_bit(cli: Cli, tmp_path: Path, monkeypat
     safetensors.torch.save_file(toys.blocks().state_dict(), tmp_path / "in.safetensors")
     (tmp_path / "project.toml").write_text(
         'importance = { name = "magnitude", p = 1 }\nignored_layers = ["blocks.0"]\n'
-        'pruning_ratio_dict = { "blocks.1" = 0.25 }\nblock = ["prunekit:demo"]\nmax_pruning_ratio = 0.75\n'
+        'pruning_ratio_dict = { "blocks.1" = 0.25 }\nblock = ["prunekit:schedules"]\nmax_pruning_ratio = 0.75\n'
     )
     first, again, recipe = tmp_path / "a.safetensors", tmp_path / "b.safetensors", tmp_path / "recipe.toml"
     called = cli(
