@@ -251,8 +251,8 @@ def prunekit_replacements() -> Mapping[str, Replacement]:  # type: ignore[empty-
         Once for each registry, when it is made.
 
     Returns:
-        Name to `Replacement`, for modules of exactly one class. The name is stored in plans. Its function may return None
-        for a module that it can't convert, which then stays as it is, with a note in the report.
+        Name to `Replacement`, for modules of exactly one class. The name is stored in plans. Its function may return
+        None for a module that it can't convert, which then stays as it is, with a note in the report.
 
     Empty:
         Modules stay what they are.
