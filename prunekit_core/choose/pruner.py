@@ -108,11 +108,13 @@ class Pruner:
         """Scores all groups of some scopes that the criterion has something to say about."""
         shared: dict[Any, torch.Tensor] = {}
         scores: dict[str, torch.Tensor] = {}
-        with self._guard.watching(self.registry.owners.blame("prunekit_importance", self.importance)):
+        blame = self.registry.owners.blame("prunekit_importance", self.importance)
+        whose = "" if blame.built_in else f" ({blame.where})"
+        with self._guard.watching(blame):
             for group in (group for scope in scopes for group in scope.groups):
                 found = self.score(group, shared)
                 if found is None:
-                    self._left[group] = "the criterion has nothing to say about it"
+                    self._left[group] = f"the criterion has nothing to say about it{whose}"
                 else:
                     scores[group] = found
         return scores
@@ -306,10 +308,17 @@ class Pruner:
         report = self.report()
         reasons = [f"{name}: {why}" for name, why in (*report.left.items(), *report.pinned.items())]
         shown = "; ".join(reasons[:8]) + (f"; and {len(reasons) - 8} more" if len(reasons) > 8 else "")
+        gaps = [
+            f"not understood: {gap.operation} in {gap.module or 'the model'}: {gap.why}"
+            for gap in self.graph.analysis.not_understood
+            if gap.froze and not any(gap.why in reason for reason in reasons)  # where it says whose rule that is
+        ]
         raise NothingToPruneError(
             "Nothing can be pruned.",
             where=type(self.model).__name__,
-            why="; ".join((shown or "the model has no parameters that an operation used", *self.registry.broken())),
+            why="; ".join(
+                (shown or "the model has no parameters that an operation used", *gaps, *self.registry.broken())
+            ),
             hint="; ".join(
                 filter(
                     None,

@@ -173,7 +173,8 @@ def _blamed(gap: NotUnderstood, registry: Registry) -> NotUnderstood:
         return gap
     origin, broken = registry.rule_origin(gap.faulty), registry.broken_owner(gap.faulty)
     if origin is not None:
-        return attrs.evolve(gap, why=f"{gap.why} (rule of {origin.owner.name} in {origin.site})", faulty=None)
+        out = f"; without it: {origin.owner.leave_out}" if origin.owner.leave_out else ""
+        return attrs.evolve(gap, why=f"{gap.why} (rule of {origin.owner.name} in {origin.site}{out})", faulty=None)
     said = f" ({broken.name} has one, and is broken: see the notes)" if broken is not None else ""
     return attrs.evolve(gap, why=f"{gap.why}{said}", faulty=None)
 

@@ -119,7 +119,7 @@ def test_an_opaque_layer_that_contradicts_its_shapes(
     (line,) = result.report.not_understood
     assert line.endswith(
         "in 1: its rule gives the sizes (3, 3) to an output of shape (1, 8) "
-        f"(rule of opaquely:point in {line_of(path, 'def tanh')})"
+        f"(rule of opaquely:point in {line_of(path, 'def tanh')}; without it: PRUNEKIT_BLOCK=opaquely:point)"
     )
     assert result.report.pruned == {"2": (6, 3)}
 
@@ -162,7 +162,8 @@ def test_a_rule_that_contradicts_its_shapes(install: Install, prunekit_registry:
     assert report.not_understood == (
         (
             "aten::relu in the model: its rule gives the sizes (2, 2) to an output of shape (1, 8) "
-            f"(rule of contradicting:point in {line_of(path, 'def relu')})"
+            f"(rule of contradicting:point in {line_of(path, 'def relu')}; "
+            "without it: PRUNEKIT_BLOCK=contradicting:point)"
         ),
     )
 

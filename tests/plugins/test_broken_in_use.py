@@ -551,7 +551,9 @@ def test_a_broken_rule_pins_and_is_named_in_the_report(rule: str, why: str, inst
     assert report.pruned == {"2": (3, 1), "3": (6, 3)}
     (line,) = report.not_understood
     said = why.replace("AT", re.escape(broken.site(f"# {rule}$")) if "AT" in why else "")
-    place = re.escape(f" (rule of broken:point in {broken.site(f'def {rule}')})")
+    place = re.escape(
+        f" (rule of broken:point in {broken.site(f'def {rule}')}; without it: PRUNEKIT_BLOCK=broken:point)"
+    )
     assert re.fullmatch(f"aten::relu in 1: {said}{place}", line), line
 
 
@@ -914,3 +916,43 @@ def test_a_replacement_that_converts_nothing_is_told(install: Install) -> None:
     with pytest.raises(pk.RecordingError) as caught:
         pk.prune(nn.Sequential(*network(), broken.module.Picky()), X, registry=broken.registry)
     assert caught.value.why == f"AssertionError: ; replacement 'picky', {where} 3: what isn't converted stays"
+
+
+def test_where_a_rule_leaves_nothing_to_prune_its_plugin_is_named(install: Install) -> None:
+    broken = install(BREAKS)
+    with pytest.raises(pk.NothingToPruneError) as caught:
+        pk.prune(network(), X, registry=broken.registry)
+    said = f"its rule raised ZeroDivisionError: division by zero ({broken.site('1 / 0')}) (rule of broken:point in "
+    assert f"not understood: aten::relu in 1: {said}{broken.site('def breaks')}; " in caught.value.why
+    assert "without it: PRUNEKIT_BLOCK=broken:point)" in caught.value.why
+
+
+def test_a_criterion_that_says_nothing_is_named(install: Install) -> None:
+    broken = install(BREAKS.replace("aten::relu", "aten::nothing_like_it"))
+    with pytest.raises(pk.NothingToPruneError) as caught:
+        pk.prune(network(), X, importance="silent", registry=broken.registry)
+    whose = f"criterion 'silent', from broken:point ({broken.site('def silent')})"
+    assert caught.value.why.startswith(f"0: the criterion has nothing to say about it ({whose})")
+
+
+BREAKS = """
+from prunekit import plugin
+
+
+def breaks(call):
+    return 1 / 0
+
+
+@plugin.hookimpl
+def prunekit_op_rules():
+    return {"aten::relu": breaks}
+
+
+def silent(group):
+    return None
+
+
+@plugin.hookimpl
+def prunekit_importance():
+    return {"silent": lambda: silent}
+"""
