@@ -252,7 +252,7 @@ def digests() -> dict[str, str]:
 
 
 def torch_series() -> str:
-    """What the stored digests hold for: other versions of PyTorch run other operations."""
+    """What digests are stored by: other versions of PyTorch run other operations."""
     return ".".join(torch.__version__.split(".")[:2])
 
 
@@ -270,7 +270,8 @@ def main() -> None:
             file = re.sub(r"[^\w+-]+", "_", name) + ".txt"
             (arguments.out / file).write_text(scrubbed(text))
     if arguments.store:
-        STORED.write_text(json.dumps({"torch": torch_series(), "digests": digests()}, indent=0) + "\n")
+        stored = {**json.loads(STORED.read_text()), torch_series(): digests()}
+        STORED.write_text(json.dumps(stored, indent=0) + "\n")
 
 
 if __name__ == "__main__":

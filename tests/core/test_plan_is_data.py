@@ -56,4 +56,4 @@ def test_neither_model_nor_analysis_lives_on(name: str) -> None:
 def test_a_decision_works_out_no_costs() -> None:
     pruner = pk.BasePruner(Residual().eval(), CASES["convolutions"][1])
     pruner.step()
-    assert pruner.graph.drafts._compiled is None
+    assert pruner.graph.drafts._previewed is None
