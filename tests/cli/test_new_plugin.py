@@ -57,6 +57,7 @@ def test_a_plugin_of_one_kind_passes_its_own_tests(kind: str, cli: Cli, tmp_path
     assert "passed" in run_tests(folder, "a_plugin")
 
 
+@pytest.mark.slow
 def test_a_plugin_of_all_kinds_passes_its_own_tests_and_the_kit(cli: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "everything"
     assert cli("new-plugin", "everything", "--with", "all", "--out", folder).code == 0
