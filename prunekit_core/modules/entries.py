@@ -214,6 +214,8 @@ def objects_in(modules: Mapping[str, nn.Module]) -> Iterator[tuple[Place, dict[s
 
 def detach_objects(modules: Mapping[str, nn.Module], changes: tuple[Recount | Shortening, ...]) -> None:
     """Gives modules copies of the objects that changes are about, shared as these are, so that they can be changed."""
+    if not changes:
+        return
     tables = [table for (_, names), table in objects_in(modules) if names]
     copied: dict[int, Any] = {}
     for change in changes:

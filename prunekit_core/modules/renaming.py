@@ -43,10 +43,12 @@ class Renaming:
     deleted: frozenset[str] = frozenset()
     _tied: Mapping[str, Tied] = attrs.field(init=False)
     _origins: Mapping[str, str] = attrs.field(init=False)
+    _empty: bool = attrs.field(init=False)  # most models lose no modules, and all of their names are asked for
 
     def __attrs_post_init__(self) -> None:
         origins = {tied.name: tied.names[0] for tied in self.tied if tied.name}
         object.__setattr__(self, "_origins", origins)
+        object.__setattr__(self, "_empty", not (self.removed or self.tied or self.renamed or self.deleted))
         object.__setattr__(self, "_tied", {name: tied for tied in self.tied for name in tied.names})
 
     def after(self, name: str) -> str | None:
@@ -54,6 +56,8 @@ class Renaming:
 
         Any name of a tied tensor leads to its canonical one.
         """
+        if self._empty:
+            return name
         for prefix, rest in _prefixes(name):
             if prefix in self._tied:
                 found = self._tied[prefix].name
@@ -80,6 +84,8 @@ class Renaming:
 
     def before(self, name: str) -> str:
         """Returns the name before of what has a name afterwards: of a tensor, the canonical one."""
+        if self._empty:
+            return name
         for prefix, rest in _prefixes(name):
             if prefix in self._origins:
                 return self._origins[prefix] + rest
