@@ -24,13 +24,13 @@ Prepare = Callable[[Any, nn.Module, torch.Tensor], None]
 def declared() -> Mapping[tuple[str, Any], Callable[[Registry], None]]:
     """Returns the checks of these criteria by hook and name."""
     return {
-        (HOOK, "activation"): functools.partial(_check, ActivationImportance, _activations),
-        (HOOK, "hessian"): functools.partial(_check, GroupHessianImportance, _squares),
-        (HOOK, "obdc"): functools.partial(_check, OBDCImportance, _factors),
+        (HOOK, "activation"): functools.partial(_check, ActivationImportance, activations),
+        (HOOK, "hessian"): functools.partial(_check, GroupHessianImportance, squares),
+        (HOOK, "obdc"): functools.partial(_check, OBDCImportance, factors),
         (HOOK, "random"): lambda registry: _kit().check_criterion(
             RandomImportance, equivariant=False, registry=registry
         ),
-        (HOOK, "taylor"): functools.partial(_check, GroupTaylorImportance, _gradients),
+        (HOOK, "taylor"): functools.partial(_check, GroupTaylorImportance, gradients),
     }
 
 
@@ -38,23 +38,24 @@ def _kit() -> Any:
     return importlib.import_module("prunekit.testing")  # which imports much that scoring doesn't need
 
 
-def _check(
-    make: Callable[[], Any], prepare: Callable[[Any, nn.Module, torch.Tensor], None], registry: Registry
-) -> None:
+def _check(make: Callable[[], Any], prepare: Prepare, registry: Registry) -> None:
     criterion = make()
     _kit().check_criterion(lambda: criterion, prepare=functools.partial(prepare, criterion), registry=registry)
 
 
-def _gradients(criterion: Any, model: nn.Module, batch: torch.Tensor) -> None:
+def gradients(criterion: Any, model: nn.Module, batch: torch.Tensor) -> None:
+    """Fills the gradients of the parameters."""
     model.eval()(batch).square().sum().backward()
 
 
-def _activations(criterion: Any, model: nn.Module, batch: torch.Tensor) -> None:
+def activations(criterion: Any, model: nn.Module, batch: torch.Tensor) -> None:
+    """Shows the criterion the activations of a batch."""
     with criterion.compute_importance(model.eval()):
         model(batch)
 
 
-def _squares(criterion: Any, model: nn.Module, batch: torch.Tensor) -> None:
+def squares(criterion: Any, model: nn.Module, batch: torch.Tensor) -> None:
+    """Shows the criterion the gradients of every example."""
     criterion.zero_grad()
     for loss in model.eval()(batch).square().sum(1):
         model.zero_grad()
@@ -62,7 +63,8 @@ def _squares(criterion: Any, model: nn.Module, batch: torch.Tensor) -> None:
         criterion.accumulate_grad(model)
 
 
-def _factors(criterion: Any, model: nn.Module, batch: torch.Tensor) -> None:
+def factors(criterion: Any, model: nn.Module, batch: torch.Tensor) -> None:
+    """Shows the criterion the inputs of layers and the derivatives by their outputs."""
     criterion.prepare_model(model.eval())
     model(batch).square().sum().backward()
     criterion.step()
