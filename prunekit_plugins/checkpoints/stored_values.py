@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import tempfile
@@ -120,6 +121,8 @@ class Scratch:
         self._under, self._home = under, Path(tempfile.mkdtemp(prefix="prunekit-"))
         weakref.finalize(self, shutil.rmtree, self._home, ignore_errors=True)
         self._files: dict[str, TensorFile] = {}
+        self._marked: dict[str, TensorFile] = {}
+        self._numbers = itertools.count()
 
     def __contains__(self, name: str) -> bool:
         return name in self._under
@@ -131,9 +134,18 @@ class Scratch:
     def put(self, name: str, values: torch.Tensor) -> None:
         """Writes a tensor in the place of the checkpoint's, in its dtype."""
         dtype, known = self._under.stored.dtype(name), self._files.get(name)
-        place = self._home / str(len(self._files)) if known is None else known.path
+        replaced = known if known is not self._marked.get(name) else None  # what was there at the mark may come back
+        place = self._home / str(next(self._numbers)) if replaced is None else replaced.path
         write_tensors(place, {name: Stored(dtype, tuple(values.shape))}, {}, lambda _: [values.to(dtype)])
         self._files[name] = TensorFile(place)
+
+    def mark(self) -> None:
+        """Remembers what is here, for `restore`."""
+        self._marked = dict(self._files)
+
+    def restore(self) -> None:
+        """Puts back what was here at the last `mark`."""
+        self._files = dict(self._marked)
 
     def changes(self) -> Mapping[str, torch.Tensor]:
         """Returns what was put here, by its names in the checkpoint; a tensor is read when it is asked for."""

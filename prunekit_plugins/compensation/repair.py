@@ -72,7 +72,7 @@ class Repair:
         undone: Compensators whose work was taken back, with the reason.
         unsolved: Consumers for which a compensator gave values that are not finite, with its name.
         notes: What speaks against estimates: samples that are not finite, or too few.
-        changes: What the present compensator has changed, with the values that were there before.
+        changed: Whether the present compensator has changed anything.
         unproven: Whether it wrote anything by itself, not through `settle`, which compares.
         trouble: What is wrong with what it wrote; empty if nothing is known to be.
     """
@@ -100,15 +100,17 @@ class Repair:
         self._stages, self._scratch = stages, scratch
         self._method, self._blame = "", Blame("compensator", None)
         self._done: list[LayerRepair] = []
-        self.changes: dict[str, torch.Tensor] = {}
-        self.unproven, self.trouble = False, ""
+        self._before: dict[str, torch.Tensor] = {}  # of what it changed, unless a scratch keeps that
+        self.changed, self.unproven, self.trouble = False, False, ""
         self._pairs = self._find_pairs()
 
     def use(self, method: str, blame: Blame) -> None:
         """Names the compensator that works from now on, and whose it is."""
         self._method, self._blame = method, blame
-        self._done, self.changes = list(self.repairs), {}
-        self.unproven, self.trouble = False, ""
+        self._done, self._before = list(self.repairs), {}
+        self.changed, self.unproven, self.trouble = False, False, ""
+        if self._scratch is not None:
+            self._scratch.mark()
 
     def undo(self, why: str) -> None:
         """Takes back everything that the present compensator wrote.
@@ -116,9 +118,11 @@ class Repair:
         Args:
             why: The reason, for the report.
         """
-        for name, values in self.changes.items():
+        if self._scratch is not None:
+            self._scratch.restore()
+        for name, values in self._before.items():
             self._put(name, values)
-        self.repairs[:], self.changes = self._done, {}
+        self.repairs[:], self._before, self.changed = self._done, {}, False
         self.undone[self._method] = why
 
     # -- running
@@ -342,16 +346,17 @@ class Repair:
         raise self._blame.error(UNFIT, f"got {got}, it has the shape {tuple(shape)}", at=at, hint=hint)
 
     def _write(self, name: str, values: torch.Tensor) -> None:
-        self.changes.setdefault(name, self.values(name))
-        self._put(name, values)
-
-    def _put(self, name: str, values: torch.Tensor) -> None:
+        self.changed = True
         if self._scratch is not None:
             self._scratch.put(name, values)
         else:
-            tensor = named_tensors(self.module)[name]
-            replace_values(tensor, values)
-            self.written[name] = tensor
+            self._before.setdefault(name, self.values(name))
+            self._put(name, values)
+
+    def _put(self, name: str, values: torch.Tensor) -> None:
+        tensor = named_tensors(self.module)[name]
+        replace_values(tensor, values)
+        self.written[name] = tensor
 
 
 def _errors(problem: LayerFit, weight: torch.Tensor, offset: torch.Tensor) -> list[float]:

@@ -153,12 +153,12 @@ def run_compensation(
         repair.use(name, blame)
         with _stopped(blame, memory), blame.blamed("A compensator failed."):
             compensator(repair)
-        written, trouble = repair.changes, repair.trouble
+        trouble = repair.trouble
         if repair.unproven and not trouble:
             now = repair.output_error()
             trouble = _worse(before, now)
             after, known = (after, known) if trouble else (now, True)
-        elif written and not trouble:
+        elif repair.changed and not trouble:
             known = False
         if trouble:
             repair.undo(f"{trouble}; {blame.where}")

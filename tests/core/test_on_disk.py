@@ -194,6 +194,29 @@ def test_plans_and_repairs_are_those_of_the_model_in_memory(name: str, tmp_path:
 
 
 @pytest.mark.slow
+def test_a_compensator_that_makes_it_worse_is_undone_on_disk(tmp_path: Path) -> None:
+    """What stood there before it, from the files and from another compensator, is there again."""
+    make, batches = MODELS["mixer"]
+    place = stored(seeded(make), tmp_path)
+
+    def spoil(repair: Any) -> None:
+        for name in ("head.weight", "stem.bias"):
+            for _ in range(2):
+                repair.write(name, repair.values(name) * -50)
+
+    def pruned(methods: list[Any]) -> pk.PruneResult:
+        options: dict[str, Any] = {"calibration": batches, "compensation": methods, "reestimate_batchnorm": False}
+        return pk.prune(emptied(make), batches[0][:1].to("meta"), ratio=0.5, weights=place, **options)
+
+    expected, found = pruned(["least_squares"]), pruned(["least_squares", spoil])
+    assert found.compensation is not None
+    assert list(found.compensation.undone) == ["function"]
+    assert set(expected.repaired) == set(found.repaired)
+    assert len(found.repaired) > 0
+    for name, tensor in expected.repaired.items():
+        assert torch.equal(tensor, found.repaired[name]), name
+
+
 def test_repaired_values_are_rounded_to_the_dtype_of_the_files(tmp_path: Path) -> None:
     make, batches = MODELS["encoder"]
     place = stored(seeded(make).bfloat16(), tmp_path)
