@@ -147,7 +147,7 @@ def is_count(value: object) -> bool:
 
 def fields_from(value: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Picks from the keywords of a call those that are fields of an attrs class, to make one of its values."""
-    return {field.name: given[field.name] for field in attrs.fields(value) if field.name in given}
+    return {field.name: given[field.name] for field in attrs.fields(value) if field.init and field.name in given}
 
 
 def shown(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class PrunekitError(Exception):
@@ -99,6 +99,12 @@ class StorageError(CheckpointError, OSError):
 
 class PluginError(PrunekitError, RuntimeError):
     """A plugin is broken, or two plugins claim the same key."""
+
+
+def first_reasons(reasons: Sequence[str], count: int = 8) -> str:
+    """Joins the first of several reasons, and says how many more there are."""
+    more = f"; and {len(reasons) - count} more" if len(reasons) > count else ""
+    return "; ".join(reasons[:count]) + more
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -45,10 +45,11 @@ class BranchGroup:
         Raises:
             ArgumentError: They are on the meta device, and nobody said where their values are.
         """
-        return {name: self._values(name) for name in self.branch.parameters}
+        tensors = named_tensors(self.graph.model)
+        return {name: self._values(name, tensors[name]) for name in self.branch.parameters}
 
-    def _values(self, name: str) -> torch.Tensor:
-        tensor, stored = named_tensors(self.graph.model)[name], self.graph.current.stored
+    def _values(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        stored = self.graph.current.stored
         if not tensor.is_meta:
             return tensor.detach()
         if stored is None or name not in stored:

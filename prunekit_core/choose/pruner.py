@@ -16,7 +16,7 @@ from prunekit_core.choose.criterion import checked_scores
 from prunekit_core.choose.scopes import Scopes, is_heads
 from prunekit_core.choose.settings import CheckedSettings, Settings
 from prunekit_core.choose.untouched import Guard
-from prunekit_core.errors import ArgumentError, NothingToPruneError, PlanError
+from prunekit_core.errors import ArgumentError, NothingToPruneError, PlanError, first_reasons
 from prunekit_core.graph.graph import Graph
 from prunekit_core.graph.group import Group
 from prunekit_core.groups.report import Report, outputs_that_pin
@@ -109,11 +109,11 @@ class Pruner:
         shared: dict[Any, torch.Tensor] = {}
         scores: dict[str, torch.Tensor] = {}
         blame = self.registry.owners.blame("prunekit_importance", self.importance)
-        whose = "" if blame.built_in else f" ({blame.where})"
         with self._guard.watching(blame):
             for group in (group for scope in scopes for group in scope.groups):
                 found = self.score(group, shared)
                 if found is None:
+                    whose = "" if blame.built_in else f" ({blame.where})"
                     self._left[group] = f"the criterion has nothing to say about it{whose}"
                 else:
                     scores[group] = found
@@ -307,7 +307,7 @@ class Pruner:
             return
         report = self.report()
         reasons = [f"{name}: {why}" for name, why in (*report.left.items(), *report.pinned.items())]
-        shown = "; ".join(reasons[:8]) + (f"; and {len(reasons) - 8} more" if len(reasons) > 8 else "")
+        shown = first_reasons(reasons)
         gaps = [
             f"not understood: {gap.operation} in {gap.module or 'the model'}: {gap.why}"
             for gap in self.graph.analysis.not_understood

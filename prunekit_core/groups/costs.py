@@ -159,12 +159,15 @@ class PreviewedCosts:
     """
 
     def __init__(self, registry: Registry, analysis: Analysis, skipped: MutableMapping[str, str]) -> None:
-        self._registry, self._skipped = registry, skipped
-        self._compiled: dict[str, Compiled] = {}
+        self._skipped = skipped
+        self._compiled: dict[str, tuple[Compiled, Blame]] = {}
         for name, entry in registry.entries("prunekit_budgets").items():
-            with self._skipping(name):
-                if cost_model(entry.value).previewed:
-                    self._compiled[name] = compiled_cost(registry, name, analysis)
+            blame = registry.owners.blame("prunekit_budgets", entry.value)
+            with self._skipping(name, blame):
+                with blame.blamed(WRONG_COST):
+                    previewed = cost_model(entry.value).previewed
+                if previewed:
+                    self._compiled[name] = (compiled_cost(registry, name, analysis), blame)
 
     def at(self, *selections: Sizes) -> dict[str, tuple[float, ...]]:
         """Computes the costs.
@@ -179,17 +182,15 @@ class PreviewedCosts:
             PluginError: See the class.
         """
         found: dict[str, tuple[float, ...]] = {}
-        for name, cost in self._compiled.items():
-            with self._skipping(name):
+        for name, (cost, blame) in self._compiled.items():
+            with self._skipping(name, blame):
                 found[name] = tuple([cost(sizes) for sizes in selections])
         return found
 
     @contextlib.contextmanager
-    def _skipping(self, name: str) -> Iterator[None]:
-        blame = self._registry.owners.blame("prunekit_budgets", self._registry.named("prunekit_budgets", name))
+    def _skipping(self, name: str, blame: Blame) -> Iterator[None]:
         try:
-            with blame.blamed(WRONG_COST):
-                yield
+            yield
         except PrunekitError as error:
             if blame.built_in:
                 raise

@@ -8,7 +8,7 @@ import inspect
 import traceback
 from collections.abc import Iterable, Iterator
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, TypeGuard
 
 import attrs
 import torch
@@ -62,6 +62,11 @@ def place_of(frames: Iterable[tuple[FrameType, int]], module: str) -> str:
     ]
     own = [site for site, name in found if name.partition(".")[0] == package or site.rpartition(":")[0] == module]
     return (own or [site for site, _ in found] or [""])[-1]
+
+
+def is_absent(error: BaseException, module: str) -> TypeGuard[ModuleNotFoundError]:
+    """Tells whether an import failed because there is no such module, or no package around it; else it imports one."""
+    return isinstance(error, ModuleNotFoundError) and bool(error.name) and f"{module}.".startswith(f"{error.name}.")
 
 
 def describe_error(error: BaseException, module: str) -> str:

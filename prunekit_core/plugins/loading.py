@@ -19,9 +19,10 @@ from typing import Any
 import attrs
 import pluggy
 
+from prunekit_core.arguments import is_count
 from prunekit_core.errors import nearest
 from prunekit_core.plugins import hookspecs
-from prunekit_core.plugins.blame import STOPS, describe_error, site_of
+from prunekit_core.plugins.blame import STOPS, describe_error, is_absent, site_of
 from prunekit_core.plugins.entries import (
     BUILT_IN_RANK,
     GIVEN_RANK,
@@ -240,7 +241,7 @@ def _loaded(load: Callable[[], object], source: str, declared: Callable[[], str]
 
 def _why_not_loaded(error: BaseException, source: str) -> str:
     module, _, name = source.partition(":")
-    if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
+    if is_absent(error, module):
         return f"there is no module {error.name!r}"
     found = sys.modules.get(module)
     if isinstance(error, AttributeError) and found is not None and name and not hasattr(found, name.split(".")[0]):
@@ -260,7 +261,7 @@ def _newer(error: BaseException) -> str:
 def _check_interface(loaded: object) -> None:
     """Raises if a plugin needs another version of the interface than this one."""
     needed = getattr(loaded, INTERFACE_NAME, 1)
-    if not isinstance(needed, int) or isinstance(needed, bool) or needed < 1:
+    if not is_count(needed):
         why = f"{INTERFACE_NAME} must be a positive whole number, and is {needed!r}"
         raise _DefectError(Defect("A plugin declares a wrong interface.", _line_of(loaded, INTERFACE_NAME), why))
     if needed > INTERFACE:
@@ -307,10 +308,12 @@ def _unmarked(loaded: object, implemented: set[str]) -> Iterator[_DefectError]:
     """Finds functions of a plugin with the name of a hook, or nearly so, that lack the mark: nobody calls them."""
     for name, value in _attributes(loaded).items():
         function = getattr(value, "__func__", value)
-        hook = _meant(name)
-        if not hook or name in implemented or not isinstance(function, FunctionType):
+        if name in implemented or not isinstance(function, FunctionType):
             continue
         if isinstance(loaded, ModuleType) and function.__module__ != loaded.__name__:  # imported from elsewhere
+            continue
+        hook = _meant(name)
+        if not hook:
             continue
         hint, why = "mark it with prunekit.plugin.hookimpl", f"{name} has the name of a hook, and no mark"
         if name != hook:

@@ -356,14 +356,10 @@ class Registry:
         known = self._tables["prunekit_allocators"]
         if name in SEARCHED:
             return None
-        if name in self.refused("prunekit_allocators"):
-            raise self.refused("prunekit_allocators")[name]
-        if name not in known and is_code(name):
-            return load_code("prunekit_allocators", name)
-        if name not in known:
+        if name not in known and name not in self.refused("prunekit_allocators") and not is_code(name):
             hint = nearest(name, (*SEARCHED, *known))
             raise ArgumentError(f"There is no allocation called {name!r}.", hint=hint)
-        return known[name].value
+        return self.named("prunekit_allocators", name)
 
     def weights(self, path: str | os.PathLike[str], model: nn.Module) -> Any:
         """Opens the weights of a model on disk, by the plugin whose name is the suffix of the path.

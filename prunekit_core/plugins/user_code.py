@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from prunekit_core.errors import ArgumentError, PluginError, PrunekitError, nearest
-from prunekit_core.plugins.blame import STOPS, describe_error, site_of
+from prunekit_core.plugins.blame import STOPS, describe_error, is_absent, site_of
 from prunekit_core.plugins.entries import GIVEN_RANK, NO_PLUGINS_VARIABLE, Plugin, entry_defects
 from prunekit_core.plugins.loading import Loading, third_parties_are_off
 from prunekit_core.projects.code_names import anchored
@@ -88,7 +88,7 @@ def load_place(place: str) -> ModuleType:
     try:
         return _imported(source)
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{source}.".startswith(f"{error.name}."):
+        if not is_absent(error, source):
             raise  # something that it imports
         hint = "name it as in an import, or a file by its path"
         raise ArgumentError(f"There is no module {place!r}.", why=str(error), hint=hint) from error

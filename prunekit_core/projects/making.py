@@ -55,7 +55,7 @@ def check_config(config: Config, source: Source, *, lenient: bool) -> None:
     names += [(hook, name) for key, hook in HOOKS_OF.items() for name in names_in(config.option(key))]
     checks: list[Callable[[], Any]] = [functools.partial(_found, source, hook, name) for hook, name in names]
     stated = {"criterion": _criterion_of(config), **{n: config.option(n) for n in ("pruner", "regularizer")}}
-    checks += [functools.partial(_checked, n, value, source, str(config.path)) for n, value in stated.items() if value]
+    checks += [functools.partial(_checked, n, value, source, _where(config)) for n, value in stated.items() if value]
     for check in checks:
         try:
             check()
@@ -64,7 +64,7 @@ def check_config(config: Config, source: Source, *, lenient: bool) -> None:
         except ArgumentError as error:
             if lenient:
                 continue
-            error.where = error.where or str(config.path)
+            error.where = error.where or _where(config)
             raise
 
 
@@ -74,9 +74,9 @@ def options_of(config: Config, source: Source, given: Mapping[str, Any]) -> dict
     if isinstance(found.get("importance"), Mapping):
         found["importance"] = _criterion(found["importance"], source, "")
     if isinstance(found.get("branch_importance"), Mapping):
-        found["branch_importance"] = _criterion(found["branch_importance"], source, str(config.path or ""))
+        found["branch_importance"] = _criterion(found["branch_importance"], source, _where(config))
     if own and "importance" not in found:
-        found["importance"] = _criterion(own, source, str(config.path))
+        found["importance"] = _criterion(own, source, _where(config))
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import attrs
 
 from prunekit_core.choose.pruner import Pruner
-from prunekit_core.errors import ArgumentError, NothingToPruneError
+from prunekit_core.errors import ArgumentError, NothingToPruneError, first_reasons
 from prunekit_core.groups.report import Report
 from prunekit_core.plans.plan import Plan
 from prunekit_plugins.depth.choice import DepthChoice, choose_branches
@@ -88,10 +88,9 @@ def _require_branches(pruner: Pruner, settings: DepthSettings, choice: DepthChoi
     if choice.absent or settings.target is not None:
         return
     reasons = [f"{name}: {why}" for name, why in choice.left.items()]
-    shown = "; ".join(reasons[:8]) + (f"; and {len(reasons) - 8} more" if len(reasons) > 8 else "")
     raise NothingToPruneError(
         "No branch can go.",
         where=type(pruner.model).__name__,
-        why=shown or "nothing is added to anything in the model that it could go on without",
+        why=first_reasons(reasons) or "nothing is added to anything in the model that it could go on without",
         hint="prunekit inspect lists branches; a larger branch_ratio takes more",
     )

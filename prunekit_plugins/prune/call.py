@@ -187,8 +187,9 @@ def prune(
         VerificationError: The pruned model computes something else; the model is untouched.
         PrunekitError: Anything else that stands in the way; the model is untouched.
     """
-    settings = PruneSettings.of({**locals(), **options})
+    given = {**locals(), **options}
     _check_options(options)
+    settings = PruneSettings.of(given)
     registry = registry or default_registry()
     allotment, path = Allotment.of(settings, registry), CalibratedPath.of(settings, registry)
     settings.check_names(registry)

@@ -26,6 +26,9 @@ from prunekit_plugins.depth.settings import DepthSettings
 UNRECORDED = ("model", "options", "registry", "calibration", "compensation", "reestimate_batchnorm", "stages", "verify")
 """Keywords that the protocol of a result doesn't list among the arguments."""
 
+READ = ("ignored_layers", "branches")
+"""Keywords that may be given as anything that can be iterated over."""
+
 DEPTH_KEYWORDS = ("branch_ratio", "branches", "branch_importance", "by", "keep_first", "keep_last")
 """Keywords about branches, which it lists where branches go."""
 
@@ -36,6 +39,7 @@ class PruneSettings:
 
     Attributes:
         given: All keywords of the call, those that only its pruner takes among them.
+        depth: What is asked for of branches.
     """
 
     ratio: float | None = None
@@ -52,21 +56,23 @@ class PruneSettings:
     optimizer: Optimizers | None = None
     verify: str = AUTO
     given: Mapping[str, Any] = attrs.field(factory=dict)
+    depth: DepthSettings = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         if self.ratio is not None and self.target is not None:
             raise ArgumentError("Give a ratio or a target, not both.")
         if self.ratio is not None:
             check_ratio(self.ratio, "ratio")
+        object.__setattr__(self, "depth", DepthSettings.of(self.given))
         if self.depth.requested and (self.allocation is not None or self.sensitivity is not None):
             raise ArgumentError("An allocation is about units, and branches are to go.", hint="leave it out")
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> PruneSettings:
         """Makes the settings from keywords, by name; raises `ArgumentError` where one is wrong."""
-        layers = given.get("ignored_layers")
-        if isinstance(layers, Iterator):  # which can be read once, and units and branches both ask
-            given = {**given, "ignored_layers": list(layers)}
+        # what can be read once is read here: several ask
+        read = {name: list(given[name]) for name in READ if isinstance(given.get(name), Iterator)}
+        given = {**given, **read}
         return cls(**fields_from(cls, given), given=given)
 
     @property
@@ -78,11 +84,6 @@ class PruneSettings:
     def methods(self) -> Sequence[str | Compensator]:
         """The compensators or their names, in order."""
         return [self.compensation] if isinstance(self.compensation, str) else list(self.compensation or ())
-
-    @property
-    def depth(self) -> DepthSettings:
-        """What is asked for of branches."""
-        return DepthSettings.of(self.given)
 
     @property
     def width_ratio(self) -> float:

@@ -123,6 +123,28 @@ def test_what_can_be_iterated_is_a_list_of_layers(listed: Any) -> None:
     assert report.pruned == {"1": (6, 3)}
 
 
+def test_branches_may_be_named_by_what_can_be_read_once() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.down(self.up(x).relu())
+
+    model = nn.Sequential(Block(), Block(), nn.Linear(4, 3))
+    result = pk.prune(model, X, branches=iter(["0.up"]))  # type: ignore[arg-type]
+    assert (result.plan.absent, result.report.pruned) == (("0.up",), {})
+    assert model[1].up.out_features == 8
+    assert "'0.up'" in str(result.protocol.arguments["branches"])
+
+
+@pytest.mark.parametrize("name", ["given", "depth", "self"])
+def test_names_that_are_used_inside_are_no_arguments(name: str) -> None:
+    with pytest.raises(pk.ArgumentError, match=f"{name}"):
+        pk.prune(Loud(), X, **{name: 1})
+
+
 def test_type_checkers_are_told_every_argument() -> None:
     """Of functions that hand arguments on to a pruner: those of `BasePruner` under their own names, and no others."""
     pruner = {*inspect.signature(pk.BasePruner).parameters} - {"renamed"}
@@ -147,7 +169,7 @@ def test_every_argument_is_in_one_of_the_values_that_are_made_of_them() -> None:
     of_prune = {*inspect.signature(pk.prune).parameters} - {"model", "example_inputs", "registry", "options"}
     assert fields(DepthSettings) < of_prune
     of_prune -= fields(DepthSettings) - of_pruner - {"target"}
-    assert fields(PruneSettings) - {"given"} <= of_prune
+    assert fields(PruneSettings) - {"given", "depth"} <= of_prune
     assert of_prune - fields(PruneSettings) < of_pruner
     assert set(UNRECORDED) < {*inspect.signature(pk.prune).parameters}
 
