@@ -298,8 +298,7 @@ class _Check:
 
 def _checks(pruner: Pruner, target: Target, budget: Budget, plan: Plan, trials: Mapping[str, Trials]) -> list[_Check]:
     graph = pruner.graph
-    step = plan if graph.applied.empty else plan.since(graph.applied)
-    small = step.apply(copy.deepcopy(graph.model), registry=pruner.registry)
+    small = graph.step_to(plan).apply(copy.deepcopy(graph.model), registry=pruner.registry)
     found = []
     for name, known in trials.items():
         model, cost = budget.models[name], budget.costs[name]

@@ -112,7 +112,7 @@ def step_sharded(
     before = pruner.graph.applied
     with all_or_none("step_sharded", group):
         plan = pruner.plan()
-        step = plan if before.empty else plan.since(before)
+        step = pruner.graph.step_to(plan)
 
     def build_current() -> nn.Module:
         return build() if before.empty else before.apply(build(), registry=pruner.registry)
