@@ -282,7 +282,5 @@ class _Search:
 
 
 def _contains(outer: Branch, inner: Branch) -> bool:
-    within: dict[int, set[int]] = {}
-    for one in outer.sums:
-        within.setdefault(one.recording, set()).update(one.operations)
-    return outer is not inner and all(one.operation in within.get(one.recording, ()) for one in inner.sums)
+    within = {recording: outer.operations(recording) for recording in {one.recording for one in inner.sums}}
+    return outer is not inner and all(one.operation in within[one.recording] for one in inner.sums)
