@@ -74,6 +74,14 @@ class Branch:
         """Whether it can be switched off."""
         return not self.reason
 
+    def operations(self, recording: int) -> frozenset[int]:
+        """Returns the indices of the operations that a recorded program runs for nothing else.
+
+        Args:
+            recording: Position of the recording.
+        """
+        return frozenset(index for one in self.sums if one.recording == recording for index in one.operations)
+
     def __str__(self) -> str:
         text = f"{self.name}: {self.kind.value}, {len(self.parameters)} parameters"
         text += f", added {len(self.sums)} times" if len(self.sums) > 1 else ""

@@ -12,7 +12,7 @@ from prunekit_core.branches.branch import Branch, BranchKind, Summand
 from prunekit_core.branches.needs import Needs
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.program.linear_forms import Addition
-from prunekit_core.program.rules import RuleTable
+from prunekit_core.program.rules import RuleTable, addition_of
 from prunekit_core.program.trace import Operation, TensorRef, Trace, is_continuous
 
 _Key = tuple[tuple[str, ...], int]
@@ -97,8 +97,8 @@ class _Search:
                 yield Summand(position, operation.index, argument, tensor, rest, ordered, reads)
 
     def _addition(self, operation: Operation) -> Addition | None:
-        rule = self._rules.find(operation.op)
-        return None if rule is None or rule.adds is None or not rule.adds.branches else rule.adds
+        addition = addition_of(self._rules, operation.op)
+        return addition if addition is not None and addition.branches else None
 
     def _joined(self, alike: Iterable[list[Summand]]) -> list[list[Summand]]:
         """Joins operands of one module of which one reads some of what the other reads.

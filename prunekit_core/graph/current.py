@@ -48,9 +48,7 @@ class CurrentModel:
     def __init__(self, analysis: Analysis, model: nn.Module, plan: Plan, stored: StoredWeights | None = None) -> None:
         self.analysis, self.model, self.plan, self.stored = analysis, model, plan, stored
         self.tree = ModelTree(model)
-        gone, renaming = set(plan.gone), plan.renaming
-        places = {name: renaming.after(name) or name for name in analysis.parameters if name not in gone}
-        modules = self.tree.modules
+        places, modules = plan.places(analysis.parameters), self.tree.modules
         self._leaves = {name: place.rpartition(".")[2] for name, place in places.items()}
         self._owners = {name: modules.get(place.rpartition(".")[0]) for name, place in places.items()}
         self._sizer = layouts.Sizer(plan.kept)

@@ -383,6 +383,10 @@ class Graph:
             self.apply_within(transaction, plan, optimizer, copies)
         return plan
 
+    def step_to(self, plan: Plan) -> Plan:
+        """Returns the plan from the model as it is now to where a plan from the model at analysis leads."""
+        return plan if self.applied.empty else plan.since(self.applied)
+
     def apply_within(
         self,
         transaction: Transaction,
@@ -400,7 +404,7 @@ class Graph:
             copies: See `apply`.
             values: Values that tensors of the model have afterwards; see `Plan.apply_within`.
         """
-        step = plan if self.applied.empty else plan.since(self.applied)
+        step = self.step_to(plan)
         if plan.stubs:
             self.drafts.names(self.model)  # later plans say what everything was called before this
         try:

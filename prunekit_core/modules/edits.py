@@ -240,6 +240,15 @@ class Decision:
             self.entries.deleted(),
         )
 
+    def places(self, names: Iterable[str]) -> dict[str, str]:
+        """Returns the name of every tensor that stays, before the plan and after it.
+
+        Args:
+            names: Canonical names of tensors before.
+        """
+        gone, renaming = set(self.gone), self.renaming
+        return {name: renaming.after(name) or name for name in names if name not in gone}
+
     @property
     def empty(self) -> bool:
         """Whether everything stays."""

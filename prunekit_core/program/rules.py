@@ -229,6 +229,12 @@ def scaling_of(rules: RuleTable, op: Any) -> Scaling | None:
     return None if rule is None else rule.scaling
 
 
+def addition_of(rules: RuleTable, op: Any) -> Addition | None:
+    """Returns how an operation adds two tensors; None where its rule says nothing of it, or it has none."""
+    rule = rules.find(op)
+    return None if rule is None else rule.adds
+
+
 def rule_keys(op: Any) -> list[str | torch.Tag]:
     """Lists the keys that may name an operation, most specific first."""
     if isinstance(op, ModuleOp):

@@ -13,6 +13,7 @@ from prunekit.plugin import (
     Number,
     Operation,
     Recording,
+    Sizer,
     SymbolicSizer,
     as_polynomial,
     compile_sum,
@@ -97,6 +98,15 @@ def operation_macs(recording: Recording, sizer: Callable[[Layout], Any]) -> Iter
         formula = FORMULAS.get(operation.name.split(".")[0])
         if formula is not None:
             yield operation, formula(Shapes(recording, operation, sizer))
+
+
+def whole_macs(recording: Recording) -> dict[int, int]:
+    """Returns the multiply-accumulates of every operation of a recording that has any, with all units, by its index."""
+    found = {}
+    for operation, count in operation_macs(recording, Sizer({})):
+        assert isinstance(count, int)  # a Sizer computes numbers
+        found[operation.index] = count
+    return found
 
 
 params = ParameterCost(buffers=False, in_bytes=False)

@@ -21,6 +21,7 @@ from prunekit_core.groups.report import outputs_that_pin
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry
 from prunekit_plugins.budgets.families import Family, RatioFamily
+from prunekit_plugins.budgets.knapsack import SLACK
 from prunekit_plugins.budgets.trials import Trials
 
 Target = Mapping[str, float | str]
@@ -138,7 +139,11 @@ class Budget:
     def fits(self, units: Mapping[str, int]) -> bool:
         """Tells whether a selection costs no more than is allowed."""
         sizes = {**self.base, **units}
-        return all(cost(sizes) <= self.allowed[name] * (1 + 1e-9) for name, cost in self.costs.items())
+        return all(cost(sizes) <= self.allowed[name] * SLACK for name, cost in self.costs.items())
+
+    def allows(self, spent: Mapping[str, float]) -> bool:
+        """Tells whether costs, such as those of a model without some branches, are no more than is allowed."""
+        return all(spent[name] <= allowed * SLACK for name, allowed in self.allowed.items())
 
     def refuse(self, smallest: Mapping[str, int]) -> OutOfReachError:
         """Words the error for a target that not even the smallest selection meets."""
@@ -298,8 +303,7 @@ class _Check:
 
 def _checks(pruner: Pruner, target: Target, budget: Budget, plan: Plan, trials: Mapping[str, Trials]) -> list[_Check]:
     graph = pruner.graph
-    step = plan if graph.applied.empty else plan.since(graph.applied)
-    small = step.apply(copy.deepcopy(graph.model), registry=pruner.registry)
+    small = graph.step_to(plan).apply(copy.deepcopy(graph.model), registry=pruner.registry)
     found = []
     for name, known in trials.items():
         model, cost = budget.models[name], budget.costs[name]

@@ -9,17 +9,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import attrs
 import torch
-from torch import nn
 
 from prunekit_core.errors import ArgumentError, PrunekitError
 from prunekit_core.graph.graph import Graph
 from prunekit_core.program.outputs import named_outputs
 from prunekit_plugins.calibration.batches import Batch, Batches
 from prunekit_plugins.calibration.branch_sums import AddedBranch, SumListener, SumPlaces
-from prunekit_plugins.calibration.observation import Watched
-
-Loss = Callable[[Any, Any], torch.Tensor]
-"""``loss(outputs, batch)`` returns a scalar, the mean over the examples of the batch."""
+from prunekit_plugins.calibration.observation import Loss, Watched, scalar_loss
 
 
 class BranchNeed(enum.Enum):
@@ -113,7 +109,6 @@ class BranchRuns:
         self._batches, self._loss = batches, loss_fn
         self._watched = Watched(graph.model, graph.registry)
         self._places = SumPlaces.of(graph.branch_analysis, graph.branches(), graph.registry.op_rules)
-        self.passes = 0
 
     def gather(self, gatherers: Mapping[str, BranchGatherer], off: Sequence[str] = ()) -> None:
         """Shows all batches to what gathers scores.
@@ -153,21 +148,14 @@ class BranchRuns:
     def _show_gradients(self, batch: Batch, wanted: Mapping[str, BranchGatherer], number: int) -> None:
         shadow = self._watched.shadow
         listener = SumListener(shadow, self._places, batch, (), wanted, gradients=True)
-        parameters = [t for t in shadow.tensors().values() if isinstance(t, nn.Parameter) and t.is_floating_point()]
         earlier, shadow.gradients = shadow.gradients, True
         try:
-            with self._watched.differentiable(parameters):
+            with self._watched.differentiable(self._watched.parameters().values()):
                 outputs = self._run(batch, listener)
                 with torch.enable_grad():
                     loss = _projected(outputs, number) if self._loss is None else self._loss(outputs, batch.given)
-                if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
-                    raise ArgumentError(
-                        "The loss must be a scalar tensor that depends on the parameters.",
-                        where=batch.where,
-                        why=f"{loss!r}",
-                    )
                 scale = 1.0 if self._loss is None else float(batch.size)
-                seen = listener.gradients_of(loss.reshape(()), scale)
+                seen = listener.gradients_of(scalar_loss(loss, batch.where), scale)
         finally:
             shadow.gradients = earlier
         for name, sums in seen.items():
@@ -187,7 +175,6 @@ class BranchRuns:
         }
 
     def _run(self, batch: Batch, listener: SumListener) -> Any:
-        self.passes += 1
         try:
             outputs = self._watched.run_into(batch, listener)
         except ArgumentError as error:

@@ -14,7 +14,7 @@ from prunekit_core.errors import ArgumentError
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.program.calls import bind_arguments, written_arguments
 from prunekit_core.program.linear_forms import Addition
-from prunekit_core.program.rules import RuleTable
+from prunekit_core.program.rules import RuleTable, addition_of
 from prunekit_core.program.trace import Operation, TensorRef, Trace, is_continuous
 from prunekit_core.record.listener import Listener
 from prunekit_core.record.shadow import Shadow
@@ -100,12 +100,6 @@ def _repeats(recorded: Sequence[Mapping[str, str]], made: int) -> bool:
     if not 0 < made <= len(recorded) or len(recorded) % made:
         return False
     return all(recorded[place] == recorded[place % made] for place in range(len(recorded)))
-
-
-def addition_of(rules: RuleTable, op: Any) -> Addition | None:
-    """Says how an operation adds two tensors; None where it doesn't."""
-    rule = rules.find(op)
-    return None if rule is None else rule.adds
 
 
 def _is_recorded_sum(trace: Trace, operation: Operation, addition: Addition) -> bool:

@@ -27,6 +27,8 @@ from prunekit_core.record.valueless import Valueless, device_for
 from prunekit_plugins.calibration.batches import Batch
 from prunekit_plugins.calibration.residual_adds import ResidualAdd, ResidualAdds
 
+Loss = Callable[[Any, Any], torch.Tensor]
+"""``loss(outputs, batch)`` returns a scalar, the mean over the examples of the batch."""
 CHUNK = 1 << 23
 """Elements of columns that are made at a time."""
 
@@ -263,6 +265,11 @@ class Watched:
         tensor, valueless = self.shadow.tensors()[name], self.shadow.valueless
         return valueless.read(name, tensor) if valueless is not None and valueless.holds(tensor) else tensor.detach()
 
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Returns the shadow's parameters of real numbers, by canonical name."""
+        tensors = self.shadow.tensors().items()
+        return {name: t for name, t in tensors if isinstance(t, nn.Parameter) and t.is_floating_point()}
+
     @contextlib.contextmanager
     def differentiable(self, parameters: Iterable[torch.Tensor]) -> Iterator[nn.Module]:
         """Gives the shadow in eval mode, with gradients by some of its parameters; puts it back afterwards."""
@@ -307,6 +314,23 @@ class Watched:
                 hint="batches are model inputs; with targets in them, say which part is read: "
                 "Batches(loader, inputs=lambda batch: batch[0])",
             ) from error
+
+
+def scalar_loss(loss: Any, where: str) -> torch.Tensor:
+    """Returns the value of a loss as a tensor without dims.
+
+    Args:
+        loss: What a function that computes a loss returned.
+        where: The batch, for the message.
+
+    Raises:
+        ArgumentError: It is no tensor with one element, or has no gradients.
+    """
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        raise ArgumentError(
+            "The loss must be a scalar tensor that depends on the parameters.", where=where, why=f"{loss!r}"
+        )
+    return loss.reshape(())
 
 
 def _check_values(model: nn.Module, values: Values | None) -> None:

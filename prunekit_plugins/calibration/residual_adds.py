@@ -11,7 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from prunekit_core.program.calls import tensors_of, writes
 from prunekit_core.program.linear_forms import Addition
-from prunekit_core.program.rules import ModuleOp, RuleTable
+from prunekit_core.program.rules import ModuleOp, RuleTable, addition_of
 
 
 @attrs.frozen(eq=False)
@@ -83,8 +83,7 @@ class ResidualAdds:
     def _sum(
         self, order: int, tensor: torch.Tensor, op: Any, arguments: Mapping[str, Any], outputs: Any
     ) -> list[ResidualAdd]:
-        rule = self._rules.find(op)
-        addition = None if rule is None else rule.adds
+        addition = addition_of(self._rules, op)
         rest = self._rest(tensor, addition, arguments, outputs)
         if rest is None or order in self.found:
             self.read.add(order)

@@ -21,7 +21,7 @@ from prunekit_plugins.calibration.batches import Batch, Batches
 from prunekit_plugins.calibration.curvature import WIDEST, Curvatures, Read
 from prunekit_plugins.calibration.demand import Demand
 from prunekit_plugins.calibration.moments import Gatherer, doubts
-from prunekit_plugins.calibration.observation import Seen, Watched
+from prunekit_plugins.calibration.observation import Loss, Seen, Watched, scalar_loss
 from prunekit_plugins.calibration.statistics import (
     COVARIANCES,
     CURVATURES,
@@ -34,8 +34,6 @@ from prunekit_plugins.calibration.statistics import (
 )
 from prunekit_plugins.checkpoints.stored_values import Cut
 
-Loss = Callable[[Any, Any], torch.Tensor]
-"""``loss(outputs, batch)`` returns a scalar, the mean over the examples of the batch."""
 Progress = Callable[[int, int | None], None]
 """Called as ``progress(done, total)`` after each batch; the total is None where it isn't known."""
 
@@ -220,11 +218,7 @@ class _Slopes:
         self._fisher: dict[str, torch.Tensor] = {}
 
     def add(self, batch: Batch) -> None:
-        named = {
-            name: t
-            for name, t in self._watched.shadow.tensors().items()
-            if isinstance(t, nn.Parameter) and t.is_floating_point()
-        }
+        named = self._watched.parameters()
         with self._watched.differentiable(named.values()):
             if self._mean:
                 for name, gradient in self._backward(batch, batch, named).items():
@@ -237,14 +231,8 @@ class _Slopes:
         with torch.enable_grad():
             example = part.example
             outputs = example.runner(self._watched.shadow.module, example.args, example.kwargs)
-            loss = self._loss(outputs, part.given)
-            if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
-                raise ArgumentError(
-                    "The loss must be a scalar tensor that depends on the parameters.",
-                    where=whole.where,
-                    why=f"{loss!r}",
-                )
-            found = torch.autograd.grad(loss.reshape(()), list(named.values()), allow_unused=True)
+            loss = scalar_loss(self._loss(outputs, part.given), whole.where)
+            found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
         return {n: g.detach().float() for n, g in zip(named, found, strict=True) if g is not None}
 
     def finish(self, examples: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

@@ -199,9 +199,7 @@ def load(
         except PlanError as error:
             headline = "The checkpoint is for another model."
             raise CheckpointError(headline, where=error.where, why=error.why, hint=error.hint) from error
-        gone = set(plan.gone)
-        own = {name: tensor for name, tensor in _stored(target).items() if name not in gone}
-        names = _match(target, own, plan, weights, assign)
+        names = _match(target, plan, weights, assign)
         # everything is read before anything changes, and the model takes over what was read
         values = {own: weights.read(name) for own, name in names.items()}
         with Transaction() as transaction:
@@ -210,16 +208,15 @@ def load(
     return model
 
 
-def _match(
-    target: nn.Module, own: Mapping[str, torch.Tensor], plan: Plan, weights: Weights, assign: bool
-) -> dict[str, str]:
+def _match(target: nn.Module, plan: Plan, weights: Weights, assign: bool) -> dict[str, str]:
     """Finds the stored tensor of every tensor of a model, which may go by any name of a shared one.
 
     Returns:
         Name in the model to name in the checkpoint.
     """
     where, cuts = os.fspath(weights.path), {cut.parameter: cut for cut in plan.parameters}
-    canonical, renaming = ModelTree(target).aliases, plan.renaming
+    canonical, renaming, gone = ModelTree(target).aliases, plan.renaming, set(plan.gone)
+    own = {name: tensor for name, tensor in _stored(target).items() if name not in gone}
     problems: list[str] = []
     found: dict[str, str] = {}
     for name, stored in weights.tensors.items():
@@ -241,7 +238,6 @@ def _match(
     problems += [f"{name} is missing" for name in own if name not in found]
     if problems:
         raise CheckpointError("The checkpoint is for another model.", where=where, why="; ".join(sorted(problems)[:6]))
-    gone = set(plan.gone)
     left = {name: tensor for name, tensor in named_tensors(target).items() if name not in gone}
     empty = [name for name, tensor in left.items() if tensor.is_meta and name not in own]
     if empty:

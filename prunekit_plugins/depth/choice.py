@@ -14,6 +14,7 @@ from prunekit_core.branches.without import without
 from prunekit_core.choose.pruner import Pruner
 from prunekit_core.errors import ArgumentError, RehearsalError
 from prunekit_core.graph.graph import Graph
+from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.costs import compiled_cost
 from prunekit_core.plans.plan import Plan
 from prunekit_plugins.budgets.targets import Budget, OutOfReachError
@@ -184,26 +185,26 @@ class _Search:
 
     def _fits(self, budget: Budget, names: Sequence[str]) -> bool:
         at_best = without(self._graph.branch_analysis, [self._branches[name] for name in names])
-        least = {name: compiled_cost(self._graph.registry, name, at_best)({}) for name in budget.models}
-        if any(least[name] > allowed * (1 + 1e-9) for name, allowed in budget.allowed.items()):
+        if not budget.allows(self._costs(budget, at_best)):
             return False  # no plan without them costs less, and working one out takes a run of the program
-        spent = self._spent(budget, names)
-        return all(spent[name] <= allowed * (1 + 1e-9) for name, allowed in budget.allowed.items())
+        return budget.allows(self._spent(budget, names))
+
+    def _costs(self, budget: Budget, analysis: Analysis) -> dict[str, float]:
+        return {name: compiled_cost(self._graph.registry, name, analysis)({}) for name in budget.models}
 
     def _spent(self, budget: Budget, names: Sequence[str]) -> dict[str, float]:
         """Computes what the model costs without some branches, as the plan takes them out."""
-        analysis, registry = self._graph.branch_analysis, self._graph.registry
+        graph, analysis = self._graph, self._graph.branch_analysis
         if names:
-            analysis = operate(analysis, registry.op_rules, named_branches(self._graph.branches(), names)).analysis
-        return {name: compiled_cost(registry, name, analysis)({}) for name in budget.models}
+            analysis = operate(analysis, graph.registry.op_rules, named_branches(graph.branches(), names)).analysis
+        return self._costs(budget, analysis)
 
     def _savings(self, budget: Budget) -> dict[str, float]:
         """Computes what each branch alone saves, as a part of what has to be saved."""
         needed = {name: budget.dense[name] - allowed for name, allowed in budget.allowed.items()}
         found = {}
         for name in self._open:
-            left = without(self._graph.branch_analysis, [self._branches[name]])
-            costs = {one: compiled_cost(self._graph.registry, one, left)({}) for one in budget.models}
+            costs = self._costs(budget, without(self._graph.branch_analysis, [self._branches[name]]))
             shares = [(budget.dense[one] - costs[one]) / need for one, need in needed.items() if need > 0]
             found[name] = max(shares, default=0.0)
         return found
@@ -281,7 +282,5 @@ class _Search:
 
 
 def _contains(outer: Branch, inner: Branch) -> bool:
-    within: dict[int, set[int]] = {}
-    for one in outer.sums:
-        within.setdefault(one.recording, set()).update(one.operations)
-    return outer is not inner and all(one.operation in within.get(one.recording, ()) for one in inner.sums)
+    within = {recording: outer.operations(recording) for recording in {one.recording for one in inner.sums}}
+    return outer is not inner and all(one.operation in within[one.recording] for one in inner.sums)

@@ -7,7 +7,7 @@ parameter by parameter. The model that was there is read only, until all process
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -64,7 +64,7 @@ def apply_sharded(
         small.to_empty(device=device)
         target = named_tensors(small)
         positions = plan.all_positions(plan.parameters)
-        places = _places(plan, source)
+        places = plan.places(source)
         expected = {place: _shape(source[name], positions.get(name, {})) for name, place in places.items()}
         found = {name: tuple(tensor.shape) for name, tensor in target.items()}
         if expected != found:
@@ -81,12 +81,6 @@ def apply_sharded(
             if isinstance(tensor, nn.Parameter):
                 target[place].requires_grad_(tensor.requires_grad)
     return small
-
-
-def _places(plan: Plan, names: Iterable[str]) -> dict[str, str]:
-    """Name of every tensor that stays, before the plan and after it."""
-    renaming, gone = plan.renaming, set(plan.gone)
-    return {name: renaming.after(name) or name for name in names if name not in gone}
 
 
 def step_sharded(
@@ -118,7 +112,7 @@ def step_sharded(
     before = pruner.graph.applied
     with all_or_none("step_sharded", group):
         plan = pruner.plan()
-        step = plan if before.empty else plan.since(before)
+        step = pruner.graph.step_to(plan)
 
     def build_current() -> nn.Module:
         return build() if before.empty else before.apply(build(), registry=pruner.registry)

@@ -64,7 +64,7 @@ def step_together(
     with all_or_none("step_together", group):
         plan = pruner.plan()
     agree(plan, group)
-    step = plan if pruner.graph.applied.empty else plan.since(pruner.graph.applied)
+    step = pruner.graph.step_to(plan)
     with all_or_none("step_together", group):
         step.check(pruner.graph.model, optimizer=optimizer)
     step.apply(pruner.graph.model, optimizer=optimizer)

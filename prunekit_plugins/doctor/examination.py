@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from prunekit.plugin import Analysis, Graph, Plan, Sizer, auto_alignment, groups_of
-from prunekit_plugins.budgets.counts import operation_macs
+from prunekit_plugins.budgets.counts import operation_macs, whole_macs
 from prunekit_plugins.doctor.facts import BranchFacts, Facts, Finding, LayerFacts, Pair
 from prunekit_plugins.doctor.findings import find
 from prunekit_plugins.measure import time_layers, timed
@@ -88,21 +88,17 @@ def examine(
 def _branches(graph: Graph, seconds: Mapping[str, float]) -> tuple[BranchFacts, ...]:
     """Lists the branches that can go, but for those in others, with what the layers take that run for them only."""
     recording = graph.branch_analysis.recordings[0]
-    macs = {operation.index: float(n) for operation, n in operation_macs(recording, Sizer({}))}  # type: ignore[arg-type]
+    macs = whole_macs(recording)
     places: dict[str, set[int]] = {}
     for operation in recording.trace.operations:
         places.setdefault(operation.module, set()).add(operation.index)
-    own = {
-        branch.name: {index for one in branch.sums if one.recording == 0 for index in one.operations}
-        for branch in graph.branches()
-        if branch.removable
-    }
+    own = {branch.name: branch.operations(0) for branch in graph.branches() if branch.removable}
     outer = {name: mine for name, mine in own.items() if not any(mine < other for other in own.values())}
     return tuple(
         BranchFacts(
             name,
             sum(seconds.get(path, 0.0) for path, run in places.items() if run <= mine),
-            sum(count for index, count in macs.items() if index in mine),
+            float(sum(macs.get(index, 0) for index in mine)),
         )
         for name, mine in outer.items()
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
-from torch import nn
 
 from prunekit.plugin import Plan
+from prunekit_plugins.integrations.config_search import Build, configs_in
 
 Setting = tuple[tuple[str, ...], Any, Any]
 """Names of the configurations around a field and its own, its value before, and after."""
@@ -42,7 +42,7 @@ class Depth:
             setattr(_holder(config, names), names[-1], old)
 
 
-def find_depth(model: Any, plan: Plan, build: Callable[[Any], nn.Module], kind: type[Any]) -> Depth:
+def find_depth(model: Any, plan: Plan, build: Build, kind: type[Any]) -> Depth:
     """Finds the fields that say how many layers a pruned model has.
 
     A number counts if a model that is built with the smaller one has as many layers as are left. Lists with a value for
@@ -56,14 +56,15 @@ def find_depth(model: Any, plan: Plan, build: Callable[[Any], nn.Module], kind: 
     """
     settings: list[Setting] = []
     notes: list[str] = []
+    plain = vars(kind())
     for deletion in plan.entries.deletions:
         path = plan.renaming.after(deletion.container) or deletion.container
         left = [number for number in range(deletion.size) if number not in deletion.entries]
-        for config, around in list(_configs(model.config, (), kind)):
+        for around, config in configs_in(model.config, kind):
             lists = [
                 ((*around, name), value, type(value)(value[number] for number in left))
                 for name, value in vars(config).items()
-                if isinstance(value, list | tuple) and len(value) == deletion.size and name not in vars(kind())
+                if isinstance(value, list | tuple) and len(value) == deletion.size and name not in plain
             ]
             counts = [
                 ((*around, name), value, len(left))
@@ -83,7 +84,7 @@ def _said(
     config: Any,
     options: Sequence[Sequence[Setting]],
     known: Sequence[Setting],
-    build: Callable[[Any], nn.Module],
+    build: Build,
     path: str,
     size: int,
 ) -> Sequence[Setting] | None:
@@ -98,14 +99,6 @@ def _said(
         if len(built._modules) == size:
             return option
     return None
-
-
-def _configs(config: Any, around: tuple[str, ...], kind: type[Any]) -> Iterator[tuple[Any, tuple[str, ...]]]:
-    """Yields a configuration and those in it."""
-    yield config, around
-    for name, value in vars(config).items():
-        if isinstance(value, kind):
-            yield from _configs(value, (*around, name), kind)
 
 
 def _holder(config: Any, names: Sequence[str]) -> Any:

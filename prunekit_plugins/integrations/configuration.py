@@ -94,7 +94,6 @@ class _Update:
         refused = _refused(self._model.config)
         if refused:
             restore()
-            self._depth.undo(self._model.config)
             return ConfigUpdate({}, (*notes, *refused))
         if not notes:
             fresh = self._build(copy.deepcopy(self._model.config))
@@ -107,7 +106,6 @@ class _Update:
         error = _difference(expected, self._outputs(self._model))
         if error > _TOLERANCE:
             restore()
-            self._depth.undo(self._model.config)
             self._depth, edits = Depth(), {}
             notes.append("the model reads its configuration while it runs, and gives other outputs with these sizes")
         changed = {str(field): (field.value, value) for field, value in edits.items()}
@@ -154,7 +152,7 @@ class _Update:
         """Sets the configuration, and the numbers that a new model would compute from it.
 
         Returns:
-            What puts everything back.
+            What puts everything back, the number of layers included.
         """
         model, config = self._model, copy.deepcopy(self._model.config)
         for field, value in edits.items():
@@ -186,6 +184,7 @@ class _Update:
                 setattr(model.get_submodule(path), name, now[path, name])
             for field in edits:
                 field.set(model.config, field.value)
+            self._depth.undo(model.config)
 
         return restore
 

@@ -10,7 +10,7 @@ import attrs
 
 from prunekit import PruneResult
 from prunekit.plugin import Analysis, Graph, Plan, Preview, Report, Sensitivity, Sizer, UnitGroup
-from prunekit_plugins.budgets.counts import operation_macs
+from prunekit_plugins.budgets.counts import operation_macs, whole_macs
 
 FORMAT = 1
 Curves = Mapping[str, Mapping[float, float]]
@@ -269,10 +269,9 @@ def _cost_units(graph: Graph, costs: Iterable[str]) -> dict[str, str]:
 def branch_rows(graph: Graph, report: Report) -> tuple[BranchRow, ...]:
     """Lists the branches of a model, with what a report says of them."""
     analysis, gone = graph.branch_analysis, set(report.absent)
-    counts = {operation.index: int(count) for operation, count in operation_macs(analysis.recordings[0], Sizer({}))}  # type: ignore[arg-type]  # a Sizer computes numbers
+    macs = whole_macs(analysis.recordings[0])
     rows = []
     for branch in graph.branches():
-        done = {index for one in branch.sums if one.recording == 0 for index in one.operations}
         own = [analysis.parameters[name] for name in branch.parameters if not analysis.parameters[name].buffer]
         rows.append(
             BranchRow(
@@ -280,7 +279,7 @@ def branch_rows(graph: Graph, report: Report) -> tuple[BranchRow, ...]:
                 branch.kind.value,
                 len([one for one in branch.sums if one.recording == 0]),
                 sum(math.prod(parameter.shape) for parameter in own),
-                sum(count for index, count in counts.items() if index in done),
+                sum(macs.get(index, 0) for index in branch.operations(0)),
                 branch.name in gone,
                 "" if branch.name in gone else report.branches.get(branch.name, branch.reason),
             )

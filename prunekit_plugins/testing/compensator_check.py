@@ -15,7 +15,7 @@ from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry
 from prunekit_plugins.compensation.run import Compensation, compensate
 from prunekit_plugins.testing.failure import failing, made, require
-from prunekit_plugins.testing.network import small_net
+from prunekit_plugins.testing.network import random_batches, small_net
 
 
 def check_compensator(make: Callable[[], Any], *, registry: Registry | None = None) -> None:
@@ -37,9 +37,7 @@ def check_compensator(make: Callable[[], Any], *, registry: Registry | None = No
     require(callable(compensator), "check_compensator", "what makes a compensator, a callable on a Repair", compensator)
     original, batch = small_net()
     original.eval()
-    generator = torch.Generator().manual_seed(1)
-    drawn = [torch.randn(batch.shape, generator=generator, dtype=batch.dtype, device="cpu") for _ in range(10)]
-    batches = [values.to(batch.device) for values in drawn]
+    batches = random_batches(batch, 10, seed=1)
     pruned = copy.deepcopy(original)
     graph = Graph.of(pruned, batch, registry=registry)
     plan = graph.remove({group.name: list(range(1, group.size, 2)) for group in graph.groups()})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +29,7 @@ from prunekit_plugins.calibration.statistics import CURVATURES, FISHER, GRADIENT
 from prunekit_plugins.calibration.stream import calibrate
 from prunekit_plugins.depth.scoring import BranchScorer
 from prunekit_plugins.testing.failure import UnseenError, failing, made, require
-from prunekit_plugins.testing.network import branch_net, chosen_net
+from prunekit_plugins.testing.network import branch_net, chosen_net, random_batches
 from prunekit_plugins.testing.state import State
 
 Criterion = Callable[[Group], "torch.Tensor | None"]
@@ -55,8 +54,10 @@ def check_criterion(
     model: values, gradients, ``requires_grad``, modes, and PyTorch's random numbers. With ``equivariant`` the scores
     must change places with the units.
 
-    What it says about branches, if it has a method ``branch``, is proven as well, on random batches: see
-    `check_branches`. Such a criterion may have nothing to say about any group.
+    What it says about branches, if it has a method ``branch``, is proven as well, on another network and random
+    batches: it must score some branch, each by one finite number, by the same one when it is made anew, and by a finite
+    one (or by None) when all weights are zero, with and without some of them switched off; and change nothing in the
+    model. Such a criterion may have nothing to say about any group.
 
     A criterion that has ``needs`` and no statistics gets those that it names, from a few random batches: what it
     ``needs``; with its ``wishes`` as well; and what it reads ``otherwise``.
@@ -78,7 +79,7 @@ def check_criterion(
     criterion = made(make, "check_criterion", "criterion")
     require(callable(criterion), "check_criterion", "what makes a criterion, a callable on groups", criterion)
     if isinstance(criterion, BranchCriterion):
-        check_branches(make, prepare=prepare, registry=registry)
+        _check_branches(make, prepare, registry)
     for parts in _parts(criterion):
         trial = _Trial(make, prepare, parts, net, batch, registry)
         scores = trial.scores(net)
@@ -179,9 +180,7 @@ def _batches(batch: torch.Tensor) -> list[torch.Tensor]:
     """Makes batches of the same shape: the given one, and random ones if its numbers are real."""
     if not batch.is_floating_point():
         return [batch]
-    generator = torch.Generator().manual_seed(0)
-    more = [torch.randn(batch.shape, generator=generator, dtype=batch.dtype, device="cpu") for _ in range(BATCHES - 1)]
-    return [batch, *(values.to(batch.device) for values in more)]
+    return [batch, *random_batches(batch, BATCHES - 1, seed=0)]
 
 
 def _loss(outputs: Any, batch: Any) -> torch.Tensor:
@@ -241,31 +240,9 @@ def _check_permutation(trial: _Trial, scores: dict[str, torch.Tensor | None]) ->
         )
 
 
-def check_branches(
-    make: Callable[[], object],
-    *,
-    prepare: Prepare | None = None,
-    model: nn.Module | None = None,
-    example: torch.Tensor | None = None,
-    registry: Registry | None = None,
-) -> None:
-    """Proves what a criterion says about branches, with and without some of them switched off.
-
-    It is shown random batches. It must score some branch of the network, each by one finite number, by the same one
-    when it is made anew, and by a finite one (or by None) when all weights are zero; and change nothing in the model.
-
-    Args:
-        make: Makes the criterion; called anew for every comparison.
-        prepare: Called with the network and a batch before scoring.
-        model: The network; it is not touched. None for one of linear layers.
-        example: What the model is called with.
-        registry: Where rules and layer types are found; None for the default registry.
-
-    Raises:
-        AssertionError: One of the above doesn't hold.
-        PrunekitError: The criterion raises, or returns something else.
-    """
-    net, batch = branch_net() if model is None or example is None else (copy.deepcopy(model), example)
+def _check_branches(make: Callable[[], object], prepare: Prepare | None, registry: Registry | None) -> None:
+    """Proves what a criterion says about branches, with and without some of them switched off."""
+    net, batch = branch_net()
     scores = _branch_scores(make, prepare, net, batch, registry)
     if all(score is None for score in scores.values()):
         raise UnseenError("the criterion scores no branch of the network")
@@ -294,5 +271,4 @@ def _branch_scores(
         scorer.scores(names[1:], names[:1])
     changed = before.changed(model, random=True)
     assert not changed, f"the criterion changes {changed}"
-    assert all(score is None or math.isfinite(score) for score in scores.values())
     return scores

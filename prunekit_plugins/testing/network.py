@@ -79,3 +79,16 @@ def chosen_net(model: nn.Module | None, example: torch.Tensor | None) -> tuple[n
     assert model is not None, "an example without a model"
     assert example is not None, "a model without an example"
     return copy.deepcopy(model), example
+
+
+def random_batches(like: torch.Tensor, count: int, *, seed: int) -> list[torch.Tensor]:
+    """Makes batches of standard normal numbers of the shape, dtype and device of another one.
+
+    Args:
+        like: The other one, of real numbers.
+        count: How many are made.
+        seed: Where the random numbers start; they are drawn on the CPU, so that every device gets the same.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.randn(like.shape, generator=generator, dtype=like.dtype, device="cpu") for _ in range(count)]
+    return [values.to(like.device) for values in drawn]

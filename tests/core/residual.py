@@ -9,6 +9,7 @@ import torch
 import torchvision
 from torch import nn
 
+import prunekit as pk
 from tests.core.test_branches import PreNorm
 
 
@@ -145,3 +146,20 @@ def switched_off(model: nn.Module, *paths: str) -> nn.Module:
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two results in double precision are equal but for rounding."""
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def other_weights(model: nn.Module) -> nn.Module:
+    """Returns a copy of a model with other values in all parameters and buffers of real numbers."""
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for tensor in (*copied.parameters(), *copied.buffers()):
+            if tensor.is_floating_point():
+                tensor.uniform_(0.1, 1.0)
+    return copied
+
+
+def applied_as_json(plan: pk.Plan, model: Any) -> Any:
+    """Writes a plan as JSON, which must give it back, and applies what was read to a copy of a model."""
+    read = pk.Plan.from_json(plan.to_json())
+    assert read == plan
+    return read.apply(copy.deepcopy(model))

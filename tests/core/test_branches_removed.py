@@ -17,6 +17,7 @@ from prunekit_core.branches.branch import named_branches
 from prunekit_core.check.verification import verify_cut
 from prunekit_core.modules.absent import Absent, Given, Handed, Plain, Several, Zeros, from_json, to_json
 from prunekit_core.rehearse.removals import draft_without
+from tests.core.residual import applied_as_json
 from tests.core.test_branches import (
     MODELS,
     Escapes,
@@ -47,8 +48,7 @@ def without(model: nn.Module, inputs: Any, names: Sequence[str], **options: Any)
     """Plans without some branches, through JSON, and applies the plan to a copy."""
     graph = pk.Graph.of(model, inputs)
     plan = draft_without(model, graph.drafts, named_branches(graph.branches(), names), **options)
-    assert pk.Plan.from_json(plan.to_json()) == plan
-    return plan, pk.Plan.from_json(plan.to_json()).apply(copy.deepcopy(model))
+    return plan, applied_as_json(plan, model)
 
 
 CASES = [(kind, name) for kind in MODELS for name in kind.expected]  # type: ignore[attr-defined]

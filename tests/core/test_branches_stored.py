@@ -19,16 +19,7 @@ from prunekit_core.modules.edits import Rescale
 from prunekit_core.modules.renaming import Tied
 from prunekit_plugins.checkpoints import tensorfile
 from prunekit_plugins.checkpoints.tensorfile import TensorFile
-from tests.core.residual import MODELS, TiedMLP, close, residual_mlp, small_vit, switched_off
-
-
-def other_weights(model: nn.Module) -> nn.Module:
-    copied = copy.deepcopy(model)
-    with torch.no_grad():
-        for tensor in (*copied.parameters(), *copied.buffers()):
-            if tensor.is_floating_point():
-                tensor.uniform_(0.1, 1.0)
-    return copied
+from tests.core.residual import MODELS, TiedMLP, close, other_weights, residual_mlp, small_vit, switched_off
 
 
 def planned(model: nn.Module, x: torch.Tensor, branches: Any, size: int = 16) -> pk.Plan:

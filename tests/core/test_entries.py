@@ -13,6 +13,7 @@ from torch import nn
 import prunekit as pk
 from prunekit_core.modules.entries import Deletion, Entries, Recount, Shortening, from_json, to_json
 from prunekit_core.rehearse.removals import draft_without
+from tests.core.residual import applied_as_json
 from tests.core.test_decoding import Store
 
 X = torch.randn(2, 5, 8)
@@ -58,8 +59,7 @@ def made(*kinds: str) -> tuple[Any, torch.Tensor, pk.Graph]:
 
 def without(model: Any, graph: pk.Graph, names: list[str]) -> tuple[pk.Plan, Any]:
     plan = draft_without(model, graph.drafts, names, entries=True)
-    assert pk.Plan.from_json(plan.to_json()) == plan
-    return plan, pk.Plan.from_json(plan.to_json()).apply(copy.deepcopy(model))
+    return plan, applied_as_json(plan, model)
 
 
 def test_the_first_layer_goes_with_its_number_and_its_kind() -> None:

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from torch import nn
 
 import prunekit as pk
 from prunekit_core.rehearse.removals import draft_without
 from prunekit_plugins.checkpoints.tensorfile import TensorFile
-from tests.core.residual import close, residual_mlp, small_vit, switched_off
+from tests.core.residual import close, other_weights, residual_mlp, small_vit, switched_off
 
 CASES: list[tuple[Any, tuple[str, ...], tuple[str, ...], str]] = [
     (residual_mlp, ("blocks.0.up",), ("blocks.0.down",), "blocks.1.up"),
@@ -26,14 +25,6 @@ def shortened(graph: pk.Graph, names: Any) -> pk.Plan:
     plan = draft_without(graph.model, graph.drafts, names, entries=True)
     assert plan.entries
     return plan
-
-
-def other_weights(model: nn.Module) -> nn.Module:
-    copied = copy.deepcopy(model)
-    with torch.no_grad():
-        for parameter in copied.parameters():
-            parameter.uniform_(0.1, 1.0)
-    return copied
 
 
 @pytest.mark.parametrize(("make", "names", "paths", "group"), CASES)

@@ -78,7 +78,7 @@ def sharded_branches(world: int) -> Any:
     for kept, without in steps:
         earlier = graph.applied
         plan = distributed.agree(graph.plan_without(without, kept))
-        step = plan if earlier.empty else plan.since(earlier)
+        step = graph.step_to(plan)
         build = functools.partial(lambda before: before.apply(on_meta()), earlier)
         small = distributed.apply_sharded(step, model, build=build, shard=shard)
         graph.apply(plan)

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 import prunekit as pk
+from prunekit_core.modules.entries import Deletion, Entries
+from prunekit_plugins.integrations.config_depth import find_depth
 from prunekit_plugins.integrations.configuration import update_config
 from prunekit_plugins.integrations.huggingface import load_pretrained, save_pretrained
 
@@ -214,3 +216,26 @@ def test_other_models_are_refused() -> None:
     model = nn.Linear(4, 4)
     with pytest.raises(pk.ArgumentError, match="not one of transformers'"):
         update_config(model, pk.Plan(), {})
+
+
+class Settings:
+    """A configuration in which another one leads back to it, and is there under two names."""
+
+    def __init__(self, depth: int = 0) -> None:
+        self.depth, self.kinds = 7, ["x"]
+        if depth:
+            self.inner = Settings()
+            self.again, self.inner.depth, self.inner.outer = self.inner, depth, self
+
+
+def test_configurations_that_lead_back_to_themselves_are_searched_once() -> None:
+    model, built = nn.Module(), []
+    model.config = Settings(4)
+
+    def build(config: Any) -> nn.Module:
+        built.append((config.depth, config.inner.depth))
+        return nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(1, 1) for _ in range(4))})
+
+    plan = pk.Plan(entries=Entries((Deletion("layers", 4, (1,)),)))
+    assert find_depth(model, plan, build, Settings).notes == ("no field says that layers has 3 entries, not 4",)
+    assert built == [(7, 3)]

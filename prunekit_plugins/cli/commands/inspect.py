@@ -60,10 +60,12 @@ def inspect(
         kept = None if trial is None else trial.kept
         details = inspection_data(pruner.graph, title=str(subject), report=reasons, preview=preview, kept=kept)
         write_report(details, report)
+        rows = details.branches
+    else:
+        rows = branch_rows(pruner.graph, reasons)
     size = sum(parameter.numel() for parameter in subject.model.parameters())
     output.line(f"{subject}: {size:,} parameters, groups: {len(groups)}")
     show_rows(output, "groups", COLUMNS, [_row(group) for group in groups], everything)
-    rows = branch_rows(pruner.graph, reasons)
     shown = [(r.name, r.kind, f"{r.params:,}", f"{r.macs:,}", r.why or "can go") for r in rows]
     show_rows(output, f"branches: {len(rows)}", BRANCH_COLUMNS, shown, everything)
     show_left(output, reasons, everything)

@@ -17,6 +17,11 @@ LAYER, SOURCE, READER = "layer", "source", "reader"
 """Names on the bench: the layer, the parameters that it reads, and those that its outputs are multiplied by."""
 
 
+def in_layer(path: str) -> bool:
+    """Tells whether a module on the bench is the layer, or is in it."""
+    return path == LAYER or path.startswith(f"{LAYER}.")
+
+
 def check_roles(graph: Graph, kind: LayerType) -> None:
     """Holds what is said about the dims of parameters against where their units come from and go to.
 

@@ -23,7 +23,16 @@ from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.program.calls import tensors_of
 from prunekit_plugins.checkpoints.checkpoint import load, save
 from prunekit_plugins.testing.failure import failing, require, require_tensors
-from prunekit_plugins.testing.layers.claims import LAYER, READER, SOURCE, check_roles, declared, name_of, unit_of
+from prunekit_plugins.testing.layers.claims import (
+    LAYER,
+    READER,
+    SOURCE,
+    check_roles,
+    declared,
+    in_layer,
+    name_of,
+    unit_of,
+)
 from prunekit_plugins.testing.layers.opaque_check import check_opaque, check_spoken
 
 READERS = 16
@@ -105,7 +114,7 @@ def check_layer_type(
     if kind.same_in_training:
         _check_modes(bench, scale, kind.name, registry)
     bare = not tensors_in(modules_in(module))
-    names = [g.name for g in graph.groups() if g.size > 1 and (bare or any(_inside(m.module) for m in g.members))]
+    names = [g.name for g in graph.groups() if g.size > 1 and (bare or any(in_layer(m.module) for m in g.members))]
     assert names, f"no unit of {kind.name} can be removed: {graph.report()}"
     called = {function for name in names for function in check_group(bench, scale, name, registry)}
     if type(graph.model.get_submodule(LAYER)) is type(module):  # a stand-in is pruned by functions of its own
@@ -123,10 +132,6 @@ def bench_of(module: nn.Module, inputs: Sequence[torch.Tensor]) -> Bench:
     """
     with failing(f"calling {type(module).__name__} with the inputs", module):
         return Bench(copy.deepcopy(module), inputs)
-
-
-def _inside(path: str) -> bool:
-    return path == LAYER or path.startswith(f"{LAYER}.")
 
 
 def _check_modes(bench: Bench, scale: torch.Tensor, name: str, registry: Registry) -> None:
@@ -260,7 +265,7 @@ def _facts(graph: Graph, registry: Registry) -> dict[tuple[str, str], Any]:
     found: dict[tuple[str, str], Any] = {}
     for path, module in graph.model.named_modules():
         kind = registry.layer_type(module)
-        if kind is None or not _inside(path):
+        if kind is None or not in_layer(path):
             continue
         layouts = {
             name: graph.analysis.parameters[f"{path}.{name}"].dims

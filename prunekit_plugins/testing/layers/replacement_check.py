@@ -16,7 +16,7 @@ from prunekit_core.plugins.layers import Replacement
 from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.program.calls import tensors_of
 from prunekit_plugins.testing.failure import failing, require, require_tensors
-from prunekit_plugins.testing.layers.claims import LAYER, READER
+from prunekit_plugins.testing.layers.claims import READER, in_layer
 from prunekit_plugins.testing.layers.layer_check import bench_of, check_group
 from prunekit_plugins.testing.state import State
 
@@ -66,7 +66,7 @@ def check_replacement(
     like = bench.get_parameter(f"{READER}0")
     scale = torch.full((1,), 1.5, dtype=like.dtype, device=like.device)
     graph = Graph.of(copy.deepcopy(bench), scale, registry=registry)
-    groups = [g for g in graph.groups() if g.size > 1 and any(m.module.startswith(LAYER) for m in g.members)]
+    groups = [g for g in graph.groups() if g.size > 1 and any(in_layer(m.module) for m in g.members)]
     assert groups, f"{name}: no unit of the replacement can be removed: {graph.report()}"
     for group in groups:
         check_group(bench, scale, group.name, registry)
