@@ -13,7 +13,7 @@ from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Layout
 from prunekit_core.algebra.reasons import ReasonKind
 from prunekit_core.branches.branch import Branch, named_branches
-from prunekit_core.branches.costs import costs_without
+from prunekit_core.branches.without import without
 from prunekit_core.collector import collection_paused
 from prunekit_core.errors import ArgumentError, PlanError, UnitsError
 from prunekit_core.graph.channels import check_indices, flat_layout, not_whole, whole_units
@@ -21,6 +21,7 @@ from prunekit_core.graph.current import CurrentModel
 from prunekit_core.graph.group import Dependency, Group, MemberView
 from prunekit_core.graph.recording_settings import RecordingSettings
 from prunekit_core.groups.analysis import Analysis
+from prunekit_core.groups.costs import PreviewedCosts
 from prunekit_core.groups.report import Explanation, Report
 from prunekit_core.groups.unit_group import UnitGroup
 from prunekit_core.modules.transaction import Transaction
@@ -164,10 +165,13 @@ class Graph:
             ArgumentError: The model has no such branch.
         """
         chosen = named_branches(self.branches(), branches)
-        analysis, kept, skipped = self.branch_analysis, self.applied.kept, self.knowledge.skipped_costs
-        before = costs_without(analysis, self.registry, self._removed(), kept, skipped)
-        after = costs_without(analysis, self.registry, self._removed(chosen), kept, skipped)
-        return {name: (before[name][1], after[name][1]) for name in after if name in before}
+        analysis, skipped = self.branch_analysis, self.knowledge.skipped_costs
+        sizes = {name: len(units) for name, units in self.applied.kept.items()}
+        before, after = (
+            PreviewedCosts(self.registry, without(analysis, gone), skipped).at(sizes)
+            for gone in (self._removed(), self._removed(chosen))
+        )
+        return {name: (before[name][0], after[name][0]) for name in before if name in after}
 
     def _removed(self, more: Iterable[Branch] = ()) -> list[Branch]:
         """Lists the branches that are gone, and some more, in the order of the program."""

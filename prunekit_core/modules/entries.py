@@ -91,20 +91,13 @@ class Entries:
         return bool(self.deletions)
 
     def renamed(self) -> dict[str, str]:
-        """Returns the paths of entries that get another number, with their new paths."""
-        moved = {
-            f"{deletion.container}.{old}".lstrip("."): str(new)
+        """Returns the paths of entries that get another number, each with what it is if only its list changes."""
+        return {
+            f"{deletion.container}.{old}".lstrip("."): f"{deletion.container}.{new}".lstrip(".")
             for deletion in self.deletions
             for old, new in deletion.moved().items()
             if old != new
         }
-
-        def after(path: str) -> str:  # lists may lie in each other
-            parts = path.split(".")
-            paths = (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
-            return ".".join(moved.get(one, part) for one, part in zip(paths, parts, strict=True))
-
-        return {path: after(path) for path in moved}
 
     def deleted(self) -> frozenset[str]:
         """Returns the paths of the entries that leave."""

@@ -43,11 +43,13 @@ class Renaming:
     deleted: frozenset[str] = frozenset()
     _tied: Mapping[str, Tied] = attrs.field(init=False)
     _origins: Mapping[str, str] = attrs.field(init=False)
+    _olds: Mapping[str, str] = attrs.field(init=False)
     _empty: bool = attrs.field(init=False)  # most models lose no modules, and all of their names are asked for
 
     def __attrs_post_init__(self) -> None:
         origins = {tied.name: tied.names[0] for tied in self.tied if tied.name}
         object.__setattr__(self, "_origins", origins)
+        object.__setattr__(self, "_olds", {new: old for old, new in self.renamed.items()})
         object.__setattr__(self, "_empty", not (self.removed or self.tied or self.renamed or self.deleted))
         object.__setattr__(self, "_tied", {name: tied for tied in self.tied for name in tied.names})
 
@@ -77,10 +79,16 @@ class Renaming:
         return self.numbered(name)
 
     def vacated(self) -> tuple[str, ...]:
-        """Lists the paths that nothing has afterwards, though something before: the last ones of lists."""
-        taken = {*self.renamed.values()}
-        paths = (*self.deleted, *self.renamed)
-        return tuple(path for path in paths if path not in taken)
+        """Lists the paths in lists that stay that nothing has afterwards, as these are shorter: the last ones."""
+        taken = set(map(self._in_its_list, self.renamed.values()))
+        paths = map(self._in_its_list, (*self.deleted, *self.renamed))
+        return tuple(path for path in paths if path is not None and path not in taken)
+
+    def _in_its_list(self, path: str) -> str | None:
+        """Returns the path of an entry, its own number left as it is, in its list afterwards; None if that goes."""
+        container, _, number = path.rpartition(".")
+        now = self.place(container)
+        return None if now is None else f"{now}.{number}".lstrip(".")
 
     def before(self, name: str) -> str:
         """Returns the name before of what has a name afterwards: of a tensor, the canonical one."""
@@ -99,11 +107,10 @@ class Renaming:
 
     def unnumbered(self, path: str) -> str:
         """Returns a path afterwards with the numbers that entries of lists have before."""
-        olds = {new: old for old, new in self.renamed.items()}
         parts: list[str] = []
         for part in path.split("."):
             prefix = ".".join([*parts, part])
-            parts.append(olds.get(prefix, prefix).rpartition(".")[2])
+            parts.append(self._olds.get(prefix, prefix).rpartition(".")[2])
         return ".".join(parts)
 
 

@@ -10,6 +10,7 @@ from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Fixed, Kept, Layout, Listed
 from prunekit_core.errors import PlanError
 from prunekit_core.modules.edits import AttributeEdit, Decision, GroupCut, ParameterCut, Rescale, Stub, runs_of
+from prunekit_core.modules.entries import NO_ENTRIES
 from prunekit_core.plans.entries import compose_entries, remaining_entries
 from prunekit_core.plans.names import compose_tied, named_after, named_before, remaining_tied, without_removed
 
@@ -196,6 +197,8 @@ def difference(total: Decision, earlier: Decision) -> Decision:
         notes=total.notes,
     )
     step = named_after(earlier, step)
+    if total.entries == NO_ENTRIES and not total.tied:
+        return step
     step = attrs.evolve(step, entries=remaining_entries(total, earlier))
     return attrs.evolve(step, tied=remaining_tied(total, earlier, step))
 

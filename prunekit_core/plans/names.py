@@ -17,7 +17,7 @@ def named_before(first: Decision, later: Decision) -> Decision:
     What is said of tied tensors is left out, see `compose_tied`.
     """
     if not (first.stubs or first.absent):
-        return attrs.evolve(later, tied=())
+        return attrs.evolve(later, tied=()) if later.tied else later
     renaming = first.renaming
     known = {tied.name: tied.names[1:] for tied in first.tied if tied.name}
 
@@ -34,7 +34,7 @@ def named_after(earlier: Decision, later: Decision) -> Decision:
     What is said of tied tensors is left out, see `remaining_tied`.
     """
     if not (earlier.stubs or earlier.absent):
-        return attrs.evolve(later, tied=())
+        return attrs.evolve(later, tied=()) if later.tied else later
     renaming = earlier.renaming
 
     def aliases(cut: ParameterCut) -> tuple[str, ...]:

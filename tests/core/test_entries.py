@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 import prunekit as pk
 from prunekit_core.modules.entries import Deletion, Entries, Recount, Shortening, from_json, to_json
+from prunekit_core.modules.renaming import Renaming
 from prunekit_core.rehearse.removals import draft_without
 from tests.core.residual import applied_as_json
 from tests.core.test_decoding import Store
@@ -191,5 +193,40 @@ def test_entries_are_data() -> None:
         (Recount(("a.2", ("index",)), 2, 1), Shortening(("", ("config", "kinds")), 3, (1,))),
     )
     assert from_json(json.loads(json.dumps(to_json(entries)))) == entries
-    assert entries.renamed() == {"a.2": "a.1", "a.2.b.1": "a.1.b.0"}
+    assert entries.renamed() == {"a.2": "a.1", "a.2.b.1": "a.2.b.0"}
     assert entries.deleted() == {"a.1", "a.2.b.0"}
+
+
+def renaming_of(*deletions: Deletion) -> Renaming:
+    entries = Entries(deletions)
+    return Renaming(frozenset(), frozenset(), (), entries.renamed(), entries.deleted())
+
+
+def test_lists_in_lists_lose_entries_together() -> None:
+    renaming = renaming_of(Deletion("a", 3, (0,)), Deletion("a.1.b", 4, (1,)))
+    assert renaming.after("a.1.b.3.w") == "a.0.b.2.w"
+    assert renaming.before("a.0.b.2.w") == "a.1.b.3.w"
+    assert set(renaming.vacated()) == {"a.2", "a.0.b.3"}
+    whole = renaming_of(Deletion("a", 2, (0,)), Deletion("a.0.b", 3, (1,)))  # the inner list goes, too
+    assert set(whole.vacated()) == {"a.1"}
+
+
+def test_names_of_entries_lead_back_and_vacated_paths_are_those_that_nothing_has() -> None:
+    """Lists of lists of three, the model itself a list or not, with random entries gone at every level."""
+    chance = random.Random(0)
+    for root in ("", "a") * 40:
+        deletions, paths, level = list[Deletion](), list[str](), [root]
+        for _ in range(3):
+            for container in level:
+                gone = tuple(n for n in range(3) if chance.random() < 0.3)
+                if gone and len(gone) < 3:
+                    deletions.append(Deletion(container, 3, gone))
+            level = [f"{container}.{number}".lstrip(".") for container in level for number in range(3)]
+            paths += level
+        renaming = renaming_of(*deletions)
+        after = {path: renaming.after(path) for path in paths}
+        left = {path: now for path, now in after.items() if now is not None}
+        assert len(set(left.values())) == len(left) < len(paths)
+        assert all(renaming.before(f"{now}.w") == f"{path}.w" for path, now in left.items())
+        outermost = {path for path in {*paths} - {*left.values()} if path.rpartition(".")[0] in {root, *left.values()}}
+        assert set(renaming.vacated()) == outermost
