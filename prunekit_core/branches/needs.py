@@ -6,6 +6,8 @@ import bisect
 import heapq
 from collections.abc import Iterable
 
+import torch
+
 from prunekit_core.program.calls import written_arguments
 from prunekit_core.program.rules import ModuleOp
 from prunekit_core.program.trace import Operation, TensorRef, Trace, is_continuous, tensor_refs
@@ -68,8 +70,9 @@ class Needs:
                 self._writes.setdefault(operation.index, []).append(self._names[root])
             else:
                 outside = outside or root not in self._made
+        written_down = operation.op is torch.ops.aten.lift_fresh.default  # what it reads came into being just now
         for ref in operation.outputs:
-            if ref not in read:
+            if ref not in read or written_down:
                 self._made.add(ref.index)
             if ref not in read or ref in written:  # else it only hands on what it read, as a conversion to the same
                 self._written[ref.index] = operation.index

@@ -154,6 +154,26 @@ class Shared(nn.Module):
         return x + self.last(x)
 
 
+class WrittenDown(nn.Module):
+    """A constant that is written down in the forward and changed in place is the branch's, as caches begin."""
+
+    expected: ClassVar = {"block": (RESIDUAL, 2), "last": (RESIDUAL, 2)}
+    inputs: ClassVar = X
+
+    class Block(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            factor = torch.tensor([0.5], dtype=x.dtype).add_(1)
+            return torch.cat([super().forward(x) * factor, torch.tensor([], dtype=x.dtype).detach_().view(2, 5, 0)], -1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.last = self.Block(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.block(x)
+        return x + self.last(x)
+
+
 class Positions(nn.Module):
     """Tokens and positions have nothing in common; neither is offered."""
 
@@ -254,7 +274,7 @@ class Unequal(nn.Module):
 
 
 MODELS = (
-    *(PreNorm, PostNorm, Parallel, LayerScale, Projection, Joined, Shared),
+    *(PreNorm, PostNorm, Parallel, LayerScale, Projection, Joined, Shared, WrittenDown),
     *(Positions, Nested, Escapes, HandNorm, Siblings, Unequal),
 )
 

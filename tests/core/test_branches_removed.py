@@ -27,7 +27,9 @@ from tests.core.test_branches import (
     PreNorm,
     Projection,
     Shared,
+    WrittenDown,
     X,
+    decides,
 )
 
 REFUSED = {
@@ -71,6 +73,15 @@ def test_each_branch_alone_is_exact_or_refused(kind: Any, name: str) -> None:
         assert sum(p.numel() for p in small.parameters()) == plan.preview().params_after
         assert not set(plan.gone) - set(branch.parameters)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_constant_that_is_written_down_goes_with_its_branch_on_real_tensors_too() -> None:
+    torch.manual_seed(0)
+    model, x = double(WrittenDown(), X)
+    model.last.register_forward_pre_hook(decides)  # type: ignore[union-attr]
+    plan, small = without(model, x, ["block"])
+    assert [(stub.module, stub.result) for stub in plan.stubs] == [("block", Zeros(Given("x", 0)))]
+    assert pk.check_exact(model, small, plan, x)
 
 
 def test_a_block_that_only_adds_is_the_identity_afterwards() -> None:
