@@ -11,7 +11,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="torchvision:NAME, timm:NAME, hf:FOLDER or package.module:factory. Random weights, no download.",
+        help="torchvision:NAME, timm:NAME (random weights), hf:FOLDER (weights that lie there) or package.module:factory.",
         show_default=False,
     ),
 ]
