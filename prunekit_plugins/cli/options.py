@@ -11,7 +11,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="torchvision:NAME, timm:NAME (random weights), hf:FOLDER (weights that lie there) or package.module:factory.",
+        help="torchvision:NAME, timm:NAME (random weights), hf:FOLDER (with its weights) or package.module:factory.",
         show_default=False,
     ),
 ]
