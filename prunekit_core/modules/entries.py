@@ -12,6 +12,7 @@ from torch import nn
 from prunekit_core.errors import PlanError
 from prunekit_core.modules.attributes import attributes_of
 
+Plain = bool | int | float | str | None
 Place = tuple[str, tuple[str, ...]]
 """Path of a module, and names of attributes: the first one is the module's, the others of the objects in it."""
 
@@ -76,6 +77,10 @@ class Recount:
     old: int
     new: int
 
+    def undone(self, value: int) -> int:
+        """Returns the number as it was before; one that was set to something else since stays."""
+        return self.old if value == self.new else value
+
 
 @attrs.frozen
 class Shortening:
@@ -85,15 +90,25 @@ class Shortening:
         place: Where it is.
         size: How many values it has.
         removed: The positions that leave, ascending.
+        values: What they held.
     """
 
     place: Place
     size: int
     removed: tuple[int, ...]
+    values: tuple[Plain, ...]
 
     def of(self, values: Any) -> Any:
         """Returns the list without them."""
         return type(values)(value for position, value in enumerate(values) if position not in self.removed)
+
+    def undone(self, values: Any) -> Any:
+        """Returns the whole list from what `of` left of it; one that was made longer or shorter since stays."""
+        if len(values) != self.size - len(self.removed):
+            return values
+        held = dict(zip(self.removed, self.values, strict=True))
+        left = iter(values)
+        return type(values)(held[n] if n in held else next(left) for n in range(self.size))
 
 
 @attrs.frozen
@@ -144,7 +159,7 @@ def to_json(entries: Entries) -> dict[str, Any]:
             one.container: [one.size, list(one.entries), *filter(None, [one.witness])] for one in entries.deletions
         },
         "numbers": [[one.place[0], list(one.place[1]), one.old, one.new] for one in numbers],
-        "values": [[one.place[0], list(one.place[1]), one.size, list(one.removed)] for one in lists],
+        "values": [[one.place[0], list(one.place[1]), one.size, list(one.removed), list(one.values)] for one in lists],
     }
 
 
@@ -160,7 +175,7 @@ def from_json(data: Any) -> Entries:
             for path, (size, numbers, *witness) in data["lists"].items()
         ]
         recounts = [Recount(_place(*place), _number(old), _number(new)) for *place, old, new in data["numbers"]]
-        lists = [Shortening(_place(*place), _number(n), _places(gone, n)) for *place, n, gone in data["values"]]
+        lists = [_shortening(*one) for one in data["values"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PlanError("The plan is malformed.", where="entries", why=f"{type(error).__name__}: {error}") from error
     return Entries(tuple(deletions), (*recounts, *lists))
@@ -183,6 +198,18 @@ def _places(values: Any, size: int) -> tuple[int, ...]:
     if list(found) != sorted(set(found)) or not found or found[0] < 0 or found[-1] >= size:
         raise ValueError(f"{values!r} are no entries of {size}, ascending")
     return found
+
+
+def _shortening(path: Any, names: Any, size: Any, removed: Any, values: Any) -> Shortening:
+    place, gone = _place(path, names), _places(removed, _number(size))
+    if not isinstance(values, list) or len(values) != len(gone) or not all(map(is_plain, values)):
+        raise ValueError(f"{values!r} are no {len(gone)} plain values")
+    return Shortening(place, size, gone, tuple(values))
+
+
+def is_plain(value: Any) -> bool:
+    """Tells whether a value is a number, a text, a flag or None."""
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _place(path: Any, names: Any) -> Place:
@@ -211,7 +238,11 @@ def is_in_place(table: Mapping[str, Any] | None, change: Recount | Shortening) -
     value = None if table is None else table.get(change.place[1][-1])
     if isinstance(change, Recount):
         return type(value) is int and value == change.old
-    return isinstance(value, list | tuple) and len(value) == change.size
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == change.size
+        and tuple(value[position] for position in change.removed) == change.values
+    )
 
 
 def changed(value: Any, change: Recount | Shortening) -> Any:

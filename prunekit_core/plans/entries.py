@@ -77,11 +77,14 @@ def _changed_twice(first: Change | None, later: Change, place: Place) -> Change:
             return Recount(place, first.old, later.new)
         case Shortening(), Shortening():
             both = _both(Deletion("", first.size, first.removed), Deletion("", later.size, later.removed))
-            return Shortening(place, first.size, both.entries)
+            kept = _inverse(Deletion("", first.size, first.removed).moved())
+            values = dict(zip(first.removed, first.values, strict=True))
+            values |= {kept[n]: value for n, value in zip(later.removed, later.values, strict=True)}
+            return Shortening(place, first.size, both.entries, tuple(values[n] for n in both.entries))
         case _, Recount():
             return Recount(place, later.old, later.new)
         case _, Shortening():
-            return Shortening(place, later.size, later.removed)
+            return attrs.evolve(later, place=place)
 
 
 def _rest(total: Change, done: Change | None, place: Place) -> Change:
@@ -90,11 +93,12 @@ def _rest(total: Change, done: Change | None, place: Place) -> Change:
             return Recount(place, done.new, total.new)
         case Shortening(), Shortening():
             moved = Deletion("", done.size, done.removed).moved()
-            return Shortening(place, len(moved), tuple(moved[n] for n in total.removed if n in moved))
+            left = {moved[n]: value for n, value in zip(total.removed, total.values, strict=True) if n in moved}
+            return Shortening(place, len(moved), tuple(left), tuple(left.values()))
         case Recount(), _:
             return Recount(place, total.old, total.new)
         case Shortening(), _:
-            return Shortening(place, total.size, total.removed)
+            return attrs.evolve(total, place=place)
 
 
 def _is_change(change: Change) -> bool:

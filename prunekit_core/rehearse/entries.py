@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from torch import nn
 
@@ -18,6 +17,7 @@ from prunekit_core.modules.entries import (
     Recount,
     Shortening,
     holder_of,
+    is_plain,
     objects_in,
 )
 from prunekit_core.rehearse.comparison import Mismatch
@@ -179,8 +179,9 @@ def _counting(modules: Mapping[str, nn.Module], deletion: Deletion) -> Iterator[
             continue
         for name, value in table.items():
             place: Place = (path, (*names, name))
-            if isinstance(value, list | tuple) and len(value) == deletion.size and _is_plain(value):
-                yield Shortening(place, deletion.size, deletion.entries)
+            if isinstance(value, list | tuple) and len(value) == deletion.size and all(map(is_plain, value)):
+                values = tuple(value[number] for number in deletion.entries)
+                yield Shortening(place, deletion.size, deletion.entries, values)
             elif type(value) is int and value == deletion.size:
                 yield Recount(place, value, value - len(deletion.entries))
 
@@ -194,7 +195,3 @@ def _kinds(modules: Mapping[str, nn.Module], deletion: Deletion) -> Iterator[Sho
             counted = any(type(value) is int and value == deletion.size for value in table.values())
             if counted and deletion.size > 1 and all(isinstance(value, str) for value in table[names[-1]]):
                 yield change
-
-
-def _is_plain(values: Sequence[Any]) -> bool:
-    return all(value is None or isinstance(value, bool | int | float | str) for value in values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Iterable, Mapping
 
@@ -13,6 +14,7 @@ from prunekit_core.algebra.layout import Kept
 from prunekit_core.branches.branch import Branch, named_branches
 from prunekit_core.branches.silence import silencing
 from prunekit_core.branches.surgery import Surgery, operate
+from prunekit_core.branches.unneeded import without_unneeded
 from prunekit_core.errors import ArgumentError, RehearsalError, nearest
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.moving_averages import mirrored_names, mirrored_stubs, one_sided
@@ -72,7 +74,7 @@ def draft_without(
     tied = tied_in(analysis.shadow.module, Decision(stubs=stubs).renaming, gone)
     left_over = surgery.analysis
     if not (analysis.copies or tied):
-        left_over = _without_entries(surgery, registry, deleted, keep_names=keep_names)
+        left_over = _without_entries(analysis, surgery, registry, deleted, keep_names=keep_names)
     _check_deleted(surgery, left_over.entries, deleted)
     mismatch = None if left_over.entries else _mismatch(left_over, registry)
     if mismatch is not None:
@@ -142,17 +144,28 @@ def _mismatch(analysis: Analysis, registry: Registry) -> Mismatch | None:
     return Stage(analysis, registry, {}).replay({})[0]
 
 
-def _without_entries(surgery: Surgery, registry: Registry, deleted: Collection[str], *, keep_names: bool) -> Analysis:
+def _without_entries(
+    whole: Analysis, surgery: Surgery, registry: Registry, deleted: Collection[str], *, keep_names: bool
+) -> Analysis:
     """Returns what is left without the entries that may leave their lists."""
+    left, shadow = surgery.analysis, surgery.analysis.shadow
+    proven: dict[Entries, Analysis] = {}
+    # a program may make something for each entry before they run: a mask, a layer of a cache
+    fewer = functools.cache(lambda: without_unneeded(whole, surgery))
 
     def trial(entries: Entries) -> Mismatch | None:
-        return _mismatch(attrs.evolve(surgery.analysis, entries=entries), registry)
+        found = attrs.evolve(left, entries=entries)
+        mismatch = _mismatch(found, registry)
+        if mismatch is not None:
+            found = attrs.evolve(fewer(), entries=entries)
+            mismatch = mismatch if fewer() is left or _mismatch(found, registry) is not None else None
+        proven.update({entries: found} if mismatch is None else {})
+        return mismatch
 
-    surgery.analysis.shadow.rewind()
-    modules = surgery.analysis.shadow.modules
-    found = entries_that_leave(modules, surgery.stubs, trial, deleted, keep_names=keep_names)
-    surgery.analysis.shadow.rewind()
-    return attrs.evolve(surgery.analysis, entries=found)
+    shadow.rewind()
+    entries = entries_that_leave(shadow.modules, surgery.stubs, trial, deleted, keep_names=keep_names)
+    shadow.rewind()
+    return proven.get(entries, left)
 
 
 def _check_deleted(surgery: Surgery, entries: Entries, deleted: Collection[str]) -> None:

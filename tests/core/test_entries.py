@@ -73,7 +73,7 @@ def test_the_first_layer_goes_with_its_number_and_its_kind() -> None:
     assert plan.entries.deletions == (Deletion("layers", 4, (0,)),)
     assert set(plan.entries.changes) == {
         *(Recount((f"layers.{number}", ("number",)), number, number - 1) for number in (1, 2, 3)),
-        Shortening(("", ("config", "kinds")), 4, (0,)),
+        Shortening(("", ("config", "kinds")), 4, (0,), ("plain",)),
     }
     assert [layer.number for layer in small.layers] == [0, 1, 2]
     assert small.config.kinds == ["twice", "plain", "twice"]
@@ -177,7 +177,10 @@ def test_plans_of_strangers_are_checked(plain: Any) -> None:
         (lambda part: part["numbers"].append(["", ["config", "nothing"], 4, 3]), "isn't what the plan expects there"),
         (lambda part: part["numbers"].append(["", ["forward", "x"], 4, 3]), "isn't what the plan expects there"),
         (lambda part: part["numbers"].append(["", [], 4, 3]), "names no attribute"),
-        (lambda part: part["values"].append(["", ["config", "scales"], 3, [1]]), "isn't what the plan expects there"),
+        (
+            lambda part: part["values"].append(["", ["config", "scales"], 3, [1], [1.0]]),
+            "isn't what the plan expects there",
+        ),
         (lambda part: part.pop("values"), "KeyError"),
     ):
         data = json.loads(plan.to_json())
@@ -190,7 +193,7 @@ def test_plans_of_strangers_are_checked(plain: Any) -> None:
 def test_entries_are_data() -> None:
     entries = Entries(
         (Deletion("a", 3, (1,)), Deletion("a.2.b", 2, (0,))),
-        (Recount(("a.2", ("index",)), 2, 1), Shortening(("", ("config", "kinds")), 3, (1,))),
+        (Recount(("a.2", ("index",)), 2, 1), Shortening(("", ("config", "kinds")), 3, (1,), ("a",))),
     )
     assert from_json(json.loads(json.dumps(to_json(entries)))) == entries
     assert entries.renamed() == {"a.2": "a.1", "a.2.b.1": "a.2.b.0"}
