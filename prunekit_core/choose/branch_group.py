@@ -40,13 +40,14 @@ class BranchGroup:
         return 1
 
     def parameters(self) -> dict[str, torch.Tensor]:
-        """Returns the parameters and buffers that only this branch reads, by name, detached.
+        """Returns the parameters and buffers that only this branch reads, by name at analysis, detached.
 
         Raises:
             ArgumentError: They are on the meta device, and nobody said where their values are.
         """
         tensors = named_tensors(self.graph.model)
-        return {name: self._values(name, tensors[name]) for name in self.branch.parameters}
+        places = self.graph.applied.places(self.branch.parameters)
+        return {name: self._values(name, tensors[place]) for name, place in places.items()}
 
     def _values(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         stored = self.graph.current.stored

@@ -354,7 +354,7 @@ class Pruner:
             f"{name} keeps {count} of {graph.analysis.groups[name].size} units: the ratio would have emptied it"
             for name, count in self._spared.items()
         ]
-        notes = (*graph.notes, *self._notes, *spared, *graph.knowledge.notes(), *graph.applied.notes)
+        notes = (*graph.notes, *self._notes, *spared, *graph.knowledge.notes(), *graph.applied.lines())
         left = {**self._left, **self._scopes.left}
         known = graph.knowledge
         return Report.of(graph.analysis, graph.applied.kept, known.restored, left, notes, known.means)

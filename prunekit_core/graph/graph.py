@@ -11,7 +11,6 @@ from torch import nn
 
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Layout
-from prunekit_core.algebra.reasons import ReasonKind
 from prunekit_core.branches.branch import Branch, named_branches
 from prunekit_core.branches.without import without
 from prunekit_core.collector import collection_paused
@@ -42,7 +41,8 @@ class Graph:
     """Groups of parameter slices that must shrink together, found by recording a forward pass.
 
     `of` makes it. The graph follows the cuts that are made through it: groups that were pruned have fewer units
-    afterwards, and indices always count the units that are there now.
+    afterwards, and indices always count the units that are there now. Names are those of the model as it was at
+    analysis: of groups, branches, parameters and layers, also where a layer has another number since.
 
     Args:
         model: The model.
@@ -177,19 +177,29 @@ class Graph:
         """Lists the branches that are gone, and some more, in the order of the program."""
         return named_branches(self.branches(), [*self.applied.absent, *(branch.name for branch in more)])
 
-    def plan_without(self, branches: Iterable[str], kept: Mapping[str, tuple[int, ...]] | None = None) -> Plan:
+    def plan_without(
+        self,
+        branches: Iterable[str],
+        kept: Mapping[str, tuple[int, ...]] | None = None,
+        *,
+        keep_names: bool = False,
+    ) -> Plan:
         """Makes a proven plan without some branches, from the model as it was at analysis; see `draft`.
+
+        A layer that loses all its branches leaves its ``ModuleList`` or ``Sequential`` if the program goes on without
+        it, and those behind it are numbered anew; else a module that hands on what it is given stands in its place.
 
         Args:
             branches: Their names; those that are gone already stay so.
             kept: Kept units per group, as numbered at analysis, a subset of those still there.
+            keep_names: Whether layers stay in their lists, so that all others keep their names.
 
         Raises:
             ArgumentError: The model has no such branch.
             RehearsalError: The program can't go on without them, or can't express the cut.
         """
         names = [*self.applied.absent, *([branches] if isinstance(branches, str) else branches)]
-        return self._drafted(names, kept or {}, None)
+        return self._drafted(names, kept or {}, None, keep_names=keep_names)
 
     def analysis_after(self, plan: Plan) -> Analysis:
         """Returns what is known about the model without the branches that a plan of this graph removes."""
@@ -278,22 +288,13 @@ class Graph:
         flat = set(positions[numbers].tolist())
         removed, covered = whole_units(layout, flat, kept)
         if flat - covered:
-            raise not_whole(layout, min(flat - covered), where, self._pins(path))
+            raise not_whole(layout, min(flat - covered), where, self.current.pins(path))
         for name, units in removed.items():
             if len(units) == len(self.remaining(name)):
                 raise UnitsError(
                     "All units of a group can't be removed.", where=where, why=f"group {name} would be empty"
                 )
         return Group(self, removed, (layer, path, function, numbers))
-
-    def _pins(self, path: str) -> str:
-        """What pins the parameters of a layer, kernels apart."""
-        for name, parameter in self.analysis.parameters.items():
-            if name.rpartition(".")[0] == path:
-                for reason in parameter.reasons:
-                    if reason is not None and reason.kind is not ReasonKind.KERNEL:
-                        return str(reason)
-        return "they can't shrink"
 
     def dependencies(self, removed: Mapping[str, Sequence[int]]) -> list[tuple[Dependency, list[int], list[int]]]:
         """Lists the layers that lose something with some units: (dependency, flat positions, which unit each is)."""
@@ -348,8 +349,15 @@ class Graph:
         return found
 
     def module_paths(self, layers: Iterable[Layer]) -> set[str]:
-        """Returns the paths of some modules and of everything they contain."""
-        return self.current.tree.paths_of(layers)
+        """Returns the paths of some modules and of everything they contain, those that are left, as at analysis.
+
+        Args:
+            layers: Modules of the model as it is now, types, or names as at analysis.
+
+        Raises:
+            ArgumentError: A layer isn't in the model, or no layer has that name or type.
+        """
+        return self.current.paths_of(layers)
 
     # -- plans
 
@@ -365,9 +373,11 @@ class Graph:
         """
         return self._drafted(self.applied.absent, kept, reselect)
 
-    def _drafted(self, names: Iterable[str], kept: Mapping[str, tuple[int, ...]], reselect: Reselect | None) -> Plan:
-        whole, entries = {**self.applied.kept, **kept}, bool(self.applied.entries)
-        return draft_without(self.model, self.drafts, names, whole, reselect, entries=entries)
+    def _drafted(
+        self, names: Iterable[str], kept: Mapping[str, tuple[int, ...]], reselect: Reselect | None, **options: bool
+    ) -> Plan:
+        whole, deleted = {**self.applied.kept, **kept}, sorted(self.applied.entries.deleted())
+        return draft_without(self.model, self.drafts, names, whole, reselect, deleted=deleted, **options)
 
     def apply(self, plan: Plan, optimizer: Optimizers | None = None, copies: Iterable[nn.Module] = ()) -> Plan:
         """Applies a plan that this graph drafted to the model, on top of what was applied before.
@@ -448,15 +458,8 @@ class Graph:
         return self.apply(self.draft(kept))
 
     def flat_layouts(self) -> dict[str, tuple[Layout | None, Layout | None]]:
-        """How the output and the input channels of every layer are made of units, by path."""
-        found = {}
-        names = self.current.names()
-        for path, module in self.current.tree.modules.items():
-            kind, own = self.registry.layer_type(module), self.current.own_layouts(module, names)
-            if kind is not None and own:
-                out, into = (channels_by_type(self.registry, module, f, own) for f in (kind.flat_out, kind.flat_in))
-                found[path] = (out, into)
-        return found
+        """How the output and the input channels of every layer are made of units, by path at analysis."""
+        return self.current.flat_layouts(self.registry)
 
     # -- answers
 
@@ -473,7 +476,7 @@ class Graph:
             self.applied.kept,
             self.knowledge.restored,
             {},
-            (*self.notes, *self.knowledge.notes(), *self.applied.notes),
+            (*self.notes, *self.knowledge.notes(), *self.applied.lines()),
             self.knowledge.means,
         )
 
@@ -481,7 +484,7 @@ class Graph:
         """Tells what the channels of a layer are tied to, by which operations, and what pins them.
 
         Args:
-            layer: A module of the model, or its dotted name.
+            layer: A module of the model, or its dotted name as at analysis.
 
         Raises:
             ArgumentError: The model has no such module.
@@ -490,7 +493,7 @@ class Graph:
             self.module_paths([layer])
             path = layer
         else:
-            path = self.current.tree.path_of(layer)
+            path = self.applied.renaming.before(self.current.tree.path_of(layer))
         return Explanation.of(self.analysis, path)
 
 

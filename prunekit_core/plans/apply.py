@@ -13,7 +13,7 @@ from prunekit_core.errors import PlanError
 from prunekit_core.modules import surgery
 from prunekit_core.modules.absent import Absent
 from prunekit_core.modules.edits import Decision, Size, is_size, normal_size
-from prunekit_core.modules.entries import LISTS, Recount, Shortening, changed, holder_of, is_in_place, left_of
+from prunekit_core.modules.entries import LISTS, Recount, Shortening, changed, detached, holder_of, is_in_place, left_of
 from prunekit_core.modules.renaming import tied_in
 from prunekit_core.modules.source_code import other_source
 from prunekit_core.modules.surgery import Scale
@@ -205,8 +205,14 @@ class Application:
             container = self._module(deletion.container)
             children = left_of(container, deletion)
             transaction.entry(vars(container), "_modules", type(container._modules)(children))
+        copies = detached(self._modules, self._plan.entries.changes)
+        for held in copies.held:
+            transaction.entry(*held)
         for table, name, change in self._counted:
-            transaction.entry(table, name, changed(table[name], change))
+            if id(table) in copies.tables:
+                copies.tables[id(table)][name] = changed(table[name], change)
+            else:
+                transaction.entry(table, name, changed(table[name], change))
 
     def prepare(
         self, transaction: Transaction, values: Mapping[str, torch.Tensor] = {}, *, assign: bool = False

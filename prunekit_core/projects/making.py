@@ -37,7 +37,7 @@ MADE = {"criterion": "prunekit_importance", "pruner": "prunekit_pruners", "regul
 """What is made of a name and arguments, with the hooks."""
 OF_PRUNE = (
     *("target", "allocation", "compensation", "reestimate_batchnorm", "stages"),
-    *("branch_ratio", "branches", "branch_importance", "by", "keep_first", "keep_last"),
+    *("branch_ratio", "branches", "branch_importance", "by", "keep_first", "keep_last", "keep_names"),
 )
 """Arguments of ``prune`` that pruners don't take."""
 

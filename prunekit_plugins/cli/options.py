@@ -111,6 +111,14 @@ KeepFirst = Annotated[
     int | None, typer.Option(min=0, help="So many branches stay at the start of the program.", show_default=False)
 ]
 KeepLast = Annotated[int | None, typer.Option(min=0, help="So many stay at its end.", show_default=False)]
+KeepNames = Annotated[
+    bool | None,
+    typer.Option(
+        "--keep-names/--renumber",
+        help="Layers without branches stay in their lists, and all others keep their numbers.",
+        show_default=False,
+    ),
+]
 Allocation = Annotated[
     str | None,
     typer.Option(help="How a target is shared out: uniform, global, greedy, dp or estimated.", show_default=False),

@@ -54,7 +54,7 @@ def choose_branches(pruner: Pruner, settings: DepthSettings, batches: Batches | 
     """
     graph = pruner.graph
     if settings.branches:
-        return _named(graph, settings.branches)
+        return _named(graph, settings)
     search = _Search(graph, settings, batches)
     if settings.target is not None:
         search.to_target(Budget.of(pruner, settings.target))
@@ -63,8 +63,8 @@ def choose_branches(pruner: Pruner, settings: DepthSettings, batches: Batches | 
     return search.choice()
 
 
-def _named(graph: Graph, names: Sequence[str]) -> DepthChoice:
-    chosen = named_branches(graph.branches(), names)
+def _named(graph: Graph, settings: DepthSettings) -> DepthChoice:
+    chosen = named_branches(graph.branches(), settings.branches or ())
     able = [branch.name for branch in graph.branches() if branch.removable]
     absent = tuple(branch.name for branch in chosen)
     if chosen and set(able) <= set(absent):
@@ -72,12 +72,8 @@ def _named(graph: Graph, names: Sequence[str]) -> DepthChoice:
             "A model can't lose all of its branches.", where=", ".join(absent), hint="leave one out, such as the last"
         )
     left = {one.name: one.reason or "not named" for one in graph.branches() if one.name not in absent}
-    return DepthChoice(absent, _drafted(graph, absent), {}, left)
-
-
-def _drafted(graph: Graph, names: Iterable[str]) -> Plan:
-    chosen = list(names)
-    return graph.plan_without(chosen) if chosen else Plan()
+    plan = graph.plan_without(absent, keep_names=settings.keep_names) if absent else Plan()
+    return DepthChoice(absent, plan, {}, left)
 
 
 def structure_of(name: str) -> str:
@@ -105,6 +101,7 @@ class _Search:
         self._scores: dict[str, float] = {}
         self._chosen: list[str] = []
         self._plan = Plan()
+        self._on_the_way = False  # whether layers that may leave their lists are in them, see _drafted
         self._most = min(math.floor(settings.max_pruning_ratio * len(self._able) + 1e-9), len(self._able) - 1)
 
     def _allowed(self) -> list[str]:
@@ -151,10 +148,10 @@ class _Search:
                 quota[scope[name]] -= 1
                 chosen.append(name)
         try:
-            plan = _drafted(self._graph, chosen)
+            plan = self._graph.plan_without(chosen, keep_names=self._settings.keep_names) if chosen else Plan()
         except RehearsalError:
             return  # one after the other, to see which
-        self._plan, self._chosen = plan, chosen
+        self._plan, self._chosen, self._on_the_way = plan, chosen, False
         self._open = [name for name in self._open if name not in chosen]
 
     # -- to a target
@@ -214,7 +211,7 @@ class _Search:
         try:
             if not self._fits(budget, fewer):
                 return
-            self._plan = _drafted(self._graph, fewer)
+            self._plan = self._drafted(fewer)
         except RehearsalError:  # what is left can't go without it
             return
         self._chosen = fewer
@@ -245,7 +242,7 @@ class _Search:
                 continue
             chosen = [*(one for one in self._chosen if not self._inside(one, [name])), name]
             try:
-                self._plan = _drafted(self._graph, chosen)
+                self._plan = self._drafted(chosen)
             except RehearsalError as error:
                 self._drop(name, f"given back: {error.why}")
                 continue
@@ -253,6 +250,22 @@ class _Search:
             self._open.remove(name)
             return name
         return None
+
+    def _drafted(self, names: Sequence[str]) -> Plan:
+        """Makes a plan for a set on the way: layers leave their lists where the program goes on only then.
+
+        Which of them may leave in the end takes more runs of the program to find out, and is found out once.
+        """
+        if not names:
+            return Plan()
+        try:
+            plan = self._graph.plan_without(names, keep_names=True)
+        except RehearsalError:
+            if self._settings.keep_names:
+                raise
+            plan = self._graph.plan_without(names)
+        self._on_the_way = not self._settings.keep_names
+        return plan
 
     def _drop(self, name: str, why: str) -> None:
         self._left[name] = why
@@ -278,7 +291,8 @@ class _Search:
     def choice(self) -> DepthChoice:
         """Returns what was chosen."""
         absent = tuple(name for name in self._branches if name in self._chosen)
-        return DepthChoice(absent, self._plan, dict(self._scores), {**self._left})
+        plan = self._graph.plan_without(absent) if absent and self._on_the_way else self._plan
+        return DepthChoice(absent, plan, dict(self._scores), {**self._left})
 
 
 def _contains(outer: Branch, inner: Branch) -> bool:

@@ -57,7 +57,7 @@ class DepthCut:
         plan = choice.plan
         if width_ratio > 0:
             kept = pruner.plan().kept
-            plan = graph.plan_without(choice.absent, kept)
+            plan = graph.plan_without(choice.absent, kept, keep_names=settings.keep_names)
         return cls(choice, plan, _notes(settings, path))
 
     def report(self, pruner: Pruner) -> Report:

@@ -123,6 +123,7 @@ def prune(
     by: str = WIDTH,
     keep_first: int = 0,
     keep_last: int = 0,
+    keep_names: bool = False,
     forward_fn: Callable[[nn.Module, Any], Any] | None = None,
     registry: Registry | None = None,
     optimizer: Optimizers | None = None,
@@ -169,6 +170,9 @@ def prune(
         by: What meets a target: ``"width"`` (units) or ``"depth"`` (branches alone).
         keep_first: So many branches stay at the start of the program, whatever their scores.
         keep_last: So many branches stay at its end.
+        keep_names: Whether a layer that loses all its branches stays in its ``ModuleList`` or ``Sequential``, as a
+            module that hands on what it is given, so that all others keep their names. By default it leaves, and those
+            behind it are numbered anew, where the program goes on without it.
         forward_fn: Called as ``forward_fn(model, example_inputs)`` instead of the model.
         registry: Where plugins are found; None for the default registry.
         optimizer: An optimizer that trains the model, or several; their state (momentum, averages) is cut along.

@@ -29,7 +29,7 @@ UNRECORDED = ("model", "options", "registry", "calibration", "compensation", "re
 READ = ("ignored_layers", "branches")
 """Keywords that may be given as anything that can be iterated over."""
 
-DEPTH_KEYWORDS = ("branch_ratio", "branches", "branch_importance", "by", "keep_first", "keep_last")
+DEPTH_KEYWORDS = ("branch_ratio", "branches", "branch_importance", "by", "keep_first", "keep_last", "keep_names")
 """Keywords about branches, which it lists where branches go."""
 
 

@@ -199,6 +199,34 @@ def test_branches_are_taken_by_name() -> None:
     assert result.protocol.arguments["branches"] == ["layers.3.mlp", "layers.0.attend"]
 
 
+def test_a_layer_without_branches_leaves_its_list_however_they_were_chosen() -> None:
+    small = {f"layers.{number}.{part}": 1e-4 for number in (1, 2) for part in ("attend", "mlp")}
+    model = scaled(small)
+    last = model.layers[3].mlp.up.weight  # type: ignore[union-attr]
+    ways: list[dict[str, Any]] = [
+        {"branches": list(small)},
+        {"branch_ratio": 0.5, "branch_importance": "relative_energy"},
+        {"branch_ratio": 0.5, "global_pruning": True, "branch_importance": "output_change"},
+        {"target": {"params": 0.55}, "by": "depth", "branch_importance": "relative_energy"},
+        {"branches": list(small), "ratio": 0.25},
+    ]
+    for way in ways:
+        data = {} if "branches" in way else {"calibration": [X]}
+        result = pruned(model, verify="always", **way, **data)
+        assert result.report.absent == tuple(small)
+        assert len(result.model.layers) == 2  # type: ignore[arg-type]
+        assert "layers.1, layers.2 are gone; layers.3 is layers.1 now" in result.report.notes
+        assert result.verification.check
+        assert pk.check_exact(model, result.model, result.plan, X)
+        kept = pruned(model, keep_names=True, **way, **data)
+        assert (len(kept.model.layers), kept.plan.absent) == (4, result.plan.absent)  # type: ignore[arg-type]
+        assert not kept.plan.entries
+        assert kept.protocol.arguments["keep_names"] is True
+        assert torch.equal(kept.model(X), result.model(X))
+        if "ratio" not in way:
+            assert torch.equal(result.model.layers[1].mlp.up.weight, last)  # type: ignore[index, union-attr]
+
+
 def test_units_and_branches_go_together() -> None:
     model = deep()
     result = pruned(model, ratio=0.5, branches=["layers.0.mlp"], verify="always")
@@ -225,6 +253,8 @@ def test_units_and_branches_go_together() -> None:
         ({"by": "height", "target": {"macs": 0.5}}, 'by must be "width" or "depth"'),
         ({"branch_ratio": 0.5, "keep_first": -1}, "keep_first must be a number of branches"),
         ({"keep_last": 2}, "keep_last is about branches, and none is to go"),
+        ({"keep_names": True}, "keep_names is about branches, and none is to go"),
+        ({"branch_ratio": 0.5, "keep_names": "no"}, "keep_names"),
         ({"branch_ratio": 0.5, "branch_importance": "lamp"}, "nothing to say about branches.*lamp"),
         ({"branch_ratio": 0.5, "branch_importance": "lampp"}, "lampp"),
         ({"branch_ratio": 0.5, "branch_importance": "block_influence"}, "needs calibration data for branches"),

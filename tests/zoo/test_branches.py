@@ -226,7 +226,7 @@ def test_whole_layers_leave_and_stock_classes_load_what_is_left(
     model = transformer(name, **options)
     graph = pk.Graph.of(model, {"input_ids": IDS})
     going = [branch.name for branch in graph.branches() if any(f".{layer}." in branch.name for layer in layers)]
-    plan = draft_without(model, graph.drafts, going, entries=True)
+    plan = draft_without(model, graph.drafts, going)
     small: Any = plan.apply(copy.deepcopy(model))
     assert pk.check_exact(model, small, plan, {"input_ids": IDS})
     update = update_config(small, plan, {"input_ids": IDS, "use_cache": False})

@@ -82,6 +82,7 @@ def prune(
     by: options.By = None,
     keep_first: options.KeepFirst = None,
     keep_last: options.KeepLast = None,
+    keep_names: options.KeepNames = None,
     calibration: options.Calibration = None,
     batch_size: options.BatchSize = None,
     batches: options.MaxBatches = None,
