@@ -40,7 +40,14 @@ def switched_off(model: nn.Module, names: list[str]) -> nn.Module:
 @pytest.mark.parametrize("norm_first", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize(
-    "names", [["layers.0.self_attn"], ["layers.1.linear1"], ["layers.1.self_attn", "layers.2.linear1"]], ids="+".join
+    "names",
+    [
+        ["layers.0.self_attn"],
+        ["layers.1.linear1"],
+        ["layers.1.self_attn", "layers.2.linear1"],
+        ["layers.0.self_attn", "layers.0.linear1"],  # nn.TransformerEncoder asks its first layer for an attention
+    ],
+    ids="+".join,
 )
 def test_a_fused_encoder_goes_on_without_its_branches(
     names: list[str], batch_first: bool, norm_first: bool, padded: bool
