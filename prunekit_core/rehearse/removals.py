@@ -68,6 +68,7 @@ def draft_without(
     surgery = operate(analysis, registry.op_rules, chosen)
     _check_copies(analysis, surgery)
     surgery, left_over = _proven(analysis, registry, chosen, surgery, entries=entries)
+    analysis.shadow.rewind()
     stubs, gone = mirrored_stubs(analysis.copies, surgery.stubs), mirrored_names(analysis.copies, surgery.gone)
     tied = tied_in(analysis.shadow.module, Decision(stubs=stubs).renaming, gone)
     smaller = whole.without(left_over, model)
