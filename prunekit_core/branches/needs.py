@@ -21,6 +21,10 @@ Version = tuple[int, int]
 `TensorRef.index`."""
 
 
+Read = tuple[int, TensorRef]
+"""The index of an operation, and a tensor that it reads."""
+
+
 class Needs:
     """What depends on what in one recorded program.
 
@@ -110,7 +114,7 @@ class Needs:
         """Returns the operations that an operation depends on for one of the tensors that it reads."""
         return next(sources for read, sources in self.sources[operation] if read == ref)
 
-    def only_for(self, reads: Iterable[tuple[int, TensorRef]]) -> set[int]:
+    def only_for(self, reads: Iterable[Read]) -> set[int]:
         """Finds the operations that the results need only because some operations read some tensors.
 
         They are those that the results don't need any more once these operations don't read these tensors.
@@ -154,8 +158,12 @@ class Needs:
         """Returns the version of a tensor that an operation reads."""
         return (max(self.source(operation, ref), default=-1), ref.index)
 
-    def meeting(self, operation: int, first: TensorRef, second: TensorRef) -> Version | None:
-        """Finds the last tensor of real numbers from which two tensors are computed that an operation reads.
+    def meeting(self, first: Read, second: Read) -> Version | None:
+        """Finds the last tensor of real numbers from which two tensors are computed that operations read.
+
+        Args:
+            first: One of the tensors, with an operation that reads it.
+            second: The other one, likewise.
 
         Returns:
             Its version, which may be that of one of the two; None where there is none. Parameters don't count.
@@ -170,12 +178,12 @@ class Needs:
                 heapq.heappush(queue, (-version[0], ref.index))
             colours[version] |= colour
 
-        reach(first, self.source(operation, first), 1)
-        reach(second, self.source(operation, second), 2)
+        for (operation, tensor), colour in ((first, 1), (second, 2)):
+            reach(tensor, self.source(operation, tensor), colour)
         while queue:
-            negative, tensor = heapq.heappop(queue)
-            version = (-negative, tensor)
-            if colours[version] == 3 and is_continuous(self.trace.dtypes[tensor]) and not self._is_given(version):
+            negative, index = heapq.heappop(queue)
+            version = (-negative, index)
+            if colours[version] == 3 and is_continuous(self.trace.dtypes[index]) and not self._is_given(version):
                 return version
             for ref, sources in self.sources[version[0]] if version[0] >= 0 else ():
                 reach(ref, sources, colours[version])
@@ -186,5 +194,5 @@ class Needs:
         return version[0] < 0 and self.trace.memory(version[1]) in self._names
 
 
-def _place(read: tuple[int, TensorRef]) -> tuple[int, int]:
+def _place(read: Read) -> tuple[int, int]:
     return (read[0], read[1].index)

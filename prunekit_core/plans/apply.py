@@ -18,6 +18,7 @@ from prunekit_core.modules.renaming import tied_in
 from prunekit_core.modules.source_code import other_source
 from prunekit_core.modules.surgery import Scale
 from prunekit_core.modules.transaction import Transaction
+from prunekit_core.plans.fused import fused_off
 from prunekit_core.plans.optimizers import OptimizerCut, Optimizers
 from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.plugins.stand_ins import stand_in
@@ -234,6 +235,8 @@ class Application:
                 for name, child in parent._modules.items():
                     if child is old:
                         transaction.entry(parent._modules, name, new)
+        for module, attribute, value in fused_off(self._modules, self._exchanged()):
+            transaction.entry(vars(module), attribute, value)
         if values:
             self._fill(transaction, values, assign)
         self._cut(transaction, values)
@@ -243,6 +246,10 @@ class Application:
             attributes = vars(module)
             transaction.entry(attributes, edit.attribute, surgery.sized_like(attributes.get(edit.attribute), edit.new))
         self._delete_entries(transaction)
+
+    def _exchanged(self) -> set[str]:
+        """Returns the paths of modules that others stand in for, but for those that leave their lists as well."""
+        return {*self._converted, *self._removed} - self._plan.entries.deleted()
 
     def mask(self, transaction: Transaction) -> None:
         """Makes parameters whose removed units are zero and hands them to a transaction.

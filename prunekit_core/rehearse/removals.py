@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import attrs
 from torch import nn
@@ -24,6 +25,7 @@ from prunekit_core.modules.renaming import tied_in
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plans.pricing import Costs, Prices, Room
 from prunekit_core.plugins.registry import Registry
+from prunekit_core.program.rules import Elementwise
 from prunekit_core.rehearse.comparison import Mismatch
 from prunekit_core.rehearse.entries import entries_that_leave
 from prunekit_core.rehearse.ladder import Reselect
@@ -69,22 +71,12 @@ def draft_without(
     analysis.shadow.rewind()  # an earlier rehearsal may have left its cut on it
     chosen = named_branches(drafts.branches(), names)
     surgery = operate(analysis, registry.op_rules, chosen)
-    stubs, gone = mirrored_stubs(analysis.copies, surgery.stubs), mirrored_names(analysis.copies, surgery.gone)
     _check_copies(analysis, surgery)
+    surgery, left_over = _proven(analysis, registry, chosen, surgery, deleted, keep_names=keep_names)
+    analysis.shadow.rewind()
+    stubs, gone = mirrored_stubs(analysis.copies, surgery.stubs), mirrored_names(analysis.copies, surgery.gone)
     tied = tied_in(analysis.shadow.module, Decision(stubs=stubs).renaming, gone)
-    left_over = surgery.analysis
-    if not (analysis.copies or tied):
-        left_over = _without_entries(analysis, surgery, registry, deleted, keep_names=keep_names)
     _check_deleted(surgery, left_over.entries, deleted)
-    mismatch = None if left_over.entries else _mismatch(left_over, registry)
-    if mismatch is not None:
-        operation = surgery.analysis.recordings[mismatch.recording].trace.operations[mismatch.operation]
-        raise RehearsalError(
-            "The program can't go on without these branches.",
-            where=", ".join(surgery.absent),
-            why=f"{operation.site}: {mismatch.why}",
-            hint="leave them out",
-        )
     smaller = whole.without(left_over, model)
     left = {
         name
@@ -140,8 +132,65 @@ def _check_copies(analysis: Analysis, surgery: Surgery) -> None:
         )
 
 
+def _proven(
+    analysis: Analysis,
+    registry: Registry,
+    chosen: Sequence[Branch],
+    surgery: Surgery,
+    deleted: Collection[str],
+    *,
+    keep_names: bool,
+) -> tuple[Surgery, Analysis]:
+    """Replays what is left; where that needs a module that would go, such as a layer in a list, what is in it goes.
+
+    But not where less goes then, or more than operations on single elements runs on.
+
+    Returns:
+        What is exchanged, and what is known of the model that is left, with the entries that leave their lists.
+
+    Raises:
+        RehearsalError: It is another program.
+    """
+    renaming = Decision(stubs=surgery.stubs).renaming
+    if not (analysis.copies or tied_in(analysis.shadow.module, renaming, surgery.gone)):
+        found = _without_entries(analysis, surgery, registry, deleted, keep_names=keep_names)
+        if found.entries:
+            return surgery, found
+    mismatch = _mismatch(surgery.analysis, registry)
+    if mismatch is None:
+        return surgery, surgery.analysis
+    around = {stub.module for stub in surgery.stubs if analysis.shadow.modules[stub.module]._modules}
+    if around:
+        analysis.shadow.rewind()
+        with contextlib.suppress(RehearsalError):
+            inner = operate(analysis, registry.op_rules, chosen, leave=around)
+            _check_copies(analysis, inner)
+            saves = inner.gone == surgery.gone and not any(_costly(analysis, registry, surgery, inner))
+            if saves and _mismatch(inner.analysis, registry) is None:
+                return inner, inner.analysis
+    operation = surgery.analysis.recordings[mismatch.recording].trace.operations[mismatch.operation]
+    raise RehearsalError(
+        "The program can't go on without these branches.",
+        where=", ".join(surgery.absent),
+        why=f"{operation.site}: {mismatch.why}",
+        hint="leave them out",
+    )
+
+
 def _mismatch(analysis: Analysis, registry: Registry) -> Mismatch | None:
     return Stage(analysis, registry, {}).replay({})[0]
+
+
+def _costly(analysis: Analysis, registry: Registry, outer: Surgery, inner: Surgery) -> Iterator[bool]:
+    """Tells of each operation that only one way of taking branches out removes whether it is more than cheap."""
+    for position, recording in enumerate(analysis.recordings):
+        trace = recording.trace
+        for index in outer.removed[position] - inner.removed[position]:
+            operation = trace.operations[index]
+            rule = registry.op_rules.find(operation.op)
+            read = {trace.memory(ref.index) for ref in operation.references()}
+            is_view = all(trace.memory(ref.index) in read for ref in operation.outputs)
+            yield not is_view and (rule is None or not isinstance(rule.zeros, Elementwise))
 
 
 def _without_entries(

@@ -81,6 +81,29 @@ class Parallel(nn.Module):
         return self.block(x)
 
 
+class OneByOne(Parallel):
+    """``x + a(n) + b(n)``: the first sum is the stream, which the norm of the next block reads, too, and no branch."""
+
+    expected: ClassVar = {
+        "blocks.0.a": (RESIDUAL, 2),
+        "blocks.0.b": (RESIDUAL, 2),
+        "blocks.1.a": (RESIDUAL, 2),
+        "blocks.1.b": (RESIDUAL, 2),
+    }
+
+    class Block(Parallel.Block):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            normed = self.norm(x)
+            return x + self.a(normed) + self.b(normed)
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.blocks = nn.Sequential(self.Block(), self.Block())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.blocks(x)
+
+
 class LayerScale(nn.Module):
     """``x + drop(gamma * f(x))``, with a stochastic depth that is there in training only."""
 
@@ -274,7 +297,7 @@ class Unequal(nn.Module):
 
 
 MODELS = (
-    *(PreNorm, PostNorm, Parallel, LayerScale, Projection, Joined, Shared, WrittenDown),
+    *(PreNorm, PostNorm, Parallel, OneByOne, LayerScale, Projection, Joined, Shared, WrittenDown),
     *(Positions, Nested, Escapes, HandNorm, Siblings, Unequal),
 )
 

@@ -382,3 +382,27 @@ def test_calibration_data_are_not_used_for_weights() -> None:
     result = pruned(deep(), branch_ratio=0.25, calibration=[X])
     assert result.compensation is None
     assert "where branches go, weights that stay aren't compensated" in str(result.report)
+
+
+class Beside(nn.Module):
+    """Layers that add an attention and a feed-forward of the same, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer() for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = x + layer.attend(x) + layer.mlp(x)  # type: ignore[operator, union-attr]
+        return x
+
+
+def test_the_stream_itself_is_not_counted_as_a_branch() -> None:
+    """What is summed up so far, ``x + attend(x)``, is read by the next layers: without it nothing would be left."""
+    torch.manual_seed(0)
+    model, x = Beside().eval(), torch.randn(2, 6, 8)
+    assert [branch.name for branch in pk.Graph.of(model, x).branches()] == list(NAMES)
+    result = pruned(model, x, branch_ratio=0.25)
+    assert sorted(name.rpartition(".")[2] for name in result.report.absent) == ["attend", "mlp"]
+    with pytest.raises(pk.ArgumentError, match="can't lose all of its branches"):
+        pruned(model, x, branches=NAMES)
