@@ -53,9 +53,10 @@ class Needs:
         results: list[int] = []
         for operation in trace.operations:
             results.extend(self._add(operation))
-        for ref in (*trace.results, *trace.kept, *trace.stored):
-            results.extend(self._sources_of(ref))
-        self._count(results)
+        self._ends = {
+            source for ref in (*trace.results, *trace.kept, *trace.stored) for source in self._sources_of(ref)
+        }
+        self._count([*results, *self._ends])
 
     def _add(self, operation: Operation) -> list[int]:
         """Notes an operation; returns it where it writes to memory that was there before the forward."""
@@ -109,6 +110,10 @@ class Needs:
                 self.needed[index] = True
                 pending.extend(source for _, sources in self.sources[index] for source in sources)
         self._idle = [index for index, needed in enumerate(self.needed) if not needed]
+
+    def is_result(self, operation: int) -> bool:
+        """Tells whether what an operation made or wrote is among the results, or may be."""
+        return operation in self._ends
 
     def source(self, operation: int, ref: TensorRef) -> tuple[int, ...]:
         """Returns the operations that an operation depends on for one of the tensors that it reads."""

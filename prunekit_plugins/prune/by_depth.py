@@ -75,10 +75,8 @@ class DepthCut:
 
 
 def _notes(settings: DepthSettings, path: CalibratedPath | None) -> tuple[str, ...]:
-    """Says how far scores can be trusted, and what calibration data weren't used for."""
-    if path is not None:
-        return ("where branches go, weights that stay aren't compensated, and batch norms aren't estimated anew",)
-    if not settings.branches and settings.branch_importance in (None, PLAIN):
+    """Says how far scores can be trusted."""
+    if path is None and not settings.branches and settings.branch_importance in (None, PLAIN):
         return ("branches were chosen by their weights alone, a weak guess: calibration=batches measures them",)
     return ()
 

@@ -142,8 +142,8 @@ def prune(
             meets all targets is chosen.
         importance: A criterion or its registered name; None for ``"magnitude"``, and for ``"calibrated"`` where there
             are calibration data.
-        calibration: Batches of data, see `calibrate`: units are chosen by what they do on them, and the weights that
-            stay make up for what goes.
+        calibration: Batches of data, see `calibrate`: units and branches are chosen by what they do on them, and the
+            weights that stay make up for what goes.
         compensation: Compensators or their names, for use with calibration data; None for none.
         reestimate_batchnorm: Whether batch norms are estimated anew on calibration data.
         stages: In how many stages layers are compensated; see `compensate`.
@@ -210,7 +210,7 @@ def prune(
         allotment = allotment.settled(pruner)
         plan = _decide(pruner, target, allotment.selector(pruner, path))
     else:
-        plan, path, doubts = cut.plan, None, (*doubts, *cut.notes)
+        plan, doubts = cut.plan, (*doubts, *cut.notes)
     preview = plan.preview()
     arguments = settings.recorded(allotment.chosen)
     protocol = make_protocol(check_recordable(model), pruner.registry, arguments, preview.costs)
