@@ -202,9 +202,10 @@ class Application:
             self._counted.append((table, names[-1], change))
 
     def _delete_entries(self, transaction: Transaction) -> None:
+        new = {id(old): new for old, new in (*self._converted.values(), *self._removed.values())}
         for deletion in self._plan.entries.deletions:
             container = self._module(deletion.container)
-            children = left_of(container, deletion)
+            children = {name: new.get(id(child), child) for name, child in left_of(container, deletion).items()}
             transaction.entry(vars(container), "_modules", type(container._modules)(children))
         copies = detached(self._modules, self._plan.entries.changes)
         for held in copies.held:

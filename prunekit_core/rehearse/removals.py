@@ -209,11 +209,11 @@ def _without_entries(
             found = attrs.evolve(fewer(), entries=entries)
             mismatch = mismatch if fewer() is left or _mismatch(found, registry) is not None else None
         proven.update({entries: found} if mismatch is None else {})
+        shadow.rewind()  # what leaves next is looked for in whole lists
         return mismatch
 
     shadow.rewind()
     entries = entries_that_leave(shadow.modules, surgery.stubs, trial, deleted, keep_names=keep_names)
-    shadow.rewind()
     return proven.get(entries, left)
 
 
