@@ -236,7 +236,7 @@ def _witnessed(entries: Entries, names: Names) -> Entries:
     plain = sorted(names.stored - names.others.keys())
     found = []
     for deletion in entries.deletions:
-        prefix, left = f"{deletion.container}.".lstrip("."), len(deletion.moved())
+        prefix, left = f"{deletion.container}.{deletion.prefix}".lstrip("."), len(deletion.moved())
         numbers = {name: name[len(prefix) :].partition(".")[0] for name in plain if name.startswith(prefix)}
         later = (name for name, number in numbers.items() if number.isdigit() and int(number) >= left)
         found.append(attrs.evolve(deletion, witness=next(later, "")))

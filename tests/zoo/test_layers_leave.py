@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,41 @@ def test_keys_of_timm_shift_and_a_shallower_model_loads_them(depth: int, tmp_pat
     features = list(off.forward_intermediates(x, indices=[0, 2, 3])[1])
     for one, other in zip(features, model.forward_intermediates(x, indices=[0, 1, 2])[1], strict=True):
         assert close(one, other)
+
+
+def test_numbers_in_names_of_torchvision_shift(tmp_path: Path) -> None:
+    models = pytest.importorskip("torchvision").models
+
+    def build(layers: int) -> Any:
+        torch.manual_seed(0)
+        made = models.VisionTransformer(16, 8, layers, 2, 16, 32, num_classes=5)
+        nn.init.normal_(made.heads.head.weight)
+        return made.double().eval()
+
+    model, x = build(4), torch.randn(2, 3, 16, 16).double()
+    original, off = copy.deepcopy(model), copy.deepcopy(model)
+    off.encoder.layers[1] = nn.Identity()
+    graph = pk.Graph.of(model, x)
+    names = [f"encoder.layers.encoder_layer_{number}" for number in range(4)]
+    first = graph.apply(graph.plan_without([f"{names[1]}.self_attention", f"{names[1]}.mlp"]))
+    assert close(model(x), off(x))
+    assert [*model.encoder.layers._modules] == [f"encoder_layer_{number}" for number in range(3)]
+    note = f"{names[1]} is gone; {names[2]} to 3 are {names[1]} to 2 now"
+    assert note in graph.report().notes
+    stock = build(3)
+    stock.load_state_dict(model.state_dict())
+    assert torch.equal(stock(x), model(x))
+    both = graph.apply(graph.plan_without([f"{names[3]}.self_attention", f"{names[3]}.mlp"]))
+    for plan in (first, both, first.then(both.since(first))):
+        assert pk.Plan.from_json(plan.to_json()) == plan
+        assert pk.check_exact(original, plan.apply(copy.deepcopy(original)), plan, x)
+    pk.save(original, tmp_path / "dense.safetensors")
+    pk.prune_checkpoint(tmp_path / "dense.safetensors", tmp_path / "small.safetensors", both)
+    assert torch.equal(pk.load(build(4), tmp_path / "small.safetensors")(x), model(x))
+    data = json.loads(both.to_json())
+    data["absent"]["entries"]["lists"]["encoder.layers"][3] = "layer_"
+    with pytest.raises(pk.PlanError, match="it is no list of 4 modules"):
+        pk.Plan.from_json(json.dumps(data)).apply(original)
 
 
 def test_features_that_are_taken_by_number_keep_layers_in_their_list() -> None:
