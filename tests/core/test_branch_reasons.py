@@ -11,7 +11,7 @@ from torch import nn
 
 import prunekit as pk
 from prunekit_plugins.reports import inspection_data
-from tests.core.test_decoding import Remembers
+from tests.core.test_decoding import Always
 
 X = torch.randn(2, 5, 8)
 
@@ -74,7 +74,7 @@ def test_branches_are_named_after_layers_in_a_list_not_after_the_list() -> None:
 
 def test_a_branch_that_later_calls_need_says_so() -> None:
     torch.manual_seed(0)
-    graph = pk.Graph.of(Remembers().eval(), X)
+    graph = pk.Graph.of(Always().eval(), X)
     first = graph.branches()[0].name
     with pytest.raises(pk.RehearsalError, match="why: in a call that is given the cache of an earlier one: aten::"):
         graph.plan_without([first])
