@@ -96,23 +96,25 @@ def operate(
         return operation.surgery(None)
 
 
-def obstacle(analysis: Analysis, rules: RuleTable, branch: Branch) -> str:
-    """Says why a branch can't be taken out alone, as far as that is known without a run of what is left.
+def obstacles(analysis: Analysis, rules: RuleTable, branches: Sequence[Branch]) -> dict[str, str]:
+    """Says why branches can't be taken out, each alone, as far as that is known without a run of what is left.
 
     Args:
         analysis: The analysed model.
         rules: The op rules.
-        branch: One of its branches.
+        branches: Its branches.
 
     Returns:
-        The reason; empty where none is known.
+        Name to reason, in their order; any other one may go.
     """
     analysis.shadow.rewind()  # a rehearsal may have left its cut on it
-    try:
-        operate(analysis, rules, [branch])
-    except RehearsalError as error:
-        return error.why
-    return ""
+    found = {}
+    for branch in branches:
+        try:
+            operate(analysis, rules, [branch])
+        except RehearsalError as error:
+            found[branch.name] = error.why
+    return found
 
 
 class _Operation:

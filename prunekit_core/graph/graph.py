@@ -13,7 +13,7 @@ from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Layout
 from prunekit_core.algebra.reasons import ReasonKind
 from prunekit_core.branches.branch import Branch, named_branches
-from prunekit_core.branches.surgery import obstacle
+from prunekit_core.branches.surgery import obstacles
 from prunekit_core.branches.without import without
 from prunekit_core.collector import collection_paused
 from prunekit_core.errors import ArgumentError, PlanError, UnitsError
@@ -154,16 +154,8 @@ class Graph:
         return self.drafts.for_branches().branches()
 
     def branch_obstacles(self) -> dict[str, str]:
-        """Says why branches can't go, each alone, as far as that is known without a run of what is left.
-
-        Any other one may go: `plan_without` proves whether it does.
-
-        Returns:
-            Name to reason, in the order of the program.
-        """
-        analysis, rules = self.branch_analysis, self.registry.op_rules
-        found = {branch.name: obstacle(analysis, rules, branch) for branch in self.branches()}
-        return {name: why for name, why in found.items() if why}
+        """Says, by name, why branches can't go, each alone, as far as that is known without a run of what is left."""
+        return obstacles(self.branch_analysis, self.registry.op_rules, self.branches())
 
     def costs_without(self, branches: Iterable[str]) -> dict[str, tuple[float, float]]:
         """Computes what the model as it is now costs with some branches and without them.

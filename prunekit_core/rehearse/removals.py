@@ -130,9 +130,10 @@ def _check_copies(analysis: Analysis, surgery: Surgery) -> None:
 def _proven(
     analysis: Analysis, registry: Registry, chosen: Sequence[Branch], surgery: Surgery, *, entries: bool
 ) -> tuple[Surgery, Analysis]:
-    """Replays what is left; where that needs a module that would go, such as a layer in a list, only what is in it goes.
+    """Replays what is left.
 
-    But not where less goes then, or more than operations on single elements runs on.
+    Where the program needs a module that would go, such as a layer in a list, only what is in it goes; but not where
+    fewer parameters go then, or more than operations on single elements runs on.
 
     Returns:
         What is exchanged, and what is known of the model that is left, with the entries that leave their lists.

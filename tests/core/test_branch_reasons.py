@@ -30,8 +30,8 @@ class Written(nn.Module):
 
 
 WHY = (
-    "qkv returns a tensor of shape (2, 5, 24), which nothing has that it is given; what reads it is written in a module "
-    "that stays: aten::chunk in the model"
+    "qkv returns a tensor of shape (2, 5, 24), which nothing has that it is given; what reads it is written in a "
+    "module that stays: aten::chunk in the model"
 )
 
 

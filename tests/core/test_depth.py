@@ -397,7 +397,7 @@ def test_the_only_branch_of_a_model_stays() -> None:
     model.layers[0].attend = nn.Identity()  # type: ignore[union-attr]
     with pytest.raises(pk.NothingToPruneError, match=r"layers\.0\.mlp: one branch always stays"):
         pk.prune(model.eval(), X, branch_ratio=0.9)
-    with pytest.raises(pk.ArgumentError, match="it has no other one; ratio=0.5 removes units instead"):
+    with pytest.raises(pk.ArgumentError, match=r"it has no other one; ratio=0\.5 removes units instead"):
         pk.prune(model.eval(), X, branches=["layers.0.mlp"])
 
 
