@@ -12,6 +12,7 @@ from torch import nn
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Layout
 from prunekit_core.branches.branch import Branch, named_branches
+from prunekit_core.branches.surgery import obstacles
 from prunekit_core.branches.without import without
 from prunekit_core.collector import collection_paused
 from prunekit_core.errors import ArgumentError, PlanError, UnitsError
@@ -151,6 +152,10 @@ class Graph:
             In the order of the program; those that can't be switched off with the reason.
         """
         return self.drafts.for_branches().branches()
+
+    def branch_obstacles(self) -> dict[str, str]:
+        """Says, by name, why branches can't go, each alone, as far as that is known without a run of what is left."""
+        return obstacles(self.branch_analysis, self.registry.op_rules, self.branches())
 
     def costs_without(self, branches: Iterable[str]) -> dict[str, tuple[float, float]]:
         """Computes what the model as it is now costs with some branches and without them.

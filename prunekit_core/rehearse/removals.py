@@ -13,6 +13,7 @@ from torch import nn
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Kept
 from prunekit_core.branches.branch import Branch, named_branches
+from prunekit_core.branches.decoding import DECODING
 from prunekit_core.branches.silence import silencing
 from prunekit_core.branches.surgery import Surgery, operate
 from prunekit_core.branches.unneeded import without_unneeded
@@ -141,9 +142,10 @@ def _proven(
     *,
     keep_names: bool,
 ) -> tuple[Surgery, Analysis]:
-    """Replays what is left; where that needs a module that would go, such as a layer in a list, what is in it goes.
+    """Replays what is left.
 
-    But not where less goes then, or more than operations on single elements runs on.
+    Where the program needs a module that would go, such as a layer in a list, only what is in it goes; but not where
+    fewer parameters go then, or more than operations on single elements runs on.
 
     Returns:
         What is exchanged, and what is known of the model that is left, with the entries that leave their lists.
@@ -168,11 +170,12 @@ def _proven(
             saves = inner.gone == surgery.gone and not any(_costly(analysis, registry, surgery, inner))
             if saves and _mismatch(inner.analysis, registry) is None:
                 return inner, inner.analysis
-    operation = surgery.analysis.recordings[mismatch.recording].trace.operations[mismatch.operation]
+    trace = surgery.analysis.recordings[mismatch.recording].trace
+    when = "in a call that is given the cache of an earlier one: " if trace.label == DECODING else ""
     raise RehearsalError(
         "The program can't go on without these branches.",
         where=", ".join(surgery.absent),
-        why=f"{operation.site}: {mismatch.why}",
+        why=f"{when}{trace.operations[mismatch.operation].site}: {mismatch.why}",
         hint="leave them out",
     )
 

@@ -143,7 +143,7 @@ class BranchRuns:
         def show(name: str, added: AddedBranch) -> None:
             wanted[name].add(SeenBranch((added,)))
 
-        self._run(batch, SumListener(self._watched.shadow, self._places, batch, off, wanted, show))
+        self._run(batch, SumListener(self._watched.shadow, self._places, batch, off, wanted, show), off)
 
     def _show_gradients(self, batch: Batch, wanted: Mapping[str, BranchGatherer], number: int) -> None:
         shadow = self._watched.shadow
@@ -167,14 +167,10 @@ class BranchRuns:
             gatherer.add(SeenBranch(outputs=self._outputs(batch, (*off, name)), expected=expected))
 
     def _outputs(self, batch: Batch, off: Sequence[str]) -> dict[str, torch.Tensor]:
-        outputs = self._run(batch, SumListener(self._watched.shadow, self._places, batch, off))
-        return {
-            name: _output_rows(tensor, batch)
-            for name, tensor in named_outputs(outputs)
-            if tensor.is_floating_point() and tensor.numel()
-        }
+        outputs = self._run(batch, SumListener(self._watched.shadow, self._places, batch, off), off)
+        return _rows_by_output(outputs, batch)
 
-    def _run(self, batch: Batch, listener: SumListener) -> Any:
+    def _run(self, batch: Batch, listener: SumListener, off: Sequence[str] = ()) -> Any:
         try:
             outputs = self._watched.run_into(batch, listener)
         except ArgumentError as error:
@@ -182,7 +178,29 @@ class BranchRuns:
                 raise error.__cause__ from error.__cause__.__cause__
             raise
         listener.finish()
+        if not off:
+            _check_numbers(outputs, batch)
         return outputs
+
+
+def _rows_by_output(outputs: Any, batch: Batch) -> dict[str, torch.Tensor]:
+    return {
+        name: _output_rows(tensor, batch)
+        for name, tensor in named_outputs(outputs)
+        if tensor.is_floating_point() and tensor.numel()
+    }
+
+
+def _check_numbers(outputs: Any, batch: Batch) -> None:
+    """Raises `ArgumentError` where the whole model returns NaN: no score would mean anything."""
+    for name, rows in _rows_by_output(outputs, batch).items():
+        if bool(rows.isnan().any()):
+            raise ArgumentError(
+                "The model returns NaN on calibration data.",
+                where=batch.where,
+                why=f"in the output {name}" if name else "in its output",
+                hint="the model overflows, or the data hold NaN: look at its outputs on one batch",
+            )
 
 
 def _output_rows(tensor: torch.Tensor, batch: Batch) -> torch.Tensor:

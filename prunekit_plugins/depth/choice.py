@@ -12,7 +12,7 @@ from prunekit_core.branches.branch import Branch, named_branches
 from prunekit_core.branches.surgery import operate
 from prunekit_core.branches.without import without
 from prunekit_core.choose.pruner import Pruner
-from prunekit_core.errors import ArgumentError, RehearsalError
+from prunekit_core.errors import ArgumentError, RehearsalError, first_reasons
 from prunekit_core.graph.graph import Graph
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.costs import compiled_cost
@@ -54,7 +54,7 @@ def choose_branches(pruner: Pruner, settings: DepthSettings, batches: Batches | 
     """
     graph = pruner.graph
     if settings.branches:
-        return _named(graph, settings)
+        return _named(graph, settings, settings.branches)
     search = _Search(graph, settings, batches)
     if settings.target is not None:
         search.to_target(Budget.of(pruner, settings.target))
@@ -63,17 +63,59 @@ def choose_branches(pruner: Pruner, settings: DepthSettings, batches: Batches | 
     return search.choice()
 
 
-def _named(graph: Graph, settings: DepthSettings) -> DepthChoice:
-    chosen = named_branches(graph.branches(), settings.branches or ())
-    able = [branch.name for branch in graph.branches() if branch.removable]
+def _named(graph: Graph, settings: DepthSettings, names: Sequence[str]) -> DepthChoice:
+    chosen = named_branches(graph.branches(), names)
+    able = [branch for branch in graph.branches() if branch.removable]
     absent = tuple(branch.name for branch in chosen)
-    if chosen and set(able) <= set(absent):
+    if chosen and {branch.name for branch in able} <= set(absent):
         raise ArgumentError(
-            "A model can't lose all of its branches.", where=", ".join(absent), hint="leave one out, such as the last"
+            "A model can't lose all of its branches.",
+            where=", ".join(absent),
+            hint="leave one out, such as the last" if len(able) > 1 else f"it has no other one; {_BY_WIDTH}",
+        )
+    held = _held(graph, settings, able)
+    contradicted = [f"{name}: {held[name]}" for name in absent if name in held]
+    if len(absent) > _most(settings, len(able)):
+        contradicted.append(_allowance(settings, len(able)))
+    if contradicted:
+        raise ArgumentError(
+            "Branches are to go and to stay.",
+            why=first_reasons(contradicted),
+            hint="leave them out of branches, or out of what keeps them",
         )
     left = {one.name: one.reason or "not named" for one in graph.branches() if one.name not in absent}
     plan = graph.plan_without(absent, keep_names=settings.keep_names) if absent else Plan()
     return DepthChoice(absent, plan, {}, left)
+
+
+def _held(graph: Graph, settings: DepthSettings, able: Sequence[Branch]) -> dict[str, str]:
+    """Returns the names of branches that settings keep, with the reason."""
+    ignored, found = graph.module_paths(settings.ignored_layers), {}
+    for place, branch in enumerate(able):
+        owners = {one.rpartition(".")[0] for one in branch.parameters}
+        if not owners.isdisjoint(ignored):
+            found[branch.name] = f"{min(owners & ignored)} is in ignored_layers"
+        elif place < settings.keep_first:
+            found[branch.name] = f"one of the first {settings.keep_first} (keep_first)"
+        elif place >= len(able) - settings.keep_last:
+            found[branch.name] = f"one of the last {settings.keep_last} (keep_last)"
+    return found
+
+
+def _most(settings: DepthSettings, count: int) -> int:
+    """Returns how many of some branches may go."""
+    return max(0, min(math.floor(settings.max_pruning_ratio * count + 1e-9), count - 1))
+
+
+def _allowance(settings: DepthSettings, count: int) -> str:
+    """Says how many branches may go."""
+    most = _most(settings, count)
+    if most < count - 1:
+        return f"max_pruning_ratio={settings.max_pruning_ratio:g} lets {most} of {count} go"
+    return "one branch always stays"
+
+
+_BY_WIDTH = "ratio=0.5 removes units instead"
 
 
 def structure_of(name: str) -> str:
@@ -95,28 +137,16 @@ class _Search:
         self._branches = {branch.name: branch for branch in graph.branches()}
         self._able = [name for name, branch in self._branches.items() if branch.removable]
         self._left = {name: one.reason for name, one in self._branches.items() if one.reason}
-        self._open = self._allowed()
+        able = [self._branches[name] for name in self._able]
+        self._left.update(_held(graph, settings, able))
+        self._open = [name for name in self._able if name not in self._left]
         criterion = settings.criterion(graph.registry, calibrated=batches is not None)
         self._scorer = BranchScorer(graph, criterion, batches)
         self._scores: dict[str, float] = {}
         self._chosen: list[str] = []
         self._plan = Plan()
         self._on_the_way = False  # whether layers that may leave their lists are in them, see _drafted
-        self._most = min(math.floor(settings.max_pruning_ratio * len(self._able) + 1e-9), len(self._able) - 1)
-
-    def _allowed(self) -> list[str]:
-        """Lists the branches that may go, and notes why others stay."""
-        settings, count = self._settings, len(self._able)
-        ignored = self._graph.module_paths(settings.ignored_layers)
-        for place, name in enumerate(self._able):
-            owners = {one.rpartition(".")[0] for one in self._branches[name].parameters}
-            if not owners.isdisjoint(ignored):
-                self._left[name] = f"{min(owners & ignored)} is in ignored_layers"
-            elif place < settings.keep_first:
-                self._left[name] = f"one of the first {settings.keep_first} (keep_first)"
-            elif place >= count - settings.keep_last:
-                self._left[name] = f"one of the last {settings.keep_last} (keep_last)"
-        return [name for name in self._able if name not in self._left]
+        self._most = _most(settings, len(self._able))
 
     # -- to a ratio
 
@@ -127,6 +157,7 @@ class _Search:
             one: math.floor(ratio * sum(scope[name] == one for name in self._able) + 1e-9)
             for one in dict.fromkeys(scope.values())
         }
+        none = {name for name, one in scope.items() if not quota[one]}
         if not self._scorer.greedy:
             self._at_once(scope, dict(quota))
         for name in self._chosen:
@@ -137,7 +168,16 @@ class _Search:
                 break
             quota[scope[taken]] -= 1
         for name in self._open:
-            self._left[name] = "not among the lowest scores" if ratio else "not asked for"
+            if len(self._chosen) >= self._most and ratio:
+                self._left[name] = _allowance(self._settings, len(self._able))
+            elif name in none:
+                alike = sum(one == scope[name] for one in scope.values())
+                why = (
+                    f"branch_ratio={ratio:g} of {alike} alike is less than one; global_pruning=True counts all together"
+                )
+                self._left[name] = why if ratio else "not asked for"
+            else:
+                self._left[name] = "not among the lowest scores"
 
     def _at_once(self, scope: Mapping[str, str], quota: dict[str, int]) -> None:
         """Takes all out in one rehearsal, where that passes: most sets do."""

@@ -54,11 +54,14 @@ class DepthCut:
             )
         choice = choose_branches(pruner, settings, None if path is None else path.batches)
         _require_branches(pruner, settings, choice)
-        plan = choice.plan
+        plan, notes = choice.plan, _notes(settings, path)
         if width_ratio > 0:
             kept = pruner.plan().kept
             plan = graph.plan_without(choice.absent, kept, keep_names=settings.keep_names)
-        return cls(choice, plan, _notes(settings, path))
+            if not kept:
+                reasons = [f"{name}: {why}" for name, why in pruner.report().left.items()]
+                notes = (*notes, f"no units went, of which ratio={width_ratio:g} should: {first_reasons(reasons, 3)}")
+        return cls(choice, plan, notes)
 
     def report(self, pruner: Pruner) -> Report:
         """Returns the report: groups that are gone with branches aren't among those that were left."""
@@ -85,10 +88,13 @@ def _require_branches(pruner: Pruner, settings: DepthSettings, choice: DepthChoi
     """Raises `NothingToPruneError` where branches were asked for and none may go."""
     if choice.absent or settings.target is not None:
         return
-    reasons = [f"{name}: {why}" for name, why in choice.left.items()]
+    alike: dict[str, list[str]] = {}
+    for name, why in choice.left.items():
+        alike.setdefault(why, []).append(name)
+    reasons = [f"{', '.join(names[:4])}{', ...' * (len(names) > 4)}: {why}" for why, names in alike.items()]
     raise NothingToPruneError(
         "No branch can go.",
         where=type(pruner.model).__name__,
         why=first_reasons(reasons) or "nothing is added to anything in the model that it could go on without",
-        hint="prunekit inspect lists branches; a larger branch_ratio takes more",
+        hint="prunekit inspect lists branches; ratio=0.5 removes units instead",
     )

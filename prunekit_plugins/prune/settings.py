@@ -66,6 +66,11 @@ class PruneSettings:
         object.__setattr__(self, "depth", DepthSettings.of(self.given))
         if self.depth.requested and (self.allocation is not None or self.sensitivity is not None):
             raise ArgumentError("An allocation is about units, and branches are to go.", hint="leave it out")
+        if self.importance is not None and not self.width_ratio and self.depth.requested:
+            raise ArgumentError(
+                "importance ranks units, and none are to go.",
+                hint="branch_importance ranks branches; ratio=0.5 removes units as well",
+            )
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> PruneSettings:
