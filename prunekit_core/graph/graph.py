@@ -179,11 +179,7 @@ class Graph:
         return named_branches(self.branches(), [*self.applied.absent, *(branch.name for branch in more)])
 
     def plan_without(
-        self,
-        branches: Iterable[str],
-        kept: Mapping[str, tuple[int, ...]] | None = None,
-        *,
-        keep_names: bool = False,
+        self, branches: Iterable[str], kept: Mapping[str, tuple[int, ...]] | None = None, *, keep_names: bool = False
     ) -> Plan:
         """Makes a proven plan without some branches, from the model as it was at analysis; see `draft`.
 
