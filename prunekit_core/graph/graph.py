@@ -146,11 +146,7 @@ class Graph:
         return self.drafts.for_branches().analysis
 
     def branches(self) -> tuple[Branch, ...]:
-        """Lists the branches of the model as found at analysis: operands of sums that could be switched off.
-
-        Returns:
-            In the order of the program; those that can't be switched off with the reason.
-        """
+        """Lists the branches as found at analysis, in the order of the program, with the reason for those that stay."""
         return self.drafts.for_branches().branches()
 
     def branch_obstacles(self) -> dict[str, str]:
@@ -183,11 +179,7 @@ class Graph:
         return named_branches(self.branches(), [*self.applied.absent, *(branch.name for branch in more)])
 
     def plan_without(
-        self,
-        branches: Iterable[str],
-        kept: Mapping[str, tuple[int, ...]] | None = None,
-        *,
-        keep_names: bool = False,
+        self, branches: Iterable[str], kept: Mapping[str, tuple[int, ...]] | None = None, *, keep_names: bool = False
     ) -> Plan:
         """Makes a proven plan without some branches, from the model as it was at analysis; see `draft`.
 
