@@ -346,13 +346,10 @@ class Graph:
         return found
 
     def module_paths(self, layers: Iterable[Layer]) -> set[str]:
-        """Returns the paths of some modules and of everything they contain, those that are left, as at analysis.
-
-        Args:
-            layers: Modules of the model as it is now, types, or names as at analysis.
+        """Returns the paths at analysis of some modules, and of everything they contain, that are left.
 
         Raises:
-            ArgumentError: A layer isn't in the model, or no layer has that name or type.
+            ArgumentError: A layer isn't in the model, or no layer has that name (at analysis) or type.
         """
         return self.current.paths_of(layers)
 
