@@ -455,6 +455,10 @@ class Shadow:
                 self.modes.finish()
                 self.reset()
 
+    def settings(self) -> contextlib.AbstractContextManager[None]:
+        """Sets what a run sets, for whoever runs operations of a run again; see `RunSettings`."""
+        return self._run_settings()
+
     def _show(self, tensors: Mapping[str, torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Gives the first stand-ins, which objects that are no modules hold, the sizes of what replaces them.
 

@@ -4,7 +4,8 @@ them."""
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import attrs
@@ -14,6 +15,7 @@ from prunekit_core.errors import ArgumentError, PrunekitError
 from prunekit_core.graph.graph import Graph
 from prunekit_core.program.outputs import named_outputs
 from prunekit_plugins.calibration.batches import Batch, Batches
+from prunekit_plugins.calibration.branch_replays import Replay, Tape
 from prunekit_plugins.calibration.branch_sums import AddedBranch, SumListener, SumPlaces
 from prunekit_plugins.calibration.observation import Loss, Watched, scalar_loss
 
@@ -26,7 +28,8 @@ class BranchNeed(enum.Enum):
     GRADIENTS = "gradients"
     """The same, with the derivatives of a loss. One forward and one backward pass for all branches."""
     OUTPUTS = "outputs"
-    """The outputs of the model with the branch switched off, and those of the whole model. One forward pass each."""
+    """The outputs of the model with the branch switched off, and those of the whole model. One forward pass for the
+    whole model, and for each branch what comes behind it."""
 
 
 @attrs.frozen(eq=False)
@@ -162,17 +165,17 @@ class BranchRuns:
             wanted[name].add(SeenBranch(tuple(sums)))
 
     def _show_outputs(self, batch: Batch, wanted: Mapping[str, BranchGatherer], off: Sequence[str]) -> None:
-        expected = self._outputs(batch, ())
-        for name, gatherer in wanted.items():
-            gatherer.add(SeenBranch(outputs=self._outputs(batch, (*off, name)), expected=expected))
-
-    def _outputs(self, batch: Batch, off: Sequence[str]) -> dict[str, torch.Tensor]:
-        outputs = self._run(batch, SumListener(self._watched.shadow, self._places, batch, off))
-        return {
-            name: _output_rows(tensor, batch)
-            for name, tensor in named_outputs(outputs)
-            if tensor.is_floating_point() and tensor.numel()
-        }
+        tape = Tape(self._watched, self._places, batch, {*off, *wanted})
+        whole = self._run(batch, tape)
+        expected = _rows_of(named_outputs(whole), batch)
+        replay = Replay(tape, whole, self._watched.shadow.settings)
+        able = [name for name in wanted if replay.can((*off, name))]
+        others = ((name, None) for name in wanted if name not in able)
+        for name, outputs in itertools.chain(replay.outputs(able, off), others):
+            if outputs is None:
+                listener = SumListener(self._watched.shadow, self._places, batch, (*off, name))
+                outputs = named_outputs(self._run(batch, listener))
+            wanted[name].add(SeenBranch(outputs=_rows_of(outputs, batch), expected=expected))
 
     def _run(self, batch: Batch, listener: SumListener) -> Any:
         try:
@@ -183,6 +186,13 @@ class BranchRuns:
             raise
         listener.finish()
         return outputs
+
+
+def _rows_of(outputs: Iterable[tuple[str, torch.Tensor]], batch: Batch) -> dict[str, torch.Tensor]:
+    """Returns the outputs of real numbers as rows."""
+    return {
+        name: _output_rows(tensor, batch) for name, tensor in outputs if tensor.is_floating_point() and tensor.numel()
+    }
 
 
 def _output_rows(tensor: torch.Tensor, batch: Batch) -> torch.Tensor:
