@@ -90,7 +90,11 @@ class _Recorder(Mode):
                 self.listener.failed(module.op, path, error)
                 raise
             self.listener.operation(module.op, path, arguments, result)
-        return result
+        self._stack.append(path)
+        try:
+            return module.whole(result, args, kwargs)
+        finally:
+            self._stack.pop()
 
     @uncompiled
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
