@@ -82,7 +82,8 @@ def test_what_is_refused(cli: Cli, arguments: tuple[str, ...], message: str) -> 
 def test_settings_and_recipes(cli: Cli, tmp_path: Path) -> None:
     settings = tmp_path / "prunekit.toml"
     settings.write_text(
-        'importance = "random"\nbranch_ratio = 0.34\nbranch_importance = { name = "magnitude", p = 1 }\nkeep_first = 1\n'
+        'importance = "random"\nbranch_ratio = 0.34\nkeep_first = 1\n'
+        'branch_importance = { name = "magnitude", p = 1 }\n'
     )
     recipe = tmp_path / "recipe.toml"
     first = cli("prune", *BLOCKS, "--config", settings, "--save-recipe", recipe, "--json").data
