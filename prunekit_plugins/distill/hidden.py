@@ -135,7 +135,7 @@ def _check_plan(graph: Graph, plan: Plan) -> None:
             )
 
 
-class Captured:
+class ModuleOutputs:
     """What some modules return while a model runs.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from prunekit_plugins.calibration.batches import Batch
-from prunekit_plugins.distill.hidden import Captured, HiddenState, paired
+from prunekit_plugins.distill.hidden import HiddenState, ModuleOutputs, paired
 from prunekit_plugins.distill.teacher import Taught, Teacher
 from prunekit_plugins.distill.terms import Answers, Losses
 
@@ -33,14 +33,14 @@ class Objective:
     ) -> None:
         self.losses = losses
         self._student, self._teacher, self._states = student, teacher, states
-        self._captured = Captured(student, {state.student: state.place for state in states})
+        self._seen = ModuleOutputs(student, {state.student: state.place for state in states})
         kinds = [parameter.device.type for parameter in student.parameters()]
         self._device, self._half = next(iter(kinds), "cpu"), half
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
         """Surrounds all other calls: the teacher is in eval mode, hidden states are watched."""
-        with self._captured.watching(), contextlib.ExitStack() as teaching:
+        with self._seen.watching(), contextlib.ExitStack() as teaching:
             if self._teacher is not None:
                 teaching.enter_context(self._teacher.at_work())
             yield
@@ -55,7 +55,7 @@ class Objective:
             taught = Taught(None) if self._teacher is None else self._teacher.teach(batch)
             example = batch.example
             outputs = example.runner(self._student, example.args, example.kwargs)
-        hidden = paired(self._states, self._captured.take(), taught.hidden, batch.where) if self._states else {}
+        hidden = paired(self._states, self._seen.take(), taught.hidden, batch.where) if self._states else {}
         return self.losses(Answers(batch, outputs, taught.lesson, hidden))
 
     def mean(self, batches: Iterator[Batch]) -> float:

@@ -12,7 +12,7 @@ from torch import nn
 
 from prunekit_core.torch_private.trees import pytree
 from prunekit_plugins.calibration.batches import Batch
-from prunekit_plugins.distill.hidden import Captured, HiddenState
+from prunekit_plugins.distill.hidden import HiddenState, ModuleOutputs
 from prunekit_plugins.distill.outputs import Reader
 from prunekit_plugins.distill.terms import AllLogits, Lesson
 
@@ -56,7 +56,7 @@ class RunningTeacher:
 
     def __init__(self, model: nn.Module, reader: Reader, states: Sequence[HiddenState], *, logits: bool) -> None:
         self._model, self._reader, self._logits = model, reader, logits
-        self._captured = Captured(model, {state.teacher: state.place for state in states})
+        self._seen = ModuleOutputs(model, {state.teacher: state.place for state in states})
         devices = {tensor.device for tensor in model.parameters()}
         single = len(devices) == 1 and not any(device.type == "meta" for device in devices)
         self._device = devices.pop() if single else None  # else whatever spread it moves what its layers read
@@ -65,7 +65,7 @@ class RunningTeacher:
     def at_work(self) -> Iterator[None]:
         """Sets the model to eval mode and watches its hidden states; see `modes_kept` for what puts modes back."""
         self._model.eval()
-        with self._captured.watching():
+        with self._seen.watching():
             yield
 
     def teach(self, batch: Batch) -> Taught:
@@ -77,4 +77,4 @@ class RunningTeacher:
         with torch.no_grad():
             outputs = example.runner(self._model, args, kwargs)
             lesson = AllLogits(self._reader.logits_of(outputs, "the teacher's outputs")) if self._logits else None
-        return Taught(lesson, self._captured.take())
+        return Taught(lesson, self._seen.take())
