@@ -13,6 +13,7 @@ from torch import nn
 from prunekit_core.branches.calls import Calls, calls_of
 from prunekit_core.errors import ArgumentError, PlanError, RecordingError
 from prunekit_core.graph.graph import Graph
+from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.recording import Recording
 from prunekit_core.modules.tree import Layer, ModelTree
 from prunekit_core.plans.plan import Plan
@@ -68,8 +69,8 @@ def match_hidden(
         ArgumentError: No module is left to compare.
     """
     graph = Graph.of(teacher, example, registry=registry)
-    _check_plan(graph, plan)
-    calls = calls_of(graph.analysis, graph.registry.op_rules)
+    analysis = _analysis_of(graph, plan)
+    calls = calls_of(analysis, graph.registry.op_rules)
     if calls is None:
         raise RecordingError(
             "The program doesn't run the same way twice.",
@@ -78,7 +79,7 @@ def match_hidden(
             hint='leave "hidden" out of the weights',
         )
     chosen = _blocks(graph) if layers is None else sorted(ModelTree(graph.model).paths_of(layers))
-    found = _matched(graph.analysis.recordings[0], calls[0], chosen, plan)
+    found = _matched(analysis.recordings[0], calls[0], chosen, plan)
     if not found:
         raise ArgumentError(
             "There are no hidden states to compare.",
@@ -121,18 +122,37 @@ def _tensors(value: Any, place: Place = ()) -> Iterator[tuple[Place, TensorRef]]
             yield from _tensors(item, (*place, position))
 
 
-def _check_plan(graph: Graph, plan: Plan) -> None:
-    """Raises `PlanError` unless a plan's groups are those of a graph."""
+def _analysis_of(graph: Graph, plan: Plan) -> Analysis:
+    """Returns the analysis that a plan was made with: where branches go, a cache is no output.
+
+    Raises:
+        PlanError: It was made with none of them.
+    """
+    strange = _strange(graph.analysis, plan)
+    if not strange:
+        return graph.analysis
+    if not _strange(graph.branch_analysis, plan):
+        return graph.branch_analysis
+    raise PlanError(
+        "The plan was made for another model.",
+        where=strange,
+        why="the teacher has no such parameter, or other units in it",
+        hint="the teacher is the model before the plan; of a plan that was made with further arguments of the analysis "
+        "(num_heads, more inputs), hidden states can't be matched",
+    )
+
+
+def _strange(analysis: Analysis, plan: Plan) -> str:
+    """Names a parameter of which a plan leaves other positions than an analysis says; empty if there is none."""
+    kept = plan.kept
     for cut in plan.parameters:
-        layout = graph.analysis.parameters.get(cut.parameter)
-        if layout is None or layout.dims != cut.dims:
-            raise PlanError(
-                "The plan was made for another model.",
-                where=cut.parameter,
-                why="the teacher has no such parameter" if layout is None else "its units are others in the teacher",
-                hint="the teacher is the model before the plan; a plan that was made with other arguments of the "
-                'analysis (num_heads, more inputs) can\'t match hidden states: leave "hidden" out of the weights',
-            )
+        layout = analysis.parameters.get(cut.parameter)
+        if layout is None or layout.shape != cut.shape:
+            return cut.parameter
+        own, planned = layout.positions(kept), plan.positions(cut)
+        if own.keys() != planned.keys() or not all(torch.equal(own[dim], planned[dim]) for dim in own):
+            return cut.parameter
+    return ""
 
 
 class ModuleOutputs:

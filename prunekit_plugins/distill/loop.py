@@ -105,7 +105,7 @@ class Loop:
 
     def _begin(self) -> None:
         if self._file is not None and self._file.exists():
-            self._go_on(Saved.read(self._file, self._asked(), self._tensors))
+            self._go_on(Saved.read(self._file, self._request(), self._tensors))
         elif self._data.held_out is not None:
             self._evaluate()
 
@@ -129,9 +129,9 @@ class Loop:
         assert self._file is not None
         journal = attrs.evolve(self.journal, epoch=self._stream.epoch, number=self._stream.number)
         saved = Saved(journal, self._tensors, self._best, optimizer_state(self._optimizer), random_state(self._devices))
-        saved.write(self._file, self._asked())
+        saved.write(self._file, self._request())
 
-    def _asked(self) -> dict[str, Any]:
+    def _request(self) -> dict[str, Any]:
         """What has to be the same in a run that goes on from a checkpoint."""
         settings = self._settings
         names = ("temperature", "accumulate", "warm_up", "schedule", "clip", "precision", "seed", "freeze_batchnorm")
