@@ -80,7 +80,9 @@ class Loop:
         self._best = copied(self._tensors)
 
     def run(self) -> None:
-        """Trains; the student has the best state afterwards, also where an exception ends it.
+        """Trains; the student has the best state afterwards, or the last one without held-out batches.
+
+        An exception leaves it at its best evaluation, or as it was.
 
         Raises:
             ArgumentError: A batch doesn't fit the models, lacks what a loss needs, or the first loss isn't finite.
@@ -106,29 +108,34 @@ class Loop:
     def _begin(self) -> None:
         if self._file is not None and self._file.exists():
             self._go_on(Saved.read(self._file, self._request(), self._tensors))
-        elif self._data.held_out is not None:
+            return
+        if self._data.held_out is not None:
             self._evaluate()
+        if self._file is not None:
+            self._save()  # where that isn't possible, nothing is lost yet
 
     def _go_on(self, saved: Saved) -> None:
         self.journal = saved.journal
         self._stream.go_to(saved.journal.epoch, saved.journal.number)
         put_back(self._tensors, saved.student)
-        self._best = {name: value.to(self._tensors[name].device) for name, value in saved.best.items()}
+        if self._data.held_out is not None:
+            self._best = {name: value.to(self._tensors[name].device) for name, value in saved.best.items()}
         set_optimizer_state(self._optimizer, *saved.optimizer)
         set_random_state(*saved.randomness)
 
     def _end(self) -> None:
         if self._data.held_out is None:
             self.journal.best_step = self.journal.step
-            self._best = copied(self._tensors)
         if self._file is not None:
             self._save()
-        put_back(self._tensors, self._best)
+        if self._data.held_out is not None:
+            put_back(self._tensors, self._best)
 
     def _save(self) -> None:
         assert self._file is not None
         journal = attrs.evolve(self.journal, epoch=self._stream.epoch, number=self._stream.number)
-        saved = Saved(journal, self._tensors, self._best, optimizer_state(self._optimizer), random_state(self._devices))
+        best = {} if self._data.held_out is None else self._best
+        saved = Saved(journal, self._tensors, best, optimizer_state(self._optimizer), random_state(self._devices))
         saved.write(self._file, self._request())
 
     def _request(self) -> dict[str, Any]:

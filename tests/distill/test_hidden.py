@@ -132,7 +132,7 @@ def test_a_student_without_layers_gets_closer_to_its_teacher() -> None:
 
 def test_a_plan_of_another_model_is_told() -> None:
     _, _, plan = pair()
-    with pytest.raises(pk.PlanError, match="The plan was made for another model."):
+    with pytest.raises(pk.PlanError, match=r"The plan was made for another model."):
         match_hidden(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5)), plan, inputs(2), REGISTRY)
 
 
@@ -140,7 +140,7 @@ def test_a_model_without_blocks_wants_names() -> None:
     chain = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5))
     student = copy.deepcopy(chain)
     plan = pk.prune(student, inputs(2), ratio=0.5).plan
-    with pytest.raises(pk.ArgumentError, match="There are no hidden states to compare.") as caught:
+    with pytest.raises(pk.ArgumentError, match=r"There are no hidden states to compare.") as caught:
         match_hidden(chain, plan, inputs(2), REGISTRY)
     assert caught.value.why == "no module adds branches up"
     result = pk.distill(student, chain, batches(), plan=plan, weights={"hidden": 1}, hidden=["0"], steps=150, lr=3e-2)
@@ -151,7 +151,7 @@ def test_a_plan_that_does_not_lead_to_the_student_is_told() -> None:
     student, teacher, _ = pair()
     _, _, other = pair(ratio=0.25)
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    with pytest.raises(pk.ArgumentError, match="Hidden states of student and teacher don't match."):
+    with pytest.raises(pk.ArgumentError, match=r"Hidden states of student and teacher don't match."):
         pk.distill(student, teacher, batches(), plan=other, weights={"hidden": 1}, steps=1)
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
 
