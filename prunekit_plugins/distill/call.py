@@ -17,7 +17,6 @@ from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.record.recorder import unwrap
 from prunekit_plugins.calibration import Batches
-from prunekit_plugins.calibration.batches import Batch
 from prunekit_plugins.distill.hidden import HiddenState, match_hidden
 from prunekit_plugins.distill.loop import Data, Loop
 from prunekit_plugins.distill.objective import Objective
@@ -26,7 +25,7 @@ from prunekit_plugins.distill.randomness import own_randomness
 from prunekit_plugins.distill.result import Distillation
 from prunekit_plugins.distill.settings import DistillSettings, Progress, check_pair
 from prunekit_plugins.distill.stored_logits import StoredTeacher
-from prunekit_plugins.distill.stream import generator_of
+from prunekit_plugins.distill.stream import batches_of, first_of, generator_of
 from prunekit_plugins.distill.teacher import RunningTeacher, Teacher
 from prunekit_plugins.distill.terms import Losses
 from prunekit_plugins.distill.trained import (
@@ -137,8 +136,8 @@ def distill(
     settings = DistillSettings.of(dict(locals()))
     check_pair(student, teacher)
     data = Data(
-        _batches(batches, "batches"),
-        None if held_out is None else _batches(held_out, "held_out"),
+        batches_of(batches, "batches"),
+        None if held_out is None else batches_of(held_out, "held_out"),
         _device_of(student),
     )
     total = settings.total(data.training)
@@ -159,9 +158,9 @@ class _Run:
         self._notes: list[str] = []
         if isinstance(teacher, nn.Module) and teacher.training:
             self._notes.append("the teacher was in train mode; it ran in eval mode")
-        self._first = _first(data.training, "batches", data.device)
+        self._first = first_of(data.training, "batches", data.device)
         if data.held_out is not None:
-            _first(data.held_out, "held_out", data.device)
+            first_of(data.held_out, "held_out", data.device)
         self._states = self._match(registry)
 
     def _match(self, registry: Registry) -> tuple[HiddenState, ...]:
@@ -215,25 +214,6 @@ class _Run:
         elif not isinstance(self._teacher, nn.Module) and "logits" in settings.weights:
             teacher = StoredTeacher(self._teacher, settings.temperature)
         return Objective(self._student, teacher, losses, self._states, half=settings.precision == "bf16")
-
-
-def _batches(given: Any, name: str) -> Batches:
-    if isinstance(given, torch.Tensor | Mapping | str) or not isinstance(given, Iterable | Batches):
-        raise ArgumentError(
-            f"{name} must be an iterable of batches.",
-            why=f"got {type(given).__name__}",
-            hint="for a single batch: [batch]",
-        )
-    return Batches.of(given)
-
-
-def _first(batches: Batches, name: str, device: torch.device | None) -> Batch:
-    """Reads the first batch that isn't empty."""
-    for batch in Batches.read(batches, device) if batches.count() != 0 else ():
-        return batch
-    raise ArgumentError(
-        f"There is nothing in {name}.", hint="an iterator that was used up elsewhere gives nothing: pass a list"
-    )
 
 
 def _owned(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer | None) -> dict[str, nn.Parameter]:

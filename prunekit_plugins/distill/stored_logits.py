@@ -27,6 +27,7 @@ from prunekit_plugins.calibration.batches import Batch
 from prunekit_plugins.checkpoints.tensorfile import TensorFile, values_as_bytes, write_named
 from prunekit_plugins.distill.outputs import Reader
 from prunekit_plugins.distill.settings import Progress
+from prunekit_plugins.distill.stream import batches_of, first_of
 from prunekit_plugins.distill.teacher import RunningTeacher, Taught
 from prunekit_plugins.distill.terms import AllLogits, TopLogits
 from prunekit_plugins.distill.trained import modes_kept
@@ -148,7 +149,8 @@ def store_logits(
         raise ArgumentError("temperature must be a positive number.", why=f"got {temperature!r}")
     if not isinstance(teacher, nn.Module):
         raise ArgumentError("The teacher is a module.", why=f"got {type(teacher).__name__}")
-    place, source, done = Path(folder), Batches.of(batches), 0
+    place, source, done = Path(folder), batches_of(batches, "batches"), 0
+    first_of(source, "batches", None)
     with storing(place):
         place.mkdir(parents=True, exist_ok=True)
     known, about = _index(place)

@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
+from prunekit_core.errors import ArgumentError
 from prunekit_plugins.calibration import Batches
 from prunekit_plugins.calibration.batches import Batch
 from prunekit_plugins.distill.randomness import seed_epoch
+
+
+def batches_of(given: Any, name: str) -> Batches:
+    """Takes batches as they are, or wraps an iterable.
+
+    Args:
+        given: What was passed.
+        name: Of the argument.
+
+    Raises:
+        ArgumentError: It can't be iterated over, or is a single batch.
+    """
+    if isinstance(given, torch.Tensor | Mapping | str) or not isinstance(given, Iterable | Batches):
+        raise ArgumentError(
+            f"{name} must be an iterable of batches.",
+            why=f"got {type(given).__name__}",
+            hint="for a single batch: [batch]",
+        )
+    return Batches.of(given)
+
+
+def first_of(batches: Batches, name: str, device: torch.device | None) -> Batch:
+    """Reads the first batch that isn't empty.
+
+    Raises:
+        ArgumentError: There is none.
+    """
+    if not any(True for _ in batches.source):  # in a message of its own, not in one about calibration
+        raise ArgumentError(
+            f"There is nothing in {name}.", hint="an iterator that was used up elsewhere gives nothing: pass a list"
+        )
+    return next(batches.read(device))
 
 
 class Stream:

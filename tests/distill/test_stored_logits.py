@@ -117,7 +117,7 @@ def test_other_classes_are_told(tmp_path: Path) -> None:
         ({"top": 0}, "top must be a positive whole number."),
         ({"temperature": -1.0}, "temperature must be a positive number."),
         ({"teacher": "folder"}, "The teacher is a module."),
-        ({"batches": []}, "There are no calibration batches."),
+        ({"batches": []}, "There is nothing in batches."),
         ({"logits": lambda outputs: outputs[:3]}, "The logits of a batch don't lie along its examples."),
     ],
 )
