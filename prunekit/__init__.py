@@ -63,6 +63,11 @@ if TYPE_CHECKING:
         DependencyGraph as DependencyGraph,
     )
     from prunekit_plugins.compensation import Compensation as Compensation, compensate as compensate
+    from prunekit_plugins.distill import (
+        Distillation as Distillation,
+        distill as distill,
+        store_logits as store_logits,
+    )
     from prunekit_plugins.prune import PruneResult as PruneResult, prune as prune
 
 _HOMES = {
@@ -77,6 +82,7 @@ _HOMES = {
     "prunekit_plugins.checkpoints": "Protocol load prune_checkpoint read_plan read_protocol save",
     "prunekit_plugins.classic": "BasePruner DependencyGraph",
     "prunekit_plugins.compensation": "Compensation compensate",
+    "prunekit_plugins.distill": "Distillation distill store_logits",
     "prunekit_plugins.prune": "PruneResult prune",
 }
 """Where each name comes from: a package is imported when one of its names is asked for."""

@@ -29,6 +29,7 @@ RAISING = (
     "calibration",
     "checkpoints",
     "compensation",
+    "distill",
     "importance",
     "integrations",
     "layers",
