@@ -20,12 +20,22 @@ CORE = (
 
 PLUGINS = (
     "ops", "layers", "replacements", "schedules", "classic", "checkpoints", "calibration", "compensation", "importance",
-    "measure", "budgets", "regularizers", "pruners", "depth", "prune", "doctor", "export", "reports", "integrations",
+    "measure", "budgets", "regularizers", "pruners", "depth", "prune", "vocabulary", "doctor", "export", "reports", "integrations",
     "distributed", "testing", "compat", "cli",
 )  # fmt: skip
 """The packages of built-in plugins, likewise."""
 
-AROUND_THE_CORE = ("classic", "checkpoints", "calibration", "compensation", "budgets", "depth", "prune", "testing")
+AROUND_THE_CORE = (
+    "classic",
+    "checkpoints",
+    "calibration",
+    "compensation",
+    "budgets",
+    "depth",
+    "prune",
+    "vocabulary",
+    "testing",
+)
 """Packages that decide, measure, fit and store: they work with the core's packages, as one who embeds it would."""
 
 MOST_FILES = 16
