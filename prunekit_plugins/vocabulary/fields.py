@@ -1,4 +1,4 @@
-"""Ids of tokens in configurations: which fields hold them, and what they become.
+"""Ids of tokens in the fields of configurations: which fields hold them, and what they become.
 
 Configurations of transformers (of models, of generation, of tokenizers) name ids in fields whose names say so. That is
 what is known here, and all that is known of transformers' names.
@@ -35,7 +35,7 @@ def named_ids(table: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for path, fields in _tables(table, ""):
         for name, value in fields.items():
-            ids = tuple(_ids_in(name, value))
+            ids = tuple(ids_in(name, value))
             if ids:
                 found[path + name] = ids
     return found
@@ -45,17 +45,12 @@ def _tables(table: Mapping[str, Any], path: str) -> Iterator[tuple[str, Mapping[
     """Yields a table of fields, and those of the configurations in it."""
     yield path, table
     for name, value in table.items():
-        held = value if isinstance(value, Mapping) else _fields_of(value)
-        if held is not None and name not in (*NAMED, *NUMBERED):
-            yield from _tables(held, f"{path}{name}.")
+        if isinstance(value, Mapping) and name not in (*NAMED, *NUMBERED):
+            yield from _tables(value, f"{path}{name}.")
 
 
-def _fields_of(value: Any) -> MutableMapping[str, Any] | None:
-    """The fields of a configuration that is an object."""
-    return vars(value) if callable(getattr(value, "to_dict", None)) and not isinstance(value, type) else None
-
-
-def _ids_in(name: str, value: Any) -> Iterator[int]:
+def ids_in(name: str, value: Any) -> Iterator[int]:
+    """Yields the ids in a field that have to stay because it names them; none where its name says nothing of ids."""
     if SINGLE.search(name):
         values = value if isinstance(value, list | tuple) else [value]
     elif name in FORCED:
@@ -84,14 +79,15 @@ def renumber(table: MutableMapping[str, Any], ids: IdMap, size: int) -> dict[str
     for path, fields in _tables(table, ""):
         assert isinstance(fields, MutableMapping)
         for name, old in list(fields.items()):
-            new = _renumbered(name, old, ids, size)
+            new = renumbered(name, old, ids, size)
             if new != old:
                 fields[name] = new
                 changed[path + name] = (old, new)
     return changed
 
 
-def _renumbered(name: str, value: Any, ids: IdMap, size: int) -> Any:
+def renumbered(name: str, value: Any, ids: IdMap, size: int) -> Any:
+    """Returns the value of a field with new ids; the same value where its name says nothing of ids."""
     if name in COUNTS:
         return len(ids) if value == size else value
     if SINGLE.search(name):

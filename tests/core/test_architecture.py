@@ -20,8 +20,8 @@ CORE = (
 
 PLUGINS = (
     "ops", "layers", "replacements", "schedules", "classic", "checkpoints", "calibration", "compensation", "importance",
-    "measure", "budgets", "regularizers", "pruners", "depth", "prune", "vocabulary", "doctor", "export", "reports", "integrations",
-    "distributed", "testing", "compat", "cli",
+    "measure", "budgets", "regularizers", "pruners", "depth", "prune", "vocabulary", "doctor", "export", "reports",
+    "integrations", "distributed", "testing", "compat", "cli",
 )  # fmt: skip
 """The packages of built-in plugins, likewise."""
 

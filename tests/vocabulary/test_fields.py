@@ -53,17 +53,3 @@ def test_other_fields_and_negative_ids_stay() -> None:
 def test_ids_that_are_named_have_to_stay() -> None:
     fields = {"pad_token_id": 3, "text_config": {"eos_token_id": [5, 9]}, "suppress_tokens": [1], "bos_token_id": None}
     assert named_ids(fields) == {"pad_token_id": (3,), "text_config.eos_token_id": (5, 9)}
-
-
-def test_objects_with_fields_are_changed_in_place() -> None:
-    class Configuration:
-        def __init__(self, **fields: Any) -> None:
-            vars(self).update(fields)
-
-        def to_dict(self) -> dict[str, Any]:
-            return dict(vars(self))
-
-    inner = Configuration(eos_token_id=9)
-    changed = renumber(vars(Configuration(pad_token_id=3, text_config=inner)), IDS, 10)
-    assert changed == {"pad_token_id": (3, 1), "text_config.eos_token_id": (9, 3)}
-    assert inner.eos_token_id == 3  # type: ignore[attr-defined]
