@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     )
     from prunekit_plugins.compensation import Compensation as Compensation, compensate as compensate
     from prunekit_plugins.prune import PruneResult as PruneResult, prune as prune
+    from prunekit_plugins.vocabulary import prune_classes as prune_classes, prune_vocabulary as prune_vocabulary
 
 _HOMES = {
     "prunekit_core": (
@@ -78,6 +79,7 @@ _HOMES = {
     "prunekit_plugins.classic": "BasePruner DependencyGraph",
     "prunekit_plugins.compensation": "Compensation compensate",
     "prunekit_plugins.prune": "PruneResult prune",
+    "prunekit_plugins.vocabulary": "prune_classes prune_vocabulary",
 }
 """Where each name comes from: a package is imported when one of its names is asked for."""
 

@@ -51,6 +51,7 @@ class Vocabulary:
         self._uses: dict[int, Use] = {}
         self._logits: dict[int, Logits] = {}
         self._operations: dict[int, Operation] = {}  # by identity: they stay alive with this
+        self._refused: Reason | None = None
 
     def declare(self, trace: Trace, uses: Mapping[int, Use], logits: Mapping[int, Logits]) -> None:
         """Adds what operations of a program do with ids, by their index."""
@@ -74,7 +75,8 @@ class Vocabulary:
     @property
     def pinned_by(self) -> Reason | None:
         """Why no id may leave; None where some may."""
-        return axes.reason_of(self.axis) if axes.is_pinned(self.axis) else None
+        found = axes.reason_of(self.axis) if axes.is_pinned(self.axis) else None
+        return self._refused or found
 
     def _rule(self, operation: Operation) -> OpRule:
         found = self._rules.find(operation.op)
@@ -91,10 +93,15 @@ class Vocabulary:
 
     def _used(self, call: OpCall, use: Use, base: OpRule) -> Outputs:
         if use.why:
-            call.pin(self.axis, use.why)
+            self._refuse(call, use.why)
         for constant in use.constants:
             self._follow(call, constant)
         return self._looked_up(call, use, base) if use.table else base.ties(call)
+
+    def _refuse(self, call: OpCall, why: str) -> None:
+        """Pins the ids, and remembers why, whatever else pins them."""
+        call.pin(self.axis, why)
+        self._refused = self._refused or call.reason(why)
 
     def _follow(self, call: OpCall, constant: Constant) -> None:
         """Keeps the id that a number stands for, and says what becomes of the number."""
@@ -115,10 +122,10 @@ class Vocabulary:
         given = call[use.indices]
         entries = given if isinstance(given, list) else [given]
         if table.shape[0] != self._size:
-            call.pin(self.axis, f"{self._size} ids are looked up among {table.shape[0]} rows")
+            self._refuse(call, f"{self._size} ids are looked up among {table.shape[0]} rows")
             return base.ties(call)
         if len(entries) > 1 or call.get("dim", 0):
-            call.pin(self.axis, "ids are looked up together with other positions")
+            self._refuse(call, "ids are looked up together with other positions")
             return base.ties(call)
         call.tie(self.axis, table.axes[0])
         call.role(table, 0, Role.IN)

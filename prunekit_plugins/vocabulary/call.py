@@ -20,9 +20,10 @@ from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.record.recorder import check_recordable
 from prunekit_plugins.vocabulary import configuration
-from prunekit_plugins.vocabulary.comparison import Comparison
+from prunekit_plugins.vocabulary.comparison import Comparison, exchanged, ids_among
 from prunekit_plugins.vocabulary.corpus import read_tokenizer, split_otherwise, wanted_ids
 from prunekit_plugins.vocabulary.declared import Declared, declare, declare_classes
+from prunekit_plugins.vocabulary.fields import renumbered, renumbered_class
 from prunekit_plugins.vocabulary.ids import IdMap
 from prunekit_plugins.vocabulary.tokenizer import closed, rewritten
 
@@ -127,7 +128,7 @@ def prune_vocabulary(
     graph = Graph.of(found, inputs, forward_fn=forward_fn, registry=registry)
     declared = declare(graph, table, outputs)
     _check_range(wanted, declared.layout.size)
-    named = configuration.named_in(declared.graph.current.tree.modules)
+    named = configuration.named_in(declared.graph.current.tree.modules, declared.graph.registry)
     settled = _settled(wanted, named, declared, data)
     made = None if data is None else rewritten(data, settled[0])
     notes = []
@@ -136,7 +137,7 @@ def prune_vocabulary(
         notes += [f"{otherwise} of {len(texts)} texts are split otherwise: unknown words have become known"] * bool(
             otherwise
         )
-    result = _cut(found, declared, settled, optimizer, notes)
+    result = _cut(found, declared, settled, optimizer, notes, renumbered)
     return attrs.evolve(result, model=model, tokenizer=made)
 
 
@@ -176,7 +177,7 @@ def prune_classes(
     declared = declare_classes(graph, outputs)
     _check_range(wanted, declared.layout.size)
     settled = _settled(wanted, {}, declared, None)
-    return attrs.evolve(_cut(found, declared, settled, optimizer, []), model=model)
+    return attrs.evolve(_cut(found, declared, settled, optimizer, [], renumbered_class), model=model)
 
 
 def _dummy(model: nn.Module) -> Any:
@@ -192,6 +193,18 @@ def _check_range(wanted: set[int], size: int) -> None:
     beyond = sorted(number for number in wanted if number >= size)
     if beyond:
         raise ArgumentError("keep names ids that the model doesn't have.", why=f"{beyond[:5]}, and it has {size}")
+
+
+def _check_examples(graph: Graph, declared: Declared, ids: IdMap) -> None:
+    """Raises `ArgumentError` if ids of the example inputs leave where what the program does depends on values."""
+    if graph.analysis.shadow.fake_mode is None:
+        for recording in graph.analysis.recordings:
+            leaving = ids_among(recording.example, declared.inputs) - set(ids)
+            if leaving:
+                why = (
+                    f"{sorted(leaving)[:5]} leave, and the program asks for values: it may go another way without them"
+                )
+                raise ArgumentError("Example inputs hold ids that leave.", why=why, hint="pass inputs of ids that stay")
 
 
 def _parts(layout: Layout) -> Iterator[tuple[int, Layout]]:
@@ -248,11 +261,14 @@ def _cut(
     settled: tuple[IdMap, dict[int, str]],
     optimizer: Optimizers | None,
     notes: Sequence[str],
+    field: Callable[[str, Any, IdMap, int], Any],
 ) -> VocabularyResult:
     """Proves the cut, makes it, and compares; the model is as it was if anything raises."""
     graph, (ids, added), size = declared.graph, settled, declared.layout.size
-    changes = configuration.changes_in(graph.current.tree.modules, ids, size) if declared.tables else []
-    graph = configuration.rehearsed(graph, changes)
+    modules = graph.current.tree.modules
+    changes = configuration.changes_in(modules, graph.registry, lambda name, value: field(name, value, ids, size))
+    _check_examples(graph, declared, ids)
+    graph = configuration.rehearsed(graph, changes, lambda one: exchanged(one, declared.inputs, ids, new=True))
     plan = graph.draft(_kept(declared.layout, ids))
     edits = [edit for change in changes if (edit := change.edit()) is not None]
     plan = attrs.evolve(plan, edits=(*plan.edits, *edits))

@@ -49,8 +49,8 @@ class Comparison:
         tensors = [*named_tensors(model).values(), *_tensors(recording.example)]
         if any(tensor.is_meta for tensor in tensors):
             return None
-        old = _exchanged(recording.example, declared.inputs, ids, new=False)
-        new = _exchanged(recording.example, declared.inputs, ids, new=True)
+        old = exchanged(recording.example, declared.inputs, ids, new=False)
+        new = exchanged(recording.example, declared.inputs, ids, new=True)
         outputs = run_copy(model, graph.analysis, graph.registry, old, Listener(), recording.training)
         places = [recording.positions(ref.index, plan.kept) for ref in recording.trace.results]
         expected = [_selected(found, dims) for found, dims in zip(outputs, places, strict=True)]
@@ -81,11 +81,14 @@ def _tensors(example: Example) -> list[torch.Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
-def _exchanged(example: Example, inputs: Sequence[int], ids: IdMap, *, new: bool) -> Example:
-    """Returns example inputs with ids that stay, under their old numbers or their new ones."""
+def exchanged(example: Example, inputs: Sequence[int], ids: IdMap, *, new: bool) -> Example:
+    """Returns example inputs with ids that stay, under their old numbers or their new ones.
+
+    Ids that leave are exchanged for others that stay.
+    """
     places = itertools.count()
 
-    def exchanged(tensor: torch.Tensor) -> torch.Tensor:
+    def one(tensor: torch.Tensor) -> torch.Tensor:
         if next(places) not in inputs:
             return tensor
         kept = torch.tensor(ids.kept, device=tensor.device, dtype=torch.long)
@@ -93,5 +96,11 @@ def _exchanged(example: Example, inputs: Sequence[int], ids: IdMap, *, new: bool
         old = torch.where(stays, tensor.long(), kept[tensor.long().clamp(min=0) % len(kept)]).to(tensor.dtype)
         return ids.of(old) if new else old
 
-    args, kwargs = pytree.tree_map_only(torch.Tensor, exchanged, (example.args, example.kwargs))
+    args, kwargs = pytree.tree_map_only(torch.Tensor, one, (example.args, example.kwargs))
     return attrs.evolve(example, args=args, kwargs=kwargs)
+
+
+def ids_among(example: Example, inputs: Sequence[int]) -> set[int]:
+    """Returns the ids in some of the tensors among example inputs."""
+    tensors = _tensors(example)
+    return {number for place in inputs for number in tensors[place].flatten().tolist() if number >= 0}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
-from torch import nn
 
 from prunekit_core.algebra.layout import Layout, Units, groups_of
 from prunekit_core.algebra.reasons import Reason
@@ -13,7 +12,6 @@ from prunekit_core.errors import ArgumentError, NothingToPruneError, nearest
 from prunekit_core.graph.graph import Graph
 from prunekit_core.groups.analysis import Analysis, understood
 from prunekit_core.groups.recording import Recording
-from prunekit_core.modules.tree import ModelTree
 from prunekit_core.program.op_call import Role
 from prunekit_core.program.trace import TensorRef, Trace
 from prunekit_core.record.programs import Programs
@@ -153,33 +151,21 @@ def _makers(trace: Trace, outputs: Mapping[str, int]) -> dict[int, Logits]:
 
 def _table(graph: Graph, given: str | None) -> str:
     """Returns the canonical name of the table of embeddings."""
-    canonical = {id(tensor): name for name, tensor in _parameters(graph.model).items()}
+    tree = graph.current.tree
     if given is not None:
-        return _named(graph.model, given, canonical)
+        found = next((tree.aliases[name] for name in (given, f"{given}.weight") if name in tree.aliases), None)
+        if found is None:
+            raise ArgumentError("There is no such table.", where=repr(given), hint=nearest(given, tree.aliases))
+        return found
     embeddings = getattr(graph.model, "get_input_embeddings", None)
-    module = embeddings() if callable(embeddings) else None
-    weight = getattr(module, "weight", None)
-    if id(weight) in canonical:
-        return canonical[id(weight)]
-    places = range(len(graph.analysis.recordings[0].trace.inputs))
-    looked_up = {name for place in places for name in _looked_up(graph.analysis.recordings[0], [place])}
+    own = tree.names.get(id(getattr(embeddings() if callable(embeddings) else None, "weight", None)))
+    if own is not None:
+        return own
+    looked_up = _looked_up(graph.analysis.recordings[0], range(len(graph.analysis.recordings[0].trace.inputs)))
     if len(looked_up) == 1:
         return looked_up.pop()
     why = f"inputs look rows up in {', '.join(sorted(looked_up))}" if looked_up else "no input looks rows up"
     raise ArgumentError("Which embedding is meant isn't clear.", why=why, hint='name it: table="embed_tokens"')
-
-
-def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: tensor for name, tensor in ModelTree(model).tensors.items() if isinstance(tensor, nn.Parameter)}
-
-
-def _named(model: nn.Module, given: str, canonical: Mapping[int, str]) -> str:
-    """Returns the canonical name of a parameter by any of its names, or by that of a module that holds only it."""
-    every = dict(model.named_parameters(remove_duplicate=False))
-    names = [name for name in (given, f"{given}.weight") if name in every]
-    if not names:
-        raise ArgumentError("There is no such table.", where=repr(given), hint=nearest(f"{given}.weight", every))
-    return canonical[id(every[names[0]])]
 
 
 def _looked_up(recording: Recording, places: Sequence[int]) -> set[str]:
@@ -218,11 +204,14 @@ def _logits(
     if size is not None and plugin.pinned_by is not None:
         raise _pinned(plugin.pinned_by)
     own = _ids_of(freed.analysis, uses, size)
+    untied = size is None or not _others(graph.analysis, uses, size)
     found = {}
     for ref, name in _results(recording.trace):
         layouts = freed.analysis.recordings[0].live.get(ref.index, ())
-        if layouts and size in (None, layouts[-1].size) and _is_head(freed.analysis, layouts[-1], own):
-            found[name] = len(layouts) - 1
+        if layouts and size in (None, layouts[-1].size):
+            names = set(groups_of(layouts[-1]))
+            if (names and names <= own) or (untied and _is_head(freed.analysis, layouts[-1])):
+                found[name] = len(layouts) - 1
     return found
 
 
@@ -241,11 +230,15 @@ def _ids_of(analysis: Analysis, uses: Sequence[Mapping[int, Use]], size: int | N
     return {name for layout in layouts if layout.size == size for name in groups_of(layout)}
 
 
-def _is_head(analysis: Analysis, layout: Layout, own: set[str]) -> bool:
-    """Tells whether a dim of an output has a value for each id: it is tied to the table, or only a head makes it."""
-    names = groups_of(layout)
-    if names and set(names) <= own:
-        return True
+def _others(analysis: Analysis, uses: Sequence[Mapping[int, Use]], size: int) -> set[str]:
+    """Names the tables with as many rows that other inputs look up: a head may be for their ids."""
+    first = analysis.recordings[0]
+    looked_up = _looked_up(first, range(len(first.trace.inputs))) - {*_tables(analysis, uses)}
+    return {name for name in looked_up if analysis.parameters[name].shape[0] == size}
+
+
+def _is_head(analysis: Analysis, layout: Layout) -> bool:
+    """Tells whether a dim of an output is made by layers that nothing else reads."""
     if not isinstance(layout, Units):
         return False
     members = analysis.groups[layout.group].members

@@ -12,7 +12,7 @@ from typing import Any
 
 from prunekit_plugins.vocabulary.ids import IdMap
 
-SINGLE = re.compile(r"(_token_ids?|_token_index|^(pad|eos|bos|unk|mask)_index)$")
+SINGLE = re.compile(r"(_token_ids?|_token_index|^(pad|eos|bos|unk|mask)_index|^padding_idx)$")
 """Fields with an id, or a list of ids that all count (``eos_token_id``)."""
 LISTED = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids")
 """Fields with ids, or lists of them, that only matter as long as they are there."""
@@ -24,6 +24,12 @@ NUMBERED = ("added_tokens_decoder",)
 """Fields with a mapping of ids, which JSON writes as text, to what they are."""
 COUNTS = ("vocab_size",)
 """Fields with the number of ids."""
+CLASS_COUNTS = ("num_labels", "num_classes")
+"""Fields with the number of classes."""
+LABELS = ("id2label",)
+"""Fields with a mapping of classes to their names."""
+NAMED_CLASSES = ("label2id",)
+"""Fields with a mapping of names to classes."""
 
 
 def named_ids(table: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -117,3 +123,16 @@ def _those_left(value: Any, ids: IdMap) -> Any:
 
 def _whole(new: Any, old: Any) -> bool:
     return not isinstance(old, list | tuple) or len(new) == len(old)
+
+
+def renumbered_class(name: str, value: Any, classes: IdMap, size: int) -> Any:
+    """Returns the value of a field with new numbers of classes; see `renumbered`."""
+    if name in CLASS_COUNTS:
+        return len(classes) if value == size else value
+    if not isinstance(value, Mapping) or len(value) != size:
+        return value
+    if name in LABELS:
+        return {type(old)(classes[int(old)]): label for old, label in value.items() if int(old) in classes}
+    if name in NAMED_CLASSES:
+        return {label: classes[old] for label, old in value.items() if old in classes}
+    return value
