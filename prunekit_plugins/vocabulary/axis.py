@@ -16,9 +16,9 @@ from prunekit_core.algebra.reasons import Reason
 from prunekit_core.plugins.hookspecs import hookimpl
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.program.op_call import Kind, OpCall, Outputs, Role, TensorArgument
-from prunekit_core.program.rules import OpRule, Rule, RuleTable, rule_keys
+from prunekit_core.program.rules import ModuleOp, OpRule, Rule, RuleTable, rule_keys
 from prunekit_core.program.trace import Operation, Trace
-from prunekit_plugins.vocabulary.flow import Constant, Use
+from prunekit_plugins.vocabulary.flow import READ, Constant, Use
 
 
 @attrs.frozen
@@ -58,6 +58,8 @@ class Vocabulary:
         for index in {*uses, *logits}:
             operation = trace.operations[index]
             self._operations[id(operation)] = operation
+            if isinstance(operation.op, ModuleOp):  # its own rule is used
+                self.refuse(Reason(READ, operation.name, operation.module))
             if index in uses:
                 self._uses[id(operation)] = uses[index]
             if index in logits:
@@ -93,15 +95,15 @@ class Vocabulary:
 
     def _used(self, call: OpCall, use: Use, base: OpRule) -> Outputs:
         if use.why:
-            self._refuse(call, use.why)
+            self.refuse(call.reason(use.why))
         for constant in use.constants:
             self._follow(call, constant)
         return self._looked_up(call, use, base) if use.table else base.ties(call)
 
-    def _refuse(self, call: OpCall, why: str) -> None:
+    def refuse(self, reason: Reason) -> None:
         """Pins the ids, and remembers why, whatever else pins them."""
-        call.pin(self.axis, why)
-        self._refused = self._refused or call.reason(why)
+        axes.pin(self.axis, reason)
+        self._refused = self._refused or reason
 
     def _follow(self, call: OpCall, constant: Constant) -> None:
         """Keeps the id that a number stands for, and says what becomes of the number."""
@@ -122,10 +124,10 @@ class Vocabulary:
         given = call[use.indices]
         entries = given if isinstance(given, list) else [given]
         if table.shape[0] != self._size:
-            self._refuse(call, f"{self._size} ids are looked up among {table.shape[0]} rows")
+            self.refuse(call.reason(f"{self._size} ids are looked up among {table.shape[0]} rows"))
             return base.ties(call)
         if len(entries) > 1 or call.get("dim", 0):
-            self._refuse(call, "ids are looked up together with other positions")
+            self.refuse(call.reason("ids are looked up together with other positions"))
             return base.ties(call)
         call.tie(self.axis, table.axes[0])
         call.role(table, 0, Role.IN)

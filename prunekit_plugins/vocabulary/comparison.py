@@ -89,7 +89,7 @@ def exchanged(example: Example, inputs: Sequence[int], ids: IdMap, *, new: bool)
     places = itertools.count()
 
     def one(tensor: torch.Tensor) -> torch.Tensor:
-        if next(places) not in inputs:
+        if next(places) not in inputs or tensor.is_meta:
             return tensor
         kept = torch.tensor(ids.kept, device=tensor.device, dtype=torch.long)
         stays = torch.isin(tensor.long(), kept) | (tensor < 0)

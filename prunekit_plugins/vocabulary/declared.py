@@ -16,7 +16,7 @@ from prunekit_core.program.op_call import Role
 from prunekit_core.program.trace import TensorRef, Trace
 from prunekit_core.record.programs import Programs
 from prunekit_plugins.vocabulary.axis import Logits, Vocabulary
-from prunekit_plugins.vocabulary.flow import Use, uses_of
+from prunekit_plugins.vocabulary.flow import READ, Use, leaving, uses_of
 
 EVERYTHING = ("*",)
 """All outputs, as patterns of their names."""
@@ -61,6 +61,7 @@ def declare(graph: Graph, table: str | None, outputs: Sequence[str] | None) -> D
     if not inputs:
         raise ArgumentError("No input of the model holds ids of this table.", where=name)
     uses = [uses_of(one.trace, [one.trace.inputs[place] for place in inputs]) for one in graph.analysis.recordings]
+    _check_inside(graph.analysis, inputs)
     tables = _tables(graph.analysis, uses)
     found = _logits(graph, size, uses, outputs)
     return _declared(graph, size, uses, found, (tables, inputs))
@@ -80,8 +81,8 @@ def declare_classes(graph: Graph, outputs: Sequence[str] | None) -> Declared:
     """
     uses: list[Mapping[int, Use]] = [{} for _ in graph.analysis.recordings]
     found = _logits(graph, None, uses, outputs)
-    sizes = {recording.trace.shapes[ref.index][-1] for recording in graph.analysis.recordings[:1]
-             for ref, name in _results(recording.trace) if name in found}  # fmt: skip
+    trace = graph.analysis.recordings[0].trace
+    sizes = {trace.shapes[ref.index][found[name]] for ref, name in _results(trace) if name in found}
     if len(sizes) != 1:
         listed = ", ".join(repr(name) for name in found) or "none"
         raise ArgumentError("Which outputs are meant isn't clear.", why=f"found: {listed}", hint="name them: outputs=")
@@ -101,6 +102,14 @@ def _declared(
         raise _pinned(plugin.pinned_by)
     layout = _layout(changed.analysis, tables, outputs, size)
     return Declared(changed, layout, tables, inputs, outputs)
+
+
+def _check_inside(analysis: Analysis, inputs: Sequence[int]) -> None:
+    """Raises `NothingToPruneError` if ids leave the program other than through it."""
+    for recording in analysis.recordings:
+        why = leaving(recording.trace, [recording.trace.inputs[place] for place in inputs])
+        if why:
+            raise _pinned(Reason(f"{READ}: {why}"))
 
 
 def _pinned(reason: Reason) -> NothingToPruneError:
@@ -196,32 +205,42 @@ def _logits(
     graph: Graph, size: int | None, uses: Sequence[Mapping[int, Use]], given: Sequence[str] | None
 ) -> dict[str, int]:
     """Finds the outputs that have a value for each id, with their dim along the ids."""
-    recording = graph.analysis.recordings[0]
-    shapes = {name: recording.trace.shapes[ref.index] for ref, name in _results(recording.trace)}
-    if given is not None:
-        return {name: _dim(shapes, name, size) for name in given}
+    trace = graph.analysis.recordings[0].trace
+    strange = next((name for name in given or () if name not in trace.names), None)
+    if strange is not None:
+        raise ArgumentError(
+            "The model has no such output.", where=repr(strange), hint=nearest(strange, filter(None, trace.names))
+        )
     plugin, freed = _analysed(graph, size or 0, uses, EVERYTHING, {})
     if size is not None and plugin.pinned_by is not None:
         raise _pinned(plugin.pinned_by)
     own = _ids_of(freed.analysis, uses, size)
-    untied = size is None or not _others(graph.analysis, uses, size)
+    untied = size is None or given is not None or not _others(graph.analysis, uses, size)
     found = {}
-    for ref, name in _results(recording.trace):
-        layouts = freed.analysis.recordings[0].live.get(ref.index, ())
-        if layouts and size in (None, layouts[-1].size):
-            names = set(groups_of(layouts[-1]))
-            if (names and names <= own) or (untied and _is_head(freed.analysis, layouts[-1])):
-                found[name] = len(layouts) - 1
+    for ref, name in _results(trace):
+        if given is None or name in given:
+            layouts = freed.analysis.recordings[0].live.get(ref.index, ())
+            dims = [dim for dim in range(len(layouts)) if _is_of_ids(freed.analysis, layouts[dim], own, size, untied)]
+            dims += [] if given is None else [_last(trace.shapes[ref.index], name, size)]
+            if dims:
+                found[name] = dims[0]
     return found
 
 
-def _dim(shapes: Mapping[str, tuple[int, ...]], name: str, size: int | None) -> int:
-    if name not in shapes:
-        raise ArgumentError("The model has no such output.", where=repr(name), hint=nearest(name, shapes))
-    if not shapes[name] or size not in (None, shapes[name][-1]):
-        why = f"its shape is {shapes[name]}, and there are {size} ids"
+def _is_of_ids(analysis: Analysis, layout: Layout, own: set[str], size: int | None, untied: bool) -> bool:
+    """Tells whether a dim of an output has a value for each id: it is tied to the table, or only a head makes it."""
+    names = set(groups_of(layout))
+    if not names or size not in (None, layout.size):
+        return False
+    return names <= own or (untied and _is_head(analysis, layout))
+
+
+def _last(shape: tuple[int, ...], name: str, size: int | None) -> int:
+    """Returns the last dim of an output that somebody has named."""
+    if not shape or size not in (None, shape[-1]):
+        why = f"its shape is {shape}, and there are {size} ids"
         raise ArgumentError("The output has no value for each id.", where=repr(name), why=why)
-    return len(shapes[name]) - 1
+    return len(shape) - 1
 
 
 def _ids_of(analysis: Analysis, uses: Sequence[Mapping[int, Use]], size: int | None) -> set[str]:

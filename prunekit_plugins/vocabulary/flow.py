@@ -104,6 +104,17 @@ def packet_of(operation: Operation) -> str:
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
 
+def leaving(trace: Trace, inputs: Iterable[TensorRef]) -> str:
+    """Tells how the values of ids leave PyTorch (``tolist``); empty where they don't.
+
+    Args:
+        trace: The recorded program.
+        inputs: The inputs that hold ids.
+    """
+    flow = _Flow(trace, {trace.memory(ref.index) for ref in inputs})
+    return next((why for ref, why in trace.escaped.items() if flow.holds(ref)), "")
+
+
 def uses_of(trace: Trace, inputs: Iterable[TensorRef]) -> dict[int, Use]:
     """Follows ids from inputs of a program to everything that reads them.
 
@@ -153,7 +164,9 @@ class _Flow:
         makes = any(map(self.holds, self._results(operation)))
         if not makes and not any(map(self.holds, operation.references())):
             return
-        if name in LOOKUPS and self._looks_up(operation):
+        if operation.name == "aten::view.dtype":
+            yield Use(why=READ)
+        elif name in LOOKUPS and self._looks_up(operation):
             yield self._lookup(operation)
         elif name in MOVES:
             yield from self._moved(operation)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import prunekit as pk
+from prunekit.plugin import LayerType, Opaque as OpaqueLayer, OpRule, hookimpl
 from tests.vocabulary.training import data_of, made
 
 IDS = 40
@@ -208,6 +209,14 @@ REFUSED: dict[str, tuple[Callable[[Any, torch.Tensor], torch.Tensor], str]] = {
     "offset": (lambda m, ids: m.head(m.embed(ids + 1)) + m.embed(ids).sum(), "aten::add.Tensor"),
     "greedy": (lambda m, ids: m.head(m.embed(m.head(m.embed(ids)).argmax(-1))), "aten::embedding in embed"),
     "rounded": (lambda m, ids: m.head(m.embed(ids)) * (ids.half() > 3)[..., None], "token ids are rounded"),
+    "in other bits": (
+        lambda m, ids: m.head(m.embed(ids.view(torch.int32)[:, ::2])) + m.embed(ids).sum(),
+        "aten::view.dtype",
+    ),
+    "in a list of Python": (
+        lambda m, ids: m.head(m.embed(ids)) * len(ids.tolist()),
+        "its values leave PyTorch by tolist",
+    ),
     "mixed": (
         lambda m, ids: m.head(m.embed(torch.cat([ids, torch.arange(2).expand(len(ids), 2)], 1))),
         "token ids are mixed with other numbers",
@@ -379,3 +388,64 @@ def test_of_several_outputs_with_classes_some_are_named() -> None:
     model = Heads().eval()
     pk.prune_classes(model, [0, 3], x, outputs=["colour"])
     assert (model.head.out_features, model.other.out_features) == (10, 2)
+
+
+def test_classes_of_pictures_leave() -> None:
+    class Segmenter(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Conv2d(8, 10, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.body(x).relu())
+
+    model, x = whole_numbers(Segmenter()).eval(), torch.randint(3, (1, 3, 8, 8)).float()
+    before = model(x)
+    result = pk.prune_classes(model, [9, 4], x)
+    assert torch.equal(model(x), before[:, [4, 9]])
+    assert result.model.head.out_channels == 2
+
+
+class Closed(Language):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embed(ids) + self.embed(self.layer(ids)))
+
+
+def test_what_isnt_looked_into_reads_ids() -> None:
+    class Opaque(nn.Module):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return ids * 2 % 7
+
+    class Plugin:
+        @staticmethod
+        @hookimpl
+        def prunekit_layer_types() -> dict[Any, Any]:
+            rule = OpRule(lambda call: list(call["ids"].axes))
+            return {Opaque: LayerType("opaque", opaque=OpaqueLayer(rule))}
+
+    model = Closed()
+    model.layer = Opaque()  # type: ignore[assignment]
+    registry = pk.Registry(extra={"opaque": Plugin()})
+    with pytest.raises(pk.NothingToPruneError, match="opaque::"):
+        pk.prune_vocabulary(model.eval(), KEEP, some(2, 3), registry=registry)
+
+
+def test_a_pruned_vocabulary_is_pruned_on() -> None:
+    model, ids = Language().eval(), some(2, 3)
+    fresh = copy.deepcopy(model)
+    first = pk.prune_vocabulary(model, KEEP, ids)
+    second = pk.prune(model, first.ids.of(ids), ratio=0.5)
+    both = pk.Plan.from_json(first.plan.then(second.plan).to_json())
+    assert torch.equal(both.apply(fresh)(first.ids.of(ids)), model(first.ids.of(ids)))
+    assert fresh.embed.weight.shape == (len(KEEP), 4)
+
+
+def test_a_model_without_weights_is_planned_for_a_checkpoint(tmp_path: Path) -> None:
+    model, ids = Language().eval(), some(2, 3)
+    pk.save(model, tmp_path / "whole.safetensors", plan=pk.Plan())
+    with torch.device("meta"):
+        empty = Language().eval()
+    result = pk.prune_vocabulary(empty, KEEP, ids.to("meta"))
+    pk.prune_checkpoint(tmp_path / "whole.safetensors", tmp_path / "small.safetensors", result.plan)
+    small = pk.load(Language().eval(), tmp_path / "small.safetensors")
+    assert torch.equal(small(result.ids.of(ids)), model(ids)[..., KEEP])
