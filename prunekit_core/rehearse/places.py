@@ -45,7 +45,7 @@ class Sites:
                 for dim, layout in enumerate(record.live.get(index, ())):
                     for number, piece in enumerate(_runs(layout)):
                         yield (ordinal, slot, dim, number), piece
-            for slot, layout in enumerate(_stated(record, operation), len(tensors)):
+            for slot, layout in enumerate(_expected_sizes(record, operation), len(tensors)):
                 yield (ordinal, slot, -1, 0), layout
 
     def piece(self, recording: int, path: str, key: PieceKey) -> Layout | None:
@@ -55,8 +55,8 @@ class Sites:
         record = self._analysis.recordings[recording]
         tensors = tensors_at(operations[ordinal]) if ordinal < len(operations) else []
         if dim < 0:
-            stated = _stated(record, operations[ordinal]) if ordinal < len(operations) else []
-            return next(itertools.islice(stated, slot - len(tensors), None), None) if slot >= len(tensors) else None
+            sizes = _expected_sizes(record, operations[ordinal]) if ordinal < len(operations) else []
+            return next(itertools.islice(sizes, slot - len(tensors), None), None) if slot >= len(tensors) else None
         dims = record.live.get(tensors[slot], ()) if slot < len(tensors) else ()
         return next(itertools.islice(_runs(dims[dim]), number, None), None) if dim < len(dims) else None
 
@@ -73,7 +73,7 @@ class Sites:
         ]
 
 
-def _stated(record: Recording, operation: Operation) -> list[Layout]:
+def _expected_sizes(record: Recording, operation: Operation) -> list[Layout]:
     """Lists the layouts whose sizes arguments of an operation are."""
     expected = record.expectations.get(operation.index, ())
     return [one.pieces[0] for one in expected if len(one.pieces) == 1]

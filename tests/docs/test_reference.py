@@ -33,6 +33,7 @@ RAISING = (
     "integrations",
     "layers",
     "prune",
+    "vocabulary",
 )
 """The packages of plugins whose errors the page of errors explains."""
 SAYING = sorted(
