@@ -128,10 +128,11 @@ def prune_vocabulary(
     graph = Graph.of(found, inputs, forward_fn=forward_fn, registry=registry)
     declared = declare(graph, table, outputs)
     _check_range(wanted, declared.layout.size)
-    named = configuration.named_in(declared.graph.current.tree.modules, declared.graph.registry)
+    modules, registry = declared.graph.current.tree.modules, declared.graph.registry
+    named = {} if declared.others else configuration.named_in(modules, registry)
     settled = _settled(wanted, named, declared, data)
     made = None if data is None else rewritten(data, settled[0])
-    notes = []
+    notes = [f"configurations aren't changed: {name} is of the same size" for name in declared.others]
     if data is not None and made is not None and texts:
         otherwise = split_otherwise(texts, data, made, settled[0])
         notes += [f"{otherwise} of {len(texts)} texts are split otherwise: unknown words have become known"] * bool(
@@ -267,6 +268,7 @@ def _cut(
     graph, (ids, added), size = declared.graph, settled, declared.layout.size
     modules = graph.current.tree.modules
     changes = configuration.changes_in(modules, graph.registry, lambda name, value: field(name, value, ids, size))
+    changes = [] if declared.others else changes
     _check_examples(graph, declared, ids)
     graph = configuration.rehearsed(graph, changes, lambda one: exchanged(one, declared.inputs, ids, new=True))
     plan = graph.draft(_kept(declared.layout, ids))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
+from torch import nn
 
 from prunekit_core.algebra.layout import Layout, Units, groups_of
 from prunekit_core.algebra.reasons import Reason
@@ -32,6 +33,7 @@ class Declared:
         tables: Parameters whose rows are looked up by ids.
         inputs: Which of the tensors among the example inputs hold ids, by their places.
         outputs: Names of the outputs that have a value for each id, with their dim along the ids.
+        others: Tables with as many rows that other inputs look up: another vocabulary of the same size.
     """
 
     graph: Graph
@@ -39,6 +41,7 @@ class Declared:
     tables: tuple[str, ...]
     inputs: tuple[int, ...]
     outputs: Mapping[str, int]
+    others: tuple[str, ...] = ()
 
 
 def declare(graph: Graph, table: str | None, outputs: Sequence[str] | None) -> Declared:
@@ -64,7 +67,8 @@ def declare(graph: Graph, table: str | None, outputs: Sequence[str] | None) -> D
     _check_inside(graph.analysis, inputs)
     tables = _tables(graph.analysis, uses)
     found = _logits(graph, size, uses, outputs)
-    return _declared(graph, size, uses, found, (tables, inputs))
+    others = tuple(sorted(_others(graph.analysis, uses, size)))
+    return attrs.evolve(_declared(graph, size, uses, found, (tables, inputs)), others=others)
 
 
 def declare_classes(graph: Graph, outputs: Sequence[str] | None) -> Declared:
@@ -166,8 +170,7 @@ def _table(graph: Graph, given: str | None) -> str:
         if found is None:
             raise ArgumentError("There is no such table.", where=repr(given), hint=nearest(given, tree.aliases))
         return found
-    embeddings = getattr(graph.model, "get_input_embeddings", None)
-    own = tree.names.get(id(getattr(embeddings() if callable(embeddings) else None, "weight", None)))
+    own = tree.names.get(id(getattr(_embeddings(graph.model), "weight", None)))
     if own is not None:
         return own
     looked_up = _looked_up(graph.analysis.recordings[0], range(len(graph.analysis.recordings[0].trace.inputs)))
@@ -175,6 +178,15 @@ def _table(graph: Graph, given: str | None) -> str:
         return looked_up.pop()
     why = f"inputs look rows up in {', '.join(sorted(looked_up))}" if looked_up else "no input looks rows up"
     raise ArgumentError("Which embedding is meant isn't clear.", why=why, hint='name it: table="embed_tokens"')
+
+
+def _embeddings(model: nn.Module) -> object:
+    """Returns what a model of transformers names as its embeddings; None where it names none."""
+    ask = getattr(model, "get_input_embeddings", None)
+    try:
+        return ask() if callable(ask) else None
+    except NotImplementedError:
+        return None
 
 
 def _looked_up(recording: Recording, places: Sequence[int]) -> set[str]:

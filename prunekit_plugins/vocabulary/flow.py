@@ -31,6 +31,7 @@ MOVES: Mapping[str, tuple[str, ...]] = {
     "masked_scatter": ("self", "source"),
     "maximum": ("self", "other"),
     "minimum": ("self", "other"),
+    "pad": ("self", "value"),
     "scatter": ("self", "src", "value"),
     "select_scatter": ("self", "src"),
     "slice_scatter": ("self", "src"),
@@ -202,9 +203,11 @@ class _Flow:
 
     def _held(self, operation: Operation, names: Iterable[str], *, bound: bool = False) -> Use:
         """What is held against ids, or put among them: other ids, or numbers."""
-        constants = []
+        constants: list[Constant | None] = []
         for name in names:
             value = operation.arguments.get(name)
+            if name == "value" and value is None and operation.arguments.get("mode") == "constant":
+                constants.append(Constant(0))  # what is put around a tensor, if nothing is said
             if not all(map(self.holds, tensor_refs(value))):
                 return Use(why=MIXED)
             if isinstance(value, int | float):

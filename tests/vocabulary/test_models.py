@@ -100,6 +100,22 @@ def test_everything_that_programs_do_with_ids_in_order_follows() -> None:
     assert (model.pad, model.start, model.count, model.embed.padding_idx) == (9, 5, 11, 9)
 
 
+def test_padding_is_among_the_ids() -> None:
+    class Padded(Language):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fill = 33
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return super().forward(F.pad(F.pad(ids, (1, 0), value=self.fill), (0, 1)))
+
+    model = Padded()
+    result, before, after = prune(model.eval(), torch.tensor([[3, 9, 33], [9, 3, 3]]), [3, 9, 33])
+    assert result.ids.kept == (0, 3, 9, 33, 34)
+    assert torch.equal(after, before[..., list(result.ids.kept)])
+    assert model.fill == 3
+
+
 def test_ids_that_the_program_names_stay() -> None:
     result, before, after = prune(Followed().eval(), torch.tensor([[3, 4, 9]]), [3, 4, 9])
     assert result.ids.kept == (0, 3, 4, 9, 12, 13, 38, 39)
@@ -276,6 +292,7 @@ class Two(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.source, self.target, self.head = nn.Embedding(IDS, 8), nn.Embedding(IDS, 8), nn.Linear(8, IDS)
+        self.vocab_size = IDS
 
     def forward(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return self.head(self.target(target) + self.source(source).sum(1, keepdim=True))
@@ -288,7 +305,8 @@ def test_of_two_vocabularies_one_is_named() -> None:
     model = whole_numbers(Two()).eval()
     before = model(*inputs)
     result = pk.prune_vocabulary(model, KEEP, inputs, table="source")
-    assert (result.outputs, model.head.out_features) == ((), IDS)
+    assert (result.outputs, model.head.out_features, model.vocab_size) == ((), IDS, IDS)
+    assert result.notes == ("configurations aren't changed: target.weight is of the same size",)
     assert torch.equal(model(result.ids.of(inputs[0]), inputs[1]), before)
     again = pk.prune_vocabulary(model, KEEP, (result.ids.of(inputs[0]), inputs[1]), table="target.weight", outputs=[""])
     assert again.outputs == ("",)
