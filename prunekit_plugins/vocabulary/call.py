@@ -134,12 +134,10 @@ def prune_vocabulary(
     made = None if data is None else rewritten(data, settled[0])
     notes = [f"configurations aren't changed: {name} is of the same size" for name in declared.others]
     if data is not None and made is not None and texts:
-        otherwise = split_otherwise(texts, data, made, settled[0])
-        notes += [f"{otherwise} of {len(texts)} texts are split otherwise: unknown words have become known"] * bool(
-            otherwise
-        )
-    result = _cut(found, declared, settled, optimizer, notes, renumbered)
-    return attrs.evolve(result, model=model, tokenizer=made)
+        count = split_otherwise(texts, data, made, settled[0])
+        if count:
+            notes.append(f"{count} of {len(texts)} texts are split otherwise: unknown words have become known")
+    return _cut(declared, settled, _Call(model, optimizer, renumbered, made, tuple(notes)))
 
 
 @on_exclusive
@@ -157,10 +155,10 @@ def prune_classes(
 
     Args:
         model: Any module whose forward runs.
-        keep: Numbers of the classes to keep; they keep their order and are numbered anew.
+        keep: Numbers of the classes to keep; they keep their order and get new numbers.
         example_inputs: See `prune`.
-        outputs: Names of the outputs with a value for each class (the last dim); None for those whose last dim is made
-            by layers that nothing else reads, if they agree in their number.
+        outputs: Names of the outputs with a value for each class; None for those of which a dim is made by layers that
+            nothing else reads, if they agree in their number.
         forward_fn: Called as ``forward_fn(model, example_inputs)`` instead of the model.
         registry: Where plugins are found; None for the default registry.
         optimizer: An optimizer that trains the model, or several; their state is cut along.
@@ -178,7 +176,7 @@ def prune_classes(
     declared = declare_classes(graph, outputs)
     _check_range(wanted, declared.layout.size)
     settled = _settled(wanted, {}, declared, None)
-    return attrs.evolve(_cut(found, declared, settled, optimizer, [], renumbered_class), model=model)
+    return _cut(declared, settled, _Call(model, optimizer, renumbered_class))
 
 
 def _dummy(model: nn.Module) -> Any:
@@ -256,18 +254,30 @@ def _kept(layout: Layout, ids: IdMap) -> dict[str, tuple[int, ...]]:
     return kept
 
 
-def _cut(
-    model: nn.Module,
-    declared: Declared,
-    settled: tuple[IdMap, dict[int, str]],
-    optimizer: Optimizers | None,
-    notes: Sequence[str],
-    field: Callable[[str, Any, IdMap, int], Any],
-) -> VocabularyResult:
+@attrs.frozen(eq=False)
+class _Call:
+    """What a call was made with, as far as the cut depends on it.
+
+    Attributes:
+        model: The model, as it was passed in.
+        optimizer: What trains it.
+        field: Tells what fields of configurations become: from name, value, the map of ids and their number before.
+        tokenizer: The tokenizer with fewer tokens.
+        notes: What else is to be known.
+    """
+
+    model: nn.Module
+    optimizer: Optimizers | None
+    field: Callable[[str, Any, IdMap, int], Any]
+    tokenizer: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _cut(declared: Declared, settled: tuple[IdMap, dict[int, str]], call: _Call) -> VocabularyResult:
     """Proves the cut, makes it, and compares; the model is as it was if anything raises."""
     graph, (ids, added), size = declared.graph, settled, declared.layout.size
     modules = graph.current.tree.modules
-    changes = configuration.changes_in(modules, graph.registry, lambda name, value: field(name, value, ids, size))
+    changes = configuration.changes_in(modules, graph.registry, lambda name, value: call.field(name, value, ids, size))
     changes = [] if declared.others else changes
     _check_examples(graph, declared, ids)
     graph = configuration.rehearsed(graph, changes, lambda one: exchanged(one, declared.inputs, ids, new=True))
@@ -275,18 +285,18 @@ def _cut(
     edits = [edit for change in changes if (edit := change.edit()) is not None]
     plan = attrs.evolve(plan, edits=(*plan.edits, *edits))
     mixes = [f"{use} depends on all of them: other values for those that stay" for use in _mixes(declared)]
-    comparison = None if mixes else Comparison.of(model, declared, ids, plan)
+    comparison = None if mixes else Comparison.of(graph.model, declared, ids, plan)
+    outputs, notes = tuple(declared.outputs), (*call.notes, *mixes)
     transaction = Transaction()
     try:
         with transaction:
-            graph.apply_within(transaction, plan, optimizer)
+            graph.apply_within(transaction, plan, call.optimizer)
             configuration.make(changes, transaction)
             transaction.commit()
             if comparison is not None:
-                comparison.confirm(model)
-            names = tuple(declared.outputs)
-            return VocabularyResult(model, ids, plan, declared.tables, names, size, added, None, (*notes, *mixes))
-    except BaseException:
+                comparison.confirm(graph.model)
+            return VocabularyResult(call.model, ids, plan, declared.tables, outputs, size, added, call.tokenizer, notes)
+    except BaseException:  # an interrupt that was held back, too: without the map nobody could use the model
         transaction.undo()
         raise
 

@@ -14,7 +14,7 @@ from torch import nn
 
 import prunekit as pk
 from prunekit.plugin import LayerType, Opaque as OpaqueLayer, OpRule, hookimpl
-from tests.vocabulary.training import data_of, made
+from tests.vocabulary.training import as_data, data_of, from_data, made
 
 IDS = 40
 KEEP = [0, 1, 3, 4, 9, 12, 20, 21, 33, 38]
@@ -326,14 +326,22 @@ def test_texts_are_kept_by_their_tokens() -> None:
         before = model(ids)
         result = pk.prune_vocabulary(model, [text], ids, tokenizer=tokenizer)
         assert result.tokenizer is not None
-        from tests.vocabulary.training import from_data
-
         new = torch.tensor([from_data(result.tokenizer).encode(text).ids])
         assert torch.equal(model(new), before[..., list(result.ids.kept)])
     assert len(result) < 300
     assert result.added[tokenizer.token_to_id("<|pad|>")] == "the tokenizer"
     assert model[0].num_embeddings == len(result) == len(result.tokenizer["model"]["vocab"]) + 2
     assert data_of("byte_level") == tokenizer.to_str()
+
+
+def test_words_that_become_known_are_counted() -> None:
+    data = as_data(made("word_piece"))
+    data["added_tokens"], data["post_processor"] = [], None
+    data["model"]["vocab"] = {"<unk>": 0, "ab": 1, "a": 2, "##bc": 3, "d": 4}
+    texts = ["abc", "d"]  # of the first word nothing follows "ab"
+    result = pk.prune_vocabulary(Language(), [*texts, 2, 3], some(2, 3), tokenizer=data)
+    assert result.ids.kept == (0, 2, 3, 4)
+    assert result.notes == ("1 of 2 texts are split otherwise: unknown words have become known",)
 
 
 @pytest.mark.parametrize(
