@@ -20,7 +20,8 @@ CORE = (
 
 PLUGINS = (
     "ops", "layers", "replacements", "schedules", "classic", "checkpoints", "calibration", "compensation", "importance",
-    "measure", "budgets", "regularizers", "pruners", "depth", "prune", "distill", "doctor", "export", "reports",
+    "measure", "budgets", "regularizers", "pruners", "depth", "prune", "vocabulary", "distill", "doctor", "export",
+    "reports",
     "integrations", "distributed", "testing", "compat", "cli",
 )  # fmt: skip
 """The packages of built-in plugins, likewise."""
@@ -34,6 +35,7 @@ AROUND_THE_CORE = (
     "depth",
     "prune",
     "distill",
+    "vocabulary",
     "testing",
 )
 """Packages that decide, measure, fit and store: they work with the core's packages, as one who embeds it would."""
@@ -175,7 +177,7 @@ def test_doors_show_their_names_and_no_more(door: str) -> None:
 
 
 def test_users_see_few_names() -> None:
-    assert len(prunekit.__all__) <= 52
+    assert len(prunekit.__all__) <= 54
 
 
 @pytest.mark.parametrize("path", [*sources("prunekit_core"), *sources("prunekit_plugins")], ids=lambda p: p.name)
