@@ -13,7 +13,6 @@ from prunekit_plugins.budgets.curves import Curve, Sensitivity
 from prunekit_plugins.budgets.families import Family, RatioFamily
 from prunekit_plugins.budgets.knapsack import Choice, Problem
 from prunekit_plugins.budgets.latency import LatencyCost, latency, watched
-from prunekit_plugins.budgets.measuring import sensitivity
 from prunekit_plugins.budgets.memory import memory
 from prunekit_plugins.budgets.targets import Budget, plan_to_target
 
@@ -32,7 +31,6 @@ __all__ = [
     "memory",
     "params",
     "plan_to_target",
-    "sensitivity",
     "watched",
     "weights",
 ]

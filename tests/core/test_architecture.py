@@ -19,13 +19,13 @@ CORE = (
 """The core's files and packages: each imports only what stands before it. README's picture is this list."""
 
 PLUGINS = (
-    "ops", "layers", "replacements", "schedules", "classic", "checkpoints", "calibration", "compensation", "importance",
-    "measure", "budgets", "regularizers", "pruners", "depth", "prune", "doctor", "export", "reports", "integrations",
+    "ops", "layers", "replacements", "schedules", "checkpoints", "calibration", "compensation", "importance", "measure",
+    "budgets", "depth", "classic", "regularizers", "pruners", "prune", "doctor", "export", "reports", "integrations",
     "distributed", "testing", "compat", "cli",
 )  # fmt: skip
 """The packages of built-in plugins, likewise."""
 
-AROUND_THE_CORE = ("classic", "checkpoints", "calibration", "compensation", "budgets", "depth", "prune", "testing")
+AROUND_THE_CORE = ("checkpoints", "calibration", "compensation", "budgets", "depth", "classic", "prune", "testing")
 """Packages that decide, measure, fit and store: they work with the core's packages, as one who embeds it would."""
 
 MOST_FILES = 16
