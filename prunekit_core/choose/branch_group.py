@@ -10,7 +10,7 @@ import torch
 from prunekit_core.branches.branch import Branch, BranchKind
 from prunekit_core.errors import ArgumentError
 from prunekit_core.graph.graph import Graph
-from prunekit_core.modules.tree import named_tensors
+from prunekit_core.plans.plan import Plan
 
 
 @attrs.frozen(eq=False)
@@ -40,13 +40,28 @@ class BranchGroup:
         return 1
 
     def parameters(self) -> dict[str, torch.Tensor]:
-        """Returns the parameters and buffers that only this branch reads, by name, detached.
+        """Returns the parameters and buffers that only this branch reads and that are there now, by name, detached.
 
         Raises:
             ArgumentError: They are on the meta device, and nobody said where their values are.
         """
-        tensors = named_tensors(self.graph.model)
-        return {name: self._values(name, tensors[name]) for name in self.branch.parameters}
+        tensors = {name: self.graph.current.tensor(name) for name in self.branch.parameters}
+        return {name: self._values(name, tensor) for name, tensor in tensors.items() if tensor is not None}
+
+    def prune(self) -> Plan:
+        """Takes the branch out of the model, proven first.
+
+        Returns:
+            The plan from the model as it was at analysis to the model as it is now.
+
+        Raises:
+            RehearsalError: The program can't go on without it.
+            PlanError: The model was changed otherwise since it was analysed.
+        """
+        return self.graph.apply(self.graph.plan_without([self.name]))
+
+    def __str__(self) -> str:
+        return str(self.branch)
 
     def _values(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         stored = self.graph.current.stored

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import torch
@@ -11,12 +12,11 @@ from torch import nn
 
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Layout
-from prunekit_core.algebra.reasons import ReasonKind
 from prunekit_core.branches.branch import Branch, named_branches
 from prunekit_core.branches.without import without
 from prunekit_core.collector import collection_paused
 from prunekit_core.errors import ArgumentError, PlanError, UnitsError
-from prunekit_core.graph.channels import check_indices, flat_layout, not_whole, whole_units
+from prunekit_core.graph.channels import check_indices, flat_layout, not_whole, pinned_by, whole_units
 from prunekit_core.graph.current import CurrentModel
 from prunekit_core.graph.group import Dependency, Group, MemberView
 from prunekit_core.graph.recording_settings import RecordingSettings
@@ -36,6 +36,8 @@ from prunekit_core.record.recorder import check_recordable
 from prunekit_core.rehearse.ladder import Knowledge, Reselect
 from prunekit_core.rehearse.make_plan import Drafts
 from prunekit_core.rehearse.removals import analysis_after, draft_without
+
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class Graph:
@@ -177,19 +179,26 @@ class Graph:
         """Lists the branches that are gone, and some more, in the order of the program."""
         return named_branches(self.branches(), [*self.applied.absent, *(branch.name for branch in more)])
 
-    def plan_without(self, branches: Iterable[str], kept: Mapping[str, tuple[int, ...]] | None = None) -> Plan:
+    def plan_without(
+        self,
+        branches: Iterable[str],
+        kept: Mapping[str, tuple[int, ...]] | None = None,
+        reselect: Reselect | None = None,
+    ) -> Plan:
         """Makes a proven plan without some branches, from the model as it was at analysis; see `draft`.
 
         Args:
             branches: Their names; those that are gone already stay so.
             kept: Kept units per group, as numbered at analysis, a subset of those still there.
+            reselect: Chooses units anew when the program needs another number; None if the choice is fixed.
 
         Raises:
             ArgumentError: The model has no such branch.
             RehearsalError: The program can't go on without them, or can't express the cut.
         """
         names = [*self.applied.absent, *([branches] if isinstance(branches, str) else branches)]
-        return self._drafted(names, kept or {}, None)
+        whole, entries = {**self.applied.kept, **(kept or {})}, bool(self.applied.entries)
+        return draft_without(self.model, self.drafts, names, whole, reselect, entries=entries)
 
     def analysis_after(self, plan: Plan) -> Analysis:
         """Returns what is known about the model without the branches that a plan of this graph removes."""
@@ -278,22 +287,13 @@ class Graph:
         flat = set(positions[numbers].tolist())
         removed, covered = whole_units(layout, flat, kept)
         if flat - covered:
-            raise not_whole(layout, min(flat - covered), where, self._pins(path))
+            raise not_whole(layout, min(flat - covered), where, pinned_by(self.analysis, path))
         for name, units in removed.items():
             if len(units) == len(self.remaining(name)):
                 raise UnitsError(
                     "All units of a group can't be removed.", where=where, why=f"group {name} would be empty"
                 )
         return Group(self, removed, (layer, path, function, numbers))
-
-    def _pins(self, path: str) -> str:
-        """What pins the parameters of a layer, kernels apart."""
-        for name, parameter in self.analysis.parameters.items():
-            if name.rpartition(".")[0] == path:
-                for reason in parameter.reasons:
-                    if reason is not None and reason.kind is not ReasonKind.KERNEL:
-                        return str(reason)
-        return "they can't shrink"
 
     def dependencies(self, removed: Mapping[str, Sequence[int]]) -> list[tuple[Dependency, list[int], list[int]]]:
         """Lists the layers that lose something with some units: (dependency, flat positions, which unit each is)."""
@@ -363,11 +363,7 @@ class Graph:
         Raises:
             RehearsalError: The program can't express the cut.
         """
-        return self._drafted(self.applied.absent, kept, reselect)
-
-    def _drafted(self, names: Iterable[str], kept: Mapping[str, tuple[int, ...]], reselect: Reselect | None) -> Plan:
-        whole, entries = {**self.applied.kept, **kept}, bool(self.applied.entries)
-        return draft_without(self.model, self.drafts, names, whole, reselect, entries=entries)
+        return self.plan_without((), kept, reselect)
 
     def apply(self, plan: Plan, optimizer: Optimizers | None = None, copies: Iterable[nn.Module] = ()) -> Plan:
         """Applies a plan that this graph drafted to the model, on top of what was applied before.
@@ -466,16 +462,21 @@ class Graph:
             hint="copy the model, and keep the plan, which is data (result.plan)",
         )
 
-    def report(self) -> Report:
-        """Tells what was pruned, left on purpose, not understood, and untouched."""
-        return Report.of(
-            self.analysis,
-            self.applied.kept,
-            self.knowledge.restored,
-            {},
-            (*self.notes, *self.knowledge.notes(), *self.applied.notes),
-            self.knowledge.means,
-        )
+    def report(
+        self, left: Mapping[str, str] = _NONE, branches: Mapping[str, str] = _NONE, notes: Iterable[str] = ()
+    ) -> Report:
+        """Tells what was pruned, left on purpose, not understood, and untouched.
+
+        Args:
+            left, branches: Names of groups and of branches to the reasons why they stay, where more is known than here.
+            notes: Further lines.
+        """
+        known, applied = self.knowledge, self.applied
+        lines = (*self.notes, *notes, *known.notes(), *applied.notes)
+        found = Report.of(self.analysis, applied.kept, known.restored, left, lines, known.means)
+        if applied.absent and not branches:
+            branches = {b.name: b.reason or "not asked for" for b in self.branches() if b.name not in applied.absent}
+        return found.without(applied.absent, branches, applied.gone, self.analysis)
 
     def explain(self, layer: nn.Module | str) -> Explanation:
         """Tells what the channels of a layer are tied to, by which operations, and what pins them.

@@ -17,7 +17,7 @@ from prunekit_core.graph.graph import Graph
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.costs import compiled_cost
 from prunekit_core.plans.plan import Plan
-from prunekit_plugins.budgets.targets import Budget, OutOfReachError
+from prunekit_plugins.budgets.budget import Budget, OutOfReachError
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.depth.scoring import BranchScorer
 from prunekit_plugins.depth.settings import DepthSettings

@@ -14,7 +14,7 @@ from prunekit_core.choose.criterion import Criterion, criterion_of
 from prunekit_core.errors import ArgumentError
 from prunekit_core.modules.tree import Layer
 from prunekit_core.plugins.registry import Registry
-from prunekit_plugins.budgets.targets import Target
+from prunekit_plugins.budgets.budget import Target
 
 WIDTH, DEPTH = "width", "depth"
 CALIBRATED, PLAIN = "output_change", "magnitude"

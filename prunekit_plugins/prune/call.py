@@ -26,8 +26,9 @@ from prunekit_core.plans.plan import Plan, Preview
 from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.record.recorder import check_recordable
 from prunekit_plugins.budgets.allocation import Solver
+from prunekit_plugins.budgets.budget import Budget, Target
 from prunekit_plugins.budgets.curves import Sensitivity
-from prunekit_plugins.budgets.targets import Budget, Selector, Target, plan_to_target
+from prunekit_plugins.budgets.targets import Selector, plan_to_target
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.checkpoints.provenance import Protocol, make_protocol
 from prunekit_plugins.classic.graph import DependencyGraph

@@ -16,8 +16,8 @@ from prunekit_core.errors import ArgumentError
 from prunekit_core.plans.optimizers import Optimizers
 from prunekit_core.plugins.registry import Registry
 from prunekit_plugins.budgets.allocation import Solver
+from prunekit_plugins.budgets.budget import Target, check_target
 from prunekit_plugins.budgets.curves import Sensitivity
-from prunekit_plugins.budgets.targets import Target, check_target
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.classic.settings import PrunerSettings
 from prunekit_plugins.compensation.repair import Compensator
