@@ -84,14 +84,15 @@ class Pruner:
         """Whether all units are ranked together."""
         return self.settings.global_pruning
 
-    def without(self, removal: Plan) -> Pruner:
+    def without(self, removal: Plan, branches: BranchSteps) -> Pruner:
         """Returns a pruner of the same model, at the same step, whose plans take some branches out as well.
 
         Args:
             removal: A plan of this pruner's graph without these branches.
+            branches: What decided about them.
         """
         checked = CheckedSettings(self.settings, self.importance, self._schedule, self.limits, ())
-        other = Pruner(self.graph, checked, blocks=self._blocks, notes=self._notes, branches=self.branches)
+        other = Pruner(self.graph, checked, blocks=self._blocks, notes=self._notes, branches=branches)
         other.current_step, other.removal = self.current_step, removal
         return other
 
@@ -193,7 +194,10 @@ class Pruner:
             step = min(self.current_step + 1, self.iterative_steps)
             if self.branches is not None:
                 self.removal = self.branches.removal(step)
-            return self.draft(self.scopes(step))
+            scopes = self.scopes(step)
+            if self.branches is not None and not any(scope.ratio for scope in scopes):  # nothing to score units for
+                return self.removal if self.removal.absent else self.graph.draft({})
+            return self.draft(scopes)
 
     def draft(self, scopes: Sequence[Scope], scores: Mapping[str, torch.Tensor] | None = None) -> Plan:
         """Makes a proven plan for given scopes (see `scopes`)."""

@@ -148,7 +148,7 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         'the name of a criterion, or a table such as { name = "output_change", measure = "kl" }',
         _is_made,
     ),
-    "by": ('"width" or "depth"', lambda value: value in ("width", "depth")),
+    "by": ('"width", "depth" or "both"', lambda value: value in ("width", "depth", "both")),
     "keep_first": _WHOLE,
     "keep_last": _WHOLE,
     "max_pruning_ratio": ("a number in [0, 1]", lambda value: is_number(value) and 0 <= value <= 1),

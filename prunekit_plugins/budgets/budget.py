@@ -82,7 +82,7 @@ class Budget:
         costs: The same as functions of group sizes.
         dense: What the original costs.
         allowed: What may be spent.
-        now: What the model as it is now costs.
+        now: What the model as it is now costs, before predictions are corrected; see `present`.
         base: Sizes of the groups that earlier steps have cut.
         registry: Where cost models are found.
         scales: What predictions of measured costs are multiplied by; 1 where nothing is said.
@@ -139,6 +139,11 @@ class Budget:
     def measured(self) -> bool:
         """Whether any of its costs is measured."""
         return any(model.measured for model in self.models.values())
+
+    @property
+    def present(self) -> dict[str, float]:
+        """What the model as it is now costs, with predictions corrected."""
+        return {name: self.scales.get(name, 1.0) * cost for name, cost in self.now.items()}
 
     def spent(self, units: Mapping[str, int]) -> dict[str, float]:
         """Computes what a selection costs.

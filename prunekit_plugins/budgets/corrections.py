@@ -136,7 +136,7 @@ def _checks(
     for name, known in trials.items():
         model = budget.models[name]
         before, after = _taken(graph, name, model, small)
-        whole = budget.scales.get(name, 1.0) * budget.now[name]
+        whole = budget.present[name]
         allowed = allowance(model, name, target[name], budget.dense[name] * before / whole)
         known.add(whole, before / allowed)
         found.append(_Check(name, model, known.expected(predicted[name]) * allowed, after, allowed, before))

@@ -167,12 +167,7 @@ class BranchRuns:
             gatherer.add(SeenBranch(outputs=self._outputs(batch, (*off, name)), expected=expected))
 
     def _outputs(self, batch: Batch, off: Sequence[str]) -> dict[str, torch.Tensor]:
-        outputs = self._run(batch, SumListener(self._watched.shadow, self._places, batch, off))
-        return {
-            name: _output_rows(tensor, batch)
-            for name, tensor in named_outputs(outputs)
-            if tensor.is_floating_point() and tensor.numel()
-        }
+        return rows_of(self._run(batch, SumListener(self._watched.shadow, self._places, batch, off)), batch)
 
     def _run(self, batch: Batch, listener: SumListener) -> Any:
         try:
@@ -183,6 +178,23 @@ class BranchRuns:
             raise
         listener.finish()
         return outputs
+
+
+def rows_of(outputs: Any, batch: Batch) -> dict[str, torch.Tensor]:
+    """Returns the vectors that a model returns for a batch, as `SeenBranch.outputs` holds them.
+
+    Args:
+        outputs: What the model returned.
+        batch: The batch.
+
+    Returns:
+        Key path of each output of real numbers to a tensor ``[rows, features]``.
+    """
+    return {
+        name: _output_rows(tensor, batch)
+        for name, tensor in named_outputs(outputs)
+        if tensor.is_floating_point() and tensor.numel()
+    }
 
 
 def _output_rows(tensor: torch.Tensor, batch: Batch) -> torch.Tensor:

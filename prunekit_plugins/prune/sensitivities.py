@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from prunekit_core.arguments import check_keywords, keywords_of
 from prunekit_core.choose.candidates import check_ratio
 from prunekit_core.choose.criterion import Criterion
 from prunekit_core.errors import ArgumentError
@@ -17,6 +18,7 @@ from prunekit_plugins.budgets.curves import Sensitivity
 from prunekit_plugins.budgets.measuring import RATIOS, Finish, Metric, Progress, measure
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.classic.pruner import BasePruner
+from prunekit_plugins.prune.settings import DEPTH_KEYWORDS
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -64,6 +66,8 @@ def sensitivity(
     Raises:
         ArgumentError: An argument is wrong, the metric gave no number, or the cache is of another model.
     """
+    about_branches = (*DEPTH_KEYWORDS, "target", "calibration")
+    check_keywords(options, (n for n in keywords_of(BasePruner) if n not in about_branches), "sensitivity")
     checked = _checked(ratios)
     pruner = BasePruner(model, example_inputs, importance, registry=registry, **options)
     if cache is not None and Path(cache).exists():
