@@ -16,6 +16,7 @@ from prunekit_core.program.outputs import named_outputs
 from prunekit_plugins.calibration.batches import Batch, Batches
 from prunekit_plugins.calibration.branch_sums import AddedBranch, SumListener, SumPlaces
 from prunekit_plugins.calibration.observation import Loss, Watched, scalar_loss
+from prunekit_plugins.checkpoints.stored_values import Cut
 
 
 class BranchNeed(enum.Enum):
@@ -94,20 +95,16 @@ class BranchRuns:
     """Runs a model on calibration batches, with some branches switched off.
 
     Args:
-        graph: The analysed model, as it was at analysis.
+        graph: The analysed model, as it was at analysis. Weights on disk are read once for every run.
         batches: The batches.
         loss_fn: Loss for gradients; None for the outputs multiplied by random signs and added up, whose squared
             derivatives are, on average, by how much the outputs move.
     """
 
     def __init__(self, graph: Graph, batches: Batches, loss_fn: Loss | None = None) -> None:
-        if graph.current.stored is not None:
-            raise ArgumentError(
-                "Branches can't be scored on data with the weights on disk.",
-                hint="score them by the weights, or load the model into memory",
-            )
-        self._batches, self._loss = batches, loss_fn
-        self._watched = Watched(graph.model, graph.registry)
+        self._batches, self._loss, stored = batches, loss_fn, graph.current.stored
+        self._on_disk = stored is not None
+        self._watched = Watched(graph.model, graph.registry, None if stored is None else Cut(stored, graph.applied))
         self._places = SumPlaces.of(graph.branch_analysis, graph.branches(), graph.registry.op_rules)
 
     def gather(self, gatherers: Mapping[str, BranchGatherer], off: Sequence[str] = ()) -> None:
@@ -123,6 +120,12 @@ class BranchRuns:
         by_need: dict[BranchNeed, dict[str, BranchGatherer]] = {}
         for name, gatherer in gatherers.items():
             by_need.setdefault(gatherer.needs, {})[name] = gatherer
+        if self._on_disk and BranchNeed.GRADIENTS in by_need:
+            raise ArgumentError(
+                "Derivatives can't be gathered with the weights on disk.",
+                why="a backward pass reads every weight once more, when its values are gone",
+                hint="a criterion that runs forward only (block_influence, output_change), or the model in memory",
+            )
         if off and BranchNeed.GRADIENTS in by_need:
             raise ArgumentError(
                 "Derivatives can't be gathered with branches switched off.",

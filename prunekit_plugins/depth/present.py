@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import attrs
+import torch
+
 from prunekit_core.branches.branch import Branch
 from prunekit_core.choose.branch_group import BranchCriterion
+from prunekit_core.graph.current import StoredWeights
 from prunekit_core.graph.graph import Graph
 from prunekit_core.groups.analysis import analyse
+from prunekit_core.plans.plan import Plan
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.depth.scoring import BranchScorer
 
@@ -52,12 +57,46 @@ class PresentScorer:
         return {name: known[name] for name in self._names if name in wanted}
 
 
+@attrs.frozen(eq=False)
+class _StoredNow:
+    """Values of a model after cuts, in the files of the model before them.
+
+    Attributes:
+        stored: The files.
+        plan: What was cut.
+        before: Name that a tensor has now to the name that it had.
+    """
+
+    stored: StoredWeights
+    plan: Plan
+    before: Mapping[str, str]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.before and self.before[name] in self.stored
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Returns the dtype that a tensor has there."""
+        return self.stored.dtype(self.before[name])
+
+    def names(self, name: str) -> tuple[str, ...]:
+        """Returns the names that a tensor has there."""
+        return self.stored.names(self.before[name])
+
+    def read(self, name: str, plan: Plan) -> torch.Tensor:
+        """Reads a tensor of the model as it is now; no plan was applied since."""
+        return self.stored.read(self.before[name], self.plan)
+
+
 def _as_it_is(graph: Graph) -> Graph:
     """Records the model of a graph as it is now, on the same inputs and in the same modes."""
-    recordings = graph.analysis.recordings
+    recordings, stored = graph.analysis.recordings, graph.current.stored
     examples = list({id(one.example): one.example for one in recordings}.values())
     modes = tuple(dict.fromkeys(one.training for one in recordings))
-    return Graph(graph.model, analyse(graph.model, examples, graph.registry, modes=modes), graph.registry)
+    found = Graph(graph.model, analyse(graph.model, examples, graph.registry, modes=modes), graph.registry)
+    if stored is not None:
+        before = {now: was for was, now in graph.applied.places(graph.analysis.parameters).items()}
+        found.current.stored = _StoredNow(stored, graph.applied, before)
+    return found
 
 
 def _names_in(graph: Graph, seen: Graph) -> dict[str, str]:
