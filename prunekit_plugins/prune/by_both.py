@@ -86,7 +86,7 @@ def by_both(
         )
     best = min(splits, key=lambda split: (split.change, len(split.plan.absent)))
     notes = [*doubts, *_notes(splits, refused, best)]
-    if fit is held or fit.source == held.source:
+    if fit.source is held.source:
         notes.append("splits were compared on the data that decided: there is only one batch of calibration data")
     if best.plan.absent:
         notes.append(NOT_REPAIRED)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import prunekit as pk
-from tests.core.test_depth import NAMES, X, Deep, deep, pruned, scaled, without
+from tests.core.test_depth import NAMES, Deep, X, deep, pruned, scaled, without
 
 GENERATOR = torch.Generator().manual_seed(3)
 BATCHES = [torch.randn(8, 6, 3, generator=GENERATOR) for _ in range(4)]
