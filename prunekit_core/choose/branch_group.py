@@ -10,6 +10,7 @@ import torch
 from prunekit_core.branches.branch import Branch, BranchKind
 from prunekit_core.errors import ArgumentError
 from prunekit_core.graph.graph import Graph
+from prunekit_core.modules.sharding import whole_tensor
 from prunekit_core.plans.plan import Plan
 
 
@@ -42,6 +43,8 @@ class BranchGroup:
     def parameters(self) -> dict[str, torch.Tensor]:
         """Returns the parameters and buffers that only this branch reads and that are there now, by name, detached.
 
+        What is sharded is gathered, see `whole_tensor`.
+
         Raises:
             ArgumentError: They are on the meta device, and nobody said where their values are.
         """
@@ -66,7 +69,7 @@ class BranchGroup:
     def _values(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         stored = self.graph.current.stored
         if not tensor.is_meta:
-            return tensor.detach()
+            return whole_tensor(tensor)
         if stored is None or name not in stored:
             raise ArgumentError(
                 "A model on the meta device has no values to score.",

@@ -13,6 +13,7 @@ import torch
 from prunekit_core.errors import ArgumentError, PrunekitError
 from prunekit_core.graph.graph import Graph
 from prunekit_core.program.outputs import named_outputs
+from prunekit_core.record.recorder import check_recordable
 from prunekit_plugins.calibration.batches import Batch, Batches
 from prunekit_plugins.calibration.branch_sums import AddedBranch, SumListener, SumPlaces
 from prunekit_plugins.calibration.observation import Loss, Watched, scalar_loss
@@ -99,12 +100,16 @@ class BranchRuns:
         batches: The batches.
         loss_fn: Loss for gradients; None for the outputs multiplied by random signs and added up, whose squared
             derivatives are, on average, by how much the outputs move.
+
+    Raises:
+        UnsupportedModelError: The model was sharded since it was analysed.
     """
 
     def __init__(self, graph: Graph, batches: Batches, loss_fn: Loss | None = None) -> None:
         self._batches, self._loss, stored = batches, loss_fn, graph.current.stored
         self._on_disk = stored is not None
-        self._watched = Watched(graph.model, graph.registry, None if stored is None else Cut(stored, graph.applied))
+        model = check_recordable(graph.model)
+        self._watched = Watched(model, graph.registry, None if stored is None else Cut(stored, graph.applied))
         self._places = SumPlaces.of(graph.branch_analysis, graph.branches(), graph.registry.op_rules)
 
     def gather(self, gatherers: Mapping[str, BranchGatherer], off: Sequence[str] = ()) -> None:

@@ -13,6 +13,7 @@ from prunekit_core.graph.current import StoredWeights
 from prunekit_core.graph.graph import Graph
 from prunekit_core.groups.analysis import analyse
 from prunekit_core.plans.plan import Plan
+from prunekit_core.record.recorder import check_recordable
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.depth.scoring import BranchScorer
 
@@ -92,7 +93,8 @@ def _as_it_is(graph: Graph) -> Graph:
     recordings, stored = graph.analysis.recordings, graph.current.stored
     examples = list({id(one.example): one.example for one in recordings}.values())
     modes = tuple(dict.fromkeys(one.training for one in recordings))
-    found = Graph(graph.model, analyse(graph.model, examples, graph.registry, modes=modes), graph.registry)
+    model = check_recordable(graph.model)
+    found = Graph(model, analyse(model, examples, graph.registry, modes=modes), graph.registry)
     if stored is not None:
         before = {now: was for was, now in graph.applied.places(graph.analysis.parameters).items()}
         found.current.stored = _StoredNow(stored, graph.applied, before)
