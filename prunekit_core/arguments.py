@@ -95,6 +95,7 @@ FORMS: Mapping[str, Form] = {
     "prune_num_heads": _SWITCH,
     "prune_head_dims": _SWITCH,
     "reestimate_batchnorm": _SWITCH,
+    "keep_names": _SWITCH,
     "forward_fn": _CALLED,
     "output_transform": _CALLED,
     "target": Form(

@@ -9,7 +9,7 @@ import attrs
 from torch import nn
 
 from prunekit_core.branches.branch import Branch, BranchKind, Summand
-from prunekit_core.branches.needs import Needs
+from prunekit_core.branches.needs import Needs, Read
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.program.linear_forms import Addition
 from prunekit_core.program.rules import RuleTable, addition_of
@@ -91,10 +91,32 @@ class _Search:
             for argument, tensor, rest in ((addition.first, first, second), (addition.second, second, first)):
                 only = needs.only_for([(operation.index, tensor)])
                 reads = needs.names_read(only) if only else ()
-                if self._parameters.isdisjoint(reads):
+                if self._parameters.isdisjoint(reads) or self._holds_stream(needs, operation.index, tensor, rest):
                     continue
                 ordered = tuple(sorted(only | needs.followers(only)))
                 yield Summand(position, operation.index, argument, tensor, rest, ordered, reads)
+
+    def _holds_stream(self, needs: Needs, place: int, tensor: TensorRef, other: TensorRef) -> bool:
+        """Whether one operand of a sum is a sum itself, of something that the other operand is computed from.
+
+        In ``(x + a(x)) + b(x)`` the first operand is no branch, and the second one is added to the stream.
+        """
+        pending = list(self._operands(needs, place, tensor))
+        while pending:
+            operation, ref = pending.pop(0)
+            if needs.meeting((operation, ref), (place, other)) == needs.version(operation, ref):
+                return True
+            pending.extend(self._operands(needs, operation, ref))
+        return False
+
+    def _operands(self, needs: Needs, place: int, tensor: TensorRef) -> Iterator[Read]:
+        """Yields what a tensor is the sum of, as an operation reads it; nothing if it is no sum."""
+        made = needs.trace.operations[max(needs.source(place, tensor), default=0)]
+        addition = self._addition(made) if tensor in made.outputs else None
+        for name in (addition.first, addition.second) if addition is not None else ():
+            ref = made.arguments[name]
+            if isinstance(ref, TensorRef):
+                yield made.index, ref
 
     def _addition(self, operation: Operation) -> Addition | None:
         addition = addition_of(self._rules, operation.op)
@@ -156,10 +178,12 @@ class _Search:
 
     def _kind(self, summand: Summand) -> BranchKind:
         needs = self._needs[summand.recording]
-        met = needs.meeting(summand.operation, summand.tensor, summand.rest)
+        place, tensor, rest = summand.operation, summand.tensor, summand.rest
+        met = needs.meeting((place, tensor), (place, rest))
         if met is None:
             return BranchKind.OTHER
-        return BranchKind.RESIDUAL if met == needs.version(summand.operation, summand.rest) else BranchKind.FORK
+        residual = met == needs.version(place, rest) or self._holds_stream(needs, place, rest, tensor)
+        return BranchKind.RESIDUAL if residual else BranchKind.FORK
 
     def _reason(self, summands: Sequence[Summand], kind: BranchKind, parameters: Sequence[str]) -> str:
         """Says why a branch can't be switched off; empty where it can."""

@@ -6,6 +6,8 @@ import bisect
 import heapq
 from collections.abc import Iterable
 
+import torch
+
 from prunekit_core.program.calls import written_arguments
 from prunekit_core.program.rules import ModuleOp
 from prunekit_core.program.trace import Operation, TensorRef, Trace, is_continuous, tensor_refs
@@ -17,6 +19,10 @@ memory last."""
 Version = tuple[int, int]
 """The index of the operation that made a tensor or wrote to it last, -1 for what was there before the forward; and
 `TensorRef.index`."""
+
+
+Read = tuple[int, TensorRef]
+"""The index of an operation, and a tensor that it reads."""
 
 
 class Needs:
@@ -47,9 +53,10 @@ class Needs:
         results: list[int] = []
         for operation in trace.operations:
             results.extend(self._add(operation))
-        for ref in (*trace.results, *trace.kept, *trace.stored):
-            results.extend(self._sources_of(ref))
-        self._count(results)
+        self._ends = {
+            source for ref in (*trace.results, *trace.kept, *trace.stored) for source in self._sources_of(ref)
+        }
+        self._count([*results, *self._ends])
 
     def _add(self, operation: Operation) -> list[int]:
         """Notes an operation; returns it where it writes to memory that was there before the forward."""
@@ -68,8 +75,9 @@ class Needs:
                 self._writes.setdefault(operation.index, []).append(self._names[root])
             else:
                 outside = outside or root not in self._made
+        written_down = operation.op is torch.ops.aten.lift_fresh.default  # what it reads came into being just now
         for ref in operation.outputs:
-            if ref not in read:
+            if ref not in read or written_down:
                 self._made.add(ref.index)
             if ref not in read or ref in written:  # else it only hands on what it read, as a conversion to the same
                 self._written[ref.index] = operation.index
@@ -103,11 +111,15 @@ class Needs:
                 pending.extend(source for _, sources in self.sources[index] for source in sources)
         self._idle = [index for index, needed in enumerate(self.needed) if not needed]
 
+    def is_result(self, operation: int) -> bool:
+        """Tells whether what an operation made or wrote is among the results, or may be."""
+        return operation in self._ends
+
     def source(self, operation: int, ref: TensorRef) -> tuple[int, ...]:
         """Returns the operations that an operation depends on for one of the tensors that it reads."""
         return next(sources for read, sources in self.sources[operation] if read == ref)
 
-    def only_for(self, reads: Iterable[tuple[int, TensorRef]]) -> set[int]:
+    def only_for(self, reads: Iterable[Read]) -> set[int]:
         """Finds the operations that the results need only because some operations read some tensors.
 
         They are those that the results don't need any more once these operations don't read these tensors.
@@ -151,8 +163,12 @@ class Needs:
         """Returns the version of a tensor that an operation reads."""
         return (max(self.source(operation, ref), default=-1), ref.index)
 
-    def meeting(self, operation: int, first: TensorRef, second: TensorRef) -> Version | None:
-        """Finds the last tensor of real numbers from which two tensors are computed that an operation reads.
+    def meeting(self, first: Read, second: Read) -> Version | None:
+        """Finds the last tensor of real numbers from which two tensors are computed that operations read.
+
+        Args:
+            first: One of the tensors, with an operation that reads it.
+            second: The other one, likewise.
 
         Returns:
             Its version, which may be that of one of the two; None where there is none. Parameters don't count.
@@ -167,12 +183,12 @@ class Needs:
                 heapq.heappush(queue, (-version[0], ref.index))
             colours[version] |= colour
 
-        reach(first, self.source(operation, first), 1)
-        reach(second, self.source(operation, second), 2)
+        for (operation, tensor), colour in ((first, 1), (second, 2)):
+            reach(tensor, self.source(operation, tensor), colour)
         while queue:
-            negative, tensor = heapq.heappop(queue)
-            version = (-negative, tensor)
-            if colours[version] == 3 and is_continuous(self.trace.dtypes[tensor]) and not self._is_given(version):
+            negative, index = heapq.heappop(queue)
+            version = (-negative, index)
+            if colours[version] == 3 and is_continuous(self.trace.dtypes[index]) and not self._is_given(version):
                 return version
             for ref, sources in self.sources[version[0]] if version[0] >= 0 else ():
                 reach(ref, sources, colours[version])
@@ -183,5 +199,5 @@ class Needs:
         return version[0] < 0 and self.trace.memory(version[1]) in self._names
 
 
-def _place(read: tuple[int, TensorRef]) -> tuple[int, int]:
+def _place(read: Read) -> tuple[int, int]:
     return (read[0], read[1].index)

@@ -67,7 +67,12 @@ class Surgery:
 
 
 def operate(
-    analysis: Analysis, rules: RuleTable, branches: Sequence[Branch], stubs: Sequence[Stub] | None = None
+    analysis: Analysis,
+    rules: RuleTable,
+    branches: Sequence[Branch],
+    stubs: Sequence[Stub] | None = None,
+    *,
+    leave: Collection[str] = (),
 ) -> Surgery:
     """Works out how branches are taken out of a model.
 
@@ -76,12 +81,13 @@ def operate(
         rules: The op rules.
         branches: The branches that go.
         stubs: The modules to exchange, where that is decided already; None to find them.
+        leave: Paths of modules that aren't exchanged themselves, only what is in them.
 
     Raises:
         RehearsalError: No module can be exchanged so that the program goes on as if they were zero.
     """
     analysis.shadow.rewind()  # an earlier rehearsal may have left its cut on it
-    operation = _Operation(analysis, rules, branches)
+    operation = _Operation(analysis, rules, branches, leave)
     if stubs is not None:
         return operation.surgery(stubs)
     try:
@@ -92,8 +98,10 @@ def operate(
 
 
 class _Operation:
-    def __init__(self, analysis: Analysis, rules: RuleTable, branches: Sequence[Branch]) -> None:
-        self._analysis, self._rules, self._branches = analysis, rules, branches
+    def __init__(
+        self, analysis: Analysis, rules: RuleTable, branches: Sequence[Branch], leave: Collection[str]
+    ) -> None:
+        self._analysis, self._rules, self._branches, self._leave = analysis, rules, branches, leave
         for branch in branches:
             if branch.reason:
                 raise self._refusal(branch.reason)
@@ -200,7 +208,10 @@ class _Operation:
 
     def _found(self) -> list[Stub]:
         """Finds the modules to exchange: outermost ones, or those in them where nothing can stand in their place."""
-        unfit: dict[str, str] = {}
+        unfit = dict.fromkeys(self._leave, "the program needs what is around these branches")
+        modules = self._analysis.shadow.modules
+        hooked = (path for path, module in modules.items() if path and has_hooks(module) and self._is_covered(path))
+        unfit.update((path, f"{path} has hooks, which would no longer run") for path in hooked)
         while True:
             paths = self._modules(unfit)
             if not paths:
@@ -270,9 +281,6 @@ class _Operation:
 
     def _is_covered(self, path: str) -> bool:
         """Whether everything that the results need of a module's calls is needed for the branches only."""
-        module = self._analysis.shadow.modules[path]
-        if has_hooks(module):
-            return False
         ran = False
         for position, calls in enumerate(self._calls):
             needed, only, lifted = self._needs[position].needed, self._only[position], self.lifted[position]

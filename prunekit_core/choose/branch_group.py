@@ -21,10 +21,12 @@ class BranchGroup:
     Attributes:
         graph: The analysed model.
         branch: The branch.
+        keep_names: Whether layers stay in their lists where it is pruned, so that all others keep their names.
     """
 
     graph: Graph
     branch: Branch
+    keep_names: bool = False
 
     @property
     def name(self) -> str:
@@ -41,9 +43,12 @@ class BranchGroup:
         return 1
 
     def parameters(self) -> dict[str, torch.Tensor]:
-        """Returns the parameters and buffers that only this branch reads and that are there now, by name, detached.
+        """Returns the parameters and buffers that only this branch reads and that are there now, detached.
 
         What is sharded is gathered, see `whole_tensor`.
+
+        Returns:
+            Name at analysis to the values.
 
         Raises:
             ArgumentError: They are on the meta device, and nobody said where their values are.
@@ -61,7 +66,7 @@ class BranchGroup:
             RehearsalError: The program can't go on without it.
             PlanError: The model was changed otherwise since it was analysed.
         """
-        return self.graph.apply(self.graph.plan_without([self.name]))
+        return self.graph.apply(self.graph.plan_without([self.name], keep_names=self.keep_names))
 
     def __str__(self) -> str:
         return str(self.branch)

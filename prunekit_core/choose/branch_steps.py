@@ -12,8 +12,13 @@ class BranchSteps(Protocol):
     """Decides which branches of the model of a graph go, step by step.
 
     Attributes:
+        keep_names: Whether layers stay in their lists, so that all others keep their names; see `Graph.plan_without`.
         left: Name of each branch that stays to the reason, by the last decision.
     """
+
+    @property
+    def keep_names(self) -> bool:
+        """Whether layers stay in their lists."""
 
     @property
     def left(self) -> Mapping[str, str]:

@@ -96,6 +96,10 @@ class Pruner:
         other.current_step, other.removal = self.current_step, removal
         return other
 
+    @property
+    def _keep_names(self) -> bool:
+        return self.branches is not None and self.branches.keep_names
+
     # -- deciding
 
     def scopes(self, step: int | None = None) -> list[Scope]:
@@ -231,7 +235,7 @@ class Pruner:
                 return None
             return candidate.best(count)
 
-        return self.graph.plan_without(self.removal.absent, kept, reselect)
+        return self.graph.plan_without(self.removal.absent, kept, reselect, keep_names=self._keep_names)
 
     # -- acting
 
@@ -383,7 +387,7 @@ class Pruner:
         going = [branch for branch in self.graph.branches() if branch.name in plan.absent] if plan.absent else []
         for branch in going:
             if branch.name not in self.graph.applied.absent:
-                yield BranchGroup(self.graph, branch)
+                yield BranchGroup(self.graph, branch, self._keep_names)
         for cut in plan.cuts:
             tie = self.graph.knowledge.tied(cut.group)
             if cut.group in done:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -15,7 +15,7 @@ from prunekit_core.errors import PrunekitError
 from prunekit_core.graph.graph import Graph
 from prunekit_core.modules.surgery import put_values
 from prunekit_core.modules.tree import modules_in, tensors_in
-from prunekit_core.plugins.blame import Blame, function_of, place_of
+from prunekit_core.plugins.blame import Blame, module_of, place_of
 from prunekit_core.program.calls import bind_arguments, operation_name, tensors_of, written_arguments
 from prunekit_core.torch_private.dispatch import Mode, uncompiled
 from prunekit_core.torch_private.memory import memory_of
@@ -88,7 +88,7 @@ def no_writes(tensors: Mapping[str, torch.Tensor], blame: Blame, headline: str, 
         PluginError: There was such an operation; inside, it is raised by the operation itself.
     """
     names = {memory_of(tensor): name for name, tensor in tensors.items()}
-    writes = _Writes(names, lambda why: blame.error(headline, why, hint=hint), blame)
+    writes = _Writes(names, blame, headline, hint)
     with writes:
         yield
     if writes.stopped is not None:  # it was caught, and what was to be written is not there
@@ -100,8 +100,9 @@ class _Writes(Mode):
 
     Args:
         names: Memory to the name of the tensor in it.
-        error: Makes the error from what happened.
         blame: Whose the operations are.
+        headline: The headline of the error.
+        hint: What to do instead.
 
     Attributes:
         stopped: The first error; None while there is none.
@@ -109,9 +110,9 @@ class _Writes(Mode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, names: Mapping[int, str], error: Callable[[str], PrunekitError], blame: Blame) -> None:
+    def __init__(self, names: Mapping[int, str], blame: Blame, headline: str, hint: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._names, self._error, self._blame = names, error, blame
+        self._names, self._blame, self._headline, self._hint = names, blame, headline, hint
         self.stopped: PrunekitError | None = None
 
     @uncompiled
@@ -128,8 +129,9 @@ class _Writes(Mode):
 
     def _stop(self, func: Any, name: str) -> None:
         frames = reversed(list(traceback.walk_stack(None)))
-        module = getattr(function_of(self._blame.thing), "__module__", None) or ""
-        error = self._error(f"{operation_name(func)} writes to {name} ({place_of(frames, module)})")
+        place = place_of(frames, module_of(self._blame.thing))
+        why = f"{operation_name(func)} writes to {name} ({place})"
+        error = self._blame.error(self._headline, why, hint=self._hint)
         self.stopped = self.stopped or error
         raise error
 

@@ -9,9 +9,7 @@ from torch import nn
 
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Kept, Layout
-from prunekit_core.algebra.reasons import ReasonKind
 from prunekit_core.errors import ArgumentError, UnitsError
-from prunekit_core.groups.analysis import Analysis
 from prunekit_core.plugins.layer_facts import channels_by_type
 from prunekit_core.plugins.layers import PruningFunction
 from prunekit_core.plugins.registry import Registry
@@ -135,18 +133,3 @@ def not_whole(layout: Layout, position: int, where: str, pinned: str) -> UnitsEr
         why=f"channel {position} can only leave together with others",
         hint=f"the channels are made like this: {layouts.describe(layout)}",
     )
-
-
-def pinned_by(analysis: Analysis, path: str) -> str:
-    """Says what pins the parameters of a layer, kernels apart.
-
-    Args:
-        analysis: The analysed model.
-        path: The layer's dotted path.
-    """
-    for name, parameter in analysis.parameters.items():
-        if name.rpartition(".")[0] == path:
-            for reason in parameter.reasons:
-                if reason is not None and reason.kind is not ReasonKind.KERNEL:
-                    return str(reason)
-    return "they can't shrink"

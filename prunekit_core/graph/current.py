@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -11,12 +11,15 @@ from torch import nn
 
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Layout
+from prunekit_core.algebra.reasons import ReasonKind
 from prunekit_core.errors import PlanError
 from prunekit_core.graph.group import MemberView
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.modules.absent import Absent
-from prunekit_core.modules.tree import ModelTree
+from prunekit_core.modules.tree import Layer, ModelTree
 from prunekit_core.plans.plan import Plan
+from prunekit_core.plugins.layer_facts import channels_by_type
+from prunekit_core.plugins.registry import Registry
 
 
 class StoredWeights(Protocol):
@@ -49,8 +52,8 @@ class CurrentModel:
         self.analysis, self.model, self.plan, self.stored = analysis, model, plan, stored
         self.tree = ModelTree(model)
         places, modules = plan.places(analysis.parameters), self.tree.modules
-        self._leaves = {name: place.rpartition(".")[2] for name, place in places.items()}
-        self._owners = {name: modules.get(place.rpartition(".")[0]) for name, place in places.items()}
+        self._places_now = {name: place.rpartition(".")[::2] for name, place in places.items()}
+        self._owners = {name: modules.get(path) for name, (path, _) in self._places_now.items()}
         self._sizer = layouts.Sizer(plan.kept)
         self._placements: dict[int, dict[str, layouts.Placement]] = {}
 
@@ -86,7 +89,7 @@ class CurrentModel:
                 continue
             layout = self.analysis.parameters[member.parameter].dims[member.dim]
             positions, units = self._placed(layout)[group]
-            path, name = member.parameter.rpartition(".")[0], self._leaves[member.parameter]
+            path, name = self._places_now[member.parameter]
             owner, tensor = self._owners[member.parameter], self._tensor(member.parameter)
             if owner is None or tensor is None or tensor.shape[member.dim] != self._sizer(layout):
                 raise PlanError(
@@ -108,11 +111,46 @@ class CurrentModel:
         return self._tensor(name) if name in self._owners else None
 
     def _tensor(self, name: str) -> torch.Tensor | None:
-        module, leaf = self._owners[name], self._leaves[name]
+        module, leaf = self._owners[name], self._places_now[name][1]
         if module is None:
             return None
         tensor = module._parameters.get(leaf)
         return module._buffers.get(leaf) if tensor is None else tensor
+
+    def paths_of(self, layers: Iterable[Layer]) -> set[str]:
+        """Returns the paths at analysis of some modules and of everything they contain; see `Graph.module_paths`."""
+        renaming, present = self.plan.renaming, list[Layer]()
+        for layer in layers:
+            now = renaming.after(layer) if isinstance(layer, str) else layer
+            if now is None and layer in self.analysis.shadow.modules:
+                continue  # it is gone
+            present.append(layer if now is None else now)
+        return set(map(renaming.before, self.tree.paths_of(present)))
+
+    def pins(self, path: str) -> str:
+        """Says what pins the parameters of a layer, kernels apart.
+
+        Args:
+            path: Path of the layer now.
+        """
+        path = self.plan.renaming.before(path)
+        for name, parameter in self.analysis.parameters.items():
+            if name.rpartition(".")[0] == path:
+                for reason in parameter.reasons:
+                    if reason is not None and reason.kind is not ReasonKind.KERNEL:
+                        return str(reason)
+        return "they can't shrink"
+
+    def flat_layouts(self, registry: Registry) -> dict[str, tuple[Layout | None, Layout | None]]:
+        """Returns how the output and the input channels of every layer are made of units, by path at analysis."""
+        found = {}
+        names, renaming = self.names(), self.plan.renaming
+        for path, module in self.tree.modules.items():
+            kind, own = registry.layer_type(module), self.own_layouts(module, names)
+            if kind is not None and own:
+                out, into = (channels_by_type(registry, module, f, own) for f in (kind.flat_out, kind.flat_in))
+                found[renaming.before(path)] = (out, into)
+        return found
 
     def _places(self, group: str) -> torch.Tensor | None:
         """Place of every unit of a group among those that are there now; None while all are."""

@@ -16,7 +16,7 @@ from prunekit_core.branches.branch import Branch, named_branches
 from prunekit_core.branches.without import without
 from prunekit_core.collector import collection_paused
 from prunekit_core.errors import ArgumentError, PlanError, UnitsError
-from prunekit_core.graph.channels import check_indices, flat_layout, not_whole, pinned_by, whole_units
+from prunekit_core.graph.channels import check_indices, flat_layout, not_whole, whole_units
 from prunekit_core.graph.current import CurrentModel
 from prunekit_core.graph.group import Dependency, Group, MemberView
 from prunekit_core.graph.recording_settings import RecordingSettings
@@ -44,7 +44,8 @@ class Graph:
     """Groups of parameter slices that must shrink together, found by recording a forward pass.
 
     `of` makes it. The graph follows the cuts that are made through it: groups that were pruned have fewer units
-    afterwards, and indices always count the units that are there now.
+    afterwards, and indices always count the units that are there now. Names are those of the model as it was at
+    analysis: of groups, branches, parameters and layers, also where a layer has another number since.
 
     Args:
         model: The model.
@@ -166,39 +167,40 @@ class Graph:
         Raises:
             ArgumentError: The model has no such branch.
         """
-        chosen = named_branches(self.branches(), branches)
-        analysis, skipped = self.branch_analysis, self.knowledge.skipped_costs
+        analysis, skipped, gone = self.branch_analysis, self.knowledge.skipped_costs, self.applied.absent
         sizes = {name: len(units) for name, units in self.applied.kept.items()}
         before, after = (
-            PreviewedCosts(self.registry, without(analysis, gone), skipped).at(sizes)
-            for gone in (self._removed(), self._removed(chosen))
+            PreviewedCosts(self.registry, without(analysis, named_branches(self.branches(), names)), skipped).at(sizes)
+            for names in (gone, (*gone, *([branches] if isinstance(branches, str) else branches)))
         )
         return {name: (before[name][0], after[name][0]) for name in before if name in after}
-
-    def _removed(self, more: Iterable[Branch] = ()) -> list[Branch]:
-        """Lists the branches that are gone, and some more, in the order of the program."""
-        return named_branches(self.branches(), [*self.applied.absent, *(branch.name for branch in more)])
 
     def plan_without(
         self,
         branches: Iterable[str],
         kept: Mapping[str, tuple[int, ...]] | None = None,
         reselect: Reselect | None = None,
+        *,
+        keep_names: bool = False,
     ) -> Plan:
         """Makes a proven plan without some branches, from the model as it was at analysis; see `draft`.
+
+        A layer that loses all its branches leaves its ``ModuleList`` or ``Sequential`` if the program goes on without
+        it, and those behind it are numbered anew; else a module that hands on what it is given stands in its place.
 
         Args:
             branches: Their names; those that are gone already stay so.
             kept: Kept units per group, as numbered at analysis, a subset of those still there.
             reselect: Chooses units anew when the program needs another number; None if the choice is fixed.
+            keep_names: Whether layers stay in their lists, so that all others keep their names.
 
         Raises:
             ArgumentError: The model has no such branch.
             RehearsalError: The program can't go on without them, or can't express the cut.
         """
         names = [*self.applied.absent, *([branches] if isinstance(branches, str) else branches)]
-        whole, entries = {**self.applied.kept, **(kept or {})}, bool(self.applied.entries)
-        return draft_without(self.model, self.drafts, names, whole, reselect, entries=entries)
+        whole, deleted = {**self.applied.kept, **(kept or {})}, sorted(self.applied.entries.deleted())
+        return draft_without(self.model, self.drafts, names, whole, reselect, deleted=deleted, keep_names=keep_names)
 
     def analysis_after(self, plan: Plan) -> Analysis:
         """Returns what is known about the model without the branches that a plan of this graph removes."""
@@ -287,7 +289,7 @@ class Graph:
         flat = set(positions[numbers].tolist())
         removed, covered = whole_units(layout, flat, kept)
         if flat - covered:
-            raise not_whole(layout, min(flat - covered), where, pinned_by(self.analysis, path))
+            raise not_whole(layout, min(flat - covered), where, self.current.pins(path))
         for name, units in removed.items():
             if len(units) == len(self.remaining(name)):
                 raise UnitsError(
@@ -348,8 +350,15 @@ class Graph:
         return found
 
     def module_paths(self, layers: Iterable[Layer]) -> set[str]:
-        """Returns the paths of some modules and of everything they contain."""
-        return self.current.tree.paths_of(layers)
+        """Returns the paths of some modules and of everything they contain, those that are left, as at analysis.
+
+        Args:
+            layers: Modules of the model as it is now, types, or names as at analysis.
+
+        Raises:
+            ArgumentError: A layer isn't in the model, or no layer has that name or type.
+        """
+        return self.current.paths_of(layers)
 
     # -- plans
 
@@ -444,15 +453,8 @@ class Graph:
         return self.apply(self.draft(kept))
 
     def flat_layouts(self) -> dict[str, tuple[Layout | None, Layout | None]]:
-        """How the output and the input channels of every layer are made of units, by path."""
-        found = {}
-        names = self.current.names()
-        for path, module in self.current.tree.modules.items():
-            kind, own = self.registry.layer_type(module), self.current.own_layouts(module, names)
-            if kind is not None and own:
-                out, into = (channels_by_type(self.registry, module, f, own) for f in (kind.flat_out, kind.flat_in))
-                found[path] = (out, into)
-        return found
+        """How the output and the input channels of every layer are made of units, by path at analysis."""
+        return self.current.flat_layouts(self.registry)
 
     # -- answers
 
@@ -472,7 +474,7 @@ class Graph:
             notes: Further lines.
         """
         known, applied = self.knowledge, self.applied
-        lines = (*self.notes, *notes, *known.notes(), *applied.notes)
+        lines = (*self.notes, *notes, *known.notes(), *applied.lines())
         found = Report.of(self.analysis, applied.kept, known.restored, left, lines, known.means)
         if applied.absent and not branches:
             branches = {b.name: b.reason or "not asked for" for b in self.branches() if b.name not in applied.absent}
@@ -482,7 +484,7 @@ class Graph:
         """Tells what the channels of a layer are tied to, by which operations, and what pins them.
 
         Args:
-            layer: A module of the model, or its dotted name.
+            layer: A module of the model, or its dotted name as at analysis.
 
         Raises:
             ArgumentError: The model has no such module.
@@ -491,7 +493,7 @@ class Graph:
             self.module_paths([layer])
             path = layer
         else:
-            path = self.current.tree.path_of(layer)
+            path = self.applied.renaming.before(self.current.tree.path_of(layer))
         return Explanation.of(self.analysis, path)
 
 

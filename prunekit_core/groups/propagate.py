@@ -14,7 +14,7 @@ from prunekit_core.algebra import axes
 from prunekit_core.algebra.axes import Axis, AxisMismatchError
 from prunekit_core.algebra.reasons import Reason, ReasonKind
 from prunekit_core.errors import PluginError
-from prunekit_core.plugins.blame import STOPS, describe_error
+from prunekit_core.plugins.blame import STOPS, describe_error, module_of
 from prunekit_core.program.calls import WRITTEN, writes
 from prunekit_core.program.op_call import Effects, OpCall, Outputs, TensorArgument
 from prunekit_core.program.outputs import is_free
@@ -192,8 +192,7 @@ class _Propagator:
         except PluginError:  # two plugins claim the operation: nobody knows which of them is meant
             raise
         except STOPS as error:  # a plugin's rule may fail in any way; the operation is pinned and reported
-            why = describe_error(error, getattr(rule.ties, "__module__", None) or "")
-            self._give_up(call, f"its rule raised {why}", faulty=True)
+            self._give_up(call, f"its rule raised {describe_error(error, module_of(rule.ties))}", faulty=True)
         if self._result.effects.expanded and (isinstance(operation.op, ModuleOp) or writes(operation.op)):
             self._forget_expanded(operation)
 

@@ -86,6 +86,10 @@ Result = Zeros | Handed | Plain | Several | Called | Item
 class Absent(nn.Module):
     """Takes the place of a module that computed nothing but branches; keeps the modules in it that go on to run.
 
+    Programs read settings of modules without calling them (`batch_first` of an attention, in
+    ``nn.TransformerEncoder``): flags, texts and real numbers stay, and biases are None. Integers don't: they are sizes
+    or positions, which later cuts change.
+
     Args:
         result: What it returns.
         module: The module that it takes the place of.
@@ -97,9 +101,19 @@ class Absent(nn.Module):
     def __init__(self, result: Result, module: nn.Module | None = None) -> None:
         super().__init__()
         self.result = result
+        if module is not None:
+            self._keep_settings(module)
         for path in children_of(result):
             assert module is not None
             _put(self, path, module.get_submodule(path))
+
+    def _keep_settings(self, module: nn.Module) -> None:
+        for name, value in vars(module).items():
+            if value is None or type(value) in (bool, float, str):
+                vars(self).setdefault(name, value)
+        for name in module._parameters:
+            if name.endswith("bias") and not hasattr(self, name):
+                self.register_parameter(name, None)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Returns zeros, arguments, plain values, and what modules in it return, as `result` says."""

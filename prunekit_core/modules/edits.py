@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import attrs
@@ -121,6 +121,20 @@ def removed_by(stubs: Iterable[Stub]) -> frozenset[str]:
 def kept_by(stubs: Iterable[Stub]) -> frozenset[str]:
     """Paths of the modules in them that stay."""
     return frozenset(f"{stub.module}.{child}" for stub in stubs for child in children_of(stub.result))
+
+
+def exchanged_by(stubs: Iterable[Stub]) -> Callable[[str], bool]:
+    """Returns what tells whether the module of a path is exchanged, or in one that is and doesn't stay."""
+    removed, kept = removed_by(stubs), kept_by(stubs)
+
+    def is_exchanged(path: str) -> bool:
+        while path and path not in kept:
+            if path in removed:
+                return True
+            path = path.rpartition(".")[0]
+        return False
+
+    return is_exchanged
 
 
 @attrs.frozen
@@ -253,6 +267,10 @@ class Decision:
     def empty(self) -> bool:
         """Whether everything stays."""
         return not (self.cuts or self.absent)
+
+    def lines(self) -> tuple[str, ...]:
+        """What a report says of the plan: which entries have left their lists, and the notes."""
+        return (*map(str, self.entries.deletions), *self.notes)
 
     @property
     def kept(self) -> dict[str, tuple[int, ...]]:

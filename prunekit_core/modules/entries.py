@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -12,6 +12,7 @@ from torch import nn
 from prunekit_core.errors import PlanError
 from prunekit_core.modules.attributes import attributes_of
 
+Plain = bool | int | float | str | None
 Place = tuple[str, tuple[str, ...]]
 """Path of a module, and names of attributes: the first one is the module's, the others of the objects in it."""
 
@@ -30,15 +31,36 @@ class Deletion:
         container: Path of the list.
         size: How many entries it has.
         entries: Those that leave, ascending.
+        witness: A tensor that files with the weights of the whole list hold and those without the entries don't; empty
+            where there is none.
     """
 
     container: str
     size: int
     entries: tuple[int, ...]
+    witness: str = attrs.field(default="", eq=False)
 
     def moved(self) -> dict[int, int]:
         """Returns the new number of each entry that stays."""
         return {old: new for new, old in enumerate(n for n in range(self.size) if n not in self.entries)}
+
+    def __str__(self) -> str:
+        """Says what is gone, and what the entries behind it are called now: runs of them where there are several."""
+        path = f"{self.container}." if self.container else ""
+        gone = ", ".join(f"{path}{number}" for number in self.entries)
+        parts = [f"{gone} {'is' if len(self.entries) == 1 else 'are'} gone"]
+        runs: list[list[int]] = []
+        for old, new in self.moved().items():
+            if runs and old - new == runs[-1][0] - runs[-1][2]:
+                runs[-1][1] = old
+            else:
+                runs.append([old, old, new])
+        for first, last, new in runs:
+            if last == first != new:
+                parts.append(f"{path}{first} is {path}{new} now")
+            elif first != new:
+                parts.append(f"{path}{first} to {last} are {path}{new} to {new + last - first} now")
+        return "; ".join(parts)
 
 
 @attrs.frozen
@@ -55,6 +77,10 @@ class Recount:
     old: int
     new: int
 
+    def undone(self, value: int) -> int:
+        """Returns the number as it was before; one that was set to something else since stays."""
+        return self.old if value == self.new else value
+
 
 @attrs.frozen
 class Shortening:
@@ -64,15 +90,25 @@ class Shortening:
         place: Where it is.
         size: How many values it has.
         removed: The positions that leave, ascending.
+        values: What they held.
     """
 
     place: Place
     size: int
     removed: tuple[int, ...]
+    values: tuple[Plain, ...]
 
     def of(self, values: Any) -> Any:
         """Returns the list without them."""
         return type(values)(value for position, value in enumerate(values) if position not in self.removed)
+
+    def undone(self, values: Any) -> Any:
+        """Returns the whole list from what `of` left of it; one that was made longer or shorter since stays."""
+        if len(values) != self.size - len(self.removed):
+            return values
+        held = dict(zip(self.removed, self.values, strict=True))
+        left = iter(values)
+        return type(values)(held[n] if n in held else next(left) for n in range(self.size))
 
 
 @attrs.frozen
@@ -103,6 +139,13 @@ class Entries:
         """Returns the paths of the entries that leave."""
         return frozenset(f"{d.container}.{number}".lstrip(".") for d in self.deletions for number in d.entries)
 
+    def without(self, is_gone: Callable[[str], bool]) -> Entries:
+        """Returns what is left to do where some modules, by path, aren't there."""
+        return Entries(
+            tuple(one for one in self.deletions if not is_gone(one.container)),
+            tuple(change for change in self.changes if not is_gone(change.place[0])),
+        )
+
 
 NO_ENTRIES = Entries()
 
@@ -112,9 +155,11 @@ def to_json(entries: Entries) -> dict[str, Any]:
     numbers = [change for change in entries.changes if isinstance(change, Recount)]
     lists = [change for change in entries.changes if isinstance(change, Shortening)]
     return {
-        "lists": {one.container: [one.size, list(one.entries)] for one in entries.deletions},
+        "lists": {
+            one.container: [one.size, list(one.entries), *filter(None, [one.witness])] for one in entries.deletions
+        },
         "numbers": [[one.place[0], list(one.place[1]), one.old, one.new] for one in numbers],
-        "values": [[one.place[0], list(one.place[1]), one.size, list(one.removed)] for one in lists],
+        "values": [[one.place[0], list(one.place[1]), one.size, list(one.removed), list(one.values)] for one in lists],
     }
 
 
@@ -126,11 +171,11 @@ def from_json(data: Any) -> Entries:
     """
     try:
         deletions = [
-            Deletion(_text(path), _number(size), _places(numbers, size))
-            for path, (size, numbers) in data["lists"].items()
+            Deletion(_text(path), _number(size), _places(numbers, size), *map(_text, witness))
+            for path, (size, numbers, *witness) in data["lists"].items()
         ]
         recounts = [Recount(_place(*place), _number(old), _number(new)) for *place, old, new in data["numbers"]]
-        lists = [Shortening(_place(*place), _number(n), _places(gone, n)) for *place, n, gone in data["values"]]
+        lists = [_shortening(*one) for one in data["values"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PlanError("The plan is malformed.", where="entries", why=f"{type(error).__name__}: {error}") from error
     return Entries(tuple(deletions), (*recounts, *lists))
@@ -150,9 +195,21 @@ def _number(value: Any) -> int:
 
 def _places(values: Any, size: int) -> tuple[int, ...]:
     found = tuple(map(_number, values))
-    if list(found) != sorted(set(found)) or not found or found[0] < 0 or found[-1] >= size or len(found) == size:
-        raise ValueError(f"{values!r} are no entries of {size}, ascending, of which some stay")
+    if list(found) != sorted(set(found)) or not found or found[0] < 0 or found[-1] >= size:
+        raise ValueError(f"{values!r} are no entries of {size}, ascending")
     return found
+
+
+def _shortening(path: Any, names: Any, size: Any, removed: Any, values: Any) -> Shortening:
+    place, gone = _place(path, names), _places(removed, _number(size))
+    if not isinstance(values, list) or len(values) != len(gone) or not all(map(is_plain, values)):
+        raise ValueError(f"{values!r} are no {len(gone)} plain values")
+    return Shortening(place, size, gone, tuple(values))
+
+
+def is_plain(value: Any) -> bool:
+    """Tells whether a value is a number, a text, a flag or None."""
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _place(path: Any, names: Any) -> Place:
@@ -181,7 +238,11 @@ def is_in_place(table: Mapping[str, Any] | None, change: Recount | Shortening) -
     value = None if table is None else table.get(change.place[1][-1])
     if isinstance(change, Recount):
         return type(value) is int and value == change.old
-    return isinstance(value, list | tuple) and len(value) == change.size
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == change.size
+        and tuple(value[position] for position in change.removed) == change.values
+    )
 
 
 def changed(value: Any, change: Recount | Shortening) -> Any:
@@ -205,10 +266,28 @@ def objects_in(modules: Mapping[str, nn.Module]) -> Iterator[tuple[Place, dict[s
                     pending.extend(((*names, name), inner) for name, inner in table.items())
 
 
-def detach_objects(modules: Mapping[str, nn.Module], changes: tuple[Recount | Shortening, ...]) -> None:
-    """Gives modules copies of the objects that changes are about, shared as these are, so that they can be changed."""
-    if not changes:
-        return
+@attrs.frozen
+class Detached:
+    """Copies of the objects that changes are about, shared as these are: others may hold them as well.
+
+    Attributes:
+        held: Attributes of a module, a name in them, and the copy that it is to hold in place of the object.
+        tables: Attributes of each copy, by the identity of those of the object.
+    """
+
+    held: tuple[tuple[dict[str, Any], str, Any], ...] = ()
+    tables: Mapping[int, dict[str, Any]] = attrs.field(factory=dict)
+
+
+def detached(modules: Mapping[str, nn.Module], changes: tuple[Recount | Shortening, ...]) -> Detached:
+    """Copies the objects that changes are about, and those that hold these.
+
+    Args:
+        modules: The modules by path.
+        changes: What is to change.
+    """
+    if not any(len(change.place[1]) > 1 for change in changes):
+        return Detached()
     tables = [table for (_, names), table in objects_in(modules) if names]
     copied: dict[int, Any] = {}
     for change in changes:
@@ -228,10 +307,15 @@ def detach_objects(modules: Mapping[str, nn.Module], changes: tuple[Recount | Sh
     for key, held in copied.items():
         for name, value in (attributes_of(held) or {}).items():
             object.__setattr__(fresh[key], name, fresh.get(id(value), value))
-    for module in modules.values():
-        for name, held in list(vars(module).items()):
-            if id(held) in fresh:
-                vars(module)[name] = fresh[id(held)]
+    return Detached(
+        tuple(
+            (vars(module), name, fresh[id(held)])
+            for module in modules.values()
+            for name, held in vars(module).items()
+            if id(held) in fresh
+        ),
+        {id(attributes_of(held)): attributes_of(fresh[key]) or {} for key, held in copied.items()},
+    )
 
 
 def _objects(modules: Mapping[str, nn.Module], tables: list[dict[str, Any]]) -> Iterator[Any]:

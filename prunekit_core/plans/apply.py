@@ -13,11 +13,12 @@ from prunekit_core.errors import PlanError
 from prunekit_core.modules import surgery
 from prunekit_core.modules.absent import Absent
 from prunekit_core.modules.edits import Decision, Size, is_size, normal_size
-from prunekit_core.modules.entries import LISTS, Recount, Shortening, changed, holder_of, is_in_place, left_of
+from prunekit_core.modules.entries import LISTS, Recount, Shortening, changed, detached, holder_of, is_in_place, left_of
 from prunekit_core.modules.renaming import tied_in
 from prunekit_core.modules.source_code import other_source
 from prunekit_core.modules.surgery import Scale
 from prunekit_core.modules.transaction import Transaction
+from prunekit_core.plans.fused import fused_off
 from prunekit_core.plans.optimizers import OptimizerCut, Optimizers
 from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.plugins.stand_ins import stand_in
@@ -205,8 +206,14 @@ class Application:
             container = self._module(deletion.container)
             children = left_of(container, deletion)
             transaction.entry(vars(container), "_modules", type(container._modules)(children))
+        copies = detached(self._modules, self._plan.entries.changes)
+        for held in copies.held:
+            transaction.entry(*held)
         for table, name, change in self._counted:
-            transaction.entry(table, name, changed(table[name], change))
+            if id(table) in copies.tables:
+                copies.tables[id(table)][name] = changed(table[name], change)
+            else:
+                transaction.entry(table, name, changed(table[name], change))
 
     def prepare(
         self, transaction: Transaction, values: Mapping[str, torch.Tensor] = {}, *, assign: bool = False
@@ -228,6 +235,8 @@ class Application:
                 for name, child in parent._modules.items():
                     if child is old:
                         transaction.entry(parent._modules, name, new)
+        for module, attribute, value in fused_off(self._modules, self._exchanged()):
+            transaction.entry(vars(module), attribute, value)
         if values:
             self._fill(transaction, values, assign)
         self._cut(transaction, values)
@@ -237,6 +246,10 @@ class Application:
             attributes = vars(module)
             transaction.entry(attributes, edit.attribute, surgery.sized_like(attributes.get(edit.attribute), edit.new))
         self._delete_entries(transaction)
+
+    def _exchanged(self) -> set[str]:
+        """Returns the paths of modules that others stand in for, but for those that leave their lists as well."""
+        return {*self._converted, *self._removed} - self._plan.entries.deleted()
 
     def mask(self, transaction: Transaction) -> None:
         """Makes parameters whose removed units are zero and hands them to a transaction.

@@ -9,7 +9,16 @@ import attrs
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Fixed, Kept, Layout, Listed
 from prunekit_core.errors import PlanError
-from prunekit_core.modules.edits import AttributeEdit, Decision, GroupCut, ParameterCut, Rescale, Stub, runs_of
+from prunekit_core.modules.edits import (
+    AttributeEdit,
+    Decision,
+    GroupCut,
+    ParameterCut,
+    Rescale,
+    Stub,
+    exchanged_by,
+    runs_of,
+)
 from prunekit_core.modules.entries import NO_ENTRIES
 from prunekit_core.plans.entries import compose_entries, remaining_entries
 from prunekit_core.plans.names import compose_tied, named_after, named_before, remaining_tied, without_removed
@@ -30,6 +39,7 @@ def compose(first: Decision, later: Decision) -> Decision:
     """
     tied, entries = compose_tied(first, later), compose_entries(first, later)
     later = named_before(first, later)
+    entries = entries.without(exchanged_by(later.stubs))
     _check_there(first, later)
     first = without_removed(first, later)
     same = _shared_groups(first, later)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import attrs
+
+from prunekit_core.errors import PlanError
 from prunekit_core.modules.edits import Decision
 from prunekit_core.modules.entries import Deletion, Entries, Place, Recount, Shortening
 
@@ -21,7 +24,8 @@ def compose_entries(first: Decision, later: Decision) -> Entries:
     known = {deletion.container: deletion for deletion in first.entries.deletions}
     for deletion in later.entries.deletions:
         container = renaming.before(deletion.container)
-        known[container] = _both(known.get(container), deletion, container)
+        witness = deletion.witness and renaming.before(deletion.witness)
+        known[container] = _both(known.get(container), attrs.evolve(deletion, container=container, witness=witness))
     changes = _by_place(first.entries)
     for change in later.entries.changes:
         place = (renaming.before(change.place[0]), change.place[1])
@@ -39,7 +43,9 @@ def remaining_entries(total: Decision, earlier: Decision) -> Entries:
         moved = known.moved() if known is not None else {n: n for n in range(deletion.size)}
         left = tuple(moved[number] for number in deletion.entries if number in moved)
         if left:
-            deletions.append(Deletion(renaming.after(deletion.container) or deletion.container, len(moved), left))
+            container = renaming.after(deletion.container) or deletion.container
+            witness = (deletion.witness and renaming.after(deletion.witness)) or ""
+            deletions.append(Deletion(container, len(moved), left, witness))
     before = _by_place(earlier.entries)
     changes = []
     for change in total.entries.changes:
@@ -52,11 +58,17 @@ def _by_place(entries: Entries) -> dict[Place, Change]:
     return {change.place: change for change in entries.changes}
 
 
-def _both(first: Deletion | None, later: Deletion, container: str) -> Deletion:
+def _both(first: Deletion | None, later: Deletion) -> Deletion:
     if first is None:
-        return Deletion(container, later.size, later.entries)
+        return later
     origin = _inverse(first.moved())
-    return Deletion(container, first.size, tuple(sorted((*first.entries, *(origin[n] for n in later.entries)))))
+    if len(origin) != later.size:
+        raise PlanError(
+            "The second plan doesn't fit the model that the first one leaves.",
+            where=first.container,
+            why=f"the first leaves {len(origin)} of its entries, the second was made for {later.size}",
+        )
+    return attrs.evolve(first, entries=tuple(sorted((*first.entries, *(origin[n] for n in later.entries)))))
 
 
 def _changed_twice(first: Change | None, later: Change, place: Place) -> Change:
@@ -64,12 +76,15 @@ def _changed_twice(first: Change | None, later: Change, place: Place) -> Change:
         case Recount(), Recount():
             return Recount(place, first.old, later.new)
         case Shortening(), Shortening():
-            both = _both(Deletion("", first.size, first.removed), Deletion("", later.size, later.removed), "")
-            return Shortening(place, first.size, both.entries)
+            both = _both(Deletion("", first.size, first.removed), Deletion("", later.size, later.removed))
+            kept = _inverse(Deletion("", first.size, first.removed).moved())
+            values = dict(zip(first.removed, first.values, strict=True))
+            values |= {kept[n]: value for n, value in zip(later.removed, later.values, strict=True)}
+            return Shortening(place, first.size, both.entries, tuple(values[n] for n in both.entries))
         case _, Recount():
             return Recount(place, later.old, later.new)
         case _, Shortening():
-            return Shortening(place, later.size, later.removed)
+            return attrs.evolve(later, place=place)
 
 
 def _rest(total: Change, done: Change | None, place: Place) -> Change:
@@ -78,11 +93,12 @@ def _rest(total: Change, done: Change | None, place: Place) -> Change:
             return Recount(place, done.new, total.new)
         case Shortening(), Shortening():
             moved = Deletion("", done.size, done.removed).moved()
-            return Shortening(place, len(moved), tuple(moved[n] for n in total.removed if n in moved))
+            left = {moved[n]: value for n, value in zip(total.removed, total.values, strict=True) if n in moved}
+            return Shortening(place, len(moved), tuple(left), tuple(left.values()))
         case Recount(), _:
             return Recount(place, total.old, total.new)
         case Shortening(), _:
-            return Shortening(place, total.size, total.removed)
+            return attrs.evolve(total, place=place)
 
 
 def _is_change(change: Change) -> bool:

@@ -29,6 +29,14 @@ def function_of(thing: object) -> object:
     return inspect.unwrap(thing) if callable(thing) else thing
 
 
+def module_of(thing: object) -> str:
+    """Returns the dotted name of the module of a function or class, or of an object's class; empty if it has none.
+
+    It says which lines are the plugin's own where one of them raises, see `place_of`.
+    """
+    return getattr(function_of(thing), "__module__", None) or ""
+
+
 def site_of(thing: object) -> str:
     """Returns file and line of a function or class, or of an object's class; the file of a module.
 
@@ -139,5 +147,4 @@ class Blame:
         except _PASSED_ON:
             raise
         except STOPS as error:
-            module = getattr(function_of(self.thing), "__module__", None) or ""
-            raise self.error(headline, describe_error(error, module), at=at) from error
+            raise self.error(headline, describe_error(error, module_of(self.thing)), at=at) from error

@@ -22,7 +22,7 @@ import pluggy
 from prunekit_core.arguments import is_count
 from prunekit_core.errors import nearest
 from prunekit_core.plugins import hookspecs
-from prunekit_core.plugins.blame import STOPS, describe_error, is_absent, site_of
+from prunekit_core.plugins.blame import STOPS, describe_error, is_absent, module_of, site_of
 from prunekit_core.plugins.entries import (
     BUILT_IN_RANK,
     GIVEN_RANK,
@@ -351,7 +351,6 @@ def _takes_arguments(loaded: object) -> tuple[str, str] | None:
 
 def _answer(hook: _Hook, errors: list[_DefectError]) -> list[tuple[str, Any, Any, str]]:
     """Calls a hook: returns its entries (hook, key, value, file and line), those with a wrong value among them."""
-    module = getattr(hook.function, "__module__", "") or ""
     try:
         entries = hook.function()
         if not isinstance(entries, Mapping):
@@ -364,7 +363,8 @@ def _answer(hook: _Hook, errors: list[_DefectError]) -> list[tuple[str, Any, Any
         errors.append(error)
         return []
     except STOPS as error:
-        raised = _DefectError(Defect(f"A plugin's {hook.name} raised.", hook.site, describe_error(error, module)))
+        why = describe_error(error, module_of(hook.function))
+        raised = _DefectError(Defect(f"A plugin's {hook.name} raised.", hook.site, why))
         raised.__cause__ = error
         errors.append(raised)
         return []
@@ -379,7 +379,7 @@ def _unmade(hook: str, entries: Mapping[Any, Any]) -> list[Defect]:
         try:
             kind()
         except STOPS as error:
-            why = f"{key!r}: {describe_error(error, kind.__module__)}"
+            why = f"{key!r}: {describe_error(error, module_of(kind))}"
             hint = "every default must be a value that the class takes"
             found.append(Defect("A plugin's settings refuse their own defaults.", site_of(kind), why, hint))
     return found

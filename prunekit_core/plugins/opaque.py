@@ -22,7 +22,7 @@ from prunekit_core.errors import ArgumentError, PluginError
 from prunekit_core.modules.surgery import set_size
 from prunekit_core.modules.training_flag import mode_of
 from prunekit_core.modules.tree import modules_in, tensors_in
-from prunekit_core.plugins.blame import Blame, describe_error
+from prunekit_core.plugins.blame import Blame, describe_error, module_of
 from prunekit_core.program.op_call import OpCall, Outputs, Verb
 from prunekit_core.program.rules import ModuleOp, OpRule, as_rule
 from prunekit_core.torch_private.trees import pytree
@@ -147,10 +147,9 @@ class Closed:
         """Words what `fake` raised, or how it contradicts the module; empty where there is no `fake`."""
         if self._declared.fake is None:
             return ""
-        why = (
-            str(error) if isinstance(error, OtherShapesError) else describe_error(error, self._declared.fake.__module__)
-        )
-        return f"the {self._blame.where}: {why}"
+        if isinstance(error, OtherShapesError):
+            return f"the {self._blame.where}: {error}"
+        return f"the {self._blame.where}: {describe_error(error, module_of(self._declared.fake))}"
 
     def try_out(self, arguments: Mapping[str, Any], outputs: Any) -> str:
         """Runs the module on made-up values, to see that it runs in these shapes and returns those of the outputs.

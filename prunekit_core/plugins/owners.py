@@ -8,7 +8,7 @@ from types import CodeType
 from typing import Any
 
 from prunekit_core.errors import PluginError
-from prunekit_core.plugins.blame import Blame, function_of
+from prunekit_core.plugins.blame import Blame, function_of, module_of
 from prunekit_core.plugins.entries import Entry
 from prunekit_core.plugins.plugin_settings import PARAMETER
 
@@ -132,7 +132,7 @@ def _kind(thing: object) -> object:
 
 
 def _package(thing: object) -> str:
-    return (getattr(function_of(thing), "__module__", None) or "").partition(".")[0]
+    return module_of(thing).partition(".")[0]
 
 
 def _name(thing: object) -> str:

@@ -14,7 +14,7 @@ import attrs
 
 from prunekit_core.arguments import is_number
 from prunekit_core.errors import ArgumentError, PluginError, nearest
-from prunekit_core.plugins.blame import STOPS, describe_error, site_of
+from prunekit_core.plugins.blame import STOPS, describe_error, module_of, site_of
 from prunekit_core.plugins.entries import Entry
 from prunekit_core.projects.config import Config
 
@@ -78,7 +78,7 @@ def _made(name: str, entry: Entry, table: Mapping[str, Any], where: str) -> Any:
 
 def _refused(name: str, entry: Entry, where: str, error: BaseException) -> ArgumentError:
     kind, owner = entry.value, entry.owner
-    why = f"{owner.title}: {' '.join(describe_error(error, kind.__module__).split())}"
+    why = f"{owner.title}: {' '.join(describe_error(error, module_of(kind)).split())}"
     hint = f"give [plugin.{name}] values that {kind.__qualname__} takes ({site_of(kind)})"
     return ArgumentError(f"The plugin {name!r} refuses its settings.", where=where, why=why, hint=hint)
 
@@ -155,6 +155,4 @@ def _asks(value: Any, *, needs_it: bool) -> bool:
 
 
 def _with(value: Callable[..., Any], settings: Any) -> Callable[..., Any]:
-    found = functools.partial(value, **{PARAMETER: settings})
-    found.__module__ = value.__module__  # it says which lines are the plugin's own when one of them raises
-    return found
+    return functools.partial(value, **{PARAMETER: settings})

@@ -151,6 +151,7 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "by": ('"width", "depth" or "both"', lambda value: value in ("width", "depth", "both")),
     "keep_first": _WHOLE,
     "keep_last": _WHOLE,
+    "keep_names": _SWITCH,
     "max_pruning_ratio": ("a number in [0, 1]", lambda value: is_number(value) and 0 <= value <= 1),
     "global_pruning": _SWITCH,
     "isomorphic": _SWITCH,

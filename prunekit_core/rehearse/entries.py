@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from torch import nn
 
 from prunekit_core.modules.absent import Handed, Plain, Result, Several
-from prunekit_core.modules.edits import Stub
-from prunekit_core.modules.entries import LISTS, Deletion, Entries, Place, Recount, Shortening, objects_in
+from prunekit_core.modules.edits import Stub, exchanged_by
+from prunekit_core.modules.entries import (
+    LISTS,
+    NO_ENTRIES,
+    Deletion,
+    Entries,
+    Place,
+    Recount,
+    Shortening,
+    holder_of,
+    is_plain,
+    objects_in,
+)
 from prunekit_core.rehearse.comparison import Mismatch
 from prunekit_core.rehearse.size_attributes import further
 
@@ -17,27 +27,41 @@ Trial = Callable[[Entries], Mismatch | None]
 """Replays the program without some entries; returns the first place where it is another one."""
 
 
-def entries_that_leave(modules: Mapping[str, nn.Module], stubs: Sequence[Stub], trial: Trial) -> Entries:
+def entries_that_leave(
+    modules: Mapping[str, nn.Module],
+    stubs: Sequence[Stub],
+    trial: Trial,
+    deleted: Collection[str] = (),
+    *,
+    keep_names: bool = False,
+) -> Entries:
     """Finds the entries that the program doesn't need: a layer that has lost all its branches, in a list of layers.
 
-    Numbers that entries hold of themselves follow (``layer_idx``); lists with a value for each entry, and numbers of
-    entries, where the program goes on only then.
+    Numbers that entries hold of themselves follow (``layer_idx``), and the texts that a configuration has for each of
+    its layers; other lists with a value for each entry, and numbers of entries, where the program goes on only then.
 
     Args:
         modules: The modules by path.
         stubs: The modules that are exchanged.
         trial: Replays the program.
+        deleted: Paths of entries that have left already.
+        keep_names: Whether all others stay.
 
     Returns:
         All that may leave together; none if none may.
     """
-    places = [place for stub in stubs if (place := _entry(modules, stub)) is not None]
-    found = _proven(modules, places, trial)
-    if found or len(places) < 2:
+    places = {stub.module: place for stub in stubs if (place := _entry(modules, stub)) is not None}
+    settled = [place for path, place in places.items() if path in deleted]
+    wanted = settled if keep_names else list(places.values())
+    is_exchanged = exchanged_by(stubs)
+    search = _Search(modules, {path: one for path, one in modules.items() if not is_exchanged(path)}, trial)
+    found = search.proven(wanted)
+    if found or len(wanted) < 2:
         return found
-    chosen: list[tuple[str, int]] = []
-    for place in places:
-        more = _proven(modules, [*chosen, place], trial)
+    chosen = settled
+    found = search.proven(chosen)
+    for place in wanted:
+        more = search.proven([*chosen, place]) if place not in settled else None
         if more:
             chosen, found = [*chosen, place], more
     return found
@@ -57,27 +81,44 @@ def _hands_on(result: Result) -> bool:
     return isinstance(result, Handed)
 
 
-def _proven(modules: Mapping[str, nn.Module], places: Sequence[tuple[str, int]], trial: Trial) -> Entries:
-    """Proves that some entries may leave together; none where they may not."""
-    by_list: dict[str, list[int]] = {}
-    for container, number in places:
-        by_list.setdefault(container, []).append(number)
-    deletions = tuple(
-        Deletion(container, len(modules[container]._modules), tuple(sorted(numbers)))
-        for container, numbers in by_list.items()
-        if len(numbers) < len(modules[container]._modules)
-    )
-    if not deletions:
-        return Entries()
-    own = tuple(recount for deletion in deletions for recount in _own_numbers(modules, deletion))
-    mismatch = trial(Entries(deletions, own))
-    if mismatch is None:
-        return Entries(deletions, own)
-    others = [change for deletion in deletions for change in _counting(modules, deletion)]
-    needed = _needed(others, lambda chosen: trial(Entries(deletions, (*own, *chosen))), mismatch)
-    if needed is not None:
-        return Entries(deletions, (*own, *needed))
-    return Entries(deletions) if own and trial(Entries(deletions)) is None else Entries()
+class _Search:
+    """Proves that entries may leave.
+
+    Args:
+        modules: The modules by path.
+        left: Those that aren't exchanged.
+        trial: Replays the program.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], left: Mapping[str, nn.Module], trial: Trial) -> None:
+        self._modules, self._left, self._trial = modules, left, trial
+
+    def proven(self, places: Sequence[tuple[str, int]]) -> Entries:
+        """Proves that some entries may leave together; none where they may not."""
+        if not places:
+            return NO_ENTRIES
+        by_list: dict[str, list[int]] = {}
+        for container, number in places:
+            by_list.setdefault(container, []).append(number)
+        deletions = tuple(
+            Deletion(container, len(self._modules[container]._modules), tuple(sorted(numbers)))
+            for container, numbers in by_list.items()
+        )
+        own = tuple(recount for deletion in deletions for recount in _own_numbers(self._left, deletion))
+        others = [change for deletion in deletions for change in _counting(self._left, deletion)]
+        texts = [change for deletion in deletions for change in _kinds(self._left, deletion)]
+        # a short recording doesn't always show which kind a layer was, so that replay wouldn't miss these
+        mismatch = self._trial(Entries(deletions, (*own, *texts)))
+        if mismatch is None:
+            return Entries(deletions, (*own, *texts))
+        if texts:
+            mismatch = self._trial(Entries(deletions, own))
+            if mismatch is None:
+                return Entries(deletions, own)
+        needed = _needed(others, lambda chosen: self._trial(Entries(deletions, (*own, *chosen))), mismatch)
+        if needed is not None:
+            return Entries(deletions, (*own, *needed))
+        return Entries(deletions) if own and self._trial(Entries(deletions)) is None else NO_ENTRIES
 
 
 def _needed(
@@ -138,11 +179,19 @@ def _counting(modules: Mapping[str, nn.Module], deletion: Deletion) -> Iterator[
             continue
         for name, value in table.items():
             place: Place = (path, (*names, name))
-            if isinstance(value, list | tuple) and len(value) == deletion.size and _is_plain(value):
-                yield Shortening(place, deletion.size, deletion.entries)
+            if isinstance(value, list | tuple) and len(value) == deletion.size and all(map(is_plain, value)):
+                values = tuple(value[number] for number in deletion.entries)
+                yield Shortening(place, deletion.size, deletion.entries, values)
             elif type(value) is int and value == deletion.size:
                 yield Recount(place, value, value - len(deletion.entries))
 
 
-def _is_plain(values: Sequence[Any]) -> bool:
-    return all(value is None or isinstance(value, bool | int | float | str) for value in values)
+def _kinds(modules: Mapping[str, nn.Module], deletion: Deletion) -> Iterator[Shortening]:
+    """Yields changes of lists of texts, one for each entry, in objects that hold the number of entries as well."""
+    for change in _counting(modules, deletion):
+        path, names = change.place
+        table = holder_of(modules[path], names) if len(names) > 1 else None
+        if table is not None and isinstance(change, Shortening):
+            counted = any(type(value) is int and value == deletion.size for value in table.values())
+            if counted and deletion.size > 1 and all(isinstance(value, str) for value in table[names[-1]]):
+                yield change

@@ -19,7 +19,7 @@ from prunekit_core.algebra.layout import Kept
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.modules.absent import Absent
 from prunekit_core.modules.edits import AttributeEdit, is_size, normal_size
-from prunekit_core.modules.entries import changed, detach_objects, holder_of, left_of
+from prunekit_core.modules.entries import changed, detached, holder_of, left_of
 from prunekit_core.modules.surgery import set_size
 from prunekit_core.plugins.layer_facts import check_present_sizes, sizes_by_type
 from prunekit_core.plugins.layers import Resizing
@@ -62,7 +62,8 @@ class Stage:
             left = left_of(self.modules[deletion.container], deletion)
             children.clear()
             children.update(left)
-        detach_objects(self.modules, entries.changes)
+        for attributes, name, copied in detached(self.modules, entries.changes).held:
+            attributes[name] = copied
         for change in entries.changes:
             path, names = change.place
             table = holder_of(self.modules[path], names)

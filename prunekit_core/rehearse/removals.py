@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import attrs
 from torch import nn
@@ -13,19 +15,21 @@ from prunekit_core.algebra.layout import Kept
 from prunekit_core.branches.branch import Branch, named_branches
 from prunekit_core.branches.silence import silencing
 from prunekit_core.branches.surgery import Surgery, operate
+from prunekit_core.branches.unneeded import without_unneeded
 from prunekit_core.errors import ArgumentError, RehearsalError, nearest
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.moving_averages import mirrored_names, mirrored_stubs, one_sided
-from prunekit_core.modules.edits import Decision
+from prunekit_core.modules.edits import Decision, exchanged_by
 from prunekit_core.modules.entries import Entries
 from prunekit_core.modules.renaming import tied_in
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plans.pricing import Costs, Prices, Room
 from prunekit_core.plugins.registry import Registry
+from prunekit_core.program.rules import Elementwise
 from prunekit_core.rehearse.comparison import Mismatch
 from prunekit_core.rehearse.entries import entries_that_leave
 from prunekit_core.rehearse.ladder import Reselect
-from prunekit_core.rehearse.make_plan import Drafts
+from prunekit_core.rehearse.make_plan import Drafts, Names
 from prunekit_core.rehearse.places import ancestors
 from prunekit_core.rehearse.rehearsal import Stage
 
@@ -37,7 +41,8 @@ def draft_without(
     kept: Mapping[str, tuple[int, ...]] | None = None,
     reselect: Reselect | None = None,
     *,
-    entries: bool = False,
+    keep_names: bool = False,
+    deleted: Collection[str] = (),
 ) -> Plan:
     """Makes a proven plan without some branches, from the model as it was at analysis.
 
@@ -47,7 +52,9 @@ def draft_without(
         branches: The branches that go, or their names.
         kept: Kept units per group, as numbered at analysis; groups of which nothing is left are passed over.
         reselect: Chooses units anew when the program needs another number; None if the choice is fixed.
-        entries: Whether entries of lists of modules that compute nothing any more leave these lists.
+        keep_names: Whether entries of lists of modules (layers in a ``ModuleList``) stay in them when they compute
+            nothing any more, so that those behind them aren't numbered anew.
+        deleted: Paths of entries that have left already.
 
     Raises:
         ArgumentError: The model has no such branch, or no such group.
@@ -64,19 +71,12 @@ def draft_without(
     analysis.shadow.rewind()  # an earlier rehearsal may have left its cut on it
     chosen = named_branches(drafts.branches(), names)
     surgery = operate(analysis, registry.op_rules, chosen)
-    stubs, gone = mirrored_stubs(analysis.copies, surgery.stubs), mirrored_names(analysis.copies, surgery.gone)
     _check_copies(analysis, surgery)
+    surgery, left_over = _proven(analysis, registry, chosen, surgery, deleted, keep_names=keep_names)
+    analysis.shadow.rewind()
+    stubs, gone = mirrored_stubs(analysis.copies, surgery.stubs), mirrored_names(analysis.copies, surgery.gone)
     tied = tied_in(analysis.shadow.module, Decision(stubs=stubs).renaming, gone)
-    left_over = _with_entries(surgery, registry) if entries and not (analysis.copies or tied) else surgery.analysis
-    mismatch = None if left_over.entries else _mismatch(left_over, registry)
-    if mismatch is not None:
-        operation = surgery.analysis.recordings[mismatch.recording].trace.operations[mismatch.operation]
-        raise RehearsalError(
-            "The program can't go on without these branches.",
-            where=", ".join(surgery.absent),
-            why=f"{operation.site}: {mismatch.why}",
-            hint="leave them out",
-        )
+    _check_deleted(surgery, left_over.entries, deleted)
     smaller = whole.without(left_over, model)
     left = {
         name
@@ -97,7 +97,7 @@ def draft_without(
         stubs=stubs,
         gone=gone,
         tied=tied,
-        entries=left_over.entries,
+        entries=_witnessed(left_over.entries, whole.names(model)),
         silent=silencing(analysis, registry.op_rules, chosen, surgery.gone),
         sources=tuple(sorted({**dict(whole.sources(model, around)), **dict(plan.sources)}.items())),
         costs=prices,
@@ -132,20 +132,115 @@ def _check_copies(analysis: Analysis, surgery: Surgery) -> None:
         )
 
 
+def _proven(
+    analysis: Analysis,
+    registry: Registry,
+    chosen: Sequence[Branch],
+    surgery: Surgery,
+    deleted: Collection[str],
+    *,
+    keep_names: bool,
+) -> tuple[Surgery, Analysis]:
+    """Replays what is left; where that needs a module that would go, such as a layer in a list, what is in it goes.
+
+    But not where less goes then, or more than operations on single elements runs on.
+
+    Returns:
+        What is exchanged, and what is known of the model that is left, with the entries that leave their lists.
+
+    Raises:
+        RehearsalError: It is another program.
+    """
+    renaming = Decision(stubs=surgery.stubs).renaming
+    if not (analysis.copies or tied_in(analysis.shadow.module, renaming, surgery.gone)):
+        found = _without_entries(analysis, surgery, registry, deleted, keep_names=keep_names)
+        if found.entries:
+            return surgery, found
+    mismatch = _mismatch(surgery.analysis, registry)
+    if mismatch is None:
+        return surgery, surgery.analysis
+    around = {stub.module for stub in surgery.stubs if analysis.shadow.modules[stub.module]._modules}
+    if around:
+        analysis.shadow.rewind()
+        with contextlib.suppress(RehearsalError):
+            inner = operate(analysis, registry.op_rules, chosen, leave=around)
+            _check_copies(analysis, inner)
+            saves = inner.gone == surgery.gone and not any(_costly(analysis, registry, surgery, inner))
+            if saves and _mismatch(inner.analysis, registry) is None:
+                return inner, inner.analysis
+    operation = surgery.analysis.recordings[mismatch.recording].trace.operations[mismatch.operation]
+    raise RehearsalError(
+        "The program can't go on without these branches.",
+        where=", ".join(surgery.absent),
+        why=f"{operation.site}: {mismatch.why}",
+        hint="leave them out",
+    )
+
+
 def _mismatch(analysis: Analysis, registry: Registry) -> Mismatch | None:
     return Stage(analysis, registry, {}).replay({})[0]
 
 
-def _with_entries(surgery: Surgery, registry: Registry) -> Analysis:
+def _costly(analysis: Analysis, registry: Registry, outer: Surgery, inner: Surgery) -> Iterator[bool]:
+    """Tells of each operation that only one way of taking branches out removes whether it is more than cheap."""
+    for position, recording in enumerate(analysis.recordings):
+        trace = recording.trace
+        for index in outer.removed[position] - inner.removed[position]:
+            operation = trace.operations[index]
+            rule = registry.op_rules.find(operation.op)
+            read = {trace.memory(ref.index) for ref in operation.references()}
+            is_view = all(trace.memory(ref.index) in read for ref in operation.outputs)
+            yield not is_view and (rule is None or not isinstance(rule.zeros, Elementwise))
+
+
+def _without_entries(
+    whole: Analysis, surgery: Surgery, registry: Registry, deleted: Collection[str], *, keep_names: bool
+) -> Analysis:
     """Returns what is left without the entries that may leave their lists."""
+    left, shadow = surgery.analysis, surgery.analysis.shadow
+    proven: dict[Entries, Analysis] = {}
+    # a program may make something for each entry before they run: a mask, a layer of a cache
+    fewer = functools.cache(lambda: without_unneeded(whole, surgery))
 
     def trial(entries: Entries) -> Mismatch | None:
-        return _mismatch(attrs.evolve(surgery.analysis, entries=entries), registry)
+        found = attrs.evolve(left, entries=entries)
+        mismatch = _mismatch(found, registry)
+        if mismatch is not None:
+            found = attrs.evolve(fewer(), entries=entries)
+            mismatch = mismatch if fewer() is left or _mismatch(found, registry) is not None else None
+        proven.update({entries: found} if mismatch is None else {})
+        return mismatch
 
-    surgery.analysis.shadow.rewind()
-    found = entries_that_leave(surgery.analysis.shadow.modules, surgery.stubs, trial)
-    surgery.analysis.shadow.rewind()
-    return attrs.evolve(surgery.analysis, entries=found)
+    shadow.rewind()
+    entries = entries_that_leave(shadow.modules, surgery.stubs, trial, deleted, keep_names=keep_names)
+    shadow.rewind()
+    return proven.get(entries, left)
+
+
+def _check_deleted(surgery: Surgery, entries: Entries, deleted: Collection[str]) -> None:
+    """Raises `RehearsalError` where an entry that has left its list already would have to be in it."""
+    is_exchanged = exchanged_by(surgery.stubs)
+    there = (path for path in deleted if not is_exchanged(path.rpartition(".")[0]))  # else its whole list goes
+    lost = next((path for path in there if path not in entries.deleted()), None)
+    if lost is not None:
+        raise RehearsalError(
+            "The program can't go on without these branches.",
+            where=", ".join(surgery.absent),
+            why=f"{lost} has left its list already, and without them the program needs an entry there",
+            hint="leave them out",
+        )
+
+
+def _witnessed(entries: Entries, names: Names) -> Entries:
+    """Returns entries with a tensor of each list that says, in a file, whether they are there."""
+    plain = sorted(names.stored - names.others.keys())
+    found = []
+    for deletion in entries.deletions:
+        prefix, left = f"{deletion.container}.".lstrip("."), len(deletion.moved())
+        numbers = {name: name[len(prefix) :].partition(".")[0] for name in plain if name.startswith(prefix)}
+        later = (name for name, number in numbers.items() if number.isdigit() and int(number) >= left)
+        found.append(attrs.evolve(deletion, witness=next(later, "")))
+    return attrs.evolve(entries, deletions=tuple(found))
 
 
 class _Source:

@@ -45,6 +45,40 @@ class AddedBranch:
     gradient: torch.Tensor | None = None
 
 
+@attrs.frozen
+class SumPoint:
+    """One sum of a recorded program, to find it in a run.
+
+    Attributes:
+        module: Dotted path of the module that adds.
+        op: The operation.
+        number: How many sums the module made with this operation before.
+    """
+
+    module: str
+    op: Any
+    number: int
+
+
+def recorded_position(analysis: Analysis) -> int:
+    """Returns the position of the recording in eval mode, of the first one where there is none."""
+    modes = [recording.training for recording in analysis.recordings]
+    return modes.index(False) if False in modes else 0
+
+
+def number_sums(trace: Trace, rules: RuleTable) -> dict[int, SumPoint]:
+    """Lists the sums of a recorded program by the index of their operation, in order."""
+    counts: dict[_Key, int] = {}
+    found = {}
+    for operation in trace.operations:
+        addition = addition_of(rules, operation.op)
+        if addition is not None and _is_recorded_sum(trace, operation, addition):
+            key = operation.module, operation.op
+            number = counts[key] = counts.get(key, -1) + 1
+            found[operation.index] = SumPoint(*key, number)
+    return found
+
+
 @attrs.frozen(eq=False)
 class SumPlaces:
     """The sums of a recorded program, in order, by the module that makes them.
@@ -63,19 +97,15 @@ class SumPlaces:
     @classmethod
     def of(cls, analysis: Analysis, branches: Iterable[Branch], rules: RuleTable) -> SumPlaces:
         """Lists the sums of the recording in eval mode (of the first one where there is none)."""
-        modes = [recording.training for recording in analysis.recordings]
-        position = modes.index(False) if False in modes else 0
+        position = recorded_position(analysis)
         names: dict[int, dict[str, str]] = {}
         for branch in branches:
             for summand in branch.sums:
                 if summand.recording == position:
                     names.setdefault(summand.operation, {})[summand.argument] = branch.name
-        trace, places = analysis.recordings[position].trace, dict[_Key, list[Mapping[str, str]]]()
-        for operation in trace.operations:
-            addition = addition_of(rules, operation.op)
-            if addition is not None and _is_recorded_sum(trace, operation, addition):
-                key = operation.module, operation.op
-                places.setdefault(key, []).append(names.get(operation.index, {}))
+        places = dict[_Key, list[Mapping[str, str]]]()
+        for index, point in number_sums(analysis.recordings[position].trace, rules).items():
+            places.setdefault((point.module, point.op), []).append(names.get(index, {}))
         return cls(places, rules)
 
     def check(self, counts: Mapping[_Key, int], names: Collection[str], batch: Batch) -> None:
@@ -110,7 +140,8 @@ def _is_recorded_sum(trace: Trace, operation: Operation, addition: Addition) -> 
     return len(shapes) == 1 and all(is_continuous(trace.dtypes[ref.index]) for ref in pair)
 
 
-def _is_sum(first: Any, second: Any) -> bool:
+def is_sum(first: Any, second: Any) -> bool:
+    """Tells whether two arguments of a run are tensors of real numbers and of one shape."""
     pair = (first, second)
     return all(isinstance(one, torch.Tensor) for one in pair) and (
         first.shape == second.shape and is_continuous(first.dtype) and is_continuous(second.dtype)
@@ -178,7 +209,7 @@ class SumListener(Listener):
         if addition is None or recorded is None:
             return op(*args, **kwargs)
         arguments = bind_arguments(op, args, kwargs)
-        if not _is_sum(arguments[addition.first], arguments[addition.second]):
+        if not is_sum(arguments[addition.first], arguments[addition.second]):
             return op(*args, **kwargs)
         place = self._counts[key] = self._counts.get(key, 0) + 1
         names = recorded[place - 1] if place <= len(recorded) else {}

@@ -64,7 +64,7 @@ class ResidualAdds:
             order = self._orders.get(tensor)
             if order is None:
                 continue
-            views = [] if changes else [result for result in results if _same_numbers(result, tensor)]
+            views = [] if changes else [result for result in results if same_numbers(result, tensor)]
             for view in views:
                 self._orders[view] = order
             if not views:
@@ -114,7 +114,7 @@ def _same_memory(result: torch.Tensor, tensor: torch.Tensor) -> bool:
     return result.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
 
 
-def _same_numbers(result: torch.Tensor, tensor: torch.Tensor) -> bool:
+def same_numbers(result: torch.Tensor, tensor: torch.Tensor) -> bool:
     """Whether a result is the tensor itself or a view of all of it, its numbers in the same order."""
     return (
         result.dtype == tensor.dtype

@@ -216,12 +216,13 @@ def _match(target: nn.Module, plan: Plan, weights: Weights, assign: bool) -> dic
     """
     where, cuts = os.fspath(weights.path), {cut.parameter: cut for cut in plan.parameters}
     canonical, renaming, gone = ModelTree(target).aliases, plan.renaming, set(plan.gone)
+    vacated = tuple(f"{path}." for path in renaming.vacated())
     own = {name: tensor for name, tensor in _stored(target).items() if name not in gone}
     problems: list[str] = []
     found: dict[str, str] = {}
     for name, stored in weights.tensors.items():
         home = canonical.get(renaming.before(name))
-        if home is None or home not in own:
+        if home is None or home not in own or name.startswith(vacated):
             problems.append(f"{name} is not in the model")
             continue
         cut, tensor = cuts.get(home), own[home]

@@ -116,6 +116,8 @@ class _Pruned:
                 self._rescales.setdefault(name, []).append(rescale)
         if self._plan.gone and not any(name in tensors for name in self._removed()):
             problems.append(f"{self._plan.gone[0]} is missing")
+        witnesses = [deletion.witness for deletion in self._plan.entries.deletions]
+        problems += [f"{name} is missing" for name in witnesses if name and name not in tensors]
         staying = set(self._origins.values())
         problems += [f"{name} is missing" for name in self._repaired if name not in staying]
         if problems:

@@ -72,6 +72,7 @@ class BranchOptions(TypedDict, total=False):
     branch_importance: Criterion | str | None
     keep_first: int
     keep_last: int
+    keep_names: bool
     target: Target | None
     by: str
     calibration: Iterable[Any] | Batches | None

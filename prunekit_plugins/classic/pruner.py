@@ -70,8 +70,8 @@ class BasePruner(Pruner):
             other units have: ``pruning_ratio``, or what reaches the target.
         head_pruning_ratio_dict: Like ``pruning_ratio_dict``, for heads.
         customized_pruners, unwrapped_parameters: See `DependencyGraph.build_dependency`.
-        branch_ratio, branches, branch_importance, keep_first, keep_last: See `prunekit.prune`. A ratio grows along the
-            schedule; of ``branches`` so many go as it says, in the order in which they are named.
+        branch_ratio, branches, branch_importance, keep_first, keep_last, keep_names: See `prunekit.prune`. A ratio
+            grows along the schedule; of ``branches`` so many go as it says, in the order in which they are named.
         target, by: With ``by="depth"`` branches meet the target; the schedule says which part of the saving each step
             makes. To meet a target by units there is `plan_to_target`.
         calibration: Batches of data that score branches, run through the model as it is at each step; see `calibrate`.
@@ -121,6 +121,7 @@ class BasePruner(Pruner):
         branch_importance: Criterion | str | None = None,
         keep_first: int = 0,
         keep_last: int = 0,
+        keep_names: bool = False,
         target: Target | None = None,
         by: str = WIDTH,
         calibration: Iterable[Any] | Batches | None = None,

@@ -73,9 +73,9 @@ def _usable(name: str, command: Any, blame: Blame) -> Callable[..., Any] | Prune
         if not blame.built_in:
             check = importlib.import_module("prunekit_plugins.testing.command_check")  # nobody else needs the kit here
             check.require_callable_by_name(function)
-        trial = typer.Typer()
-        trial.command(name)(function)
-        typer.main.get_command(trial)
+            trial = typer.Typer()
+            trial.command(name)(function)
+            typer.main.get_command(trial)
     except (Exception, SystemExit) as error:  # a stranger's may fail in any way; it is told when the command is called
         reason = f"{type(error).__name__}: {error}"
         named = attrs.evolve(blame, thing=None) if isinstance(command, LazyCommand) else blame

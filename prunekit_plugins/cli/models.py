@@ -1,4 +1,4 @@
-"""The MODEL argument: a model with random weights and example inputs for it."""
+"""The MODEL argument: a model, where its weights are from, and example inputs for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from prunekit.plugin import ArgumentError, CheckpointError
 from prunekit_plugins.cli.arguments import TensorSpec, read_inputs
-from prunekit_plugins.cli.sources import SOURCES, find_package, from_code
+from prunekit_plugins.cli.sources import RANDOM, SOURCES, Inputs, Source, find_package, from_code
 
 SEED = 0
 
@@ -29,14 +29,14 @@ class Subject:
         model: The model, in eval mode.
         inputs: Example inputs: positional ones, or keyword ones.
         specs: What the inputs were made from.
-        weights: Where the weights are from: a file, or ``"random weights"``.
+        weights: Where the weights are from: a file or folder, `RANDOM`, or `BUILT` for what the user's code made.
         on_disk: Whether the model is on the meta device, and its weights in files only.
         keyword: Name of the argument that a single input is passed as; empty for positional inputs.
     """
 
     name: str
     model: nn.Module
-    inputs: tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]
+    inputs: Inputs
     specs: tuple[TensorSpec, ...]
     weights: str
     on_disk: bool = False
@@ -44,6 +44,11 @@ class Subject:
 
     def __str__(self) -> str:
         return f"{self.name}, {self.weights}, input {' and '.join(str(spec) for spec in self.specs)}"
+
+    @property
+    def random(self) -> bool:
+        """Whether the weights are random ones, so that which units are chosen means nothing."""
+        return self.weights == RANDOM
 
     def beside(self, smaller: Path | None) -> Subject:
         """The same, with the file in its name that makes or holds a smaller model beside it, if there is one."""
@@ -58,7 +63,7 @@ def read_model(
     Args:
         name: ``torchvision:NAME``, ``timm:NAME``, ``hf:FOLDER`` or ``package.module:factory``.
         inputs: Sizes, as ``1,3,224,224`` or ``1,16:int64``; None for those that are usual for the model.
-        weights: A safetensors file with the model's weights; None for random ones.
+        weights: A safetensors file with the model's weights; None for those that it comes with, or random ones.
         seed: Seed of random weights and inputs.
 
     Raises:
@@ -82,8 +87,8 @@ def build(
 
     Args:
         name: ``torchvision:NAME``, ``timm:NAME``, ``hf:FOLDER`` or ``package.module:factory``.
-        specs: Its inputs; empty for the usual ones.
-        weights: A safetensors file with the model's weights; None for random ones.
+        specs: Its inputs; empty for those that it comes with, or the usual ones.
+        weights: A safetensors file with the model's weights; None for those that it comes with, or random ones.
         seed: Seed of random weights and inputs.
         empty: Whether the model is built on the meta device, without weights.
         runs: Whether such a model will be run with weights from files: then its buffers are real.
@@ -98,7 +103,7 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with _without_weights(runs) if empty else contextlib.nullcontext():
-            source = maker(rest) if maker is not None else from_code(name)
+            source = maker(rest, empty or weights is not None) if maker is not None else from_code(name)
     if empty and runs and callable(tie := getattr(source.model, "tie_weights", None)):
         tie()  # transformers ties parameters once they are loaded
     chosen = tuple(specs) or source.inputs
@@ -108,12 +113,19 @@ def build(
         )
     if weights is not None:
         fill(source.model, weights)
-    generator = torch.Generator().manual_seed(seed)
-    tensors = tuple(spec.tensor(generator).to("meta" if empty else "cpu") for spec in chosen)
-    keyword = source.keyword if len(tensors) == 1 else ""
-    inputs = {keyword: tensors[0]} if keyword else tensors
-    origin = "no weights in memory" if empty else "random weights" if weights is None else str(weights)
+    inputs = _inputs(source, chosen, torch.Generator().manual_seed(seed), "meta" if empty else "cpu")
+    keyword = next(iter(inputs)) if isinstance(inputs, Mapping) and len(inputs) == 1 else ""
+    origin = "no weights in memory" if empty else source.weights if weights is None else str(weights)
     return Subject(name, source.model.eval(), inputs, chosen, origin, empty, keyword)
+
+
+def _inputs(source: Source, specs: Sequence[TensorSpec], generator: torch.Generator, device: str) -> Inputs:
+    """Makes example inputs: those that a model came with, or random ones, by the names that it came with."""
+    tensors = tuple(spec.tensor(generator).to(device) for spec in specs)
+    names = tuple(source.given) if isinstance(source.given, Mapping) else (source.keyword,) if source.keyword else ()
+    if source.given is not None and tuple(specs) == source.inputs:
+        tensors = tuple(source.given.values()) if isinstance(source.given, Mapping) else source.given
+    return dict(zip(names, tensors, strict=True)) if len(names) == len(tensors) else tensors
 
 
 def _without_weights(runs: bool) -> contextlib.AbstractContextManager[Any]:

@@ -11,7 +11,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="torchvision:NAME, timm:NAME, hf:FOLDER or package.module:factory. Random weights, no download.",
+        help="torchvision:NAME, timm:NAME (random weights), hf:FOLDER (with its weights) or package.module:factory.",
         show_default=False,
     ),
 ]
@@ -112,6 +112,14 @@ KeepFirst = Annotated[
     int | None, typer.Option(min=0, help="So many branches stay at the start of the program.", show_default=False)
 ]
 KeepLast = Annotated[int | None, typer.Option(min=0, help="So many stay at its end.", show_default=False)]
+KeepNames = Annotated[
+    bool | None,
+    typer.Option(
+        "--keep-names/--renumber",
+        help="Layers without branches stay in their lists, and all others keep their numbers.",
+        show_default=False,
+    ),
+]
 Allocation = Annotated[
     str | None,
     typer.Option(help="How a target is shared out: uniform, global, greedy, dp or estimated.", show_default=False),

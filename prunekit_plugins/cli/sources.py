@@ -1,6 +1,6 @@
 """Where models come from: torchvision, timm, a local transformers folder, or the user's own code.
 
-Every model has random weights; nothing is downloaded.
+Nothing is downloaded: weights are those that lie in the folder or that the user's code loads, and random otherwise.
 """
 
 from __future__ import annotations
@@ -10,22 +10,31 @@ import importlib
 import inspect
 import json
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import attrs
+import torch
 from torch import nn
 
-from prunekit.plugin import ArgumentError, PrunekitError
-from prunekit_plugins.cli.arguments import TensorSpec, search_here
+from prunekit.plugin import ArgumentError, CheckpointError, PrunekitError
+from prunekit_plugins.cli.arguments import DTYPES, TensorSpec, search_here
 
 IMAGE = TensorSpec((1, 3, 224, 224))
 INCEPTION = TensorSpec((1, 3, 299, 299))
 VIDEO = TensorSpec((1, 3, 16, 112, 112))
 FRAME = TensorSpec((1, 3, 128, 128))
 TOKENS = TensorSpec((1, 16), "int64")
+
+Inputs = tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]
+"""Positional inputs, or keyword ones."""
+
+RANDOM = "random weights"
+BUILT = "weights as built"
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+"""Files in which transformers finds weights."""
 
 
 class BuildError(PrunekitError, RuntimeError):
@@ -40,11 +49,15 @@ class Source:
         model: The model.
         inputs: Example inputs to use when none are given; empty when they can't be known.
         keyword: Name of the argument that the input is passed as; empty for positional inputs.
+        weights: Where its weights are from.
+        given: Example inputs that it came with; None where it came without.
     """
 
     model: nn.Module
     inputs: tuple[TensorSpec, ...] = ()
     keyword: str = ""
+    weights: str = RANDOM
+    given: Inputs | None = None
 
 
 def from_torchvision(name: str) -> Source:
@@ -82,39 +95,67 @@ def from_timm(name: str) -> Source:
     return Source(model, (TensorSpec((1, *size)),))
 
 
-def from_transformers(name: str) -> Source:
-    """Builds a model from the configuration in a local folder; code in the folder isn't run."""
+def from_transformers(name: str, *, empty: bool = False) -> Source:
+    """Builds a model from a local folder, with the weights that lie there; code in the folder isn't run.
+
+    Args:
+        name: The folder, with a ``config.json``.
+        empty: Whether weights stay where they are: the model is built from its configuration alone.
+
+    Raises:
+        ArgumentError: There is no such folder.
+        BuildError: transformers is missing or can't build it.
+        CheckpointError: The weights are for another model.
+    """
     folder = Path(name)
     if not (folder / "config.json").is_file():
         raise ArgumentError(
             "An hf: model is given by a local folder that holds a config.json.",
             where=str(folder),
-            hint="nothing is downloaded: save the configuration with config.save_pretrained(folder)",
+            hint="nothing is downloaded: save the model with model.save_pretrained(folder)",
         )
     transformers = find_package("transformers", "transformers")
-
-    def build() -> Any:
-        # False, not the default: that asks on the terminal whether code in the folder may run
-        config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        names = json.loads((folder / "config.json").read_text()).get("architectures") or ["AutoModel"]
-        architecture = getattr(transformers, names[0], None)
-        if not isinstance(architecture, type) or not issubclass(architecture, transformers.PreTrainedModel):
-            return transformers.AutoModel.from_config(config, trust_remote_code=False)
-        return architecture(config)
-
-    model = _called(build, f"hf:{name}")
-    keyword = str(getattr(model, "main_input_name", "input_ids"))
+    stored = not empty and any(next(folder.glob(pattern), None) for pattern in _WEIGHTS)
+    model = _called(lambda: _transformers_model(transformers, folder, stored=stored), f"hf:{name}")
+    keyword, weights = str(getattr(model, "main_input_name", "input_ids")), str(folder) if stored else RANDOM
     config: Any = model.config
-    if keyword == "input_ids":
-        return Source(model, (TOKENS,), keyword)
+    inputs: tuple[TensorSpec, ...] = (TOKENS,) if keyword == "input_ids" else ()
     if keyword == "pixel_values" and isinstance(getattr(config, "image_size", None), int):
-        channels = getattr(config, "num_channels", 3)
-        return Source(model, (TensorSpec((1, channels, config.image_size, config.image_size)),), keyword)
-    return Source(model, (), keyword)
+        inputs = (TensorSpec((1, getattr(config, "num_channels", 3), config.image_size, config.image_size)),)
+    return Source(model, inputs, keyword, weights)
+
+
+def _transformers_model(transformers: ModuleType, folder: Path, *, stored: bool) -> Any:
+    """Builds the class that a folder's configuration names, else transformers' usual one for it."""
+    # False, not the default: that asks on the terminal whether code in the folder may run
+    local = {"local_files_only": True, "trust_remote_code": False}
+    config = transformers.AutoConfig.from_pretrained(str(folder), **local)
+    names = json.loads((folder / "config.json").read_text()).get("architectures") or ["AutoModel"]
+    architecture: Any = getattr(transformers, names[0], None)
+    if not isinstance(architecture, type) or not issubclass(architecture, transformers.PreTrainedModel):
+        architecture = transformers.AutoModel
+    if not stored:
+        if architecture is transformers.AutoModel:
+            return architecture.from_config(config, trust_remote_code=False)
+        return architecture(config)
+    model, found = architecture.from_pretrained(str(folder), dtype="auto", output_loading_info=True, **local)
+    wrong = [f"{key} is missing" for key in sorted(found["missing_keys"])]
+    wrong += [f"{key[0]} has another shape" for key in sorted(found["mismatched_keys"])]
+    if wrong:  # transformers would go on with random values
+        raise CheckpointError(
+            "The weights are for another model.",
+            where=str(folder),
+            why="; ".join(wrong[:3]) + ("; ..." if wrong[3:] else ""),
+            hint="a folder that save_pretrained of the whole model wrote; prunekit.load opens what prune --out wrote",
+        )
+    return model
 
 
 def from_code(name: str) -> Source:
-    """Calls a factory of the user's, ``package.module:factory``; modules in the working directory are found."""
+    """Calls a factory of the user's, ``package.module:factory``; modules in the working directory are found.
+
+    It returns a model, or a model and example inputs for it: a tensor, several, or a dict of keyword ones.
+    """
     path, _, attribute = name.partition(":")
     if not path or not attribute:
         raise ArgumentError(
@@ -123,7 +164,33 @@ def from_code(name: str) -> Source:
             hint="use torchvision:NAME, timm:NAME, hf:FOLDER or package.module:factory",
         )
     factory = look_up(path, attribute, "model")
-    return Source(factory if isinstance(factory, nn.Module) else _called(factory, name))
+    if isinstance(factory, nn.Module):
+        return Source(factory, weights=BUILT)
+    made = _tried(factory, name)
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
+        return _with_inputs(*made, where=name)
+    return Source(_checked(made, name), weights=BUILT)
+
+
+def _with_inputs(model: nn.Module, inputs: Any, *, where: str) -> Source:
+    if isinstance(inputs, torch.Tensor):
+        inputs = (inputs,)
+    given: Inputs = dict(inputs) if isinstance(inputs, Mapping) else tuple(inputs) if _is_row(inputs) else ()
+    tensors = list(given.values()) if isinstance(given, Mapping) else list(given)
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    if not tensors or not all(isinstance(one, torch.Tensor) and one.dtype in names for one in tensors):
+        raise ArgumentError(
+            "The factory returned a model and inputs that can't be read.",
+            where=where,
+            why=f"got {type(inputs).__name__}",
+            hint=f"inputs are a tensor, a tuple of tensors or a dict of them, of one of {', '.join(DTYPES)}",
+        )
+    specs = tuple(TensorSpec(tuple(one.shape), names[one.dtype]) for one in tensors)
+    return Source(model, specs, weights=BUILT, given=given)
+
+
+def _is_row(value: Any) -> bool:
+    return isinstance(value, tuple | list)
 
 
 def look_up(path: str, attribute: str, what: str) -> Any:
@@ -158,11 +225,12 @@ def look_up(path: str, attribute: str, what: str) -> Any:
     return getattr(module, attribute)
 
 
-SOURCES: dict[str, Callable[[str], Source]] = {
-    "torchvision": from_torchvision,
-    "timm": from_timm,
-    "hf": from_transformers,
+SOURCES: dict[str, Callable[[str, bool], Source]] = {
+    "torchvision": lambda name, empty: from_torchvision(name),
+    "timm": lambda name, empty: from_timm(name),
+    "hf": lambda name, empty: from_transformers(name, empty=empty),
 }
+"""Prefix to what builds a model from the rest of its name, and from whether it is built without its weights."""
 
 
 def find_package(name: str, install: str) -> ModuleType:
@@ -179,11 +247,20 @@ def find_package(name: str, install: str) -> ModuleType:
 
 
 def _called(factory: Callable[[], Any], where: str) -> nn.Module:
+    return _checked(_tried(factory, where), where)
+
+
+def _tried(factory: Callable[[], Any], where: str) -> Any:
     try:
-        model = factory()
+        return factory()
+    except PrunekitError:
+        raise
     except Exception as error:  # the model's own code may fail in any way
         why = f"{type(error).__name__}: {error}"
         raise BuildError("The model can't be built.", where=where, why=why) from error
+
+
+def _checked(model: Any, where: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ArgumentError("The factory must return an nn.Module.", where=where, why=f"got {type(model).__name__}")
     return model

@@ -5,6 +5,10 @@ A consumer of the original computes ``W x``; its counterpart in the pruned model
 only added to a stream ``r``, which the cut has changed to ``r'``, what counts is the sum. ``W' x' + r'`` should be
 ``W x + r``, so the target is ``W x + r - r'``.
 
+Where a branch that follows is gone, the target is what the sum was with it: ``s - r'``, with ``s`` the sum of the
+original behind the removed branch. A norm with running statistics may stand between ``W x`` and the sum, which makes
+``a W x + b`` of it; then ``s - r' - b`` is the target for ``a W x``.
+
 A stage may hold consumers of several levels (one after another in the program). Only those of its first level read what
 they will read in the end. What the later ones read changes when the first are refitted, towards what the original
 reads: they are fitted on the original's features, those that stay.
@@ -19,10 +23,13 @@ import torch
 
 from prunekit_core.errors import PlanError
 from prunekit_plugins.calibration.batches import Batch
+from prunekit_plugins.calibration.branch_sums import SumPoint
 from prunekit_plugins.calibration.moments import Gatherer
 from prunekit_plugins.calibration.observation import Enough, Seen, Watched
 from prunekit_plugins.calibration.residual_adds import ResidualAdd
 from prunekit_plugins.compensation.layer_fit import Correspondence
+from prunekit_plugins.compensation.streams import Reached, StreamListener
+from prunekit_plugins.compensation.takeovers import Takeover
 from prunekit_plugins.compensation.uses import Consumer
 
 HOLD_OUT = 5
@@ -33,11 +40,24 @@ PLENTY = 16
 
 @attrs.frozen(eq=False)
 class Pair:
-    """A consumer of the pruned model with its counterpart in the original."""
+    """A consumer of the pruned model with its counterpart in the original.
+
+    Attributes:
+        before: The consumer of the original.
+        after: That of the pruned model.
+        correspondence: How one follows from the other.
+        takeover: The removed branches that it takes over; None where it takes over none.
+    """
 
     before: Consumer
     after: Consumer
     correspondence: Correspondence
+    takeover: Takeover | None = None
+
+    @property
+    def orders(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Its numbers among the consumers of the original's forward, and among those of the pruned model's."""
+        return self.before.orders, self.after.orders
 
     @property
     def summed(self) -> bool:
@@ -64,7 +84,7 @@ class Split:
             part.add(features[:, where], targets[:, where], examples[chosen])
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Gathered:
     """What was gathered for one consumer.
 
@@ -74,11 +94,13 @@ class Gathered:
         earlier: Features that stay, as read in the original, with ``W x``: they add evidence where ``now`` has few
             samples; at most `PLENTY` samples per feature.
         lost: All features as read in the original, if they were requested.
+        slope: Tensor ``[channels]``: what a norm multiplies the output by before it is compared; None without one.
     """
 
     now: Split = attrs.field(factory=_pair_of_gatherers)
     earlier: Split = attrs.field(factory=_pair_of_gatherers)
     lost: Gatherer = attrs.field(factory=lambda: Gatherer(covariance=False))
+    slope: torch.Tensor | None = None
 
 
 def gather(
@@ -100,10 +122,10 @@ def gather(
     examples = 0
     for batch in batches:
         stage = _Stage(part, found, examples, lost=lost)
-        original.run(batch, stage.note_original, stage.residual, stage.note_original_sum)
+        original.run_into(batch, stage.original_listener(original, batch))
         stage.check(stage.residual - stage.streams.keys(), batch)
         stage.start_pruned()
-        pruned.run(batch, stage.read_pruned, stage.residual, stage.read_pruned_sum)
+        pruned.run_into(batch, stage.pruned_listener(pruned, batch))
         stage.check(stage.waiting, batch)
         examples += batch.size
     return found
@@ -112,7 +134,7 @@ def gather(
 class _Stage:
     """One batch of one stage: first the original runs, then the pruned model.
 
-    Consumers are known by their order among all consumers of a forward, which is the same in both models. A sum is seen
+    Consumers are known by their order among all consumers of the pruned model's forward. A sum is seen
     after the consumer whose output goes into it, so what the pruned model's consumer read waits for its sum.
 
     Args:
@@ -123,7 +145,7 @@ class _Stage:
 
     Attributes:
         residual: Orders of the consumers whose target is a residual sum.
-        streams: Of those: the stream ``r`` of the original, by order.
+        streams: Of those: the stream ``r`` of the original, by order; the sum ``s`` where a branch is taken over.
         waiting: Of those: what the pruned model's consumer read, until its sum is seen.
     """
 
@@ -132,7 +154,12 @@ class _Stage:
         self._found, self._base, self._lost = found, base, lost
         first_level = min(pair.after.level for pair in part)
         self._first = {order for order, pair in self._pairs.items() if pair.after.level == first_level}
-        self.residual = frozenset(order for order in self._first if self._pairs[order].summed)
+        self._numbers = {old: new for pair in part for old, new in zip(*pair.orders, strict=True)}
+        self._takeovers = {order: one.takeover for order, one in self._pairs.items() if one.takeover is not None}
+        added = frozenset(order for order in self._first if self._pairs[order].summed)
+        self._added = added - self._takeovers.keys()
+        self.residual = self._added | self._takeovers.keys()
+        self._rectified: dict[int, torch.Tensor] = {}  # sums of the original that a relu follows
         self._targets: dict[int, torch.Tensor] = {}  # kept outputs ``W x`` of the original, until they are used
         self._outputs: dict[int, tuple[torch.Size, int]] = {}  # shape and channel dim of what the original put out
         self.streams: dict[int, torch.Tensor] = {}
@@ -157,20 +184,37 @@ class _Stage:
 
     # -- the original
 
+    def original_listener(self, original: Watched, batch: Batch) -> StreamListener:
+        """Returns what shows the original's forward to this stage."""
+        summed = {old for old, new in self._numbers.items() if new in self._added}
+        points = {one.goal for one in self._takeovers.values()}
+        points |= {one.rectified for one in self._takeovers.values() if one.rectified is not None}
+        return StreamListener(
+            original,
+            batch,
+            self.note_original,
+            summed,
+            self.note_original_sum,
+            points=points,
+            result=self.note_original_result,
+        )
+
     def note_original(self, seen: Seen) -> None:
         """Notes what a consumer of the original put out, and the moments of what it read."""
-        pair = self._pairs.get(seen.order)
-        if pair is not None:
-            if seen.order in self._first:
-                self._targets[seen.order] = pair.correspondence.kept_outputs(seen.output, seen.channel_dim).clone()
-                self._outputs[seen.order] = (seen.output.shape, seen.channel_dim)
-            self._note_moments(pair, seen)
-        self._end(seen.order == max(self._pairs), self.residual <= self.streams.keys())
+        order = self._numbers.get(seen.order)
+        if order is not None:
+            pair = self._pairs[order]
+            if order in self._first:
+                self._targets[order] = pair.correspondence.kept_outputs(seen.output, seen.channel_dim).clone()
+                self._outputs[order] = (seen.output.shape, seen.channel_dim)
+            self._note_moments(pair, seen, first=order in self._first)
+        self._end(seen.order == max(self._numbers), self.residual <= self.streams.keys())
 
-    def _note_moments(self, pair: Pair, seen: Seen) -> None:
-        gathered, first = self._found[pair.after.site.name], seen.order in self._first
+    def _note_moments(self, pair: Pair, seen: Seen, *, first: bool) -> None:
+        gathered = self._found[pair.after.site.name]
         split = gathered.earlier if first else gathered.now
-        enough = first and split.fit.count >= PLENTY * int(pair.correspondence.features.sum(1).max())
+        enough = pair.takeover is not None  # what it put out there isn't what it should put out now
+        enough = enough or (first and split.fit.count >= PLENTY * int(pair.correspondence.features.sum(1).max()))
         if enough and not self._lost:
             return
         for chunk in seen.chunks(seen.output):
@@ -183,12 +227,35 @@ class _Stage:
 
     def note_original_sum(self, found: ResidualAdd) -> None:
         """Notes the stream ``r`` that a consumer's output was added to, of the outputs that stay."""
-        shape, dim = self._outputs[found.order]
-        correspondence = self._pairs[found.order].correspondence
-        self.streams[found.order] = correspondence.kept_outputs(found.rest.reshape(shape), dim).clone()
+        self._note_stream(self._numbers[found.order], found.rest)
+
+    def _note_stream(self, order: int, stream: torch.Tensor) -> None:
+        shape, dim = self._outputs[order]
+        correspondence = self._pairs[order].correspondence
+        self.streams[order] = correspondence.kept_outputs(stream.reshape(shape), dim).clone()
         self._end(False, self.residual <= self.streams.keys())
 
+    def note_original_result(self, point: SumPoint, result: torch.Tensor) -> None:
+        """Notes the sum ``s`` behind removed branches, or what it was before them, if a relu is between."""
+        for order, takeover in self._takeovers.items():
+            if point == takeover.rectified:
+                self._rectified[order] = result.clone()
+            if point == takeover.goal:
+                self._note_stream(order, _goal(result, self._rectified.pop(order, None)))
+
     # -- the pruned model
+
+    def pruned_listener(self, pruned: Watched, batch: Batch) -> StreamListener:
+        """Returns what shows the pruned model's forward to this stage."""
+        return StreamListener(
+            pruned,
+            batch,
+            self.read_pruned,
+            self._added,
+            self.read_pruned_sum,
+            follow=self._takeovers,
+            arrive=self.read_pruned_arrival,
+        )
 
     def start_pruned(self) -> None:
         """The pruned model's forward is next."""
@@ -211,8 +278,28 @@ class _Stage:
         self._add(self.waiting.pop(found.order), targets + (self.streams.pop(found.order) - stream))
         self._end(False, not self.residual & self._targets.keys())
 
+    def read_pruned_arrival(self, found: Reached) -> None:
+        """Adds what a consumer that takes over branches read, with the target ``s - r'``."""
+        shape = self._targets.pop(found.order).shape
+        self._found[self._pairs[found.order].after.site.name].slope = found.slope
+        self._add(self.waiting.pop(found.order), self.streams.pop(found.order) - found.rest.reshape(shape))
+        self._end(False, not self.residual & self._targets.keys())
+
     def _add(self, seen: Seen, targets: torch.Tensor) -> None:
         gathered = self._found[self._pairs[seen.order].after.site.name]
         for chunk in seen.chunks(targets):
             assert chunk.targets is not None
             gathered.now.add(chunk.features, chunk.targets, chunk.examples + self._base)
+
+
+def _goal(result: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
+    """Returns what a sum should be that stands for a later one.
+
+    Args:
+        result: The later one.
+        before: The sum itself in the original, where a relu follows it: what is below zero in both may stay.
+    """
+    if before is None:
+        return result
+    before = before.reshape(result.shape)
+    return torch.where((result > 0) | (before > 0), result.clamp(min=0), before)

@@ -12,6 +12,9 @@ from prunekit_core.plans.plan import Plan
 from prunekit_core.program.linear_forms import Site
 from prunekit_plugins.calibration.moments import Moments, merge
 
+FAINT = 1e-4
+"""Factors of a norm, relative to the largest, below which what is in front of it is left as it is."""
+
 
 @attrs.frozen(eq=False)
 class LayerFit:
@@ -19,7 +22,8 @@ class LayerFit:
 
     The targets are the outputs of the same consumer in the original model, those rows of it that stay; what it reads is
     what the pruned model produces now. Where all that it puts out goes into a sum, the targets are what that sum was in
-    the original, less what it is added to now. All tensors are float64.
+    the original, less what it is added to now; where it takes over removed branches, it is the sum behind them, and
+    where a norm stands before the sum, weight and offset are multiplied by the norm's factors. All tensors are float64.
 
     Attributes:
         name: Name of its site in the pruned model.
@@ -34,6 +38,7 @@ class LayerFit:
         lost_weight: Tensor ``[groups, outputs, lost]``: the original's weight of the features that were removed.
         lost_mean: Tensor ``[groups, lost]``: their mean in the original.
         lost_variance: Tensor ``[groups, lost]``: their variance.
+        slope: Tensor ``[groups, outputs]``: the norm's factors; None without one.
     """
 
     name: str
@@ -47,6 +52,27 @@ class LayerFit:
     lost_variance: torch.Tensor
     earlier: Moments | None = None
     earlier_held: Moments | None = None
+    slope: torch.Tensor | None = None
+
+    def scaled(self, weight: torch.Tensor, offset: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the weight and offset of the fit that a weight and an offset of the consumer itself make."""
+        return (weight, offset) if self.slope is None else (weight * self.slope[:, :, None], offset * self.slope)
+
+    def unscaled(
+        self, fitted: tuple[torch.Tensor, torch.Tensor], present: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the consumer's own weight and offset, from those of the fit.
+
+        Args:
+            fitted: Weight ``[groups, outputs, features]`` and offset ``[groups, outputs]`` of the fit.
+            present: What the consumer has, for outputs that the norm behind it hardly hands on.
+        """
+        if self.slope is None:
+            return fitted
+        faint = self.slope.abs() <= FAINT * self.slope.abs().max()
+        factor = self.slope.masked_fill(faint, 1.0)
+        weight = torch.where(faint[:, :, None], present[0], fitted[0] / factor[:, :, None])
+        return weight, torch.where(faint, present[1], fitted[1] / factor)
 
     def error(self, weight: torch.Tensor, offset: torch.Tensor, moments: Moments | None = None) -> float:
         """Returns the mean squared error of a weight and an offset, relative to the variance of the targets.

@@ -19,6 +19,8 @@ UNSEEN = 1e-2
 class LeastSquares:
     """Fits the weights of every consumer that lost inputs to what it put out before the cut.
 
+    A consumer that takes over removed branches is fitted to the sum that they were added to.
+
     With ``C`` the covariance of what it reads now, ``P`` that of it and of what it should put out, and ``W`` its weight
     as cut: ``W' = W + (P^T - W C) (C + lambda I)^-1`` and ``b' = E[y] - W' E[x]``, which minimises
     ``E||y - W' x - b'||^2 + lambda ||W' - W||^2``. While what it reads is what it read before the cut, less the removed

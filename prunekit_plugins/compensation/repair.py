@@ -5,27 +5,31 @@ Everything happens on a copy of the pruned model; the model itself is written to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import attrs
 import torch
 from torch import nn
 
-from prunekit_core.errors import PlanError, nearest
+from prunekit_core.errors import nearest
 from prunekit_core.modules.surgery import replace_values
 from prunekit_core.modules.tree import named_tensors
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.blame import Blame
 from prunekit_core.plugins.registry import Registry
-from prunekit_core.program.outputs import output_tensors
+from prunekit_core.program.outputs import named_outputs
 from prunekit_plugins.calibration.batches import Batch, Batches
 from prunekit_plugins.calibration.moments import Moments, doubts
 from prunekit_plugins.calibration.observation import Run, Seen, Watched
 from prunekit_plugins.checkpoints.stored_values import Scratch
 from prunekit_plugins.compensation.gathering import Gathered, Pair, gather
 from prunekit_plugins.compensation.layer_fit import Correspondence, LayerFit
-from prunekit_plugins.compensation.uses import find_consumers
+from prunekit_plugins.compensation.streams import StreamListener
+from prunekit_plugins.compensation.takeovers import Takeover
+from prunekit_plugins.compensation.uses import Consumer, find_consumers, match
 
+NOT_FOLLOWED = "it isn't seen to be added to the sum that lost the branch"
 UNFIT = "A compensator gave values that don't fit."
 
 
@@ -64,6 +68,8 @@ class Repair:
         stages: In how many stages consumers are compensated; each is fitted to what the stages before it left. None
             for one stage per consumer, but at most `STAGES`.
         scratch: The values of a copy on the meta device; None where it has its own.
+        takeovers: What takes over the branches that the plan removes.
+        left: Branches that nothing takes over, with the reason.
 
     Attributes:
         module: The copy.
@@ -89,9 +95,11 @@ class Repair:
         *,
         stages: int | None,
         scratch: Scratch | None = None,
+        takeovers: Sequence[Takeover] = (),
+        left: Mapping[str, str] | None = None,
     ) -> None:
         self.module, self.repairs = module, list[LayerRepair]()
-        self.left: dict[str, str] = {}
+        self.left: dict[str, str] = dict(left or {})
         self.undone: dict[str, str] = {}
         self.unsolved: dict[str, str] = {}
         self.notes: list[str] = []
@@ -102,6 +110,7 @@ class Repair:
         self._done: list[LayerRepair] = []
         self._before: dict[str, torch.Tensor] = {}  # of what it changed, unless a scratch keeps that
         self.changed, self.unproven, self.trouble = False, False, ""
+        self._takeovers = {takeover.parameter: takeover for takeover in takeovers}
         self._pairs = self._find_pairs()
 
     def use(self, method: str, blame: Blame) -> None:
@@ -142,14 +151,14 @@ class Repair:
         """Returns the mean squared error of the copy's outputs, relative to the size of the original's.
 
         Positions that a mask leaves out don't count, where an output has positions; neither does what isn't finite in
-        the original.
+        the original, nor a cache that has fewer layers than there.
         """
         watched = self._watched()
         wrong = size = 0.0
         for batch in self.batches():
-            expected = output_tensors(self._original.run(batch, _ignore))
-            found = output_tensors(watched.run(batch, _ignore))
-            for a, b in zip(expected, found, strict=True):
+            expected = named_outputs(self._original.run(batch, _ignore))
+            found = named_outputs(watched.run(batch, _ignore))
+            for a, b in _paired(expected, found):
                 if not a.is_floating_point() or a.shape != b.shape:
                     continue
                 counted = batch.counted(tuple(a.shape[:-1])) if a.dim() > 1 else None
@@ -163,20 +172,16 @@ class Repair:
 
     def _find_pairs(self) -> list[Pair]:
         batch = next(iter(self.batches()))
-        before = find_consumers(self._original, batch)
-        after = find_consumers(self._watched(), batch)
-        if [c.orders for c in before] != [c.orders for c in after] or any(
-            a.site.parameter != b.site.parameter for a, b in zip(before, after, strict=True)
-        ):
-            raise PlanError(
-                "The pruned model doesn't run the program of the original.",
-                why=f"{len(before)} consumers ran in one, {len(after)} in the other, or in another order",
-                hint="pass the model that the plan was made for as the original",
-            )
+        watched = self._watched()
+        matched = match(find_consumers(self._original, batch), find_consumers(watched, batch), self._plan)
+        reached = self._reached(watched, batch, matched)
         pairs = []
-        for old, new in zip(before, after, strict=True):
-            correspondence = Correspondence.of(old.site, self._plan)
-            if not correspondence.lost:
+        for old, new in matched:
+            correspondence, takeover = Correspondence.of(old.site, self._plan), self._takeovers.get(old.site.parameter)
+            if takeover is not None and new.orders[0] not in reached:
+                self.left |= dict.fromkeys(takeover.branches, f"{new.site.name}: {NOT_FOLLOWED}")
+                takeover = None
+            if not correspondence.lost and takeover is None:
                 continue
             if new.others:
                 self.left[new.site.name] = f"its weight has other uses: {new.others[0]}"
@@ -184,13 +189,28 @@ class Repair:
             if old.places != new.places:
                 self.left[new.site.name] = "the places at which it works were cut as well, so they can't be compared"
                 continue
-            pairs.append(Pair(old, new, correspondence))
+            pairs.append(Pair(old, new, correspondence, takeover))
         return pairs
+
+    def _reached(self, watched: Watched, batch: Batch, matched: Sequence[tuple[Consumer, Consumer]]) -> set[int]:
+        """Runs a batch and lists the consumers that arrive at the sums where they take over branches."""
+        follow = {
+            new.orders[0]: self._takeovers[old.site.parameter]
+            for old, new in matched
+            if old.site.parameter in self._takeovers and len(old.orders) == len(new.orders) == 1
+        }
+        reached: set[int] = set()
+        if follow:
+            watched.run_into(
+                batch,
+                StreamListener(watched, batch, _ignore, follow=follow, arrive=lambda one: reached.add(one.order)),
+            )
+        return reached
 
     # -- problems
 
     def layers(self, *, lost: bool = False) -> Iterator[LayerFit]:
-        """Yields the consumers that lost features, in the order in which they run.
+        """Yields the consumers that lost features or take over branches, in the order in which they run.
 
         What `settle` did to those of the stages before shows in what the first consumers of a stage read. The later
         ones of a stage are given what they read in the original, less the removed features, which is what they read
@@ -200,16 +220,22 @@ class Repair:
             lost: Whether the moments of removed features are gathered as well.
         """
         levels = list(dict.fromkeys(pair.after.level for pair in self._pairs))
-        count = len(levels)
-        stages = min(count, self.STAGES if self._stages is None else self._stages)
-        for number in range(stages):
-            chosen = levels[number * count // stages : (number + 1) * count // stages]
+        for chosen in self._staged(levels):
             part = [pair for pair in self._pairs if pair.after.level in chosen]
             gathered = gather(part, self._original, self._watched(), self.batches(), lost=lost)
             for pair in part:
                 problem = self._problem(pair, gathered.pop(pair.after.site.name), lost=lost)
                 if problem is not None:
                     yield problem
+
+    def _staged(self, levels: Sequence[int]) -> Iterator[Sequence[int]]:
+        """Shares levels out among stages; consumers that take over branches are first in theirs."""
+        count, taking = len(levels), {pair.after.level for pair in self._pairs if pair.takeover is not None}
+        stages = min(count, self.STAGES if self._stages is None else self._stages)
+        starts = {number * count // stages for number in range(stages)}
+        starts |= {place for place, level in enumerate(levels) if level in taking}
+        for start, stop in itertools.pairwise((*sorted(starts), count)):
+            yield levels[start:stop]
 
     def _problem(self, pair: Pair, gathered: Gathered, *, lost: bool) -> LayerFit | None:
         site, correspondence = pair.after.site, pair.correspondence
@@ -220,10 +246,10 @@ class Repair:
             self.left[site.name] = "no sample that it read was finite"
             return None
         self._doubt(site.name, gathered, fit.mean.shape[1])
-        weight = site.matrix(self.values(site.parameter)).to(fit.mean.device).double()
-        offset = weight.new_zeros(weight.shape[:2])
-        if pair.after.bias:
-            offset = self._run(pair.after.bias)[0].to(weight).reshape(weight.shape[:2])
+        weight, offset = self._own(pair, fit.mean.device)
+        slope = None if gathered.slope is None else gathered.slope.to(weight).reshape(weight.shape[:2])
+        if slope is not None:
+            weight, offset = weight * slope[:, :, None], offset * slope
         old = self._original.values(pair.before.site.parameter)
         lost_weight = correspondence.lost_part(pair.before.site.matrix(old).to(weight.device).double())
         lost_weight = lost_weight * correspondence.scales.to(lost_weight.device).reshape(*weight.shape[:2], 1)
@@ -241,7 +267,16 @@ class Repair:
             empty if seen is None else correspondence.lost_features(seen.variance),
             gathered.earlier.fit.moments(),
             gathered.earlier.held.moments(),
+            slope,
         )
+
+    def _own(self, pair: Pair, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the weight ``[groups, outputs, features]`` and the offset that a consumer has now, in float64."""
+        weight = pair.after.site.matrix(self.values(pair.after.site.parameter)).to(device).double()
+        offset = weight.new_zeros(weight.shape[:2])
+        if pair.after.bias:
+            offset = self._run(pair.after.bias)[0].to(weight).reshape(weight.shape[:2])
+        return weight, offset
 
     def _doubt(self, name: str, gathered: Gathered, width: int) -> None:
         found = doubts(name, (gathered.now.fit, gathered.now.held), width)
@@ -270,20 +305,21 @@ class Repair:
         site = pair.after.site
         whole = self.values(site.parameter)
         dtype = whole.dtype
-        rounded, moved = weight.to(dtype).double(), offset.to(dtype).double()
-        if not bool(torch.isfinite(rounded).all()) or not bool(torch.isfinite(moved).all()):
+        present = self._own(pair, weight.device)
+        own, moved = (values.to(dtype).double() for values in problem.unscaled((weight, offset), present))
+        if not bool(torch.isfinite(own).all()) or not bool(torch.isfinite(moved).all()):
             self.left[problem.name] = f"{self._method}: the solution is not finite"
             self.unsolved[problem.name] = self._method
             return False
-        before, after = _errors(problem, problem.weight, problem.offset), _errors(problem, rounded, moved)
+        before, after = _errors(problem, problem.weight, problem.offset), _errors(problem, *problem.scaled(own, moved))
         if any(not b <= a for a, b in zip(before, after, strict=True)):
             pairs = zip(("fitted", "held-out"), before, after, strict=False)
             worse = next(f"{name} error {a:.3g} -> {b:.3g}" for name, a, b in pairs if not b <= a)
             self.left[problem.name] = f"{self._method} would make it worse ({worse})"
             return False
-        self._write(site.parameter, site.placed(rounded, whole))
-        if not torch.equal(moved, problem.offset):
-            self._move(pair, moved - problem.offset)
+        self._write(site.parameter, site.placed(own, whole))
+        if not torch.equal(moved, present[1]):
+            self._move(pair, moved - present[1])
         shares = (problem.fit.count, problem.held.count if problem.held else 0)
         self.record(problem.name, _mean(before, shares), _mean(after, shares), detail)
         return True
@@ -357,6 +393,21 @@ class Repair:
         tensor = named_tensors(self.module)[name]
         replace_values(tensor, values)
         self.written[name] = tensor
+
+
+def _paired(
+    expected: Sequence[tuple[str, torch.Tensor]], found: Sequence[tuple[str, torch.Tensor]]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yields the outputs of both models that are the same: all that lie in one where these have the same names."""
+    heads: dict[str, list[list[str]]] = {}
+    for side, outputs in enumerate((expected, found)):
+        for name, _ in outputs:
+            heads.setdefault(name.partition(".")[0], [[], []])[side].append(name)
+    there = dict(found)
+    for name, tensor in expected:
+        before, after = heads[name.partition(".")[0]]
+        if before == after:
+            yield tensor, there[name]
 
 
 def _errors(problem: LayerFit, weight: torch.Tensor, offset: torch.Tensor) -> list[float]:

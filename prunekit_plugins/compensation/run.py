@@ -13,6 +13,7 @@ from torch import nn
 
 from prunekit_core.choose.untouched import no_writes
 from prunekit_core.errors import ArgumentError, PlanError
+from prunekit_core.graph.graph import Graph
 from prunekit_core.modules.transaction import Transaction
 from prunekit_core.modules.tree import named_tensors
 from prunekit_core.plans.apply import Application
@@ -25,7 +26,10 @@ from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.calibration.observation import Watched
 from prunekit_plugins.checkpoints.stored_values import Scratch
 from prunekit_plugins.compensation.repair import Compensator, LayerRepair, Repair
+from prunekit_plugins.compensation.takeovers import Takeover, find_takeovers
 
+Takeovers = tuple[Sequence[Takeover], Mapping[str, str]]
+"""What takes over removed branches, and the branches that nothing takes over, with the reason."""
 DEFAULT = ("least_squares", "batchnorm")
 ROUNDING = 1e-6
 """Differences of output errors that say nothing."""
@@ -102,11 +106,41 @@ def compensate(
     for name, shape in shapes.items():
         if name not in known or tuple(known[name].shape) != shape:
             raise PlanError("The plan was made for another model.", where=name, hint="pass the model before the cut")
+    given = Batches.of(calibration)
     repair = run_compensation(
-        Watched(source, registry), copy_of_model(target), plan, Batches.of(calibration), methods, stages, registry
+        Watched(source, registry),
+        copy_of_model(target),
+        plan,
+        given,
+        methods,
+        stages,
+        registry,
+        takeovers=_takeovers(source, plan, given, registry) if plan.absent else ((), {}),
     )
     write(repair, target)
     return repair.result
+
+
+def _takeovers(original: nn.Module, plan: Plan, batches: Batches, registry: Registry) -> Takeovers:
+    """Records the original with the first batch, to find what takes over the branches that a plan removes."""
+    example = next(iter(batches.read(Watched(original, registry).device))).example
+
+    def run(model: nn.Module, inputs: Any) -> Any:
+        return example.runner(model, *inputs)
+
+    return takeovers_of(Graph.of(original, (example.args, example.kwargs), forward_fn=run, registry=registry), plan)
+
+
+def takeovers_of(graph: Graph, plan: Plan) -> Takeovers:
+    """Finds what takes over the branches that a plan removes.
+
+    Args:
+        graph: The analysed model that the plan was made for.
+        plan: The plan.
+    """
+    if not plan.absent:
+        return (), {}
+    return find_takeovers(graph.branch_analysis, graph.branches(), plan.absent, graph.registry.op_rules)
 
 
 def copy_of_model(model: nn.Module) -> nn.Module:
@@ -138,12 +172,16 @@ def run_compensation(
     stages: int | None,
     registry: Registry,
     scratch: Scratch | None = None,
+    takeovers: Takeovers = ((), {}),
 ) -> Repaired:
     """Compensates a copy of the pruned model; see `compensate`."""
     if stages is not None and (not isinstance(stages, int) or stages < 1):
         raise ArgumentError("stages must be a positive integer.", why=f"got {stages!r}")
     chosen = find_compensators(methods, registry)
-    repair = Repair(original, model_copy, plan, batches, registry, stages=stages, scratch=scratch)
+    taking, left = takeovers
+    repair = Repair(
+        original, model_copy, plan, batches, registry, stages=stages, scratch=scratch, takeovers=taking, left=left
+    )
     before = after = repair.output_error()
     # what these hold is the models' own memory; models on the meta device have none
     memory = {**original.shadow.tensors(), **named_tensors(model_copy)} if scratch is None else {}

@@ -9,6 +9,8 @@ import attrs
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
+from prunekit_core.errors import PlanError
+from prunekit_core.plans.plan import Plan
 from prunekit_core.program.calls import operation_name, tensors_of
 from prunekit_core.program.linear_forms import Site
 from prunekit_core.program.outputs import output_tensors
@@ -154,3 +156,27 @@ def _overlaps(site: Site, sites: Sequence[Site]) -> list[str]:
         and other.rows[0] < site.rows[1]
         and site.rows[0] < other.rows[1]
     ]
+
+
+def match(before: Sequence[Consumer], after: Sequence[Consumer], plan: Plan) -> list[tuple[Consumer, Consumer]]:
+    """Matches consumers of the original with those of the pruned model.
+
+    Args:
+        before: Those of the original.
+        after: Those of the pruned model.
+        plan: What leads to it. Consumers of branches that it removes have no counterpart.
+
+    Raises:
+        PlanError: They aren't the same, in the same order.
+    """
+    renaming, left = plan.renaming, {one.site.parameter for one in after}
+    stay = [one for one in before if not plan.absent or renaming.after(one.site.parameter) in left]
+    names = [renaming.after(one.site.parameter) for one in stay]
+    alike = names == [one.site.parameter for one in after]
+    if not alike or (not plan.absent and [one.orders for one in stay] != [one.orders for one in after]):
+        raise PlanError(
+            "The pruned model doesn't run the program of the original.",
+            why=f"{len(stay)} consumers ran in one, {len(after)} in the other, or in another order",
+            hint="pass the model that the plan was made for as the original",
+        )
+    return [pair for pair in zip(stay, after, strict=True) if len(pair[0].orders) == len(pair[1].orders)]

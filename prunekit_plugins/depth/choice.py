@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import attrs
 
@@ -35,7 +35,7 @@ def choose_branches(
         RehearsalError: Branches that were named can't go.
     """
     if settings.branches:
-        return _named(graph, settings.branches)
+        return _named(graph, settings)
     kept = protected_branches(graph, settings.ignored_layers) if protected is None else protected
     make = functools.partial(Search, graph, settings, scorer_of(graph, settings, batches), kept)
     if settings.target is not None:
@@ -107,8 +107,8 @@ def _to_target(graph: Graph, target: Target, make: Callable[[], Search]) -> Dept
     return attrs.evolve(choice, plan=plan)
 
 
-def _named(graph: Graph, names: Sequence[str]) -> DepthChoice:
-    chosen = named_branches(graph.branches(), [*graph.applied.absent, *names])
+def _named(graph: Graph, settings: DepthSettings) -> DepthChoice:
+    chosen = named_branches(graph.branches(), [*graph.applied.absent, *(settings.branches or ())])
     able = [branch.name for branch in graph.branches() if branch.removable]
     absent = tuple(branch.name for branch in chosen)
     if chosen and set(able) <= set(absent):
@@ -116,4 +116,4 @@ def _named(graph: Graph, names: Sequence[str]) -> DepthChoice:
             "A model can't lose all of its branches.", where=", ".join(absent), hint="leave one out, such as the last"
         )
     left = {one.name: one.reason or "not named" for one in graph.branches() if one.name not in absent}
-    return DepthChoice(absent, drafted(graph, absent), {}, left)
+    return DepthChoice(absent, drafted(graph, absent, keep_names=settings.keep_names), {}, left)

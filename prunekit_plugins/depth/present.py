@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import attrs
 import torch
 
 from prunekit_core.branches.branch import Branch
 from prunekit_core.choose.branch_group import BranchCriterion
-from prunekit_core.graph.current import StoredWeights
 from prunekit_core.graph.graph import Graph
 from prunekit_core.groups.analysis import analyse
 from prunekit_core.plans.plan import Plan
 from prunekit_core.record.recorder import check_recordable
 from prunekit_plugins.calibration.batches import Batches
+from prunekit_plugins.checkpoints.stored_values import Cut
 from prunekit_plugins.depth.scoring import BranchScorer
 
 
@@ -58,34 +57,12 @@ class PresentScorer:
         return {name: known[name] for name in self._names if name in wanted}
 
 
-@attrs.frozen(eq=False)
-class _StoredNow:
-    """Values of a model after cuts, in the files of the model before them.
+class _StoredNow(Cut):
+    """Values of a model after cuts, in the files of the model before them, for a graph of what is left."""
 
-    Attributes:
-        stored: The files.
-        plan: What was cut.
-        before: Name that a tensor has now to the name that it had.
-    """
-
-    stored: StoredWeights
-    plan: Plan
-    before: Mapping[str, str]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.before and self.before[name] in self.stored
-
-    def dtype(self, name: str) -> torch.dtype:
-        """Returns the dtype that a tensor has there."""
-        return self.stored.dtype(self.before[name])
-
-    def names(self, name: str) -> tuple[str, ...]:
-        """Returns the names that a tensor has there."""
-        return self.stored.names(self.before[name])
-
-    def read(self, name: str, plan: Plan) -> torch.Tensor:
+    def read(self, name: str, plan: Plan | None = None) -> torch.Tensor:
         """Reads a tensor of the model as it is now; no plan was applied since."""
-        return self.stored.read(self.before[name], self.plan)
+        return super().read(name)
 
 
 def _as_it_is(graph: Graph) -> Graph:
@@ -96,8 +73,7 @@ def _as_it_is(graph: Graph) -> Graph:
     model = check_recordable(graph.model)
     found = Graph(model, analyse(model, examples, graph.registry, modes=modes), graph.registry)
     if stored is not None:
-        before = {now: was for was, now in graph.applied.places(graph.analysis.parameters).items()}
-        found.current.stored = _StoredNow(stored, graph.applied, before)
+        found.current.stored = _StoredNow(stored, graph.applied)
     return found
 
 

@@ -38,10 +38,10 @@ class DepthChoice:
     left: Mapping[str, str]
 
 
-def drafted(graph: Graph, names: Iterable[str]) -> Plan:
+def drafted(graph: Graph, names: Iterable[str], *, keep_names: bool) -> Plan:
     """Makes a proven plan without some branches, and without those that are gone; an empty one where none is."""
     chosen = list(names)
-    return graph.plan_without(chosen) if chosen or graph.applied.absent else Plan()
+    return graph.plan_without(chosen, keep_names=keep_names) if chosen or graph.applied.absent else Plan()
 
 
 def protected_branches(graph: Graph, layers: Iterable[Layer]) -> dict[str, str]:
@@ -88,7 +88,8 @@ class Search:
         self._open = self._allowed()
         self._scores: dict[str, float] = {}
         self._chosen = list(self._gone)
-        self._plan = drafted(graph, self._gone)
+        self._plan = drafted(graph, self._gone, keep_names=settings.keep_names)
+        self._on_the_way = False  # whether layers that may leave their lists are in them, see _drafted
         self._most = min(math.floor(settings.max_pruning_ratio * len(self._able) + 1e-9), len(self._able) - 1)
 
     def _allowed(self) -> list[str]:
@@ -141,10 +142,10 @@ class Search:
                 quota[scope[name]] -= 1
                 chosen.append(name)
         try:
-            plan = drafted(self._graph, chosen)
+            plan = drafted(self._graph, chosen, keep_names=self._settings.keep_names)
         except RehearsalError:
             return  # one after the other, to see which
-        self._plan, self._chosen = plan, chosen
+        self._plan, self._chosen, self._on_the_way = plan, chosen, False
         self._open = [name for name in self._open if name not in chosen]
 
     # -- to a target
@@ -219,7 +220,7 @@ class Search:
         try:
             if not self._fits(budget, fewer):
                 return
-            self._plan = drafted(self._graph, fewer)
+            self._plan = self._drafted(fewer)
         except RehearsalError:  # what is left can't go without it
             return
         self._chosen = fewer
@@ -250,7 +251,7 @@ class Search:
                 continue
             chosen = [*(one for one in self._chosen if not self._inside(one, [name])), name]
             try:
-                self._plan = drafted(self._graph, chosen)
+                self._plan = self._drafted(chosen)
             except RehearsalError as error:
                 self._drop(name, f"given back: {error.why}")
                 continue
@@ -258,6 +259,20 @@ class Search:
             self._open.remove(name)
             return name
         return None
+
+    def _drafted(self, names: Sequence[str]) -> Plan:
+        """Makes a plan for a set on the way: layers leave their lists where the program goes on only then.
+
+        Which of them may leave in the end takes more runs of the program to find out, and is found out once.
+        """
+        try:
+            plan = drafted(self._graph, names, keep_names=True)
+        except RehearsalError:
+            if self._settings.keep_names:
+                raise
+            plan = drafted(self._graph, names, keep_names=False)
+        self._on_the_way = not self._settings.keep_names
+        return plan
 
     def _drop(self, name: str, why: str) -> None:
         self._left[name] = why
@@ -285,7 +300,8 @@ class Search:
         """Returns what was chosen."""
         absent = tuple(name for name in self._branches if name in self._chosen)
         left = {**dict.fromkeys(self._open, "not needed for the target"), **self._left}
-        return DepthChoice(absent, self._plan, dict(self._scores), left)
+        plan = drafted(self._graph, absent, keep_names=False) if self._on_the_way else self._plan
+        return DepthChoice(absent, plan, dict(self._scores), left)
 
 
 def _contains(outer: Branch, inner: Branch) -> bool:

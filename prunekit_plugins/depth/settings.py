@@ -48,6 +48,7 @@ class DepthSettings:
         by: What meets a target: ``"width"`` (units), ``"depth"`` (branches) or ``"both"``.
         branch_importance: A criterion for branches or its registered name.
         keep_first, keep_last: So many branches stay at the start and at the end of the program.
+        keep_names: Whether layers stay in their lists when all their branches go, so that all others keep their names.
         max_pruning_ratio: Largest fraction of branches that go.
         ignored_layers: Layers whose branches stay.
         global_pruning: Rank all branches together; else those of each structure lose the same fraction.
@@ -63,6 +64,7 @@ class DepthSettings:
     branch_importance: Criterion | str | None = None
     keep_first: int = 0
     keep_last: int = 0
+    keep_names: bool = False
     max_pruning_ratio: float = 1.0
     ignored_layers: tuple[Layer, ...] = ()
     global_pruning: bool = False
@@ -95,7 +97,8 @@ class DepthSettings:
                 "branches, then to the target",
             )
         wanted = self.requested or self.branch_ratio == 0
-        given = [name for name in ("branch_importance", "keep_first", "keep_last") if getattr(self, name)]
+        about = ("branch_importance", "keep_first", "keep_last", "keep_names")
+        given = [name for name in about if getattr(self, name)]
         if given and not wanted:
             raise ArgumentError(
                 f"{given[0]} is about branches, and none is to go.",

@@ -52,6 +52,11 @@ class DepthSteps:
         self.choice: DepthChoice | None = None
 
     @property
+    def keep_names(self) -> bool:
+        """Whether layers stay in their lists, so that all others keep their names."""
+        return self._settings.keep_names
+
+    @property
     def left(self) -> Mapping[str, str]:
         """Name of each branch that stays to the reason, by the last decision."""
         return {} if self.choice is None else self.choice.left
@@ -85,7 +90,7 @@ class DepthSteps:
             return choose_branches(self._graph, attrs.evolve(self._settings, branches=names[:count]), None)
         gone = self._graph.applied.absent
         left = {one.name: one.reason or "not yet" for one in self._graph.branches() if one.name not in gone}
-        return DepthChoice(gone, drafted(self._graph, ()), {}, left)
+        return DepthChoice(gone, drafted(self._graph, (), keep_names=self.keep_names), {}, left)
 
     def _target(self, target: Target, step: int) -> Target:
         """What should be left after a step, as fractions of the original; after the last one the target itself."""

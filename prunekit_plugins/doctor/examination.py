@@ -61,6 +61,7 @@ def examine(
     alignment = auto_alignment(model)
     graph = Graph.of(model, inputs)
     before, after = time_layers([model, small], inputs, rounds=rounds, warm_up=WARM_UP, after_round=after_round)
+    after = {plan.renaming.before(path): found for path, found in after.items()}  # layers may have other numbers
     work = _work(graph, plan)
     pinned = _pinned(graph, plan)
     kinds = {path: type(module).__name__ for path, module in model.named_modules()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -31,15 +31,18 @@ class Depth:
         """Returns the fields with their values before and after; of lists, how many values they have."""
         return {".".join(names): (_amount(old), _amount(new)) for names, old, new in self.settings}
 
-    def set(self, config: Any) -> None:
-        """Changes a configuration in place."""
-        for names, _, new in self.settings:
-            setattr(_holder(config, names), names[-1], new)
+    def set(self, config: Any) -> Callable[[], None]:
+        """Changes a configuration in place; returns what puts it back."""
+        places = [(_holder(config, names), names[-1], new) for names, _, new in self.settings]
+        before = [(holder, name, getattr(holder, name)) for holder, name, _ in places]
+        for place in places:
+            setattr(*place)
 
-    def undo(self, config: Any) -> None:
-        """Gives the fields their values from before."""
-        for names, old, _ in self.settings:
-            setattr(_holder(config, names), names[-1], old)
+        def undo() -> None:
+            for place in before:
+                setattr(*place)
+
+        return undo
 
 
 def find_depth(model: Any, plan: Plan, build: Build, kind: type[Any]) -> Depth:
@@ -49,18 +52,18 @@ def find_depth(model: Any, plan: Plan, build: Build, kind: type[Any]) -> Depth:
     each layer are cut at the same places.
 
     Args:
-        model: The pruned model, whose configuration is that of the unpruned one.
+        model: The pruned model, whose configuration is that of the unpruned one, but for what the plan changed of it.
         plan: The plan that led to it.
         build: Builds a model from a configuration.
         kind: The class of configurations.
     """
     settings: list[Setting] = []
     notes: list[str] = []
-    plain = vars(kind())
+    plain, whole = vars(kind()), whole_config(model.config, plan)
     for deletion in plan.entries.deletions:
         path = plan.renaming.after(deletion.container) or deletion.container
         left = [number for number in range(deletion.size) if number not in deletion.entries]
-        for around, config in configs_in(model.config, kind):
+        for around, config in configs_in(whole, kind):
             lists = [
                 ((*around, name), value, type(value)(value[number] for number in left))
                 for name, value in vars(config).items()
@@ -109,6 +112,18 @@ def _holder(config: Any, names: Sequence[str]) -> Any:
 
 def _amount(value: Any) -> int:
     return value if isinstance(value, int) else len(value)
+
+
+def whole_config(config: Any, plan: Plan) -> Any:
+    """Returns a copy of a pruned model's configuration with the lists and numbers that it had before the plan."""
+    whole = copy.deepcopy(config)
+    for change in plan.entries.changes:
+        path, names = change.place
+        if not path and names[0] == "config":
+            holder = _holder(whole, names[1:])
+            value = getattr(holder, names[-1])
+            setattr(holder, names[-1], change.undone(value))
+    return whole
 
 
 def gone_modules(plan: Plan) -> list[str]:

@@ -76,7 +76,7 @@ class _Update:
     def __init__(self, model: Any, plan: Plan, inputs: Mapping[str, Any], kind: type[Any]) -> None:
         self._model, self._plan, self._inputs, self._kind = model, plan, inputs, kind
         self._depth = find_depth(model, plan, self._build, kind) if plan.entries else Depth()
-        self._depth.set(model.config)
+        self._undo_depth = self._depth.set(model.config)
         self._before = self._build(model.config)
 
     def _build(self, config: Any) -> nn.Module:
@@ -85,7 +85,7 @@ class _Update:
     def run(self) -> ConfigUpdate:
         gone = gone_modules(self._plan)
         if gone:
-            self._depth.undo(self._model.config)
+            self._undo_depth()
             return ConfigUpdate({}, (*self._depth.notes, *gone))
         edits, wrong, search = self._search()
         expected = self._outputs(self._model)
@@ -184,7 +184,7 @@ class _Update:
                 setattr(model.get_submodule(path), name, now[path, name])
             for field in edits:
                 field.set(model.config, field.value)
-            self._depth.undo(model.config)
+            self._undo_depth()
 
         return restore
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from prunekit import load, save
 from prunekit.plugin import ArgumentError, CheckpointError, Plan, PlanError, Protocol, Registry
+from prunekit_plugins.integrations.config_depth import whole_config
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -49,7 +50,7 @@ def save_pretrained(
     transformers = library()
     if not isinstance(model, transformers.PreTrainedModel):
         raise ArgumentError("The model is not one of transformers'.", why=f"got {type(model).__name__}")
-    dense = type(model.config).from_dict((config or model.config).to_dict())
+    dense = type(model.config).from_dict((config or whole_config(model.config, plan)).to_dict())
     dense.architectures = [type(model).__name__]
     dense.torch_dtype = model.dtype
     try:

@@ -15,6 +15,7 @@ from prunekit_plugins.budgets.budget import OutOfReachError, Target
 from prunekit_plugins.budgets.targets import plan_to_target
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.calibration.branch_runs import SeenBranch, rows_of
+from prunekit_plugins.compensation.run import write
 from prunekit_plugins.depth.choice import choices_on_the_way
 from prunekit_plugins.depth.search import DepthChoice
 from prunekit_plugins.depth.settings import DepthSettings
@@ -22,7 +23,7 @@ from prunekit_plugins.depth.steps import DepthSteps
 from prunekit_plugins.importance.output_change import OutputChange
 from prunekit_plugins.measure import evaluating
 from prunekit_plugins.prune.allotment import Allotment
-from prunekit_plugins.prune.by_depth import NOT_REPAIRED, Decided
+from prunekit_plugins.prune.by_depth import Decided
 from prunekit_plugins.prune.calibrated import CalibratedPath
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -54,7 +55,7 @@ def by_both(
     """Splits the saving that a target wants between branches and units, and takes the split that does least harm.
 
     Branches go in the order of damage per saved cost, until 0, 25, 50, 75 and 100 % of the saving is made; units of
-    what is left make the rest, by the allocation. Each split is carried out on a copy, compensated where the model will
+    what is left make the rest, by the allocation. Each split is carried out on a copy, compensated as the model will
     be, and what it returns is compared with what the model returns, on batches that decided nothing.
 
     Args:
@@ -88,9 +89,7 @@ def by_both(
     notes = [*doubts, *_notes(splits, refused, best)]
     if fit.source is held.source:
         notes.append("splits were compared on the data that decided: there is only one batch of calibration data")
-    if best.plan.absent:
-        notes.append(NOT_REPAIRED)
-    return Decided(best.pruner, best.plan, None if best.plan.absent else path, notes)
+    return Decided(best.pruner, best.plan, path, notes)
 
 
 def _splits(
@@ -124,12 +123,12 @@ def _splits(
 
 
 def _cut(pruner: Pruner, plan: Plan, path: CalibratedPath) -> nn.Module:
-    """Returns a copy of the model as a plan leaves it, compensated where the model will be."""
+    """Returns a copy of the model as it will be: cut and compensated."""
     graph = pruner.graph
     small = graph.step_to(plan).apply(copy.deepcopy(graph.model), registry=graph.registry)
-    finish = None if plan.absent else path.finish(graph.model)
-    if finish is not None and plan.cuts:
-        finish(small, plan)
+    repaired = path.repair(graph, plan)
+    if repaired is not None:
+        write(repaired, small)
     return small
 
 

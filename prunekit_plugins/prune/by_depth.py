@@ -12,8 +12,6 @@ from prunekit_plugins.depth.settings import PLAIN, DepthSettings
 from prunekit_plugins.depth.steps import DepthSteps
 from prunekit_plugins.prune.calibrated import CalibratedPath
 
-NOT_REPAIRED = "where branches go, weights that stay aren't compensated, and batch norms aren't estimated anew"
-
 
 @attrs.frozen(eq=False)
 class Decided:
@@ -46,13 +44,11 @@ def by_depth(pruner: Pruner, settings: DepthSettings, path: CalibratedPath | Non
         RehearsalError: Branches that were named, or these units besides, can't go.
     """
     pruner.branches = DepthSteps(pruner.graph, settings, None if path is None else path.batches)
-    return Decided(pruner, pruner.plan(), notes=_notes(settings, path))
+    return Decided(pruner, pruner.plan(), path, _notes(settings, path))
 
 
 def _notes(settings: DepthSettings, path: CalibratedPath | None) -> tuple[str, ...]:
-    """Says how far scores can be trusted, and what calibration data weren't used for."""
-    if path is not None:
-        return (NOT_REPAIRED,)
-    if not settings.branches and settings.branch_importance in (None, PLAIN):
+    """Says how far scores can be trusted."""
+    if path is None and not settings.branches and settings.branch_importance in (None, PLAIN):
         return ("branches were chosen by their weights alone, a weak guess: calibration=batches measures them",)
     return ()

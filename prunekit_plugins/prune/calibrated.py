@@ -24,7 +24,15 @@ from prunekit_plugins.calibration.observation import Watched
 from prunekit_plugins.calibration.stream import bytes_needed, gather
 from prunekit_plugins.checkpoints.stored_values import Cut, Scratch
 from prunekit_plugins.compensation.repair import Compensator
-from prunekit_plugins.compensation.run import Repaired, copy_of_model, find_compensators, run_compensation, write
+from prunekit_plugins.compensation.run import (
+    Repaired,
+    Takeovers,
+    copy_of_model,
+    find_compensators,
+    run_compensation,
+    takeovers_of,
+    write,
+)
 from prunekit_plugins.prune.settings import PruneSettings
 
 BATCHNORM = "batchnorm"
@@ -105,11 +113,18 @@ class CalibratedPath:
 
     def repair(self, graph: Graph, plan: Plan) -> Repaired | None:
         """Finds the weights that a model should have after a plan; the model isn't touched."""
-        if not self.methods or not plan.cuts:
+        if not self.methods or not (plan.cuts or plan.absent):
             return None
-        return self._repair(graph.model, plan, self.stages, graph.current.stored)
+        return self._repair(graph.model, plan, self.stages, graph.current.stored, takeovers_of(graph, plan))
 
-    def _repair(self, model: nn.Module, plan: Plan, stages: int | None, stored: StoredWeights | None) -> Repaired:
+    def _repair(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        stages: int | None,
+        stored: StoredWeights | None,
+        takeovers: Takeovers = ((), {}),
+    ) -> Repaired:
         model_copy = copy_of_model(model)
         tensors = named_tensors(model_copy)
         for name in {rescale.parameter for rescale in plan.rescales}:  # scaled in place, and shared with the model
@@ -117,7 +132,9 @@ class CalibratedPath:
         plan.apply(model_copy, registry=self.registry)
         original = Watched(model, self.registry, None if stored is None else Cut(stored, Plan()))
         scratch = None if stored is None else Scratch(Cut(stored, plan))
-        return run_compensation(original, model_copy, plan, self.batches, self.methods, stages, self.registry, scratch)
+        return run_compensation(
+            original, model_copy, plan, self.batches, self.methods, stages, self.registry, scratch, takeovers
+        )
 
     def finish(self, model: nn.Module) -> Callable[[nn.Module, Plan], None] | None:
         """Returns what compensates a copy that was cut for a measurement, in one stage; None without compensation."""

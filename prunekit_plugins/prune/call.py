@@ -125,6 +125,7 @@ def prune(
     by: str = WIDTH,
     keep_first: int = 0,
     keep_last: int = 0,
+    keep_names: bool = False,
     forward_fn: Callable[[nn.Module, Any], Any] | None = None,
     registry: Registry | None = None,
     optimizer: Optimizers | None = None,
@@ -143,8 +144,8 @@ def prune(
             meets all targets is chosen.
         importance: A criterion or its registered name; None for ``"magnitude"``, and for ``"calibrated"`` where there
             are calibration data.
-        calibration: Batches of data, see `calibrate`: units are chosen by what they do on them, and the weights that
-            stay make up for what goes.
+        calibration: Batches of data, see `calibrate`: units and branches are chosen by what they do on them, and the
+            weights that stay make up for what goes.
         compensation: Compensators or their names, for use with calibration data; None for none.
         reestimate_batchnorm: Whether batch norms are estimated anew on calibration data.
         stages: In how many stages layers are compensated; see `compensate`.
@@ -172,6 +173,9 @@ def prune(
             the saving between them, the one after which held-out calibration data give outputs nearest to the model's.
         keep_first: So many branches stay at the start of the program, whatever their scores.
         keep_last: So many branches stay at its end.
+        keep_names: Whether a layer that loses all its branches stays in its ``ModuleList`` or ``Sequential``, as a
+            module that hands on what it is given, so that all others keep their names. By default it leaves, and those
+            behind it are numbered anew, where the program goes on without it.
         forward_fn: Called as ``forward_fn(model, example_inputs)`` instead of the model.
         registry: Where plugins are found; None for the default registry.
         optimizer: An optimizer that trains the model, or several; their state (momentum, averages) is cut along.
@@ -244,23 +248,25 @@ def _cut(
     doubts: Sequence[str],
 ) -> PruneResult:
     """Cuts the model and gives it the repaired weights when the result is there, or not at all."""
-    values = repaired.values if repaired else {}
+    found: Mapping[str, torch.Tensor] = repaired.values if repaired is not None else {}
     on_disk = repaired is not None and repaired.on_disk
+    renaming = decided.plan.renaming  # these are weights of the smaller model, and the plan goes by names before
+    values = {} if on_disk else {renaming.before(name): value for name, value in found.items()}
     analysis, check = pruner.graph.analysis, decided.verification.check
     expected = None
-    if check is not None and not values:  # repaired weights compute something else on purpose
+    if check is not None and not found:  # repaired weights compute something else on purpose
         expected = outputs_of_copy(check_recordable(pruner.model), decided.plan, analysis, pruner.registry)
     transaction = Transaction()
     try:
         with transaction:
-            pruner.graph.apply_within(transaction, decided.plan, optimizer, values={} if on_disk else values)
+            pruner.graph.apply_within(transaction, decided.plan, optimizer, values=values)
             if check is not None and expected is not None:
                 confirm_cut(expected, check_recordable(pruner.model), analysis, pruner.registry, check.tolerance)
             return attrs.evolve(
                 decided,
                 report=_report(pruner, doubts),
                 compensation=None if repaired is None else repaired.result,
-                repaired=values if on_disk else {},
+                repaired=found if on_disk else {},
             )
     except BaseException:  # an interrupt that was held back, too: without the result nobody could use the model
         transaction.undo()

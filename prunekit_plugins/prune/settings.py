@@ -32,7 +32,7 @@ RATIOS = ("pruning_ratio_dict", "head_pruning_ratio", "head_pruning_ratio_dict")
 READ = ("ignored_layers", "branches")
 """Keywords that may be given as anything that can be iterated over."""
 
-DEPTH_KEYWORDS = ("branch_ratio", "branches", "branch_importance", "by", "keep_first", "keep_last")
+DEPTH_KEYWORDS = ("branch_ratio", "branches", "branch_importance", "by", "keep_first", "keep_last", "keep_names")
 """Keywords about branches, which it lists where branches go."""
 
 

@@ -302,7 +302,9 @@ def _layers(graph: Graph, kept: Mapping[str, tuple[int, ...]], plan: Plan | None
         if not parameter.buffer:
             after = None if name in absent else tuple(left(dim) for dim in parameter.dims)
             own.setdefault(name.rpartition(".")[0], []).append((parameter.shape, after))
-    kinds = {path: type(module).__name__ for path, module in graph.model.named_modules()}
+    before = graph.applied.renaming.before  # layers may have other numbers by now
+    there = {before(path): type(module).__name__ for path, module in graph.model.named_modules()}
+    kinds = {path: there.pop(path, type(module).__name__) for path, module in analysis.shadow.modules.items()} | there
     order = [*kinds, *(path for path in (*own, *macs) if path not in kinds)]
     rows = []
     for path in dict.fromkeys(order):

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from prunekit_core.errors import PrunekitError
-from prunekit_core.plugins.blame import describe_error
+from prunekit_core.plugins.blame import describe_error, module_of
 from prunekit_core.plugins.registry import Registry
 from prunekit_plugins.testing.failure import failing, require
 
@@ -64,8 +64,7 @@ def check_command(
     if isinstance(error, PrunekitError):
         raise AssertionError(f"with {where} the command raises {type(error).__name__}: {error}") from error
     if error is not None and not isinstance(error, SystemExit):
-        module = getattr(function, "__module__", "")
-        raise AssertionError(f"with {where} the command raises {describe_error(error, module)}") from error
+        raise AssertionError(f"with {where} the command raises {describe_error(error, module_of(function))}") from error
     assert code == 0, f"with {where} the command ends with exit code {code}: {printed}"
     return printed
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from prunekit_core.errors import PrunekitError
-from prunekit_core.plugins.blame import STOPS, describe_error
+from prunekit_core.plugins.blame import STOPS, describe_error, module_of
 from prunekit_core.plugins.owners import call_hint
 
 
@@ -49,8 +49,7 @@ def failing(what: str, stranger: object) -> Iterator[None]:
     except (AssertionError, PrunekitError):
         raise
     except STOPS as error:
-        module = getattr(stranger, "__module__", None) or type(stranger).__module__
-        raise AssertionError(f"{what} raises {describe_error(error, module)}") from error
+        raise AssertionError(f"{what} raises {describe_error(error, module_of(stranger))}") from error
 
 
 def made(make: Callable[..., Any], check: str, noun: str, *arguments: Any, **options: Any) -> Any:

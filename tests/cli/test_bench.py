@@ -34,7 +34,7 @@ def test_one_model_alone_as_a_table(cli: Cli) -> None:
     called = cli("bench", *PERCEPTRON, "--rounds", 2, "--warm-up", 0, "--threads", 2)
     assert called.code == 0
     lines = called.out.splitlines()
-    assert lines[1] == "tests.cli.toys:perceptron, random weights, input 1,4, on the CPU, threads: 2"
+    assert lines[1] == "tests.cli.toys:perceptron, weights as built, input 1,4, on the CPU, threads: 2"
     assert lines[2].split() == ["cost", "now", "left"]
     assert lines[-2].split() == ["parameters", "67"]
     assert lines[-1] == "latency: median of 2 forward passes in turns after 0 to warm up, in inference mode"
@@ -50,7 +50,7 @@ def test_the_table_says_what_stands_beside_what(command: str, option: str, cli: 
     given = tmp_path / ("shards" if option == "--weights" else "plan.json")
     called = cli(command, *PERCEPTRON, option, given, "--rounds", 1)
     assert called.code == 0, called.err
-    assert f"tests.cli.toys:perceptron, random weights beside {given}, input 1,4" in called.out
+    assert f"tests.cli.toys:perceptron, weights as built beside {given}, input 1,4" in called.out
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_a_plan_of_its_own_or_a_file(cli: Cli, tmp_path: Path) -> None:
 def test_as_a_table(cli: Cli) -> None:
     called = cli("doctor", *PERCEPTRON, "--target", "macs=0.6")
     assert called.code == 0
-    assert "tests.cli.toys:perceptron, random weights, input 1,4, on 1 threads" in called.out
+    assert "tests.cli.toys:perceptron, weights as built, input 1,4, on 1 threads" in called.out
     assert "findings: " in called.out or "times less" in called.out
 
 

@@ -82,7 +82,7 @@ def test_a_pipe_gets_plain_text_and_a_model_from_the_working_directory() -> None
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.isascii()
     assert "\x1b" not in done.stdout
-    assert "tests.cli.toys:perceptron, random weights, input 1,4: 67 parameters, groups: 1" in done.stdout
+    assert "tests.cli.toys:perceptron, weights as built, input 1,4: 67 parameters, groups: 1" in done.stdout
 
 
 @pytest.mark.slow

@@ -205,3 +205,27 @@ def test_what_is_blocked_and_is_not_there_is_told(cli: Cli, monkeypatch: pytest.
         "PRUNEKIT_BLOCK blocks gone, which isn't installed",
         "an argument blocks prunekit:dmeo, which isn't installed",
     ]
+
+
+def test_random_weights_are_pruned_only_where_that_is_said(cli: Cli, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is an extra of its own")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.BertConfig(vocab_size=10, architectures=["BertModel"], **sizes)
+    config.save_pretrained(str(tmp_path))
+    refused = cli("prune", f"hf:{tmp_path}", "--input", "1,7:int64")
+    assert refused.code == 2
+    assert "The folder holds no weights." in refused.err
+    assert "--random-weights" in refused.err
+    called = cli("prune", f"hf:{tmp_path}", "--input", "1,7:int64", "--random-weights", "--json")
+    assert (called.code, called.data["weights"]) == (0, "random weights")
+    transformers.BertModel(config).save_pretrained(str(tmp_path))
+    read = cli("prune", f"hf:{tmp_path}", "--input", "1,7:int64", "--json")
+    assert (read.code, read.data["weights"]) == (0, str(tmp_path))
+
+
+def test_a_model_that_is_named_has_random_weights_which_is_told(cli: Cli) -> None:
+    called = cli("prune", "torchvision:squeezenet1_1", "--input", "1,3,64,64")
+    assert called.code == 0
+    assert called.err == (
+        "torchvision:squeezenet1_1 has random weights, so which units go means nothing: --weights FILE reads yours\n"
+    )

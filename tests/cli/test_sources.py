@@ -8,6 +8,7 @@ import types
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 import prunekit as pk
@@ -123,6 +124,55 @@ def test_transformers_models_come_from_a_local_folder(tmp_path: Path) -> None:
     assert isinstance(subject.inputs, dict)
     assert list(subject.inputs) == ["input_ids"]
     assert tuple(subject.inputs["input_ids"].shape) == (1, 16)
+
+
+def tiny_bert(folder: Path) -> torch.nn.Module:
+    transformers = pytest.importorskip("transformers", reason="transformers is an extra of its own")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(3)
+    model: torch.nn.Module = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=10, **sizes))
+    model.save_pretrained(str(folder))  # type: ignore[operator]
+    return model
+
+
+def test_weights_that_lie_in_a_transformers_folder_are_read(tmp_path: Path) -> None:
+    model = tiny_bert(tmp_path)
+    subject = models.build(f"hf:{tmp_path}", [])
+    assert (subject.weights, subject.random) == (str(tmp_path), False)
+    for name, value in model.state_dict().items():
+        assert torch.equal(subject.model.state_dict()[name], value), name
+    empty = models.build(f"hf:{tmp_path}", [], empty=True)
+    assert {parameter.device.type for parameter in empty.model.parameters()} == {"meta"}
+
+
+def test_weights_for_another_model_in_a_transformers_folder_are_told(tmp_path: Path) -> None:
+    tiny_bert(tmp_path)
+    stored = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    del stored["bert.pooler.dense.bias"]
+    safetensors.torch.save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(pk.CheckpointError) as wrong:
+        models.build(f"hf:{tmp_path}", [])
+    assert wrong.value.where == str(tmp_path)
+    assert wrong.value.why == "bert.pooler.dense.bias is missing"
+
+
+def test_a_factory_may_return_example_inputs_too() -> None:
+    subject = models.build("tests.cli.toys:with_tensor", [])
+    assert isinstance(subject.inputs, tuple)
+    assert subject.inputs[0].tolist() == [[0.0, 1.0, 2.0, 3.0]]
+    assert (subject.weights, str(subject)) == (
+        "weights as built",
+        "tests.cli.toys:with_tensor, weights as built, input 1,4",
+    )
+    named = models.build("tests.cli.toys:with_names", [])
+    assert isinstance(named.inputs, dict)
+    assert {name: tuple(value.shape) for name, value in named.inputs.items()} == {"tokens": (2, 3), "weights": (2, 3)}
+    assert named.specs == (TensorSpec((2, 3), "int64"), TensorSpec((2, 3)))
+    other = models.build("tests.cli.toys:with_names", [TensorSpec((5, 3), "int64"), TensorSpec((5, 3))])
+    assert isinstance(other.inputs, dict)
+    assert {name: len(value) for name, value in other.inputs.items()} == {"tokens": 5, "weights": 5}
+    with pytest.raises(pk.ArgumentError, match="inputs that can't be read"):
+        models.build("tests.cli.toys:with_nothing", [])
 
 
 def test_code_in_a_transformers_folder_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,18 @@ def perceptron() -> nn.Module:
     return Perceptron()
 
 
+def with_tensor() -> tuple[nn.Module, Tensor]:
+    return Perceptron(), torch.arange(4.0)[None]
+
+
+def with_names() -> tuple[nn.Module, dict[str, Tensor]]:
+    return Tokens(), {"tokens": torch.zeros(2, 3, dtype=torch.int64), "weights": torch.ones(2, 3)}
+
+
+def with_nothing() -> tuple[nn.Module, list[Tensor]]:
+    return Perceptron(), []
+
+
 def blocks() -> nn.Module:
     return Blocks()
 

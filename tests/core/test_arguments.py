@@ -53,6 +53,7 @@ WRONG: dict[str, list[Any]] = {
     "prune_num_heads": ["yes", 0.5],
     "prune_head_dims": ["no"],
     "reestimate_batchnorm": ["no"],
+    "keep_names": ["no"],
     "forward_fn": [5, "forward"],
     "output_transform": [5],
     "target": [0.5, "macs", ["macs"]],
@@ -135,7 +136,7 @@ def test_branches_may_be_named_by_what_can_be_read_once() -> None:
     model = nn.Sequential(Block(), Block(), nn.Linear(4, 3))
     result = pk.prune(model, X, branches=iter(["0.up"]))  # type: ignore[arg-type]
     assert (result.plan.absent, result.report.pruned) == (("0.up",), {})
-    assert model[1].up.out_features == 8
+    assert model[0].up.out_features == 8  # the second block, under its new number
     assert "'0.up'" in str(result.protocol.arguments["branches"])
 
 

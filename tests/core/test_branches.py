@@ -81,6 +81,29 @@ class Parallel(nn.Module):
         return self.block(x)
 
 
+class OneByOne(Parallel):
+    """``x + a(n) + b(n)``: the first sum is the stream, which the norm of the next block reads, too, and no branch."""
+
+    expected: ClassVar = {
+        "blocks.0.a": (RESIDUAL, 2),
+        "blocks.0.b": (RESIDUAL, 2),
+        "blocks.1.a": (RESIDUAL, 2),
+        "blocks.1.b": (RESIDUAL, 2),
+    }
+
+    class Block(Parallel.Block):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            normed = self.norm(x)
+            return x + self.a(normed) + self.b(normed)
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.blocks = nn.Sequential(self.Block(), self.Block())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.blocks(x)
+
+
 class LayerScale(nn.Module):
     """``x + drop(gamma * f(x))``, with a stochastic depth that is there in training only."""
 
@@ -151,6 +174,26 @@ class Shared(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for _ in range(3):
             x = x + self.block(x)
+        return x + self.last(x)
+
+
+class WrittenDown(nn.Module):
+    """A constant that is written down in the forward and changed in place is the branch's, as caches begin."""
+
+    expected: ClassVar = {"block": (RESIDUAL, 2), "last": (RESIDUAL, 2)}
+    inputs: ClassVar = X
+
+    class Block(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            factor = torch.tensor([0.5], dtype=x.dtype).add_(1)
+            return torch.cat([super().forward(x) * factor, torch.tensor([], dtype=x.dtype).detach_().view(2, 5, 0)], -1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.last = self.Block(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.block(x)
         return x + self.last(x)
 
 
@@ -254,7 +297,7 @@ class Unequal(nn.Module):
 
 
 MODELS = (
-    *(PreNorm, PostNorm, Parallel, LayerScale, Projection, Joined, Shared),
+    *(PreNorm, PostNorm, Parallel, OneByOne, LayerScale, Projection, Joined, Shared, WrittenDown),
     *(Positions, Nested, Escapes, HandNorm, Siblings, Unequal),
 )
 

@@ -14,7 +14,7 @@ import prunekit as pk
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Concat, Fixed, Listed, Product, Units
 from prunekit_core.graph.current import CurrentModel
-from prunekit_core.modules.absent import Absent, Given, Handed
+from prunekit_core.modules.absent import Given, Handed
 from prunekit_core.modules.edits import AttributeEdit, Decision, GroupCut, ParameterCut, Stub
 from prunekit_core.modules.renaming import Renaming, Tied
 from prunekit_core.modules.transaction import Transaction
@@ -201,7 +201,7 @@ def test_an_exception_takes_everything_back() -> None:
     def interrupted() -> None:
         with Transaction() as transaction:
             graph.apply_within(transaction, plan, optimizer=optimizer)
-            assert isinstance(model.blocks[0], Absent)  # type: ignore[index]
+            assert len(model.blocks) == 1  # type: ignore[arg-type]
             assert len(optimizer.state) == 6
             raise ZeroDivisionError
 
@@ -222,7 +222,7 @@ def test_what_a_graph_goes_on_with_has_to_be_what_the_plan_leads_to() -> None:
     model, x = residual_mlp()
     graph = pk.Graph.of(model, x)
     plan = graph.plan_without(["blocks.0.up"])
-    with pytest.raises(pk.PlanError, match=r"(?s)doesn't lead to this model.*blocks.0.*takes the module out"):
+    with pytest.raises(pk.PlanError, match=r"(?s)doesn't lead to this model.*blocks.1.*takes the module out"):
         graph.adopt(copy.deepcopy(model), plan)
     small = plan.apply(copy.deepcopy(model))
     graph.adopt(small, plan)

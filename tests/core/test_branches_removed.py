@@ -16,6 +16,7 @@ from prunekit.plugin import default_registry
 from prunekit_core.branches.branch import named_branches
 from prunekit_core.check.verification import verify_cut
 from prunekit_core.modules.absent import Absent, Given, Handed, Plain, Several, Zeros, from_json, to_json
+from prunekit_core.modules.entries import Deletion
 from prunekit_core.rehearse.removals import draft_without
 from tests.core.residual import applied_as_json
 from tests.core.test_branches import (
@@ -27,7 +28,9 @@ from tests.core.test_branches import (
     PreNorm,
     Projection,
     Shared,
+    WrittenDown,
     X,
+    decides,
 )
 
 REFUSED = {
@@ -73,6 +76,15 @@ def test_each_branch_alone_is_exact_or_refused(kind: Any, name: str) -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+def test_a_constant_that_is_written_down_goes_with_its_branch_on_real_tensors_too() -> None:
+    torch.manual_seed(0)
+    model, x = double(WrittenDown(), X)
+    model.last.register_forward_pre_hook(decides)  # type: ignore[union-attr]
+    plan, small = without(model, x, ["block"])
+    assert [(stub.module, stub.result) for stub in plan.stubs] == [("block", Zeros(Given("x", 0)))]
+    assert pk.check_exact(model, small, plan, x)
+
+
 def test_a_block_that_only_adds_is_the_identity_afterwards() -> None:
     torch.manual_seed(0)
     model, x = double(PreNorm(), X)
@@ -80,7 +92,8 @@ def test_a_block_that_only_adds_is_the_identity_afterwards() -> None:
     assert torch.equal(small(x), model.blocks[1](x))  # type: ignore[index]
     assert [(stub.module, stub.result) for stub in plan.stubs] == [("blocks.0", Handed(Given("x", 0)))]
     assert plan.gone == tuple(name for name, _ in model.named_parameters() if name.startswith("blocks.0."))
-    assert small.state_dict().keys() == model.state_dict().keys() - set(plan.gone)
+    assert [*small.state_dict()] == [name for name in model.state_dict() if not name.startswith("blocks.1.")]
+    assert torch.equal(small.blocks[0].up.weight, model.blocks[1].up.weight)  # type: ignore[index, union-attr]
     preview = plan.preview()
     assert (preview.params_before, preview.params_after) == (592, 296)
     assert preview.costs["macs"] == (5120.0, 2560.0)
@@ -155,7 +168,8 @@ def test_widths_and_branches_go_in_one_plan() -> None:
     kept = {"blocks.0.up": (0, 1), "blocks.1.up": (1, 3, 5, 7)}
     plan, small = without(model, x, ["blocks.0.up"], kept=kept)
     assert plan.kept == {"blocks.1.up": (1, 3, 5, 7)}
-    assert small.blocks[1].up.weight.shape == (4, 8)  # type: ignore[index, union-attr]
+    assert len(small.blocks) == 1  # type: ignore[arg-type]
+    assert small.blocks[0].up.weight.shape == (4, 8)  # type: ignore[index, union-attr]
     assert pk.check_exact(model, small, plan, x)
     assert plan.preview().costs["macs"] == (5120.0, 2 * 5 * 2 * 8 * 4)
 
@@ -170,9 +184,13 @@ def test_plans_compose() -> None:
     torch.manual_seed(0)
     model, x = double(PreNorm(), X)
     first, small = without(model, x, ["blocks.0.up"])
-    later, smaller = without(small, x, ["blocks.1.up"])
+    later, smaller = without(small, x, ["blocks.0.up"])
     both = first.then(later)
     assert both.absent == ("blocks.0.up", "blocks.1.up")
+    assert [stub.module for stub in both.stubs] == ["blocks"]
+    assert (first.entries.deletions, both.entries.deletions) == ((Deletion("blocks", 2, (0,)),), ())
+    with pytest.raises(pk.PlanError, match=r"(?s)doesn't fit the model that the first one leaves.*leaves 1 of its"):
+        first.then(first)
     once = both.apply(copy.deepcopy(model))
     assert torch.equal(once(x), smaller(x))
     assert torch.equal(once(x), x)
@@ -256,7 +274,7 @@ def test_widths_of_layers_that_are_gone_do_not_matter() -> None:
 def test_a_module_with_hooks_is_not_exchanged() -> None:
     model, x = double(PostNorm(), X)
     model.inner.register_forward_hook(lambda module, args, out: out + 1)  # type: ignore[operator, union-attr]
-    with pytest.raises(pk.RehearsalError, match="no module computes these branches and nothing else"):
+    with pytest.raises(pk.RehearsalError, match="why: inner has hooks, which would no longer run"):
         without(model, x, ["inner"])
 
 
@@ -295,7 +313,7 @@ def test_a_removal_is_verified_by_numbers() -> None:
     torch.manual_seed(0)
     model, x = double(PreNorm(), X)
     graph = pk.Graph.of(model, x)
-    plan = draft_without(model, graph.drafts, graph.branches()[:1])
+    plan = draft_without(model, graph.drafts, graph.branches()[:1], keep_names=True)
     costs = plan.preview().costs
     found = verify_cut(model, plan, graph.analysis, default_registry(), wish="always", costs=costs)
     assert found.check

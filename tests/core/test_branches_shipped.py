@@ -78,21 +78,25 @@ def test_it_goes_wherever_models_go(make: Any, branches: dict[str, str], way: st
 def test_nothing_is_computed_for_what_is_gone(make: Any, branches: dict[str, str]) -> None:
     """The exported program has the operations of the one with the branch switched off that lead to the result."""
     model, x = make()
-    small = pk.Graph.of(model, x).plan_without(branches).apply(copy.deepcopy(model))
+    plan = pk.Graph.of(model, x).plan_without(branches)
+    small = plan.apply(copy.deepcopy(model))
     names = [node.name for node in torch.export.export(small, (x,)).graph.nodes if node.op == "call_function"]
     whole = [node.name for node in torch.export.export(model, (x,)).graph.nodes if node.op == "call_function"]
     costly = ("linear", "conv", "layer_norm", "batch_norm", "scaled_dot")
     count = [sum(name.startswith(costly) for name in found) for found in (names, whole)]
-    gone = {
-        name.rpartition(".")[0] for name in set(dict(model.named_parameters())) - set(dict(small.named_parameters()))
-    }
+    gone = {name.rpartition(".")[0] for name in set(dict(model.named_parameters())) & set(plan.gone)}
     assert count[0] < count[1]
     assert count[1] - count[0] >= len(gone)
 
 
 def test_a_model_that_another_process_reads_needs_the_library_only_for_what_stands_in() -> None:
     model, x = MODELS[0][0]()
-    small = pk.Graph.of(model, x).plan_without(["blocks.0.up"]).apply(model)
-    used = {type(module).__module__ for module in small.modules()}
+    graph = pk.Graph.of(model, x)
+    plans = [graph.plan_without(["blocks.0.up"], keep_names=keep) for keep in (False, True)]
+    short, same = (plan.apply(copy.deepcopy(model)) for plan in plans)
+    used = {type(module).__module__ for module in short.modules()}
     assert used == {"torch.nn.modules.container", "torch.nn.modules.linear", "torch.nn.modules.normalization",
-                    "tests.core.test_branches", "prunekit_core.modules.absent"}  # fmt: skip
+                    "tests.core.test_branches"}  # fmt: skip
+    assert {type(module).__module__ for module in same.modules()} == {*used, "prunekit_core.modules.absent"}
+    assert [*same.state_dict()] == [name for name in model.state_dict() if not name.startswith("blocks.0.")]
+    assert torch.equal(short(x), same(x))

@@ -39,7 +39,7 @@ def test_training_goes_on_as_with_the_branches_switched_off(make: Any, branches:
     other = OPTIMIZERS[kind](whole.parameters())
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     graph = pk.Graph.of(model, x)
-    graph.apply(graph.plan_without(branches), optimizer=optimizer)
+    plan = graph.apply(graph.plan_without(branches), optimizer=optimizer)
 
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert held == [id(p) for p in model.parameters()]
@@ -47,7 +47,7 @@ def test_training_goes_on_as_with_the_branches_switched_off(make: Any, branches:
     train(model, optimizer, x)
     train(off := switched_off_in_place(whole, *branches.values()), other, x)
     expected = dict(off.named_parameters())
-    assert all(close(value, expected[name]) for name, value in model.named_parameters())
+    assert all(close(value, expected[plan.renaming.before(name)]) for name, value in model.named_parameters())
     assert close(model(x), off(x))
     fresh = OPTIMIZERS[kind](model.parameters())
     fresh.load_state_dict(optimizer.state_dict())
@@ -68,11 +68,11 @@ def test_widths_and_branches_are_cut_from_one_state() -> None:
     graph = pk.Graph.of(model, x)
     graph.apply(graph.plan_without(["blocks.0.up"], {"blocks.1.up": (1, 3, 5)}), optimizer=optimizer)
     after = {name: optimizer.state[p] for name, p in model.named_parameters()}
-    assert list(after) == [name for name in before if name.startswith("blocks.1.")]
+    assert list(after) == [name for name in before if name.startswith("blocks.0.")]
     for key in ("exp_avg", "exp_avg_sq"):
-        assert torch.equal(after["blocks.1.up.weight"][key], before["blocks.1.up.weight"][key][[1, 3, 5]])
-        assert torch.equal(after["blocks.1.down.weight"][key], before["blocks.1.down.weight"][key][:, [1, 3, 5]])
-        assert torch.equal(after["blocks.1.norm.weight"][key], before["blocks.1.norm.weight"][key])
+        assert torch.equal(after["blocks.0.up.weight"][key], before["blocks.1.up.weight"][key][[1, 3, 5]])
+        assert torch.equal(after["blocks.0.down.weight"][key], before["blocks.1.down.weight"][key][:, [1, 3, 5]])
+        assert torch.equal(after["blocks.0.norm.weight"][key], before["blocks.1.norm.weight"][key])
     assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
     train(model, optimizer, x)
 
@@ -179,7 +179,7 @@ def test_a_copy_without_the_branch_is_refused() -> None:
     graph = pk.Graph.of(model, x)
     plan = graph.plan_without(["blocks.0.up"])
     small = plan.apply(copy.deepcopy(model))
-    with pytest.raises(pk.PlanError, match=r"(?s)A copy isn't like the model.*copies\[0\], blocks.0"):
+    with pytest.raises(pk.PlanError, match=r"(?s)A copy isn't like.*copies\[0\], blocks.*no list of 2 modules"):
         graph.apply(plan, copies=[small])
     assert len([*model.parameters()]) == 12
 
@@ -276,10 +276,10 @@ def test_masks_of_widths_and_branches_are_one() -> None:
     model, x = residual_mlp()
     original = copy.deepcopy(model)
     first = pk.Graph.of(model, x).plan_without(["blocks.0.up"], {"blocks.1.up": (1, 2, 5)})
-    later = pk.Graph.of(small := first.apply(copy.deepcopy(model)), x).plan_without(["blocks.1.up"])
+    later = pk.Graph.of(small := first.apply(copy.deepcopy(model)), x).plan_without(["blocks.0.up"])
     assert close(first.mask(model)(x), small(x))
     both = first.then(later)
-    assert both.silent == (*first.silent, *later.silent)
+    assert both.silent == (*first.silent, *(name.replace("blocks.0", "blocks.1") for name in later.silent))
     assert torch.equal(both.mask(copy.deepcopy(original))(x), x)
     assert both.since(first).silent == later.silent
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +14,9 @@ import prunekit as pk
 from prunekit import plugin
 from prunekit.testing import check_criterion, check_layer_type, check_rule, sample
 from tests.models import Chain
+from tests.plugins.installing import Installed, install as installed
 
 pytest_plugins = ["prunekit.testing.pytest_plugin", "pytester"]
-
-HEAD = "import torch\nfrom prunekit import plugin\nfrom torch import nn\n"
 
 RAISES_ON_IMPORT = "nn.NoSuchLayer\n"
 WRONG_TYPE = """
@@ -54,40 +53,23 @@ def prunekit_layer_types():
     return {nn.Tanh: plugin.LayerType("tanh", opaque=plugin.Opaque(tanh, fake=lambda module, x: torch.empty_like(x)))}
 """
 
-Install = Callable[..., Path]
+Install = Callable[[str, str], Installed]
 
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     """Puts a distribution with one plugin where Python finds it."""
-
-    def put(name: str, source: str) -> Path:
-        module = f"made_{tmp_path.name}_{name}".replace("-", "_")
-        path = tmp_path / f"{module}.py"
-        path.write_text(HEAD + textwrap.dedent(source))
-        info = tmp_path / f"{name}-1.2.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
-        (info / "entry_points.txt").write_text(f"[prunekit]\npoint = {module}\n")
-        monkeypatch.syspath_prepend(tmp_path)
-        return path
-
-    return put
-
-
-def line_of(path: Path, text: str) -> str:
-    lines = path.read_text().splitlines()
-    return f"{path}:{next(number for number, line in enumerate(lines, 1) if text in line)}"
+    return functools.partial(installed, tmp_path, monkeypatch)
 
 
 def test_a_plugin_that_raises_on_import(install: Install, prunekit_registry: Callable[..., pk.Registry]) -> None:
-    path = install("raising", RAISES_ON_IMPORT)
-    said = f"AttributeError: module 'torch.nn' has no attribute 'NoSuchLayer' ({line_of(path, 'NoSuchLayer')})"
+    found = install("raising", RAISES_ON_IMPORT)
+    said = f"AttributeError: module 'torch.nn' has no attribute 'NoSuchLayer' ({found.line_of('NoSuchLayer')})"
     registry = pk.Registry()
     (broken,) = (plugin for plugin in registry.plugins() if plugin.error)
     assert (broken.name, broken.version) == ("raising:point", "1.2")
     assert broken.error == (
-        f"A plugin can't be loaded. {said} [raising:point 1.2 ({path.parent})] "
+        f"A plugin can't be loaded. {said} [raising:point 1.2 ({found.line_of('entry point')})] "
         "correct it, or leave the plugin out: PRUNEKIT_BLOCK=raising:point"
     )
     assert pk.prune(Chain(4, 8, 3), torch.randn(1, 4), registry=registry).report.pruned == {"layers.0": (8, 4)}
@@ -98,12 +80,12 @@ def test_a_plugin_that_raises_on_import(install: Install, prunekit_registry: Cal
 
 
 def test_a_plugin_that_returns_the_wrong_type(install: Install, prunekit_registry: Callable[..., pk.Registry]) -> None:
-    path = install("wrong", WRONG_TYPE)
+    found = install("wrong", WRONG_TYPE)
     with pytest.raises(pk.PluginError) as caught:
         prunekit_registry("wrong")
     assert str(caught.value) == (
         "A plugin's prunekit_layer_types returned a wrong value.\n"
-        f"  where: wrong:point 1.2 ({line_of(path, '@plugin.hookimpl')})\n"
+        f"  where: wrong:point 1.2 ({found.line_of('@plugin.hookimpl')})\n"
         "  why: it must be a LayerType, and is 'linear' for <class 'torch.nn.modules.linear.Linear'>\n"
         "  what to do: correct it, or leave the plugin out: PRUNEKIT_BLOCK=wrong:point"
     )
@@ -112,14 +94,14 @@ def test_a_plugin_that_returns_the_wrong_type(install: Install, prunekit_registr
 def test_an_opaque_layer_that_contradicts_its_shapes(
     install: Install, prunekit_registry: Callable[..., pk.Registry]
 ) -> None:
-    path = install("opaquely", OPAQUE)
+    found = install("opaquely", OPAQUE)
     registry = prunekit_registry("opaquely")
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 6), torch.nn.Linear(6, 2))
     result = pk.prune(model, torch.randn(1, 4), registry=registry)
     (line,) = result.report.not_understood
     assert line.endswith(
         "in 1: its rule gives the sizes (3, 3) to an output of shape (1, 8) "
-        f"(rule of opaquely:point in {line_of(path, 'def tanh')}; without it: PRUNEKIT_BLOCK=opaquely:point)"
+        f"(rule of opaquely:point in {found.line_of('def tanh')}; without it: PRUNEKIT_BLOCK=opaquely:point)"
     )
     assert result.report.pruned == {"2": (6, 3)}
 
@@ -131,38 +113,38 @@ def test_what_the_hint_says_helps(install: Install, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_key_that_is_claimed_twice(install: Install, prunekit_registry: Callable[..., pk.Registry]) -> None:
-    paths = [install(name, CLAIMED_TWICE) for name in ("one", "two")]
+    both = [install(name, CLAIMED_TWICE) for name in ("one", "two")]
     with pytest.raises(pk.PluginError) as caught:
         prunekit_registry("one", "two")
-    sites = [line_of(path, "@plugin.hookimpl") for path in paths]
+    sites = [one.line_of("@plugin.hookimpl") for one in both]
     assert caught.value.headline == "Two plugins claim the same key 'mine'."
     assert caught.value.where == f"prunekit_importance: one:point 1.2 ({sites[0]}) and two:point 1.2 ({sites[1]})"
     assert "mine" in prunekit_registry("two").entries("prunekit_importance")
 
 
 def test_a_misspelt_hook(install: Install, prunekit_registry: Callable[..., pk.Registry]) -> None:
-    path = install("misspelt", MISSPELT)
+    found = install("misspelt", MISSPELT)
     with pytest.raises(pk.PluginError) as caught:
         prunekit_registry("misspelt")
     assert caught.value.headline == "A plugin implements a hook that doesn't exist."
-    assert caught.value.where == f"misspelt:point 1.2 ({line_of(path, '@plugin.hookimpl')})"
+    assert caught.value.where == f"misspelt:point 1.2 ({found.line_of('@plugin.hookimpl')})"
     assert caught.value.why == "there is no hook prunekit_layertypes"
     assert caught.value.hint.startswith("did you mean 'prunekit_layer_types'")
 
 
 def test_a_rule_that_contradicts_its_shapes(install: Install, prunekit_registry: Callable[..., pk.Registry]) -> None:
-    path = install("contradicting", CONTRADICTS_ITS_SHAPES)
+    found = install("contradicting", CONTRADICTS_ITS_SHAPES)
     registry = prunekit_registry("contradicting")
     with pytest.raises(AssertionError) as caught:
         check_rule(torch.relu, [sample(3, 4)], registry=registry)
     lines = str(caught.value).splitlines()
     assert lines[0].endswith("aten::relu: its rule gives the sizes (2, 2) to an output of shape (3, 4)")
-    assert lines[-1] == f"  aten::relu: rule of contradicting:point in {line_of(path, 'def relu')}"
+    assert lines[-1] == f"  aten::relu: rule of contradicting:point in {found.line_of('def relu')}"
     report = pk.DependencyGraph(registry).build_dependency(Chain(4, 8, 3), torch.randn(1, 4)).report()
     assert report.not_understood == (
         (
             "aten::relu in the model: its rule gives the sizes (2, 2) to an output of shape (1, 8) "
-            f"(rule of contradicting:point in {line_of(path, 'def relu')}; "
+            f"(rule of contradicting:point in {found.line_of('def relu')}; "
             "without it: PRUNEKIT_BLOCK=contradicting:point)"
         ),
     )

@@ -100,7 +100,7 @@ def lost(model: Deep, names: Any) -> float:
 
 
 def pruned(model: nn.Module, inputs: Any = X, **options: Any) -> pk.PruneResult:
-    return pk.prune(copy.deepcopy(model), inputs, **options)
+    return pk.prune(copy.deepcopy(model), inputs, **{"compensation": None, **options})
 
 
 def test_a_ratio_takes_as_many_of_each_structure() -> None:
@@ -199,6 +199,34 @@ def test_branches_are_taken_by_name() -> None:
     assert result.protocol.arguments["branches"] == ["layers.3.mlp", "layers.0.attend"]
 
 
+def test_a_layer_without_branches_leaves_its_list_however_they_were_chosen() -> None:
+    small = {f"layers.{number}.{part}": 1e-4 for number in (1, 2) for part in ("attend", "mlp")}
+    model = scaled(small)
+    last = model.layers[3].mlp.up.weight  # type: ignore[union-attr]
+    ways: list[dict[str, Any]] = [
+        {"branches": list(small)},
+        {"branch_ratio": 0.5, "branch_importance": "relative_energy"},
+        {"branch_ratio": 0.5, "global_pruning": True, "branch_importance": "output_change"},
+        {"target": {"params": 0.55}, "by": "depth", "branch_importance": "relative_energy"},
+        {"branches": list(small), "ratio": 0.25},
+    ]
+    for way in ways:
+        data = {} if "branches" in way else {"calibration": [X]}
+        result = pruned(model, verify="always", **way, **data)
+        assert result.report.absent == tuple(small)
+        assert len(result.model.layers) == 2  # type: ignore[arg-type]
+        assert "layers.1, layers.2 are gone; layers.3 is layers.1 now" in result.report.notes
+        assert result.verification.check
+        assert pk.check_exact(model, result.model, result.plan, X)
+        kept = pruned(model, keep_names=True, **way, **data)
+        assert (len(kept.model.layers), kept.plan.absent) == (4, result.plan.absent)  # type: ignore[arg-type]
+        assert not kept.plan.entries
+        assert kept.protocol.arguments["keep_names"] is True
+        assert torch.equal(kept.model(X), result.model(X))
+        if "ratio" not in way:
+            assert torch.equal(result.model.layers[1].mlp.up.weight, last)  # type: ignore[index, union-attr]
+
+
 def test_units_and_branches_go_together() -> None:
     model = deep()
     result = pruned(model, ratio=0.5, branches=["layers.0.mlp"], verify="always")
@@ -225,6 +253,8 @@ def test_units_and_branches_go_together() -> None:
         ({"by": "height", "target": {"macs": 0.5}}, 'by must be "width", "depth" or "both"'),
         ({"branch_ratio": 0.5, "keep_first": -1}, "keep_first must be a number of branches"),
         ({"keep_last": 2}, "keep_last is about branches, and none is to go"),
+        ({"keep_names": True}, "keep_names is about branches, and none is to go"),
+        ({"branch_ratio": 0.5, "keep_names": "no"}, "keep_names"),
         ({"branch_ratio": 0.5, "branch_importance": "lamp"}, "nothing to say about branches.*lamp"),
         ({"branch_ratio": 0.5, "branch_importance": "lampp"}, "lampp"),
         ({"branch_ratio": 0.5, "branch_importance": "block_influence"}, "needs calibration data for branches"),
@@ -350,7 +380,42 @@ def test_the_report_lists_what_became_of_branches() -> None:
     assert not any(line.startswith("  layers.1.mlp.") for line in lines)
 
 
-def test_calibration_data_are_not_used_for_weights() -> None:
-    result = pruned(deep(), branch_ratio=0.25, calibration=[X])
-    assert result.compensation is None
-    assert "where branches go, weights that stay aren't compensated" in str(result.report)
+class Beside(nn.Module):
+    """Layers that add an attention and a feed-forward of the same, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer() for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = x + layer.attend(x) + layer.mlp(x)  # type: ignore[operator, union-attr]
+        return x
+
+
+def test_the_stream_itself_is_not_counted_as_a_branch() -> None:
+    """What is summed up so far, ``x + attend(x)``, is read by the next layers: without it nothing would be left."""
+    torch.manual_seed(0)
+    model, x = Beside().eval(), torch.randn(2, 6, 8)
+    assert [branch.name for branch in pk.Graph.of(model, x).branches()] == list(NAMES)
+    result = pruned(model, x, branch_ratio=0.25)
+    assert sorted(name.rpartition(".")[2] for name in result.report.absent) == ["attend", "mlp"]
+    with pytest.raises(pk.ArgumentError, match="can't lose all of its branches"):
+        pruned(model, x, branches=NAMES)
+
+
+def test_repaired_weights_are_those_of_the_layers_under_their_new_numbers() -> None:
+    """A whole layer leaves its list: what is fitted goes into the layer that it was fitted for."""
+    gone = ["layers.0.attend", "layers.0.mlp", "layers.1.attend", "layers.3.mlp"]
+    kept, renumbered = (
+        pruned(deep(), branches=gone, calibration=[X, 2 * X], keep_names=keep_names, compensation="least_squares")
+        for keep_names in (True, False)
+    )
+    assert (len(kept.model.layers), len(renumbered.model.layers)) == (4, 3)  # type: ignore[arg-type]
+    assert kept.compensation is not None
+    assert kept.compensation.layers
+    assert torch.allclose(renumbered.model(X), kept.model(X), atol=1e-5)
+    plain = pruned(deep(), branches=gone, calibration=[X, 2 * X], compensation=None)
+    whole = deep()(X)
+    repaired, cut = ((found.model(X) - whole).square().sum() for found in (renumbered, plain))
+    assert repaired < 0.9 * cut

@@ -62,7 +62,6 @@ def test_branches_go_where_they_do_nothing() -> None:
     assert torch.allclose(result.model(X), without(model, idle), atol=1e-6)
     assert found[100][1] == pytest.approx(change(result.model, model), rel=0.01)
     assert all(found[100][1] < worse for share, (_, worse, _) in found.items() if share != 100)
-    assert result.compensation is None
     assert result.protocol.arguments["by"] == "both"
 
 
@@ -70,7 +69,8 @@ def test_units_go_where_they_do_nothing_and_weights_are_compensated() -> None:
     model = with_idle_units()
     whole = params(model)
     target = {"params": 1 - 4 * 8 * 17 / whole}
-    result = pruned(model, target=target, by="both", calibration=BATCHES)
+    repaired = {"target": target, "compensation": "least_squares"}
+    result = pruned(model, by="both", calibration=BATCHES, **repaired)
     found = splits(result)
     assert found[0][2]
     assert found[0][0] == 0
@@ -78,7 +78,8 @@ def test_units_go_where_they_do_nothing_and_weights_are_compensated() -> None:
     assert set(result.report.branches) == set(NAMES)
     assert params(result.model) <= target["params"] * whole
     assert result.compensation is not None
-    alone = pruned(model, target=target, calibration=BATCHES[:-1])
+    assert result.compensation.layers
+    alone = pruned(model, calibration=BATCHES[:-1], **repaired)
     assert alone.plan == result.plan
     assert torch.allclose(alone.model(X), result.model(X), atol=1e-6)
     assert change(result.model, model) < 0.01 * min(c for share, (_, c, _) in found.items() if share)

@@ -48,8 +48,10 @@ def test_files_are_pruned_as_the_model_in_memory_is(options: dict[str, Any], den
     assert found.report.branches == expected.report.branches
     pk.prune_checkpoint(dense, tmp_path / "small.safetensors", found.plan, repaired=found.repaired)
     loaded = pk.load(deep(), tmp_path / "small.safetensors")
-    assert torch.equal(loaded(X), memory(X))
-    if not found.plan.cuts:
+    assert torch.allclose(loaded(X), memory(X), rtol=1e-5, atol=1e-5)
+    if expected.compensation is None:
+        assert torch.equal(loaded(X), memory(X))
+    if expected.compensation is None and not found.plan.cuts:
         assert torch.allclose(loaded(X), without(deep(), found.plan.absent), atol=1e-6)
 
 

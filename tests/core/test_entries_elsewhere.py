@@ -22,7 +22,7 @@ CASES: list[tuple[Any, tuple[str, ...], tuple[str, ...], str]] = [
 
 
 def shortened(graph: pk.Graph, names: Any) -> pk.Plan:
-    plan = draft_without(graph.model, graph.drafts, names, entries=True)
+    plan = draft_without(graph.model, graph.drafts, names)
     assert plan.entries
     return plan
 

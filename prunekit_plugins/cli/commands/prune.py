@@ -82,6 +82,7 @@ def prune(
     by: options.By = None,
     keep_first: options.KeepFirst = None,
     keep_last: options.KeepLast = None,
+    keep_names: options.KeepNames = None,
     calibration: options.Calibration = None,
     batch_size: options.BatchSize = None,
     batches: options.MaxBatches = None,
@@ -95,6 +96,9 @@ def prune(
     save_recipe: Annotated[
         Path | None, typer.Option(help="Where a recipe goes that repeats this (TOML).", show_default=False)
     ] = None,
+    random: Annotated[
+        bool, typer.Option("--random-weights", help="Prune random weights, where an hf: folder holds none.")
+    ] = False,
     on_disk: Annotated[
         bool,
         typer.Option("--on-disk", help="Never load the model: score and prune its files, one tensor at a time."),
@@ -142,6 +146,7 @@ def prune(
         if source is not None:
             settings["weights"] = source
         subject = build(model, specs, None if on_disk else weights, known.seed, empty=on_disk, runs=data is not None)
+    _check_weights(output, subject, random=random)
     read = None if data is None else data.batches(subject.keyword)
     original = copy.deepcopy(subject.model) if check else None  # pruning changes the model in place
     with _pruning(output, model, settings.get("target") or {}, read) as read:
@@ -166,6 +171,21 @@ def prune(
     finish(output, known, subject, settings, save_recipe, weights, data, distributions(traced, registry))
     told = {"trace": trace_data(traced)} if trace else {}
     output.result({**_data(subject, result, found, out, plan), "report": str(report) if report else None, **told})
+
+
+def _check_weights(output: Output, subject: Subject, *, random: bool) -> None:
+    """Raises an error for a folder without weights, and warns of random ones elsewhere."""
+    if not subject.random or random:
+        return
+    if subject.name.startswith("hf:"):
+        raise ArgumentError(
+            "The folder holds no weights.",
+            where=subject.name,
+            why="it has a configuration, but no *.safetensors or pytorch_model*.bin",
+            hint="save the model with model.save_pretrained(folder), give --weights FILE, or prune random weights with "
+            "--random-weights",
+        )
+    output.warning(f"{subject.name} has random weights, so which units go means nothing: --weights FILE reads yours")
 
 
 def _data_of(
@@ -269,6 +289,7 @@ def _data(
     preview = result.preview
     return {
         "model": subject.name,
+        "weights": subject.weights,
         "inputs": [str(spec) for spec in subject.specs],
         "params": {"before": preview.params_before, "after": preview.params_after},
         "bytes": {"before": preview.bytes_before, "after": preview.bytes_after},

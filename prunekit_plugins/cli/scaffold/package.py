@@ -22,7 +22,6 @@ FROM = {
 }
 """Where the names come from that the assembled modules use; the first two are Python's own."""
 STANDARD = ("collections.abc", "typing")
-KIT = ("check_layer_type", "check_replacement", "check_rule", "check_weights", "sample")
 
 
 @attrs.frozen
@@ -102,7 +101,7 @@ class NewPlugin:
         """The module of checks: one function for each kind that needs something to be tried on."""
         functions = []
         for kind in self._checked():
-            kit = ", ".join(_sorted(name for name in KIT if re.search(rf"\b{name}\b", kind.check)))
+            kit = ", ".join(_sorted(set(re.findall(r"\b(?:check_\w+|sample)\b", kind.check))))
             functions.append(
                 f"def _check_{kind.name}(registry: Registry) -> None:\n"
                 f"    from prunekit.testing import {kit}\n\n    {kind.check}"

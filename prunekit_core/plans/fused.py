@@ -1,0 +1,36 @@
+"""PyTorch's transformer layers have a fused path that reads the weights of the modules in them and calls none of these.
+
+It runs in eval mode without gradients, where no recording sees it. It stays off where one of these modules is another
+one than PyTorch expects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+_SWITCHES: Mapping[type[nn.Module], tuple[str, Any]] = {
+    nn.TransformerEncoderLayer: ("activation_relu_or_gelu", 0),
+    nn.TransformerEncoder: ("use_nested_tensor", False),  # its layers would be given nested tensors, for the fused path
+}
+"""By class: the attribute that its forward asks before it takes the fused path, with the value that says no."""
+
+
+def fused_off(modules: Mapping[str, nn.Module], exchanged: Collection[str]) -> Iterator[tuple[nn.Module, str, Any]]:
+    """Yields what has to be set so that no fused path expects modules that are exchanged.
+
+    Args:
+        modules: The modules of a model by path.
+        exchanged: Paths of those that others stand in for.
+
+    Yields:
+        A module, the name of an attribute that it has, and its value.
+    """
+    for path, module in modules.items():
+        inside = f"{path}." if path else ""
+        for kind, (attribute, value) in _SWITCHES.items():
+            within = (other for other in exchanged if other != path and other.startswith(inside))
+            if isinstance(module, kind) and attribute in vars(module) and any(within):
+                yield module, attribute, value
