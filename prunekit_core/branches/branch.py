@@ -53,8 +53,8 @@ class Branch:
 
     Attributes:
         name: Stable name: the module that holds its parameters; where the sum is made in that as well, the one in it
-            that holds most of its matrices (unless the branch is a sum itself). A second branch of that name gets
-            ``~2``.
+            that holds most of its matrices (unless the branch is a sum itself), and likewise in a list of modules. A
+            second branch of that name gets ``~2``.
         kind: How it is related to what it is added to.
         sums: Where it is added, in all recordings.
         parameters: Parameters and buffers that nothing else reads, in the model's order.

@@ -234,7 +234,8 @@ class _Search:
         place = needs.trace.operations[summand.operation].module
         before = reversed(needs.trace.operations[: summand.operation])
         made = next(operation for operation in before if summand.tensor in operation.outputs)
-        if not _is_in(place, around) or (around and self._addition(made) is not None):
+        listed = isinstance(self._analysis.shadow.modules.get(around), nn.ModuleList | nn.ModuleDict)
+        if (not _is_in(place, around) and not listed) or (around and self._addition(made) is not None):
             return around
         inside: Counter[str] = Counter()
         for name, owner in zip(held, owners, strict=True):

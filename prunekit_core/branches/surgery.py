@@ -97,6 +97,27 @@ def operate(
         return operation.surgery(None)
 
 
+def obstacles(analysis: Analysis, rules: RuleTable, branches: Sequence[Branch]) -> dict[str, str]:
+    """Says why branches can't be taken out, each alone, as far as that is known without a run of what is left.
+
+    Args:
+        analysis: The analysed model.
+        rules: The op rules.
+        branches: Its branches.
+
+    Returns:
+        Name to reason, in their order; any other one may go.
+    """
+    analysis.shadow.rewind()  # a rehearsal may have left its cut on it
+    found = {}
+    for branch in branches:
+        try:
+            operate(analysis, rules, [branch])
+        except RehearsalError as error:
+            found[branch.name] = error.why
+    return found
+
+
 class _Operation:
     def __init__(
         self, analysis: Analysis, rules: RuleTable, branches: Sequence[Branch], leave: Collection[str]
@@ -370,8 +391,11 @@ class _Operation:
             return Zeros(like[0][0])
         if not self._idle[position].readers(ref, call.start):
             return Plain(None)
-        shape = trace.shapes[ref.index]
-        raise UnfitError(path, f"{path} returns a tensor of shape {shape}, which nothing has that it is given")
+        why = f"{path} returns a tensor of shape {trace.shapes[ref.index]}, which nothing has that it is given"
+        later = [index for index in self._idle[position].readers(ref, call.stop) if index not in removed]
+        if later:
+            why += f"; what reads it is written in a module that stays: {trace.operations[later[0]].site}"
+        raise UnfitError(path, why)
 
     def _is_like(self, position: int, value: TensorRef, ref: TensorRef) -> bool:
         """Whether what a module is given has the shape and dtype of a tensor, with modules before it gone."""

@@ -145,13 +145,13 @@ class Scope:
     fixed: bool = False
 
 
-def check_ratio(value: float, name: str, *, closed: bool = False) -> float:
-    """Returns a ratio that lies in [0, 1), or in [0, 1] if ``closed``.
+def check_ratio(value: float, name: str, *, closed: bool = False, of: str = "units") -> float:
+    """Returns a ratio of something that lies in [0, 1), or in [0, 1] if ``closed``.
 
     Raises:
         ArgumentError: It is no number or lies outside.
     """
     if not is_number(value) or not 0 <= value <= 1 or (value == 1 and not closed):
         bounds = "[0, 1]" if closed else "[0, 1)"
-        raise ArgumentError(f"{name} must lie in {bounds}.", why=f"got {value!r}", hint="0.5 removes half of the units")
+        raise ArgumentError(f"{name} must lie in {bounds}.", why=f"got {value!r}", hint=f"0.5 removes half of the {of}")
     return float(value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NoReturn
 
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Layout
 from prunekit_core.branches.branch import Branch, named_branches
+from prunekit_core.branches.surgery import obstacles
 from prunekit_core.branches.without import without
 from prunekit_core.collector import collection_paused
 from prunekit_core.errors import ArgumentError, PlanError, UnitsError
@@ -37,7 +37,8 @@ from prunekit_core.rehearse.ladder import Knowledge, Reselect
 from prunekit_core.rehearse.make_plan import Drafts
 from prunekit_core.rehearse.removals import analysis_after, draft_without
 
-_NONE: Mapping[str, str] = MappingProxyType({})
+Reasons = Mapping[str, str] | None
+"""Name of something that stays to the reason."""
 
 
 class Graph:
@@ -154,6 +155,10 @@ class Graph:
             In the order of the program; those that can't be switched off with the reason.
         """
         return self.drafts.for_branches().branches()
+
+    def branch_obstacles(self) -> dict[str, str]:
+        """Says, by name, why branches can't go, each alone, as far as that is known without a run of what is left."""
+        return obstacles(self.branch_analysis, self.registry.op_rules, self.branches())
 
     def costs_without(self, branches: Iterable[str]) -> dict[str, tuple[float, float]]:
         """Computes what the model as it is now costs with some branches and without them.
@@ -422,7 +427,7 @@ class Graph:
             )
         except PlanError as error:
             if error.misfit:
-                error.hint = _REBUILD
+                error.hint = "the model was changed since it was analysed: build the graph anew"
             raise
         current = CurrentModel(self.analysis, self.model, plan, self.current.stored)
         transaction.entry(vars(self), "current", current)
@@ -464,21 +469,19 @@ class Graph:
             hint="copy the model, and keep the plan, which is data (result.plan)",
         )
 
-    def report(
-        self, left: Mapping[str, str] = _NONE, branches: Mapping[str, str] = _NONE, notes: Iterable[str] = ()
-    ) -> Report:
+    def report(self, left: Reasons = None, branches: Reasons = None, notes: Iterable[str] = ()) -> Report:
         """Tells what was pruned, left on purpose, not understood, and untouched.
 
         Args:
             left, branches: Names of groups and of branches to the reasons why they stay, where more is known than here.
             notes: Further lines.
         """
-        known, applied = self.knowledge, self.applied
-        lines = (*self.notes, *notes, *known.notes(), *applied.lines())
-        found = Report.of(self.analysis, applied.kept, known.restored, left, lines, known.means)
-        if applied.absent and not branches:
-            branches = {b.name: b.reason or "not asked for" for b in self.branches() if b.name not in applied.absent}
-        return found.without(applied.absent, branches, applied.gone, self.analysis)
+        known, done = self.knowledge, self.applied
+        lines = (*self.notes, *notes, *known.notes(), *done.lines())
+        found = Report.of(self.analysis, done.kept, known.restored, left or {}, lines, known.means)
+        if done.absent and not branches:
+            branches = {b.name: b.reason or "not asked for" for b in self.branches() if b.name not in done.absent}
+        return found.without(done.absent, branches or {}, done.gone, self.analysis)
 
     def explain(self, layer: nn.Module | str) -> Explanation:
         """Tells what the channels of a layer are tied to, by which operations, and what pins them.
@@ -495,6 +498,3 @@ class Graph:
         else:
             path = self.applied.renaming.before(self.current.tree.path_of(layer))
         return Explanation.of(self.analysis, path)
-
-
-_REBUILD = "the model was changed since it was analysed: build the graph anew"

@@ -86,7 +86,7 @@ Result = Zeros | Handed | Plain | Several | Called | Item
 class Absent(nn.Module):
     """Takes the place of a module that computed nothing but branches; keeps the modules in it that go on to run.
 
-    Programs read settings of modules without calling them (`batch_first` of an attention, in
+    Programs read settings of modules without calling them (``batch_first`` of an attention, in
     ``nn.TransformerEncoder``): flags, texts and real numbers stay, and biases are None. Integers don't: they are sizes
     or positions, which later cuts change.
 

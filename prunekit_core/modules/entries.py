@@ -33,12 +33,18 @@ class Deletion:
         entries: Those that leave, ascending.
         witness: A tensor that files with the weights of the whole list hold and those without the entries don't; empty
             where there is none.
+        prefix: What stands before the number in the name of an entry (``encoder_layer_``); empty for most lists.
     """
 
     container: str
     size: int
     entries: tuple[int, ...]
     witness: str = attrs.field(default="", eq=False)
+    prefix: str = ""
+
+    def path(self, number: int) -> str:
+        """Returns the path of an entry, by its number before or after, if only this list changes."""
+        return f"{self.container}.{self.prefix}{number}".lstrip(".")
 
     def moved(self) -> dict[int, int]:
         """Returns the new number of each entry that stays."""
@@ -46,8 +52,7 @@ class Deletion:
 
     def __str__(self) -> str:
         """Says what is gone, and what the entries behind it are called now: runs of them where there are several."""
-        path = f"{self.container}." if self.container else ""
-        gone = ", ".join(f"{path}{number}" for number in self.entries)
+        gone = ", ".join(map(self.path, self.entries))
         parts = [f"{gone} {'is' if len(self.entries) == 1 else 'are'} gone"]
         runs: list[list[int]] = []
         for old, new in self.moved().items():
@@ -57,9 +62,9 @@ class Deletion:
                 runs.append([old, old, new])
         for first, last, new in runs:
             if last == first != new:
-                parts.append(f"{path}{first} is {path}{new} now")
+                parts.append(f"{self.path(first)} is {self.path(new)} now")
             elif first != new:
-                parts.append(f"{path}{first} to {last} are {path}{new} to {new + last - first} now")
+                parts.append(f"{self.path(first)} to {last} are {self.path(new)} to {new + last - first} now")
         return "; ".join(parts)
 
 
@@ -129,7 +134,7 @@ class Entries:
     def renamed(self) -> dict[str, str]:
         """Returns the paths of entries that get another number, each with what it is if only its list changes."""
         return {
-            f"{deletion.container}.{old}".lstrip("."): f"{deletion.container}.{new}".lstrip(".")
+            deletion.path(old): deletion.path(new)
             for deletion in self.deletions
             for old, new in deletion.moved().items()
             if old != new
@@ -137,7 +142,7 @@ class Entries:
 
     def deleted(self) -> frozenset[str]:
         """Returns the paths of the entries that leave."""
-        return frozenset(f"{d.container}.{number}".lstrip(".") for d in self.deletions for number in d.entries)
+        return frozenset(deletion.path(number) for deletion in self.deletions for number in deletion.entries)
 
     def without(self, is_gone: Callable[[str], bool]) -> Entries:
         """Returns what is left to do where some modules, by path, aren't there."""
@@ -156,7 +161,8 @@ def to_json(entries: Entries) -> dict[str, Any]:
     lists = [change for change in entries.changes if isinstance(change, Shortening)]
     return {
         "lists": {
-            one.container: [one.size, list(one.entries), *filter(None, [one.witness])] for one in entries.deletions
+            one.container: [one.size, list(one.entries), one.witness, *filter(None, [one.prefix])]
+            for one in entries.deletions
         },
         "numbers": [[one.place[0], list(one.place[1]), one.old, one.new] for one in numbers],
         "values": [[one.place[0], list(one.place[1]), one.size, list(one.removed), list(one.values)] for one in lists],
@@ -171,8 +177,8 @@ def from_json(data: Any) -> Entries:
     """
     try:
         deletions = [
-            Deletion(_text(path), _number(size), _places(numbers, size), *map(_text, witness))
-            for path, (size, numbers, *witness) in data["lists"].items()
+            Deletion(_text(path), _number(size), _places(numbers, size), *map(_text, names))
+            for path, (size, numbers, *names) in data["lists"].items()
         ]
         recounts = [Recount(_place(*place), _number(old), _number(new)) for *place, old, new in data["numbers"]]
         lists = [_shortening(*one) for one in data["values"]]
@@ -221,7 +227,16 @@ def _place(path: Any, names: Any) -> Place:
 def left_of(container: nn.Module, deletion: Deletion) -> dict[str, nn.Module | None]:
     """Returns the children of a list without some, numbered anew."""
     children = list(container._modules.values())
-    return {str(new): children[old] for old, new in deletion.moved().items()}
+    return {f"{deletion.prefix}{new}": children[old] for old, new in deletion.moved().items()}
+
+
+def prefix_of(container: nn.Module | None) -> str | None:
+    """Returns what stands before the numbers of a list's entries: they are numbered from zero; None if they aren't."""
+    if not isinstance(container, LISTS) or not container._modules:
+        return None
+    names = list(container._modules)
+    prefix = names[0].removesuffix("0")
+    return prefix if names == [f"{prefix}{number}" for number in range(len(names))] else None
 
 
 def holder_of(module: nn.Module, names: tuple[str, ...]) -> dict[str, Any] | None:

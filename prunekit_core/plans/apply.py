@@ -13,7 +13,16 @@ from prunekit_core.errors import PlanError
 from prunekit_core.modules import surgery
 from prunekit_core.modules.absent import Absent
 from prunekit_core.modules.edits import Decision, Size, is_size, normal_size
-from prunekit_core.modules.entries import LISTS, Recount, Shortening, changed, detached, holder_of, is_in_place, left_of
+from prunekit_core.modules.entries import (
+    Recount,
+    Shortening,
+    changed,
+    detached,
+    holder_of,
+    is_in_place,
+    left_of,
+    prefix_of,
+)
 from prunekit_core.modules.renaming import tied_in
 from prunekit_core.modules.source_code import other_source
 from prunekit_core.modules.surgery import Scale
@@ -187,10 +196,10 @@ class Application:
         entries = self._plan.entries
         for deletion in entries.deletions:
             container = self._module(deletion.container)
-            if not isinstance(container, LISTS) or len(container._modules) != deletion.size:
+            if prefix_of(container) != deletion.prefix or len(container._modules) != deletion.size:
                 raise self._misfit(deletion.container, f"it is no list of {deletion.size} modules")
             for number in deletion.entries:
-                path = f"{deletion.container}.{number}".lstrip(".")
+                path = deletion.path(number)
                 if path not in self._removed and not isinstance(self._module(path), Absent):
                     raise self._misfit(path, "it can't leave its list: the plan doesn't exchange it")
         for change in entries.changes:
@@ -202,9 +211,10 @@ class Application:
             self._counted.append((table, names[-1], change))
 
     def _delete_entries(self, transaction: Transaction) -> None:
+        new = {id(old): new for old, new in (*self._converted.values(), *self._removed.values())}
         for deletion in self._plan.entries.deletions:
             container = self._module(deletion.container)
-            children = left_of(container, deletion)
+            children = {name: new.get(id(child), child) for name, child in left_of(container, deletion).items()}
             transaction.entry(vars(container), "_modules", type(container._modules)(children))
         copies = detached(self._modules, self._plan.entries.changes)
         for held in copies.held:

@@ -45,7 +45,8 @@ def remaining_entries(total: Decision, earlier: Decision) -> Entries:
         if left:
             container = renaming.after(deletion.container) or deletion.container
             witness = (deletion.witness and renaming.after(deletion.witness)) or ""
-            deletions.append(Deletion(container, len(moved), left, witness))
+            step = attrs.evolve(deletion, container=container, size=len(moved), entries=left, witness=witness)
+            deletions.append(step)
     before = _by_place(earlier.entries)
     changes = []
     for change in total.entries.changes:

@@ -29,8 +29,11 @@ def fused_off(modules: Mapping[str, nn.Module], exchanged: Collection[str]) -> I
         A module, the name of an attribute that it has, and its value.
     """
     for path, module in modules.items():
-        inside = f"{path}." if path else ""
         for kind, (attribute, value) in _SWITCHES.items():
-            within = (other for other in exchanged if other != path and other.startswith(inside))
-            if isinstance(module, kind) and attribute in vars(module) and any(within):
+            if isinstance(module, kind) and attribute in vars(module) and _is_within(path, exchanged):
                 yield module, attribute, value
+
+
+def _is_within(path: str, others: Collection[str]) -> bool:
+    """Whether some of other modules are in one."""
+    return any(other != path and (not path or other.startswith(f"{path}.")) for other in others)

@@ -9,7 +9,6 @@ from torch import nn
 from prunekit_core.modules.absent import Handed, Plain, Result, Several
 from prunekit_core.modules.edits import Stub, exchanged_by
 from prunekit_core.modules.entries import (
-    LISTS,
     NO_ENTRIES,
     Deletion,
     Entries,
@@ -19,6 +18,7 @@ from prunekit_core.modules.entries import (
     holder_of,
     is_plain,
     objects_in,
+    prefix_of,
 )
 from prunekit_core.rehearse.comparison import Mismatch
 from prunekit_core.rehearse.size_attributes import further
@@ -70,9 +70,8 @@ def entries_that_leave(
 def _entry(modules: Mapping[str, nn.Module], stub: Stub) -> tuple[str, int] | None:
     """Returns the list that a module is an entry of, and its place in it, if it only hands on what it is given."""
     container, _, name = stub.module.rpartition(".")
-    parent = modules.get(container)
-    numbered = isinstance(parent, LISTS) and list(parent._modules) == [str(n) for n in range(len(parent._modules))]
-    return (container, int(name)) if numbered and name.isdigit() and _hands_on(stub.result) else None
+    prefix = prefix_of(modules.get(container))
+    return (container, int(name[len(prefix) :])) if prefix is not None and _hands_on(stub.result) else None
 
 
 def _hands_on(result: Result) -> bool:
@@ -101,7 +100,12 @@ class _Search:
         for container, number in places:
             by_list.setdefault(container, []).append(number)
         deletions = tuple(
-            Deletion(container, len(self._modules[container]._modules), tuple(sorted(numbers)))
+            Deletion(
+                container,
+                len(self._modules[container]._modules),
+                tuple(sorted(numbers)),
+                prefix=prefix_of(self._modules[container]) or "",
+            )
             for container, numbers in by_list.items()
         )
         own = tuple(recount for deletion in deletions for recount in _own_numbers(self._left, deletion))
@@ -153,7 +157,7 @@ def _own_numbers(modules: Mapping[str, nn.Module], deletion: Deletion) -> Iterat
     values: dict[tuple[str, str], dict[int, int]] = {}
     paths: dict[tuple[int, str], str] = {}
     for number in range(deletion.size):
-        prefix = f"{deletion.container}.{number}".lstrip(".")
+        prefix = deletion.path(number)
         for path, module in modules.items():
             if path == prefix or path.startswith(f"{prefix}."):
                 inner = path[len(prefix) :]

@@ -13,6 +13,7 @@ from torch import nn
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Kept
 from prunekit_core.branches.branch import Branch, named_branches
+from prunekit_core.branches.decoding import DECODING
 from prunekit_core.branches.silence import silencing
 from prunekit_core.branches.surgery import Surgery, operate
 from prunekit_core.branches.unneeded import without_unneeded
@@ -141,9 +142,10 @@ def _proven(
     *,
     keep_names: bool,
 ) -> tuple[Surgery, Analysis]:
-    """Replays what is left; where that needs a module that would go, such as a layer in a list, what is in it goes.
+    """Replays what is left.
 
-    But not where less goes then, or more than operations on single elements runs on.
+    Where the program needs a module that would go, such as a layer in a list, only what is in it goes; but not where
+    fewer parameters go then, or more than operations on single elements runs on.
 
     Returns:
         What is exchanged, and what is known of the model that is left, with the entries that leave their lists.
@@ -168,11 +170,12 @@ def _proven(
             saves = inner.gone == surgery.gone and not any(_costly(analysis, registry, surgery, inner))
             if saves and _mismatch(inner.analysis, registry) is None:
                 return inner, inner.analysis
-    operation = surgery.analysis.recordings[mismatch.recording].trace.operations[mismatch.operation]
+    trace = surgery.analysis.recordings[mismatch.recording].trace
+    when = "in a call that is given the cache of an earlier one: " if trace.label == DECODING else ""
     raise RehearsalError(
         "The program can't go on without these branches.",
         where=", ".join(surgery.absent),
-        why=f"{operation.site}: {mismatch.why}",
+        why=f"{when}{trace.operations[mismatch.operation].site}: {mismatch.why}",
         hint="leave them out",
     )
 
@@ -209,11 +212,11 @@ def _without_entries(
             found = attrs.evolve(fewer(), entries=entries)
             mismatch = mismatch if fewer() is left or _mismatch(found, registry) is not None else None
         proven.update({entries: found} if mismatch is None else {})
+        shadow.rewind()  # what leaves next is looked for in whole lists
         return mismatch
 
     shadow.rewind()
     entries = entries_that_leave(shadow.modules, surgery.stubs, trial, deleted, keep_names=keep_names)
-    shadow.rewind()
     return proven.get(entries, left)
 
 
@@ -236,7 +239,7 @@ def _witnessed(entries: Entries, names: Names) -> Entries:
     plain = sorted(names.stored - names.others.keys())
     found = []
     for deletion in entries.deletions:
-        prefix, left = f"{deletion.container}.".lstrip("."), len(deletion.moved())
+        prefix, left = f"{deletion.container}.{deletion.prefix}".lstrip("."), len(deletion.moved())
         numbers = {name: name[len(prefix) :].partition(".")[0] for name in plain if name.startswith(prefix)}
         later = (name for name, number in numbers.items() if number.isdigit() and int(number) >= left)
         found.append(attrs.evolve(deletion, witness=next(later, "")))

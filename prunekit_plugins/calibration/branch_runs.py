@@ -151,7 +151,7 @@ class BranchRuns:
         def show(name: str, added: AddedBranch) -> None:
             wanted[name].add(SeenBranch((added,)))
 
-        self._run(batch, SumListener(self._watched.shadow, self._places, batch, off, wanted, show))
+        self._run(batch, SumListener(self._watched.shadow, self._places, batch, off, wanted, show), off)
 
     def _show_gradients(self, batch: Batch, wanted: Mapping[str, BranchGatherer], number: int) -> None:
         shadow = self._watched.shadow
@@ -175,9 +175,9 @@ class BranchRuns:
             gatherer.add(SeenBranch(outputs=self._outputs(batch, (*off, name)), expected=expected))
 
     def _outputs(self, batch: Batch, off: Sequence[str]) -> dict[str, torch.Tensor]:
-        return rows_of(self._run(batch, SumListener(self._watched.shadow, self._places, batch, off)), batch)
+        return rows_of(self._run(batch, SumListener(self._watched.shadow, self._places, batch, off), off), batch)
 
-    def _run(self, batch: Batch, listener: SumListener) -> Any:
+    def _run(self, batch: Batch, listener: SumListener, off: Sequence[str] = ()) -> Any:
         try:
             outputs = self._watched.run_into(batch, listener)
         except ArgumentError as error:
@@ -185,6 +185,8 @@ class BranchRuns:
                 raise error.__cause__ from error.__cause__.__cause__
             raise
         listener.finish()
+        if not off:
+            _check_numbers(outputs, batch)
         return outputs
 
 
@@ -203,6 +205,18 @@ def rows_of(outputs: Any, batch: Batch) -> dict[str, torch.Tensor]:
         for name, tensor in named_outputs(outputs)
         if tensor.is_floating_point() and tensor.numel()
     }
+
+
+def _check_numbers(outputs: Any, batch: Batch) -> None:
+    """Raises `ArgumentError` where the whole model returns NaN: no score would mean anything."""
+    for name, rows in rows_of(outputs, batch).items():
+        if bool(rows.isnan().any()):
+            raise ArgumentError(
+                "The model returns NaN on calibration data.",
+                where=batch.where,
+                why=f"in the output {name}" if name else "in its output",
+                hint="the model overflows, or the data hold NaN: look at its outputs on one batch",
+            )
 
 
 def _output_rows(tensor: torch.Tensor, batch: Batch) -> torch.Tensor:

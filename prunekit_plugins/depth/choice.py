@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import attrs
 
@@ -15,7 +15,15 @@ from prunekit_plugins.budgets.budget import Budget, Target
 from prunekit_plugins.budgets.corrections import corrected, measured
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.depth.present import PresentScorer
-from prunekit_plugins.depth.search import DepthChoice, Search, drafted, protected_branches
+from prunekit_plugins.depth.search import (
+    DepthChoice,
+    Search,
+    allowance,
+    drafted,
+    held_branches,
+    most_of,
+    protected_branches,
+)
 from prunekit_plugins.depth.settings import DepthSettings
 
 
@@ -34,9 +42,9 @@ def choose_branches(
         ArgumentError: An argument is wrong, or the target can't be reached.
         RehearsalError: Branches that were named can't go.
     """
-    if settings.branches:
-        return _named(graph, settings)
     kept = protected_branches(graph, settings.ignored_layers) if protected is None else protected
+    if settings.branches:
+        return _named(graph, settings, settings.branches, kept)
     make = functools.partial(Search, graph, settings, scorer_of(graph, settings, batches), kept)
     if settings.target is not None:
         return _to_target(graph, settings.target, make)
@@ -78,12 +86,15 @@ def require_branches(graph: Graph, choice: DepthChoice) -> None:
     """Raises `NothingToPruneError` where branches were asked for and none may go."""
     if choice.absent:
         return
-    reasons = [f"{name}: {why}" for name, why in choice.left.items()]
+    alike: dict[str, list[str]] = {}
+    for name, why in choice.left.items():
+        alike.setdefault(why, []).append(name)
+    reasons = [f"{', '.join(names[:4])}{', ...' * (len(names) > 4)}: {why}" for why, names in alike.items()]
     raise NothingToPruneError(
         "No branch can go.",
         where=type(graph.model).__name__,
         why=first_reasons(reasons) or "nothing is added to anything in the model that it could go on without",
-        hint="prunekit inspect lists branches; a larger branch_ratio takes more",
+        hint=f"prunekit inspect lists branches; {_BY_WIDTH}",
     )
 
 
@@ -107,13 +118,29 @@ def _to_target(graph: Graph, target: Target, make: Callable[[], Search]) -> Dept
     return attrs.evolve(choice, plan=plan)
 
 
-def _named(graph: Graph, settings: DepthSettings) -> DepthChoice:
-    chosen = named_branches(graph.branches(), [*graph.applied.absent, *(settings.branches or ())])
+def _named(graph: Graph, settings: DepthSettings, names: Sequence[str], protected: Mapping[str, str]) -> DepthChoice:
+    gone = graph.applied.absent
+    chosen = named_branches(graph.branches(), [*gone, *names])
     able = [branch.name for branch in graph.branches() if branch.removable]
     absent = tuple(branch.name for branch in chosen)
     if chosen and set(able) <= set(absent):
         raise ArgumentError(
-            "A model can't lose all of its branches.", where=", ".join(absent), hint="leave one out, such as the last"
+            "A model can't lose all of its branches.",
+            where=", ".join(absent),
+            hint="leave one out, such as the last" if len(able) > 1 else f"it has no other one; {_BY_WIDTH}",
+        )
+    held = held_branches(graph, settings, protected)
+    contradicted = [f"{name}: {held[name]}" for name in absent if name in held and name not in gone]
+    if len(absent) > most_of(settings, len(able)):
+        contradicted.append(allowance(settings, len(able)))
+    if contradicted:
+        raise ArgumentError(
+            "Branches are to go and to stay.",
+            why=first_reasons(contradicted),
+            hint="leave them out of branches, or out of what keeps them",
         )
     left = {one.name: one.reason or "not named" for one in graph.branches() if one.name not in absent}
     return DepthChoice(absent, drafted(graph, absent, keep_names=settings.keep_names), {}, left)
+
+
+_BY_WIDTH = "ratio=0.5 removes units instead"

@@ -62,6 +62,41 @@ def protected_branches(graph: Graph, layers: Iterable[Layer]) -> dict[str, str]:
     return found
 
 
+def held_branches(graph: Graph, settings: DepthSettings, protected: Mapping[str, str]) -> dict[str, str]:
+    """Returns the names of branches that settings keep, with the reason.
+
+    Args:
+        graph: The analysed model.
+        settings: The settings.
+        protected: What `protected_branches` returned for the layers that are ignored.
+    """
+    able, found = [branch.name for branch in graph.branches() if branch.removable], {}
+    for place, name in enumerate(able):
+        if name in protected:
+            found[name] = f"{protected[name]} is in ignored_layers"
+        elif place < settings.keep_first:
+            found[name] = f"one of the first {settings.keep_first} (keep_first)"
+        elif place >= len(able) - settings.keep_last:
+            found[name] = f"one of the last {settings.keep_last} (keep_last)"
+    return found
+
+
+def most_of(settings: DepthSettings, count: int) -> int:
+    """Returns how many of some branches may go."""
+    return max(0, min(math.floor(settings.max_pruning_ratio * count + 1e-9), count - 1))
+
+
+def allowance(settings: DepthSettings, count: int) -> str:
+    """Says how many of some branches may go."""
+    most = most_of(settings, count)
+    if most < count - 1:
+        return f"max_pruning_ratio={settings.max_pruning_ratio:g} lets {most} of {count} go"
+    return "one branch always stays"
+
+
+_LOST = "after the cuts so far it can't be told apart from others"
+
+
 def structure_of(name: str) -> str:
     """Returns the name of a branch without its numbers: branches of repeated layers have the same."""
     return re.sub(r"\d+", "*", name)
@@ -80,33 +115,21 @@ class Search:
     def __init__(
         self, graph: Graph, settings: DepthSettings, scorer: PresentScorer, protected: Mapping[str, str]
     ) -> None:
-        self._graph, self._settings, self._scorer, self._protected = graph, settings, scorer, protected
+        self._graph, self._settings, self._scorer = graph, settings, scorer
         self._branches = {branch.name: branch for branch in graph.branches()}
         self._gone = [name for name in self._branches if name in graph.applied.absent]
         self._able = [name for name, branch in self._branches.items() if branch.removable]
         self._left = {name: one.reason for name, one in self._branches.items() if one.reason}
-        self._open = self._allowed()
+        self._left.update(held_branches(graph, settings, protected))
+        self._left.update({one: _LOST for one in self._able if not scorer.knows(one) and one not in self._left})
+        for name in self._gone:
+            self._left.pop(name, None)
+        self._open = [name for name in self._able if name not in self._left and name not in self._gone]
         self._scores: dict[str, float] = {}
         self._chosen = list(self._gone)
         self._plan = drafted(graph, self._gone, keep_names=settings.keep_names)
         self._on_the_way = False  # whether layers that may leave their lists are in them, see _drafted
-        self._most = min(math.floor(settings.max_pruning_ratio * len(self._able) + 1e-9), len(self._able) - 1)
-
-    def _allowed(self) -> list[str]:
-        """Lists the branches that may go, and notes why others stay."""
-        settings, count = self._settings, len(self._able)
-        for place, name in enumerate(self._able):
-            if name in self._protected:
-                self._left[name] = f"{self._protected[name]} is in ignored_layers"
-            elif place < settings.keep_first:
-                self._left[name] = f"one of the first {settings.keep_first} (keep_first)"
-            elif place >= count - settings.keep_last:
-                self._left[name] = f"one of the last {settings.keep_last} (keep_last)"
-            elif not self._scorer.knows(name):
-                self._left[name] = "after the cuts so far it can't be told apart from others"
-        for name in self._gone:
-            self._left.pop(name, None)
-        return [name for name in self._able if name not in self._left and name not in self._gone]
+        self._most = most_of(settings, len(self._able))
 
     # -- to a ratio
 
@@ -117,6 +140,7 @@ class Search:
             one: math.floor(ratio * sum(scope[name] == one for name in self._able) + 1e-9)
             for one in dict.fromkeys(scope.values())
         }
+        none = {name for name, one in scope.items() if not quota[one]}
         if not self._scorer.greedy:
             self._at_once(scope, quota)
         quota = self._rest(scope, quota)
@@ -126,7 +150,16 @@ class Search:
                 break
             quota[scope[taken]] -= 1
         for name in self._open:
-            self._left[name] = "not among the lowest scores" if ratio else "not asked for"
+            if len(self._chosen) >= self._most and ratio:
+                self._left[name] = allowance(self._settings, len(self._able))
+            elif name in none:
+                alike = sum(one == scope[name] for one in scope.values())
+                why = (
+                    f"branch_ratio={ratio:g} of {alike} alike is less than one; global_pruning=True counts all together"
+                )
+                self._left[name] = why if ratio else "not asked for"
+            else:
+                self._left[name] = "not among the lowest scores"
 
     def _rest(self, scope: Mapping[str, str], quota: Mapping[str, int]) -> dict[str, int]:
         """Returns what is left of quotas after what is chosen."""

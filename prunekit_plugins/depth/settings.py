@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
+from torch import nn
 
 from prunekit_core.arguments import fields_from
 from prunekit_core.choose.branch_group import BranchCriterion
@@ -33,7 +34,12 @@ def _names(value: Any) -> tuple[str, ...] | None:
     names = tuple(value)
     strange = next((name for name in names if not isinstance(name, str)), None)
     if strange is not None:
-        raise ArgumentError("branches is a list of names of branches.", why=f"it has {strange!r}")
+        kind = f"a module ({type(strange).__name__})" if isinstance(strange, nn.Module) else repr(strange)
+        raise ArgumentError(
+            "branches is a list of names of branches.",
+            why=f"it has {kind}",
+            hint='names are texts such as "layers.0.mlp": print(graph.branches()) lists them',
+        )
     return names
 
 
@@ -71,7 +77,7 @@ class DepthSettings:
 
     def __attrs_post_init__(self) -> None:
         if self.branch_ratio is not None:
-            check_ratio(self.branch_ratio, "branch_ratio")
+            check_ratio(self.branch_ratio, "branch_ratio", of="branches")
         for name in ("keep_first", "keep_last"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:

@@ -82,12 +82,13 @@ class DepthSteps:
     def _named(self, names: Sequence[str], step: int) -> DepthChoice:
         """Takes the first of the branches that are named; all of them at the last step."""
         if step == self._steps:
-            return choose_branches(self._graph, self._settings, None)
+            return choose_branches(self._graph, self._settings, None, self._protected)
         everything = len(self._graph.branches())
         share = min(len(names) / everything, 1 - TOLERANCE)
         count = math.floor(self._schedule(share)[step] * everything + TOLERANCE)
         if count:
-            return choose_branches(self._graph, attrs.evolve(self._settings, branches=names[:count]), None)
+            settings = attrs.evolve(self._settings, branches=names[:count])
+            return choose_branches(self._graph, settings, None, self._protected)
         gone = self._graph.applied.absent
         left = {one.name: one.reason or "not yet" for one in self._graph.branches() if one.name not in gone}
         return DepthChoice(gone, drafted(self._graph, (), keep_names=self.keep_names), {}, left)

@@ -10,12 +10,12 @@ from torch import nn
 
 from prunekit_core.choose.pruner import Pruner
 from prunekit_core.errors import ArgumentError
+from prunekit_core.modules.transaction import Transaction
 from prunekit_core.plans.plan import Plan
 from prunekit_plugins.budgets.budget import OutOfReachError, Target
 from prunekit_plugins.budgets.targets import plan_to_target
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.calibration.branch_runs import SeenBranch, rows_of
-from prunekit_plugins.compensation.run import write
 from prunekit_plugins.depth.choice import choices_on_the_way
 from prunekit_plugins.depth.search import DepthChoice
 from prunekit_plugins.depth.settings import DepthSettings
@@ -124,11 +124,11 @@ def _splits(
 
 def _cut(pruner: Pruner, plan: Plan, path: CalibratedPath) -> nn.Module:
     """Returns a copy of the model as it will be: cut and compensated."""
-    graph = pruner.graph
-    small = graph.step_to(plan).apply(copy.deepcopy(graph.model), registry=graph.registry)
+    graph, small = pruner.graph, copy.deepcopy(pruner.graph.model)
     repaired = path.repair(graph, plan)
-    if repaired is not None:
-        write(repaired, small)
+    values = {} if repaired is None else repaired.values
+    with Transaction() as transaction:
+        graph.step_to(plan).apply_within(transaction, small, registry=graph.registry, values=values)
     return small
 
 

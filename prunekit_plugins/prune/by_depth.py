@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import attrs
 
 from prunekit_core.choose.pruner import Pruner
+from prunekit_core.errors import first_reasons
 from prunekit_core.plans.plan import Plan
 from prunekit_plugins.depth.settings import PLAIN, DepthSettings
 from prunekit_plugins.depth.steps import DepthSteps
@@ -30,12 +31,13 @@ class Decided:
     notes: Sequence[str] = ()
 
 
-def by_depth(pruner: Pruner, settings: DepthSettings, path: CalibratedPath | None) -> Decided:
+def by_depth(pruner: Pruner, settings: DepthSettings, width_ratio: float, path: CalibratedPath | None) -> Decided:
     """Chooses branches, then units; nothing is changed.
 
     Args:
         pruner: The pruner of the analysed model; it gets what decides about branches.
         settings: What is asked for of branches.
+        width_ratio: Fraction of the units of every group to remove.
         path: What is done with calibration data; None without them.
 
     Raises:
@@ -44,7 +46,11 @@ def by_depth(pruner: Pruner, settings: DepthSettings, path: CalibratedPath | Non
         RehearsalError: Branches that were named, or these units besides, can't go.
     """
     pruner.branches = DepthSteps(pruner.graph, settings, None if path is None else path.batches)
-    return Decided(pruner, pruner.plan(), path, _notes(settings, path))
+    plan, notes = pruner.plan(), _notes(settings, path)
+    if width_ratio > 0 and not plan.cuts:
+        reasons = [f"{name}: {why}" for name, why in pruner.report().left.items()]
+        notes = (*notes, f"no units went, of which ratio={width_ratio:g} should: {first_reasons(reasons, 3)}")
+    return Decided(pruner, plan, path, notes)
 
 
 def _notes(settings: DepthSettings, path: CalibratedPath | None) -> tuple[str, ...]:

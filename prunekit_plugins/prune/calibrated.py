@@ -112,10 +112,13 @@ class CalibratedPath:
         return ()
 
     def repair(self, graph: Graph, plan: Plan) -> Repaired | None:
-        """Finds the weights that a model should have after a plan; the model isn't touched."""
+        """Finds the weights that a model should have after a plan, by their names before; the model isn't touched."""
         if not self.methods or not (plan.cuts or plan.absent):
             return None
-        return self._repair(graph.model, plan, self.stages, graph.current.stored, takeovers_of(graph, plan))
+        found = self._repair(graph.model, plan, self.stages, graph.current.stored, takeovers_of(graph, plan))
+        if not plan.entries or found.on_disk:  # on disk names are those in the checkpoint
+            return found
+        return attrs.evolve(found, values={plan.renaming.before(name): value for name, value in found.values.items()})
 
     def _repair(
         self,

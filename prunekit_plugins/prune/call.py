@@ -226,7 +226,7 @@ def _decided(pruner: Pruner, settings: PruneSettings, allotment: Allotment, path
             check_informed(pruner.importance, pruner.registry)
         doubts = () if path is None else path.inform(pruner)
     if depth.requested:
-        decided = by_depth(pruner, depth, path)
+        decided = by_depth(pruner, depth, settings.width_ratio, path)
         return attrs.evolve(decided, notes=(*doubts, *decided.notes))
     plan = _decide(pruner, target, allotment.settled(pruner).selector(pruner, path))
     return Decided(pruner, plan, path, doubts)
@@ -248,25 +248,23 @@ def _cut(
     doubts: Sequence[str],
 ) -> PruneResult:
     """Cuts the model and gives it the repaired weights when the result is there, or not at all."""
-    found: Mapping[str, torch.Tensor] = repaired.values if repaired is not None else {}
+    values = repaired.values if repaired else {}
     on_disk = repaired is not None and repaired.on_disk
-    renaming = decided.plan.renaming  # these are weights of the smaller model, and the plan goes by names before
-    values = {} if on_disk else {renaming.before(name): value for name, value in found.items()}
     analysis, check = pruner.graph.analysis, decided.verification.check
     expected = None
-    if check is not None and not found:  # repaired weights compute something else on purpose
+    if check is not None and not values:  # repaired weights compute something else on purpose
         expected = outputs_of_copy(check_recordable(pruner.model), decided.plan, analysis, pruner.registry)
     transaction = Transaction()
     try:
         with transaction:
-            pruner.graph.apply_within(transaction, decided.plan, optimizer, values=values)
+            pruner.graph.apply_within(transaction, decided.plan, optimizer, values={} if on_disk else values)
             if check is not None and expected is not None:
                 confirm_cut(expected, check_recordable(pruner.model), analysis, pruner.registry, check.tolerance)
             return attrs.evolve(
                 decided,
                 report=_report(pruner, doubts),
                 compensation=None if repaired is None else repaired.result,
-                repaired=found if on_disk else {},
+                repaired=values if on_disk else {},
             )
     except BaseException:  # an interrupt that was held back, too: without the result nobody could use the model
         transaction.undo()

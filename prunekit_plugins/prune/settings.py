@@ -70,6 +70,11 @@ class PruneSettings:
         shared = self.allocation is not None or self.sensitivity is not None
         if shared and self.depth.requested and self.depth.by != BOTH:
             raise ArgumentError("An allocation is about units, and branches are to go.", hint="leave it out")
+        if self.importance is not None and not self.widths and self.depth.requested:
+            raise ArgumentError(
+                "importance ranks units, and none are to go.",
+                hint="branch_importance ranks branches; ratio=0.5 removes units as well",
+            )
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> PruneSettings:

@@ -94,7 +94,7 @@ class BranchRow:
         params: Parameters that only it reads.
         macs: Multiply-accumulates that are done for it only.
         gone: Whether it was removed.
-        why: Why it stays, or can't go; empty for one that is gone, or could go.
+        why: Why it stays, or can't go; empty for one that is gone, or may go.
     """
 
     name: str
@@ -267,8 +267,9 @@ def _cost_units(graph: Graph, costs: Iterable[str]) -> dict[str, str]:
 
 
 def branch_rows(graph: Graph, report: Report) -> tuple[BranchRow, ...]:
-    """Lists the branches of a model, with what a report says of them."""
+    """Lists the branches of a model, with what a report says of them, or else with what is known to hold them."""
     analysis, gone = graph.branch_analysis, set(report.absent)
+    reasons = report.branches if gone or report.branches else graph.branch_obstacles()
     macs = whole_macs(analysis.recordings[0])
     rows = []
     for branch in graph.branches():
@@ -281,7 +282,7 @@ def branch_rows(graph: Graph, report: Report) -> tuple[BranchRow, ...]:
                 sum(math.prod(parameter.shape) for parameter in own),
                 sum(macs.get(index, 0) for index in branch.operations(0)),
                 branch.name in gone,
-                "" if branch.name in gone else report.branches.get(branch.name, branch.reason),
+                "" if branch.name in gone else reasons.get(branch.name, branch.reason),
             )
         )
     return tuple(rows)

@@ -127,7 +127,7 @@ def _layer(layer: LayerRow) -> tuple[str, ...]:
 def _branches(data: ReportData) -> Section:
     columns = ("branch", "kind", ">places", ">parameters", ">MACs", "what became of it")
     about = "What is added to something and could be switched off: the program goes on as if it were zero."
-    words = "gone" if data.pruned else "can go"
+    words = "gone" if data.pruned else "may go"
     rows = tuple(
         (b.name, b.kind, number(b.sums), number(b.params), number(b.macs), b.why or ("gone" if b.gone else words))
         for b in data.branches

@@ -30,7 +30,7 @@ def test_inspect_lists_branches(cli: Cli) -> None:
     text = cli("inspect", *BLOCKS).out
     assert "branches: 3" in text
     assert "blocks.{0-2}" in text
-    assert "can go" in text
+    assert "may go" in text
 
 
 def test_a_ratio_by_names_and_a_target(cli: Cli, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_reports_show_what_became_of_branches(cli: Cli, tmp_path: Path) -> None:
     assert "## Branches" not in to_markdown(plain)
     page = tmp_path / "page.md"
     cli("inspect", *BLOCKS, "--report", page)
-    assert "| residual | 1 | 148 | 120 | can go |" in page.read_text()
+    assert "| residual | 1 | 148 | 120 | may go |" in page.read_text()
 
 
 def test_the_doctor_counts_what_a_plan_without_branches_leaves(cli: Cli, tmp_path: Path) -> None:

@@ -244,7 +244,20 @@ def test_units_and_branches_go_together() -> None:
         ({"branches": list(NAMES)}, "can't lose all of its branches"),
         ({"branches": "layers.0.mlp"}, "branches is a list of names"),
         ({"branches": [3]}, "branches is a list of names"),
-        ({"branch_ratio": 1.0}, r"branch_ratio must lie in \[0, 1\)"),
+        ({"branches": [nn.Linear(1, 1)]}, r"it has a module \(Linear\).*names are texts"),
+        (
+            {"branches": ["layers.0.mlp"], "ignored_layers": ["layers.0"]},
+            "to go and to stay.*layers.0.mlp: .*ignored_la",
+        ),
+        ({"branches": ["layers.0.mlp"], "keep_first": 3}, r"to go and to stay.*one of the first 3 \(keep_first\)"),
+        ({"branches": NAMES[:2], "max_pruning_ratio": 0.2}, "to go and to stay.*max_pruning_ratio=0.2 lets 1 of 8 go"),
+        ({"branch_ratio": 0.5, "max_pruning_ratio": 0.0}, "No branch can go.*max_pruning_ratio=0 lets 0 of 8 go"),
+        ({"branch_ratio": 0.5, "calibration": [X / 0]}, "The model returns NaN on calibration data.*batch 0"),
+        (
+            {"branch_ratio": 0.5, "importance": "taylor"},
+            "importance ranks units, and none are to go.*branch_importance",
+        ),
+        ({"branch_ratio": 1.0}, r"branch_ratio must lie in \[0, 1\).*half of the branches"),
         ({"branch_ratio": -0.1}, r"branch_ratio must lie in \[0, 1\)"),
         ({"branch_ratio": "half"}, r"branch_ratio must lie in \[0, 1\)"),
         ({"branch_ratio": 0.5, "branches": ["layers.0.mlp"]}, "not both"),
@@ -264,7 +277,7 @@ def test_units_and_branches_go_together() -> None:
         ({"by": "both", "target": {"macs": 0.5}}, "(?s)measures what each split does.*no calibration data"),
         ({"by": "both", "target": {"macs": 0.5}, "branch_ratio": 0.5}, "met by units or by branches"),
         ({"by": "depth", "target": {"mac": 0.5}}, "No cost model is registered as 'mac'"),
-        ({"branch_ratio": 0.1}, "No branch can go"),
+        ({"branch_ratio": 0.1}, "No branch can go.*branch_ratio=0.1 of 4 alike is less than one"),
     ],
 )
 def test_wrong_arguments_change_nothing(options: dict[str, Any], message: str) -> None:
@@ -419,3 +432,19 @@ def test_repaired_weights_are_those_of_the_layers_under_their_new_numbers() -> N
     whole = deep()(X)
     repaired, cut = ((found.model(X) - whole).square().sum() for found in (renumbered, plain))
     assert repaired < 0.9 * cut
+
+
+def test_the_only_branch_of_a_model_stays() -> None:
+    model = Deep()
+    model.layers = nn.ModuleList([Layer()])
+    model.layers[0].attend = nn.Identity()  # type: ignore[union-attr]
+    with pytest.raises(pk.NothingToPruneError, match=r"layers\.0\.mlp: one branch always stays"):
+        pk.prune(model.eval(), X, branch_ratio=0.9)
+    with pytest.raises(pk.ArgumentError, match=r"it has no other one; ratio=0\.5 removes units instead"):
+        pk.prune(model.eval(), X, branches=["layers.0.mlp"])
+
+
+def test_a_criterion_without_a_word_on_units_is_reported_where_units_were_to_go() -> None:
+    result = pruned(deep(), branch_ratio=0.25, ratio=0.5, importance="block_influence", calibration=[X])
+    assert len(result.report.absent) == 2
+    assert any(note.startswith("no units went, of which ratio=0.5 should: ") for note in result.report.notes)

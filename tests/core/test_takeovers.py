@@ -394,6 +394,20 @@ def test_entries_that_leave_their_list_give_the_others_new_names() -> None:
     assert off(small.layers[0].out.weight, weight) < 1e-6
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("ratio", [0.0, 0.25])
+def test_what_was_fitted_is_given_to_layers_that_get_other_numbers(layer: int, ratio: float) -> None:
+    model, _ = small_vit()
+    x, branches = torch.randn(60, 3, 8, 8).double(), [f"layers.{layer}.attn", f"layers.{layer}.mlp"]
+    small, result = pruned(model, x, branches, ratio=ratio)
+    whole, _ = pruned(model, x, branches, ratio=ratio, keep_names=True)
+    assert (len(small.layers), len(whole.layers)) == (2, 3)
+    assert torch.equal(small(x), whole(x))
+    assert result.compensation is not None
+    assert error(small, model, x) == pytest.approx(result.compensation.output_error[1])
+    assert result.compensation.output_error[1] < 0.2 * result.compensation.output_error[0]
+
+
 def seen_calls(module: nn.Module, model: nn.Module, x: Tensor) -> list[Tensor]:
     """What a module returns."""
     found: list[Tensor] = []

@@ -66,7 +66,7 @@ def inspect(
     size = sum(parameter.numel() for parameter in subject.model.parameters())
     output.line(f"{subject}: {size:,} parameters, groups: {len(groups)}")
     show_rows(output, "groups", COLUMNS, [_row(group) for group in groups], everything)
-    shown = [(r.name, r.kind, f"{r.params:,}", f"{r.macs:,}", r.why or "can go") for r in rows]
+    shown = [(r.name, r.kind, f"{r.params:,}", f"{r.macs:,}", r.why or "may go") for r in rows]
     show_rows(output, f"branches: {len(rows)}", BRANCH_COLUMNS, shown, everything)
     show_left(output, reasons, everything)
     uses = rule_uses(pruner.graph.analysis, registry) if rules else None

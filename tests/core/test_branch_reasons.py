@@ -1,0 +1,80 @@
+"""What is said of branches: their names, and why some can't go, before anything is planned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import prunekit as pk
+from prunekit_plugins.reports import inspection_data
+from tests.core.test_decoding import Always
+
+X = torch.randn(2, 5, 8)
+
+
+class Written(nn.Module):
+    """A block whose attention is written in its forward, beside a feed-forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.up, self.down = nn.Linear(8, 24), nn.Linear(8, 8), nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        x = x + self.proj(F.scaled_dot_product_attention(q, k, v))
+        return x + self.down(self.up(x).relu())
+
+
+WHY = (
+    "qkv returns a tensor of shape (2, 5, 24), which nothing has that it is given; what reads it is written in a "
+    "module that stays: aten::chunk in the model"
+)
+
+
+def test_what_holds_a_branch_is_said_before_it_is_planned() -> None:
+    graph = pk.Graph.of(Written().eval(), X)
+    assert all(branch.removable for branch in graph.branches())
+    assert graph.branch_obstacles() == {"qkv": WHY}
+    with pytest.raises(pk.RehearsalError) as refused:
+        graph.plan_without(["qkv"])
+    assert refused.value.why == WHY
+    graph.plan_without(["up"])
+    assert graph.branch_obstacles() == {"qkv": WHY}  # whatever was rehearsed
+
+
+def test_inspection_says_which_branches_may_go() -> None:
+    rows = inspection_data(pk.Graph.of(Written().eval(), X)).branches
+    assert {row.name: row.why for row in rows} == {"qkv": WHY, "up": ""}
+
+
+class Listed(nn.Module):
+    """Layers in one list, two of them for each branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        layers: Any = self.layers
+        x = x + layers[1](layers[0](x).relu())
+        return x + layers[3](layers[2](x).relu())
+
+
+def test_branches_are_named_after_layers_in_a_list_not_after_the_list() -> None:
+    model = Listed().eval()
+    graph = pk.Graph.of(model, X)
+    assert [branch.name for branch in graph.branches()] == ["layers.0", "layers.2"]
+    graph.apply(graph.plan_without(["layers.0"]))
+    assert [branch.name for branch in pk.Graph.of(model, X).branches()] == ["layers.2"]
+
+
+def test_a_branch_that_later_calls_need_says_so() -> None:
+    torch.manual_seed(0)
+    graph = pk.Graph.of(Always().eval(), X)
+    first = graph.branches()[0].name
+    with pytest.raises(pk.RehearsalError, match="why: in a call that is given the cache of an earlier one: aten::"):
+        graph.plan_without([first])
