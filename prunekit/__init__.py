@@ -47,7 +47,6 @@ if TYPE_CHECKING:
         Budget as Budget,
         Sensitivity as Sensitivity,
         plan_to_target as plan_to_target,
-        sensitivity as sensitivity,
     )
     from prunekit_plugins.calibration import Batches as Batches, Statistics as Statistics, calibrate as calibrate
     from prunekit_plugins.checkpoints import (
@@ -68,7 +67,7 @@ if TYPE_CHECKING:
         distill as distill,
         store_logits as store_logits,
     )
-    from prunekit_plugins.prune import PruneResult as PruneResult, prune as prune
+    from prunekit_plugins.prune import PruneResult as PruneResult, prune as prune, sensitivity as sensitivity
     from prunekit_plugins.vocabulary import prune_classes as prune_classes, prune_vocabulary as prune_vocabulary
 
 _HOMES = {
@@ -78,13 +77,13 @@ _HOMES = {
         "RehearsalError Report Role StorageError UnitsError UnsupportedModelError VerificationError "
         "absorb_constants check_exact default_registry linear_scheduler"
     ),
-    "prunekit_plugins.budgets": "Budget Sensitivity plan_to_target sensitivity",
+    "prunekit_plugins.budgets": "Budget Sensitivity plan_to_target",
     "prunekit_plugins.calibration": "Batches Statistics calibrate",
     "prunekit_plugins.checkpoints": "Protocol load prune_checkpoint read_plan read_protocol save",
     "prunekit_plugins.classic": "BasePruner DependencyGraph",
     "prunekit_plugins.compensation": "Compensation compensate",
     "prunekit_plugins.distill": "Distillation distill store_logits",
-    "prunekit_plugins.prune": "PruneResult prune",
+    "prunekit_plugins.prune": "PruneResult prune sensitivity",
     "prunekit_plugins.vocabulary": "prune_classes prune_vocabulary",
 }
 """Where each name comes from: a package is imported when one of its names is asked for."""

@@ -86,6 +86,7 @@ def operate(
     Raises:
         RehearsalError: No module can be exchanged so that the program goes on as if they were zero.
     """
+    analysis.shadow.rewind()  # an earlier rehearsal may have left its cut on it
     operation = _Operation(analysis, rules, branches, leave)
     if stubs is not None:
         return operation.surgery(stubs)

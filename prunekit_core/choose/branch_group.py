@@ -10,7 +10,8 @@ import torch
 from prunekit_core.branches.branch import Branch, BranchKind
 from prunekit_core.errors import ArgumentError
 from prunekit_core.graph.graph import Graph
-from prunekit_core.modules.tree import named_tensors
+from prunekit_core.modules.sharding import whole_tensor
+from prunekit_core.plans.plan import Plan
 
 
 @attrs.frozen(eq=False)
@@ -20,10 +21,12 @@ class BranchGroup:
     Attributes:
         graph: The analysed model.
         branch: The branch.
+        keep_names: Whether layers stay in their lists where it is pruned, so that all others keep their names.
     """
 
     graph: Graph
     branch: Branch
+    keep_names: bool = False
 
     @property
     def name(self) -> str:
@@ -40,19 +43,38 @@ class BranchGroup:
         return 1
 
     def parameters(self) -> dict[str, torch.Tensor]:
-        """Returns the parameters and buffers that only this branch reads, by name at analysis, detached.
+        """Returns the parameters and buffers that only this branch reads and that are there now, detached.
+
+        What is sharded is gathered, see `whole_tensor`.
+
+        Returns:
+            Name at analysis to the values.
 
         Raises:
             ArgumentError: They are on the meta device, and nobody said where their values are.
         """
-        tensors = named_tensors(self.graph.model)
-        places = self.graph.applied.places(self.branch.parameters)
-        return {name: self._values(name, tensors[place]) for name, place in places.items()}
+        tensors = {name: self.graph.current.tensor(name) for name in self.branch.parameters}
+        return {name: self._values(name, tensor) for name, tensor in tensors.items() if tensor is not None}
+
+    def prune(self) -> Plan:
+        """Takes the branch out of the model, proven first.
+
+        Returns:
+            The plan from the model as it was at analysis to the model as it is now.
+
+        Raises:
+            RehearsalError: The program can't go on without it.
+            PlanError: The model was changed otherwise since it was analysed.
+        """
+        return self.graph.apply(self.graph.plan_without([self.name], keep_names=self.keep_names))
+
+    def __str__(self) -> str:
+        return str(self.branch)
 
     def _values(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         stored = self.graph.current.stored
         if not tensor.is_meta:
-            return tensor.detach()
+            return whole_tensor(tensor)
         if stored is None or name not in stored:
             raise ArgumentError(
                 "A model on the meta device has no values to score.",

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from prunekit_core.arguments import forms_checked
+from prunekit_core.choose.branch_group import BranchGroup
+from prunekit_core.choose.branch_steps import BranchSteps
 from prunekit_core.choose.candidates import Candidate, Limits, Scope
 from prunekit_core.choose.chooser import Chooser
 from prunekit_core.choose.criterion import checked_scores
@@ -34,6 +36,11 @@ class Pruner:
         settings: What is asked for; None for half of the units of every group.
         blocks: Group to a number of blocks that its units form; the same positions leave all blocks.
         notes: Lines for the report.
+        branches: Decides which branches go; None where none does.
+
+    Attributes:
+        removal: A plan without some branches; they go with every plan that the pruner makes. `plan` sets it to what is
+            decided about the branches of a step.
 
     Raises:
         ArgumentError: The settings name something that isn't there.
@@ -46,6 +53,7 @@ class Pruner:
         *,
         blocks: Mapping[str, int] | None = None,
         notes: Iterable[str] = (),
+        branches: BranchSteps | None = None,
     ) -> None:
         self.graph, self.model, self.registry = graph, graph.model, graph.registry
         wanted = settings or Settings()
@@ -56,6 +64,8 @@ class Pruner:
         self._scopes = Scopes(graph, self.settings, self._schedule)
         self._notes, self._blocks = [*checked.notes, *notes], dict(blocks or {})
         self._guard = Guard(graph)
+        self.branches = branches
+        self.removal = Plan()
         self._left: dict[str, str] = {}
         self._spared: dict[str, int] = {}
 
@@ -74,11 +84,38 @@ class Pruner:
         """Whether all units are ranked together."""
         return self.settings.global_pruning
 
+    def without(self, removal: Plan, branches: BranchSteps) -> Pruner:
+        """Returns a pruner of the same model, at the same step, whose plans take some branches out as well.
+
+        Args:
+            removal: A plan of this pruner's graph without these branches.
+            branches: What decided about them.
+        """
+        checked = CheckedSettings(self.settings, self.importance, self._schedule, self.limits, ())
+        other = Pruner(self.graph, checked, blocks=self._blocks, notes=self._notes, branches=branches)
+        other.current_step, other.removal = self.current_step, removal
+        return other
+
+    @property
+    def _keep_names(self) -> bool:
+        return self.branches is not None and self.branches.keep_names
+
     # -- deciding
 
     def scopes(self, step: int | None = None) -> list[Scope]:
         """Lists the scopes that units are ranked in, with their ratios at a step (None: the last one)."""
-        return self._scopes.at(self.iterative_steps if step is None else step)
+        found = self._scopes.at(self.iterative_steps if step is None else step)
+        gone = set(self.removal.gone)
+        if not gone:
+            return found
+        groups = self.graph.analysis.groups
+        rest = [
+            attrs.evolve(
+                scope, groups=tuple(n for n in scope.groups if any(m.parameter not in gone for m in groups[n].members))
+            )
+            for scope in found
+        ]
+        return [scope for scope in rest if scope.groups]
 
     def score(self, group: str, shared: dict[Any, torch.Tensor] | None = None) -> torch.Tensor | None:
         """Scores the units of a group that are there now.
@@ -158,7 +195,13 @@ class Pruner:
             A proven plan from the model as it was at construction.
         """
         with exclusive(self.graph.model):
-            return self.draft(self.scopes(min(self.current_step + 1, self.iterative_steps)))
+            step = min(self.current_step + 1, self.iterative_steps)
+            if self.branches is not None:
+                self.removal = self.branches.removal(step)
+            scopes = self.scopes(step)
+            if self.branches is not None and not any(scope.ratio for scope in scopes):  # nothing to score units for
+                return self.removal if self.removal.absent else self.graph.draft({})
+            return self.draft(scopes)
 
     def draft(self, scopes: Sequence[Scope], scores: Mapping[str, torch.Tensor] | None = None) -> Plan:
         """Makes a proven plan for given scopes (see `scopes`)."""
@@ -192,19 +235,20 @@ class Pruner:
                 return None
             return candidate.best(count)
 
-        return self.graph.draft(kept, reselect)
+        return self.graph.plan_without(self.removal.absent, kept, reselect, keep_names=self._keep_names)
 
     # -- acting
 
     @forms_checked
     def step(
         self, interactive: bool = False, *, optimizer: Optimizers | None = None, copies: Iterable[nn.Module] = ()
-    ) -> Iterator[Group] | None:
+    ) -> Iterator[Group | BranchGroup] | None:
         """Prunes one step.
 
         Args:
             interactive: True returns a generator of groups instead; each is pruned by calling ``group.prune()`` (all
-                of its units) or ``group.prune(idxs)``, or left alone.
+                of its units) or ``group.prune(idxs)``, or left alone. Branches that go come first, each a group of one
+                unit (`BranchGroup`).
             optimizer: An optimizer that trains the model, or several; their state (momentum, averages) is cut along.
                 Not for interactive steps.
             copies: Copies of the model that are cut alike, such as moving averages of its weights. Not for
@@ -214,7 +258,7 @@ class Pruner:
             None, or the generator.
 
         Raises:
-            NothingToPruneError: The first step finds no unit that may go.
+            NothingToPruneError: All steps together find no unit and no branch that may go.
         """
         copies = list(copies)
         if interactive and optimizer is not None:
@@ -233,7 +277,8 @@ class Pruner:
 
     def _decide_and_apply(self, optimizer: Optimizers | None, copies: Sequence[nn.Module]) -> None:
         plan = self.plan()
-        if not plan.cuts and self.current_step + 1 == self.iterative_steps and self._highest_ratio() > 0:
+        nothing = not (plan.cuts or plan.absent)
+        if nothing and self.current_step + 1 == self.iterative_steps and self._highest_ratio() > 0:
             self.require_something(plan)
         self._apply(plan, self.current_step + 1, optimizer, copies)
 
@@ -265,7 +310,8 @@ class Pruner:
     ) -> Plan:
         """Brings a fresh model to where an earlier run had come, so that its weights can be loaded and it goes on.
 
-        The units that the plan keeps are cut anew, proven like any other cut; nothing else of the plan is used.
+        The units that the plan keeps are cut anew, and the branches that it takes out are, proven like any other cut;
+        nothing else of the plan is used.
 
         Args:
             plan: What an earlier run had applied: its ``pruner.graph.applied``.
@@ -288,7 +334,11 @@ class Pruner:
             if sizes.get(cut.group) != cut.size:
                 why = f"it has {cut.size} units in the plan, and {sizes.get(cut.group, 'none')} in the model"
                 raise PlanError("The plan was made for another model.", where=f"group {cut.group}", why=why)
-        applied = self.graph.draft(plan.kept)
+        known = {branch.name for branch in self.graph.branches()} if plan.absent else set()
+        strange = next((name for name in plan.absent if name not in known), None)
+        if strange is not None:
+            raise PlanError("The plan was made for another model.", where=f"branch {strange}", why="it isn't there")
+        applied = self.graph.plan_without(plan.absent, plan.kept)
         self._apply(applied, step, optimizer, list(copies))
         return applied
 
@@ -327,13 +377,17 @@ class Pruner:
             ),
         )
 
-    def _interactive(self) -> Iterator[Group]:
+    def _interactive(self) -> Iterator[Group | BranchGroup]:
         if self.current_step >= self.iterative_steps:
             return
         plan = self.plan()
         self.current_step += 1
         before = {cut.group: set(self.graph.remaining(cut.group)) for cut in plan.cuts}
         done: set[str] = set()
+        going = [branch for branch in self.graph.branches() if branch.name in plan.absent] if plan.absent else []
+        for branch in going:
+            if branch.name not in self.graph.applied.absent:
+                yield BranchGroup(self.graph, branch, self._keep_names)
         for cut in plan.cuts:
             tie = self.graph.knowledge.tied(cut.group)
             if cut.group in done:
@@ -354,7 +408,5 @@ class Pruner:
             f"{name} keeps {count} of {graph.analysis.groups[name].size} units: the ratio would have emptied it"
             for name, count in self._spared.items()
         ]
-        notes = (*graph.notes, *self._notes, *spared, *graph.knowledge.notes(), *graph.applied.lines())
-        left = {**self._left, **self._scopes.left}
-        known = graph.knowledge
-        return Report.of(graph.analysis, graph.applied.kept, known.restored, left, notes, known.means)
+        branches = {} if self.branches is None else self.branches.left
+        return graph.report({**self._left, **self._scopes.left}, branches, (*self._notes, *spared))

@@ -106,6 +106,10 @@ class CurrentModel:
             return None
         return functools.partial(self.stored.read, name, self.plan)
 
+    def tensor(self, name: str) -> torch.Tensor | None:
+        """Returns the parameter or buffer that had a canonical name at analysis; None where it is gone."""
+        return self._tensor(name) if name in self._owners else None
+
     def _tensor(self, name: str) -> torch.Tensor | None:
         module, leaf = self._owners[name], self._places_now[name][1]
         if module is None:

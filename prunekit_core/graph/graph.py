@@ -37,6 +37,9 @@ from prunekit_core.rehearse.ladder import Knowledge, Reselect
 from prunekit_core.rehearse.make_plan import Drafts
 from prunekit_core.rehearse.removals import analysis_after, draft_without
 
+Reasons = Mapping[str, str] | None
+"""Name of something that stays to the reason."""
+
 
 class Graph:
     """Groups of parameter slices that must shrink together, found by recording a forward pass.
@@ -165,21 +168,21 @@ class Graph:
         Raises:
             ArgumentError: The model has no such branch.
         """
-        chosen = named_branches(self.branches(), branches)
-        analysis, skipped = self.branch_analysis, self.knowledge.skipped_costs
+        analysis, skipped, gone = self.branch_analysis, self.knowledge.skipped_costs, self.applied.absent
         sizes = {name: len(units) for name, units in self.applied.kept.items()}
         before, after = (
-            PreviewedCosts(self.registry, without(analysis, gone), skipped).at(sizes)
-            for gone in (self._removed(), self._removed(chosen))
+            PreviewedCosts(self.registry, without(analysis, named_branches(self.branches(), names)), skipped).at(sizes)
+            for names in (gone, (*gone, *([branches] if isinstance(branches, str) else branches)))
         )
         return {name: (before[name][0], after[name][0]) for name in before if name in after}
 
-    def _removed(self, more: Iterable[Branch] = ()) -> list[Branch]:
-        """Lists the branches that are gone, and some more, in the order of the program."""
-        return named_branches(self.branches(), [*self.applied.absent, *(branch.name for branch in more)])
-
     def plan_without(
-        self, branches: Iterable[str], kept: Mapping[str, tuple[int, ...]] | None = None, *, keep_names: bool = False
+        self,
+        branches: Iterable[str],
+        kept: Mapping[str, tuple[int, ...]] | None = None,
+        reselect: Reselect | None = None,
+        *,
+        keep_names: bool = False,
     ) -> Plan:
         """Makes a proven plan without some branches, from the model as it was at analysis; see `draft`.
 
@@ -189,6 +192,7 @@ class Graph:
         Args:
             branches: Their names; those that are gone already stay so.
             kept: Kept units per group, as numbered at analysis, a subset of those still there.
+            reselect: Chooses units anew when the program needs another number; None if the choice is fixed.
             keep_names: Whether layers stay in their lists, so that all others keep their names.
 
         Raises:
@@ -196,7 +200,8 @@ class Graph:
             RehearsalError: The program can't go on without them, or can't express the cut.
         """
         names = [*self.applied.absent, *([branches] if isinstance(branches, str) else branches)]
-        return self._drafted(names, kept or {}, None, keep_names=keep_names)
+        whole, deleted = {**self.applied.kept, **(kept or {})}, sorted(self.applied.entries.deleted())
+        return draft_without(self.model, self.drafts, names, whole, reselect, deleted=deleted, keep_names=keep_names)
 
     def analysis_after(self, plan: Plan) -> Analysis:
         """Returns what is known about the model without the branches that a plan of this graph removes."""
@@ -365,13 +370,7 @@ class Graph:
         Raises:
             RehearsalError: The program can't express the cut.
         """
-        return self._drafted(self.applied.absent, kept, reselect)
-
-    def _drafted(
-        self, names: Iterable[str], kept: Mapping[str, tuple[int, ...]], reselect: Reselect | None, **options: bool
-    ) -> Plan:
-        whole, deleted = {**self.applied.kept, **kept}, sorted(self.applied.entries.deleted())
-        return draft_without(self.model, self.drafts, names, whole, reselect, deleted=deleted, **options)
+        return self.plan_without((), kept, reselect)
 
     def apply(self, plan: Plan, optimizer: Optimizers | None = None, copies: Iterable[nn.Module] = ()) -> Plan:
         """Applies a plan that this graph drafted to the model, on top of what was applied before.
@@ -421,7 +420,7 @@ class Graph:
             )
         except PlanError as error:
             if error.misfit:
-                error.hint = _REBUILD
+                error.hint = "the model was changed since it was analysed: build the graph anew"
             raise
         current = CurrentModel(self.analysis, self.model, plan, self.current.stored)
         transaction.entry(vars(self), "current", current)
@@ -463,16 +462,19 @@ class Graph:
             hint="copy the model, and keep the plan, which is data (result.plan)",
         )
 
-    def report(self) -> Report:
-        """Tells what was pruned, left on purpose, not understood, and untouched."""
-        return Report.of(
-            self.analysis,
-            self.applied.kept,
-            self.knowledge.restored,
-            {},
-            (*self.notes, *self.knowledge.notes(), *self.applied.lines()),
-            self.knowledge.means,
-        )
+    def report(self, left: Reasons = None, branches: Reasons = None, notes: Iterable[str] = ()) -> Report:
+        """Tells what was pruned, left on purpose, not understood, and untouched.
+
+        Args:
+            left, branches: Names of groups and of branches to the reasons why they stay, where more is known than here.
+            notes: Further lines.
+        """
+        known, done = self.knowledge, self.applied
+        lines = (*self.notes, *notes, *known.notes(), *done.lines())
+        found = Report.of(self.analysis, done.kept, known.restored, left or {}, lines, known.means)
+        if done.absent and not branches:
+            branches = {b.name: b.reason or "not asked for" for b in self.branches() if b.name not in done.absent}
+        return found.without(done.absent, branches or {}, done.gone, self.analysis)
 
     def explain(self, layer: nn.Module | str) -> Explanation:
         """Tells what the channels of a layer are tied to, by which operations, and what pins them.
@@ -489,6 +491,3 @@ class Graph:
         else:
             path = self.applied.renaming.before(self.current.tree.path_of(layer))
         return Explanation.of(self.analysis, path)
-
-
-_REBUILD = "the model was changed since it was analysed: build the graph anew"

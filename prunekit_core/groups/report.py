@@ -74,6 +74,28 @@ class Report:
             notes=(*analysis.notes, *notes),
         )
 
+    def without(
+        self, absent: Sequence[str], left: Mapping[str, str], gone: Sequence[str], analysis: Analysis
+    ) -> Report:
+        """Returns the report of a model without some branches: what is gone with them isn't among what was left.
+
+        Args:
+            absent: Branches that are gone.
+            left: Name of each branch that stays to the reason.
+            gone: Parameters and buffers that are gone.
+            analysis: The analysis of the whole model.
+        """
+        if not (absent or left):
+            return self
+        parameters = {name: {member.parameter for member in g.members} for name, g in analysis.groups.items()}
+        return attrs.evolve(
+            self,
+            left={name: why for name, why in self.left.items() if not parameters[name] <= set(gone)},
+            pinned={dim: why for dim, why in self.pinned.items() if dim.rpartition("[")[0] not in set(gone)},
+            absent=tuple(absent),
+            branches=dict(left),
+        )
+
     def __str__(self) -> str:
         lines = []
         if self.absent or self.branches:

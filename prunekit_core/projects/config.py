@@ -148,7 +148,7 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         'the name of a criterion, or a table such as { name = "output_change", measure = "kl" }',
         _is_made,
     ),
-    "by": ('"width" or "depth"', lambda value: value in ("width", "depth")),
+    "by": ('"width", "depth" or "both"', lambda value: value in ("width", "depth", "both")),
     "keep_first": _WHOLE,
     "keep_last": _WHOLE,
     "keep_names": _SWITCH,

@@ -35,10 +35,7 @@ HOOKS_OF = {
 """Settings that hold names alone, with the hooks that the names are registered through."""
 MADE = {"criterion": "prunekit_importance", "pruner": "prunekit_pruners", "regularizer": "prunekit_regularizers"}
 """What is made of a name and arguments, with the hooks."""
-OF_PRUNE = (
-    *("target", "allocation", "compensation", "reestimate_batchnorm", "stages"),
-    *("branch_ratio", "branches", "branch_importance", "by", "keep_first", "keep_last", "keep_names"),
-)
+OF_PRUNE = ("allocation", "compensation", "reestimate_batchnorm", "stages")
 """Arguments of ``prune`` that pruners don't take."""
 
 
@@ -84,12 +81,12 @@ def pruner_of(config: Config, source: Source, model: Any, example_inputs: Any, g
     """Makes the pruner that is set; see `Registry.pruner`."""
     steps = {name: value for name, value in config.stepwise.items() if name.startswith("iterative_")}
     options = {**steps, **options_of(config, source, {n: v for n, v in given.items() if n != "pruner"})}
-    if "target" in options:
+    if "target" in options and options.get("by") != "depth":
         raise ArgumentError(
             "A pruner takes a ratio, not a target.",
             where=_where(config),
             why=f"the target is {options['target']!r}",
-            hint="give a ratio, which takes its place, or call prune",
+            hint='give a ratio, which takes its place, or call prune; by="depth" branches meet it in steps',
         )
     stated = given.get("pruner") or config.option("pruner") or "base"
     name, arguments = _checked("pruner", stated, source, _where(config))

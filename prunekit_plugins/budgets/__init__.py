@@ -8,14 +8,14 @@ from typing import Any
 
 from prunekit.plugin import Registry, hookimpl
 from prunekit_plugins.budgets.allocation import Solver
+from prunekit_plugins.budgets.budget import Budget
 from prunekit_plugins.budgets.counts import macs, params, weights
 from prunekit_plugins.budgets.curves import Curve, Sensitivity
 from prunekit_plugins.budgets.families import Family, RatioFamily
 from prunekit_plugins.budgets.knapsack import Choice, Problem
 from prunekit_plugins.budgets.latency import LatencyCost, latency, watched
-from prunekit_plugins.budgets.measuring import sensitivity
 from prunekit_plugins.budgets.memory import memory
-from prunekit_plugins.budgets.targets import Budget, plan_to_target
+from prunekit_plugins.budgets.targets import plan_to_target
 
 __all__ = [
     "Budget",
@@ -32,7 +32,6 @@ __all__ = [
     "memory",
     "params",
     "plan_to_target",
-    "sensitivity",
     "watched",
     "weights",
 ]

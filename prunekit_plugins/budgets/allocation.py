@@ -13,10 +13,11 @@ from prunekit_core.errors import ArgumentError, PluginError
 from prunekit_core.plugins.blame import Blame
 from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.projects.config import SEARCHED
+from prunekit_plugins.budgets.budget import Budget
 from prunekit_plugins.budgets.curves import Sensitivity
 from prunekit_plugins.budgets.knapsack import Choice, Picked, Problem
 from prunekit_plugins.budgets.options import Options, fixed_units, free_options
-from prunekit_plugins.budgets.targets import Budget, Selector
+from prunekit_plugins.budgets.targets import Selector
 
 UNIFORM, GLOBAL = SEARCHED
 ESTIMATED = "estimated"

@@ -4,31 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from prunekit_core.choose.candidates import check_ratio
 from prunekit_core.choose.chooser import Chooser
-from prunekit_core.choose.criterion import Criterion
 from prunekit_core.choose.pruner import Pruner
 from prunekit_core.errors import ArgumentError, RehearsalError
 from prunekit_core.plans.plan import Plan
-from prunekit_core.plugins.registry import Registry
 from prunekit_core.program.outputs import output_tensors
 from prunekit_plugins.budgets.curves import Curve, Sensitivity
 from prunekit_plugins.budgets.options import Options, free_options
 from prunekit_plugins.calibration.batches import Batches
-from prunekit_plugins.classic.pruner import BasePruner
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from prunekit_plugins.classic.options import StepOptions
 
 RATIOS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 """Fractions of a group that are removed; 1 stands for all that may go."""
@@ -89,65 +78,6 @@ def _counted(tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return tensor if mask is None else tensor[mask]
 
 
-def sensitivity(
-    model: nn.Module,
-    example_inputs: Any,
-    batches: Iterable[Any] | Batches = (),
-    *,
-    metric: Metric | None = None,
-    ratios: Sequence[float] = RATIOS,
-    importance: Criterion | str = "magnitude",
-    finish: Finish | None = None,
-    cache: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
-    registry: Registry | None = None,
-    **options: Unpack[StepOptions],
-) -> Sensitivity:
-    """Measures what a model loses when the least important units of one group alone go.
-
-    Every cut is made on a copy, as it would be made for good: norms run over what is left, sizes follow. The model
-    isn't changed. Groups that the program keeps in step are cut together. It costs one run over the batches for each
-    group and ratio, and the memory of one more copy.
-
-    Args:
-        model: The model.
-        example_inputs: See `prune`.
-        batches: Calibration batches; see `calibrate`. Not needed with a metric.
-        metric: How good a model is, more is better: ``metric(model) -> float``; the damage is what it falls by. None:
-            the damage is the squared error of the outputs relative to the squared outputs of the whole model.
-        ratios: Fractions of a group that are removed, in (0, 1]; 1 stands for all that may go.
-        importance: The criterion that says which units go, or its registered name.
-        finish: Called as ``finish(copy, plan)`` on every cut copy before it is measured.
-        cache: A file. If it holds a sensitivity of this model it is read, not measured; otherwise it is written.
-        progress: Called after each measurement with the number of those done and their total.
-        registry: Where plugins are found; None for the default registry.
-        options: Further arguments of `BasePruner`: ``ignored_layers``, ``max_pruning_ratio``, ``forward_fn``, ...
-
-    Returns:
-        The sensitivity.
-
-    Raises:
-        ArgumentError: An argument is wrong, the metric gave no number, or the cache is of another model.
-    """
-    checked = _checked(ratios)
-    pruner = BasePruner(model, example_inputs, importance, registry=registry, **options)
-    if cache is not None and Path(cache).exists():
-        known = Sensitivity.load(cache)
-        known.check(pruner.graph.analysis)
-        return known
-    found = measure(pruner, batches, metric=metric, ratios=checked, finish=finish, progress=progress)
-    if cache is not None:
-        found.save(cache)
-    return found
-
-
-def _checked(ratios: Sequence[float]) -> tuple[float, ...]:
-    checked = sorted({check_ratio(ratio, "a ratio", closed=True) for ratio in ratios} - {0.0})
-    if not checked:
-        raise ArgumentError("There are no ratios to measure.", hint="for example ratios=(0.25, 0.5, 0.75)")
-    return tuple(checked)
-
-
 def measure(
     pruner: Pruner,
     batches: Iterable[Any] | Batches = (),
@@ -157,7 +87,10 @@ def measure(
     finish: Finish | None = None,
     progress: Progress | None = None,
 ) -> Sensitivity:
-    """Measures the sensitivity of the groups of a pruner that has not stepped; see `sensitivity`."""
+    """Measures the sensitivity of the groups of a pruner that has not stepped.
+
+    The arguments are those of `prunekit.sensitivity`.
+    """
     judge: Metric
     if metric is None:
         devices = {parameter.device for parameter in pruner.graph.model.parameters()}

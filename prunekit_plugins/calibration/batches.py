@@ -120,6 +120,20 @@ class Batches:
             return known
         return self.limit if known is None else min(known, self.limit)
 
+    def held_out(self) -> tuple[Batches, Batches]:
+        """Splits the batches, in order: the last quarter, at least one batch, is for measuring what the rest decided.
+
+        All are read at once, as a source may come in another order every time.
+
+        Returns:
+            The first part and the last one; twice the same where there is a single batch.
+        """
+        batches = list(_first(self.source, self.limit))
+        first = len(batches) - max(1, len(batches) // 4)
+        parts = (batches[:first], batches[first:]) if first else (batches, batches)
+        fit, held = (attrs.evolve(self, source=part, limit=None) for part in parts)
+        return fit, held
+
     def read(self, device: torch.device | None) -> Iterator[Batch]:
         """Yields the batches that aren't empty, with their tensors on a device.
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from prunekit_core.errors import ArgumentError, CheckpointError
 from prunekit_core.graph.current import StoredWeights
+from prunekit_core.modules.renaming import Renaming
 from prunekit_core.modules.surgery import scale_rows, select_positions
 from prunekit_core.modules.tree import ModelTree
 from prunekit_core.plans.plan import Plan
@@ -94,6 +95,8 @@ class StoredValues:
 class Cut:
     """The values of a model after a plan, read from the checkpoint of the unpruned model.
 
+    Names are those that tensors have after the plan: where entries left a list, others than before.
+
     Attributes:
         stored: The checkpoint.
         plan: What was cut.
@@ -101,13 +104,25 @@ class Cut:
 
     stored: StoredWeights
     plan: Plan
+    _renaming: Renaming = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "_renaming", self.plan.renaming)
 
     def __contains__(self, name: str) -> bool:
-        return name in self.stored
+        return self._renaming.before(name) in self.stored
 
     def read(self, name: str) -> torch.Tensor:
         """Reads a tensor by its canonical name: a tensor of its own memory."""
-        return self.stored.read(name, self.plan)
+        return self.stored.read(self._renaming.before(name), self.plan)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Returns the dtype of a tensor in the checkpoint, by its canonical name."""
+        return self.stored.dtype(self._renaming.before(name))
+
+    def names(self, name: str) -> tuple[str, ...]:
+        """Returns the names that a tensor has in the checkpoint, by its canonical name."""
+        return self.stored.names(self._renaming.before(name))
 
 
 class Scratch:
@@ -133,7 +148,7 @@ class Scratch:
 
     def put(self, name: str, values: torch.Tensor) -> None:
         """Writes a tensor in the place of the checkpoint's, in its dtype."""
-        dtype, known = self._under.stored.dtype(name), self._files.get(name)
+        dtype, known = self._under.dtype(name), self._files.get(name)
         replaced = known if known is not self._marked.get(name) else None  # what was there at the mark may come back
         place = self._home / str(next(self._numbers)) if replaced is None else replaced.path
         write_tensors(place, {name: Stored(dtype, tuple(values.shape))}, {}, lambda _: [values.to(dtype)])
@@ -149,7 +164,7 @@ class Scratch:
 
     def changes(self) -> Mapping[str, torch.Tensor]:
         """Returns what was put here, by its names in the checkpoint; a tensor is read when it is asked for."""
-        return Changes(self, {stored: name for name in self._files for stored in self._under.stored.names(name)})
+        return Changes(self, {stored: name for name in self._files for stored in self._under.names(name)})
 
 
 class Changes(Mapping[str, torch.Tensor]):

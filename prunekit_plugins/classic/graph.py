@@ -17,7 +17,7 @@ from prunekit_core.plugins.layers import PruningFunction
 from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.record.recorder import check_recordable
 from prunekit_plugins.classic.custom_layers import CustomizedPruner, with_customized
-from prunekit_plugins.classic.history import Removal, removals, resolve
+from prunekit_plugins.classic.history import Removal, branches_in, removals, resolve
 from prunekit_plugins.classic.unwrapped import Unwrapped, check_unwrapped, unwrapped_notes
 
 
@@ -103,6 +103,8 @@ class DependencyGraph(Graph):
     def pruning_history(self) -> list[Removal]:
         """Lists what was removed so far as ``(layer, is_out, channels)``, each entry as numbered when its turn came.
 
+        A branch is ``("branch:<name>", True, [])``.
+
         A history is plain data; `load_pruning_history` removes the same from an unpruned copy of the model.
         """
         return history_of(self)
@@ -128,13 +130,20 @@ def history_of(graph: Graph) -> list[Removal]:
     """Lists what was removed through a graph so far; see `DependencyGraph.pruning_history`."""
     flat = graph.flat_layouts()
     found: list[Removal] = []
-    before: Mapping[str, tuple[int, ...]] = {}
+    before = Plan()
     for plan in graph.steps:
-        found += removals(graph.analysis, flat, before, plan.kept)
-        before = plan.kept
+        found += removals(graph.analysis, flat, before.kept, plan.kept)
+        found += [Removal.of_branch(name) for name in plan.absent if name not in before.absent]
+        before = plan
     return found
 
 
 def load_history(graph: Graph, history: Sequence[Sequence[Any]]) -> Plan:
     """Removes everything that a history lists; see `DependencyGraph.load_pruning_history`."""
-    return graph.apply(graph.draft(resolve(history, graph.analysis, graph.flat_layouts(), graph.applied.kept)))
+    branches = branches_in(history)
+    known = {branch.name for branch in graph.branches()} if branches else set()
+    strange = next((name for name in branches if name not in known), None)
+    if strange is not None:
+        raise ArgumentError("The history was made for another model.", where=strange, why="it has no such branch")
+    kept = resolve(history, graph.analysis, graph.flat_layouts(), graph.applied.kept)
+    return graph.apply(graph.plan_without(branches, kept))

@@ -13,16 +13,23 @@ from prunekit_core.groups.analysis import Analysis
 from prunekit_core.program.op_call import Role
 
 _BY_GROUP = "group:"
+_BRANCH = "branch:"
 
 
 class Removal(NamedTuple):
     """One entry of a history; a plain tuple in files.
 
     Attributes:
-        layer: Dotted path of the layer; ``"group:<name>"`` where units lie in no layer with numbered channels.
+        layer: Dotted path of the layer; ``"group:<name>"`` where units lie in no layer with numbered channels, and
+            ``"branch:<name>"`` for a branch.
         is_out: Whether the numbers are output channels of the layer (else input channels).
-        idxs: The channels, as numbered in the layer when they were removed.
+        idxs: The channels, as numbered in the layer when they were removed; none for a branch.
     """
+
+    @classmethod
+    def of_branch(cls, name: str) -> Removal:
+        """Returns the entry of a branch."""
+        return cls(_BRANCH + name, True, [])
 
     layer: str
     is_out: bool
@@ -78,13 +85,22 @@ def _place(analysis: Analysis, flat: FlatLayouts, group: str) -> tuple[str, bool
     return None
 
 
+def branches_in(history: Sequence[Sequence[object]]) -> list[str]:
+    """Lists the names of the branches that a history removes.
+
+    Raises:
+        ArgumentError: It is no history.
+    """
+    return [layer.removeprefix(_BRANCH) for layer, _, _ in _read(history) if layer.startswith(_BRANCH)]
+
+
 def resolve(
     history: Sequence[Sequence[object]],
     analysis: Analysis,
     flat: FlatLayouts,
     kept: Mapping[str, tuple[int, ...]],
 ) -> dict[str, tuple[int, ...]]:
-    """Works out which units stay when everything in a history goes.
+    """Works out which units stay when everything in a history goes; branches are passed over.
 
     Args:
         history: Entries ``(layer, is_out, channels)``.
@@ -98,6 +114,8 @@ def resolve(
     """
     result = dict(kept)
     for layer, is_out, idxs in _read(history):
+        if layer.startswith(_BRANCH):
+            continue
         group = layer.removeprefix(_BY_GROUP)
         removed: Mapping[str, Sequence[int]]
         if group != layer and group in analysis.groups:

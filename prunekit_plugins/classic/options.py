@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from torch import nn
 
+from prunekit_core.choose.criterion import Criterion
 from prunekit_core.choose.schedule import Schedule
 from prunekit_core.choose.settings import Ratios
 from prunekit_core.modules.tree import Layer
 from prunekit_core.plugins.registry import Registry
+from prunekit_plugins.budgets.budget import Target
+from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.classic.custom_layers import CustomizedPruner
 from prunekit_plugins.classic.unwrapped import Unwrapped
 
@@ -47,10 +50,10 @@ class FurtherOptions(TypedDict, total=False):
 
 
 class StepOptions(FurtherOptions, total=False):
-    """All arguments of `BasePruner` but the model, its inputs, the criterion and the registry."""
+    """Arguments of `BasePruner` about units, but the model, its inputs, the criterion and the registry."""
 
     global_pruning: bool
-    pruning_ratio: float
+    pruning_ratio: float | None
     pruning_ratio_dict: Ratios | None
     max_pruning_ratio: float
     iterative_steps: int
@@ -61,7 +64,21 @@ class StepOptions(FurtherOptions, total=False):
     forward_fn: Callable[[nn.Module, Any], Any] | None
 
 
-class PrunerOptions(StepOptions, total=False):
+class BranchOptions(TypedDict, total=False):
+    """Arguments of `BasePruner` about branches."""
+
+    branch_ratio: float | None
+    branches: Iterable[str] | None
+    branch_importance: Criterion | str | None
+    keep_first: int
+    keep_last: int
+    keep_names: bool
+    target: Target | None
+    by: str
+    calibration: Iterable[Any] | Batches | None
+
+
+class PrunerOptions(StepOptions, BranchOptions, total=False):
     """All arguments of `BasePruner` but the model, its inputs and the criterion."""
 
     registry: Registry | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -17,11 +17,14 @@ from prunekit_core.choose.settings import Ratios
 from prunekit_core.modules.tree import Layer
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry
+from prunekit_plugins.budgets.budget import Target
+from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.classic.custom_layers import CustomizedPruner
 from prunekit_plugins.classic.graph import DependencyGraph, history_of, load_history
 from prunekit_plugins.classic.history import Removal
 from prunekit_plugins.classic.settings import PrunerSettings
 from prunekit_plugins.classic.unwrapped import Unwrapped
+from prunekit_plugins.depth.settings import WIDTH
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -44,11 +47,11 @@ class BasePruner(Pruner):
         importance: A criterion: a callable on a `Group`, or its registered name.
         global_pruning: False: every group loses the same fraction of its units. True: all units are ranked together.
         pruning_ratio: Fraction of units to remove, in [0, 1). Not a fraction of parameters: removing ``r`` of all
-            channels leaves about ``(1 - r)^2`` of the weights.
+            channels leaves about ``(1 - r)^2`` of the weights. None: half, or none where branches are to go.
         pruning_ratio_dict: Ratios for single layers (modules, names or types; containers mean what they contain). A
             tuple of layers is a scope of its own, ranked together.
         max_pruning_ratio: Largest fraction that any group loses, over all steps.
-        iterative_steps: In how many steps the ratio is reached.
+        iterative_steps: In how many steps the ratios are reached.
         iterative_pruning_ratio_scheduler: ``(ratio, steps) -> steps + 1`` cumulative ratios, or a registered name.
         ignored_layers: Layers (modules, names or types) whose outputs are left alone.
         round_to: Sizes are kept at multiples of this; numbers of heads are not.
@@ -67,6 +70,11 @@ class BasePruner(Pruner):
             other units have: ``pruning_ratio``, or what reaches the target.
         head_pruning_ratio_dict: Like ``pruning_ratio_dict``, for heads.
         customized_pruners, unwrapped_parameters: See `DependencyGraph.build_dependency`.
+        branch_ratio, branches, branch_importance, keep_first, keep_last, keep_names: See `prunekit.prune`. A ratio
+            grows along the schedule; of ``branches`` so many go as it says, in the order in which they are named.
+        target, by: With ``by="depth"`` branches meet the target; the schedule says which part of the saving each step
+            makes. To meet a target by units there is `plan_to_target`.
+        calibration: Batches of data that score branches, run through the model as it is at each step; see `calibrate`.
         free_outputs, momentum_copies: See `Graph.of`.
         root_module_types: Only groups with a producer of one of these types lose units; None for all.
         forward_fn: Called as ``forward_fn(model, example_inputs)`` instead of the model.
@@ -91,7 +99,7 @@ class BasePruner(Pruner):
         importance: Criterion | str = "magnitude",
         *,
         global_pruning: bool = False,
-        pruning_ratio: float = 0.5,
+        pruning_ratio: float | None = None,
         pruning_ratio_dict: Ratios | None = None,
         max_pruning_ratio: float = 1.0,
         iterative_steps: int = 1,
@@ -108,6 +116,15 @@ class BasePruner(Pruner):
         prune_head_dims: bool = True,
         head_pruning_ratio: float | None = None,
         head_pruning_ratio_dict: Ratios | None = None,
+        branch_ratio: float | None = None,
+        branches: Iterable[str] | None = None,
+        branch_importance: Criterion | str | None = None,
+        keep_first: int = 0,
+        keep_last: int = 0,
+        keep_names: bool = False,
+        target: Target | None = None,
+        by: str = WIDTH,
+        calibration: Iterable[Any] | Batches | None = None,
         customized_pruners: Mapping[Any, CustomizedPruner] | None = None,
         unwrapped_parameters: Unwrapped | None = None,
         root_module_types: Sequence[type[nn.Module]] | None = None,
@@ -120,7 +137,7 @@ class BasePruner(Pruner):
         registry: Registry | None = None,
         **renamed: Unpack[FormerNames],
     ) -> None:
-        settings = PrunerSettings.of({**locals(), **_renamed(renamed)})
+        settings = PrunerSettings.stepwise({**locals(), **_renamed(renamed)})
         super().__init__(**settings.analysed(model, example_inputs, self.make_graph(registry), registry))
 
     def make_graph(self, registry: Registry | None) -> DependencyGraph:

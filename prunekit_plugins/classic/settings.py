@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import attrs
 from torch import nn
 
 from prunekit_core.arguments import fields_from
-from prunekit_core.choose.settings import Settings
+from prunekit_core.choose.settings import CheckedSettings, Settings
+from prunekit_core.errors import ArgumentError
+from prunekit_core.graph.graph import Graph
 from prunekit_core.graph.recording_settings import RecordingSettings
 from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.record.recorder import check_recordable
+from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.classic.custom_layers import CustomizedPruner
 from prunekit_plugins.classic.declarations import channel_blocks, check_heads
 from prunekit_plugins.classic.graph import DependencyGraph
 from prunekit_plugins.classic.unwrapped import Unwrapped
+from prunekit_plugins.depth.settings import BOTH, WIDTH, DepthSettings
+from prunekit_plugins.depth.steps import DepthSteps
+
+_READ = ("ignored_layers", "branches")
+"""Keywords that may be given as anything that can be iterated over, and that several ask for."""
 
 
 @attrs.frozen(eq=False)
@@ -27,6 +35,8 @@ class PrunerSettings:
     Attributes:
         pruning: What every pruner is asked for.
         recording: How the model is recorded.
+        calibration: Batches of data that score branches.
+        depth: What is asked for of branches.
     """
 
     pruning: Settings
@@ -37,6 +47,8 @@ class PrunerSettings:
     customized_pruners: Mapping[Any, CustomizedPruner] | None = None
     unwrapped_parameters: Unwrapped | None = None
     weights: str | os.PathLike[str] | None = None
+    calibration: Iterable[Any] | Batches | None = None
+    depth: DepthSettings = attrs.field(factory=DepthSettings)
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> PrunerSettings:
@@ -44,6 +56,40 @@ class PrunerSettings:
         pruning = Settings(**fields_from(Settings, given))
         recording = RecordingSettings(**fields_from(RecordingSettings, given))
         return cls(pruning, recording, **fields_from(cls, given))
+
+    @classmethod
+    def stepwise(cls, given: Mapping[str, Any]) -> PrunerSettings:
+        """Makes those of a pruner that takes branches out in steps as well; see `BasePruner`.
+
+        Raises:
+            ArgumentError: An argument is wrong.
+        """
+        read = {name: list(given[name]) for name in _READ if isinstance(given.get(name), Iterator)}
+        given = {**given, **read}
+        depth = DepthSettings.of(given)
+        if depth.by == BOTH or (depth.target is not None and depth.by == WIDTH):
+            raise ArgumentError(
+                "A pruner meets a target by depth alone.",
+                why=f"got target={depth.target!r} and by={depth.by!r}",
+                hint="plan_to_target(pruner, target) plans a step by width; prune(target=..., by=...) does all at once",
+            )
+        if given.get("calibration") is not None and not depth.requested:
+            raise ArgumentError(
+                "Calibration data of a pruner score branches, and none is to go.",
+                hint="branch_ratio=0.25; criteria for units take statistics=calibrate(model, batches)",
+            )
+        if given.get("pruning_ratio") is None:
+            given["pruning_ratio"] = 0.0 if depth.requested else Settings().pruning_ratio
+        return cls.of({**given, "depth": depth})
+
+    def _steps(self, graph: Graph, checked: CheckedSettings) -> DepthSteps | None:
+        """Makes what decides about branches; None where none is to go."""
+        if not self.depth.requested:
+            return None
+        batches = None if self.calibration is None else Batches.of(self.calibration)
+        if batches is not None and batches.forward_fn is None:
+            batches = attrs.evolve(batches, forward_fn=self.recording.forward_fn)
+        return DepthSteps(graph, self.depth, batches, checked.schedule, checked.settings.iterative_steps)
 
     def analysed(
         self, model: nn.Module, example_inputs: Any, empty: DependencyGraph, registry: Registry | None
@@ -61,4 +107,5 @@ class PrunerSettings:
             graph.read_values_from(self.weights)
         blocks = channel_blocks(graph, self.out_channel_groups or {}, self.in_channel_groups or {})
         notes = check_heads(graph, self.num_heads or {})
-        return {"graph": graph, "settings": checked, "blocks": blocks, "notes": notes}
+        steps = self._steps(graph, checked)
+        return {"graph": graph, "settings": checked, "blocks": blocks, "notes": notes, "branches": steps}

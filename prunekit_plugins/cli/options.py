@@ -105,7 +105,8 @@ BranchImportance = Annotated[
     ),
 ]
 By = Annotated[
-    str | None, typer.Option(help="What meets a --target: width (units) or depth (branches).", show_default=False)
+    str | None,
+    typer.Option(help="What meets a --target: width (units), depth (branches) or both.", show_default=False),
 ]
 KeepFirst = Annotated[
     int | None, typer.Option(min=0, help="So many branches stay at the start of the program.", show_default=False)

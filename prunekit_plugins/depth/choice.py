@@ -1,82 +1,138 @@
-"""The choice of branches: lowest scores first, each set proven by rehearsal, to a ratio or to a target."""
+"""The choice of branches: those that are named, so many as a ratio says, or as many as a target wants."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import attrs
 
-from prunekit_core.branches.branch import Branch, named_branches
-from prunekit_core.branches.surgery import operate
-from prunekit_core.branches.without import without
-from prunekit_core.choose.pruner import Pruner
-from prunekit_core.errors import ArgumentError, RehearsalError, first_reasons
+from prunekit_core.branches.branch import named_branches
+from prunekit_core.errors import ArgumentError, NothingToPruneError, first_reasons
 from prunekit_core.graph.graph import Graph
-from prunekit_core.groups.analysis import Analysis
-from prunekit_core.groups.costs import compiled_cost
 from prunekit_core.plans.plan import Plan
-from prunekit_plugins.budgets.targets import Budget, OutOfReachError
+from prunekit_plugins.budgets.budget import Budget, Target
+from prunekit_plugins.budgets.corrections import corrected, measured
 from prunekit_plugins.calibration.batches import Batches
-from prunekit_plugins.depth.scoring import BranchScorer
+from prunekit_plugins.depth.present import PresentScorer
+from prunekit_plugins.depth.search import (
+    DepthChoice,
+    Search,
+    allowance,
+    drafted,
+    held_branches,
+    most_of,
+    protected_branches,
+)
 from prunekit_plugins.depth.settings import DepthSettings
 
 
-@attrs.frozen(eq=False)
-class DepthChoice:
-    """Which branches go.
-
-    Attributes:
-        absent: Their names, in the order of the program.
-        plan: A proven plan without them, and with all units of what stays.
-        scores: Name to the score of each branch that was scored, as it was when it was chosen, or last.
-        left: Name of each branch that stays to the reason.
-    """
-
-    absent: tuple[str, ...]
-    plan: Plan
-    scores: Mapping[str, float]
-    left: Mapping[str, str]
-
-
-def choose_branches(pruner: Pruner, settings: DepthSettings, batches: Batches | None) -> DepthChoice:
+def choose_branches(
+    graph: Graph, settings: DepthSettings, batches: Batches | None, protected: Mapping[str, str] | None = None
+) -> DepthChoice:
     """Decides which branches of a model go; nothing is changed.
 
     Args:
-        pruner: The pruner of the analysed model; only its graph is used.
+        graph: The analysed model; branches that were taken out through it stay so.
         settings: What is asked for.
         batches: Calibration data; None where there are none.
+        protected: What `protected_branches` returned for the layers to ignore; None to find it in the settings.
 
     Raises:
         ArgumentError: An argument is wrong, or the target can't be reached.
         RehearsalError: Branches that were named can't go.
     """
-    graph = pruner.graph
+    kept = protected_branches(graph, settings.ignored_layers) if protected is None else protected
     if settings.branches:
-        return _named(graph, settings, settings.branches)
-    search = _Search(graph, settings, batches)
+        return _named(graph, settings, settings.branches, kept)
+    make = functools.partial(Search, graph, settings, scorer_of(graph, settings, batches), kept)
     if settings.target is not None:
-        search.to_target(Budget.of(pruner, settings.target))
-    else:
-        search.to_ratio(settings.branch_ratio or 0.0)
+        return _to_target(graph, settings.target, make)
+    search = make()
+    search.to_ratio(settings.branch_ratio or 0.0)
     return search.choice()
 
 
-def _named(graph: Graph, settings: DepthSettings, names: Sequence[str]) -> DepthChoice:
-    chosen = named_branches(graph.branches(), names)
-    able = [branch for branch in graph.branches() if branch.removable]
+def choices_on_the_way(
+    graph: Graph, settings: DepthSettings, batches: Batches | None, target: Target, shares: Iterable[float]
+) -> list[tuple[float, DepthChoice]]:
+    """Decides which branches go where depth saves a part of what a target wants saved; nothing is changed.
+
+    Args:
+        graph: The analysed model; branches that were taken out through it stay so.
+        settings: What is asked for.
+        batches: Calibration data; None where there are none.
+        target: The target.
+        shares: The parts, ascending, in [0, 1].
+
+    Returns:
+        Each part with its branches, up to that which depth can't save; each branch is in all later ones as well, or a
+        branch that contains it is.
+
+    Raises:
+        ArgumentError: An argument is wrong.
+    """
+    budget = corrected(graph, target, Budget.on(graph, target))
+    kept = protected_branches(graph, settings.ignored_layers)
+    return list(Search(graph, settings, scorer_of(graph, settings, batches), kept).parts(budget, shares))
+
+
+def scorer_of(graph: Graph, settings: DepthSettings, batches: Batches | None) -> PresentScorer:
+    """Makes what scores the branches of the model as it is now."""
+    return PresentScorer(graph, settings.criterion(graph.registry, calibrated=batches is not None), batches)
+
+
+def require_branches(graph: Graph, choice: DepthChoice) -> None:
+    """Raises `NothingToPruneError` where branches were asked for and none may go."""
+    if choice.absent:
+        return
+    alike: dict[str, list[str]] = {}
+    for name, why in choice.left.items():
+        alike.setdefault(why, []).append(name)
+    reasons = [f"{', '.join(names[:4])}{', ...' * (len(names) > 4)}: {why}" for why, names in alike.items()]
+    raise NothingToPruneError(
+        "No branch can go.",
+        where=type(graph.model).__name__,
+        why=first_reasons(reasons) or "nothing is added to anything in the model that it could go on without",
+        hint=f"prunekit inspect lists branches; {_BY_WIDTH}",
+    )
+
+
+def _to_target(graph: Graph, target: Target, make: Callable[[], Search]) -> DepthChoice:
+    """Searches for the branches that meet a target, once more where what is measured of it isn't what was predicted."""
+    found: list[DepthChoice] = []
+
+    def replan(budget: Budget) -> Plan:
+        search = make()
+        search.to_target(budget)
+        found.append(search.choice())
+        return found[-1].plan
+
+    budget = corrected(graph, target, Budget.on(graph, target))
+
+    def predict(plan: Plan) -> dict[str, float]:
+        return budget.spent_by(graph.analysis_after(plan if plan.absent else graph.applied))
+
+    plan = measured(graph, target, budget, replan, predict)
+    choice = next(one for one in found if one.plan.absent == plan.absent)
+    return attrs.evolve(choice, plan=plan)
+
+
+def _named(graph: Graph, settings: DepthSettings, names: Sequence[str], protected: Mapping[str, str]) -> DepthChoice:
+    gone = graph.applied.absent
+    chosen = named_branches(graph.branches(), [*gone, *names])
+    able = [branch.name for branch in graph.branches() if branch.removable]
     absent = tuple(branch.name for branch in chosen)
-    if chosen and {branch.name for branch in able} <= set(absent):
+    if chosen and set(able) <= set(absent):
         raise ArgumentError(
             "A model can't lose all of its branches.",
             where=", ".join(absent),
             hint="leave one out, such as the last" if len(able) > 1 else f"it has no other one; {_BY_WIDTH}",
         )
-    held = _held(graph, settings, able)
-    contradicted = [f"{name}: {held[name]}" for name in absent if name in held]
-    if len(absent) > _most(settings, len(able)):
-        contradicted.append(_allowance(settings, len(able)))
+    held = held_branches(graph, settings, protected)
+    contradicted = [f"{name}: {held[name]}" for name in absent if name in held and name not in gone]
+    if len(absent) > most_of(settings, len(able)):
+        contradicted.append(allowance(settings, len(able)))
     if contradicted:
         raise ArgumentError(
             "Branches are to go and to stay.",
@@ -84,257 +140,7 @@ def _named(graph: Graph, settings: DepthSettings, names: Sequence[str]) -> Depth
             hint="leave them out of branches, or out of what keeps them",
         )
     left = {one.name: one.reason or "not named" for one in graph.branches() if one.name not in absent}
-    plan = graph.plan_without(absent, keep_names=settings.keep_names) if absent else Plan()
-    return DepthChoice(absent, plan, {}, left)
-
-
-def _held(graph: Graph, settings: DepthSettings, able: Sequence[Branch]) -> dict[str, str]:
-    """Returns the names of branches that settings keep, with the reason."""
-    ignored, found = graph.module_paths(settings.ignored_layers), {}
-    for place, branch in enumerate(able):
-        owners = {one.rpartition(".")[0] for one in branch.parameters}
-        if not owners.isdisjoint(ignored):
-            found[branch.name] = f"{min(owners & ignored)} is in ignored_layers"
-        elif place < settings.keep_first:
-            found[branch.name] = f"one of the first {settings.keep_first} (keep_first)"
-        elif place >= len(able) - settings.keep_last:
-            found[branch.name] = f"one of the last {settings.keep_last} (keep_last)"
-    return found
-
-
-def _most(settings: DepthSettings, count: int) -> int:
-    """Returns how many of some branches may go."""
-    return max(0, min(math.floor(settings.max_pruning_ratio * count + 1e-9), count - 1))
-
-
-def _allowance(settings: DepthSettings, count: int) -> str:
-    """Says how many branches may go."""
-    most = _most(settings, count)
-    if most < count - 1:
-        return f"max_pruning_ratio={settings.max_pruning_ratio:g} lets {most} of {count} go"
-    return "one branch always stays"
+    return DepthChoice(absent, drafted(graph, absent, keep_names=settings.keep_names), {}, left)
 
 
 _BY_WIDTH = "ratio=0.5 removes units instead"
-
-
-def structure_of(name: str) -> str:
-    """Returns the name of a branch without its numbers: branches of repeated layers have the same."""
-    return re.sub(r"\d+", "*", name)
-
-
-class _Search:
-    """Takes branches out one after the other, for as long as there is need.
-
-    Args:
-        graph: The analysed model.
-        settings: What is asked for.
-        batches: Calibration data; None where there are none.
-    """
-
-    def __init__(self, graph: Graph, settings: DepthSettings, batches: Batches | None) -> None:
-        self._graph, self._settings = graph, settings
-        self._branches = {branch.name: branch for branch in graph.branches()}
-        self._able = [name for name, branch in self._branches.items() if branch.removable]
-        self._left = {name: one.reason for name, one in self._branches.items() if one.reason}
-        able = [self._branches[name] for name in self._able]
-        self._left.update(_held(graph, settings, able))
-        self._open = [name for name in self._able if name not in self._left]
-        criterion = settings.criterion(graph.registry, calibrated=batches is not None)
-        self._scorer = BranchScorer(graph, criterion, batches)
-        self._scores: dict[str, float] = {}
-        self._chosen: list[str] = []
-        self._plan = Plan()
-        self._on_the_way = False  # whether layers that may leave their lists are in them, see _drafted
-        self._most = _most(settings, len(self._able))
-
-    # -- to a ratio
-
-    def to_ratio(self, ratio: float) -> None:
-        """Takes a fraction of the branches out: of each structure, or of all together."""
-        scope = {name: "" if self._settings.global_pruning else structure_of(name) for name in self._able}
-        quota = {
-            one: math.floor(ratio * sum(scope[name] == one for name in self._able) + 1e-9)
-            for one in dict.fromkeys(scope.values())
-        }
-        none = {name for name, one in scope.items() if not quota[one]}
-        if not self._scorer.greedy:
-            self._at_once(scope, dict(quota))
-        for name in self._chosen:
-            quota[scope[name]] -= 1
-        while any(quota.values()) and len(self._chosen) < self._most:
-            taken = self._next([name for name in self._open if quota[scope[name]] > 0])
-            if taken is None:
-                break
-            quota[scope[taken]] -= 1
-        for name in self._open:
-            if len(self._chosen) >= self._most and ratio:
-                self._left[name] = _allowance(self._settings, len(self._able))
-            elif name in none:
-                alike = sum(one == scope[name] for one in scope.values())
-                why = (
-                    f"branch_ratio={ratio:g} of {alike} alike is less than one; global_pruning=True counts all together"
-                )
-                self._left[name] = why if ratio else "not asked for"
-            else:
-                self._left[name] = "not among the lowest scores"
-
-    def _at_once(self, scope: Mapping[str, str], quota: dict[str, int]) -> None:
-        """Takes all out in one rehearsal, where that passes: most sets do."""
-        chosen: list[str] = []
-        for name in self._ranked(self._open):
-            inside = self._inside(name, chosen) or any(self._inside(other, [name]) for other in chosen)
-            if quota[scope[name]] > 0 and len(chosen) < self._most and not inside:
-                quota[scope[name]] -= 1
-                chosen.append(name)
-        try:
-            plan = self._graph.plan_without(chosen, keep_names=self._settings.keep_names) if chosen else Plan()
-        except RehearsalError:
-            return  # one after the other, to see which
-        self._plan, self._chosen, self._on_the_way = plan, chosen, False
-        self._open = [name for name in self._open if name not in chosen]
-
-    # -- to a target
-
-    def to_target(self, budget: Budget) -> None:
-        """Takes branches out, those first that do least damage for what they save, until a target is met.
-
-        Then what is not needed for it comes back, those first that do most damage.
-        """
-        measured = [name for name, model in budget.models.items() if model.measured]
-        if measured:
-            raise ArgumentError(
-                "Depth alone can't meet a cost that is measured.",
-                where=measured[0],
-                hint='by="depth" goes by costs that are counted: params, macs, memory, weights',
-            )
-        if self._fits(budget, ()):
-            return
-        savings = self._savings(budget)
-        while not self._fits(budget, self._chosen):
-            useful = [name for name in self._open if savings[name] > 0]
-            if len(self._chosen) >= self._most or self._next(useful, savings) is None:
-                raise self._out_of_reach(budget)
-        for name in sorted(self._chosen, key=lambda one: -self._scores[one]):
-            self._give_back(name, budget)
-        for name in self._open:
-            self._left[name] = "not needed for the target"
-
-    def _fits(self, budget: Budget, names: Sequence[str]) -> bool:
-        at_best = without(self._graph.branch_analysis, [self._branches[name] for name in names])
-        if not budget.allows(self._costs(budget, at_best)):
-            return False  # no plan without them costs less, and working one out takes a run of the program
-        return budget.allows(self._spent(budget, names))
-
-    def _costs(self, budget: Budget, analysis: Analysis) -> dict[str, float]:
-        return {name: compiled_cost(self._graph.registry, name, analysis)({}) for name in budget.models}
-
-    def _spent(self, budget: Budget, names: Sequence[str]) -> dict[str, float]:
-        """Computes what the model costs without some branches, as the plan takes them out."""
-        graph, analysis = self._graph, self._graph.branch_analysis
-        if names:
-            analysis = operate(analysis, graph.registry.op_rules, named_branches(graph.branches(), names)).analysis
-        return self._costs(budget, analysis)
-
-    def _savings(self, budget: Budget) -> dict[str, float]:
-        """Computes what each branch alone saves, as a part of what has to be saved."""
-        needed = {name: budget.dense[name] - allowed for name, allowed in budget.allowed.items()}
-        found = {}
-        for name in self._open:
-            costs = self._costs(budget, without(self._graph.branch_analysis, [self._branches[name]]))
-            shares = [(budget.dense[one] - costs[one]) / need for one, need in needed.items() if need > 0]
-            found[name] = max(shares, default=0.0)
-        return found
-
-    def _give_back(self, name: str, budget: Budget) -> None:
-        fewer = [other for other in self._chosen if other != name]
-        try:
-            if not self._fits(budget, fewer):
-                return
-            self._plan = self._drafted(fewer)
-        except RehearsalError:  # what is left can't go without it
-            return
-        self._chosen = fewer
-        self._open.append(name)
-
-    def _out_of_reach(self, budget: Budget) -> OutOfReachError:
-        reached = [
-            f"{name}={budget.models[name].text(cost)} ({cost / budget.dense[name]:.1%})"
-            for name, cost in self._spent(budget, self._chosen).items()
-        ]
-        wanted = [f"{name}={budget.models[name].text(allowed)}" for name, allowed in budget.allowed.items()]
-        reasons = "; ".join(f"{name}: {why}" for name, why in list(self._left.items())[:4])
-        return OutOfReachError(
-            "The target can't be reached by depth.",
-            why=f"without {len(self._chosen)} of {len(self._branches)} branches the model has {', '.join(reached)}; "
-            f"asked for {', '.join(wanted)}" + (f"; {reasons}" if reasons else ""),
-            hint="ask for more, or let more go: ignored_layers, max_pruning_ratio, keep_first and keep_last hold, and "
-            "one branch always stays; by width more can go",
-        )
-
-    # -- one after the other
-
-    def _next(self, names: Sequence[str], savings: Mapping[str, float] | None = None) -> str | None:
-        """Takes out the first branch in order that the program can go on without; returns None where there is none."""
-        for name in self._ranked(names, savings):
-            if self._inside(name, self._chosen):
-                self._drop(name, "part of a branch that goes")
-                continue
-            chosen = [*(one for one in self._chosen if not self._inside(one, [name])), name]
-            try:
-                self._plan = self._drafted(chosen)
-            except RehearsalError as error:
-                self._drop(name, f"given back: {error.why}")
-                continue
-            self._chosen = chosen
-            self._open.remove(name)
-            return name
-        return None
-
-    def _drafted(self, names: Sequence[str]) -> Plan:
-        """Makes a plan for a set on the way: layers leave their lists where the program goes on only then.
-
-        Which of them may leave in the end takes more runs of the program to find out, and is found out once.
-        """
-        if not names:
-            return Plan()
-        try:
-            plan = self._graph.plan_without(names, keep_names=True)
-        except RehearsalError:
-            if self._settings.keep_names:
-                raise
-            plan = self._graph.plan_without(names)
-        self._on_the_way = not self._settings.keep_names
-        return plan
-
-    def _drop(self, name: str, why: str) -> None:
-        self._left[name] = why
-        self._open.remove(name)
-
-    def _ranked(self, names: Sequence[str], savings: Mapping[str, float] | None = None) -> list[str]:
-        """Orders branches by score (for what they save); among equals the later go first."""
-        missing = list(names) if self._scorer.greedy else [name for name in names if name not in self._scores]
-        for name, score in self._scorer.scores(missing, self._chosen if self._scorer.greedy else ()).items():
-            if score is None:
-                self._drop(name, "the criterion has nothing to say about it")
-            else:
-                self._scores[name] = score
-        places = {name: place for place, name in enumerate(self._branches)}
-        known = [name for name in names if name not in self._left]
-        per = savings or {}
-        return sorted(known, key=lambda name: (self._scores[name] / per.get(name, 1.0), -places[name]))
-
-    def _inside(self, name: str, others: Iterable[str]) -> bool:
-        """Whether all that a branch computes goes with one of some others."""
-        return any(_contains(self._branches[other], self._branches[name]) for other in others)
-
-    def choice(self) -> DepthChoice:
-        """Returns what was chosen."""
-        absent = tuple(name for name in self._branches if name in self._chosen)
-        plan = self._graph.plan_without(absent) if absent and self._on_the_way else self._plan
-        return DepthChoice(absent, plan, dict(self._scores), {**self._left})
-
-
-def _contains(outer: Branch, inner: Branch) -> bool:
-    within = {recording: outer.operations(recording) for recording in {one.recording for one in inner.sums}}
-    return outer is not inner and all(one.operation in within[one.recording] for one in inner.sums)

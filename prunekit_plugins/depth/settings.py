@@ -15,9 +15,11 @@ from prunekit_core.choose.criterion import Criterion, criterion_of
 from prunekit_core.errors import ArgumentError
 from prunekit_core.modules.tree import Layer
 from prunekit_core.plugins.registry import Registry
-from prunekit_plugins.budgets.targets import Target
+from prunekit_plugins.budgets.budget import Target
 
-WIDTH, DEPTH = "width", "depth"
+WIDTH, DEPTH, BOTH = "width", "depth", "both"
+"""What meets a target: units, branches, or both."""
+
 CALIBRATED, PLAIN = "output_change", "magnitude"
 """The criteria for branches with calibration data, and without."""
 
@@ -49,7 +51,7 @@ class DepthSettings:
         branch_ratio: Fraction of the branches that can be switched off to remove, in [0, 1).
         branches: Names of the branches to remove, instead of a ratio.
         target: What should be left, see `prune`; branches meet it where ``by`` is ``"depth"``.
-        by: What meets a target: ``"width"`` (units) or ``"depth"`` (branches).
+        by: What meets a target: ``"width"`` (units), ``"depth"`` (branches) or ``"both"``.
         branch_importance: A criterion for branches or its registered name.
         keep_first, keep_last: So many branches stay at the start and at the end of the program.
         keep_names: Whether layers stay in their lists when all their branches go, so that all others keep their names.
@@ -80,24 +82,25 @@ class DepthSettings:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise ArgumentError(f"{name} must be a number of branches.", why=f"got {value!r}", hint="0 or more")
-        if self.by not in (WIDTH, DEPTH):
-            raise ArgumentError('by must be "width" or "depth".', why=f"got {self.by!r}")
+        if self.by not in (WIDTH, DEPTH, BOTH):
+            raise ArgumentError('by must be "width", "depth" or "both".', why=f"got {self.by!r}")
         self._check_together()
 
     def _check_together(self) -> None:
         if self.branch_ratio is not None and self.branches:
             raise ArgumentError("Give a branch_ratio or branches, not both.")
-        if self.by == DEPTH and self.target is None:
+        if self.by != WIDTH and self.target is None:
             raise ArgumentError(
-                'by="depth" needs a target.',
-                why="it says that branches meet the target instead of units",
+                f'by="{self.by}" needs a target.',
+                why="it says what meets the target",
                 hint="branch_ratio=0.25 removes a quarter of the branches",
             )
         if self.target is not None and (self.branch_ratio or self.branches):
             raise ArgumentError(
                 "A target is met by units or by branches.",
                 why="branches that go by a ratio, too, aren't part of its search",
-                hint='by="depth" meets it by branches; or prune twice: first branches, then to the target',
+                hint='by="depth" meets it by branches, by="both" by branches and units; or prune twice: first '
+                "branches, then to the target",
             )
         wanted = self.requested or self.branch_ratio == 0
         about = ("branch_importance", "keep_first", "keep_last", "keep_names")
@@ -118,7 +121,7 @@ class DepthSettings:
     @property
     def requested(self) -> bool:
         """Whether branches are to go."""
-        return bool(self.branch_ratio) or bool(self.branches) or self.by == DEPTH
+        return bool(self.branch_ratio) or bool(self.branches) or self.by != WIDTH
 
     def criterion(self, registry: Registry, *, calibrated: bool) -> BranchCriterion:
         """Returns the criterion.

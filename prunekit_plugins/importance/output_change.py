@@ -41,12 +41,18 @@ class OutputChangeImportance:
     def __call__(self, group: Group) -> None:
         """Has nothing to say about the units of a group."""
 
-    def branch(self, group: BranchGroup) -> _Change:
+    def branch(self, group: BranchGroup) -> OutputChange:
         """Returns what compares the outputs."""
-        return _Change(self.measure)
+        return OutputChange(self.measure)
 
 
-class _Change:
+class OutputChange:
+    """Gathers how far outputs are from those of the whole model, over batches.
+
+    Args:
+        measure: See `OutputChangeImportance`.
+    """
+
     needs = BranchNeed.OUTPUTS
 
     def __init__(self, measure: str) -> None:
@@ -56,6 +62,11 @@ class _Change:
         self._whole: dict[str, float] = {}
 
     def add(self, seen: SeenBranch) -> None:
+        """Takes one batch.
+
+        Raises:
+            ArgumentError: The measure is ``"kl"``, and no output is called logits.
+        """
         logits = None if self._measure == "error" else _logits(seen.expected, only=self._measure == "kl")
         if logits is not None:
             self._diverge(seen.outputs[logits], seen.expected[logits])
@@ -79,6 +90,7 @@ class _Change:
         self._whole[name] = self._whole.get(name, 0.0) + float(expected[finite].double().square().sum())
 
     def score(self) -> float | None:
+        """Returns the divergence in nats, or the relative squared error; None where nothing could be compared."""
         if self._rows:
             return self._divergence / self._rows
         parts = [wrong / self._whole[name] for name, wrong in self._wrong.items() if self._whole[name]]

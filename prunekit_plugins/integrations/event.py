@@ -19,6 +19,7 @@ class PruningEvent:
         steps: How many there will be.
         groups: Group that lost units to (units before this cut, units after it).
         costs: Cost model to (before this cut, after it); ``"params"`` always, ``"macs"`` and others where registered.
+        branches: Branches that went with this cut.
     """
 
     after: int
@@ -26,6 +27,7 @@ class PruningEvent:
     steps: int
     groups: Mapping[str, tuple[int, int]]
     costs: Mapping[str, tuple[float, float]]
+    branches: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, after: int, step: int, steps: int, before: Plan, now: Plan) -> PruningEvent:
@@ -41,7 +43,8 @@ class PruningEvent:
         past = {name: whole for name, (whole, _) in known.items()}
         if old is not None:
             past.update({"params": float(old.params_after), **{name: left for name, (_, left) in old.costs.items()}})
-        return cls(after, step, steps, groups, {name: (past[name], left) for name, (_, left) in known.items()})
+        gone = tuple(name for name in now.absent if name not in before.absent)
+        return cls(after, step, steps, groups, {name: (past[name], left) for name, (_, left) in known.items()}, gone)
 
     def metrics(self) -> dict[str, float]:
         """Returns numbers for a logger: the pruning step, and every cost after the cut."""
@@ -52,4 +55,5 @@ class PruningEvent:
 
     def __str__(self) -> str:
         costs = ", ".join(f"{name} {before:,.0f} -> {left:,.0f}" for name, (before, left) in self.costs.items())
-        return f"pruned after {self.after} (step {self.step} of {self.steps}): {len(self.groups)} groups, {costs}"
+        what = f"{len(self.groups)} groups" + (f", {len(self.branches)} branches" if self.branches else "")
+        return f"pruned after {self.after} (step {self.step} of {self.steps}): {what}, {costs}"

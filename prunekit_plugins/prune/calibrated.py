@@ -116,7 +116,7 @@ class CalibratedPath:
         if not self.methods or not (plan.cuts or plan.absent):
             return None
         found = self._repair(graph.model, plan, self.stages, graph.current.stored, takeovers_of(graph, plan))
-        if not plan.entries:
+        if not plan.entries or found.on_disk:  # on disk names are those in the checkpoint
             return found
         return attrs.evolve(found, values={plan.renaming.before(name): value for name, value in found.values.items()})
 

@@ -26,17 +26,19 @@ from prunekit_core.plans.plan import Plan, Preview
 from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.record.recorder import check_recordable
 from prunekit_plugins.budgets.allocation import Solver
+from prunekit_plugins.budgets.budget import Budget, Target
 from prunekit_plugins.budgets.curves import Sensitivity
-from prunekit_plugins.budgets.targets import Budget, Selector, Target, plan_to_target
+from prunekit_plugins.budgets.targets import Selector, plan_to_target
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.checkpoints.provenance import Protocol, make_protocol
 from prunekit_plugins.classic.graph import DependencyGraph
 from prunekit_plugins.classic.pruner import BasePruner
 from prunekit_plugins.compensation.repair import Compensator
 from prunekit_plugins.compensation.run import Compensation, Repaired
-from prunekit_plugins.depth.settings import WIDTH
+from prunekit_plugins.depth.settings import BOTH, WIDTH
 from prunekit_plugins.prune.allotment import Allotment
-from prunekit_plugins.prune.by_depth import DepthCut
+from prunekit_plugins.prune.by_both import by_both
+from prunekit_plugins.prune.by_depth import Decided, by_depth
 from prunekit_plugins.prune.calibrated import CalibratedPath, check_informed
 from prunekit_plugins.prune.settings import PruneSettings
 
@@ -167,7 +169,8 @@ def prune(
         branches: Names of the branches to remove, instead of a ratio; see `Graph.branches`.
         branch_importance: A criterion for branches or its registered name; None for ``"output_change"`` with
             calibration data, and for ``"magnitude"``, a weak guess, without.
-        by: What meets a target: ``"width"`` (units) or ``"depth"`` (branches alone).
+        by: What meets a target: ``"width"`` (units), ``"depth"`` (branches alone) or ``"both"``: of five ways to split
+            the saving between them, the one after which held-out calibration data give outputs nearest to the model's.
         keep_first: So many branches stay at the start of the program, whatever their scores.
         keep_last: So many branches stay at its end.
         keep_names: Whether a layer that loses all its branches stays in its ``ModuleList`` or ``Sequential``, as a
@@ -199,26 +202,34 @@ def prune(
     settings.check_names(registry)
     wanted = settings.pruner(ranks=global_pruning or allotment.ranks)
     pruner = Pruner(**wanted.analysed(model, example_inputs, DependencyGraph(registry), registry))
-    depth = settings.depth if settings.depth.requested else None
-    doubts: Sequence[str] = ()
-    if depth is None or settings.width_ratio:
-        if path is None:
-            check_informed(pruner.importance, registry)
-        doubts = () if path is None else path.inform(pruner)
-    cut = None if depth is None else DepthCut.decide(pruner, depth, settings.width_ratio, path)
-    if cut is None:
-        allotment = allotment.settled(pruner)
-        plan = _decide(pruner, target, allotment.selector(pruner, path))
-    else:
-        plan, doubts = cut.plan, (*doubts, *cut.notes)
+    decided = _decided(pruner, settings, allotment, path)
+    pruner, plan, doubts = decided.pruner, decided.plan, decided.notes
     preview = plan.preview()
-    arguments = settings.recorded(allotment.chosen)
+    shared = settings.depth.by == BOTH or not settings.depth.requested
+    arguments = settings.recorded(allotment.settled(pruner).chosen if shared else allotment.chosen)
     protocol = make_protocol(check_recordable(model), pruner.registry, arguments, preview.costs)
     verification = _verification(pruner, plan, verify)
-    repaired = None if path is None else path.repair(pruner.graph, plan)
-    decided = PruneResult(model, plan, pruner.report(), preview, _changes(plan), protocol, pruner.graph)
-    decided = attrs.evolve(decided, verification=verification)
-    return _cut(pruner, decided, optimizer, repaired, (*doubts, *verification.notes(verify)), cut)
+    repaired = None if decided.path is None else decided.path.repair(pruner.graph, plan)
+    result = PruneResult(model, plan, pruner.report(), preview, _changes(plan), protocol, pruner.graph)
+    result = attrs.evolve(result, verification=verification)
+    return _cut(pruner, result, optimizer, repaired, (*doubts, *verification.notes(verify)))
+
+
+def _decided(pruner: Pruner, settings: PruneSettings, allotment: Allotment, path: CalibratedPath | None) -> Decided:
+    """Decides what goes: units, branches, or both."""
+    depth, target = settings.depth, settings.target
+    if depth.by == BOTH and target is not None:
+        return by_both(pruner, depth, target, path, allotment)
+    doubts: Sequence[str] = ()
+    if settings.widths:
+        if path is None:
+            check_informed(pruner.importance, pruner.registry)
+        doubts = () if path is None else path.inform(pruner)
+    if depth.requested:
+        decided = by_depth(pruner, depth, settings.width_ratio, path)
+        return attrs.evolve(decided, notes=(*doubts, *decided.notes))
+    plan = _decide(pruner, target, allotment.settled(pruner).selector(pruner, path))
+    return Decided(pruner, plan, path, doubts)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -235,7 +246,6 @@ def _cut(
     optimizer: Optimizers | None,
     repaired: Repaired | None,
     doubts: Sequence[str],
-    depth: DepthCut | None,
 ) -> PruneResult:
     """Cuts the model and gives it the repaired weights when the result is there, or not at all."""
     values = repaired.values if repaired else {}
@@ -252,7 +262,7 @@ def _cut(
                 confirm_cut(expected, check_recordable(pruner.model), analysis, pruner.registry, check.tolerance)
             return attrs.evolve(
                 decided,
-                report=_report(pruner, doubts, depth),
+                report=_report(pruner, doubts),
                 compensation=None if repaired is None else repaired.result,
                 repaired=values if on_disk else {},
             )
@@ -267,9 +277,9 @@ def _verification(pruner: Pruner, plan: Plan, wish: str) -> Verification:
     return verify_cut(model, plan, pruner.graph.analysis, pruner.registry, wish=wish, costs=costs)
 
 
-def _report(pruner: Pruner, doubts: Sequence[str], depth: DepthCut | None) -> Report:
+def _report(pruner: Pruner, doubts: Sequence[str]) -> Report:
     """The report of what the pruner did, with what speaks against the statistics that it was given."""
-    report = pruner.report() if depth is None else depth.report(pruner)
+    report = pruner.report()
     return attrs.evolve(report, notes=(*report.notes, *doubts))
 
 

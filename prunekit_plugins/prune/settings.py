@@ -16,15 +16,18 @@ from prunekit_core.errors import ArgumentError
 from prunekit_core.plans.optimizers import Optimizers
 from prunekit_core.plugins.registry import Registry
 from prunekit_plugins.budgets.allocation import Solver
+from prunekit_plugins.budgets.budget import Target, check_target
 from prunekit_plugins.budgets.curves import Sensitivity
-from prunekit_plugins.budgets.targets import Target, check_target
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.classic.settings import PrunerSettings
 from prunekit_plugins.compensation.repair import Compensator
-from prunekit_plugins.depth.settings import DepthSettings
+from prunekit_plugins.depth.settings import BOTH, DepthSettings
 
 UNRECORDED = ("model", "options", "registry", "calibration", "compensation", "reestimate_batchnorm", "stages", "verify")
 """Keywords that the protocol of a result doesn't list among the arguments."""
+
+RATIOS = ("pruning_ratio_dict", "head_pruning_ratio", "head_pruning_ratio_dict")
+"""Keywords with ratios of units that hold whatever the other ones say."""
 
 READ = ("ignored_layers", "branches")
 """Keywords that may be given as anything that can be iterated over."""
@@ -64,9 +67,10 @@ class PruneSettings:
         if self.ratio is not None:
             check_ratio(self.ratio, "ratio")
         object.__setattr__(self, "depth", DepthSettings.of(self.given))
-        if self.depth.requested and (self.allocation is not None or self.sensitivity is not None):
+        shared = self.allocation is not None or self.sensitivity is not None
+        if shared and self.depth.requested and self.depth.by != BOTH:
             raise ArgumentError("An allocation is about units, and branches are to go.", hint="leave it out")
-        if self.importance is not None and not self.width_ratio and self.depth.requested:
+        if self.importance is not None and not self.widths and self.depth.requested:
             raise ArgumentError(
                 "importance ranks units, and none are to go.",
                 hint="branch_importance ranks branches; ratio=0.5 removes units as well",
@@ -92,9 +96,14 @@ class PruneSettings:
 
     @property
     def width_ratio(self) -> float:
-        """The fraction of the units of every group to remove: none by default where branches go."""
-        default = 0.0 if self.depth.requested else 0.5
+        """The fraction of the units of every group to remove: none by default where branches alone go."""
+        default = 0.0 if self.depth.requested and self.depth.by != BOTH else 0.5
         return default if self.ratio is None else self.ratio
+
+    @property
+    def widths(self) -> bool:
+        """Whether units may go."""
+        return bool(self.width_ratio) or any(self.given.get(name) for name in RATIOS)
 
     def check_names(self, registry: Registry) -> None:
         """Raises `ArgumentError` for names of compensators and costs that there aren't."""

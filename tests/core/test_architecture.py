@@ -19,23 +19,14 @@ CORE = (
 """The core's files and packages: each imports only what stands before it. README's picture is this list."""
 
 PLUGINS = (
-    "ops", "layers", "replacements", "schedules", "classic", "checkpoints", "calibration", "compensation", "importance",
-    "measure", "budgets", "regularizers", "pruners", "depth", "prune", "vocabulary", "distill", "doctor", "export",
-    "reports",
-    "integrations", "distributed", "testing", "compat", "cli",
+    "ops", "layers", "replacements", "schedules", "checkpoints", "calibration", "compensation", "importance", "measure",
+    "budgets", "depth", "classic", "regularizers", "pruners", "prune", "vocabulary", "distill", "doctor", "export",
+    "reports", "integrations", "distributed", "testing", "compat", "cli",
 )  # fmt: skip
 """The packages of built-in plugins, likewise."""
 
 AROUND_THE_CORE = (
-    "classic",
-    "checkpoints",
-    "calibration",
-    "compensation",
-    "budgets",
-    "depth",
-    "prune",
-    "distill",
-    "vocabulary",
+    *("checkpoints", "calibration", "compensation", "budgets", "depth", "classic", "prune", "vocabulary", "distill"),
     "testing",
 )
 """Packages that decide, measure, fit and store: they work with the core's packages, as one who embeds it would."""

@@ -16,7 +16,7 @@ from prunekit import plugin
 from prunekit.plugin import Settings
 from prunekit_core.arguments import FORMS
 from prunekit_core.graph.recording_settings import RecordingSettings
-from prunekit_plugins.classic.options import FurtherOptions, PrunerOptions, StepOptions
+from prunekit_plugins.classic.options import BranchOptions, FurtherOptions, PrunerOptions, StepOptions
 from prunekit_plugins.classic.settings import PrunerSettings
 from prunekit_plugins.depth.settings import DepthSettings
 from prunekit_plugins.prune.settings import UNRECORDED, PruneSettings
@@ -53,6 +53,7 @@ WRONG: dict[str, list[Any]] = {
     "prune_num_heads": ["yes", 0.5],
     "prune_head_dims": ["no"],
     "reestimate_batchnorm": ["no"],
+    "keep_names": ["no"],
     "forward_fn": [5, "forward"],
     "output_transform": [5],
     "target": [0.5, "macs", ["macs"]],
@@ -135,7 +136,7 @@ def test_branches_may_be_named_by_what_can_be_read_once() -> None:
     model = nn.Sequential(Block(), Block(), nn.Linear(4, 3))
     result = pk.prune(model, X, branches=iter(["0.up"]))  # type: ignore[arg-type]
     assert (result.plan.absent, result.report.pruned) == (("0.up",), {})
-    assert model[1].up.out_features == 8
+    assert model[0].up.out_features == 8  # the second block, under its new number
     assert "'0.up'" in str(result.protocol.arguments["branches"])
 
 
@@ -150,7 +151,8 @@ def test_type_checkers_are_told_every_argument() -> None:
     pruner = {*inspect.signature(pk.BasePruner).parameters} - {"renamed"}
     handed = {"model", "example_inputs", "importance"}
     assert set(PrunerOptions.__annotations__) == pruner - handed
-    assert set(StepOptions.__annotations__) == pruner - handed - {"registry"}
+    branches = set(BranchOptions.__annotations__)
+    assert set(StepOptions.__annotations__) == pruner - handed - branches - {"registry"}
     own = {*inspect.signature(pk.prune).parameters}
     stepwise = {"pruning_ratio", "iterative_steps", "iterative_pruning_ratio_scheduler"}
     assert set(FurtherOptions.__annotations__) == pruner - handed - own - stepwise
@@ -161,10 +163,18 @@ def fields(value: type[Any]) -> set[str]:
     return {field.name for field in attrs.fields(value)}
 
 
+def test_sensitivity_takes_nothing_about_branches() -> None:
+    for name in ("branch_ratio", "by", "target", "calibration"):
+        with pytest.raises(pk.KeywordError, match=f"sensitivity has no argument called '{name}'"):
+            pk.sensitivity(Loud(), X, [X], **{name: None})  # type: ignore[arg-type]
+
+
 def test_every_argument_is_in_one_of_the_values_that_are_made_of_them() -> None:
     """They are picked by name: one that is in no value would be taken and do nothing."""
     of_pruner = {*inspect.signature(pk.BasePruner).parameters} - {"model", "example_inputs", "registry", "renamed"}
-    values = [fields(Settings), fields(RecordingSettings), fields(PrunerSettings) - {"pruning", "recording"}]
+    depth = fields(DepthSettings) - fields(Settings)
+    own = fields(PrunerSettings) - {"pruning", "recording", "depth"}
+    values = [fields(Settings), fields(RecordingSettings), own, depth]
     assert sorted(of_pruner | {"more_inputs"}) == sorted(name for value in values for name in value)
     of_prune = {*inspect.signature(pk.prune).parameters} - {"model", "example_inputs", "registry", "options"}
     assert fields(DepthSettings) < of_prune

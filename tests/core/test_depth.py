@@ -263,7 +263,7 @@ def test_units_and_branches_go_together() -> None:
         ({"branch_ratio": 0.5, "branches": ["layers.0.mlp"]}, "not both"),
         ({"branch_ratio": 0.5, "target": {"macs": 0.5}}, "met by units or by branches"),
         ({"by": "depth"}, 'by="depth" needs a target'),
-        ({"by": "height", "target": {"macs": 0.5}}, 'by must be "width" or "depth"'),
+        ({"by": "height", "target": {"macs": 0.5}}, 'by must be "width", "depth" or "both"'),
         ({"branch_ratio": 0.5, "keep_first": -1}, "keep_first must be a number of branches"),
         ({"keep_last": 2}, "keep_last is about branches, and none is to go"),
         ({"keep_names": True}, "keep_names is about branches, and none is to go"),
@@ -273,7 +273,9 @@ def test_units_and_branches_go_together() -> None:
         ({"branch_ratio": 0.5, "branch_importance": "block_influence"}, "needs calibration data for branches"),
         ({"branch_ratio": 0.5, "allocation": "dp"}, "An allocation is about units"),
         ({"branch_ratio": 0.5, "ignored_layers": ["layer"]}, "(?s)ignored_layers|no module"),
-        ({"by": "depth", "target": {"latency": 0.5}}, "Depth alone can't meet a cost that is measured"),
+        ({"by": "both"}, 'by="both" needs a target'),
+        ({"by": "both", "target": {"macs": 0.5}}, "(?s)measures what each split does.*no calibration data"),
+        ({"by": "both", "target": {"macs": 0.5}, "branch_ratio": 0.5}, "met by units or by branches"),
         ({"by": "depth", "target": {"mac": 0.5}}, "No cost model is registered as 'mac'"),
         ({"branch_ratio": 0.1}, "No branch can go.*branch_ratio=0.1 of 4 alike is less than one"),
     ],
@@ -413,6 +415,23 @@ def test_the_stream_itself_is_not_counted_as_a_branch() -> None:
     assert sorted(name.rpartition(".")[2] for name in result.report.absent) == ["attend", "mlp"]
     with pytest.raises(pk.ArgumentError, match="can't lose all of its branches"):
         pruned(model, x, branches=NAMES)
+
+
+def test_repaired_weights_are_those_of_the_layers_under_their_new_numbers() -> None:
+    """A whole layer leaves its list: what is fitted goes into the layer that it was fitted for."""
+    gone = ["layers.0.attend", "layers.0.mlp", "layers.1.attend", "layers.3.mlp"]
+    kept, renumbered = (
+        pruned(deep(), branches=gone, calibration=[X, 2 * X], keep_names=keep_names, compensation="least_squares")
+        for keep_names in (True, False)
+    )
+    assert (len(kept.model.layers), len(renumbered.model.layers)) == (4, 3)  # type: ignore[arg-type]
+    assert kept.compensation is not None
+    assert kept.compensation.layers
+    assert torch.allclose(renumbered.model(X), kept.model(X), atol=1e-5)
+    plain = pruned(deep(), branches=gone, calibration=[X, 2 * X], compensation=None)
+    whole = deep()(X)
+    repaired, cut = ((found.model(X) - whole).square().sum() for found in (renumbered, plain))
+    assert repaired < 0.9 * cut
 
 
 def test_the_only_branch_of_a_model_stays() -> None:

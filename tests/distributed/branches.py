@@ -137,3 +137,52 @@ def branches_of_replicas(world: int) -> Any:
         whole = plan.renaming.before(name)
         torch.testing.assert_close(parameter, expected[whole], rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
     return plan.absent
+
+
+def sharded_steps(world: int) -> Any:
+    """A pruner of a sharded model takes branches and units in steps, as one of the plain model does."""
+    options: dict[str, Any] = {"branch_ratio": 0.67, "pruning_ratio": 0.4, "iterative_steps": 2, "global_pruning": True}
+    alone = pk.BasePruner(toys.weights(Deep), toys.IMAGES[:2], **options)
+    seeing = on_meta()
+    images = torch.randn(2, 3, 8, 8, device="meta")
+    blind = pk.BasePruner(seeing, images, branch_ratio=0.67, global_pruning=True, calibration=[toys.IMAGES])
+    shard(seeing)
+    toys.fill(seeing, toys.weights(Deep))
+    with pytest.raises(pk.UnsupportedModelError, match="sharded over several processes"):
+        blind.plan()
+    model = on_meta()
+    pruner = pk.BasePruner(model, images, **options)
+    shard(model)
+    toys.fill(model, toys.weights(Deep))
+    counts = []
+    for _ in range(2):
+        alone.step()
+        model = distributed.step_sharded(pruner, build=on_meta, shard=shard)
+        counts.append(len(pruner.graph.applied.absent))
+        expected, found = toys.full(alone.model), toys.full(model)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(values, found[name]) for name, values in expected.items())
+    assert counts == [1, 2]
+    assert pruner.graph.applied == alone.graph.applied
+    assert pruner.graph.applied.cuts
+    return pruner.graph.applied.to_json()
+
+
+def steps_of_replicas(world: int) -> Any:
+    """Replicas lose branches in steps, each chosen alike on all processes, with their optimizers' state."""
+    rank = dist.get_rank()
+    model = toys.weights(Deep)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    pruner = pk.BasePruner(
+        model, toys.IMAGES[:2], branch_ratio=0.67, iterative_steps=2, global_pruning=True, calibration=[toys.IMAGES]
+    )
+    devices = [toys.DEVICE] if toys.DEVICE.type == "cuda" else None
+    mine = slice(rank * 8 // world, (rank + 1) * 8 // world)
+    for step in range(2):
+        toys.backward(DistributedDataParallel(model, devices), toys.IMAGES[mine], toys.LABELS[mine])
+        optimizer.step()
+        optimizer.zero_grad()
+        plan = distributed.step_together(pruner, optimizer=optimizer)
+        assert len(plan.absent) == step + 1
+        assert len(optimizer.state) == len([*model.parameters()])
+    return pruner.graph.applied.absent

@@ -332,6 +332,8 @@ JOBS = {
         calibrated,
         branches.sharded_branches,
         branches.branches_of_replicas,
+        branches.sharded_steps,
+        branches.steps_of_replicas,
     )
 }
 

@@ -18,6 +18,7 @@ import prunekit as pk
 from prunekit_plugins.integrations import PruningEvent, TrainingPruner
 from prunekit_plugins.pruners import GroupNormPruner, GrowingRegPruner
 from prunekit_plugins.regularizers import GroupLassoRegularizer, GrowingRegularizer
+from tests.core.test_depth import Deep, X, deep
 from tests.integrations.plain_run import AT, STEPS, Run
 from tests.models import Chain
 
@@ -229,3 +230,40 @@ def test_an_event_in_words() -> None:
     event = PruningEvent(10, 1, 2, {"a": (8, 4)}, {"params": (1000.0, 500.0), "macs": (4e6, 1e6)})
     assert str(event) == ("pruned after 10 (step 1 of 2): 1 groups, params 1,000 -> 500, macs 4,000,000 -> 1,000,000")
     assert event.metrics() == {"prunekit/step": 1.0, "prunekit/params": 500.0, "prunekit/macs": 1e6}
+
+
+def test_branches_go_while_a_model_is_trained_and_after_it_is_resumed() -> None:
+    def fresh() -> tuple[Deep, torch.optim.Optimizer, TrainingPruner]:
+        model = deep()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        pruner = GroupNormPruner(model, X, branch_ratio=0.5, pruning_ratio=0.25, iterative_steps=2, calibration=[X])
+        return model, optimizer, TrainingPruner(pruner, (1, 2), optimizer=optimizer)
+
+    def train(model: Deep, optimizer: torch.optim.Optimizer, training: TrainingPruner, step: int) -> None:
+        optimizer.zero_grad()
+        (model(X) - 1).square().mean().backward()
+        training.pruner.regularize(model)  # type: ignore[attr-defined]
+        optimizer.step()
+        training.after(step)
+
+    model, optimizer, training = fresh()
+    for step in (1, 2):
+        train(model, optimizer, training, step)
+    first, second = training.events
+    assert (len(first.branches), len(second.branches)) == (2, 2)
+    assert {*first.branches, *second.branches} == {*training.pruner.graph.applied.absent}
+    assert ", 2 branches, params " in str(first)
+    assert second.costs["params"][1] == sum(p.numel() for p in model.parameters())
+
+    model, optimizer, training = fresh()
+    train(model, optimizer, training, 1)
+    weights, states, state = model.state_dict(), copy.deepcopy(optimizer.state_dict()), training.state_dict()
+    other, its, again = fresh()
+    again.load_state_dict(json.loads(json.dumps(state)))
+    other.load_state_dict(weights)
+    its.load_state_dict(states)
+    train(model, optimizer, training, 2)
+    train(other, its, again, 2)
+    assert again.pruner.graph.applied == training.pruner.graph.applied
+    assert len(again.pruner.graph.applied.absent) == 4
+    assert torch.equal(other(X), model(X))

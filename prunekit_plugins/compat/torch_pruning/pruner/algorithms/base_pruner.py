@@ -202,7 +202,9 @@ class BasePruner(pk.BasePruner):
             NothingToPruneError: The last step finds that no unit may go at all.
         """
         groups = super().step(interactive, optimizer=optimizer, copies=copies)
-        return None if groups is None else (Group(self.graph, group.units) for group in groups)
+        if groups is None:
+            return None
+        return (Group(self.graph, group.units) for group in groups if isinstance(group, pk.Group))
 
     def pruning_history(self) -> list[Any]:
         """Lists what was removed so far as plain data; see `DependencyGraph.pruning_history`."""

@@ -1,0 +1,153 @@
+"""Costs that are measured: predictions are corrected, and plans made again, until what is measured is near a target."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+
+import attrs
+from torch import nn
+
+from prunekit_core.graph.graph import Graph
+from prunekit_core.groups.costs import WRONG_COST, CostModel, checked_cost
+from prunekit_core.plans.plan import Plan
+from prunekit_plugins.budgets.budget import Budget, OutOfReachError, Target, allowance, is_fraction
+from prunekit_plugins.budgets.trials import Trials
+
+Replan = Callable[[Budget], Plan]
+"""Makes a plan that meets a budget by its predictions."""
+
+Predict = Callable[[Plan], Mapping[str, float]]
+"""Predicts what a plan leaves: name of a cost to the cost."""
+
+_ATTEMPTS = 6
+_NEAR = 0.1
+"""How near a measured cost comes to its target."""
+_HALVINGS = 4
+
+
+def corrected(graph: Graph, target: Target, budget: Budget) -> Budget:
+    """Corrects the predictions of measured costs by what the model takes now, where an absolute value is asked for."""
+    scales, dense = dict(budget.scales), dict(budget.dense)
+    for name, model in budget.models.items():
+        if model.measured and not is_fraction(target[name]):
+            taken, _ = _taken(graph, name, model, graph.model)
+            scales[name] = taken / budget.now[name]
+            dense[name] *= scales[name]
+    return attrs.evolve(budget, scales=scales, dense=dense)
+
+
+def measured(graph: Graph, target: Target, budget: Budget, replan: Replan, predict: Predict) -> Plan:
+    """Makes a plan, measures it and plans again, until it is as near to the target as was promised.
+
+    A copy of the model is cut and measured beside the model itself. The plan that came nearest is returned, those first
+    that don't take too much, with a note of what was predicted and what was measured. Where no cost is measured, the
+    first plan is returned.
+
+    Args:
+        graph: The analysed model.
+        target: The target.
+        budget: The budget, see `corrected`.
+        replan: Plans for it, and for corrected limits.
+        predict: Predicts what a plan leaves, by this budget.
+    """
+    plan = replan(budget)
+    if not budget.measured:
+        return plan
+    best: tuple[tuple[bool, float], Plan] | None = None
+    trials = {name: Trials() for name, model in budget.models.items() if model.measured}
+    for attempt in range(_ATTEMPTS):
+        checks = _checks(graph, target, budget, plan, predict(plan), trials)
+        worst = max(checks, key=lambda check: check.used)
+        off = abs(worst.used - 1) if not plan.empty or worst.used > 1 else 0.0
+        rank = (worst.used > 1 + _NEAR, off)
+        if best is None or rank < best[0]:
+            notes = tuple(check.note(attempt + 1) for check in checks)
+            best = rank, attrs.evolve(plan, notes=(*plan.notes, *notes))
+        if off <= _NEAR:
+            break
+        wanted = {name: min(found.wanted(), budget.dense[name]) for name, found in trials.items()}
+        changed = _replanned(budget, wanted, replan)
+        if changed is None or changed[1] == plan:
+            break
+        budget, plan = changed
+    assert best is not None
+    return best[1]
+
+
+def _replanned(budget: Budget, wanted: Mapping[str, float], replan: Replan) -> tuple[Budget, Plan] | None:
+    """Plans for corrected limits; halfway there, where by the prediction not even the smallest model meets them."""
+    for _ in range(_HALVINGS):
+        changed = attrs.evolve(budget, allowed={**budget.allowed, **wanted})
+        try:
+            return changed, replan(changed)
+        except OutOfReachError:
+            wanted = {name: math.sqrt(value * budget.allowed[name]) for name, value in wanted.items()}
+    return None
+
+
+@attrs.frozen
+class _Check:
+    """A measured cost of a plan.
+
+    Attributes:
+        name: The cost model.
+        model: The same.
+        predicted: What the compiled cost says, corrected by what the model and earlier plans took.
+        found: What it costs.
+        allowed: What it may cost.
+        before: What the model costs.
+    """
+
+    name: str
+    model: CostModel
+    predicted: float
+    found: float
+    allowed: float
+    before: float
+
+    @property
+    def used(self) -> float:
+        """Fraction of what is allowed."""
+        return self.found / self.allowed
+
+    def note(self, attempts: int) -> str:
+        """Words a line for the report."""
+        values = (self.predicted, self.found, self.allowed, self.before)
+        predicted, found, allowed, before = map(self.model.text, values)
+        far = "" if abs(self.used - 1) <= _NEAR else f", {self.used:.0%} of what was asked for"
+        return (
+            f"{self.name}: predicted {predicted}, measured {found}{far}; asked for {allowed}; the model took {before} "
+            f"(attempt {attempts})"
+        )
+
+
+def _checks(
+    graph: Graph,
+    target: Target,
+    budget: Budget,
+    plan: Plan,
+    predicted: Mapping[str, float],
+    trials: Mapping[str, Trials],
+) -> list[_Check]:
+    small = graph.step_to(plan).apply(copy.deepcopy(graph.model), registry=graph.registry)
+    found = []
+    for name, known in trials.items():
+        model = budget.models[name]
+        before, after = _taken(graph, name, model, small)
+        whole = budget.present[name]
+        allowed = allowance(model, name, target[name], budget.dense[name] * before / whole)
+        known.add(whole, before / allowed)
+        found.append(_Check(name, model, known.expected(predicted[name]) * allowed, after, allowed, before))
+        known.add(predicted[name], after / allowed)
+    return found
+
+
+def _taken(graph: Graph, name: str, model: CostModel, small: nn.Module) -> tuple[float, float]:
+    """Measures the model of a graph and a pruned copy of it."""
+    registry = graph.registry
+    blame = registry.owners.blame("prunekit_budgets", registry.named("prunekit_budgets", name))
+    with blame.blamed(WRONG_COST):
+        before, after = model.measure(graph.model, small, graph.analysis.recordings[0].example)
+    return checked_cost(before, blame), checked_cost(after, blame)
