@@ -70,6 +70,7 @@ class Trace:
         shares: Index of a tensor that an operation returned to that of the argument whose memory it uses (views).
         decisions: What was decided by value, by operation index; empty for a recording without values.
         constants: By index: fingerprints of the tensors that no operation made (plain attributes, arrays of NumPy's).
+        assumed: Whether units were chosen in the program's place: always the first ones, whatever their scores.
     """
 
     label: str
@@ -85,6 +86,7 @@ class Trace:
     kept: Mapping[TensorRef, str] = attrs.field(factory=dict)
     stored: Mapping[TensorRef, str] = attrs.field(factory=dict)
     constants: Mapping[int, str] = attrs.field(factory=dict)
+    assumed: bool = False
 
     def memory(self, index: int) -> int:
         """Follows views to the tensor whose memory they use."""

@@ -66,6 +66,8 @@ class BasePruner(Pruner):
         head_pruning_ratio: Fraction of heads to remove, in [0, 1), whatever a target asks for; None for the ratio that
             other units have: ``pruning_ratio``, or what reaches the target.
         head_pruning_ratio_dict: Like ``pruning_ratio_dict``, for heads.
+        expert_pruning_ratio: Fraction of the experts of each mixture to remove, in [0, 1), whatever a target asks for;
+            None leaves them whole. As many as a token is sent to stay.
         customized_pruners, unwrapped_parameters: See `DependencyGraph.build_dependency`.
         free_outputs, momentum_copies: See `Graph.of`.
         root_module_types: Only groups with a producer of one of these types lose units; None for all.
@@ -108,6 +110,7 @@ class BasePruner(Pruner):
         prune_head_dims: bool = True,
         head_pruning_ratio: float | None = None,
         head_pruning_ratio_dict: Ratios | None = None,
+        expert_pruning_ratio: float | None = None,
         customized_pruners: Mapping[Any, CustomizedPruner] | None = None,
         unwrapped_parameters: Unwrapped | None = None,
         root_module_types: Sequence[type[nn.Module]] | None = None,
