@@ -29,7 +29,7 @@ def _demo_networks() -> Any:
     """The networks of ``prunekit demo``, loaded from their file: the other environment has no prunekit."""
     name = "demo_networks"
     if name not in sys.modules:
-        path = Path(__file__).parents[1] / "prunekit_plugins" / "cli" / "demo" / "networks.py"
+        path = Path(__file__).parents[1] / "prunekit_plugins" / "cli" / "commands" / "demo" / "networks.py"
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None
         assert spec.loader is not None

@@ -6,6 +6,7 @@
     python benchmarks/zoo.py --family model_types             every model type of transformers, as small as can be
     python benchmarks/zoo.py --family ecosystems              needs the environment of ecosystems/requirements.txt
     python benchmarks/zoo.py --table zoo.jsonl                         the table of an earlier run
+    python benchmarks/zoo.py --depth --family torchvision              branches instead of units, see `zoo_depth_table`
 
 Every model gets a process of its own, with a limit on time and on memory, and gives one JSON line. A model *works* when
 it is analysed, half of its units (at random) are removed with default options, the result equals the original with the
@@ -34,19 +35,23 @@ from pathlib import Path
 from typing import Any
 
 import environment
+import zoo_depth_table
 import zoo_models
 
 GIB = 2**30
 ZOO_REQUIREMENTS = (*environment.REQUIREMENTS, "timm", "transformers", "attrs", "einops")
+WORKERS = {"prunekit": "zoo_worker", "torch-pruning": "zoo_rival"}
 PROCESSES = multiprocessing.get_context("forkserver")
 
 
 def inside(family: str, name: str, args: argparse.Namespace, out: str) -> None:
     """Runs in the model's own process: measures under a limit on memory, and writes what it finds to a file."""
-    worker = importlib.import_module("zoo_rival" if args.tool == "torch-pruning" else "zoo_worker")
     sys.stdout = open(out, "a")  # noqa: SIM115  (the process ends with it)
     resource.setrlimit(resource.RLIMIT_DATA, (int(args.memory * GIB), int(args.memory * GIB)))
-    worker.work(family, name, args.groups, args.threads, args.quick)
+    if args.depth:
+        importlib.import_module("zoo_depth").work(family, name, args.branches, args.threads)
+    else:
+        importlib.import_module(WORKERS[args.tool]).work(family, name, args.groups, args.threads, args.quick)
     sys.stdout.flush()
 
 
@@ -214,6 +219,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="leave out models that the file holds a line of")
     parser.add_argument("--again", default="", help="with --resume: verdicts to run again, as in fails,wrong,told")
     parser.add_argument("--quick", action="store_true", help="only analysis, cut and shapes: nothing is compared")
+    parser.add_argument("--depth", action="store_true", help="take branches out, each alone and a random half")
+    parser.add_argument("--branches", type=int, default=12, help="with --depth: how many of each model are tried alone")
     parser.add_argument("--tool", default="prunekit", choices=["prunekit", "torch-pruning"])
     parser.add_argument("--beside", default="", help="with --table: the file of a run with --tool torch-pruning")
     parser.add_argument("--table", default="", help="print the table of such a file (the last line of a model counts)")
@@ -222,6 +229,9 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
+    if args.table and args.depth:
+        print(zoo_depth_table.table(earlier(args.table).values()))
+        return
     if args.table:
         print(table(earlier(args.table).values(), earlier(args.beside) if args.beside else {}))
         return
@@ -229,7 +239,9 @@ def main() -> None:
         python, _ = environment.ensure(environment.DEFAULT.with_name("prunekit-zoo"), ZOO_REQUIREMENTS)
         os.execv(python, [str(python), *sys.argv])
     models = chosen(args)
-    judge = verdict if args.tool == "prunekit" else rival_verdict
+    judge, reason = (verdict if args.tool == "prunekit" else rival_verdict), why
+    if args.depth:
+        judge, reason = zoo_depth_table.verdict, zoo_depth_table.why
     done = earlier(args.json) if args.resume and args.json else {}
     again = args.again.split(",")
     models = [pair for pair in models if pair not in done or judge(done[pair]) in again]
@@ -243,13 +255,15 @@ def main() -> None:
         for result in pool.map(lambda pair: sweep_one(*pair, args), models):
             results.append(result)
             line = json.dumps(result)
-            print(f"{judge(result):6} {result['family']}:{result['model']} {result['total_s']} s {why(result)}")
+            print(f"{judge(result):6} {result['family']}:{result['model']} {result['total_s']} s {reason(result)}")
             sys.stdout.flush()
             if args.json:
                 with Path(args.json).open("a") as file:
                     file.write(line + "\n")
     print(f"\n{platform.machine()}, {os.cpu_count()} cores, {args.threads} threads, Python {platform.python_version()}")
-    if args.tool == "prunekit":
+    if args.depth:
+        print("\n" + zoo_depth_table.table(results))
+    elif args.tool == "prunekit":
         print("\n" + table(results))
 
 

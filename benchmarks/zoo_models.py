@@ -132,8 +132,9 @@ def _detection(name: str, model: nn.Module) -> Example:
     return Example(model, ([picture],), lambda m: m([picture, picture], [target, target]), free_outputs=True)
 
 
-def _awake(model: nn.Module, inputs: Any, options: Mapping[str, Any] = MappingProxyType({})) -> Example:
+def awake(example: Example) -> Example:
     """Gives values to the parameters that start as constants: behind a zero, no fault can be seen."""
+    model = example.model
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         running = name.endswith(("running_mean", "running_var"))
         several = tensor.numel() > 1 or (tensor.numel() == 1 and not tensor.any())  # a gain that starts at zero
@@ -141,7 +142,11 @@ def _awake(model: nn.Module, inputs: Any, options: Mapping[str, Any] = MappingPr
             with torch.no_grad():
                 if tensor.min() == tensor.max():  # a mean that is large beside small activations would silence them
                     tensor.add_(0.01 * torch.randn_like(tensor) if "mean" in name else 0.1 * torch.rand_like(tensor))
-    return Example(model, inputs, **options)
+    return example
+
+
+def _awake(model: nn.Module, inputs: Any, options: Mapping[str, Any] = MappingProxyType({})) -> Example:
+    return awake(Example(model, inputs, **options))
 
 
 USUAL: Mapping[str, Family] = {

@@ -62,7 +62,13 @@ if TYPE_CHECKING:
         DependencyGraph as DependencyGraph,
     )
     from prunekit_plugins.compensation import Compensation as Compensation, compensate as compensate
+    from prunekit_plugins.distill import (
+        Distillation as Distillation,
+        distill as distill,
+        store_logits as store_logits,
+    )
     from prunekit_plugins.prune import PruneResult as PruneResult, prune as prune, sensitivity as sensitivity
+    from prunekit_plugins.vocabulary import prune_classes as prune_classes, prune_vocabulary as prune_vocabulary
 
 _HOMES = {
     "prunekit_core": (
@@ -76,7 +82,9 @@ _HOMES = {
     "prunekit_plugins.checkpoints": "Protocol load prune_checkpoint read_plan read_protocol save",
     "prunekit_plugins.classic": "BasePruner DependencyGraph",
     "prunekit_plugins.compensation": "Compensation compensate",
+    "prunekit_plugins.distill": "Distillation distill store_logits",
     "prunekit_plugins.prune": "PruneResult prune sensitivity",
+    "prunekit_plugins.vocabulary": "prune_classes prune_vocabulary",
 }
 """Where each name comes from: a package is imported when one of its names is asked for."""
 

@@ -8,6 +8,7 @@ and checked on recordings of all those calls.
 from __future__ import annotations
 
 import itertools
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ from prunekit_core.program.decoding import (
     held,
     parameters_of,
 )
-from prunekit_core.program.examples import Example
+from prunekit_core.program.examples import Example, run_model
 from prunekit_core.program.outputs import output_tensors
 from prunekit_core.program.trace import Trace
 from prunekit_core.record.listener import Listener
@@ -61,98 +62,127 @@ def with_decoding(analysis: Analysis, registry: Registry) -> Analysis:
     return _Added(analysis, registry).analysis()
 
 
+_Recorded = tuple[Trace, Example, bool | None]
+"""A recorded program, the example that it was recorded on, and the mode."""
+
+
 class _Added:
     def __init__(self, analysis: Analysis, registry: Registry) -> None:
         self._analysis, self._registry = analysis, registry
-        self._why = ""
 
     def analysis(self) -> Analysis:
-        known: dict[int, Decoding | None] = {}
-        recorded: list[tuple[Trace, Example, bool | None]] = []
-        later: list[tuple[Trace, Example, bool | None]] = []
+        known: dict[int, _Found | None] = {}
+        recorded: list[_Recorded] = []
         for recording in self._analysis.recordings:
             example = recording.example
             if id(example) not in known:
-                known[id(example)] = decoding = self._decoding(recording)
-                if decoding is not None:
-                    later.append(self._recorded(example, decoding, recording.training))
-            recorded.append(_shortened(recording, known[id(example)]))
-        if self._why:
-            return attrs.evolve(self._analysis, undecoded=self._why)
+                search = _Search(self._analysis.shadow, recording, self._registry)
+                known[id(example)] = search.found()
+                if search.why:
+                    return attrs.evolve(self._analysis, undecoded=search.why)
+            found = known[id(example)]
+            recorded.append(_shortened(recording, None if found is None else found.decoding))
+        later = [found.recorded for found in known.values() if found is not None]
         if not later:
             return self._analysis
         old, shadow = self._analysis, self._analysis.shadow
         programs = Programs(shadow, old.swaps, (*recorded, *later), old.failed, ())
         return attrs.evolve(understood(programs, self._registry, old.declared), decoding=True)
 
-    def _recorded(self, example: Example, decoding: Decoding, mode: bool | None) -> tuple[Trace, Example, bool | None]:
-        patterns = (*example.free_outputs, *(f"*.{pattern}" for pattern in example.free_outputs))
-        runner = DecodingRunner(example.runner, decoding)
-        calls = attrs.evolve(example, runner=runner, free_outputs=patterns)
-        shadow, rules = self._analysis.shadow, self._registry.op_rules
-        shadow.rewind()
-        trace, error = try_to_record(shadow, calls, rules, label=DECODING, training=mode)
-        if error is not None:
-            self._why = self._why or str(error.why)
-        return trace, calls, mode
 
-    def _decoding(self, recording: Recording) -> Decoding | None:
-        """Finds how a model decodes on an example: by trying, as far as one of the ways runs."""
-        search = _Search(self._analysis.shadow, recording, self._registry)
-        found = search.found()
-        self._why = self._why or search.why
-        return found
+@attrs.frozen(eq=False)
+class _Found:
+    """How a model decodes on an example, and the recording of that."""
+
+    decoding: Decoding
+    recorded: _Recorded
 
 
 class _Search:
-    """Finds how a model takes what it returns, by running it."""
+    """Finds how a model takes what it returns, by trying, and records it.
+
+    Attributes:
+        why: Why a model that returns a cache for one of its arguments can't be called with it.
+    """
 
     def __init__(self, shadow: Shadow, recording: Recording, registry: Registry) -> None:
         self._shadow, self._recording, self._rules = shadow, recording, registry.op_rules
         self.why = ""
 
-    def found(self) -> Decoding | None:
+    def found(self) -> _Found | None:
         given = self._run(_GivenRunner(self._recording.example), Listener())
         if not isinstance(given, _Given) or given.arguments is None:
             return None
-        for switches in _switches(given.arguments, given.parameters):
-            found = self._switched(given, switches)
-            if found is not None or self.why:
+        unfilled = [name for name, default in given.parameters.items() if default is None and not given.has(name)]
+        unnamed: list[tuple[tuple[str, ...], list[Key]]] = []
+        for switches in _switches(given.arguments, given.parameters) if unfilled else ():
+            places = self._places(switches)
+            named = tuple((key, str(key)) for key in places if key in unfilled)
+            if named:
+                return self._named(switches, named)
+            unnamed.append((switches, [key for key in places if not given.has(str(key))]))
+        for switches, others in unnamed:  # it already is given what it returns elsewhere
+            found = self._unnamed(switches, list(_matches(others, unfilled)))
+            if found is not None:
                 return found
         return None
 
-    def _switched(self, given: _Given, switches: tuple[str, ...]) -> Decoding | None:
-        first = _CachesRunner(self._recording.example, switches)
-        places = self._run(first, Listener())
-        if isinstance(places, str):
-            return None  # it can't be switched on
-        unfilled = [name for name, default in given.parameters.items() if default is None and not given.has(name)]
-        named = tuple((key, str(key)) for key in places if key in unfilled)
-        others = [key for key in places if not given.has(str(key))]  # it already is given what it returns there
-        for handed in [named] if named else _matches(others, unfilled):
-            why = ""
-            for later in _WAYS:
-                decoding = Decoding(switches, handed, later)
-                reads = _ReadsCache(self._recording.example, decoding)
-                result = self._run(reads, reads.listener)
-                if not isinstance(result, str) and (named or reads.listener.read):
-                    return decoding
-                why = why or (result if isinstance(result, str) else "")
-            if named:
-                self.why = f"the model returns a cache ({named[0][1]}), and can't be called with it: {why}"
+    def _places(self, switches: tuple[str, ...]) -> tuple[Key, ...]:
+        """Finds where the outputs hold what may be a cache."""
+        example, names = self._recording.example, self._recording.trace.names
+        if not switches and example.runner is run_model and not any("." in name for name in names):
+            return ()  # as recorded, they are tensors
+        places = self._run(_CachesRunner(example, switches), Listener())
+        return () if isinstance(places, str) else tuple(places)  # where it can't be switched on
+
+    def _named(self, switches: tuple[str, ...], handed: tuple[tuple[Key, str], ...]) -> _Found | None:
+        """Records calls that are given what is returned under the name of an argument."""
+        reasons = []
+        for later in _WAYS:
+            found, why = self._recorded(Decoding(switches, handed, later))
+            if found is not None:
+                return found
+            reasons.append(why)
+        self.why = f"the model returns a cache ({handed[0][1]}), and can't be called with it: {reasons[0]}"
         return None
+
+    def _unnamed(self, switches: tuple[str, ...], candidates: Sequence[tuple[tuple[Key, str], ...]]) -> _Found | None:
+        """Records calls that are given what an argument takes, which shows in what they read."""
+        while candidates:
+            reads = _ReadsCache(self._recording.example, [Decoding(switches, one, _WAYS[0]) for one in candidates])
+            place = self._run(reads, reads.listener)
+            if not isinstance(place, int):
+                return None
+            for later in _WAYS:
+                found, _ = self._recorded(Decoding(switches, candidates[place], later))
+                if found is not None:
+                    return found
+            candidates = candidates[place + 1 :]
+        return None
+
+    def _recorded(self, decoding: Decoding) -> tuple[_Found | None, str]:
+        """Records all calls; returns the recording, or None and why one of them raised."""
+        example, mode = self._recording.example, self._recording.training
+        patterns = (*example.free_outputs, *(f"*.{pattern}" for pattern in example.free_outputs))
+        calls = attrs.evolve(example, runner=DecodingRunner(example.runner, decoding), free_outputs=patterns)
+        self._shadow.rewind()
+        trace, error = try_to_record(self._shadow, calls, self._rules, label=DECODING, training=mode)
+        if error is not None:
+            return None, str(error.why)
+        return _Found(decoding, (trace, calls, mode)), ""
 
     def _run(self, runner: Any, listener: Listener) -> Any:
         """Runs a model; returns what it raised as text."""
         example = attrs.evolve(self._recording.example, runner=runner)
         self._shadow.rewind()
+        why = ""
         try:
             self._shadow.run(example, listener, self._rules, training=self._recording.training)
         except Exception as error:  # whatever a model raises where it is called as it wasn't meant to be
-            return f"{type(error).__name__}: {str(error)[:200]}"
-        finally:
-            self._shadow.let_go()
-        return runner.result
+            traceback.clear_frames(error.__traceback__)
+            why = f"{type(error).__name__}: {str(error)[:200]}"
+        self._shadow.let_go()
+        return why or runner.result
 
 
 @attrs.frozen
@@ -204,22 +234,33 @@ class _CachesRunner:
 
 @attrs.define(eq=False)
 class _ReadsCache:
-    """Decodes, and finds out whether a later call reads what it is handed."""
+    """Finds the first of some ways to decode in which a later call reads what it is handed.
+
+    Those of which no call does leave the outputs of the first call as they were, so that it is made once.
+    """
 
     example: Example
-    decoding: Decoding
+    ways: Sequence[Decoding]
     listener: _Reads = attrs.field(init=False, factory=lambda: _Reads())
-    result: tuple[()] = attrs.field(init=False, default=())
+    result: int | None = attrs.field(init=False, default=None)
 
     def __call__(self, model: Any, args: Any, kwargs: Any) -> None:
         given = call_of(self.example.runner, model, args, kwargs)
         assert given is not None
-        outputs = model(**self.decoding.inputs(given))
-        self.listener.watched = [
-            tensor for key, _ in self.decoding.handed for tensor in output_tensors(held(outputs, key))
-        ]
-        self.decoding.run(model, given, outputs)
-        self.listener.watched = []
+        outputs = model(**self.ways[0].inputs(given))
+        for place, way in enumerate(self.ways):
+            self.listener.watched = [tensor for key, _ in way.handed for tensor in output_tensors(held(outputs, key))]
+            for decoding in (way, attrs.evolve(way, later=(Later.LAST,))):
+                try:
+                    decoding.run(model, given, outputs)
+                except Exception as error:  # whatever a model raises where it is called as it wasn't meant to be
+                    traceback.clear_frames(error.__traceback__)
+                else:
+                    break
+            self.listener.watched = []
+            if self.listener.read:
+                self.result = place
+                return
 
 
 class _Reads(Listener):

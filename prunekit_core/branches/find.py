@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -9,7 +10,8 @@ import attrs
 from torch import nn
 
 from prunekit_core.branches.branch import Branch, BranchKind, Summand
-from prunekit_core.branches.needs import Needs, Read
+from prunekit_core.branches.needs import Needs, Read, needs_of
+from prunekit_core.collector import collection_paused
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.program.linear_forms import Addition
 from prunekit_core.program.rules import RuleTable, addition_of
@@ -23,7 +25,7 @@ NOT_RELATED = "it has nothing in common with what it is added to: the sum joins 
 
 
 def find_branches(analysis: Analysis, rules: RuleTable) -> tuple[Branch, ...]:
-    """Finds the branches of a model from its recorded programs.
+    """Finds the branches of a model from its recorded programs, once for an analysis.
 
     For each sum of two tensors of one shape, and each of them: if it were zero, the results wouldn't need some
     operations any more. If these read parameters, it is a branch.
@@ -35,13 +37,20 @@ def find_branches(analysis: Analysis, rules: RuleTable) -> tuple[Branch, ...]:
     Returns:
         Every branch, in the order of the program, those that can't go with the reason.
     """
-    return _Search(analysis, rules).found()
+    known = _KNOWN.get(analysis)
+    if known is None or known[0] is not rules:
+        with collection_paused():
+            known = _KNOWN[analysis] = (rules, _Search(analysis, rules).found())
+    return known[1]
+
+
+_KNOWN: weakref.WeakKeyDictionary[Analysis, tuple[RuleTable, tuple[Branch, ...]]] = weakref.WeakKeyDictionary()
 
 
 class _Search:
     def __init__(self, analysis: Analysis, rules: RuleTable) -> None:
         self._analysis, self._rules = analysis, rules
-        self._needs = [Needs(recording.trace) for recording in analysis.recordings]
+        self._needs = needs_of(analysis)
         tensors = analysis.shadow.tensors()
         self._parameters = {name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
         self._order = {name: place for place, name in enumerate(analysis.parameters)}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import bisect
 import heapq
-from collections.abc import Iterable
+import weakref
+from collections.abc import Iterable, Sequence
 
 import torch
 
+from prunekit_core.groups.analysis import Analysis
 from prunekit_core.program.calls import written_arguments
 from prunekit_core.program.rules import ModuleOp
 from prunekit_core.program.trace import Operation, TensorRef, Trace, is_continuous, tensor_refs
@@ -23,6 +24,15 @@ Version = tuple[int, int]
 
 Read = tuple[int, TensorRef]
 """The index of an operation, and a tensor that it reads."""
+_KNOWN: weakref.WeakKeyDictionary[Analysis, tuple[Needs, ...]] = weakref.WeakKeyDictionary()
+
+
+def needs_of(analysis: Analysis) -> Sequence[Needs]:
+    """Returns what depends on what in each recorded program; worked out once for an analysis."""
+    known = _KNOWN.get(analysis)
+    if known is None:
+        known = _KNOWN[analysis] = tuple(Needs(recording.trace) for recording in analysis.recordings)
+    return known
 
 
 class Needs:
@@ -109,7 +119,10 @@ class Needs:
             if not self.needed[index]:
                 self.needed[index] = True
                 pending.extend(source for _, sources in self.sources[index] for source in sources)
-        self._idle = [index for index, needed in enumerate(self.needed) if not needed]
+        self._idle_readers: dict[int, list[int]] = {}  # by operation: those that depend on it and aren't needed
+        for index, needed in enumerate(self.needed):
+            for source in () if needed else (one for _, sources in self.sources[index] for one in sources):
+                self._idle_readers.setdefault(source, []).append(index)
 
     def is_result(self, operation: int) -> bool:
         """Tells whether what an operation made or wrote is among the results, or may be."""
@@ -144,10 +157,11 @@ class Needs:
     def followers(self, operations: set[int]) -> set[int]:
         """Finds the operations that the results don't need and that depend on some of these (statistics kept)."""
         found: set[int] = set()
-        for index in self._idle[bisect.bisect(self._idle, min(operations)) :]:
-            sources = (source for _, sources in self.sources[index] for source in sources)
-            if any(source in operations or source in found for source in sources):
-                found.add(index)
+        pending = list(operations)
+        while pending:
+            readers = [index for index in self._idle_readers.get(pending.pop(), ()) if index not in found]
+            found.update(readers)
+            pending.extend(readers)
         return found
 
     def names_read(self, operations: Iterable[int]) -> tuple[str, ...]:

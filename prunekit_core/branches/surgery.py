@@ -18,7 +18,7 @@ from prunekit_core.branches.calls import Call, Thing, calls_of
 from prunekit_core.branches.children import Children, UnfitError
 from prunekit_core.branches.idle import Idle
 from prunekit_core.branches.left_over import LeftOver, WrongError
-from prunekit_core.branches.needs import Needs
+from prunekit_core.branches.needs import needs_of
 from prunekit_core.errors import RehearsalError
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.recording import Recording
@@ -130,7 +130,7 @@ class _Operation:
         if calls is None:
             raise self._refusal("the program doesn't run the same operations each time")
         self._calls = calls
-        self._needs = [Needs(recording.trace) for recording in analysis.recordings]
+        self._needs = needs_of(analysis)
         self._sums = [
             [summand for branch in branches for summand in branch.sums if summand.recording == position]
             for position in range(len(calls))

@@ -149,11 +149,7 @@ class Graph:
         return self.drafts.for_branches().analysis
 
     def branches(self) -> tuple[Branch, ...]:
-        """Lists the branches of the model as found at analysis: operands of sums that could be switched off.
-
-        Returns:
-            In the order of the program; those that can't be switched off with the reason.
-        """
+        """Lists the branches as found at analysis, in the order of the program, with the reason for those that stay."""
         return self.drafts.for_branches().branches()
 
     def branch_obstacles(self) -> dict[str, str]:
@@ -355,13 +351,10 @@ class Graph:
         return found
 
     def module_paths(self, layers: Iterable[Layer]) -> set[str]:
-        """Returns the paths of some modules and of everything they contain, those that are left, as at analysis.
-
-        Args:
-            layers: Modules of the model as it is now, types, or names as at analysis.
+        """Returns the paths at analysis of some modules, and of everything they contain, that are left.
 
         Raises:
-            ArgumentError: A layer isn't in the model, or no layer has that name or type.
+            ArgumentError: A layer isn't in the model, or no layer has that name (at analysis) or type.
         """
         return self.current.paths_of(layers)
 

@@ -61,7 +61,8 @@ class AttributeEdit:
 
     Attributes:
         module: Dotted path of the module; empty for the model itself.
-        attribute: Name of the attribute.
+        attribute: Name of the attribute; of an attribute of an object that the module holds, with that object's before
+            it (``"config.vocab_size"``).
         old: Its value before.
         new: Its value after.
     """

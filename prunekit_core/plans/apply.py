@@ -52,7 +52,7 @@ class Application:
         self._stand_ins: dict[int, nn.Module] = {}
         self._converted: dict[str, tuple[nn.Module, nn.Module]] = {}
         self._removed: dict[str, tuple[nn.Module, Absent]] = {}
-        self._edited: list[nn.Module] = []
+        self._edited: list[tuple[dict[str, Any], str]] = []
         self._counted: list[tuple[dict[str, Any], str, Recount | Shortening]] = []
         self._optimizer = optimizer
         self._state: OptimizerCut | None = None
@@ -178,18 +178,19 @@ class Application:
     def _check_edits(self) -> None:
         seen: set[tuple[int, str]] = set()
         for edit in self._plan.edits:
-            module = self._module(edit.module)
-            if (id(module), edit.attribute) in seen:
+            *around, name = edit.attribute.split(".")
+            table = holder_of(self._module(edit.module), (*around, name)) or {}
+            if (id(table), name) in seen:
                 raise self._misfit(f"{edit.module}.{edit.attribute}", "it is set twice: the module has another name")
-            seen.add((id(module), edit.attribute))
-            value = vars(module).get(edit.attribute)
+            seen.add((id(table), name))
+            value = table.get(name)
             plain = type(value) is type(edit.new) is int and value == edit.old  # most are
             if not plain and not (is_size(value) and normal_size(value) == edit.old and _same_form(edit.old, edit.new)):
                 where = f"{edit.module or 'the model'}.{edit.attribute}"
-                if edit.attribute not in vars(module):
+                if name not in table:
                     raise self._misfit(where, "the module has no such attribute of its own")
                 raise self._misfit(where, f"it is {value!r}, the plan expects the size {edit.old!r}")
-            self._edited.append(module)
+            self._edited.append((table, name))
 
     def _check_entries(self) -> None:
         """Raises `PlanError` unless lists have these entries, which are exchanged, and what counts them is there."""
@@ -252,9 +253,8 @@ class Application:
         self._cut(transaction, values)
         if self._state is not None:
             self._state.prepare(transaction, self._positions)
-        for edit, module in zip(self._plan.edits, self._edited, strict=True):
-            attributes = vars(module)
-            transaction.entry(attributes, edit.attribute, surgery.sized_like(attributes.get(edit.attribute), edit.new))
+        for edit, (table, name) in zip(self._plan.edits, self._edited, strict=True):
+            transaction.entry(table, name, surgery.sized_like(table[name], edit.new))
         self._delete_entries(transaction)
 
     def _exchanged(self) -> set[str]:

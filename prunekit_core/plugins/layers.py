@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 from torch import nn
 
-from prunekit_core.algebra.layout import Kept, Layout, new_size, prefix
+from prunekit_core.algebra.layout import Kept, Layout, kept_positions, new_size, prefix
 from prunekit_core.plugins.opaque import Opaque
 from prunekit_core.program.op_call import Role
 
@@ -34,6 +34,10 @@ class Resizing:
     def size(self, name: str, dim: int) -> int:
         """Returns the new size of a parameter dim."""
         return new_size(self.layouts[name][dim], self.kept)
+
+    def place(self, name: str, dim: int, position: int) -> int:
+        """Returns where a position of a parameter dim is afterwards, or would be: how many before it stay."""
+        return int((kept_positions(self.layouts[name][dim], self.kept) < position).sum())
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns the new shape of a parameter."""

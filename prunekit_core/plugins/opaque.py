@@ -61,11 +61,16 @@ class Opaque:
             said: then models with the module are recorded on real tensors.
         exact: False if the module's result depends on how many units there are, so that removing some isn't the same
             as zeroing them. For single axes the rule may say so: ``call.whole(axis, Verb.MIX)``.
+        added: For a module that returns one tensor, the first argument of its ``forward`` and something added to it:
+            called as ``added(module, *args, **kwargs)``, returns what is added, of the same shape and without calling
+            ``forward`` of the module. The recording sees this as the operation, and a sum behind it: a branch. None for
+            a module that has none.
     """
 
     rule: OpRule = attrs.field(converter=as_rule, validator=_check_rule)
     fake: Callable[..., Any] | None = None
     exact: bool = True
+    added: Callable[..., Any] | None = None
 
 
 @attrs.frozen
@@ -129,6 +134,13 @@ class Closed:
         arguments = {name: Held(value) if _hidden(value) else value for name, value in given.items()}
         arguments |= {f"{name} (inside)": found for name, value in given.items() if (found := _hidden(value))}
         return {**arguments, **tensors_in(self._modules)}
+
+    def whole(self, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Returns what the module returns, from what its operation does: the sum where the module has a branch."""
+        if self._declared.added is None:
+            return result
+        first = next(iter(self._signature.bind(*args, **kwargs).arguments.values()))
+        return first + result
 
     def fake(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Returns outputs without data.
@@ -210,7 +222,8 @@ class Closed:
             for (path, attribute), value in sizes.items():
                 undo.append((vars(self._modules[path]), attribute, vars(self._modules[path])[attribute]))
                 set_size(self._modules[path], attribute, value)
-            return self._forward(*args, **kwargs)
+            added = self._declared.added
+            return self._forward(*args, **kwargs) if added is None else added(self._module, *args, **kwargs)
         finally:
             for table, name, value in undo:
                 table[name] = value

@@ -70,6 +70,7 @@ class Trace:
         shares: Index of a tensor that an operation returned to that of the argument whose memory it uses (views).
         decisions: What was decided by value, by operation index; empty for a recording without values.
         constants: By index: fingerprints of the tensors that no operation made (plain attributes, arrays of NumPy's).
+        escaped: Tensors of integers or booleans whose values leave PyTorch, with the way.
     """
 
     label: str
@@ -85,6 +86,7 @@ class Trace:
     kept: Mapping[TensorRef, str] = attrs.field(factory=dict)
     stored: Mapping[TensorRef, str] = attrs.field(factory=dict)
     constants: Mapping[int, str] = attrs.field(factory=dict)
+    escaped: Mapping[TensorRef, str] = attrs.field(factory=dict)
 
     def memory(self, index: int) -> int:
         """Follows views to the tensor whose memory they use."""

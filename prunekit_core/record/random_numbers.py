@@ -26,6 +26,13 @@ _OFF = {"dropout_p": 0, "dropout": 0, "train": False, "training": False}
 _Call = tuple[Any, Sequence[Any], Mapping[str, Any]]
 
 
+def draws(op: Any, arguments: Mapping[str, Any]) -> bool:
+    """Tells whether an operation draws random numbers when it is given some arguments, by name."""
+    if torch.Tag.nondeterministic_seeded not in op.tags:
+        return False
+    return not any(name in arguments and arguments[name] == value for name, value in _OFF.items())
+
+
 class RandomNumbers(Mode):
     """Hands operations on real tensors generators of its own.
 
@@ -40,10 +47,8 @@ class RandomNumbers(Mode):
     @uncompiled
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags:
-            return func(*args, **kwargs)
-        arguments = bind_arguments(func, args, kwargs)
-        if any(name in arguments and arguments[name] == value for name, value in _OFF.items()):
+        seeded = torch.Tag.nondeterministic_seeded in func.tags  # the others needn't have their arguments bound
+        if not seeded or not draws(func, bind_arguments(func, args, kwargs)):
             return func(*args, **kwargs)
         call = self._handed(func, args, kwargs)
         if call is not None:

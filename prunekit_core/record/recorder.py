@@ -121,6 +121,7 @@ class TraceBuilder(Listener):
         self._decisions: dict[int, Answers] = {}
         self.held = False
         self._kept: dict[TensorRef, str] = {}
+        self._escaped: dict[TensorRef, str] = {}
         self._stored: dict[TensorRef, str] = {}
         self._constants: dict[int, str] = {}
 
@@ -158,10 +159,11 @@ class TraceBuilder(Listener):
         self.table.put(result, self.table.ref(source))
 
     def leaves(self, tensor: torch.Tensor, way: str) -> None:
-        """Notes a tensor of reals whose values go on outside of PyTorch."""
+        """Notes a tensor whose values go on outside of PyTorch."""
         ref = self.table.get(tensor)
-        if ref is not None and is_continuous(tensor.dtype):
-            self._kept[ref] = f"its values leave PyTorch by {way}"
+        if ref is not None:
+            table = self._kept if is_continuous(tensor.dtype) else self._escaped
+            table[ref] = f"its values leave PyTorch by {way}"
 
     def _refer(self, value: Any, read: list[tuple[torch.Tensor, TensorRef]]) -> Any:
         """Writes an argument down, and adds the tensors in it to those that are read."""
@@ -231,6 +233,7 @@ class TraceBuilder(Listener):
             self._kept,
             self._stored,
             self._constants,
+            self._escaped,
         )
 
 

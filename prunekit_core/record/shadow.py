@@ -90,7 +90,11 @@ class _Recorder(Mode):
                 self.listener.failed(module.op, path, error)
                 raise
             self.listener.operation(module.op, path, arguments, result)
-        return result
+        self._stack.append(path)
+        try:
+            return module.whole(result, args, kwargs)
+        finally:
+            self._stack.pop()
 
     @uncompiled
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -454,6 +458,10 @@ class Shadow:
                     put_values(first, data)
                 self.modes.finish()
                 self.reset()
+
+    def settings(self) -> contextlib.AbstractContextManager[None]:
+        """Sets what a run sets, for whoever runs operations of a run again; see `RunSettings`."""
+        return self._run_settings()
 
     def _show(self, tensors: Mapping[str, torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Gives the first stand-ins, which objects that are no modules hold, the sizes of what replaces them.

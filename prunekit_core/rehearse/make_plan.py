@@ -65,22 +65,20 @@ class Drafts:
         self._names = names
         self._found: tuple[Rehearsed, Constants] | None = None
         self._for_branches: Drafts | None = None
-        self._branches: tuple[Branch, ...] | None = None
         self._prices: weakref.WeakSet[Prices] = weakref.WeakSet()  # of plans that live longer ask before this goes
 
     def for_branches(self) -> Drafts:
         """Returns what makes plans without branches: for recordings of decoding as well; see `with_decoding`."""
         if self._for_branches is None:
-            found = with_decoding(self.analysis, self.registry)
+            with collection_paused():
+                found = with_decoding(self.analysis, self.registry)
             self._for_branches = self if found is self.analysis else Drafts(found, self.registry)
             self._for_branches.knowledge.skipped_costs = self.knowledge.skipped_costs
         return self._for_branches
 
     def branches(self) -> tuple[Branch, ...]:
         """Returns the branches of the model as analysed here; see `find_branches`."""
-        if self._branches is None:
-            self._branches = find_branches(self.analysis, self.registry.op_rules)
-        return self._branches
+        return find_branches(self.analysis, self.registry.op_rules)
 
     def draft(self, model: nn.Module, kept: Mapping[str, tuple[int, ...]], reselect: Reselect | None = None) -> Plan:
         """Makes a proven plan from the model as it was at analysis.

@@ -13,7 +13,9 @@ from prunekit_core.groups.recording import Recording
 from prunekit_core.program.trace import Operation
 
 PieceKey = tuple[int, int, int, int]
-"""Where a piece of a layout shows in a module: operation within the module, tensor, dim, piece."""
+"""Where a piece of a layout shows in a module: operation within the module, tensor, dim, piece.
+
+Behind the tensors of an operation stand the arguments of which its rule says what size they are, as dims of -1."""
 
 
 class Sites:
@@ -38,17 +40,24 @@ class Sites:
         """Yields every piece of every layout that shows in the operations of a module, with its place."""
         record = self._analysis.recordings[recording]
         for ordinal, operation in enumerate(self.operations(recording, path)):
-            for slot, index in enumerate(tensors_at(operation)):
+            tensors = tensors_at(operation)
+            for slot, index in enumerate(tensors):
                 for dim, layout in enumerate(record.live.get(index, ())):
                     for number, piece in enumerate(_runs(layout)):
                         yield (ordinal, slot, dim, number), piece
+            for slot, layout in enumerate(_expected_sizes(record, operation), len(tensors)):
+                yield (ordinal, slot, -1, 0), layout
 
     def piece(self, recording: int, path: str, key: PieceKey) -> Layout | None:
         """Returns the piece that shows at a place in a module, None if there is no such place."""
         ordinal, slot, dim, number = key
         operations = self.operations(recording, path)
+        record = self._analysis.recordings[recording]
         tensors = tensors_at(operations[ordinal]) if ordinal < len(operations) else []
-        dims = self._analysis.recordings[recording].live.get(tensors[slot], ()) if slot < len(tensors) else ()
+        if dim < 0:
+            sizes = _expected_sizes(record, operations[ordinal]) if ordinal < len(operations) else []
+            return next(itertools.islice(sizes, slot - len(tensors), None), None) if slot >= len(tensors) else None
+        dims = record.live.get(tensors[slot], ()) if slot < len(tensors) else ()
         return next(itertools.islice(_runs(dims[dim]), number, None), None) if dim < len(dims) else None
 
     def siblings(self, modules: Mapping[str, nn.Module], path: str, recording: int) -> list[str]:
@@ -62,6 +71,12 @@ class Sites:
             and type(module) is cls
             and [operation.name for operation in self.operations(recording, other)] == names
         ]
+
+
+def _expected_sizes(record: Recording, operation: Operation) -> list[Layout]:
+    """Lists the layouts whose sizes arguments of an operation are."""
+    expected = record.expectations.get(operation.index, ())
+    return [one.pieces[0] for one in expected if len(one.pieces) == 1]
 
 
 def ancestors(path: str) -> list[str]:

@@ -17,6 +17,7 @@ from prunekit_core.branches.decoding import DECODING
 from prunekit_core.branches.silence import silencing
 from prunekit_core.branches.surgery import Surgery, operate
 from prunekit_core.branches.unneeded import without_unneeded
+from prunekit_core.collector import collection_paused
 from prunekit_core.errors import ArgumentError, RehearsalError, nearest
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.moving_averages import mirrored_names, mirrored_stubs, one_sided
@@ -35,6 +36,7 @@ from prunekit_core.rehearse.places import ancestors
 from prunekit_core.rehearse.rehearsal import Stage
 
 
+@collection_paused()
 def draft_without(
     model: nn.Module,
     drafts: Drafts,

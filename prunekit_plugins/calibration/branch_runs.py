@@ -4,7 +4,8 @@ them."""
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import attrs
@@ -15,6 +16,7 @@ from prunekit_core.graph.graph import Graph
 from prunekit_core.program.outputs import named_outputs
 from prunekit_core.record.recorder import check_recordable
 from prunekit_plugins.calibration.batches import Batch, Batches
+from prunekit_plugins.calibration.branch_replays import Replay, Tape
 from prunekit_plugins.calibration.branch_sums import AddedBranch, SumListener, SumPlaces
 from prunekit_plugins.calibration.observation import Loss, Watched, scalar_loss
 from prunekit_plugins.checkpoints.stored_values import Cut
@@ -28,7 +30,8 @@ class BranchNeed(enum.Enum):
     GRADIENTS = "gradients"
     """The same, with the derivatives of a loss. One forward and one backward pass for all branches."""
     OUTPUTS = "outputs"
-    """The outputs of the model with the branch switched off, and those of the whole model. One forward pass each."""
+    """The outputs of the model with the branch switched off, and those of the whole model. One forward pass for the
+    whole model, and for each branch what comes behind it."""
 
 
 @attrs.frozen(eq=False)
@@ -170,12 +173,19 @@ class BranchRuns:
             wanted[name].add(SeenBranch(tuple(sums)))
 
     def _show_outputs(self, batch: Batch, wanted: Mapping[str, BranchGatherer], off: Sequence[str]) -> None:
-        expected = self._outputs(batch, ())
-        for name, gatherer in wanted.items():
-            gatherer.add(SeenBranch(outputs=self._outputs(batch, (*off, name)), expected=expected))
+        tape = Tape(self._watched, self._places, batch, {*off, *wanted})
+        whole = self._run(batch, tape)
+        expected = _rows_of(named_outputs(whole), batch)
+        replay = Replay(tape, whole, self._watched.shadow.settings)
+        able = [name for name in wanted if replay.can((*off, name))]
+        others = ((name, None) for name in wanted if name not in able)
+        for name, outputs in itertools.chain(replay.outputs(able, off), others):
+            if outputs is None:
+                outputs = named_outputs(self._without(batch, (*off, name)))
+            wanted[name].add(SeenBranch(outputs=_rows_of(outputs, batch), expected=expected))
 
-    def _outputs(self, batch: Batch, off: Sequence[str]) -> dict[str, torch.Tensor]:
-        return rows_of(self._run(batch, SumListener(self._watched.shadow, self._places, batch, off), off), batch)
+    def _without(self, batch: Batch, off: Sequence[str]) -> Any:
+        return self._run(batch, SumListener(self._watched.shadow, self._places, batch, off), off)
 
     def _run(self, batch: Batch, listener: SumListener, off: Sequence[str] = ()) -> Any:
         try:
@@ -200,10 +210,12 @@ def rows_of(outputs: Any, batch: Batch) -> dict[str, torch.Tensor]:
     Returns:
         Key path of each output of real numbers to a tensor ``[rows, features]``.
     """
+    return _rows_of(named_outputs(outputs), batch)
+
+
+def _rows_of(outputs: Iterable[tuple[str, torch.Tensor]], batch: Batch) -> dict[str, torch.Tensor]:
     return {
-        name: _output_rows(tensor, batch)
-        for name, tensor in named_outputs(outputs)
-        if tensor.is_floating_point() and tensor.numel()
+        name: _output_rows(tensor, batch) for name, tensor in outputs if tensor.is_floating_point() and tensor.numel()
     }
 
 

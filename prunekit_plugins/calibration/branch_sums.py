@@ -148,6 +148,15 @@ def is_sum(first: Any, second: Any) -> bool:
     )
 
 
+def switch_off(op: Any, arguments: dict[str, Any], gone: Iterable[str]) -> None:
+    """Makes some arguments of a sum zero: the tensor itself where the operation writes to it."""
+    for argument in gone:
+        if argument in written_arguments(op):
+            arguments[argument].zero_()
+        else:
+            arguments[argument] = torch.zeros_like(arguments[argument])
+
+
 Show = Callable[[str, AddedBranch], None]
 
 
@@ -217,11 +226,7 @@ class SumListener(Listener):
 
     def _sum(self, op: Any, addition: Addition, arguments: dict[str, Any], names: Mapping[str, str]) -> Any:
         gone = {argument for argument, name in names.items() if name in self._off}
-        for argument in gone:
-            if argument in written_arguments(op):
-                arguments[argument].zero_()
-            else:
-                arguments[argument] = torch.zeros_like(arguments[argument])
+        switch_off(op, arguments, gone)
         shown = {argument: name for argument, name in names.items() if name in self._watched and argument not in gone}
         pairs = {name: self._pair(addition, arguments, argument) for argument, name in shown.items()}
         if self._gradients:

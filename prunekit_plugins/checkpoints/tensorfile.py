@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,7 +22,7 @@ import safetensors
 import torch
 
 from prunekit_core.errors import CheckpointError
-from prunekit_core.files import storing
+from prunekit_core.files import Files, storing
 
 DTYPES = {
     "F64": torch.float64,
@@ -267,6 +267,29 @@ def write_tensors(
         checksum = zlib.crc32("".join(sums).encode())
         sign(path, SUMS, "".join(sums), empty[SUMS])
     return checksum
+
+
+def write_named(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file of some tensors with their checksums; it appears whole or not at all.
+
+    Raises:
+        StorageError: The system refuses.
+    """
+    stored = {name: Stored(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+    def rows(name: str) -> Iterator[torch.Tensor]:
+        for start, stop in stored[name].pieces():
+            yield tensors[name][start:stop] if stored[name].shape else tensors[name]
+
+    with storing(path), Files(path.parent) as files:
+        write_tensors(files.new(path.name), stored, metadata, rows, summed=True)
+        files.commit()
+
+
+def values_as_bytes(tensor: torch.Tensor) -> bytes:
+    """Returns the values of a tensor on the CPU as bytes, in the order of their positions."""
+    values = tensor.contiguous()
+    return bytes(_bytes_of(values)) if values.nbytes else b""
 
 
 def _write(file: BinaryIO, values: torch.Tensor) -> None:

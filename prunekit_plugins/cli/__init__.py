@@ -43,6 +43,11 @@ def prunekit_commands() -> Mapping[str, LazyCommand]:
             "export",
             "Write a model as ONNX or as a program of torch.export, and compare what it computes with the model.",
         ),
+        "vocabulary": LazyCommand(
+            "prunekit_plugins.cli.commands.vocabulary",
+            "vocabulary",
+            "Keep the tokens that texts use in a transformers folder: model, tokenizer and configurations.",
+        ),
         "bench": LazyCommand(
             "prunekit_plugins.cli.commands.bench",
             "bench",

@@ -17,6 +17,7 @@ import attrs
 import torch
 
 from prunekit.plugin import ArgumentError, CheckpointError, Config, Registry, nearest, write_text
+from prunekit_plugins.depth import DepthSettings
 
 FORMAT = 1
 CODE = {"branch_importance", "compensation", "allocation"}
@@ -234,11 +235,11 @@ def settings_of(registry: Registry, settings: Mapping[str, Any], default: str, f
     found = {key: value for key, value in settings.items() if key not in ("registry", "importance")}
     if not found.keys() & {"ratio", "target", "branch_ratio", "branches"}:
         found["ratio"] = 0.5
-    own = {"name": config.importance, **config.importance_arguments}
-    criterion = _written(settings.get("importance", default), own)
+    if not only_branches(settings):
+        own = {"name": config.importance, **config.importance_arguments}
+        found["importance"] = _beside(_written(settings.get("importance", default), own), folder)
     if "branch_importance" in found:
         found["branch_importance"] = _written(found["branch_importance"], config.option("branch_importance"))
-    criterion = _beside(criterion, folder)
     for key in CODE & found.keys():
         found[key] = _beside(found[key], folder)
     host = {
@@ -246,7 +247,12 @@ def settings_of(registry: Registry, settings: Mapping[str, Any], default: str, f
         "plugins": _beside(list(registry.uninstalled), folder),
         "plugin": config.tables,
     }
-    return {"importance": criterion, **found, **{name: value for name, value in host.items() if value}}
+    return {**found, **{name: value for name, value in host.items() if value}}
+
+
+def only_branches(settings: Mapping[str, Any]) -> bool:
+    """Whether ``prune`` takes branches out and no units, so that no criterion ranks these."""
+    return DepthSettings.of(settings).requested and not settings.get("ratio")
 
 
 def _written(criterion: Any, own: Any) -> Any:

@@ -17,8 +17,8 @@ class OutputChangeImportance:
 
     Each branch is switched off alone and the model runs on all batches; then the least important one goes, and all
     others are measured anew without it (Zhang et al., FinerCut: Finer-grained Interpretable Layer Pruning for Large
-    Language Models, 2024). It is the dearest criterion, with as many forward passes as there are branches for every
-    branch that goes, and the one that measures what counts.
+    Language Models, 2024). It is the dearest criterion, with about half as many forward passes as there are
+    branches for every branch that goes, and the one that measures what counts.
 
     Args:
         measure: ``"kl"``: the mean Kullback-Leibler divergence of the softmax of the outputs called ``logits`` (of a

@@ -54,7 +54,7 @@ def save_pretrained(
     dense.architectures = [type(model).__name__]
     dense.torch_dtype = model.dtype
     try:
-        plan.apply(empty_model(_architecture(transformers, dense, str(folder)), dense), registry=registry)
+        plan.apply(empty_model(named_architecture(transformers, dense, str(folder)), dense), registry=registry)
     except PlanError as error:
         raise ArgumentError(
             "The configuration is not that of the unpruned model.",
@@ -95,7 +95,7 @@ def load_pretrained(folder: str | os.PathLike[str], *, registry: Registry | None
     except (ValueError, OSError, KeyError) as error:
         raise CheckpointError("The configuration can't be read.", where=str(place), why=str(error)[:300]) from error
     model = load(
-        empty_model(_architecture(transformers, config, str(place)), config), place, registry=registry, assign=True
+        empty_model(named_architecture(transformers, config, str(place)), config), place, registry=registry, assign=True
     )
     if (place / GENERATION).is_file():
         generation: Any = transformers.GenerationConfig.from_pretrained(str(place), local_files_only=True)
@@ -119,7 +119,7 @@ def library() -> Any:
     return transformers
 
 
-def _architecture(transformers: Any, config: Any, where: str) -> type[nn.Module]:
+def named_architecture(transformers: Any, config: Any, where: str) -> type[nn.Module]:
     """Finds the class that a configuration names."""
     name = next(iter(config.architectures or ()), "")
     found = getattr(transformers, name, None) if name else None

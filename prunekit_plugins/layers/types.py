@@ -85,8 +85,12 @@ def prelu_attributes(module: nn.Module, resizing: Resizing) -> Mapping[str, Any]
 
 
 def embedding_attributes(module: nn.Module, resizing: Resizing) -> Mapping[str, Any]:
-    """``embedding_dim``."""
-    return {"embedding_dim": resizing.size("weight", 1)}
+    """``num_embeddings`` and ``embedding_dim``, and where the row for padding is."""
+    assert isinstance(module, nn.Embedding)
+    sizes = {"num_embeddings": resizing.size("weight", 0), "embedding_dim": resizing.size("weight", 1)}
+    if module.padding_idx is None:
+        return sizes
+    return {**sizes, "padding_idx": resizing.place("weight", 0, module.padding_idx)}
 
 
 def rows(module: nn.Module, layouts: Layouts) -> Layout | None:

@@ -81,7 +81,10 @@ def test_what_is_refused(cli: Cli, arguments: tuple[str, ...], message: str) -> 
 
 def test_settings_and_recipes(cli: Cli, tmp_path: Path) -> None:
     settings = tmp_path / "prunekit.toml"
-    settings.write_text('branch_ratio = 0.34\nbranch_importance = { name = "magnitude", p = 1 }\nkeep_first = 1\n')
+    settings.write_text(
+        'importance = "random"\nbranch_ratio = 0.34\nkeep_first = 1\n'
+        'branch_importance = { name = "magnitude", p = 1 }\n'
+    )
     recipe = tmp_path / "recipe.toml"
     first = cli("prune", *BLOCKS, "--config", settings, "--save-recipe", recipe, "--json").data
     (gone,) = first["branches"]["gone"]
@@ -89,10 +92,10 @@ def test_settings_and_recipes(cli: Cli, tmp_path: Path) -> None:
     again = cli("prune", "--recipe", recipe, "--json").data
     assert again["branches"] == first["branches"]
     assert again["params"] == first["params"]
-    assert "ratio = 0.5" not in recipe.read_text().splitlines()
-    typed = cli("prune", *BLOCKS, "--config", settings, "--branch", "blocks.0", "--json")
+    assert not [line for line in recipe.read_text().splitlines() if line.startswith(("ratio =", "importance ="))]
+    typed = cli("prune", *BLOCKS, "--config", settings, "--branch", "blocks.2", "--json")
     assert typed.code == 0
-    assert typed.data["branches"]["gone"] == ["blocks.0"]
+    assert typed.data["branches"]["gone"] == ["blocks.2"]
 
 
 def test_reports_show_what_became_of_branches(cli: Cli, tmp_path: Path) -> None:

@@ -514,3 +514,81 @@ def test_the_user_s_model_is_not_touched() -> None:
     before = {name: copy.copy(vars(module)) for name, module in model.named_modules()}
     pk.DependencyGraph(registry_of({Foreign: FOREIGN})).build_dependency(model, EXAMPLE)
     assert {name: vars(module) for name, module in model.named_modules()} == before
+
+
+class ForeignBlock(nn.Module):
+    """``x + gain * relu(x @ weight.T)``, of which nothing is seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.gain = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.rand(8) + 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = x + added_by(self, x)
+        return result
+
+
+def added_by(module: ForeignBlock, x: torch.Tensor) -> torch.Tensor:
+    result: torch.Tensor = _InNumpy.apply(x, module.weight, module.gain)
+    return result
+
+
+BLOCK = plugin.LayerType(
+    "foreign_block", opaque=plugin.Opaque(foreign_rule, fake=lambda module, x: torch.empty_like(x), added=added_by)
+)
+
+
+class Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.blocks = nn.Sequential(ForeignBlock(), ForeignBlock(), ForeignBlock())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.last(self.blocks(self.first(x)))
+        return result
+
+
+def test_a_layer_type_states_a_branch_of_a_layer_that_is_not_looked_into() -> None:
+    torch.manual_seed(0)
+    model, registry = Blocks().eval(), registry_of({ForeignBlock: BLOCK})
+    graph = pk.Graph.of(model, EXAMPLE, registry=registry)
+    assert [branch.name for branch in graph.branches() if branch.removable] == [f"blocks.{n}" for n in range(3)]
+    assert graph.branches()[1].parameters == ("blocks.1.weight", "blocks.1.gain")
+    silent = attrs.evolve(BLOCK, opaque=plugin.Opaque(foreign_rule, fake=lambda module, x: torch.empty_like(x)))
+    assert pk.Graph.of(model, EXAMPLE, registry=registry_of({ForeignBlock: silent})).branches() == ()
+    with torch.no_grad():
+        hidden = model.first(EXAMPLE)
+        model.blocks[1].gain.mul_(1e-3)
+        expected = model.last(model.blocks[2](model.blocks[0](hidden)))
+    small = copy.deepcopy(model)
+    options: dict[str, Any] = {"calibration": [EXAMPLE], "compensation": None, "registry": registry}
+    result = pk.prune(small, EXAMPLE, branch_ratio=0.34, **options)
+    assert result.report.absent == ("blocks.1",)
+    assert torch.equal(small(EXAMPLE), expected)
+    assert len([name for name, _ in small.named_parameters() if name.startswith("blocks.")]) == 4
+    assert pk.check_exact(model, small, result.plan, EXAMPLE, registry=registry)
+
+
+def test_units_of_a_layer_with_a_branch_are_pruned_as_of_others() -> None:
+    model, registry = Blocks().eval(), registry_of({ForeignBlock: BLOCK})
+    small = copy.deepcopy(model)
+    result = pk.prune(small, EXAMPLE, ratio=0.5, registry=registry)
+    assert small.blocks[2].weight.shape == (4, 4)
+    assert pk.check_exact(model, small, result.plan, EXAMPLE, registry=registry)
+
+
+def test_the_kit_compares_what_is_added_with_the_layer() -> None:
+    registry = registry_of({ForeignBlock: BLOCK})
+    check_layer_type(ForeignBlock(), torch.randn(3, 8), registry=registry)
+
+    def doubled(module: ForeignBlock, x: torch.Tensor) -> torch.Tensor:
+        return 2 * added_by(module, x)
+
+    def narrow(module: ForeignBlock, x: torch.Tensor) -> torch.Tensor:
+        return added_by(module, x)[:, :1]
+
+    for wrong, message in ((doubled, "isn't the output"), (narrow, "`added` returns a tensor \\(3, 1\\)")):
+        kind = attrs.evolve(BLOCK, opaque=plugin.Opaque(foreign_rule, BLOCK.opaque.fake, added=wrong))  # type: ignore[union-attr]
+        with pytest.raises(AssertionError, match=message):
+            check_layer_type(ForeignBlock(), torch.randn(3, 8), registry=registry_of({ForeignBlock: kind}))

@@ -29,10 +29,12 @@ RAISING = (
     "calibration",
     "checkpoints",
     "compensation",
+    "distill",
     "importance",
     "integrations",
     "layers",
     "prune",
+    "vocabulary",
 )
 """The packages of plugins whose errors the page of errors explains."""
 SAYING = sorted(

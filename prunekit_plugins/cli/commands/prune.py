@@ -23,7 +23,7 @@ from prunekit_plugins.cli.commands.trace import criteria_of, decisions, distribu
 from prunekit_plugins.cli.listing import report_data, show_compensation, show_report
 from prunekit_plugins.cli.models import Subject, build
 from prunekit_plugins.cli.output import Output, Table, cost_data, cost_rows
-from prunekit_plugins.cli.recipe import Recipe
+from prunekit_plugins.cli.recipe import Recipe, only_branches
 from prunekit_plugins.cli.repeating import finish, start
 from prunekit_plugins.reports import report_data as details, write_report
 from prunekit_plugins.reports.files import check_report_path
@@ -142,6 +142,8 @@ def prune(
         registry.named("prunekit_compensators", name)
     # What was typed wins over the settings of the project and the recipe; None is what nobody typed.
     settings = registry.options(**{**Config.among(context.params), **typed})
+    if importance is None and only_branches(settings):
+        settings.pop("importance", None)  # the project's, for its other calls
     with output.working(f"building {model}"):
         if source is not None:
             settings["weights"] = source

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,11 @@ def check_opaque(module: nn.Module, declared: Opaque, inputs: Sequence[torch.Ten
     """Compares the outputs that are declared for a module with those that it returns, in eval and train mode.
 
     Raises:
-        AssertionError: They differ in structure, shapes, dtypes or devices.
+        AssertionError: They differ in structure, shapes, dtypes or devices; or what is declared to be added, with what
+            it is added to, isn't what the module returns.
     """
+    if declared.added is not None:
+        _check_added(module, declared.added, inputs)
     if declared.fake is None:
         return
     for training in (False, True):
@@ -34,6 +37,26 @@ def check_opaque(module: nn.Module, declared: Opaque, inputs: Sequence[torch.Ten
         for found, expected in zip(declared_leaves, leaves, strict=True):
             if isinstance(expected, torch.Tensor):
                 assert _form(found) == _form(expected), f"`fake` returns {_form(found)}, the layer {_form(expected)}"
+
+
+def _check_added(module: nn.Module, added: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> None:
+    """Compares a module's output with its first argument and what is declared to be added to that."""
+    for training in (False, True):
+        layer = copy.deepcopy(module).train(training)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            state = torch.get_rng_state()
+            real = layer(*inputs)
+            torch.set_rng_state(state)
+            branch = added(copy.deepcopy(module).train(training), *inputs)
+        assert isinstance(real, torch.Tensor), f"a layer with `added` returns one tensor, not {_form(real)}"
+        assert isinstance(branch, torch.Tensor), f"`added` returns {_form(branch)}, not a tensor"
+        assert branch.shape == inputs[0].shape == real.shape, f"`added` returns {_form(branch)}, not like {_form(real)}"
+        try:
+            torch.testing.assert_close(inputs[0] + branch, real)
+        except AssertionError as error:
+            raise AssertionError(
+                f"what `added` returns, added to the first argument, isn't the output: {error}"
+            ) from None
 
 
 def _form(value: Any) -> str:

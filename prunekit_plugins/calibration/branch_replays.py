@@ -1,0 +1,229 @@
+"""Running a model with one branch after the other switched off, of which only what comes behind the branch runs again.
+
+The operations of a run on one batch are written down, without tensors. Run once more in order, with the values that
+are still needed, they are at some time where a branch is added: from there the rest of them is run without it, and
+then they go on with it. Of ``n`` branches that are spread evenly this takes about ``n / 2`` forward passes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch.utils.weak import WeakIdKeyDictionary
+
+from prunekit_core.program.calls import tensors_of, written_arguments
+from prunekit_core.program.linear_forms import Addition
+from prunekit_core.program.outputs import named_outputs
+from prunekit_core.program.rules import ModuleOp
+from prunekit_core.program.trace import TensorRef, tensor_refs
+from prunekit_core.record.random_numbers import draws
+from prunekit_plugins.calibration.batches import Batch
+from prunekit_plugins.calibration.branch_sums import SumListener, SumPlaces, switch_off
+from prunekit_plugins.calibration.observation import Watched
+
+_DETACH = torch.ops.aten.detach_.default
+"""Changes nothing outside of autograd."""
+_LITERAL = torch.ops.aten.lift_fresh.default
+"""Hands on a tensor that is written down in the program."""
+
+
+@attrs.frozen(eq=False)
+class _Step:
+    """An operation of a run.
+
+    Attributes:
+        op: The operation.
+        arguments: Its arguments by name, tensors replaced by references.
+        outputs: What it returned.
+        shapes: Their shapes.
+        names: Arguments that are branches, with the branches' names.
+    """
+
+    op: Any
+    arguments: Mapping[str, Any]
+    outputs: tuple[int, ...]
+    shapes: tuple[torch.Size, ...]
+    names: Mapping[str, str]
+
+
+class Tape(SumListener):
+    """The listener that writes down the operations of a run in which no branch is switched off.
+
+    Args:
+        watched: The model that runs.
+        places: Where branches are added.
+        batch: The batch that runs.
+        names: Names of the branches that will be switched off.
+
+    Attributes:
+        steps: The operations in order.
+        given: Tensors that no operation made, by number.
+        decided: Number of operations until the last time that values left PyTorch, or decided what the program does.
+        repeatable: Whether the operations can be run again: each of them is PyTorch's, draws no random numbers, and
+            writes only to what another one made.
+    """
+
+    def __init__(self, watched: Watched, places: SumPlaces, batch: Batch, names: Collection[str]) -> None:
+        super().__init__(watched.shadow, places, batch, (), names)
+        self.steps: list[_Step] = []
+        self.given: dict[int, torch.Tensor] = {}
+        self.memory: list[int] = []
+        self.decided, self.repeatable = 0, True
+        self._numbers: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._names: Mapping[str, str] = {}
+
+    def _sum(self, op: Any, addition: Addition, arguments: dict[str, Any], names: Mapping[str, str]) -> Any:
+        self._names = names
+        return op(**arguments)
+
+    def operation(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> None:
+        """Writes an operation down."""
+        names, self._names = self._names, {}
+        if op is _DETACH or op is _LITERAL:
+            for tensor in tensors_of(outputs):
+                self.number(tensor)
+            return
+        written = () if isinstance(op, ModuleOp) else written_arguments(op)
+        referred = {name: self._referred(value) for name, value in arguments.items()}
+        numbers = {ref.index for name in written for ref in tensor_refs([referred[name]])}
+        outside = {self.memory[number] for number in self.given} & {self.memory[number] for number in numbers}
+        drawing = isinstance(op, ModuleOp) or draws(op, arguments)
+        self.repeatable = self.repeatable and not drawing and not (outside - {0})
+        made = tensors_of(outputs)
+        shapes = tuple(tensor.shape for tensor in made)
+        self.steps.append(_Step(op, referred, tuple(map(self._number, made)), shapes, names))
+        if not made:
+            self.decided = len(self.steps)
+
+    def leaves(self, tensor: torch.Tensor, way: str) -> None:
+        """Notes that values leave PyTorch."""
+        self.decided = len(self.steps)
+
+    def alias(self, source: torch.Tensor, result: torch.Tensor) -> None:
+        """Takes the result for the same tensor."""
+        self._numbers[result] = self.number(source)
+
+    def number(self, tensor: torch.Tensor) -> int:
+        """Returns the number of a tensor that is there; one that no operation made is kept."""
+        if tensor not in self._numbers:
+            self.given[self._number(tensor)] = tensor
+        number: int = self._numbers[tensor]
+        return number
+
+    def _number(self, tensor: torch.Tensor) -> int:
+        if tensor not in self._numbers:
+            self._numbers[tensor] = len(self.memory)
+            plain = tensor.layout is torch.strided
+            self.repeatable = self.repeatable and plain
+            self.memory.append(tensor.untyped_storage().data_ptr() if plain else 0)
+        number: int = self._numbers[tensor]
+        return number
+
+    def _referred(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return TensorRef(self.number(value))
+        if isinstance(value, list | tuple):
+            return [self._referred(item) for item in value]
+        return value
+
+
+class Replay:
+    """Runs what a tape holds again, with branches switched off.
+
+    Args:
+        tape: The operations.
+        outputs: What the model returned.
+        settings: Gives the settings under which the model ran.
+    """
+
+    def __init__(
+        self, tape: Tape, outputs: Any, settings: Callable[[], contextlib.AbstractContextManager[None]]
+    ) -> None:
+        self._tape, self._settings = tape, settings
+        self._outputs = [(name, tape.number(tensor)) for name, tensor in named_outputs(outputs)]
+        self._first: dict[str, int] = {}
+        self._written: dict[int, int] = {}  # memory to the last operation that writes to it
+        last: dict[int, int] = {}
+        for place, step in enumerate(tape.steps):
+            for name in step.names.values():
+                self._first.setdefault(name, place)
+            for ref in tensor_refs(list(step.arguments.values())):
+                last[ref.index] = place
+            last |= dict.fromkeys(step.outputs, place)
+            written = () if isinstance(step.op, ModuleOp) else written_arguments(step.op)
+            for ref in tensor_refs([step.arguments[name] for name in (*written, *step.names)]):
+                self._written[tape.memory[ref.index]] = place
+        kept = {number for _, number in self._outputs}
+        self._ended: dict[int, list[int]] = {}
+        for number, place in last.items():
+            if number not in kept:
+                self._ended.setdefault(place, []).append(number)
+
+    def can(self, names: Iterable[str]) -> bool:
+        """Tells whether the program is sure to be the same with some branches switched off."""
+        first = min((self._first.get(name, -1) for name in names), default=-1)
+        return self._tape.repeatable and first >= self._tape.decided
+
+    def outputs(
+        self, names: Sequence[str], off: Collection[str]
+    ) -> Iterator[tuple[str, list[tuple[str, torch.Tensor]] | None]]:
+        """Yields the outputs, by name, with one branch after the other switched off; None where they aren't known.
+
+        Args:
+            names: Names of these branches.
+            off: Names of the branches that are switched off all the time.
+        """
+        base, place, follows = dict(self._tape.given), 0, True
+        for name in sorted(names, key=self._first.__getitem__):
+            with torch.inference_mode(), self._settings():
+                follows = follows and self._run(base, place, self._first[name], off)
+                place = self._first[name]
+                values = self._fork(base, place) if follows else {}
+                known = follows and self._run(values, place, len(self._tape.steps), {*off, name})
+            yield name, [(output, values[number]) for output, number in self._outputs] if known else None
+
+    def _run(self, values: dict[int, torch.Tensor], start: int, stop: int, off: Collection[str]) -> bool:
+        """Runs some operations; values that nothing needs any more are dropped.
+
+        Returns:
+            Whether all results had the shapes that they had before: where sizes follow from values, they may not.
+        """
+        for place in range(start, stop):
+            step = self._tape.steps[place]
+            arguments = {name: _filled(value, values) for name, value in step.arguments.items()}
+            switch_off(step.op, arguments, [argument for argument, name in step.names.items() if name in off])
+            result = step.op(**arguments)
+            made = tensors_of(result)
+            if tuple(tensor.shape for tensor in made) != step.shapes:
+                return False
+            values.update(zip(step.outputs, made, strict=True))
+            del arguments, result, made
+            for number in self._ended.get(place, ()):
+                values.pop(number, None)
+        return True
+
+    def _fork(self, values: Mapping[int, torch.Tensor], place: int) -> dict[int, torch.Tensor]:
+        """Copies what operations from some place on write to, views of one memory together."""
+        copies: dict[int, torch.UntypedStorage] = {}
+        found = dict(values)
+        for number, tensor in values.items():
+            memory = self._tape.memory[number]
+            if memory and self._written.get(memory, -1) >= place:
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in copies:
+                    copies[storage.data_ptr()] = storage.clone()
+                where = (tensor.storage_offset(), tensor.shape, tensor.stride())
+                found[number] = tensor.new_empty(0).set_(copies[storage.data_ptr()], *where)
+        return found
+
+
+def _filled(value: Any, values: Mapping[int, torch.Tensor]) -> Any:
+    if isinstance(value, TensorRef):
+        return values[value.index]
+    if isinstance(value, list):
+        return [_filled(item, values) for item in value]
+    return value

@@ -1,0 +1,266 @@
+"""What is wrong is told before anything is changed, and nothing is lost where a run breaks off."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+import prunekit as pk
+from prunekit_plugins.distill import distill
+from tests.distill.models import StoppedError, batches, inputs, net, pair, same, stop_after, values
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "an unknown loss": ({"weights": {"logit": 1}}, "There is no such loss."),
+    "no loss": ({"weights": {"logits": 0}}, "All losses have the weight 0."),
+    "a negative weight": ({"weights": {"logits": -1}}, "The weight of a loss is a number of at least 0."),
+    "weights that are none": ({"weights": "logits"}, "weights maps losses to their weights."),
+    "hidden states without a plan": ({"weights": {"hidden": 1}}, "Hidden states are matched by the plan."),
+    "a plan that is none": ({"plan": "plan"}, "plan is a Plan."),
+    "steps and epochs": ({"steps": 1, "epochs": 1}, "Give steps or epochs, not both."),
+    "no steps": ({"steps": 0}, "steps must be a positive whole number."),
+    "a temperature of zero": ({"temperature": 0}, "temperature must be a positive number."),
+    "an endless warm-up": ({"warm_up": 1}, "warm_up is a part of the steps, in [0, 1)."),
+    "an unknown schedule": ({"schedule": "linear"}, "There is no schedule called 'linear'."),
+    "an unknown precision": ({"precision": "fp8"}, "There is no precision called 'fp8'."),
+    "patience without data": ({"patience": 1}, "patience needs held-out batches."),
+    "evaluations without data": ({"evaluate_every": 1}, "evaluate_every needs held-out batches."),
+    "a seed that is none": ({"seed": 0.5}, "seed must be a whole number."),
+    "an optimizer that is none": ({"optimizer": "adam"}, "optimizer is an optimizer."),
+    "a function that is none": ({"loss_fn": 3}, "loss_fn is a function."),
+    "an empty held-out set": ({"held_out": []}, "There is nothing in held_out."),
+    "a single held-out batch": ({"held_out": inputs(4)}, "held_out must be an iterable of batches."),
+    "no labels": ({"weights": {"labels": 1}}, "A batch has no labels, which a loss needs."),
+    "labels of another shape": (
+        {"weights": {"labels": 1}, "labels": lambda batch: torch.zeros(3, dtype=torch.long)},
+        "The labels don't fit the logits.",
+    ),
+    "a loss with dims": ({"weights": {"labels": 1}, "loss_fn": lambda o, b: o}, "loss_fn must return a scalar tensor."),
+    "logits that are none": ({"logits": lambda outputs: 3}, "Logits are a tensor of real numbers"),
+    "classes along no dim": ({"class_dim": 4}, "The logits have no such dim."),
+    "an unknown way to train": ({"train": "norm"}, 'train is "all", "norms", "lora"'),
+    "a number as what is trained": ({"train": 3}, 'train is "all", "norms", "lora"'),
+    "names that there aren't": ({"train": ["tail.*"]}, "No parameter has that name."),
+    "nothing to train": ({"train": lambda name, parameter: False}, "There is nothing to train."),
+    "a foreign optimizer": (
+        {"optimizer": torch.optim.SGD(net().parameters(), lr=0.1)},
+        "The optimizer trains no parameter of the student",
+    ),
+    "no such folder": ({"teacher": "nowhere"}, "The folder holds no stored logits."),
+    "a teacher that is none": ({"teacher": 3}, "The teacher is a module, or the folder of stored logits."),
+    "a teacher of other outputs": ({"teacher": nn.Linear(8, 6)}, "The outputs of student and teacher don't match."),
+    "no batches": ({"batches": []}, "There is nothing in batches."),
+    "one batch": ({"batches": inputs(4)}, "batches must be an iterable of batches."),
+    "a used iterator": ({"batches": iter(())}, "There is nothing in batches."),
+    "a student that is none": ({"student": 3}, "The student is a module."),
+}
+
+
+@pytest.mark.parametrize(("wrong", "headline"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_argument_is_told_and_nothing_is_changed(wrong: dict[str, Any], headline: str) -> None:
+    student, teacher, _ = pair()
+    student.train()
+    before, modes = values(student), [module.training for module in student.modules()]
+    calls: list[int] = []
+    given: dict[str, Any] = {"student": student, "teacher": teacher, "batches": batches()} | wrong
+    if "epochs" not in given and "steps" not in given:
+        given["steps"] = 2
+    with pytest.raises((pk.ArgumentError, pk.CheckpointError)) as caught:
+        distill(**given, progress=lambda done, total: calls.append(done))
+    assert caught.value.headline.startswith(headline)
+    assert calls == []
+    assert same(values(student), before)
+    assert [module.training for module in student.modules()] == modes
+
+
+def test_a_teacher_that_is_the_student_is_told() -> None:
+    student, _, _ = pair()
+    with pytest.raises(pk.ArgumentError, match=r"The teacher shares parameters with the student."):
+        distill(student, student, batches(), steps=1)
+    shallow = copy.copy(student)
+    with pytest.raises(pk.ArgumentError, match=r"The teacher shares parameters with the student."):
+        distill(student, shallow, batches(), steps=1)
+
+
+def test_maps_of_classes_say_where_the_classes_are() -> None:
+    student, teacher = nn.Conv2d(3, 5, 1), nn.Conv2d(3, 5, 1)
+    images = [torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))]
+    with pytest.raises(pk.ArgumentError, match=r"It isn't known which dim of the logits the classes lie along."):
+        distill(student, teacher, images, steps=1)
+    labels = torch.full((2, 4, 6), 3)
+    result = distill(
+        student, teacher, images, steps=300, lr=0.05, class_dim=1, weights={"logits": 1, "labels": 0.01},
+        labels=lambda batch: labels,
+    )  # fmt: skip
+    assert result.losses["logits"][-1] < 0.01 < result.losses["logits"][0]
+
+
+class Several(nn.Module):
+    """Returns a mapping without logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        found = self.layer(x)
+        return {"scores": found, "boxes": found * 2, "count": torch.ones(3, dtype=torch.long)}
+
+
+def test_outputs_without_logits_want_a_function() -> None:
+    with pytest.raises(pk.ArgumentError, match=r"It isn't known which output holds the logits.") as caught:
+        distill(Several(), Several(), batches(), steps=1)
+    assert caught.value.why == "there are 'scores', 'boxes'"
+    result = distill(Several(), Several(), batches(), steps=1, logits=lambda outputs: outputs["scores"])
+    assert result.steps == 1
+
+
+def test_epochs_of_an_unknown_length_want_steps() -> None:
+    class Endless:
+        def __iter__(self) -> Iterator[Tensor]:
+            yield from batches()
+
+    student, teacher, _ = pair()
+    with pytest.raises(pk.ArgumentError, match=r"The number of steps isn't known."):
+        distill(student, teacher, Endless())
+    assert distill(student, teacher, Endless(), steps=8).steps == 8
+
+
+def poisoned(at: int) -> list[Tensor]:
+    data = batches(6)
+    data[at] = data[at] * float("nan")
+    return data
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_best_state() -> None:
+    student, teacher, _ = pair()
+    held_out = [inputs(32, 9)]
+    result = distill(student, teacher, poisoned(4), epochs=3, lr=1e-2, held_out=held_out, evaluate_every=1, warm_up=0)
+    assert result.steps == 4
+    assert result.stopped == "step 5: the loss 'logits' is nan on batch 4 of epoch 0"
+    assert result.best_step == min(result.held_out, key=lambda pair: pair[1])[0] > 0
+    assert all(bool(tensor.isfinite().all()) for tensor in values(student).values())
+    best = dict(result.held_out)[result.best_step]
+    again = distill(student, teacher, batches(), steps=1, lr=1e-9, held_out=held_out, freeze_batchnorm=True)
+    assert again.held_out[0][1] == pytest.approx(best, rel=1e-6)
+
+
+def test_without_held_out_batches_the_last_good_state_is_kept() -> None:
+    student, teacher, _ = pair()
+    whole, _, _ = pair()
+    result = distill(student, teacher, poisoned(4), steps=9, lr=1e-2, schedule="constant")
+    distill(whole, teacher, batches(6), steps=4, lr=1e-2, schedule="constant")
+    assert (result.steps, result.best_step) == (4, 4)
+    assert same(values(student), values(whole))
+
+
+def test_a_first_loss_that_is_not_finite_is_an_error() -> None:
+    student, teacher, _ = pair()
+    before = values(student)
+    with pytest.raises(pk.ArgumentError, match=r"The loss isn't finite at the first step.") as caught:
+        distill(student, teacher, poisoned(0), steps=9)
+    assert caught.value.where == "the loss 'logits' is nan on batch 0 of epoch 0"
+    assert same(values(student), before)
+
+
+def test_gradients_that_are_not_finite_end_the_run() -> None:
+    student, teacher, _ = pair()
+    calls = 0
+
+    def loss(outputs: Tensor, batch: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        found = outputs.square().mean()
+        return (found - found.detach()).sqrt() if calls == 4 else found  # the slope of the root at 0
+
+    result = distill(student, teacher, batches(), loss_fn=loss, weights={"labels": 1}, steps=6)
+    assert result.stopped == "step 3: the gradients aren't finite on batch 2 of epoch 0"
+    assert all(bool(tensor.isfinite().all()) for tensor in values(student).values())
+
+
+def test_a_loss_without_gradients_is_told() -> None:
+    student, teacher, _ = pair()
+    before = values(student)
+    with pytest.raises(pk.ArgumentError, match=r"The loss doesn't depend on what is trained."):
+        distill(
+            student, teacher, batches(), loss_fn=lambda o, b: o.detach().mean(), weights={"labels": 1}, steps=6,
+            freeze_batchnorm=True,
+        )  # fmt: skip
+    assert same(values(student), before)
+
+
+def test_an_exception_leaves_the_student_as_it_was_or_as_it_was_best() -> None:
+    student, teacher, _ = pair()
+    before = values(student)
+    with pytest.raises(StoppedError):
+        distill(student, teacher, batches(), steps=6, lr=1e-2, progress=stop_after(4))
+    assert same(values(student), before)
+    with pytest.raises(StoppedError):
+        distill(
+            student, teacher, batches(), steps=6, lr=1e-2, held_out=[inputs(64, 9)], evaluate_every=1,
+            progress=stop_after(4),
+        )  # fmt: skip
+    assert not same(values(student), before)
+    assert not any(module._forward_hooks for module in teacher.modules())
+
+
+def test_a_checkpoint_of_another_run_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "run.safetensors"
+    student, teacher, _ = pair()
+    distill(student, teacher, batches(), steps=4, checkpoint=file)
+    before = values(student)
+    with pytest.raises(pk.CheckpointError, match=r"The checkpoint is of another run.") as caught:
+        distill(student, teacher, batches(), steps=5, checkpoint=file)
+    assert caught.value.why == "steps was 4, and is 5"
+    narrow, _, _ = pair(ratio=0.25)
+    with pytest.raises(pk.CheckpointError, match=r"The checkpoint is of another student."):
+        distill(narrow, teacher, batches(), steps=4, checkpoint=file)
+    assert same(values(student), before)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "another file"])
+def test_a_damaged_checkpoint_is_told(damage: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.safetensors"
+    student, teacher, _ = pair()
+    distill(student, teacher, batches(), steps=4, checkpoint=file)
+    if damage == "cut short":
+        file.write_bytes(file.read_bytes()[:-40])
+    else:
+        safetensors.torch.save_file({"x": torch.ones(2)}, str(file))
+    before = values(student)
+    with pytest.raises(pk.CheckpointError):
+        distill(student, teacher, batches(), steps=4, checkpoint=file)
+    assert same(values(student), before)
+
+
+def test_an_optimizer_whose_state_is_no_data_is_told(tmp_path: Path) -> None:
+    student, teacher, _ = pair()
+
+    class Odd(torch.optim.SGD):
+        def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+            self.state[self.param_groups[0]["params"][0]]["memory"] = [1, 2]
+
+    before = values(student)
+    with pytest.raises(pk.CheckpointError, match=r"The state of the optimizer can't be stored."):
+        distill(
+            student, teacher, batches(), steps=1, optimizer=Odd(student.parameters(), lr=0.1),
+            checkpoint=tmp_path / "run.safetensors",
+        )  # fmt: skip
+    assert same(values(student), before)
+
+
+def test_a_checkpoint_that_can_not_be_written_is_told_before_the_first_step(tmp_path: Path) -> None:
+    student, teacher, _ = pair()
+    calls: list[int] = []
+    with pytest.raises(pk.StorageError):
+        distill(
+            student, teacher, batches(), steps=2, checkpoint=tmp_path / "nowhere" / "run.safetensors",
+            progress=lambda done, total: calls.append(done),
+        )  # fmt: skip
+    assert calls == []
