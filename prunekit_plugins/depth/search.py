@@ -45,7 +45,7 @@ def drafted(graph: Graph, names: Iterable[str], *, keep_names: bool) -> Plan:
 
 
 def protected_branches(graph: Graph, layers: Iterable[Layer]) -> dict[str, str]:
-    """Finds the branches with parameters in some layers, by the names that these have in the model as it is now.
+    """Finds the branches with parameters in some layers, by the names that these had at analysis.
 
     Returns:
         Name of each branch to the first such layer.
@@ -53,10 +53,9 @@ def protected_branches(graph: Graph, layers: Iterable[Layer]) -> dict[str, str]:
     Raises:
         ArgumentError: A layer isn't in the model.
     """
-    paths, places = graph.module_paths(layers), graph.applied.places(graph.analysis.parameters)
-    found = {}
+    paths, found = graph.module_paths(layers), {}
     for one in graph.branches() if paths else ():
-        owners = {places.get(name, name).rpartition(".")[0] for name in one.parameters}
+        owners = {name.rpartition(".")[0] for name in one.parameters}
         if not owners.isdisjoint(paths):
             found[one.name] = min(owners & paths)
     return found

@@ -48,7 +48,7 @@ class DepthSteps:
     ) -> None:
         self._graph, self._settings, self._batches = graph, settings, batches
         self._schedule, self._steps = schedule, steps
-        self._protected = protected_branches(graph, settings.ignored_layers)  # names may be others after a cut
+        self._protected = protected_branches(graph, settings.ignored_layers)  # while all are there
         self.choice: DepthChoice | None = None
 
     @property

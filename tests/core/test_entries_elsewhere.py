@@ -141,10 +141,11 @@ def test_a_graph_names_layers_as_at_analysis_and_finds_them_under_their_new_numb
     graph.remove(group.units)
     assert third.up.out_features == 10
     history = graph.pruning_history()
-    assert history == [("layers.2.up", True, [3, 5])]
+    assert history == [("branch:layers.1.up", True, []), ("layers.2.up", True, [3, 5])]
     other, _ = four()
     pk.DependencyGraph().build_dependency(other, x).load_pruning_history(history)
-    assert torch.equal(other.layers[2].up.weight, third.up.weight)
+    assert torch.equal(other.layers[1].up.weight, third.up.weight)
+    assert len(other.layers) == 3
     report = graph.report()
     assert "layers.1 is gone; layers.2 to 3 are layers.1 to 2 now" in report.notes
     assert graph.costs_without(["layers.3.up"])["params"] == (
