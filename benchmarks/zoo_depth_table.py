@@ -22,8 +22,8 @@ def verdict(result: dict[str, Any]) -> str:
 
     ``fails`` is an error or a limit before that, ``refused`` an error of prunekit's with the reason that the model's
     list holds to be true, and ``unbuilt`` a model that doesn't run here by itself. ``none`` has no branch that could
-    go, ``stays`` branches of which each that was tried is refused; ``exact`` has at least one that goes. ``random`` is a
-    model that returns something else each time, and ``blind`` one whose outputs no branch changes.
+    go, ``stays`` branches of which each that was tried is refused; ``exact`` has at least one that goes. ``random`` is
+    a model that returns something else each time, and ``blind`` one whose outputs no branch changes.
     """
     counted = Counter(cut["verdict"] for cut in cuts(result))
     if result.get("ran") is False:
