@@ -18,6 +18,7 @@ import argparse
 import copy
 import gc
 import importlib
+import itertools
 import math
 import statistics
 import time
@@ -141,7 +142,7 @@ def costs_of(make: Callable[[int], Built], depth: int) -> list[float]:
     times.append(time.process_time())
     graph.plan_without(names, keep_names=True)
     times.append(time.process_time())
-    return [after - before for before, after in zip(times, times[1:], strict=False)]
+    return [after - before for before, after in itertools.pairwise(times)]
 
 
 def cost(depths: Sequence[int], repeats: int) -> None:

@@ -5,9 +5,9 @@
     python benchmarks/depth_quality.py --json depth.jsonl   also writes each measurement, and takes up where it stopped
     python benchmarks/depth_quality.py --table depth.jsonl  the table of an earlier run
 
-A residual network learns digits (scikit-learn's), a decoder of six layers the documentation of Python's standard library
-(see ``quality_tasks.py``). A cell is the mean over seeds and, behind it, the standard deviation, right after the cut and
-after an eighth of the course of training at half of its rate.
+A residual network learns digits (scikit-learn's), a decoder of six layers the documentation of Python's standard
+library (see ``quality_tasks.py``). A cell is the mean over seeds and, behind it, the standard deviation, right after
+the cut and after an eighth of the course of training at half of its rate.
 """
 
 from __future__ import annotations
@@ -112,8 +112,10 @@ def measured(task: tasks.Task, seed: int, targets: Sequence[float]) -> list[dict
 def _shown(values: Sequence[float], bits: bool) -> str:
     if not values:
         return "-"
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
     mean = statistics.fmean(values)
+    if len(values) == 1:
+        return f"{mean:.2f}" if bits else f"{mean:.1%}"
+    spread = statistics.stdev(values)
     return f"{mean:.2f} ± {spread:.2f}" if bits else f"{mean:.1%} ± {spread:.1%}"
 
 

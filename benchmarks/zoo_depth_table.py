@@ -20,10 +20,10 @@ def cuts(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def verdict(result: dict[str, Any]) -> str:
     """``wrong`` or ``crash`` where any set of branches is; else what is known about the model.
 
-    ``fails`` is an error or a limit before that, ``refused`` an error of prunekit's with the reason that the model's list
-    holds to be true, and ``unbuilt`` a model that doesn't run here by itself. ``none`` has no branch that could go,
-    ``stays`` branches of which each that was tried is refused; ``exact`` has at least one that goes. ``random`` is a
-    model that returns something else each time, and ``blind`` one whose outputs no branch changes.
+    ``fails`` is an error or a limit before that, ``refused`` an error of prunekit's with the reason that the model's
+    list holds to be true, and ``unbuilt`` a model that doesn't run here by itself. ``none`` has no branch that could
+    go, ``stays`` branches of which each that was tried is refused; ``exact`` has at least one that goes. ``random`` is
+    a model that returns something else each time, and ``blind`` one whose outputs no branch changes.
     """
     counted = Counter(cut["verdict"] for cut in cuts(result))
     if result.get("ran") is False:
