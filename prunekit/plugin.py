@@ -110,6 +110,7 @@ if TYPE_CHECKING:
         is_pinned as is_pinned,
         is_sharded as is_sharded,
         linear_scheduler as linear_scheduler,
+        look_up as look_up,
         multiplied as multiplied,
         named_tensors as named_tensors,
         nearest as nearest,
@@ -179,7 +180,7 @@ _HOMES = {
         "Sizer Sizes StorageError SymbolicSizer TensorArgument TensorRef Tie Trace UnitGroup Units UnitsError "
         "UnsupportedModelError Verb VerificationError as_polynomial auto_alignment check_indices "
         "compile_polynomials compile_sum concat cut default_registry find_config group_sizes groups_of hookimpl "
-        "is_pinned is_sharded linear_scheduler multiplied named_tensors nearest new_size operation_name pin "
+        "is_pinned is_sharded linear_scheduler look_up multiplied named_tensors nearest new_size operation_name pin "
         "prefix product regroup resolve select_positions shrink_layer shrink_tensor size_of split tie "
         "whole_tensor write_text"
     ),

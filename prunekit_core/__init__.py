@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         new_size as new_size,
         prefix as prefix,
     )
+    from prunekit_core.algebra.lookups import look_up as look_up
     from prunekit_core.algebra.polynomial import (
         Number as Number,
         Polynomial as Polynomial,
@@ -133,6 +134,7 @@ if TYPE_CHECKING:
     from prunekit_core.projects.config import Config as Config, find_config as find_config
 
 _HOMES = {
+    "prunekit_core.algebra.lookups": "look_up",
     "prunekit_core.algebra.axes": "Axis AxisMismatchError concat cut is_pinned pin product regroup resolve split tie",
     "prunekit_core.algebra.layout": "Concat Fixed Kept Layout Product Sizer Units groups_of new_size prefix",
     "prunekit_core.algebra.polynomial": (

@@ -76,12 +76,14 @@ class ExpectedArgument:
         position: Which entry of it, if it is a list.
         pieces: The layouts.
         along: If the argument is a place along a dim, the layout of that dim.
+        offset: What is added to the size.
     """
 
     argument: str
     position: int | None
     pieces: tuple[Layout, ...]
     along: Layout | None
+    offset: int = 0
 
 
 def long_tensor(numbers: Sequence[int]) -> torch.Tensor:

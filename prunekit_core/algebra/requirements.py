@@ -16,12 +16,14 @@ class Expectation:
         position: Which entry of it, if it is a list.
         pieces: The axes.
         along: If the argument is a place along a dim, the axis of that dim: a negative number counts from its end.
+        offset: What is added to the size: -1 for the last position.
     """
 
     argument: str
     position: int | None
     pieces: tuple[Axis, ...] = attrs.field(eq=False)
     along: Axis | None = attrs.field(default=None, eq=False)
+    offset: int = 0
 
 
 @attrs.frozen
@@ -46,4 +48,34 @@ class Least:
 
     axes: tuple[Axis, ...] = attrs.field(eq=False)
     size: int
+    text: str
+
+
+@attrs.frozen
+class Choice:
+    """Units of an axis that an operation chooses by value (``topk``, ``argmax``), and returns the positions of.
+
+    Attributes:
+        axis: The axis.
+        output: Which output holds the positions.
+        dim: The dim of that output that lists the chosen ones; None where there is one, and no dim for it.
+    """
+
+    axis: Axis = attrs.field(eq=False)
+    output: int
+    dim: int | None
+
+
+@attrs.frozen
+class NeedsZeros:
+    """What an operation needs to be zero (or false) where units were removed, so that it is the same without them.
+
+    Attributes:
+        tensor: The tensor, by `TensorRef.index`.
+        dim: Its dim along which the units lie.
+        text: Why.
+    """
+
+    tensor: int
+    dim: int
     text: str

@@ -111,6 +111,7 @@ class LeftOver:
             least=_without(recording.least, run),
             expectations=_without(recording.expectations, run),
             temperatures=_without(recording.temperatures, run),
+            choices=_without(recording.choices, run),
             unread=recording.unread | run,
         )
 

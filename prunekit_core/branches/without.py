@@ -125,6 +125,7 @@ class _Reduction:
             least=self._by_place(old.least),
             expectations=self._by_place(old.expectations),
             temperatures=self._by_place(old.temperatures),
+            choices=self._by_place(old.choices),
             unread=frozenset(self._places[index] for index in old.unread if index in self._places),
         )
 

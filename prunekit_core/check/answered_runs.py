@@ -19,7 +19,7 @@ from prunekit_core.plans.plan import Plan
 from prunekit_core.program.calls import bind_arguments, operation_name, tensors_of, written_arguments
 from prunekit_core.program.rules import ModuleOp
 from prunekit_core.program.trace import Operation, TensorRef, is_continuous
-from prunekit_core.record.decisions import answered
+from prunekit_core.record.decisions import ChosenFrom, answered, with_output
 from prunekit_core.record.listener import Listener
 from prunekit_core.torch_private.trees import pytree
 
@@ -38,15 +38,21 @@ class AnsweredRun(Listener):
         recording: The recorded program.
         kept: Kept units per group.
         whole: Whether the model that runs has all units.
+        chosen: By operation index: positions among all units that another run chose, which this one is to choose.
 
     Attributes:
         read: What was read by operations that decide.
+        chosen: What was given; of the whole model what it chose among the units that stay.
         left: What may be outputs though the forward didn't return it, by `TensorRef.index`.
     """
 
-    def __init__(self, recording: Recording, kept: Kept, *, whole: bool) -> None:
+    def __init__(
+        self, recording: Recording, kept: Kept, *, whole: bool, chosen: Mapping[int, torch.Tensor] | None = None
+    ) -> None:
         self.left: dict[int, torch.Tensor] = {}
+        self.chosen = dict(chosen or {})
         self._recording, self._kept, self._whole = recording, kept, whole
+        self._following = recording.following() if recording.chooses(kept) else frozenset[int]()
         self.read: Read = {}
         self._next = 0
 
@@ -68,7 +74,11 @@ class AnsweredRun(Listener):
 
     def _decided(self, index: int, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         operations = self._recording.trace.operations
-        decision = self._recording.trace.decisions.get(index)
+        among = self._recording.chosen_from(index, self._kept)
+        if among is not None and operations[index].op is op and index not in self._recording.unread:
+            self.read[index] = self._reading(operations[index], bind_arguments(op, args, kwargs))
+            return self._choose(index, among, op, args, kwargs)
+        decision = None if index in self._following else self._recording.trace.decisions.get(index)
         if decision is None or operations[index].op is not op or index in self._recording.unread:
             return self._result(index, op, args, kwargs)  # a decision that nobody follows may be another one
         self.read[index] = self._reading(operations[index], bind_arguments(op, args, kwargs))
@@ -76,6 +86,13 @@ class AnsweredRun(Listener):
         kept = {} if self._whole else self._kept
         cuts = [self._recording.positions(ref.index, kept) for ref in operations[index].outputs]
         return answered(decision, cuts, [*args, *kwargs.values()], result)
+
+    def _choose(self, index: int, among: ChosenFrom, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Chooses what the other run chose."""
+        result = op(*args, **kwargs)
+        if index not in self.chosen:
+            return result
+        return with_output(result, among.output, lambda _: among.among_these(self.chosen[index]))
 
     def _result(self, index: int, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return op(*args, **kwargs)
@@ -111,11 +128,25 @@ class MaskedOriginal(AnsweredRun):
         super().__init__(recording, plan.kept, whole=True)
         self._plan, self._means, self._zeroed = plan, means or {}, zeroed or {}
 
-    def _result(self, index: int, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _choose(self, index: int, among: ChosenFrom, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Chooses among the units that stay: what was recorded if that was assumed, else what the program would."""
+        self._check(index, op)
+        result = among.run(op, args, kwargs)
+        if self._recording.trace.assumed:
+            first = self._recording.trace.decisions[index][among.output]
+            result = with_output(result, among.output, lambda _: among.among_all(first))
+        self.chosen[index] = among.chosen(result)
+        return result
+
+    def _check(self, index: int, op: Any) -> None:
         operations = self._recording.trace.operations
         recorded = operations[index].name if index < len(operations) else "the end"
         if recorded != operation_name(op):
             raise OtherProgramError(f"the original ran {operation_name(op)} where {recorded} was recorded")
+
+    def _result(self, index: int, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        self._check(index, op)
+        operations = self._recording.trace.operations
         if index in self._zeroed:
             args, kwargs = (), self._switched_off(index, op, args, kwargs)
         result = self._over_kept(index, op, args, kwargs)
@@ -159,8 +190,8 @@ class MaskedOriginal(AnsweredRun):
         for name, value in arguments.items():
             arguments[name] = self._sliced(operation.arguments[name], value, kept)
         for wanted in self._recording.expectations.get(index, ()):
-            name, size = wanted.argument, sum(layouts.new_size(piece, kept) for piece in wanted.pieces)
-            if size == sum(piece.size for piece in wanted.pieces):
+            name, size = wanted.argument, sum(layouts.new_size(piece, kept) for piece in wanted.pieces) + wanted.offset
+            if size == sum(piece.size for piece in wanted.pieces) + wanted.offset:
                 continue
             if wanted.position is None:
                 arguments[name] = size

@@ -117,7 +117,15 @@ def check_exact(
 
     # on real tensors, whose strides (and so which copies are made) are those of the run that is compared
     def analysed(*modes: bool) -> Analysis:
-        found = analyse(original, [example], registry, modes=modes, fakes=(False,), declared_copies=momentum_copies)
+        found = analyse(
+            original,
+            [example],
+            registry,
+            modes=modes,
+            fakes=(False,),
+            declared_copies=momentum_copies,
+            kept=plan.kept,
+        )
         return with_decoding(found, registry) if plan.absent else found
 
     analysis = analysed(training, not training)

@@ -160,7 +160,7 @@ class MaskedRun:
             replaced += self._replaced(self._full, example)
         cuts = [self._recording.positions(ref.index, self._plan.kept) for ref in self._recording.trace.results]
         left_over = self._recording if self._surgery is None else self._surgery.analysis.recordings[self._position]
-        smaller = AnsweredRun(left_over, self._plan.kept, whole=False)
+        smaller = AnsweredRun(left_over, self._plan.kept, whole=False, chosen=self._chosen(masked))
         try:
             # decisions are numbered by the recorded operations, which are those of replacements
             found = self._outputs(self._small, example, smaller, swapped=bool(masked.read or masked.left))
@@ -177,6 +177,13 @@ class MaskedRun:
             [(masked.read[index], smaller.read.get(index, [])) for index in masked.read if self._stays(index)],
             replaced,
         )
+
+    def _chosen(self, masked: MaskedOriginal) -> dict[int, torch.Tensor]:
+        """Returns what the original chose, by the operations of what is left without branches."""
+        if self._surgery is None:
+            return masked.chosen
+        places = self._surgery.places(self._recording.trace, self._position)
+        return {places[index]: chosen for index, chosen in masked.chosen.items() if index in places}
 
     def _zeroed(self) -> dict[int, list[str]]:
         """Lists the operands of sums that are zero, as their branches are switched off."""

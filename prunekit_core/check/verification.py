@@ -110,7 +110,7 @@ def verify_cut(
         return Verification(why=check, failed=True)
     if check.other_program and wish == ALWAYS:  # strides, and so which copies are made, differ on real tensors
         modes, example = (recording.training,), analysis.recordings[0].example
-        analysis = analyse(model, [example], registry, modes=modes, fakes=(False,))
+        analysis = analyse(model, [example], registry, modes=modes, fakes=(False,), kept=plan.kept)
         analysis = with_decoding(analysis, registry) if plan.absent else analysis
         if any(analysis.groups[cut.group].size != cut.size for cut in plan.cuts if cut.group in analysis.groups):
             return Verification(why=check.why)

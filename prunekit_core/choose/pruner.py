@@ -15,7 +15,7 @@ from prunekit_core.choose.branch_steps import BranchSteps
 from prunekit_core.choose.candidates import Candidate, Limits, Scope
 from prunekit_core.choose.chooser import Chooser
 from prunekit_core.choose.criterion import checked_scores
-from prunekit_core.choose.scopes import Scopes, is_heads
+from prunekit_core.choose.scopes import Scopes, is_experts, is_heads
 from prunekit_core.choose.settings import CheckedSettings, Settings
 from prunekit_core.choose.untouched import Guard
 from prunekit_core.errors import ArgumentError, NothingToPruneError, PlanError, first_reasons
@@ -182,8 +182,9 @@ class Pruner:
         groups = self.graph.analysis.groups
         found = {}
         for name, values in scores.items():
-            whole_heads = Limits(self.limits.max_ratio)
-            limits = attrs.evolve(whole_heads if is_heads(groups[name]) else self.limits, least=groups[name].least)
+            one_by_one = is_heads(groups[name]) or is_experts(groups[name])
+            limits = Limits(self.limits.max_ratio) if one_by_one else self.limits
+            limits = attrs.evolve(limits, least=groups[name].least)
             present = self.graph.remaining(name)
             found[name] = Candidate.of(groups[name].size, present, values, limits, self._blocks.get(name, 1))
         return found

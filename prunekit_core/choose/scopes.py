@@ -20,6 +20,11 @@ def is_heads(group: UnitGroup) -> bool:
     return group.kind is Kind.HEADS or (group.kind is Kind.QUERIES_PER_HEAD and group.outer)
 
 
+def is_experts(group: UnitGroup) -> bool:
+    """Tells whether the units of a group are chosen by value, one by one or in groups."""
+    return group.kind in (Kind.EXPERTS, Kind.EXPERT_GROUPS)
+
+
 class Scopes:
     """Sorts the groups of a graph into scopes.
 
@@ -48,6 +53,7 @@ class Scopes:
     def at(self, step: int) -> list[Scope]:
         """Lists the scopes with their ratios at a step."""
         heads: list[UnitGroup] = []
+        experts: list[UnitGroup] = []
         units: list[UnitGroup] = []
         reasons = {group.name: self._reason_to_leave(group) for group in self._graph.groups()}
         whole = [(family, name) for family in self._families for name in sorted(family) if reasons[name] is not None]
@@ -57,14 +63,19 @@ class Scopes:
             if reason is not None:
                 self.left[group.name] = reason
             elif group.name not in self._graph.knowledge.restored:
-                (heads if is_heads(group) else units).append(group)
+                (heads if is_heads(group) else experts if is_experts(group) else units).append(group)
         settings = self._settings
         scopes = self._sorted(
             units, self._ratios, settings.pruning_ratio, "pruning_ratio_dict", self._shared(units), step
         )
         ranked = [("heads", heads)] if heads else []
         ratio = settings.pruning_ratio if settings.head_pruning_ratio is None else settings.head_pruning_ratio
-        return scopes + self._sorted(heads, self._head_ratios, ratio, "head_pruning_ratio_dict", ranked, step)
+        scopes += self._sorted(heads, self._head_ratios, ratio, "head_pruning_ratio_dict", ranked, step)
+        if experts:
+            names = tuple(group.name for group in experts)
+            taken = self._schedule(settings.expert_pruning_ratio or 0.0)[step]
+            scopes.append(Scope("experts", names, taken, settings.global_pruning, fixed=True))
+        return scopes
 
     def _reason_to_leave(self, group: UnitGroup) -> str | None:
         settings = self._settings
@@ -81,7 +92,7 @@ class Scopes:
                 return "prune_num_heads is on, but head_pruning_ratio is 0"
             if group.kind is Kind.QUERIES_PER_HEAD and self._has_heads_above(group.name):
                 return "queries leave together with their key-value heads"
-        elif group.outer:
+        elif group.outer or (is_experts(group) and settings.expert_pruning_ratio is None):
             return left_by_default(group)
         elif group.kind is Kind.HEAD_DIM and not settings.prune_head_dims:
             return "prune_head_dims is off"

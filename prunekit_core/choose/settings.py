@@ -63,6 +63,7 @@ class Settings:
         prune_head_dims: Whether the dims within heads are removed, in all heads alike.
         head_pruning_ratio: Fraction of heads to remove, in [0, 1); None for the ratio that other units have.
         head_pruning_ratio_dict: Like ``pruning_ratio_dict``, for heads.
+        expert_pruning_ratio: Fraction of the experts of each layer to remove, in [0, 1); None leaves them whole.
         root_module_types: Only groups with a producer of one of these types lose units; None for all.
 
     Raises:
@@ -85,6 +86,7 @@ class Settings:
     prune_head_dims: bool = True
     head_pruning_ratio: float | None = None
     head_pruning_ratio_dict: Ratios = attrs.field(default=None, converter=_ratios)
+    expert_pruning_ratio: float | None = None
     root_module_types: tuple[type[nn.Module], ...] | None = attrs.field(default=None, converter=_types)
 
     def __attrs_post_init__(self) -> None:
@@ -100,8 +102,9 @@ class Settings:
         for name in ("pruning_ratio_dict", "head_pruning_ratio_dict"):
             for ratio in getattr(self, name).values():
                 check_ratio(ratio, f"a ratio in {name}")
-        if self.head_pruning_ratio is not None:
-            check_ratio(self.head_pruning_ratio, "head_pruning_ratio")
+        for name in ("head_pruning_ratio", "expert_pruning_ratio"):
+            if getattr(self, name) is not None:
+                check_ratio(getattr(self, name), name)
 
     def checked(self, model: nn.Module, registry: Registry) -> CheckedSettings:
         """Looks up everything that the settings name.

@@ -5,14 +5,18 @@ A group is one free leaf of size above one together with every parameter dim tha
 
 from __future__ import annotations
 
+import types
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import attrs
 from torch import nn
 
-from prunekit_core.algebra.layout import groups_of
+from prunekit_core.algebra.axes import pin
+from prunekit_core.algebra.layout import Kept, groups_of
+from prunekit_core.algebra.reasons import Reason
 from prunekit_core.collector import collection_paused
 from prunekit_core.groups import unrecorded
+from prunekit_core.groups.choosing import choices_among, first_choices
 from prunekit_core.groups.freeze import Freezer
 from prunekit_core.groups.moving_averages import MomentumCopy, momentum_copies, tie_run, unrun_tensors
 from prunekit_core.groups.propagate import NotUnderstood, parameter_axes, propagate
@@ -28,7 +32,7 @@ from prunekit_core.program.op_call import Verb
 from prunekit_core.program.outputs import check_free
 from prunekit_core.program.rules import RuleTable
 from prunekit_core.program.sameness import same_where_live
-from prunekit_core.program.trace import Trace
+from prunekit_core.program.trace import TensorRef, Trace
 from prunekit_core.record.programs import Programs, record_programs
 from prunekit_core.record.shadow import Shadow
 
@@ -80,6 +84,7 @@ def analyse(
     modes: Sequence[bool | None] = (False, True),
     fakes: Sequence[bool] = (True, False),
     declared_copies: Mapping[str, str] | None = None,
+    kept: Kept | None = None,
 ) -> Analysis:
     """Records a model in every mode and finds its groups.
 
@@ -90,6 +95,9 @@ def analyse(
         modes: Training flags to record in; the first must run, later ones may fail with a note.
         fakes: What to record on, in this order until one works: True for fake tensors, False for real ones.
         declared_copies: Path of a submodule that follows another one to that of its original.
+        kept: Kept units per group, by the names of groups in this analysis. Programs that choose units then choose
+            among these, as with all others at minus infinity. Without it, a program that is recorded on real tensors
+            is recorded with the first units chosen, so that what it does holds for whichever are left.
 
     Raises:
         RecordingError: The forward raised on the example inputs.
@@ -99,22 +107,35 @@ def analyse(
         programs = record_programs(model, examples, registry, modes, fakes)
         names = [name for trace, _, _ in programs.recorded for name in trace.names]
         check_free(names, [pattern for example in examples for pattern in example.free_outputs])
-        return understood(programs, registry, declared_copies or {})
+        found = understood(programs, registry, declared_copies or {})
+        choices = first_choices(found.recordings) if kept is None else choices_among(found.recordings, kept)
+        if choices is None:
+            return found
+        again = record_programs(model, examples, registry, modes, (False,), choices)
+        return understood(attrs.evolve(again, notes=programs.notes), registry, declared_copies or {})
 
 
-def understood(programs: Programs, registry: Registry, declared: Mapping[str, str]) -> Analysis:
+def understood(
+    programs: Programs,
+    registry: Registry,
+    declared: Mapping[str, str],
+    pinned: Mapping[tuple[str, int], Reason] = types.MappingProxyType({}),
+) -> Analysis:
     """Finds the groups of recorded programs.
 
     Args:
         programs: What was recorded.
         registry: Where op rules are found.
         declared: See `analyse`.
+        pinned: Dims of parameters that have to keep their size.
 
     Raises:
         PluginError: What a layer type says about its parameters is wrong.
     """
     shadow, recorded = programs.shadow, programs.recorded
     parameters = parameter_axes([trace for trace, _, _ in recorded], registry.op_rules)
+    for (name, dim), reason in pinned.items():
+        pin(parameters[name][dim], reason)
     propagations = [propagate(t, registry.op_rules, parameters, e.free_outputs) for t, e, _ in recorded]
     partial = [propagate(trace, registry.op_rules, parameters) for trace in programs.failed]
     touched = set().union(*(p.touched for p in (*propagations, *partial)))
@@ -139,6 +160,9 @@ def understood(programs: Programs, registry: Registry, declared: Mapping[str, st
             recording = attrs.evolve(recording, replayed=not any(like))
         recordings.append(recording)
     tensors = shadow.tensors()
+    needed = _not_zero(recordings, registry.op_rules, freezer)
+    if not needed.keys() <= pinned.keys():
+        return understood(programs, registry, declared, {**needed, **pinned})
     zeroed = freezer.weights() | {name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
     missed = [name for name in untouched_dims if isinstance(tensors[name], nn.Parameter)]
     return Analysis(
@@ -189,6 +213,23 @@ def _merged(gaps: Iterable[NotUnderstood]) -> tuple[NotUnderstood, ...]:
     return tuple(merged.values())
 
 
+def _not_zero(recordings: Iterable[Recording], rules: RuleTable, freezer: Freezer) -> dict[tuple[str, int], Reason]:
+    """Lists the parameter dims of groups that an operation needs to be zero at removed units, and that aren't."""
+    found: dict[tuple[str, int], Reason] = {}
+    for recording in recordings:
+        zeros: Zeros | None = None
+        for index, needs in recording.needs_zeros.items():
+            operation = recording.trace.operations[index]
+            live = [need for need in needs if need.tensor in recording.live]
+            for need in live:
+                for name in groups_of(recording.live[need.tensor][need.dim]):
+                    zeros = zeros or Zeros(recording.trace, recording.live, rules, freezer.weights(), recording.marks)
+                    if not zeros.at(TensorRef(need.tensor), need.dim, name, index):
+                        reason = Reason(need.text, operation.name, operation.module)
+                        found.update(((m.parameter, m.dim), reason) for m in freezer.members(name))
+    return found
+
+
 def _mixes(recordings: Iterable[Recording], rules: RuleTable, zeroed: Collection[str]) -> dict[str, dict[str, None]]:
     """Lists, by group, the operations whose result isn't the same without a unit as with zeros in its place."""
     mixes: dict[str, dict[str, None]] = {}
@@ -198,8 +239,8 @@ def _mixes(recordings: Iterable[Recording], rules: RuleTable, zeroed: Collection
             operation = recording.trace.operations[index]
             for use in wholes.uses:
                 for name in groups_of(use.layout):
-                    if use.verb is not Verb.MIX:
-                        zeros = zeros or Zeros(recording.trace, recording.live, rules, zeroed)
+                    if use.verb not in (Verb.MIX, Verb.CHOOSE):
+                        zeros = zeros or Zeros(recording.trace, recording.live, rules, zeroed, recording.marks)
                         if zeros.sums(operation, use.operands, name, several=use.verb is Verb.CONTRACT):
                             continue
                     mixes.setdefault(name, {})[operation.site] = None

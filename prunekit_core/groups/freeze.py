@@ -24,7 +24,7 @@ from prunekit_core.groups.propagate import Propagation
 from prunekit_core.groups.recording import ParameterLayout, Recording
 from prunekit_core.groups.unit_group import Member, UnitGroup
 from prunekit_core.program.examples import Example
-from prunekit_core.program.extents import LeastSize, Whole, Wholes
+from prunekit_core.program.extents import Chosen, LeastSize, Whole, Wholes
 from prunekit_core.program.op_call import Kind, Role
 
 
@@ -96,6 +96,10 @@ class Freezer:
         parts = [part for segment in axes.segments(root) for part in parts_of(self.layout(segment), Concat)]
         return join_concat(parts)
 
+    def members(self, group: str) -> list[Member]:
+        """Lists the parameter dims that hold units of a group."""
+        return next(self._members[key] for key, name in self._names.items() if name == group)
+
     def weights(self) -> set[str]:
         """Names the parameters and buffers that make or read units, not only lie along them."""
         return {m.parameter for members in self._members.values() for m in members if m.role is not Role.ALONG}
@@ -140,11 +144,15 @@ class Freezer:
             },
             temperatures={i: (t, self.layout(t.axis)) for i, t in effects.temperatures.items()},
             unread=p.unread,
+            choices={i: Chosen(self.layout(c.axis), c.output, c.dim) for i, c in effects.choices.items()},
+            marks=frozenset(effects.marks),
+            needs_zeros=effects.needs_zeros,
         )
 
     def _expected_argument(self, of: Expectation) -> ExpectedArgument:
         along = None if of.along is None else self.layout(of.along)
-        return ExpectedArgument(of.argument, of.position, tuple([self.layout(axis) for axis in of.pieces]), along)
+        pieces = tuple([self.layout(axis) for axis in of.pieces])
+        return ExpectedArgument(of.argument, of.position, pieces, along, of.offset)
 
     def _outer(self) -> set[str]:
         """Names the groups whose units contain units of other groups, or of an axis that is pinned.

@@ -18,10 +18,13 @@ from prunekit_core.plugins.blame import STOPS, describe_error, module_of
 from prunekit_core.program.calls import WRITTEN, writes
 from prunekit_core.program.op_call import Effects, OpCall, Outputs, TensorArgument
 from prunekit_core.program.outputs import is_free
-from prunekit_core.program.rules import ModuleOp, RuleTable
+from prunekit_core.program.rules import ModuleOp, OpRule, RuleTable
 from prunekit_core.program.trace import Operation, TensorRef, Trace, is_continuous
 
 ParameterAxes = Mapping[str, tuple[Axis, ...]]
+
+NUMBERS = "its positions are used as numbers"
+READ = "a position of it is read as a number"
 
 
 @attrs.frozen
@@ -121,6 +124,7 @@ class _Propagator:
         self._read = {ref.index for operation in live for ref in operation.references()}
         self._read.update(ref.index for ref in (*trace.results, *trace.kept))
         self._names = {ref.index: name for name, ref in trace.parameters.items()}
+        self._compared: set[int] = set()  # axes of 0, 1, 2, ... by identity, which `enumerated` keeps alive
         for name, ref in trace.parameters.items():
             self._result.tensors[ref.index] = parameters[name]
         for ref in trace.inputs:
@@ -136,14 +140,26 @@ class _Propagator:
         for operation in self._trace.operations:
             if operation.index not in self._result.unread:
                 self._step(operation)
+        effects = self._result.effects
+        for axis, reason in effects.enumerated.values():
+            if id(axis) not in self._compared:
+                axes.pin(axis, reason)
+        if effects.number is not None:
+            axes.pin(effects.number[1], Reason(READ))
         for ref, name in zip(self._trace.results, self._trace.names, strict=True):
             if not is_free(name, free_outputs):
-                for axis in self._axes(ref):
-                    axes.pin(axis, Reason("an output of the model", output=name, kind=ReasonKind.OUTPUT))
+                self._pin_output(ref, Reason("an output of the model", output=name, kind=ReasonKind.OUTPUT))
+            elif ref.index in effects.domains:
+                axes.pin(effects.domains[ref.index], Reason("an output holds its positions", output=name))
         for ref, why in self._trace.kept.items():
-            for axis in self._axes(ref):
-                axes.pin(axis, Reason(f"it may be an output of the model: {why}", kind=ReasonKind.OUTPUT))
+            self._pin_output(ref, Reason(f"it may be an output of the model: {why}", kind=ReasonKind.OUTPUT))
         return self._result
+
+    def _pin_output(self, ref: TensorRef, reason: Reason) -> None:
+        """Pins the dims of an output, and the axis whose positions it holds."""
+        domain = self._result.effects.domains.get(ref.index)
+        for axis in (*self._axes(ref), *([] if domain is None else [domain])):
+            axes.pin(axis, reason)
 
     def _set(self, ref: TensorRef, value: Sequence[Axis]) -> None:
         known = self._result.tensors.get(ref.index)
@@ -178,11 +194,24 @@ class _Propagator:
         arguments = {name: self._argument(value) for name, value in operation.arguments.items()}
         shapes = [self._trace.shapes[ref.index] for ref in operation.outputs]
         unread = [i for i, ref in enumerate(operation.outputs) if ref.index not in self._read]
-        call = OpCall(operation, arguments, shapes, self._result.effects, unread)
+        call = OpCall(operation, arguments, shapes, self._result.effects, unread, self._last_number(operation))
         rule = self._rules.find(operation.op)
+        self._pin_unfollowed(call, frozenset() if rule is None else rule.positions)
         if rule is None:
             self._give_up(call, "no rule for this operation", faulty=True)
             return
+        self._follow(call, rule)
+
+    def _last_number(self, operation: Operation) -> Axis | None:
+        """Returns the axis of which the operation before has read a position; pins it if another one came between."""
+        pending, self._result.effects.number = self._result.effects.number, None
+        if pending is not None and pending[0] != operation.index - 1:
+            axes.pin(pending[1], Reason(READ))
+            return None
+        return None if pending is None else pending[1]
+
+    def _follow(self, call: OpCall, rule: OpRule) -> None:
+        operation, shapes = call.operation, call.shapes
         try:
             self._deal_out(operation, shapes, rule.ties(call))
         except AxisMismatchError as error:
@@ -193,8 +222,32 @@ class _Propagator:
             raise
         except STOPS as error:  # a plugin's rule may fail in any way; the operation is pinned and reported
             self._give_up(call, f"its rule raised {describe_error(error, module_of(rule.ties))}", faulty=True)
+        unused = call.last_number()
+        if unused is not None:
+            axes.pin(unused, call.reason(READ))
         if self._result.effects.expanded and (isinstance(operation.op, ModuleOp) or writes(operation.op)):
             self._forget_expanded(operation)
+
+    def _pin_unfollowed(self, call: OpCall, followed: frozenset[str]) -> None:
+        """Pins the axes whose positions are arguments that a rule doesn't follow; and those of 0, 1, 2, ... as it was
+        said, unless they are compared with such positions."""
+        effects = self._result.effects
+        if not effects.domains:
+            return
+        given = [(name, tensor) for name, value in call.arguments.items() for tensor in _tensors(value)]
+        for name, tensor in given:
+            domain = effects.domains.get(tensor.ref.index)
+            if domain is not None and name not in followed:
+                axes.pin(domain, call.reason(NUMBERS))
+        for name, tensor in given:
+            axis, reason = effects.enumerated.get(tensor.ref.index, (None, None))
+            if axis is None or reason is None:
+                continue
+            others = (call.domain(other) for _, other in given if other is not tensor)
+            if name in followed and any(domain is not None for domain in others):
+                self._compared.add(id(axis))
+            else:
+                axes.pin(axis, reason)
 
     def _forget_expanded(self, operation: Operation) -> None:
         """Forgets what was known of the elements of tensors in whose memory an operation writes, or may write."""
@@ -229,7 +282,7 @@ class _Propagator:
         reason = call.reason(why)
         froze = False
         for tensor in call.tensors():
-            for axis in tensor.axes:
+            for axis in (*tensor.axes, *filter(None, [call.domain(tensor), call.last_number()])):
                 froze = froze or not axes.is_pinned(axis)
                 axes.pin(axis, reason)
         for ref in operation.outputs:
@@ -242,6 +295,11 @@ class _Propagator:
         self._result.not_understood.append(
             NotUnderstood(operation.name, operation.module, why, froze, operation.op if faulty else None)
         )
+
+
+def _tensors(value: Any) -> list[TensorArgument]:
+    found = value if isinstance(value, list) else [value]
+    return [item for item in found if isinstance(item, TensorArgument)]
 
 
 def unread(trace: Trace) -> frozenset[int]:

@@ -57,7 +57,7 @@ class Report:
             if name not in kept:
                 back = restored.get(name)
                 why = f"given back: {back}" if back else left.get(name, "not chosen")
-                if group.outer and not back and name not in left:
+                if (group.outer or group.kind is Kind.EXPERTS) and not back and name not in left:
                     why = left_by_default(group)
                 reasons[name] = why
         return cls(
@@ -122,7 +122,9 @@ class Report:
 
 
 def left_by_default(group: UnitGroup) -> str:
-    """Says why a group of heads, or one whose units hold units of other groups, stays whole."""
+    """Says why a group of heads or experts, or one whose units hold units of other groups, stays whole."""
+    if group.kind is Kind.EXPERTS and not group.outer:
+        return "experts are left alone by default: expert_pruning_ratio=0.5 takes half of those of each layer"
     if group.kind in (Kind.HEADS, Kind.QUERIES_PER_HEAD):
         return f"whole {group.kind.value} are left alone by default: prune_num_heads=True takes them"
     return f"each of its {group.kind.value} holds units of other groups, which leave instead; a group takes whole ones"

@@ -91,13 +91,19 @@ class Zeros:
         live: Layouts of the tensors that can shrink, by `TensorRef.index`.
         rules: The op rules.
         zeroed: Names of the parameters (and buffers) that are zeroed where units go.
+        marks: Tensors and their dims along which they are zero for units that weren't chosen.
     """
 
     def __init__(
-        self, trace: Trace, live: Mapping[int, Sequence[Layout]], rules: RuleTable, zeroed: Collection[str]
+        self,
+        trace: Trace,
+        live: Mapping[int, Sequence[Layout]],
+        rules: RuleTable,
+        zeroed: Collection[str],
+        marks: Collection[tuple[int, int]] = (),
     ) -> None:
         self.trace = trace
-        self._live, self._rules = live, rules
+        self._live, self._rules, self._marks = live, rules, marks
         self._zeroed = {ref.index for name, ref in trace.parameters.items() if name in zeroed}
         self._known: dict[_Question, bool] = {}
         self._tried: dict[Hashable, bool] = {}
@@ -187,6 +193,8 @@ class Zeros:
         return before and written
 
     def _made(self, operation: Operation, output: int, dim: int, group: str) -> bool:
+        if (operation.outputs[output].index, dim) in self._marks:
+            return True
         shape = self.trace.shapes[operation.outputs[output].index]
         operands = Operands(operation, output, shape, self, group)
         rule = self._rules.find(operation.op)

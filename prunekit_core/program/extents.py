@@ -50,6 +50,21 @@ class Whole:
 
 
 @attrs.frozen(eq=False)
+class Chosen:
+    """Units that an operation chooses by value, and returns the positions of.
+
+    Attributes:
+        layout: Layout of the axis that it chooses from.
+        output: Which output holds the positions.
+        dim: The dim of that output that lists them; None where there is no dim for it.
+    """
+
+    layout: Layout
+    output: int
+    dim: int | None
+
+
+@attrs.frozen(eq=False)
 class Wholes:
     """Uses of the whole extent of an axis by one operation."""
 

@@ -12,7 +12,7 @@ import torch
 from prunekit_core.algebra import axes
 from prunekit_core.algebra.axes import Axis
 from prunekit_core.algebra.reasons import Reason, ReasonKind
-from prunekit_core.algebra.requirements import Expectation, Least, Temperature
+from prunekit_core.algebra.requirements import Choice, Expectation, Least, NeedsZeros, Temperature
 from prunekit_core.program.trace import Operation, TensorRef
 
 
@@ -30,9 +30,12 @@ class Role(enum.Enum):
 class Kind(enum.Enum):
     """What the units of a group are, from how operations use their axis; earlier kinds win over later ones.
 
-    ``copies`` are what a depthwise convolution with a multiplier makes of each channel.
+    ``copies`` are what a depthwise convolution with a multiplier makes of each channel. ``experts`` are units that the
+    program chooses by value and looks up by position; ``expert_groups`` are chosen as a whole, each with its experts.
     """
 
+    EXPERT_GROUPS = "expert_groups"
+    EXPERTS = "experts"
     CONV_GROUPS = "conv_groups"
     NORM_GROUPS = "norm_groups"
     QUERIES_PER_HEAD = "queries_per_head"
@@ -54,6 +57,8 @@ class Verb(enum.Enum):
     """Sums over it (or takes a norm): removed units contribute nothing where all operands are zero."""
     MIX = "mix"
     """Its result depends on the number of units (a norm's statistics, a softmax, a mean). Legal, not exact."""
+    CHOOSE = "choose"
+    """Chooses some units by value: those that were removed can't be chosen. Legal while enough stay, not exact."""
 
 
 @attrs.frozen(eq=False)
@@ -100,7 +105,16 @@ class WholeUse:
 
 @attrs.define
 class Effects:
-    """What rules say beyond ties: roles, kinds, whole-axis uses, sizes that arguments must have, expanded dims."""
+    """What rules say beyond ties: roles, kinds, whole-axis uses, sizes that arguments must have, expanded dims.
+
+    Attributes:
+        domains: By tensor: the axis whose positions its values are.
+        enumerated: By tensor: the axis along which it holds the numbers 0, 1, 2, ..., with the reason to pin it.
+        number: The operation that has just read one position as a number of Python's, and its axis.
+        choices: By operation index: what it chooses.
+        marks: Tensors and their dims along which they are zero for units that weren't chosen.
+        needs_zeros: By operation index: what has to be zero where units were removed.
+    """
 
     roles: dict[tuple[str, int], Role] = attrs.field(factory=dict)
     kinds: list[tuple[Axis, Kind]] = attrs.field(factory=list)
@@ -109,6 +123,12 @@ class Effects:
     expectations: dict[int, list[Expectation]] = attrs.field(factory=dict)
     temperatures: dict[int, Temperature] = attrs.field(factory=dict)
     expanded: dict[int, frozenset[int]] = attrs.field(factory=dict)
+    domains: dict[int, Axis] = attrs.field(factory=dict)
+    enumerated: dict[int, tuple[Axis, Reason]] = attrs.field(factory=dict)
+    number: tuple[int, Axis] | None = None
+    choices: dict[int, Choice] = attrs.field(factory=dict)
+    marks: set[tuple[int, int]] = attrs.field(factory=set)
+    needs_zeros: dict[int, list[NeedsZeros]] = attrs.field(factory=dict)
 
 
 class OpCall:
@@ -124,9 +144,10 @@ class OpCall:
         shapes: Sequence[tuple[int, ...]],
         effects: Effects,
         unread: Collection[int] = (),
+        number: Axis | None = None,
     ) -> None:
         self.operation = operation
-        self._unread = unread
+        self._unread, self._number = unread, number
         self.name = operation.name
         self.shapes = tuple(shapes)
         self.arguments = arguments
@@ -243,7 +264,13 @@ class OpCall:
             self._effects.expanded[self.operation.outputs[output].index] = found
 
     def expect(
-        self, argument: str, pieces: Sequence[Axis], position: int | None = None, *, along: Axis | None = None
+        self,
+        argument: str,
+        pieces: Sequence[Axis],
+        position: int | None = None,
+        *,
+        along: Axis | None = None,
+        offset: int = 0,
     ) -> None:
         """Says that an integer argument (or one position of a list argument) is the total size of some axes.
 
@@ -253,9 +280,102 @@ class OpCall:
             position: Which entry of a list argument.
             along: The axis of the dim that the argument is a place of (a start, an index), where a negative number
                 counts from the end, and nothing lies beyond the ends.
+            offset: What is added to the size: -1 for the last position.
         """
         found = self._effects.expectations.setdefault(self.operation.index, [])
-        found.append(Expectation(argument, position, tuple(pieces), along))
+        found.append(Expectation(argument, position, tuple(pieces), along, offset))
+
+    # -- positions: what integers number
+
+    def choose(self, tensor: TensorArgument, dim: int, count: int, output: int, listed: int | None) -> None:
+        """Says that the operation chooses some units of an axis by value, and returns their positions.
+
+        Args:
+            tensor: What it chooses from.
+            dim: The dim of the axis.
+            count: How many it chooses: so many units have to stay.
+            output: Which output holds the positions.
+            listed: The dim of that output that lists them; None where it has no dim for it.
+        """
+        axis = tensor.axes[dim]
+        if axes.is_pinned(axis):
+            return
+        self.whole(axis, Verb.CHOOSE, operands=((tensor, dim),))
+        self.at_least([axis], count, f"{count} of them are chosen")
+        *around, inner = axes.factors(axis)
+        self.kind(inner, Kind.EXPERTS)
+        for factor in around:
+            self.kind(factor, Kind.EXPERT_GROUPS)
+        self._effects.choices[self.operation.index] = Choice(axis, output, listed)
+        self.numbers(axis, output)
+
+    def is_chosen(self, axis: Axis) -> bool:
+        """Tells whether all units of an axis that may go can be chosen by value, as some operation before does."""
+        free = [leaf for leaf in axes.leaves(axis) if not axes.is_pinned(leaf)]
+        chosen = {id(leaf) for choice in self._effects.choices.values() for leaf in axes.leaves(choice.axis)}
+        return bool(free) and all(id(leaf) in chosen for leaf in free)
+
+    def domain(self, tensor: Any) -> Axis | None:
+        """Returns the axis whose positions the values of a tensor are; None where it has no axis, or a pinned one.
+
+        Only arguments that the rule names in `OpRule.positions` have one.
+        """
+        found = self._effects.domains.get(tensor.ref.index) if isinstance(tensor, TensorArgument) else None
+        return None if found is None or axes.is_pinned(found) else found
+
+    def numbers(self, axis: Axis | None, output: int = 0) -> None:
+        """Says that the values of an output are positions of an axis; None says nothing."""
+        if axis is not None and not axes.is_pinned(axis):
+            self._effects.domains[self.operation.outputs[output].index] = axis
+
+    def pin_positions(self, tensor: TensorArgument, text: str) -> None:
+        """Pins the axis whose positions the values of a tensor are, if they are any."""
+        axis = self.domain(tensor)
+        if axis is not None:
+            self.pin(axis, text)
+
+    def enumerate(self, end: str, text: str) -> Axis:
+        """Returns the axis of an output with the values 0, 1, 2, ...
+
+        It is pinned, unless what reads it next compares it with positions of a chosen axis.
+
+        Args:
+            end: The argument that says how many there are.
+            text: Why it is pinned.
+        """
+        axis = Axis(self.shape[0])
+        if self._effects.domains:
+            self._effects.enumerated[self.operation.outputs[0].index] = (axis, self.reason(text))
+            self.expect(end, [axis])
+        else:
+            axes.pin(axis, self.reason(text))
+        return axis
+
+    def is_enumerated(self, tensor: TensorArgument) -> bool:
+        """Tells whether a tensor is 0, 1, 2, ... along an axis that isn't pinned."""
+        return tensor.ref.index in self._effects.enumerated and not axes.is_pinned(tensor.axes[0])
+
+    def reads_number(self, tensor: TensorArgument) -> None:
+        """Says that the program reads a single position as a number of Python's."""
+        axis = self.domain(tensor)
+        if axis is not None:
+            self._effects.number = (self.operation.index, axis)
+
+    def last_number(self) -> Axis | None:
+        """Returns the axis whose position the program has read just before this operation, and which it is given."""
+        axis, self._number = self._number, None
+        return axis
+
+    def marks(self, dim: int, output: int = 0) -> None:
+        """Says that an output is zero (or false) along a dim for units that weren't chosen."""
+        self._effects.marks.add((self.operation.outputs[output].index, dim))
+
+    def needs_zeros(self, tensor: TensorArgument, dim: int, text: str) -> None:
+        """Says that the operation is the same without some units only if a tensor is zero (or false) for them.
+
+        The engine finds out whether it is; if not, the axis is pinned with this text.
+        """
+        self._effects.needs_zeros.setdefault(self.operation.index, []).append(NeedsZeros(tensor.ref.index, dim, text))
 
     def temperature(self, argument: str, value: float, axis: Axis, scaled: str) -> None:
         """Says that a missing argument defaults to a constant that follows the size of an axis.

@@ -127,6 +127,8 @@ class OpRule:
         numbers: Integer arguments whose values are ordinary numbers of units, such as a zero point, which lies along
             channels as a bias does. Values of other integer parameters and buffers are taken for positions, so those
             are pinned.
+        positions: Arguments whose values the rule follows where they are positions along an axis that the program
+            chooses from (`OpCall.domain`). Where any other argument holds such positions, that axis is pinned.
         sizes: Arguments that say nothing but the shape of an output, each with the reason why. When a smaller program
             is compared with the recorded one, every argument has to be the same but for what `OpCall.expect` states
             and for these: the shapes of outputs are compared anyway.
@@ -144,6 +146,7 @@ class OpRule:
     centres: Centring | None = attrs.field(default=None, validator=_if_given(_is_a(Centring)))
     adds: Addition | None = attrs.field(default=None, validator=_if_given(_is_a(Addition)))
     numbers: frozenset[str] = attrs.field(default=frozenset(), converter=_name_set, validator=_check_names)
+    positions: frozenset[str] = attrs.field(default=frozenset(), converter=_name_set, validator=_check_names)
     sizes: Mapping[str, str] = attrs.field(factory=dict, converter=_read_only, validator=_check_sizes)
 
 

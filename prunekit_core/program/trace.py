@@ -71,6 +71,7 @@ class Trace:
         decisions: What was decided by value, by operation index; empty for a recording without values.
         constants: By index: fingerprints of the tensors that no operation made (plain attributes, arrays of NumPy's).
         escaped: Tensors of integers or booleans whose values leave PyTorch, with the way.
+        assumed: Whether units were chosen in the program's place: always the first ones, whatever their scores.
     """
 
     label: str
@@ -87,6 +88,7 @@ class Trace:
     stored: Mapping[TensorRef, str] = attrs.field(factory=dict)
     constants: Mapping[int, str] = attrs.field(factory=dict)
     escaped: Mapping[TensorRef, str] = attrs.field(factory=dict)
+    assumed: bool = False
 
     def memory(self, index: int) -> int:
         """Follows views to the tensor whose memory they use."""

@@ -165,6 +165,7 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "ignored_layers": ("a list of layers", _is_list_of_names),
     "free_outputs": ("a list of names of outputs", _is_list_of_names),
     "head_pruning_ratio": _RATIO,
+    "expert_pruning_ratio": _RATIO,
     "prune_num_heads": _SWITCH,
     "prune_head_dims": _SWITCH,
     "pruner": ('the name of a pruner, or a table such as { name = "group_norm", reg = 1e-4 }', _is_made),

@@ -8,13 +8,14 @@ path. Whatever is computed from discrete values only follows by itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import attrs
 import torch
 
 from prunekit_core.modules.surgery import select_positions
-from prunekit_core.program.calls import tensors_of
+from prunekit_core.program.calls import bind_arguments, operation_name, tensors_of
 from prunekit_core.program.rules import rule_keys
 from prunekit_core.program.trace import is_continuous
 from prunekit_core.torch_private.trees import pytree
@@ -70,3 +71,83 @@ def _put_in(
     if any(tensor is arg for arg in args):
         return tensor.copy_(fresh)  # written in place
     return fresh.clone() if fresh is answer else fresh
+
+
+@attrs.frozen(eq=False)
+class ChosenFrom:
+    """Which positions an operation may choose (``topk``, ``argmax``).
+
+    Attributes:
+        argument: The argument that it chooses from.
+        dim: The dim of that argument along which the units lie.
+        positions: The positions that may be chosen: tensor ``[n]``, int64, on the CPU, ascending.
+        output: Which output holds the chosen positions.
+    """
+
+    argument: str
+    dim: int
+    positions: torch.Tensor
+    output: int
+
+    def run(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Runs the operation as if all other units were at minus infinity."""
+        arguments = bind_arguments(op, args, kwargs)
+        source = arguments[self.argument]
+        arguments[self.argument] = source.index_select(self.dim, self.positions.to(source.device))
+        return with_output(op(**arguments), self.output, self.among_all)
+
+    def among_all(self, found: torch.Tensor) -> torch.Tensor:
+        """Returns the positions among all units of positions among those that may be chosen."""
+        return self.positions.to(found.device)[found]
+
+    def among_these(self, found: torch.Tensor) -> torch.Tensor:
+        """Returns the positions among those that may be chosen of positions among all units."""
+        return torch.searchsorted(self.positions.to(found.device), found)
+
+    def chosen(self, result: Any) -> torch.Tensor:
+        """Returns the chosen positions out of what the operation returned."""
+        return tensors_of(result)[self.output]
+
+
+def with_output(result: Any, output: int, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Returns what an operation returned, with one of its tensors changed."""
+    leaves, form = pytree.tree_flatten(result)
+    place = [place for place, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)][output]
+    leaves[place] = change(leaves[place])
+    return pytree.tree_unflatten(leaves, form)
+
+
+Choose = Callable[[Any, Sequence[Any], Mapping[str, Any], Any], Any]
+"""Returns what an operation returned, with another choice in it."""
+
+
+@attrs.frozen(eq=False)
+class Choices:
+    """Choices that are made in the place of a program while it is recorded.
+
+    Attributes:
+        made: (name of the operation, how many of that name ran before it) to how it is made.
+        assumed: Whether the program would not choose so itself: then what it computes is not what it would compute.
+    """
+
+    made: Mapping[tuple[str, int], Choose]
+    assumed: bool
+
+
+class ChoiceMaker:
+    """Makes choices in the place of a program, in one run of it.
+
+    Args:
+        choices: See `Choices.made`.
+    """
+
+    def __init__(self, choices: Mapping[tuple[str, int], Choose]) -> None:
+        self._choices = choices
+        self._ran: dict[str, int] = {}
+
+    def __call__(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Any:
+        """Returns the result of an operation, with the choice that was made for it."""
+        name = operation_name(op)
+        count = self._ran[name] = self._ran.get(name, -1) + 1
+        choose = self._choices.get((name, count))
+        return result if choose is None else choose(op, args, kwargs, result)

@@ -15,6 +15,7 @@ from prunekit_core.plugins.stand_ins import blame_of, stand_in
 from prunekit_core.program.examples import Example
 from prunekit_core.program.sameness import same_program
 from prunekit_core.program.trace import Trace
+from prunekit_core.record.decisions import Choices
 from prunekit_core.record.fakes import needs_values
 from prunekit_core.record.recorder import try_to_record
 from prunekit_core.record.shadow import Shadow
@@ -47,6 +48,7 @@ def record_programs(
     registry: Registry,
     modes: Sequence[bool | None],
     fakes: Sequence[bool],
+    choices: Choices | None = None,
 ) -> Programs:
     """Records a model in every mode; on fakes, and where the program needs values, once more on real tensors.
 
@@ -55,6 +57,8 @@ def record_programs(
     program of the other modes as well. Where one does, the other mode is recorded, and dropped if it differs only
     inside such layers.
 
+    Choices may be made in the program's place (`Choices`).
+
     Layers that can't hold smaller shapes are exchanged for prunable ones (`swap_modules`). A program may test for the
     class of the layer (``isinstance(m, nn.MultiheadAttention)``) and go another way if it is another one: then no
     parameter of the replacement is read, and the model is recorded once more with its own layers.
@@ -62,12 +66,12 @@ def record_programs(
     Raises:
         RecordingError: The forward raised in the first mode, on everything that it was recorded on.
     """
-    programs = _record_programs(model, examples, registry, modes, fakes, swapped=True)
+    programs = _record_programs(_Attempts(model, examples, registry, modes, fakes, True, choices))
     unused = _unused(programs)
     if not unused:
         return programs
     try:
-        own = _record_programs(model, examples, registry, modes, fakes, swapped=False)
+        own = _record_programs(_Attempts(model, examples, registry, modes, fakes, False, choices))
     except RecordingError:  # it doesn't run with its own layer either: the first recording is all there is
         return programs
     if _used(own) <= _used(programs):  # the layer is never run, whatever its class
@@ -95,21 +99,12 @@ def _unused(programs: Programs) -> list[str]:
     return [path for path, _ in programs.swaps if not any(name.startswith(f"{path}.") for name in used)]
 
 
-def _record_programs(
-    model: nn.Module,
-    examples: Sequence[Example],
-    registry: Registry,
-    modes: Sequence[bool | None],
-    fakes: Sequence[bool],
-    *,
-    swapped: bool,
-) -> Programs:
-    """Records every mode, in the first way that works; see `_Attempts`."""
-    attempts = _Attempts(model, examples, registry, modes, fakes, swapped)
+def _record_programs(attempts: _Attempts) -> Programs:
+    """Records every mode, in the first way that works."""
     last: RecordingError | None = None
     incomplete: Programs | None = None  # the first mode ran, a later one failed for want of values
-    for fake, gradients in itertools.product(fakes, (False, True)):
-        if not fake and any(parameter.is_meta for parameter in model.parameters()):
+    for fake, gradients in itertools.product(attempts.fakes, (False, True)):
+        if not fake and any(parameter.is_meta for parameter in attempts.model.parameters()):
             break
         if gradients is not attempts.differentiates:
             continue  # gradients are on exactly where a forward has shown that it needs them
@@ -154,6 +149,7 @@ class _Attempts:
     modes: Sequence[bool | None]
     fakes: Sequence[bool]
     swapped: bool
+    choices: Choices | None = None
     differentiates: bool = False
     failed_on_fakes: str = ""
     faults: list[str] = attrs.field(factory=list)
@@ -179,7 +175,7 @@ class _Attempts:
         for example in self.examples:
             for position, training in enumerate(self.modes):
                 label = _LABELS[training]
-                trace, error, note = _try_mode(shadow, example, self.registry, label, training)
+                trace, error, note = _try_mode(shadow, example, self.registry, label, training, self.choices)
                 notes.extend(note)
                 if error is not None:
                     self.faults.extend(filter(None, shadow.faults))
@@ -218,14 +214,19 @@ def _differentiates(error: RecordingError) -> bool:
 
 
 def _try_mode(
-    shadow: Shadow, example: Example, registry: Registry, label: str, training: bool | None
+    shadow: Shadow,
+    example: Example,
+    registry: Registry,
+    label: str,
+    training: bool | None,
+    choices: Choices | None,
 ) -> tuple[Trace, RecordingError | None, list[str]]:
     """Records a mode; where a norm refuses one value per channel in training (a batch of one), without that check."""
-    trace, error = try_to_record(shadow, example, registry.op_rules, label=label, training=training)
+    trace, error = try_to_record(shadow, example, registry.op_rules, label=label, training=training, choices=choices)
     if error is None or training is False or shadow.unchecked:
         return trace, error, []
     shadow.unchecked = True
-    again, still = try_to_record(shadow, example, registry.op_rules, label=label, training=training)
+    again, still = try_to_record(shadow, example, registry.op_rules, label=label, training=training, choices=choices)
     if still is None:
         return again, None, [f"{label} mode was recorded without the check of norms that says: {error.why}"]
     shadow.unchecked = False

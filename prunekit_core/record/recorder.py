@@ -24,7 +24,7 @@ from prunekit_core.program.examples import Example
 from prunekit_core.program.outputs import named_outputs
 from prunekit_core.program.rules import RuleTable
 from prunekit_core.program.trace import Operation, TensorRef, Trace, is_continuous
-from prunekit_core.record.decisions import Answers, decided
+from prunekit_core.record.decisions import Answers, ChoiceMaker, Choices, decided
 from prunekit_core.record.listener import Listener
 from prunekit_core.record.shadow import Shadow, fingerprint
 from prunekit_core.torch_private.memory import memory_of
@@ -111,8 +111,10 @@ class TraceBuilder(Listener):
         held: Whether something holds tensors that the forward made and didn't return.
     """
 
-    def __init__(self, label: str, *, keep_alive: bool) -> None:
+    def __init__(self, label: str, *, keep_alive: bool, choices: Choices | None = None) -> None:
         self.label = label
+        self._maker = None if choices is None else ChoiceMaker(choices.made)
+        self._assumed = choices is not None and choices.assumed
         self.table = TensorTable(keep_alive=keep_alive)
         self._operations: list[Operation] = []
         self._parameters: dict[str, TensorRef] = {}
@@ -133,6 +135,8 @@ class TraceBuilder(Listener):
     def compute(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Runs an operation and remembers what it decides."""
         result = op(*args, **kwargs)
+        if self._maker is not None:
+            result = self._maker(op, args, kwargs, result)
         found = decided(op, args, kwargs, result)
         if found is not None:
             self._decisions[len(self._operations)] = found
@@ -234,6 +238,7 @@ class TraceBuilder(Listener):
             self._stored,
             self._constants,
             self._escaped,
+            self._assumed,
         )
 
 
@@ -353,25 +358,39 @@ def _let_go(shadow: Shadow, error: BaseException | None) -> None:
 
 
 def try_to_record(
-    shadow: Shadow, example: Example, rules: RuleTable, *, label: str, training: bool | None
+    shadow: Shadow,
+    example: Example,
+    rules: RuleTable,
+    *,
+    label: str,
+    training: bool | None,
+    choices: Choices | None = None,
 ) -> tuple[Trace, RecordingError | None]:
     """Records one forward of a shadow, as far as it goes.
+
+    Args:
+        shadow: The shadow.
+        example: What it runs on.
+        rules: The op rules.
+        label: What the recording is called.
+        training: The mode.
+        choices: Choices that are made in the program's place.
 
     Returns:
         The trace, and None; where the forward raised, the trace up to there and an error of which that is the cause.
     """
-    found = _tried(shadow, example, rules, label=label, training=training)
+    found = _tried(shadow, example, rules, label, training, choices)
     while shadow.shared_memory.take_over():  # it writes to parameters: now they are the shadow's own
         _let_go(shadow, found[1])
-        found = _tried(shadow, example, rules, label=label, training=training)
+        found = _tried(shadow, example, rules, label, training, choices)
     _let_go(shadow, found[1])
     return found
 
 
 def _tried(
-    shadow: Shadow, example: Example, rules: RuleTable, *, label: str, training: bool | None
+    shadow: Shadow, example: Example, rules: RuleTable, label: str, training: bool | None, choices: Choices | None
 ) -> tuple[Trace, RecordingError | None]:
-    builder = TraceBuilder(label, keep_alive=shadow.fake_mode is not None)
+    builder = TraceBuilder(label, keep_alive=shadow.fake_mode is not None, choices=choices)
     where = f"{label} mode"
     try:
         outputs = shadow.run(example, builder, rules, training=training)

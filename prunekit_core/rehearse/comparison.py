@@ -130,6 +130,7 @@ class Comparer(Listener):
         self._operations = recording.trace.operations
         self._table = TensorTable(keep_alive=keep_alive)
         self._unsteady = unsteady
+        self._following = recording.following() if recording.chooses(kept) else frozenset[int]()
         self._numbers_only: _NumbersOnly | None = None
         self._next = 0
 
@@ -145,7 +146,7 @@ class Comparer(Listener):
         """Runs an operation; what it decides is what was decided when the program was recorded."""
         result = op(*args, **kwargs)
         decisions = self._recording.trace.decisions
-        if self._next not in decisions or op is not self._operations[self._next].op:
+        if self._next not in decisions or op is not self._operations[self._next].op or self._next in self._following:
             return result
         cuts = [self._recording.positions(ref.index, self._kept) for ref in self._operations[self._next].outputs]
         return answered(decisions[self._next], cuts, [*args, *kwargs.values()], result)
@@ -263,8 +264,8 @@ class Comparer(Listener):
 
     def _expect(self, expected: Operation, wanted: ExpectedArgument, value: Any) -> None:
         """Compares an argument with what a rule states; it stays as it was where the sizes do."""
-        was = sum(piece.size for piece in wanted.pieces)
-        must = sum(map(self._sizer, wanted.pieces))
+        was = sum(piece.size for piece in wanted.pieces) + wanted.offset
+        must = sum(map(self._sizer, wanted.pieces)) + wanted.offset
         old = expected.arguments[wanted.argument]
         if wanted.position is not None:
             old, value = old[wanted.position], value[wanted.position]

@@ -178,6 +178,8 @@ class _Ladder:
                     with self._counted("to find what has to keep its size, or to be in step", site):
                         self._concede(stage, recipes, mismatch)
                 continue
+            with self._counted("to set attributes that count experts", "the modules that hold them"):
+                recipes = self._search.with_unread(stage, recipes)
             self._knowledge.recipes.update(recipes)  # the program is the same; now its constants
             rehearsed = self._proven(stage, recipes, drifts)
             site = "a constant that follows a size"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from prunekit_core.algebra import layout as layouts
-from prunekit_core.algebra.layout import Kept, Layout
+from prunekit_core.algebra.layout import Kept, Layout, new_size
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.modules.edits import is_size
 from prunekit_core.plugins.registry import Registry
+from prunekit_core.program.op_call import Kind
 from prunekit_core.rehearse.comparison import Drift, Mismatch
 from prunekit_core.rehearse.places import PieceKey, Sites, ancestors
 from prunekit_core.rehearse.rehearsal import Stage
@@ -113,6 +114,18 @@ class AttributeSearch:
             self._failed.update(options)
         return None
 
+    def with_unread(self, stage: Stage, recipes: dict[Place, Recipe]) -> dict[Place, Recipe]:
+        """Adds the attributes that count experts and that the program doesn't read, if it still is the same with them.
+
+        Args:
+            stage: The shadow, with a cut that is proven with the attributes that are known.
+            recipes: What is known about attributes.
+        """
+        more = _unread(self._analysis, stage.modules, stage.kept, recipes)
+        if not more or replay(stage, {**recipes, **more})[0] is not None:
+            return recipes
+        return {**recipes, **more}
+
     def _failure(self, stage: Stage, mismatch: Mismatch, option: _Option) -> _Failure:
         (path, attribute), keys, _ = option
         inside = self._sites.operations(mismatch.recording, path)
@@ -200,3 +213,56 @@ class AttributeSearch:
                 if tuple(part if isinstance(part, int) else part.size for part in made) == tuple(theirs):
                     found[sibling, attribute] = made
         return found
+
+
+# -- attributes that count experts and that the program doesn't read, so that no replay can ask for them
+#
+# One implementation of a mixture of experts reads the number of experts, another doesn't, and a router may hold it for
+# others to see. Such an attribute follows where it can't be anything else: its module, or one around it, holds the
+# experts, its value is their number, and so it is in every module of the class; or a replay has shown that an attribute
+# of that name counts them elsewhere.
+
+
+def _unread(
+    analysis: Analysis, modules: Mapping[str, nn.Module], kept: Kept, recipes: Mapping[Place, Recipe]
+) -> dict[Place, Recipe]:
+    """Returns what the attributes mean that count experts and that aren't known yet.
+
+    Args:
+        analysis: The analysed model.
+        modules: The modules of the shadow, by path.
+        kept: Kept units per group that shrinks.
+        recipes: What is known about attributes.
+    """
+    stacks = dict(_stacks(analysis, kept))
+    proven = {attribute for path, attribute in recipes if any(path in ancestors(owner)[:2] for owner in stacks)}
+    found: dict[Place, Recipe] = {}
+    for owner, layout in stacks.items():
+        for path in ancestors(owner)[:2]:
+            for attribute in _counting(modules[path], layout):
+                if attribute in proven or _in_all(modules, type(modules[path]), attribute, layout.size):
+                    found.setdefault((path, attribute), layout)
+    names = proven | {attribute for _, attribute in found}
+    if len({new_size(layout, kept) for layout in stacks.values()}) == 1:  # one number for all layers
+        for owner, layout in stacks.items():
+            for path in ancestors(owner)[2:]:
+                found.update(((path, name), layout) for name in _counting(modules[path], layout) if name in names)
+    return {place: recipe for place, recipe in found.items() if place not in recipes}
+
+
+def _stacks(analysis: Analysis, kept: Kept) -> Iterator[tuple[str, Layout]]:
+    """Yields the modules that hold experts which leave, with the layout of the dim along which they lie."""
+    for group in analysis.groups.values():
+        if group.name in kept and group.kind in (Kind.EXPERTS, Kind.EXPERT_GROUPS):
+            for member in group.members:
+                yield member.module, analysis.parameters[member.parameter].dims[member.dim]
+
+
+def _counting(module: nn.Module, layout: Layout) -> list[str]:
+    return [name for name, value in vars(module).items() if type(value) is int and value == layout.size]
+
+
+def _in_all(modules: Mapping[str, nn.Module], kind: type[nn.Module], attribute: str, size: int) -> bool:
+    """Tells whether an attribute has one value in all modules of a class, of which there are several."""
+    alike = [module for module in modules.values() if type(module) is kind]
+    return len(alike) > 1 and all(vars(module).get(attribute) == size for module in alike)

@@ -110,8 +110,8 @@ class _Job:
         if isinstance(found.get("normalized_shape"), list):
             found["normalized_shape"] = list(out[-len(found["normalized_shape"]) :])
         for wanted in recording.expectations.get(self.operation.index, ()):
-            name, total = wanted.argument, sum(map(number, wanted.pieces))
-            if total == sum(piece.size for piece in wanted.pieces):
+            name, total = wanted.argument, sum(map(number, wanted.pieces)) + wanted.offset
+            if total == sum(piece.size for piece in wanted.pieces) + wanted.offset:
                 continue
             if wanted.position is None:
                 found[name] = total

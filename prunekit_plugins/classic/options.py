@@ -39,6 +39,7 @@ class FurtherOptions(TypedDict, total=False):
     prune_head_dims: bool
     head_pruning_ratio: float | None
     head_pruning_ratio_dict: Ratios | None
+    expert_pruning_ratio: float | None
     customized_pruners: Mapping[Any, CustomizedPruner] | None
     unwrapped_parameters: Unwrapped | None
     root_module_types: Sequence[type[nn.Module]] | None

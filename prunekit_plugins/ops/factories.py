@@ -10,6 +10,8 @@ from prunekit.plugin import Axis, OpCall, OpRule, Rule, Scaling
 from prunekit_plugins.ops.names import aten
 from prunekit_plugins.ops.pointwise import always_zero, filled_with_zero
 
+POSITIONED = "its values depend on their position"
+
 
 def uniform_values(call: OpCall) -> list[Axis]:
     """All elements are alike (zeros, ones, full): any unit may go, so the axes are free."""
@@ -24,7 +26,14 @@ def one_value(call: OpCall) -> list[Axis]:
 
 def numbered_values(call: OpCall) -> list[Axis]:
     """Elements depend on their position (arange) or on a random stream: the axes are pinned."""
-    return [call.fresh(size, "its values depend on their position") for size in call.shape]
+    return [call.fresh(size, POSITIONED) for size in call.shape]
+
+
+def numbers_in_order(call: OpCall) -> list[Axis]:
+    """``arange(n)``: pinned, unless it is compared with positions of a chosen axis (a one-hot code)."""
+    if call.get("start", 0) != 0 or call.get("step", 1) != 1 or call["end"] != call.shape[0]:
+        return numbered_values(call)
+    return [call.enumerate("end", POSITIONED)]
 
 
 def identity(call: OpCall) -> list[Axis]:
@@ -39,10 +48,6 @@ def identity(call: OpCall) -> list[Axis]:
     return [axis, axis]
 
 
-def number(call: OpCall) -> None:
-    """``item()`` reads one value; what the program does with it is recorded as it happens."""
-
-
 def check(call: OpCall) -> None:
     """An assertion about values, or a question about memory, makes nothing."""
 
@@ -51,7 +56,7 @@ _SIZE = {"size": "it is the shape of the output"}
 _STRIDED = {**_SIZE, "stride": "no value depends on the order in memory"}
 _EMPTY = "empty new_empty empty_strided new_empty_strided"
 """Memory that nobody may read before it is written: as good as zeros."""
-_NUMBERED = "arange linspace logspace rand randn randint randperm tril_indices triu_indices tensor"
+_NUMBERED = "linspace logspace rand randn randint randperm tril_indices triu_indices tensor"
 _WINDOWS = "bartlett_window blackman_window fft_fftfreq fft_rfftfreq hamming_window hann_window kaiser_window range"
 
 RULES: Mapping[str | torch.Tag, Rule] = {
@@ -63,9 +68,9 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     ),
     **aten(_EMPTY, OpRule(uniform_values, scaling=Scaling.NUMBERS, zeros=always_zero, sizes=_STRIDED)),
     "aten::scalar_tensor": OpRule(uniform_values, scaling=Scaling.NUMBERS, factors="s"),
+    "aten::arange": numbers_in_order,
     **aten(_NUMBERED, numbered_values),
     **aten(_WINDOWS, numbered_values),
     "aten::eye": identity,
-    "aten::_local_scalar_dense": number,
     **aten("_assert_async is_pinned _linalg_check_errors", check),
 }

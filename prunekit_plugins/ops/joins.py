@@ -19,6 +19,7 @@ from prunekit.plugin import (
     concat,
     cut,
     is_pinned,
+    look_up,
     split,
 )
 from prunekit_plugins.ops.names import aten
@@ -128,15 +129,24 @@ def unbind(call: OpCall) -> list[list[Axis]]:
     source: TensorArgument = call["self"]
     dim = call["dim"] % source.ndim
     call.pin(source.axes[dim], "taken apart one by one")
+    for output in range(len(call.shapes)):
+        call.numbers(call.domain(source), output)
     return [[axis for k, axis in enumerate(source.axes) if k != dim] for _ in call.shapes]
 
 
 def select(call: OpCall) -> list[Axis]:
-    """Takes one position of a dim: that dim is pinned, unless all positions are equal and this one always exists."""
+    """Takes one position of a dim: that dim is pinned, unless all positions are equal and this one always exists.
+
+    If the position has just been read from those of another axis (``stack[index]``), the dim is that axis.
+    """
     source: TensorArgument = call["self"]
     dim = call["dim"] % source.ndim
     equal = call.expanded_dims(source)
-    if dim not in equal or call["index"] not in (0, -1):
+    chosen = call.last_number()
+    call.numbers(call.domain(source))
+    if chosen is not None and not is_pinned(chosen):
+        look_up(source.axes[dim], chosen)
+    elif dim not in equal or call["index"] not in (0, -1):
         call.expect("index", [call.fresh(call["index"] % source.shape[dim], BEFORE)], along=source.axes[dim])
         call.pin(source.axes[dim], "one position of it is selected")
     call.expanded(k - (k > dim) for k in equal if k != dim)
@@ -151,6 +161,7 @@ def slice_(call: OpCall) -> list[Axis]:
     start, stop, step = slice(call["start"], call["end"], call["step"]).indices(size)
     result = list(source.axes)
     call.expanded(call.expanded_dims(source))
+    call.numbers(call.domain(source))
     axis = source.axes[dim]
     if (start, stop, step) == (0, size, 1):
         call.expect("start", [], along=axis)
@@ -256,9 +267,9 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     **aten(_SPLITS, OpRule(pieces, scaling=Scaling.MOVED, sizes=_CUTS)),
     **aten("cat concat concatenate", OpRule(cat, like=_like_joined, scaling=Scaling.MOVED)),
     "aten::stack": OpRule(stack, like=_like_stacked, scaling=Scaling.MOVED),
-    "aten::unbind": OpRule(unbind, scaling=Scaling.MOVED),
-    "aten::select": OpRule(select, scaling=Scaling.MOVED),
-    "aten::slice": OpRule(slice_, scaling=Scaling.MOVED, sizes={"end": _LENGTH}),
+    "aten::unbind": OpRule(unbind, scaling=Scaling.MOVED, positions="self"),
+    "aten::select": OpRule(select, scaling=Scaling.MOVED, positions="self"),
+    "aten::slice": OpRule(slice_, scaling=Scaling.MOVED, sizes={"end": _LENGTH}, positions="self"),
     "aten::narrow": OpRule(narrow, scaling=Scaling.MOVED, sizes={"length": _LENGTH}),
     "aten::glu": OpRule(glu, zeros=zeros_of_first),
     "aten::select_scatter": OpRule(write_position, zeros=written_zeros),

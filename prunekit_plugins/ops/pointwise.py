@@ -141,7 +141,12 @@ def like_first(call: OpCall) -> list[Axis]:
 
 def copied(call: OpCall) -> list[Axis]:
     """The same elements in another place, dtype or memory."""
-    call.expanded(call.expanded_dims(call.tensors()[0]))
+    source, *others = call.tensors()
+    call.expanded(call.expanded_dims(source))
+    dtype = others[0].dtype if others else call.get("dtype")
+    if dtype is torch.bool:
+        call.pin_positions(source, "whether it is the first one is asked for")
+    call.numbers(call.domain(source))
     return like_first(call)
 
 
@@ -168,13 +173,6 @@ def softmax(call: OpCall) -> list[Axis]:
     """Normalises over one dim: legal to prune there, but the rest is renormalised."""
     source = call.tensors()[0]
     call.whole(source.axes[call["dim"]], Verb.MIX)
-    return list(source.axes)
-
-
-def along_dim(call: OpCall) -> list[Axis]:
-    """Positions along one dim depend on their neighbours (cumulative sums): that dim is pinned."""
-    source = call.tensors()[0]
-    call.pin(source.axes[call["dim"]], "order along this dim matters")
     return list(source.axes)
 
 
@@ -254,8 +252,8 @@ _SELECTIONS = "clamp clamp_max clamp_min masked_fill max.other maximum min.other
 _POWERS = "abs absolute pow.Tensor_Scalar pow_.Scalar reciprocal rsqrt sqrt square"
 
 _POINTWISE = """
-addcdiv addcmul complex copysign eq floor_divide fmod ge glu_jvp gt isfinite isinf isnan le lerp logical_and
-logical_not logical_or lt nan_to_num ne polar pow remainder special_erf special_expit threshold xlogy
+addcdiv addcmul complex copysign floor_divide fmod glu_jvp isfinite isinf isnan lerp logical_and logical_not logical_or
+nan_to_num polar pow remainder special_erf special_expit threshold xlogy
 """
 
 _BY_ELEMENT = OpRule(pointwise, zeros=ELEMENTWISE)
@@ -268,22 +266,27 @@ _ADD = attrs.evolve(
 RULES: Mapping[str | torch.Tag, Rule] = {
     torch.Tag.pointwise: _BY_ELEMENT,
     **aten(_SAME, like_first),
-    "aten::full_like": OpRule(filled, scaling=Scaling.NUMBERS, factors="fill_value", zeros=filled_with_zero),
-    "aten::ones_like": OpRule(filled, scaling=Scaling.NUMBERS),
+    "aten::full_like": OpRule(
+        filled, scaling=Scaling.NUMBERS, factors="fill_value", zeros=filled_with_zero, positions="self"
+    ),
+    "aten::ones_like": OpRule(filled, scaling=Scaling.NUMBERS, positions="self"),
     **aten(_POINTWISE, _BY_ELEMENT),
     **aten(_ACTIVATIONS, _ACTIVATION),
     **aten(_FUNCTIONS, _ACTIVATION),
     **aten(_HOMOGENEOUS, attrs.evolve(_ACTIVATION, scaling=Scaling.SUM)),
-    **aten(_COPIES, OpRule(copied, scaling=Scaling.MOVED, zeros=zeros_of_first)),
-    "aten::to.dtype": OpRule(copied, like=_like_converted, scaling=Scaling.MOVED, zeros=zeros_of_first),
-    **aten("empty_like zero", OpRule(like_first, scaling=Scaling.ZEROS, zeros=always_zero)),
+    **aten(_COPIES, OpRule(copied, scaling=Scaling.MOVED, zeros=zeros_of_first, positions="self")),
+    "aten::to.dtype": OpRule(
+        copied, like=_like_converted, scaling=Scaling.MOVED, zeros=zeros_of_first, positions="self"
+    ),
+    "aten::empty_like": OpRule(like_first, scaling=Scaling.ZEROS, zeros=always_zero, positions="self"),
+    "aten::zero": OpRule(like_first, scaling=Scaling.ZEROS, zeros=always_zero),
     **aten(_NEGATIONS, attrs.evolve(_ACTIVATION, scaling=Scaling.SUM)),
     **aten(_SUMS, attrs.evolve(_BY_ELEMENT, scaling=Scaling.SUM)),
     **aten(_SELECTIONS, attrs.evolve(_BY_ELEMENT, scaling=Scaling.SUM)),
     **aten(_POWERS, attrs.evolve(_ACTIVATION, scaling=Scaling.POWER)),
     **aten(_QUOTIENTS, attrs.evolve(_BY_ELEMENT, scaling=Scaling.QUOTIENT, factors="other")),
     "aten::fill": OpRule(like_first, zeros=filled_with_zero),
-    "aten::zeros_like": OpRule(filled, scaling=Scaling.ZEROS, zeros=always_zero),
+    "aten::zeros_like": OpRule(filled, scaling=Scaling.ZEROS, zeros=always_zero, positions="self"),
     "aten::multiply": attrs.evolve(_BY_ELEMENT, scaling=Scaling.PRODUCT, factors="other"),
     **aten("mul.Tensor mul_.Tensor", attrs.evolve(_ARITHMETIC, scaling=Scaling.PRODUCT, factors="other")),
     "aten::sub.Tensor": attrs.evolve(_ARITHMETIC, scaling=Scaling.SUM, factors="alpha"),
@@ -291,7 +294,6 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::dropout": OpRule(like_first, like=_like_only_tensor, scaling=Scaling.PRODUCT),
     "aten::native_dropout": OpRule(dropout_with_mask, zeros=zeros_of_first),
     **aten("softmax _softmax log_softmax _log_softmax _safe_softmax", OpRule(softmax, like=_like_softmax)),
-    **aten("cumsum cumprod", OpRule(along_dim, zeros=zeros_of_first)),
     **aten("flip roll", OpRule(along_dims, scaling=Scaling.MOVED)),
     **aten("triu tril", OpRule(last_two, zeros=zeros_of_first)),
     "aten::copy_": OpRule(copy_into, zeros=zeros_of_source, numbers="self"),

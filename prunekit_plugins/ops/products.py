@@ -153,7 +153,7 @@ def _matrix(rows: Axis, columns: Axis, like: TensorArgument) -> TensorArgument:
 
 
 def grouped_matmul(call: OpCall) -> list[Axis]:
-    """Rows sorted by expert, times one matrix per expert; expert numbers are written in the offsets.
+    """Rows sorted by expert, times one matrix per expert; where the rows of an expert end is written in the offsets.
 
     ``[tokens, k] x [experts, k, n]`` with offsets, or ``[experts, tokens, k] x [experts, k, n]`` without.
     """
@@ -163,7 +163,10 @@ def grouped_matmul(call: OpCall) -> list[Axis]:
         raise AxisMismatchError("a grouped product with a bias, or of another number of dims")
     if offsets is None:
         return multiply(call, left, right, call.shape)
-    call.pin([right.axes[0], *offsets.axes], "experts are told apart by number")
+    if call.is_chosen(offsets.axes[0]):
+        call.tie(offsets.axes[0], right.axes[0])
+    else:
+        call.pin([right.axes[0], *offsets.axes], "experts are told apart by number")
     call.tie(left.axes[-1], right.axes[1])
     call.whole(left.axes[-1], Verb.CONTRACT, operands=((left, -1), (right, 1)))
     call.role(right, 1, Role.IN)

@@ -68,11 +68,14 @@ def add_up(call: OpCall) -> list[list[Axis]]:
 
 
 def locate(call: OpCall) -> list[list[Axis]]:
-    """Reductions that return positions (argmax, max with dim): units can't be renumbered, so the dim is pinned."""
+    """Reductions that return positions: of one dim, one is chosen (argmax, max with dim); several dims are pinned."""
     if len(call.shapes) > 1 and not call.is_read(1):  # ``max(dim)[0]``
         return reduce(call)
     source = call.tensors()[0]
     gone = _reduced(call, source)
+    if len(gone) == 1 and "median" not in call.name:
+        call.choose(source, gone[0], 1, len(call.shapes) - 1, gone[0] if len(call.shape) == source.ndim else None)
+        return [_remaining(call, source, gone)] * len(call.shapes)
     call.pin([source.axes[dim] for dim in gone], "its positions are looked up")
     return [_remaining(call, source, gone)] * len(call.shapes)
 

@@ -18,6 +18,7 @@ from prunekit.plugin import (
     Scaling,
     TensorArgument,
     TensorRef,
+    look_up,
     regroup,
 )
 from prunekit_plugins.ops.masks import dealt_out, equal_tail, is_mask, rows_of
@@ -87,10 +88,14 @@ def scatter(call: OpCall) -> list[Axis]:
     """Index and source share every dim with the target but the one along which positions are written."""
     target: TensorArgument = call["self"]
     dim = call["dim"] % max(1, target.ndim)
+    chosen = call.domain(call["index"])
+    if chosen is not None:
+        look_up(target.axes[dim], chosen)
     for tensor in call.tensors():
         for position, axis in enumerate(tensor.axes):
             if position == dim:
-                call.pin(axis, WRITTEN)
+                if tensor is not target or chosen is None:
+                    call.pin(axis, WRITTEN)
             elif tensor.shape[position] == target.shape[position]:
                 call.tie(target.axes[position], axis)
             else:
@@ -102,7 +107,10 @@ def write_rows(call: OpCall) -> list[Axis]:
     """``index_add`` and its relatives write whole slices along one dim."""
     target: TensorArgument = call["self"]
     dim = call["dim"] % max(1, target.ndim)
-    call.pin([target.axes[dim], *call["index"].axes], WRITTEN)
+    chosen = call.domain(call["index"])
+    if chosen is not None:
+        look_up(target.axes[dim], chosen)
+    call.pin([*([] if chosen is not None else [target.axes[dim]]), *call["index"].axes], WRITTEN)
     source = call.get("source")
     if isinstance(source, TensorArgument):
         if source.ndim != target.ndim:
@@ -170,15 +178,15 @@ def written_zeros(operands: Operands, dim: int) -> bool:
 
 
 _ROWS = "index_copy index_fill index_reduce"
-_FLAT = "nonzero take put bincount histc"
+_FLAT = "take put"
 
 RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::index_put": OpRule(index_put, scaling=Scaling.WRITTEN, zeros=written_zeros),
     **aten("_index_put_impl_ _unsafe_index_put", OpRule(index_put, zeros=written_zeros)),
-    **aten("scatter scatter_reduce", OpRule(scatter, zeros=written_zeros)),
-    "aten::scatter_add": OpRule(scatter, scaling=Scaling.WRITTEN, zeros=written_zeros),
-    **aten(_ROWS, OpRule(write_rows, zeros=written_zeros)),
-    "aten::index_add": OpRule(write_rows, scaling=Scaling.WRITTEN, zeros=written_zeros),
+    **aten("scatter scatter_reduce", OpRule(scatter, zeros=written_zeros, positions="index")),
+    "aten::scatter_add": OpRule(scatter, scaling=Scaling.WRITTEN, zeros=written_zeros, positions="index"),
+    **aten(_ROWS, OpRule(write_rows, zeros=written_zeros, positions="index")),
+    "aten::index_add": OpRule(write_rows, scaling=Scaling.WRITTEN, zeros=written_zeros, positions="index"),
     "aten::masked_scatter": OpRule(masked_scatter, zeros=written_zeros),
     "aten::masked_select": masked_select,
     **aten(_FLAT, flat),

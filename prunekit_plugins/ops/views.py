@@ -32,6 +32,7 @@ def reshape(call: OpCall) -> list[Axis]:
     equal = call.expanded_dims(source)
     if equal:
         call.expanded(_equal_after(source.shape, equal, call.shape))
+    call.numbers(call.domain(source))
     return regroup(source.axes, call.shape)
 
 
@@ -73,6 +74,7 @@ def _in_order(call: OpCall, order: Sequence[int]) -> list[Axis]:
     source: TensorArgument = call.tensors()[0]
     equal = call.expanded_dims(source)
     call.expanded(place for place, dim in enumerate(order) if dim in equal)
+    call.numbers(call.domain(source))
     return [source.axes[dim] for dim in order]
 
 
@@ -111,6 +113,7 @@ def expand(call: OpCall) -> list[Axis]:
     lead = len(call.shape) - source.ndim
     result: list[Axis] = []
     call.expanded(same_along(call, source, call.shape))
+    call.numbers(call.domain(source))
     for dim, size in enumerate(call.shape):
         if dim >= lead and source.shape[dim - lead] == size:
             result.append(source.axes[dim - lead])
@@ -131,6 +134,7 @@ def expand_as(call: OpCall) -> list[Axis]:
     """The sizes are those of the other tensor: so are the axes."""
     source, other = call["self"], call["other"]
     call.expanded(same_along(call, source, call.shape))
+    call.numbers(call.domain(source))
     for back in range(1, source.ndim + 1):
         if source.shape[-back] == other.shape[-back]:
             call.tie(other.axes[-back], source.axes[-back])
@@ -161,6 +165,7 @@ def repeat(call: OpCall) -> list[Axis]:
         call.expect(name, [copies], dim - ndim + len(call[name]))
         result.append(product([copies, axis]))
     call.expanded(same_along(call, source, call.shape))
+    call.numbers(call.domain(source))
     return result
 
 
@@ -170,6 +175,7 @@ def repeat_interleave(call: OpCall) -> list[Axis]:
         call.pin(call["repeats"].axes, COUNTED)
         return [call.fresh(call.shape[0], COUNTED)]
     source, count, dim = call["self"], call["repeats"], call["dim"]
+    call.numbers(call.domain(source))
     if not isinstance(count, int):
         return _counted_repeats(call, source, count, dim)
     repeats = _repeats(call, count, heads=source.ndim > 3)
@@ -298,20 +304,25 @@ _SIZES = {"size": _SHAPE, "shape": _SHAPE, "sizes": _SHAPE, "stride": "the dista
 _INTERLEAVED = {"repeats": _TIMES, "output_size": _SHAPE}
 
 RULES: Mapping[str | torch.Tag, Rule] = {
-    **aten(_RESHAPES, OpRule(reshape, scaling=Scaling.MOVED, sizes=_SIZES)),
+    **aten(_RESHAPES, OpRule(reshape, scaling=Scaling.MOVED, positions="self", sizes=_SIZES)),
     "aten::view.dtype": view_dtype,
-    "aten::permute": OpRule(permute, scaling=Scaling.MOVED),
-    **aten("transpose swapaxes swapdims", OpRule(transpose, scaling=Scaling.MOVED)),
-    **aten("t numpy_T", OpRule(reverse_dims, scaling=Scaling.MOVED)),
-    **aten("mT mH adjoint", OpRule(swap_last, scaling=Scaling.MOVED)),
-    **aten("movedim moveaxis", OpRule(movedim, scaling=Scaling.MOVED)),
-    "aten::expand": OpRule(expand, scaling=Scaling.MOVED, sizes={"size": _SHAPE}),
-    "aten::expand_as": OpRule(expand_as, scaling=Scaling.MOVED, zeros=zeros_of_first),
-    **aten("view_as reshape_as", OpRule(reshape_as, scaling=Scaling.MOVED, zeros=zeros_of_first)),
-    "aten::broadcast_to": OpRule(expand, scaling=Scaling.MOVED, sizes={"size": _SHAPE}),
-    **aten("repeat tile", OpRule(repeat, scaling=Scaling.MOVED, sizes={"repeats": _TIMES, "dims": _TIMES})),
-    "aten::repeat_interleave": OpRule(repeat_interleave, sizes=_INTERLEAVED),
-    "aten::repeat_interleave.self_int": OpRule(repeat_interleave, scaling=Scaling.MOVED, sizes=_INTERLEAVED),
+    "aten::permute": OpRule(permute, scaling=Scaling.MOVED, positions="self"),
+    **aten("transpose swapaxes swapdims", OpRule(transpose, scaling=Scaling.MOVED, positions="self")),
+    **aten("t numpy_T", OpRule(reverse_dims, scaling=Scaling.MOVED, positions="self")),
+    **aten("mT mH adjoint", OpRule(swap_last, scaling=Scaling.MOVED, positions="self")),
+    **aten("movedim moveaxis", OpRule(movedim, scaling=Scaling.MOVED, positions="self")),
+    "aten::expand": OpRule(expand, scaling=Scaling.MOVED, positions="self", sizes={"size": _SHAPE}),
+    "aten::expand_as": OpRule(expand_as, scaling=Scaling.MOVED, positions="self", zeros=zeros_of_first),
+    **aten("view_as reshape_as", OpRule(reshape_as, scaling=Scaling.MOVED, positions="self", zeros=zeros_of_first)),
+    "aten::broadcast_to": OpRule(expand, scaling=Scaling.MOVED, positions="self", sizes={"size": _SHAPE}),
+    **aten(
+        "repeat tile",
+        OpRule(repeat, scaling=Scaling.MOVED, positions="self", sizes={"repeats": _TIMES, "dims": _TIMES}),
+    ),
+    "aten::repeat_interleave": OpRule(repeat_interleave, positions="self", sizes=_INTERLEAVED),
+    "aten::repeat_interleave.self_int": OpRule(
+        repeat_interleave, positions="self", scaling=Scaling.MOVED, sizes=_INTERLEAVED
+    ),
     "aten::as_strided": by_strides,
     "aten::diag_embed": diagonal_of,
     **aten("resize_ resize_as_", resized),

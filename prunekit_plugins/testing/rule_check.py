@@ -76,7 +76,7 @@ def _check(
     assert not read.not_understood, f"{_names(read)}: not understood: {'; '.join(read.not_understood)}"
     free = {id(leaf): leaf for dims in read.inputs for axis in dims for leaf in leaves(axis) if _is_free(leaf)}
     assert free, f"{_names(read)}: no axis of the tensors is free, so the check proves nothing: {read}"
-    mixed = read.used_whole(Verb.MIX)
+    mixed = read.used_whole(Verb.MIX) | read.used_whole(Verb.CHOOSE)
     exact = [leaf for key, leaf in free.items() if key not in mixed and values]
     for leaf in exact:  # without the first unit every other one moves
         _trial(read, rules, tensors, {id(leaf): range(1, leaf.size)}, values=True, tolerance=tolerance)
@@ -257,7 +257,7 @@ def _sizes(
     for name in {expected.argument for expected in expectations}:
         found.pop(name, None)
     for expected in expectations:
-        total = sum(len(_positions(piece, kept)) for piece in expected.pieces)
+        total = sum(len(_positions(piece, kept)) for piece in expected.pieces) + expected.offset
         if expected.position is None:
             found[expected.argument] = total
         else:

@@ -27,6 +27,7 @@ isomorphic = true
 round_to = 2
 ignored_layers = ["layers.1"]
 head_pruning_ratio = 0.5
+expert_pruning_ratio = 0.25
 prune_num_heads = true
 prune_head_dims = false
 uniform = true
@@ -82,6 +83,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         "round_to": 2,
         "ignored_layers": ["layers.1"],
         "head_pruning_ratio": 0.5,
+        "expert_pruning_ratio": 0.25,
         "prune_num_heads": True,
         "prune_head_dims": False,
         "uniform": True,

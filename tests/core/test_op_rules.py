@@ -24,8 +24,20 @@ def like_input(call: OpCall) -> list[Axis]:
 
 
 def test_a_rule_that_says_nothing_more_than_ties() -> None:
-    rule = OpRule(like_input)
-    assert attrs.astuple(rule, recurse=False) == (like_input, None, None, (), None, None, None, None, frozenset(), {})
+    rule, nothing = OpRule(like_input), frozenset()
+    assert attrs.astuple(rule, recurse=False) == (
+        like_input,
+        None,
+        None,
+        (),
+        None,
+        None,
+        None,
+        None,
+        nothing,
+        nothing,
+        {},
+    )
 
 
 def test_equal_meanings_are_equal() -> None:

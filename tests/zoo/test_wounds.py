@@ -272,10 +272,10 @@ class Correlated(nn.Module):
 
 
 class Routed(nn.Module):
-    """A mixture of experts: the router's rows are numbers of experts, the experts' width is free."""
+    """A mixture of experts: the router's rows number the experts, whose width is a group beside them."""
 
     inputs: ClassVar = torch.randn(6, 8)
-    groups: ClassVar = {"stem": 12, "up": 10}
+    groups: ClassVar = {"stem": 12, "up": 10, "up#experts": 4}
 
     def __init__(self) -> None:
         super().__init__()
@@ -471,10 +471,10 @@ class Aggregated(nn.Module):
 
 
 class Packed(nn.Module):
-    """Experts as one grouped product over rows sorted by expert; their width is free."""
+    """Experts as one grouped product over rows sorted by expert; they and their width are free."""
 
     inputs: ClassVar = torch.randn(10, 8)
-    groups: ClassVar = {"stem": 16, "up": 32}
+    groups: ClassVar = {"stem": 16, "up": 32, "router#experts": 4}
 
     def __init__(self) -> None:
         super().__init__()
@@ -584,7 +584,7 @@ def test_the_expected_groups_are_found(model: nn.Module) -> None:
 def test_half_of_each_goes_and_the_rest_is_the_same_program(model: nn.Module) -> None:
     original, before = copy.deepcopy(model), [tensor.shape for tensor in run(model)]
     result = pk.prune(model, model.inputs, importance=RandomImportance())
-    inner = {name for name in model.groups if not name.endswith(("_groups", "heads", "copies"))}
+    inner = {name for name in model.groups if not name.endswith(("_groups", "heads", "copies", "experts"))}
     assert set(result.report.pruned) == inner
     check = pk.check_exact(original, model, result.plan, model.inputs)
     assert check.error < 1e-5, str(check)

@@ -8,10 +8,14 @@ from prunekit_plugins.ops import orders
 from tests.plugins.ops.cases import case, checks_of
 
 ORDERED = "its positions are ordered by value"
+HELD = "an output holds its positions"
 EXCUSED: dict[str, str] = {}
 
 CASES = [
-    case("x.topk(2)", "a3 5! -> a3 2!, a3 2!", x=(3, 5), pins={"x1": ORDERED}),
+    case("x.topk(2)", "a3 5! -> a3 2!, a3 2!", x=(3, 5), pins={"x1": HELD}),
+    case("x.topk(2).values", "a3 b5 -> a3 2!", x=(3, 5), says={"x1": "choose experts"}),
+    case("x.topk(2, 0).values", "a5 b3 -> 2! b3", x=(5, 3)),
+    case("x.topk(1).indices.sort(0).values", "3! 5! -> 3! 1", x=(3, 5), pins={"x1": HELD}),
     case("x.topk(2, dim=0, largest=False)", "5! a3 -> 2! a3, 2! a3", x=(5, 3)),
     case("x.topk(1)", "a3 5! -> a3 1, a3 1", x=(3, 5)),
     case("x.sort()", "a3 5! -> a3 5!, a3 5!", x=(3, 5), pins={"x1": ORDERED}),
