@@ -147,6 +147,7 @@ class _Reduction:
             shares=self._shares(old.shares),
             decisions=self._by_place(old.decisions),
             kept={self._renamed(ref): why for ref, why in old.kept.items() if ref.index in self._numbers},
+            read=frozenset(self._numbers[index] for index in old.read if index in self._numbers),
             escaped={self._renamed(ref): why for ref, why in old.escaped.items() if ref.index in self._numbers},
             stored={self._renamed(ref): why for ref, why in old.stored.items() if ref.index in self._numbers},
             constants=self._by_tensor(old.constants),

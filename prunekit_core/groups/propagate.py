@@ -123,6 +123,7 @@ class _Propagator:
         live = (operation for operation in trace.operations if operation.index not in self._result.unread)
         self._read = {ref.index for operation in live for ref in operation.references()}
         self._read.update(ref.index for ref in (*trace.results, *trace.kept))
+        self._read |= trace.read
         self._names = {ref.index: name for name, ref in trace.parameters.items()}
         self._compared: set[int] = set()  # axes of 0, 1, 2, ... by identity, which `enumerated` keeps alive
         for name, ref in trace.parameters.items():
@@ -144,8 +145,9 @@ class _Propagator:
         for axis, reason in effects.enumerated.values():
             if id(axis) not in self._compared:
                 axes.pin(axis, reason)
-        if effects.number is not None:
-            axes.pin(effects.number[1], Reason(READ))
+        read = [effects.domains[index] for index in self._trace.read if index in effects.domains]
+        for axis in [*read, *([] if effects.number is None else [effects.number[1]])]:
+            axes.pin(axis, Reason(READ))
         for ref, name in zip(self._trace.results, self._trace.names, strict=True):
             if not is_free(name, free_outputs):
                 self._pin_output(ref, Reason("an output of the model", output=name, kind=ReasonKind.OUTPUT))
@@ -237,7 +239,9 @@ class _Propagator:
         given = [(name, tensor) for name, value in call.arguments.items() for tensor in _tensors(value)]
         for name, tensor in given:
             domain = effects.domains.get(tensor.ref.index)
-            if domain is not None and name not in followed:
+            if domain is not None and tensor.ref.index in self._trace.read:
+                axes.pin(domain, call.reason(READ))
+            elif domain is not None and name not in followed:
                 axes.pin(domain, call.reason(NUMBERS))
         for name, tensor in given:
             axis, reason = effects.enumerated.get(tensor.ref.index, (None, None))
@@ -310,7 +314,7 @@ def unread(trace: Trace) -> frozenset[int]:
     tensor, decide something in Python, read a parameter, or bring several tensors together always count: without their
     ties, the smaller program might not run.
     """
-    needed = {ref.index for ref in (*trace.results, *trace.kept)}
+    needed = {ref.index for ref in (*trace.results, *trace.kept)} | trace.read
     parameters = {ref.index for ref in trace.parameters.values()}
     found = []
     for operation in reversed(trace.operations):

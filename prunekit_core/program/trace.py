@@ -72,6 +72,7 @@ class Trace:
         constants: By index: fingerprints of the tensors that no operation made (plain attributes, arrays of NumPy's).
         escaped: Tensors of integers or booleans whose values leave PyTorch, with the way.
         assumed: Whether units were chosen in the program's place: always the first ones, whatever their scores.
+        read: Indices of tensors whose values became numbers of Python's, other than as the index of another tensor.
     """
 
     label: str
@@ -89,6 +90,7 @@ class Trace:
     constants: Mapping[int, str] = attrs.field(factory=dict)
     escaped: Mapping[TensorRef, str] = attrs.field(factory=dict)
     assumed: bool = False
+    read: frozenset[int] = frozenset()
 
     def memory(self, index: int) -> int:
         """Follows views to the tensor whose memory they use."""

@@ -18,21 +18,31 @@ class Exits(TorchFunctionMode):
 
     Args:
         leaves: Called with each of them, and the name of the method.
+        reads: Called with each tensor of one element that becomes a number of Python's by a method of its own, not as
+            the index of another tensor.
         shared_memory: Memory of the model, of which only copies leave.
     """
 
-    def __init__(self, leaves: Callable[[torch.Tensor, str], None], shared_memory: SharedMemory) -> None:
+    def __init__(
+        self,
+        leaves: Callable[[torch.Tensor, str], None],
+        reads: Callable[[torch.Tensor], None],
+        shared_memory: SharedMemory,
+    ) -> None:
         super().__init__()
-        self._leaves, self._shared_memory = leaves, shared_memory
+        self._leaves, self._reads, self._shared_memory = leaves, reads, shared_memory
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _EXITS:
             check_has_data(args[0], _EXITS[func])
             self._leaves(args[0], _EXITS[func])
             args = (self._shared_memory.own(args[0]), *args[1:])
+        elif func in _READS:
+            self._reads(args[0])
         return func(*args, **(kwargs or {}))
 
 
+_READS = {getattr(torch.Tensor, name) for name in ("item", "__int__", "__index__", "__float__", "__bool__")}
 _EXITS = {getattr(torch.Tensor, name): name for name in ("numpy", "tolist", "__array__", "__dlpack__")}
 
 

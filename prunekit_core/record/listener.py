@@ -32,6 +32,9 @@ class Listener:
     def leaves(self, tensor: torch.Tensor, way: str) -> None:
         """Called when the program takes the values of a real tensor to where no operation is seen."""
 
+    def reads(self, tensor: torch.Tensor) -> None:
+        """Called when the program takes a tensor of one element for a number of Python's."""
+
     def failed(self, op: Any, module: str, error: Exception) -> None:
         """Called when an operation raises, before the exception goes on."""
 

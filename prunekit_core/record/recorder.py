@@ -126,6 +126,7 @@ class TraceBuilder(Listener):
         self._escaped: dict[TensorRef, str] = {}
         self._stored: dict[TensorRef, str] = {}
         self._constants: dict[int, str] = {}
+        self._read: set[int] = set()
 
     def start(self, tensors: Mapping[str, torch.Tensor], inputs: Any) -> None:
         """Makes parameters, buffers and inputs known."""
@@ -168,6 +169,14 @@ class TraceBuilder(Listener):
         if ref is not None:
             table = self._kept if is_continuous(tensor.dtype) else self._escaped
             table[ref] = f"its values leave PyTorch by {way}"
+        if not is_continuous(tensor.dtype):
+            self.reads(tensor)
+
+    def reads(self, tensor: torch.Tensor) -> None:
+        """Notes integers that become numbers of Python's."""
+        ref = self.table.get(tensor)
+        if ref is not None:
+            self._read.add(ref.index)
 
     def _refer(self, value: Any, read: list[tuple[torch.Tensor, TensorRef]]) -> Any:
         """Writes an argument down, and adds the tensors in it to those that are read."""
@@ -239,6 +248,7 @@ class TraceBuilder(Listener):
             self._constants,
             self._escaped,
             self._assumed,
+            frozenset(self._read),
         )
 
 

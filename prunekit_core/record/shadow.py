@@ -369,9 +369,10 @@ class Shadow:
             if note not in self.notes:
                 self.notes.append(note)
 
-    def _leaves(self, tensor: torch.Tensor, way: str) -> None:
+    def _leaves(self, tensor: torch.Tensor, way: str = "") -> None:
         if self._recorder is not None:  # else what runs isn't looked into
-            self._recorder.listener.leaves(tensor, way)
+            listener = self._recorder.listener
+            listener.leaves(tensor, way) if way else listener.reads(tensor)
 
     def let_go(self, returned: Iterable[torch.Tensor] = ()) -> list[str]:
         """Empties caches of the user's program of what the last run made; call it when the run's listener is gone.
@@ -445,7 +446,7 @@ class Shadow:
                 gradients = torch.enable_grad() if self.gradients else torch.inference_mode()
                 checks = Unchecked() if self.unchecked else None
                 self._recorder = _Recorder(listener, rules, self, tensors)
-                exits = Exits(self._leaves, self.shared_memory)
+                exits = Exits(self._leaves, self._leaves, self.shared_memory)
                 with entered(gradients, self.fake_mode, exits, checks, self._recorder):
                     outputs = run_out(example.runner(self.module, inputs.args, inputs.kwargs))
                     for tensor in tensors.values() if self.gradients else ():

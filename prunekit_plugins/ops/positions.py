@@ -123,6 +123,18 @@ def find(call: OpCall) -> list[list[Axis]]:
     return [[call.fresh(size, "counts the chosen ones") for size in call.shape]]
 
 
+def find_each(call: OpCall) -> list[list[Axis]]:
+    """``where(mask)`` lists the true places, their positions along each dim apart; see `find`."""
+    source: TensorArgument = call["condition"]
+    for dim, axis in enumerate(source.axes):
+        if call.is_chosen(axis):
+            call.needs_zeros(source, dim, NOT_CHOSEN)
+            call.numbers(axis, dim)
+        else:
+            call.pin(axis, "its places are listed")
+    return [[call.fresh(size, "counts the true places") for size in shape] for shape in call.shapes]
+
+
 def add_along(call: OpCall) -> list[Axis]:
     """Cumulative sums: the dim is pinned, unless it counts what was chosen: units that can't be are zero."""
     source: TensorArgument = call["self"]
@@ -154,6 +166,7 @@ RULES: Mapping[str | torch.Tag, Rule] = {
     "aten::histc": OpRule(count_in_bins, positions="self"),
     "aten::bincount": OpRule(count, positions="self"),
     "aten::nonzero": OpRule(find, positions="self"),
+    "aten::where.default": OpRule(find_each, positions="condition"),
     **aten("cumsum cumprod", OpRule(add_along, zeros=added_zeros)),
     "aten::_local_scalar_dense": OpRule(number, positions="self"),
 }

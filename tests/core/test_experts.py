@@ -122,7 +122,49 @@ class Numbered(LookedUp):
         return super().mix(x, weights * chosen, chosen)
 
 
-KINDS = (LookedUp, Sorted, Looped, Dense)
+class Read(LookedUp):
+    """One stack is looked up by a number that Python holds."""
+
+    def mix(self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        rows = []
+        for token, experts in enumerate(chosen):
+            for place, expert in enumerate(experts):
+                number = self.number(expert)
+                hidden = (x[token] @ self.up[number]).relu()
+                rows.append(hidden @ self.down[number] * weights[token, place])
+        return torch.stack(rows).view(len(x), -1, WIDTH).sum(1)
+
+    def number(self, expert: torch.Tensor) -> int:
+        return int(expert.item())
+
+
+class Converted(Read):
+    """The same, by another method."""
+
+    def number(self, expert: torch.Tensor) -> int:
+        return int(expert)
+
+
+class AsList(Read):
+    """The same, out of a list."""
+
+    def number(self, expert: torch.Tensor) -> int:
+        found: int = expert.tolist()
+        return found
+
+
+class Listed(Mixture):
+    """The places of each expert's tokens are listed at once."""
+
+    def mix(self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        mask = F.one_hot(chosen, num_classes=self.num_experts).permute(2, 1, 0)
+        expert, place, token = torch.where(mask)
+        hidden = torch.einsum("nd,ndh->nh", x[token], self.up[expert]).relu()
+        each = torch.einsum("nh,nhd->nd", hidden, self.down[expert]) * self.scale[expert, None]
+        return torch.zeros_like(x).index_add(0, token, each * weights[token, place, None])
+
+
+KINDS = (Listed, LookedUp, Sorted, Looped, Dense)
 
 
 def made(kind: Callable[[], Mixture]) -> Mixture:
@@ -262,6 +304,9 @@ def test_experts_of_one_group_alone_are_refused() -> None:
     [
         (Straight, "one of its positions is told apart from the others"),
         (Numbered, "its positions are used as numbers"),
+        (Read, "a position of it is read as a number"),
+        (Converted, "a position of it is read as a number"),
+        (AsList, "a position of it is read as a number"),
     ],
 )
 def test_experts_that_a_program_knows_by_number_stay(kind: type[Mixture], why: str) -> None:

@@ -26,6 +26,7 @@ CASES = [
     case("torch.cumsum(x, -2)", "3! a4 -> 3! a4", x=(3, 4)),
     case("torch.cumprod(x, 0)", "3! a4 -> 3! a4", x=(3, 4)),
     case("x.nonzero()", "2! 3! -> 6! 2!", x=torch.ones(2, 3), slow=True),
+    case("torch.where(x)", "2! 3! -> 6!, 6!", x=torch.ones(2, 3), pins={"x1": "its places are listed"}, slow=True),
     case("i.bincount()", "2! -> 5!", i=ROWS, slow=True),
     case("x.histc(4)", "5! -> 4!", x=(5,)),
     case("x * y.item()", "a3, () -> a3", x=(3,), y=torch.tensor(2.0), slow=True),
