@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from prunekit_plugins.compensation import Compensation as Compensation, compensate as compensate
     from prunekit_plugins.distill import (
         Distillation as Distillation,
+        DistillationLoss as DistillationLoss,
         distill as distill,
         store_logits as store_logits,
     )
@@ -82,7 +83,7 @@ _HOMES = {
     "prunekit_plugins.checkpoints": "Protocol load prune_checkpoint read_plan read_protocol save",
     "prunekit_plugins.classic": "BasePruner DependencyGraph",
     "prunekit_plugins.compensation": "Compensation compensate",
-    "prunekit_plugins.distill": "Distillation distill store_logits",
+    "prunekit_plugins.distill": "Distillation DistillationLoss distill store_logits",
     "prunekit_plugins.prune": "PruneResult prune sensitivity",
     "prunekit_plugins.vocabulary": "prune_classes prune_vocabulary",
 }

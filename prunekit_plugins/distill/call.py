@@ -17,17 +17,12 @@ from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.record.recorder import unwrap
 from prunekit_plugins.calibration import Batches
-from prunekit_plugins.distill.hidden import HiddenState, match_hidden
 from prunekit_plugins.distill.loop import Data, Loop
-from prunekit_plugins.distill.objective import Objective
-from prunekit_plugins.distill.outputs import Reader
+from prunekit_plugins.distill.objective import Objective, hidden_states
 from prunekit_plugins.distill.randomness import own_randomness
 from prunekit_plugins.distill.result import Distillation
-from prunekit_plugins.distill.settings import DistillSettings, Progress, check_pair
-from prunekit_plugins.distill.stored_logits import StoredTeacher
+from prunekit_plugins.distill.settings import DistillSettings, Progress, check_one_process, check_pair
 from prunekit_plugins.distill.stream import batches_of, first_of, generator_of
-from prunekit_plugins.distill.teacher import RunningTeacher, Teacher
-from prunekit_plugins.distill.terms import Losses
 from prunekit_plugins.distill.trained import (
     ALL,
     Adapted,
@@ -135,6 +130,7 @@ def distill(
     """
     settings = DistillSettings.of(dict(locals()))
     check_pair(student, teacher)
+    check_one_process(student)
     data = Data(
         batches_of(batches, "batches"),
         None if held_out is None else batches_of(held_out, "held_out"),
@@ -161,18 +157,7 @@ class _Run:
         self._first = first_of(data.training, "batches", data.device)
         if data.held_out is not None:
             first_of(data.held_out, "held_out", data.device)
-        self._states = self._match(registry)
-
-    def _match(self, registry: Registry) -> tuple[HiddenState, ...]:
-        settings = self._settings
-        if "hidden" not in settings.weights:
-            return ()
-        if not isinstance(self._teacher, nn.Module):
-            raise ArgumentError(
-                "Stored logits have no hidden states.", hint='leave "hidden" out of the weights, or pass the model'
-            )
-        assert settings.plan is not None
-        return match_hidden(self._teacher, settings.plan, self._first.example, registry, settings.hidden)
+        self._states = hidden_states(teacher, settings, self._first, registry)
 
     def made(self, total: int) -> Distillation:
         """Trains and returns what was done."""
@@ -190,7 +175,7 @@ class _Run:
     def _trained(self, total: int, train: Any) -> Distillation:
         parameters = _owned(trained_parameters(self._student, train), self._settings.optimizer)
         train_only(self._student, parameters.values())
-        objective = self._objective()
+        objective = Objective.of(self._student, self._teacher, self._settings, self._states)
         with objective.at_work():
             self._student.eval()
             with torch.no_grad(), own_randomness(_cards(self._student)):
@@ -203,17 +188,6 @@ class _Run:
         return Distillation(
             self._student, journal.step, losses, evaluations, journal.best_step, journal.stopped, tuple(self._notes)
         )
-
-    def _objective(self) -> Objective:
-        settings = self._settings
-        reader = Reader(settings.logits, settings.labels, settings.class_dim)
-        losses = Losses(settings.weights, settings.temperature, reader, settings.loss_fn)
-        teacher: Teacher | None = None
-        if isinstance(self._teacher, nn.Module) and settings.weights.keys() & {"logits", "hidden"}:
-            teacher = RunningTeacher(self._teacher, reader, self._states, logits="logits" in settings.weights)
-        elif not isinstance(self._teacher, nn.Module) and "logits" in settings.weights:
-            teacher = StoredTeacher(self._teacher, settings.temperature)
-        return Objective(self._student, teacher, losses, self._states, half=settings.precision == "bf16")
 
 
 def _owned(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer | None) -> dict[str, nn.Parameter]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from prunekit_core.arguments import fields_from, is_count, is_number, shown
 from prunekit_core.errors import ArgumentError, nearest
+from prunekit_core.modules.sharding import is_sharded, shards_its_parameters
 from prunekit_core.plans.plan import Plan
 from prunekit_plugins.calibration import Batches
 
@@ -210,4 +211,15 @@ def check_pair(student: Any, teacher: Any) -> None:
             where=", ".join(both[:3]),
             why="it would change while it teaches",
             hint="copy.deepcopy(model) before the model is pruned",
+        )
+
+
+def check_one_process(student: nn.Module) -> None:
+    """Raises `ArgumentError` for a student that lies on several processes, or whose wrapper averages over them."""
+    wrapped = isinstance(student, nn.parallel.DistributedDataParallel) or shards_its_parameters(student)
+    if wrapped or any(is_sharded(parameter) for parameter in student.parameters()):
+        raise ArgumentError(
+            "distill trains in one process only.",
+            why="the best state and the end of the run would be decided on each process by its own batches",
+            hint="DistillationLoss is the same loss for a loop of your own",
         )

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 import prunekit as pk
 from prunekit import plugin
 from prunekit_plugins import distributed, importance, pruners, regularizers
-from tests.distributed import branches, toys
+from tests.distributed import branches, distillation, toys
 
 
 def sharded(pruner_class: type[pk.BasePruner] = pk.BasePruner, **options: Any) -> tuple[Any, nn.Module]:
@@ -334,6 +334,7 @@ JOBS = {
         branches.branches_of_replicas,
         branches.sharded_steps,
         branches.steps_of_replicas,
+        distillation.distilled,
     )
 }
 
