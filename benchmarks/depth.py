@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 import prunekit as pk
-from prunekit_plugins.depth.choice import structure_of
+from prunekit_plugins.depth.search import structure_of
 from prunekit_plugins.measure import count_macs
 
 Built = tuple[nn.Module, Any]

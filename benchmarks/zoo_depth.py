@@ -30,7 +30,7 @@ import prunekit as pk
 from prunekit_core.program.decoding import Decoding, DecodingRunner, Later
 from prunekit_core.program.outputs import output_tensors
 from prunekit_core.record.recorder import check_recordable
-from prunekit_plugins.depth.choice import structure_of
+from prunekit_plugins.depth.search import structure_of
 
 STEPS = 10
 """Tokens that are decoded after the first call."""
