@@ -237,7 +237,7 @@ def settings_of(registry: Registry, settings: Mapping[str, Any], default: str, f
         found["ratio"] = 0.5
     if not only_branches(settings):
         own = {"name": config.importance, **config.importance_arguments}
-        found["importance"] = _beside(_written(settings.get("importance", default), own), folder)
+        found = {"importance": _beside(_written(settings.get("importance", default), own), folder), **found}
     if "branch_importance" in found:
         found["branch_importance"] = _written(found["branch_importance"], config.option("branch_importance"))
     for key in CODE & found.keys():

@@ -41,6 +41,7 @@ branch_importance = { name = "output_change", measure = "error" }
 by = "depth"
 keep_first = 0
 keep_last = 2
+keep_names = true
 plugins = ["some.module", "tools/rules.py"]
 pruner = { name = "group_norm", reg = 1e-3 }
 regularizer = "group_lasso"
@@ -97,6 +98,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         "by": "depth",
         "keep_first": 0,
         "keep_last": 2,
+        "keep_names": True,
     }
     assert config.plugins == ("some.module", "tools/rules.py")
     assert config.tables == {"one_cycle": {"alpha": 10}}
@@ -129,7 +131,7 @@ def test_options_are_arguments_of_prune_and_base_pruner(tmp_path: Path) -> None:
     (tmp_path / "tools" / "rules.py").write_text(RULES)
     everything = pk.Registry.from_config(written(tmp_path, EVERYTHING.replace('"some.module", ', ""))).options()
     of_prune = {"target", "allocation", "compensation", "reestimate_batchnorm", "stages"}
-    of_prune |= {"branch_ratio", "branch_importance", "by", "keep_first", "keep_last"}
+    of_prune |= {"branch_ratio", "branch_importance", "by", "keep_first", "keep_last", "keep_names"}
     assert of_prune < set(inspect.signature(pk.prune).parameters)
     told = {name: value for name, value in everything.items() if name not in of_prune}
     with pytest.raises(pk.ArgumentError, match="hidden"):

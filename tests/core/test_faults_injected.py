@@ -131,7 +131,7 @@ def called(folder: Path) -> Scene:
     decided = PruneResult(made, plan, pruner.report(), plan.preview(), {}, protocol, pruner.graph)
     values = {name: tensor * 2 for name, tensor in named_tensors(PLAN.apply(model())).items() if "weight" in name}
     repaired = Repaired(values, Compensation((), {}, (1.0, 0.0)), on_disk=False)
-    return Scene([made], lambda: one_call._cut(pruner, decided, optimizer, repaired, (), None), optimizer, lost=True)
+    return Scene([made], lambda: one_call._cut(pruner, decided, optimizer, repaired, ()), optimizer, lost=True)
 
 
 def resumed(folder: Path) -> Scene:

@@ -70,7 +70,7 @@ def test_an_interrupt_before_the_cut_comes_at_once(monkeypatch: pytest.MonkeyPat
     model, x = Residual(), torch.randn(2, 3, 8, 8)
     state = copy.deepcopy(model.state_dict())
     pruner = pk.BasePruner(model, x)
-    monkeypatch.setattr(pruner.graph, "draft", interrupting(pruner.graph.draft, 1))
+    monkeypatch.setattr(pruner.graph, "plan_without", interrupting(pruner.graph.plan_without, 1))
     with pytest.raises(KeyboardInterrupt):
         pruner.step()
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())

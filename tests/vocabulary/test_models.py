@@ -223,7 +223,7 @@ REFUSED: dict[str, tuple[Callable[[Any, torch.Tensor], torch.Tensor], str]] = {
     "counted": (lambda m, ids: m.head(m.embed(ids)) * ids.float().mean(), "aten::mean"),
     "in a list": (lambda m, ids: m.head(m.embed(ids)) * torch.isin(ids, torch.tensor([1, 2]))[..., None], "isin"),
     "offset": (lambda m, ids: m.head(m.embed(ids + 1)) + m.embed(ids).sum(), "aten::add.Tensor"),
-    "greedy": (lambda m, ids: m.head(m.embed(m.head(m.embed(ids)).argmax(-1))), "aten::embedding in embed"),
+    "greedy": (lambda m, ids: m.head(m.embed(m.head(m.embed(ids)).argmax(-1))), "aten::argmax in the model"),
     "rounded": (lambda m, ids: m.head(m.embed(ids)) * (ids.half() > 3)[..., None], "token ids are rounded"),
     "in other bits": (
         lambda m, ids: m.head(m.embed(ids.view(torch.int32)[:, ::2])) + m.embed(ids).sum(),
