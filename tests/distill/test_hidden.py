@@ -95,7 +95,7 @@ def test_layers_that_are_gone_are_skipped() -> None:
 def test_layers_with_other_numbers_keep_their_counterparts() -> None:
     teacher = net()
     graph = pk.Graph.of(teacher, inputs(2))
-    plan = draft_without(graph.model, graph.drafts, ["blocks.1.up"], entries=True)
+    plan = draft_without(graph.model, graph.drafts, ["blocks.1.up"])
     student = plan.apply(copy.deepcopy(teacher))
     states = match_hidden(teacher, plan, inputs(2), REGISTRY)
     assert [(state.teacher, state.student) for state in states] == [("blocks.0", "blocks.0"), ("blocks.2", "blocks.1")]
