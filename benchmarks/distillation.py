@@ -92,15 +92,23 @@ def measurement(network: str, seed: int, target: float, row: str, metric: float,
 
 
 def table(rows: Sequence[dict[str, object]]) -> str:
-    """Medians over the seeds, and half of the distance between the best and the worst."""
-    lines = ["| network | MACs | trained on | accuracy | cross-entropy |", "|---|---|---|---:|---:|"]
+    """Medians over the seeds, half of the distance between the best and the worst, and seeds ahead of labels."""
+    lines = [
+        "| network | MACs | trained on | accuracy | cross-entropy | ahead of labels |",
+        "|---|---|---|---:|---:|---:|",
+    ]
+    loss = {(r["network"], r["target"], r["row"], r["seed"]): float(str(r["loss"])) for r in rows}
     for network, target, row in dict.fromkeys((r["network"], r["target"], r["row"]) for r in rows):
         same = [r for r in rows if (r["network"], r["target"], r["row"]) == (network, target, row)]
-        accuracy, loss = ([float(str(r[key])) for r in same] for key in ("metric", "loss"))
-        spread = [(max(values) - min(values)) / 2 for values in (accuracy, loss)]
+        columns = [[float(str(r[key])) for r in same] for key in ("metric", "loss")]
+        middle = [statistics.median(values) for values in columns]
+        spread = [(max(values) - min(values)) / 2 for values in columns]
+        labels = [loss.get((network, target, "labels", r["seed"])) for r in same]
+        ahead = sum(other is not None and own < other for own, other in zip(columns[1], labels, strict=True))
+        compared = f"{ahead} of {len(same)}" if row in ROWS and row != "labels" else ""
         lines.append(
-            f"| {network} | {target:.0%} | {row} | {statistics.median(accuracy):.1%} ±{100 * spread[0]:.1f} "
-            f"| {statistics.median(loss):.3f} ±{spread[1]:.3f} |"
+            f"| {network} | {target:.0%} | {row} | {middle[0]:.1%} ±{100 * spread[0]:.1f} "
+            f"| {middle[1]:.3f} ±{spread[1]:.3f} | {compared} |"
         )
     return "\n".join(lines)
 

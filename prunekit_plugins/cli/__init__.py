@@ -1,4 +1,4 @@
-"""The command line: ``prunekit prune``, ``inspect``, ``apply``, ``export``, ``demo``, ``plugins`` and more.
+"""The command line: ``prunekit prune``, ``inspect``, ``apply``, ``distill``, ``export``, ``demo`` and more.
 
 This module is the plugin that registers the built-in commands. It is imported with every registry, so it needs neither
 typer nor rich; the commands' own modules do, and are imported when the command line runs.
@@ -37,6 +37,11 @@ def prunekit_commands() -> Mapping[str, LazyCommand]:
             "prunekit_plugins.cli.commands.apply",
             "apply",
             "Prune a checkpoint on disk by a plan, without building the model: safetensors in, safetensors out.",
+        ),
+        "distill": LazyCommand(
+            "prunekit_plugins.cli.commands.distill",
+            "distill",
+            "Train a pruned model to put out what the model before the cut does.",
         ),
         "export": LazyCommand(
             "prunekit_plugins.cli.commands.export",

@@ -21,6 +21,7 @@ from torch import nn
 from prunekit_core.arguments import is_count, is_number
 from prunekit_core.errors import ArgumentError, CheckpointError
 from prunekit_core.files import storing
+from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.torch_private.trees import pytree
 from prunekit_plugins.calibration import Batches
 from prunekit_plugins.calibration.batches import Batch
@@ -28,7 +29,7 @@ from prunekit_plugins.checkpoints.tensorfile import TensorFile, values_as_bytes,
 from prunekit_plugins.distill.outputs import Reader
 from prunekit_plugins.distill.settings import Progress
 from prunekit_plugins.distill.stream import batches_of, first_of
-from prunekit_plugins.distill.teacher import RunningTeacher, Taught
+from prunekit_plugins.distill.teacher import RunningTeacher, Taught, Teacher, TeacherOnDisk
 from prunekit_plugins.distill.terms import AllLogits, TopLogits
 from prunekit_plugins.distill.trained import modes_kept
 
@@ -120,7 +121,9 @@ def store_logits(
     temperature: float = 2.0,
     logits: Callable[[Any], torch.Tensor] | None = None,
     class_dim: int | None = None,
+    weights: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    registry: Registry | None = None,
 ) -> int:
     """Runs a teacher once over some batches and stores its largest logits, for ``distill(student, folder, batches)``.
 
@@ -133,14 +136,18 @@ def store_logits(
         top: How many classes are stored of each position; all others are one number, the logarithm of their sum.
         temperature: The temperature at which they will be used.
         logits, class_dim: As for `distill`.
+        weights: A checkpoint on disk with the weights of a teacher on the meta device: a safetensors file or a folder.
+            Every batch reads it once.
         progress: Called with the number of batches that are done, and of all.
+        registry: Where rules are found; None for the default registry.
 
     Returns:
         How many batches were run.
 
     Raises:
         ArgumentError: An argument is wrong, there are no batches, or the outputs aren't understood.
-        CheckpointError: The folder holds logits of another number of classes, or of another temperature.
+        CheckpointError: The folder holds logits of another number of classes, or of another temperature; or the weights
+            can't be read.
         StorageError: The system refuses to write there.
     """
     if not is_count(top):
@@ -154,7 +161,10 @@ def store_logits(
     with storing(place):
         place.mkdir(parents=True, exist_ok=True)
     known, about = _index(place)
-    running = RunningTeacher(teacher, Reader(logits, None, class_dim), (), logits=True)
+    reader = Reader(logits, None, class_dim)
+    running: Teacher = RunningTeacher(teacher, reader, (), logits=True)
+    if weights is not None:
+        running = TeacherOnDisk(teacher, weights, reader, registry or default_registry())
     with modes_kept(teacher), running.at_work():
         for number, batch in enumerate(source.read(None), 1):
             names = digests(batch)

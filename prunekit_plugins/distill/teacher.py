@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -10,8 +11,13 @@ import attrs
 import torch
 from torch import nn
 
+from prunekit_core.plans.plan import Plan
+from prunekit_core.plugins.registry import Registry
+from prunekit_core.record.recorder import check_recordable
 from prunekit_core.torch_private.trees import pytree
 from prunekit_plugins.calibration.batches import Batch
+from prunekit_plugins.calibration.observation import Watched
+from prunekit_plugins.checkpoints.stored_values import Cut
 from prunekit_plugins.distill.hidden import HiddenState, ModuleOutputs
 from prunekit_plugins.distill.outputs import Reader
 from prunekit_plugins.distill.terms import AllLogits, Lesson
@@ -78,3 +84,31 @@ class RunningTeacher:
             outputs = example.runner(self._model, args, kwargs)
             lesson = AllLogits(self._reader.logits_of(outputs, "the teacher's outputs")) if self._logits else None
         return Taught(lesson, self._seen.take())
+
+
+class TeacherOnDisk:
+    """A model on the meta device, which runs from its files: a tensor is in memory while an operation uses it.
+
+    Args:
+        model: The model.
+        weights: A checkpoint on disk with its weights.
+        reader: Reads its logits.
+        registry: Where rules and readers of files are found.
+
+    Raises:
+        CheckpointError: The checkpoint can't be read, or is for another model.
+    """
+
+    def __init__(self, model: nn.Module, weights: str | os.PathLike[str], reader: Reader, registry: Registry) -> None:
+        target = check_recordable(model)
+        self._watched = Watched(target, registry, Cut(registry.weights(weights, target), Plan()))
+        self._reader = reader
+
+    def at_work(self) -> contextlib.AbstractContextManager[None]:
+        """See `Teacher`."""
+        return contextlib.nullcontext()
+
+    def teach(self, batch: Batch) -> Taught:
+        """Runs the model; see `Teacher`."""
+        outputs = self._watched.run(batch, lambda seen: None)
+        return Taught(AllLogits(self._reader.logits_of(outputs, "the teacher's outputs")))

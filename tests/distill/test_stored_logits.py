@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 import prunekit as pk
 from prunekit_plugins.distill.losses import divergences
-from tests.distill.models import batches, inputs, pair, same, values
+from tests.distill.models import Net, batches, inputs, pair, same, values
 
 
 class Counted(nn.Module):
@@ -128,3 +129,18 @@ def test_wrong_arguments_of_storing_are_told(options: dict[str, object], headlin
         pk.store_logits(**given)  # type: ignore[arg-type]
     assert caught.value.headline == headline
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_teacher_may_run_from_its_files(tmp_path: Path) -> None:
+    """It is never in memory as a whole."""
+    _, teacher, _ = pair()
+    safetensors.torch.save_file(teacher.state_dict(), str(tmp_path / "teacher.safetensors"))
+    with torch.device("meta"):
+        empty = Net()
+    found = []
+    for folder, model, weights in (("memory", teacher, None), ("disk", empty, tmp_path / "teacher.safetensors")):
+        pk.store_logits(model, batches(), tmp_path / folder, top=5, weights=weights)
+        fresh, _, _ = pair()
+        found.append(pk.distill(fresh, tmp_path / folder, batches(), steps=6).losses["logits"])
+    assert all(tensor.is_meta for tensor in empty.parameters())
+    assert found[1] == pytest.approx(found[0], rel=1e-4)

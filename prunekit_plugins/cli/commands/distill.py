@@ -1,0 +1,143 @@
+"""``prunekit distill``: a pruned checkpoint learns from the model before the cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prunekit import Distillation, distill as distill_model, load, read_plan, read_protocol, save
+from prunekit.plugin import ArgumentError, Batches
+from prunekit_plugins.cli import options
+from prunekit_plugins.cli.arguments import check_there, check_writable, read_inputs
+from prunekit_plugins.cli.calibrating import Data
+from prunekit_plugins.cli.models import build
+from prunekit_plugins.cli.output import Output, Table
+
+
+def distill(
+    student: Annotated[
+        Path, typer.Argument(metavar="STUDENT", help="A smaller model that prune --out wrote.", show_default=False)
+    ],
+    teacher: Annotated[
+        str,
+        typer.Argument(
+            metavar="TEACHER",
+            help="The model before the cut: torchvision:NAME, timm:NAME, hf:FOLDER or package.module:factory.",
+            show_default=False,
+        ),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="DATA",
+            help="What to train on: package.module:batches, or a .safetensors, .npy or .pt file of inputs.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Where the trained model goes (safetensors).", show_default=False)],
+    inputs: options.Inputs = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights of the teacher (safetensors).", show_default=False)
+    ] = None,
+    losses: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--loss",
+            metavar="NAME=WEIGHT",
+            help="logits=1 by default; also hidden, labels. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    held_out: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Data that the best state is chosen on.", show_default=False)
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="What logits are divided by.")] = 2.0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps.", show_default=False)] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Passes over the data; one without --steps.", show_default=False)
+    ] = None,
+    lr: Annotated[float, typer.Option(help="The highest learning rate.")] = 1e-4,
+    train: Annotated[str, typer.Option(help="What is trained: all, norms or lora.")] = "all",
+    precision: Annotated[str | None, typer.Option(help="bf16 for autocast.", show_default=False)] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A file from which the run goes on.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
+    batch_size: options.BatchSize = None,
+    as_json: options.Json = False,
+) -> None:
+    """Train a pruned model to put out what the model before the cut does."""
+    specs, chosen = read_inputs(inputs or ()), read_losses(losses or ())
+    given = [Data(text, batch_size if Data(text).file else None) for text in (data, held_out) if text is not None]
+    for part in given:
+        part.check()
+    check_there(student, weights)
+    check_writable(out, "--out")
+    if checkpoint is not None:
+        check_writable(checkpoint, "--checkpoint")
+    output = Output(as_json)
+    with output.working(f"building {teacher}"):
+        subject = build(teacher, specs, weights)
+        small = load(build(teacher, specs).model, student)
+    plan, batches = read_plan(student), [part.batches(subject.keyword) for part in given]
+    with output.tracked("distilling") as progress:
+        result = distill_model(
+            small, subject.model, batches[0], plan=plan, weights=chosen, temperature=temperature, steps=steps,
+            epochs=epochs, lr=lr, train=train, precision=precision, held_out=_second(batches), checkpoint=checkpoint,
+            seed=seed, progress=progress,
+        )  # fmt: skip
+    save(small, out, plan=plan, protocol=read_protocol(student))
+    output.table(Table(f"{student} beside {subject}", ("loss", ">first step", ">last step"), _rows(result)))
+    for line in str(result).splitlines():
+        if line.startswith(("stopped", "note")):
+            output.line(line)
+    output.line(f"written to {out}, after {result.best_step} of {result.steps} steps")
+    output.result({"student": str(student), "teacher": teacher, "out": str(out), **_data(result)})
+
+
+def read_losses(texts: Sequence[str]) -> dict[str, float] | None:
+    """Reads ``--loss`` arguments: ``hidden=0.5``; None where there are none.
+
+    Raises:
+        ArgumentError: One isn't of that form.
+    """
+    found: dict[str, float] = {}
+    for text in texts:
+        name, _, weight = text.partition("=")
+        try:
+            found[name] = float(weight)
+        except ValueError:
+            raise ArgumentError(
+                "A --loss must be a name, an equals sign and a number.",
+                why=f"got {text!r}",
+                hint="for example --loss logits=1 --loss hidden=0.5",
+            ) from None
+    return found or None
+
+
+def _second(batches: Sequence[Batches]) -> Batches | None:
+    return batches[1] if len(batches) > 1 else None
+
+
+def _rows(result: Distillation) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [
+        (name, f"{values[0]:.4g}", f"{values[-1]:.4g}") for name, values in result.losses.items() if values
+    ]
+    if result.held_out:
+        best = min(loss for _, loss in result.held_out)
+        rows.append(("held out, and the best", f"{result.held_out[0][1]:.4g}", f"{best:.4g}"))
+    return rows
+
+
+def _data(result: Distillation) -> Mapping[str, Any]:
+    return {
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "losses": {name: list(values) for name, values in result.losses.items()},
+        "held_out": [list(pair) for pair in result.held_out],
+        "stopped": result.stopped,
+        "notes": list(result.notes),
+    }
