@@ -391,17 +391,25 @@ class _Operation:
             return Zeros(like[0][0])
         if not self._idle[position].readers(ref, call.start):
             return Plain(None)
-        why = f"{path} returns a tensor of shape {trace.shapes[ref.index]}, which nothing has that it is given"
+        kind = f"shape {trace.shapes[ref.index]}"
+        if any(trace.shapes[self._stand(position, value)] == trace.shapes[ref.index] for _, value in given):
+            kind += f" and {trace.dtypes[ref.index]}"
+        why = f"{path} returns a tensor of {kind}, which nothing has that it is given"
         later = [index for index in self._idle[position].readers(ref, call.stop) if index not in removed]
         if later:
             why += f"; what reads it is written in a module that stays: {trace.operations[later[0]].site}"
         raise UnfitError(path, why)
 
-    def _is_like(self, position: int, value: TensorRef, ref: TensorRef) -> bool:
-        """Whether what a module is given has the shape and dtype of a tensor, with modules before it gone."""
-        trace, index = self._analysis.recordings[position].trace, value.index
+    def _stand(self, position: int, value: TensorRef) -> int:
+        """Returns the number of the tensor that a module is given for this one, with modules before it gone."""
+        index = value.index
         while index in self._stands[position]:
             index = self._stands[position][index].index
+        return index
+
+    def _is_like(self, position: int, value: TensorRef, ref: TensorRef) -> bool:
+        """Whether what a module is given has the shape and dtype of a tensor, with modules before it gone."""
+        trace, index = self._analysis.recordings[position].trace, self._stand(position, value)
         return trace.shapes[index] == trace.shapes[ref.index] and trace.dtypes[index] == trace.dtypes[ref.index]
 
 

@@ -165,8 +165,8 @@ class BranchRuns:
                 outputs = self._run(batch, listener)
                 with torch.enable_grad():
                     loss = _projected(outputs, number) if self._loss is None else self._loss(outputs, batch.given)
-                scale = 1.0 if self._loss is None else float(batch.size)
-                seen = listener.gradients_of(scalar_loss(loss, batch.where), scale)
+                    loss = scalar_loss(loss, batch.where)
+                seen = listener.gradients_of(loss, 1.0 if self._loss is None else float(batch.size))
         finally:
             shadow.gradients = earlier
         for name, sums in seen.items():

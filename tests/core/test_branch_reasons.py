@@ -51,6 +51,30 @@ def test_inspection_says_which_branches_may_go() -> None:
     assert {row.name: row.why for row in rows} == {"qkv": WHY, "up": ""}
 
 
+class Narrow(nn.Linear):
+    """A layer that is given single precision and returns half of it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).bfloat16()
+
+
+class Cast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrow, self.out = Narrow(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.out((x.bfloat16() + self.narrow(x).chunk(1, -1)[0]).float())
+        return out
+
+
+def test_a_dtype_that_nothing_given_has_is_named() -> None:
+    assert pk.Graph.of(Cast().eval(), X).branch_obstacles() == {
+        "narrow": "narrow returns a tensor of shape (2, 5, 8) and torch.bfloat16, which nothing has that it is given; what "
+        "reads it is written in a module that stays: aten::chunk in the model"
+    }
+
+
 class Listed(nn.Module):
     """Layers in one list, two of them for each branch."""
 

@@ -151,6 +151,13 @@ def test_gates_have_the_derivatives_of_gates_in_the_code(name: str) -> None:
     assert fisher[name] == pytest.approx(float(slope.square().mean()), rel=1e-4)
 
 
+@pytest.mark.parametrize("criterion", [GateTaylorImportance(), GateFisherImportance(loss)])
+def test_gates_have_derivatives_where_the_caller_switched_gradients_off(criterion: Any) -> None:
+    expected = scores(net(), criterion, TOKENS)
+    with torch.no_grad():
+        assert scores(net(), criterion, TOKENS) == expected
+
+
 def test_gates_are_those_before_an_operation_in_place() -> None:
     torch.manual_seed(0)
     model = Pictures().eval()
