@@ -105,7 +105,18 @@ def _declared(
     if plugin.pinned_by is not None:
         raise _pinned(plugin.pinned_by)
     layout = _layout(changed.analysis, tables, outputs, size)
+    _check_choices(changed.analysis, layout)
     return Declared(changed, layout, tables, inputs, outputs)
+
+
+def _check_choices(analysis: Analysis, layout: Layout) -> None:
+    """Raises `NothingToPruneError` if the program itself chooses ids: of fewer it would choose others."""
+    names = set(groups_of(layout))
+    for recording in analysis.recordings:
+        for index, choice in recording.choices.items():
+            if names.intersection(groups_of(choice.layout)):
+                operation = recording.trace.operations[index]
+                raise _pinned(Reason("it chooses ids itself, and others of fewer", operation.name, operation.module))
 
 
 def _check_inside(analysis: Analysis, inputs: Sequence[int]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -223,7 +224,7 @@ REFUSED: dict[str, tuple[Callable[[Any, torch.Tensor], torch.Tensor], str]] = {
     "counted": (lambda m, ids: m.head(m.embed(ids)) * ids.float().mean(), "aten::mean"),
     "in a list": (lambda m, ids: m.head(m.embed(ids)) * torch.isin(ids, torch.tensor([1, 2]))[..., None], "isin"),
     "offset": (lambda m, ids: m.head(m.embed(ids + 1)) + m.embed(ids).sum(), "aten::add.Tensor"),
-    "greedy": (lambda m, ids: m.head(m.embed(m.head(m.embed(ids)).argmax(-1))), "aten::embedding in embed"),
+    "greedy": (lambda m, ids: m.head(m.embed(m.head(m.embed(ids)).argmax(-1))), "aten::argmax in the model"),
     "rounded": (lambda m, ids: m.head(m.embed(ids)) * (ids.half() > 3)[..., None], "token ids are rounded"),
     "in other bits": (
         lambda m, ids: m.head(m.embed(ids.view(torch.int32)[:, ::2])) + m.embed(ids).sum(),
@@ -351,6 +352,8 @@ def test_words_that_become_known_are_counted() -> None:
         ([1, 40], {}, r"\[40\], and it has 40"),
         ([1, -1], {}, "got -1"),
         ([1, 2.5], {}, "got 2.5"),
+        ([1, True], {}, "got True"),
+        (None, {}, "got None"),
         (["text"], {}, "pass tokenizer="),
         (list(range(IDS)), {}, "40 of 40 are kept"),
         (KEEP, {"table": "embad"}, "known: embed.weight"),
@@ -362,6 +365,11 @@ def test_words_that_become_known_are_counted() -> None:
 def test_wrong_arguments_are_said(keep: Any, arguments: Any, text: str) -> None:
     with pytest.raises(pk.ArgumentError, match=text):
         pk.prune_vocabulary(Language(), keep, some(2, 3), **arguments)
+
+
+def test_ids_may_be_integers_of_numpy() -> None:
+    result = pk.prune_vocabulary(Language(), numpy.array(KEEP), some(2, 3))
+    assert result.ids.kept == pk.prune_vocabulary(Language(), KEEP, some(2, 3)).ids.kept
 
 
 def test_inputs_are_needed_where_the_model_has_none() -> None:
