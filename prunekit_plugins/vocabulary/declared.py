@@ -105,19 +105,18 @@ def _declared(
     if plugin.pinned_by is not None:
         raise _pinned(plugin.pinned_by)
     layout = _layout(changed.analysis, tables, outputs, size)
-    _check_unchosen(changed.analysis, layout)
+    _check_choices(changed.analysis, layout)
     return Declared(changed, layout, tables, inputs, outputs)
 
 
-def _check_unchosen(analysis: Analysis, layout: Layout) -> None:
-    """Raises `NothingToPruneError` if the program chooses ids itself: it might choose one that leaves."""
-    own = set(groups_of(layout))
+def _check_choices(analysis: Analysis, layout: Layout) -> None:
+    """Raises `NothingToPruneError` if the program itself chooses ids: of fewer it would choose others."""
+    names = set(groups_of(layout))
     for recording in analysis.recordings:
         for index, choice in recording.choices.items():
-            if not own.isdisjoint(groups_of(choice.layout)):
+            if names.intersection(groups_of(choice.layout)):
                 operation = recording.trace.operations[index]
-                why = "it chooses ids, which the program looks up, and may choose one that leaves"
-                raise _pinned(Reason(why, operation.name, operation.module))
+                raise _pinned(Reason("it chooses ids itself, and others of fewer", operation.name, operation.module))
 
 
 def _check_inside(analysis: Analysis, inputs: Sequence[int]) -> None:
