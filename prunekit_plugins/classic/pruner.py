@@ -47,7 +47,8 @@ class BasePruner(Pruner):
         importance: A criterion: a callable on a `Group`, or its registered name.
         global_pruning: False: every group loses the same fraction of its units. True: all units are ranked together.
         pruning_ratio: Fraction of units to remove, in [0, 1). Not a fraction of parameters: removing ``r`` of all
-            channels leaves about ``(1 - r)^2`` of the weights. None: half, or none where branches are to go.
+            channels leaves about ``(1 - r)^2`` of the weights. None: half, or none where
+            ``branch_ratio`` or ``branches`` is given, or a target is met by depth.
         pruning_ratio_dict: Ratios for single layers (modules, names or types; containers mean what they contain). A
             tuple of layers is a scope of its own, ranked together.
         max_pruning_ratio: Largest fraction that any group loses, over all steps.

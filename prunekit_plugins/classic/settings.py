@@ -79,7 +79,7 @@ class PrunerSettings:
                 hint="branch_ratio=0.25; criteria for units take statistics=calibrate(model, batches)",
             )
         if given.get("pruning_ratio") is None:
-            given["pruning_ratio"] = 0.0 if depth.requested else Settings().pruning_ratio
+            given["pruning_ratio"] = 0.0 if depth.spares_units else Settings().pruning_ratio
         return cls.of({**given, "depth": depth})
 
     def _steps(self, graph: Graph, checked: CheckedSettings) -> DepthSteps | None:

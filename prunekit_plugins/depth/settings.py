@@ -123,6 +123,12 @@ class DepthSettings:
         """Whether branches are to go."""
         return bool(self.branch_ratio) or bool(self.branches) or self.by != WIDTH
 
+    @property
+    def spares_units(self) -> bool:
+        """Whether units stay by default: what is to go is said of branches, be it that none goes (a ratio of 0)."""
+        said = self.branch_ratio is not None or self.branches is not None
+        return self.by == DEPTH or (said and self.target is None)
+
     def criterion(self, registry: Registry, *, calibrated: bool) -> BranchCriterion:
         """Returns the criterion.
 

@@ -138,7 +138,7 @@ def prune(
         model: Any module whose forward runs.
         example_inputs: A tensor, a tuple or list of positional inputs, or a dict of keyword inputs.
         ratio: Fraction of the units of every group to remove, in [0, 1); 0.5 if neither it nor a target is given, and
-            0 where branches are to go.
+            0 where ``branch_ratio`` or ``branches`` is given, or a target is met by depth.
         target: Instead of a ratio, what should be left: cost model to a fraction of the original (up to 1) or an
             absolute value (above 1, or a text with a unit, ``"90MB"``): ``{"macs": 0.5}``. The largest model that
             meets all targets is chosen.
@@ -221,7 +221,7 @@ def _decided(pruner: Pruner, settings: PruneSettings, allotment: Allotment, path
     if depth.by == BOTH and target is not None:
         return by_both(pruner, depth, target, path, allotment)
     doubts: Sequence[str] = ()
-    if settings.widths:
+    if settings.widths or not depth.requested:
         if path is None:
             check_informed(pruner.importance, pruner.registry)
         doubts = () if path is None else path.inform(pruner)

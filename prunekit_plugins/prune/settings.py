@@ -96,8 +96,8 @@ class PruneSettings:
 
     @property
     def width_ratio(self) -> float:
-        """The fraction of the units of every group to remove: none by default where branches alone go."""
-        default = 0.0 if self.depth.requested and self.depth.by != BOTH else 0.5
+        """The fraction of the units of every group to remove: none by default where branches alone are spoken of."""
+        default = 0.0 if self.depth.spares_units else 0.5
         return default if self.ratio is None else self.ratio
 
     @property

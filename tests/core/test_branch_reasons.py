@@ -70,8 +70,8 @@ class Cast(nn.Module):
 
 def test_a_dtype_that_nothing_given_has_is_named() -> None:
     assert pk.Graph.of(Cast().eval(), X).branch_obstacles() == {
-        "narrow": "narrow returns a tensor of shape (2, 5, 8) and torch.bfloat16, which nothing has that it is given; what "
-        "reads it is written in a module that stays: aten::chunk in the model"
+        "narrow": "narrow returns a tensor of shape (2, 5, 8) and torch.bfloat16, which nothing has that it is given; "
+        "what reads it is written in a module that stays: aten::chunk in the model"
     }
 
 

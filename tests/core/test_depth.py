@@ -129,6 +129,23 @@ def test_by_default_no_branch_goes_and_units_stay_where_branches_go() -> None:
     assert "branches were chosen by their weights alone, a weak guess" in str(depth)
 
 
+def test_a_ratio_of_nothing_leaves_the_model_with_calibration_data_as_well() -> None:
+    result = pruned(deep(), ratio=0.0, calibration=[X])
+    assert not result.plan.cuts
+    assert torch.equal(result.model(X), deep()(X))
+
+
+@pytest.mark.parametrize("none", [{"branches": []}, {"branch_ratio": 0.0}])
+def test_units_stay_where_branches_were_spoken_of_and_none_goes(none: dict[str, Any]) -> None:
+    """A list that was computed and is empty, or a ratio that a loop starts with, isn't a wish for narrower layers."""
+    for options in ({}, {"calibration": [X]}):
+        result = pruned(deep(), **none, **options)
+        assert result.preview.params_after == result.preview.params_before
+        assert torch.equal(result.model(X), deep()(X))
+    assert pruned(deep(), ratio=0.5, **none).plan.cuts
+    assert pruned(deep(), target={"params": 0.7}, **none).plan.cuts
+
+
 def test_the_outputs_choose_one_after_the_other() -> None:
     """The default with calibration data is what a greedy search by hand finds."""
     model, expected = deep(), list[str]()

@@ -277,6 +277,16 @@ def test_wrong_arguments_are_refused_before_anything_changes(options: dict[str, 
     assert all(torch.equal(value, deep().state_dict()[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("none", [{"branches": []}, {"branch_ratio": 0.0}])
+def test_no_units_go_where_no_branch_is_named(none: dict[str, Any]) -> None:
+    model = deep()
+    pruner = pk.BasePruner(model, X, iterative_steps=2, **none)
+    for _ in range(2):
+        pruner.step()
+    assert not pruner.graph.applied.cuts
+    assert torch.equal(model(X), deep()(X))
+
+
 def test_no_branch_that_may_go_is_an_error_at_the_last_step() -> None:
     model = deep()
     pruner = pk.BasePruner(model, X, branch_ratio=0.5, iterative_steps=2, ignored_layers=["layers"])
