@@ -8,10 +8,12 @@ from typing import Any, TypeVar
 import attrs
 import torch
 
+from prunekit_core.algebra.requirements import NeedsZeros
 from prunekit_core.branches.branch import Branch, Summand
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.recording import Recording
 from prunekit_core.program.calls import bind_arguments, operation_name
+from prunekit_core.program.extents import Whole, Wholes
 from prunekit_core.program.trace import Operation, TensorRef, Trace
 
 _T = TypeVar("_T")
@@ -121,13 +123,26 @@ class _Reduction:
             old,
             trace=trace,
             live=self._by_tensor(old.live),
-            wholes=self._by_place(old.wholes),
+            wholes={place: self._wholes(found) for place, found in self._by_place(old.wholes).items()},
             least=self._by_place(old.least),
             expectations=self._by_place(old.expectations),
             temperatures=self._by_place(old.temperatures),
             choices=self._by_place(old.choices),
             unread=frozenset(self._places[index] for index in old.unread if index in self._places),
+            marks=frozenset((self._numbers[index], dim) for index, dim in old.marks if index in self._numbers),
+            needs_zeros={place: self._needs(found) for place, found in self._by_place(old.needs_zeros).items()},
         )
+
+    def _wholes(self, wholes: Wholes) -> Wholes:
+        return Wholes(
+            tuple(
+                Whole(use.layout, use.verb, tuple((self._renamed(ref), dim) for ref, dim in use.operands))
+                for use in wholes.uses
+            )
+        )
+
+    def _needs(self, needs: Sequence[NeedsZeros]) -> list[NeedsZeros]:
+        return [attrs.evolve(need, tensor=self._renamed(TensorRef(need.tensor)).index) for need in needs]
 
     def _trace(self) -> Trace:
         old = self._recording.trace

@@ -9,7 +9,8 @@ from torch import nn
 
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Kept, Layout
-from prunekit_core.errors import ArgumentError, UnitsError
+from prunekit_core.errors import ArgumentError, UnitsError, nearest
+from prunekit_core.groups.unit_group import UnitGroup
 from prunekit_core.plugins.layer_facts import channels_by_type
 from prunekit_core.plugins.layers import PruningFunction
 from prunekit_core.plugins.registry import Registry
@@ -39,6 +40,21 @@ def check_indices(indices: Sequence[int] | torch.Tensor, size: int, where: str) 
         twice = next(n for n in numbers if numbers.count(n) > 1)
         raise UnitsError("A unit index is repeated.", where=where, why=f"{twice} occurs more than once")
     return numbers
+
+
+def check_units(
+    units: Mapping[str, Sequence[int] | torch.Tensor], groups: Mapping[str, UnitGroup]
+) -> dict[str, frozenset[int]]:
+    """Reads units that a user named, by group.
+
+    Raises:
+        ArgumentError: There is no such group.
+        UnitsError: They are no integers, out of range or repeated.
+    """
+    strange = next((name for name in units if name not in groups), None)
+    if strange is not None:
+        raise ArgumentError("The model has no such group.", where=repr(strange), hint=nearest(strange, groups))
+    return {name: frozenset(check_indices(found, groups[name].size, name)) for name, found in units.items()}
 
 
 def flat_layout(

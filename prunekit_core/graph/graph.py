@@ -16,7 +16,7 @@ from prunekit_core.branches.surgery import obstacles
 from prunekit_core.branches.without import without
 from prunekit_core.collector import collection_paused
 from prunekit_core.errors import ArgumentError, PlanError, UnitsError
-from prunekit_core.graph.channels import check_indices, flat_layout, not_whole, whole_units
+from prunekit_core.graph.channels import check_indices, check_units, flat_layout, not_whole, whole_units
 from prunekit_core.graph.current import CurrentModel
 from prunekit_core.graph.group import Dependency, Group, MemberView
 from prunekit_core.graph.recording_settings import RecordingSettings
@@ -443,11 +443,15 @@ class Graph:
         self._steps.append(plan)
 
     def remove(self, removed: Mapping[str, Sequence[int]]) -> Plan:
-        """Removes exactly these units (numbered as at analysis) from the model, proven first."""
-        kept = {
-            name: tuple(unit for unit in self.remaining(name) if unit not in set(units))
-            for name, units in removed.items()
-        }
+        """Removes exactly these units (numbered as at analysis) from the model, proven first.
+
+        Raises:
+            ArgumentError: The model has no such group.
+            UnitsError: They are no integers, out of range or repeated.
+            RehearsalError: The program can't express the cut; the model is untouched.
+        """
+        gone = check_units(removed, self.analysis.groups)
+        kept = {name: tuple(u for u in self.remaining(name) if u not in units) for name, units in gone.items()}
         return self.apply(self.draft(kept))
 
     def flat_layouts(self) -> dict[str, tuple[Layout | None, Layout | None]]:

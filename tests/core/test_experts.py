@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -272,6 +273,76 @@ def test_experts_leave_by_a_ratio_of_their_own_with_widths_beside_them(kind: typ
     assert tuple(model.up.shape) == (3, WIDTH // 2, HIDDEN // 2)
     assert result.verification.check
     assert model(TOKENS).shape == (10, 3)
+
+
+class Side(nn.Module):
+    """Several operations that leave with one module, so that what is left is numbered anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x).tanh() * 2
+
+
+class Beside(nn.Module):
+    """Two mixtures, each behind a branch that can go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sides = nn.ModuleList(Side() for _ in range(2))
+        self.mixtures = nn.ModuleList(LookedUp() for _ in range(2))
+        for mixture in self.mixtures:
+            mixture.out = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for side, mixture in zip(self.sides, self.mixtures, strict=True):
+            x = mixture(x + side(x))
+        return x
+
+
+def test_experts_leave_together_with_branches_before_them() -> None:
+    torch.manual_seed(0)
+    model = Beside().eval()
+    original = copy.deepcopy(model)
+    result = pk.prune(
+        model,
+        TOKENS,
+        ratio=0.0,
+        expert_pruning_ratio=0.5,
+        branches=["sides.0.linear", "sides.1.linear"],
+        verify="always",
+    )
+    names = [f"mixtures.{number}.router#experts" for number in range(2)]
+    assert result.report.pruned == dict.fromkeys(names, (6, 3))
+    assert result.verification.check
+    for side in original.sides:
+        nn.init.zeros_(side.linear.weight)
+    for name, mixture in zip(names, original.mixtures, strict=True):
+        gone = torch.tensor(sorted(set(range(EXPERTS)) - set(result.plan.kept[name])))
+        mixture.router.register_forward_hook(lambda _, __, logits, gone=gone: logits.index_fill(-1, gone, -torch.inf))
+    with torch.no_grad():
+        assert torch.allclose(model(TOKENS), original(TOKENS), atol=1e-5)
+
+
+@pytest.mark.parametrize("units", [[6], [-1], ["1"], [0.5], torch.tensor([1.0])])
+def test_units_that_a_group_doesnt_have_are_refused(units: Any) -> None:
+    model = made(LookedUp)
+    with pytest.raises(UnitsError, match=r"(?s)(out of range|must be integers).*router#experts"):
+        graph_of(model).remove({"router#experts": units})
+    assert len(model.up) == EXPERTS
+
+
+def test_units_may_be_a_tensor_of_integers() -> None:
+    model = made(LookedUp)
+    graph_of(model).remove({"router#experts": torch.tensor([0, 3])})
+    assert len(model.up) == 4
+
+
+def test_a_group_that_isnt_there_is_refused() -> None:
+    with pytest.raises(pk.ArgumentError, match=r"(?s)no such group.*'router'.*did you mean 'router#experts'"):
+        graph_of(made(LookedUp)).remove({"router": [1]})
 
 
 def test_groups_of_experts_lose_the_same_places() -> None:
