@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import nn
 
-from prunekit_core.errors import ArgumentError
+from prunekit_core.errors import ArgumentError, CheckpointError
 from prunekit_core.modules.tree import named_tensors
 from prunekit_plugins.calibration import Batches
 from prunekit_plugins.calibration.batches import Batch
@@ -116,7 +116,14 @@ class Loop:
 
     def _go_on(self, saved: Saved) -> None:
         self.journal = saved.journal
-        self._stream.go_to(saved.journal.epoch, saved.journal.number)
+        reached = self._stream.go_to(saved.journal.epoch, saved.journal.number)
+        if reached < saved.journal.number:
+            raise CheckpointError(
+                "The checkpoint is of another run.",
+                where=str(self._file),
+                why=f"it had read {saved.journal.number} batches of an epoch, and an epoch has {reached}",
+                hint="go on with the same batches, or choose another file",
+            )
         put_back(self._tensors, saved.student)
         if self._data.held_out is not None:
             self._best = {name: value.to(self._tensors[name].device) for name, value in saved.best.items()}

@@ -146,8 +146,8 @@ def store_logits(
 
     Raises:
         ArgumentError: An argument is wrong, there are no batches, or the outputs aren't understood.
-        CheckpointError: The folder holds logits of another number of classes, or of another temperature; or the weights
-            can't be read.
+        CheckpointError: The folder holds logits of another number of classes, another ``top``, or another temperature; or
+            the weights can't be read.
         StorageError: The system refuses to write there.
     """
     if not is_count(top):
@@ -161,6 +161,8 @@ def store_logits(
     with storing(place):
         place.mkdir(parents=True, exist_ok=True)
     known, about = _index(place)
+    if about:  # the largest logits of fewer classes are no others, so `top` counts up to their number
+        _check_alike(place, about, _about(about["classes"], temperature, top))
     reader = Reader(logits, None, class_dim)
     running: Teacher = RunningTeacher(teacher, reader, (), logits=True)
     if weights is not None:
@@ -172,15 +174,19 @@ def store_logits(
                 lesson = running.teach(batch).lesson
                 assert isinstance(lesson, AllLogits)
                 done += 1
-                classes = lesson.logits.shape[-1]
-                own = {"classes": classes, "temperature": float(temperature)}
+                own = _about(lesson.logits.shape[-1], temperature, top)
                 _check_alike(place, about, own)
                 about = own
-                _write(place, names, lesson.logits, min(top, classes), own)
+                _write(place, names, lesson.logits, own)
                 known.update(dict.fromkeys(names, Place(place, 0)))
             if progress is not None:
                 progress(number, source.count() or number)
     return done
+
+
+def _about(classes: int, temperature: float, top: int) -> dict[str, Any]:
+    """Says what the logits of a folder are of, all alike."""
+    return {"classes": classes, "temperature": float(temperature), "top": min(top, classes)}
 
 
 def _check_alike(folder: Path, about: dict[str, Any], own: dict[str, Any]) -> None:
@@ -189,12 +195,13 @@ def _check_alike(folder: Path, about: dict[str, Any], own: dict[str, Any]) -> No
             "The folder holds logits of another teacher.",
             where=str(folder),
             why=f"those have {about['classes']} classes at temperature {about['temperature']}, these "
-            f"{own['classes']} at {own['temperature']}",
+            f"{own['classes']} at {own['temperature']}; the largest {about['top']} are stored, and {own['top']} were "
+            "asked for",
             hint="choose another folder",
         )
 
 
-def _write(folder: Path, names: list[str], logits: torch.Tensor, top: int, about: dict[str, Any]) -> None:
+def _write(folder: Path, names: list[str], logits: torch.Tensor, about: dict[str, Any]) -> None:
     if len(logits) != len(names):
         raise ArgumentError(
             "The logits of a batch don't lie along its examples.",
@@ -202,7 +209,7 @@ def _write(folder: Path, names: list[str], logits: torch.Tensor, top: int, about
             hint="logits=lambda outputs: ... may put the examples first",
         )
     wide = logits.detach().float()
-    values, classes = wide.topk(top, dim=-1)
+    values, classes = wide.topk(about["top"], dim=-1)
     rest = (wide / about["temperature"]).scatter(-1, classes, -torch.inf).logsumexp(-1)
     tensors = {"values": values, "classes": classes.to(torch.int32), "rest": rest}
     metadata = {KEY: FORMAT, "about": json.dumps(about), "examples": json.dumps(names)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -67,15 +68,19 @@ class Stream:
         self.epoch, self.number = 0, 0
         self._running: Iterator[Batch] | None = None
 
-    def go_to(self, epoch: int, number: int) -> None:
-        """Goes to a place; the generators are then where reading up to there has left them."""
+    def go_to(self, epoch: int, number: int) -> int:
+        """Goes to a place; the generators are then where reading up to there has left them.
+
+        Returns:
+            How many batches of the epoch were read; fewer than ``number`` where it has no more.
+        """
         self.epoch, self.number = epoch, number
         self._running = None
         if number:
             self._start()
             assert self._running is not None
-            for _ in range(number):
-                next(self._running)
+            self.number = sum(1 for _ in itertools.islice(self._running, number))
+        return self.number
 
     def next(self) -> Batch:
         """Returns the next batch."""

@@ -224,6 +224,17 @@ def test_a_checkpoint_of_another_run_is_told(tmp_path: Path) -> None:
     assert same(values(student), before)
 
 
+def test_a_checkpoint_of_longer_epochs_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "run.safetensors"
+    student, teacher, _ = pair()
+    distill(student, teacher, batches(), steps=4, checkpoint=file)
+    before = values(student)
+    with pytest.raises(pk.CheckpointError, match=r"The checkpoint is of another run.") as caught:
+        distill(student, teacher, batches()[:3], steps=4, checkpoint=file)
+    assert caught.value.why == "it had read 4 batches of an epoch, and an epoch has 3"
+    assert same(values(student), before)
+
+
 @pytest.mark.parametrize("damage", ["cut short", "another file"])
 def test_a_damaged_checkpoint_is_told(damage: str, tmp_path: Path) -> None:
     file = tmp_path / "run.safetensors"

@@ -105,6 +105,15 @@ def test_another_temperature_and_hidden_states_are_told(tmp_path: Path) -> None:
         pk.store_logits(teacher, [inputs(4, 5)], tmp_path, temperature=4.0)
 
 
+@pytest.mark.parametrize("other", [{"top": 3}, {"temperature": 4.0}])
+def test_logits_that_are_stored_otherwise_already_are_told(tmp_path: Path, other: dict[str, float]) -> None:
+    _, teacher, _ = pair()
+    assert pk.store_logits(teacher, batches(), tmp_path, top=2) == 6
+    assert pk.store_logits(teacher, batches(), tmp_path, top=2) == 0
+    with pytest.raises(pk.CheckpointError, match=r"The folder holds logits of another teacher."):
+        pk.store_logits(teacher, batches(), tmp_path, **{"top": 2, **other})
+
+
 def test_other_classes_are_told(tmp_path: Path) -> None:
     student, _, _ = pair()
     pk.store_logits(nn.Linear(8, 6), batches(), tmp_path)
