@@ -146,8 +146,8 @@ def store_logits(
 
     Raises:
         ArgumentError: An argument is wrong, there are no batches, or the outputs aren't understood.
-        CheckpointError: The folder holds logits of another number of classes, another ``top``, or another temperature; or
-            the weights can't be read.
+        CheckpointError: The folder holds logits of another number of classes, another ``top``, or another temperature;
+            or the weights can't be read.
         StorageError: The system refuses to write there.
     """
     if not is_count(top):

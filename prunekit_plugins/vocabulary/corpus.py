@@ -78,13 +78,13 @@ def wanted_ids(keep: Any, tokenizer: Mapping[str, Any] | None) -> tuple[set[int]
     items = list(keep)
     texts = [item for item in items if isinstance(item, str)]
     numbers = [item for item in items if not isinstance(item, str)]
-    strange = next((item for item in numbers if type(item) is not int or item < 0), None)
-    if strange is not None or not items:
-        what = f"got {shown(strange)}" if items else "it is empty"
+    strange = [item for item in numbers if isinstance(item, bool) or not hasattr(item, "__index__") or item < 0]
+    if strange or not items:
+        what = f"got {shown(strange[0])}" if items else "it is empty"
         raise ArgumentError("keep is a list of ids, or of texts.", why=what, hint='[0, 1, 2], or ["some text"]')
     if texts and tokenizer is None:
         raise ArgumentError("Texts are kept by the tokens that they are split into.", hint="pass tokenizer=")
-    found = set(numbers)
+    found = {number.__index__() for number in numbers}
     if texts and tokenizer is not None:
         found.update(number for one in encoder(tokenizer).encode_batch(texts) for number in one.ids)
     return found, texts

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -351,6 +352,8 @@ def test_words_that_become_known_are_counted() -> None:
         ([1, 40], {}, r"\[40\], and it has 40"),
         ([1, -1], {}, "got -1"),
         ([1, 2.5], {}, "got 2.5"),
+        ([1, True], {}, "got True"),
+        (None, {}, "got None"),
         (["text"], {}, "pass tokenizer="),
         (list(range(IDS)), {}, "40 of 40 are kept"),
         (KEEP, {"table": "embad"}, "known: embed.weight"),
@@ -362,6 +365,11 @@ def test_words_that_become_known_are_counted() -> None:
 def test_wrong_arguments_are_said(keep: Any, arguments: Any, text: str) -> None:
     with pytest.raises(pk.ArgumentError, match=text):
         pk.prune_vocabulary(Language(), keep, some(2, 3), **arguments)
+
+
+def test_ids_may_be_integers_of_numpy() -> None:
+    result = pk.prune_vocabulary(Language(), numpy.array(KEEP), some(2, 3))
+    assert result.ids.kept == pk.prune_vocabulary(Language(), KEEP, some(2, 3)).ids.kept
 
 
 def test_inputs_are_needed_where_the_model_has_none() -> None:
