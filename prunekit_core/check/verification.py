@@ -95,6 +95,7 @@ def verify_cut(
     """
     if wish == NEVER or not (plan.cuts or plan.absent):
         return Verification()
+    given = analysis.recordings[0].example  # with all that is returned, a cache too
     analysis = with_decoding(analysis, registry) if plan.absent else analysis
     recording = analysis.recordings[followed(analysis, plan)]
     why = _obstacle(model, plan, recording)
@@ -109,8 +110,8 @@ def verify_cut(
     if isinstance(check, str):
         return Verification(why=check, failed=True)
     if check.other_program and wish == ALWAYS:  # strides, and so which copies are made, differ on real tensors
-        modes, example = (recording.training,), analysis.recordings[0].example
-        analysis = analyse(model, [example], registry, modes=modes, fakes=(False,), kept=plan.kept)
+        modes = (recording.training,)
+        analysis = analyse(model, [given], registry, modes=modes, fakes=(False,), kept=plan.kept)
         analysis = with_decoding(analysis, registry) if plan.absent else analysis
         if any(analysis.groups[cut.group].size != cut.size for cut in plan.cuts if cut.group in analysis.groups):
             return Verification(why=check.why)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import re
 from collections import Counter
@@ -214,17 +215,39 @@ class Search:
 
     def _fill(self, budget: Budget, savings: Mapping[str, float]) -> bool:
         """Takes branches out until a budget allows what is left; returns whether it does."""
+        if not self._scorer.greedy and not self._fits(budget, self._chosen):
+            self._fill_at_once(budget, savings)
         while not self._fits(budget, self._chosen):
             useful = [name for name in self._open if savings[name] > 0]
             if len(self._chosen) >= self._most or self._next(useful, savings) is None:
                 return False
         return True
 
+    def _fill_at_once(self, budget: Budget, savings: Mapping[str, float]) -> None:
+        """Takes as many out in one rehearsal as may be enough, where that passes; most sets do."""
+        order = list(self._chosen)
+        for name in self._ranked([name for name in self._open if savings[name] > 0], savings):
+            if not (self._inside(name, order) or any(self._inside(other, [name]) for other in order)):
+                order.append(name)
+        counts = range(len(self._chosen) + 1, min(len(order), self._most) + 1)
+        if not counts:
+            return
+        count = bisect.bisect_left(counts, True, key=lambda one: self._may_fit(budget, order[:one]))
+        chosen = order[: counts[min(count, len(counts) - 1)]]
+        try:
+            plan = self._drafted(chosen)
+        except RehearsalError:
+            return  # one after the other, to see which
+        self._plan, self._chosen = plan, chosen
+        self._open = [name for name in self._open if name not in chosen]
+
+    def _may_fit(self, budget: Budget, names: Sequence[str]) -> bool:
+        """Whether a budget allows what the model costs without all that only some branches need: no plan costs less."""
+        return budget.allows(budget.spent_by(without(self._graph.branch_analysis, [self._branches[n] for n in names])))
+
     def _fits(self, budget: Budget, names: Sequence[str]) -> bool:
-        at_best = without(self._graph.branch_analysis, [self._branches[name] for name in names])
-        if not budget.allows(budget.spent_by(at_best)):
-            return False  # no plan without them costs less, and working one out takes a run of the program
-        return budget.allows(self._spent(budget, names))
+        # working out what a plan costs takes a run of the program
+        return self._may_fit(budget, names) and budget.allows(self._spent(budget, names))
 
     def _spent(self, budget: Budget, names: Sequence[str]) -> dict[str, float]:
         """Computes what the model costs without some branches, as the plan takes them out."""

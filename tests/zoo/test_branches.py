@@ -152,6 +152,15 @@ def test_a_random_half_goes_exactly_without_a_cache(name: str) -> None:
     check_half(model, {"input_ids": IDS} | ({} if name in ("bert", "albert") else {"use_cache": False}))
 
 
+def test_a_mixture_whose_cut_is_compared_by_numbers_is_exact() -> None:
+    """What the program decides by value is compared as well: in the calls that count, not in one before them."""
+    model = transformer("qwen3_moe")
+    names = ["model.layers.1.self_attn"]
+    result = pk.prune(model, {"input_ids": IDS}, branches=names, keep_names=True, verify="always")
+    assert result.verification.check is not None
+    assert result.verification.check.error == 0
+
+
 def check_half(model: nn.Module, inputs: Any) -> None:
     graph = pk.Graph.of(model, inputs)
     residual = [branch for branch in graph.branches() if branch.kind.value == "residual"]
