@@ -136,11 +136,13 @@ class _Flow:
 
     def __init__(self, trace: Trace, memory: set[int]) -> None:
         self._trace, self._memory = trace, memory
+        self._numbers = {trace.memory(one.outputs[0].index) for one in trace.operations if _is_number(one)}
         before = -1
         while before != len(memory):  # a tensor of zeros holds ids once some are written into it
             before = len(memory)
             for operation in trace.operations:
                 self._memory.update(self._receives(operation))
+                self._memory.update(self._given(operation))
 
     def holds(self, ref: TensorRef) -> bool:
         return self._trace.memory(ref.index) in self._memory
@@ -152,6 +154,14 @@ class _Flow:
         if any(map(self.holds, moved)):
             for ref in self._results(operation):
                 if self._trace.dtypes[ref.index] in EXACT:
+                    yield self._trace.memory(ref.index)
+
+    def _given(self, operation: Operation) -> Iterator[int]:
+        """Yields the memory of numbers that the program writes down as tensors and puts among ids."""
+        names = MOVES.get(packet_of(operation), ())
+        if any(map(self.holds, self._results(operation))):
+            for ref in (one for name in names for one in tensor_refs(operation.arguments.get(name))):
+                if self._trace.memory(ref.index) in self._numbers:
                     yield self._trace.memory(ref.index)
 
     def _results(self, operation: Operation) -> tuple[TensorRef, ...]:
@@ -167,6 +177,8 @@ class _Flow:
             return
         if operation.name == "aten::view.dtype":
             yield Use(why=READ)
+        elif _is_number(operation):
+            yield Use(constants=(_made("fill_value", arguments),))
         elif name in LOOKUPS and self._looks_up(operation):
             yield self._lookup(operation)
         elif name in MOVES:
@@ -214,6 +226,12 @@ class _Flow:
                 constants.append(Constant(int(value), name, bound) if value == int(value) else None)
         known = [constant for constant in constants if constant is not None]
         return Use(constants=tuple(known)) if len(known) == len(constants) else Use(why=READ)
+
+
+def _is_number(operation: Operation) -> bool:
+    """Whether an operation makes a tensor of one whole number that the program writes down, ``torch.tensor(5)``."""
+    value = operation.arguments.get("fill_value") if packet_of(operation) == "lift_fresh" else None
+    return isinstance(value, int | float) and float(value).is_integer()
 
 
 def _made(given: str | int, arguments: Mapping[str, Any]) -> Constant:

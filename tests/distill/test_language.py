@@ -55,6 +55,7 @@ def test_the_loss_that_a_model_computes_is_the_loss_of_labels() -> None:
 
 
 def test_adapters_are_trained_and_merged() -> None:
+    pytest.importorskip("peft")
     student, teacher, _ = cut_llama()
     layers = {name: type(module) for name, module in student.named_modules()}
     before, flags = values(student), [p.requires_grad for p in student.parameters()]
@@ -83,6 +84,7 @@ def test_a_configuration_of_adapters_is_taken() -> None:
 
 
 def test_a_run_with_adapters_that_breaks_off_leaves_none() -> None:
+    pytest.importorskip("peft")
     student, teacher, _ = cut_llama()
     before, layers = values(student), [type(module) for module in student.modules()]
 
@@ -97,12 +99,14 @@ def test_a_run_with_adapters_that_breaks_off_leaves_none() -> None:
 
 
 def test_a_student_without_linear_layers_has_no_adapters() -> None:
+    pytest.importorskip("peft")
     student, teacher = nn.Sequential(nn.Conv1d(8, 5, 1)), nn.Sequential(nn.Conv1d(8, 5, 1))
     with pytest.raises(pk.ArgumentError, match=r"The student has no linear layer to adapt."):
         pk.distill(student, teacher, [torch.randn(4, 8, 3)], train="lora", steps=1)
 
 
 def test_adapters_go_on_from_a_checkpoint(tmp_path: Any) -> None:
+    pytest.importorskip("peft")
     options: dict[str, Any] = {"train": "lora", "steps": 6, "lr": 1e-2}
     whole, teacher, _ = cut_llama()
     data = [tokens(n, [8, 8]) for n in range(3)]
