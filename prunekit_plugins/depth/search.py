@@ -6,7 +6,7 @@ import bisect
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import attrs
 
@@ -170,16 +170,10 @@ class Search:
         """Takes all out in one rehearsal, where that passes: most sets do."""
         quota, chosen = self._rest(scope, quotas), list(self._chosen)
         for name in self._ranked(self._open):
-            inside = self._inside(name, chosen) or any(self._inside(other, [name]) for other in chosen)
-            if quota[scope[name]] > 0 and len(chosen) < self._most and not inside:
+            if quota[scope[name]] > 0 and len(chosen) < self._most and not self._overlaps(name, chosen):
                 quota[scope[name]] -= 1
                 chosen.append(name)
-        try:
-            plan = drafted(self._graph, chosen, keep_names=self._settings.keep_names)
-        except RehearsalError:
-            return  # one after the other, to see which
-        self._plan, self._chosen, self._on_the_way = plan, chosen, False
-        self._open = [name for name in self._open if name not in chosen]
+        self._take_all(chosen, lambda names: drafted(self._graph, names, keep_names=self._settings.keep_names))
 
     # -- to a target
 
@@ -227,19 +221,13 @@ class Search:
         """Takes as many out in one rehearsal as may be enough, where that passes; most sets do."""
         order = list(self._chosen)
         for name in self._ranked([name for name in self._open if savings[name] > 0], savings):
-            if not (self._inside(name, order) or any(self._inside(other, [name]) for other in order)):
+            if not self._overlaps(name, order):
                 order.append(name)
         counts = range(len(self._chosen) + 1, min(len(order), self._most) + 1)
         if not counts:
             return
         count = bisect.bisect_left(counts, True, key=lambda one: self._may_fit(budget, order[:one]))
-        chosen = order[: counts[min(count, len(counts) - 1)]]
-        try:
-            plan = self._drafted(chosen)
-        except RehearsalError:
-            return  # one after the other, to see which
-        self._plan, self._chosen = plan, chosen
-        self._open = [name for name in self._open if name not in chosen]
+        self._take_all(order[: counts[min(count, len(counts) - 1)]], self._drafted)
 
     def _may_fit(self, budget: Budget, names: Sequence[str]) -> bool:
         """Whether a budget allows what the model costs without all that only some branches need: no plan costs less."""
@@ -296,6 +284,15 @@ class Search:
             "one branch always stays; by width more can go",
         )
 
+    def _take_all(self, chosen: list[str], draft: Callable[[Sequence[str]], Plan]) -> None:
+        """Takes a set out, where its rehearsal passes; else they go one after the other, to see which can't."""
+        try:
+            self._plan = draft(chosen)
+        except RehearsalError:
+            return
+        self._chosen = chosen
+        self._open = [name for name in self._open if name not in chosen]
+
     # -- one after the other
 
     def _next(self, names: Sequence[str], savings: Mapping[str, float] | None = None) -> str | None:
@@ -350,6 +347,10 @@ class Search:
     def _inside(self, name: str, others: Iterable[str]) -> bool:
         """Whether all that a branch computes goes with one of some others."""
         return any(_contains(self._branches[other], self._branches[name]) for other in others)
+
+    def _overlaps(self, name: str, others: Sequence[str]) -> bool:
+        """Whether a branch is part of one of some others, or one of them part of it."""
+        return self._inside(name, others) or any(self._inside(other, [name]) for other in others)
 
     def choice(self) -> DepthChoice:
         """Returns what was chosen."""
