@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -79,3 +81,12 @@ class Encoder(nn.Module):
             x = x + self.attention[k](self.norms[2 * k](x))
             x = x + self.mlp[k](self.norms[2 * k + 1](x))
         return self.head(x[:, 0])
+
+
+def small_llama(**sizes: Any) -> Any:
+    """A language model of transformers with three layers, in eval mode; the test is skipped without transformers."""
+    transformers = pytest.importorskip("transformers", reason="transformers is an extra of its own")
+    torch.manual_seed(0)
+    given = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**given, **heads, **sizes})).eval()

@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-import transformers
 from torch import Tensor, nn
 
 import prunekit as pk
@@ -19,6 +18,7 @@ from prunekit_plugins.compensation import LeastSquares
 from prunekit_plugins.compensation.takeovers import NOTHING_BESIDE, Takeover, find_takeovers
 from tests.core.residual import PostNorms, small_vit
 from tests.core.test_entries import made as decoder
+from tests.models import small_llama
 
 EXACT = LeastSquares([1e-11])
 """A ridge that changes nothing."""
@@ -419,17 +419,7 @@ def seen_calls(module: nn.Module, model: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def test_a_language_model_decodes_with_what_was_fitted() -> None:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        initializer_range=0.3,
-    )
-    model = transformers.LlamaForCausalLM(config).eval()
+    model = small_llama(initializer_range=0.3)
     tokens = {"input_ids": torch.randint(64, (30, 12))}
     small = copy.deepcopy(model)
     gone = ["model.layers.1.self_attn", "model.layers.1.mlp"]

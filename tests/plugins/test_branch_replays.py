@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-import transformers
 from torch import Tensor, nn
 
 import prunekit as pk
@@ -17,6 +16,7 @@ from prunekit.plugin import BranchNeed, SeenBranch
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.calibration.branch_runs import BranchRuns
 from tests.core.residual import switched_off
+from tests.models import small_llama
 
 
 class Kept:
@@ -189,16 +189,7 @@ def test_networks_with_operations_in_place() -> None:
 
 
 def test_language_models_with_masks_and_caches() -> None:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-    )
-    model = transformers.LlamaForCausalLM(config).eval()
+    model = small_llama()
     batch = {"input_ids": torch.randint(64, (2, 9)), "attention_mask": torch.ones(2, 9, dtype=torch.int64)}
     batch["attention_mask"][1, 6:] = 0
     found, _ = shown(model, [batch], "model.layers.1.mlp")
