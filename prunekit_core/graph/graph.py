@@ -18,6 +18,7 @@ from prunekit_core.collector import collection_paused
 from prunekit_core.errors import ArgumentError, PlanError, UnitsError
 from prunekit_core.graph.channels import check_indices, check_units, flat_layout, not_whole, whole_units
 from prunekit_core.graph.current import CurrentModel
+from prunekit_core.graph.dependencies import dependencies
 from prunekit_core.graph.group import Dependency, Group, MemberView
 from prunekit_core.graph.recording_settings import RecordingSettings
 from prunekit_core.groups.analysis import Analysis
@@ -28,7 +29,6 @@ from prunekit_core.modules.transaction import Transaction
 from prunekit_core.modules.tree import Layer
 from prunekit_core.plans.optimizers import Optimizers
 from prunekit_core.plans.plan import Plan
-from prunekit_core.plugins.layer_facts import channels_by_type
 from prunekit_core.plugins.layers import PruningFunction
 from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.program.op_call import Role
@@ -300,38 +300,7 @@ class Graph:
 
     def dependencies(self, removed: Mapping[str, Sequence[int]]) -> list[tuple[Dependency, list[int], list[int]]]:
         """Lists the layers that lose something with some units: (dependency, flat positions, which unit each is)."""
-        result: dict[tuple[str, bool], tuple[Dependency, list[int], list[int]]] = {}
-        offset = 0
-        for name, units in removed.items():
-            place = {unit: offset + number for number, unit in enumerate(units)}
-            offset += len(units)
-            remaining = self.remaining(name)
-            for view in self.views(name):
-                key = (view.path, view.role is Role.IN)
-                if key in result and view.name != "weight":
-                    continue
-                positions, roots = [], []
-                for position, unit in zip(view.positions.tolist(), view.units.tolist(), strict=True):
-                    if remaining[unit] in place:
-                        positions.append(position)
-                        roots.append(place[remaining[unit]])
-                if key in result and offset > len(units):
-                    known = result[key]
-                    merged = dict(zip(known[1], known[2], strict=True)) | dict(zip(positions, roots, strict=True))
-                    positions, roots = sorted(merged), [merged[position] for position in sorted(merged)]
-                result[key] = (self._dependency(view), positions, roots)
-        return list(result.values())
-
-    def _dependency(self, view: MemberView) -> Dependency:
-        kind = self.registry.layer_type(view.module)
-        function = None
-        if kind is not None:
-            into = view.role is Role.IN
-            flat = kind.flat_in if into else kind.flat_out
-            own = self.current.own_layouts(view.module)
-            if channels_by_type(self.registry, view.module, flat, own) == own[view.name][view.dim]:
-                function = kind.prune_in if into else kind.prune_out
-        return Dependency(view.module, view.path, view.role, function, view.name)
+        return dependencies(self.current, self.registry, removed)
 
     def protected_groups(self, layers: Iterable[Layer]) -> dict[str, str]:
         """Finds the groups whose units some layers (or what containers contain) produce or carry.
