@@ -13,7 +13,7 @@ from prunekit_core.branches.idle import Idle
 from prunekit_core.branches.needs import Needs
 from prunekit_core.branches.without import Filling, reduced
 from prunekit_core.groups.recording import Recording
-from prunekit_core.groups.zeros import is_zero
+from prunekit_core.groups.zeros import zeros_after
 from prunekit_core.modules.absent import Called, Given, Handed, Item, Plain, Result, Several, Zeros, children_of
 from prunekit_core.modules.edits import Stub
 from prunekit_core.program.rules import RuleTable
@@ -188,12 +188,7 @@ class LeftOver:
             for summand in sums.get(operation.index, ()):
                 if summand.tensor.index not in zero:
                     raise WrongError(f"what is added isn't zero without them: {operation.site}")
-            written = {trace.memory(ref.index) for ref in operation.outputs if ref in operation.references()}
-            kept = {index for index in zero if trace.memory(index) not in written}
-            for output, ref in enumerate(operation.outputs):
-                if is_zero(trace, operation, output, zero, self._rules):
-                    kept.add(ref.index)
-            zero = kept
+            zero = zeros_after(trace, operation, zero, self._rules)
 
 
 def _without(table: Mapping[int, _T], indices: Collection[int]) -> dict[int, _T]:

@@ -8,7 +8,7 @@ from torch import nn
 
 from prunekit_core.branches.branch import Branch
 from prunekit_core.groups.analysis import Analysis
-from prunekit_core.groups.zeros import is_zero
+from prunekit_core.groups.zeros import zeros_after
 from prunekit_core.program.rules import RuleTable
 
 
@@ -63,14 +63,7 @@ def _silences(analysis: Analysis, rules: RuleTable, branch: Branch, names: Colle
         trace = analysis.recordings[summand.recording].trace
         zero = {trace.parameters[name].index for name in names if name in trace.parameters}
         for index in summand.operations:
-            operation = trace.operations[index]
-            written = {trace.memory(ref.index) for ref in operation.outputs if ref in operation.references()}
-            made = {
-                ref.index
-                for output, ref in enumerate(operation.outputs)
-                if is_zero(trace, operation, output, zero, rules)
-            }
-            zero = {known for known in zero if trace.memory(known) not in written} | made
+            zero = zeros_after(trace, trace.operations[index], zero, rules)
         if summand.tensor.index not in zero:
             return False
     return True

@@ -266,16 +266,22 @@ def zero_of_zeros(trace: Trace, operation: Operation, zero: Mapping[int, bool], 
     return bool((made[output].nan_to_num(nan=0.0) == 0).all())  # what is no number counts as zero, see MaskedOriginal
 
 
-def is_zero(trace: Trace, operation: Operation, output: int, zero: Collection[int], rules: RuleTable) -> bool:
-    """Tells whether an output of an operation is zero throughout, by the op rules.
+def zeros_after(trace: Trace, operation: Operation, zero: Collection[int], rules: RuleTable) -> set[int]:
+    """Returns which tensors are zero throughout once an operation has run, by the op rules.
 
     Args:
         trace: The program that it is in.
         operation: The operation.
-        output: Which of its outputs is meant.
-        zero: By `TensorRef.index`: the tensors that are zero throughout.
+        zero: By `TensorRef.index`: the tensors that are zero before it.
         rules: The op rules.
     """
+    written = {trace.memory(ref.index) for ref in operation.outputs if ref in operation.references()}
+    left = {index for index in zero if trace.memory(index) not in written}
+    outputs = enumerate(operation.outputs)
+    return left | {ref.index for output, ref in outputs if _is_zero(trace, operation, output, zero, rules)}
+
+
+def _is_zero(trace: Trace, operation: Operation, output: int, zero: Collection[int], rules: RuleTable) -> bool:
     rule, read = rules.find(operation.op), {ref.index: ref.index in zero for ref in operation.references()}
     if rule is None or not any(read.values()):
         return False
