@@ -166,6 +166,16 @@ class Runs:
         usual = tuple(later for later in found.later if later is Later.LAST) and (Later.LAST,) * STEPS
         return cls(inputs, attrs.evolve(found, later=usual or found.later))
 
+    def possible(self, model: nn.Module) -> Runs:
+        """Returns the runs with as many steps as the model itself can take: some have few positions."""
+        later = () if self.decoding is None else self.decoding.later
+        for count in range(len(later), 0, -1):
+            runs = attrs.evolve(self, decoding=attrs.evolve(self.decoding, later=later[:count]))
+            with contextlib.suppress(RuntimeError, IndexError):
+                plain(model, runs)
+                return runs
+        return self
+
     def __call__(self, model: nn.Module) -> list[torch.Tensor]:
         """Returns all outputs of all calls."""
         torch.manual_seed(0)
@@ -343,7 +353,7 @@ def measure(family: str, name: str, most: int) -> None:
     offered = [branch.name for branch in branches if branch.removable]
     if not offered:
         return
-    runs = Runs.of(graph, inputs)
+    runs = Runs.of(graph, inputs).possible(model)
     trial = Trial(model, graph, runs, plain(model, runs))
     alone = []
     for one in chosen(offered, most):

@@ -129,8 +129,9 @@ class LeftOver:
             case Several(items, _) if isinstance(value, tuple | list) and len(items) == len(value):
                 for item, part in zip(items, value, strict=True):
                     self._fill(stub, arguments, item, part, start)
-            case Zeros(like) if isinstance(value, TensorRef):
-                self._fillings.append(Filling(start, stub.module, self._argument(arguments, like, stub), value))
+            case Zeros(like, joined) if isinstance(value, TensorRef):
+                shape = self._trace.shapes[value.index] if joined else None
+                self._fillings.append(Filling(start, stub.module, self._argument(arguments, like, stub), value, shape))
             case Handed(like) if isinstance(value, TensorRef):
                 source = self._argument(arguments, like, stub)
                 if source != value:

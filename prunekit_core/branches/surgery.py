@@ -8,7 +8,7 @@ to be zero up to the sums, by the op rules; then the rest of the program is the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -29,6 +29,7 @@ from prunekit_core.modules.absent import (
     Several,
     Zeros,
     children_of,
+    joined_shape,
 )
 from prunekit_core.modules.edits import Stub
 from prunekit_core.program.rules import Elementwise, RuleTable
@@ -138,6 +139,7 @@ class _Operation:
         self._only = [self._needed_only(position) for position in range(len(calls))]
         self._idle = [Idle(*found, rules) for found in zip(self._needs, self._only, strict=True)]
         self._rests: list[dict[TensorRef, TensorRef]] = [{} for _ in calls]
+        self._anything = True  # whether what nobody needs may be anything
         self._stands: list[dict[int, TensorRef]] = []  # by recording: what stands for a tensor that nobody reads
         self.lifted: list[dict[int, TensorRef]] = [self._liftable(position) for position in range(len(calls))]
         self._children = self._seen()
@@ -349,18 +351,22 @@ class _Operation:
             children: Modules in it that it goes on to call.
             removed: By recording: the operations in all modules that go.
         """
-        made: Result | None = None
+        before = [dict(stands) for stands in self._stands]
+        for self._anything in (True, False):
+            made = list(dict.fromkeys(self._results(path, children, removed)))
+            if len(made) == 1:
+                return made[0]
+            self._stands = [dict(stands) for stands in before]
+        raise UnfitError(path, f"the calls of {path} return different things")
+
+    def _results(self, path: str, children: Sequence[str], removed: Sequence[Collection[int]]) -> Iterator[Result]:
+        """Yields what each call of a module returns once it is gone."""
         for position, calls in enumerate(self._calls):
             for call in calls.get(path, ()):
                 if children:
-                    result = self._children[position].result(path, call)
+                    yield self._children[position].result(path, call)
                 else:
-                    result = self._form(path, position, call, call.result, removed[position])
-                if made is not None and result != made:
-                    raise UnfitError(path, f"the calls of {path} return different things")
-                made = result
-        assert made is not None
-        return made
+                    yield self._form(path, position, call, call.result, removed[position])
 
     def _form(self, path: str, position: int, call: Call, value: Any, removed: Collection[int]) -> Result:
         if isinstance(value, tuple | list) and type(value) in (tuple, list):
@@ -379,7 +385,7 @@ class _Operation:
 
     def _zeros(self, path: str, position: int, call: Call, ref: TensorRef, removed: Collection[int]) -> Result:
         trace = self._analysis.recordings[position].trace
-        idle = self._idle[position].after(ref, call.start, removed)
+        idle = self._idle[position].after(ref, call.start, removed) if self._anything else None
         given = [(given, value) for given, value in call.arguments if isinstance(value, TensorRef)]
         like = [(given, value) for given, value in given if self._is_like(position, value, ref)]
         if given and idle is not None:  # whatever it is, only what is removed would go on to read it
@@ -389,6 +395,10 @@ class _Operation:
             return Handed(argument)
         if like:
             return Zeros(like[0][0])
+        for argument, value in given:
+            joined = self._joined(position, value, ref)
+            if joined:
+                return Zeros(argument, joined)
         if not self._idle[position].readers(ref, call.start):
             return Plain(None)
         kind = f"shape {trace.shapes[ref.index]}"
@@ -411,6 +421,14 @@ class _Operation:
         """Whether what a module is given has the shape and dtype of a tensor, with modules before it gone."""
         trace, index = self._analysis.recordings[position].trace, self._stand(position, value)
         return trace.shapes[index] == trace.shapes[ref.index] and trace.dtypes[index] == trace.dtypes[ref.index]
+
+    def _joined(self, position: int, value: TensorRef, ref: TensorRef) -> int:
+        """Returns how many first dims of what a module is given are one in a tensor; 0 if it is of another shape."""
+        trace, index = self._analysis.recordings[position].trace, self._stand(position, value)
+        shape, made = trace.shapes[index], trace.shapes[ref.index]
+        count = len(shape) - len(made) + 1
+        alike = trace.dtypes[index] == trace.dtypes[ref.index] and count > 1
+        return count if alike and joined_shape(shape, count) == list(made) else 0
 
 
 def _whole_paths(stub: Stub) -> tuple[str, ...]:

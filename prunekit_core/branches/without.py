@@ -18,6 +18,7 @@ from prunekit_core.program.trace import Operation, TensorRef, Trace
 
 _T = TypeVar("_T")
 _ZEROS_LIKE = torch.ops.aten.zeros_like.default
+_NEW_ZEROS = torch.ops.aten.new_zeros.default
 
 
 @attrs.frozen
@@ -29,12 +30,14 @@ class Filling:
         module: Path of the module that makes them.
         like: The tensor whose shape, dtype and device they have.
         tensor: The tensor that they stand for.
+        shape: The shape that they have where it isn't that of ``like``.
     """
 
     start: int
     module: str
     like: TensorRef
     tensor: TensorRef
+    shape: tuple[int, ...] | None = None
 
 
 def without(analysis: Analysis, branches: Iterable[Branch]) -> Analysis:
@@ -109,7 +112,7 @@ class _Reduction:
         self._places: dict[int, int] = {}
         made: dict[int, list[Operation]] = {}
         for filling in fillings:
-            made.setdefault(filling.start, []).append(_zeros_like(filling))
+            made.setdefault(filling.start, []).append(_zeros(filling))
         for operation in recording.trace.operations:
             self._left.extend(made.get(operation.index, ()))
             if operation.index not in gone:
@@ -205,7 +208,7 @@ class _Reduction:
         return {self._places[index]: value for index, value in table.items() if index in self._places}
 
 
-def _zeros_like(filling: Filling) -> Operation:
-    arguments = bind_arguments(_ZEROS_LIKE, (filling.like,), {})
-    name = operation_name(_ZEROS_LIKE)
-    return Operation(filling.start, _ZEROS_LIKE, name, filling.module, arguments, (filling.tensor,))
+def _zeros(filling: Filling) -> Operation:
+    op, given = (_ZEROS_LIKE, ()) if filling.shape is None else (_NEW_ZEROS, (list(filling.shape),))
+    arguments = bind_arguments(op, (filling.like, *given), {})
+    return Operation(filling.start, op, operation_name(op), filling.module, arguments, (filling.tensor,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,9 +32,16 @@ class Given:
 
 @attrs.frozen
 class Zeros:
-    """A tensor of zeros with the shape, dtype and device of an argument."""
+    """A tensor of zeros with the shape, dtype and device of an argument.
+
+    Attributes:
+        like: The argument.
+        joined: How many of its first dims are one in the tensor, ``[batch * tokens, features]`` for two of ``[batch,
+            tokens, features]``; 0 where it has the argument's shape.
+    """
 
     like: Given
+    joined: int = 0
 
 
 @attrs.frozen
@@ -133,9 +141,12 @@ class _Run:
 
     def made(self, result: Result) -> Any:
         match result:
-            case Zeros(like):
-                # by its schema, as recordings have it
-                return torch.ops.aten.zeros_like.default(like.of(self._args, self._kwargs))
+            case Zeros(like, joined):
+                # by their schemas, as recordings have them
+                given = like.of(self._args, self._kwargs)
+                if not joined:
+                    return torch.ops.aten.zeros_like.default(given)
+                return torch.ops.aten.new_zeros.default(given, joined_shape(given.shape, joined))
             case Handed(argument):
                 return argument.of(self._args, self._kwargs)
             case Plain(value):
@@ -160,6 +171,11 @@ class _Run:
         first = next(place for place in range(len(placed) + 1) if place not in placed)  # those before it have values
         by_name = {given.name: value for given, value in made if not 0 <= given.position < first}
         return module(*(placed[place] for place in range(first)), **by_name)
+
+
+def joined_shape(shape: Sequence[int], count: int) -> list[int]:
+    """Returns a shape whose first dims are one."""
+    return [math.prod(shape[:count]), *shape[count:]]
 
 
 def children_of(result: Result) -> tuple[str, ...]:
@@ -188,8 +204,8 @@ def _put(module: nn.Module, path: str, child: nn.Module) -> None:
 
 def _text(result: Result) -> str:
     match result:
-        case Zeros(like):
-            return f"zeros like {like.name or like.position}"
+        case Zeros(like, joined):
+            return f"zeros like {like.name or like.position}{f' with {joined} dims joined' if joined else ''}"
         case Handed(argument):
             return str(argument.name or argument.position)
         case Plain(value):
@@ -205,8 +221,8 @@ def _text(result: Result) -> str:
 def to_json(result: Result) -> Any:
     """Writes a result as plain data."""
     match result:
-        case Zeros(like):
-            return {"zeros": [like.name, like.position]}
+        case Zeros(like, joined):
+            return {"zeros": [like.name, like.position, *([joined] if joined else [])]}
         case Handed(argument):
             return {"argument": [argument.name, argument.position]}
         case Plain(value):
@@ -230,6 +246,10 @@ def from_json(data: Any, depth: int = 0) -> Result:
         ((kind, value),) = data.items()
         if kind in ("zeros", "argument") and isinstance(value, list) and len(value) == 2 and _is_given(*value):
             return (Zeros if kind == "zeros" else Handed)(Given(*value))
+        if kind == "zeros" and isinstance(value, list) and len(value) == 3 and _is_given(*value[:2]):
+            *given, joined = value
+            if type(joined) is int and joined > 1:
+                return Zeros(Given(*given), joined)
         if kind == "value" and (value is None or type(value) in (bool, int, float, str)):
             return Plain(value)
         if kind in ("tuple", "list") and isinstance(value, list):
