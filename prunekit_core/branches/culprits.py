@@ -48,7 +48,10 @@ def _explained(
             return found
         return None
 
-    if len(names) < 2 or refusal([]) is not None:  # else it isn't for the branches
+    if refusal([]) is not None:  # it isn't for the branches
+        return error
+    if len(names) < 2:
+        error.branches = tuple(names)
         return error
     known = obstacles()
     faults: dict[tuple[str, ...], str] = {(name,): known[name] for name in names if name in known}
@@ -73,11 +76,14 @@ def _error(headline: str, faults: Mapping[tuple[str, ...], str], left: Sequence[
     named = {" with ".join(few): why for few, why in faults.items()}
     reasons = [why if len(named) == 1 else f"{name}: {why}" for name, why in named.items()]
     hint = f"leave {'it' if len(named) == 1 else 'them'} out"
+    leave = tuple(few[-1] for few in faults)
     if any(len(few) > 1 for few in faults):
-        hint = f"leave {', '.join(few[-1] for few in faults)} out"
+        hint = f"leave {', '.join(leave)} out"
     if left:
         hint += f": the other {len(left)} can go" if len(left) > 1 else f": {left[0]} can go"
-    return RehearsalError(headline, where=", ".join(named), why=first_reasons(reasons, MOST), hint=hint)
+    error = RehearsalError(headline, where=", ".join(named), why=first_reasons(reasons, MOST), hint=hint)
+    error.branches = leave
+    return error
 
 
 def _smallest(

@@ -61,6 +61,8 @@ def test_several_at_fault_are_named_each_with_its_reason() -> None:
     assert error.why.startswith("blocks.0.qkv: blocks.0.qkv returns a tensor of shape (2, 5, 24), which nothing has")
     assert "; blocks.2.qkv: blocks.2.qkv returns" in error.why
     assert error.hint == "leave them out: blocks.1.up can go"
+    assert error.branches == ("blocks.0.qkv", "blocks.2.qkv")
+    assert refusal_of(Tower().eval(), X, ["blocks.0.qkv"]).branches == ("blocks.0.qkv",)
 
 
 def test_what_goes_together_with_the_rest_of_its_layer_is_not_blamed() -> None:
@@ -85,6 +87,7 @@ def test_two_that_cannot_go_together_are_named_together() -> None:
     assert error.where == "left with right"
     assert error.why == "nothing would be left of a sum: aten::add.Tensor in the model"
     assert error.hint == "leave right out: the other 2 can go"
+    assert error.branches == ("right",)
 
 
 @pytest.mark.parametrize("wrong", [(3,), (0, 7), (6, 7)])
@@ -113,3 +116,4 @@ def test_where_branches_are_not_at_fault_the_error_stays() -> None:
     with pytest.raises(pk.RehearsalError) as refused:
         blaming(draft, ["a", "b"], dict)
     assert (refused.value.where, refused.value.why) == ("units", "the units are wrong")
+    assert refused.value.branches == ()
