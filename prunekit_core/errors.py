@@ -56,7 +56,13 @@ class NothingToPruneError(PrunekitError, RuntimeError):
 
 
 class RehearsalError(PrunekitError, RuntimeError):
-    """The pruned program could not be proven to be the same program; the model is untouched."""
+    """The pruned program could not be proven to be the same program; the model is untouched.
+
+    Attributes:
+        branches: Names of the branches to leave out, where it is known which of those asked for can't go.
+    """
+
+    branches: tuple[str, ...] = ()
 
 
 class VerificationError(PrunekitError, RuntimeError):

@@ -35,7 +35,7 @@ from prunekit_core.program.op_call import Role
 from prunekit_core.record.recorder import check_recordable
 from prunekit_core.rehearse.ladder import Knowledge, Reselect
 from prunekit_core.rehearse.make_plan import Drafts
-from prunekit_core.rehearse.removals import analysis_after, draft_without
+from prunekit_core.rehearse.removals import analysis_after, draft_blaming
 
 Reasons = Mapping[str, str] | None
 """Name of something that stays to the reason."""
@@ -197,11 +197,9 @@ class Graph:
 
         Raises:
             ArgumentError: The model has no such branch.
-            RehearsalError: The program can't go on without them, or can't express the cut.
+            RehearsalError: The program can't go on without them, with those at fault, or can't express the cut.
         """
-        names = [*self.applied.absent, *([branches] if isinstance(branches, str) else branches)]
-        whole, deleted = {**self.applied.kept, **(kept or {})}, sorted(self.applied.entries.deleted())
-        return draft_without(self.model, self.drafts, names, whole, reselect, deleted=deleted, keep_names=keep_names)
+        return draft_blaming(self.model, self.drafts, self.applied, branches, kept, reselect, keep_names=keep_names)
 
     def analysis_after(self, plan: Plan) -> Analysis:
         """Returns what is known about the model without the branches that a plan of this graph removes."""

@@ -90,7 +90,7 @@ def pruner_of(config: Config, source: Source, model: Any, example_inputs: Any, g
         )
     stated = given.get("pruner") or config.option("pruner") or "base"
     name, arguments = _checked("pruner", stated, source, _where(config))
-    options = {name: value for name, value in options.items() if name not in OF_PRUNE}
+    options = {name: value for name, value in options.items() if name not in OF_PRUNE or name in given}
     if "ratio" in options:
         options["pruning_ratio"] = options.pop("ratio")
     return source.make(MADE["pruner"], name, model, example_inputs, **{**options, **arguments, "registry": source})

@@ -13,9 +13,10 @@ from torch import nn
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Kept
 from prunekit_core.branches.branch import Branch, named_branches
+from prunekit_core.branches.culprits import blaming
 from prunekit_core.branches.decoding import DECODING
 from prunekit_core.branches.silence import silencing
-from prunekit_core.branches.surgery import Surgery, operate
+from prunekit_core.branches.surgery import Surgery, obstacles, operate
 from prunekit_core.branches.unneeded import without_unneeded
 from prunekit_core.collector import collection_paused
 from prunekit_core.errors import ArgumentError, RehearsalError, nearest
@@ -106,6 +107,58 @@ def draft_without(
         costs=prices,
         sizes={name: Room(math.prod(p.shape), p.itemsize, p.buffer) for name, p in analysis.parameters.items()},
     )
+
+
+def draft_further(
+    model: nn.Module,
+    drafts: Drafts,
+    applied: Plan,
+    branches: Iterable[str],
+    kept: Mapping[str, tuple[int, ...]] | None = None,
+    reselect: Reselect | None = None,
+    *,
+    keep_names: bool = False,
+) -> Plan:
+    """Makes a proven plan without some branches, from the model as it was at analysis, on top of earlier cuts.
+
+    Args:
+        model: The model as it is now.
+        drafts: What makes plans for it.
+        applied: The plan from the model as it was at analysis to the model as it is now.
+        branches: Names of the branches that go; those that are gone already stay so.
+        kept: Kept units per group, as numbered at analysis, a subset of those still there.
+        reselect, keep_names: See `draft_without`.
+
+    Raises:
+        ArgumentError: The model has no such branch, or no such group.
+        RehearsalError: The program can't be expressed without them, or not with these units.
+    """
+    names, deleted = [*applied.absent, *branches], sorted(applied.entries.deleted())
+    whole = {**applied.kept, **(kept or {})}
+    return draft_without(model, drafts, names, whole, reselect, deleted=deleted, keep_names=keep_names)
+
+
+def draft_blaming(
+    model: nn.Module,
+    drafts: Drafts,
+    applied: Plan,
+    branches: Iterable[str] | str,
+    kept: Mapping[str, tuple[int, ...]] | None = None,
+    reselect: Reselect | None = None,
+    *,
+    keep_names: bool = False,
+) -> Plan:
+    """Does what `draft_further` does; where the program can't go on without all, the error names those at fault."""
+    names = [branches] if isinstance(branches, str) else list(branches)
+
+    def why_alone() -> dict[str, str]:
+        found = drafts.for_branches()
+        return obstacles(found.analysis, found.registry.op_rules, named_branches(found.branches(), names))
+
+    def draft(some: Sequence[str]) -> Plan:
+        return draft_further(model, drafts, applied, some, kept, reselect, keep_names=keep_names)
+
+    return blaming(draft, names, why_alone)
 
 
 def analysis_after(drafts: Drafts, plan: Plan) -> Analysis:

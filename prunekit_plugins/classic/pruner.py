@@ -14,6 +14,7 @@ from prunekit_core.choose.criterion import Criterion
 from prunekit_core.choose.pruner import Pruner
 from prunekit_core.choose.schedule import Schedule, linear_scheduler
 from prunekit_core.choose.settings import Ratios
+from prunekit_core.errors import KeywordError
 from prunekit_core.modules.tree import Layer
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry
@@ -161,6 +162,13 @@ def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
     """Takes arguments under former names, with a warning."""
     found: dict[str, Any] = {}
     for name, value in given.items():
+        if name in _OF_PRUNE:
+            raise KeywordError(
+                f"BasePruner has no argument called {name!r}.",
+                why="weights aren't compensated in steps: they are trained in between",
+                hint=f"prune(..., calibration=batches, {name}=...) cuts once and compensates; "
+                "compensate(model, plan, batches, original=...) does after a step",
+            )
         check_keywords([name], (*_RENAMED, *_ARGUMENTS), "BasePruner")
         new = " and ".join(_RENAMED[name])
         warnings.warn(f"{name} was renamed: use {new}.", DeprecationWarning, stacklevel=3)
@@ -168,4 +176,6 @@ def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+_OF_PRUNE = ("compensation", "stages", "reestimate_batchnorm")
+"""Keywords of `prune` that compensate."""
 _ARGUMENTS = keywords_of(BasePruner)

@@ -19,7 +19,6 @@ from prunekit_plugins.depth.search import (
     DepthChoice,
     Search,
     allowance,
-    drafted,
     held_branches,
     most_of,
     protected_branches,
@@ -140,7 +139,8 @@ def _named(graph: Graph, settings: DepthSettings, names: Sequence[str], protecte
             hint="leave them out of branches, or out of what keeps them",
         )
     left = {one.name: one.reason or "not named" for one in graph.branches() if one.name not in absent}
-    return DepthChoice(absent, drafted(graph, absent, keep_names=settings.keep_names), {}, left)
+    new = [name for name in absent if name not in gone]
+    return DepthChoice(absent, graph.plan_without(new, keep_names=settings.keep_names), {}, left)
 
 
 _BY_WIDTH = "ratio=0.5 removes units instead"

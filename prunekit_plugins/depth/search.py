@@ -17,6 +17,7 @@ from prunekit_core.errors import RehearsalError
 from prunekit_core.graph.graph import Graph
 from prunekit_core.modules.tree import Layer
 from prunekit_core.plans.plan import Plan
+from prunekit_core.rehearse.removals import draft_further
 from prunekit_plugins.budgets.budget import Budget, OutOfReachError
 from prunekit_plugins.depth.present import PresentScorer
 from prunekit_plugins.depth.settings import DepthSettings
@@ -40,9 +41,14 @@ class DepthChoice:
 
 
 def drafted(graph: Graph, names: Iterable[str], *, keep_names: bool) -> Plan:
-    """Makes a proven plan without some branches, and without those that are gone; an empty one where none is."""
+    """Makes a proven plan without some branches, and without those that are gone; an empty one where none is.
+
+    Where they can't go, it isn't found out which of them is at fault (`Graph.plan_without` does): a search asks often.
+    """
     chosen = list(names)
-    return graph.plan_without(chosen, keep_names=keep_names) if chosen or graph.applied.absent else Plan()
+    if not chosen and not graph.applied.absent:
+        return Plan()
+    return draft_further(graph.model, graph.drafts, graph.applied, chosen, keep_names=keep_names)
 
 
 def protected_branches(graph: Graph, layers: Iterable[Layer]) -> dict[str, str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import attrs
 import torch
 from torch import nn
 
-from prunekit.plugin import Analysis, Graph, Plan, Sizer, auto_alignment, groups_of
+from prunekit.plugin import Analysis, Graph, Plan, RehearsalError, Sizer, auto_alignment, groups_of
 from prunekit_plugins.budgets.counts import operation_macs, whole_macs
 from prunekit_plugins.doctor.facts import BranchFacts, Facts, Finding, LayerFacts, Pair
 from prunekit_plugins.doctor.findings import find
@@ -62,7 +63,7 @@ def examine(
     graph = Graph.of(model, inputs)
     before, after = time_layers([model, small], inputs, rounds=rounds, warm_up=WARM_UP, after_round=after_round)
     after = {plan.renaming.before(path): found for path, found in after.items()}  # layers may have other numbers
-    work = _work(graph, plan)
+    work = _work(graph, plan, {*before, *after})
     pinned = _pinned(graph, plan)
     kinds = {path: type(module).__name__ for path, module in model.named_modules()}
     layers = {}
@@ -78,12 +79,17 @@ def examine(
             _sizes(graph.analysis, plan, path),
             depthwise,
             pinned.get(path, {}),
+            path in plan.renaming.removed or plan.renaming.after(path) is None,
         )
     device = next(model.parameters()).device
     dtype = next(p.dtype for p in model.parameters() if p.dtype.is_floating_point)
     overhead = time_layers([nn.Sequential(nn.ReLU()).to(device)], torch.zeros(1, device=device))[0]["0"].median
     branches = () if plan.absent else _branches(graph, {path: layer.seconds[0] for path, layer in layers.items()})
-    return Facts(layers, alignment.multiple, alignment.why, machine_balance(device, dtype), overhead, branches)
+    facts = Facts(layers, alignment.multiple, alignment.why, machine_balance(device, dtype), overhead, branches)
+    if facts.by_depth > facts.speed_up:  # worth proving
+        proven = _go_together(graph, [one.name for one in branches])
+        facts = attrs.evolve(facts, branches=tuple(one for one in branches if one.name in proven))
+    return facts
 
 
 def _branches(graph: Graph, seconds: Mapping[str, float]) -> tuple[BranchFacts, ...]:
@@ -93,7 +99,8 @@ def _branches(graph: Graph, seconds: Mapping[str, float]) -> tuple[BranchFacts, 
     places: dict[str, set[int]] = {}
     for operation in recording.trace.operations:
         places.setdefault(operation.module, set()).add(operation.index)
-    own = {branch.name: branch.operations(0) for branch in graph.branches() if branch.removable}
+    held = graph.branch_obstacles()
+    own = {branch.name: branch.operations(0) for branch in graph.branches() if branch.name not in held}
     outer = {name: mine for name, mine in own.items() if not any(mine < other for other in own.values())}
     return tuple(
         BranchFacts(
@@ -103,6 +110,19 @@ def _branches(graph: Graph, seconds: Mapping[str, float]) -> tuple[BranchFacts, 
         )
         for name, mine in outer.items()
     )
+
+
+def _go_together(graph: Graph, names: Sequence[str]) -> Collection[str]:
+    """Finds branches that a plan takes out together, of some that may go."""
+    left = list(names)
+    while left:
+        try:
+            graph.plan_without(left)
+        except RehearsalError as error:
+            left = [name for name in left if name not in error.branches] if error.branches else []
+        else:
+            break
+    return left
 
 
 def machine_balance(device: torch.device, dtype: torch.dtype) -> float:
@@ -118,8 +138,11 @@ def machine_balance(device: torch.device, dtype: torch.dtype) -> float:
     return float(rate / bandwidth)
 
 
-def _work(graph: Graph, plan: Plan) -> dict[str, tuple[Pair, Pair, bool]]:
-    """Multiply-accumulates and bytes moved per module, before and after, and whether it is a depthwise convolution."""
+def _work(graph: Graph, plan: Plan, timed: Collection[str]) -> dict[str, tuple[Pair, Pair, bool]]:
+    """Multiply-accumulates and bytes moved per module, before and after, and whether it is a depthwise convolution.
+
+    What runs in a module that isn't called, and so not timed, counts for the one around it that is.
+    """
     recordings = graph.analysis.recordings[0], graph.analysis_after(plan).recordings[0]
     sizers = (Sizer({}), Sizer(plan.kept))
     macs: dict[str, list[float]] = {}
@@ -127,22 +150,28 @@ def _work(graph: Graph, plan: Plan) -> dict[str, tuple[Pair, Pair, bool]]:
     depthwise: set[str] = set()
     for place, (recording, sizer) in enumerate(zip(recordings, sizers, strict=True)):
         for operation, counted in operation_macs(recording, sizer):
-            macs.setdefault(operation.module, [0.0, 0.0])[place] += float(counted)  # type: ignore[arg-type]
+            macs.setdefault(_within(operation.module, timed), [0.0, 0.0])[place] += float(counted)  # type: ignore[arg-type]
         for operation in recording.trace.operations:
             if operation.outputs and all(ref.index in recording.trace.shares for ref in operation.outputs):
                 continue
             for index in dict.fromkeys(ref.index for ref in (*operation.references(), *operation.outputs)):
                 size = math.prod(recording.shape(index, sizer)) * recording.trace.dtypes[index].itemsize
-                traffic.setdefault(operation.module, [0.0, 0.0])[place] += size
+                traffic.setdefault(_within(operation.module, timed), [0.0, 0.0])[place] += size
     whole = recordings[0].trace
     for operation in whole.operations:
         groups, weight = operation.arguments.get("groups"), operation.arguments.get("weight")
         several = isinstance(groups, int) and groups > 1
         if several and weight is not None and whole.shapes[weight.index][1] == 1:
-            depthwise.add(operation.module)
+            depthwise.add(_within(operation.module, timed))
     return {
         path: (_pair(macs.get(path, [0.0, 0.0])), _pair(moved), path in depthwise) for path, moved in traffic.items()
     }
+
+
+def _within(path: str, timed: Collection[str]) -> str:
+    while path and path not in timed:
+        path = path.rpartition(".")[0]
+    return path
 
 
 def _pair(values: list[float]) -> Pair:

@@ -23,6 +23,8 @@ class Disease(enum.Enum):
     """Calling it costs more than what it does."""
     MEMORY = "memory-bound"
     """It waits for memory, not for arithmetic."""
+    STAYS = "what stays"
+    """Branches are gone, but much of the time is spent in layers that went with none of them."""
     WIDTH = "width"
     """Whole branches gone, for as many multiply-accumulates, would have saved more time than narrower layers."""
 
@@ -32,6 +34,7 @@ ADVICE = {
     Disease.UNALIGNED: 'prune with align="auto"',
     Disease.DEPTHWISE: "count on less: leave its block wider and prune others, or set a target on latency",
     Disease.FIXED: "use larger batches, torch.compile or fewer layers; narrower ones won't be faster",
+    Disease.STAYS: "use larger batches or torch.compile, prune these by width, or set a target on latency",
     Disease.WIDTH: 'prune by depth: branch_ratio=0.25, or by="depth" with the target',
     Disease.MEMORY: "fuse it with its neighbours (torch.compile), use half precision, or set a target on latency",
 }
@@ -50,6 +53,7 @@ class LayerFacts:
         sizes: Channels in and out that changed, after pruning, by parameter dim.
         depthwise: Whether it is a depthwise convolution.
         pinned: Parameter dims that couldn't shrink, with the reason.
+        gone: Whether it went as a whole, with a branch; what stands in its place may take time.
     """
 
     path: str
@@ -60,6 +64,7 @@ class LayerFacts:
     sizes: dict[str, int]
     depthwise: bool
     pinned: dict[str, str]
+    gone: bool = False
 
 
 @attrs.frozen
@@ -117,6 +122,17 @@ class Facts:
     def macs(self) -> Pair:
         """Multiply-accumulates of all layers together."""
         return _sums([layer.macs for layer in self.layers.values()])
+
+    @property
+    def shallower(self) -> bool:
+        """Whether whole layers are gone."""
+        return any(layer.gone for layer in self.layers.values())
+
+    @property
+    def narrowed(self) -> float:
+        """Fraction of their multiply-accumulates that the layers still do which aren't gone as a whole."""
+        before, after = _sums([layer.macs for layer in self.layers.values() if not layer.gone])
+        return after / before if before else 1.0
 
     @property
     def speed_up(self) -> float:

@@ -40,7 +40,7 @@ from prunekit_plugins.prune.allotment import Allotment
 from prunekit_plugins.prune.by_both import by_both
 from prunekit_plugins.prune.by_depth import Decided, by_depth
 from prunekit_plugins.prune.calibrated import CalibratedPath, check_informed
-from prunekit_plugins.prune.settings import PruneSettings
+from prunekit_plugins.prune.settings import COMPENSATION, PruneSettings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -108,7 +108,7 @@ def prune(
     target: Target | None = None,
     importance: Criterion | str | None = None,
     calibration: Iterable[Any] | Batches | None = None,
-    compensation: Sequence[str | Compensator] | str | None = "least_squares",
+    compensation: Sequence[str | Compensator] | str | None = COMPENSATION,
     reestimate_batchnorm: bool = True,
     stages: int | None = None,
     global_pruning: bool = False,
@@ -146,7 +146,7 @@ def prune(
             are calibration data.
         calibration: Batches of data, see `calibrate`: units and branches are chosen by what they do on them, and the
             weights that stay make up for what goes.
-        compensation: Compensators or their names, for use with calibration data; None for none.
+        compensation: Compensators or their names, which take calibration data; None for none.
         reestimate_batchnorm: Whether batch norms are estimated anew on calibration data.
         stages: In how many stages layers are compensated; see `compensate`.
         global_pruning: Rank all units together instead of taking the ratio in each group.
@@ -200,10 +200,11 @@ def prune(
     registry = registry or default_registry()
     allotment, path = Allotment.of(settings, registry), CalibratedPath.of(settings, registry)
     settings.check_names(registry)
+    unused = settings.without_data(registry.config)
     wanted = settings.pruner(ranks=global_pruning or allotment.ranks)
     pruner = Pruner(**wanted.analysed(model, example_inputs, DependencyGraph(registry), registry))
     decided = _decided(pruner, settings, allotment, path)
-    pruner, plan, doubts = decided.pruner, decided.plan, decided.notes
+    pruner, plan, doubts = decided.pruner, decided.plan, (*unused, *decided.notes)
     preview = plan.preview()
     shared = settings.depth.by == BOTH or not settings.depth.requested
     arguments = settings.recorded(allotment.settled(pruner).chosen if shared else allotment.chosen)

@@ -15,6 +15,7 @@ from prunekit_core.choose.criterion import Criterion
 from prunekit_core.errors import ArgumentError
 from prunekit_core.plans.optimizers import Optimizers
 from prunekit_core.plugins.registry import Registry
+from prunekit_core.projects.config import Config
 from prunekit_plugins.budgets.allocation import Solver
 from prunekit_plugins.budgets.budget import Target, check_target
 from prunekit_plugins.budgets.curves import Sensitivity
@@ -31,6 +32,9 @@ RATIOS = ("pruning_ratio_dict", "head_pruning_ratio", "head_pruning_ratio_dict")
 
 READ = ("ignored_layers", "branches")
 """Keywords that may be given as anything that can be iterated over."""
+
+COMPENSATION = ("least_squares",)
+"""The compensators by default, where there are calibration data."""
 
 DEPTH_KEYWORDS = ("branch_ratio", "branches", "branch_importance", "by", "keep_first", "keep_last", "keep_names")
 """Keywords about branches, which it lists where branches go."""
@@ -93,6 +97,30 @@ class PruneSettings:
     def methods(self) -> Sequence[str | Compensator]:
         """The compensators or their names, in order."""
         return [self.compensation] if isinstance(self.compensation, str) else list(self.compensation or ())
+
+    def without_data(self, config: Config) -> tuple[str, ...]:
+        """Finds what there are no calibration data for.
+
+        Args:
+            config: The settings of the project.
+
+        Returns:
+            Lines for the report on settings of the project, which may hold for other calls.
+
+        Raises:
+            ArgumentError: The call itself asks for something that takes such data.
+        """
+        wanted: dict[str, object] = {} if self.compensation == COMPENSATION else {"compensation": self.methods}
+        wanted["stages"] = self.stages
+        unused = [name for name, value in wanted.items() if value and self.calibration is None]
+        asked = next((name for name in unused if config.option(name) != self.given.get(name)), None)
+        if asked is not None:
+            raise ArgumentError(
+                f"{asked} needs calibration data.",
+                why="the weights that stay are fitted to what the model computes on them",
+                hint=f"give calibration=batches, or --calibration on the command line; or leave {asked} out",
+            )
+        return (f"without calibration data nothing is compensated: {', '.join(unused)} did nothing",) if unused else ()
 
     @property
     def width_ratio(self) -> float:

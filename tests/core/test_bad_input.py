@@ -8,7 +8,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import safetensors.torch
@@ -153,6 +153,30 @@ def test_paths_plans_and_layers_of_another_kind(tmp_path: Path) -> None:
     with pytest.raises(pk.ArgumentError, match="got Parameter"):
         pk.prune(model, x, ignored_layers=[model.layers[0].weight])  # type: ignore[list-item]
     assert not any(tmp_path.iterdir())
+
+
+def test_what_takes_calibration_data_is_refused_without_them() -> None:
+    model, x = Chain(4, 8, 3), torch.randn(2, 4)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    asked: dict[str, Any]
+    for asked in (
+        {"compensation": "bias"},
+        {"compensation": ["least_squares", "bias"]},
+        {"compensation": "least_squares"},
+    ):
+        with pytest.raises(pk.ArgumentError, match=r"compensation needs calibration data.[\s\S]*calibration=batches"):
+            pk.prune(model, x, **asked)
+    with pytest.raises(pk.ArgumentError, match=r"stages needs calibration data.[\s\S]*leave stages out"):
+        pk.prune(model, x, stages=2)
+    with pytest.raises(pk.ArgumentError, match="stages needs calibration data"):
+        pk.prune(model, x, branches=["a"], stages=2)
+    for name, value in {"compensation": "bias", "stages": 2, "reestimate_batchnorm": True}.items():
+        with pytest.raises(TypeError, match=rf"BasePruner has no argument called '{name}'[\s\S]*calibration=batches"):
+            pk.BasePruner(model, x, **{name: value})
+        with pytest.raises(TypeError, match=f"no argument called '{name}'"):
+            pk.default_registry().pruner(model, x, **{name: value})
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert pk.prune(model, x, compensation=None, reestimate_batchnorm=False).report.notes == ()
 
 
 def test_names_that_are_listed_are_names() -> None:

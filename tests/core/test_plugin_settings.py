@@ -298,6 +298,19 @@ def test_without_settings_a_pruner_is_the_base_pruner() -> None:
     assert (type(pruner), pruner.pruning_ratio, pruner.iterative_steps) == (pk.BasePruner, 0.5, 1)
 
 
+def test_what_settings_say_of_compensation_is_noted_where_there_are_no_data(tmp_path: Path) -> None:
+    found = registry(tmp_path, 'compensation = "bias"\nstages = 2\n')
+    result = pk.prune(Chain(4, 8, 3), EXAMPLE, **found.options())
+    (note,) = result.report.notes
+    assert note == "without calibration data nothing is compensated: compensation, stages did nothing"
+    with_data = pk.prune(Chain(4, 8, 3), EXAMPLE, calibration=[EXAMPLE], **found.options())
+    assert with_data.compensation is not None
+    assert note not in with_data.report.notes
+    with pytest.raises(pk.ArgumentError, match=r"stages needs calibration data\."):
+        pk.prune(Chain(4, 8, 3), EXAMPLE, **found.options(stages=3))
+    assert found.pruner(Chain(4, 8, 3), EXAMPLE).pruning_ratio == 0.5
+
+
 def test_a_pruner_takes_no_target(tmp_path: Path) -> None:
     found = registry(tmp_path, "target = { macs = 0.5 }\n")
     with pytest.raises(pk.ArgumentError, match=r"A pruner takes a ratio, not a target\.(?s:.*)'macs': 0\.5"):

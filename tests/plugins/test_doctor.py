@@ -8,10 +8,14 @@ from collections.abc import Mapping
 import attrs
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 import prunekit as pk
 from prunekit_plugins.doctor import Disease, Facts, Finding, diagnose, examine, find
+from prunekit_plugins.doctor.examination import _branches, _go_together
+from tests.core.test_branch_reasons import Written
+from tests.core.test_entries import made
 
 
 def facts_of(model: nn.Module, x: torch.Tensor, **options: object) -> Facts:
@@ -120,6 +124,74 @@ def test_memory_bound_layers() -> None:
     assert with_times(busy, {"2": (30.0, 24.0)}) == []
     (norm,) = with_times(facts, {"1": (30.0, 29.0)})
     assert norm.disease is Disease.MEMORY
+
+
+def cut_by_depth(
+    model: nn.Module, x: torch.Tensor, **options: object
+) -> tuple[Facts, Mapping[str, tuple[float, float]]]:
+    """Facts about a model that lost branches, and its costs as `prune` counts them."""
+    small = copy.deepcopy(model)
+    result = pk.prune(small, x, verify="never", **options)
+    found = examine(model, small, result.plan, x, rounds=1)
+    return attrs.evolve(found, multiple=8, why="made up", balance=2.0, overhead=1e-6), result.preview.costs
+
+
+class Stack(nn.Sequential):
+    """Blocks, which the model calls in turn: the list runs no operation itself."""
+
+
+def transformer() -> nn.Module:
+    block = torchvision.models.vision_transformer.EncoderBlock
+    return Stack(*(block(2, 16, 32, 0.0, 0.0) for _ in range(3))).eval()
+
+
+TOKENS = torch.randn(2, 6, 16)
+
+
+def test_what_a_cut_by_depth_leaves_is_not_called_pinned() -> None:
+    facts, costs = cut_by_depth(transformer(), TOKENS, branches=["1.mlp", "2.mlp"])
+    assert facts.macs == costs["macs"]  # the attention's last layer is never called, and counts all the same
+    assert facts.layers["0.self_attention"].pinned
+    assert (facts.layers["1.mlp.0"].gone, facts.layers["0.self_attention"].gone) == (True, False)
+    assert (facts.shallower, facts.narrowed) == (True, 1.0)
+    left = 1 / facts.hoped_for
+    times = {"0.self_attention": (10.0, 10.0), "0.mlp.0": (80.0, 80.0 * left), "": (10.0, 10.0 * left)}
+    assert with_times(facts, times) == []
+
+
+def test_where_much_time_stays_after_a_cut_by_depth_the_layers_are_named() -> None:
+    facts, _ = cut_by_depth(transformer(), TOKENS, branches=["1.mlp", "2.mlp"])
+    assert 0.65 < 1 / facts.hoped_for < 0.75
+    (finding,) = with_times(facts, {"0.self_attention": (10.0, 10.0), "0.ln_1": (75.0, 75.0), "1.mlp.0": (15.0, 0.0)})
+    assert finding.disease is Disease.STAYS
+    assert "of the MACs are left, and 85% of the time; of that take 0.ln_1 88%," in finding.text
+
+
+def test_units_that_went_besides_are_compared_among_the_layers_that_stay() -> None:
+    facts, _ = cut_by_depth(transformer(), TOKENS, branches=["1.mlp", "2.mlp"], ratio=0.5, ignored_layers=["0.mlp.0"])
+    assert facts.narrowed < 0.8
+    found = with_times(facts, {"0.mlp.0": (50.0, 50.0), "0.self_attention": (50.0, 25.0)})
+    pinned = [one for one in found if one.disease is Disease.PINNED]
+    assert [one.layer for one in pinned] == ["0.mlp.0"]
+    assert f"where the layers that stay have {facts.narrowed:.0%}" in pinned[0].text
+
+
+def test_a_module_that_only_calls_others_is_not_memory_bound() -> None:
+    facts = facts_of(nn.Sequential(chain(16, 64, 64, 8)), X)
+    assert facts.layers["0"].traffic == (0.0, 0.0)
+    (finding,) = with_times(facts, {"0": (30.0, 30.0), "0.2": (10.0, 3.0)})
+    assert (finding.layer, finding.disease) == ("0", Disease.FIXED)
+    assert finding.text == "takes 30000 us, and runs no operation itself"
+
+
+def test_only_branches_that_a_plan_takes_out_can_go() -> None:
+    model, x, _ = made("twice", "plain", "twice", "plain")  # the cache is measured by the first layer
+    graph = pk.Graph.of(model, x)
+    names = [branch.name for branch in graph.branches()]
+    assert names == [f"layers.{number}.key" for number in range(4)]
+    assert _go_together(graph, names) == names[1:]
+    written = pk.Graph.of(Written().eval(), torch.randn(2, 5, 8))
+    assert [one.name for one in _branches(written, {})] == ["up"]
 
 
 def test_layers_that_take_no_time_are_not_mentioned() -> None:
