@@ -6,18 +6,22 @@
     python benchmarks/depth_quality.py --table depth.jsonl  the table of an earlier run
 
 A residual network learns digits (scikit-learn's), a decoder of six layers the documentation of Python's standard
-library (see ``quality_tasks.py``). A cell is the mean over seeds and, behind it, the standard deviation, right after
-the cut and after an eighth of the course of training at half of its rate.
+library (see ``quality_tasks.py``). Branches go first; units, or both, then save what these branches saved. Each cut is
+made twice: *fitted*, as `prune` does with calibration data, and *plain*, the same plan on the weights as they were. A
+cell is the median over seeds and, behind it, half of the range, right after the cut and after an eighth of the course
+of training at half of its rate.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import statistics
+import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,64 +63,56 @@ TASKS: Mapping[str, Callable[[], tasks.Task]] = {
     "deep digits resnet": lambda: attrs.evolve(tasks.task("digits conv net"), name="deep digits resnet", steps=250),
     "deep docs gpt": lambda: attrs.evolve(tasks.task("docs gpt"), name="deep docs gpt", steps=500),
 }
-Cut = Callable[[nn.Module, Tensor, float], None]
-"""Cuts a model in place: the model, calibration samples, and the part of its MACs that stays."""
-
-
-def _cut(**options: Any) -> Cut:
-    def run(model: nn.Module, x: Tensor, target: float) -> None:
-        pk.prune(model, x[:1], target={"macs": target}, calibration=list(x.split(64)), **options)
-
-    return run
-
-
-def _both(model: nn.Module, x: Tensor, target: float) -> None:
-    """Depth takes the model to the root of the target, width the rest of the way."""
-    whole = networks.count_macs(model, x[:1])
-    _cut(by="depth")(model, x, target**0.5)
-    _cut()(model, x, target * whole / networks.count_macs(model, x[:1]))
-
-
-METHODS: Mapping[str, Cut] = {
-    "width": _cut(),
-    "width, not compensated": _cut(compensation=None, reestimate_batchnorm=False),
-    "depth": _cut(by="depth"),
-    "depth by block influence": _cut(by="depth", branch_importance="block_influence"),
-    "depth and width": _both,
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "depth": {"by": "depth"},
+    "depth by block influence": {"by": "depth", "branch_importance": "block_influence"},
+    "width": {"by": "width"},
+    "both": {"by": "both"},
 }
-"""Rows of the table; one more way to cut is one more entry."""
+"""Rows of the table: arguments of `prune`; one more way to cut is one more entry."""
+FIRST, FOLLOWING = "depth", ("width", "both")
+"""The one that goes first, and those that are then asked for the MACs that it left: branches rarely leave just what was
+asked for.
+"""
+FORMS = ("plain", "fitted")
 
 
-def measured(task: tasks.Task, seed: int, targets: Sequence[float]) -> list[dict[str, Any]]:
+def measured(task: tasks.Task, seed: int, target: float) -> Iterator[dict[str, Any]]:
     """Trains a network, or takes it from the folder of trained ones, and cuts it in every way."""
     model = task.trained(seed)
     x, _ = task.calibration_data(seed)
-    whole, rows = networks.count_macs(model, x[:1]), []
-    about = {"network": task.name, "seed": seed, "bits": task.bits, "full": task.metric(model)}
-    for target in targets:
-        for method, cut in METHODS.items():
-            small = copy.deepcopy(model)
-            row = {**about, "target": target, "method": method}
-            try:
-                cut(small, x, target)
-            except pk.PrunekitError as error:
-                rows.append({**row, "why": str(error.headline)})
-                continue
-            row |= {"macs": networks.count_macs(small, x[:1]) / whole, "after": task.metric(small)}
+    whole, wanted = networks.count_macs(model, x[:1]), target
+    about = {"network": task.name, "seed": seed, "bits": task.bits, "full": task.metric(model), "target": target}
+    for method, options in METHODS.items():
+        fitted, plain, start = copy.deepcopy(model), copy.deepcopy(model), time.process_time()
+        result = pk.prune(
+            fitted,
+            x[:1],
+            target={"macs": wanted if method in FOLLOWING else target},
+            calibration=list(x.split(64)),
+            **options,
+        )
+        row = {**about, "method": method, "seconds": time.process_time() - start, "branches": len(result.plan.absent)}
+        result.plan.apply(plain)
+        left = networks.count_macs(fitted, x[:1])
+        assert networks.count_macs(plain, x[:1]) == left
+        if method == FIRST:
+            wanted = left / whole
+        row["macs"] = left / whole
+        for form, small in zip(FORMS, (plain, fitted), strict=True):
+            row[f"{form} after"] = task.metric(small)
             task.train(small, 1000 + seed, PART, SPEED)
-            rows.append({**row, "trained": task.metric(small)})
-            print(" ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
-    return rows
+            row[f"{form} trained"] = task.metric(small)
+        yield row
 
 
 def _shown(values: Sequence[float], bits: bool) -> str:
+    """The median and half of the range."""
     if not values:
         return "-"
-    mean = statistics.fmean(values)
-    if len(values) == 1:
-        return f"{mean:.2f}" if bits else f"{mean:.1%}"
-    spread = statistics.stdev(values)
-    return f"{mean:.2f} ± {spread:.2f}" if bits else f"{mean:.1%} ± {spread:.1%}"
+    middle, half = statistics.median(values), (max(values) - min(values)) / 2
+    found = [f"{value:.2f}" if bits else f"{100 * value:.1f}" for value in (middle, half)]
+    return " ± ".join(found) if len(values) > 1 else found[0]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -125,18 +121,22 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     for network in dict.fromkeys(row["network"] for row in rows):
         known = [row for row in rows if row["network"] == network]
         bits = known[0]["bits"]
-        seeds = dict.fromkeys(row["seed"] for row in known)
-        full = [next(row["full"] for row in known if row["seed"] == seed) for seed in seeds]
-        unit = "bits per character, less is better" if bits else "accuracy"
-        lines += ["", f"{network}, {unit}, {len(seeds)} seeds; uncut {_shown(full, bits)}:", ""]
-        lines += ["| MACs asked for | cut by | MACs left | right after the cut | after a short course |"]
-        lines += ["|---:|---|---:|---:|---:|"]
+        full = list({row["seed"]: row["full"] for row in known}.values())
+        unit = "bits per character, less is better" if bits else "accuracy in %"
+        lines += ["", f"{network}, {unit}, {len(full)} seeds; uncut {_shown(full, bits)}:", ""]
+        lines += ["| MACs asked for | cut by | branches gone | MACs left | after the cut: plain | fitted |"]
+        lines[-1] += " after a short course: plain | fitted |"
+        lines += ["|---:|---|---:|---:|---:|---:|---:|---:|"]
         for target in dict.fromkeys(row["target"] for row in known):
             for method in METHODS:
-                found = [r for r in known if r["target"] == target and r["method"] == method and "macs" in r]
-                left = f"{statistics.fmean(r['macs'] for r in found):.0%}" if found else "-"
-                cells = [_shown([r[key] for r in found], bits) for key in ("after", "trained")]
-                lines.append(f"| {target:.0%} | {method} | {left} | {' | '.join(cells)} |")
+                found = [row for row in known if row["target"] == target and row["method"] == method]
+                if found:
+                    counts = sorted({row["branches"] for row in found})
+                    gone = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+                    left = f"{statistics.median(row['macs'] for row in found):.0%}"
+                    keys = (f"{form} {when}" for when in ("after", "trained") for form in FORMS)
+                    cells = " | ".join(_shown([row[key] for row in found], bits) for key in keys)
+                    lines.append(f"| {target:.0%} | {method} | {gone} | {left} | {cells} |")
     return "\n".join(lines).strip()
 
 
@@ -158,16 +158,18 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     rows = _read(args.json)
-    done = {(row["network"], row["seed"]) for row in rows}
-    for seed in range(args.seeds):
-        for name in args.networks.split(","):
-            if (name, seed) in done:
-                continue
-            found = measured(TASKS[name](), seed, args.targets)
-            rows += found
-            if args.json:
-                with Path(args.json).open("a") as file:
-                    file.writelines(f"{json.dumps(row)}\n" for row in found)
+    done = {(row["network"], row["seed"], row["target"]) for row in rows}
+    for seed, name, target in itertools.product(range(args.seeds), args.networks.split(","), args.targets):
+        if (name, seed, target) in done:
+            continue
+        found = []
+        for row in measured(TASKS[name](), seed, target):
+            print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+            found.append(row)
+        rows += found
+        if args.json:
+            with Path(args.json).open("a") as file:
+                file.writelines(f"{json.dumps(row)}\n" for row in found)
     print(table(rows))
 
 
