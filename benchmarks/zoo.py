@@ -7,6 +7,7 @@
     python benchmarks/zoo.py --family ecosystems              needs the environment of ecosystems/requirements.txt
     python benchmarks/zoo.py --table zoo.jsonl                         the table of an earlier run
     python benchmarks/zoo.py --depth --family torchvision              branches instead of units, see `zoo_depth_table`
+    python benchmarks/zoo.py --experts                        experts of mixtures, see `zoo_experts_table`
 
 Every model gets a process of its own, with a limit on time and on memory, and gives one JSON line. A model *works* when
 it is analysed, half of its units (at random) are removed with default options, the result equals the original with the
@@ -36,7 +37,9 @@ from typing import Any
 
 import environment
 import zoo_depth_table
+import zoo_experts_table
 import zoo_models
+from model_types import mixtures
 
 GIB = 2**30
 ZOO_REQUIREMENTS = (*environment.REQUIREMENTS, "timm", "transformers", "attrs", "einops")
@@ -48,7 +51,9 @@ def inside(family: str, name: str, args: argparse.Namespace, out: str) -> None:
     """Runs in the model's own process: measures under a limit on memory, and writes what it finds to a file."""
     sys.stdout = open(out, "a")  # noqa: SIM115  (the process ends with it)
     resource.setrlimit(resource.RLIMIT_DATA, (int(args.memory * GIB), int(args.memory * GIB)))
-    if args.depth:
+    if args.experts:
+        importlib.import_module("zoo_experts").work(family, name, args.threads)
+    elif args.depth:
         importlib.import_module("zoo_depth").work(family, name, args.branches, args.threads)
     else:
         importlib.import_module(WORKERS[args.tool]).work(family, name, args.groups, args.threads, args.quick)
@@ -183,11 +188,11 @@ def table(results: Iterable[dict[str, Any]], rival: Results = types.MappingProxy
 
 def chosen(args: argparse.Namespace) -> list[tuple[str, str]]:
     """Lists the models asked for as (family, name)."""
-    groups = {"all": zoo_models.USUAL, "ecosystems": zoo_models.ECOSYSTEMS}
+    groups = {"all": ["model_types"] if args.experts else zoo_models.USUAL, "ecosystems": zoo_models.ECOSYSTEMS}
     families = [name for word in args.family.split(",") for name in groups.get(word, [word])]
     found = []
     for family in families:
-        names = zoo_models.FAMILIES[family].names()
+        names = [name for name in zoo_models.FAMILIES[family].names() if not args.experts or mixtures.is_mixture(name)]
         if args.models:
             names = [name for name in names if name in args.models.split(",")]
         if args.sample and args.sample < len(names):
@@ -220,6 +225,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--again", default="", help="with --resume: verdicts to run again, as in fails,wrong,told")
     parser.add_argument("--quick", action="store_true", help="only analysis, cut and shapes: nothing is compared")
     parser.add_argument("--depth", action="store_true", help="take branches out, each alone and a random half")
+    parser.add_argument("--experts", action="store_true", help="take half of the experts out of mixtures (model_types)")
     parser.add_argument("--branches", type=int, default=12, help="with --depth: how many of each model are tried alone")
     parser.add_argument("--tool", default="prunekit", choices=["prunekit", "torch-pruning"])
     parser.add_argument("--beside", default="", help="with --table: the file of a run with --tool torch-pruning")
@@ -229,8 +235,9 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    if args.table and args.depth:
-        print(zoo_depth_table.table(earlier(args.table).values()))
+    other = zoo_experts_table if args.experts else zoo_depth_table if args.depth else None
+    if args.table and other:
+        print(other.table(earlier(args.table).values()))
         return
     if args.table:
         print(table(earlier(args.table).values(), earlier(args.beside) if args.beside else {}))
@@ -240,8 +247,8 @@ def main() -> None:
         os.execv(python, [str(python), *sys.argv])
     models = chosen(args)
     judge, reason = (verdict if args.tool == "prunekit" else rival_verdict), why
-    if args.depth:
-        judge, reason = zoo_depth_table.verdict, zoo_depth_table.why
+    if other:
+        judge, reason = other.verdict, other.why
     done = earlier(args.json) if args.resume and args.json else {}
     again = args.again.split(",")
     models = [pair for pair in models if pair not in done or judge(done[pair]) in again]
@@ -261,8 +268,8 @@ def main() -> None:
                 with Path(args.json).open("a") as file:
                     file.write(line + "\n")
     print(f"\n{platform.machine()}, {os.cpu_count()} cores, {args.threads} threads, Python {platform.python_version()}")
-    if args.depth:
-        print("\n" + zoo_depth_table.table(results))
+    if other:
+        print("\n" + other.table(results))
     elif args.tool == "prunekit":
         print("\n" + table(results))
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from model_types import inputs
+from model_types import inputs, mixtures
 from model_types.exceptions import CHANGES, CLASSES, FREE_OUTPUTS, LEFT_OUT, OWN_INPUTS
 from model_types.shrink import shrunk
 
@@ -77,16 +77,25 @@ def class_name(name: str) -> str:
     return found if isinstance(found, str) else str(found[0])
 
 
-def configuration(name: str) -> Any:
-    """The smallest configuration: all fields shrunk, then what is said for this type."""
+def configuration(name: str, *, experts: bool = False) -> Any:
+    """The smallest configuration: all fields shrunk, then what is said for this type.
+
+    Args:
+        name: The type.
+        experts: Whether mixtures get more experts than would be smallest, and all layers that may have some have some.
+    """
     kind = _auto("configuration_auto").CONFIG_MAPPING[name]
-    values = shrunk(kind().to_dict())
-    for path, value in CHANGES.get(name, {}).items():
+    usual = kind().to_dict()
+    values = shrunk(usual)
+    changes = {**CHANGES.get(name, {}), **(mixtures.CHANGES.get(name, {}) if experts else {})}
+    for path, value in changes.items():
         *parents, field = path.split(".")
         place = values
         for parent in parents:
             place = place.setdefault(parent, {})
         place[field] = value
+    if experts:
+        values = mixtures.enlarge(values, usual)
     for field in ("transformers_version", "model_type", "architectures", "dtype", "_name_or_path"):
         values.pop(field, None)
     return kind(**values)
@@ -98,11 +107,16 @@ def _seeded() -> Iterator[None]:
     yield
 
 
-def build(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
-    """Builds a model type with its inputs; ``llama+cache`` keeps the cache that is off otherwise."""
+def build(name: str, *, experts: bool = False) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+    """Builds a model type with its inputs; ``llama+cache`` keeps the cache that is off otherwise.
+
+    Args:
+        name: The type.
+        experts: See `configuration`.
+    """
     name, _, variant = name.partition("+")
     transformers = importlib.import_module("transformers")
-    config = configuration(name)
+    config = configuration(name, experts=experts)
     for part in (config, *(getattr(config, n, None) for n in ("text_config", "decoder", "encoder", "text_encoder"))):
         if hasattr(part, "use_cache"):
             part.use_cache = variant == "cache"
