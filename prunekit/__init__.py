@@ -69,6 +69,7 @@ if TYPE_CHECKING:
         store_logits as store_logits,
     )
     from prunekit_plugins.prune import PruneResult as PruneResult, prune as prune, sensitivity as sensitivity
+    from prunekit_plugins.shrink import shrink as shrink
     from prunekit_plugins.vocabulary import prune_classes as prune_classes, prune_vocabulary as prune_vocabulary
 
 _HOMES = {
@@ -85,6 +86,7 @@ _HOMES = {
     "prunekit_plugins.compensation": "Compensation compensate",
     "prunekit_plugins.distill": "Distillation DistillationLoss distill store_logits",
     "prunekit_plugins.prune": "PruneResult prune sensitivity",
+    "prunekit_plugins.shrink": "shrink",
     "prunekit_plugins.vocabulary": "prune_classes prune_vocabulary",
 }
 """Where each name comes from: a package is imported when one of its names is asked for."""

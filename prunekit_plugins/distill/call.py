@@ -186,7 +186,14 @@ class _Run:
         losses = {name: tuple(values) for name, values in journal.losses.items()}
         evaluations = tuple(journal.held_out)
         return Distillation(
-            self._student, journal.step, losses, evaluations, journal.best_step, journal.stopped, tuple(self._notes)
+            self._student,
+            journal.step,
+            losses,
+            evaluations,
+            journal.best_step,
+            journal.stopped,
+            journal.diverged,
+            tuple(self._notes),
         )
 
 

@@ -211,7 +211,7 @@ class Loop:
                 where=trouble,
                 hint="look at the outputs of student and teacher on that batch; half precision may overflow",
             )
-        self.journal.stopped = f"step {self.journal.step + 1}: {trouble}"
+        self.journal.stopped, self.journal.diverged = f"step {self.journal.step + 1}: {trouble}", True
 
     # -- evaluation
 

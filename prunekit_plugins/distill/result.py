@@ -21,6 +21,7 @@ class Distillation:
             came. Empty without held-out batches.
         best_step: After how many steps the student was as it is now.
         stopped: Why the run ended before its last step; empty if it didn't.
+        diverged: Whether that was a loss or a gradient that wasn't finite.
         notes: What should be known besides.
     """
 
@@ -30,6 +31,7 @@ class Distillation:
     held_out: tuple[tuple[int, float], ...]
     best_step: int
     stopped: str = ""
+    diverged: bool = False
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:

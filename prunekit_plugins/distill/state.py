@@ -28,6 +28,7 @@ class Journal:
         held_out: Steps and the loss on held-out batches.
         best_step: Of the best state.
         stopped: Why it ended early.
+        diverged: Whether a loss or a gradient wasn't finite.
     """
 
     step: int = 0
@@ -37,6 +38,7 @@ class Journal:
     held_out: list[tuple[int, float]] = attrs.field(factory=list)
     best_step: int = 0
     stopped: str = ""
+    diverged: bool = False
 
     @property
     def best_loss(self) -> float:
