@@ -164,6 +164,7 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "align": ('"auto"', lambda value: value == "auto"),
     "ignored_layers": ("a list of layers", _is_list_of_names),
     "free_outputs": ("a list of names of outputs", _is_list_of_names),
+    "serve": ("the name of a serving profile", lambda value: isinstance(value, str)),
     "head_pruning_ratio": _RATIO,
     "expert_pruning_ratio": _RATIO,
     "prune_num_heads": _SWITCH,

@@ -132,6 +132,30 @@ def numbers_of(model: nn.Module, kind: type[Any]) -> dict[tuple[str, str], Any]:
     return found
 
 
+def settled_fields(search: ConfigSearch, config: Any, model: nn.Module) -> tuple[dict[Field, int], Any]:
+    """Fills in open fields for which a model has computed a number that it keeps under the same name.
+
+    Args:
+        search: Builds models from configurations.
+        config: The configuration of the model; it isn't changed.
+        model: The unpruned model.
+
+    Returns:
+        The fields with these numbers, and a configuration with them that builds the same model.
+    """
+    config = copy.deepcopy(config)
+    computed: dict[str, set[int]] = {}
+    for (_, name), value in numbers_of(model, int).items():
+        computed.setdefault(name, set()).add(value)
+    dense, settled = search.sizes(config, {}), dict[Field, int]()
+    for field in open_fields(config, search.kind, search.build):
+        values = computed.get(field.name, set())
+        if len(values) == 1 and search.sizes(config, {field: min(values)}) == dense:
+            settled[field] = min(values)
+            field.set(config, min(values))
+    return settled, config
+
+
 @attrs.define
 class ConfigSearch:
     """Looks for a configuration that builds a model of the shapes of another one.
@@ -140,12 +164,15 @@ class ConfigSearch:
         build: Builds a model.
         kind: The class of configurations.
         wanted: The sizes to reach.
+        oddities: How many numbers and tables of a model that is built are not those of the other one, where sizes are
+            the same: fewer heads and narrower ones have weights of one shape.
         influence: Field to the dims that followed it in a trial.
     """
 
     build: Build
     kind: type[Any]
     wanted: Mapping[Dim, int]
+    oddities: Callable[[nn.Module], int] = lambda model: 0
     influence: dict[Field, frozenset[Dim]] = attrs.field(factory=dict)
 
     def sizes(self, config: Any, edits: Mapping[Field, int]) -> dict[Dim, int] | None:
@@ -183,11 +210,23 @@ class ConfigSearch:
             if field.value is not None and (field.value * ratio).denominator == 1
         ]
         edits, now = self._climb(config, options)
-        for field in list(edits) if self.wrong(now) else []:  # fewer heads look like narrower ones at first
+        odd = self._odd(config, edits)
+        for field in list(edits) if self.wrong(now) or odd else []:  # fewer heads look like narrower ones at first
             others, found = self._climb(config, [option for option in options if option[0] != field])
-            if len(self.wrong(found)) < len(self.wrong(now)):
-                edits, now = others, found
+            odd_ones = self._odd(config, others)
+            if (len(self.wrong(found)), odd_ones) < (len(self.wrong(now)), odd):
+                edits, now, odd = others, found, odd_ones
+        for field, value in options if odd else []:  # and some sizes don't show in the weights at all
+            more = {**edits, field: value}
+            if self.sizes(config, more) == now and (odd_ones := self._odd(config, more)) < odd:
+                edits, odd = more, odd_ones
         return self._right(config, edits, now)
+
+    def _odd(self, config: Any, edits: Mapping[Field, int]) -> int:
+        changed = copy.deepcopy(config)
+        for field, value in edits.items():
+            field.set(changed, value)
+        return self.oddities(self.build(changed))
 
     def _climb(self, config: Any, options: list[tuple[Field, int]]) -> tuple[dict[Field, int], dict[Dim, int]]:
         """Makes edits as long as one makes more dims right; returns them and the sizes that they lead to."""

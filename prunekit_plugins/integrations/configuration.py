@@ -15,7 +15,14 @@ from torch import nn
 from prunekit import absorb_constants
 from prunekit.plugin import ArgumentError, Graph, Plan, RehearsalError
 from prunekit_plugins.integrations.config_depth import Depth, find_depth, gone_modules
-from prunekit_plugins.integrations.config_search import ConfigSearch, Dim, Field, numbers_of, open_fields, sizes_of
+from prunekit_plugins.integrations.config_search import (
+    ConfigSearch,
+    Dim,
+    Field,
+    numbers_of,
+    settled_fields,
+    sizes_of,
+)
 from prunekit_plugins.integrations.huggingface import empty_model, library
 
 _TOLERANCE = 1e-5
@@ -41,10 +48,21 @@ class ConfigUpdate:
 
     def __str__(self) -> str:
         lines = [f"{name}: {old} -> {new}" for name, (old, new) in self.changed.items()]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        if self.notes and not lines:
+            lines = ["the configuration is as it was: it can't say what the model is"]
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join([*lines, f"what to do: {WHAT_TO_DO}"] if self.notes else lines)
 
 
-def update_config(model: nn.Module, plan: Plan, example_inputs: Mapping[str, Any]) -> ConfigUpdate:
+WHAT_TO_DO = (
+    'prune(..., serve="transformers") leaves what a configuration can\'t say; prunekit.save_folder stores this model '
+    "with its plan, and prunekit.load_folder opens it"
+)
+
+
+def update_config(
+    model: nn.Module, plan: Plan, example_inputs: Mapping[str, Any], *, strict: bool = True
+) -> ConfigUpdate:
     """Makes the configuration of a pruned transformers model tell its sizes, as far as it can.
 
     Nothing is known about single architectures: a field is changed when a model built from the configuration has more
@@ -57,11 +75,13 @@ def update_config(model: nn.Module, plan: Plan, example_inputs: Mapping[str, Any
             configuration is changed in place, objects that are shared once.
         plan: The plan that led to it.
         example_inputs: Keyword inputs to compare outputs on.
+        strict: Whether nothing is changed where the configuration can't say everything. Otherwise it says as much as it
+            can, and is that of another model, which ``model.save_pretrained`` doesn't notice.
 
     Returns:
         What was changed. With ``complete``, ``model.save_pretrained`` and ``from_pretrained`` give back this model;
-        otherwise the notes say which sizes differ from layer to layer (see ``uniform`` of `prunekit.prune`), and
-        `save_pretrained` of ``integrations.huggingface`` still stores it.
+        otherwise the notes say which sizes differ from layer to layer (see ``serve`` of `prunekit.prune`), and
+        `prunekit.save_folder` still stores it.
 
     Raises:
         ArgumentError: The model is not one of transformers'; nothing was changed.
@@ -69,7 +89,7 @@ def update_config(model: nn.Module, plan: Plan, example_inputs: Mapping[str, Any
     transformers = library()
     if not isinstance(model, transformers.PreTrainedModel):
         raise ArgumentError("The model is not one of transformers'.", why=f"got {type(model).__name__}")
-    return _Update(model, plan, example_inputs, transformers.PretrainedConfig).run()
+    return _Update(model, plan, example_inputs, transformers.PretrainedConfig).run(strict=strict)
 
 
 class _Update:
@@ -77,12 +97,25 @@ class _Update:
         self._model, self._plan, self._inputs, self._kind = model, plan, inputs, kind
         self._depth = find_depth(model, plan, self._build, kind) if plan.entries else Depth()
         self._undo_depth = self._depth.set(model.config)
+        self._restore = self._undo_depth
         self._before = self._build(model.config)
 
     def _build(self, config: Any) -> nn.Module:
         return empty_model(type(self._model), config)
 
-    def run(self) -> ConfigUpdate:
+    def run(self, *, strict: bool) -> ConfigUpdate:
+        """Changes the configuration; see `update_config`."""
+        try:
+            found = self._changed()
+        except BaseException:
+            self._restore()
+            raise
+        if not (strict and found.notes):
+            return found
+        self._restore()
+        return ConfigUpdate({}, found.notes)
+
+    def _changed(self) -> ConfigUpdate:
         gone = gone_modules(self._plan)
         if gone:
             self._undo_depth()
@@ -90,22 +123,23 @@ class _Update:
         edits, wrong, search = self._search()
         expected = self._outputs(self._model)
         notes = [*self._depth.notes, *_not_said(search, wrong)]
-        restore = self._take_over(edits, notes)
-        refused = _refused(self._model.config)
+        self._restore = self._take_over(edits, notes)
+        refused = refusal(self._model.config)
         if refused:
-            restore()
+            self._restore()
             return ConfigUpdate({}, (*notes, *refused))
         if not notes:
             fresh = self._build(copy.deepcopy(self._model.config))
             fresh.load_state_dict(self._model.state_dict(), assign=True)
-            notes.extend(_made_otherwise(fresh, self._model))
+            other = _other_buffers(fresh, self._model)
+            notes.extend(f"{name} isn't saved, and a new model fills it with other values" for name in other)
         if not notes:
             error = _difference(expected, self._outputs(fresh))
             if error > _TOLERANCE:
                 notes.append(f"a model that is built from the configuration gives other outputs (by {error:.1g})")
         error = _difference(expected, self._outputs(self._model))
         if error > _TOLERANCE:
-            restore()
+            self._restore()
             self._depth, edits = Depth(), {}
             notes.append("the model reads its configuration while it runs, and gives other outputs with these sizes")
         changed = {str(field): (field.value, value) for field, value in edits.items()}
@@ -118,9 +152,9 @@ class _Update:
         for (path, name), value in now.items():
             if dense.get((path, name), value) != value:
                 wanted[f"{path}.{name}", -1] = value
-        search = ConfigSearch(self._build, self._kind, wanted)
+        search = ConfigSearch(self._build, self._kind, wanted, self._oddities)
         ratios = {Fraction(len(cut.kept), cut.size) for cut in self._plan.cuts}
-        settled, config = self._settled(search)
+        settled, config = settled_fields(search, self._model.config, self._before)
         edits, wrong = search.run(config, ratios)
         given = {field: attrs.evolve(field, value=value) for field, value in settled.items()}
         edits = {field: edits.pop(now, settled[field]) for field, now in given.items()} | edits
@@ -130,23 +164,10 @@ class _Update:
                 edits = fewer
         return edits, wrong, search
 
-    def _settled(self, search: ConfigSearch) -> tuple[dict[Field, int], Any]:
-        """Fills in open fields for which the dense model has computed a number that it keeps under the same name.
-
-        Returns:
-            The fields with these numbers, and a configuration with them that builds the same model.
-        """
-        config = copy.deepcopy(self._model.config)
-        computed: dict[str, set[int]] = {}
-        for (_, name), value in numbers_of(self._before, int).items():
-            computed.setdefault(name, set()).add(value)
-        dense, settled = search.sizes(config, {}), dict[Field, int]()
-        for field in open_fields(config, self._kind, self._build):
-            values = computed.get(field.name, set())
-            if len(values) == 1 and search.sizes(config, {field: min(values)}) == dense:
-                settled[field] = min(values)
-                field.set(config, min(values))
-        return settled, config
+    def _oddities(self, built: nn.Module) -> int:
+        """Counts the numbers and the buffers that aren't saved of a new model that are not those of the pruned one."""
+        now, new = numbers_of(self._model, float), numbers_of(built, float)
+        return sum(now[place] != new[place] for place in now.keys() & new.keys()) + len(_other_buffers(built, self._model))
 
     def _take_over(self, edits: Mapping[Field, int], notes: list[str]) -> Callable[[], None]:
         """Sets the configuration, and the numbers that a new model would compute from it.
@@ -197,7 +218,7 @@ class _Update:
         return [tensor for tensor in found.to_tuple() if isinstance(tensor, torch.Tensor)]
 
 
-def _refused(config: Any) -> list[str]:
+def refusal(config: Any) -> list[str]:
     """Says why transformers doesn't take a configuration when it writes and reads it, if it doesn't."""
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -219,15 +240,14 @@ def _difference(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor])
     return worst
 
 
-def _made_otherwise(fresh: nn.Module, model: nn.Module) -> list[str]:
+def _other_buffers(fresh: nn.Module, model: nn.Module) -> list[str]:
     """Names the buffers that are not saved and that a new model fills with other values than a pruned one holds."""
     stored, here = fresh.state_dict().keys(), dict(model.named_buffers())
-    different = [
+    return [
         name
         for name, buffer in fresh.named_buffers()
         if name not in stored and name in here and not torch.equal(buffer, here[name].to(buffer.device))
     ]
-    return [f"{name} isn't saved, and a new model fills it with other values" for name in different]
 
 
 def _not_said(search: ConfigSearch, wrong: Iterable[Dim]) -> list[str]:

@@ -40,6 +40,7 @@ from prunekit_plugins.prune.allotment import Allotment
 from prunekit_plugins.prune.by_both import by_both
 from prunekit_plugins.prune.by_depth import Decided, by_depth
 from prunekit_plugins.prune.calibrated import CalibratedPath, check_informed
+from prunekit_plugins.prune.serving import Profiler, profiler_of
 from prunekit_plugins.prune.settings import COMPENSATION, PruneSettings
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def prune(
     registry: Registry | None = None,
     optimizer: Optimizers | None = None,
     verify: str = AUTO,
+    serve: str | Profiler | None = None,
     **options: Unpack[FurtherOptions],
 ) -> PruneResult:
     """Prunes a model in place.
@@ -182,6 +184,10 @@ def prune(
         verify: Whether the pruned model is compared by numbers with the original that has the removed units zeroed, on
             the example inputs, before anything is changed: ``"auto"`` does where that is expected to take at most
             a tenth of a second, ``"always"`` wherever it is possible, ``"never"``. What became of it is in the result.
+        serve: Where the model is to be served: ``"transformers"`` for a model that the stock class loads from a folder.
+            Arguments that aren't given follow from it (``uniform``, ``prune_head_dims``, ``free_outputs``), layers
+            stay whole whose sizes nothing could say, and ``round_to`` is a multiple of what it asks for. Or a function
+            ``(model, example_inputs, registry)`` that returns a `ServingProfile`.
         options: Further arguments of `BasePruner`, such as ``uniform``, ``free_outputs``, ``head_pruning_ratio``, or
             ``weights`` for a model on the meta device; all but those about steps.
 
@@ -201,10 +207,14 @@ def prune(
     allotment, path = Allotment.of(settings, registry), CalibratedPath.of(settings, registry)
     settings.check_names(registry)
     unused = settings.without_data(registry.config)
+    profile = None if serve is None else profiler_of(serve)(model, example_inputs, registry)
+    if profile is not None:
+        settings = PruneSettings.of(profile.under(settings.given))
     wanted = settings.pruner(ranks=global_pruning or allotment.ranks)
     pruner = Pruner(**wanted.analysed(model, example_inputs, DependencyGraph(registry), registry))
     decided = _decided(pruner, settings, allotment, path)
-    pruner, plan, doubts = decided.pruner, decided.plan, (*unused, *decided.notes)
+    pruner, plan = decided.pruner, decided.plan
+    doubts = (*unused, *(profile.notes if profile else ()), *decided.notes)
     preview = plan.preview()
     shared = settings.depth.by == BOTH or not settings.depth.requested
     arguments = settings.recorded(allotment.settled(pruner).chosen if shared else allotment.chosen)

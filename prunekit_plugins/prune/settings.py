@@ -156,4 +156,5 @@ class PruneSettings:
             "optimizer": self.optimizer and type(self.optimizer),
         }
         hidden = () if self.depth.requested else DEPTH_KEYWORDS
+        hidden = hidden if self.given.get("serve") else (*hidden, "serve")
         return {name: value for name, value in {**self.given, **made}.items() if name not in (*UNRECORDED, *hidden)}
