@@ -14,14 +14,15 @@ from prunekit_core.algebra.layout import Concat, Fixed, Layout, Units
 from prunekit_core.errors import ArgumentError, NothingToPruneError
 from prunekit_core.graph.graph import Graph
 from prunekit_core.modules.exclusive import on_exclusive
-from prunekit_core.modules.transaction import Transaction
 from prunekit_core.plans.optimizers import Optimizers
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry
+from prunekit_core.program.examples import Example
 from prunekit_core.record.recorder import check_recordable
 from prunekit_plugins.vocabulary import configuration
 from prunekit_plugins.vocabulary.comparison import Comparison, exchanged, ids_among
 from prunekit_plugins.vocabulary.corpus import read_tokenizer, split_otherwise, wanted_ids
+from prunekit_plugins.vocabulary.cut import DeclaredCut
 from prunekit_plugins.vocabulary.declared import Declared, declare, declare_classes
 from prunekit_plugins.vocabulary.fields import renumbered, renumbered_class
 from prunekit_plugins.vocabulary.ids import IdMap
@@ -280,25 +281,21 @@ def _cut(declared: Declared, settled: tuple[IdMap, dict[int, str]], call: _Call)
     changes = configuration.changes_in(modules, graph.registry, lambda name, value: call.field(name, value, ids, size))
     changes = [] if declared.others else changes
     _check_examples(graph, declared, ids)
-    graph = configuration.rehearsed(graph, changes, lambda one: exchanged(one, declared.inputs, ids, new=True))
-    plan = graph.draft(_kept(declared.layout, ids))
-    edits = [edit for change in changes if (edit := change.edit()) is not None]
-    plan = attrs.evolve(plan, edits=(*plan.edits, *edits))
+
+    def exchange(example: Example, *, new: bool = True) -> Example:
+        return exchanged(example, declared.inputs, ids, new=new)
+
+    cut = DeclaredCut.of(graph, _kept(declared.layout, ids), changes, exchange)
     mixes = [f"{use} depends on all of them: other values for those that stay" for use in _mixes(declared)]
-    comparison = None if mixes else Comparison.of(graph.model, declared, ids, plan)
+    example, comparison = graph.analysis.recordings[0].example, None
+    if not mixes:
+        old, new = exchange(example, new=False), exchange(example)
+        comparison = Comparison.of(graph, cut.plan.kept, old, new, declared.meaning)
     outputs, notes = tuple(declared.outputs), (*call.notes, *mixes)
-    transaction = Transaction()
-    try:
-        with transaction:
-            graph.apply_within(transaction, plan, call.optimizer)
-            configuration.make(changes, transaction)
-            transaction.commit()
-            if comparison is not None:
-                comparison.confirm(graph.model)
-            return VocabularyResult(call.model, ids, plan, declared.tables, outputs, size, added, call.tokenizer, notes)
-    except BaseException:  # an interrupt that was held back, too: without the map nobody could use the model
-        transaction.undo()
-        raise
+    with cut.made(call.optimizer):
+        if comparison is not None:
+            comparison.confirm(graph.model)
+        return VocabularyResult(call.model, ids, cut.plan, declared.tables, outputs, size, added, call.tokenizer, notes)
 
 
 def _mixes(declared: Declared) -> dict[str, None]:

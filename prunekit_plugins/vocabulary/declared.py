@@ -18,6 +18,7 @@ from prunekit_core.program.trace import TensorRef, Trace
 from prunekit_core.record.programs import Programs
 from prunekit_plugins.vocabulary.axis import Logits, Vocabulary
 from prunekit_plugins.vocabulary.flow import READ, Use, leaving, uses_of
+from prunekit_plugins.vocabulary.meaning import Meaning
 
 EVERYTHING = ("*",)
 """All outputs, as patterns of their names."""
@@ -34,6 +35,7 @@ class Declared:
         inputs: Which of the tensors among the example inputs hold ids, by their places.
         outputs: Names of the outputs that have a value for each id, with their dim along the ids.
         others: Tables with as many rows that other inputs look up: another vocabulary of the same size.
+        meaning: What the units are.
     """
 
     graph: Graph
@@ -42,6 +44,7 @@ class Declared:
     inputs: tuple[int, ...]
     outputs: Mapping[str, int]
     others: tuple[str, ...] = ()
+    meaning: Meaning = Meaning.IDS
 
 
 def declare(graph: Graph, table: str | None, outputs: Sequence[str] | None) -> Declared:
@@ -101,22 +104,24 @@ def _declared(
     rest: tuple[tuple[str, ...], tuple[int, ...]],
 ) -> Declared:
     tables, inputs = rest
+    meaning = Meaning.IDS if tables else Meaning.CLASSES
     plugin, changed = _analysed(graph, size, uses, tuple(outputs), outputs)
     if plugin.pinned_by is not None:
-        raise _pinned(plugin.pinned_by)
+        raise meaning.refused(plugin.pinned_by)
     layout = _layout(changed.analysis, tables, outputs, size)
-    _check_choices(changed.analysis, layout)
-    return Declared(changed, layout, tables, inputs, outputs)
+    _check_choices(changed.analysis, layout, meaning)
+    return Declared(changed, layout, tables, inputs, outputs, meaning=meaning)
 
 
-def _check_choices(analysis: Analysis, layout: Layout) -> None:
-    """Raises `NothingToPruneError` if the program itself chooses ids: of fewer it would choose others."""
+def _check_choices(analysis: Analysis, layout: Layout, meaning: Meaning) -> None:
+    """Raises `NothingToPruneError` if the program itself chooses units: of fewer it would choose others."""
     names = set(groups_of(layout))
     for recording in analysis.recordings:
         for index, choice in recording.choices.items():
             if names.intersection(groups_of(choice.layout)):
                 operation = recording.trace.operations[index]
-                raise _pinned(Reason("it chooses ids itself, and others of fewer", operation.name, operation.module))
+                why = f"it chooses {meaning.value} itself, and others of fewer"
+                raise meaning.refused(Reason(why, operation.name, operation.module))
 
 
 def _check_inside(analysis: Analysis, inputs: Sequence[int]) -> None:
@@ -124,17 +129,7 @@ def _check_inside(analysis: Analysis, inputs: Sequence[int]) -> None:
     for recording in analysis.recordings:
         why = leaving(recording.trace, [recording.trace.inputs[place] for place in inputs])
         if why:
-            raise _pinned(Reason(f"{READ}: {why}"))
-
-
-def _pinned(reason: Reason) -> NothingToPruneError:
-    where = " in ".join(part for part in (reason.operation, reason.module or "the model") if part)
-    return NothingToPruneError(
-        "Ids can't be renumbered in this program.",
-        where=where,
-        why=reason.text if reason.output is None else f"{reason.text}: {reason.output}",
-        hint="prune a part of the model without it, or take that out of the forward",
-    )
+            raise Meaning.IDS.refused(Reason(f"{READ}: {why}"))
 
 
 def _analysed(
@@ -236,7 +231,7 @@ def _logits(
         )
     plugin, freed = _analysed(graph, size or 0, uses, EVERYTHING, {})
     if size is not None and plugin.pinned_by is not None:
-        raise _pinned(plugin.pinned_by)
+        raise Meaning.IDS.refused(plugin.pinned_by)
     own = _ids_of(freed.analysis, uses, size)
     untied = size is None or given is not None or not _others(graph.analysis, uses, size)
     found = {}
