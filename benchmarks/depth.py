@@ -30,6 +30,7 @@ import torch
 from torch import nn
 
 import prunekit as pk
+from prunekit_core.branches.branch import Branch
 from prunekit_plugins.depth.search import structure_of
 from prunekit_plugins.measure import count_macs
 
@@ -83,12 +84,21 @@ def run(model: nn.Module, inputs: Any) -> None:
 
 
 def every_second(graph: pk.Graph) -> list[str]:
-    """Names every second branch of each structure (attentions, feed-forwards) that may go, from the second on."""
-    alike: dict[str, list[str]] = {}
+    """Names every second branch of each structure (attentions, feed-forwards) that may go, from the second on.
+
+    Of two that are added to each other, as a residual block and its projection are, only the first one.
+    """
+    alike: dict[str, list[Branch]] = {}
     for branch in graph.branches():
         if branch.removable:
-            alike.setdefault(structure_of(branch.name), []).append(branch.name)
-    return [name for names in alike.values() for name in names[1::2]]
+            alike.setdefault(structure_of(branch.name), []).append(branch)
+    found, sums = list[str](), set[tuple[int, int]]()
+    for branch in (branch for branches in alike.values() for branch in branches[1::2]):
+        places = {(one.recording, one.operation) for one in branch.sums}
+        if sums.isdisjoint(places):
+            found.append(branch.name)
+            sums |= places
+    return found
 
 
 def without_half(model: nn.Module, inputs: Any) -> tuple[nn.Module, int]:

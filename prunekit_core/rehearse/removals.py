@@ -29,7 +29,7 @@ from prunekit_core.plans.plan import Plan
 from prunekit_core.plans.pricing import Costs, Prices, Room
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.program.rules import Elementwise
-from prunekit_core.rehearse.comparison import Mismatch
+from prunekit_core.rehearse.comparison import Drift, Mismatch
 from prunekit_core.rehearse.entries import entries_that_leave
 from prunekit_core.rehearse.ladder import Reselect
 from prunekit_core.rehearse.make_plan import Drafts, Names
@@ -76,12 +76,14 @@ def draft_without(
     chosen = named_branches(drafts.branches(), names)
     surgery = operate(analysis, registry.op_rules, chosen)
     _check_copies(analysis, surgery)
-    surgery, left_over = _proven(analysis, registry, chosen, surgery, deleted, keep_names=keep_names)
+    proof = _proven(analysis, registry, chosen, surgery, deleted, keep_names=keep_names)
+    surgery, left_over = proof.surgery, proof.left
     analysis.shadow.rewind()
     stubs, gone = mirrored_stubs(analysis.copies, surgery.stubs), mirrored_names(analysis.copies, surgery.gone)
     tied = tied_in(analysis.shadow.module, Decision(stubs=stubs).renaming, gone)
     _check_deleted(surgery, left_over.entries, deleted)
     smaller = whole.without(left_over, model)
+    smaller.knowledge.uncut = proof.steady
     left = {
         name
         for parameter in surgery.analysis.parameters.values()
@@ -188,6 +190,21 @@ def _check_copies(analysis: Analysis, surgery: Surgery) -> None:
         )
 
 
+@attrs.frozen(eq=False)
+class _Proof:
+    """Branches that can be taken out, as a replay has shown.
+
+    Attributes:
+        surgery: What is exchanged.
+        left: What is known of the model that is left, with the entries that leave their lists.
+        steady: Whether no number in the program drifted.
+    """
+
+    surgery: Surgery
+    left: Analysis
+    steady: bool
+
+
 def _proven(
     analysis: Analysis,
     registry: Registry,
@@ -196,14 +213,11 @@ def _proven(
     deleted: Collection[str],
     *,
     keep_names: bool,
-) -> tuple[Surgery, Analysis]:
+) -> _Proof:
     """Replays what is left.
 
     Where the program needs a module that would go, such as a layer in a list, only what is in it goes; but not where
     fewer parameters go then, or more than operations on single elements runs on.
-
-    Returns:
-        What is exchanged, and what is known of the model that is left, with the entries that leave their lists.
 
     Raises:
         RehearsalError: It is another program.
@@ -211,11 +225,11 @@ def _proven(
     renaming = Decision(stubs=surgery.stubs).renaming
     if not (analysis.copies or tied_in(analysis.shadow.module, renaming, surgery.gone)):
         found = _without_entries(analysis, surgery, registry, deleted, keep_names=keep_names)
-        if found.entries:
-            return surgery, found
-    mismatch = _mismatch(surgery.analysis, registry)
+        if found is not None:
+            return found
+    mismatch, drifts = _replayed(surgery.analysis, registry)
     if mismatch is None:
-        return surgery, surgery.analysis
+        return _Proof(surgery, surgery.analysis, not drifts)
     around = {stub.module for stub in surgery.stubs if analysis.shadow.modules[stub.module]._modules}
     if around:
         analysis.shadow.rewind()
@@ -223,8 +237,9 @@ def _proven(
             inner = operate(analysis, registry.op_rules, chosen, leave=around)
             _check_copies(analysis, inner)
             saves = inner.gone == surgery.gone and not any(_costly(analysis, registry, surgery, inner))
-            if saves and _mismatch(inner.analysis, registry) is None:
-                return inner, inner.analysis
+            again, drifts = _replayed(inner.analysis, registry) if saves else (mismatch, [])
+            if again is None:
+                return _Proof(inner, inner.analysis, not drifts)
     trace = surgery.analysis.recordings[mismatch.recording].trace
     when = "in a call that is given the cache of an earlier one: " if trace.label == DECODING else ""
     raise RehearsalError(
@@ -235,8 +250,8 @@ def _proven(
     )
 
 
-def _mismatch(analysis: Analysis, registry: Registry) -> Mismatch | None:
-    return Stage(analysis, registry, {}).replay({})[0]
+def _replayed(analysis: Analysis, registry: Registry) -> tuple[Mismatch | None, list[Drift]]:
+    return Stage(analysis, registry, {}).replay({})
 
 
 def _costly(analysis: Analysis, registry: Registry, outer: Surgery, inner: Surgery) -> Iterator[bool]:
@@ -253,26 +268,28 @@ def _costly(analysis: Analysis, registry: Registry, outer: Surgery, inner: Surge
 
 def _without_entries(
     whole: Analysis, surgery: Surgery, registry: Registry, deleted: Collection[str], *, keep_names: bool
-) -> Analysis:
-    """Returns what is left without the entries that may leave their lists."""
+) -> _Proof | None:
+    """Proves what is left without the entries that may leave their lists; None where none may."""
     left, shadow = surgery.analysis, surgery.analysis.shadow
-    proven: dict[Entries, Analysis] = {}
+    proven: dict[Entries, _Proof] = {}
     # a program may make something for each entry before they run: a mask, a layer of a cache
     fewer = functools.cache(lambda: without_unneeded(whole, surgery))
 
     def trial(entries: Entries) -> Mismatch | None:
         found = attrs.evolve(left, entries=entries)
-        mismatch = _mismatch(found, registry)
-        if mismatch is not None:
+        mismatch, drifts = _replayed(found, registry)
+        if mismatch is not None and fewer() is not left:
             found = attrs.evolve(fewer(), entries=entries)
-            mismatch = mismatch if fewer() is left or _mismatch(found, registry) is not None else None
-        proven.update({entries: found} if mismatch is None else {})
+            again, drifts = _replayed(found, registry)
+            mismatch = mismatch if again is not None else None
+        if mismatch is None:
+            proven[entries] = _Proof(surgery, found, not drifts)
         shadow.rewind()  # what leaves next is looked for in whole lists
         return mismatch
 
     shadow.rewind()
     entries = entries_that_leave(shadow.modules, surgery.stubs, trial, deleted, keep_names=keep_names)
-    return proven.get(entries, left)
+    return proven.get(entries)
 
 
 def _check_deleted(surgery: Surgery, entries: Entries, deleted: Collection[str]) -> None:

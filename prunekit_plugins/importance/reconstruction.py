@@ -122,8 +122,8 @@ class _Block:
     """One consumer, or one of its groups.
 
     Attributes:
-        weight: Tensor ``[outputs, features]``, updated as units go.
-        inverse: Tensor ``[features, features]``: the inverse covariance of those that are left.
+        weight: Tensor ``[outputs, features]`` of the features that are left, updated as units go.
+        inverse: Tensor ``[features, features]``: their inverse covariance.
         labels: Tensor ``[features]``: which unit each belongs to; -1 for none.
     """
 
@@ -139,7 +139,7 @@ class _Block:
             return None
         regular = covariance.clone()
         regular.diagonal().add_(ridge * scale)
-        return cls(weight.clone(), torch.linalg.inv(regular), labels)
+        return cls(weight, torch.cholesky_inverse(torch.linalg.cholesky(regular)), labels)
 
     def errors(self, units: int) -> torch.Tensor:
         """What each unit adds if it goes next: tensor ``[units]``; features that went count nothing."""
@@ -162,15 +162,16 @@ class _Block:
     def remove(self, units: torch.Tensor) -> None:
         """Takes units away, and lets the features that stay make up for them."""
         gone = torch.isin(self.labels, units.cpu())
-        places = gone.nonzero().flatten().to(self.weight.device)
-        if not len(places):
+        if not gone.any():
             return
+        places, stay = (found.nonzero().flatten().to(self.weight.device) for found in (gone, ~gone))
         rows = self.inverse[places]
-        solved = torch.linalg.solve(rows[:, places], rows)
-        self.weight -= self.weight[:, places] @ solved
-        self.inverse -= rows.T @ solved
-        self.weight[:, places] = 0
-        self.labels = torch.where(gone, -1, self.labels)
+        across = rows[:, stay]
+        solved = torch.linalg.solve(rows[:, places], across)
+        self.weight = self.weight[:, stay] - self.weight[:, places] @ solved
+        self.inverse = self.inverse[stay[:, None], stay]
+        self.inverse -= across.T @ solved
+        self.labels = self.labels[~gone]
 
 
 def _take_away(blocks: Sequence[_Block], units: int, rounds: int) -> torch.Tensor:
@@ -185,7 +186,7 @@ def _take_away(blocks: Sequence[_Block], units: int, rounds: int) -> torch.Tenso
         order = errors.argsort(stable=True)[:count]
         scores[left[order]] = errors[order]
         floor = errors[order].max() if count else floor
-        for block in blocks:
+        for block in blocks if number < rounds - 1 else ():  # after the last one nothing is left to make up for it
             block.remove(left[order])
         stays = torch.ones(len(left), dtype=torch.bool, device=device)
         stays[order] = False

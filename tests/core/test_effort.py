@@ -189,3 +189,33 @@ def test_the_report_says_what_many_replays_were_for() -> None:
     assert total == sum(parts) > 10
     assert "to find attributes that follow sizes (first: aten::" in note
     assert "to find what has to keep its size, or to be in step (first: aten::" in note
+
+
+class Feed(nn.Sequential):
+    """A feed-forward around which its input is passed on."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + super().forward(x)
+
+
+def _of_feeds() -> pk.Graph:
+    feeds = (Feed(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 6)) for _ in range(4))
+    return pk.Graph.of(nn.Sequential(nn.Linear(5, 6), *feeds, nn.Linear(6, 2)), torch.randn(2, 5))
+
+
+@pytest.mark.parametrize("keep_names", [True, False])
+def test_a_plan_without_branches_runs_what_is_left_once(keep_names: bool) -> None:
+    graph = _of_feeds()
+    before = graph.analysis.shadow.replays
+    plan = graph.plan_without(["2.0", "3.0"], keep_names=keep_names)
+    assert plan.absent == ("2.0", "3.0")
+    assert bool(plan.entries) is not keep_names
+    assert graph.analysis.shadow.replays == before + 1
+
+
+def test_units_that_go_besides_are_proven_by_a_run_of_their_own() -> None:
+    graph = _of_feeds()
+    before = graph.analysis.shadow.replays
+    plan = graph.plan_without(["2.0"], {"1.0": (0, 1, 2)})
+    assert {cut.group: cut.kept for cut in plan.cuts} == {"1.0": (0, 1, 2)}
+    assert graph.analysis.shadow.replays == before + 2
