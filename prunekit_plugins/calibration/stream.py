@@ -194,7 +194,7 @@ class _Gathering:
                 notes.append(f"{name}: no sample that it read was finite; it has no statistics")
                 continue
             width = moments.mean.shape[1] if self._covariance else None
-            notes.extend(doubts(name, [read.gatherer], width))
+            notes.extend(doubts(name, [read.gatherer], width, moments.independent))
             curvature = energy = None
             if curvatures is not None and not curvatures.trouble and read.energy is not None:
                 curvature, energy = curvatures.finish(read, moments), read.energy / max(1, read.samples)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from prunekit_plugins.compensation.repair import Repair
+from prunekit_plugins.compensation.least_squares import PARTS
+from prunekit_plugins.compensation.repair import ALONE, Repair
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -15,12 +16,12 @@ _BatchNorm = nn.modules.batchnorm._BatchNorm
 class BatchNormStatistics:
     """Estimates the running mean and variance of every BatchNorm anew on the calibration data.
 
-    The means over the batches of each batch's mean and variance take the place of the running ones, where that doesn't
-    make the error of the model's outputs worse.
+    The means over the batches of each batch's mean and variance take the place of the running ones, as far as that
+    makes the error of the model's outputs less on data that were held out: all of the change, a part of it, or nothing.
     """
 
     def __call__(self, repair: Repair) -> None:
-        """Estimates them all, and keeps them if the outputs of the model are no worse."""
+        """Estimates them all, and keeps the part of the change that does best on what was held out."""
         norms = {
             path: module
             for path, module in repair.module.named_modules()
@@ -31,23 +32,33 @@ class BatchNormStatistics:
         if any(parameter.is_meta for parameter in repair.module.parameters()):
             repair.left["batch norms"] = "batchnorm: the model is on disk; load it to estimate them anew"
             return
-        before = repair.output_error()
+        if repair.held_out.examples < 2:
+            repair.left["batch norms"] = f"batchnorm: {ALONE}"
+            return
         old = {path: _statistics(norm) for path, norm in norms.items()}
         try:
-            found = _estimate(repair, norms)
+            trial, found = _estimate(repair, norms, held=False), _estimate(repair, norms)
         except ValueError as error:  # one value per channel has no variance
             repair.left["batch norms"] = f"batchnorm: {error}"
             return
-        if not all(bool(torch.isfinite(values).all()) for both in found.values() for values in both):
+        if not all(
+            bool(torch.isfinite(values).all()) for both in (*trial.values(), *found.values()) for values in both
+        ):
             repair.left["batch norms"] = "batchnorm: the statistics are not finite"
             return
-        _write(repair, found)
-        after = repair.output_error()
-        if not after <= before:
+        before, errors = repair.output_error(held=True), dict[float, float]()
+        for part in PARTS:
+            _write(repair, _between(old, trial, part))
+            errors[part] = repair.output_error(held=True)
+        part = min(errors, key=errors.__getitem__)
+        if not errors[part] <= before:
             _write(repair, old)
-            repair.left["batch norms"] = f"batchnorm would make it worse (output error {before:.3g} -> {after:.3g})"
+            worse = f"held-out output error {before:.3g} -> {errors[part]:.3g}"
+            repair.left["batch norms"] = f"batchnorm would make it worse ({worse})"
             return
-        repair.record(f"{len(norms)} batch norms", before, after, "error of the model's outputs")
+        _write(repair, _between(old, found, part))
+        detail = "held-out error of the model's outputs" + (f", {part:.0%} of the change" if part < 1 else "")
+        repair.record(f"{len(norms)} batch norms", before, errors[part], detail)
 
 
 Both = tuple[torch.Tensor, torch.Tensor]
@@ -59,8 +70,16 @@ def _statistics(norm: _BatchNorm) -> Both:
     return norm.running_mean.clone(), norm.running_var.clone()
 
 
-def _estimate(repair: Repair, norms: Mapping[str, _BatchNorm]) -> dict[str, Both]:
-    """Runs the copy with its batch norms in training, and puts back what that did to them."""
+def _between(old: Mapping[str, Both], new: Mapping[str, Both], part: float) -> dict[str, Both]:
+    """Goes a part of the way from some statistics to others."""
+    return {
+        path: (torch.lerp(mean, new[path][0], part), torch.lerp(variance, new[path][1], part))
+        for path, (mean, variance) in old.items()
+    }
+
+
+def _estimate(repair: Repair, norms: Mapping[str, _BatchNorm], held: bool | None = None) -> dict[str, Both]:
+    """Runs the copy with its batch norms in training, and puts back what that did to them; see `Repair.batches`."""
     kept = [(norm, norm.momentum, norm.num_batches_tracked, *_statistics(norm)) for norm in norms.values()]
     try:
         repair.module.train(False)
@@ -69,7 +88,7 @@ def _estimate(repair: Repair, norms: Mapping[str, _BatchNorm]) -> dict[str, Both
             norm.num_batches_tracked = torch.tensor(0, device="cpu")
             norm.train(True)
         with torch.no_grad():
-            for batch in repair.batches():
+            for batch in repair.batches(held=held):
                 batch.example.runner(repair.module, batch.example.args, batch.example.kwargs)
         return {path: _statistics(norm) for path, norm in norms.items()}
     finally:

@@ -27,13 +27,12 @@ from prunekit_plugins.calibration.branch_sums import SumPoint
 from prunekit_plugins.calibration.moments import Gatherer
 from prunekit_plugins.calibration.observation import Enough, Seen, Watched
 from prunekit_plugins.calibration.residual_adds import ResidualAdd
+from prunekit_plugins.compensation.held_out import HeldOut
 from prunekit_plugins.compensation.layer_fit import Correspondence
 from prunekit_plugins.compensation.streams import Reached, StreamListener
 from prunekit_plugins.compensation.takeovers import Takeover
 from prunekit_plugins.compensation.uses import Consumer
 
-HOLD_OUT = 5
-"""One example in this many is held out."""
 PLENTY = 16
 """Samples per feature of what a consumer read in the original that count beside what it reads now, at most."""
 
@@ -76,9 +75,16 @@ class Split:
     fit: Gatherer
     held: Gatherer
 
-    def add(self, features: torch.Tensor, targets: torch.Tensor, examples: torch.Tensor) -> None:
-        """Adds samples of some examples: one example in `HOLD_OUT` is held out."""
-        held = examples % HOLD_OUT == HOLD_OUT - 1
+    def add(self, features: torch.Tensor, targets: torch.Tensor, examples: torch.Tensor, held: torch.Tensor) -> None:
+        """Adds samples.
+
+        Args:
+            features: Tensor ``[groups, samples, features]``.
+            targets: Tensor ``[groups, samples, outputs]``.
+            examples: Tensor ``[samples]``: which example of the batch each is of.
+            held: Bool tensor ``[examples]``: which of these are held out.
+        """
+        held = held[examples]
         for part, chosen in ((self.fit, ~held), (self.held, held)):
             where = chosen.to(features.device)
             part.add(features[:, where], targets[:, where], examples[chosen])
@@ -104,7 +110,13 @@ class Gathered:
 
 
 def gather(
-    part: Sequence[Pair], original: Watched, pruned: Watched, batches: Iterable[Batch], *, lost: bool
+    part: Sequence[Pair],
+    original: Watched,
+    pruned: Watched,
+    batches: Iterable[Batch],
+    *,
+    held_out: HeldOut,
+    lost: bool,
 ) -> dict[str, Gathered]:
     """Runs all batches through both models and gathers what the consumers of one stage need.
 
@@ -113,6 +125,7 @@ def gather(
         original: The original.
         pruned: The pruned model, with what was repaired before.
         batches: The batches.
+        held_out: Which examples are held out.
         lost: Whether the moments of removed features are gathered as well.
 
     Returns:
@@ -120,8 +133,8 @@ def gather(
     """
     found = {pair.after.site.name: Gathered() for pair in part}
     examples = 0
-    for batch in batches:
-        stage = _Stage(part, found, examples, lost=lost)
+    for number, batch in enumerate(batches):
+        stage = _Stage(part, found, held_out.places(number, examples, batch.size), lost=lost)
         original.run_into(batch, stage.original_listener(original, batch))
         stage.check(stage.residual - stage.streams.keys(), batch)
         stage.start_pruned()
@@ -140,7 +153,7 @@ class _Stage:
     Args:
         part: The consumers of the stage.
         found: What is gathered, by the name of a consumer's site.
-        base: Examples in the batches before this one.
+        held: Bool tensor ``[examples]``: which of the batch are held out.
         lost: Whether moments of removed features are gathered as well.
 
     Attributes:
@@ -149,9 +162,9 @@ class _Stage:
         waiting: Of those: what the pruned model's consumer read, until its sum is seen.
     """
 
-    def __init__(self, part: Sequence[Pair], found: dict[str, Gathered], base: int, *, lost: bool) -> None:
+    def __init__(self, part: Sequence[Pair], found: dict[str, Gathered], held: torch.Tensor, *, lost: bool) -> None:
         self._pairs = {order: pair for pair in part for order in pair.after.orders}
-        self._found, self._base, self._lost = found, base, lost
+        self._found, self._held, self._lost = found, held, lost
         first_level = min(pair.after.level for pair in part)
         self._first = {order for order, pair in self._pairs.items() if pair.after.level == first_level}
         self._numbers = {old: new for pair in part for old, new in zip(*pair.orders, strict=True)}
@@ -223,7 +236,7 @@ class _Stage:
                 gathered.lost.add(chunk.features)
             if not enough:
                 kept = pair.correspondence.kept_samples(chunk.features, chunk.targets)
-                split.add(*kept, chunk.examples + self._base)
+                split.add(*kept, chunk.examples, self._held)
 
     def note_original_sum(self, found: ResidualAdd) -> None:
         """Notes the stream ``r`` that a consumer's output was added to, of the outputs that stay."""
@@ -289,7 +302,7 @@ class _Stage:
         gathered = self._found[self._pairs[seen.order].after.site.name]
         for chunk in seen.chunks(targets):
             assert chunk.targets is not None
-            gathered.now.add(chunk.features, chunk.targets, chunk.examples + self._base)
+            gathered.now.add(chunk.features, chunk.targets, chunk.examples, self._held)
 
 
 def _goal(result: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:

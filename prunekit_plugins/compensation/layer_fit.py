@@ -107,8 +107,9 @@ class LayerFit:
             Those of the samples to fit on, and those of all samples.
         """
         parts = [part for part in (self.earlier, self.earlier_held) if part is not None]
-        training = self.fit if self.earlier is None else merge(self.fit, self.earlier)
-        return training, functools.reduce(merge, parts, self.whole())
+        together = functools.partial(merge, apart=False)  # they are of the same examples
+        training = self.fit if self.earlier is None else together(self.fit, self.earlier)
+        return training, functools.reduce(together, parts, self.whole())
 
     def mean_error(self, weight: torch.Tensor, moments: Moments) -> torch.Tensor:
         """Returns what must be added to the product so that its mean is that of the targets: ``[groups, outputs]``."""

@@ -11,9 +11,9 @@ from prunekit.plugin import ArgumentError, Moments
 from prunekit_plugins.compensation.layer_fit import LayerFit
 from prunekit_plugins.compensation.repair import Repair
 
-RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
-UNSEEN = 1e-2
-"""The ridge where no example is held out to choose it on."""
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
+PARTS = (1.0, 0.75, 0.5, 0.25)
+"""Parts of a change that are compared on the examples that were held out."""
 
 
 class LeastSquares:
@@ -46,25 +46,27 @@ class LeastSquares:
     def __call__(self, repair: Repair) -> None:
         """Fits consumer after consumer."""
         for problem in repair.layers():
-            few = problem.held is None
             training, everything = problem.both()
-            tried = self._tried(problem, (UNSEEN,) if few else self.ridges, training)
-            if not few and tried:
+            tried = self._tried(problem, self.ridges, training)
+            if tried:
                 tried |= self._tried(problem, self._between(min(tried, key=tried.__getitem__)), training)
             if not tried:
                 repair.left[problem.name] = "least_squares: its covariance has no Cholesky factor"
                 continue
             ridge = min(tried, key=tried.__getitem__)
-            error, before = tried[ridge], problem.error(problem.weight, problem.offset, problem.held)
-            if not error <= before:
-                repair.left[problem.name] = f"least_squares would make it worse (error {before:.3g} -> {error:.3g})"
-                continue
-            solution = solve(problem, ridge, everything)
-            if solution is None:
+            trial, solution = solve(problem, ridge, training), solve(problem, ridge, everything)
+            if trial is None or solution is None:
                 repair.left[problem.name] = "least_squares: its covariance has no Cholesky factor"
                 continue
-            text = f"ridge {ridge:.0e}" + (" (too few examples to choose it)" if few else "")
-            repair.settle(problem, *solution, text)
+            part = kept_part(problem, *trial)
+            if not part:
+                errors = (
+                    f"error {problem.error(problem.weight, problem.offset, problem.held):.3g} -> {tried[ridge]:.3g}"
+                )
+                repair.left[problem.name] = f"least_squares would make it worse ({errors})"
+                continue
+            text = f"ridge {ridge:.0e}" + (f", {part:.0%} of the change" if part < 1 else "")
+            repair.settle(problem, *partly(problem, *solution, part), text)
 
     def _between(self, best: float) -> list[float]:
         """The ridges halfway, in their logarithms, between the best one and its neighbours."""
@@ -84,8 +86,39 @@ class LeastSquares:
         return found
 
 
+def kept_part(problem: LayerFit, weight: torch.Tensor, offset: torch.Tensor) -> float:
+    """Returns which part of a change does best on the examples that were held out: one of `PARTS`, or 0.
+
+    Args:
+        problem: The consumer.
+        weight: Tensor ``[groups, outputs, features]``: its weight with all of the change.
+        offset: Tensor ``[groups, outputs]``.
+    """
+
+    def error(part: float) -> float:
+        return problem.error(*partly(problem, weight, offset, part), problem.held)
+
+    none, half, whole = error(0.0), error(0.5), error(1.0)
+    bend = 2 * (whole - 2 * half + none)  # the error is a parabola of the part
+    errors = {part: none + part * (whole - none - bend) + part**2 * bend for part in PARTS}
+    best = min(errors, key=errors.__getitem__)
+    return best if errors[best] <= none else 0.0
+
+
+def partly(
+    problem: LayerFit, weight: torch.Tensor, offset: torch.Tensor, part: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the weight and the offset with a part of a change."""
+    if part == 1:
+        return weight, offset
+    return torch.lerp(problem.weight, weight, part), torch.lerp(problem.offset, offset, part)
+
+
 def solve(problem: LayerFit, ridge: float, moments: Moments) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Solves one consumer for one ridge.
+
+    With the `shrinkage` ``rho`` of the covariance, ``(1 - rho) C + rho D`` stands for ``C``, where ``D`` is its
+    diagonal, and ``(1 - rho) (P^T - W C)`` for what is missing, which adds ``rho / (1 - rho) D`` to the ridge.
 
     Returns:
         Weight ``[groups, outputs, features]`` and offset ``[groups, outputs]``; None where the matrix is singular.
@@ -95,8 +128,11 @@ def solve(problem: LayerFit, ridge: float, moments: Moments) -> tuple[torch.Tens
     scale = square.diagonal(dim1=1, dim2=2).mean(1)
     if not bool(scale.isfinite().all()) or not bool((scale > 0).all()):
         return None
+    part = moments.shrinkage
+    if part == 1:
+        return weight, problem.mean_error(weight, moments) if problem.movable else problem.offset
     regular = square.clone()
-    regular.diagonal(dim1=1, dim2=2).add_(ridge * scale[:, None])
+    regular.diagonal(dim1=1, dim2=2).add_(ridge * scale[:, None] + part / (1 - part) * moments.variance)
     factor, failed = torch.linalg.cholesky_ex(regular)
     if bool((failed != 0).any()):
         return None

@@ -24,12 +24,14 @@ from prunekit_plugins.calibration.moments import Moments, doubts
 from prunekit_plugins.calibration.observation import Run, Seen, Watched
 from prunekit_plugins.checkpoints.stored_values import Scratch
 from prunekit_plugins.compensation.gathering import Gathered, Pair, gather
+from prunekit_plugins.compensation.held_out import HeldOut
 from prunekit_plugins.compensation.layer_fit import Correspondence, LayerFit
 from prunekit_plugins.compensation.streams import StreamListener
 from prunekit_plugins.compensation.takeovers import Takeover
 from prunekit_plugins.compensation.uses import Consumer, find_consumers, match
 
 NOT_FOLLOWED = "it isn't seen to be added to the sum that lost the branch"
+ALONE = "no example is left to hold out, and one alone says nothing about others"
 UNFIT = "A compensator gave values that don't fit."
 
 
@@ -107,6 +109,7 @@ class Repair:
         self._original, self._plan, self._batches, self._registry = original, plan, batches, registry
         self._stages, self._scratch = stages, scratch
         self._method, self._blame = "", Blame("compensator", None)
+        self._held_out: HeldOut | None = None
         self._done: list[LayerRepair] = []
         self._before: dict[str, torch.Tensor] = {}  # of what it changed, unless a scratch keeps that
         self.changed, self.unproven, self.trouble = False, False, ""
@@ -143,19 +146,44 @@ class Repair:
         """Returns the values of a parameter or buffer of the copy by its canonical name, detached."""
         return named_tensors(self.module)[name].detach() if self._scratch is None else self._scratch.read(name)
 
-    def batches(self) -> Iterator[Batch]:
-        """Yields the calibration batches."""
-        return self._batches.read(self._original.device)
+    def batches(self, *, held: bool | None = None) -> Iterator[Batch]:
+        """Yields the calibration batches.
 
-    def output_error(self) -> float:
+        Args:
+            held: Only the examples that are held out, or only the others; None for all. Whole batches are held out
+                where there are two or more.
+        """
+        found = self._batches.read(self._original.device)
+        if held is None:
+            yield from found
+            return
+        held_out, examples = attrs.evolve(self.held_out, several=2), 0
+        for number, batch in enumerate(found):
+            part = held_out.part(batch, held_out.places(number, examples, batch.size), held=held)
+            examples += batch.size
+            if part is not None:
+                yield part
+
+    @property
+    def held_out(self) -> HeldOut:
+        """Which examples are held out."""
+        if self._held_out is None:
+            sizes = [batch.size for batch in self.batches()]
+            self._held_out = HeldOut(len(sizes), sum(sizes))
+        return self._held_out
+
+    def output_error(self, *, held: bool | None = None) -> float:
         """Returns the mean squared error of the copy's outputs, relative to the size of the original's.
 
         Positions that a mask leaves out don't count, where an output has positions; neither does what isn't finite in
         the original, nor a cache that has fewer layers than there.
+
+        Args:
+            held: See `batches`.
         """
         watched = self._watched()
         wrong = size = 0.0
-        for batch in self.batches():
+        for batch in self.batches(held=held):
             expected = named_outputs(self._original.run(batch, _ignore))
             found = named_outputs(watched.run(batch, _ignore))
             for a, b in _paired(expected, found):
@@ -222,7 +250,7 @@ class Repair:
         levels = list(dict.fromkeys(pair.after.level for pair in self._pairs))
         for chosen in self._staged(levels):
             part = [pair for pair in self._pairs if pair.after.level in chosen]
-            gathered = gather(part, self._original, self._watched(), self.batches(), lost=lost)
+            gathered = gather(part, self._original, self._watched(), self.batches(), held_out=self.held_out, lost=lost)
             for pair in part:
                 problem = self._problem(pair, gathered.pop(pair.after.site.name), lost=lost)
                 if problem is not None:
@@ -245,7 +273,8 @@ class Repair:
         if fit is None:
             self.left[site.name] = "no sample that it read was finite"
             return None
-        self._doubt(site.name, gathered, fit.mean.shape[1])
+        independent = sum(part.independent for part in (fit, held) if part is not None)
+        self._doubt(site.name, gathered, fit.mean.shape[1], independent)
         weight, offset = self._own(pair, fit.mean.device)
         slope = None if gathered.slope is None else gathered.slope.to(weight).reshape(weight.shape[:2])
         if slope is not None:
@@ -278,8 +307,8 @@ class Repair:
             offset = self._run(pair.after.bias)[0].to(weight).reshape(weight.shape[:2])
         return weight, offset
 
-    def _doubt(self, name: str, gathered: Gathered, width: int) -> None:
-        found = doubts(name, (gathered.now.fit, gathered.now.held), width)
+    def _doubt(self, name: str, gathered: Gathered, width: int, independent: float) -> None:
+        found = doubts(name, (gathered.now.fit, gathered.now.held), width, independent)
         self.notes.extend(line for line in found if line not in self.notes)
 
     # -- writing
@@ -301,6 +330,9 @@ class Repair:
         """
         self._check_shape(weight, problem.weight.shape, f"the weight of {problem.name}")
         self._check_shape(offset, problem.offset.shape, f"the offset of {problem.name}")
+        if problem.held is None:
+            self.left[problem.name] = f"{self._method}: {ALONE}"
+            return False
         pair = next(pair for pair in self._pairs if pair.after.site.name == problem.name)
         site = pair.after.site
         whole = self.values(site.parameter)

@@ -81,12 +81,12 @@ class ReconstructionImportance(FromStatistics):
             unit_of = torch.full((view.tensor.shape[view.dim],), -1, device="cpu")
             unit_of[view.positions] = view.units
             for seen, weight in self.reads(view):
-                assert seen.moments.covariance is not None
+                covariance = seen.moments.shrunk(seen.moments.caution)
                 labels = unit_of[seen.site.positions(view.dim)]
                 if self._weighted:
                     weight = weighted(weight, seen)
                 for k in range(len(labels)):
-                    block = _Block.of(weight[k], seen.moments.covariance[k], labels[k], self.ridge)
+                    block = _Block.of(weight[k], covariance[k], labels[k], self.ridge)
                     blocks += [block] if block is not None else []
         if not blocks:
             return None

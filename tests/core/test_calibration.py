@@ -313,7 +313,7 @@ def test_what_is_not_finite_is_left_out_and_told() -> None:
     assert torch.allclose(found.sites["weight"].moments.mean[0], x[[0, 2, 3, 5]].double().mean(0))
     assert found.notes == (
         "weight: 2 of 6 samples not finite",
-        "weight: 4 samples for a covariance of 4 features: a poor estimate",
+        "weight: 4 samples for a covariance of 4 features: a poor estimate; 12 examples more would do",
     )
 
 
