@@ -124,3 +124,50 @@ Allocation = Annotated[
     str | None,
     typer.Option(help="How a target is shared out: uniform, global, greedy, dp or estimated.", show_default=False),
 ]
+Uniform = Annotated[
+    bool | None,
+    typer.Option(
+        "--uniform/--no-uniform",
+        help="Layers of one structure keep the same sizes; what a folder of transformers asks for.",
+        show_default=False,
+    ),
+]
+FreeOutputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--free-output",
+        metavar="NAME",
+        help="An output that may lose units, by its name in the report, such as cache. Repeatable.",
+        show_default=False,
+    ),
+]
+Heads = Annotated[
+    bool | None,
+    typer.Option("--heads/--no-heads", help="Whole attention heads may go; they stay by default.", show_default=False),
+]
+HeadDims = Annotated[
+    bool | None,
+    typer.Option(
+        "--head-dims/--no-head-dims", help="Heads may get narrower, all alike; they do by default.", show_default=False
+    ),
+]
+HeadRatio = Annotated[
+    float | None, typer.Option(help="Fraction of the heads to remove, with --heads.", show_default=False)
+]
+ExpertRatio = Annotated[
+    float | None,
+    typer.Option(help="Fraction of the experts of each layer to remove; none by default.", show_default=False),
+]
+MaxRatio = Annotated[float | None, typer.Option(help="Largest fraction that any group loses.", show_default=False)]
+Serve = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PROFILE",
+        help="Where the model is served: transformers (for hf:FOLDER by default), or none.",
+        show_default=False,
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the model in the folder that --out names.")]
+MaxShardSize = Annotated[
+    str | None, typer.Option(help="Bytes of a file in a folder at most, such as 5GB.", show_default=False)
+]

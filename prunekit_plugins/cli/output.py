@@ -94,6 +94,11 @@ class Output:
         """Prints a line on stderr, where it is in nobody's way, for people and beside JSON."""
         print(text, file=sys.stderr)
 
+    def warn_of_blocks(self, unused: Mapping[str, str]) -> None:
+        """Says which plugins are blocked and aren't installed: name to what blocks it."""
+        for name, by in unused.items():
+            self.warning(f"{by} blocks {name}, which isn't installed")
+
     def table(self, table: Table) -> None:
         """Prints a table for people."""
         if self.as_json:

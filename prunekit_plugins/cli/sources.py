@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,8 +18,10 @@ import attrs
 import torch
 from torch import nn
 
-from prunekit.plugin import ArgumentError, CheckpointError, PrunekitError
+from prunekit.plugin import ArgumentError, PrunekitError
 from prunekit_plugins.cli.arguments import DTYPES, TensorSpec, search_here
+from prunekit_plugins.folders.example_inputs import example_inputs
+from prunekit_plugins.folders.reading import class_of, holds_weights, load_folder
 
 IMAGE = TensorSpec((1, 3, 224, 224))
 INCEPTION = TensorSpec((1, 3, 299, 299))
@@ -33,8 +34,6 @@ Inputs = tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]
 
 RANDOM = "random weights"
 BUILT = "weights as built"
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
-"""Files in which transformers finds weights."""
 
 
 class BuildError(PrunekitError, RuntimeError):
@@ -115,40 +114,38 @@ def from_transformers(name: str, *, empty: bool = False) -> Source:
             hint="nothing is downloaded: save the model with model.save_pretrained(folder)",
         )
     transformers = find_package("transformers", "transformers")
-    stored = not empty and any(next(folder.glob(pattern), None) for pattern in _WEIGHTS)
-    model = _called(lambda: _transformers_model(transformers, folder, stored=stored), f"hf:{name}")
+    stored = not empty and holds_weights(folder)
+    model = _called(lambda: load_folder(folder) if stored else _unfilled(transformers, folder), f"hf:{name}")
     keyword, weights = str(getattr(model, "main_input_name", "input_ids")), str(folder) if stored else RANDOM
     config: Any = model.config
     inputs: tuple[TensorSpec, ...] = (TOKENS,) if keyword == "input_ids" else ()
     if keyword == "pixel_values" and isinstance(getattr(config, "image_size", None), int):
         inputs = (TensorSpec((1, getattr(config, "num_channels", 3), config.image_size, config.image_size)),)
-    return Source(model, inputs, keyword, weights)
+    source = Source(model, inputs, keyword, weights)
+    return source if next(model.parameters()).is_meta else _with_examples(source)
 
 
-def _transformers_model(transformers: ModuleType, folder: Path, *, stored: bool) -> Any:
-    """Builds the class that a folder's configuration names, else transformers' usual one for it."""
+def _unfilled(transformers: ModuleType, folder: Path) -> Any:
+    """Builds a model from its configuration alone."""
     # False, not the default: that asks on the terminal whether code in the folder may run
-    local = {"local_files_only": True, "trust_remote_code": False}
-    config = transformers.AutoConfig.from_pretrained(str(folder), **local)
-    names = json.loads((folder / "config.json").read_text()).get("architectures") or ["AutoModel"]
-    architecture: Any = getattr(transformers, names[0], None)
-    if not isinstance(architecture, type) or not issubclass(architecture, transformers.PreTrainedModel):
-        architecture = transformers.AutoModel
-    if not stored:
-        if architecture is transformers.AutoModel:
-            return architecture.from_config(config, trust_remote_code=False)
-        return architecture(config)
-    model, found = architecture.from_pretrained(str(folder), dtype="auto", output_loading_info=True, **local)
-    wrong = [f"{key} is missing" for key in sorted(found["missing_keys"])]
-    wrong += [f"{key[0]} has another shape" for key in sorted(found["mismatched_keys"])]
-    if wrong:  # transformers would go on with random values
-        raise CheckpointError(
-            "The weights are for another model.",
-            where=str(folder),
-            why="; ".join(wrong[:3]) + ("; ..." if wrong[3:] else ""),
-            hint="a folder that save_pretrained of the whole model wrote; prunekit.load opens what prune --out wrote",
-        )
-    return model
+    config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    architecture = class_of(transformers, config)
+    return (
+        architecture.from_config(config, trust_remote_code=False)
+        if architecture is transformers.AutoModel
+        else (architecture(config))
+    )
+
+
+def _with_examples(source: Source) -> Source:
+    """Adds inputs on which the model runs, where some are found; it may still be told its shapes."""
+    try:
+        given = example_inputs(source.model)
+    except ArgumentError:
+        return source
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    specs = tuple(TensorSpec(tuple(one.shape), names[one.dtype]) for one in given.values())
+    return attrs.evolve(source, inputs=specs, given=given)
 
 
 def from_code(name: str) -> Source:

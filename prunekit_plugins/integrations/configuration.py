@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from prunekit import absorb_constants
 from prunekit.plugin import ArgumentError, Graph, Plan, RehearsalError
+from prunekit_plugins.integrations.comparison import difference, outputs_of
 from prunekit_plugins.integrations.config_depth import Depth, find_depth, gone_modules
 from prunekit_plugins.integrations.config_search import (
     ConfigSearch,
@@ -121,7 +122,7 @@ class _Update:
             self._undo_depth()
             return ConfigUpdate({}, (*self._depth.notes, *gone))
         edits, wrong, search = self._search()
-        expected = self._outputs(self._model)
+        expected = outputs_of(self._model, self._inputs)
         notes = [*self._depth.notes, *_not_said(search, wrong)]
         self._restore = self._take_over(edits, notes)
         refused = refusal(self._model.config)
@@ -134,11 +135,11 @@ class _Update:
             other = _other_buffers(fresh, self._model)
             notes.extend(f"{name} isn't saved, and a new model fills it with other values" for name in other)
         if not notes:
-            error = _difference(expected, self._outputs(fresh))
-            if error > _TOLERANCE:
+            error = difference(expected, outputs_of(fresh, self._inputs))
+            if not error <= _TOLERANCE:
                 notes.append(f"a model that is built from the configuration gives other outputs (by {error:.1g})")
-        error = _difference(expected, self._outputs(self._model))
-        if error > _TOLERANCE:
+        error = difference(expected, outputs_of(self._model, self._inputs))
+        if not error <= _TOLERANCE:
             self._restore()
             self._depth, edits = Depth(), {}
             notes.append("the model reads its configuration while it runs, and gives other outputs with these sizes")
@@ -167,7 +168,8 @@ class _Update:
     def _oddities(self, built: nn.Module) -> int:
         """Counts the numbers and the buffers that aren't saved of a new model that are not those of the pruned one."""
         now, new = numbers_of(self._model, float), numbers_of(built, float)
-        return sum(now[place] != new[place] for place in now.keys() & new.keys()) + len(_other_buffers(built, self._model))
+        places = [place for place in now.keys() & new.keys() if now[place] != new[place]]
+        return len(places) + len(_other_buffers(built, self._model))
 
     def _take_over(self, edits: Mapping[Field, int], notes: list[str]) -> Callable[[], None]:
         """Sets the configuration, and the numbers that a new model would compute from it.
@@ -209,14 +211,6 @@ class _Update:
 
         return restore
 
-    def _outputs(self, model: nn.Module) -> list[torch.Tensor]:
-        flags = {module: module.training for module in model.modules()}
-        with torch.no_grad():
-            found = model.eval()(**self._inputs)
-        for module, training in flags.items():
-            module.training = training
-        return [tensor for tensor in found.to_tuple() if isinstance(tensor, torch.Tensor)]
-
 
 def refusal(config: Any) -> list[str]:
     """Says why transformers doesn't take a configuration when it writes and reads it, if it doesn't."""
@@ -227,17 +221,6 @@ def refusal(config: Any) -> list[str]:
         except Exception as error:  # its checks raise errors of several libraries
             return [f"transformers refuses a configuration with these sizes: {' '.join(str(error).split())}"]
     return []
-
-
-def _difference(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> float:
-    """Returns the largest difference, relative to the largest value."""
-    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in found]:
-        return float("inf")
-    worst = 0.0
-    for a, b in zip(expected, found, strict=True):
-        scale = float(a.double().abs().max().clamp(min=1e-30))
-        worst = max(worst, float((a.double() - b.double()).abs().max()) / scale)
-    return worst
 
 
 def _other_buffers(fresh: nn.Module, model: nn.Module) -> list[str]:

@@ -7,10 +7,9 @@ from typing import Any
 from torch import nn
 
 from prunekit import Graph, Registry
-from prunekit.plugin import ArgumentError
+from prunekit.plugin import ArgumentError, ServingProfile
 from prunekit_plugins.integrations.config_limits import config_limits
 from prunekit_plugins.integrations.huggingface import library
-from prunekit_plugins.prune.serving import ServingProfile
 
 INTERNAL = ("cache", "past_key_values", "encoder_last_hidden_state", "text_model_output", "vision_model_output")
 """Outputs that are handed back to the model, or that repeat what is inside it: they may lose units."""

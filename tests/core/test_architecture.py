@@ -21,7 +21,7 @@ CORE = (
 PLUGINS = (
     "ops", "layers", "replacements", "schedules", "checkpoints", "calibration", "compensation", "importance", "measure",
     "budgets", "depth", "classic", "regularizers", "pruners", "prune", "vocabulary", "distill", "shrink", "doctor",
-    "export", "reports", "integrations", "distributed", "testing", "compat", "cli",
+    "export", "reports", "integrations", "folders", "distributed", "testing", "compat", "cli",
 )  # fmt: skip
 """The packages of built-in plugins, likewise."""
 
@@ -168,7 +168,7 @@ def test_doors_show_their_names_and_no_more(door: str) -> None:
 
 
 def test_users_see_few_names() -> None:
-    assert len(prunekit.__all__) <= 55
+    assert len(prunekit.__all__) <= 58
 
 
 @pytest.mark.parametrize("path", [*sources("prunekit_core"), *sources("prunekit_plugins")], ids=lambda p: p.name)

@@ -71,6 +71,27 @@ CASES = {
         {**HALVES, "num_attention_heads": (4, 2)},
         options={"prune_num_heads": True},
     ),
+    "whole key-value heads, with their queries": Case(
+        "llama",
+        "LlamaForCausalLM",
+        GQA,
+        {**HALVES, "num_attention_heads": (4, 2), "num_key_value_heads": (2, 1)},
+        options={"prune_num_heads": True, "free_outputs": ["cache"], **DIMS_STAY},
+    ),
+    "whole heads without a number for their width": Case(
+        "qwen2",
+        "Qwen2ForCausalLM",
+        {**TEXT, "num_key_value_heads": 2},
+        {**HALVES, "num_attention_heads": (4, 2), "num_key_value_heads": (2, 1)},
+        options={"prune_num_heads": True, "free_outputs": ["cache"], **DIMS_STAY},
+    ),
+    "whole heads that don't show in the weights": Case(
+        "bert",
+        "BertForMaskedLM",
+        TEXT,
+        {**HALVES, "num_attention_heads": (4, 2)},
+        options={"prune_num_heads": True, **DIMS_STAY},
+    ),
     "an open field": Case(
         "qwen3_moe",
         "Qwen3MoeForCausalLM",
@@ -161,11 +182,17 @@ def test_what_differs_from_layer_to_layer_is_named() -> None:
     ratios: Any = {"model.layers.0.mlp.up_proj": 0.25, "model.layers.1.mlp.up_proj": 0.5}
     plan = pk.prune(model, case.inputs, pruning_ratio_dict=ratios).plan
     expected = logits(model, case.inputs)
-    update = update_config(model, plan, case.inputs)
-    assert not update.complete
+    before = model.config.to_dict()
+    whole = update_config(model, plan, case.inputs)
+    assert not whole.complete
+    assert (dict(whole.changed), model.config.to_dict()) == ({}, before)
+    assert "the configuration is as it was" in str(whole)
+    assert "what to do: prune(..., serve=" in str(whole)
+    update = update_config(model, plan, case.inputs, strict=False)
     assert update.changed["hidden_size"] == (32, 16)
     assert model.config.intermediate_size == 48
     (note,) = update.notes
+    assert update.notes == whole.notes
     assert note.startswith("intermediate_size = 48 can't say the sizes [24, 36] of model.layers.0.mlp.down_proj")
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(expected, logits(model, case.inputs), strict=True))
 
@@ -186,7 +213,11 @@ def test_frequencies_of_positions_that_were_kept_cant_be_said() -> None:
     inputs = {**case.inputs, "use_cache": False}
     model = build(case)
     plan = pk.prune(model, inputs, uniform=True).plan
-    update = update_config(model, plan, inputs)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    assert not update_config(model, plan, inputs).complete
+    assert model.config.head_dim == 8
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    update = update_config(model, plan, inputs, strict=False)
     assert model.config.head_dim == 4
     assert update.notes[-1].endswith("inv_freq isn't saved, and a new model fills it with other values")
 

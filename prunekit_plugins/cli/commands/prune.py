@@ -12,19 +12,21 @@ from typing import Annotated, Any
 import attrs
 import typer
 
-from prunekit import ExactCheck, PruneResult, check_exact, prune as prune_model, save
+from prunekit import ExactCheck, PruneResult, check_exact, prune as prune_model
 from prunekit.plugin import ArgumentError, Batches, Config, PrunekitError, Registry, write_text
 from prunekit_plugins.budgets import watched
 from prunekit_plugins.cli import options
 from prunekit_plugins.cli.arguments import check_writable, read_criterion, read_inputs, read_name, read_targets
 from prunekit_plugins.cli.calibrating import Data, counted
 from prunekit_plugins.cli.commands.apply import convert, source_of
+from prunekit_plugins.cli.commands.destination import Destination, folder_data
 from prunekit_plugins.cli.commands.trace import criteria_of, decisions, distributions, show_trace, trace_data
 from prunekit_plugins.cli.listing import report_data, show_compensation, show_report
 from prunekit_plugins.cli.models import Subject, build
 from prunekit_plugins.cli.output import Output, Table, cost_data, cost_rows
 from prunekit_plugins.cli.recipe import Recipe, only_branches
 from prunekit_plugins.cli.repeating import finish, start
+from prunekit_plugins.folders import SavedFolder
 from prunekit_plugins.reports import report_data as details, write_report
 from prunekit_plugins.reports.files import check_report_path
 
@@ -49,7 +51,10 @@ def prune(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where the smaller model goes (safetensors).", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Where the smaller model goes: a .safetensors file, or a folder for hf:.", show_default=False
+        ),
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="Where the plan goes (JSON).", show_default=False)] = None,
     report: options.Report = None,
@@ -75,6 +80,16 @@ def prune(
         list[str] | None,
         typer.Option(metavar="LAYER", help="Leave the outputs of a layer alone. Repeatable.", show_default=False),
     ] = None,
+    max_pruning_ratio: options.MaxRatio = None,
+    uniform: options.Uniform = None,
+    free_outputs: options.FreeOutputs = None,
+    prune_num_heads: options.Heads = None,
+    prune_head_dims: options.HeadDims = None,
+    head_pruning_ratio: options.HeadRatio = None,
+    expert_pruning_ratio: options.ExpertRatio = None,
+    serve: options.Serve = None,
+    overwrite: options.Overwrite = False,
+    max_shard_size: options.MaxShardSize = None,
     allocation: options.Allocation = None,
     branch_ratio: options.BranchRatio = None,
     branches: options.Branches = None,
@@ -114,7 +129,7 @@ def prune(
     everything: options.All = False,
     as_json: options.Json = False,
 ) -> None:
-    """Prune a model and write the smaller one to a file, which prunekit.load reads."""
+    """Prune a model and write the smaller one: to a file that prunekit.load reads, or to a folder that loads."""
     # Everything that was typed is checked first: building a model and reading data may take minutes.
     known, registry = start(context, model, recipe, block, config, plugin, trusted=allow_code)
     model, weights = known.model, weights or known.checked_weights()
@@ -125,15 +140,17 @@ def prune(
         raise ArgumentError("--on-disk goes neither with --check nor with recipes.")
     data = _data_of(known, calibration, batch_size, batches, (compensation, stages, reestimate_batchnorm))
     source = source_of(model, weights) if on_disk else None
-    _check_files(out, plan, report, save_recipe, folder=on_disk)
+    goal = Destination.of(model, out, on_disk=on_disk, overwrite=overwrite, max_shard_size=max_shard_size)
+    _check_files(plan, report, save_recipe)
     output = Output(as_json)
-    for name, by in registry.unused_blocks().items():
-        output.warning(f"{by} blocks {name}, which isn't installed")
+    output.warn_of_blocks(registry.unused_blocks())
     typed: dict[str, Any] = {
         "target": targets,
         "importance": None if importance is None else read_criterion(importance),
         "branch_importance": None if branch_importance is None else read_criterion(branch_importance),
         "branches": branches or None,
+        "free_outputs": free_outputs or None,
+        "serve": goal.profile(serve or registry.config.option("serve")),
         "allocation": None if allocation is None else read_name(allocation),
         "compensation": [read_name(name) for name in compensation if name != NONE] if compensation else None,
         "ignored_layers": [*registry.config.options.get("ignored_layers", ()), *ignore] if ignore else None,
@@ -158,12 +175,11 @@ def prune(
     found = None if original is None else _checked(original, subject, result, registry)
     if source is not None and out is not None:
         convert(output, source, out, result.plan, result.protocol, repaired=result.repaired)
-    _write(subject, result, None if on_disk else out, plan)
-    if report is not None:
-        write_report(details(result, title=str(subject)), report)
-    _show(output, subject, result, found, out, everything)
-    if report is not None:
-        output.line(f"report: {report}", good=True)
+    with output.working(f"writing {out}"):
+        folder = goal.write(subject, result, registry)
+    _write_texts(subject, result, plan, report)
+    _show(output, subject, result, found, everything)
+    _show_written(output, goal, folder, report, others=any((plan, report, save_recipe)))
     traced = decisions(result, registry, criteria_of(registry, typed)) if trace or save_recipe else []
     if trace:
         show_trace(output, traced)
@@ -172,7 +188,7 @@ def prune(
             settings[key] = typed[key]  # with its arguments, not made of them
     finish(output, known, subject, settings, save_recipe, weights, data, distributions(traced, registry))
     told = {"trace": trace_data(traced)} if trace else {}
-    output.result({**_data(subject, result, found, out, plan), "report": str(report) if report else None, **told})
+    output.result({**_data(subject, result, found, out, plan, report), "folder": folder_data(folder), **told})
 
 
 def _check_weights(output: Output, subject: Subject, *, random: bool) -> None:
@@ -234,23 +250,21 @@ def _pruning(
         yield batches
 
 
-def _check_files(
-    out: Path | None, plan: Path | None, report: Path | None, recipe: Path | None, *, folder: bool
-) -> None:
-    """Raises an error for a file that couldn't be written later; pruned on disk, the model goes to a folder."""
+def _check_files(plan: Path | None, report: Path | None, recipe: Path | None) -> None:
+    """Raises an error for a file that couldn't be written later."""
     if report is not None:
         check_report_path(report)
-    for path, option in ((out, "--out"), (plan, "--plan"), (report, "--report"), (recipe, "--save-recipe")):
+    for path, option in ((plan, "--plan"), (report, "--report"), (recipe, "--save-recipe")):
         if path is not None:
-            check_writable(path, option, folder=folder and option == "--out")
+            check_writable(path, option)
 
 
-def _write(subject: Subject, result: PruneResult, out: Path | None, plan: Path | None) -> None:
-    """Writes the model and the plan."""
-    if out is not None:
-        save(subject.model, out, plan=result.plan, protocol=result.protocol)
+def _write_texts(subject: Subject, result: PruneResult, plan: Path | None, report: Path | None) -> None:
+    """Writes the plan and the report."""
     if plan is not None:
         write_text(plan, result.plan.to_json())
+    if report is not None:
+        write_report(details(result, title=str(subject)), report)
 
 
 def _checked(original: Any, subject: Subject, result: PruneResult, registry: Registry) -> ExactCheck:
@@ -258,15 +272,14 @@ def _checked(original: Any, subject: Subject, result: PruneResult, registry: Reg
     pruned = subject.model
     if result.compensation is not None:
         pruned = result.plan.apply(copy.deepcopy(original), registry=registry)
-    found = check_exact(original, pruned, result.plan, subject.inputs, registry=registry)
+    free = result.graph.analysis.recordings[0].example.free_outputs
+    found = check_exact(original, pruned, result.plan, subject.inputs, free_outputs=free, registry=registry)
     if not found:
         raise NotExactError("The pruned model is not exact; nothing was written.", where=subject.name, why=str(found))
     return found
 
 
-def _show(
-    output: Output, subject: Subject, result: PruneResult, check: ExactCheck | None, out: Path | None, everything: bool
-) -> None:
+def _show(output: Output, subject: Subject, result: PruneResult, check: ExactCheck | None, everything: bool) -> None:
     """Prints what was done, for people."""
     costs = {"params": (result.preview.params_before, result.preview.params_after), **result.preview.costs}
     rows = cost_rows(costs)
@@ -278,14 +291,33 @@ def _show(
     if check is not None:
         what = "" if result.compensation is None else "before compensation, "
         output.line(f"checked {what}against the original with the removed units zeroed: {check}", good=True)
-    if out is None:
-        output.line("nothing was written: --out FILE keeps the smaller model")
-    elif not subject.on_disk:
-        output.line(f"written: {out} ({out.stat().st_size:,} bytes)", good=True)
+
+
+def _show_written(
+    output: Output, goal: Destination, folder: SavedFolder | None, report: Path | None, *, others: bool
+) -> None:
+    """Prints where the model is, and how it is opened; ``others`` says whether other files were written."""
+    if goal.out is None:
+        what = "the model wasn't" if others else "nothing was"
+        output.line(f"{what} written: --out {'FOLDER' if goal.source else 'FILE'} keeps the smaller model")
+    elif folder is not None:
+        for line in str(folder).splitlines():
+            output.line(line)
+        size = sum(file.stat().st_size for file in folder.folder.rglob("*") if file.is_file())
+        output.line(f"written: {folder.folder} ({size:,} bytes)", good=True)
+    elif not goal.on_disk:
+        output.line(f"written: {goal.out} ({goal.out.stat().st_size:,} bytes)", good=True)
+    if report is not None:
+        output.line(f"report: {report}", good=True)
 
 
 def _data(
-    subject: Subject, result: PruneResult, check: ExactCheck | None, out: Path | None, plan: Path | None
+    subject: Subject,
+    result: PruneResult,
+    check: ExactCheck | None,
+    out: Path | None,
+    plan: Path | None,
+    report: Path | None,
 ) -> dict[str, Any]:
     """What ``--json`` prints."""
     preview = result.preview
@@ -314,4 +346,5 @@ def _data(
         "protocol": json.loads(result.protocol.to_json()),
         "out": None if out is None else str(out),
         "plan": None if plan is None else str(plan),
+        "report": None if report is None else str(report),
     }

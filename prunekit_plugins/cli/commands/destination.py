@@ -1,0 +1,114 @@
+"""Where ``prunekit prune`` puts the smaller model: nowhere, into a file, or into a folder that loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from prunekit import PruneResult, save
+from prunekit.plugin import ArgumentError, Registry
+from prunekit_plugins.checkpoints.shards import parse_size
+from prunekit_plugins.cli.arguments import check_writable
+from prunekit_plugins.cli.models import Subject
+from prunekit_plugins.folders import SavedFolder, save_folder
+from prunekit_plugins.folders.reading import holds_plan
+from prunekit_plugins.folders.writing import check_destination
+
+TRANSFORMERS = "hf:"
+NO_PROFILE = "none"
+
+
+@attrs.frozen
+class Destination:
+    """Where the smaller model goes.
+
+    Attributes:
+        out: The file or folder; None for nowhere.
+        source: The folder that MODEL names; None for models from elsewhere.
+        on_disk: Whether files are pruned one tensor at a time, without a model.
+        overwrite: Whether a model in the folder may be replaced.
+        max_shard_size: Bytes of a file in the folder, at most.
+    """
+
+    out: Path | None
+    source: Path | None
+    on_disk: bool
+    overwrite: bool
+    max_shard_size: str | None
+
+    @classmethod
+    def of(
+        cls, model: str, out: Path | None, *, on_disk: bool, overwrite: bool, max_shard_size: str | None
+    ) -> Destination:
+        """Reads what was typed.
+
+        Raises:
+            ArgumentError: It can't be written, or an option is about folders and it is none.
+        """
+        source = Path(model.removeprefix(TRANSFORMERS)) if model.startswith(TRANSFORMERS) else None
+        found = cls(out, source, on_disk, overwrite, max_shard_size)
+        if out is None or not found.is_folder:
+            if overwrite or max_shard_size is not None:
+                raise ArgumentError(
+                    "--overwrite and --max-shard-size are for folders.",
+                    hint="prunekit prune hf:FOLDER --out FOLDER2; a file is replaced anyway",
+                )
+            if out is not None:
+                check_writable(out, "--out", folder=on_disk)
+            return found
+        if max_shard_size is not None:
+            parse_size(max_shard_size)
+        check_destination(out, overwrite=overwrite)
+        if out.exists() and source is not None and source.exists() and out.samefile(source):
+            raise ArgumentError("The destination is the folder of the unpruned model.", where=str(out))
+        return found
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether a folder is written that loads."""
+        named = self.out is not None and self.out.suffix != ".safetensors"
+        return self.source is not None and not self.on_disk and named
+
+    def profile(self, serve: str | None) -> str | None:
+        """Returns the serving profile: the one that is named, or that of the folder that is written."""
+        if serve is not None:
+            return None if serve == NO_PROFILE else serve
+        file = self.out is not None and not self.is_folder
+        stock = self.source is not None and not self.on_disk and not file and not holds_plan(self.source)
+        return "transformers" if stock else None
+
+    def write(self, subject: Subject, result: PruneResult, registry: Registry) -> SavedFolder | None:
+        """Writes the model; returns what is known of a folder that was loaded again."""
+        if self.out is None or self.on_disk:
+            return None
+        if not self.is_folder:
+            save(subject.model, self.out, plan=result.plan, protocol=result.protocol)
+            return None
+        return save_folder(
+            subject.model,
+            self.out,
+            plan=result.plan,
+            source=self.source,
+            example_inputs=subject.inputs if isinstance(subject.inputs, Mapping) else None,
+            protocol=result.protocol,
+            max_shard_size=self.max_shard_size or "5GB",
+            overwrite=self.overwrite,
+            registry=registry,
+        )
+
+
+def folder_data(saved: SavedFolder | None) -> dict[str, Any] | None:
+    """What ``--json`` prints of a folder that was written."""
+    if saved is None:
+        return None
+    return {
+        "opened": saved.opened,
+        "stock": saved.stock,
+        "changed": {name: list(values) for name, values in saved.changed.items()},
+        "notes": list(saved.notes),
+        "copied": list(saved.copied),
+        "compared": {"outputs": saved.outputs, "error": saved.error},
+    }

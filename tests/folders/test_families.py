@@ -1,0 +1,55 @@
+"""Every family: one command from a folder to a folder, which the stock class loads; it computes and writes the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import prunekit as pk
+from prunekit_plugins.cli.entry import main
+from prunekit_plugins.folders.example_inputs import example_inputs
+from tests.folders.families import FAMILIES
+
+transformers = pytest.importorskip("transformers")
+
+PROMPT = torch.tensor([[5, 9, 4, 33, 71, 8]])
+
+
+def outputs(model: Any, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return [tensor for tensor in model(**inputs).to_tuple() if isinstance(tensor, torch.Tensor)]
+
+
+def texts(model: Any, main_input: str, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    start = {main_input: inputs[main_input]} if main_input != "input_ids" else {"input_ids": PROMPT}
+    made: torch.Tensor = model.generate(**start, max_new_tokens=8, do_sample=False, min_new_tokens=8)
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_one_command_leads_from_folder_to_folder(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    family = FAMILIES[name]
+    model = family.build()
+    model.save_pretrained(str(tmp_path / "big"))
+    arguments = ["prune", f"hf:{tmp_path / 'big'}", "--target", "params=0.7", "--out", str(tmp_path / "small")]
+    assert main(arguments) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    assert f'loaded again with {family.made}.from_pretrained("{tmp_path / "small"}")' in printed
+
+    loaded = getattr(transformers, family.made).from_pretrained(str(tmp_path / "small")).eval()
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, loaded))
+    assert 0.55 * before < after <= 0.7 * before
+
+    inputs = example_inputs(model)
+    pruned = pk.Plan.load(tmp_path / "small" / "prunekit_plan.json").apply(model)  # the cut made by itself
+    for expected, found in zip(outputs(pruned, inputs), outputs(loaded, inputs), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+    if family.main:
+        told = texts(loaded, family.main, inputs)
+        assert torch.equal(told, texts(pruned, family.main, inputs))
+        assert told.shape[1] > 8
+        assert loaded.config.is_encoder_decoder or len(set(told[0].tolist())) > 3
