@@ -68,6 +68,7 @@ if TYPE_CHECKING:
         distill as distill,
         store_logits as store_logits,
     )
+    from prunekit_plugins.positions import prune_positions as prune_positions
     from prunekit_plugins.prune import PruneResult as PruneResult, prune as prune, sensitivity as sensitivity
     from prunekit_plugins.vocabulary import prune_classes as prune_classes, prune_vocabulary as prune_vocabulary
 
@@ -84,6 +85,7 @@ _HOMES = {
     "prunekit_plugins.classic": "BasePruner DependencyGraph",
     "prunekit_plugins.compensation": "Compensation compensate",
     "prunekit_plugins.distill": "Distillation DistillationLoss distill store_logits",
+    "prunekit_plugins.positions": "prune_positions",
     "prunekit_plugins.prune": "PruneResult prune sensitivity",
     "prunekit_plugins.vocabulary": "prune_classes prune_vocabulary",
 }

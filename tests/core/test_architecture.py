@@ -20,14 +20,14 @@ CORE = (
 
 PLUGINS = (
     "ops", "layers", "replacements", "schedules", "checkpoints", "calibration", "compensation", "importance", "measure",
-    "budgets", "depth", "classic", "regularizers", "pruners", "prune", "vocabulary", "distill", "doctor", "export",
-    "reports", "integrations", "distributed", "testing", "compat", "cli",
+    "budgets", "depth", "classic", "regularizers", "pruners", "prune", "vocabulary", "positions", "distill", "doctor",
+    "export", "reports", "integrations", "distributed", "testing", "compat", "cli",
 )  # fmt: skip
 """The packages of built-in plugins, likewise."""
 
 AROUND_THE_CORE = (
-    *("checkpoints", "calibration", "compensation", "budgets", "depth", "classic", "prune", "vocabulary", "distill"),
-    "testing",
+    *("checkpoints", "calibration", "compensation", "budgets", "depth", "classic", "prune", "vocabulary", "positions"),
+    *("distill", "testing"),
 )
 """Packages that decide, measure, fit and store: they work with the core's packages, as one who embeds it would."""
 
@@ -168,7 +168,7 @@ def test_doors_show_their_names_and_no_more(door: str) -> None:
 
 
 def test_users_see_few_names() -> None:
-    assert len(prunekit.__all__) <= 54
+    assert len(prunekit.__all__) <= 55
 
 
 @pytest.mark.parametrize("path", [*sources("prunekit_core"), *sources("prunekit_plugins")], ids=lambda p: p.name)
