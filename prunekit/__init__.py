@@ -69,6 +69,7 @@ if TYPE_CHECKING:
         store_logits as store_logits,
     )
     from prunekit_plugins.folders import load_folder as load_folder, save_folder as save_folder
+    from prunekit_plugins.positions import prune_positions as prune_positions
     from prunekit_plugins.prune import PruneResult as PruneResult, prune as prune, sensitivity as sensitivity
     from prunekit_plugins.shrink import shrink as shrink
     from prunekit_plugins.vocabulary import prune_classes as prune_classes, prune_vocabulary as prune_vocabulary
@@ -87,6 +88,7 @@ _HOMES = {
     "prunekit_plugins.compensation": "Compensation compensate",
     "prunekit_plugins.distill": "Distillation DistillationLoss distill store_logits",
     "prunekit_plugins.folders": "load_folder save_folder",
+    "prunekit_plugins.positions": "prune_positions",
     "prunekit_plugins.prune": "PruneResult prune sensitivity",
     "prunekit_plugins.shrink": "shrink",
     "prunekit_plugins.vocabulary": "prune_classes prune_vocabulary",

@@ -125,7 +125,7 @@ def prune_vocabulary(
     data = None if tokenizer is None else read_tokenizer(tokenizer)
     wanted, texts = wanted_ids(keep, data)
     found = check_recordable(model)
-    inputs = _dummy(found) if example_inputs is None else example_inputs
+    inputs = dummy_inputs(found, "prune_vocabulary(model, keep, inputs)") if example_inputs is None else example_inputs
     graph = Graph.of(found, inputs, forward_fn=forward_fn, registry=registry)
     declared = declare(graph, table, outputs)
     _check_range(wanted, declared.layout.size)
@@ -180,12 +180,19 @@ def prune_classes(
     return _cut(declared, settled, _Call(model, optimizer, renumbered_class))
 
 
-def _dummy(model: nn.Module) -> Any:
+def dummy_inputs(model: nn.Module, call: str) -> dict[str, Any]:
+    """Returns the example inputs that models of transformers have of their own.
+
+    Args:
+        model: The model.
+        call: The call that example inputs may be passed to, for the hint.
+
+    Raises:
+        ArgumentError: It has none.
+    """
     inputs = getattr(model, "dummy_inputs", None)
     if not isinstance(inputs, Mapping):
-        raise ArgumentError(
-            "Example inputs are needed.", where=type(model).__name__, hint="prune_vocabulary(model, keep, inputs)"
-        )
+        raise ArgumentError("Example inputs are needed.", where=type(model).__name__, hint=call)
     return dict(inputs)
 
 

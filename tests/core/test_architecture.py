@@ -20,14 +20,14 @@ CORE = (
 
 PLUGINS = (
     "ops", "layers", "replacements", "schedules", "checkpoints", "calibration", "compensation", "importance", "measure",
-    "budgets", "depth", "classic", "regularizers", "pruners", "prune", "vocabulary", "distill", "shrink", "doctor",
-    "export", "reports", "integrations", "folders", "distributed", "testing", "compat", "cli",
+    "budgets", "depth", "classic", "regularizers", "pruners", "prune", "vocabulary", "positions", "distill", "shrink",
+    "doctor", "export", "reports", "integrations", "folders", "distributed", "testing", "compat", "cli",
 )  # fmt: skip
 """The packages of built-in plugins, likewise."""
 
 AROUND_THE_CORE = (
-    *("checkpoints", "calibration", "compensation", "budgets", "depth", "classic", "prune", "vocabulary", "distill"),
-    *("shrink", "testing"),
+    *("checkpoints", "calibration", "compensation", "budgets", "depth", "classic", "prune", "vocabulary", "positions"),
+    *("distill", "shrink", "testing"),
 )
 """Packages that decide, measure, fit and store: they work with the core's packages, as one who embeds it would."""
 
