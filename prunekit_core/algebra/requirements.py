@@ -59,11 +59,13 @@ class Choice:
         axis: The axis.
         output: Which output holds the positions.
         dim: The dim of that output that lists the chosen ones; None where there is one, and no dim for it.
+        count: How many are chosen.
     """
 
     axis: Axis = attrs.field(eq=False)
     output: int
     dim: int | None
+    count: int = 1
 
 
 @attrs.frozen

@@ -22,6 +22,7 @@ from prunekit_core.algebra.layout import (
 from prunekit_core.algebra.requirements import Expectation
 from prunekit_core.groups.propagate import Propagation
 from prunekit_core.groups.recording import ParameterLayout, Recording
+from prunekit_core.groups.repeated_choices import chosen_in_turn
 from prunekit_core.groups.unit_group import Member, UnitGroup
 from prunekit_core.program.examples import Example
 from prunekit_core.program.extents import Chosen, LeastSize, Whole, Wholes
@@ -123,6 +124,9 @@ class Freezer:
             if any(type(layout) is not Fixed for layout in layouts):
                 live[index] = layouts
         effects = p.effects
+        least = {index: list(found) for index, found in effects.least.items()}
+        for index, needed in chosen_in_turn(p):
+            least.setdefault(index, []).append(needed)
         return Recording(
             trace=p.trace,
             example=example,
@@ -137,7 +141,7 @@ class Freezer:
                 index: tuple(
                     LeastSize(tuple(map(self.layout, needed.axes)), needed.size, needed.text) for needed in found
                 )
-                for index, found in effects.least.items()
+                for index, found in least.items()
             },
             expectations={
                 index: tuple(map(self._expected_argument, found)) for index, found in effects.expectations.items()

@@ -306,7 +306,7 @@ class OpCall:
         self.kind(inner, Kind.EXPERTS)
         for factor in around:
             self.kind(factor, Kind.EXPERT_GROUPS)
-        self._effects.choices[self.operation.index] = Choice(axis, output, listed)
+        self._effects.choices[self.operation.index] = Choice(axis, output, listed, count)
         self.numbers(axis, output)
 
     def is_chosen(self, axis: Axis) -> bool:

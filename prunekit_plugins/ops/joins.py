@@ -27,6 +27,7 @@ from prunekit_plugins.ops.pointwise import zeros_of_first
 from prunekit_plugins.ops.scatters import written_zeros
 
 BEFORE = "positions before the first one"
+MIXED = "its positions are joined with other numbers"
 
 
 def _tie_others(call: OpCall, tensors: list[TensorArgument], dim: int) -> list[Axis]:
@@ -73,6 +74,16 @@ def _like_stacked(arguments: Mapping[str, Any]) -> tuple[torch.Tensor, Sequence[
     return first, shape
 
 
+def _joined_positions(call: OpCall, tensors: list[TensorArgument]) -> None:
+    """Positions that stand in one tensor are positions of one axis; together with other numbers they are none."""
+    domains = [call.domain(tensor) for tensor in tensors]
+    known = [axis for axis in domains if axis is not None]
+    if known and len(known) == len(domains):
+        call.numbers(call.tie(*known))
+    else:
+        call.pin(known, MIXED)
+
+
 def cat(call: OpCall) -> list[Axis]:
     """The joined dim is the concat of the inputs' axes; all others are the same axis."""
     tensors = [t for t in call["tensors"] if t.shape != (0,)]
@@ -81,6 +92,7 @@ def cat(call: OpCall) -> list[Axis]:
     dim = call["dim"] % len(call.shape)
     if all(call.expanded_dims(tensor) for tensor in tensors):
         call.expanded(frozenset.intersection(*map(call.expanded_dims, tensors)) - {dim})
+    _joined_positions(call, tensors)
     result = _tie_others(call, tensors, dim)
     result[dim] = concat(tensor.axes[dim] for tensor in tensors)
     return result
@@ -89,6 +101,7 @@ def cat(call: OpCall) -> list[Axis]:
 def stack(call: OpCall) -> list[Axis]:
     """A new dim counts the inputs."""
     tensors = call["tensors"]
+    _joined_positions(call, tensors)
     result = _tie_others(call, tensors, -1)
     result.insert(call["dim"] % len(call.shape), call.fresh(len(tensors), "counts the stacked tensors"))
     return result
@@ -265,8 +278,8 @@ _LENGTH = "with the place where it begins, the shape of the output says where th
 
 RULES: Mapping[str | torch.Tag, Rule] = {
     **aten(_SPLITS, OpRule(pieces, scaling=Scaling.MOVED, sizes=_CUTS)),
-    **aten("cat concat concatenate", OpRule(cat, like=_like_joined, scaling=Scaling.MOVED)),
-    "aten::stack": OpRule(stack, like=_like_stacked, scaling=Scaling.MOVED),
+    **aten("cat concat concatenate", OpRule(cat, like=_like_joined, scaling=Scaling.MOVED, positions="tensors")),
+    "aten::stack": OpRule(stack, like=_like_stacked, scaling=Scaling.MOVED, positions="tensors"),
     "aten::unbind": OpRule(unbind, scaling=Scaling.MOVED, positions="self"),
     "aten::select": OpRule(select, scaling=Scaling.MOVED, positions="self"),
     "aten::slice": OpRule(slice_, scaling=Scaling.MOVED, sizes={"end": _LENGTH}, positions="self"),

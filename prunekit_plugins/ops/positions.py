@@ -13,9 +13,9 @@ from prunekit.plugin import (
     Operands,
     OpRule,
     Rule,
+    Scaling,
     TensorArgument,
     cut,
-    is_pinned,
     look_up,
     resolve,
 )
@@ -34,11 +34,19 @@ _FIRST_BEYOND = {"ge": 0, "lt": 0, "gt": 1, "le": 1}
 def compared(call: OpCall) -> list[Axis]:
     """Positions compared with a number have to lie on its two sides as before; with 0, 1, 2, ... they are marked."""
     source, other = call["self"], call["other"]
-    if isinstance(other, TensorArgument):
+    first, second = call.domain(source), call.domain(other)
+    if first is not None and second is not None:
+        _same(call, first, second)
+    elif isinstance(other, TensorArgument):
         _one_hot(call, source, other)
     elif call.domain(source) is not None:
         _bounded(call, source, other)
     return pointwise(call)
+
+
+def _same(call: OpCall, first: Axis, second: Axis) -> None:
+    """Whether two positions are the same unit, or in which order they stand, is so with fewer units as well."""
+    call.tie(first, second)
 
 
 def _bounded(call: OpCall, source: TensorArgument, number: object) -> None:
@@ -55,16 +63,32 @@ def _bounded(call: OpCall, source: TensorArgument, number: object) -> None:
     elif first > 0 and kind in _FIRST_BEYOND:
         call.expect("other", cut(axis, [0, first, size])[:1], offset=-shift)
     elif first >= 0 and kind not in _FIRST_BEYOND:
-        _behind_all(call, axis, number)
-
-
-def _behind_all(call: OpCall, axis: Axis, number: int) -> None:
-    """Asking for the position behind all units that may go, which stands for "none of them", only needs its place."""
-    before, rest = cut(axis, [0, number, resolve(axis).size]) if number else (call.fresh(0, KNOWN_BY_NUMBER), axis)
-    if number and is_pinned(rest):
-        call.expect("other", [before])
-    else:
+        _told_apart(call, axis, number, "other")
+    elif kind not in _FIRST_BEYOND:
         call.pin(axis, KNOWN_BY_NUMBER)
+
+
+def _told_apart(call: OpCall, axis: Axis, number: int, argument: str) -> None:
+    """The unit at one position stays; the number follows those before it."""
+    before, alone, _ = cut(axis, [0, number, number + 1, resolve(axis).size])
+    call.pin(alone, KNOWN_BY_NUMBER)
+    call.expect(argument, [before])
+
+
+def replaced(call: OpCall) -> list[Axis]:
+    """``masked_fill``: a position that is put in the place of others is told apart; all are positions of one axis."""
+    source, number = call["self"], call["value"]
+    axis = call.domain(source)
+    if axis is not None:
+        size = resolve(axis).size
+        if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < size:
+            _told_apart(call, axis, number, "value")
+        elif isinstance(number, int) and number >= size:
+            call.expect("value", [axis, call.fresh(number - size, "beyond all positions")])
+        else:
+            call.pin(axis, KNOWN_BY_NUMBER)
+        call.numbers(axis)
+    return pointwise(call)
 
 
 def _one_hot(call: OpCall, first: TensorArgument, second: TensorArgument) -> None:
@@ -84,12 +108,13 @@ def _one_hot(call: OpCall, first: TensorArgument, second: TensorArgument) -> Non
 
 
 def count_in_bins(call: OpCall) -> list[list[Axis]]:
-    """``histc`` with a bin for each position counts how often each was chosen."""
+    """``histc`` with a bin for each position, or each of the first ones, counts how often each was chosen."""
     source: TensorArgument = call["self"]
     axis, bins = call.domain(source), call["bins"]
-    if axis is None or bins != resolve(axis).size or call["min"] != 0 or call["max"] != bins - 1:
+    if axis is None or not 0 < bins <= resolve(axis).size or call["min"] != 0 or call["max"] != bins - 1:
         call.pin_positions(source, COUNTED)
         return flat(call)
+    axis = cut(axis, [0, bins, resolve(axis).size])[0]
     call.expect("bins", [axis])
     call.expect("max", [axis], offset=-1)
     call.marks(0)
@@ -163,6 +188,8 @@ _COMPARED = OpRule(compared, zeros=ELEMENTWISE, positions=("self", "other"))
 
 RULES: Mapping[str | torch.Tag, Rule] = {
     **aten("eq ne ge gt le lt", _COMPARED),
+    "aten::masked_fill.Scalar": OpRule(replaced, zeros=ELEMENTWISE, scaling=Scaling.SUM, positions="self"),
+    "aten::masked_fill_.Scalar": OpRule(replaced, zeros=ELEMENTWISE, scaling=Scaling.SUM, positions="self"),
     "aten::histc": OpRule(count_in_bins, positions="self"),
     "aten::bincount": OpRule(count, positions="self"),
     "aten::nonzero": OpRule(find, positions="self"),
