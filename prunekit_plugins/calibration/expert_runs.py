@@ -16,7 +16,6 @@ from typing import Any
 import attrs
 import torch
 
-from prunekit_core.errors import ArgumentError
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.program.calls import bind_arguments, tensors_of
 from prunekit_core.program.outputs import output_tensors
@@ -65,6 +64,14 @@ class _Seen:
     silent: torch.Tensor | None = None
     curvature: torch.Tensor | None = None
 
+    def moves(self, change: torch.Tensor) -> torch.Tensor:
+        """Returns ``e^T G e`` of changes ``[n, features]`` of what it puts out: tensor ``[n]``; zero without ``G``."""
+        if self.curvature is None:
+            return change.new_zeros(len(change))
+        curvature = self.curvature.to(change.dtype)
+        spread = change @ curvature if curvature.dim() > 1 else change * curvature
+        return (spread * change).sum(1)
+
     def fresh(self, slot: int) -> torch.Tensor:
         """Tells which tokens count and have no earlier expert of the same unit: tensor ``[tokens]``, bool."""
         own = self.chosen[:, slot : slot + 1]
@@ -80,6 +87,7 @@ class _Sums:
     tokens: int = 0
     top_k: int = 0
     energy: float = 0.0
+    effect: float = 0.0
     routed: torch.Tensor = attrs.field(init=False)
     weighted: torch.Tensor = attrs.field(init=False)
     error: torch.Tensor = attrs.field(init=False)
@@ -161,6 +169,8 @@ class ExpertRuns:
                 sums.weighted if weighed else None,
                 sums.error if self._rerouting else None,
                 sums.damage if self._slopes else None,
+                sums.effect if self._slopes else None,
+                sums.mixture.stacks,
             )
             if one.unreached:
                 many = "expert" if len(one.unreached) == 1 else "experts"
@@ -231,9 +241,7 @@ class ExpertRuns:
             return
         sums.add(sums.error, units, change.square().sum(1))
         if seen.curvature is not None:
-            curvature = seen.curvature.double()
-            spread = change @ curvature if curvature.dim() > 1 else change * curvature
-            sums.add(sums.damage, units, (spread * change).sum(1))
+            sums.add(sums.damage, units, seen.moves(change))
 
     def _curve(self, batch: Batch, going: Mapping[str, _Sums], seen: Mapping[str, _Seen]) -> None:
         """Finds how much the outputs of the model move with what mixtures put out."""
@@ -247,6 +255,9 @@ class ExpertRuns:
             with self._watched.differentiable(self._watched.parameters().values()):
                 outputs = self._watched.run_into(batch, listener)
                 self._project(outputs, batch, listener.edges, seen)
+            for name, one in seen.items():
+                output = one.output if one.counted is None else one.output[one.counted]
+                going[name].effect += float(one.moves(output.double()).sum())
         except RuntimeError as error:
             self._slopes, self._why = False, f"{type(error).__name__}: {str(error)[:200]}"
         finally:
@@ -275,13 +286,12 @@ class ExpertRuns:
 
 
 def _curve(seen: _Seen, slope: torch.Tensor | None, times: int) -> None:
-    """Adds ``E[s s^T]`` of one projection, the mean of the matrix and its diagonal, as criteria for units take it."""
+    """Adds ``E[s s^T]`` of one projection, or its diagonal: ``e^T E[s s^T] e`` is right on average from few samples."""
     rows = torch.zeros_like(seen.output) if slope is None else slope.detach().reshape(seen.output.shape)
     rows = (rows if seen.counted is None else rows[seen.counted]).double()
     rows = rows[rows.isfinite().all(1)]
     count = max(1, len(rows)) * times
-    diagonal = rows.square().sum(0) / count
-    part = diagonal if rows.shape[1] > WIDEST else (rows.T @ rows / count + torch.diag(diagonal)) / 2
+    part = (rows.square().sum(0) if rows.shape[1] > WIDEST else rows.T @ rows) / count
     seen.curvature = part if seen.curvature is None else seen.curvature + part
 
 
@@ -437,16 +447,3 @@ class MixtureListener(Listener):
             return
         self.outputs[mixture.group] = rows
         tensor.copy_(self._known[mixture.group].output.reshape(tensor.shape))
-
-
-def gather_experts(
-    watched: Watched, analysis: Analysis, batches: Iterable[Batch], *, contributions: bool, rerouting: bool
-) -> tuple[dict[str, ExpertStatistics], tuple[str, ...]]:
-    """Gathers what batches say about the experts of a model; see `ExpertRuns`."""
-    runs = ExpertRuns(watched, analysis, contributions=contributions, rerouting=rerouting, gradients=True)
-    for batch in batches:
-        runs.add(batch)
-    return runs.finish()
-
-
-_ = ArgumentError

@@ -26,10 +26,12 @@ class ExpertStatistics:
         routed: Tensor ``[units]``, int64: how often a token was sent to an expert of the unit.
         energy: The sum over tokens of the squared norm of what the mixture puts out, shared experts apart.
         weighted: Tensor ``[units]``, float64: the sum of ``g_j(x) ||f_j(x)||_2`` over these; None if not gathered.
-        error: Tensor ``[units]``, float64: the sum over tokens of the squared change of what the mixture puts out if the
-            unit can't be chosen, and tokens are sent to others as the model does it. None if not gathered.
+        error: Tensor ``[units]``, float64: the sum over these tokens of the squared change of what the mixture puts out
+            if the unit can't be chosen, and they are sent to others as the model does it. None if not gathered.
         damage: Tensor ``[units]``, float64: the expected squared change of the outputs of the model, summed up over
             these tokens; None where there are no gradients.
+        effect: The same if the mixture puts out nothing; None likewise.
+        stacks: Names of the parameters that hold the weights of the experts.
     """
 
     top_k: int
@@ -40,6 +42,8 @@ class ExpertStatistics:
     weighted: torch.Tensor | None = None
     error: torch.Tensor | None = None
     damage: torch.Tensor | None = None
+    effect: float | None = None
+    stacks: tuple[str, ...] = attrs.field(default=(), converter=tuple[str, ...])
 
     @property
     def unreached(self) -> tuple[int, ...]:
@@ -52,11 +56,14 @@ class ExpertStatistics:
         values = {name: getattr(self, name) for name in TENSORS}
         return {name: value.cpu() for name, value in values.items() if value is not None}
 
-    def numbers(self) -> dict[str, float]:
+    def rest(self) -> dict[str, Any]:
         """Returns everything else."""
-        return {"top_k": self.top_k, "tokens": self.tokens, "examples": self.examples, "energy": self.energy}
+        return {
+            field.name: getattr(self, field.name) for field in attrs.fields(type(self)) if field.name not in TENSORS
+        }
 
     @classmethod
-    def of(cls, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Any]) -> ExpertStatistics:
-        """Makes them from what `tensors` and `numbers` return."""
-        return cls(**numbers, **tensors)
+    def of(cls, tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]) -> ExpertStatistics:
+        """Makes them from what `tensors` and `rest` return."""
+        values: dict[str, Any] = {**rest, **tensors}
+        return cls(**values)

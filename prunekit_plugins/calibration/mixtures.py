@@ -7,7 +7,7 @@ everything goes that depends on it: that is what the mixture puts out.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import attrs
 import torch
@@ -101,6 +101,7 @@ class Mixture:
         output_reader: What reads what the mixture puts out, before anything else does: vectors along the last dim, of
             the tokens in the order of the choice.
         gradient_reader: What reads the same first when composite operations arrive in parts, as under autograd.
+        stacks: Names of the parameters that hold the weights of the experts, but for the router's.
     """
 
     group: str
@@ -111,6 +112,7 @@ class Mixture:
     gates: Gates | None
     output_reader: Reader
     gradient_reader: Reader
+    stacks: tuple[str, ...]
 
     @property
     def units(self) -> int:
@@ -207,6 +209,7 @@ class _Search:
             self._gates(operation, choice, first, reader),
             Reader(self._places[reader.index], argument),
             Reader(self._places[later.index], other),
+            self._stacks(operation),
         )
 
     def _memory(self, ref: TensorRef) -> int:
@@ -252,9 +255,7 @@ class _Search:
 
     def _put_out(self, choice: Operation, chosen: TensorRef) -> tuple[Operation, str] | None:
         """Finds the operation that reads what all experts together put out, and its argument that this is."""
-        behind = self._behind(choice)
-        names = {member.parameter for member in self._group.members}
-        stacks = {self._memory(self._trace.parameters[name]) for name in names} - behind
+        stacks = {self._memory(self._trace.parameters[name]) for name in self._stacks(choice)}
         weights, last = self._weights(choice, stacks)
         if not weights:
             return None
@@ -271,8 +272,14 @@ class _Search:
                     return found
         return None
 
+    def _stacks(self, choice: Operation) -> tuple[str, ...]:
+        """Names of the parameters of the experts that the choice doesn't depend on."""
+        behind, parameters = self._behind(choice), self._trace.parameters
+        names = dict.fromkeys(member.parameter for member in self._group.members if member.parameter in parameters)
+        return tuple(name for name in names if self._memory(parameters[name]) not in behind)
+
     def _weights(self, choice: Operation, stacks: set[int]) -> tuple[set[int], int]:
-        """Returns all that is made of the stacks of weights alone, and the index of the last operation that reads it."""
+        """Returns what is made of the stacks of weights alone, and the index of the last operation that reads it."""
         plain = {self._memory(ref) for ref in self._trace.parameters.values()}
         weights, last = set(stacks), choice.index
         for operation in self._trace.operations:
@@ -324,8 +331,7 @@ class _Search:
     def _gates(self, choice: Operation, found: Chosen, scores: Scores, reader: Operation) -> Gates | None:
         """The last tensor with a weight for each chosen expert, or for each expert, that all weights are made of."""
         operations = self._trace.operations
-        stacks = {self._memory(self._trace.parameters[member.parameter]) for member in self._group.members}
-        stacks -= self._behind(choice)
+        stacks = {self._memory(self._trace.parameters[name]) for name in self._stacks(choice)}
         start = next(index for index, place in self._places.items() if place == scores.place)
         numbers = {self._memory(operations[start].outputs[scores.output])}
         chosen, sources = set[int](), self._shapes_of(choice, found)
