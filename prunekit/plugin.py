@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         Operands as Operands,
         Operation as Operation,
         OpRule as OpRule,
+        PartialCriterion as PartialCriterion,
         Plan as Plan,
         PlanError as PlanError,
         Plugin as Plugin,
@@ -146,6 +147,7 @@ if TYPE_CHECKING:
         BranchGatherer as BranchGatherer,
         BranchNeed as BranchNeed,
         DemandingCriterion as DemandingCriterion,
+        ExpertStatistics as ExpertStatistics,
         FrugalCriterion as FrugalCriterion,
         MeanOverRows as MeanOverRows,
         Moments as Moments,
@@ -175,11 +177,11 @@ _HOMES = {
         "BranchCriterion BranchGroup BranchKind BusyModelError Centring CheckpointError Chooser Compiled Concat "
         "Config CostModel Counts Dependency ELEMENTWISE Entry Example Explanation Fixed Graph GreedyCriterion "
         "Group HOOKS INTERFACE Kept KeywordError Kind LayerType Layout Limits Member MemberView "
-        "NothingToPruneError Number OpCall OpRule Opaque Operands Operation Plan PlanError Plugin PluginError "
-        "Polynomial Preview Product PrunekitError Pruner Reading Reason ReasonKind Recording RecordingError "
-        "Registry RehearsalError Replacement Report Resizing Role Rule RuleOrigin Scaling Scope Settings Site "
-        "Sizer Sizes StorageError SymbolicSizer TensorArgument TensorRef Tie Trace UnitGroup Units UnitsError "
-        "UnsupportedModelError Verb VerificationError as_polynomial auto_alignment check_indices "
+        "NothingToPruneError Number OpCall OpRule Opaque Operands Operation PartialCriterion Plan PlanError Plugin "
+        "PluginError Polynomial Preview Product PrunekitError Pruner Reading Reason ReasonKind Recording "
+        "RecordingError Registry RehearsalError Replacement Report Resizing Role Rule RuleOrigin Scaling Scope "
+        "Settings Site Sizer Sizes StorageError SymbolicSizer TensorArgument TensorRef Tie Trace UnitGroup Units "
+        "UnitsError UnsupportedModelError Verb VerificationError as_polynomial auto_alignment check_indices "
         "compile_polynomials compile_sum concat cut default_registry find_config group_sizes groups_of hookimpl "
         "is_pinned is_sharded linear_scheduler look_up multiplied named_tensors nearest new_size operation_name pin "
         "prefix product regroup resolve select_positions shrink_layer shrink_tensor size_of split tie "
@@ -187,8 +189,8 @@ _HOMES = {
     ),
     "prunekit_plugins.budgets": "Budget Choice Curve Family Problem RatioFamily Sensitivity Solver",
     "prunekit_plugins.calibration": (
-        "AddedBranch Batches BranchGatherer BranchNeed DemandingCriterion FrugalCriterion MeanOverRows Moments "
-        "SeenBranch SiteStatistics StatisticalCriterion Statistics"
+        "AddedBranch Batches BranchGatherer BranchNeed DemandingCriterion ExpertStatistics FrugalCriterion "
+        "MeanOverRows Moments SeenBranch SiteStatistics StatisticalCriterion Statistics"
     ),
     "prunekit_plugins.checkpoints": "Protocol",
     "prunekit_plugins.classic": "BasePruner CustomizedPruner DependencyGraph Removal",

@@ -58,7 +58,10 @@ if TYPE_CHECKING:
     )
     from prunekit_core.choose.candidates import Limits as Limits, Scope as Scope
     from prunekit_core.choose.chooser import Chooser as Chooser, Counts as Counts, Tie as Tie
-    from prunekit_core.choose.criterion import AdditiveCriterion as AdditiveCriterion
+    from prunekit_core.choose.criterion import (
+        AdditiveCriterion as AdditiveCriterion,
+        PartialCriterion as PartialCriterion,
+    )
     from prunekit_core.choose.pruner import Pruner as Pruner
     from prunekit_core.choose.schedule import linear_scheduler as linear_scheduler
     from prunekit_core.choose.settings import Settings as Settings
@@ -147,7 +150,7 @@ _HOMES = {
     "prunekit_core.choose.branch_group": "BranchCriterion BranchGroup GreedyCriterion",
     "prunekit_core.choose.candidates": "Limits Scope",
     "prunekit_core.choose.chooser": "Chooser Counts Tie",
-    "prunekit_core.choose.criterion": "AdditiveCriterion",
+    "prunekit_core.choose.criterion": "AdditiveCriterion PartialCriterion",
     "prunekit_core.choose.pruner": "Pruner",
     "prunekit_core.choose.schedule": "linear_scheduler",
     "prunekit_core.choose.settings": "Settings",

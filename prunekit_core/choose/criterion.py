@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -28,6 +28,14 @@ class AdditiveCriterion(Protocol):
     @property
     def additive(self) -> bool:
         """Whether they are."""
+
+
+@runtime_checkable
+class PartialCriterion(Protocol):
+    """A criterion that knows nothing about some units, which is no reason to let them go."""
+
+    def unknown(self, group: Group) -> Sequence[int]:
+        """Lists these units, by their place in the selection: they stay, whatever their scores."""
 
 
 def additive(criterion: Criterion) -> bool:

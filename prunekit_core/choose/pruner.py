@@ -14,7 +14,7 @@ from prunekit_core.choose.branch_group import BranchGroup
 from prunekit_core.choose.branch_steps import BranchSteps
 from prunekit_core.choose.candidates import Candidate, Limits, Scope
 from prunekit_core.choose.chooser import Chooser
-from prunekit_core.choose.criterion import checked_scores
+from prunekit_core.choose.criterion import Criterion, PartialCriterion, additive, checked_scores
 from prunekit_core.choose.scopes import Scopes, is_experts, is_heads
 from prunekit_core.choose.settings import CheckedSettings, Settings
 from prunekit_core.choose.untouched import Guard
@@ -60,6 +60,7 @@ class Pruner:
         checked = wanted if isinstance(wanted, CheckedSettings) else wanted.checked(graph.model, self.registry)
         self.settings, self.limits, self._schedule = checked.settings, checked.limits, checked.schedule
         self.importance: Any = checked.importance
+        self.expert_importance: Criterion | None = checked.expert_importance
         self.current_step = 0
         self._scopes = Scopes(graph, self.settings, self._schedule)
         self._notes, self._blocks = [*checked.notes, *notes], dict(blocks or {})
@@ -68,6 +69,7 @@ class Pruner:
         self.removal = Plan()
         self._left: dict[str, str] = {}
         self._spared: dict[str, int] = {}
+        self._unknown: dict[str, Sequence[int]] = {}
 
     @property
     def pruning_ratio(self) -> float:
@@ -91,7 +93,9 @@ class Pruner:
             removal: A plan of this pruner's graph without these branches.
             branches: What decided about them.
         """
-        checked = CheckedSettings(self.settings, self.importance, self._schedule, self.limits, ())
+        checked = CheckedSettings(
+            self.settings, self.importance, self._schedule, self.limits, (), self.expert_importance
+        )
         other = Pruner(self.graph, checked, blocks=self._blocks, notes=self._notes, branches=branches)
         other.current_step, other.removal = self.current_step, removal
         return other
@@ -131,14 +135,29 @@ class Pruner:
             PluginError: The criterion raised, returned something else, or values that are not numbers, or it changed
                 the model; the model is as it was.
         """
-        blame = self.registry.owners.blame("prunekit_importance", self.importance)
+        criterion = self._criterion_for(group)
+        blame = self.registry.owners.blame("prunekit_importance", criterion)
+        whole = self.graph.whole_group(group, shared)
         with self._guard.watching(blame), blame.blamed("A criterion failed.", f"group {group}"):
             found = self.unchecked_scores(group, shared)
-        return checked_scores(found, self.graph.whole_group(group, shared), group, blame)
+            if isinstance(criterion, PartialCriterion) and found is not None:
+                self._unknown[group] = tuple(criterion.unknown(whole))
+        return checked_scores(found, whole, group, blame)
+
+    def _criterion_for(self, group: str) -> Criterion:
+        experts = self.expert_importance
+        own: Criterion = self.importance
+        return own if experts is None or not is_experts(self.graph.analysis.groups[group]) else experts
+
+    @property
+    def additive(self) -> bool:
+        """Whether the scores of all groups that are up for choice are damages that add up."""
+        experts = None if self.settings.expert_pruning_ratio is not None else self.expert_importance
+        return additive(self.importance) and (experts is None or additive(experts))
 
     def unchecked_scores(self, group: str, shared: dict[Any, torch.Tensor] | None = None) -> torch.Tensor | None:
         """Calls the criterion on the units of a group that are there now; what it returns isn't checked yet."""
-        scores: torch.Tensor | None = self.importance(self.graph.whole_group(group, shared))
+        scores: torch.Tensor | None = self._criterion_for(group)(self.graph.whole_group(group, shared))
         return scores
 
     def scores(self, scopes: Sequence[Scope]) -> dict[str, torch.Tensor]:
@@ -150,7 +169,8 @@ class Pruner:
             for group in (group for scope in scopes for group in scope.groups):
                 found = self.score(group, shared)
                 if found is None:
-                    whose = "" if blame.built_in else f" ({blame.where})"
+                    own = self.registry.owners.blame("prunekit_importance", self._criterion_for(group))
+                    whose = "" if own.built_in else f" ({own.where})"
                     self._left[group] = f"the criterion has nothing to say about it{whose}"
                 else:
                     scores[group] = found
@@ -184,8 +204,13 @@ class Pruner:
         for name, values in scores.items():
             one_by_one = is_heads(groups[name]) or is_experts(groups[name])
             limits = Limits(self.limits.max_ratio) if one_by_one else self.limits
-            limits = attrs.evolve(limits, least=groups[name].least)
+            unknown = list(self._unknown.get(name, ()))
+            limits = attrs.evolve(limits, least=max(groups[name].least, len(unknown)))
             present = self.graph.remaining(name)
+            if unknown:  # they stay: no known one is ranked above them
+                values = values.index_fill(
+                    0, torch.tensor(unknown, device=values.device), 1 + 2 * float(values.abs().max())
+                )
             found[name] = Candidate.of(groups[name].size, present, values, limits, self._blocks.get(name, 1))
         return found
 

@@ -73,8 +73,9 @@ class Scopes:
         scopes += self._sorted(heads, self._head_ratios, ratio, "head_pruning_ratio_dict", ranked, step)
         if experts:
             names = tuple(group.name for group in experts)
-            taken = self._schedule(settings.expert_pruning_ratio or 0.0)[step]
-            scopes.append(Scope("experts", names, taken, settings.global_pruning, fixed=True))
+            stated = settings.expert_pruning_ratio
+            taken = self._schedule(settings.pruning_ratio if stated is None else stated)[step]
+            scopes.append(Scope("experts", names, taken, settings.global_pruning, fixed=stated is not None))
         return scopes
 
     def _reason_to_leave(self, group: UnitGroup) -> str | None:
@@ -92,7 +93,7 @@ class Scopes:
                 return "prune_num_heads is on, but head_pruning_ratio is 0"
             if group.kind is Kind.QUERIES_PER_HEAD and self._has_heads_above(group.name):
                 return "queries leave together with their key-value heads"
-        elif group.outer or (is_experts(group) and settings.expert_pruning_ratio is None):
+        elif group.outer or (is_experts(group) and not settings.takes_experts):
             return left_by_default(group)
         elif group.kind is Kind.HEAD_DIM and not settings.prune_head_dims:
             return "prune_head_dims is off"

@@ -63,7 +63,9 @@ class Settings:
         prune_head_dims: Whether the dims within heads are removed, in all heads alike.
         head_pruning_ratio: Fraction of heads to remove, in [0, 1); None for the ratio that other units have.
         head_pruning_ratio_dict: Like ``pruning_ratio_dict``, for heads.
-        expert_pruning_ratio: Fraction of the experts of each layer to remove, in [0, 1); None leaves them whole.
+        expert_pruning_ratio: Fraction of the experts of each layer to remove, in [0, 1). None leaves them whole; with
+            an ``expert_importance`` it is the ratio that other units have.
+        expert_importance: A criterion for experts, or its registered name; None for the one for all units.
         root_module_types: Only groups with a producer of one of these types lose units; None for all.
 
     Raises:
@@ -87,6 +89,7 @@ class Settings:
     head_pruning_ratio: float | None = None
     head_pruning_ratio_dict: Ratios = attrs.field(default=None, converter=_ratios)
     expert_pruning_ratio: float | None = None
+    expert_importance: Criterion | str | None = None
     root_module_types: tuple[type[nn.Module], ...] | None = attrs.field(default=None, converter=_types)
 
     def __attrs_post_init__(self) -> None:
@@ -113,6 +116,7 @@ class Settings:
             ArgumentError: A criterion, a schedule or a layer isn't there, or nothing is known about alignment.
         """
         criterion = criterion_of(self.importance, registry)
+        experts = None if self.expert_importance is None else criterion_of(self.expert_importance, registry)
         multiple, notes = multiple_of(self.round_to, self.align, model)
         schedule = bound_schedule(self.iterative_pruning_ratio_scheduler, self.iterative_steps, registry)
         schedule(self.pruning_ratio)
@@ -120,8 +124,13 @@ class Settings:
         tree.paths_of(self.ignored_layers)
         for key in (*self.pruning_ratio_dict, *self.head_pruning_ratio_dict):
             tree.paths_of(layers_of(key))
-        settings = attrs.evolve(self, importance=criterion)
-        return CheckedSettings(settings, criterion, schedule, Limits(self.max_pruning_ratio, multiple), notes)
+        settings = attrs.evolve(self, importance=criterion, expert_importance=experts)
+        return CheckedSettings(settings, criterion, schedule, Limits(self.max_pruning_ratio, multiple), notes, experts)
+
+    @property
+    def takes_experts(self) -> bool:
+        """Whether experts may leave."""
+        return self.expert_pruning_ratio is not None or self.expert_importance is not None
 
 
 @attrs.frozen(eq=False)
@@ -134,6 +143,7 @@ class CheckedSettings:
         schedule: Final ratio to the cumulative ratios of all steps.
         limits: Bounds on what every group keeps.
         notes: Lines for the report: the multiple, where it was found out.
+        expert_importance: The criterion for experts; None for the one for all units.
     """
 
     settings: Settings
@@ -141,6 +151,7 @@ class CheckedSettings:
     schedule: Callable[[float], list[float]]
     limits: Limits
     notes: Sequence[str]
+    expert_importance: Criterion | None = None
 
 
 def layers_of(key: Any) -> tuple[Layer, ...]:

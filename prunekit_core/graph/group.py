@@ -216,6 +216,12 @@ class Group:
         """Returns the number of selected units."""
         return sum(len(chosen) for chosen in self.units.values())
 
+    def chosen(self) -> list[tuple[str, int]]:
+        """Lists the selected units in the order in which they are scored: group, and number at analysis."""
+        units = [(name, unit) for name, chosen in self.units.items() for unit in chosen]
+        placed = sorted(zip(self._unit_order(), units, strict=True))
+        return [unit for _, unit in placed]
+
     def views(self) -> list[MemberView]:
         """Lists the members for scoring; units are numbered among the selected ones, in the order asked for.
 

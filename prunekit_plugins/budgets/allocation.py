@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from prunekit_core.choose.candidates import Scope
 from prunekit_core.choose.chooser import Chooser
-from prunekit_core.choose.criterion import Criterion, additive
 from prunekit_core.errors import ArgumentError, PluginError
 from prunekit_core.plugins.blame import Blame
 from prunekit_core.plugins.registry import Registry, default_registry
@@ -36,13 +35,16 @@ def solver_of(allocation: str | Solver, registry: Registry) -> Solver | None:
     return found
 
 
-def by_default(criterion: Criterion) -> str:
+def by_default(*, sums: bool) -> str:
     """The allocation that is taken where there are a target and calibration data, and nothing was said.
 
     By ``benchmarks/quality.py``, with compensation, ``"estimated"`` is ahead of ``"global"`` where scores are damages,
     and costs little; where they aren't, ``"global"`` is ahead of ``"uniform"``.
+
+    Args:
+        sums: Whether scores are damages that add up.
     """
-    return ESTIMATED if additive(criterion) else GLOBAL
+    return ESTIMATED if sums else GLOBAL
 
 
 def selector(

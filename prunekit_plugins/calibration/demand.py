@@ -99,6 +99,16 @@ class Demand:
         """Tells whether one of some parts is needed or wished for."""
         return not {*parts}.isdisjoint((*self.parts, *self.wishes))
 
+    def __or__(self, other: Demand) -> Demand:
+        """Returns what both ask for."""
+        return Demand(
+            tuple(dict.fromkeys((*self.parts, *other.parts))),
+            tuple(dict.fromkeys((*self.wishes, *other.wishes))),
+            min(self.widest, other.widest),
+            (*self.notes, *other.notes),
+            (*self.curvature_notes, *other.curvature_notes),
+        )
+
     @classmethod
     def of(cls, criterion: StatisticalCriterion, sizes: Callable[[], Mapping[str, int]], blame: Blame) -> Demand:
         """Says what a criterion gets.

@@ -16,13 +16,17 @@ from torch import nn
 from prunekit_core.errors import ArgumentError, CheckpointError
 from prunekit_core.modules.tree import named_tensors
 from prunekit_core.program.linear_forms import Site
+from prunekit_plugins.calibration.expert_statistics import ExpertStatistics
 from prunekit_plugins.calibration.moments import Moments
 
 KEY = "prunekit_statistics"
+EXPERTS = "experts-"
+"""What the names of tensors of experts start with in a file."""
 FORMAT = "1"
 MOMENTS, COVARIANCES, CURVATURES = "moments", "covariances", "curvatures"
 GRADIENTS, FISHER = "gradients", "fisher"
-PARTS = (MOMENTS, COVARIANCES, CURVATURES, GRADIENTS, FISHER)
+ROUTING, CONTRIBUTIONS, REROUTING = "routing", "contributions", "rerouting"
+PARTS = (MOMENTS, COVARIANCES, CURVATURES, GRADIENTS, FISHER, ROUTING, CONTRIBUTIONS, REROUTING)
 
 
 @attrs.frozen(eq=False)
@@ -69,6 +73,7 @@ class Statistics:
         shapes: Every parameter of the model to its shape.
         examples: Number of examples.
         notes: Lines for the report: where an estimate is poor, and what wasn't seen.
+        experts: Group of experts to what was gathered of them; empty if nothing was.
     """
 
     sites: Mapping[str, SiteStatistics]
@@ -77,17 +82,22 @@ class Statistics:
     shapes: Mapping[str, tuple[int, ...]]
     examples: int
     notes: tuple[str, ...] = ()
+    experts: Mapping[str, ExpertStatistics] = attrs.field(factory=dict)
 
     def __contains__(self, part: str) -> bool:
-        """Tells whether a part (``"moments"``, ``"covariances"``, ``"curvatures"``, ``"gradients"``, ``"fisher"``) is
-        there."""
+        """Tells whether a part (``"moments"``, ``"covariances"``, ``"curvatures"``, ``"gradients"``, ``"fisher"``,
+        ``"routing"``, ``"contributions"``, ``"rerouting"``) is there."""
         if part == MOMENTS:
             return bool(self.sites)
         if part == COVARIANCES:
             return bool(self.sites) and all(s.moments.covariance is not None for s in self.sites.values())
         if part == CURVATURES:
             return bool(self.sites) and all(s.curvature is not None for s in self.sites.values())
-        return bool({GRADIENTS: self.gradients, FISHER: self.fisher}.get(part))
+        if part == CONTRIBUTIONS:
+            return any(found.weighted is not None for found in self.experts.values())
+        if part == REROUTING:
+            return any(found.error is not None for found in self.experts.values())
+        return bool({GRADIENTS: self.gradients, FISHER: self.fisher, ROUTING: self.experts}.get(part))
 
     def of(self, parameter: str) -> list[SiteStatistics]:
         """Lists what was read by the consumers that multiply by a parameter, or by parts of it."""
@@ -124,7 +134,15 @@ class Statistics:
         for part in (GRADIENTS, FISHER):
             for name, values in getattr(self, part).items():
                 tensors[f"{part}/{name}"] = values.contiguous().cpu()
-        about = {"sites": listing, "shapes": self.shapes, "examples": self.examples, "notes": self.notes}
+        for name, experts in self.experts.items():
+            tensors.update({f"{EXPERTS}{part}/{name}": values for part, values in experts.tensors().items()})
+        about = {
+            "sites": listing,
+            "shapes": self.shapes,
+            "examples": self.examples,
+            "notes": self.notes,
+            "experts": {name: experts.rest() for name, experts in self.experts.items()},
+        }
         safetensors.torch.save_file(tensors, path, metadata={KEY: FORMAT, "about": json.dumps(about)})
 
     @classmethod
@@ -158,7 +176,20 @@ class Statistics:
                 part: {name.partition("/")[2]: t for name, t in tensors.items() if name.startswith(f"{part}/")}
                 for part in (GRADIENTS, FISHER)
             }
-            return cls(sites, others[GRADIENTS], others[FISHER], shapes, about["examples"], tuple(about["notes"]))
+            experts = {
+                name: ExpertStatistics.of(
+                    {
+                        part.removeprefix(EXPERTS): values
+                        for key, values in tensors.items()
+                        for part, _, group in [key.partition("/")]
+                        if part.startswith(EXPERTS) and group == name
+                    },
+                    rest,
+                )
+                for name, rest in about.get("experts", {}).items()  # older files know none
+            }
+            found = cls(sites, others[GRADIENTS], others[FISHER], shapes, about["examples"], tuple(about["notes"]))
+            return attrs.evolve(found, experts=experts)
         except (safetensors.SafetensorError, KeyError, TypeError, ValueError, IndexError) as error:
             if isinstance(error, CheckpointError):
                 raise

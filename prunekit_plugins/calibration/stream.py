@@ -12,6 +12,7 @@ from torch import nn
 
 from prunekit_core.errors import ArgumentError, nearest
 from prunekit_core.graph.current import StoredWeights
+from prunekit_core.groups.analysis import Analysis, analyse
 from prunekit_core.modules.tree import Layer, ModelTree, named_tensors
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry, default_registry
@@ -20,15 +21,19 @@ from prunekit_core.torch_private.trees import pytree
 from prunekit_plugins.calibration.batches import Batch, Batches
 from prunekit_plugins.calibration.curvature import WIDEST, Curvatures, Read
 from prunekit_plugins.calibration.demand import Demand
+from prunekit_plugins.calibration.expert_runs import ExpertRuns
 from prunekit_plugins.calibration.moments import Gatherer, doubts
 from prunekit_plugins.calibration.observation import Loss, Seen, Watched, scalar_loss
 from prunekit_plugins.calibration.statistics import (
+    CONTRIBUTIONS,
     COVARIANCES,
     CURVATURES,
     FISHER,
     GRADIENTS,
     MOMENTS,
     PARTS,
+    REROUTING,
+    ROUTING,
     SiteStatistics,
     Statistics,
 )
@@ -60,7 +65,9 @@ def calibrate(
             Positions that the ``"attention_mask"`` of a mapping leaves out don't count.
         parts: What to gather: ``"moments"`` (means and variances), ``"covariances"``, ``"curvatures"`` (how much the
             outputs of the model move with those of a layer), ``"gradients"`` (the mean gradient of every parameter),
-            ``"fisher"`` (the mean squared gradient of single examples).
+            ``"fisher"`` (the mean squared gradient of single examples). Of mixtures, each of whose tokens is sent to
+            ``k`` experts: ``"routing"`` (how many tokens each expert is sent), ``"contributions"`` (what each adds; it
+            takes ``k + 1`` forward passes more), ``"rerouting"`` (what changes without each; ``k`` passes more).
         layers: Only what these layers read (modules, names or types; containers mean what they contain): for models
             whose covariances don't fit into memory together.
         loss_fn: Loss for gradients: ``loss_fn(outputs, batch)``.
@@ -106,6 +113,7 @@ def gather(
     progress: Progress | None = None,
     values: StoredWeights | None = None,
     registry: Registry | None = None,
+    analysis: Analysis | None = None,
 ) -> Statistics:
     """Does what `calibrate` does, with the values of a model on the meta device from an open checkpoint.
 
@@ -113,6 +121,7 @@ def gather(
         target, batches, layers, loss_fn, progress, registry: As there.
         demand: What is gathered. Where a wish can't be met, a note says why.
         values: The values.
+        analysis: What is known about the model's program, to find its experts in; None to find it out.
     """
     parts = demand.parts
     if values is not None and (loss_fn is not None or CURVATURES in parts):
@@ -125,6 +134,7 @@ def gather(
     masks: dict[str, int] = {}
     curvatures = Curvatures(watched, demand.widest) if demand.has(CURVATURES) and values is None else None
     gathering = _Gathering(paths, covariance=COVARIANCES in parts, energy=curvatures is not None)
+    experts: ExpertRuns | None = None
     for number, batch in enumerate(batches.read(watched.device), 1):
         if demand.has(MOMENTS, COVARIANCES, CURVATURES):
             watched.run(batch, gathering.look)
@@ -134,6 +144,10 @@ def gather(
             curvatures.add(batch, gathering.found)
         if slopes is not None:
             slopes.add(batch)
+        if demand.has(ROUTING, CONTRIBUTIONS, REROUTING):
+            analysis = analysis or _analysed(target, batch, registry)
+            experts = experts or _experts(watched, analysis, demand, gradients=values is None)
+            experts.add(batch)
         examples += batch.size
         if progress is not None:
             progress(number, total)
@@ -152,7 +166,23 @@ def gather(
     found = Statistics(sites, gradients, fisher, shapes, examples)
     notes = (*(f"{text} ({count} batches)" for text, count in masks.items()), *notes)
     earlier = (*demand.notes, *(demand.curvature_notes if CURVATURES in found else ()))
-    return attrs.evolve(found, notes=(*earlier, *notes))
+    known, said = ({}, ()) if experts is None else experts.finish()
+    return attrs.evolve(found, notes=(*earlier, *notes, *said), experts=known)
+
+
+def _analysed(target: nn.Module, batch: Batch, registry: Registry | None) -> Analysis:
+    """Records the program of a model on a batch, to find its experts in."""
+    return analyse(target, [batch.example], registry or default_registry(), modes=(False,))
+
+
+def _experts(watched: Watched, analysis: Analysis, demand: Demand, *, gradients: bool) -> ExpertRuns:
+    return ExpertRuns(
+        watched,
+        analysis,
+        contributions=demand.has(CONTRIBUTIONS),
+        rerouting=demand.has(REROUTING),
+        gradients=gradients,
+    )
 
 
 def bytes_needed(

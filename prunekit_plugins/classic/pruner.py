@@ -71,8 +71,10 @@ class BasePruner(Pruner):
         head_pruning_ratio: Fraction of heads to remove, in [0, 1), whatever a target asks for; None for the ratio that
             other units have: ``pruning_ratio``, or what reaches the target.
         head_pruning_ratio_dict: Like ``pruning_ratio_dict``, for heads.
-        expert_pruning_ratio: Fraction of the experts of each mixture to remove, in [0, 1), whatever a target asks for;
-            None leaves them whole. As many as a token is sent to stay.
+        expert_pruning_ratio: Fraction of the experts of each mixture to remove, in [0, 1), whatever a target asks for.
+            As many as a token is sent to stay. None leaves them whole, or with an ``expert_importance`` takes the ratio
+            that other units have.
+        expert_importance: A criterion for experts, or its registered name; None for the one for all units.
         customized_pruners, unwrapped_parameters: See `DependencyGraph.build_dependency`.
         branch_ratio, branches, branch_importance, keep_first, keep_last, keep_names: See `prunekit.prune`. A ratio
             grows along the schedule; of ``branches`` so many go as it says, in the order in which they are named.
@@ -130,6 +132,7 @@ class BasePruner(Pruner):
         by: str = WIDTH,
         calibration: Iterable[Any] | Batches | None = None,
         expert_pruning_ratio: float | None = None,
+        expert_importance: Criterion | str | None = None,
         customized_pruners: Mapping[Any, CustomizedPruner] | None = None,
         unwrapped_parameters: Unwrapped | None = None,
         root_module_types: Sequence[type[nn.Module]] | None = None,

@@ -18,6 +18,7 @@ from prunekit_plugins.importance.contributions import (
     WandaImportance,
 )
 from prunekit_plugins.importance.effect import EffectImportance
+from prunekit_plugins.importance.experts import ExpertFrequencyImportance, REAPImportance, ReroutingImportance
 from prunekit_plugins.importance.fpgm import FPGMImportance
 from prunekit_plugins.importance.gates import GateFisherImportance, GateTaylorImportance
 from prunekit_plugins.importance.hessian import GroupHessianImportance
@@ -41,6 +42,7 @@ __all__ = [
     "BranchResidualImportance",
     "CalibratedImportance",
     "EffectImportance",
+    "ExpertFrequencyImportance",
     "FPGMImportance",
     "GateFisherImportance",
     "GateTaylorImportance",
@@ -53,9 +55,11 @@ __all__ = [
     "Members",
     "OBDCImportance",
     "OutputChangeImportance",
+    "REAPImportance",
     "RandomImportance",
     "ReconstructionImportance",
     "RelativeEnergyImportance",
+    "ReroutingImportance",
     "TaylorImportance",
     "WandaImportance",
 ]
@@ -72,6 +76,7 @@ def prunekit_importance() -> Mapping[str, Callable[..., Any]]:
         "bn_scale": BNScaleImportance,
         "branch_residual": BranchResidualImportance,
         "calibrated": CalibratedImportance,
+        "expert_frequency": ExpertFrequencyImportance,
         "fpgm": FPGMImportance,
         "gate_fisher": GateFisherImportance,
         "gate_taylor": GateTaylorImportance,
@@ -81,8 +86,10 @@ def prunekit_importance() -> Mapping[str, Callable[..., Any]]:
         "obdc": OBDCImportance,
         "output_change": OutputChangeImportance,
         "random": RandomImportance,
+        "reap": REAPImportance,
         "reconstruction": ReconstructionImportance,
         "relative_energy": RelativeEnergyImportance,
+        "rerouting": ReroutingImportance,
         "taylor": GroupTaylorImportance,
         "wanda": WandaImportance,
     }

@@ -8,8 +8,9 @@ import torch
 
 from prunekit.plugin import Group, Statistics
 from prunekit_plugins.importance.contributions import ActivationVarianceImportance
-from prunekit_plugins.importance.effect import EffectImportance
+from prunekit_plugins.importance.effect import EffectImportance, typical_effect
 from prunekit_plugins.importance.magnitude import GroupMagnitudeImportance
+from prunekit_plugins.importance.members import name_of
 from prunekit_plugins.importance.reconstruction import ReconstructionImportance
 
 
@@ -19,7 +20,9 @@ class CalibratedImportance:
     That is `ReconstructionImportance`, with curvatures. Dims of queries and keys have no consumer: they are only
     multiplied with each other, and `EffectImportance` scores them. Both are squared changes of the model's outputs, so
     that groups can be compared; they are given as multiples of the mean effect of an output of any layer, and where
-    neither layer was seen units are scored by magnitude, divided by its mean within the group.
+    neither layer was seen units are scored by magnitude, divided by its mean within the group. The widths of experts
+    are not seen: where statistics of the experts are there (``"rerouting"``) they share, by magnitude, what the outputs
+    lose without the mixture.
 
     Without curvatures all scores are divided by their mean within the group, and where there is no consumer magnitude
     counts; without covariances `ActivationVarianceImportance` stands for reconstruction.
@@ -57,7 +60,20 @@ class CalibratedImportance:
                 scores = ReconstructionImportance(statistics, curvatures=False)(group)
         if scores is None:
             scores = ActivationVarianceImportance(statistics)(group)
-        return GroupMagnitudeImportance()(group) if scores is None else scores
+        return self._by_magnitude(group) if scores is None else scores
+
+    def _by_magnitude(self, group: Group) -> torch.Tensor | None:
+        """Scores units that no layer was seen to read. Those of experts share what their mixtures do to the outputs."""
+        scores, statistics = GroupMagnitudeImportance()(group), self.statistics
+        if scores is None or statistics is None or not self.additive:
+            return scores
+        weights = {name_of(view) for view in group.views()}
+        mixtures = [one for one in statistics.experts.values() if one.effect is not None and weights & {*one.stacks}]
+        if not mixtures:
+            return scores
+        effect = sum((one.effect or 0.0) / max(1, one.examples) for one in mixtures) / self._scale(statistics)
+        units = sum(len(group.graph.remaining(name)) for name in group.units)
+        return scores / (float(scores.mean()) or 1.0) * effect / units
 
     @property
     def additive(self) -> bool:
@@ -67,7 +83,5 @@ class CalibratedImportance:
     def _scale(self, statistics: Statistics) -> float:
         """The mean effect of an output of any layer: ``G_cc E[y_c^2]``; 1 where there is none."""
         if self._typical is None or self._typical[0] is not statistics:
-            effects = [seen.effect for seen in statistics.sites.values()]
-            total = sum(float(effect.sum()) for effect in effects)
-            self._typical = (statistics, total / sum(effect.numel() for effect in effects) if total > 0 else 1.0)
+            self._typical = (statistics, typical_effect(statistics))
         return self._typical[1]

@@ -13,6 +13,7 @@ from torch import nn
 from prunekit.plugin import Registry
 from prunekit_plugins.importance.activation import ActivationImportance
 from prunekit_plugins.importance.chance import RandomImportance
+from prunekit_plugins.importance.experts import ExpertFrequencyImportance, REAPImportance, ReroutingImportance
 from prunekit_plugins.importance.hessian import GroupHessianImportance
 from prunekit_plugins.importance.obdc import OBDCImportance
 from prunekit_plugins.importance.taylor import GroupTaylorImportance
@@ -23,7 +24,16 @@ Prepare = Callable[[Any, nn.Module, torch.Tensor], None]
 
 def declared() -> Mapping[tuple[str, Any], Callable[[Registry], None]]:
     """Returns the checks of these criteria by hook and name."""
+    experts = {
+        (HOOK, name): functools.partial(_check_experts, made)
+        for name, made in (
+            ("expert_frequency", ExpertFrequencyImportance),
+            ("reap", REAPImportance),
+            ("rerouting", ReroutingImportance),
+        )
+    }
     return {
+        **experts,
         (HOOK, "activation"): functools.partial(_check, ActivationImportance, activations),
         (HOOK, "hessian"): functools.partial(_check, GroupHessianImportance, squares),
         (HOOK, "obdc"): functools.partial(_check, OBDCImportance, factors),
@@ -41,6 +51,29 @@ def _kit() -> Any:
 def _check(make: Callable[[], Any], prepare: Prepare, registry: Registry) -> None:
     criterion = make()
     _kit().check_criterion(lambda: criterion, prepare=functools.partial(prepare, criterion), registry=registry)
+
+
+def _check_experts(make: Callable[[], Any], registry: Registry) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net, batch = Mixture().double(), torch.randn(40, 6, dtype=torch.float64)
+    _kit().check_criterion(make, model=net, example=batch, registry=registry)
+
+
+class Mixture(nn.Module):
+    """A network whose only units that can leave are four experts, of which a token is sent to two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(6, 4)
+        self.weights = nn.Parameter(torch.randn(4, 6, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps tokens ``[tokens, 6]`` to ``[tokens, 3]``."""
+        gates, chosen = self.router(x).softmax(-1).topk(2)
+        each = torch.einsum("td,tkdf->tkf", x, self.weights[chosen])
+        mixed: torch.Tensor = (each * gates[..., None]).sum(1)
+        return mixed.tanh() + x[:, :3]
 
 
 def gradients(criterion: Any, model: nn.Module, batch: torch.Tensor) -> None:

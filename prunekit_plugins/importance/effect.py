@@ -67,3 +67,10 @@ class EffectImportance(FromStatistics):
                 part = effect.new_zeros(seen.site.shape[view.dim]).index_add_(0, places, effect.flatten())
                 total = part if total is None else total + part
         return total
+
+
+def typical_effect(statistics: Statistics) -> float:
+    """Returns the mean effect of an output of any layer, ``G_cc E[y_c^2]``; 1 where there is none."""
+    effects = [seen.effect for seen in statistics.sites.values() if seen.curvature is not None]
+    total = sum(float(effect.sum()) for effect in effects)
+    return total / sum(effect.numel() for effect in effects) if total > 0 else 1.0

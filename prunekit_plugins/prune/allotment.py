@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import attrs
 
-from prunekit_core.choose.criterion import additive
 from prunekit_core.choose.pruner import Pruner
 from prunekit_core.errors import ArgumentError
 from prunekit_core.plugins.registry import Registry
@@ -62,7 +61,7 @@ class Allotment:
 
     def settled(self, pruner: Pruner) -> Allotment:
         """Returns the allotment with the choice made, once the pruner's criterion has its statistics."""
-        return attrs.evolve(self, chosen=by_default(pruner.importance), open=False) if self.open else self
+        return attrs.evolve(self, chosen=by_default(sums=pruner.additive), open=False) if self.open else self
 
     def selector(self, pruner: Pruner, path: CalibratedPath | None) -> Selector | None:
         """Makes what decides how many units each group keeps, if not a search for a ratio does.
@@ -87,4 +86,4 @@ class Allotment:
             sensitivity = measure(pruner, path.batches, ratios=QUICK_RATIOS, finish=path.finish(pruner.graph.model))
         solve = solver_of(self.chosen, pruner.registry)
         assert solve is not None
-        return selector(solve, sensitivity, sums=additive(pruner.importance), registry=pruner.registry)
+        return selector(solve, sensitivity, sums=pruner.additive, registry=pruner.registry)

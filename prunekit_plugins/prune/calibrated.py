@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import operator
 from collections.abc import Callable, Sequence
 
 import attrs
@@ -37,6 +39,8 @@ from prunekit_plugins.prune.settings import PruneSettings
 
 BATCHNORM = "batchnorm"
 IMPORTANCE = "prunekit_importance"
+CRITERIA = ("importance", "expert_importance")
+"""The attributes of a pruner that are criteria."""
 
 
 def check_informed(criterion: Criterion, registry: Registry) -> None:
@@ -98,18 +102,33 @@ class CalibratedPath:
         return cls(batches, methods, settings.stages, registry)
 
     def inform(self, pruner: Pruner) -> tuple[str, ...]:
-        """Gathers what the pruner's criterion needs, unless it has statistics; returns what speaks against them."""
-        criterion = pruner.importance
+        """Gathers what the pruner's criteria need, unless they have statistics; returns what speaks against them."""
+        uninformed = {name: one for name in CRITERIA if (one := self._uninformed(getattr(pruner, name))) is not None}
+        if not uninformed:
+            return ()
+        graph, stored = pruner.graph, pruner.graph.current.stored
+        demands = [self._demand(one, graph.model, stored) for one in uninformed.values()]
+        demand = functools.reduce(operator.or_, demands)
+        found = gather(
+            graph.model, self.batches, demand, values=stored, registry=self.registry, analysis=graph.analysis
+        )
+        for name, one in uninformed.items():
+            informed = copy.copy(one)
+            informed.statistics = found
+            setattr(pruner, name, informed)
+        return found.notes
+
+    def _uninformed(self, criterion: Criterion | None) -> StatisticalCriterion | None:
+        """Returns a criterion if it needs statistics and has none."""
+        if criterion is None:
+            return None
         _check_attribute(criterion, self.registry)
-        if isinstance(criterion, StatisticalCriterion) and criterion.statistics is None:
-            model, stored = pruner.graph.model, pruner.graph.current.stored
-            blame = self.registry.owners.blame(IMPORTANCE, criterion)
-            demand = Demand.of(criterion, lambda: bytes_needed(model, self.batches, stored, self.registry), blame)
-            informed = copy.copy(criterion)
-            informed.statistics = gather(model, self.batches, demand, values=stored, registry=self.registry)
-            pruner.importance = informed
-            return informed.statistics.notes
-        return ()
+        lacks = isinstance(criterion, StatisticalCriterion) and criterion.statistics is None
+        return criterion if lacks and isinstance(criterion, StatisticalCriterion) else None
+
+    def _demand(self, criterion: StatisticalCriterion, model: nn.Module, stored: StoredWeights | None) -> Demand:
+        blame = self.registry.owners.blame(IMPORTANCE, criterion)
+        return Demand.of(criterion, lambda: bytes_needed(model, self.batches, stored, self.registry), blame)
 
     def repair(self, graph: Graph, plan: Plan) -> Repaired | None:
         """Finds the weights that a model should have after a plan, by their names before; the model isn't touched."""

@@ -108,6 +108,7 @@ def prune(
     *,
     target: Target | None = None,
     importance: Criterion | str | None = None,
+    expert_importance: Criterion | str | None = None,
     calibration: Iterable[Any] | Batches | None = None,
     compensation: Sequence[str | Compensator] | str | None = COMPENSATION,
     reestimate_batchnorm: bool = True,
@@ -146,8 +147,11 @@ def prune(
             meets all targets is chosen.
         importance: A criterion or its registered name; None for ``"magnitude"``, and for ``"calibrated"`` where there
             are calibration data.
-        calibration: Batches of data, see `calibrate`: units and branches are chosen by what they do on them, and the
-            weights that stay make up for what goes.
+        expert_importance: A criterion for experts or its registered name: they may leave then, at the ratio of other
+            units if ``expert_pruning_ratio`` says no other. None: with calibration data, ``"rerouting"`` where there is
+            a target or an ``expert_pruning_ratio``; else experts stay, or are scored like all units.
+        calibration: Batches of data, see `calibrate`: units, experts and branches are chosen by what they do on them,
+            and the weights that stay make up for what goes.
         compensation: Compensators or their names, which take calibration data; None for none.
         reestimate_batchnorm: Whether batch norms are estimated anew on calibration data.
         stages: In how many stages layers are compensated; see `compensate`.
@@ -234,7 +238,8 @@ def _decided(pruner: Pruner, settings: PruneSettings, allotment: Allotment, path
     doubts: Sequence[str] = ()
     if settings.widths or not depth.requested:
         if path is None:
-            check_informed(pruner.importance, pruner.registry)
+            for criterion in filter(None, (pruner.importance, pruner.expert_importance)):
+                check_informed(criterion, pruner.registry)
         doubts = () if path is None else path.inform(pruner)
     if depth.requested:
         decided = by_depth(pruner, depth, settings.width_ratio, path)

@@ -22,12 +22,15 @@ from prunekit_plugins.budgets.curves import Sensitivity
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.classic.settings import PrunerSettings
 from prunekit_plugins.compensation.repair import Compensator
-from prunekit_plugins.depth.settings import BOTH, DepthSettings
+from prunekit_plugins.depth.settings import BOTH, DEPTH, DepthSettings
+
+CALIBRATED_EXPERTS = "rerouting"
+"""The criterion for experts with calibration data."""
 
 UNRECORDED = ("model", "options", "registry", "calibration", "compensation", "reestimate_batchnorm", "stages", "verify")
 """Keywords that the protocol of a result doesn't list among the arguments."""
 
-RATIOS = ("pruning_ratio_dict", "head_pruning_ratio", "head_pruning_ratio_dict")
+RATIOS = ("pruning_ratio_dict", "head_pruning_ratio", "head_pruning_ratio_dict", "expert_pruning_ratio")
 """Keywords with ratios of units that hold whatever the other ones say."""
 
 READ = ("ignored_layers", "branches")
@@ -52,6 +55,8 @@ class PruneSettings:
     ratio: float | None = None
     target: Target | None = None
     importance: Criterion | str | None = None
+    expert_importance: Criterion | str | None = None
+    expert_pruning_ratio: float | None = None
     calibration: Iterable[Any] | Batches | None = None
     compensation: Sequence[str | Compensator] | str | None = None
     reestimate_batchnorm: bool = True
@@ -92,6 +97,15 @@ class PruneSettings:
     def criterion(self) -> Criterion | str:
         """The criterion, or its registered name."""
         return self.importance or ("magnitude" if self.calibration is None else "calibrated")
+
+    @property
+    def expert_criterion(self) -> Criterion | str | None:
+        """The criterion for experts, or its registered name; None where experts stay, or are scored like all units."""
+        if self.expert_importance is not None or self.calibration is None:
+            return self.expert_importance
+        stated = self.expert_pruning_ratio
+        by_units = self.target is not None and self.depth.by != DEPTH
+        return CALIBRATED_EXPERTS if stated or (stated is None and by_units) else None
 
     @property
     def methods(self) -> Sequence[str | Compensator]:
@@ -143,7 +157,12 @@ class PruneSettings:
 
     def pruner(self, *, ranks: bool) -> PrunerSettings:
         """Returns what the pruner is asked for, where ``ranks`` says whether all units are ranked together."""
-        own = {"importance": self.criterion, "global_pruning": ranks, "pruning_ratio": self.width_ratio}
+        own = {
+            "importance": self.criterion,
+            "expert_importance": self.expert_criterion,
+            "global_pruning": ranks,
+            "pruning_ratio": self.width_ratio,
+        }
         return PrunerSettings.of({**self.given, **own})
 
     def recorded(self, allocation: str | Solver | None) -> dict[str, Any]:
@@ -151,6 +170,7 @@ class PruneSettings:
         made = {
             "ratio": None if self.target is not None else self.width_ratio,
             "importance": self.criterion,
+            "expert_importance": self.expert_criterion,
             "allocation": allocation,
             "sensitivity": self.sensitivity and self.sensitivity.metric,
             "optimizer": self.optimizer and type(self.optimizer),

@@ -182,7 +182,7 @@ def experts_of(graph: pk.DependencyGraph) -> str:
     return next(group.name for group in graph.groups() if group.kind is pk.Kind.EXPERTS)
 
 
-def without_experts(model: Mixture, gone: Sequence[int]) -> torch.Tensor:
+def without_experts(model: Mixture, gone: Sequence[int], tokens: torch.Tensor = TOKENS) -> torch.Tensor:
     """What the original computes when its router can't choose some experts."""
 
     def barred(module: nn.Module, args: object, logits: torch.Tensor) -> torch.Tensor:
@@ -190,7 +190,7 @@ def without_experts(model: Mixture, gone: Sequence[int]) -> torch.Tensor:
 
     handle = model.router.register_forward_hook(barred)
     with torch.no_grad():
-        found: torch.Tensor = model(TOKENS)
+        found: torch.Tensor = model(tokens)
     handle.remove()
     return found
 

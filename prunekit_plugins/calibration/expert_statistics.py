@@ -1,0 +1,69 @@
+"""Statistics of the experts of a mixture on calibration data, as a value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import torch
+
+TENSORS = ("routed", "weighted", "error", "damage")
+"""The attributes that are tensors; all but the first may be None."""
+
+
+@attrs.frozen(eq=False)
+class ExpertStatistics:
+    """What calibration data say about the experts of one mixture.
+
+    Tensors have one number for each unit of the group: an expert, or the experts at the same place of every group of
+    experts. They are of all tokens that count.
+
+    Attributes:
+        top_k: How many experts a token is sent to.
+        tokens: Number of tokens.
+        examples: Number of examples that they come from.
+        routed: Tensor ``[units]``, int64: how often a token was sent to an expert of the unit.
+        energy: The sum over tokens of the squared norm of what the mixture puts out, shared experts apart.
+        weighted: Tensor ``[units]``, float64: the sum of ``g_j(x) ||f_j(x)||_2`` over these; None if not gathered.
+        error: Tensor ``[units]``, float64: the sum over these tokens of the squared change of what the mixture puts out
+            if the unit can't be chosen, and they are sent to others as the model does it. None if not gathered.
+        damage: Tensor ``[units]``, float64: the expected squared change of the outputs of the model, summed up over
+            these tokens; None where there are no gradients.
+        effect: The same if the mixture puts out nothing; None likewise.
+        stacks: Names of the parameters that hold the weights of the experts.
+    """
+
+    top_k: int
+    tokens: int
+    examples: int
+    routed: torch.Tensor
+    energy: float
+    weighted: torch.Tensor | None = None
+    error: torch.Tensor | None = None
+    damage: torch.Tensor | None = None
+    effect: float | None = None
+    stacks: tuple[str, ...] = attrs.field(default=(), converter=tuple[str, ...])
+
+    @property
+    def unreached(self) -> tuple[int, ...]:
+        """The units that no token was sent to: nothing is known about them."""
+        found: list[int] = (self.routed == 0).nonzero().flatten().tolist()
+        return tuple(found)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Returns the tensors that are there, by the name of their attribute."""
+        values = {name: getattr(self, name) for name in TENSORS}
+        return {name: value.cpu() for name, value in values.items() if value is not None}
+
+    def rest(self) -> dict[str, Any]:
+        """Returns everything else."""
+        return {
+            field.name: getattr(self, field.name) for field in attrs.fields(type(self)) if field.name not in TENSORS
+        }
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]) -> ExpertStatistics:
+        """Makes them from what `tensors` and `rest` return."""
+        values: dict[str, Any] = {**rest, **tensors}
+        return cls(**values)

@@ -1,0 +1,259 @@
+"""Criteria for experts, by computations that don't use the library: hooks on the router, and brute force."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import prunekit as pk
+from prunekit.plugin import ArgumentError, Statistics
+from prunekit_plugins.calibration.statistics import PARTS
+from prunekit_plugins.importance import ExpertFrequencyImportance, REAPImportance, ReroutingImportance
+from tests.core.test_experts import (
+    EXPERTS,
+    KINDS,
+    TOKENS,
+    WIDTH,
+    Grouped,
+    LookedUp,
+    Looped,
+    Mixture,
+    experts_of,
+    graph_of,
+    made,
+    without_experts,
+)
+
+MORE = torch.randn(30, WIDTH, generator=torch.Generator().manual_seed(2))
+BATCHES = [TOKENS, MORE]
+MANY = [torch.randn(1000, WIDTH, generator=torch.Generator().manual_seed(3))]
+PARTS_OF_EXPERTS = ("routing", "contributions", "rerouting")
+
+
+def calibrated(model: nn.Module, *parts: str, batches: Any = None) -> Statistics:
+    return pk.calibrate(model, batches or BATCHES, parts=parts or PARTS_OF_EXPERTS)
+
+
+def routing(model: Mixture, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a mixture reads, its weights and the experts that are chosen."""
+    with torch.no_grad():
+        x = model.stem(x)
+        weights, chosen = model.router(x).softmax(-1).topk(model.top_k)
+    return x, weights, chosen
+
+
+def outputs(model: Mixture, x: torch.Tensor) -> torch.Tensor:
+    """What every expert puts out for every token: ``[tokens, experts, features]``."""
+    with torch.no_grad():
+        hidden = torch.einsum("td,edh->teh", x, model.up).relu()
+        return torch.einsum("teh,ehd->ted", hidden, model.down) * model.scale[None, :, None]
+
+
+def scored(criterion: Callable[[Any], torch.Tensor | None], model: nn.Module) -> torch.Tensor:
+    graph = graph_of(model)
+    found = criterion(graph.whole_group(experts_of(graph)))
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frequency_is_the_part_of_the_tokens(kind: type[Mixture]) -> None:
+    model = made(kind)
+    counts = torch.zeros(EXPERTS)
+    for batch in BATCHES:
+        counts += torch.bincount(routing(model, batch)[2].flatten(), minlength=EXPERTS)
+    found = scored(ExpertFrequencyImportance(calibrated(model, "routing")), model)
+    assert torch.equal(found, counts.double() / 40)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reap_is_the_mean_weighted_norm_of_what_an_expert_puts_out(kind: type[Mixture]) -> None:
+    model = made(kind)
+    sums, counts = torch.zeros(EXPERTS, dtype=torch.float64), torch.zeros(EXPERTS)
+    for batch in BATCHES:
+        x, weights, chosen = routing(model, batch)
+        norms = outputs(model, x).norm(dim=2)
+        for token, experts in enumerate(chosen):
+            for place, expert in enumerate(experts):
+                sums[expert] += float(weights[token, place] * norms[token, expert])
+                counts[expert] += 1
+    statistics = calibrated(model, "contributions")
+    found = scored(REAPImportance(statistics, relative=False), model)
+    assert torch.allclose(found, sums / counts, rtol=1e-6)
+    (seen,) = statistics.experts.values()
+    norm = torch.cat([mixed(model, batch) for batch in BATCHES]).square().sum(1).mean().sqrt()
+    assert torch.allclose(scored(REAPImportance(statistics), model), found / float(norm), rtol=1e-5)
+    assert (seen.top_k, seen.tokens, seen.examples) == (2, 40, 40)
+
+
+def mixed(model: Mixture, x: torch.Tensor) -> torch.Tensor:
+    """What the experts put out together."""
+    x, weights, chosen = routing(model, x)
+    picked = outputs(model, x).gather(1, chosen[..., None].expand(-1, -1, WIDTH))
+    return (picked * weights[..., None]).sum(1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rerouting_is_the_change_with_the_expert_at_minus_infinity(kind: type[Mixture]) -> None:
+    model = made(kind)
+    model.out = nn.Identity()  # type: ignore[assignment]
+    (found,) = calibrated(model, "rerouting", batches=[TOKENS]).experts.values()
+    with torch.no_grad():
+        whole = model(TOKENS)
+    expected = []
+    for expert in range(EXPERTS):
+        own = (routing(model, TOKENS)[2] == expert).any(1)
+        expected.append((without_experts(model, (expert,)) - whole)[own].double().square().sum())
+    assert found.error is not None
+    assert torch.allclose(found.error, torch.stack(expected), rtol=1e-5)
+
+
+def test_damage_is_the_squared_change_of_the_outputs() -> None:
+    model = made(LookedUp)
+    torch.manual_seed(1)
+    batches = [torch.randn(400, WIDTH)]
+    statistics = calibrated(model, "rerouting", batches=batches)
+    (seen,) = statistics.experts.values()
+    expected = []
+    for expert in range(EXPERTS):
+        own = (routing(model, batches[0])[2] == expert).any(1)
+        with torch.no_grad():
+            change = without_experts(model, (expert,), batches[0]) - model(batches[0])
+        expected.append(float(change[own].square().sum()))
+    assert seen.damage is not None
+    assert torch.allclose(seen.damage, torch.tensor(expected).double(), rtol=0.1)
+    criterion = ReroutingImportance(statistics)
+    assert criterion.additive
+    assert torch.allclose(scored(criterion, model), seen.damage / 400)
+
+
+def test_experts_of_several_groups_that_leave_together_share_a_score() -> None:
+    model = made(Grouped)
+    model.out = nn.Identity()  # type: ignore[assignment]
+    (seen,) = calibrated(model, batches=[TOKENS]).experts.values()
+    with torch.no_grad():
+        whole = model(TOKENS)
+    expected = [(without_experts(model, gone) - whole).square().sum() for gone in ((0, 2, 4), (1, 3, 5))]
+    assert seen.error is not None
+    assert torch.allclose(seen.error, torch.stack(expected).double(), rtol=1e-5)
+    assert int(seen.routed.sum()) == 20
+
+
+def test_positions_that_a_mask_leaves_out_dont_count() -> None:
+    class Sequences(LookedUp):
+        def forward(self, x: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+            return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+    model = made(Sequences)
+    x = MORE.reshape(3, 10, WIDTH)
+    mask = torch.ones(3, 10)
+    mask[1, 4:] = 0
+    (seen,) = calibrated(model, batches=[{"x": x, "attention_mask": mask}]).experts.values()
+    (whole,) = calibrated(model, batches=[{"x": x}]).experts.values()
+    chosen = routing(model, x.flatten(0, 1))[2][mask.flatten() > 0]
+    assert torch.equal(seen.routed, torch.bincount(chosen.flatten(), minlength=EXPERTS))
+    assert (seen.tokens, whole.tokens) == (24, 30)
+    assert seen.weighted is not None
+    assert whole.weighted is not None
+    assert seen.error is not None
+    assert bool((seen.weighted <= whole.weighted).all())
+    assert float(seen.weighted.sum()) < float(whole.weighted.sum())
+    assert whole.error is not None
+    assert bool((seen.error <= whole.error).all())
+
+
+def shy(kind: Callable[[], Mixture] = LookedUp) -> Mixture:
+    """A mixture that never chooses its first expert, whose weights are the largest of all."""
+    model = made(kind)
+    with torch.no_grad():
+        model.router.bias[0] = -1e4
+        model.up[0] *= 100
+    return model
+
+
+@pytest.mark.parametrize("criterion", ["rerouting", "reap", "expert_frequency"])
+def test_an_expert_that_calibration_never_reached_stays(criterion: str) -> None:
+    model = shy()
+    result = pk.prune(model, TOKENS, 0.0, expert_pruning_ratio=0.9, expert_importance=criterion, calibration=BATCHES)
+    assert result.report.pruned == {"router#experts": (EXPERTS, 2)}
+    assert 0 in result.plan.kept["router#experts"]
+    told = "router#experts: calibration never reached expert 0 of 6: unknown, not worthless, they stay"
+    assert told in result.report.notes
+
+
+def test_the_expert_goes_whose_stand_ins_do_least_harm() -> None:
+    model = made(LookedUp)
+    (seen,) = calibrated(model).experts.values()
+    assert seen.damage is not None
+    least = set(seen.damage.argsort()[:3].tolist())
+    result = pk.prune(model, TOKENS, 0.0, expert_pruning_ratio=0.5, calibration=BATCHES)
+    assert set(range(EXPERTS)) - set(result.plan.kept["router#experts"]) == least
+
+
+def seldom() -> Mixture:
+    """A mixture that sends few tokens to three of its experts."""
+    model = made(Looped)
+    with torch.no_grad():
+        model.router.bias[:3] -= 1.5
+    return model
+
+
+def test_a_target_takes_experts_with_calibration_data_and_none_without() -> None:
+    plain = pk.prune(seldom(), TOKENS, target={"params": 0.7})
+    assert "router#experts" not in plain.report.pruned
+    result = pk.prune(seldom(), TOKENS, target={"params": 0.7}, calibration=MANY)
+    assert result.report.pruned["router#experts"][1] < EXPERTS
+    assert result.preview.params_after <= 0.7 * result.preview.params_before
+    assert result.protocol.arguments["allocation"] == "estimated"
+    stays = pk.prune(seldom(), TOKENS, target={"params": 0.7}, calibration=MANY, expert_pruning_ratio=0.0)
+    assert "router#experts" not in stays.report.pruned
+
+
+def test_a_target_ranks_where_scores_of_experts_are_no_damages() -> None:
+    result = pk.prune(seldom(), TOKENS, target={"params": 0.7}, calibration=MANY, expert_importance="reap")
+    assert result.protocol.arguments["allocation"] == "global"
+    assert result.protocol.arguments["expert_importance"] == "reap"
+    assert result.report.pruned["router#experts"][1] < EXPERTS
+
+
+def test_a_criterion_for_experts_lets_them_leave_at_the_ratio_of_other_units() -> None:
+    result = pk.prune(made(Looped), TOKENS, 0.5, expert_importance="reap", calibration=MANY)
+    assert result.report.pruned["router#experts"] == (EXPERTS, 3)
+
+
+def test_statistics_of_experts_are_stored(tmp_path: Any) -> None:
+    statistics = calibrated(made(LookedUp))
+    statistics.save(tmp_path / "statistics.safetensors")
+    again = Statistics.load(tmp_path / "statistics.safetensors")
+    assert all(part in again for part in PARTS_OF_EXPERTS)
+    assert {part for part in PARTS if part in again} == set(PARTS_OF_EXPERTS)
+    ours, theirs = statistics.experts["router#experts"], again.experts["router#experts"]
+    assert ours.rest() == theirs.rest()
+    assert all(torch.equal(value, theirs.tensors()[name]) for name, value in ours.tensors().items())
+
+
+def test_a_batch_that_isnt_chosen_over_leaves_the_model_as_it_was() -> None:
+    model = made(Looped)
+    before = copy.deepcopy(model.state_dict())
+    calibrated(model)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_criterion_for_experts_without_statistics_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="has no statistics"):
+        pk.prune(made(LookedUp), TOKENS, 0.0, expert_pruning_ratio=0.5, expert_importance="reap")
+
+
+def test_statistics_of_experts_that_have_left_since_are_refused() -> None:
+    model = made(LookedUp)
+    graph = graph_of(model)
+    statistics = calibrated(model)
+    graph.remove({"router#experts": [1]})
+    with pytest.raises(ArgumentError, match="pruned since"):
+        REAPImportance(statistics)(graph.whole_group("router#experts"))
