@@ -84,6 +84,7 @@ class Batches:
         mask: Called with a batch; returns a tensor ``[batch, positions]``, nonzero where a position counts, or None.
             Where it is None, the ``"attention_mask"`` of a mapping is the mask.
         limit: Largest number of batches; None for all.
+        finite: Whether inputs that hold NaN or infinity are an error as they are read; see `checked`.
     """
 
     source: Iterable[Any]
@@ -91,6 +92,7 @@ class Batches:
     forward_fn: Callable[[nn.Module, Any], Any] | None = None
     mask: Callable[[Any], torch.Tensor | None] | None = None
     limit: int | None = None
+    finite: bool = False
 
     @classmethod
     def of(cls, batches: Any) -> Batches:
@@ -112,6 +114,36 @@ class Batches:
         if isinstance(found.source, Iterator):
             found = attrs.evolve(found, source=list(_first(found.source, found.limit)))
         return found
+
+    def checked(self, *, strict: bool) -> tuple[Batches, tuple[str, ...]]:
+        """Looks for inputs that aren't finite: in a list now, in what else is iterated over as it is read.
+
+        Infinity may stand where a mask is added to scores: in a tensor of zeros and minus infinity.
+
+        Args:
+            strict: Whether any is an error; else only data of which nothing is finite are, and samples that aren't are
+                left out where statistics are gathered.
+
+        Returns:
+            The same batches, and a line for the report.
+
+        Raises:
+            ArgumentError: They hold NaN or infinity.
+        """
+        listed = list(_first(self.source, self.limit)) if isinstance(self.source, list | tuple) else []
+        found = [
+            flaw
+            for number, given in enumerate(listed)
+            if (flaw := _flaw(given if self.inputs is None else self.inputs(given), f"batch {number}")) is not None
+        ]
+        if found and (strict or (len(found) == len(listed) and all(flaw.whole for flaw in found))):
+            raise found[0].error()
+        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+        notes = (
+            f"calibration data hold NaN or infinity: {flaw.where}{more}; such samples are left out"
+            for flaw in found[:1]
+        )
+        return attrs.evolve(self, finite=strict), tuple(notes)
 
     def count(self) -> int | None:
         """Returns the number of batches, if it is known beforehand."""
@@ -158,6 +190,8 @@ class Batches:
         inputs = given if self.inputs is None else self.inputs(given)
         if isinstance(inputs, Mapping) and not isinstance(inputs, dict):
             inputs = dict(inputs)
+        if self.finite and (flaw := _flaw(inputs, where)) is not None:
+            raise flaw.error()
         tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
         size = next((len(tensor) for tensor in tensors if tensor.dim()), 1)
         mask, doubt = self._mask(given, inputs, where)
@@ -186,6 +220,47 @@ class Batches:
                 hint="nonzero where a position counts; of a mask that is added to scores: Batches(mask=...)",
             )
         return counting, ""
+
+
+@attrs.frozen
+class _Flaw:
+    """An input of a batch that isn't finite.
+
+    Attributes:
+        where: The batch and the input.
+        why: How many values aren't.
+        whole: Whether no example of the batch is finite.
+    """
+
+    where: str
+    why: str
+    whole: bool
+
+    def error(self) -> ArgumentError:
+        return ArgumentError(
+            "Calibration data hold NaN or infinity.",
+            where=self.where,
+            why=self.why,
+            hint="leave such examples out: what the model computes from them is NaN, too",
+        )
+
+
+def _flaw(inputs: Any, where: str) -> _Flaw | None:
+    """Finds an input that holds NaN, or infinity that is no mask."""
+    for path, tensor in pytree.tree_leaves_with_path(inputs):
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point() or tensor.is_meta:
+            continue
+        wrong = ~tensor.isfinite()
+        if not bool(wrong.any()) or bool((tensor[wrong] == -torch.inf).all() and (tensor[~wrong] == 0).all()):
+            continue
+        named = pytree.keystr(path)
+        first = tuple(wrong.nonzero()[0].tolist())
+        return _Flaw(
+            f"{where}, input {named}" if named else where,
+            f"{int(wrong.sum())} of {tensor.numel()} values, the first at {first}",
+            bool(wrong.reshape(max(1, len(wrong) if wrong.dim() else 1), -1).any(1).all()),
+        )
+    return None
 
 
 _BLOCKED = -100.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import attrs
 import torch
@@ -134,6 +134,7 @@ class Enough(Exception):  # noqa: N818  # no error: it ends a forward whose rest
     """Raised by whoever watches to end the forward."""
 
 
+_Value = TypeVar("_Value")
 Look = Callable[[Seen], None]
 Total = Callable[[ResidualAdd], None]
 
@@ -165,9 +166,11 @@ class WatchingListener(Listener):
         self._real: dict[str, torch.Tensor] = {}
         self._shadow, self._valueless, self._batch = shadow, shadow.valueless, batch
         self._order = 0
+        self._casts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by identity: with the parameter of that dtype
 
     def start(self, tensors: Mapping[str, torch.Tensor], inputs: Any) -> None:
         """Notes the parameters."""
+        self._casts = {}
         self.parameters = {name: t for name, t in tensors.items() if isinstance(t, nn.Parameter)}
         self._real = {
             n: t for n, t in self.parameters.items() if self._valueless is None or not self._valueless.holds(t)
@@ -180,6 +183,7 @@ class WatchingListener(Listener):
                 self._total(found)
         seen = self.consumer(op, module, arguments, outputs)
         if seen is None:
+            self.note_cast(arguments, outputs)
             return
         if self._sums is not None:
             self._sums.consumer(seen.order, seen.output, follow=seen.order in self._summed)
@@ -194,17 +198,39 @@ class WatchingListener(Listener):
         weight, source = arguments[reading.weight], arguments[reading.source]
         if not isinstance(weight, torch.Tensor) or weight.dim() < 2 or source.dtype != weight.dtype:
             return None
+        weight = self._before_cast(weight)
         names, groups = self._shadow.names, reading.groups(arguments)
         site = find_site(weight, names, self._behind(weight), reading, groups) if groups else None
         if site is None or site.parameter not in self.parameters:
             return None
-        bias = arguments.get(reading.bias) if reading.bias else None
+        bias = self._before_cast(arguments.get(reading.bias) if reading.bias else None)
         named = names.get(id(bias), "")
         known = Run(named) if named in self.parameters else None
         if known is None and isinstance(bias, torch.Tensor):
             known = find_run(bias, self._behind(bias))
         order, self._order = self._order, self._order + 1
         return Seen(order, site, known, module, reading, arguments, outputs, self._batch)
+
+    def note_cast(self, arguments: Mapping[str, Any], outputs: Any) -> bool:
+        """Notes what a parameter, or a view of one, becomes in another dtype, as under autocast.
+
+        Returns:
+            Whether the operation is such a cast.
+        """
+        tensors = [value for value in arguments.values() if isinstance(value, torch.Tensor)]
+        if len(tensors) != 1 or not isinstance(outputs, torch.Tensor) or not outputs.is_floating_point():
+            return False
+        (source,) = tensors
+        if not source.is_floating_point() or source.dtype == outputs.dtype or source.shape != outputs.shape:
+            return False
+        stored = {one.untyped_storage().data_ptr() for one in self._behind(source).values()}
+        if id(source) not in self._shadow.names and source.untyped_storage().data_ptr() not in stored:
+            return False
+        self._casts[id(outputs)] = (outputs, source)
+        return True
+
+    def _before_cast(self, tensor: _Value) -> _Value | torch.Tensor:
+        return self._casts[id(tensor)][1] if id(tensor) in self._casts else tensor
 
     def _behind(self, tensor: torch.Tensor) -> Mapping[str, torch.Tensor]:
         """The parameters that a tensor may be a view of."""

@@ -78,6 +78,8 @@ class PrunerSettings:
                 "Calibration data of a pruner score branches, and none is to go.",
                 hint="branch_ratio=0.25; criteria for units take statistics=calibrate(model, batches)",
             )
+        if given.get("calibration") is not None:
+            given["calibration"], _ = Batches.of(given["calibration"]).checked(strict=True)
         if given.get("pruning_ratio") is None:
             given["pruning_ratio"] = 0.0 if depth.spares_units else Settings().pruning_ratio
         return cls.of({**given, "depth": depth})

@@ -105,6 +105,20 @@ class _Search:
         self._join()
         self._readers = _readers(self._needs)
         self._weights = {ref.index: name for name, ref in self._trace.parameters.items()}
+        self._add_casts()
+
+    def _add_casts(self) -> None:
+        """Adds what parameters become in another dtype, as under autocast, to the weights."""
+        shapes, dtypes = self._trace.shapes, self._trace.dtypes
+        for operation in self._trace.operations:
+            read = operation.references()
+            if len(read) != 1 or len(operation.outputs) != 1:
+                continue
+            (source,), (out,) = read, operation.outputs
+            name, pair = self._weights.get(self._trace.memory(source.index)), (dtypes[source.index], dtypes[out.index])
+            cast = pair[0] != pair[1] and all(dtype.is_floating_point for dtype in pair)
+            if name is not None and cast and shapes[source.index] == shapes[out.index]:
+                self._weights[self._trace.memory(out.index)] = name
 
     def _join(self) -> None:
         """Takes sums of which all operands are gone for operands that are gone themselves."""

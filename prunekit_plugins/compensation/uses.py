@@ -66,6 +66,8 @@ class _Uses(WatchingListener):
         self._note_readers(op, arguments, given)
         self.sums.operation(op, arguments, outputs)
         seen = self.consumer(op, module, arguments, outputs)
+        if seen is None and self.note_cast(arguments, outputs):
+            return  # what uses the cast is seen
         own: list[Any] = []
         if seen is not None:
             self.look(seen)

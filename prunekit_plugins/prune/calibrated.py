@@ -23,6 +23,7 @@ from prunekit_core.plugins.registry import Registry
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.calibration.demand import LACKS, SET_IT, Demand, StatisticalCriterion, lacks_statistics
 from prunekit_plugins.calibration.observation import Watched
+from prunekit_plugins.calibration.statistics import COVARIANCES, CURVATURES, MOMENTS
 from prunekit_plugins.calibration.stream import bytes_needed, gather
 from prunekit_plugins.checkpoints.stored_values import Cut, Scratch
 from prunekit_plugins.compensation.repair import Compensator
@@ -76,30 +77,32 @@ class CalibratedPath:
         methods: Compensators or their names, in order.
         stages: See `compensate`.
         registry: Where compensators are found.
+        notes: Lines for the report.
     """
 
     batches: Batches
     methods: Sequence[str | Compensator]
     stages: int | None
     registry: Registry
+    notes: Sequence[str] = ()
 
     @classmethod
     def of(cls, settings: PruneSettings, registry: Registry) -> CalibratedPath | None:
         """Reads the arguments of `prune`; None without calibration data.
 
         Raises:
-            ArgumentError: The data can't be iterated over, or a compensator isn't known.
+            ArgumentError: The data can't be iterated over, or hold NaN or infinity, or a compensator isn't known.
         """
         if settings.calibration is None:
             return None
-        batches = Batches.of(settings.calibration)
+        batches, notes = Batches.of(settings.calibration).checked(strict=settings.depth.requested)
         if batches.forward_fn is None and settings.forward_fn is not None:
             batches = attrs.evolve(batches, forward_fn=settings.forward_fn)
         methods = list(settings.methods)
         if settings.reestimate_batchnorm and BATCHNORM not in methods:
             methods.append(BATCHNORM)
         find_compensators(methods, registry)
-        return cls(batches, methods, settings.stages, registry)
+        return cls(batches, methods, settings.stages, registry, notes)
 
     def inform(self, pruner: Pruner) -> tuple[str, ...]:
         """Gathers what the pruner's criteria need, unless they have statistics; returns what speaks against them."""
@@ -112,6 +115,14 @@ class CalibratedPath:
         found = gather(
             graph.model, self.batches, demand, values=stored, registry=self.registry, analysis=graph.analysis
         )
+        if demand.has(MOMENTS, COVARIANCES, CURVATURES) and not found.sites:
+            raise ArgumentError(
+                "Calibration data say nothing about this model.",
+                where=type(graph.model).__name__,
+                why="no operation was seen that multiplies what it reads by a parameter or a part of one: weights may be "
+                "computed from parameters",
+                hint='importance="magnitude", compensation=None',
+            )
         for name, one in uninformed.items():
             informed = copy.copy(one)
             informed.statistics = found

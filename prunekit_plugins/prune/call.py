@@ -210,7 +210,7 @@ def prune(
     registry = registry or default_registry()
     allotment, path = Allotment.of(settings, registry), CalibratedPath.of(settings, registry)
     settings.check_names(registry)
-    unused = settings.without_data(registry.config)
+    told = settings.without_data(registry.config) if path is None else path.notes
     profile = None if serve is None else profiler_of(serve)(model, example_inputs, registry)
     if profile is not None:
         settings = PruneSettings.of(profile.under(settings.given))
@@ -218,7 +218,7 @@ def prune(
     pruner = Pruner(**wanted.analysed(model, example_inputs, DependencyGraph(registry), registry))
     decided = _decided(pruner, settings, allotment, path)
     pruner, plan = decided.pruner, decided.plan
-    doubts = (*unused, *(profile.notes if profile else ()), *decided.notes)
+    doubts = (*told, *(profile.notes if profile else ()), *decided.notes)
     preview = plan.preview()
     shared = settings.depth.by == BOTH or not settings.depth.requested
     arguments = settings.recorded(allotment.settled(pruner).chosen if shared else allotment.chosen)

@@ -113,7 +113,7 @@ class PruneSettings:
         return [self.compensation] if isinstance(self.compensation, str) else list(self.compensation or ())
 
     def without_data(self, config: Config) -> tuple[str, ...]:
-        """Finds what there are no calibration data for.
+        """Finds what asks for calibration data in a call without them.
 
         Args:
             config: The settings of the project.
@@ -126,7 +126,7 @@ class PruneSettings:
         """
         wanted: dict[str, object] = {} if self.compensation == COMPENSATION else {"compensation": self.methods}
         wanted["stages"] = self.stages
-        unused = [name for name, value in wanted.items() if value and self.calibration is None]
+        unused = [name for name, value in wanted.items() if value]
         asked = next((name for name in unused if config.option(name) != self.given.get(name)), None)
         if asked is not None:
             raise ArgumentError(

@@ -547,7 +547,7 @@ def test_what_is_not_finite_spoils_no_allocation(allocation: str) -> None:
     [
         ([], {}, "There are no calibration batches."),
         ([torch.randn(3, 5)], {}, "The model's forward pass raised on a calibration batch."),
-        ([torch.full((3, 4), float("nan"))], {}, "No value that a layer read was finite."),
+        ([torch.full((3, 4), float("nan"))], {}, "Calibration data hold NaN or infinity."),
         ([torch.randn(3, 4)], {"compensation": ["least_square"]}, "No compensator is registered as 'least_square'."),
         (
             [torch.randn(3, 4)],
