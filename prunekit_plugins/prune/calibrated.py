@@ -119,8 +119,7 @@ class CalibratedPath:
             raise ArgumentError(
                 "Calibration data say nothing about this model.",
                 where=type(graph.model).__name__,
-                why="no operation was seen that multiplies what it reads by a parameter or a part of one: weights may be "
-                "computed from parameters",
+                why="no operation was seen that multiplies what it reads by a parameter, or by a part or a cast of one",
                 hint='importance="magnitude", compensation=None',
             )
         for name, one in uninformed.items():
