@@ -104,6 +104,22 @@ BranchImportance = Annotated[
         show_default=False,
     ),
 ]
+ExpertRatio = Annotated[
+    float | None,
+    typer.Option(
+        "--expert-ratio",
+        help="Fraction of the experts of each mixture to remove; with --calibration a --target takes some by itself.",
+        show_default=False,
+    ),
+]
+ExpertImportance = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[,ARG=VALUE]",
+        help="The criterion that ranks experts; rerouting with --calibration.",
+        show_default=False,
+    ),
+]
 By = Annotated[
     str | None,
     typer.Option(help="What meets a --target: width (units), depth (branches) or both.", show_default=False),
