@@ -104,14 +104,6 @@ BranchImportance = Annotated[
         show_default=False,
     ),
 ]
-ExpertRatio = Annotated[
-    float | None,
-    typer.Option(
-        "--expert-ratio",
-        help="Fraction of the experts of each mixture to remove; with --calibration a --target takes some by itself.",
-        show_default=False,
-    ),
-]
 ExpertImportance = Annotated[
     str | None,
     typer.Option(
@@ -172,7 +164,10 @@ HeadRatio = Annotated[
 ]
 ExpertRatio = Annotated[
     float | None,
-    typer.Option(help="Fraction of the experts of each layer to remove; none by default.", show_default=False),
+    typer.Option(
+        help="Fraction of the experts of each layer to remove; none by default, but for a --target with --calibration.",
+        show_default=False,
+    ),
 ]
 MaxRatio = Annotated[float | None, typer.Option(help="Largest fraction that any group loses.", show_default=False)]
 Serve = Annotated[

@@ -94,7 +94,6 @@ def prune(
     branch_ratio: options.BranchRatio = None,
     branches: options.Branches = None,
     branch_importance: options.BranchImportance = None,
-    expert_pruning_ratio: options.ExpertRatio = None,
     expert_importance: options.ExpertImportance = None,
     by: options.By = None,
     keep_first: options.KeepFirst = None,
