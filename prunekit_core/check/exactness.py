@@ -158,7 +158,7 @@ def compared(
     Raises:
         PlanError: The pruned model returns another number of tensors.
     """
-    inexact = tuple(cut.group for cut in plan.cuts if analysis.groups[cut.group].mixes)
+    inexact = tuple(cut.group for cut in plan.cuts if analysis.groups[cut.group].inexact)
     try:
         runs = run.run(example)
     except (PrunedModelError, OtherProgramError) as error:

@@ -150,6 +150,11 @@ class Pruner:
         return own if experts is None or not is_experts(self.graph.analysis.groups[group]) else experts
 
     @property
+    def doubts(self) -> Sequence[str]:
+        """What was asked for and can't be had, as far as that is known without scores."""
+        return self._scopes.notes
+
+    @property
     def additive(self) -> bool:
         """Whether the scores of all groups that are up for choice are damages that add up."""
         experts = None if self.settings.expert_pruning_ratio is not None else self.expert_importance
@@ -435,4 +440,5 @@ class Pruner:
             for name, count in self._spared.items()
         ]
         branches = {} if self.branches is None else self.branches.left
-        return graph.report({**self._left, **self._scopes.left}, branches, (*self._notes, *spared))
+        notes = (*self._notes, *self._scopes.notes, *spared)
+        return graph.report({**self._left, **self._scopes.left}, branches, notes)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from torch import nn
 
 from prunekit_core.algebra.layout import Product, groups_of, walk
-from prunekit_core.choose.candidates import Scope
+from prunekit_core.choose.candidates import Scope, target_count
 from prunekit_core.choose.settings import Ratios, Settings, layers_of
 from prunekit_core.graph.graph import Graph
 from prunekit_core.groups.report import left_by_default
@@ -35,6 +35,7 @@ class Scopes:
 
     Attributes:
         left: Groups that are in no scope, with the reason.
+        notes: Lines for the report: what was asked for of experts and can't be had.
     """
 
     def __init__(self, graph: Graph, settings: Settings, schedule: Callable[[float], Sequence[float]]) -> None:
@@ -46,6 +47,21 @@ class Scopes:
         for family in self._families:
             graph.knowledge.add_tie(family)
         self.left: dict[str, str] = {}
+        self.notes = tuple(self._about_experts())
+
+    def _about_experts(self) -> Iterator[str]:
+        """Says where no expert can leave, or fewer than the ratio says."""
+        ratio = self._settings.expert_pruning_ratio
+        experts = [group for group in self._graph.groups() if is_experts(group) and not group.outer]
+        if ratio and not experts:
+            yield f"expert_pruning_ratio={ratio:g}: the model has no experts that could leave"
+        for group in experts:
+            count = target_count(group.size, ratio or 0.0)
+            if count < group.least:
+                yield (
+                    f"{group.name} keeps {group.least} of {group.size} experts, as many as are chosen for a token: "
+                    f"expert_pruning_ratio={ratio:g} would leave {count}"
+                )
 
     def _by_path(self, ratios: Ratios) -> list[tuple[set[str], bool, float]]:
         return [(self._graph.module_paths(layers_of(key)), isinstance(key, tuple), r) for key, r in ratios.items()]

@@ -42,6 +42,13 @@ def check_indices(indices: Sequence[int] | torch.Tensor, size: int, where: str) 
     return numbers
 
 
+def check_groups(names: Iterable[str], groups: Mapping[str, UnitGroup]) -> None:
+    """Raises `ArgumentError` for the first of some names that no group has."""
+    strange = next((name for name in names if name not in groups), None)
+    if strange is not None:
+        raise ArgumentError("The model has no such group.", where=repr(strange), hint=nearest(strange, groups))
+
+
 def check_units(
     units: Mapping[str, Sequence[int] | torch.Tensor], groups: Mapping[str, UnitGroup]
 ) -> dict[str, frozenset[int]]:
@@ -51,9 +58,7 @@ def check_units(
         ArgumentError: There is no such group.
         UnitsError: They are no integers, out of range or repeated.
     """
-    strange = next((name for name in units if name not in groups), None)
-    if strange is not None:
-        raise ArgumentError("The model has no such group.", where=repr(strange), hint=nearest(strange, groups))
+    check_groups(units, groups)
     return {name: frozenset(check_indices(found, groups[name].size, name)) for name, found in units.items()}
 
 

@@ -16,7 +16,7 @@ from prunekit_core.branches.surgery import obstacles
 from prunekit_core.branches.without import without
 from prunekit_core.collector import collection_paused
 from prunekit_core.errors import ArgumentError, PlanError, UnitsError
-from prunekit_core.graph.channels import check_indices, check_units, flat_layout, not_whole, whole_units
+from prunekit_core.graph.channels import check_groups, check_indices, check_units, flat_layout, not_whole, whole_units
 from prunekit_core.graph.current import CurrentModel
 from prunekit_core.graph.dependencies import dependencies
 from prunekit_core.graph.group import Dependency, Group, MemberView
@@ -196,9 +196,10 @@ class Graph:
             keep_names: Whether layers stay in their lists, so that all others keep their names.
 
         Raises:
-            ArgumentError: The model has no such branch.
+            ArgumentError: The model has no such branch, or no such group.
             RehearsalError: The program can't go on without them, with those at fault, or can't express the cut.
         """
+        check_groups(kept or (), self.analysis.groups)
         return draft_blaming(self.model, self.drafts, self.applied, branches, kept, reselect, keep_names=keep_names)
 
     def analysis_after(self, plan: Plan) -> Analysis:

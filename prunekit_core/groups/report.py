@@ -51,7 +51,7 @@ class Report:
         means: Mapping[str, str] = types.MappingProxyType({}),
     ) -> Report:
         """Makes the report of an analysis and the units that stay."""
-        mixes = {name: (*analysis.groups[name].mixes, *filter(None, [means.get(name)])) for name in kept}
+        mixes = {name: (*analysis.groups[name].inexact, *filter(None, [means.get(name)])) for name in kept}
         reasons: dict[str, str] = {}
         for name, group in analysis.groups.items():
             if name not in kept:
@@ -200,7 +200,7 @@ class Explanation:
             lines.extend(f"  {m.parameter}[{m.dim}] ({m.role.value})" for m in group.members)
             uses = self.operations.get(group.name, ())
             lines.append("  by " + ", ".join(uses[:12]) + (f" and {len(uses) - 12} more" if len(uses) > 12 else ""))
-            lines.extend(f"  not exact: {mix}" for mix in group.mixes[:1])
+            lines.extend(f"  not exact: {mix}" for mix in group.inexact[:1])
         if self.pinned:
             lines.append("pinned:")
             lines.extend(f"  {where}: {why}" for where, why in self.pinned.items())

@@ -51,6 +51,15 @@ class UnitGroup:
     mixes: tuple[str, ...]
     least: int = 1
 
+    @property
+    def inexact(self) -> tuple[str, ...]:
+        """The operations for which a cut doesn't compute what the oracle does; empty: every cut is exact.
+
+        Where experts left the oracle is the program that can't choose them, so what is left may depend on how many
+        there are.
+        """
+        return () if self.kind in (Kind.EXPERTS, Kind.EXPERT_GROUPS) else self.mixes
+
     def producers(self) -> list[Member]:
         """Lists the members that produce the units."""
         return [member for member in self.members if member.role is Role.OUT]

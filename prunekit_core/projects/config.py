@@ -167,6 +167,7 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "serve": ("the name of a serving profile", lambda value: isinstance(value, str)),
     "head_pruning_ratio": _RATIO,
     "expert_pruning_ratio": _RATIO,
+    "expert_importance": ('the name of a criterion, or a table such as { name = "reap", relative = false }', _is_made),
     "prune_num_heads": _SWITCH,
     "prune_head_dims": _SWITCH,
     "pruner": ('the name of a pruner, or a table such as { name = "group_norm", reg = 1e-4 }', _is_made),
@@ -179,7 +180,10 @@ OF_THE_HOST = ("block", "plugins", "plugin")
 """Settings that say what is loaded; the others are arguments of ``prune``."""
 STEPWISE = ("pruner", "regularizer", "iterative_steps", "iterative_pruning_ratio_scheduler")
 """Settings for pruning in steps, which ``prune`` doesn't do."""
-CODE = ("branch_importance", "compensation", "allocation", "pruner", "regularizer", "iterative_pruning_ratio_scheduler")
+CODE = (
+    *("branch_importance", "expert_importance", "compensation", "allocation", "pruner", "regularizer"),
+    "iterative_pruning_ratio_scheduler",
+)
 """Settings, besides the criterion, in which a name may be one for code."""
 EXCLUSIVE = (("ratio", "target"), ("round_to", "align"), ("branch_ratio", "branches"))
 """Settings of which one takes the place of the other."""

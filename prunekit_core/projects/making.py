@@ -28,6 +28,7 @@ Stated = str | Mapping[str, Any]
 """A name, or a table with a ``name`` and arguments."""
 HOOKS_OF = {
     "branch_importance": "prunekit_importance",
+    "expert_importance": "prunekit_importance",
     "compensation": "prunekit_compensators",
     "allocation": "prunekit_allocators",
     "iterative_pruning_ratio_scheduler": "prunekit_schedules",
@@ -70,8 +71,9 @@ def options_of(config: Config, source: Source, given: Mapping[str, Any]) -> dict
     found, own = config.under(given), _criterion_of(config)
     if isinstance(found.get("importance"), Mapping):
         found["importance"] = _criterion(found["importance"], source, "")
-    if isinstance(found.get("branch_importance"), Mapping):
-        found["branch_importance"] = _criterion(found["branch_importance"], source, _where(config))
+    for name in ("branch_importance", "expert_importance"):
+        if isinstance(found.get(name), Mapping):
+            found[name] = _criterion(found[name], source, _where(config))
     if own and "importance" not in found:
         found["importance"] = _criterion(own, source, _where(config))
     return found

@@ -104,6 +104,14 @@ BranchImportance = Annotated[
         show_default=False,
     ),
 ]
+ExpertImportance = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[,ARG=VALUE]",
+        help="The criterion that ranks experts; rerouting with --calibration.",
+        show_default=False,
+    ),
+]
 By = Annotated[
     str | None,
     typer.Option(help="What meets a --target: width (units), depth (branches) or both.", show_default=False),
@@ -156,7 +164,10 @@ HeadRatio = Annotated[
 ]
 ExpertRatio = Annotated[
     float | None,
-    typer.Option(help="Fraction of the experts of each layer to remove; none by default.", show_default=False),
+    typer.Option(
+        help="Fraction of the experts of each layer to remove; none by default, but for a --target with --calibration.",
+        show_default=False,
+    ),
 ]
 MaxRatio = Annotated[float | None, typer.Option(help="Largest fraction that any group loses.", show_default=False)]
 Serve = Annotated[

@@ -20,7 +20,7 @@ from prunekit.plugin import ArgumentError, CheckpointError, Config, Registry, ne
 from prunekit_plugins.depth import DepthSettings
 
 FORMAT = 1
-CODE = {"branch_importance", "compensation", "allocation"}
+CODE = {"branch_importance", "expert_importance", "compensation", "allocation"}
 """Settings besides the criterion, the arguments of `prune` among them, in which a name may be one for code."""
 
 
@@ -238,8 +238,9 @@ def settings_of(registry: Registry, settings: Mapping[str, Any], default: str, f
     if not only_branches(settings):
         own = {"name": config.importance, **config.importance_arguments}
         found = {"importance": _beside(_written(settings.get("importance", default), own), folder), **found}
-    if "branch_importance" in found:
-        found["branch_importance"] = _written(found["branch_importance"], config.option("branch_importance"))
+    for name in ("branch_importance", "expert_importance"):
+        if name in found:
+            found[name] = _written(found[name], config.option(name))
     for key in CODE & found.keys():
         found[key] = _beside(found[key], folder)
     host = {

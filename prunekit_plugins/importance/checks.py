@@ -56,7 +56,7 @@ def _check(make: Callable[[], Any], prepare: Prepare, registry: Registry) -> Non
 def _check_experts(make: Callable[[], Any], registry: Registry) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net, batch = Mixture().double(), torch.randn(40, 6, dtype=torch.float64)
+        net, batch = Mixture().double(), torch.randn(40, 6, dtype=torch.float64, device="cpu")
     _kit().check_criterion(make, model=net, example=batch, registry=registry)
 
 
@@ -66,7 +66,7 @@ class Mixture(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.router = nn.Linear(6, 4)
-        self.weights = nn.Parameter(torch.randn(4, 6, 3))
+        self.weights = nn.Parameter(torch.randn(4, 6, 3, device="cpu"))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps tokens ``[tokens, 6]`` to ``[tokens, 3]``."""

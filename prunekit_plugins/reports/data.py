@@ -334,7 +334,7 @@ def _groups(graph: Graph, kept: Mapping[str, tuple[int, ...]], report: Report) -
             group.size,
             len(kept.get(group.name, range(group.size))),
             "" if group.name in kept else report.left.get(group.name, ""),
-            group.mixes,
+            group.inexact,
             _members(analysis, group, kept),
             uses.get(group.name, ()),
             tuple(kept.get(group.name, ())),

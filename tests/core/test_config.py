@@ -28,6 +28,7 @@ round_to = 2
 ignored_layers = ["layers.1"]
 head_pruning_ratio = 0.5
 expert_pruning_ratio = 0.25
+expert_importance = { name = "reap", relative = false }
 prune_num_heads = true
 prune_head_dims = false
 uniform = true
@@ -85,6 +86,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         "ignored_layers": ["layers.1"],
         "head_pruning_ratio": 0.5,
         "expert_pruning_ratio": 0.25,
+        "expert_importance": {"name": "reap", "relative": False},
         "prune_num_heads": True,
         "prune_head_dims": False,
         "uniform": True,

@@ -345,6 +345,17 @@ def test_a_group_that_isnt_there_is_refused() -> None:
         graph_of(made(LookedUp)).remove({"router": [1]})
 
 
+def test_a_draft_for_a_group_that_isnt_there_is_refused() -> None:
+    with pytest.raises(pk.ArgumentError, match=r"(?s)no such group.*'router'.*did you mean 'router#experts'"):
+        graph_of(made(LookedUp)).draft({"router": (1, 2)})
+
+
+def test_removed_experts_are_exact_in_the_report() -> None:
+    result = pk.prune(made(LookedUp), TOKENS, ratio=0.0, expert_pruning_ratio=0.5)
+    assert result.report.mixes == {}
+    assert "not exact" not in str(result.report)
+
+
 def test_groups_of_experts_lose_the_same_places() -> None:
     model, original = made(Grouped), made(Grouped)
     graph = graph_of(model)
@@ -411,3 +422,17 @@ def test_a_plan_without_experts_is_data() -> None:
     plan = graph_of(model).remove({"router#experts": (0, 3, 4)})
     pk.Plan.from_json(plan.to_json()).apply(other)
     assert torch.equal(model(TOKENS), other(TOKENS))
+
+
+def test_fewer_experts_than_a_ratio_says_are_reported() -> None:
+    result = pk.prune(made(LookedUp), TOKENS, ratio=0.0, expert_pruning_ratio=0.9)
+    told = (
+        "router#experts keeps 2 of 6 experts, as many as are chosen for a token: expert_pruning_ratio=0.9 would leave 1"
+    )
+    assert told in result.report.notes
+
+
+def test_a_ratio_of_experts_in_a_model_without_any_is_reported() -> None:
+    result = pk.prune(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), torch.randn(3, 4), expert_pruning_ratio=0.5)
+    assert "expert_pruning_ratio=0.5: the model has no experts that could leave" in result.report.notes
+    assert result.report.pruned == {"0": (8, 4)}

@@ -55,15 +55,19 @@ OF_BRANCHES = (
 )  # fmt: skip
 """Criteria that have nothing to say about units."""
 
+OF_EXPERTS = ("expert_frequency", "reap", "rerouting")
+"""Criteria that have nothing to say about other units."""
+
 
 def test_registered_names() -> None:
     entries = pk.default_registry().entries("prunekit_importance")
-    of_units = {name: entry.value for name, entry in entries.items() if name not in OF_BRANCHES}
+    of_units = {name: entry.value for name, entry in entries.items() if name not in (*OF_BRANCHES, *OF_EXPERTS)}
     assert {name: value for name, value in of_units.items() if entries[name].owner.rank == 0} == NAMED
-    assert {entries[name].value for name in OF_BRANCHES} <= {getattr(importance, name) for name in importance.__all__}
+    others = {entries[name].value for name in (*OF_BRANCHES, *OF_EXPERTS)}
+    assert others <= {getattr(importance, name) for name in importance.__all__}
     aliases = {importance.Members, importance.HessianImportance, importance.MagnitudeImportance}
     aliases.add(importance.EffectImportance)  # a part of "calibrated", without a name of its own
-    aliases |= {entries[name].value for name in OF_BRANCHES}
+    aliases |= others
     assert {getattr(importance, name) for name in importance.__all__} - aliases <= set(NAMED.values())
 
 

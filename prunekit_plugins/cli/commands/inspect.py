@@ -96,10 +96,10 @@ def _row(group: UnitGroup) -> tuple[str, ...]:
 
 def exactness(group: UnitGroup) -> str:
     """Says whether a group's removal equals zeroing it, and if not, which operations mix its units."""
-    if not group.mixes:
+    if not group.inexact:
         return "exact"
     names: dict[str, int] = {}
-    for use in group.mixes:
+    for use in group.inexact:
         name = use.split(" ")[0].removeprefix("aten::")
         names[name] = names.get(name, 0) + 1
     return "not exact: " + ", ".join(f"{name} ({count} uses)" if count > 1 else name for name, count in names.items())
@@ -133,7 +133,7 @@ def _data(
                 "kind": group.kind.value,
                 "units": group.size,
                 "outer": group.outer,
-                "exact": not group.mixes,
+                "exact": not group.inexact,
                 "mixes": list(group.mixes),
                 "members": [{"parameter": m.parameter, "dim": m.dim, "role": m.role.value} for m in group.members],
             }

@@ -94,6 +94,7 @@ def prune(
     branch_ratio: options.BranchRatio = None,
     branches: options.Branches = None,
     branch_importance: options.BranchImportance = None,
+    expert_importance: options.ExpertImportance = None,
     by: options.By = None,
     keep_first: options.KeepFirst = None,
     keep_last: options.KeepLast = None,
@@ -148,6 +149,7 @@ def prune(
         "target": targets,
         "importance": None if importance is None else read_criterion(importance),
         "branch_importance": None if branch_importance is None else read_criterion(branch_importance),
+        "expert_importance": None if expert_importance is None else read_criterion(expert_importance),
         "branches": branches or None,
         "free_outputs": free_outputs or None,
         "serve": goal.profile(serve or registry.config.option("serve")),
@@ -183,7 +185,7 @@ def prune(
     traced = decisions(result, registry, criteria_of(registry, typed)) if trace or save_recipe else []
     if trace:
         show_trace(output, traced)
-    for key in ("importance", "branch_importance"):
+    for key in ("importance", "branch_importance", "expert_importance"):
         if typed[key] is not None:
             settings[key] = typed[key]  # with its arguments, not made of them
     finish(output, known, subject, settings, save_recipe, weights, data, distributions(traced, registry))

@@ -39,7 +39,8 @@ def decisions(result: PruneResult, registry: Registry, criteria: Mapping[str, st
     Args:
         result: What was pruned.
         registry: The registry that it was pruned with.
-        criteria: ``importance`` and ``branch_importance`` to the names of criteria that were made with arguments.
+        criteria: ``importance``, ``branch_importance`` and ``expert_importance`` to the names of criteria that were
+            made with arguments.
     """
     found: dict[tuple[str, str], dict[str, None]] = {}
     for what, name, plugin in _used(result, registry, criteria or {}):
@@ -55,7 +56,7 @@ def distributions(found: Iterable[Decision], registry: Registry) -> list[str]:
 
 
 def criteria_of(registry: Registry, stated: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the names of the criteria that are typed or set, under ``importance`` and ``branch_importance``.
+    """Returns the names of the criteria that are typed or set, by the names of these settings.
 
     Args:
         registry: The registry with the settings.
@@ -65,6 +66,7 @@ def criteria_of(registry: Registry, stated: Mapping[str, Any]) -> dict[str, str]
     found = {
         "importance": stated.get("importance") or config.importance,
         "branch_importance": stated.get("branch_importance") or config.option("branch_importance"),
+        "expert_importance": stated.get("expert_importance") or config.option("expert_importance"),
     }
     return {key: value["name"] if isinstance(value, Mapping) else value for key, value in found.items() if value}
 
@@ -75,6 +77,7 @@ def _used(result: PruneResult, registry: Registry, criteria: Mapping[str, str]) 
     named: list[tuple[str, str, Any]] = [
         ("criterion", "prunekit_importance", arguments.get("importance")),
         ("branch criterion", "prunekit_importance", arguments.get("branch_importance")),
+        ("expert criterion", "prunekit_importance", arguments.get("expert_importance")),
         ("allocator", "prunekit_allocators", arguments.get("allocation")),
         *(("target", "prunekit_budgets", name) for name in (target if isinstance(target, Mapping) else ())),
         *(("compensator", "prunekit_compensators", name) for name in _methods(result)),

@@ -1,0 +1,111 @@
+"""Experts of models of transformers leave by what they do on data: scores against hooks, targets, folders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import prunekit as pk
+from prunekit_plugins.importance import REAPImportance
+from prunekit_plugins.integrations.configuration import update_config
+from tests.zoo.test_experts import IDS, INPUTS, TINY, logits, tiny
+
+transformers = pytest.importorskip("transformers")
+
+EXPERTS = 8
+BATCHES = [
+    {"input_ids": torch.randint(3, 90, (4, 24), generator=torch.Generator().manual_seed(seed)), "use_cache": False}
+    for seed in range(3)
+]
+
+
+def mixtures(model: nn.Module) -> list[nn.Module]:
+    """The modules that are given tokens, the numbers of their experts, and their weights."""
+    return [module for path, module in model.named_modules() if path.endswith(".experts")]
+
+
+def expected(model: nn.Module) -> torch.Tensor:
+    """The mean of ``g ||f||`` for each mixture and expert: hooks see the routing, experts run one by one."""
+    seen: list[tuple[int, tuple[Any, ...]]] = []
+    handles = [
+        module.register_forward_pre_hook(lambda _, given, number=number: seen.append((number, given)))
+        for number, module in enumerate(mixtures(model))
+    ]
+    with torch.no_grad():
+        for batch in BATCHES:
+            model(**batch)
+    for handle in handles:
+        handle.remove()
+    sums = torch.zeros(len(mixtures(model)), EXPERTS, dtype=torch.float64)
+    counts = torch.zeros(len(mixtures(model)), EXPERTS)
+    with torch.no_grad():
+        for number, (tokens, chosen, weights) in seen:
+            for expert in range(EXPERTS):
+                token, place = (chosen == expert).nonzero(as_tuple=True)
+                only = torch.full((len(token), 1), expert)
+                alone = (
+                    mixtures(model)[number](tokens[token], only, torch.ones(len(token), 1))
+                    if len(token)
+                    else tokens[:0]
+                )
+                sums[number, expert] += float((weights[token, place].double() * alone.double().norm(dim=1)).sum())
+                counts[number, expert] += len(token)
+    if type(model).__name__.startswith("DeepseekV3"):  # the experts at the same place of both groups leave together
+        sums, counts = sums.unflatten(1, (2, -1)).sum(1), counts.unflatten(1, (2, -1)).sum(1)
+    return sums / counts.clamp(min=1)
+
+
+@pytest.mark.parametrize("implementation", ["grouped_mm", "batched_mm", "eager"])
+@pytest.mark.parametrize("name", TINY)
+def test_reap_is_what_hooks_on_the_model_say(name: str, implementation: str) -> None:
+    model = tiny(name, implementation)
+    graph = pk.DependencyGraph().build_dependency(model, INPUTS)
+    criterion = REAPImportance(pk.calibrate(model, BATCHES, parts=("contributions",)), relative=False)
+    groups = [group.name for group in graph.groups() if group.kind is pk.Kind.EXPERTS]
+    scores = [criterion(graph.whole_group(group)) for group in groups]
+    found = torch.stack([score for score in scores if score is not None])
+    model.config._experts_implementation = "eager"
+    assert torch.allclose(found, expected(model), rtol=1e-6, atol=1e-6)
+
+
+def seldom(name: str) -> Any:
+    """A model whose routers send few tokens to every second expert."""
+    model = tiny(name, "grouped_mm")
+    for path, module in model.named_modules():
+        if path.endswith((".gate", ".router")):
+            with torch.no_grad():
+                module.weight[::2] *= 0.2
+                module.weight[1::2] *= 0.8
+                for bias in (getattr(module, name, None) for name in ("bias", "e_score_correction_bias")):
+                    if bias is not None:
+                        bias.zero_()
+    return model
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_target_takes_experts_and_what_is_left_generates(name: str) -> None:
+    model = seldom(name)
+    result = pk.prune(model, INPUTS, target={"params": 0.7}, calibration=BATCHES)
+    taken = {group: sizes for group, sizes in result.report.pruned.items() if group.endswith("#experts")}
+    assert taken, result.report.pruned
+    assert result.preview.params_after <= 0.7 * result.preview.params_before
+    assert sum(parameter.numel() for parameter in model.parameters()) == result.preview.params_after
+    assert result.protocol.arguments["allocation"] == "estimated"
+    assert model.generate(IDS[:, :4], max_new_tokens=3, do_sample=False).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_with_one_number_for_all_layers_a_stock_model_loads_the_folder(name: str, tmp_path: Any) -> None:
+    model = seldom(name)
+    result = pk.prune(model, INPUTS, target={"params": 0.7}, calibration=BATCHES, uniform=True)
+    taken = {sizes for group, sizes in result.report.pruned.items() if group.endswith("#experts")}
+    assert len(taken) == 1
+    update = update_config(model, result.plan, INPUTS)
+    assert update.complete, update
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    assert torch.allclose(logits(again), logits(model), atol=1e-6)
+    assert again.generate(IDS[:, :4], max_new_tokens=3, do_sample=False).shape == (2, 7)
