@@ -62,13 +62,15 @@ class CantChoose(TorchFunctionMode):
         return result
 
 
-def removed_rows(model: nn.Module, plan: pk.Plan) -> dict[str, torch.Tensor]:
-    """Lists the positions that a plan takes out of dim 0 of parameters and buffers."""
+def removed(plan: pk.Plan) -> dict[str, dict[int, torch.Tensor]]:
+    """Lists the positions that a plan takes out of parameters and buffers, by dim."""
     found = {}
     for cut in plan.parameters:
-        kept = plan.positions(cut).get(0)
-        if kept is not None:
-            found[cut.parameter] = torch.tensor(sorted(set(range(cut.shape[0])) - set(torch.as_tensor(kept).tolist())))
+        kept = {dim: set(torch.as_tensor(places).tolist()) for dim, places in plan.positions(cut).items()}
+        found[cut.parameter] = {
+            dim: torch.tensor([place for place in range(cut.shape[dim]) if place not in places])
+            for dim, places in kept.items()
+        }
     return found
 
 
@@ -77,12 +79,13 @@ def can_t_choose(original: nn.Module, plan: pk.Plan, run: Callable[[nn.Module], 
     model = check_recordable(copy.deepcopy(original))
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     barred = []
-    for name, gone in removed_rows(original, plan).items():
+    for name, by_dim in removed(plan).items():
         tensor = tensors[name]
-        if tensor.ndim == 2 and is_router(tensor):
-            barred.append((tensor.detach().clone(), gone))
-        elif tensor.ndim == 1 and "bias" in name.rpartition(".")[2] and tensor.is_floating_point():
-            tensor.data[gone] = -torch.inf
+        for dim, gone in by_dim.items():
+            if tensor.ndim == 2 and dim == 0 and is_router(tensor):
+                barred.append((tensor.detach().clone(), gone))
+            elif tensor.shape[dim] == tensor.numel() and "bias" in name and tensor.is_floating_point():
+                tensor.data.index_fill_(dim, gone, -torch.inf)
     with CantChoose(barred) as mode:
         found = without_gradients(lambda: run(model))
     if len(mode.seen) < len(plan.kept):
