@@ -98,6 +98,13 @@ def is_router(tensor: torch.Tensor) -> bool:
     return tensor.ndim == 2 and mixtures.EXPERTS <= tensor.shape[0] <= mixtures.EXPERTS + 2
 
 
+def routers_in(model: nn.Module) -> list[str]:
+    """Names the weights of routers: of the modules that hold no stack of weights, whose biases look alike."""
+    stacks = {name.rpartition(".")[0] for name, tensor in model.named_parameters() if tensor.ndim == 3}
+    named = model.named_parameters()
+    return [name for name, tensor in named if is_router(tensor) and name.rpartition(".")[0] not in stacks]
+
+
 @attrs.frozen(eq=False)
 class Mixture:
     """A mixture with one implementation of its experts.
@@ -203,9 +210,8 @@ def one(example: zoo_models.Example, implementation: str, load: bool) -> dict[st
     )
     groups = mixture.groups()
     found: dict[str, Any] = {"groups": groups, "analysis_s": round(time.process_time() - began, 2)}
-    routers = {name for name, tensor in model.named_parameters() if is_router(tensor)}
     pinned = graph.report().pinned
-    found["pins"] = {name: pinned[f"{name}[0]"] for name in sorted(routers) if f"{name}[0]" in pinned}
+    found["pins"] = {name: pinned[f"{name}[0]"] for name in routers_in(model) if f"{name}[0]" in pinned}
     if not groups:
         return found
     found["uniform"], small, plan = mixture.tried(uneven=False)
@@ -231,8 +237,7 @@ def measure(name: str) -> None:
     zoo_worker.tell(ran=False)
     model, inputs, _ = model_types.build(name, experts=True)
     example = zoo_models.awake(zoo_models.Example(model, inputs))
-    routers = sum(is_router(tensor) for tensor in dict(model.named_parameters()).values())
-    zoo_worker.tell(ran=True, routers=routers, params=sum(p.numel() for p in model.parameters()))
+    zoo_worker.tell(ran=True, routers=len(routers_in(model)), params=sum(p.numel() for p in model.parameters()))
     results: dict[str, Any] = {}
     for place, implementation in enumerate(mixtures.implementations(name)):
         results[implementation or "own"] = guarded(lambda i=implementation, p=place: one(example, i, p == 0))  # type: ignore[misc]
