@@ -62,13 +62,15 @@ class CantChoose(TorchFunctionMode):
         return result
 
 
-def removed_rows(model: nn.Module, plan: pk.Plan) -> dict[str, torch.Tensor]:
-    """Lists the positions that a plan takes out of dim 0 of parameters and buffers."""
+def removed(plan: pk.Plan) -> dict[str, dict[int, torch.Tensor]]:
+    """Lists the positions that a plan takes out of parameters and buffers, by dim."""
     found = {}
     for cut in plan.parameters:
-        kept = plan.positions(cut).get(0)
-        if kept is not None:
-            found[cut.parameter] = torch.tensor(sorted(set(range(cut.shape[0])) - set(torch.as_tensor(kept).tolist())))
+        kept = {dim: set(torch.as_tensor(places).tolist()) for dim, places in plan.positions(cut).items()}
+        found[cut.parameter] = {
+            dim: torch.tensor([place for place in range(cut.shape[dim]) if place not in places])
+            for dim, places in kept.items()
+        }
     return found
 
 
@@ -77,12 +79,13 @@ def can_t_choose(original: nn.Module, plan: pk.Plan, run: Callable[[nn.Module], 
     model = check_recordable(copy.deepcopy(original))
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     barred = []
-    for name, gone in removed_rows(original, plan).items():
+    for name, by_dim in removed(plan).items():
         tensor = tensors[name]
-        if tensor.ndim == 2 and is_router(tensor):
-            barred.append((tensor.detach().clone(), gone))
-        elif tensor.ndim == 1 and "bias" in name.rpartition(".")[2] and tensor.is_floating_point():
-            tensor.data[gone] = -torch.inf
+        for dim, gone in by_dim.items():
+            if tensor.ndim == 2 and dim == 0 and is_router(tensor):
+                barred.append((tensor.detach().clone(), gone))
+            elif tensor.shape[dim] == tensor.numel() and "bias" in name and tensor.is_floating_point():
+                tensor.data.index_fill_(dim, gone, -torch.inf)
     with CantChoose(barred) as mode:
         found = without_gradients(lambda: run(model))
     if len(mode.seen) < len(plan.kept):
@@ -93,6 +96,13 @@ def can_t_choose(original: nn.Module, plan: pk.Plan, run: Callable[[nn.Module], 
 def is_router(tensor: torch.Tensor) -> bool:
     """Whether a parameter has a row for each expert (and one or two that stand for none): no other size is near."""
     return tensor.ndim == 2 and mixtures.EXPERTS <= tensor.shape[0] <= mixtures.EXPERTS + 2
+
+
+def routers_in(model: nn.Module) -> list[str]:
+    """Names the weights of routers: of the modules that hold no stack of weights, whose biases look alike."""
+    stacks = {name.rpartition(".")[0] for name, tensor in model.named_parameters() if tensor.ndim == 3}
+    named = model.named_parameters()
+    return [name for name, tensor in named if is_router(tensor) and name.rpartition(".")[0] not in stacks]
 
 
 @attrs.frozen(eq=False)
@@ -200,9 +210,8 @@ def one(example: zoo_models.Example, implementation: str, load: bool) -> dict[st
     )
     groups = mixture.groups()
     found: dict[str, Any] = {"groups": groups, "analysis_s": round(time.process_time() - began, 2)}
-    routers = {name for name, tensor in model.named_parameters() if is_router(tensor)}
     pinned = graph.report().pinned
-    found["pins"] = {name: pinned[f"{name}[0]"] for name in sorted(routers) if f"{name}[0]" in pinned}
+    found["pins"] = {name: pinned[f"{name}[0]"] for name in routers_in(model) if f"{name}[0]" in pinned}
     if not groups:
         return found
     found["uniform"], small, plan = mixture.tried(uneven=False)
@@ -228,8 +237,7 @@ def measure(name: str) -> None:
     zoo_worker.tell(ran=False)
     model, inputs, _ = model_types.build(name, experts=True)
     example = zoo_models.awake(zoo_models.Example(model, inputs))
-    routers = sum(is_router(tensor) for tensor in dict(model.named_parameters()).values())
-    zoo_worker.tell(ran=True, routers=routers, params=sum(p.numel() for p in model.parameters()))
+    zoo_worker.tell(ran=True, routers=len(routers_in(model)), params=sum(p.numel() for p in model.parameters()))
     results: dict[str, Any] = {}
     for place, implementation in enumerate(mixtures.implementations(name)):
         results[implementation or "own"] = guarded(lambda i=implementation, p=place: one(example, i, p == 0))  # type: ignore[misc]

@@ -87,7 +87,7 @@ class _Added:
             return self._analysis
         old, shadow = self._analysis, self._analysis.shadow
         programs = Programs(shadow, old.swaps, (*recorded, *later), old.failed, ())
-        return attrs.evolve(understood(programs, self._registry, old.declared), decoding=True)
+        return attrs.evolve(understood(programs, self._registry, old.declared, followed=old.followed), decoding=True)
 
 
 @attrs.frozen(eq=False)

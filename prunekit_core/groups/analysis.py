@@ -6,20 +6,22 @@ A group is one free leaf of size above one together with every parameter dim tha
 from __future__ import annotations
 
 import types
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import attrs
 from torch import nn
 
-from prunekit_core.algebra.axes import pin
+from prunekit_core.algebra.axes import Axis, pin
 from prunekit_core.algebra.layout import Kept, groups_of
 from prunekit_core.algebra.reasons import Reason
 from prunekit_core.collector import collection_paused
 from prunekit_core.groups import unrecorded
-from prunekit_core.groups.choosing import choices_among, first_choices
+from prunekit_core.groups.choosing import choices_among, choices_in_turn, first_choices
+from prunekit_core.groups.expert_lists import ExpertList, tie_entries
 from prunekit_core.groups.freeze import Freezer
 from prunekit_core.groups.moving_averages import MomentumCopy, momentum_copies, tie_run, unrun_tensors
-from prunekit_core.groups.propagate import NotUnderstood, parameter_axes, propagate
+from prunekit_core.groups.position_reads import ANYTHING, Followed, followed_in, reads_numbers, reads_of
+from prunekit_core.groups.propagate import NotUnderstood, ParameterAxes, Propagation, parameter_axes, propagate
 from prunekit_core.groups.recording import ParameterLayout, Recording
 from prunekit_core.groups.unit_group import UnitGroup
 from prunekit_core.groups.zeros import Zeros
@@ -33,6 +35,7 @@ from prunekit_core.program.outputs import check_free
 from prunekit_core.program.rules import RuleTable
 from prunekit_core.program.sameness import same_where_live
 from prunekit_core.program.trace import TensorRef, Trace
+from prunekit_core.record.decisions import Choices
 from prunekit_core.record.programs import Programs, record_programs
 from prunekit_core.record.shadow import Shadow
 
@@ -57,6 +60,8 @@ class Analysis:
         declared: What was declared of momentum copies.
         decoding: Whether the last recordings are of calls that are given a cache; see `with_decoding`.
         undecoded: Why there are none, though the model returns a cache; empty if that isn't so, or nobody has tried.
+        lists: Lists of modules with an entry for each unit of an axis.
+        followed: What follows the numbers that the programs read of positions; None where that isn't known.
     """
 
     groups: Mapping[str, UnitGroup]
@@ -74,6 +79,8 @@ class Analysis:
     declared: Mapping[str, str] = attrs.field(factory=dict)
     decoding: bool = False
     undecoded: str = ""
+    lists: tuple[ExpertList, ...] = ()
+    followed: Followed | None = None
 
 
 def analyse(
@@ -107,12 +114,36 @@ def analyse(
         programs = record_programs(model, examples, registry, modes, fakes)
         names = [name for trace, _, _ in programs.recorded for name in trace.names]
         check_free(names, [pattern for example in examples for pattern in example.free_outputs])
-        found = understood(programs, registry, declared_copies or {})
+        declared = declared_copies or {}
+
+        def recorded(choices: Choices) -> Programs:
+            again = record_programs(model, examples, registry, modes, (False,), choices)
+            return attrs.evolve(again, notes=programs.notes)
+
+        found = understood(programs, registry, declared)
+        followed = None
+        if any(reads_numbers(trace) for trace, _, _ in programs.recorded):
+            followed = _followed(understood(programs, registry, declared, followed=ANYTHING), recorded)
+            found = found if followed is None else understood(programs, registry, declared, followed=followed)
         choices = first_choices(found.recordings) if kept is None else choices_among(found.recordings, kept)
-        if choices is None:
-            return found
-        again = record_programs(model, examples, registry, modes, (False,), choices)
-        return understood(attrs.evolve(again, notes=programs.notes), registry, declared_copies or {})
+        return found if choices is None else understood(recorded(choices), registry, declared, followed=followed)
+
+
+def _followed(assumed: Analysis, recorded: Callable[[Choices], Programs]) -> Followed | None:
+    """Finds what follows the numbers that programs read of positions; None if that can't be said.
+
+    Args:
+        assumed: The model as analysed with the assumption that whatever equals a number follows it.
+        recorded: Records the model with some units chosen.
+    """
+    rounds = [[trace for trace, _, _ in recorded(c).recorded] for c in choices_in_turn(assumed.recordings)]
+    if not rounds or len({len(traces) for traces in rounds}) > 1:
+        return None
+    found = [followed_in(first, others) for first, *others in zip(*rounds, strict=True)]
+    known = [one for one in found if one is not None]
+    if len(known) < len(found):
+        return None
+    return Followed(frozenset().union(*(one.sites for one in known)), frozenset().union(*(one.lists for one in known)))
 
 
 def understood(
@@ -120,6 +151,8 @@ def understood(
     registry: Registry,
     declared: Mapping[str, str],
     pinned: Mapping[tuple[str, int], Reason] = types.MappingProxyType({}),
+    *,
+    followed: Followed | None = None,
 ) -> Analysis:
     """Finds the groups of recorded programs.
 
@@ -128,6 +161,7 @@ def understood(
         registry: Where op rules are found.
         declared: See `analyse`.
         pinned: Dims of parameters that have to keep their size.
+        followed: What follows the numbers that the programs read of positions; None where that isn't known.
 
     Raises:
         PluginError: What a layer type says about its parameters is wrong.
@@ -136,14 +170,14 @@ def understood(
     parameters = parameter_axes([trace for trace, _, _ in recorded], registry.op_rules)
     for (name, dim), reason in pinned.items():
         pin(parameters[name][dim], reason)
-    propagations = [propagate(t, registry.op_rules, parameters, e.free_outputs) for t, e, _ in recorded]
+    propagations, lists, listed = _propagated(programs, registry, parameters, followed)
     partial = [propagate(trace, registry.op_rules, parameters) for trace in programs.failed]
-    touched = set().union(*(p.touched for p in (*propagations, *partial)))
+    touched = listed.union(*(p.touched for p in (*propagations, *partial)))
     copies, hints = momentum_copies(shadow.modules, shadow.names, touched, declared, parameters)
     tie_run(copies, parameters)
-    followed = unrun_tensors(copies)
+    mirrored = unrun_tensors(copies)
     untouched = [name for name in parameters if name not in touched]
-    unknown = [name for name in untouched if name not in followed]
+    unknown = [name for name in untouched if name not in mirrored]
     untouched_dims = tuple(name for name in unknown if parameters[name])
     unrecorded.keep_untouched(untouched, parameters)
     if programs.failed:
@@ -162,14 +196,14 @@ def understood(
     tensors = shadow.tensors()
     needed = _not_zero(recordings, registry.op_rules, freezer)
     if not needed.keys() <= pinned.keys():
-        return understood(programs, registry, declared, {**needed, **pinned})
+        return understood(programs, registry, declared, {**needed, **pinned}, followed=followed)
     zeroed = freezer.weights() | {name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
     missed = [name for name in untouched_dims if isinstance(tensors[name], nn.Parameter)]
     return Analysis(
         groups=freezer.groups(_mixes(recordings, registry.op_rules, zeroed), recordings),
         parameters={
             name: freezer.parameter(
-                followed.get(name, name), tensor.element_size(), not isinstance(tensor, nn.Parameter)
+                mirrored.get(name, name), tensor.element_size(), not isinstance(tensor, nn.Parameter)
             )
             for name, tensor in tensors.items()
         },
@@ -182,7 +216,28 @@ def understood(
         copies=tuple(copies),
         failed=programs.failed,
         declared=declared,
+        lists=tuple(ExpertList(path, prefix, freezer.layout(axis)) for path, (prefix, axis) in lists.items()),
+        followed=followed,
     )
+
+
+def _propagated(
+    programs: Programs, registry: Registry, parameters: ParameterAxes, followed: Followed | None
+) -> tuple[list[Propagation], dict[str, tuple[str, Axis]], set[str]]:
+    """Propagates axes through all programs.
+
+    Returns:
+        What is known of each program; by path of a list of experts its prefix and axis; the tensors in these lists.
+    """
+    found: list[Propagation] = []
+    lists: dict[str, tuple[str, Axis]] = {}
+    listed: set[str] = set()
+    for trace, example, _ in programs.recorded:
+        reads = None if followed is None else reads_of(trace, followed)
+        found.append(propagate(trace, registry.op_rules, parameters, example.free_outputs, reads))
+        if reads is not None:
+            listed |= tie_entries(found[-1], reads, programs.shadow.modules, parameters, lists)
+    return found, lists, listed
 
 
 def _unseen(recordings: Sequence[Recording], untouched: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ first units chosen, always: as many of them stay as it chooses, so that the smal
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,24 +24,38 @@ def first_choices(recordings: Sequence[Recording]) -> Choices | None:
     Args:
         recordings: The recordings of a model, in which it chose by itself.
     """
-    made: dict[tuple[str, int], Choose] = {}
-    for recording in recordings:
-        for key, operation, choice in _choices(recording):
-            if operation.index in recording.trace.decisions and groups_of(choice.layout):
-                made[key] = _first(choice)
-    return Choices(made, assumed=True) if made else None
+    return next(choices_in_turn(recordings), None)
 
 
-def _first(choice: Chosen) -> Choose:
+def choices_in_turn(recordings: Sequence[Recording]) -> Iterator[Choices]:
+    """Yields choices of the first units, of those behind them, and so on until all have been chosen.
+
+    Args:
+        recordings: The recordings of a model on real tensors, in which it chose by itself.
+    """
+    found = {
+        key: choice
+        for recording in recordings
+        for key, operation, choice in _choices(recording)
+        if operation.index in recording.trace.decisions and groups_of(choice.layout)
+    }
+    turns = max((-(-choice.layout.size // choice.count) for choice in found.values()), default=0)
+    for turn in range(turns):
+        yield Choices({key: _chosen(choice, turn) for key, choice in found.items()}, assumed=True)
+
+
+def _chosen(choice: Chosen, turn: int) -> Choose:
+    start = min(turn * choice.count, choice.layout.size - choice.count)
+
     def choose(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Any:
-        def first(found: torch.Tensor) -> torch.Tensor:
+        def made(found: torch.Tensor) -> torch.Tensor:
             if choice.dim is None:
-                return torch.zeros_like(found)
+                return torch.full_like(found, start)
             shape = [-1 if dim == choice.dim % found.ndim else 1 for dim in range(found.ndim)]
-            numbers = torch.arange(found.shape[choice.dim], dtype=found.dtype, device=found.device)
+            numbers = torch.arange(start, start + found.shape[choice.dim], dtype=found.dtype, device=found.device)
             return numbers.reshape(shape).expand(found.shape).contiguous()
 
-        return with_output(result, choice.output, first)
+        return with_output(result, choice.output, made)
 
     return choose
 

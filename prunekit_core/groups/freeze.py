@@ -148,7 +148,7 @@ class Freezer:
             },
             temperatures={i: (t, self.layout(t.axis)) for i, t in effects.temperatures.items()},
             unread=p.unread,
-            choices={i: Chosen(self.layout(c.axis), c.output, c.dim) for i, c in effects.choices.items()},
+            choices={i: Chosen(self.layout(c.axis), c.output, c.dim, c.count) for i, c in effects.choices.items()},
             marks=frozenset(effects.marks),
             needs_zeros=effects.needs_zeros,
         )

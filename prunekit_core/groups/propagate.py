@@ -14,6 +14,7 @@ from prunekit_core.algebra import axes
 from prunekit_core.algebra.axes import Axis, AxisMismatchError
 from prunekit_core.algebra.reasons import Reason, ReasonKind
 from prunekit_core.errors import PluginError
+from prunekit_core.groups.position_reads import Reads
 from prunekit_core.plugins.blame import STOPS, describe_error, module_of
 from prunekit_core.program.calls import WRITTEN, writes
 from prunekit_core.program.op_call import Effects, OpCall, Outputs, TensorArgument
@@ -103,7 +104,11 @@ def _only_numbers(name: str, trace: Trace, rules: RuleTable) -> bool:
 
 
 def propagate(
-    trace: Trace, rules: RuleTable, parameters: ParameterAxes, free_outputs: Sequence[str] = ()
+    trace: Trace,
+    rules: RuleTable,
+    parameters: ParameterAxes,
+    free_outputs: Sequence[str] = (),
+    reads: Reads | None = None,
 ) -> Propagation:
     """Ties the axes of all tensors of a trace.
 
@@ -112,13 +117,15 @@ def propagate(
         rules: The op rules.
         parameters: Axes of the parameters and buffers, shared by all traces of one model; they are tied in place.
         free_outputs: Patterns of names of outputs that aren't pinned.
+        reads: What follows the numbers that the program reads of positions; None where that isn't known: then only a
+            number that the next operation is given does.
     """
-    return _Propagator(trace, rules, parameters).run(free_outputs)
+    return _Propagator(trace, rules, parameters, reads).run(free_outputs)
 
 
 class _Propagator:
-    def __init__(self, trace: Trace, rules: RuleTable, parameters: ParameterAxes) -> None:
-        self._trace, self._rules = trace, rules
+    def __init__(self, trace: Trace, rules: RuleTable, parameters: ParameterAxes, reads: Reads | None) -> None:
+        self._trace, self._rules, self._reads = trace, rules, reads
         self._result = Propagation(trace, unread=unread(trace))
         live = (operation for operation in trace.operations if operation.index not in self._result.unread)
         self._read = {ref.index for operation in live for ref in operation.references()}
@@ -145,8 +152,9 @@ class _Propagator:
         for axis, reason in effects.enumerated.values():
             if id(axis) not in self._compared:
                 axes.pin(axis, reason)
-        read = [effects.domains[index] for index in self._trace.read if index in effects.domains]
-        for axis in [*read, *([] if effects.number is None else [effects.number[1]])]:
+        read = [effects.domains[index] for index in self._trace.read & effects.domains.keys() if self._leaves(index)]
+        last = [] if effects.number is None or self._reads is not None else [effects.number[1]]
+        for axis in [*read, *last]:
             axes.pin(axis, Reason(READ))
         for ref, name in zip(self._trace.results, self._trace.names, strict=True):
             if not is_free(name, free_outputs):
@@ -156,6 +164,10 @@ class _Propagator:
         for ref, why in self._trace.kept.items():
             self._pin_output(ref, Reason(f"it may be an output of the model: {why}", kind=ReasonKind.OUTPUT))
         return self._result
+
+    def _leaves(self, index: int) -> bool:
+        """Tells whether the values of a tensor become numbers that nobody can follow."""
+        return index in self._trace.read and (self._reads is None or index not in self._reads.tensors)
 
     def _pin_output(self, ref: TensorRef, reason: Reason) -> None:
         """Pins the dims of an output, and the axis whose positions it holds."""
@@ -207,6 +219,8 @@ class _Propagator:
     def _last_number(self, operation: Operation) -> Axis | None:
         """Returns the axis of which the operation before has read a position; pins it if another one came between."""
         pending, self._result.effects.number = self._result.effects.number, None
+        if self._reads is not None:
+            return self._result.effects.numbers.get(self._reads.arguments.get(operation.index, -1))
         if pending is not None and pending[0] != operation.index - 1:
             axes.pin(pending[1], Reason(READ))
             return None
@@ -225,7 +239,7 @@ class _Propagator:
         except STOPS as error:  # a plugin's rule may fail in any way; the operation is pinned and reported
             self._give_up(call, f"its rule raised {describe_error(error, module_of(rule.ties))}", faulty=True)
         unused = call.last_number()
-        if unused is not None:
+        if unused is not None and not (self._reads is not None and self._reads.assumed):
             axes.pin(unused, call.reason(READ))
         if self._result.effects.expanded and (isinstance(operation.op, ModuleOp) or writes(operation.op)):
             self._forget_expanded(operation)
@@ -239,7 +253,7 @@ class _Propagator:
         given = [(name, tensor) for name, value in call.arguments.items() for tensor in _tensors(value)]
         for name, tensor in given:
             domain = effects.domains.get(tensor.ref.index)
-            if domain is not None and tensor.ref.index in self._trace.read:
+            if domain is not None and self._leaves(tensor.ref.index):
                 axes.pin(domain, call.reason(READ))
             elif domain is not None and name not in followed:
                 axes.pin(domain, call.reason(NUMBERS))

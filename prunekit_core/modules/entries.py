@@ -16,7 +16,7 @@ Plain = bool | int | float | str | None
 Place = tuple[str, tuple[str, ...]]
 """Path of a module, and names of attributes: the first one is the module's, the others of the objects in it."""
 
-LISTS = (nn.ModuleList, nn.Sequential)
+LISTS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 """Modules whose children are numbered, and may be numbered anew."""
 _CLOSED = (nn.Module, torch.Tensor, type, str, bytes, int, float, complex, list, tuple, dict, set, frozenset)
 """What isn't an object that holds a configuration."""

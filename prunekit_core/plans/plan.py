@@ -263,7 +263,7 @@ class Plan(Decision):
             "edits": [[e.module, e.attribute, e.old, e.new] for e in self.edits],
             "rescales": [[r.parameter, [list(run) for run in r.rows], r.factor] for r in self.rescales],
             "swaps": [[s.module, s.replacement] for s in self.swaps],
-            **({"absent": self._absent_to_json()} if self.absent else {}),
+            **({"absent": self._absent_to_json()} if self.absent or self.stubs else {}),
             **({"sources": dict(self.sources)} if self.sources else {}),
         }
         return json.dumps(data)

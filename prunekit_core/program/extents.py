@@ -57,11 +57,13 @@ class Chosen:
         layout: Layout of the axis that it chooses from.
         output: Which output holds the positions.
         dim: The dim of that output that lists them; None where there is no dim for it.
+        count: How many it chooses.
     """
 
     layout: Layout
     output: int
     dim: int | None
+    count: int = 1
 
 
 @attrs.frozen(eq=False)

@@ -111,6 +111,7 @@ class Effects:
         domains: By tensor: the axis whose positions its values are.
         enumerated: By tensor: the axis along which it holds the numbers 0, 1, 2, ..., with the reason to pin it.
         number: The operation that has just read one position as a number of Python's, and its axis.
+        numbers: By operation index: the axis of which it read a position as a number of Python's.
         choices: By operation index: what it chooses.
         marks: Tensors and their dims along which they are zero for units that weren't chosen.
         needs_zeros: By operation index: what has to be zero where units were removed.
@@ -126,6 +127,7 @@ class Effects:
     domains: dict[int, Axis] = attrs.field(factory=dict)
     enumerated: dict[int, tuple[Axis, Reason]] = attrs.field(factory=dict)
     number: tuple[int, Axis] | None = None
+    numbers: dict[int, Axis] = attrs.field(factory=dict)
     choices: dict[int, Choice] = attrs.field(factory=dict)
     marks: set[tuple[int, int]] = attrs.field(factory=set)
     needs_zeros: dict[int, list[NeedsZeros]] = attrs.field(factory=dict)
@@ -360,6 +362,7 @@ class OpCall:
         axis = self.domain(tensor)
         if axis is not None:
             self._effects.number = (self.operation.index, axis)
+            self._effects.numbers[self.operation.index] = axis
 
     def last_number(self) -> Axis | None:
         """Returns the axis whose position the program has read just before this operation, and which it is given."""

@@ -73,6 +73,7 @@ class Trace:
         escaped: Tensors of integers or booleans whose values leave PyTorch, with the way.
         assumed: Whether units were chosen in the program's place: always the first ones, whatever their scores.
         read: Indices of tensors whose values became numbers of Python's, other than as the index of another tensor.
+        numbers: By operation index: the whole number that it read.
     """
 
     label: str
@@ -91,6 +92,7 @@ class Trace:
     escaped: Mapping[TensorRef, str] = attrs.field(factory=dict)
     assumed: bool = False
     read: frozenset[int] = frozenset()
+    numbers: Mapping[int, int] = attrs.field(factory=dict)
 
     def memory(self, index: int) -> int:
         """Follows views to the tensor whose memory they use."""

@@ -127,6 +127,7 @@ class TraceBuilder(Listener):
         self._stored: dict[TensorRef, str] = {}
         self._constants: dict[int, str] = {}
         self._read: set[int] = set()
+        self._numbers: dict[int, int] = {}
 
     def start(self, tensors: Mapping[str, torch.Tensor], inputs: Any) -> None:
         """Makes parameters, buffers and inputs known."""
@@ -152,6 +153,8 @@ class TraceBuilder(Listener):
                 self._constants.pop(ref.index, None)
         returned = [outputs] if isinstance(outputs, torch.Tensor) else tensors_of(outputs)
         results = tuple([self.table.output(tensor) for tensor in returned])
+        if type(outputs) is int:
+            self._numbers[len(self._operations)] = outputs
         self._operations.append(Operation(len(self._operations), op, operation_name(op), module, referred, results))
         places = {memory_of(tensor): ref for tensor, ref in read}
         for tensor, ref in zip(returned, results, strict=True):
@@ -249,6 +252,7 @@ class TraceBuilder(Listener):
             self._escaped,
             self._assumed,
             frozenset(self._read),
+            self._numbers,
         )
 
 

@@ -15,6 +15,7 @@ import torch
 
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import ExpectedArgument, Kept
+from prunekit_core.groups.expert_lists import ExpertList, moved_in_front
 from prunekit_core.groups.recording import Recording
 from prunekit_core.program.calls import operation_name, tensors_of
 from prunekit_core.program.outputs import named_outputs
@@ -107,6 +108,7 @@ class Comparer(Listener):
         rules: The op rules, which say what may differ.
         keep_alive: As for `TensorTable`.
         unsteady: Arguments that are tensors of other values each time.
+        lists: Lists of modules with an entry for each unit of an axis: those that stay have moved up.
 
     Attributes:
         mismatch: The first difference.
@@ -122,6 +124,7 @@ class Comparer(Listener):
         *,
         keep_alive: bool,
         unsteady: Collection[Argument] = (),
+        lists: Collection[ExpertList] = (),
     ) -> None:
         self.mismatch: Mismatch | None = None
         self.drifts: list[Drift] = []
@@ -130,6 +133,7 @@ class Comparer(Listener):
         self._operations = recording.trace.operations
         self._table = TensorTable(keep_alive=keep_alive)
         self._unsteady = unsteady
+        self._moved = tuple(moved_in_front(lists, kept))
         self._following = recording.following() if recording.chooses(kept) else frozenset[int]()
         self._numbers_only: _NumbersOnly | None = None
         self._next = 0
@@ -141,6 +145,16 @@ class Comparer(Listener):
         for leaf in pytree.tree_leaves(inputs):
             if isinstance(leaf, torch.Tensor):
                 self._table.ref(leaf)
+        for name, tensor in tensors.items() if self._moved else ():
+            self._table.put(tensor, self._recording.trace.parameters[self._recorded(name)])
+
+    def _recorded(self, path: str) -> str:
+        """Returns what was recorded in the place of a module or a tensor: an entry of a list that has moved up."""
+        for one, places in self._moved:
+            entry = one.entry(path)
+            if entry is not None:
+                return one.path(places[entry[0]], entry[1])
+        return path
 
     def compute(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Runs an operation; what it decides is what was decided when the program was recorded."""
@@ -167,7 +181,7 @@ class Comparer(Listener):
         if self._next >= len(self._operations):
             self._stop(f"{operation_name(op)} runs after the recorded program has ended")
         expected = self._operations[self._next]
-        if op is not expected.op or module != expected.module:
+        if op is not expected.op or self._recorded(module) != expected.module:
             self._stop(f"{operation_name(op)} ran where {expected.name} was recorded")
         counts = self._next not in self._recording.unread  # if not, only its tensors have to be the recorded ones
         for name, old in expected.arguments.items():

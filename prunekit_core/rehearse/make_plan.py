@@ -17,8 +17,11 @@ from prunekit_core.branches.find import find_branches
 from prunekit_core.collector import collection_paused
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.costs import PreviewedCosts
+from prunekit_core.groups.expert_lists import Leaving, alike
 from prunekit_core.groups.moving_averages import mirrored_edits, mirrored_rescales
-from prunekit_core.modules.edits import GroupCut, ParameterCut, Swap
+from prunekit_core.modules.absent import Given, Handed
+from prunekit_core.modules.edits import AttributeEdit, GroupCut, ParameterCut, Rescale, Stub, Swap
+from prunekit_core.modules.entries import Entries
 from prunekit_core.modules.source_code import Sources, sources_of
 from prunekit_core.modules.tree import ModelTree
 from prunekit_core.plans.plan import Plan
@@ -43,6 +46,18 @@ class Names:
     others: Mapping[str, tuple[str, ...]]
     stored: frozenset[str]
     sources: Sources
+
+
+def witnessed(entries: Entries, names: Names) -> Entries:
+    """Returns entries with a tensor of each list that says, in a file, whether they are there."""
+    plain = sorted(names.stored - names.others.keys()) if entries else []
+    found = []
+    for deletion in entries.deletions:
+        prefix, left = f"{deletion.container}.{deletion.prefix}".lstrip("."), len(deletion.moved())
+        numbers = {name: name[len(prefix) :].partition(".")[0] for name in plain if name.startswith(prefix)}
+        later = (name for name, number in numbers.items() if number.isdigit() and int(number) >= left)
+        found.append(attrs.evolve(deletion, witness=next(later, "")))
+    return attrs.evolve(entries, deletions=tuple(found))
 
 
 class Drafts:
@@ -107,14 +122,21 @@ class Drafts:
         parameters = self._parameters(model, rehearsed)
         constants, self._found = self._constants(rehearsed), None
         cut = rehearsed.kept
+        leaving = Leaving.of(self.analysis.lists, cut, self.analysis.parameters)
+        copies = self.analysis.copies
+        edits = self._in_all_entries(mirrored_edits(copies, self.analysis.shadow.modules, rehearsed.edits))
+        rescales = self._scaled_alike(mirrored_rescales(copies, constants.rescales))
         for site, groups in constants.means.items():
             self.knowledge.means.update(dict.fromkeys(groups, f"{site}, which makes a mean of a sum"))
         return Plan(
             cuts=tuple(GroupCut(g.name, g.size, cut[g.name]) for g in self.analysis.groups.values() if g.name in cut),
-            parameters=parameters,
-            edits=mirrored_edits(self.analysis.copies, self.analysis.shadow.modules, rehearsed.edits),
-            rescales=mirrored_rescales(self.analysis.copies, constants.rescales),
-            swaps=self._swaps(parameters, rehearsed),
+            parameters=tuple(one for one in parameters if not leaving.has(one.parameter)),
+            edits=tuple(edit for edit in edits if not leaving.has(edit.module)),
+            rescales=tuple(one for one in rescales if not leaving.has(one.parameter)),
+            swaps=tuple(one for one in self._swaps(parameters, rehearsed) if not leaving.has(one.module)),
+            stubs=tuple(Stub(path, Handed(Given("", 0))) for path in leaving.modules),
+            gone=leaving.tensors,
+            entries=witnessed(Entries(leaving.deletions), self.names(model)),
             sources=self._sources(model) if cut else (),
             notes=(
                 *dict.fromkeys(map(str, constants.unmet)),
@@ -126,6 +148,23 @@ class Drafts:
             costs=self._priced(cut),
             sizes=self._sizes(),
         )
+
+    def _in_all_entries(self, edits: Sequence[AttributeEdit]) -> tuple[AttributeEdit, ...]:
+        """Adds to the attributes that change those of entries of lists that no recording ran: they are alike."""
+        modules, found = self.analysis.shadow.modules, {(edit.module, edit.attribute): edit for edit in edits}
+        for edit in edits:
+            for path in alike(self.analysis.lists, edit.module):
+                if vars(modules[path]).get(edit.attribute) == vars(modules[edit.module]).get(edit.attribute):
+                    found.setdefault((path, edit.attribute), attrs.evolve(edit, module=path))
+        return tuple(found.values())
+
+    def _scaled_alike(self, rescales: Sequence[Rescale]) -> tuple[Rescale, ...]:
+        """Adds to the rows that are scaled those of entries of lists that no recording ran."""
+        found = {(one.parameter, one.rows): one for one in rescales}
+        for one in rescales:
+            for name in alike(self.analysis.lists, one.parameter):
+                found.setdefault((name, one.rows), attrs.evolve(one, parameter=name))
+        return tuple(found.values())
 
     def _sources(self, model: nn.Module) -> Sources:
         """The code of the modules that units pass through, and of those around them."""

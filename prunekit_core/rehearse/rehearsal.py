@@ -17,6 +17,7 @@ from torch import nn
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Kept
 from prunekit_core.groups.analysis import Analysis
+from prunekit_core.groups.expert_lists import deletions
 from prunekit_core.modules.absent import Absent
 from prunekit_core.modules.edits import AttributeEdit, is_size, normal_size
 from prunekit_core.modules.entries import changed, detached, holder_of, left_of
@@ -57,7 +58,7 @@ class Stage:
 
     def _delete_entries(self) -> None:
         entries = self.analysis.entries
-        for deletion in entries.deletions:
+        for deletion in (*entries.deletions, *deletions(self.analysis.lists, self.kept)):
             children: dict[str, Any] = self.modules[deletion.container]._modules
             left = left_of(self.modules[deletion.container], deletion)
             children.clear()
@@ -119,7 +120,8 @@ class Stage:
             if not recording.replayed:
                 continue
             rules, alive = self._registry.op_rules, self._shadow.fake_mode is not None
-            comparer = Comparer(position, recording, self.kept, rules, keep_alive=alive, unsteady=self._unsteady)
+            lists, unsteady = self.analysis.lists, self._unsteady
+            comparer = Comparer(position, recording, self.kept, rules, keep_alive=alive, unsteady=unsteady, lists=lists)
             error: Exception | None = None
             try:
                 training = recording.training

@@ -32,7 +32,7 @@ from prunekit_core.program.rules import Elementwise
 from prunekit_core.rehearse.comparison import Drift, Mismatch
 from prunekit_core.rehearse.entries import entries_that_leave
 from prunekit_core.rehearse.ladder import Reselect
-from prunekit_core.rehearse.make_plan import Drafts, Names
+from prunekit_core.rehearse.make_plan import Drafts, witnessed
 from prunekit_core.rehearse.places import ancestors
 from prunekit_core.rehearse.rehearsal import Stage
 
@@ -100,10 +100,10 @@ def draft_without(
     return attrs.evolve(
         plan,
         absent=surgery.absent,
-        stubs=stubs,
-        gone=gone,
+        stubs=(*stubs, *plan.stubs),
+        gone=(*gone, *plan.gone),
         tied=tied,
-        entries=_witnessed(left_over.entries, whole.names(model)),
+        entries=_both(witnessed(left_over.entries, whole.names(model)), plan.entries),
         silent=silencing(analysis, registry.op_rules, chosen, surgery.gone),
         sources=tuple(sorted({**dict(whole.sources(model, around)), **dict(plan.sources)}.items())),
         costs=prices,
@@ -306,16 +306,9 @@ def _check_deleted(surgery: Surgery, entries: Entries, deleted: Collection[str])
         )
 
 
-def _witnessed(entries: Entries, names: Names) -> Entries:
-    """Returns entries with a tensor of each list that says, in a file, whether they are there."""
-    plain = sorted(names.stored - names.others.keys())
-    found = []
-    for deletion in entries.deletions:
-        prefix, left = f"{deletion.container}.{deletion.prefix}".lstrip("."), len(deletion.moved())
-        numbers = {name: name[len(prefix) :].partition(".")[0] for name in plain if name.startswith(prefix)}
-        later = (name for name, number in numbers.items() if number.isdigit() and int(number) >= left)
-        found.append(attrs.evolve(deletion, witness=next(later, "")))
-    return attrs.evolve(entries, deletions=tuple(found))
+def _both(layers: Entries, experts: Entries) -> Entries:
+    """Returns the entries that leave as their branches are gone, and those that leave as units do."""
+    return Entries((*layers.deletions, *experts.deletions), (*layers.changes, *experts.changes))
 
 
 class _Source:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from prunekit_core.algebra import layout as layouts
-from prunekit_core.algebra.layout import Kept, Layout, new_size
+from prunekit_core.algebra.layout import Kept, Layout, depends, new_size
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.modules.edits import is_size
 from prunekit_core.plugins.registry import Registry
@@ -256,6 +256,9 @@ def _stacks(analysis: Analysis, kept: Kept) -> Iterator[tuple[str, Layout]]:
         if group.name in kept and group.kind in (Kind.EXPERTS, Kind.EXPERT_GROUPS):
             for member in group.members:
                 yield member.module, analysis.parameters[member.parameter].dims[member.dim]
+    for one in analysis.lists:
+        if depends(one.layout, kept):
+            yield one.container, one.layout
 
 
 def _counting(module: nn.Module, layout: Layout) -> list[str]:

@@ -384,7 +384,6 @@ def test_experts_of_one_group_alone_are_refused() -> None:
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
-        (Straight, "one of its positions is told apart from the others"),
         (Numbered, "its positions are used as numbers"),
         (Read, "a position of it is read as a number"),
         (Converted, "a position of it is read as a number"),
@@ -395,6 +394,17 @@ def test_experts_that_a_program_knows_by_number_stay(kind: type[Mixture], why: s
     graph = graph_of(made(kind))
     assert "router#experts" not in {group.name for group in graph.groups()}
     assert graph.report().pinned["router.weight[0]"].startswith(why)
+
+
+def test_only_the_expert_that_is_told_apart_and_those_before_it_stay() -> None:
+    model, original = made(Straight), made(Straight)
+    graph = graph_of(model)
+    name = experts_of(graph)
+    assert {group.size for group in graph.groups() if group.name == name} == {4}
+    plan = graph.remove({name: (0, 3)})
+    with torch.no_grad():
+        assert torch.allclose(model(TOKENS), without_experts(original, (2, 5)), atol=1e-6)
+    assert pk.check_exact(original, model, plan, TOKENS)
 
 
 def test_numbers_of_experts_that_are_returned_pin_them() -> None:
