@@ -31,13 +31,13 @@ RATE = 0.5
 """The learning rate, as a part of the full course's."""
 
 
-def measured(name: str, seed: int, part: float) -> Iterator[dict[str, object]]:
+def measured(name: str, seed: int, targets: Sequence[float], part: float) -> Iterator[dict[str, object]]:
     task = tasks.task(name)
     model = task.trained(seed)
     x, _ = task.calibration_data(seed)
     steps, generator = max(1, round(task.steps * part)), torch.Generator().manual_seed(seed + 100)
     train = [task.sample(task.batch, generator)[0] for _ in range(steps)]
-    for target in TARGETS:
+    for target in targets:
         for cuts in CUTS:
             result = pk.shrink(
                 model, x[:1], target={"macs": target}, calibration=list(x.split(64)), train=train, steps=cuts,
@@ -72,6 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="In how many cuts a target is best reached.")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--networks", default=",".join(NETWORKS), help="comma-separated names of quality_networks.py")
+    parser.add_argument("--targets", default=",".join(map(str, TARGETS)), help="parts of the MACs that are left")
     parser.add_argument("--part", type=float, default=PART, help="training steps, as a part of the full course")
     parser.add_argument("--json", type=Path, help="file for the raw data")
     options = parser.parse_args()
@@ -79,9 +80,10 @@ def main() -> None:
     warnings.simplefilter("ignore")
     start = time.process_time()
     rows: list[dict[str, object]] = []
+    targets = [float(target) for target in options.targets.split(",")]
     for seed in range(options.seeds):
         for name in options.networks.split(","):
-            for row in measured(name, seed, options.part):
+            for row in measured(name, seed, targets, options.part):
                 rows.append(row)
                 print(json.dumps(row), f"after {time.process_time() - start:.0f} s of processor time", flush=True)
     print(table(rows))
