@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,8 @@ def _is_table(value: Any) -> bool:
     return isinstance(value, dict)
 
 
-KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+Key = tuple[str, Callable[[Any], bool]]
+KEYS: dict[str, Key] = {
     "format": (f"the number {FORMAT}", lambda value: value == FORMAT and not isinstance(value, bool)),
     "model": ("the name of a model", lambda value: _is_text(value) and bool(value)),
     "input": ('a list of inputs such as "1,3,224,224"', _is_texts),
@@ -167,23 +168,42 @@ def read_recipe(path: Path) -> tuple[Recipe, Config]:
     Raises:
         ArgumentError: There is no such file, it is no TOML, or holds a key that doesn't exist or is wrong.
     """
+    data = read_keys(path, KEYS, ("format", "model", "settings"))
+    return recipe_of(data), Config.of(data["settings"], path)
+
+
+def recipe_of(data: Mapping[str, Any]) -> Recipe:
+    """Makes a recipe of the keys of a file; those that it doesn't know are left out."""
+    values = {key: value for key, value in data.items() if key in KEYS and key != "format"}
+    return Recipe(**{**values, "input": tuple(data.get("input", ()))})
+
+
+def read_keys(path: Path, keys: Mapping[str, Key], required: Sequence[str]) -> dict[str, Any]:
+    """Reads a TOML file and checks its keys.
+
+    Args:
+        path: The file.
+        keys: Every key that it may hold.
+        required: Those that it must hold.
+
+    Raises:
+        ArgumentError: There is no such file, it is no TOML, or holds a key that doesn't exist or is wrong.
+    """
     where = str(path)
     try:
         data = _parser().loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # TOML's own error is a ValueError
         raise ArgumentError("The recipe can't be read.", where=where, why=str(error)) from error
     for key, value in data.items():
-        if key not in KEYS:
-            raise ArgumentError(f"A recipe has no key {key!r}.", where=where, hint=nearest(key, KEYS))
-        words, holds = KEYS[key]
+        if key not in keys:
+            raise ArgumentError(f"A recipe has no key {key!r}.", where=where, hint=nearest(key, keys))
+        words, holds = keys[key]
         if not holds(value):
             raise ArgumentError(f"The key {key!r} of a recipe must be {words}.", where=where, why=f"got {value!r}")
-    missing = [key for key in ("format", "model", "settings") if key not in data]
+    missing = [key for key in required if key not in data]
     if missing:
         raise ArgumentError("A recipe lacks a key.", where=where, why=", ".join(missing))
-    config = Config.of(data["settings"], path)
-    values = {**data, "input": tuple(data.get("input", ()))}
-    return Recipe(**{key: value for key, value in values.items() if key != "format"}), config
+    return dict(data)
 
 
 def _parser() -> Any:

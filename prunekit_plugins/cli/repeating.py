@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from prunekit.plugin import ArgumentError, Registry
+from prunekit.plugin import ArgumentError, Config, Registry
 from prunekit_plugins.cli.calibrating import Data
 from prunekit_plugins.cli.models import SEED, Subject
 from prunekit_plugins.cli.output import Output
@@ -52,6 +52,23 @@ def start(
     recipe, settings = read_recipe(path)
     if model is not None and model != recipe.model:  # the inputs and weights were another model's
         recipe = Recipe(model, (), recipe.settings, seed=recipe.seed, versions=recipe.versions)
+    return recipe, registry_of_recipe(path, settings, block, plugins, trusted=trusted)
+
+
+def registry_of_recipe(
+    path: Path, settings: Config, block: Sequence[str] | None, plugins: Sequence[str] | None, *, trusted: bool
+) -> Registry:
+    """Makes the registry with the settings of a recipe.
+
+    Args:
+        path: The recipe.
+        settings: Its settings.
+        block, plugins: See `project_registry`.
+        trusted: Whether code that the settings name may be loaded.
+
+    Raises:
+        ArgumentError: They name code, and that isn't trusted.
+    """
     if settings.code() and not trusted:
         raise ArgumentError(
             "The recipe names code.",
@@ -59,7 +76,7 @@ def start(
             why=", ".join(settings.code()),
             hint="read that code; then repeat the call with --allow-code, which lets it be loaded",
         )
-    return recipe, Registry(block=block or (), config=settings, plugins=plugins or ())
+    return Registry(block=block or (), config=settings, plugins=plugins or ())
 
 
 def finish(

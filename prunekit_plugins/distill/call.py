@@ -22,15 +22,17 @@ from prunekit_plugins.distill.objective import Objective, hidden_states
 from prunekit_plugins.distill.randomness import own_randomness
 from prunekit_plugins.distill.result import Distillation
 from prunekit_plugins.distill.settings import DistillSettings, Progress, check_one_process, check_pair
+from prunekit_plugins.distill.stored_logits import fingerprint_of
 from prunekit_plugins.distill.stream import batches_of, first_of, generator_of
-from prunekit_plugins.distill.trained import (
+from prunekit_plugins.distill.student.adapters import Adapted, wants_lora
+from prunekit_plugins.distill.student.recomputing import recomputed
+from prunekit_plugins.distill.student.regularized import regularizer_for
+from prunekit_plugins.distill.student.trained import (
     ALL,
-    Adapted,
     gradients_kept,
     modes_kept,
     train_only,
     trained_parameters,
-    wants_lora,
 )
 
 
@@ -58,6 +60,8 @@ def distill(
     precision: str | None = None,
     train: Any = ALL,
     freeze_batchnorm: bool = False,
+    regularizer: Any = None,
+    gradient_checkpointing: bool | Sequence[Layer] = False,
     held_out: Iterable[Any] | Batches | None = None,
     evaluate_every: int | None = None,
     patience: int | None = None,
@@ -105,6 +109,13 @@ def distill(
             a list of patterns of names; a function of name and parameter; ``"lora"`` or a configuration of peft's:
             adapters, which are merged afterwards.
         freeze_batchnorm: Whether batch norms keep their statistics (and use them), instead of following the batches.
+        regularizer: What shrinks weak units meanwhile, so that the next cut costs less: the name of a regularizer, a
+            table ``{"name": "group_lasso", "reg": 1e-3}``, a function that makes one of a function that lists the
+            groups, or a regularizer of the student. It adds to the gradients of every step, after clipping; one that
+            grows does so whenever the held-out batches would be evaluated.
+        gradient_checkpointing: Whether what the student computes is thrown away and computed again in the backward
+            pass, which takes less memory and longer: True for the way of its own that a model of transformers has, or
+            modules (names or types) that are computed again, each on its own. The result is the same.
         held_out: Batches that the student is evaluated on, by the same loss; the best state is kept, that before
             training included.
         evaluate_every: After so many steps; None for a tenth of them.
@@ -135,6 +146,7 @@ def distill(
         batches_of(batches, "batches"),
         None if held_out is None else batches_of(held_out, "held_out"),
         _device_of(student),
+        fingerprint_of(teacher) if settings.weights.keys() & {"logits", "hidden"} else "",
     )
     total = settings.total(data.training)
     with contextlib.ExitStack() as kept:
@@ -142,6 +154,8 @@ def distill(
         kept.enter_context(modes_kept(student, *([teacher] if isinstance(teacher, nn.Module) else [])))
         kept.enter_context(gradients_kept(student))
         kept.enter_context(own_randomness(_cards(student, teacher), generator_of(data.training)))
+        wanted, freeze = settings.gradient_checkpointing, settings.freeze_batchnorm
+        kept.enter_context(recomputed(student, wanted, freeze_batchnorm=freeze))
         run = _Run(student, teacher, data, settings, registry or default_registry())
         return run.made(total)
 
@@ -158,6 +172,7 @@ class _Run:
         if data.held_out is not None:
             first_of(data.held_out, "held_out", data.device)
         self._states = hidden_states(teacher, settings, self._first, registry)
+        self._regularizer = regularizer_for(student, settings.regularizer, self._first.example, registry)
 
     def made(self, total: int) -> Distillation:
         """Trains and returns what was done."""
@@ -180,7 +195,7 @@ class _Run:
             self._student.eval()
             with torch.no_grad(), own_randomness(_cards(self._student)):
                 objective.on(self._first)  # what doesn't match is told before anything is changed
-            loop = Loop(self._student, objective, self._data, self._settings, parameters, total)
+            loop = Loop(self._student, objective, self._data, self._settings, parameters, total, self._regularizer)
             loop.run()
         journal = loop.journal
         losses = {name: tuple(values) for name, values in journal.losses.items()}

@@ -166,6 +166,7 @@ class ModuleOutputs:
     def __init__(self, model: nn.Module, states: Mapping[str, Place]) -> None:
         self._model, self._states = model, states
         self._found: dict[str, torch.Tensor] = {}
+        self._listening = False
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -176,16 +177,21 @@ class ModuleOutputs:
                 hooks.callback(handle.remove)
             yield
 
+    def listen(self) -> None:
+        """Notes what the modules return from now on; not what is computed again in a backward pass."""
+        self._listening = True
+
     def take(self) -> dict[str, torch.Tensor]:
-        """Returns the tensors of the last run, by path, and lets go of them."""
-        found, self._found = self._found, {}
+        """Returns the tensors since `listen`, by path, and lets go of them."""
+        found, self._found, self._listening = self._found, {}, False
         return found
 
     def _hook(self, path: str, place: Place) -> Any:
         def note(module: nn.Module, args: Any, output: Any) -> None:
             for position in place:
                 output = output[position]
-            self._found[path] = output
+            if self._listening:
+                self._found[path] = output
 
         return note
 

@@ -15,13 +15,15 @@ from prunekit_core.errors import ArgumentError, CheckpointError
 from prunekit_core.modules.tree import named_tensors
 from prunekit_plugins.calibration import Batches
 from prunekit_plugins.calibration.batches import Batch
+from prunekit_plugins.checkpoints.provenance import describe
 from prunekit_plugins.distill.objective import Objective
 from prunekit_plugins.distill.progress import progress_for
 from prunekit_plugins.distill.randomness import own_randomness, random_state, set_random_state
 from prunekit_plugins.distill.settings import DistillSettings
 from prunekit_plugins.distill.state import Journal, Saved, copied, optimizer_state, put_back, set_optimizer_state
 from prunekit_plugins.distill.stream import Stream
-from prunekit_plugins.distill.trained import set_training
+from prunekit_plugins.distill.student.regularized import Growing, Regularizer
+from prunekit_plugins.distill.student.trained import set_training
 
 DECAY = 0.01
 """Weight decay of the optimizer that is made where none is given, on parameters of two dims and more."""
@@ -35,11 +37,13 @@ class Data:
         training: The batches.
         held_out: Those that the best state is chosen on; None for none.
         device: Where they belong; None for where they are.
+        teacher: A fingerprint of the teacher; empty where no loss asks for one.
     """
 
     training: Batches
     held_out: Batches | None
     device: torch.device | None
+    teacher: str = ""
 
 
 class Loop:
@@ -52,6 +56,7 @@ class Loop:
         settings: What was asked for.
         parameters: What is trained, by name.
         total: Number of optimizer steps.
+        regularizer: What adds to the gradients of every step, after they were clipped; None for nothing.
 
     Attributes:
         journal: What was done.
@@ -65,9 +70,10 @@ class Loop:
         settings: DistillSettings,
         parameters: Mapping[str, nn.Parameter],
         total: int,
+        regularizer: Regularizer | None = None,
     ) -> None:
         self._student, self._objective, self._data, self._settings = student, objective, data, settings
-        self._parameters, self._total = parameters, total
+        self._parameters, self._total, self._regularizer = parameters, total, regularizer
         self._buffers = {n: t for n, t in named_tensors(student).items() if not isinstance(t, nn.Parameter)}
         self._tensors = {**parameters, **self._buffers}
         self._optimizer = settings.optimizer or _adamw(parameters.values(), settings.lr)
@@ -127,6 +133,8 @@ class Loop:
         put_back(self._tensors, saved.student)
         if self._data.held_out is not None:
             self._best = {name: value.to(self._tensors[name].device) for name, value in saved.best.items()}
+        if isinstance(self._regularizer, Growing):
+            self._regularizer.load_state_dict(saved.journal.regularizer)
         set_optimizer_state(self._optimizer, *saved.optimizer)
         set_random_state(*saved.randomness)
 
@@ -140,7 +148,9 @@ class Loop:
 
     def _save(self) -> None:
         assert self._file is not None
-        journal = attrs.evolve(self.journal, epoch=self._stream.epoch, number=self._stream.number)
+        grown = self._regularizer.state_dict() if isinstance(self._regularizer, Growing) else None
+        place = {"epoch": self._stream.epoch, "number": self._stream.number}
+        journal = attrs.evolve(self.journal, **place, regularizer=grown)
         best = {} if self._data.held_out is None else self._best
         saved = Saved(journal, self._tensors, best, optimizer_state(self._optimizer), random_state(self._devices))
         saved.write(self._file, self._request())
@@ -157,6 +167,8 @@ class Loop:
             "held_out": self._data.held_out is not None,
             "evaluate_every": settings.interval(self._total),
             "trained": sorted(self._parameters),
+            "teacher": self._data.teacher,
+            "regularizer": None if self._regularizer is None else describe(self._regularizer, {}),
             **{name: getattr(settings, name) for name in names},
         }
 
@@ -183,6 +195,8 @@ class Loop:
             put_back(self._buffers, statistics)
             self._stop(trouble)
             return
+        if self._regularizer is not None:
+            self._regularizer.regularize()
         self._optimizer.step()
         self.journal.step += 1
         for name, column in zip(self._names(), zip(*values[:-1], strict=True), strict=True):
@@ -221,6 +235,8 @@ class Loop:
         due = step % settings.interval(self._total) == 0 or step == self._total
         if self._data.held_out is not None and due and not self.journal.stopped:
             self._evaluate()
+        if due and isinstance(self._regularizer, Growing):
+            self._regularizer.grow()
         if self._file is not None and step % settings.save_every == 0:
             self._save()
 

@@ -23,9 +23,9 @@ from prunekit_plugins.distill.outputs import Reader
 from prunekit_plugins.distill.settings import DistillSettings, check_pair
 from prunekit_plugins.distill.stored_logits import StoredTeacher
 from prunekit_plugins.distill.stream import batches_of, first_of
-from prunekit_plugins.distill.teacher import RunningTeacher, Taught, Teacher
+from prunekit_plugins.distill.student.trained import modes_kept
+from prunekit_plugins.distill.teacher import RunningTeacher, Taught, Teacher, shapes_of, told
 from prunekit_plugins.distill.terms import Answers, Losses
-from prunekit_plugins.distill.trained import modes_kept
 
 
 class Objective:
@@ -49,7 +49,7 @@ class Objective:
         self._student, self._teacher, self._states = student, teacher, states
         self._seen = ModuleOutputs(student, {state.student: state.place for state in states})
         kinds = [parameter.device.type for parameter in student.parameters()]
-        self._device, self._half = next(iter(kinds), "cpu"), half
+        self._device, self._half, self._ran = next(iter(kinds), "cpu"), half, ""
 
     @classmethod
     def of(
@@ -93,10 +93,12 @@ class Objective:
         Raises:
             ArgumentError: The batch doesn't fit the models, or lacks what a loss needs.
         """
-        with torch.autocast(self._device, dtype=torch.bfloat16, enabled=self._half):
+        with told(batch, self._ran), torch.autocast(self._device, dtype=torch.bfloat16, enabled=self._half):
             taught = Taught(None) if self._teacher is None else self._teacher.teach(batch)
+            self._seen.listen()
             example = batch.example
             outputs = example.runner(model or self._student, example.args, example.kwargs)
+        self._ran = shapes_of(batch)
         hidden = paired(self._states, self._seen.take(), taught.hidden, batch.where) if self._states else {}
         return self.losses(Answers(batch, outputs, taught.lesson, hidden))
 

@@ -16,6 +16,7 @@ from prunekit_core.errors import ArgumentError, nearest
 from prunekit_core.modules.sharding import is_sharded, shards_its_parameters
 from prunekit_core.plans.plan import Plan
 from prunekit_plugins.calibration import Batches
+from prunekit_plugins.distill.student.adapters import wants_lora
 
 Progress = Callable[[int, int], None]
 """Called as ``progress(done, total)`` after each step."""
@@ -97,6 +98,8 @@ class DistillSettings:
     precision: str | None = None
     train: Any = "all"
     freeze_batchnorm: bool = False
+    regularizer: Any = None
+    gradient_checkpointing: bool | Iterable[Any] = False
     held_out: Iterable[Any] | Batches | None = None
     evaluate_every: int | None = None
     patience: int | None = None
@@ -161,9 +164,23 @@ class DistillSettings:
                 why=f"got {shown(self.optimizer)}",
                 hint="torch.optim.AdamW(student.parameters(), lr=1e-4)",
             )
+        self._check_student()
         for name in ("loss_fn", "labels", "logits", "progress"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise ArgumentError(f"{name} is a function.", why=f"got {shown(getattr(self, name))}")
+
+    def _check_student(self) -> None:
+        wanted = self.gradient_checkpointing
+        if not isinstance(wanted, bool) and not isinstance(wanted, list | tuple | set):
+            raise ArgumentError(
+                "gradient_checkpointing is True, False, or a list of modules.",
+                why=f"got {shown(wanted)}",
+                hint='["blocks"] for the members of a ModuleList, each on its own',
+            )
+        if self.regularizer is not None and wants_lora(self.train):
+            raise ArgumentError(
+                "A regularizer shrinks weights, and adapters are trained.", hint="leave one of the two out"
+            )
 
     def total(self, batches: Batches) -> int:
         """Returns the number of optimizer steps.

@@ -29,6 +29,7 @@ class Journal:
         best_step: Of the best state.
         stopped: Why it ended early.
         diverged: Whether a loss or a gradient wasn't finite.
+        regularizer: State of a regularizer that gets stronger; None for none.
     """
 
     step: int = 0
@@ -39,6 +40,7 @@ class Journal:
     best_step: int = 0
     stopped: str = ""
     diverged: bool = False
+    regularizer: Any = None
 
     @property
     def best_loss(self) -> float:

@@ -21,7 +21,9 @@ from torch import nn
 from prunekit_core.arguments import is_count, is_number
 from prunekit_core.errors import ArgumentError, CheckpointError
 from prunekit_core.files import storing
+from prunekit_core.modules.tree import named_tensors
 from prunekit_core.plugins.registry import Registry, default_registry
+from prunekit_core.record.recorder import unwrap
 from prunekit_core.torch_private.trees import pytree
 from prunekit_plugins.calibration import Batches
 from prunekit_plugins.calibration.batches import Batch
@@ -29,9 +31,9 @@ from prunekit_plugins.checkpoints.tensorfile import TensorFile, values_as_bytes,
 from prunekit_plugins.distill.outputs import Reader
 from prunekit_plugins.distill.settings import Progress
 from prunekit_plugins.distill.stream import batches_of, first_of
-from prunekit_plugins.distill.teacher import RunningTeacher, Taught, Teacher, TeacherOnDisk
+from prunekit_plugins.distill.student.trained import modes_kept
+from prunekit_plugins.distill.teacher import RunningTeacher, Taught, Teacher, TeacherOnDisk, fingerprint
 from prunekit_plugins.distill.terms import AllLogits, TopLogits
-from prunekit_plugins.distill.trained import modes_kept
 
 KEY, FORMAT = "prunekit_logits", "1"
 PARTS = ("values", "classes", "rest")
@@ -57,6 +59,14 @@ def digests(batch: Batch) -> list[str]:
             one.update(f"{part.dtype}{tuple(part.shape)}".encode())
             one.update(values_as_bytes(part))
     return [one.hexdigest() for one in found]
+
+
+def fingerprint_of(teacher: nn.Module | str | os.PathLike[str]) -> str:
+    """Returns the fingerprint of a model's parameters, or the one that stored logits were written with."""
+    if isinstance(teacher, nn.Module):
+        named = named_tensors(unwrap(teacher)).items()
+        return fingerprint((name, tensor) for name, tensor in named if isinstance(tensor, nn.Parameter))
+    return str(_index(Path(teacher))[1].get("teacher", ""))
 
 
 class StoredTeacher:
@@ -161,12 +171,13 @@ def store_logits(
     with storing(place):
         place.mkdir(parents=True, exist_ok=True)
     known, about = _index(place)
-    if about:  # the largest logits of fewer classes are no others, so `top` counts up to their number
-        _check_alike(place, about, _about(about["classes"], temperature, top))
     reader = Reader(logits, None, class_dim)
     running: Teacher = RunningTeacher(teacher, reader, (), logits=True)
     if weights is not None:
         running = TeacherOnDisk(teacher, weights, reader, registry or default_registry())
+    whose = running.fingerprint if isinstance(running, TeacherOnDisk) else fingerprint_of(teacher)
+    if about:  # the largest logits of fewer classes are no others, so `top` counts up to their number
+        _check_alike(place, about, _about(about["classes"], temperature, top, whose))
     with modes_kept(teacher), running.at_work():
         for number, batch in enumerate(source.read(None), 1):
             names = digests(batch)
@@ -174,7 +185,7 @@ def store_logits(
                 lesson = running.teach(batch).lesson
                 assert isinstance(lesson, AllLogits)
                 done += 1
-                own = _about(lesson.logits.shape[-1], temperature, top)
+                own = _about(lesson.logits.shape[-1], temperature, top, whose)
                 _check_alike(place, about, own)
                 about = own
                 _write(place, names, lesson.logits, own)
@@ -184,12 +195,19 @@ def store_logits(
     return done
 
 
-def _about(classes: int, temperature: float, top: int) -> dict[str, Any]:
+def _about(classes: int, temperature: float, top: int, teacher: str) -> dict[str, Any]:
     """Says what the logits of a folder are of, all alike."""
-    return {"classes": classes, "temperature": float(temperature), "top": min(top, classes)}
+    return {"classes": classes, "temperature": float(temperature), "top": min(top, classes), "teacher": teacher}
 
 
 def _check_alike(folder: Path, about: dict[str, Any], own: dict[str, Any]) -> None:
+    if about and about["teacher"] != own["teacher"]:
+        raise CheckpointError(
+            "The folder holds logits of another teacher.",
+            where=str(folder),
+            why="they were stored by a model with other weights",
+            hint="choose another folder, or store them with the same teacher",
+        )
     if about and about != own:
         raise CheckpointError(
             "The folder holds logits of another teacher.",

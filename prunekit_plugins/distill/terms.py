@@ -161,6 +161,7 @@ class Losses:
                 hint="one class number for each position; other losses: loss_fn=lambda outputs, batch: ...",
             )
         labels = labels.to(logits.device).long()
+        _check_range(labels, logits.shape[-1], batch)
         return mean_over(cross_entropies(logits, labels), labels != IGNORED)
 
     def _of_hidden(self, answers: Answers) -> torch.Tensor:
@@ -169,6 +170,19 @@ class Losses:
             for own, wanted in answers.hidden.values()
         ]
         return torch.stack([error.to(errors[0].device) for error in errors]).mean()
+
+
+def _check_range(labels: torch.Tensor, classes: int, batch: Batch) -> None:
+    """Raises `ArgumentError` for a label that is no class; on a GPU such an index would end the process's use of it."""
+    wrong = (labels != IGNORED) & ((labels < 0) | (labels >= classes))
+    if bool(wrong.any()):
+        place = tuple(wrong.nonzero()[0].tolist())
+        raise ArgumentError(
+            "A label is no class.",
+            where=f"{batch.where}, position {', '.join(map(str, place))}",
+            why=f"it is {int(labels[place])}, and there are {classes} classes, counted from 0",
+            hint=f"{IGNORED} marks positions that don't count; after prune_classes labels are numbered anew",
+        )
 
 
 def _scalar(loss: Any, batch: Batch) -> torch.Tensor:

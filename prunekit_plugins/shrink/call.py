@@ -21,8 +21,9 @@ from prunekit_plugins.calibration import Batches
 from prunekit_plugins.distill.objective import Objective, hidden_states
 from prunekit_plugins.distill.randomness import own_randomness
 from prunekit_plugins.distill.settings import Progress, check_one_process
+from prunekit_plugins.distill.stored_logits import fingerprint_of
 from prunekit_plugins.distill.stream import batches_of, first_of, generator_of
-from prunekit_plugins.distill.trained import modes_kept
+from prunekit_plugins.distill.student.trained import modes_kept
 from prunekit_plugins.shrink.folder import Folder
 from prunekit_plugins.shrink.path import CostPath, reachable
 from prunekit_plugins.shrink.result import Shrinking
@@ -65,7 +66,8 @@ def shrink(
             ``"exponential"`` takes the same part of what is left in every step.
         prune: Further arguments of `prune`, by name.
         distill: Further arguments of `distill`, by name. ``steps`` and ``epochs`` are of all trainings together, and
-            shared out evenly; ``optimizer`` is a function of a list of parameters.
+            shared out evenly; ``optimizer`` is a function of a list of parameters; a ``regularizer`` prepares the next
+            cut, so that the last training goes without it.
         folder: Where the protocol and the model after each step are stored. If a call with the same arguments was
             stopped there, this one goes on, bit for bit as if it had never stopped. None stores nothing.
         seed: Of all that is random.
@@ -93,10 +95,11 @@ def shrink(
         loss = _loss(source, data, settings, registry)
         budget = _budget(source, data, settings, registry)
         count = steps or cuts_for(budget)
+        settings.check_steps(count)
         path = CostPath.of(budget, target, schedule, count)
         run = Run(source, data, settings, path, shares(total, count), registry)
         if folder is not None:
-            run.stored_in(Folder(Path(folder)), settings.request(count, total))
+            run.stored_in(Folder(Path(folder)), settings.request(fingerprint_of(source), count, total))
         return run.made(loss)
 
 

@@ -246,6 +246,8 @@ class Run:
         if make is not None:
             options["optimizer"] = make([parameter for parameter in model.parameters() if parameter.requires_grad])
         options["steps"] = self._shares[number - 1]
+        if number == len(self._shares):
+            options.pop("regularizer", None)
         found = distill(
             model, self._model, self._data.training, plan=self._plan(), held_out=self._data.held_out,
             seed=self._settings.seed + number, progress=self._overall(number), registry=self._registry,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -20,13 +21,20 @@ from prunekit_plugins.checkpoints.provenance import describe
 from prunekit_plugins.classic.pruner import BasePruner
 from prunekit_plugins.distill import distill as distill_model
 from prunekit_plugins.distill.settings import DistillSettings, Progress
+from prunekit_plugins.distill.student.regularized import Regularizer
 from prunekit_plugins.prune import prune as prune_model
 
-OWN = ("model", "example_inputs", "student", "teacher", "batches", "target", "calibration", "held_out", "progress")
-OWN += ("registry", "seed", "plan", "checkpoint", "options")
+OWN = (
+    *("model", "example_inputs", "student", "teacher", "batches", "plan", "checkpoint", "options"),
+    *("target", "calibration", "held_out", "progress", "registry", "seed"),
+)
 """Arguments of `prune` and `distill` that `shrink` gives them itself."""
-ONCE = ("ratio", "pruning_ratio_dict", "branch_ratio", "branches", "head_pruning_ratio", "head_pruning_ratio_dict")
-ONCE += ("expert_pruning_ratio", "max_pruning_ratio", "sensitivity", "weights", "optimizer")
+SAID = ("target", "calibration", "held_out", "progress", "registry", "seed")
+"""Of these, the ones that are arguments of `shrink`."""
+ONCE = (
+    *("ratio", "pruning_ratio_dict", "branch_ratio", "branches", "head_pruning_ratio", "head_pruning_ratio_dict"),
+    *("expert_pruning_ratio", "max_pruning_ratio", "pruning_ratio", "sensitivity", "weights", "optimizer"),
+)
 """Arguments of `prune` about one cut of one model: they would count again at every step."""
 
 
@@ -59,6 +67,13 @@ class ShrinkSettings:
                 why=f"got {shown(given)}, and every step trains other parameters",
                 hint='distill={"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.01)}',
             )
+        given = self.distill.get("regularizer")
+        if isinstance(given, Regularizer) and not isinstance(given, type):
+            raise ArgumentError(
+                "The regularizer of shrink is a name, a table, or a function of groups.",
+                why=f"got {shown(given)}, and every step trains other parameters",
+                hint='distill={"regularizer": {"name": "group_lasso", "reg": 1e-3}}',
+            )
         self.training()
 
     def _check_passed(self, name: str, given: Any, known: Sequence[str], once: Sequence[str]) -> None:
@@ -80,26 +95,31 @@ class ShrinkSettings:
                 )
         check_keywords(given, known, name)
 
+    def check_steps(self, steps: int) -> None:
+        """Raises `ArgumentError` for what makes no sense in so many steps."""
+        if steps == 1 and self.distill.get("regularizer") is not None:
+            raise ArgumentError(
+                "A regularizer prepares the next cut, and there is one cut only.",
+                hint="steps=2; the training after the last cut goes without it",
+            )
+
     def training(self, held_out: Batches | None = None) -> DistillSettings:
         """Returns the settings of the training, checked as far as they can be without a model."""
         given = {name: value for name, value in self.distill.items() if name != "optimizer"}
         held = held_out or Batches(())
         return DistillSettings.of({**given, "plan": Plan(), "held_out": held, "seed": self.seed})
 
-    def request(self, steps: int, total: int) -> dict[str, Any]:
+    def request(self, model: str, steps: int, total: int) -> dict[str, Any]:
         """What has to be the same in a call that goes on in a folder, as plain data.
 
         Args:
+            model: A fingerprint of the model.
             steps: Number of cuts.
             total: Optimizer steps in all.
         """
         own = {"target": self.target, "schedule": self.schedule, "prune": self.prune, "distill": self.distill}
         plain = {name: describe(value, {}) for name, value in own.items()}
-        return {**plain, "seed": self.seed, "steps": steps, "training_steps": total}
-
-
-SAID = ("target", "calibration", "held_out", "progress", "registry", "seed")
-"""Of these, the ones that are arguments of `shrink`."""
+        return {"model": model, **plain, "seed": self.seed, "steps": steps, "training_steps": total}
 
 
 def shares(total: int, steps: int) -> list[int]:
@@ -115,4 +135,4 @@ def shares(total: int, steps: int) -> list[int]:
             hint='distill={"steps": 1000} or {"epochs": 10} says how long is trained in all; steps=1 cuts once',
         )
     ends = [math.floor(total * number / steps) for number in range(steps + 1)]
-    return [end - start for start, end in zip(ends, ends[1:], strict=False)]
+    return [end - start for start, end in itertools.pairwise(ends)]

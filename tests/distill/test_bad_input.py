@@ -275,3 +275,82 @@ def test_a_checkpoint_that_can_not_be_written_is_told_before_the_first_step(tmp_
             progress=lambda done, total: calls.append(done),
         )  # fmt: skip
     assert calls == []
+
+
+def test_a_batch_that_does_not_fit_is_told_and_what_was_learnt_is_kept() -> None:
+    student, teacher, _ = pair()
+    data = [*batches(3), torch.randn(4, 9)]
+    states: list[dict[str, Tensor]] = []
+    with pytest.raises(pk.ArgumentError) as caught:
+        distill(
+            student,
+            teacher,
+            data,
+            steps=8,
+            lr=1e-2,
+            held_out=batches(2),
+            evaluate_every=1,
+            progress=lambda done, total: states.append(values(student)),
+        )
+    assert caught.value.headline == "The model's forward pass raised on a batch."
+    assert caught.value.where == "batch 3"
+    assert "its inputs are (4, 9) float32, and those of a batch that ran were (16, 8) float32" in caught.value.why
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert len(states) == 3
+    assert any(same(values(student), state) for state in states)
+
+
+def test_memory_that_runs_out_is_no_fault_of_the_batch() -> None:
+    student, teacher, _ = pair()
+
+    def full(module: nn.Module, args: Any) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    student.register_forward_pre_hook(full)
+    with pytest.raises(torch.OutOfMemoryError):
+        distill(student, teacher, batches(), steps=1)
+
+
+@pytest.mark.parametrize("wrong", [5, -1])
+def test_a_label_that_is_no_class_is_told_with_its_place(wrong: int) -> None:
+    student, teacher, _ = pair()
+    before = values(student)
+    labels = [torch.zeros(16, dtype=torch.long), torch.tensor([0] * 3 + [-100, wrong] + [4] * 11)]
+    data = pk.Batches(list(zip(batches(2), labels, strict=True)), inputs=lambda batch: batch[0])
+    with pytest.raises(pk.ArgumentError) as caught:
+        distill(student, teacher, data, labels=lambda batch: batch[1], weights={"labels": 1}, steps=4)
+    assert caught.value.headline == "A label is no class."
+    assert caught.value.where == "batch 1, position 4"
+    assert caught.value.why == f"it is {wrong}, and there are 5 classes, counted from 0"
+    assert same(values(student), before)
+
+
+def test_a_run_does_not_go_on_with_another_teacher(tmp_path: Path) -> None:
+    student, teacher, plan = pair()
+    options: dict[str, Any] = {"steps": 4, "checkpoint": tmp_path / "run.safetensors", "save_every": 1}
+    with pytest.raises(StoppedError):
+        distill(student, teacher, batches(), **options, progress=stop_after(2))
+    other = net(1)
+    with pytest.raises(pk.CheckpointError, match="The checkpoint is of another run") as caught:
+        distill(plan.apply(net()), other, batches(), **options)
+    assert "teacher was " in caught.value.why
+    assert distill(plan.apply(net()), net(), batches(), **options).steps == 4
+
+
+def test_logits_of_another_teacher_are_not_mixed_into_a_folder(tmp_path: Path) -> None:
+    pk.store_logits(net(), batches(2), tmp_path / "logits", top=3)
+    with pytest.raises(pk.CheckpointError, match="The folder holds logits of another teacher") as caught:
+        pk.store_logits(net(1), batches(3), tmp_path / "logits", top=3)
+    assert caught.value.why == "they were stored by a model with other weights"
+    assert pk.store_logits(net(), batches(3), tmp_path / "logits", top=3) == 1
+
+
+def test_a_run_with_stored_logits_does_not_go_on_with_those_of_another_teacher(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        pk.store_logits(net(seed), batches(), tmp_path / f"logits{seed}", top=3)
+    options: dict[str, Any] = {"steps": 4, "checkpoint": tmp_path / "run.safetensors", "save_every": 1}
+    student, _, plan = pair()
+    with pytest.raises(StoppedError):
+        distill(student, tmp_path / "logits0", batches(), **options, progress=stop_after(2))
+    with pytest.raises(pk.CheckpointError, match="teacher was "):
+        distill(plan.apply(net()), tmp_path / "logits1", batches(), **options)

@@ -34,6 +34,7 @@ RAISING = (
     "integrations",
     "layers",
     "prune",
+    "shrink",
     "vocabulary",
 )
 """The packages of plugins whose errors the page of errors explains."""
