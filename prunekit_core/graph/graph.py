@@ -62,6 +62,11 @@ class Graph:
         self.notes = [*notes, *registry.broken()]
         self._steps: list[Plan] = []
 
+    def __repr__(self) -> str:
+        if "analysis" not in vars(self):
+            return f"{type(self).__name__}(empty)"
+        return f"{type(self).__name__}({type(self.model).__name__}: {len(self.analysis.groups)} groups)"
+
     @classmethod
     def of(
         cls,

@@ -99,7 +99,7 @@ def _percent(after: float, before: float) -> str:
     return f"({after / before:.0%} kept)" if before else ""
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Plan(Decision):
     """Which units stay, and every edit that follows from it.
 
@@ -108,6 +108,10 @@ class Plan(Decision):
 
     _costs: Prices | None = attrs.field(default=None, eq=False, repr=False, alias="costs")
     _sizes: Mapping[str, Room] | None = attrs.field(default=None, eq=False, repr=False, alias="sizes")
+
+    def __repr__(self) -> str:
+        gone = f", {len(self.absent)} branches gone" if self.absent else ""
+        return f"Plan({len(self.cuts)} groups cut, in {len(self.parameters)} parameters{gone})"
 
     def apply(
         self,

@@ -68,6 +68,16 @@ def allowance(model: CostModel, name: str, value: float | str, dense: float) -> 
     return found
 
 
+def unit_notes(target: Target, registry: Registry) -> list[str]:
+    """Says which unit was taken for numbers without one, of costs that have one."""
+    notes = []
+    for name, value in target.items():
+        model = cost_model(registry.named("prunekit_budgets", name))
+        if model.unit and not isinstance(value, str) and not is_fraction(value):
+            notes.append(f"the target {name}={value:g} has no unit: it was read as {model.text(float(value))}")
+    return notes
+
+
 def is_fraction(value: float | str) -> bool:
     """Tells whether the value of a target is a fraction of the original."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
@@ -85,6 +95,7 @@ class Budget:
         now: What the model as it is now costs, before predictions are corrected; see `present`.
         base: Sizes of the groups that earlier steps have cut.
         registry: Where cost models are found.
+        given: The target as it was given.
         scales: What predictions of measured costs are multiplied by; 1 where nothing is said.
         pins: What can be done about parameters that outputs of the model pin; empty where none does.
     """
@@ -96,6 +107,7 @@ class Budget:
     now: Mapping[str, float]
     base: Mapping[str, int]
     registry: Registry
+    given: Target = attrs.field(factory=dict)
     scales: Mapping[str, float] = attrs.field(factory=dict)
     pins: str = ""
 
@@ -133,7 +145,7 @@ class Budget:
             dense[name], now[name] = compiled[id(whole)]({}), compiled[id(present)](base)
             costs[name] = compiled[id(left)]
         allowed = {name: allowance(models[name], name, value, dense[name]) for name, value in target.items()}
-        return cls(models, costs, dense, allowed, now, base, registry, pins=outputs_that_pin(whole))
+        return cls(models, costs, dense, allowed, now, base, registry, target, pins=outputs_that_pin(whole))
 
     @property
     def measured(self) -> bool:
@@ -175,6 +187,13 @@ class Budget:
         """Tells whether costs, such as those of a model without some branches, are no more than is allowed."""
         return all(spent[name] <= allowed * SLACK for name, allowed in self.allowed.items())
 
+    def _as_read(self, name: str) -> str:
+        """Says how a number was read that is above 1: 1.5 may be meant as a fraction."""
+        value = self.given.get(name, 0)
+        if isinstance(value, str) or value <= 1:
+            return ""
+        return f" ({value:g} is an absolute value, because it is above 1; {name}=0.5 leaves half)"
+
     def refuse(self, smallest: Mapping[str, int]) -> OutOfReachError:
         """Words the error for a target that not even the smallest selection meets."""
         reached, wanted = [], []
@@ -182,7 +201,7 @@ class Budget:
             model, dense = self.models[name], self.dense[name]
             share = f" ({cost / dense:.1%} of {model.text(dense)})" if dense else ""
             reached.append(f"{name}={model.text(cost)}{share}")
-            wanted.append(f"{name}={model.text(self.allowed[name])}")
+            wanted.append(f"{name}={model.text(self.allowed[name])}{self._as_read(name)}")
         return OutOfReachError(
             "The target can't be reached.",
             why=f"the smallest model has {', '.join(reached)}; asked for {', '.join(wanted)}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,9 @@ from prunekit_plugins.cli.output import Output, Table
 from prunekit_plugins.reports.collapse import Row, collapse
 from prunekit_plugins.reports.data import ReportData
 from prunekit_plugins.reports.sections import sections
+
+CACHE = re.compile(r"an output of the model: (cache|past_key_values|cache_params)\b.*")
+"""The reason of dims that a cache pins, which is handed back to the model and may shrink."""
 
 
 def show_rows(
@@ -43,6 +47,10 @@ def show_left(output: Output, report: Report, everything: bool = False) -> None:
     show_rows(output, f"left whole: {len(left)} groups", ("group", "why"), left, everything)
     pinned = list(report.pinned.items())
     show_rows(output, f"pinned: {len(pinned)} parameter dims", ("parameter[dim]", "why"), pinned, everything)
+    caches = sorted({name.group(1) for why in report.pinned.values() if (name := CACHE.fullmatch(why))})
+    if caches:
+        names = " ".join(f"--free-output {name}" for name in caches)
+        output.line(f"a cache keeps its size like every output: {names} releases it (free_outputs in Python)")
     gaps = [(gap,) for gap in report.not_understood]
     show_rows(output, f"not understood: {len(gaps)} operations", ("operation",), gaps, everything)
     untouched = [(name,) for name in report.untouched]

@@ -51,7 +51,7 @@ Config = Annotated[
     typer.Option(
         "--config",
         metavar="FILE",
-        help="Settings; without it prunekit.toml, or [tool.prunekit] in pyproject.toml, here or above.",
+        help="Settings; without it prunekit.toml, or the table tool.prunekit in pyproject.toml, here or above.",
         show_default=False,
     ),
 ]

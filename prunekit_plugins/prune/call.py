@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from prunekit_core.plans.plan import Plan, Preview
 from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.record.recorder import check_recordable
 from prunekit_plugins.budgets.allocation import Solver
-from prunekit_plugins.budgets.budget import Budget, Target
+from prunekit_plugins.budgets.budget import Budget, Target, unit_notes
 from prunekit_plugins.budgets.curves import Sensitivity
 from prunekit_plugins.budgets.targets import Selector, plan_to_target
 from prunekit_plugins.calibration.batches import Batches
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from prunekit_plugins.classic.options import FurtherOptions
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class PruneResult:
     """What `prune` did.
 
@@ -74,10 +75,34 @@ class PruneResult:
     preview: Preview
     layers: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
     protocol: Protocol
-    graph: Graph = attrs.field(repr=False)
+    graph: Graph
     compensation: Compensation | None = None
-    repaired: Mapping[str, torch.Tensor] = attrs.field(factory=dict, repr=False)
+    repaired: Mapping[str, torch.Tensor] = attrs.field(factory=dict)
     verification: Verification = attrs.field(factory=Verification)
+
+    def __repr__(self) -> str:
+        p, gone = self.preview, len(self.report.absent)
+        units = f"{len(self.report.pruned)} groups" + (f" and {gone} branches" if gone else "")
+        share = p.params_after / max(1, p.params_before)
+        return (
+            f"PruneResult({type(self.model).__name__}: {p.params_before:,} -> {p.params_after:,} parameters "
+            f"({share:.1%} kept), {units} pruned; print(result) says what and why)"
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: costs before and after, and the report folded up."""
+        costs = {"params": (self.preview.params_before, self.preview.params_after), **self.preview.costs}
+        cells = [
+            (html.escape(name), f"{before:,.0f}", f"{after:,.0f}", f"{after / before:.1%}")
+            for name, (before, after) in costs.items()
+            if before
+        ]
+        rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in cells)
+        return (
+            f"<b>{html.escape(type(self.model).__name__)}</b><table><tr><th>cost</th><th>before</th><th>after</th>"
+            f"<th>left</th></tr>{rows}</table><details><summary>what went, what stayed and why</summary>"
+            f"<pre>{html.escape(str(self))}</pre></details>"
+        )
 
     def __str__(self) -> str:
         p = self.preview
@@ -218,7 +243,8 @@ def prune(
     pruner = Pruner(**wanted.analysed(model, example_inputs, DependencyGraph(registry), registry))
     decided = _decided(pruner, settings, allotment, path)
     pruner, plan = decided.pruner, decided.plan
-    doubts = (*told, *(profile.notes if profile else ()), *decided.notes)
+    read = unit_notes(settings.target, registry) if settings.target else ()
+    doubts = (*read, *told, *(profile.notes if profile else ()), *decided.notes)
     preview = plan.preview()
     shared = settings.depth.by == BOTH or not settings.depth.requested
     arguments = settings.recorded(allotment.settled(pruner).chosen if shared else allotment.chosen)

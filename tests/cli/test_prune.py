@@ -1,17 +1,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+import typer
+from rich.markup import render
 from torch import nn
 
 import prunekit as pk
+from prunekit_plugins.cli import prunekit_commands
 from prunekit_plugins.cli.commands import prune as prune_command
 from tests.cli import toys
 from tests.cli.conftest import Cli
+from tests.models import small_llama
 
 PERCEPTRON = ("tests.cli.toys:perceptron", "--input", "1,4")
 
@@ -229,3 +235,41 @@ def test_a_model_that_is_named_has_random_weights_which_is_told(cli: Cli) -> Non
     assert called.err == (
         "torchvision:squeezenet1_1 has random weights, so which units go means nothing: --weights FILE reads yours\n"
     )
+
+
+def test_flags_about_outputs_heads_and_sizes_reach_the_pruner(cli: Cli, tmp_path: Path) -> None:
+    small_llama(hidden_size=32, num_attention_heads=4, num_key_value_heads=2).save_pretrained(str(tmp_path / "big"))
+    model = ("prune", f"hf:{tmp_path / 'big'}", "--serve", "none")
+    told = cli(*model)
+    assert "--free-output cache releases it" in told.out
+    plain = cli(*model, "--json").data
+    assert not any("head_dim" in name for name in plain["pruned"])
+    free = cli(*model, "--json", "--free-output", "cache").data
+    assert any("head_dim" in name for name in free["pruned"])
+    whole = cli(
+        *model, "--json", "--free-output", "cache", "--no-head-dims", "--heads", "--head-pruning-ratio", 0.5
+    ).data
+    assert not any("head_dim" in name for name in whole["pruned"])
+    arguments = whole["protocol"]["arguments"]
+    assert (arguments["prune_num_heads"], arguments["prune_head_dims"], arguments["head_pruning_ratio"]) == (
+        True,
+        False,
+        0.5,
+    )
+    assert any("heads" in name for name in whole["pruned"])
+    least = cli(*model, "--json", "--max-pruning-ratio", 0.25, "--uniform").data["pruned"]
+    assert all(sizes["after"] >= 0.75 * sizes["before"] for sizes in least.values())
+
+
+def test_help_is_the_same_with_and_without_markup() -> None:
+    for name, command in prunekit_commands().items():
+        click_command = typer.main.get_command(_application(command.load() if hasattr(command, "load") else command))
+        for parameter in click_command.params:
+            text = getattr(parameter, "help", None) or ""
+            assert render(text).plain == text, f"{name} {parameter.name}"
+
+
+def _application(function: Callable[..., Any]) -> typer.Typer:
+    application = typer.Typer()
+    application.command()(function)
+    return application

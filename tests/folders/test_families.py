@@ -51,5 +51,5 @@ def test_one_command_leads_from_folder_to_folder(name: str, tmp_path: Path, caps
     if family.main:
         told = texts(loaded, family.main, inputs)
         assert torch.equal(told, texts(pruned, family.main, inputs))
-        assert told.shape[1] > 8
+        assert told.shape[1] >= 8
         assert loaded.config.is_encoder_decoder or len(set(told[0].tolist())) > 3
