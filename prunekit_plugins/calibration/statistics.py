@@ -18,6 +18,7 @@ from prunekit_core.modules.tree import named_tensors
 from prunekit_core.program.linear_forms import Site
 from prunekit_plugins.calibration.expert_statistics import ExpertStatistics
 from prunekit_plugins.calibration.moments import Moments
+from prunekit_plugins.calibration.uncertainty import Uncertainty
 
 KEY = "prunekit_statistics"
 EXPERTS = "experts-"
@@ -119,9 +120,11 @@ class Statistics:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the statistics as safetensors."""
         tensors: dict[str, torch.Tensor] = {}
-        listing = []
+        listing, doubt = [], {}
         for name, found in self.sites.items():
             site, moments = found.site, found.moments
+            if moments.uncertainty is not None:
+                doubt[name] = attrs.astuple(moments.uncertainty)
             listing.append([name, moments.count, site.parameter, site.rows, site.groups, site.inputs_first])
             for part in ("mean", "variance", "covariance"):
                 values = getattr(moments, part)
@@ -142,6 +145,7 @@ class Statistics:
             "examples": self.examples,
             "notes": self.notes,
             "experts": {name: experts.rest() for name, experts in self.experts.items()},
+            "uncertainties": doubt,
         }
         safetensors.torch.save_file(tensors, path, metadata={KEY: FORMAT, "about": json.dumps(about)})
 
@@ -163,13 +167,15 @@ class Statistics:
                 tensors = {name: file.get_tensor(name) for name in list(file.keys())}
             about = json.loads(metadata["about"])
             shapes = {name: tuple(shape) for name, shape in about["shapes"].items()}
+            doubt = about.get("uncertainties", {})  # files of earlier versions have none
             sites = {}
             for name, count, parameter, rows, groups, inputs_first in about["sites"]:
                 site = Site(parameter, shapes[parameter], (rows[0], rows[1]), groups, inputs_first)
                 parts = [tensors.get(f"{part}/{name}") for part in ("mean", "variance", "covariance")]
                 if parts[0] is None or parts[1] is None:
                     raise KeyError(name)
-                moments = Moments(count, parts[0], parts[1], parts[2])
+                uncertainty = Uncertainty(*doubt[name]) if name in doubt else None
+                moments = Moments(count, parts[0], parts[1], parts[2], uncertainty=uncertainty)
                 extra = [tensors.get(f"{part}/{name}") for part in ("curvature", "energy")]
                 sites[name] = SiteStatistics(site, moments, *extra)
             others = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import attrs
 import torch
 
 from prunekit.plugin import ArgumentError, Moments
@@ -14,6 +15,28 @@ from prunekit_plugins.compensation.repair import Repair
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
 PARTS = (1.0, 0.75, 0.5, 0.25)
 """Parts of a change that are compared on the examples that were held out."""
+
+
+@attrs.frozen
+class Choice:
+    """How one consumer is fitted.
+
+    Attributes:
+        ridge: A multiple of the mean variance of a feature.
+        shrunk: Whether covariances are shrunk.
+        part: How much of the change is kept.
+        error: The error on the examples that were held out; that of all of the change where no part is kept.
+    """
+
+    ridge: float
+    shrunk: bool
+    part: float
+    error: float
+
+    def __str__(self) -> str:
+        """For the report."""
+        more = (", shrunk" if self.shrunk else "") + (f", {self.part:.0%} of the change" if self.part < 1 else "")
+        return f"ridge {self.ridge:.0e}{more}"
 
 
 class LeastSquares:
@@ -26,8 +49,9 @@ class LeastSquares:
     ``E||y - W' x - b'||^2 + lambda ||W' - W||^2``. While what it reads is what it read before the cut, less the removed
     units ``R``, that is ``W' = W_K + W_R B^T`` with ``B = (C_KK + lambda I)^-1 C_KR``. ``lambda`` is a multiple of the
     mean variance of a feature: of the ``ridges``, and of those halfway to the best one's neighbours, the one with the
-    least error on examples that were held out. With it the layer is fitted to all examples, if that one was no worse on
-    those than the plain cut.
+    least error on examples that were held out. There it is also decided whether covariances are shrunk, see `solve`,
+    and which part of the change is kept: one of `PARTS`, or nothing where none of them is better than the plain cut.
+    The layer is then fitted in the same way to all examples.
 
     A consumer without a bias moves the mean of the norm that follows it; without one it is fitted through the origin.
 
@@ -47,26 +71,31 @@ class LeastSquares:
         """Fits consumer after consumer."""
         for problem in repair.layers():
             training, everything = problem.both()
-            tried = self._tried(problem, self.ridges, training)
-            if tried:
-                tried |= self._tried(problem, self._between(min(tried, key=tried.__getitem__)), training)
-            if not tried:
+            choice = self._choice(problem, training)
+            solution = None if choice is None else solve(problem, choice.ridge, everything, shrunk=choice.shrunk)
+            if choice is None or solution is None:
                 repair.left[problem.name] = "least_squares: its covariance has no Cholesky factor"
                 continue
-            ridge = min(tried, key=tried.__getitem__)
-            trial, solution = solve(problem, ridge, training), solve(problem, ridge, everything)
-            if trial is None or solution is None:
-                repair.left[problem.name] = "least_squares: its covariance has no Cholesky factor"
+            if not choice.part:
+                before = problem.error(problem.weight, problem.offset, problem.held)
+                worse = f"error {before:.3g} -> {choice.error:.3g}"
+                repair.left[problem.name] = f"least_squares would make it worse ({worse})"
                 continue
-            part = kept_part(problem, *trial)
-            if not part:
-                errors = (
-                    f"error {problem.error(problem.weight, problem.offset, problem.held):.3g} -> {tried[ridge]:.3g}"
-                )
-                repair.left[problem.name] = f"least_squares would make it worse ({errors})"
-                continue
-            text = f"ridge {ridge:.0e}" + (f", {part:.0%} of the change" if part < 1 else "")
-            repair.settle(problem, *partly(problem, *solution, part), text)
+            repair.settle(problem, *partly(problem, *solution, choice.part), str(choice))
+
+    def _choice(self, problem: LayerFit, training: Moments) -> Choice | None:
+        """Chooses on the examples that were held out; None where nothing can be solved."""
+        tried = self._tried(problem, self.ridges, training)
+        if not tried:
+            return None
+        tried |= self._tried(problem, self._between(min(tried, key=tried.__getitem__)), training)
+        ridge = min(tried, key=tried.__getitem__)
+        choices = []
+        for shrunk in (False, True):
+            solution = solve(problem, ridge, training, shrunk=shrunk)
+            if solution is not None:
+                choices.append(Choice(ridge, shrunk, *kept_part(problem, *solution)))
+        return min(choices, key=lambda choice: choice.error) if choices else None
 
     def _between(self, best: float) -> list[float]:
         """The ridges halfway, in their logarithms, between the best one and its neighbours."""
@@ -86,13 +115,16 @@ class LeastSquares:
         return found
 
 
-def kept_part(problem: LayerFit, weight: torch.Tensor, offset: torch.Tensor) -> float:
-    """Returns which part of a change does best on the examples that were held out: one of `PARTS`, or 0.
+def kept_part(problem: LayerFit, weight: torch.Tensor, offset: torch.Tensor) -> tuple[float, float]:
+    """Finds the part of a change that does best on the examples that were held out.
 
     Args:
         problem: The consumer.
         weight: Tensor ``[groups, outputs, features]``: its weight with all of the change.
         offset: Tensor ``[groups, outputs]``.
+
+    Returns:
+        One of `PARTS` with its error; 0 where none of them is better than nothing, with the error of the whole change.
     """
 
     def error(part: float) -> float:
@@ -102,7 +134,7 @@ def kept_part(problem: LayerFit, weight: torch.Tensor, offset: torch.Tensor) -> 
     bend = 2 * (whole - 2 * half + none)  # the error is a parabola of the part
     errors = {part: none + part * (whole - none - bend) + part**2 * bend for part in PARTS}
     best = min(errors, key=errors.__getitem__)
-    return best if errors[best] <= none else 0.0
+    return (best, errors[best]) if errors[best] <= none else (0.0, whole)
 
 
 def partly(
@@ -114,11 +146,18 @@ def partly(
     return torch.lerp(problem.weight, weight, part), torch.lerp(problem.offset, offset, part)
 
 
-def solve(problem: LayerFit, ridge: float, moments: Moments) -> tuple[torch.Tensor, torch.Tensor] | None:
+def solve(
+    problem: LayerFit, ridge: float, moments: Moments, *, shrunk: bool = False
+) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Solves one consumer for one ridge.
 
-    With the `shrinkage` ``rho`` of the covariance, ``(1 - rho) C + rho D`` stands for ``C``, where ``D`` is its
-    diagonal, and ``(1 - rho) (P^T - W C)`` for what is missing, which adds ``rho / (1 - rho) D`` to the ridge.
+    Args:
+        problem: The consumer.
+        ridge: A multiple of the mean variance of a feature.
+        moments: What it is fitted to.
+        shrunk: Whether covariances are shrunk: with the `shrinkage` ``rho``, ``(1 - rho) C + rho D`` stands for ``C``,
+            where ``D`` is its diagonal, and ``(1 - rho) (P^T - W C)`` for what is missing, which adds
+            ``rho / (1 - rho) D`` to the ridge.
 
     Returns:
         Weight ``[groups, outputs, features]`` and offset ``[groups, outputs]``; None where the matrix is singular.
@@ -128,7 +167,7 @@ def solve(problem: LayerFit, ridge: float, moments: Moments) -> tuple[torch.Tens
     scale = square.diagonal(dim1=1, dim2=2).mean(1)
     if not bool(scale.isfinite().all()) or not bool((scale > 0).all()):
         return None
-    part = moments.shrinkage
+    part = moments.shrinkage if shrunk else 0.0
     if part == 1:
         return weight, problem.mean_error(weight, moments) if problem.movable else problem.offset
     regular = square.clone()

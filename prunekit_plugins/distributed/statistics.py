@@ -84,7 +84,14 @@ def reduce_calibration(statistics: Statistics, group: dist.ProcessGroup | None =
         covariance = own.covariance
         if covariance is not None:
             covariance = total((covariance + off[:, :, None] * off[:, None, :]) * own.count) / count
-        moments = attrs.evolve(own, count=count, mean=mean, variance=variance, covariance=covariance)
+        doubt = own.uncertainty
+        if doubt is not None:  # of other examples on each process: squared errors of a mean of means
+            share = (own.count / count) ** 2
+            sums = total(torch.tensor([doubt.whole * share, doubt.diagonal * share, doubt.examples], dtype=torch.float64))
+            doubt = attrs.evolve(doubt, whole=float(sums[0]), diagonal=float(sums[1]), examples=int(sums[2]))
+        moments = attrs.evolve(
+            own, count=count, mean=mean, variance=variance, covariance=covariance, uncertainty=doubt
+        )
         curvature, energy = found.curvature, found.energy
         if curvature is not None:
             assert energy is not None
