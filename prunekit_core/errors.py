@@ -113,6 +113,11 @@ def first_reasons(reasons: Sequence[str], count: int = 8) -> str:
     return "; ".join(reasons[:count]) + more
 
 
+def many(count: int, one: str, several: str = "") -> str:
+    """Words a number of things: ``"1 sample"``, ``"2 samples"``; the plural is the singular with an s, or is given."""
+    return f"{count} {one if count == 1 else several or one + 's'}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Words a hint for a misspelt name: the closest known names, or all of them when few.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import attrs
 
-from prunekit_core.errors import ArgumentError, nearest
+from prunekit_core.errors import ArgumentError, many, nearest
 from prunekit_core.program.trace import TensorRef
 
 
@@ -53,8 +53,8 @@ class Branch:
 
     Attributes:
         name: Stable name: the module that holds its parameters; where the sum is made in that as well, the one in it
-            that holds most of its matrices (unless the branch is a sum itself), and likewise in a list of modules. A
-            second branch of that name gets ``~2``.
+            that holds most of its matrices (unless the branch is a sum itself), and likewise in a list of modules. Of
+            several of that name those that can't go and parts of others come later, with ``~2``.
         kind: How it is related to what it is added to.
         sums: Where it is added, in all recordings.
         parameters: Parameters and buffers that nothing else reads, in the model's order.
@@ -82,8 +82,13 @@ class Branch:
         """
         return frozenset(index for one in self.sums if one.recording == recording for index in one.operations)
 
+    def is_part_of(self, other: Branch) -> bool:
+        """Tells whether all of its sums are computed for another branch only."""
+        within = {recording: other.operations(recording) for recording in {one.recording for one in self.sums}}
+        return other is not self and all(one.operation in within[one.recording] for one in self.sums)
+
     def __str__(self) -> str:
-        text = f"{self.name}: {self.kind.value}, {len(self.parameters)} parameters"
+        text = f"{self.name}: {self.kind.value}, {many(len(self.parameters), 'parameter')}"
         text += f", added {len(self.sums)} times" if len(self.sums) > 1 else ""
         return f"{text}; stays: {self.reason}" if self.reason else text
 

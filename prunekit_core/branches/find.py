@@ -61,20 +61,27 @@ class _Search:
             for key, summand in self._keyed(position):
                 alike.setdefault(key, []).append(summand)
         groups = [self._together(summands) for summands in self._joined(alike.values())]
-        names: Counter[str] = Counter()
-        branches = []
-        for summands in groups:
-            parameters = self._own(summands)
-            name = self._name(summands[0], parameters)
-            names[name] += 1
-            unique = name if names[name] == 1 else f"{name}~{names[name]}"
-            kind = self._kind(summands[0])
-            reads = dict.fromkeys(name for summand in summands for name in summand.reads)
-            shared = tuple(name for name in reads if name not in parameters)
-            branches.append(
-                Branch(unique, kind, tuple(summands), parameters, shared, self._reason(summands, kind, parameters))
-            )
-        return tuple(branches)
+        return self._numbered([self._branch(summands) for summands in groups])
+
+    def _branch(self, summands: list[Summand]) -> Branch:
+        """Makes a branch, with a name that others may have as well."""
+        parameters, kind = self._own(summands), self._kind(summands[0])
+        reads = dict.fromkeys(name for summand in summands for name in summand.reads)
+        shared = tuple(name for name in reads if name not in parameters)
+        name, reason = self._name(summands[0], parameters), self._reason(summands, kind, parameters)
+        return Branch(name, kind, tuple(summands), parameters, shared, reason)
+
+    def _numbered(self, branches: Sequence[Branch]) -> tuple[Branch, ...]:
+        """Numbers branches of one name: those that can go before others, and whole ones before parts of them."""
+        alike: dict[str, list[Branch]] = {}
+        for branch in branches:
+            alike.setdefault(branch.name, []).append(branch)
+        names: dict[int, str] = {}
+        for name, several in alike.items():
+            ordered = sorted(several, key=lambda one: (bool(one.reason), any(map(one.is_part_of, several))))
+            for number, branch in enumerate(ordered, 1):
+                names[id(branch)] = name if number == 1 else f"{name}~{number}"
+        return tuple(attrs.evolve(branch, name=names[id(branch)]) for branch in branches)
 
     def _keyed(self, position: int) -> Iterator[tuple[_Key, Summand]]:
         """Yields the operands of one program, in order, with what makes them the same branch as others."""

@@ -134,6 +134,12 @@ class BranchRuns:
                 why="a backward pass reads every weight once more, when its values are gone",
                 hint="a criterion that runs forward only (block_influence, output_change), or the model in memory",
             )
+        if BranchNeed.GRADIENTS in by_need and torch.is_inference_mode_enabled():
+            raise ArgumentError(
+                "Derivatives can't be gathered in inference mode.",
+                why="torch.inference_mode() is on, and what is computed in it has no gradients",
+                hint="leave torch.inference_mode() for this call; under torch.no_grad() it works",
+            )
         if off and BranchNeed.GRADIENTS in by_need:
             raise ArgumentError(
                 "Derivatives can't be gathered with branches switched off.",

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import attrs
 import torch
 
+from prunekit_core.errors import many
 from prunekit_plugins.calibration.uncertainty import Sampling, Uncertainty
 
 EXACT_WIDTH = 512
@@ -97,15 +98,19 @@ def doubts(name: str, parts: Sequence[Gatherer], width: int | None, independent:
     count, dropped = sum(part.count for part in parts), sum(part.dropped for part in parts)
     total, largest = sum(part.total for part in parts), max(part.largest for part in parts)
     if dropped:
-        found.append(f"{name}: {dropped} of {dropped + count} samples not finite")
+        found.append(f"{name}: {dropped} of {many(dropped + count, 'sample')} not finite")
     if width is not None and (count < FEW * width or independent < width):
         examples, samples = sum(part.examples for part in parts), max(1.0, min(count, independent))
         more = max(1, math.ceil(examples * FEW * width / samples) - examples)
-        told = f"{count} samples" if independent >= width else f"{count} samples that count as {independent:.0f}"
+        told = (
+            many(count, "sample")
+            if independent >= width
+            else f"{many(count, 'sample')} that count as {independent:.0f}"
+        )
         told += f" for a covariance of {width} features: a poor estimate"
         found.append(f"{name}: {told}; {_round(more)} more would do")
     elif count and total <= CONSTANT * sum(part.size for part in parts):
-        found.append(f"{name}: what it reads doesn't vary over {count} samples: a poor estimate")
+        found.append(f"{name}: what it reads doesn't vary over {many(count, 'sample')}: a poor estimate")
     elif largest > MOST * total:
         found.append(f"{name}: one example makes up {largest / total:.0%} of what varies: a poor estimate")
     return found

@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import nn
 
-from prunekit_core.errors import ArgumentError, nearest
+from prunekit_core.errors import ArgumentError, many, nearest
 from prunekit_core.graph.current import StoredWeights
 from prunekit_core.groups.analysis import Analysis, analyse
 from prunekit_core.modules.tree import Layer, ModelTree, named_tensors
@@ -160,11 +160,14 @@ def gather(
         why = "they need a model in memory" if curvatures is None else curvatures.trouble
         notes = (*notes, f"the outputs of all layers count alike, for want of gradients: {why}")
     elif curvatures is not None and curvatures.dropped:
-        notes = (*notes, f"curvatures: {curvatures.dropped} batches left out, whose gradients were not finite")
+        notes = (
+            *notes,
+            f"curvatures: {many(curvatures.dropped, 'batch', 'batches')} left out, whose gradients were not finite",
+        )
     shapes = {name: tuple(t.shape) for name, t in named_tensors(target).items() if isinstance(t, nn.Parameter)}
     gradients, fisher = ({}, {}) if slopes is None else slopes.finish(examples)
     found = Statistics(sites, gradients, fisher, shapes, examples)
-    notes = (*(f"{text} ({count} batches)" for text, count in masks.items()), *notes)
+    notes = (*(f"{text} ({many(count, 'batch', 'batches')})" for text, count in masks.items()), *notes)
     earlier = (*demand.notes, *(demand.curvature_notes if CURVATURES in found else ()))
     known, said = ({}, ()) if experts is None else experts.finish()
     return attrs.evolve(found, notes=(*earlier, *notes, *said), experts=known)

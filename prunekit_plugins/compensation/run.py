@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from prunekit_core.choose.untouched import no_writes
-from prunekit_core.errors import ArgumentError, PlanError
+from prunekit_core.errors import ArgumentError, PlanError, many
 from prunekit_core.graph.graph import Graph
 from prunekit_core.modules.transaction import Transaction
 from prunekit_core.modules.tree import named_tensors
@@ -60,7 +60,7 @@ class Compensation:
 
     def __str__(self) -> str:
         before, after = self.output_error
-        lines = [f"compensated: {len(self.layers)} layers, output error {before:.3g} -> {after:.3g}"]
+        lines = [f"compensated: {many(len(self.layers), 'layer')}, output error {before:.3g} -> {after:.3g}"]
         lines.extend(f"  {layer}" for layer in self.layers)
         if self.left:
             lines.append(f"not compensated: {len(self.left)}")

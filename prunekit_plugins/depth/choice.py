@@ -19,6 +19,7 @@ from prunekit_plugins.depth.search import (
     DepthChoice,
     Search,
     allowance,
+    counted_branches,
     held_branches,
     most_of,
     protected_branches,
@@ -120,7 +121,7 @@ def _to_target(graph: Graph, target: Target, make: Callable[[], Search]) -> Dept
 def _named(graph: Graph, settings: DepthSettings, names: Sequence[str], protected: Mapping[str, str]) -> DepthChoice:
     gone = graph.applied.absent
     chosen = named_branches(graph.branches(), [*gone, *names])
-    able = [branch.name for branch in graph.branches() if branch.removable]
+    able = counted_branches(graph)
     absent = tuple(branch.name for branch in chosen)
     if chosen and set(able) <= set(absent):
         raise ArgumentError(
@@ -130,7 +131,7 @@ def _named(graph: Graph, settings: DepthSettings, names: Sequence[str], protecte
         )
     held = held_branches(graph, settings, protected)
     contradicted = [f"{name}: {held[name]}" for name in absent if name in held and name not in gone]
-    if len(absent) > most_of(settings, len(able)):
+    if sum(name in able for name in absent) > most_of(settings, len(able)):
         contradicted.append(allowance(settings, len(able)))
     if contradicted:
         raise ArgumentError(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import attrs
 
-from prunekit_core.branches.branch import Branch, named_branches
+from prunekit_core.branches.branch import named_branches
 from prunekit_core.branches.surgery import operate
 from prunekit_core.branches.without import without
 from prunekit_core.errors import RehearsalError
@@ -68,6 +68,14 @@ def protected_branches(graph: Graph, layers: Iterable[Layer]) -> dict[str, str]:
     return found
 
 
+def counted_branches(graph: Graph) -> list[str]:
+    """Lists the names of the branches that can go, with parameters of their own: those that all settings are about.
+
+    One that only reads what something else reads as well is a part of another branch, or a second use of its weights.
+    """
+    return [branch.name for branch in graph.branches() if branch.removable and branch.parameters]
+
+
 def held_branches(graph: Graph, settings: DepthSettings, protected: Mapping[str, str]) -> dict[str, str]:
     """Returns the names of branches that settings keep, with the reason.
 
@@ -76,13 +84,13 @@ def held_branches(graph: Graph, settings: DepthSettings, protected: Mapping[str,
         settings: The settings.
         protected: What `protected_branches` returned for the layers that are ignored.
     """
-    able, found = [branch.name for branch in graph.branches() if branch.removable], {}
-    for place, name in enumerate(able):
+    counted, found = counted_branches(graph), dict[str, str]()
+    for place, name in enumerate(counted):
         if name in protected:
             found[name] = f"{protected[name]} is in ignored_layers"
         elif place < settings.keep_first:
             found[name] = f"one of the first {settings.keep_first} (keep_first)"
-        elif place >= len(able) - settings.keep_last:
+        elif place >= len(counted) - settings.keep_last:
             found[name] = f"one of the last {settings.keep_last} (keep_last)"
     return found
 
@@ -100,6 +108,7 @@ def allowance(settings: DepthSettings, count: int) -> str:
     return "one branch always stays"
 
 
+_SHARED = "it has no parameters of its own: name it in branches to take it out"
 _LOST = "after the cuts so far it can't be told apart from others"
 
 
@@ -124,8 +133,8 @@ class Search:
         self._graph, self._settings, self._scorer = graph, settings, scorer
         self._branches = {branch.name: branch for branch in graph.branches()}
         self._gone = [name for name in self._branches if name in graph.applied.absent]
-        self._able = [name for name, branch in self._branches.items() if branch.removable]
-        self._left = {name: one.reason for name, one in self._branches.items() if one.reason}
+        self._able = counted_branches(graph)
+        self._left = {name: one.reason or _SHARED for name, one in self._branches.items() if name not in self._able}
         self._left.update(held_branches(graph, settings, protected))
         self._left.update({one: _LOST for one in self._able if not scorer.knows(one) and one not in self._left})
         for name in self._gone:
@@ -352,7 +361,7 @@ class Search:
 
     def _inside(self, name: str, others: Iterable[str]) -> bool:
         """Whether all that a branch computes goes with one of some others."""
-        return any(_contains(self._branches[other], self._branches[name]) for other in others)
+        return any(self._branches[name].is_part_of(self._branches[other]) for other in others)
 
     def _overlaps(self, name: str, others: Sequence[str]) -> bool:
         """Whether a branch is part of one of some others, or one of them part of it."""
@@ -364,8 +373,3 @@ class Search:
         left = {**dict.fromkeys(self._open, "not needed for the target"), **self._left}
         plan = drafted(self._graph, absent, keep_names=False) if self._on_the_way else self._plan
         return DepthChoice(absent, plan, dict(self._scores), left)
-
-
-def _contains(outer: Branch, inner: Branch) -> bool:
-    within = {recording: outer.operations(recording) for recording in {one.recording for one in inner.sums}}
-    return outer is not inner and all(one.operation in within[one.recording] for one in inner.sums)

@@ -233,7 +233,7 @@ def test_a_model_that_is_named_has_random_weights_which_is_told(cli: Cli) -> Non
     called = cli("prune", "torchvision:squeezenet1_1", "--input", "1,3,64,64")
     assert called.code == 0
     assert called.err == (
-        "torchvision:squeezenet1_1 has random weights, so which units go means nothing: --weights FILE reads yours\n"
+        "torchvision:squeezenet1_1 has random weights, so what goes means nothing: --weights FILE reads yours\n"
     )
 
 

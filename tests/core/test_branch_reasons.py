@@ -102,3 +102,56 @@ def test_a_branch_that_later_calls_need_says_so() -> None:
     first = graph.branches()[0].name
     with pytest.raises(pk.RehearsalError, match="why: in a call that is given the cache of an earlier one: aten::"):
         graph.plan_without([first])
+
+
+class Mixer(nn.Module):
+    """``y + y * gain`` in the module, whose own parameter is the gain; and the whole is added to a stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.gain = nn.Linear(8, 8), nn.Parameter(torch.randn(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.inner(x)
+        return y + y * self.gain
+
+
+class Mixing(nn.Module):
+    """Three mixers, and a layer whose weights are read a second time, by a branch that has none of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.ModuleDict({"mixer": Mixer()}) for _ in range(3))
+        self.table = nn.Linear(8, 8)
+        self.again = nn.Sequential(self.table, nn.Tanh())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.table(x)
+        x = x + self.again(x)
+        for layer in self.layers:
+            x = x + layer["mixer"](x)  # type: ignore[index]
+        return x
+
+
+MIXERS = [f"layers.{number}.mixer" for number in range(3)]
+
+
+def test_a_whole_branch_has_its_modules_name_and_parts_of_it_are_numbered() -> None:
+    found = pk.Graph.of(Mixing().eval(), X).branches()
+    branches = {branch.name: branch for branch in found}
+    assert list(branches) == ["table", *(name + end for name in MIXERS for end in ("~2", ""))]  # as in the program
+    for name in MIXERS:
+        assert branches[name].parameters == tuple(f"{name}.{part}" for part in ("gain", "inner.weight", "inner.bias"))
+        assert branches[f"{name}~2"].parameters == (f"{name}.gain",)
+        assert branches[f"{name}~2"].is_part_of(branches[name])
+        assert not branches[name].is_part_of(branches[f"{name}~2"])
+
+
+def test_ratios_and_numbers_are_of_branches_with_parameters_of_their_own() -> None:
+    assert pk.Graph.of(Mixing().eval(), X).branches()[0].parameters == ()
+    result = pk.prune(Mixing().eval(), X, branch_ratio=0.5, global_pruning=True, keep_first=2)  # of six
+    assert result.plan.absent == tuple(MIXERS[1:])
+    assert result.report.branches["layers.0.mixer"] == "one of the first 2 (keep_first)"
+    assert result.report.branches["table"] == "it has no parameters of its own: name it in branches to take it out"
+    named = pk.prune(Mixing().eval(), X, branches=["table"], max_pruning_ratio=0.0)
+    assert named.plan.absent == ("table",)

@@ -192,7 +192,7 @@ def test_masks_that_fit_nothing_are_told() -> None:
     found = pk.calibrate(model, [short, pairs, short])
     assert found.notes == (
         "a mask of shape (4, 3) fits nothing that a layer reads: all positions count (2 batches)",
-        "an attention_mask of shape (4, 1, 6, 6) is none of positions: all of them count (1 batches)",
+        "an attention_mask of shape (4, 1, 6, 6) is none of positions: all of them count (1 batch)",
     )
     assert found.sites["up.weight"].moments.count == 3 * 24
 
@@ -336,7 +336,7 @@ def test_data_that_hardly_vary_are_told(parts: tuple[str, ...]) -> None:
     assert pk.calibrate(model, [x[:1].expand(40, 3)], parts=parts).notes == (constant,)
     assert pk.calibrate(model, [x], parts=parts).notes == ()
     one = pk.calibrate(model, [x[:1]], parts=parts).notes
-    assert any("doesn't vary over 1 samples" in note or "1 samples for a covariance" in note for note in one)
+    assert any("doesn't vary over 1 sample" in note or "1 sample for a covariance" in note for note in one)
 
 
 def test_empty_batches_are_passed_over() -> None:

@@ -112,7 +112,7 @@ def test_batches_with_bad_gradients_are_left_out() -> None:
     clean = pk.calibrate(model, [x], parts=PARTS)
     for name, seen in found.sites.items():
         assert torch.equal(seen.curvature, clean.sites[name].curvature)  # type: ignore[arg-type]
-    assert any("1 batches left out, whose gradients were not finite" in note for note in found.notes)
+    assert any("1 batch left out, whose gradients were not finite" in note for note in found.notes)
 
 
 def test_errors_count_by_what_they_do() -> None:

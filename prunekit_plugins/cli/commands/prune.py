@@ -205,7 +205,7 @@ def _check_weights(output: Output, subject: Subject, *, random: bool) -> None:
             hint="save the model with model.save_pretrained(folder), give --weights FILE, or prune random weights with "
             "--random-weights",
         )
-    output.warning(f"{subject.name} has random weights, so which units go means nothing: --weights FILE reads yours")
+    output.warning(f"{subject.name} has random weights, so what goes means nothing: --weights FILE reads yours")
 
 
 def _data_of(
