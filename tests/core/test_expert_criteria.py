@@ -257,3 +257,14 @@ def test_statistics_of_experts_that_have_left_since_are_refused() -> None:
     graph.remove({"router#experts": [1]})
     with pytest.raises(ArgumentError, match="pruned since"):
         REAPImportance(statistics)(graph.whole_group("router#experts"))
+
+
+def test_a_target_that_top_k_puts_out_of_reach_is_told_before_calibration_starts() -> None:
+    class Unread:
+        def __iter__(self) -> Any:
+            raise AssertionError("calibration data are read")
+
+    model = made(LookedUp)
+    with pytest.raises(ArgumentError, match=r"target can't be reached(.|\n)*the smallest model has"):
+        pk.prune(model, TOKENS, target={"params": 0.02}, calibration=Unread(), ignored_layers=[model.stem])
+    assert len(model.up) == EXPERTS
