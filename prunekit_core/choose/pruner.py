@@ -157,8 +157,13 @@ class Pruner:
     @property
     def additive(self) -> bool:
         """Whether the scores of all groups that are up for choice are damages that add up."""
-        experts = None if self.settings.expert_pruning_ratio is not None else self.expert_importance
+        experts = self.expert_importance if self.settings.expert_pruning_ratio is None and self.has_experts else None
         return additive(self.importance) and (experts is None or additive(experts))
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether the model has experts that may leave."""
+        return any(is_experts(group) and not group.outer for group in self.graph.groups())
 
     def unchecked_scores(self, group: str, shared: dict[Any, torch.Tensor] | None = None) -> torch.Tensor | None:
         """Calls the criterion on the units of a group that are there now; what it returns isn't checked yet."""

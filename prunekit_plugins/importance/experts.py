@@ -159,8 +159,9 @@ class ReroutingImportance(FromExperts):
     @property
     def additive(self) -> bool:
         """Whether scores are squared changes of the model's outputs, which add up."""
-        known = () if self.statistics is None else self.statistics.experts.values()
-        return bool(known) and all(experts.damage is not None for experts in known)
+        if self.statistics is None:
+            return False
+        return all(experts.damage is not None for experts in self.statistics.experts.values())
 
     def scores(self, experts: ExpertStatistics) -> torch.Tensor:
         """The squared change of the outputs, or else of what the mixture puts out."""

@@ -41,7 +41,7 @@ from prunekit_plugins.prune.settings import PruneSettings
 BATCHNORM = "batchnorm"
 IMPORTANCE = "prunekit_importance"
 CRITERIA = ("importance", "expert_importance")
-"""The attributes of a pruner that are criteria."""
+"""The attributes of a pruner that are criteria; the second one is for experts."""
 
 
 def check_informed(criterion: Criterion, registry: Registry) -> None:
@@ -106,7 +106,8 @@ class CalibratedPath:
 
     def inform(self, pruner: Pruner) -> tuple[str, ...]:
         """Gathers what the pruner's criteria need, unless they have statistics; returns what speaks against them."""
-        uninformed = {name: one for name in CRITERIA if (one := self._uninformed(getattr(pruner, name))) is not None}
+        names = CRITERIA if pruner.has_experts else CRITERIA[:1]
+        uninformed = {name: one for name in names if (one := self._uninformed(getattr(pruner, name))) is not None}
         if not uninformed:
             return ()
         graph, stored = pruner.graph, pruner.graph.current.stored

@@ -41,6 +41,7 @@ from prunekit_plugins.prune.allotment import Allotment
 from prunekit_plugins.prune.by_both import by_both
 from prunekit_plugins.prune.by_depth import Decided, by_depth
 from prunekit_plugins.prune.calibrated import CalibratedPath, check_informed
+from prunekit_plugins.prune.experts import about_experts, check_reach
 from prunekit_plugins.prune.serving import Profiler, profiler_of
 from prunekit_plugins.prune.settings import COMPENSATION, PruneSettings
 
@@ -266,12 +267,14 @@ def _decided(pruner: Pruner, settings: PruneSettings, allotment: Allotment, path
         if path is None:
             for criterion in filter(None, (pruner.importance, pruner.expert_importance)):
                 check_informed(criterion, pruner.registry)
+        elif target is not None and not depth.requested:
+            check_reach(pruner, target)
         doubts = () if path is None else path.inform(pruner)
     if depth.requested:
         decided = by_depth(pruner, depth, settings.width_ratio, path)
         return attrs.evolve(decided, notes=(*doubts, *decided.notes))
     plan = _decide(pruner, target, allotment.settled(pruner).selector(pruner, path))
-    return Decided(pruner, plan, path, doubts)
+    return Decided(pruner, plan, path, (*doubts, *about_experts(pruner, plan)))
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

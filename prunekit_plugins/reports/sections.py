@@ -60,6 +60,7 @@ def sections(data: ReportData) -> list[Section]:
         _layers(data),
         _branches(data),
         _groups(data),
+        _experts(data),
         _table("left", "Left whole", ("group", "why"), [(g.name, g.why) for g in left], blocks=True,
                about="Groups that could have lost units, and why they didn't."),
         _table("pinned", "Pinned", ("parameter[dim]", "why"), list(data.pinned.items()), blocks=True,
@@ -143,6 +144,22 @@ def _groups(data: ReportData) -> Section:
         for g in data.groups
     )
     return Section("groups", "Groups", columns, rows, about)
+
+
+def _experts(data: ReportData) -> Section:
+    rows = tuple(
+        (g.name, number(g.before), number(g.after), _numbers(g) or "none")
+        for g in data.groups
+        if g.kind in ("experts", "expert_groups")
+    )
+    columns = ("group", ">experts before", ">after", "gone" if data.pruned else "gone in a trial")
+    about = "Experts by their numbers in the original; the notes name those that calibration never reached."
+    return Section("experts", "Experts", columns, rows, about)
+
+
+def _numbers(group: GroupRow) -> str:
+    """Lists the units of a group that left."""
+    return ", ".join(str(unit) for unit in range(group.before) if group.kept and unit not in group.kept)
 
 
 def exactness(group: GroupRow) -> str:

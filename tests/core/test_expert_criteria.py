@@ -14,6 +14,7 @@ import prunekit as pk
 from prunekit.plugin import ArgumentError, Statistics
 from prunekit_plugins.calibration.statistics import PARTS
 from prunekit_plugins.importance import ExpertFrequencyImportance, REAPImportance, ReroutingImportance
+from prunekit_plugins.reports import report_data, to_markdown
 from tests.core.test_experts import (
     EXPERTS,
     KINDS,
@@ -257,3 +258,30 @@ def test_statistics_of_experts_that_have_left_since_are_refused() -> None:
     graph.remove({"router#experts": [1]})
     with pytest.raises(ArgumentError, match="pruned since"):
         REAPImportance(statistics)(graph.whole_group("router#experts"))
+
+
+def test_a_target_that_top_k_puts_out_of_reach_is_told_before_calibration_starts() -> None:
+    class Unread:
+        def __iter__(self) -> Any:
+            raise AssertionError("calibration data are read")
+
+    model = made(LookedUp)
+    with pytest.raises(ArgumentError, match=r"target can't be reached(.|\n)*the smallest model has"):
+        pk.prune(model, TOKENS, target={"params": 0.02}, calibration=Unread(), ignored_layers=[model.stem])
+    assert len(model.up) == EXPERTS
+
+
+def test_a_report_lists_the_experts_that_left() -> None:
+    model = shy()
+    result = pk.prune(model, TOKENS, 0.0, expert_pruning_ratio=0.5, calibration=BATCHES)
+    gone = sorted(set(range(EXPERTS)) - set(result.plan.kept["router#experts"]))
+    text = to_markdown(report_data(result))
+    assert "## Experts" in text
+    assert f"| router#experts | 6 | 3 | {', '.join(map(str, gone))} |" in text
+    assert "calibration never reached expert 0 of 6" in text
+
+
+def test_a_target_of_a_model_without_experts_weighs_damages_as_ever() -> None:
+    model = nn.Sequential(nn.Linear(WIDTH, 12), nn.ReLU(), nn.Linear(12, 3))
+    result = pk.prune(model, TOKENS, target={"params": 0.6}, calibration=BATCHES)
+    assert result.protocol.arguments["allocation"] == "estimated"

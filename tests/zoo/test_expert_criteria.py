@@ -85,13 +85,20 @@ def seldom(name: str) -> Any:
     return model
 
 
+LEFT = dict.fromkeys(TINY, 0.7) | {"DeepseekV3": 0.5}
+"""What is to be left; of DeepSeek-V3 attention is large, and ranks of it do less harm than pairs of experts."""
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_a_target_takes_experts_and_what_is_left_generates(name: str) -> None:
     model = seldom(name)
-    result = pk.prune(model, INPUTS, target={"params": 0.7}, calibration=BATCHES)
+    result = pk.prune(model, INPUTS, target={"params": LEFT[name]}, calibration=BATCHES)
+    groups = [name for name, group in result.graph.analysis.groups.items() if group.kind is pk.Kind.EXPERTS]
     taken = {group: sizes for group, sizes in result.report.pruned.items() if group.endswith("#experts")}
     assert taken, result.report.pruned
-    assert result.preview.params_after <= 0.7 * result.preview.params_before
+    uneven = any(note.startswith("layers keep different numbers of experts") for note in result.report.notes)
+    assert uneven == (len({result.report.pruned.get(group, (8, 8))[1] for group in groups}) > 1)
+    assert result.preview.params_after <= LEFT[name] * result.preview.params_before
     assert sum(parameter.numel() for parameter in model.parameters()) == result.preview.params_after
     assert result.protocol.arguments["allocation"] == "estimated"
     assert model.generate(IDS[:, :4], max_new_tokens=3, do_sample=False).shape == (2, 7)
@@ -100,7 +107,7 @@ def test_a_target_takes_experts_and_what_is_left_generates(name: str) -> None:
 @pytest.mark.parametrize("name", TINY)
 def test_with_one_number_for_all_layers_a_stock_model_loads_the_folder(name: str, tmp_path: Any) -> None:
     model = seldom(name)
-    result = pk.prune(model, INPUTS, target={"params": 0.7}, calibration=BATCHES, uniform=True)
+    result = pk.prune(model, INPUTS, target={"params": LEFT[name]}, calibration=BATCHES, uniform=True)
     taken = {sizes for group, sizes in result.report.pruned.items() if group.endswith("#experts")}
     assert len(taken) == 1
     update = update_config(model, result.plan, INPUTS)

@@ -37,6 +37,10 @@ class NotExactError(PrunekitError, RuntimeError):
     """The pruned model doesn't compute what the original with the removed units zeroed computes."""
 
 
+CRITERIA = ("importance", "branch_importance", "expert_importance")
+"""Options that name a criterion."""
+
+
 def prune(
     context: typer.Context,
     model: options.OptionalModel = None,
@@ -145,11 +149,10 @@ def prune(
     _check_files(plan, report, save_recipe)
     output = Output(as_json)
     output.warn_of_blocks(registry.unused_blocks())
+    criteria = dict(zip(CRITERIA, (importance, branch_importance, expert_importance), strict=True))
     typed: dict[str, Any] = {
         "target": targets,
-        "importance": None if importance is None else read_criterion(importance),
-        "branch_importance": None if branch_importance is None else read_criterion(branch_importance),
-        "expert_importance": None if expert_importance is None else read_criterion(expert_importance),
+        **{name: None if value is None else read_criterion(value) for name, value in criteria.items()},
         "branches": branches or None,
         "free_outputs": free_outputs or None,
         "serve": goal.profile(serve or registry.config.option("serve")),
@@ -185,7 +188,7 @@ def prune(
     traced = decisions(result, registry, criteria_of(registry, typed)) if trace or save_recipe else []
     if trace:
         show_trace(output, traced)
-    for key in ("importance", "branch_importance", "expert_importance"):
+    for key in criteria:
         if typed[key] is not None:
             settings[key] = typed[key]  # with its arguments, not made of them
     finish(output, known, subject, settings, save_recipe, weights, data, distributions(traced, registry))
