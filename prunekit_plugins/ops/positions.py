@@ -63,12 +63,12 @@ def _bounded(call: OpCall, source: TensorArgument, number: object) -> None:
     elif first > 0 and kind in _FIRST_BEYOND:
         call.expect("other", cut(axis, [0, first, size])[:1], offset=-shift)
     elif first >= 0 and kind not in _FIRST_BEYOND:
-        _told_apart(call, axis, number, "other")
+        _single(call, axis, number, "other")
     elif kind not in _FIRST_BEYOND:
         call.pin(axis, KNOWN_BY_NUMBER)
 
 
-def _told_apart(call: OpCall, axis: Axis, number: int, argument: str) -> None:
+def _single(call: OpCall, axis: Axis, number: int, argument: str) -> None:
     """The unit at one position stays; the number follows those before it."""
     before, alone, _ = cut(axis, [0, number, number + 1, resolve(axis).size])
     call.pin(alone, KNOWN_BY_NUMBER)
@@ -82,7 +82,7 @@ def replaced(call: OpCall) -> list[Axis]:
     if axis is not None:
         size = resolve(axis).size
         if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < size:
-            _told_apart(call, axis, number, "value")
+            _single(call, axis, number, "value")
         elif isinstance(number, int) and number >= size:
             call.expect("value", [axis, call.fresh(number - size, "beyond all positions")])
         else:
