@@ -98,23 +98,38 @@ def doubts(name: str, parts: Sequence[Gatherer], width: int | None, independent:
     total, largest = sum(part.total for part in parts), max(part.largest for part in parts)
     if dropped:
         found.append(f"{name}: {dropped} of {dropped + count} samples not finite")
-    if width is not None and (count < FEW * width or independent < width):
-        examples, samples = sum(part.examples for part in parts), max(1.0, min(count, independent))
-        more = max(1, math.ceil(examples * FEW * width / samples) - examples)
-        told = f"{count} samples" if independent >= width else f"{count} samples that count as {independent:.0f}"
-        told += f" for a covariance of {width} features: a poor estimate"
-        found.append(f"{name}: {told}; {_round(more)} more would do")
+    worth = min(count, independent)
+    if width is not None and count < FEW * width:
+        found.append(_few(name, parts, width, worth))
     elif count and total <= CONSTANT * sum(part.size for part in parts):
         found.append(f"{name}: what it reads doesn't vary over {count} samples: a poor estimate")
     elif largest > MOST * total:
         found.append(f"{name}: one example makes up {largest / total:.0%} of what varies: a poor estimate")
+    elif width is not None and worth < width:
+        found.append(_few(name, parts, width, worth))
     return found
+
+
+def _few(name: str, parts: Sequence[Gatherer], width: int, worth: float) -> str:
+    """Says that there are too few samples, and how many more examples would do.
+
+    Args:
+        name: Of what was estimated.
+        parts: What it was estimated from.
+        width: Number of features.
+        worth: As how many independent samples they count.
+    """
+    count, examples = sum(part.count for part in parts), sum(part.examples for part in parts)
+    more = max(1, math.ceil(examples * FEW * width / max(1.0, worth)) - examples)
+    told = f"{count} samples" if worth >= width else f"{count} samples that count as {worth:.0f}"
+    return f"{name}: {told} for a covariance of {width} features: a poor estimate; {_round(more)} would do"
 
 
 def _round(examples: int) -> str:
     """A number of examples with two digits that count."""
     digits = max(0, len(str(examples)) - 2)
-    return f"{-(-examples // 10**digits) * 10**digits:,} example{'s' if examples > 1 else ''}"
+    rounded = -(-examples // 10**digits) * 10**digits
+    return f"{rounded:,} more example{'s' if rounded > 1 else ''}"
 
 
 def merge(a: Moments, b: Moments, *, apart: bool = True) -> Moments:
