@@ -121,7 +121,7 @@ def _few(name: str, parts: Sequence[Gatherer], width: int, worth: float) -> str:
     """
     count, examples = sum(part.count for part in parts), sum(part.examples for part in parts)
     more = max(1, math.ceil(examples * FEW * width / max(1.0, worth)) - examples)
-    told = f"{count} samples" if worth >= width else f"{count} samples that count as {worth:.0f}"
+    told = f"{count} samples" + (f" that count as {worth:.0f}" if round(worth) < min(count, width) else "")
     return f"{name}: {told} for a covariance of {width} features: a poor estimate; {_round(more)} would do"
 
 

@@ -317,7 +317,7 @@ def test_covariances_that_do_not_fit_are_left_out_and_told(
 ) -> None:
     """Layers that read 4 and 6 features have 16 and 36 covariances of 8 bytes."""
     monkeypatch.setattr(demand, "ROOM", 8 * (16 + 36) - short)
-    x = torch.randn(600, 4)
+    x = torch.randn(6000, 4)
     result = pk.prune(twice(), x[:1], 0.5, calibration=[x], compensation=None)
     assert len({0, 1} & set(result.plan.kept["0"])) == kept
     told = [note for note in result.report.notes if note.startswith("units are chosen by variances: ")]
