@@ -66,14 +66,14 @@ class Moments:
 
     @property
     def caution(self) -> float:
-        """The part by which they are reduced where an error would look like a gain: at least ``p / (p + 4 n)``.
+        """The part by which they are reduced where an error would look like a gain: at least ``p / (p + n)``.
 
-        With ``p`` features and ``n`` `independent` samples, that is what one further sample for every four features
-        would do, if features were independent in them (the mean under an inverse Wishart prior of as many degrees of
+        With ``p`` features and ``n`` `independent` samples, that is what as many further samples as there are features
+        would do, if features were independent in them (the mean under an inverse Wishart prior of ``p`` degrees of
         freedom). With fewer samples than features, what these share with each other is not taken for granted.
         """
         width = self.mean.shape[1]
-        return max(self.shrinkage, width / (width + FEW * self.independent))
+        return max(self.shrinkage, width / (width + self.independent))
 
     def shrunk(self, part: float) -> torch.Tensor:
         """Returns ``(1 - part) C + part diag(C)``, tensor ``[groups, features, features]``."""
