@@ -67,14 +67,14 @@ class Moments:
 
     @property
     def caution(self) -> float:
-        """The part by which they are reduced where an error would look like a gain: at least ``p / (p + 4 n)``.
+        """The part by which they are reduced where an error would look like a gain: at least ``p / (p + n)``.
 
-        With ``p`` features and ``n`` `independent` samples, that is what one further sample for every four features
-        would do, if features were independent in them (the mean under an inverse Wishart prior of as many degrees of
+        With ``p`` features and ``n`` `independent` samples, that is what as many further samples as there are features
+        would do, if features were independent in them (the mean under an inverse Wishart prior of ``p`` degrees of
         freedom). With fewer samples than features, what these share with each other is not taken for granted.
         """
         width = self.mean.shape[1]
-        return max(self.shrinkage, width / (width + FEW * self.independent))
+        return max(self.shrinkage, width / (width + self.independent))
 
     def shrunk(self, part: float) -> torch.Tensor:
         """Returns ``(1 - part) C + part diag(C)``, tensor ``[groups, features, features]``."""
@@ -99,27 +99,38 @@ def doubts(name: str, parts: Sequence[Gatherer], width: int | None, independent:
     total, largest = sum(part.total for part in parts), max(part.largest for part in parts)
     if dropped:
         found.append(f"{name}: {dropped} of {many(dropped + count, 'sample')} not finite")
-    if width is not None and (count < FEW * width or independent < width):
-        examples, samples = sum(part.examples for part in parts), max(1.0, min(count, independent))
-        more = max(1, math.ceil(examples * FEW * width / samples) - examples)
-        told = (
-            many(count, "sample")
-            if independent >= width
-            else f"{many(count, 'sample')} that count as {independent:.0f}"
-        )
-        told += f" for a covariance of {width} features: a poor estimate"
-        found.append(f"{name}: {told}; {_round(more)} more would do")
+    worth = min(count, independent)
+    if width is not None and count < FEW * width:
+        found.append(_few(name, parts, width, worth))
     elif count and total <= CONSTANT * sum(part.size for part in parts):
         found.append(f"{name}: what it reads doesn't vary over {many(count, 'sample')}: a poor estimate")
     elif largest > MOST * total:
         found.append(f"{name}: one example makes up {largest / total:.0%} of what varies: a poor estimate")
+    elif width is not None and worth < width:
+        found.append(_few(name, parts, width, worth))
     return found
+
+
+def _few(name: str, parts: Sequence[Gatherer], width: int, worth: float) -> str:
+    """Says that there are too few samples, and how many more examples would do.
+
+    Args:
+        name: Of what was estimated.
+        parts: What it was estimated from.
+        width: Number of features.
+        worth: As how many independent samples they count.
+    """
+    count, examples = sum(part.count for part in parts), sum(part.examples for part in parts)
+    more = max(1, math.ceil(examples * FEW * width / max(1.0, worth)) - examples)
+    told = many(count, "sample") + (f" that count as {worth:.0f}" if round(worth) < min(count, width) else "")
+    return f"{name}: {told} for a covariance of {width} features: a poor estimate; {_round(more)} would do"
 
 
 def _round(examples: int) -> str:
     """A number of examples with two digits that count."""
     digits = max(0, len(str(examples)) - 2)
-    return f"{-(-examples // 10**digits) * 10**digits:,} example{'s' if examples > 1 else ''}"
+    rounded = -(-examples // 10**digits) * 10**digits
+    return f"{rounded:,} more {'examples' if rounded > 1 else 'example'}"
 
 
 def merge(a: Moments, b: Moments, *, apart: bool = True) -> Moments:

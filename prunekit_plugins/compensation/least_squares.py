@@ -10,7 +10,7 @@ import torch
 
 from prunekit.plugin import ArgumentError, Moments
 from prunekit_plugins.compensation.layer_fit import LayerFit
-from prunekit_plugins.compensation.repair import Repair
+from prunekit_plugins.compensation.repair import ALONE, Repair
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
 PARTS = (1.0, 0.75, 0.5, 0.25)
@@ -57,19 +57,24 @@ class LeastSquares:
 
     Args:
         ridges: Multiples to choose from.
+        shrink: Whether covariances may be shrunk, and parts of a change kept; if not, it is all of the change or
+            nothing.
 
     Raises:
         ArgumentError: A ridge is not positive.
     """
 
-    def __init__(self, ridges: Sequence[float] = RIDGES) -> None:
+    def __init__(self, ridges: Sequence[float] = RIDGES, *, shrink: bool = True) -> None:
         if not ridges or not all(ridge > 0 for ridge in ridges):
             raise ArgumentError("Ridges must be positive numbers.", why=f"got {list(ridges)!r}")
-        self.ridges = tuple(ridges)
+        self.ridges, self.shrink = tuple(ridges), shrink
 
     def __call__(self, repair: Repair) -> None:
         """Fits consumer after consumer."""
         for problem in repair.layers():
+            if problem.held is None:
+                repair.left[problem.name] = f"least_squares: {ALONE}"
+                continue
             training, everything = problem.both()
             choice = self._choice(problem, training)
             solution = None if choice is None else solve(problem, choice.ridge, everything, shrunk=choice.shrunk)
@@ -91,10 +96,11 @@ class LeastSquares:
         tried |= self._tried(problem, self._between(min(tried, key=tried.__getitem__)), training)
         ridge = min(tried, key=tried.__getitem__)
         choices = []
-        for shrunk in (False, True):
+        for shrunk in (False, True) if self.shrink else (False,):
             solution = solve(problem, ridge, training, shrunk=shrunk)
             if solution is not None:
-                choices.append(Choice(ridge, shrunk, *kept_part(problem, *solution)))
+                parts = PARTS if self.shrink else PARTS[:1]
+                choices.append(Choice(ridge, shrunk, *kept_part(problem, *solution, parts)))
         return min(choices, key=lambda choice: choice.error) if choices else None
 
     def _between(self, best: float) -> list[float]:
@@ -115,16 +121,19 @@ class LeastSquares:
         return found
 
 
-def kept_part(problem: LayerFit, weight: torch.Tensor, offset: torch.Tensor) -> tuple[float, float]:
+def kept_part(
+    problem: LayerFit, weight: torch.Tensor, offset: torch.Tensor, parts: Sequence[float] = PARTS
+) -> tuple[float, float]:
     """Finds the part of a change that does best on the examples that were held out.
 
     Args:
         problem: The consumer.
         weight: Tensor ``[groups, outputs, features]``: its weight with all of the change.
         offset: Tensor ``[groups, outputs]``.
+        parts: The parts to choose from.
 
     Returns:
-        One of `PARTS` with its error; 0 where none of them is better than nothing, with the error of the whole change.
+        One of them with its error; 0 where none of them is better than nothing, with the error of the whole change.
     """
 
     def error(part: float) -> float:
@@ -132,7 +141,7 @@ def kept_part(problem: LayerFit, weight: torch.Tensor, offset: torch.Tensor) -> 
 
     none, half, whole = error(0.0), error(0.5), error(1.0)
     bend = 2 * (whole - 2 * half + none)  # the error is a parabola of the part
-    errors = {part: none + part * (whole - none - bend) + part**2 * bend for part in PARTS}
+    errors = {part: none + part * (whole - none - bend) + part**2 * bend for part in parts}
     best = min(errors, key=errors.__getitem__)
     return (best, errors[best]) if errors[best] <= none else (0.0, whole)
 

@@ -87,11 +87,10 @@ def reduce_calibration(statistics: Statistics, group: dist.ProcessGroup | None =
         doubt = own.uncertainty
         if doubt is not None:  # of other examples on each process: squared errors of a mean of means
             share = (own.count / count) ** 2
-            sums = total(torch.tensor([doubt.whole * share, doubt.diagonal * share, doubt.examples], dtype=torch.float64))
+            errors = [doubt.whole * share, doubt.diagonal * share, float(doubt.examples)]
+            sums = total(torch.tensor(errors, dtype=torch.float64, device="cpu"))
             doubt = attrs.evolve(doubt, whole=float(sums[0]), diagonal=float(sums[1]), examples=int(sums[2]))
-        moments = attrs.evolve(
-            own, count=count, mean=mean, variance=variance, covariance=covariance, uncertainty=doubt
-        )
+        moments = attrs.evolve(own, count=count, mean=mean, variance=variance, covariance=covariance, uncertainty=doubt)
         curvature, energy = found.curvature, found.energy
         if curvature is not None:
             assert energy is not None

@@ -29,12 +29,16 @@ class ReconstructionImportance(FromStatistics):
     With curvatures, ``A^T W`` stands for ``W``, where ``A A^T`` is the mean of a consumer's curvature ``G`` and of its
     diagonal: the error is the squared change of the model's outputs, as K-FAC estimates it, not that of the consumer's.
 
+    From fewer samples than features it would follow that some of these make up for all others, at no cost. So ``H`` is
+    made of ``(1 - rho) C + rho diag(C)``, with `Moments.caution` ``rho``, which is small where there are many.
+
     Args:
         statistics: What `calibrate` gathered, with covariances; may be set later.
         normalizer: A name, a callable on the scores, or None.
         ridge: What is added to the variances, as a multiple of their mean.
         rounds: In how many rounds units are taken away; at most as many as there are units.
         curvatures: Whether errors count by what they do to the outputs of the model, where that is known.
+        shrink: Whether covariances of different features are reduced where there are few samples, by `Moments.caution`.
 
     Raises:
         ArgumentError: The normalizer is unknown, or ``ridge`` or ``rounds`` is not positive.
@@ -50,11 +54,13 @@ class ReconstructionImportance(FromStatistics):
         ridge: float = 1e-2,
         rounds: int = ROUNDS,
         curvatures: bool = True,
+        *,
+        shrink: bool = True,
     ) -> None:
         super().__init__(statistics, "sum", normalizer)
         if not ridge > 0 or not rounds > 0:
             raise ArgumentError("ridge and rounds must be positive numbers.", why=f"got {ridge!r} and {rounds!r}")
-        self.ridge, self.rounds = ridge, rounds
+        self.ridge, self.rounds, self.shrink = ridge, rounds, shrink
         self.wishes = ("curvatures",) if curvatures else ()
 
     @property
@@ -81,7 +87,7 @@ class ReconstructionImportance(FromStatistics):
             unit_of = torch.full((view.tensor.shape[view.dim],), -1, device="cpu")
             unit_of[view.positions] = view.units
             for seen, weight in self.reads(view):
-                covariance = seen.moments.shrunk(seen.moments.caution)
+                covariance = seen.moments.shrunk(seen.moments.caution if self.shrink else 0.0)
                 labels = unit_of[seen.site.positions(view.dim)]
                 if self._weighted:
                     weight = weighted(weight, seen)

@@ -313,7 +313,7 @@ def test_what_is_not_finite_is_left_out_and_told() -> None:
     assert torch.allclose(found.sites["weight"].moments.mean[0], x[[0, 2, 3, 5]].double().mean(0))
     assert found.notes == (
         "weight: 2 of 6 samples not finite",
-        "weight: 4 samples for a covariance of 4 features: a poor estimate; 12 examples more would do",
+        "weight: 4 samples for a covariance of 4 features: a poor estimate; 12 more examples would do",
     )
 
 
@@ -353,7 +353,7 @@ def test_empty_batches_are_passed_over() -> None:
     first, second, third = results
     assert first[0] == second[0]
     assert all(torch.equal(first[1][name], tensor) for name, tensor in second[1].items())
-    torch.testing.assert_close(third[1], first[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(third[1], first[1], rtol=1e-3, atol=1e-3)
     with pytest.raises(pk.ArgumentError, match="There are no calibration batches"):
         pk.calibrate(model, [x[:0]])
 

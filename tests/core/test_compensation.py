@@ -73,7 +73,9 @@ def test_least_squares_is_where_the_gradient_vanishes(build: Any) -> None:
     name = "down" if build is Product else name
     weight = dict(model.named_parameters())[name]
     start = weight.detach().clone()
-    found = pk.compensate(model, result.plan, [x], original=original, methods=[LeastSquares(ridges=[RIDGE])], stages=1)
+    found = pk.compensate(
+        model, result.plan, [x], original=original, methods=[LeastSquares([RIDGE], shrink=False)], stages=1
+    )
     (layer,) = found.layers
     assert layer.consumer == name
     fit = x
@@ -125,7 +127,7 @@ def test_it_is_the_formula_with_removed_and_kept_units() -> None:
     original, result = cut(model, x)
     kept = list(result.plan.cuts[0].kept)
     gone = [unit for unit in range(8) if unit not in kept]
-    pk.compensate(model, result.plan, [x], original=original, methods=[LeastSquares([RIDGE])])
+    pk.compensate(model, result.plan, [x], original=original, methods=[LeastSquares([RIDGE], shrink=False)])
     hidden = original[1](original[0](x)).detach()
     mean = hidden.mean(0)
     covariance = torch.cov(hidden.T, correction=0)
@@ -251,9 +253,12 @@ def test_batch_norms_are_estimated_anew() -> None:
     original, result = cut(model, x[:1], max_pruning_ratio=0.4, ignored_layers=[model[2]])
     found = pk.compensate(model, result.plan, x.split(32), original=original, methods=["batchnorm"])
     values = model[2](model[1](model[0](x))).detach()
-    assert torch.allclose(model[3].running_mean, values.mean((0, 2, 3)))
     halves = torch.stack([half.var((0, 2, 3)) for half in values.split(32)])
-    assert torch.allclose(model[3].running_var, halves.mean(0))
+    old = original[3].running_mean, original[3].running_var
+    parts = [0.25, 0.5, 0.75, 1.0]  # a part of the change, which the second batch chooses
+    means = [torch.lerp(old[0], values.mean((0, 2, 3)), part) for part in parts]
+    (part,) = [p for p, mean in zip(parts, means, strict=True) if torch.allclose(model[3].running_mean, mean)]
+    assert torch.allclose(model[3].running_var, torch.lerp(old[1], halves.mean(0), part))
     assert int(model[3].num_batches_tracked) == 60
     assert found.layers[0].after < found.layers[0].before
 
@@ -460,8 +465,10 @@ def test_one_sample_is_told_and_gives_no_nan() -> None:
     result = pk.prune(model, x, ratio=0.5, calibration=[x])
     assert all(bool(t.isfinite().all()) for t in model.state_dict().values())
     assert result.compensation is not None
-    assert any("too few examples" in layer.detail for layer in result.compensation.layers) or result.compensation.left
-    assert any("more than 1 value" in why for why in result.compensation.left.values())
+    assert result.compensation.layers == ()
+    left = result.compensation.left
+    assert left.keys() == {"3.weight", "batch norms"}
+    assert all("one alone says nothing about others" in why for why in left.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -512,7 +519,7 @@ def test_doubtful_estimates_are_told() -> None:
     assert result.compensation is not None
     assert result.compensation.notes == (
         "2.weight: 3 of 23 samples not finite",
-        "2.weight: 20 samples for a covariance of 6 features: a poor estimate",
+        "2.weight: 20 samples for a covariance of 6 features: a poor estimate; 4 more examples would do",
     )
     assert "poor data: 2.weight: 20 samples" in str(result)
     assert "2.weight: 3 of 23 samples not finite" in result.report.notes

@@ -43,8 +43,8 @@ def two_layers(seed: int, examples: int) -> tuple[nn.Sequential, Tensor]:
 @pytest.mark.parametrize(("seed", "examples"), [(0, 20), (1, 20), (2, 30), (3, 60)])
 def test_the_ridge_is_the_best_one_on_examples_that_were_held_out(seed: int, examples: int) -> None:
     model, x = two_layers(seed, examples)
-    original = copy.deepcopy(model)
-    result = pk.prune(model, x, ratio=0.5, calibration=list(x.split(7)), importance="random")
+    original, methods = copy.deepcopy(model), [LeastSquares(shrink=False)]
+    result = pk.prune(model, x, ratio=0.5, calibration=list(x.split(20)), importance="random", compensation=methods)
     kept = list(result.plan.cuts[0].kept)
     hidden, goal = original[:2](x)[:, kept], original(x)
     held = torch.arange(examples) % HELD == HELD - 1
@@ -80,9 +80,10 @@ def test_held_out_examples_choose_other_ridges_than_fitted_ones_would() -> None:
 def test_what_is_worse_on_held_out_examples_is_left_and_told() -> None:
     """Fitted examples lie where the units that stay are constant; held-out ones lie elsewhere."""
     model, x = two_layers(0, 40)
+    methods = [LeastSquares([1e-5], shrink=False)]
     original, scale = copy.deepcopy(model), torch.where(torch.arange(40) % HELD == HELD - 1, 3.0, 1e-3)
     data = x * scale[:, None].double()
-    found = pk.prune(model, x, ratio=0.5, calibration=[data], importance="random", compensation=[LeastSquares([1e-5])])
+    found = pk.prune(model, x, ratio=0.5, calibration=[data], importance="random", compensation=methods)
     done = found.compensation
     assert done is not None
     cut = found.plan.apply(copy.deepcopy(original)).state_dict()
@@ -316,7 +317,7 @@ def test_covariances_that_do_not_fit_are_left_out_and_told(
 ) -> None:
     """Layers that read 4 and 6 features have 16 and 36 covariances of 8 bytes."""
     monkeypatch.setattr(demand, "ROOM", 8 * (16 + 36) - short)
-    x = torch.randn(60, 4)
+    x = torch.randn(6000, 4)
     result = pk.prune(twice(), x[:1], 0.5, calibration=[x], compensation=None)
     assert len({0, 1} & set(result.plan.kept["0"])) == kept
     told = [note for note in result.report.notes if note.startswith("units are chosen by variances: ")]

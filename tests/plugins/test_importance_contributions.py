@@ -141,7 +141,7 @@ def test_reconstruction_is_what_the_best_update_leaves() -> None:
     model, x = mlp()
     statistics = pk.calibrate(model, [x], parts=("covariances",))
     group = group_of(model, x, "0")
-    found = ReconstructionImportance(statistics, normalizer=None, ridge=0.05, rounds=6)(group)
+    found = ReconstructionImportance(statistics, normalizer=None, ridge=0.05, rounds=6, shrink=False)(group)
     assert found is not None
     hidden = model[1](model[0](x)).detach()
     square = torch.cov(hidden.T, correction=0)
@@ -167,7 +167,7 @@ def test_reconstruction_of_units_with_several_columns() -> None:
     ).double()
     x = torch.randn(80, 2, 6, 6).double()
     statistics = pk.calibrate(model, [x], parts=("covariances",))
-    found = ReconstructionImportance(statistics, normalizer=None, rounds=1)(group_of(model, x, "0"))
+    found = ReconstructionImportance(statistics, normalizer=None, rounds=1, shrink=False)(group_of(model, x, "0"))
     assert found is not None
     square = torch.cov(model[:4](x).detach().T, correction=0)
     square = square + 0.01 * square.diagonal().mean() * torch.eye(20).double()
@@ -182,7 +182,7 @@ def test_of_units_that_repeat_one_stays() -> None:
     for part in (model[0].weight.data, model[0].bias.data):
         part[6:] = part[:6]
     statistics = pk.calibrate(model, [x], parts=("covariances",))
-    scores = ReconstructionImportance(statistics, rounds=12, ridge=1e-6)(group_of(model, x, "0"))
+    scores = ReconstructionImportance(statistics, rounds=12, ridge=1e-6, shrink=False)(group_of(model, x, "0"))
     assert scores is not None
     kept = scores.argsort()[6:]
     assert sorted((kept % 6).tolist()) == list(range(6))
