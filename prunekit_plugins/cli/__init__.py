@@ -57,7 +57,7 @@ COMMANDS = {
     "demo": (
         "demo.run",
         "demo",
-        "Train two small models on real digits, prune them to half their MACs, fine-tune, and compare.",
+        "Train two small models on real digits, prune them to half their MACs, distil, and compare.",
     ),
 }
 """Every built-in command: the module below ``commands`` and the function in it, and what it does."""

@@ -31,6 +31,10 @@ from prunekit_plugins.shrink.run import Data, Run, Student
 from prunekit_plugins.shrink.settings import ShrinkSettings, shares
 
 
+DEEP = 0.25
+"""A target that leaves no more than this of a cost is reached in two cuts; above, a second one doesn't pay."""
+
+
 @forms_checked
 def shrink(
     model: nn.Module,
@@ -61,7 +65,7 @@ def shrink(
         train: Batches for the training, see `distill`.
         held_out: Batches that the best state of each training is chosen on, and that the losses of the protocol are of;
             None for those for calibration.
-        steps: Number of cuts. None: see `cuts_for`.
+        steps: Number of cuts. None: two where the target leaves a quarter or less of a cost, else one.
         schedule: How the costs fall: a schedule or its registered name, applied to the part that goes.
             ``"exponential"`` takes the same part of what is left in every step.
         prune: Further arguments of `prune`, by name.
@@ -104,8 +108,9 @@ def shrink(
 
 
 def cuts_for(budget: Budget) -> int:
-    """Returns the number of cuts where nobody says it."""
-    return 2
+    """Returns the number of cuts where nobody says it: two for a deep cut, else one (``benchmarks/shrink.py``)."""
+    left = min((budget.allowed[name] / dense for name, dense in budget.dense.items() if dense), default=1.0)
+    return 2 if left <= DEEP else 1
 
 
 def _checked(model: nn.Module) -> nn.Module:

@@ -273,3 +273,10 @@ def test_absolute_targets_and_several_of_them_are_met() -> None:
     assert last["macs"][1] <= 1200
     assert last["weights"][1] <= 4096
     assert sum(p.numel() for p in copy.deepcopy(result.model).parameters()) == last["params"][1]
+
+
+@pytest.mark.parametrize(
+    ("target", "cuts"), [({"macs": 0.5}, 1), ({"macs": 0.25}, 2), ({"macs": 0.5, "params": 0.2}, 2)]
+)
+def test_a_deep_cut_is_made_in_two_steps_unless_something_else_is_said(target: dict[str, float], cuts: int) -> None:
+    assert len(shrunk(target=target, steps=None, distill={"steps": 2}).history) == cuts

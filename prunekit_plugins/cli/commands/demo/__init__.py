@@ -1,1 +1,1 @@
-"""``prunekit demo``: two small models on real data, trained, pruned to half their cost, and fine-tuned."""
+"""``prunekit demo``: two small models on real data, trained, pruned to half their cost, and distilled."""

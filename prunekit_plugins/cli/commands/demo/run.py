@@ -1,4 +1,4 @@
-"""The demo itself: train, prune, check, fine-tune, compare."""
+"""The demo itself: train, prune, check, distil, compare."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ THREADS = 1
 
 @attrs.frozen
 class Recipe:
-    """A model of the demo, how it is trained, and how it is fine-tuned after the cut."""
+    """A model of the demo, how it is trained, and how it is distilled after the cut."""
 
     name: str
     build: Callable[[], nn.Module]
     training: Course
-    tuning: Course
+    healing: Course
 
 
 RECIPES = (
@@ -53,7 +53,7 @@ class Outcome:
         name: The model.
         trained: Accuracy of the trained model.
         after_cut: Accuracy right after the cut.
-        tuned: Accuracy after fine-tuning.
+        distilled: Accuracy after training towards the outputs of the model before.
         preview: Parameters and costs before and after.
         seconds: Median latency before and after.
         check: Whether the cut was exact.
@@ -62,7 +62,7 @@ class Outcome:
     name: str
     trained: float
     after_cut: float
-    tuned: float
+    distilled: float
     preview: Preview
     seconds: tuple[float, float]
     check: ExactCheck
@@ -79,7 +79,7 @@ class Outcome:
 
 
 def demo(as_json: options.Json = False) -> None:
-    """Train two small models on real digits, prune them to half their MACs, fine-tune, and compare."""
+    """Train two small models on real digits, prune them to half their MACs, distil, and compare."""
     output = Output(as_json)
     start = time.perf_counter()
     digits = data.load(SEED)
@@ -131,23 +131,22 @@ def run(recipe: Recipe, digits: data.Digits, output: Output) -> Outcome:
     before, after = result.preview.costs["macs"]
     output.line(f"{recipe.name}: cut to {after / before:.1%} of the MACs; {check}", good=check.exact)
     after_cut = training.accuracy(model, digits)
-    epochs = recipe.tuning.epochs
-    what = f"{recipe.name}: fine-tuning, {epochs} epochs, towards the outputs of the trained model"
-    with output.progress(what, epochs) as advance:
-        training.train(model, digits, recipe.tuning, seed=SEED + 1, after_epoch=advance, teacher=original)
-    tuned = training.accuracy(model, digits)
+    what = f"{recipe.name}: distilling, {recipe.healing.epochs} epochs, towards the outputs of the trained model"
+    with output.tracked(what) as progress:
+        training.heal(model, original, digits, recipe.healing, seed=SEED + 1, progress=progress)
+    distilled = training.accuracy(model, digits)
     slow, fast = side_by_side([original, model], digits.held_out_images[:LATENCY_BATCH], rounds=ROUNDS, warm_up=WARM_UP)
     seconds = (slow.median, fast.median)
-    return Outcome(recipe.name, trained, after_cut, tuned, result.preview, seconds, check)
+    return Outcome(recipe.name, trained, after_cut, distilled, result.preview, seconds, check)
 
 
-ACCURACY = ("model", ">trained", ">after the cut", ">fine-tuned", "the cut was")
+ACCURACY = ("model", ">trained", ">after the cut", ">distilled", "the cut was")
 COST = ("model", "cost", ">before", ">after", ">left")
 
 
 def _accuracy_row(outcome: Outcome) -> tuple[str, ...]:
     found = f"{'exact' if outcome.check.exact else 'NOT exact'} (error {outcome.check.error:.0e})"
-    return (outcome.name, f"{outcome.trained:.1%}", f"{outcome.after_cut:.1%}", f"{outcome.tuned:.1%}", found)
+    return (outcome.name, f"{outcome.trained:.1%}", f"{outcome.after_cut:.1%}", f"{outcome.distilled:.1%}", found)
 
 
 def _cost_rows(outcome: Outcome) -> list[tuple[str, ...]]:
@@ -163,7 +162,7 @@ def _cost_rows(outcome: Outcome) -> list[tuple[str, ...]]:
 def _data(outcome: Outcome) -> dict[str, Any]:
     pairs = {"params": outcome.params, "macs": outcome.macs, "latency_seconds": outcome.seconds}
     return {
-        "accuracy": {"trained": outcome.trained, "after_cut": outcome.after_cut, "fine_tuned": outcome.tuned},
+        "accuracy": {"trained": outcome.trained, "after_cut": outcome.after_cut, "distilled": outcome.distilled},
         **{name: {"before": a, "after": b, "ratio": b / a} for name, (a, b) in pairs.items()},
         "exact": outcome.check.exact,
         "error": outcome.check.error,

@@ -1,18 +1,19 @@
-"""Training, fine-tuning and accuracy, as plain as they can be."""
+"""Training, distillation after the cut, and accuracy, as plain as they can be."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import attrs
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunekit import Batches, distill
 from prunekit_plugins.cli.commands.demo.data import BLANK, Digits
 
 BATCH = 64
-TEMPERATURE = 2.0
+Progress = Callable[[int, int], None]
 
 
 @attrs.frozen
@@ -30,15 +31,30 @@ class Course:
     shifts: bool
 
 
-def train(
-    model: nn.Module,
-    digits: Digits,
-    course: Course,
-    *,
-    seed: int,
-    after_epoch: Callable[[], None],
-    teacher: nn.Module | None = None,
-) -> None:
+@attrs.frozen(eq=False)
+class Epochs:
+    """The training images in batches, in another order and shifted otherwise in every pass.
+
+    Attributes:
+        digits: The data; the held-out part isn't looked at.
+        shifts: Whether the images are moved about.
+    """
+
+    digits: Digits
+    shifts: bool
+
+    def __len__(self) -> int:
+        return -(-len(self.digits.labels) // BATCH)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields images and labels; PyTorch's default generator says in which order."""
+        digits = self.digits
+        images = shifted(digits.images) if self.shifts else digits.images
+        for batch in torch.randperm(len(images)).split(BATCH):
+            yield images[batch], digits.labels[batch]
+
+
+def train(model: nn.Module, digits: Digits, course: Course, *, seed: int, after_epoch: Callable[[], None]) -> None:
     """Trains a model in place, with AdamW and one cycle of the learning rate.
 
     Args:
@@ -47,19 +63,16 @@ def train(
         course: How long and how fast.
         seed: For the order of the images and their shifts.
         after_epoch: Called after every epoch.
-        teacher: A model whose outputs are to be matched instead of the labels.
     """
-    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=course.rate, weight_decay=0.01)
-    steps = course.epochs * -(-len(digits.labels) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, course.rate, total_steps=steps)
+    batches = Epochs(digits, course.shifts)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, course.rate, total_steps=course.epochs * len(batches))
     model.train()
     for _ in range(course.epochs):
-        images = shifted(digits.images, generator) if course.shifts else digits.images
-        for batch in torch.randperm(len(images), generator=generator).split(BATCH):
-            loss = _loss(model, images[batch], digits.labels[batch], teacher)
+        for images, labels in batches:
             optimizer.zero_grad()
-            loss.backward()
+            F.cross_entropy(model(images), labels).backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
@@ -67,27 +80,32 @@ def train(
     model.eval()
 
 
-def _loss(model: nn.Module, images: Tensor, labels: Tensor, teacher: nn.Module | None) -> Tensor:
-    logits = model(images)
-    if teacher is None:
-        return F.cross_entropy(logits, labels)
-    with torch.no_grad():
-        wanted = teacher(images)
-    # softened as in Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015
-    own, wanted = F.log_softmax(logits / TEMPERATURE, 1), F.softmax(wanted / TEMPERATURE, 1)
-    return F.kl_div(own, wanted, reduction="batchmean") * TEMPERATURE**2
+def heal(
+    model: nn.Module, teacher: nn.Module, digits: Digits, course: Course, *, seed: int, progress: Progress | None = None
+) -> None:
+    """Trains a pruned model in place towards the outputs of the model before the cut, without labels.
+
+    Args:
+        model: The pruned model.
+        teacher: The model before the cut.
+        digits: The data; the held-out part isn't looked at.
+        course: How long and how fast.
+        seed: For the order of the images and their shifts.
+        progress: Called after each step with the steps done and their total.
+    """
+    batches = Batches(Epochs(digits, course.shifts), inputs=lambda batch: batch[0])
+    distill(model, teacher, batches, epochs=course.epochs, lr=course.rate, warm_up=0.3, seed=seed, progress=progress)
 
 
-def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+def shifted(images: Tensor) -> Tensor:
     """Moves every image by up to a pixel in each direction; blank pixels come in.
 
     Args:
         images: Tensor ``[n, 1, 8, 8]``.
-        generator: Where the shifts come from.
     """
     count = len(images)
     padded = F.pad(images, (1, 1, 1, 1), value=BLANK)
-    down, right = (torch.randint(0, 3, (count, 1), generator=generator) for _ in range(2))
+    down, right = (torch.randint(0, 3, (count, 1)) for _ in range(2))
     rows, columns = down + torch.arange(8), right + torch.arange(8)
     return padded[torch.arange(count)[:, None, None], 0, rows[:, :, None], columns[:, None, :]][:, None]
 
