@@ -17,7 +17,7 @@ from prunekit import PrunekitError
 from prunekit_core import errors
 from prunekit_core.plugins.registry import HOOKS
 from tests.core.test_hooks import USES
-from tests.docs import hook_pages
+from tests.docs import flag_page, hook_pages
 from tests.docs.snippets import DOCUMENTS, ROOT, blocks_of
 
 CORE = ROOT / "prunekit_core"
@@ -30,6 +30,7 @@ RAISING = (
     "checkpoints",
     "compensation",
     "distill",
+    "folders",
     "importance",
     "integrations",
     "layers",
@@ -217,3 +218,9 @@ def test_functions_that_texts_name_are_there() -> None:
         assert name in dir(importlib.import_module(door)) or folder.exists() or folder.with_suffix(".py").exists(), (
             f"{path.name} names {door}.{name}"
         )
+
+
+def test_the_page_of_flags_is_what_the_commands_take() -> None:
+    """Otherwise: ``python -m tests.docs.flag_page``."""
+    assert flag_page.PAGE.read_text() == flag_page.page()
+    assert "| `--free-output` `NAME` | An output that may lose units" in flag_page.page()
