@@ -17,6 +17,7 @@ from prunekit_core.plugins.registry import Registry
 from prunekit_core.record.recorder import check_recordable
 from prunekit_plugins.positions.declared import DeclaredPositions, declare
 from prunekit_plugins.positions.fields import recounted
+from prunekit_plugins.positions.rebuilt import built_otherwise
 from prunekit_plugins.positions.result import PositionsResult
 from prunekit_plugins.vocabulary import configuration
 from prunekit_plugins.vocabulary.call import dummy_inputs
@@ -91,7 +92,7 @@ def prune_positions(
             comparison.confirm(found)
         if longest > length:
             _shorten(tokenizer, length, transaction)
-        names, notes = tuple(one.name for one in declared.tables), tuple(_notes(declared, comparison))
+        names, notes = tuple(one.name for one in declared.tables), tuple(_notes(declared, comparison, found))
         return PositionsResult(model, cut.plan, length, declared.size, names, notes)
 
 
@@ -111,10 +112,13 @@ def _shorten(tokenizer: Any, length: int, transaction: Transaction) -> None:
     transaction.commit()
 
 
-def _notes(declared: DeclaredPositions, comparison: Comparison | None) -> Iterator[str]:
+def _notes(declared: DeclaredPositions, comparison: Comparison | None, model: nn.Module) -> Iterator[str]:
     for name in declared.others:
         yield f"configurations aren't changed: {name} has as many rows for positions"
     if comparison is None:
         yield "not compared: the model has no values"
     elif declared.longest is None:
         yield "compared on the example inputs only: the model doesn't run on them repeated to the greatest length"
+    otherwise = built_otherwise(model)
+    if otherwise:
+        yield f"from_pretrained would build {', '.join(otherwise[:3])} otherwise: load the model with prunekit.load"

@@ -33,6 +33,7 @@ RAISING = (
     "importance",
     "integrations",
     "layers",
+    "positions",
     "prune",
     "shrink",
     "vocabulary",
