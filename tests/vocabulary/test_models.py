@@ -165,7 +165,7 @@ def test_a_configuration_that_the_program_reads_follows() -> None:
     assert torch.equal(after, before[..., KEEP])
     expected = {"pad_token_id": 8, "eos_token_id": [9, 1], "vocab_size": len(KEEP)}
     assert vars(model.config) == {**expected, "bad_words_ids": [[4]]}
-    assert vars(result.plan.apply(fresh).config) == {**expected, "bad_words_ids": [[5], [9]]}
+    assert vars(pk.Plan.from_json(result.plan.to_json()).apply(fresh).config) == vars(model.config)
 
 
 def test_optimizers_follow() -> None:
