@@ -150,7 +150,8 @@ def _analysed(
         for one in before.recordings
     )
     programs = Programs(before.shadow, before.swaps, recorded, before.failed, ())
-    return plugin, Graph(graph.model, understood(programs, registry, before.declared, followed=before.followed), registry, graph.notes)
+    found = understood(programs, registry, before.declared, followed=before.followed)
+    return plugin, Graph(graph.model, found, registry, graph.notes)
 
 
 def _results(trace: Trace) -> Iterator[tuple[TensorRef, str]]:
