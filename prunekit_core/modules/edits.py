@@ -74,6 +74,80 @@ class AttributeEdit:
 
 
 @attrs.frozen
+class Table:
+    """A list or a mapping of plain values that an attribute holds, such as ``suppress_tokens`` or ``id2label``.
+
+    Attributes:
+        values: Its values: integers and texts, in a list also None and lists of these, as tuples.
+        keys: The keys of a mapping, in its order; None for a list.
+    """
+
+    values: tuple[Any, ...]
+    keys: tuple[int | str, ...] | None = None
+
+    @classmethod
+    def of(cls, value: Any) -> Table | None:
+        """Reads an attribute; None where it holds something else."""
+        if type(value) is dict:
+            plain = all(type(item) in (int, str) for pair in value.items() for item in pair)
+            return cls(tuple(value.values()), tuple(value)) if value and plain else None
+        found = _frozen_list(value) if type(value) is list else None
+        return None if found is None else cls(found)
+
+    @classmethod
+    def from_json(cls, data: Any) -> Table:
+        """Reads what `to_json` returned.
+
+        Raises:
+            TypeError: It is something else.
+        """
+        keys = data.get("keys")
+        found = cls.of(data["values"] if keys is None else dict(zip(keys, data["values"], strict=True)))
+        if found is None or (keys is not None and len(keys) > len(set(keys))):
+            raise TypeError(f"{data!r} is no list and no mapping of plain values")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain data."""
+        return {"values": self.values} if self.keys is None else {"keys": self.keys, "values": self.values}
+
+    def value(self) -> Any:
+        """Returns the list or mapping."""
+        return _thawed(self.values) if self.keys is None else dict(zip(self.keys, self.values, strict=True))
+
+
+def _frozen_list(value: list[Any] | tuple[Any, ...]) -> tuple[Any, ...] | None:
+    if not all(type(item) in (int, str, list, tuple, type(None)) for item in value):
+        return None
+    nested = [_frozen_list(item) for item in value if type(item) in (list, tuple)]
+    if None in nested:
+        return None
+    left = iter(nested)
+    return tuple(next(left) if type(item) in (list, tuple) else item for item in value)
+
+
+def _thawed(values: tuple[Any, ...]) -> list[Any]:
+    return [_thawed(item) if isinstance(item, tuple) else item for item in values]
+
+
+@attrs.frozen
+class TableEdit:
+    """A list or a mapping in an attribute that loses entries, or holds other numbers.
+
+    Attributes:
+        module: See `AttributeEdit`.
+        attribute: See `AttributeEdit`.
+        old: What it holds before. A copy of the model that has None there, or no such attribute, is left as it is.
+        new: What it holds after.
+    """
+
+    module: str
+    attribute: str
+    old: Table
+    new: Table
+
+
+@attrs.frozen
 class Rescale:
     """Rows of a parameter that are scaled, because a constant of the program follows a size.
 
@@ -146,6 +220,7 @@ class Decision:
         cuts: Per group that loses units.
         parameters: Per parameter or buffer that loses something.
         edits: Attribute changes.
+        tables: Lists and mappings in attributes that change.
         rescales: Rows to scale.
         swaps: Modules to exchange first.
         absent: Names of the branches that go.
@@ -174,6 +249,7 @@ class Decision:
     entries: Entries = NO_ENTRIES
     silent: tuple[str, ...] = ()
     sources: Sources = ()
+    tables: tuple[TableEdit, ...] = ()
     notes: tuple[str, ...] = attrs.field(default=(), eq=False)
 
     def __attrs_post_init__(self) -> None:
@@ -206,6 +282,11 @@ class Decision:
             for value in (edit.old, edit.new):
                 for size in (value,) if isinstance(value, int) else value:
                     _check_size(f"{edit.module or 'the model'}.{edit.attribute}", size)
+        for table in self.tables:
+            if len(table.new.values) > len(table.old.values) or (table.new.keys is None) != (table.old.keys is None):
+                raise _malformed(
+                    f"{table.module or 'the model'}.{table.attribute}", "it gets more entries, or other ones"
+                )
         for rescale in self.rescales:
             if not math.isfinite(rescale.factor) or rescale.factor <= 0:
                 raise _malformed(rescale.parameter, "a factor is not positive")
@@ -215,7 +296,7 @@ class Decision:
         for kind, names in (
             ("group", [cut.group for cut in self.cuts]),
             ("parameter", [cut.parameter for cut in self.parameters]),
-            ("attribute", [f"{edit.module or 'the model'}.{edit.attribute}" for edit in self.edits]),
+            ("attribute", [f"{edit.module or 'the model'}.{edit.attribute}" for edit in self.changed()]),
             ("exchanged module", [swap.module for swap in self.swaps]),
             ("branch", list(self.absent)),
             ("removed module", [stub.module for stub in self.stubs]),
@@ -240,9 +321,13 @@ class Decision:
         for name in (*(cut.parameter for cut in self.parameters), *(scale.parameter for scale in self.rescales)):
             if name in gone:
                 raise _malformed(name, "it is removed, and changed")
-        for path in (*(edit.module for edit in self.edits), *(swap.module for swap in self.swaps)):
+        for path in (*(edit.module for edit in self.changed()), *(swap.module for swap in self.swaps)):
             if path in renaming.removed or renaming.after(path) is None:
                 raise _malformed(path, "it is in a module that is removed, and changed")
+
+    def changed(self) -> tuple[AttributeEdit | TableEdit, ...]:
+        """Lists the changes of attributes: numbers, then lists and mappings."""
+        return (*self.edits, *self.tables)
 
     @property
     def renaming(self) -> Renaming:

@@ -12,7 +12,7 @@ from torch import nn
 from prunekit_core.errors import PlanError
 from prunekit_core.modules import surgery
 from prunekit_core.modules.absent import Absent
-from prunekit_core.modules.edits import Decision, Size, is_size, normal_size
+from prunekit_core.modules.edits import Decision, Size, Table, TableEdit, is_size, normal_size
 from prunekit_core.modules.entries import (
     Recount,
     Shortening,
@@ -53,6 +53,7 @@ class Application:
         self._converted: dict[str, tuple[nn.Module, nn.Module]] = {}
         self._removed: dict[str, tuple[nn.Module, Absent]] = {}
         self._edited: list[tuple[dict[str, Any], str]] = []
+        self._listed: list[tuple[dict[str, Any], str, TableEdit]] = []
         self._counted: list[tuple[dict[str, Any], str, Recount | Shortening]] = []
         self._optimizer = optimizer
         self._state: OptimizerCut | None = None
@@ -66,6 +67,7 @@ class Application:
         self._check_stubs()
         self._check_swaps()
         self._check_edits()
+        self._check_tables()
         self._check_entries()
         if self._optimizer is not None:
             self._state = OptimizerCut(self._plan, self._tensors, self._optimizer)
@@ -192,6 +194,20 @@ class Application:
                 raise self._misfit(where, f"it is {value!r}, the plan expects the size {edit.old!r}")
             self._edited.append((table, name))
 
+    def _check_tables(self) -> None:
+        """Raises `PlanError` where a list or a mapping holds something else than the plan expects."""
+        for edit in self._plan.tables:
+            names = tuple(edit.attribute.split("."))
+            table = holder_of(self._module(edit.module), names) or {}
+            if table.get(names[-1]) is not None:  # a configuration that is made anew may not have it
+                if Table.of(table[names[-1]]) != edit.old:
+                    where, why = (
+                        f"{edit.module or 'the model'}.{edit.attribute}",
+                        "it isn't what the plan expects there",
+                    )
+                    raise self._misfit(where, f"{why}: {edit.old.value()!r:.200}")
+                self._listed.append((table, names[-1], edit))
+
     def _check_entries(self) -> None:
         """Raises `PlanError` unless lists have these entries, which are exchanged, and what counts them is there."""
         entries = self._plan.entries
@@ -255,6 +271,8 @@ class Application:
             self._state.prepare(transaction, self._positions)
         for edit, (table, name) in zip(self._plan.edits, self._edited, strict=True):
             transaction.entry(table, name, surgery.sized_like(table[name], edit.new))
+        for table, name, listed in self._listed:
+            transaction.entry(table, name, listed.new.value())
         self._delete_entries(transaction)
 
     def _exchanged(self) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import attrs
 
@@ -16,6 +17,7 @@ from prunekit_core.modules.edits import (
     ParameterCut,
     Rescale,
     Stub,
+    TableEdit,
     exchanged_by,
     runs_of,
 )
@@ -52,7 +54,8 @@ def compose(first: Decision, later: Decision) -> Decision:
     return Decision(
         cuts=_compose_cuts(first, later, same),
         parameters=tuple(parameters),
-        edits=_compose_edits(first, later),
+        edits=_compose_edits(first.edits, later.edits),
+        tables=_compose_edits(first.tables, later.tables),
         rescales=(*first.rescales, *(_before_first(rescale, before, first.kept) for rescale in later.rescales)),
         swaps=(*first.swaps, *(swap for swap in later.swaps if swap not in first.swaps)),
         absent=(*first.absent, *later.absent),
@@ -76,7 +79,7 @@ def _check_there(first: Decision, later: Decision) -> None:
     """Raises `PlanError` where the later plan changes or removes what the first one removes."""
     gone = set(first.gone)
     named = (*(cut.parameter for cut in later.parameters), *later.gone)
-    places = (*(edit.module for edit in later.edits), *(stub.module for stub in later.stubs))
+    places = (*(edit.module for edit in later.changed()), *(stub.module for stub in later.stubs))
     away = first.renaming
     lost = [name for name in named if name in gone] + [path for path in places if away.after(path) is None]
     if lost:
@@ -106,13 +109,23 @@ def _compose_cuts(first: Decision, later: Decision, same: set[str]) -> tuple[Gro
     return tuple(merged.values())
 
 
-def _compose_edits(first: Decision, later: Decision) -> tuple[AttributeEdit, ...]:
+_Edit = TypeVar("_Edit", AttributeEdit, TableEdit)
+
+
+def _compose_edits(first: Iterable[_Edit], later: Iterable[_Edit]) -> tuple[_Edit, ...]:
     """Each attribute from its value before the first plan to that after the later one."""
-    edits = {(e.module, e.attribute): e for e in first.edits}
-    for edit in later.edits:
+    edits = {(e.module, e.attribute): e for e in first}
+    for edit in later:
         known = edits.get((edit.module, edit.attribute))
         edits[edit.module, edit.attribute] = edit if known is None else attrs.evolve(edit, old=known.old)
     return tuple(e for e in edits.values() if e.old != e.new)
+
+
+def _remaining_edits(total: Iterable[_Edit], earlier: Iterable[_Edit]) -> tuple[_Edit, ...]:
+    """Each attribute from its value after the earlier plan."""
+    done = {(e.module, e.attribute): e.new for e in earlier}
+    edits = (attrs.evolve(e, old=done.get((e.module, e.attribute), e.old)) for e in total)
+    return tuple(e for e in edits if e.old != e.new)
 
 
 def _before_first(rescale: Rescale, before: Mapping[str, ParameterCut], kept: Kept) -> Rescale:
@@ -191,12 +204,11 @@ def difference(total: Decision, earlier: Decision) -> Decision:
         dims = tuple(layouts.substitute(dim, before) for dim in parameter.dims)
         if any(moving & set(layouts.groups_of(dim)) for dim in dims):
             parameters.append(attrs.evolve(parameter, shape=tuple(dim.size for dim in dims), dims=dims))
-    done = {(e.module, e.attribute): e.new for e in earlier.edits}
-    edits = (attrs.evolve(e, old=done.get((e.module, e.attribute), e.old)) for e in total.edits)
     step = Decision(
         cuts=cuts,
         parameters=tuple(parameters),
-        edits=tuple(e for e in edits if e.old != e.new),
+        edits=_remaining_edits(total.edits, earlier.edits),
+        tables=_remaining_edits(total.tables, earlier.tables),
         rescales=_remaining_rescales(total, earlier),
         sources=tuple((path, source) for path, source in total.sources if not _is_in(path, earlier.stubs)),
         swaps=tuple(swap for swap in total.swaps if swap not in earlier.swaps),

@@ -50,6 +50,7 @@ def _named(plan: Decision, name: Callable[[str], str], aliases: Callable[[Parame
         plan,
         parameters=tuple(attrs.evolve(c, parameter=name(c.parameter), aliases=aliases(c)) for c in plan.parameters),
         edits=tuple(attrs.evolve(edit, module=name(edit.module)) for edit in plan.edits),
+        tables=tuple(attrs.evolve(edit, module=name(edit.module)) for edit in plan.tables),
         rescales=tuple(attrs.evolve(rescale, parameter=name(rescale.parameter)) for rescale in plan.rescales),
         swaps=tuple(attrs.evolve(swap, module=name(swap.module)) for swap in plan.swaps),
         stubs=tuple(attrs.evolve(stub, module=name(stub.module)) for stub in plan.stubs),
@@ -168,6 +169,7 @@ def without_removed(first: Decision, later: Decision) -> Decision:
         cuts=tuple(cut for cut in first.cuts if cut.group not in lost),
         parameters=left,
         edits=tuple(edit for edit in first.edits if stays(edit.module)),
+        tables=tuple(edit for edit in first.tables if stays(edit.module)),
         rescales=tuple(rescale for rescale in first.rescales if rescale.parameter not in gone),
         swaps=tuple(swap for swap in first.swaps if stays(swap.module)),
     )

@@ -1,8 +1,8 @@
 """A plan: which units stay, as data.
 
 A plan is made on one model and applies to any copy of it without tracing again. It can be written as JSON, compared,
-composed, and comes from strangers: applying one slices tensors that exist, sets integer attributes that exist and hold
-the old value, and uses replacements registered by name. Nothing else.
+composed, and comes from strangers: applying one slices tensors that exist, sets attributes that exist and hold the old
+value (numbers, lists and mappings of numbers and texts), and uses replacements registered by name. Nothing else.
 """
 
 from __future__ import annotations
@@ -25,7 +25,18 @@ from prunekit_core.collector import collection_paused
 from prunekit_core.errors import ArgumentError, PlanError
 from prunekit_core.files import write_text
 from prunekit_core.modules import absent, entries
-from prunekit_core.modules.edits import AttributeEdit, Decision, GroupCut, ParameterCut, Rescale, Size, Stub, Swap
+from prunekit_core.modules.edits import (
+    AttributeEdit,
+    Decision,
+    GroupCut,
+    ParameterCut,
+    Rescale,
+    Size,
+    Stub,
+    Swap,
+    Table,
+    TableEdit,
+)
 from prunekit_core.modules.exclusive import exclusive
 from prunekit_core.modules.renaming import Tied
 from prunekit_core.modules.transaction import Transaction
@@ -269,6 +280,7 @@ class Plan(Decision):
             "swaps": [[s.module, s.replacement] for s in self.swaps],
             **({"absent": self._absent_to_json()} if self.absent or self.stubs else {}),
             **({"sources": dict(self.sources)} if self.sources else {}),
+            **({"tables": [_table_to_json(edit) for edit in self.tables]} if self.tables else {}),
         }
         return json.dumps(data)
 
@@ -321,6 +333,10 @@ class Plan(Decision):
                 swaps=tuple(Swap(_text(module), _text(name)) for module, name in data["swaps"]),
                 **_absent(data.get("absent")),
                 sources=tuple((_text(path), _text(source)) for path, source in data.get("sources", {}).items()),
+                tables=tuple(
+                    TableEdit(_text(m), _text(a), Table.from_json(old), Table.from_json(new))
+                    for m, a, old, new in data.get("tables", ())
+                ),
             )
         except PlanError:
             raise
@@ -384,6 +400,10 @@ def _absent(data: Any) -> dict[str, Any]:
         "tied": tuple(Tied(_text(name), tuple(map(_text, names))) for name, *names in data.get("tied", ())),
         "entries": entries.from_json(data["entries"]) if "entries" in data else entries.NO_ENTRIES,
     }
+
+
+def _table_to_json(edit: TableEdit) -> list[Any]:
+    return [edit.module, edit.attribute, edit.old.to_json(), edit.new.to_json()]
 
 
 def _text(value: Any) -> str:

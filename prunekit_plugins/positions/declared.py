@@ -312,4 +312,5 @@ def _analysed(graph: Graph, size: int, reads: Reads) -> tuple[Positions, Graph]:
     registry = plugin.registry(graph.registry)
     recorded = tuple((one.trace, one.example, one.training) for one in before.recordings)
     programs = Programs(before.shadow, before.swaps, recorded, before.failed, ())
-    return plugin, Graph(graph.model, understood(programs, registry, before.declared), registry, graph.notes)
+    found = understood(programs, registry, before.declared, followed=before.followed)
+    return plugin, Graph(graph.model, found, registry, graph.notes)

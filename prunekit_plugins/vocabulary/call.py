@@ -11,7 +11,8 @@ from torch import nn
 
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Concat, Fixed, Layout, Units
-from prunekit_core.errors import ArgumentError, NothingToPruneError
+from prunekit_core.algebra.reasons import Reason
+from prunekit_core.errors import ArgumentError
 from prunekit_core.graph.graph import Graph
 from prunekit_core.modules.exclusive import on_exclusive
 from prunekit_core.plans.optimizers import Optimizers
@@ -21,11 +22,12 @@ from prunekit_core.program.examples import Example
 from prunekit_core.record.recorder import check_recordable
 from prunekit_plugins.vocabulary import configuration
 from prunekit_plugins.vocabulary.comparison import Comparison, exchanged, ids_among
-from prunekit_plugins.vocabulary.corpus import read_tokenizer, split_otherwise, wanted_ids
+from prunekit_plugins.vocabulary.corpus import read_tokenizer, split_otherwise, wanted_classes, wanted_ids
 from prunekit_plugins.vocabulary.cut import DeclaredCut
 from prunekit_plugins.vocabulary.declared import Declared, declare, declare_classes
 from prunekit_plugins.vocabulary.fields import renumbered, renumbered_class
 from prunekit_plugins.vocabulary.ids import IdMap
+from prunekit_plugins.vocabulary.meaning import Meaning
 from prunekit_plugins.vocabulary.tokenizer import closed, rewritten
 
 
@@ -42,6 +44,7 @@ class VocabularyResult(Mapping[int, int]):
         added: Ids that stay though nobody asked for them, with what needs them.
         tokenizer: What ``tokenizer.json`` has to hold now; None where no tokenizer was passed.
         notes: What else is to be known.
+        meaning: Whether they are ids or classes.
     """
 
     model: nn.Module = attrs.field(repr=False)
@@ -53,6 +56,7 @@ class VocabularyResult(Mapping[int, int]):
     added: Mapping[int, str] = attrs.field(factory=dict, repr=False)
     tokenizer: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
     notes: tuple[str, ...] = ()
+    meaning: Meaning = Meaning.IDS
 
     def __getitem__(self, old: int) -> int:
         return self.ids[old]
@@ -66,12 +70,13 @@ class VocabularyResult(Mapping[int, int]):
     def __str__(self) -> str:
         preview = self.plan.preview()
         share = preview.params_after / preview.params_before if preview.params_before else 1.0
-        lines = [f"ids     {self.size:>14,} -> {len(self):>14,}  ({len(self) / self.size:.1%} kept)"]
+        name = self.meaning.value
+        lines = [f"{name:<7} {self.size:>14,} -> {len(self):>14,}  ({len(self) / self.size:.1%} kept)"]
         sizes = f"{preview.params_before:>14,} -> {preview.params_after:>14,}"
         lines.append(f"params  {sizes}  ({share:.1%} kept)")
         lines += [f"rows looked up: {', '.join(self.tables)}"] if self.tables else []
         lines += [f"outputs: {', '.join(name or 'the output' for name in self.outputs)}"] if self.outputs else []
-        lines += [f"kept besides: {len(self.added)} ids"] if self.added else []
+        lines += [f"kept besides: {len(self.added)} {name}"] if self.added else []
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
@@ -126,14 +131,15 @@ def prune_vocabulary(
     wanted, texts = wanted_ids(keep, data)
     found = check_recordable(model)
     inputs = dummy_inputs(found, "prune_vocabulary(model, keep, inputs)") if example_inputs is None else example_inputs
+    inputs, left_out = unlabelled(inputs, forward_fn)
     graph = Graph.of(found, inputs, forward_fn=forward_fn, registry=registry)
     declared = declare(graph, table, outputs)
-    _check_range(wanted, declared.layout.size)
+    _check_range(wanted, declared)
     modules, registry = declared.graph.current.tree.modules, declared.graph.registry
     named = {} if declared.others else configuration.named_in(modules, registry)
     settled = _settled(wanted, named, declared, data)
     made = None if data is None else rewritten(data, settled[0])
-    notes = [f"configurations aren't changed: {name} is of the same size" for name in declared.others]
+    notes = [*left_out, *(f"configurations aren't changed: {name} is of the same size" for name in declared.others)]
     if data is not None and made is not None and texts:
         count = split_otherwise(texts, data, made, settled[0])
         if count:
@@ -171,13 +177,14 @@ def prune_classes(
         ArgumentError: An argument is wrong, or it isn't clear which output is meant.
         PrunekitError: Anything else that stands in the way. The model is untouched after any error.
     """
-    wanted, _ = wanted_ids(keep, None)
+    wanted = wanted_classes(keep)
     found = check_recordable(model)
-    graph = Graph.of(found, example_inputs, forward_fn=forward_fn, registry=registry)
+    inputs, left_out = unlabelled(example_inputs, forward_fn)
+    graph = Graph.of(found, inputs, forward_fn=forward_fn, registry=registry)
     declared = declare_classes(graph, outputs)
-    _check_range(wanted, declared.layout.size)
+    _check_range(wanted, declared)
     settled = _settled(wanted, {}, declared, None)
-    return _cut(declared, settled, _Call(model, optimizer, renumbered_class))
+    return _cut(declared, settled, _Call(model, optimizer, renumbered_class, notes=left_out))
 
 
 def dummy_inputs(model: nn.Module, call: str) -> dict[str, Any]:
@@ -196,10 +203,31 @@ def dummy_inputs(model: nn.Module, call: str) -> dict[str, Any]:
     return dict(inputs)
 
 
-def _check_range(wanted: set[int], size: int) -> None:
+LABELS = ("labels", "label", "label_ids")
+"""Names of inputs that a loss is computed from."""
+
+
+def unlabelled(inputs: Any, forward_fn: Any) -> tuple[Any, tuple[str, ...]]:
+    """Leaves labels out of example inputs, with a note: a loss is computed from all logits, and labels would be numbers
+    that don't follow.
+
+    Args:
+        inputs: The example inputs.
+        forward_fn: What runs the model on them; it may read labels as it likes.
+    """
+    if forward_fn is not None or not isinstance(inputs, Mapping):
+        return inputs, ()
+    found = [name for name in LABELS if name in inputs]
+    left = {name: value for name, value in inputs.items() if name not in found}
+    return left if found else inputs, tuple(f"{name} of the example inputs were left out" for name in found)
+
+
+def _check_range(wanted: set[int], declared: Declared) -> None:
+    size = declared.layout.size
     beyond = sorted(number for number in wanted if number >= size)
     if beyond:
-        raise ArgumentError("keep names ids that the model doesn't have.", why=f"{beyond[:5]}, and it has {size}")
+        what = declared.meaning.value
+        raise ArgumentError(f"keep names {what} that the model doesn't have.", why=f"{beyond[:5]}, and it has {size}")
 
 
 def _check_examples(graph: Graph, declared: Declared, ids: IdMap) -> None:
@@ -232,7 +260,7 @@ def _settled(
         if isinstance(part, Fixed):
             reasons.update(dict.fromkeys(range(start, start + part.size), "the program"))
         elif not isinstance(part, Units):
-            raise NothingToPruneError("Ids can't be renumbered in this program.", why="it reads them in rows of a grid")
+            raise declared.meaning.refused(Reason("it reads them in rows of a grid"))
     chosen = wanted | reasons.keys()
     while True:
         for start, part in _parts(declared.layout):
@@ -244,10 +272,11 @@ def _settled(
         more = {number for number in closed(tokenizer, chosen) if number not in chosen}
         if not more:
             break
-        _check_range(more, size)
+        _check_range(more, declared)
         reasons.update(dict.fromkeys(sorted(more), "the tokenizer"))
     if len(chosen) == size:
-        raise ArgumentError("Every id would stay.", why=f"{len(wanted)} of {size} are kept, and the others are needed")
+        why = f"{len(wanted)} of {size} are kept" + (", and the others are needed" if len(wanted) < size else "")
+        raise ArgumentError(f"Every {declared.meaning.one} would stay.", why=why)
     return IdMap(chosen), {number: why for number, why in sorted(reasons.items()) if number not in wanted}
 
 
@@ -302,7 +331,8 @@ def _cut(declared: Declared, settled: tuple[IdMap, dict[int, str]], call: _Call)
     with cut.made(call.optimizer):
         if comparison is not None:
             comparison.confirm(graph.model)
-        return VocabularyResult(call.model, ids, cut.plan, declared.tables, outputs, size, added, call.tokenizer, notes)
+        found = (call.model, ids, cut.plan, declared.tables, outputs, size, added, call.tokenizer, notes)
+        return VocabularyResult(*found, declared.meaning)
 
 
 def _mixes(declared: Declared) -> dict[str, None]:

@@ -10,7 +10,7 @@ import attrs
 from torch import nn
 
 from prunekit_core.graph.graph import Graph
-from prunekit_core.modules.edits import AttributeEdit, is_size, normal_size
+from prunekit_core.modules.edits import AttributeEdit, Table, TableEdit
 from prunekit_core.modules.entries import Entries, Place, Recount, objects_in
 from prunekit_core.modules.transaction import Transaction
 from prunekit_core.plugins.registry import Registry
@@ -40,14 +40,17 @@ class Change:
         return self.place[1][-1]
 
     def edit(self) -> AttributeEdit | None:
-        """Returns it as a part of a plan; None where a plan can't say it."""
-        if not (is_size(self.old) and is_size(self.new)) or _length(self.old) != _length(self.new):
+        """Returns it as a part of a plan; None where it isn't a number."""
+        if type(self.old) is not int or type(self.new) is not int:
             return None
-        return AttributeEdit(self.place[0], ".".join(self.place[1]), normal_size(self.old), normal_size(self.new))
+        return AttributeEdit(self.place[0], ".".join(self.place[1]), self.old, self.new)
 
-
-def _length(value: Any) -> int:
-    return 0 if isinstance(value, int) else len(value)
+    def table_edit(self) -> TableEdit | None:
+        """Returns it as a part of a plan; None where it is no list and no mapping."""
+        old, new = Table.of(self.old), Table.of(self.new)
+        if old is None or new is None:
+            return None
+        return TableEdit(self.place[0], ".".join(self.place[1]), old, new)
 
 
 def named_in(modules: Mapping[str, nn.Module], registry: Registry) -> dict[int, str]:
@@ -115,5 +118,5 @@ def rehearsed(graph: Graph, changes: Sequence[Change], exchanged: Callable[[Exam
 def make(changes: Sequence[Change], transaction: Transaction) -> None:
     """Hands those changes to a transaction that plans don't make."""
     for change in changes:
-        if change.edit() is None:
+        if change.edit() is None and change.table_edit() is None:
             transaction.entry(change.table, change.name, change.new)

@@ -90,6 +90,24 @@ def wanted_ids(keep: Any, tokenizer: Mapping[str, Any] | None) -> tuple[set[int]
     return found, texts
 
 
+def wanted_classes(keep: Any) -> set[int]:
+    """Returns the classes that are to be kept.
+
+    Args:
+        keep: Their numbers (any iterable, a tensor).
+
+    Raises:
+        ArgumentError: It is something else.
+    """
+    items = keep.flatten().tolist() if isinstance(keep, torch.Tensor) else keep
+    items = list(items) if isinstance(items, Iterable) and not isinstance(items, str) else [items]
+    strange = [item for item in items if isinstance(item, bool) or not hasattr(item, "__index__") or item < 0]
+    if strange or not items:
+        what = f"got {shown(strange[0])}" if items else "it is empty"
+        raise ArgumentError("keep is a list of classes.", why=what, hint="their numbers: [0, 1, 2]")
+    return {item.__index__() for item in items}
+
+
 def split_otherwise(
     texts: Iterable[str], old: Mapping[str, Any], new: Mapping[str, Any], ids: Mapping[int, int]
 ) -> int:

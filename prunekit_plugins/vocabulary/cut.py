@@ -52,7 +52,8 @@ class DeclaredCut:
         changed = configuration.rehearsed(graph, changes, exchanged)
         plan = changed.draft(kept)
         edits = [edit for change in changes if (edit := change.edit()) is not None]
-        return cls(changed, attrs.evolve(plan, edits=(*plan.edits, *edits)), changes)
+        tables = [table for change in changes if (table := change.table_edit()) is not None]
+        return cls(changed, attrs.evolve(plan, edits=(*plan.edits, *edits), tables=tuple(tables)), changes)
 
     @contextlib.contextmanager
     def made(self, optimizer: Optimizers | None) -> Iterator[Transaction]:

@@ -92,7 +92,8 @@ def declare_classes(graph: Graph, outputs: Sequence[str] | None) -> Declared:
     sizes = {trace.shapes[ref.index][found[name]] for ref, name in _results(trace) if name in found}
     if len(sizes) != 1:
         listed = ", ".join(repr(name) for name in found) or "none"
-        raise ArgumentError("Which outputs are meant isn't clear.", why=f"found: {listed}", hint="name them: outputs=")
+        why = f"found: {listed}" if found else "no output has a dim that only a head makes which nothing else reads"
+        raise ArgumentError("Which outputs are meant isn't clear.", why=why, hint="name them: outputs=")
     return _declared(graph, sizes.pop(), uses, found, ((), ()))
 
 

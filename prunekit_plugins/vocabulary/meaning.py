@@ -15,6 +15,11 @@ class Meaning(enum.Enum):
     CLASSES = "classes"
     POSITIONS = "positions"
 
+    @property
+    def one(self) -> str:
+        """The singular."""
+        return {Meaning.IDS: "id", Meaning.CLASSES: "class", Meaning.POSITIONS: "position"}[self]
+
     def refused(self, reason: Reason) -> NothingToPruneError:
         """Words that the program does something with the units by which none of them may leave."""
         where = " in ".join(part for part in (reason.operation, reason.module or "the model") if part)

@@ -6,11 +6,13 @@ import copy
 import gc
 import pickle
 import weakref
+from typing import Any
 
 import pytest
 import torch
 
 import prunekit as pk
+from prunekit_core.modules.edits import Table, TableEdit
 from tests.models import Encoder, Residual
 
 CASES = {
@@ -57,3 +59,38 @@ def test_a_decision_works_out_no_costs() -> None:
     pruner = pk.BasePruner(Residual().eval(), CASES["convolutions"][1])
     pruner.step()
     assert pruner.graph.drafts._previewed is None
+
+
+def listed(old: Any, new: Any) -> pk.Plan:
+    tables = [Table.of(value) for value in (old, new)]
+    assert tables[0] is not None
+    assert tables[1] is not None
+    return pk.Plan(tables=(TableEdit("", "labels", *tables),))
+
+
+@pytest.mark.parametrize(
+    ("old", "middle", "new"),
+    [
+        ([4, 6, 9], [2, 3], []),
+        ([[1, 5], [2, None]], [[1, 2]], []),
+        ({0: "a", 1: "b", 2: "c"}, {0: "a", 1: "c"}, {0: "c"}),
+        ({"a": 0, "b": 1, "c": 2}, {"a": 0, "c": 1}, {"c": 0}),
+    ],
+)
+def test_lists_and_mappings_in_attributes_are_data(old: Any, middle: Any, new: Any) -> None:
+    first = listed(old, middle)
+    assert pk.Plan.from_json(first.to_json()) == first
+    assert pickle.loads(pickle.dumps(first)) == first
+    if new:
+        both = first.then(listed(middle, new))
+        assert both == listed(old, new)
+        assert both.since(first) == listed(middle, new)
+    model = Residual()
+    model.labels = copy.deepcopy(old)
+    first.apply(model)
+    assert (model.labels, type(model.labels)) == (middle, type(middle))
+    with pytest.raises(pk.PlanError, match="it isn't what the plan expects there"):
+        first.apply(model)
+    bare = Residual()
+    first.apply(bare)
+    assert not hasattr(bare, "labels")

@@ -124,6 +124,33 @@ def test_labels_of_classes_follow() -> None:
     assert dict(result) == {0: 0, 2: 1}
 
 
+def test_names_of_classes_and_suppressed_tokens_follow_elsewhere(tmp_path: Path) -> None:
+    def fresh() -> Any:
+        model = model_of("BertForSequenceClassification", **SMALL, vocab_size=IDS, id2label={0: "a", 1: "b", 2: "c"})
+        model.config.label2id = {"a": 0, "b": 1, "c": 2}
+        return model
+
+    model = fresh()
+    result = pk.prune_classes(model, [2, 0], inputs_of(model))
+    pk.save(model, tmp_path / "small.safetensors", plan=result.plan)
+    loaded = pk.load(fresh(), tmp_path / "small.safetensors")
+    applied = pk.Plan.from_json(result.plan.to_json()).apply(fresh())
+    for other in (loaded, applied):
+        assert (other.config.id2label, other.config.label2id) == ({0: "a", 1: "c"}, {"a": 0, "c": 1})
+    others = fresh()
+    others.config.id2label[1] = "z"
+    with pytest.raises(pk.PlanError, match=r"config\.id2label"):
+        result.plan.apply(others)
+    assert others.classifier.out_features == 3
+
+    tokens, bare = MODELS["tied"](), MODELS["tied"]()
+    tokens.generation_config.suppress_tokens = [4, 6]
+    copied = copy.deepcopy(tokens)
+    result = pk.prune_vocabulary(tokens, KEEP, inputs_of(tokens))
+    assert result.plan.apply(copied).generation_config.suppress_tokens == [result[6]]
+    assert result.plan.apply(bare).generation_config.suppress_tokens is None
+
+
 TEXT = "return the value of the name\nif the object is not a class"
 
 
