@@ -151,6 +151,11 @@ def test_gates_have_the_derivatives_of_gates_in_the_code(name: str) -> None:
     assert fisher[name] == pytest.approx(float(slope.square().mean()), rel=1e-4)
 
 
+def test_gates_say_that_inference_mode_has_no_gradients() -> None:
+    with torch.inference_mode(), pytest.raises(pk.ArgumentError, match=r"in inference mode\.[\s\S]*torch\.no_grad"):
+        scores(net(), GateTaylorImportance(), TOKENS)
+
+
 @pytest.mark.parametrize("criterion", [GateTaylorImportance(), GateFisherImportance(loss)])
 def test_gates_have_derivatives_where_the_caller_switched_gradients_off(criterion: Any) -> None:
     expected = scores(net(), criterion, TOKENS)
