@@ -149,8 +149,7 @@ class Loop:
     def _save(self) -> None:
         assert self._file is not None
         grown = self._regularizer.state_dict() if isinstance(self._regularizer, Growing) else None
-        place = {"epoch": self._stream.epoch, "number": self._stream.number}
-        journal = attrs.evolve(self.journal, **place, regularizer=grown)
+        journal = attrs.evolve(self.journal, epoch=self._stream.epoch, number=self._stream.number, regularizer=grown)
         best = {} if self._data.held_out is None else self._best
         saved = Saved(journal, self._tensors, best, optimizer_state(self._optimizer), random_state(self._devices))
         saved.write(self._file, self._request())

@@ -24,7 +24,7 @@ from prunekit_plugins.distill.settings import DistillSettings, check_pair
 from prunekit_plugins.distill.stored_logits import StoredTeacher
 from prunekit_plugins.distill.stream import batches_of, first_of
 from prunekit_plugins.distill.student.trained import modes_kept
-from prunekit_plugins.distill.teacher import RunningTeacher, Taught, Teacher, shapes_of, told
+from prunekit_plugins.distill.teacher import RunningTeacher, Taught, Teacher, blaming, shapes_of
 from prunekit_plugins.distill.terms import Answers, Losses
 
 
@@ -93,7 +93,7 @@ class Objective:
         Raises:
             ArgumentError: The batch doesn't fit the models, or lacks what a loss needs.
         """
-        with told(batch, self._ran), torch.autocast(self._device, dtype=torch.bfloat16, enabled=self._half):
+        with blaming(batch, self._ran), torch.autocast(self._device, dtype=torch.bfloat16, enabled=self._half):
             taught = Taught(None) if self._teacher is None else self._teacher.teach(batch)
             self._seen.listen()
             example = batch.example

@@ -41,7 +41,7 @@ class Taught:
 
 
 @contextlib.contextmanager
-def told(batch: Batch, ran: str) -> Iterator[None]:
+def blaming(batch: Batch, ran: str) -> Iterator[None]:
     """Says which batch it was where a forward raises within a ``with`` statement.
 
     Args:

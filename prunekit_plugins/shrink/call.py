@@ -30,7 +30,6 @@ from prunekit_plugins.shrink.result import Shrinking
 from prunekit_plugins.shrink.run import Data, Run, Student
 from prunekit_plugins.shrink.settings import ShrinkSettings, shares
 
-
 DEEP = 0.25
 """A target that leaves no more than this of a cost is reached in two cuts; above, a second one doesn't pay."""
 
