@@ -139,7 +139,8 @@ class Mixture:
         try:
             plan = self.graph.draft(units)
         except pk.PrunekitError as error:
-            return {"verdict": "refused", "why": str(error.why or error.headline)[:300]}, None, None
+            text = "; ".join(filter(None, (error.where, error.why or error.headline)))
+            return {"verdict": "refused", "why": text[:300]}, None, None
         small = plan.apply(copy.deepcopy(self.model))
         return self._compared(plan, small), small, plan
 

@@ -57,8 +57,8 @@ def why(result: dict[str, Any]) -> str:
     if "failed" in result:
         return _cell(result["failed"])
     texts = [run["why"] for run in runs(result).values() if run.get("verdict") == "crash"]
-    texts += [cut["why"] for cut in cuts(result) if cut.get("why")]
     texts += [reason for run in runs(result).values() for reason in run.get("pins", {}).values()]
+    texts += [cut["why"] for cut in cuts(result) if cut.get("why")]
     return _cell("; ".join(dict.fromkeys(texts)))
 
 
