@@ -248,7 +248,8 @@ def prune(
     doubts = (*read, *told, *(profile.notes if profile else ()), *decided.notes)
     preview = plan.preview()
     shared = settings.depth.by == BOTH or not settings.depth.requested
-    arguments = settings.recorded(allotment.settled(pruner).chosen if shared else allotment.chosen)
+    taken = allotment.settled(pruner).chosen if shared else allotment.chosen
+    arguments = settings.recorded(taken, experts=pruner.has_experts)
     protocol = make_protocol(check_recordable(model), pruner.registry, arguments, preview.costs)
     verification = _verification(pruner, plan, verify)
     repaired = None if decided.path is None else decided.path.repair(pruner.graph, plan)

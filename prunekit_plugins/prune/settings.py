@@ -165,8 +165,13 @@ class PruneSettings:
         }
         return PrunerSettings.of({**self.given, **own})
 
-    def recorded(self, allocation: str | Solver | None) -> dict[str, Any]:
-        """Returns the arguments that the protocol lists, with the allocation that was taken."""
+    def recorded(self, allocation: str | Solver | None, *, experts: bool) -> dict[str, Any]:
+        """Returns the arguments that the protocol lists.
+
+        Args:
+            allocation: The allocation that was taken.
+            experts: Whether the model has experts that may leave.
+        """
         made = {
             "ratio": None if self.target is not None else self.width_ratio,
             "importance": self.criterion,
@@ -175,6 +180,6 @@ class PruneSettings:
             "sensitivity": self.sensitivity and self.sensitivity.metric,
             "optimizer": self.optimizer and type(self.optimizer),
         }
-        hidden = () if self.depth.requested else DEPTH_KEYWORDS
+        hidden = (*(() if self.depth.requested else DEPTH_KEYWORDS), *(() if experts else ("expert_importance",)))
         hidden = hidden if self.given.get("serve") else (*hidden, "serve")
         return {name: value for name, value in {**self.given, **made}.items() if name not in (*UNRECORDED, *hidden)}
