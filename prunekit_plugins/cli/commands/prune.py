@@ -193,7 +193,7 @@ def prune(
             settings[key] = typed[key]  # with its arguments, not made of them
     finish(output, known, subject, settings, save_recipe, weights, data, distributions(traced, registry))
     told = {"trace": trace_data(traced)} if trace else {}
-    output.result({**_data(subject, result, found, out, plan, report), "folder": folder_data(folder), **told})
+    output.result({**_data(subject, result, found, out, plan, report), **folder_data(folder), **told})
 
 
 def _check_weights(output: Output, subject: Subject, *, random: bool) -> None:
