@@ -17,8 +17,8 @@ from tests.docs.snippets import ROOT
 PAGE = ROOT / "docs/flags.md"
 HEAD = """# Flags
 
-Every command with its arguments and flags; `prunekit COMMAND --help` prints the same. Most flags of `prunekit prune` are
-arguments of `prunekit.prune` of the same name, and [settings](configuration.md) of a project.
+Every command with its arguments and flags; `prunekit COMMAND --help` prints the same. Most flags of `prunekit prune`
+are arguments of `prunekit.prune` of the same name, and [settings](configuration.md) of a project.
 """
 
 
