@@ -62,7 +62,7 @@ class SavedFolder:
         if self.copied:
             lines.append(f"copied along: {', '.join(self.copied)}")
         same = "are those before saving" if self.error == 0 else f"differ from those before saving by {self.error:.1g}"
-        lines.append(f"loaded again with {self.opened}: {self.outputs} outputs {same}")
+        lines.append(f"loaded again with {self.opened}: its outputs {same} ({self.outputs} compared)")
         return "\n".join(lines)
 
 

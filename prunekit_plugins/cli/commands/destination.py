@@ -100,11 +100,11 @@ class Destination:
         )
 
 
-def folder_data(saved: SavedFolder | None) -> dict[str, Any] | None:
-    """What ``--json`` prints of a folder that was written."""
+def folder_data(saved: SavedFolder | None) -> dict[str, Any]:
+    """What ``--json`` prints of a folder that was written; nothing where none was."""
     if saved is None:
-        return None
-    return {
+        return {}
+    found = {
         "opened": saved.opened,
         "stock": saved.stock,
         "changed": {name: list(values) for name, values in saved.changed.items()},
@@ -112,3 +112,4 @@ def folder_data(saved: SavedFolder | None) -> dict[str, Any] | None:
         "copied": list(saved.copied),
         "compared": {"outputs": saved.outputs, "error": saved.error},
     }
+    return {"folder": found}

@@ -192,8 +192,8 @@ def prune(
         if typed[key] is not None:
             settings[key] = typed[key]  # with its arguments, not made of them
     finish(output, known, subject, settings, save_recipe, weights, data, distributions(traced, registry))
-    told = {"trace": trace_data(traced)} if trace else {}
-    output.result({**_data(subject, result, found, out, plan, report), "folder": folder_data(folder), **told})
+    told = {**folder_data(folder), **({"trace": trace_data(traced)} if trace else {})}
+    output.result({**_data(subject, result, found, out, plan, report), **told})
 
 
 def _check_weights(output: Output, subject: Subject, *, random: bool) -> None:
