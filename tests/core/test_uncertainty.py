@@ -225,7 +225,8 @@ def test_the_report_says_how_many_more_examples_would_help() -> None:
     result = pk.prune(model, torch.randn(1, 24), ratio=0.5, calibration=[torch.randn(10, 24)])
     assert result.compensation is not None
     (note,) = result.compensation.notes
-    assert note == "second.weight: 10 samples for a covariance of 12 features: a poor estimate; 38 more examples would do"
+    told = "second.weight: 10 samples for a covariance of 12 features: a poor estimate; 38 more examples would do"
+    assert note == told
 
 
 def test_batch_norms_go_a_part_of_the_way() -> None:
