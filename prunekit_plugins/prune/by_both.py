@@ -55,8 +55,9 @@ def by_both(
     """Splits the saving that a target wants between branches and units, and takes the split that does least harm.
 
     Branches go in the order of damage per saved cost, until 0, 25, 50, 75 and 100 % of the saving is made; units of
-    what is left make the rest, by the allocation. Each split is carried out on a copy, compensated as the model will
-    be, and what it returns is compared with what the model returns, on batches that decided nothing.
+    what is left make the rest, by the allocation. Each split is carried out on a copy and compensated, and what it
+    returns is compared with what the model returns, on batches that decided nothing. The model itself is compensated
+    with all of them.
 
     Args:
         pruner: The pruner of the analysed model; its criterion gets statistics.
@@ -75,10 +76,10 @@ def by_both(
             hint='calibration=batches; or by="depth", by="width"' if path is None else 'by="depth" or by="width"',
         )
     fit, held = path.batches.held_out()
-    path = attrs.evolve(path, batches=fit)
-    doubts = path.inform(pruner)
+    trials = attrs.evolve(path, batches=fit)
+    doubts = trials.inform(pruner)
     allotment = allotment.settled(pruner)
-    splits, refused = _splits(pruner, settings, target, path, allotment, _Judge(pruner.graph.model, held))
+    splits, refused = _splits(pruner, settings, target, trials, allotment, _Judge(pruner.graph.model, held))
     if not splits:
         raise OutOfReachError(
             "The target can't be reached by depth and width.",
