@@ -260,7 +260,7 @@ class _Operation:
             needs, trace = self._needs[position], self._analysis.recordings[position].trace
             for index in sorted(only.difference(removed[position])):
                 rule = self._rules.find(trace.operations[index].op)
-                cheap = rule is not None and isinstance(rule.zeros, Elementwise)
+                cheap = trace.is_view(index) or (rule is not None and isinstance(rule.zeros, Elementwise))
                 if needs.needed[index] and not cheap and not own.isdisjoint(needs.names_read([index])):
                     why = f"it would still run, for nothing: {trace.operations[index].site}"
                     raise self._refusal([*unfit.values(), why][0])

@@ -100,6 +100,12 @@ class Trace:
             index = self.shares[index]
         return index
 
+    def is_view(self, operation: int) -> bool:
+        """Tells whether an operation, by its index, makes nothing but views of what it reads."""
+        found = self.operations[operation]
+        read = {self.memory(ref.index) for ref in found.references()}
+        return all(self.memory(ref.index) in read for ref in found.outputs)
+
 
 def is_continuous(dtype: torch.dtype) -> bool:
     """Tells whether a dtype holds real or complex numbers, not integers or booleans."""

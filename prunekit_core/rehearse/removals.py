@@ -259,11 +259,8 @@ def _costly(analysis: Analysis, registry: Registry, outer: Surgery, inner: Surge
     for position, recording in enumerate(analysis.recordings):
         trace = recording.trace
         for index in outer.removed[position] - inner.removed[position]:
-            operation = trace.operations[index]
-            rule = registry.op_rules.find(operation.op)
-            read = {trace.memory(ref.index) for ref in operation.references()}
-            is_view = all(trace.memory(ref.index) in read for ref in operation.outputs)
-            yield not is_view and (rule is None or not isinstance(rule.zeros, Elementwise))
+            rule = registry.op_rules.find(trace.operations[index].op)
+            yield not trace.is_view(index) and (rule is None or not isinstance(rule.zeros, Elementwise))
 
 
 def _without_entries(

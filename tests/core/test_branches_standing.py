@@ -104,3 +104,28 @@ def test_what_may_be_anything_in_one_mode_is_zero_in_both() -> None:
     assert torch.equal(small.train()(x), x)
     for training in (False, True):
         assert pk.check_exact(model, small, plan, x, training=training)
+
+
+class Scaled(nn.Module):
+    """A block multiplies a branch by numbers of its own, which it gives another shape first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv, self.other = nn.GroupNorm(1, 6), nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 1)
+        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.scale.unsqueeze(-1).unsqueeze(-1) * self.conv(self.norm(x))
+        return x + self.other(x)
+
+
+def test_views_of_numbers_that_a_block_holds_may_be_made_for_nothing() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 6, 1), Scaled()).double().eval(), torch.randn(2, 3, 5, 5).double()
+    graph = pk.Graph.of(model, x)
+    (name,) = (branch.name for branch in graph.branches() if "1.norm.weight" in branch.parameters)
+    plan = graph.plan_without([name])
+    small = applied_as_json(plan, model)
+    stream = model[0](x)
+    assert torch.equal(small(x), stream + model[1].other(stream))
+    assert pk.check_exact(model, small, plan, x)
