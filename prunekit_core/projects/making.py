@@ -36,7 +36,7 @@ HOOKS_OF = {
 """Settings that hold names alone, with the hooks that the names are registered through."""
 MADE = {"criterion": "prunekit_importance", "pruner": "prunekit_pruners", "regularizer": "prunekit_regularizers"}
 """What is made of a name and arguments, with the hooks."""
-OF_PRUNE = ("allocation", "compensation", "reestimate_batchnorm", "stages")
+OF_PRUNE = ("allocation", "compensation", "reestimate_batchnorm", "stages", "serve")
 """Arguments of ``prune`` that pruners don't take."""
 
 

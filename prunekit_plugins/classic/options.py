@@ -56,6 +56,7 @@ class StepOptions(FurtherOptions, total=False):
     global_pruning: bool
     pruning_ratio: float | None
     pruning_ratio_dict: Ratios | None
+    expert_importance: Criterion | str | None
     max_pruning_ratio: float
     iterative_steps: int
     iterative_pruning_ratio_scheduler: Schedule | str

@@ -15,7 +15,11 @@ __all__ = ["LazyCommand"]
 
 
 COMMANDS = {
-    "prune": ("prune", "prune", "Prune a model and write the smaller one to a file, which prunekit.load reads."),
+    "prune": (
+        "prune",
+        "prune",
+        "Prune a model and write the smaller one: to a file that prunekit.load reads, or to a folder that loads.",
+    ),
     "inspect": ("inspect", "inspect", "Show the groups of a model, what is pinned and why, and what could be saved."),
     "doctor": (
         "doctor",

@@ -29,6 +29,7 @@ ignored_layers = ["layers.1"]
 head_pruning_ratio = 0.5
 expert_pruning_ratio = 0.25
 expert_importance = { name = "reap", relative = false }
+serve = "transformers"
 prune_num_heads = true
 prune_head_dims = false
 uniform = true
@@ -87,6 +88,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         "head_pruning_ratio": 0.5,
         "expert_pruning_ratio": 0.25,
         "expert_importance": {"name": "reap", "relative": False},
+        "serve": "transformers",
         "prune_num_heads": True,
         "prune_head_dims": False,
         "uniform": True,
@@ -132,7 +134,7 @@ def test_options_are_arguments_of_prune_and_base_pruner(tmp_path: Path) -> None:
     (tmp_path / "tools").mkdir()
     (tmp_path / "tools" / "rules.py").write_text(RULES)
     everything = pk.Registry.from_config(written(tmp_path, EVERYTHING.replace('"some.module", ', ""))).options()
-    of_prune = {"target", "allocation", "compensation", "reestimate_batchnorm", "stages"}
+    of_prune = {"target", "allocation", "compensation", "reestimate_batchnorm", "stages", "serve"}
     of_prune |= {"branch_ratio", "branch_importance", "by", "keep_first", "keep_last", "keep_names"}
     assert of_prune < set(inspect.signature(pk.prune).parameters)
     told = {name: value for name, value in everything.items() if name not in of_prune}

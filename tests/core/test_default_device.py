@@ -98,9 +98,11 @@ OF_BRANCHES = {
     "block_influence", "branch_residual", "gate_fisher", "gate_taylor", "output_change", "relative_energy",
 }  # fmt: skip
 """Criteria that have nothing to say about units."""
+OF_EXPERTS = {"expert_frequency", "reap", "rerouting"}
+"""Criteria that have nothing to say where there are no experts."""
 
 
-@pytest.mark.parametrize("criterion", sorted({*names("prunekit_importance")} - OF_BRANCHES))
+@pytest.mark.parametrize("criterion", sorted({*names("prunekit_importance")} - OF_BRANCHES - OF_EXPERTS))
 def test_every_criterion(criterion: str, elsewhere: Any) -> None:
     def scored() -> dict[str, torch.Tensor | None]:
         model = seeded_model

@@ -32,6 +32,7 @@ def compared(
     ]
     for model, outputs in zip((student, teacher), seen, strict=True):
         with outputs.watching(), torch.no_grad():
+            outputs.listen()
             run(model)  # type: ignore[operator]
     return paired(states, seen[0].take(), seen[1].take(), "batch 0")
 

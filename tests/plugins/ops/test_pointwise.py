@@ -80,9 +80,8 @@ CASES = [
     case("torch.addcdiv(x, y, z)", "a2 b5, a2 b5, a2 1 -> a2 b5", x=(2, 5), y=(2, 5), z=(2, 1), tolerance=CLOSE),
     case("torch.lerp(x, y, z)", "a2 b5, a2 b5, a2 b5 -> a2 b5", x=(2, 5), y=(2, 5), z=(2, 5)),
     case("torch.where(m, x, y)", "2! 5!, 2! 5!, () -> 2! 5!", m=MASK, x=(2, 5), y=()),
-    case("x.masked_fill(m, 0.5)", "a3 2! 5!, 2! 5! -> a3 2! 5!", x=(3, 2, 5), m=MASK),
-    case("x.masked_fill(x > 3, 0.5)", "a2 b5 -> a2 b5", x=(2, 5)),
-    case("x.masked_fill(y > 3, 0.5)", "a2 b5, b5 -> a2 b5", x=(2, 5), y=(5,)),
+    case("x.masked_fill(m, y)", "a3 2! 5!, 2! 5!, () -> a3 2! 5!", x=(3, 2, 5), m=MASK, y=()),
+    case("x.masked_fill(y > 3, z)", "a2 b5, b5, () -> a2 b5", x=(2, 5), y=(5,), z=()),
     # over one dim
     *(
         case(

@@ -49,7 +49,9 @@ CASES = [
     case("x.argmax(1).float().histc(4, 0, 4) * 2", "3! 5! -> 4!", x=SMALL),
     case("F.one_hot(x.argmax(1), 5) * 2", "a3 b5 -> a3 b5", x=SMALL, values=False, slow=True),
     case("F.one_hot(x.argmax(1), 6)[:, :5] * 2", "a3 b5 -> a3 b5", x=SMALL, values=False, slow=True),
-    case("(x.argmax(1) == 3) * 2", "a3 5! -> a3", x=SMALL, pins={"x1": APART}),
+    case("(x.argmax(1) == 3) * 2", "a3 (b3+1+1) -> a3", x=SMALL, values=False),
+    case("x.masked_fill(x > 3, 0.5)", "a2 b5 -> a2 b5", x=(2, 5)),
+    case("x.clone().masked_fill_(y > 3, 0.5)", "a2 b5, b5 -> a2 b5", x=(2, 5), y=(5,)),
     case("(x.argmax(1) < 5) * 2", "a3 b5 -> a3", x=SMALL, values=False),
     case("(x.argmax(1) < 2) * 2", "a3 (b2+c3) -> a3", x=SMALL, values=False),
     # whatever computes with them pins it
