@@ -171,7 +171,7 @@ class Runs:
         later = () if self.decoding is None else self.decoding.later
         for count in range(len(later), 0, -1):
             runs = attrs.evolve(self, decoding=attrs.evolve(self.decoding, later=later[:count]))
-            with contextlib.suppress(RuntimeError, IndexError):
+            with contextlib.suppress(RuntimeError, IndexError, ValueError):
                 plain(model, runs)
                 return runs
         return self
