@@ -11,6 +11,26 @@ from prunekit_plugins.importance.members import Members, name_of
 from prunekit_plugins.importance.reductions import Normalizer
 
 
+def check_statistics(criterion: object, statistics: Statistics | None) -> Statistics:
+    """Returns the statistics of a criterion.
+
+    Args:
+        criterion: The criterion.
+        statistics: What it holds.
+
+    Raises:
+        ArgumentError: It holds none.
+    """
+    if statistics is None:
+        raise ArgumentError(
+            "The criterion has no statistics.",
+            where=type(criterion).__name__,
+            hint="give calibration data: prune(..., calibration=batches), or --calibration on the command line; "
+            "or pass statistics=calibrate(model, batches)",
+        )
+    return statistics
+
+
 class FromStatistics:
     """What criteria from statistics share: the consumers of a group, each with what it read.
 
@@ -48,14 +68,7 @@ class FromStatistics:
         Raises:
             ArgumentError: There are no statistics, they lack what is needed, or the model was pruned since.
         """
-        statistics = self.statistics
-        if statistics is None:
-            raise ArgumentError(
-                "The criterion has no statistics.",
-                where=type(self).__name__,
-                hint="give calibration data: prune(..., calibration=batches), or --calibration on the command line; "
-                "or pass statistics=calibrate(model, batches)",
-            )
+        statistics = check_statistics(self, self.statistics)
         for part in self.needs:
             if part not in statistics:
                 raise ArgumentError(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from prunekit.plugin import ArgumentError, ExpertStatistics, Group, Statistics
+from prunekit_plugins.importance.contributions import check_statistics
 from prunekit_plugins.importance.effect import typical_effect
 
 
@@ -61,15 +62,7 @@ class FromExperts:
         return () if found is None else found.unreached
 
     def _of(self, name: str) -> ExpertStatistics | None:
-        statistics = self.statistics
-        if statistics is None:
-            raise ArgumentError(
-                "The criterion has no statistics.",
-                where=type(self).__name__,
-                hint="give calibration data: prune(..., calibration=batches), or --calibration on the command line; "
-                "or pass statistics=calibrate(model, batches)",
-            )
-        found = statistics.experts.get(name)
+        found = check_statistics(self, self.statistics).experts.get(name)
         if found is not None and not self._has(found):
             raise ArgumentError(
                 f"The statistics have no {self.needs[0]}.",
