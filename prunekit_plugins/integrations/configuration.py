@@ -56,8 +56,8 @@ class ConfigUpdate:
 
 
 WHAT_TO_DO = (
-    'prune(..., serve="transformers") leaves what a configuration can\'t say; prunekit.save_folder stores this model '
-    "with its plan, and prunekit.load_folder opens it"
+    'prune(..., serve="transformers") takes sizes that a configuration can say; of branches name all of a layer; '
+    "prunekit.save_folder stores this model with its plan, and prunekit.load_folder opens it"
 )
 
 
