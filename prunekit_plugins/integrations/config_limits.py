@@ -12,7 +12,7 @@ import attrs
 import torch
 from torch import nn
 
-from prunekit.plugin import Graph, Kind, RehearsalError, Role, UnitGroup
+from prunekit.plugin import Graph, Kind, RecordingError, RehearsalError, Role, Trace, UnitGroup
 from prunekit_plugins.integrations.config_search import ConfigSearch, Dim, Field, fields_of, settled_fields
 from prunekit_plugins.integrations.configuration import refusal
 from prunekit_plugins.integrations.huggingface import empty_model, library
@@ -146,9 +146,26 @@ def same_program(first: nn.Module, second: nn.Module, example_inputs: Any) -> bo
     buffers = [{name: b for name, b in model.named_buffers() if b.device.type != "meta"} for model in (first, second)]
     if buffers[0].keys() != buffers[1].keys() or not all(torch.equal(b, buffers[1][n]) for n, b in buffers[0].items()):
         return False
-    traces = [Graph.of(m, example_inputs, modes=(False,)).analysis.recordings[0].trace for m in (first, second)]
+    try:
+        traces = [_trace(model, example_inputs) for model in (first, second)]
+    except RecordingError:  # tensors without data may have no kernel (grouped products in float32 before torch 2.15)
+        traces = [_trace(_in_memory(model), example_inputs) for model in (first, second)]
     runs = [[(o.name, dict(o.arguments)) for o in trace.operations] for trace in traces]
     return runs[0] == runs[1] and traces[0].shapes == traces[1].shapes and traces[0].constants == traces[1].constants
+
+
+def _trace(model: nn.Module, example_inputs: Any) -> Trace:
+    return Graph.of(model, example_inputs, modes=(False,)).analysis.recordings[0].trace
+
+
+def _in_memory(model: Any) -> nn.Module:
+    """Gives the parameters of a model memory on the CPU; nobody writes to it, so that the system needn't have it."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    made: nn.Module = model.to_empty(device="cpu")
+    for name, buffer in made.named_buffers():
+        buffer.copy_(buffers[name])
+    model.tie_weights()
+    return made
 
 
 def _shared_names(model: nn.Module) -> dict[str, str]:
