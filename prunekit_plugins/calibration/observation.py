@@ -14,7 +14,7 @@ import attrs
 import torch
 from torch import nn
 
-from prunekit_core.errors import ArgumentError, CheckpointError
+from prunekit_core.errors import ArgumentError, CheckpointError, PlanError
 from prunekit_core.modules.surgery import tensor_at
 from prunekit_core.modules.tree import modules_in, named_tensors
 from prunekit_core.plugins.registry import Registry
@@ -332,6 +332,8 @@ class Watched:
             return self.shadow.run(batch.example, listener, self.rules, training=False)
         except Enough:
             return None
+        except PlanError:  # of a listener that compares two programs
+            raise
         except Exception as error:
             raise ArgumentError(
                 "The model's forward pass raised on a calibration batch.",

@@ -182,12 +182,8 @@ class _Stage:
     def check(self, missing: Collection[int], batch: Batch) -> None:
         """Raises an error if a sum that was there when consumers were found isn't made for this batch."""
         if missing:
-            raise PlanError(
-                "The pruned model doesn't run the program of the original.",
-                where=batch.where,
-                why=f"what {self._pairs[min(missing)].after.site.name} puts out isn't added to anything for this batch",
-                hint="calibrate with batches for which the model runs the same program",
-            )
+            name = self._pairs[min(missing)].after.site.name
+            raise _other_program(batch, f"what {name} puts out isn't added to anything for this batch")
 
     def _end(self, last_ran: bool, complete: bool) -> None:
         """Ends the forward, whose rest isn't needed, once its last consumer ran and no sum is missing."""
@@ -217,6 +213,10 @@ class _Stage:
         order = self._numbers.get(seen.order)
         if order is not None:
             pair = self._pairs[order]
+            if seen.site.name != pair.before.site.name:
+                raise _other_program(
+                    seen.batch, f"{seen.site.name} runs where {pair.before.site.name} ran for the first batch"
+                )
             if order in self._first:
                 self._targets[order] = pair.correspondence.kept_outputs(seen.output, seen.channel_dim).clone()
                 self._outputs[order] = (seen.output.shape, seen.channel_dim)
@@ -299,10 +299,27 @@ class _Stage:
         self._end(False, not self.residual & self._targets.keys())
 
     def _add(self, seen: Seen, targets: torch.Tensor) -> None:
-        gathered = self._found[self._pairs[seen.order].after.site.name]
+        name = self._pairs[seen.order].after.site.name
+        if seen.site.name != name:
+            raise _other_program(seen.batch, f"{seen.site.name} runs where {name} ran for the first batch")
+        made, wanted = seen.output.shape, targets.shape
+        if made.numel() != wanted.numel():  # an expert is sent other tokens than before the cut
+            why = f"{name} puts out {tuple(made)} in the pruned model, and {tuple(wanted)} of that in the original"
+            raise _other_program(seen.batch, why)
+        gathered = self._found[name]
         for chunk in seen.chunks(targets):
             assert chunk.targets is not None
             gathered.now.add(chunk.features, chunk.targets, chunk.examples, self._held)
+
+
+def _other_program(batch: Batch, why: str) -> PlanError:
+    return PlanError(
+        "The pruned model doesn't run the program of the original.",
+        where=batch.where,
+        why=why,
+        hint="calibrate with batches for which both run the same program; where values decide what runs (experts in a "
+        "list), cut without compensation: compensation=None, reestimate_batchnorm=False",
+    )
 
 
 def _goal(result: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
