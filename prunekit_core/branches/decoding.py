@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 import torch
 
-from prunekit_core.groups.analysis import Analysis, understood
+from prunekit_core.groups.analysis import Analysis, understood_again
 from prunekit_core.groups.recording import Recording
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.program.calls import tensors_of
@@ -35,7 +35,6 @@ from prunekit_core.program.examples import Example, run_model
 from prunekit_core.program.outputs import output_tensors
 from prunekit_core.program.trace import Trace
 from prunekit_core.record.listener import Listener
-from prunekit_core.record.programs import Programs
 from prunekit_core.record.recorder import try_to_record
 from prunekit_core.record.shadow import Shadow
 
@@ -85,9 +84,8 @@ class _Added:
         later = [found.recorded for found in known.values() if found is not None]
         if not later:
             return self._analysis
-        old, shadow = self._analysis, self._analysis.shadow
-        programs = Programs(shadow, old.swaps, (*recorded, *later), old.failed, ())
-        return attrs.evolve(understood(programs, self._registry, old.declared, followed=old.followed), decoding=True)
+        decoding = understood_again(self._analysis, (*recorded, *later), self._registry)
+        return attrs.evolve(decoding, decoding=True)
 
 
 @attrs.frozen(eq=False)

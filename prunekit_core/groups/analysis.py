@@ -221,6 +221,23 @@ def understood(
     )
 
 
+def understood_again(
+    old: Analysis, recorded: Sequence[tuple[Trace, Example, bool | None]], registry: Registry
+) -> Analysis:
+    """Finds the groups of an analysed model anew: of further programs, or by other rules.
+
+    Args:
+        old: What is known.
+        recorded: The recorded programs, each with its example and its mode.
+        registry: Where op rules are found.
+
+    Raises:
+        PluginError: What a layer type says about its parameters is wrong.
+    """
+    programs = Programs(old.shadow, old.swaps, tuple(recorded), old.failed, ())
+    return understood(programs, registry, old.declared, followed=old.followed)
+
+
 def _propagated(
     programs: Programs, registry: Registry, parameters: ParameterAxes, followed: Followed | None
 ) -> tuple[list[Propagation], dict[str, tuple[str, Axis]], set[str]]:

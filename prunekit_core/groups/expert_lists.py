@@ -36,14 +36,13 @@ class ExpertList:
     def order(self, kept: Kept) -> list[int]:
         """Returns the entries that stay, by their numbers, and behind them those that leave."""
         stays: list[int] = kept_positions(self.layout, kept).tolist()
-        return [*stays, *(number for number in range(self.layout.size) if number not in set(stays))]
+        return [*stays, *sorted(set(range(self.layout.size)).difference(stays))]
 
     def deletion(self, kept: Kept) -> Deletion | None:
         """Returns what leaves; None where nothing does."""
         if not depends(self.layout, kept):
             return None
-        stays = set(kept_positions(self.layout, kept).tolist())
-        gone = tuple(number for number in range(self.layout.size) if number not in stays)
+        gone = tuple(sorted(set(range(self.layout.size)).difference(kept_positions(self.layout, kept).tolist())))
         return Deletion(self.container, self.layout.size, gone, prefix=self.prefix) if gone else None
 
     def entry(self, path: str) -> tuple[int, str] | None:

@@ -10,9 +10,8 @@ from prunekit_core.algebra.layout import groups_of
 from prunekit_core.algebra.reasons import Reason
 from prunekit_core.errors import ArgumentError, NothingToPruneError, RecordingError, nearest
 from prunekit_core.graph.graph import Graph
-from prunekit_core.groups.analysis import understood
+from prunekit_core.groups.analysis import understood_again
 from prunekit_core.program.examples import Example
-from prunekit_core.record.programs import Programs
 from prunekit_plugins.positions.axis import Positions
 from prunekit_plugins.positions.longer import lengths_of, longer
 from prunekit_plugins.positions.numbering import first_numbers, first_of
@@ -311,6 +310,4 @@ def _analysed(graph: Graph, size: int, reads: Reads) -> tuple[Positions, Graph]:
         plugin.declare(recording.trace, used)
     registry = plugin.registry(graph.registry)
     recorded = tuple((one.trace, one.example, one.training) for one in before.recordings)
-    programs = Programs(before.shadow, before.swaps, recorded, before.failed, ())
-    found = understood(programs, registry, before.declared, followed=before.followed)
-    return plugin, Graph(graph.model, found, registry, graph.notes)
+    return plugin, Graph(graph.model, understood_again(before, recorded, registry), registry, graph.notes)

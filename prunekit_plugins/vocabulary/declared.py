@@ -11,11 +11,10 @@ from prunekit_core.algebra.layout import Layout, Units, groups_of
 from prunekit_core.algebra.reasons import Reason
 from prunekit_core.errors import ArgumentError, NothingToPruneError, nearest
 from prunekit_core.graph.graph import Graph
-from prunekit_core.groups.analysis import Analysis, understood
+from prunekit_core.groups.analysis import Analysis, understood_again
 from prunekit_core.groups.recording import Recording
 from prunekit_core.program.op_call import Role
 from prunekit_core.program.trace import TensorRef, Trace
-from prunekit_core.record.programs import Programs
 from prunekit_plugins.vocabulary.axis import Logits, Vocabulary
 from prunekit_plugins.vocabulary.flow import READ, Use, leaving, uses_of
 from prunekit_plugins.vocabulary.meaning import Meaning
@@ -150,9 +149,7 @@ def _analysed(
         (one.trace, attrs.evolve(one.example, free_outputs=(*one.example.free_outputs, *free)), one.training)
         for one in before.recordings
     )
-    programs = Programs(before.shadow, before.swaps, recorded, before.failed, ())
-    found = understood(programs, registry, before.declared, followed=before.followed)
-    return plugin, Graph(graph.model, found, registry, graph.notes)
+    return plugin, Graph(graph.model, understood_again(before, recorded, registry), registry, graph.notes)
 
 
 def _results(trace: Trace) -> Iterator[tuple[TensorRef, str]]:

@@ -7,7 +7,7 @@ to minus infinity.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import prunekit as pk
+from tests.core.test_experts import TOKENS, without_experts
 
 WIDTH, EXPERTS, HIDDEN = 8, 6, 12
-TOKENS = torch.randn(10, WIDTH, generator=torch.Generator().manual_seed(1))
 
 
 class Expert(nn.Module):
@@ -123,19 +123,6 @@ KINDS = (Routed, Named, Stacked, InTurn)
 def made(kind: Callable[[], Routed]) -> Routed:
     torch.manual_seed(0)
     return kind().eval()
-
-
-def without_experts(model: Routed, gone: Sequence[int]) -> torch.Tensor:
-    """What the original computes when its router can't choose some experts."""
-
-    def barred(module: nn.Module, args: object, logits: torch.Tensor) -> torch.Tensor:
-        return logits.index_fill(-1, torch.tensor(gone), -torch.inf)
-
-    handle = model.router.register_forward_hook(barred)
-    with torch.no_grad():
-        found: torch.Tensor = model(TOKENS)
-    handle.remove()
-    return found
 
 
 def computed(model: nn.Module) -> torch.Tensor:

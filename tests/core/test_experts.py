@@ -182,13 +182,13 @@ def experts_of(graph: pk.DependencyGraph) -> str:
     return next(group.name for group in graph.groups() if group.kind is pk.Kind.EXPERTS)
 
 
-def without_experts(model: Mixture, gone: Sequence[int], tokens: torch.Tensor = TOKENS) -> torch.Tensor:
+def without_experts(model: nn.Module, gone: Sequence[int], tokens: torch.Tensor = TOKENS) -> torch.Tensor:
     """What the original computes when its router can't choose some experts."""
 
     def barred(module: nn.Module, args: object, logits: torch.Tensor) -> torch.Tensor:
         return logits.index_fill(-1, torch.tensor(gone), -torch.inf)
 
-    handle = model.router.register_forward_hook(barred)
+    handle = model.get_submodule("router").register_forward_hook(barred)
     with torch.no_grad():
         found: torch.Tensor = model(tokens)
     handle.remove()
