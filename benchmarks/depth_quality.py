@@ -120,8 +120,7 @@ def _shown(values: Sequence[float], bits: bool) -> str:
     """The median and half of the range."""
     if not values:
         return "-"
-    middle, half = statistics.median(values), (max(values) - min(values)) / 2
-    found = [f"{value:.2f}" if bits else f"{100 * value:.1f}" for value in (middle, half)]
+    found = [f"{value:.2f}" if bits else f"{100 * value:.1f}" for value in tasks.median_and_half_range(values)]
     return " ± ".join(found) if len(values) > 1 else found[0]
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import statistics
 import time
 import warnings
 from collections.abc import Sequence
@@ -101,8 +100,7 @@ def table(rows: Sequence[dict[str, object]]) -> str:
     for network, target, row in dict.fromkeys((r["network"], r["target"], r["row"]) for r in rows):
         same = [r for r in rows if (r["network"], r["target"], r["row"]) == (network, target, row)]
         columns = [[float(str(r[key])) for r in same] for key in ("metric", "loss")]
-        middle = [statistics.median(values) for values in columns]
-        spread = [(max(values) - min(values)) / 2 for values in columns]
+        middle, spread = zip(*map(tasks.median_and_half_range, columns), strict=True)
         labels = [loss.get((network, target, "labels", r["seed"])) for r in same]
         ahead = sum(other is not None and own < other for own, other in zip(columns[1], labels, strict=True))
         compared = f"{ahead} of {len(same)}" if row in ROWS and row != "labels" else ""

@@ -11,10 +11,11 @@ import importlib
 import inspect
 import math
 import pkgutil
+import statistics
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import attrs
@@ -278,3 +279,8 @@ def task(name: str) -> Task:
     """Makes one of the tasks."""
     networks.build(name, 0)
     return MAKERS[name](name)
+
+
+def median_and_half_range(values: Sequence[float]) -> tuple[float, float]:
+    """What tables show of several seeds: the median, and half of the distance between the best and the worst."""
+    return statistics.median(values), (max(values) - min(values)) / 2

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -58,8 +57,7 @@ def table(rows: Sequence[dict[str, object]]) -> str:
     for network, wanted, cuts in cases:
         same = [r for r in rows if (r["network"], r["target"], r["cuts"]) == (network, -wanted, cuts)]
         columns = [[float(str(row[key])) for row in same] for key in ("metric", "loss")]
-        middle = [statistics.median(values) for values in columns]
-        spread = [(max(values) - min(values)) / 2 for values in columns]
+        middle, spread = zip(*map(tasks.median_and_half_range, columns), strict=True)
         ahead = sum(float(str(row["loss"])) < one[network, -wanted, row["seed"]] for row in same)
         lines.append(
             f"| {network} | {-wanted:.0%} | {cuts} | {middle[0]:.1%} ±{100 * spread[0]:.1f} "
