@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import attrs
 from torch import nn
@@ -68,18 +68,18 @@ def moved_in_front(lists: Iterable[ExpertList], kept: Kept) -> Iterator[tuple[Ex
             yield one, {number: place for place, number in enumerate(one.order(kept))}
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Leaving:
     """What leaves lists.
 
     Attributes:
         deletions: By list.
-        modules: Paths of the entries that leave.
+        modules: Paths of the entries that leave, as keys, in order.
         tensors: Names of the parameters and buffers in them.
     """
 
     deletions: tuple[Deletion, ...]
-    modules: tuple[str, ...]
+    modules: Mapping[str, None]
     tensors: tuple[str, ...]
 
     @classmethod
@@ -92,13 +92,21 @@ class Leaving:
             names: All parameters and buffers.
         """
         found = tuple(deletions(lists, kept))
-        modules = tuple(one.path(number) for one in found for number in one.entries)
-        inside = tuple(f"{path}." for path in modules)
-        return cls(found, modules, tuple(name for name in names if inside and name.startswith(inside)))
+        modules = dict.fromkeys(one.path(number) for one in found for number in one.entries)
+        return cls(found, modules, tuple(name for name in names if _is_within(name, modules)))
 
     def has(self, path: str) -> bool:
         """Tells whether a module or a tensor is in what leaves."""
-        return any(path == module or path.startswith(f"{module}.") for module in self.modules)
+        return _is_within(path, self.modules)
+
+
+def _is_within(path: str, modules: Collection[str]) -> bool:
+    """Whether a path is one of some modules, or in one; they may be thousands."""
+    while path:
+        if path in modules:
+            return True
+        path = path.rpartition(".")[0]
+    return False
 
 
 def alike(lists: Iterable[ExpertList], path: str) -> list[str]:
