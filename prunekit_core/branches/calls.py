@@ -14,6 +14,7 @@ from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.recording import Recording
 from prunekit_core.modules.absent import Given
 from prunekit_core.program.rules import RuleTable
+from prunekit_core.record.decisions import Choices
 from prunekit_core.record.recorder import TraceBuilder
 
 
@@ -91,7 +92,7 @@ def _calls(analysis: Analysis, recording: Recording, rules: RuleTable) -> Calls 
 
 def _watched(analysis: Analysis, recording: Recording, rules: RuleTable) -> Calls | None:
     shadow = analysis.shadow
-    watch = _Watch(recording.trace.label, keep_alive=shadow.fake_mode is not None)
+    watch = _Watch(recording.trace.label, keep_alive=shadow.fake_mode is not None, choices=analysis.choices)
     prepare = {
         (path, "forward"): watch.watching(path, vars(module)["forward"]) for path, module in shadow.modules.items()
     }
@@ -105,8 +106,8 @@ def _watched(analysis: Analysis, recording: Recording, rules: RuleTable) -> Call
 class _Watch(TraceBuilder):
     """Records a program, and where calls of modules start and end."""
 
-    def __init__(self, label: str, *, keep_alive: bool) -> None:
-        super().__init__(label, keep_alive=keep_alive)
+    def __init__(self, label: str, *, keep_alive: bool, choices: Choices | None) -> None:
+        super().__init__(label, keep_alive=keep_alive, choices=choices)
         self.calls: dict[str, list[Call]] = {}
         self._begun = 0
 

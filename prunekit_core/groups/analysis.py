@@ -62,6 +62,7 @@ class Analysis:
         undecoded: Why there are none, though the model returns a cache; empty if that isn't so, or nobody has tried.
         lists: Lists of modules with an entry for each unit of an axis.
         followed: What follows the numbers that the programs read of positions; None where that isn't known.
+        choices: What was chosen in the place of the programs while they were recorded; None for what they chose.
     """
 
     groups: Mapping[str, UnitGroup]
@@ -81,6 +82,7 @@ class Analysis:
     undecoded: str = ""
     lists: tuple[ExpertList, ...] = ()
     followed: Followed | None = None
+    choices: Choices | None = None
 
 
 def analyse(
@@ -126,7 +128,9 @@ def analyse(
             followed = _followed(understood(programs, registry, declared, followed=ANYTHING), recorded)
             found = found if followed is None else understood(programs, registry, declared, followed=followed)
         choices = first_choices(found.recordings) if kept is None else choices_among(found.recordings, kept)
-        return found if choices is None else understood(recorded(choices), registry, declared, followed=followed)
+        if choices is None:
+            return found
+        return attrs.evolve(understood(recorded(choices), registry, declared, followed=followed), choices=choices)
 
 
 def _followed(assumed: Analysis, recorded: Callable[[Choices], Programs]) -> Followed | None:
@@ -235,7 +239,7 @@ def understood_again(
         PluginError: What a layer type says about its parameters is wrong.
     """
     programs = Programs(old.shadow, old.swaps, tuple(recorded), old.failed, ())
-    return understood(programs, registry, old.declared, followed=old.followed)
+    return attrs.evolve(understood(programs, registry, old.declared, followed=old.followed), choices=old.choices)
 
 
 def _propagated(

@@ -253,3 +253,31 @@ def test_compensation_tells_where_experts_are_sent_other_tokens_than_before() ->
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     result = pk.prune(model, x, target={"params": 0.6}, calibration=[x], compensation=None)
     assert result.preview.params_after <= 0.6 * result.preview.params_before
+
+
+class Around(nn.Module):
+    """What a mixture puts out is added to what it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.mixture, self.head = nn.Linear(WIDTH, WIDTH), Routed(), nn.Linear(WIDTH, 2)
+        self.other = nn.Linear(WIDTH, WIDTH)
+        self.mixture.out = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        x = x + self.other(x)
+        result: torch.Tensor = self.head(x + self.mixture(x))
+        return result
+
+
+def test_a_mixture_of_listed_experts_leaves_as_a_branch() -> None:
+    """It is run again with the experts chosen that were chosen when it was recorded."""
+    torch.manual_seed(0)
+    model = Around().eval()
+    original = copy.deepcopy(model)
+    result = pk.prune(model, TOKENS, branches=["mixture"], verify="always")
+    assert result.plan.absent == ("mixture",)
+    stream = original.first(TOKENS)
+    assert torch.equal(model(TOKENS), original.head(stream + original.other(stream)))
+    assert pk.check_exact(original, model, result.plan, TOKENS)
