@@ -9,8 +9,9 @@ import torch
 from prunekit_core.choose.candidates import Scope
 from prunekit_core.choose.chooser import Chooser
 from prunekit_core.choose.pruner import Pruner
+from prunekit_core.errors import first_reasons
 from prunekit_core.plans.plan import Plan
-from prunekit_plugins.budgets.budget import Budget, Target
+from prunekit_plugins.budgets.budget import Budget, OutOfReachError, Target
 from prunekit_plugins.budgets.corrections import corrected, measured
 from prunekit_plugins.budgets.families import Family, RatioFamily
 
@@ -67,10 +68,18 @@ def _planned(pruner: Pruner, budget: Budget, family: FamilyMaker, select: Select
         state = _known(pruner)
         scopes = [scope for scope in pruner.scopes() if scope.groups]
         chooser = pruner.chooser({name: scores[name] for s in scopes for name in s.groups if name in scores})
-        if select is None:
-            units = fill(chooser, scopes, search(family(chooser, scopes, budget), budget), budget)
-        else:
-            units = dict(select(chooser, scopes, budget))
+        try:
+            if select is None:
+                units = fill(chooser, scopes, search(family(chooser, scopes, budget), budget), budget)
+            else:
+                units = dict(select(chooser, scopes, budget))
+        except OutOfReachError as error:
+            given_back = pruner.graph.knowledge.restored
+            if given_back:  # sizes that were tried before were refused by the program
+                reasons = [f"{name}: {why}" for name, why in given_back.items()]
+                error.why += f"; given back, because the program can't have other sizes: {first_reasons(reasons)}"
+                error.hint += "; where a kernel takes multiples only, round_to=8 (or another multiple) asks for them"
+            raise
         plan = pruner.draft_counts(chooser, units)
         if _known(pruner) == state:
             return plan

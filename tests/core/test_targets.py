@@ -315,3 +315,32 @@ def test_larger_goes_to_the_next_multiple_or_the_next_step() -> None:
     back = chooser.returned(units, {"b": 6, "c": 3})
     assert {name: scores.tolist() for name, scores in back.items()} == {"b": [7.0, 6.0], "c": [3.0]}
     assert chooser.kept({"a": 3, "b": 12, "c": 1}) == {"a": (17, 18, 19), "c": (5,)}
+
+
+class TakesMultiples(nn.Module):
+    """Works at multiples of 16 features only, as kernels do that ask for aligned memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 64), nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x).relu()
+        if hidden.shape[-1] % 16:
+            raise RuntimeError("multiples of 16 only")
+        result: torch.Tensor = self.second(hidden)
+        return result
+
+
+def test_a_target_says_which_sizes_the_program_refused() -> None:
+    model, x = TakesMultiples(), torch.randn(2, 4)
+    with pytest.raises(pk.ArgumentError, match="The target can't be reached") as caught:
+        pk.prune(model, x, target={"params": 0.7})
+    assert "given back, because the program can't have other sizes: first: " in caught.value.why
+    assert "multiples of 16 only" in caught.value.why
+    assert "round_to" in caught.value.hint
+    result = pk.prune(model, x, target={"params": 0.7}, round_to=16)
+    assert (result.preview.params_after <= 0.7 * result.preview.params_before, model.first.out_features % 16) == (
+        True,
+        0,
+    )
