@@ -94,7 +94,12 @@ BranchRatio = Annotated[
 ]
 Branches = Annotated[
     list[str] | None,
-    typer.Option("--branch", metavar="NAME", help="Remove this branch. Repeatable.", show_default=False),
+    typer.Option(
+        "--branch",
+        metavar="NAME",
+        help="Remove this branch, or all branches in this module. Repeatable.",
+        show_default=False,
+    ),
 ]
 BranchImportance = Annotated[
     str | None,

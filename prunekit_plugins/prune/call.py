@@ -198,7 +198,8 @@ def prune(
         branch_ratio: Fraction of the branches to remove (operands of sums that can be switched off: attention,
             feed-forwards, residual blocks), in [0, 1): of those of each structure, with ``global_pruning`` of all
             together. None removes none. ``ignored_layers`` and ``max_pruning_ratio`` hold for branches as well.
-        branches: Names of the branches to remove, instead of a ratio; see `Graph.branches`.
+        branches: Names of the branches to remove, or of modules that hold them (a layer), instead of a ratio; see
+            `Graph.branches`.
         branch_importance: A criterion for branches or its registered name; None for ``"output_change"`` with
             calibration data, and for ``"magnitude"``, a weak guess, without.
         by: What meets a target: ``"width"`` (units), ``"depth"`` (branches alone) or ``"both"``: of five ways to split
