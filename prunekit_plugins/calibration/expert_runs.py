@@ -9,6 +9,7 @@ the program does to run them.
 from __future__ import annotations
 
 import enum
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -346,7 +347,8 @@ class MixtureListener(Listener):
         elif self._turn in (Turn.SILENT, Turn.ALONE) and mixture.gates is not None:
             self._weigh(mixture, mixture.gates)
         elif not self._gradients:
-            self._note_after(mixture, mixture.chosen, lambda result: self._choose(mixture, result))
+            for turn, one in enumerate(mixture.chosen):
+                self._note_after(mixture, one.place, functools.partial(self._choose, mixture, turn))
         reader = mixture.gradient_reader if self._gradients else mixture.output_reader
         self._note_before(mixture, reader.place, lambda given: self._read(mixture, given, reader.argument))
 
@@ -378,7 +380,7 @@ class MixtureListener(Listener):
     def finish(self) -> None:
         """Forgets mixtures whose operations ran another number of times than they were recorded."""
         for key, groups in self._keys.items():
-            if self._ran.get(key, -1) + 1 != self._expected[key]:
+            if key in self._expected and self._ran.get(key, -1) + 1 != self._expected[key]:
                 for group in groups:
                     self.seen.pop(group, None)
                     self.outputs.pop(group, None)
@@ -418,16 +420,17 @@ class MixtureListener(Listener):
             if self._turn is Turn.ALONE and gates.dense:
                 stays.reshape(-1, tensor.shape[-1]).scatter_(1, numbers[:, self._slot, None], True)
             elif self._turn is Turn.ALONE:
-                stays[..., self._slot] = True
+                stays.reshape(numbers.shape)[:, self._slot] = True
             tensor.mul_(stays)
 
         self._note_after(mixture, gates.place, after)
 
     # -- what is seen
 
-    def _choose(self, mixture: Mixture, result: Any) -> None:
-        chosen = tensors_of(result)[mixture.output]
-        self._numbers[mixture.group] = chosen.reshape(-1, chosen.shape[-1]).clone()
+    def _choose(self, mixture: Mixture, turn: int, result: Any) -> None:
+        found = mixture.chosen[turn].numbers(result)
+        earlier = self._numbers[mixture.group] if turn else found[:, :0]
+        self._numbers[mixture.group] = torch.cat([earlier, found], 1)
 
     def _read(self, mixture: Mixture, arguments: dict[str, Any], argument: str) -> None:
         """Takes what a mixture puts out; the program goes on with what it put out in the first run."""

@@ -6,8 +6,9 @@ everything goes that depends on it: that is what the mixture puts out.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import attrs
 import torch
@@ -17,10 +18,10 @@ from prunekit_core.algebra.layout import Layout
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.recording import Recording
 from prunekit_core.groups.unit_group import UnitGroup
-from prunekit_core.program.calls import written_arguments
+from prunekit_core.program.calls import tensors_of, written_arguments
 from prunekit_core.program.extents import Chosen
 from prunekit_core.program.op_call import Kind
-from prunekit_core.program.rules import ModuleOp
+from prunekit_core.program.rules import ModuleOp, rule_keys
 from prunekit_core.program.trace import Operation, TensorRef, Trace, is_continuous
 from prunekit_plugins.calibration.branch_sums import recorded_position
 
@@ -38,6 +39,11 @@ class Place:
     module: str
     op: object
     number: int
+
+    @property
+    def key(self) -> tuple[str, object]:
+        """The module and the operation."""
+        return self.module, self.op
 
 
 @attrs.frozen(eq=False)
@@ -88,26 +94,45 @@ class Gates:
 
 
 @attrs.frozen(eq=False)
+class Choosing:
+    """One operation that chooses experts of each token.
+
+    Attributes:
+        place: The operation.
+        output: Which of the tensors that it returns holds their numbers: ``[tokens, count]``, or ``[tokens]``.
+        listed: Whether that tensor has a dim for them, its last one; else it holds one for each token.
+    """
+
+    place: Place
+    output: int
+    listed: bool
+
+    def numbers(self, result: object) -> torch.Tensor:
+        """Returns the numbers of experts out of what the operation returned: tensor ``[tokens, count]``, int64."""
+        found = tensors_of(result)[self.output]
+        return found.reshape(-1, found.shape[-1] if self.listed else 1)
+
+
+@attrs.frozen(eq=False)
 class Mixture:
     """A router with its experts, in the program that was recorded.
 
     Attributes:
         group: Name of the group of its experts.
         scores: The scores that the router gives, and what is chosen from, in order.
-        chosen: The operation that chooses the experts of a token.
-        output: Which of the tensors that it returns holds their numbers: ``[tokens, top_k]``.
+        chosen: The operations that choose the experts of a token, in turn if they are several.
         unit_of: Tensor ``[experts]``, int64: the unit of the group that each expert belongs to.
         gates: Their weights; None where they can't be told from other tensors.
         output_reader: What reads what the mixture puts out, before anything else does: vectors along the last dim, of
             the tokens in the order of the choice.
         gradient_reader: What reads the same first when composite operations arrive in parts, as under autograd.
-        stacks: Names of the parameters that hold the weights of the experts, but for the router's.
+        stacks: Names of the parameters that hold the weights of the experts, but for the router's; of experts that are
+            modules of a list those that ran.
     """
 
     group: str
     scores: tuple[Scores, ...]
-    chosen: Place
-    output: int
+    chosen: tuple[Choosing, ...]
     unit_of: torch.Tensor
     gates: Gates | None
     output_reader: Reader
@@ -126,7 +151,7 @@ class MixturesFound:
 
     Attributes:
         mixtures: By the name of their group.
-        counts: (module, operation) to how often the module ran it, for each that a mixture names.
+        counts: (module, operation) to how often the module ran it, where that doesn't depend on which experts run.
         missed: Group to why nothing is known about what its experts put out.
     """
 
@@ -141,18 +166,39 @@ def find_mixtures(analysis: Analysis) -> MixturesFound:
     places = _places(recording.trace)
     found: dict[str, Mixture] = {}
     missed: dict[str, str] = {}
-    for group in analysis.groups.values():
-        if group.kind is Kind.EXPERTS:
-            mixture = _Search(recording, group, places).mixture()
-            if isinstance(mixture, str):
-                missed[group.name] = mixture
-            else:
-                found[group.name] = mixture
+    experts = [group for group in analysis.groups.values() if group.kind is Kind.EXPERTS]
+    searches = [_Search(recording, group, places, _listed(analysis, recording.trace, group)) for group in experts]
+    loops = [loop for search in searches for loop in search.loops()]
+    for search in searches:
+        mixture = search.mixture(loops)
+        if isinstance(mixture, str):
+            missed[search.group.name] = mixture
+        else:
+            found[search.group.name] = mixture
     counts: dict[tuple[str, object], int] = {}
     for place in places.values():
-        key = place.module, place.op
-        counts[key] = max(counts.get(key, 0), place.number + 1)
+        if not any(place.key in loop.keys for loop in loops):
+            counts[place.key] = max(counts.get(place.key, 0), place.number + 1)
     return MixturesFound(found, counts, missed)
+
+
+def _listed(analysis: Analysis, trace: Trace, group: UnitGroup) -> list[str]:
+    """Names the parameters and buffers that were read of modules of lists that are the experts of a group."""
+    lists = [one for one in analysis.lists if group.name in layouts.groups_of(one.layout)]
+    return [name for name in trace.parameters if any(one.entry(name) is not None for one in lists)]
+
+
+@attrs.frozen(eq=False)
+class _Loop:
+    """Operations that run more or less often, for other tokens.
+
+    Attributes:
+        start: Index of the first of them.
+        keys: Modules and operations.
+    """
+
+    start: int
+    keys: frozenset[tuple[str, object]]
 
 
 def _places(trace: Trace) -> dict[int, Place]:
@@ -166,51 +212,110 @@ def _places(trace: Trace) -> dict[int, Place]:
 
 
 class _Search:
-    """Follows a choice of experts through a recorded program. Tensors are told apart by the memory that they use."""
+    """Follows a choice of experts through a recorded program. Tensors are told apart by the memory that they use.
 
-    def __init__(self, recording: Recording, group: UnitGroup, places: Mapping[int, Place]) -> None:
-        self._recording, self._trace, self._group, self._places = recording, recording.trace, group, places
+    Attributes:
+        group: The group of the experts.
+    """
+
+    def __init__(
+        self, recording: Recording, group: UnitGroup, places: Mapping[int, Place], listed: Collection[str]
+    ) -> None:
+        self._recording, self._trace, self.group, self._places = recording, recording.trace, group, places
+        self._listed, self._indices = listed, {place: index for index, place in places.items()}
         self._last_read: dict[int, int] = {}
         for operation in self._trace.operations:
             for ref in operation.references():
                 self._last_read[self._memory(ref)] = operation.index
         self._last_read.update({self._memory(ref): len(self._trace.operations) for ref in self._trace.results})
-
-    def mixture(self) -> Mixture | str:
-        """Returns the mixture, or why there is none."""
-        choices = [
+        self._choices = [
             (self._trace.operations[index], choice)
             for index, choice in self._recording.choices.items()
-            if self._group.name in layouts.groups_of(choice.layout)
+            if group.name in layouts.groups_of(choice.layout)
         ]
-        if not choices:
+
+    def loops(self) -> Iterator[_Loop]:
+        """Yields what runs for the experts, where the program decides by which of them were chosen."""
+        found = self._put_out() if self._choices else None
+        if found is None:
+            return
+        operations = self._trace.operations[self._choices[-1][0].index + 1 : found[0].index]
+        start = next((one.index for one in operations if self._decides(one)), found[0].index)
+        keys = frozenset(self._places[one.index].key for one in operations if one.index > start)
+        if keys:
+            yield _Loop(start, keys)
+
+    def _decides(self, operation: Operation) -> bool:
+        """Tells whether what runs afterwards may depend on values: an operation reads a number, or lists places."""
+        if isinstance(operation.op, ModuleOp):
+            return False
+        return operation.index in self._trace.numbers or torch.Tag.dynamic_output_shape in rule_keys(operation.op)
+
+    def mixture(self, loops: Sequence[_Loop]) -> Mixture | str:
+        """Returns the mixture, or why there is none.
+
+        Args:
+            loops: What runs more or less often in the program.
+        """
+        if not self._choices:
             return "no operation chooses them in the recorded program"
-        if len({self._form(operation) for operation, _ in choices}) != len(choices):
+        operation, choice = self._choices[-1]
+        if self._is_shared():
             return "several layers share them"
-        operation, choice = choices[-1]
-        chosen = operation.outputs[choice.output]
-        shape = self._trace.shapes[chosen.index]
-        if choice.dim is None or choice.dim % len(shape) != len(shape) - 1:
+        listed = [self._choosing(*one) for one in self._last_choices()]
+        choosing = tuple(one for one in listed if one is not None)
+        if len(choosing) < len(listed):
             return f"{operation.site} doesn't list the chosen experts along its last dim"
         first = self._logits(operation)
         if first is None:
             return f"what scores them isn't known ({operation.site})"
-        after = self._put_out(operation, chosen)
-        if after is None:
+        found = self._put_out()
+        if found is None:
             return f"what they put out isn't one tensor with a row for each token ({operation.site})"
-        reader, argument = after
-        later, other = self._past_views(reader, argument)
+        scores = (first, *(self._chosen_from(*one) for one in self._choices))
+        gates = self._gates(operation, choice, first, found[0], loops)
+        places = [*(one.place for one in scores), *(one.place for one in choosing)]
+        readers = [Reader(self._places[one.index], argument) for one, argument in self._readers(*found)]
+        steady = [reader for reader in readers if self._is_steady(reader.place, loops)]
+        if not steady or not all(self._is_steady(place, loops) for place in places):
+            return f"operations that tell what they do run more or less often for other tokens ({operation.site})"
         return Mixture(
-            self._group.name,
-            (first, *(self._chosen_from(op, found) for op, found in choices)),
-            self._places[operation.index],
-            choice.output,
-            _unit_of(choice.layout, self._group),
-            self._gates(operation, choice, first, reader),
-            Reader(self._places[reader.index], argument),
-            Reader(self._places[later.index], other),
-            self._stacks(operation),
+            self.group.name,
+            scores,
+            choosing,
+            _unit_of(choice.layout, self.group),
+            gates,
+            steady[0],
+            steady[-1],
+            self._stacks,
         )
+
+    def _last_choices(self) -> list[tuple[Operation, Chosen]]:
+        """The operations that choose the experts of a token: the last one, and those like it."""
+        last = self._form(self._choices[-1][0])
+        return [(operation, choice) for operation, choice in self._choices if self._form(operation) == last]
+
+    def _is_shared(self) -> bool:
+        """Tells whether a layer with these experts runs several times."""
+        forms, turns = [self._form(operation) for operation, _ in self._choices], self._last_choices()
+        first, last = turns[0][0].index, turns[-1][0].index
+        return any(first < index < last for index in self._weights[1]) or len({*forms}) < len(forms) - len(turns) + 1
+
+    def _is_steady(self, place: Place, loops: Sequence[_Loop]) -> bool:
+        """Tells whether an operation has its number whichever experts run."""
+        return not any(loop.start < self._indices[place] and place.key in loop.keys for loop in loops)
+
+    def _choosing(self, operation: Operation, choice: Chosen) -> Choosing | None:
+        """How an operation lists the experts that it chooses; None where they don't lie along its last dim."""
+        dims = len(self._trace.shapes[operation.outputs[choice.output].index])
+        if choice.dim is not None and choice.dim % dims != dims - 1:
+            return None
+        return Choosing(self._places[operation.index], choice.output, choice.dim is not None)
+
+    def _size_of(self, choice: Chosen, operation: Operation) -> tuple[tuple[int, ...], int]:
+        """The shape of what is chosen for, and how many one operation chooses."""
+        shape = self._trace.shapes[operation.outputs[choice.output].index]
+        return (shape, 1) if choice.dim is None else (shape[:-1], shape[-1])
 
     def _memory(self, ref: TensorRef) -> int:
         return self._trace.memory(ref.index)
@@ -231,10 +336,10 @@ class _Search:
             data |= {self._memory(ref) for ref in operation.outputs}
             for number, ref in enumerate(operation.outputs):
                 dims = self._recording.live.get(ref.index, ())
-                of_group = [dim for dim, layout in enumerate(dims) if self._group.name in layouts.groups_of(layout)]
+                of_group = [dim for dim, layout in enumerate(dims) if self.group.name in layouts.groups_of(layout)]
                 if len(of_group) == 1 and self._memory(ref) in needed and self._is_float(ref):
                     (dim,) = of_group
-                    return Scores(self._places[operation.index], "", number, dim, _positions(dims[dim], self._group))
+                    return Scores(self._places[operation.index], "", number, dim, _positions(dims[dim], self.group))
         return None
 
     def _behind(self, choice: Operation) -> set[int]:
@@ -249,18 +354,19 @@ class _Search:
         use = next(use for use in self._recording.wholes[operation.index].uses if use.layout == choice.layout)
         ref, dim = use.operands[0]
         argument = next(name for name, value in operation.arguments.items() if value == ref)
-        return Scores(self._places[operation.index], argument, 0, dim, _positions(choice.layout, self._group))
+        return Scores(self._places[operation.index], argument, 0, dim, _positions(choice.layout, self.group))
 
     # -- what the experts put out
 
-    def _put_out(self, choice: Operation, chosen: TensorRef) -> tuple[Operation, str] | None:
+    def _put_out(self) -> tuple[Operation, str] | None:
         """Finds the operation that reads what all experts together put out, and its argument that this is."""
-        stacks = {self._memory(self._trace.parameters[name]) for name in self._stacks(choice)}
-        weights, last = self._weights(choice, stacks)
+        choice, chosen = self._choices[-1]
+        weights, used = self._weights
         if not weights:
             return None
+        last = max((choice.index, *used))
         depends = {self._memory(ref) for ref in choice.outputs}
-        rows = math.prod(self._trace.shapes[chosen.index][:-1])
+        rows = math.prod(self._size_of(chosen, choice)[0])
         for operation in self._trace.operations[choice.index + 1 :]:
             self._spread(operation, depends)
             if operation.index < last:
@@ -272,23 +378,26 @@ class _Search:
                     return found
         return None
 
-    def _stacks(self, choice: Operation) -> tuple[str, ...]:
-        """Names of the parameters of the experts that the choice doesn't depend on."""
-        behind, parameters = self._behind(choice), self._trace.parameters
-        names = dict.fromkeys(member.parameter for member in self._group.members if member.parameter in parameters)
+    @functools.cached_property
+    def _stacks(self) -> tuple[str, ...]:
+        """Names of the parameters of the experts that the (first) choice doesn't depend on."""
+        behind, parameters = self._behind(self._last_choices()[0][0]), self._trace.parameters
+        members = dict.fromkeys(member.parameter for member in self.group.members)
+        names = (name for name in (*members, *self._listed) if name in parameters)
         return tuple(name for name in names if self._memory(parameters[name]) not in behind)
 
-    def _weights(self, choice: Operation, stacks: set[int]) -> tuple[set[int], int]:
-        """Returns what is made of the stacks of weights alone, and the index of the last operation that reads it."""
+    @functools.cached_property
+    def _weights(self) -> tuple[set[int], list[int]]:
+        """Returns what is made of the experts' weights alone, and the indices of the operations that read it."""
         plain = {self._memory(ref) for ref in self._trace.parameters.values()}
-        weights, last = set(stacks), choice.index
+        weights, used = {self._memory(self._trace.parameters[name]) for name in self._stacks}, list[int]()
         for operation in self._trace.operations:
             read = {self._memory(ref) for ref in operation.references()}
             if read & weights:
-                last = max(last, operation.index)
+                used.append(operation.index)
                 if read <= plain | weights:
                     weights |= {self._memory(ref) for ref in operation.outputs}
-        return weights, last
+        return weights, used
 
     def _spread(self, operation: Operation, depends: set[int]) -> None:
         """Adds what an operation makes to the memory that depends on something, if it reads any of that."""
@@ -310,29 +419,32 @@ class _Search:
                     return (operation, name) if fits else None
         return None
 
-    def _past_views(self, reader: Operation, argument: str) -> tuple[Operation, str]:
-        """Goes on through operations that only hand all numbers on, in another form."""
+    def _readers(self, reader: Operation, argument: str) -> Iterator[tuple[Operation, str]]:
+        """Yields an operation, and those behind it that read the same: past those that only hand all numbers on."""
+        yield reader, argument
         ref = reader.arguments[argument]
         size = math.prod(self._trace.shapes[ref.index])
         alone = len(reader.references()) == len(reader.outputs) == 1
         if not alone or math.prod(self._trace.shapes[reader.outputs[0].index]) != size:
-            return reader, argument
+            return
         (result,) = reader.outputs
         if self._memory(result) != self._memory(ref) and self._last_read.get(self._memory(ref), -1) > reader.index:
-            return reader, argument  # it is read elsewhere, too
+            return  # it is read elsewhere, too
         for operation in self._trace.operations[reader.index + 1 :]:
             for name, value in operation.arguments.items():
                 if isinstance(value, TensorRef) and self._memory(value) == self._memory(result):
-                    return self._past_views(operation, name)
-        return reader, argument
+                    yield from self._readers(operation, name)
+                    return
 
     # -- their weights
 
-    def _gates(self, choice: Operation, found: Chosen, scores: Scores, reader: Operation) -> Gates | None:
+    def _gates(
+        self, choice: Operation, found: Chosen, scores: Scores, reader: Operation, loops: Sequence[_Loop]
+    ) -> Gates | None:
         """The last tensor with a weight for each chosen expert, or for each expert, that all weights are made of."""
         operations = self._trace.operations
-        stacks = {self._memory(self._trace.parameters[name]) for name in self._stacks(choice)}
-        start = next(index for index, place in self._places.items() if place == scores.place)
+        stacks = {self._memory(self._trace.parameters[name]) for name in self._stacks}
+        start = self._indices[scores.place]
         numbers = {self._memory(operations[start].outputs[scores.output])}
         chosen, sources = set[int](), self._shapes_of(choice, found)
         candidates: list[tuple[Operation, int]] = []
@@ -352,6 +464,8 @@ class _Search:
                     if self._memory(ref) in numbers - stacks and self._trace.shapes[ref.index] in sources:
                         candidates.append((operation, number))
         for operation, number in reversed(candidates):
+            if not self._is_steady(self._places[operation.index], loops):
+                continue  # of single experts
             depends = {self._memory(operation.outputs[number])}
             for later in operations[operation.index + 1 : reader.index]:
                 self._spread(later, depends)
@@ -363,8 +477,11 @@ class _Search:
     def _shapes_of(self, choice: Operation, found: Chosen) -> dict[tuple[int, ...], bool]:
         """Shapes that weights may have, and whether there is one for each expert."""
         use = next(use for use in self._recording.wholes[choice.index].uses if use.layout == found.layout)
-        (ref, _), chosen = use.operands[0], choice.outputs[found.output]
-        return {self._trace.shapes[ref.index]: True, self._trace.shapes[chosen.index]: False}
+        (ref, _), shapes = use.operands[0], self._trace.shapes
+        around = self._size_of(found, choice)[0]
+        count = sum(self._size_of(one, operation)[1] for operation, one in self._last_choices())
+        one = {} if count > 1 else {around: False}
+        return {shapes[ref.index]: True, **one, (*around, count): False}
 
     def _is_float(self, ref: TensorRef) -> bool:
         return is_continuous(self._trace.dtypes[ref.index])

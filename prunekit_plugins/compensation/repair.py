@@ -23,6 +23,7 @@ from prunekit_plugins.calibration.batches import Batch, Batches
 from prunekit_plugins.calibration.moments import Moments, doubts
 from prunekit_plugins.calibration.observation import Run, Seen, Watched
 from prunekit_plugins.checkpoints.stored_values import Scratch
+from prunekit_plugins.compensation.by_number import run_by_number
 from prunekit_plugins.compensation.gathering import Gathered, Pair, gather
 from prunekit_plugins.compensation.held_out import HeldOut
 from prunekit_plugins.compensation.layer_fit import Correspondence, LayerFit
@@ -32,6 +33,7 @@ from prunekit_plugins.compensation.uses import Consumer, find_consumers, match
 
 NOT_FOLLOWED = "it isn't seen to be added to the sum that lost the branch"
 ALONE = "no example is left to hold out, and one alone says nothing about others"
+SENT_OTHERS = "which of its modules a token is sent to changes with the cut, so there is nothing to fit them to"
 UNFIT = "A compensator gave values that don't fit."
 
 
@@ -62,7 +64,7 @@ class Repair:
     """A pruned model beside the original on calibration data.
 
     Args:
-        original: The original, watched.
+        original: The original, watched. Modules that it runs by numbers of tensors (experts in a list) are left alone.
         module: A copy of the pruned model, which is changed.
         plan: The plan from one to the other.
         batches: The calibration batches.
@@ -114,6 +116,12 @@ class Repair:
         self._before: dict[str, torch.Tensor] = {}  # of what it changed, unless a scratch keeps that
         self.changed, self.unproven, self.trouble = False, False, ""
         self._takeovers = {takeover.parameter: takeover for takeover in takeovers}
+        original.apart = run_by_number(original, next(iter(self.batches())))
+        left_over = {path: now for path in original.apart if (now := plan.renaming.after(path)) is not None}
+        self._apart = tuple(left_over.values())
+        changed = [*(cut.parameter for cut in plan.parameters), *plan.gone]
+        cut = (path for path in left_over if any(name.startswith(f"{path}.") for name in changed))
+        self.left |= dict.fromkeys(cut, SENT_OTHERS)
         self._pairs = self._find_pairs()
 
     def use(self, method: str, blame: Blame) -> None:
@@ -140,7 +148,7 @@ class Repair:
     # -- running
 
     def _watched(self) -> Watched:
-        return Watched(self.module, self._registry, self._scratch)
+        return Watched(self.module, self._registry, self._scratch, self._apart)
 
     def values(self, name: str) -> torch.Tensor:
         """Returns the values of a parameter or buffer of the copy by its canonical name, detached."""
