@@ -22,8 +22,10 @@ from prunekit_core.program.calls import bind_arguments, tensors_of
 from prunekit_core.program.outputs import output_tensors
 from prunekit_core.record.listener import Listener
 from prunekit_plugins.calibration.batches import Batch
-from prunekit_plugins.calibration.expert_statistics import ExpertStatistics
-from prunekit_plugins.calibration.mixtures import Gates, Mixture, MixturesFound, Place, Scores, find_mixtures
+from prunekit_plugins.calibration.branch_sums import recorded_position
+from prunekit_plugins.calibration.experts.mixtures import Gates, Mixture, MixturesFound, Place, Scores
+from prunekit_plugins.calibration.experts.search import find_mixtures
+from prunekit_plugins.calibration.experts.statistics import ExpertStatistics
 from prunekit_plugins.calibration.observation import Watched
 
 WIDEST = 4096
@@ -122,7 +124,7 @@ class ExpertRuns:
         self, watched: Watched, analysis: Analysis, *, contributions: bool, rerouting: bool, gradients: bool
     ) -> None:
         self._watched, self._contributions, self._rerouting = watched, contributions, rerouting
-        self._found = find_mixtures(analysis)
+        self._found = find_mixtures(analysis, recorded_position(analysis))
         self._sums = {name: _Sums(mixture) for name, mixture in self._found.mixtures.items()}
         self._slopes = gradients and rerouting
         self._generator = torch.Generator("cpu").manual_seed(0)

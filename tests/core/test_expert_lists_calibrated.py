@@ -67,7 +67,22 @@ class First(Routed):
         return found
 
 
-KINDS = (Routed, Named, InTurn, Reshaping, First)
+class Afterwards(First):
+    """What the experts put out is weighted when they all ran; the weights aren't made by the operation that chooses."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        shares = self.router(x).softmax(-1)
+        chosen, weights = F.one_hot(shares.argmax(-1), self.num_experts), shares.max(-1).values[:, None]
+        result = torch.zeros_like(x)
+        for number in (chosen.sum(0) > 0).nonzero():
+            (token,) = chosen[:, number].squeeze(1).nonzero(as_tuple=True)
+            result[token] = self.run(number, x[token])
+        found: torch.Tensor = self.out(x + weights * result)
+        return found
+
+
+KINDS = (Routed, Named, InTurn, Reshaping, First, Afterwards)
 
 
 def routing(model: Routed, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

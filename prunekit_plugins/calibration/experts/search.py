@@ -1,4 +1,4 @@
-"""Mixtures in a recorded program: where experts are chosen, weighted, and what their outputs become.
+"""Finding mixtures in a recorded program.
 
 Nothing is known about single models. From a choice on, the program is followed to the first tensor through which
 everything goes that depends on it: that is what the mixture puts out.
@@ -18,151 +18,22 @@ from prunekit_core.algebra.layout import Layout
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.recording import Recording
 from prunekit_core.groups.unit_group import UnitGroup
-from prunekit_core.program.calls import tensors_of, written_arguments
+from prunekit_core.program.calls import written_arguments
 from prunekit_core.program.extents import Chosen
 from prunekit_core.program.op_call import Kind
 from prunekit_core.program.rules import ModuleOp, rule_keys
 from prunekit_core.program.trace import Operation, TensorRef, Trace, is_continuous
-from prunekit_plugins.calibration.branch_sums import recorded_position
+from prunekit_plugins.calibration.experts.mixtures import Choosing, Gates, Mixture, MixturesFound, Place, Reader, Scores
 
 
-@attrs.frozen
-class Place:
-    """One operation of a recorded program, to find it in a run.
+def find_mixtures(analysis: Analysis, position: int) -> MixturesFound:
+    """Finds the mixtures in a recording.
 
-    Attributes:
-        module: Dotted path of the module that runs it.
-        op: The operation.
-        number: How often the module ran this operation before.
+    Args:
+        analysis: The analysed model.
+        position: Position of the recording.
     """
-
-    module: str
-    op: object
-    number: int
-
-    @property
-    def key(self) -> tuple[str, object]:
-        """The module and the operation."""
-        return self.module, self.op
-
-
-@attrs.frozen(eq=False)
-class Scores:
-    """A tensor with one number for each expert.
-
-    Attributes:
-        place: The operation.
-        argument: The argument of it that holds them; empty for what it returns.
-        output: Which of the returned tensors holds them.
-        dim: The dim of the experts.
-        units: Tensor ``[units, positions]``, bool: which positions along the dim belong to a unit of the group.
-    """
-
-    place: Place
-    argument: str
-    output: int
-    dim: int
-    units: torch.Tensor
-
-
-@attrs.frozen(eq=False)
-class Reader:
-    """Where something is read.
-
-    Attributes:
-        place: The operation.
-        argument: The argument of it that this is.
-    """
-
-    place: Place
-    argument: str
-
-
-@attrs.frozen(eq=False)
-class Gates:
-    """The weights by which outputs of experts are multiplied.
-
-    Attributes:
-        place: The operation that returns them.
-        output: Which of the returned tensors holds them.
-        dense: Whether there is one for each expert; else one for each that was chosen.
-    """
-
-    place: Place
-    output: int
-    dense: bool
-
-
-@attrs.frozen(eq=False)
-class Choosing:
-    """One operation that chooses experts of each token.
-
-    Attributes:
-        place: The operation.
-        output: Which of the tensors that it returns holds their numbers: ``[tokens, count]``, or ``[tokens]``.
-        listed: Whether that tensor has a dim for them, its last one; else it holds one for each token.
-    """
-
-    place: Place
-    output: int
-    listed: bool
-
-    def numbers(self, result: object) -> torch.Tensor:
-        """Returns the numbers of experts out of what the operation returned: tensor ``[tokens, count]``, int64."""
-        found = tensors_of(result)[self.output]
-        return found.reshape(-1, found.shape[-1] if self.listed else 1)
-
-
-@attrs.frozen(eq=False)
-class Mixture:
-    """A router with its experts, in the program that was recorded.
-
-    Attributes:
-        group: Name of the group of its experts.
-        scores: The scores that the router gives, and what is chosen from, in order.
-        chosen: The operations that choose the experts of a token, in turn if they are several.
-        unit_of: Tensor ``[experts]``, int64: the unit of the group that each expert belongs to.
-        gates: Their weights; None where they can't be told from other tensors.
-        output_reader: What reads what the mixture puts out, before anything else does: vectors along the last dim, of
-            the tokens in the order of the choice.
-        gradient_reader: What reads the same first when composite operations arrive in parts, as under autograd.
-        stacks: Names of the parameters that hold the weights of the experts, but for the router's; of experts that are
-            modules of a list those that ran.
-    """
-
-    group: str
-    scores: tuple[Scores, ...]
-    chosen: tuple[Choosing, ...]
-    unit_of: torch.Tensor
-    gates: Gates | None
-    output_reader: Reader
-    gradient_reader: Reader
-    stacks: tuple[str, ...]
-
-    @property
-    def units(self) -> int:
-        """Number of units of the group."""
-        return len(self.scores[0].units)
-
-
-@attrs.frozen(eq=False)
-class MixturesFound:
-    """The mixtures of a program.
-
-    Attributes:
-        mixtures: By the name of their group.
-        counts: (module, operation) to how often the module ran it, where that doesn't depend on which experts run.
-        missed: Group to why nothing is known about what its experts put out.
-    """
-
-    mixtures: Mapping[str, Mixture]
-    counts: Mapping[tuple[str, object], int]
-    missed: Mapping[str, str]
-
-
-def find_mixtures(analysis: Analysis) -> MixturesFound:
-    """Finds the mixtures in the recording in eval mode (the first one where there is none)."""
-    recording = analysis.recordings[recorded_position(analysis)]
+    recording = analysis.recordings[position]
     places = _places(recording.trace)
     found: dict[str, Mixture] = {}
     missed: dict[str, str] = {}
@@ -375,8 +246,29 @@ class _Search:
             if len(alive) == 1:
                 found = self._reader(operation.index, alive.pop(), rows)
                 if found is not None:
-                    return found
+                    return self._past_weights(*found, rows)
         return None
+
+    def _past_weights(self, reader: Operation, argument: str, rows: int) -> tuple[Operation, str]:
+        """Goes on through operations that multiply what experts put out by weights that the router made of its scores.
+
+        That is so where a token is sent to one expert.
+        """
+        scores = self._logits(self._choices[-1][0])
+        if scores is None:
+            return reader, argument
+        start = self._indices[scores.place]
+        made = {self._memory(self._trace.operations[start].outputs[scores.output])}
+        for operation in self._trace.operations[start + 1 : reader.index]:
+            self._spread(operation, made)
+        while True:
+            ref = reader.arguments[argument]
+            others = {self._memory(other) for other in reader.references()} - {self._memory(ref)}
+            ends = self._last_read[self._memory(ref)] == reader.index and len(reader.outputs) == 1
+            after = self._reader(reader.index, self._memory(reader.outputs[0]), rows) if ends else None
+            if not others or not others <= made or after is None:
+                return reader, argument
+            reader, argument = after
 
     @functools.cached_property
     def _stacks(self) -> tuple[str, ...]:
@@ -458,11 +350,12 @@ class _Search:
                 stacks |= outputs
             elif read & numbers:
                 numbers |= outputs
-            if operation is choice or everything & chosen:
-                chosen |= {self._memory(ref) for ref in operation.outputs}
-                for number, ref in enumerate(operation.outputs):
-                    if self._memory(ref) in numbers - stacks and self._trace.shapes[ref.index] in sources:
-                        candidates.append((operation, number))
+            among = operation is choice or bool(everything & chosen)
+            chosen |= {self._memory(ref) for ref in operation.outputs if among}
+            for number, ref in enumerate(operation.outputs):
+                dense = sources.get(self._trace.shapes[ref.index])
+                if self._memory(ref) in numbers - stacks and dense is not None and (among or not dense):
+                    candidates.append((operation, number))
         for operation, number in reversed(candidates):
             if not self._is_steady(self._places[operation.index], loops):
                 continue  # of single experts
