@@ -64,7 +64,8 @@ Calibration = Annotated[
     str | None,
     typer.Option(
         metavar="DATA",
-        help="Choose and repair by data: package.module:batches, or a .safetensors, .npy or .pt file of inputs.",
+        help="Choose and repair by data: package.module:batches, a .safetensors, .npy or .pt file of inputs, or a .txt "
+        "for hf:FOLDER.",
         show_default=False,
     ),
 ]

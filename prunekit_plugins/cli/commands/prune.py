@@ -176,7 +176,7 @@ def prune(
             settings["weights"] = source
         subject = build(model, specs, None if on_disk else weights, known.seed, empty=on_disk, runs=data is not None)
     _check_weights(output, subject, random=random)
-    read = None if data is None else data.batches(subject.keyword)
+    read = None if data is None else data.batches(subject)
     # Pruning changes the model in place; a report times the original beside it.
     original = copy.deepcopy(subject.model) if check or (report is not None and not on_disk) else None
     with _pruning(output, model, settings.get("target") or {}, read) as read:
