@@ -82,6 +82,11 @@ class Seen:
         kernel = 0 if self.reading.channels_last else self.arguments[self.reading.weight].dim() - 2
         return self.output.dim() - 1 - kernel
 
+    @property
+    def samples(self) -> int:
+        """Number of vectors of channels that it put out."""
+        return self.output.numel() // self.output.shape[self.channel_dim]
+
     def chunks(self, targets: torch.Tensor | None = None) -> Iterator[Chunk]:
         """Yields the samples that count, some at a time.
 
