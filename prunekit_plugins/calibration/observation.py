@@ -172,6 +172,15 @@ class WatchingListener(Listener):
         self._order = 0
         self._casts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by identity: with the parameter of that dtype
 
+    @property
+    def casting(self) -> bool:
+        """Whether a parameter was cast in this forward."""
+        return bool(self._casts)
+
+    def go_on(self, consumers: int) -> None:
+        """Takes up a forward in which some consumers ran before; call it after `start`."""
+        self._order = consumers
+
     def start(self, tensors: Mapping[str, torch.Tensor], inputs: Any) -> None:
         """Notes the parameters."""
         self._casts = {}
