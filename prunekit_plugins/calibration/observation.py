@@ -82,6 +82,11 @@ class Seen:
         kernel = 0 if self.reading.channels_last else self.arguments[self.reading.weight].dim() - 2
         return self.output.dim() - 1 - kernel
 
+    @property
+    def samples(self) -> int:
+        """Number of vectors of channels that it put out."""
+        return self.output.numel() // self.output.shape[self.channel_dim]
+
     def chunks(self, targets: torch.Tensor | None = None) -> Iterator[Chunk]:
         """Yields the samples that count, some at a time.
 
@@ -166,6 +171,15 @@ class WatchingListener(Listener):
         self._shadow, self._valueless, self._batch = shadow, shadow.valueless, batch
         self._order = 0
         self._casts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by identity: with the parameter of that dtype
+
+    @property
+    def casting(self) -> bool:
+        """Whether a parameter was cast in this forward."""
+        return bool(self._casts)
+
+    def go_on(self, consumers: int) -> None:
+        """Takes up a forward in which some consumers ran before; call it after `start`."""
+        self._order = consumers
 
     def start(self, tensors: Mapping[str, torch.Tensor], inputs: Any) -> None:
         """Notes the parameters."""

@@ -18,12 +18,12 @@ from prunekit_core.modules.tree import named_tensors
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.blame import Blame
 from prunekit_core.plugins.registry import Registry
-from prunekit_core.program.outputs import named_outputs
 from prunekit_plugins.calibration.batches import Batch, Batches
 from prunekit_plugins.calibration.moments import Moments, doubts
 from prunekit_plugins.calibration.observation import Run, Seen, Watched
 from prunekit_plugins.checkpoints.stored_values import Scratch
 from prunekit_plugins.compensation.by_number import run_by_number
+from prunekit_plugins.compensation.forwards import Forwards, Room
 from prunekit_plugins.compensation.gathering import Gathered, Pair, gather
 from prunekit_plugins.compensation.held_out import HeldOut
 from prunekit_plugins.compensation.layer_fit import Correspondence, LayerFit
@@ -122,6 +122,8 @@ class Repair:
         changed = [*(cut.parameter for cut in plan.parameters), *plan.gone]
         cut = (path for path in left_over if any(name.startswith(f"{path}.") for name in changed))
         self.left |= dict.fromkeys(cut, SENT_OTHERS)
+        room = None if scratch is not None else Room.beside(original)
+        self._runs = Forwards(original, room), Forwards(self._watched(), room)
         self._pairs = self._find_pairs()
 
     def use(self, method: str, blame: Blame) -> None:
@@ -150,6 +152,12 @@ class Repair:
     def _watched(self) -> Watched:
         return Watched(self.module, self._registry, self._scratch, self._apart)
 
+    def _forwards(self) -> tuple[Forwards, Forwards]:
+        """Returns the forwards of the original and of the copy as it is now."""
+        if self._scratch is not None:
+            self._runs = self._runs[0], Forwards(self._watched(), None)
+        return self._runs
+
     def values(self, name: str) -> torch.Tensor:
         """Returns the values of a parameter or buffer of the copy by its canonical name, detached."""
         return named_tensors(self.module)[name].detach() if self._scratch is None else self._scratch.read(name)
@@ -161,16 +169,21 @@ class Repair:
             held: Only the examples that are held out, or only the others; None for all. Whole batches are held out
                 where there are two or more.
         """
-        found = self._batches.read(self._original.device)
+        for _, batch in self._numbered(held):
+            yield batch
+
+    def _numbered(self, held: bool | None) -> Iterator[tuple[int, Batch]]:
+        """Yields what `batches` yields, with the numbers of the batches."""
+        found = enumerate(self._batches.read(self._original.device))
         if held is None:
             yield from found
             return
         held_out, examples = attrs.evolve(self.held_out, several=2), 0
-        for number, batch in enumerate(found):
+        for number, batch in found:
             part = held_out.part(batch, held_out.places(number, examples, batch.size), held=held)
             examples += batch.size
             if part is not None:
-                yield part
+                yield number, part
 
     @property
     def held_out(self) -> HeldOut:
@@ -189,11 +202,10 @@ class Repair:
         Args:
             held: See `batches`.
         """
-        watched = self._watched()
+        original, pruned = self._forwards()
         wrong = size = 0.0
-        for batch in self.batches(held=held):
-            expected = named_outputs(self._original.run(batch, _ignore))
-            found = named_outputs(watched.run(batch, _ignore))
+        for number, batch in self._numbered(held):
+            expected, found = original.outputs(number, batch), pruned.outputs(number, batch)
             for a, b in _paired(expected, found):
                 if not a.is_floating_point() or a.shape != b.shape:
                     continue
@@ -208,7 +220,7 @@ class Repair:
 
     def _find_pairs(self) -> list[Pair]:
         batch = next(iter(self.batches()))
-        watched = self._watched()
+        watched = self._runs[1].watched
         matched = match(find_consumers(self._original, batch), find_consumers(watched, batch), self._plan)
         reached = self._reached(watched, batch, matched)
         pairs = []
@@ -258,7 +270,9 @@ class Repair:
         levels = list(dict.fromkeys(pair.after.level for pair in self._pairs))
         for chosen in self._staged(levels):
             part = [pair for pair in self._pairs if pair.after.level in chosen]
-            gathered = gather(part, self._original, self._watched(), self.batches(), held_out=self.held_out, lost=lost)
+            later = [pair for pair in self._pairs if pair.after.level > max(chosen)]
+            runs = self._forwards()
+            gathered = gather(part, later, *runs, self.batches(), held_out=self.held_out, lost=lost)
             for pair in part:
                 problem = self._problem(pair, gathered.pop(pair.after.site.name), lost=lost)
                 if problem is not None:
@@ -433,6 +447,7 @@ class Repair:
         tensor = named_tensors(self.module)[name]
         replace_values(tensor, values)
         self.written[name] = tensor
+        self._runs[1].changed(name, tensor.data if isinstance(tensor, nn.Parameter) else tensor.data.clone())
 
 
 def _paired(

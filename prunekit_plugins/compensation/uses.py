@@ -44,6 +44,15 @@ class Consumer:
     places: tuple[tuple[int, ...], ...]
     summed: bool
 
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the tensors that are given other values when it is fitted."""
+        return (
+            self.site.parameter,
+            *((self.bias.parameter,) if self.bias else ()),
+            *((self.mean,) if self.mean else ()),
+        )
+
 
 class _Uses(WatchingListener):
     """Notes who reads the outputs of consumers, and who else uses parameters."""
