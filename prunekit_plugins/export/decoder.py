@@ -162,7 +162,7 @@ def _rotary(model: Any, head_dim: int, engine: str) -> tuple[float, torch.Tensor
     """Reads the base of the rotary frequencies, and how much slower the model's are than those of the base."""
     rotary = model.model.rotary_emb
     parameters = getattr(model.config, "rope_parameters", None) or {}
-    base = float(parameters.get("rope_theta") or getattr(model.config, "rope_theta", 10000.0))
+    base = float(parameters.get("rope_theta", getattr(model.config, "rope_theta", 10000.0)))
     kind = parameters.get("rope_type", "default")
     plain = 1.0 / base ** (torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)
     own = rotary.inv_freq.detach().cpu().double()

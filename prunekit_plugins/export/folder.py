@@ -77,9 +77,9 @@ def export_folder(
 ) -> Exported:
     """Writes a language model of transformers as what another engine loads, and compares it there.
 
-    The engine runs a random prompt of 24 tokens and ten steps of decoding after it, one token each; the log-probabilities
-    of the next token are compared with those that PyTorch computes in single precision. Nothing is there before the
-    comparison has passed.
+    The engine runs a random prompt of 24 tokens and ten steps of decoding after it, one token each; the
+    log-probabilities of the next token are compared with those that PyTorch computes in single precision. Nothing is
+    there before the comparison has passed.
 
     Args:
         folder: The folder of a model, pruned or not, as `load_folder` opens it, with its tokenizer.

@@ -109,7 +109,7 @@ def accepted(check: EngineCheck, where: str) -> EngineCheck:
             "The exported model computes something else in the engine; nothing was written.",
             where=f"{where}, {check.engine}",
             why=f"a log-probability differs by {check.error:.1e}, accepted: {check.tolerance:.0e}",
-            hint="a larger tolerance accepts it; large errors are a bug of the exporter or of this version of the engine",
+            hint="a larger tolerance accepts it; large errors are a bug of the exporter or of this engine",
         )
     return check
 

@@ -69,12 +69,12 @@ def in_llama_cpp(model: nn.Module, path: Path, vocabulary: Vocabulary, tolerance
     }
     answer = run_engine("run_xllamacpp.py", request, name)
     _check_decoding(answer, name)
-    for (text, ids), found in zip(vocabulary.texts, answer["texts"], strict=True):
-        if list(ids) != found:
+    for (text, wanted), made in zip(vocabulary.texts, answer["texts"], strict=True):
+        if list(wanted) != made:
             raise ExportError(
                 "The engine makes other tokens of a text; nothing was written.",
                 where=name,
-                why=f"{text!r}: {found}, not {list(ids)}",
+                why=f"{text!r}: {made}, not {list(wanted)}",
                 hint="--to hf keeps the tokenizer as it is",
             )
     ids = torch.tensor([step["ids"] for step in answer["steps"]], device="cpu")

@@ -159,7 +159,8 @@ def in_pairs(tensor: torch.Tensor, head_dim: int) -> torch.Tensor:
         tensor: Weight ``[heads * head_dim, hidden]`` or bias ``[heads * head_dim]``.
         head_dim: Rows of a head.
     """
-    return tensor.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).reshape(tensor.shape)
+    pairs: torch.Tensor = tensor.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2)
+    return pairs.reshape(tensor.shape)
 
 
 def _idle(decoder: Decoder, place: int) -> Iterator[tuple[str, torch.Tensor]]:
