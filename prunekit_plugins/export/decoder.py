@@ -137,8 +137,10 @@ def _refused(engine: str, where: str, why: str, hint: str = "--to onnx takes eve
 
 def _width(layer: Any) -> int:
     """Returns the width of a layer's heads; 0 where it has no attention."""
-    attention = layer.self_attn
-    return int(attention.head_dim) if isinstance(getattr(attention, "q_proj", None), nn.Linear) else 0
+    attention = getattr(layer, "self_attn", None)
+    if attention is None or not isinstance(getattr(attention, "q_proj", None), nn.Linear):
+        return 0
+    return int(attention.head_dim)
 
 
 def _block(layer: Any, place: int, engine: str) -> Block:
@@ -153,7 +155,8 @@ def _block(layer: Any, place: int, engine: str) -> Block:
             why = f"queries {queries.out_features}, values {values.out_features}, heads of {width}"
             raise _refused(engine, where, why, "prune with prune_head_dims=False")
         if heads != kv_heads * attention.num_key_value_groups or attention.scaling != width**-0.5:
-            raise _refused(engine, where, "its heads are grouped or scaled in another way")
+            why = f"its heads of {width} are grouped or scaled in another way"
+            raise _refused(engine, where, why, "prune with prune_head_dims=False")
     gate = getattr(mlp, "gate_proj", None)
     return Block(heads, kv_heads, gate.out_features if isinstance(gate, nn.Linear) else 0)
 

@@ -16,6 +16,8 @@ from prunekit.plugin import ArgumentError, Registry, nearest
 from prunekit_plugins.export.comparison import Comparison, appearing
 from prunekit_plugins.export.engines.steps import EngineCheck
 from prunekit_plugins.export.gguf import export_gguf
+from prunekit_plugins.export.mlx import export_mlx
+from prunekit_plugins.export.stock import export_stock
 from prunekit_plugins.folders import load_folder
 
 Check = EngineCheck | Comparison
@@ -62,7 +64,11 @@ class Exported:
         return f"compared with the model: {self.check}"
 
 
-TARGETS: Mapping[str, Target] = {"gguf": Target(export_gguf, "xllamacpp", is_folder=False)}
+TARGETS: Mapping[str, Target] = {
+    "gguf": Target(export_gguf, "xllamacpp", is_folder=False),
+    "mlx": Target(export_mlx, "mlx-lm", is_folder=True),
+    "hf": Target(export_stock, "transformers", is_folder=True),
+}
 """Name to what is written."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -15,6 +16,8 @@ from prunekit_plugins.export.comparison import ExportError
 
 PROMPT, STEPS = 24, 10
 """Tokens of the prompt, and steps of decoding after it."""
+TOP = 4096
+"""Log-probabilities that are compared in each step, at most: those of the likeliest tokens."""
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 2e-1}
 """Largest difference of a log-probability that is accepted when none is given, by the dtype of the weights."""
 
@@ -83,35 +86,60 @@ def expected_steps(model: Any, *, seed: int = 0) -> Steps:
     return Steps(tuple(prompt), tuple(following[:STEPS]), torch.stack(rows))
 
 
-def largest_difference(expected: torch.Tensor, found: torch.Tensor, ids: torch.Tensor | None = None) -> float:
-    """Computes the largest difference of log-probabilities; infinite where an engine gave no number.
+def request_of(expected: Steps, path: Path) -> dict[str, Any]:
+    """Makes what an engine in a process of its own is asked."""
+    return {
+        "path": str(path),
+        "prompt": expected.prompt,
+        "following": expected.following,
+        "top": min(expected.logs.shape[1], TOP),
+    }
+
+
+def checked(
+    model: nn.Module, expected: Steps, answer: Any, engine: str, tolerance: float | None, *, texts: int = 0
+) -> EngineCheck:
+    """Compares the answer of an engine, see `checked_logs`: of each step some ids and their log-probabilities."""
+    ids = torch.tensor([step["ids"] for step in answer["steps"]], device="cpu")
+    found = torch.tensor([step["logs"] for step in answer["steps"]], dtype=torch.float64, device="cpu")
+    return checked_logs(model, expected, found, engine, tolerance, ids=ids, texts=texts)
+
+
+def checked_logs(
+    model: nn.Module,
+    expected: Steps,
+    found: torch.Tensor,
+    engine: str,
+    tolerance: float | None,
+    *,
+    ids: torch.Tensor | None = None,
+    texts: int = 0,
+) -> EngineCheck:
+    """Compares log-probabilities.
 
     Args:
-        expected: ``[steps, vocabulary]``.
-        found: ``[steps, vocabulary]``; or ``[steps, n]`` for the tokens that ``ids`` names.
-        ids: Tokens, ``[steps, n]``.
-    """
-    wanted = expected if ids is None else expected.gather(1, ids)
-    if wanted.shape != found.shape:
-        return float("inf")
-    worst = (wanted - found.double()).abs()
-    return float(worst.nan_to_num(nan=float("inf")).max())
-
-
-def accepted(check: EngineCheck, where: str) -> EngineCheck:
-    """Returns a check that passed.
+        model: The model.
+        expected: What it says.
+        found: ``[1 + steps, vocabulary]``; or ``[1 + steps, n]`` for the tokens that ``ids`` names.
+        engine: The engine and its version.
+        tolerance: Largest difference that is accepted; None for the usual one.
+        ids: Tokens, ``[1 + steps, n]``.
+        texts: Texts of which the engine made the right tokens.
 
     Raises:
-        ExportError: It didn't.
+        ExportError: They differ by more, or the engine gave no number.
     """
-    if not check.error <= check.tolerance:
+    wanted = expected.logs if ids is None else expected.logs.gather(1, ids)
+    error = float((wanted - found.double()).abs().nan_to_num(nan=float("inf")).max())
+    allowed = tolerance_of(model, tolerance)
+    if error > allowed:
         raise ExportError(
             "The exported model computes something else in the engine; nothing was written.",
-            where=f"{where}, {check.engine}",
-            why=f"a log-probability differs by {check.error:.1e}, accepted: {check.tolerance:.0e}",
+            where=engine,
+            why=f"a log-probability differs by {error:.1e}, accepted: {allowed:.0e}",
             hint="a larger tolerance accepts it; large errors are a bug of the exporter or of this engine",
         )
-    return check
+    return EngineCheck(engine, len(expected.prompt), len(expected.following), error, allowed, texts=texts)
 
 
 def tolerance_of(model: nn.Module, given: float | None) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from prunekit_plugins.export.comparison import ExportError
@@ -13,19 +12,16 @@ from prunekit_plugins.export.decoder import decoder_of
 from prunekit_plugins.export.engines.process import run_engine
 from prunekit_plugins.export.engines.steps import (
     EngineCheck,
-    accepted,
+    checked,
     expected_steps,
     installed,
-    largest_difference,
-    tolerance_of,
+    request_of,
     version_of,
 )
 from prunekit_plugins.export.gguf.file import write_file
 from prunekit_plugins.export.gguf.tokenizer import Vocabulary, read_vocabulary
 
 ENGINE = "xllamacpp"
-TOP = 4096
-"""Log-probabilities that are compared in each step, at most: those of the likeliest tokens."""
 
 
 def export_gguf(model: nn.Module, folder: Path, path: Path, *, tolerance: float | None = None) -> EngineCheck | None:
@@ -57,13 +53,9 @@ def in_llama_cpp(model: nn.Module, path: Path, vocabulary: Vocabulary, tolerance
         ExportError: It can't be loaded, a text gives other tokens, or numbers differ.
     """
     expected, name = expected_steps(model), f"llama.cpp ({ENGINE} {version_of(ENGINE)})"
-    rows = expected.logs.shape[1]
     request = {
-        "path": str(path),
-        "prompt": expected.prompt,
-        "following": expected.following,
+        **request_of(expected, path),
         "context": max(64, len(expected.prompt) + len(expected.following) + 8),
-        "top": min(rows, TOP),
         "plain": vocabulary.plain,
         "texts": [text for text, _ in vocabulary.texts],
     }
@@ -77,13 +69,7 @@ def in_llama_cpp(model: nn.Module, path: Path, vocabulary: Vocabulary, tolerance
                 why=f"{text!r}: {made}, not {list(wanted)}",
                 hint="--to hf keeps the tokenizer as it is",
             )
-    ids = torch.tensor([step["ids"] for step in answer["steps"]], device="cpu")
-    found = torch.tensor([step["logs"] for step in answer["steps"]], dtype=torch.float64, device="cpu")
-    error, allowed = largest_difference(expected.logs, found, ids), tolerance_of(model, tolerance)
-    check = EngineCheck(
-        name, len(expected.prompt), len(expected.following), error, allowed, texts=len(vocabulary.texts)
-    )
-    return accepted(check, path.name)
+    return checked(model, expected, answer, name, tolerance, texts=len(vocabulary.texts))
 
 
 def _check_decoding(answer: Any, name: str) -> None:

@@ -37,6 +37,8 @@ PAIRED = ("llama", "deci")
 def architecture_of(decoder: Decoder) -> str:
     """Returns llama.cpp's architecture for a decoder: ``deci`` takes a Llama whose layers differ.
 
+    ``qwen2`` takes queries only that are as wide as the layers; ``llama`` takes biases, too.
+
     Raises:
         ExportError: There is none.
     """
@@ -44,7 +46,8 @@ def architecture_of(decoder: Decoder) -> str:
     if decoder.uniform:
         if decoder.slowing is not None and decoder.family != "llama":
             raise _refused("its rotary positions are scaled", "--to onnx takes every model")
-        return decoder.family
+        square = decoder.blocks[0].heads * decoder.head_dim == decoder.hidden
+        return "llama" if decoder.family == "qwen2" and not square else decoder.family
     if decoder.family != "llama" or biases:
         raise _refused(
             f"{decoder.differing()}; llama.cpp takes layers that differ of Llama without biases only",
