@@ -38,6 +38,7 @@ HOOKS = (
     "prunekit_allocators",
     "prunekit_weights",
     "prunekit_commands",
+    "prunekit_serving_profiles",
     "prunekit_checks",
     "prunekit_settings",
 )
@@ -335,6 +336,28 @@ def prunekit_commands() -> Mapping[str, Callable[..., Any]]:  # type: ignore[emp
     Forbidden:
         A command must not end the program: an `ArgumentError` ends it with exit code 2, any other `PrunekitError`
         with 1.
+    """
+
+
+@hookspec
+def prunekit_serving_profiles() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
+    """Engines that serve models: what each asks of a pruned one.
+
+    Called:
+        Once for each registry, when it is made.
+
+    Returns:
+        Name to a function ``(model, example_inputs, registry) -> ServingProfile``, or to a `ServingEngine`, which has
+        the version of the engine and a load test besides. It is what ``serve="name"`` stands for.
+
+    Empty:
+        The names of the others remain.
+
+    Precedence:
+        Of the same name, the plugin of the higher rank.
+
+    Forbidden:
+        A profile must not change the model. A load test must leave nothing behind, and download nothing.
     """
 
 

@@ -180,7 +180,7 @@ Serve = Annotated[
     str | None,
     typer.Option(
         metavar="PROFILE",
-        help="Where the model is served: transformers (for hf:FOLDER by default), or none.",
+        help="Where the model is served: transformers (for hf:FOLDER by default), gguf, mlx, onnx, or none.",
         show_default=False,
     ),
 ]

@@ -134,8 +134,8 @@ def appearing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, place)
 
 
-def library(name: str) -> ModuleType:
-    """Imports a library that is an extra.
+def library(name: str, extra: str = "export") -> ModuleType:
+    """Imports a library that an extra brings.
 
     Raises:
         ArgumentError: It isn't there.
@@ -144,5 +144,5 @@ def library(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise ArgumentError(
-            f"{name} can't be imported.", why=str(error), hint='pip install "prunekit[export]"'
+            f"{name} can't be imported.", why=str(error), hint=f'pip install "prunekit[{extra}]"'
         ) from error

@@ -70,7 +70,7 @@ def test_wrong_arguments_are_told(cli: Cli, tmp_path: Path) -> None:
     pruned(tmp_path)
     small, plan, out = tmp_path / "small.safetensors", tmp_path / "plan.json", ("--out", tmp_path / "x.onnx")
     cases: dict[tuple[object, ...], tuple[int, str]] = {
-        (*PERCEPTRON, *out, "--format", "onx"): (2, "There is no such --format.\n  why: got 'onx'\n  what to do: did"),
+        (*PERCEPTRON, *out, "--format", "onx"): (2, "There is no such format.\n  why: got 'onx'\n  what to do: did"),
         (*PERCEPTRON, *out, "--weights", small, "--plan", plan): (2, "Give --plan or the weights of a pruned model"),
         (*PERCEPTRON, *out, "--weights", plan): (1, "The file is corrupt or no safetensors file."),
         (*PERCEPTRON, *out, "--weights", tmp_path / "nosuch"): (1, "There is no such file."),

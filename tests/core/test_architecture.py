@@ -21,7 +21,7 @@ CORE = (
 PLUGINS = (
     "ops", "layers", "replacements", "schedules", "checkpoints", "calibration", "compensation", "importance", "measure",
     "budgets", "depth", "classic", "regularizers", "pruners", "prune", "vocabulary", "positions", "distill", "shrink",
-    "doctor", "export", "reports", "integrations", "folders", "distributed", "testing", "compat", "cli",
+    "doctor", "reports", "integrations", "folders", "export", "serving", "distributed", "testing", "compat", "cli",
 )  # fmt: skip
 """The packages of built-in plugins, likewise."""
 

@@ -20,7 +20,7 @@ from prunekit_plugins.cli import options
 from prunekit_plugins.cli.arguments import check_writable, read_criterion, read_inputs, read_name, read_targets
 from prunekit_plugins.cli.calibrating import Data, counted
 from prunekit_plugins.cli.commands.apply import convert, source_of
-from prunekit_plugins.cli.commands.destination import Destination, folder_data
+from prunekit_plugins.cli.commands.destination import Destination, folder_data, load_tested
 from prunekit_plugins.cli.commands.trace import criteria_of, decisions, distributions, show_trace, trace_data
 from prunekit_plugins.cli.listing import report_data, show_compensation, show_report
 from prunekit_plugins.cli.models import Subject, build
@@ -197,8 +197,8 @@ def prune(
         if typed[key] is not None:
             settings[key] = typed[key]  # with its arguments, not made of them
     finish(output, known, subject, settings, save_recipe, weights, data, distributions(traced, registry))
-    told = {**folder_data(folder), **({"trace": trace_data(traced)} if trace else {})}
-    output.result({**_data(subject, result, found, out, plan, report), **told})
+    told = {**load_tested(output, typed["serve"], folder, registry), **({"trace": trace_data(traced)} if trace else {})}
+    output.result({**_data(subject, result, found, out, plan, report), **folder_data(folder), **told})
 
 
 def _check_weights(output: Output, subject: Subject, *, random: bool) -> None:
