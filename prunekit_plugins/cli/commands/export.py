@@ -93,10 +93,10 @@ def export(
         str(found) if isinstance(found, Exported) else f"compared with the model: {found}", good=checked is not None
     )
     output.line(f"written: {out} ({found.bytes:,} bytes)", good=True)
-    output.result({"model": subject.name, "format": to, "out": str(out), "bytes": found.bytes, **_told(checked)})
+    output.result({"model": subject.name, "format": to, "out": str(out), "bytes": found.bytes, **_check_data(checked)})
 
 
-def _told(checked: Check | None) -> dict[str, Any]:
+def _check_data(checked: Check | None) -> dict[str, Any]:
     """What ``--json`` prints of a comparison."""
     if checked is None:
         return {"checked": False}
