@@ -120,7 +120,7 @@ def exporting(model: nn.Module, where: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def appearing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a place for a file that gets its name when everything went well.
+    """Gives a place for a file that gets its name when everything went well; so do files beside it.
 
     Raises:
         ArgumentError: The folder isn't there, or the path is a folder.
@@ -131,7 +131,8 @@ def appearing(path: str | os.PathLike[str]) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as folder:
         temporary = Path(folder) / place.name
         yield temporary
-        os.replace(temporary, place)
+        for file in (*(file for file in Path(folder).iterdir() if file != temporary), temporary):
+            os.replace(file, place.with_name(file.name))
 
 
 def library(name: str, extra: str = "export") -> ModuleType:

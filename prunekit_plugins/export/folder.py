@@ -17,6 +17,7 @@ from prunekit_plugins.export.comparison import Comparison, appearing
 from prunekit_plugins.export.engines.steps import EngineCheck
 from prunekit_plugins.export.gguf import export_gguf
 from prunekit_plugins.export.mlx import export_mlx
+from prunekit_plugins.export.onnx_decoder import export_in_onnx
 from prunekit_plugins.export.stock import export_stock
 from prunekit_plugins.folders import load_folder
 
@@ -67,6 +68,7 @@ class Exported:
 TARGETS: Mapping[str, Target] = {
     "gguf": Target(export_gguf, "xllamacpp", is_folder=False),
     "mlx": Target(export_mlx, "mlx-lm", is_folder=True),
+    "onnx": Target(export_in_onnx, "onnxruntime", is_folder=False),
     "hf": Target(export_stock, "transformers", is_folder=True),
 }
 """Name to what is written."""

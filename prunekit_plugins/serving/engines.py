@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 from torch import nn
 
 from prunekit.plugin import ArgumentError, Registry, ServingEngine, ServingProfile
@@ -46,7 +47,11 @@ def _grouped(model: nn.Module, example_inputs: Any, registry: Registry | None, e
             why=f"got {name}; known: {', '.join(sorted(FAMILIES))}",
             hint='serve="onnx" asks for nothing',
         )
-    return configured_profile(model, example_inputs, registry, engine=engine, multiple=GROUP)
+    profile = configured_profile(model, example_inputs, registry, engine=engine, multiple=GROUP)
+    if engine == "mlx" and name == "Qwen2ForCausalLM":
+        note = "mlx-lm computes the width of Qwen2's heads from that of its layers, which stays"
+        profile = attrs.evolve(profile, fixed=(*profile.fixed, "model.embed_tokens"), notes=(*profile.notes, note))
+    return profile
 
 
 def onnx_profile(model: nn.Module, example_inputs: Any, registry: Registry | None = None) -> ServingProfile:

@@ -68,6 +68,8 @@ def export(
     if (Path(model) / "config.json").is_file():
         model = f"{FOLDER}{model}"
     source = Path(model.removeprefix(FOLDER)) if model.startswith(FOLDER) else None
+    if to not in FORMATS and inputs:
+        raise ArgumentError("--input is for onnx and torch-export.", why=f"{to} has free sizes", hint="leave it out")
     if to not in FORMATS and source is None:
         raise ArgumentError(
             "Only folders of models are exported to this format.",
@@ -83,7 +85,7 @@ def export(
         subject = _built(build(model, specs), weights, plan, registry)
     with output.working(f"exporting {model}"):
         found: Comparison | Exported
-        if source is not None and to in TARGETS:
+        if source is not None and to in TARGETS and not inputs:
             found = export_folder(source, out, to=to, model=subject.model, tolerance=tolerance, registry=registry)
         else:
             found = FORMATS[to](subject.model, subject.inputs, out, tolerance=tolerance)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,27 +64,28 @@ class EngineCheck:
         return f"{said} differ by at most {self.error:.1e} (accepted: {self.tolerance:.0e}){same}"
 
 
-def expected_steps(model: Any, *, seed: int = 0) -> Steps:
-    """Computes what a causal language model says to a random prompt, in single precision on the CPU.
+def expected_steps(model: Any, *, prompt: Sequence[int] = (), seed: int = 0) -> Steps:
+    """Computes what a causal language model says to a prompt, in single precision on the CPU.
 
     Args:
         model: A ``transformers`` model whose output has ``logits`` ``[1, tokens, vocabulary]``.
-        seed: Seed of the prompt.
+        prompt: Token ids; none for random ones.
+        seed: Seed of a random prompt.
     """
     exact = model if model.dtype is torch.float32 else copy.deepcopy(model).float()
     size = int(exact.get_input_embeddings().weight.shape[0])
     length = min(PROMPT, int(getattr(model.config, "max_position_embeddings", None) or PROMPT + STEPS) - STEPS)
     generator = torch.Generator().manual_seed(seed)
-    prompt = torch.randint(0, size, (max(length, 1),), generator=generator, device="cpu").tolist()
+    start = list(prompt) or torch.randint(0, size, (max(length, 2),), generator=generator, device="cpu").tolist()
     following: list[int] = []
     rows = []
     for _ in range(STEPS + 1):
-        ids = torch.tensor([[*prompt, *following]], device=exact.device)
+        ids = torch.tensor([[*start, *following]], device=exact.device)
         with torch.no_grad():
             logits = exact(input_ids=ids, use_cache=False).logits[0, -1]
         rows.append(logits.double().log_softmax(-1).cpu())
         following.append(int(rows[-1].argmax()))
-    return Steps(tuple(prompt), tuple(following[:STEPS]), torch.stack(rows))
+    return Steps(tuple(start), tuple(following[:STEPS]), torch.stack(rows))
 
 
 def request_of(expected: Steps, path: Path) -> dict[str, Any]:

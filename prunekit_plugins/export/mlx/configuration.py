@@ -9,6 +9,7 @@ from prunekit_plugins.export.decoder import Block, Decoder
 
 WHOLE = 256
 """Feed-forwards of ``nemotron-nas`` are multiples of this."""
+KEPT = "keep query heads and the width of the layers: ignored_layers=['model.embed_tokens']"
 UNIFORM = 'prune(..., serve="mlx") gives all layers the same sizes'
 
 
@@ -23,6 +24,9 @@ def configuration_of(decoder: Decoder) -> dict[str, Any]:
     if not decoder.uniform:
         return {**found, **_of_blocks(decoder), "architectures": ["DeciLMForCausalLM"], "model_type": "nemotron-nas"}
     first = decoder.blocks[0]
+    if decoder.family == "qwen2" and first.heads * decoder.head_dim != decoder.hidden:
+        why = f"{first.heads} query heads of {decoder.head_dim}, in layers of width {decoder.hidden}"
+        raise _refused(f"{why}: qwen2 computes the width of a head from the others", KEPT)
     return {
         **found,
         "num_attention_heads": first.heads,
@@ -56,8 +60,7 @@ def _of_blocks(decoder: Decoder) -> dict[str, Any]:
         raise _refused(f"{decoder.differing()}; mlx-lm takes layers that differ of Llama without biases only", UNIFORM)
     if len(heads) != 1 or heads != {decoder.hidden / decoder.head_dim}:
         why = f"query heads {sorted(heads)} of {decoder.head_dim}, in layers of width {decoder.hidden}"
-        hint = "keep query heads and the width of the layers, such as ignored_layers=['model.embed_tokens']"
-        raise _refused(f"{why}: nemotron-nas computes the width of a head from the others", hint)
+        raise _refused(f"{why}: nemotron-nas computes the width of a head from the others", KEPT)
     blocks = [_block(block, place, decoder.hidden) for place, block in enumerate(decoder.blocks)]
     return {"num_attention_heads": heads.pop(), "block_configs": blocks, "attention_bias": False, "mlp_bias": False}
 
