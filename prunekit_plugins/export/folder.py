@@ -116,9 +116,8 @@ def export_folder(
     return Exported(to, place, size, check, target.engine)
 
 
-@contextmanager
-def _appearing_folder(place: Path) -> Iterator[Path]:
-    """Gives a folder that gets its name when everything went well.
+def check_free(place: Path) -> None:
+    """Makes sure that a folder can be made.
 
     Raises:
         ArgumentError: There is something of that name, or no folder around it.
@@ -127,6 +126,16 @@ def _appearing_folder(place: Path) -> Iterator[Path]:
         raise ArgumentError("The folder of the destination doesn't exist.", where=str(place.absolute().parent))
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise ArgumentError("The destination isn't an empty folder.", where=str(place), hint="name another one")
+
+
+@contextmanager
+def _appearing_folder(place: Path) -> Iterator[Path]:
+    """Gives a folder that gets its name when everything went well.
+
+    Raises:
+        ArgumentError: See `check_free`.
+    """
+    check_free(place)
     temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
     temporary.mkdir()
     try:

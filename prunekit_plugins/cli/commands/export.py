@@ -16,7 +16,7 @@ from prunekit_plugins.cli.models import Subject, build, fill
 from prunekit_plugins.cli.output import Output
 from prunekit_plugins.cli.project import project_registry
 from prunekit_plugins.export import Comparison, Exported, export_folder, export_onnx, export_program
-from prunekit_plugins.export.folder import TARGETS, Check
+from prunekit_plugins.export.folder import TARGETS, Check, check_free
 
 FORMATS = {"onnx": export_onnx, "torch-export": export_program}
 """Formats for any model."""
@@ -79,6 +79,8 @@ def export(
         )
     if to in FORMATS or not TARGETS[to].is_folder:
         check_writable(out, "--out")
+    else:
+        check_free(out)
     output = Output(as_json)
     registry = project_registry(block, config, plugin)
     with output.working(f"building {model}"):
@@ -95,17 +97,17 @@ def export(
         str(found) if isinstance(found, Exported) else f"compared with the model: {found}", good=checked is not None
     )
     output.line(f"written: {out} ({found.bytes:,} bytes)", good=True)
-    output.result({"model": subject.name, "format": to, "out": str(out), "bytes": found.bytes, **_check_data(checked)})
+    output.result({"model": subject.name, "format": to, "out": str(out), "bytes": found.bytes, **_comparison(checked)})
 
 
-def _check_data(checked: Check | None) -> dict[str, Any]:
+def _comparison(checked: Check | None) -> dict[str, Any]:
     """What ``--json`` prints of a comparison."""
     if checked is None:
         return {"checked": False}
-    told: dict[str, Any] = {"checked": True, "error": checked.error, "tolerance": checked.tolerance}
+    found: dict[str, Any] = {"checked": True, "error": checked.error, "tolerance": checked.tolerance}
     if isinstance(checked, Comparison):
-        return {**told, "outputs": checked.outputs}
-    return {**told, "engine": checked.engine, "prompt": checked.prompt, "steps": checked.steps, "texts": checked.texts}
+        return {**found, "outputs": checked.outputs}
+    return {**found, "engine": checked.engine, "prompt": checked.prompt, "steps": checked.steps, "texts": checked.texts}
 
 
 def _built(subject: Subject, weights: Path | None, plan: Path | None, registry: Registry) -> Subject:

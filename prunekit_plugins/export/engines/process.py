@@ -28,9 +28,9 @@ def run_engine(script: str, request: Mapping[str, Any], engine: str) -> Any:
         ExportError: The process failed: the engine can't load the file, or not run it.
     """
     with tempfile.TemporaryDirectory(prefix="prunekit-") as folder:
-        asked, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
-        asked.write_text(json.dumps(request))
-        command = [sys.executable, str(Path(__file__).with_name(script)), str(asked), str(answer)]
+        question, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
+        question.write_text(json.dumps(request))
+        command = [sys.executable, str(Path(__file__).with_name(script)), str(question), str(answer)]
         ended = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if ended.returncode or not answer.is_file():
             lines = [line.strip() for line in (ended.stderr + ended.stdout).splitlines() if line.strip()]

@@ -31,7 +31,7 @@ def started(path: str, context: int) -> Any:
     return engine.Server(params)
 
 
-def requested(address: str, place: str, question: Any) -> Any:
+def posted(address: str, place: str, question: Any) -> Any:
     """Sends a request to the server."""
     body = json.dumps(question).encode()
     request = urllib.request.Request(f"{address}/{place}", body, {"Content-Type": "application/json"})
@@ -53,7 +53,7 @@ def step(address: str, ids: list[int], top: int, plain: int) -> dict[str, Any]:
         "cache_prompt": True,
         "logit_bias": [[plain, FORCED]],
     }
-    answer = requested(address, "completion", question)
+    answer = posted(address, "completion", question)
     told = answer["completion_probabilities"][0]["top_logprobs"]
     return {
         "ids": [entry["id"] for entry in told],
@@ -71,7 +71,7 @@ def main(request: str, answer: str) -> None:
     for token in wanted["following"]:
         ids.append(token)
         steps.append(step(address, ids, wanted["top"], wanted["plain"]))
-    texts = [requested(address, "tokenize", {"content": text, "add_special": True}) for text in wanted["texts"]]
+    texts = [posted(address, "tokenize", {"content": text, "add_special": True}) for text in wanted["texts"]]
     told = {"steps": steps, "texts": [entry["tokens"] for entry in texts]}
     Path(answer).write_text(json.dumps(told))
 
