@@ -213,8 +213,10 @@ class Repair:
                 if counted is not None:
                     a, b = a[counted], b[counted]
                 finite = a.isfinite()
-                a, b = a[finite].double(), b[finite].double()
-                wrong += float((a - b).square().sum())
+                if not bool(finite.all()):
+                    a, b = a[finite], b[finite]
+                a = a.double()
+                wrong += float((a - b).square_().sum())
                 size += float(a.square().sum())
         return wrong / size if size else float("nan")
 

@@ -160,9 +160,17 @@ class _Block:
             chosen = (counts == count).nonzero().flatten()
             turns = starts[chosen][:, None] + torch.arange(count, device="cpu")
             places = order[turns].to(self.weight.device)  # [chosen, count]
-            columns = self.weight[:, places].permute(1, 2, 0)  # [chosen, count, outputs]
-            inner = self.inverse[places[:, :, None], places[:, None, :]]
-            found[chosen.to(found.device)] = (columns * torch.linalg.solve(inner, columns)).sum((1, 2))
+            found[chosen.to(found.device)] = self._errors_of(places)
+        return found
+
+    def _errors_of(self, places: torch.Tensor) -> torch.Tensor:
+        """What units add that have as many features, ``[units, features]``, as each other."""
+        if places.shape[1] == 1:
+            column = places[:, 0]
+            return self.weight.square().sum(0)[column] / self.inverse.diagonal()[column]
+        columns = self.weight[:, places].permute(1, 2, 0)  # [units, features, outputs]
+        inner = self.inverse[places[:, :, None], places[:, None, :]]
+        found: torch.Tensor = (columns * torch.linalg.solve(inner, columns)).sum((1, 2))
         return found
 
     def remove(self, units: torch.Tensor) -> None:
@@ -174,9 +182,8 @@ class _Block:
         rows = self.inverse[places]
         across = rows[:, stay]
         solved = torch.linalg.solve(rows[:, places], across)
-        self.weight = self.weight[:, stay] - self.weight[:, places] @ solved
-        self.inverse = self.inverse[stay[:, None], stay]
-        self.inverse -= across.T @ solved
+        self.weight = self.weight[:, stay].addmm_(self.weight[:, places], solved, alpha=-1)
+        self.inverse = self.inverse[stay][:, stay].addmm_(across.T, solved, alpha=-1)
         self.labels = self.labels[~gone]
 
 
