@@ -175,13 +175,7 @@ class ExpertRuns:
                 sums.effect if self._slopes else None,
                 sums.mixture.stacks,
             )
-            if one.unreached:
-                many = "expert" if len(one.unreached) == 1 else "experts"
-                named = ", ".join(map(str, one.unreached))
-                notes.append(
-                    f"{name}: calibration never reached {many} {named} of {sums.mixture.units}: unknown, not worthless,"
-                    " they stay"
-                )
+            notes.extend(one.notes(name))
         if self._rerouting and not self._slopes and found:
             notes.append(f"errors of mixtures count alike in all layers, for want of gradients: {self._why}")
         return found, tuple(notes)
