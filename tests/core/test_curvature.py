@@ -16,7 +16,7 @@ from prunekit_plugins.calibration import curvature, demand
 from prunekit_plugins.calibration.curvature import WIDEST
 from prunekit_plugins.calibration.demand import Demand
 from prunekit_plugins.calibration.stream import gather
-from prunekit_plugins.importance import CalibratedImportance, EffectImportance, ReconstructionImportance
+from prunekit_plugins.importance import CalibratedImportance, EffectImportance, ReconstructionImportance, reconstruction
 from prunekit_plugins.prune import calibrated
 
 PARTS = ("covariances", "curvatures")
@@ -305,3 +305,34 @@ def test_a_layer_whose_output_a_hook_changes_is_judged_by_its_weight() -> None:
     first, second = (pk.calibrate(model, batches, parts=PARTS).sites["down.weight"] for model in (plain, hooked))
     assert first.curvature is not None
     torch.testing.assert_close(second.curvature, first.curvature * 9)
+
+
+@pytest.mark.parametrize(("rounds", "width"), [(24, 1), (8, 3), (3, 2)])
+def test_units_go_one_after_the_other_as_from_an_inverse_that_is_made_anew(rounds: int, width: int) -> None:
+    """What a unit adds is ``tr(W_U [(H^-1)_UU]^-1 W_U^T)``, with ``H`` and ``W`` of the features that are left."""
+    torch.manual_seed(0)
+    features, units = 24, 24 // width
+    x = torch.randn(400, 10).double() @ torch.randn(10, features).double() + 0.3 * torch.randn(400, features).double()
+    covariance, weight = x.T @ x / 400, torch.randn(7, features).double()
+    labels = torch.arange(units).repeat(width)  # the features of a unit are apart from each other
+    block = reconstruction._Block.of(weight, covariance, labels, 1e-2)
+    assert block is not None
+    found = reconstruction._take_away([block], units, rounds)
+
+    regular = covariance + 1e-2 * covariance.diagonal().mean() * torch.eye(features).double()
+    left, floor, expected = list(range(units)), 0.0, torch.zeros(units).double()
+    for number in range(rounds):
+        stay = torch.isin(labels, torch.tensor(left))
+        inverse = regular[stay][:, stay].inverse()
+        fitted = weight @ regular[:, stay] @ inverse
+        errors = {}
+        for unit in left:
+            own = labels[stay] == unit
+            columns = fitted[:, own]
+            errors[unit] = max(floor, float((columns @ inverse[own][:, own].inverse() * columns).sum()))
+        gone = sorted(left, key=errors.__getitem__)[: len(left) // (rounds - number)]
+        for unit in gone:
+            expected[unit] = errors[unit]
+        floor = max(errors[unit] for unit in gone)
+        left = [unit for unit in left if unit not in gone]
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
