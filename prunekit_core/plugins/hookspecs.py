@@ -375,8 +375,9 @@ def prunekit_checks() -> Mapping[tuple[str, Any], Callable[..., None]]:  # type:
         and ``check_plugin`` call it instead of the check that they would make by themselves.
 
     Empty:
-        Criteria, regularizers, schedules, pruners, cost models, compensators, allocators and commands are checked as
-        they are. Rules, layer types, replacements and forms of weights aren't checked, which is reported.
+        Criteria, regularizers, schedules, pruners, cost models, compensators, allocators, serving profiles and
+        commands are checked as they are. Rules, layer types, replacements and forms of weights aren't checked, which
+        is reported.
 
     Precedence:
         Of the same hook and key, the plugin of the higher rank.

@@ -32,7 +32,11 @@ AROUND_THE_CORE = (
 """Packages that decide, measure, fit and store: they work with the core's packages, as one who embeds it would."""
 
 MOST_FILES = 16
-CROWDED = {"ops": "one file for each family of operations", "importance": "one file for each criterion"}
+CROWDED = {
+    "ops": "one file for each family of operations",
+    "importance": "one file for each criterion",
+    "testing": "one file for each check",
+}
 """Folders that may have more files."""
 
 

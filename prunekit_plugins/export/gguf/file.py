@@ -32,12 +32,17 @@ OUTSIDE = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight"
 PAIRS = ("self_attn.q_proj", "self_attn.k_proj")
 """Modules whose rows llama.cpp wants in pairs that rotate together, for `PAIRED` architectures."""
 PAIRED = ("llama", "deci")
+DIFFERING = ("deci", "openelm")
+"""Architectures with sizes of their own for each layer."""
+PACKED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+"""Modules that are one in ``openelm``."""
 
 
 def architecture_of(decoder: Decoder) -> str:
-    """Returns llama.cpp's architecture for a decoder: ``deci`` takes a Llama whose layers differ.
+    """Returns llama.cpp's architecture for a decoder.
 
-    ``qwen2`` takes queries only that are as wide as the layers; ``llama`` takes biases, too.
+    ``deci`` takes a Llama whose layers differ, ``openelm`` a Qwen3 whose head is the embedding, if all layers have
+    attention. ``qwen2`` takes queries only that are as wide as the layers; ``llama`` takes biases, too.
 
     Raises:
         ExportError: There is none.
@@ -48,12 +53,16 @@ def architecture_of(decoder: Decoder) -> str:
             raise _refused("its rotary positions are scaled", "--to onnx takes every model")
         square = decoder.blocks[0].heads * decoder.head_dim == decoder.hidden
         return "llama" if decoder.family == "qwen2" and not square else decoder.family
-    if decoder.family != "llama" or biases:
-        raise _refused(
-            f"{decoder.differing()}; llama.cpp takes layers that differ of Llama without biases only",
-            'prune(..., serve="gguf") gives all layers the same sizes',
-        )
-    return "deci"
+    if decoder.family == "llama" and not biases:
+        return "deci"
+    attends = all(block.heads for block in decoder.blocks)
+    if decoder.family == "qwen3" and decoder.tied and attends and decoder.slowing is None and not biases:
+        return "openelm"
+    raise _refused(
+        f"{decoder.differing()}; llama.cpp takes layers that differ of Llama without biases, and of Qwen3 with "
+        "attention in all of them whose head is the embedding",
+        'prune(..., serve="gguf") gives all layers the same sizes',
+    )
 
 
 def _refused(why: str, hint: str) -> ExportError:
@@ -94,7 +103,7 @@ def _add_sizes(writer: Any, decoder: Decoder, architecture: str) -> None:
         [block.kv_heads for block in blocks],
         [_written_neurons(block) for block in blocks],
     )
-    single = architecture != "deci"
+    single = architecture not in DIFFERING
     writer.add_block_count(len(blocks))
     writer.add_context_length(decoder.context)
     writer.add_embedding_length(decoder.hidden)
@@ -138,8 +147,11 @@ def _tensors(decoder: Decoder, architecture: str) -> Iterator[tuple[str, torch.T
         elif key == "lm_head.weight":
             if not decoder.tied:
                 yield "output.weight", tensor
-        else:
+        elif architecture != "openelm" or not key.removesuffix(".weight").endswith(PACKED):
             yield _in_layer(decoder, architecture, key, tensor)
+    for place in range(len(decoder.blocks)) if architecture == "openelm" else ():
+        parts = [decoder.tensors[f"model.layers.{place}.{module}.weight"] for module in PACKED]
+        yield f"blk.{place}.attn_qkv.weight", torch.cat(parts)
     for place, block in enumerate(decoder.blocks):
         if block.heads and not block.neurons:
             yield from _idle(decoder, place)
