@@ -46,6 +46,7 @@ LENGTH = 128
 Peer = Callable[[Any, Evidence, Budget], None]
 PEERS: Mapping[str, Peer] = {
     "OBS": obs.prune,
+    "OBS, relative to the stream": functools.partial(obs.prune, relative=True),
     "FLAP": flap.prune,
     "FLAP + least squares": functools.partial(flap.prune, refitted=True),
     "ShortGPT": shortgpt.prune,

@@ -3,7 +3,7 @@
 With ``H = E[x x^T]`` of what a projection W reads, taking the columns S out costs
 ``tr(W[:, S] (H^-1[S, S])^-1 W[:, S]^T)`` if all others are refitted. Units leave in rounds, as in Frantar and Alistarh
 (OBC, NeurIPS 2022): what one costs is known once those before it are gone. Costs of all layers are in one ranking, per
-MAC or parameter, divided by the mean squared norm of the stream after the layer.
+MAC or parameter: as they are, or relative to the mean squared norm of the stream after the layer.
 """
 
 from __future__ import annotations
@@ -60,9 +60,10 @@ def group_damages(weight: Tensor, second: Tensor, size: int) -> Tensor:
     return damages
 
 
-def damages(evidence: Evidence) -> tuple[Tensor, Tensor]:
-    """Damages of neurons ``[layers, hidden]`` and groups ``[layers, groups]``, relative to the stream."""
-    sizes, power = evidence.sizes, evidence.influence.power
+def damages(evidence: Evidence, *, relative: bool) -> tuple[Tensor, Tensor]:
+    """Damages of neurons ``[layers, hidden]`` and groups ``[layers, groups]``."""
+    sizes = evidence.sizes
+    power = evidence.influence.power if relative else torch.ones(sizes.layers)
     neurons = torch.zeros(sizes.layers, sizes.hidden)
     groups = torch.zeros(sizes.layers, sizes.groups)
     for kind, number, linear in readers(evidence.model):
@@ -74,10 +75,10 @@ def damages(evidence: Evidence) -> tuple[Tensor, Tensor]:
     return neurons, groups
 
 
-def prune(model: Any, evidence: Evidence, budget: Budget) -> None:
+def prune(model: Any, evidence: Evidence, budget: Budget, *, relative: bool = False) -> None:
     """Cuts a copy of the model that the evidence is of."""
     sizes = evidence.sizes
-    neurons, groups = damages(evidence)
+    neurons, groups = damages(evidence, relative=relative)
     kept = one_ranking(sizes, neurons / sizes.neuron_cost(), groups / sizes.group_cost(budget.cost), budget)
     refit_decoder(model, sizes, kept, evidence.moments)
     cut(model, sizes, kept)
