@@ -72,7 +72,7 @@ def export_in_onnx(
         wanted = expected_steps(exact, prompt=expected.prompt[: len(expected.prompt) // 2]).logs[:1]
     name = f"onnxruntime {version_of('onnxruntime')}"
     both = Steps(expected.prompt, expected.following, torch.cat([expected.logs, wanted]))
-    return checked_logs(model, both, torch.cat([found, padded]), name, tolerance)
+    return checked_logs(exact, both, torch.cat([found, padded]), name, tolerance)
 
 
 class _Stepper(nn.Module):

@@ -43,8 +43,8 @@ def export_stock(model: nn.Module, folder: Path, path: Path, *, tolerance: float
     subject.save_pretrained(str(path))
     copy_companions(folder, path)
     expected, name = expected_steps(model), f"transformers {version_of('transformers')}"
-    loaded: Any = load_stock(path)
-    return checked_logs(model, expected, _decoded(loaded.float(), expected), name, tolerance)
+    loaded: Any = load_stock(path).float()
+    return checked_logs(loaded, expected, _decoded(loaded, expected), name, tolerance)
 
 
 def _refused(where: str, why: str, hint: str) -> ExportError:
