@@ -75,7 +75,7 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
     ids = {**data["model"]["vocab"], **{token["content"]: token["id"] for token in data.get("added_tokens") or ()}}
     if max(ids.values()) >= rows or len(set(ids.values())) != len(ids):
         why = f"its ids go up to {max(ids.values())}, the model has {rows} rows"
-        raise _refused(str(place), why, "prunekit vocab makes both smaller together")
+        raise _refused(str(place), why, "prunekit vocabulary makes both smaller together")
     tokens, types = _tokens(data, ids, rows)
     settings = _settings(folder)
     special = {
