@@ -36,7 +36,7 @@ COMMANDS = {
     "export": (
         "export",
         "export",
-        "Write a model as ONNX or as a program of torch.export, and compare what it computes with the model.",
+        "Write a model in the format of another runtime, and compare there what it computes with the model.",
     ),
     "vocabulary": (
         "vocabulary",

@@ -219,7 +219,7 @@ def test_an_attribute_that_the_layer_type_forgets_is_noticed() -> None:
     assert "Foreign raised ValueError: 6 gains for a width of 12" in result.report.left["foreign"]
 
 
-def test_what_the_module_can_not_do_in_smaller_shapes_is_given_back() -> None:
+def test_what_the_module_can_do_in_multiples_only_keeps_a_multiple() -> None:
     class Even(Foreign):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if self.weight.shape[0] % 4:
@@ -229,8 +229,25 @@ def test_what_the_module_can_not_do_in_smaller_shapes_is_given_back() -> None:
     model = Deep()
     model.foreign = Even(8, 12)
     result = pk.prune(model, EXAMPLE, 0.5, registry=registry_of({Even: FOREIGN}))
+    assert (model.first[0].out_features, model.foreign.width) == (3, 8)
+    assert any(
+        note.startswith("sizes of foreign are multiples of 4: ") and "my kernel takes multiples of four" in note
+        for note in result.report.notes
+    )
+
+
+def test_what_the_module_can_not_do_in_any_smaller_shape_is_given_back() -> None:
+    class Rigid(Foreign):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.weight.shape[0] != 12:
+                raise ValueError("my kernel takes twelve")
+            return super().forward(x)
+
+    model = Deep()
+    model.foreign = Rigid(8, 12)
+    result = pk.prune(model, EXAMPLE, 0.5, registry=registry_of({Rigid: FOREIGN}))
     assert (model.first[0].out_features, model.foreign.width) == (3, 12)
-    assert "my kernel takes multiples of four" in result.report.left["foreign"]
+    assert "my kernel takes twelve" in result.report.left["foreign"]
 
 
 def test_what_is_alike_is_tried_once() -> None:
@@ -262,8 +279,10 @@ def test_what_is_not_alike_is_tried_again(mode: object) -> None:
     model = nn.Sequential(nn.Linear(5, 8), *(Lone(8, 8) for _ in range(4)), nn.Linear(8, 3))
     model[3].mode = mode
     result = pk.prune(model, EXAMPLE, 0.25, registry=registry_of({Lone: FOREIGN}))
-    assert [layer.width for layer in model[1:5]] == [6, 6, 8, 6]
-    assert "in this mode I take multiples of four" in result.report.left["3"]
+    assert [layer.width for layer in model[1:5]] == [6, 6, 4, 6]
+    (note,) = result.report.notes
+    assert note.startswith("sizes of 3 are multiples of 4: ")
+    assert note.endswith("in this mode I take multiples of four")
 
 
 def test_what_ran_in_one_mode_is_tried_in_the_other() -> None:
