@@ -191,7 +191,9 @@ class Pruner:
         """Chooses the units that stay, for given scopes and scores."""
         chooser = self.chooser(scores)
         counts = chooser.counts(scopes)
-        self._spared = {name: counts.units[name] for name in counts.spared}
+        groups = self.graph.analysis.groups
+        told = {name for name in counts.spared if is_experts(groups[name]) and groups[name].least > 1}  # by the scopes
+        self._spared = {name: counts.units[name] for name in counts.spared if name not in told}
         return self._settled(chooser, counts.units, {name for scope in scopes if scope.ratio for name in scope.groups})
 
     def chooser(self, scores: Mapping[str, torch.Tensor]) -> Chooser:

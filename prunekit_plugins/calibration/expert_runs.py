@@ -17,6 +17,7 @@ from typing import Any
 import attrs
 import torch
 
+from prunekit_core.errors import ArgumentError, many
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.program.calls import bind_arguments, tensors_of
 from prunekit_core.program.outputs import output_tensors
@@ -55,7 +56,9 @@ class _Seen:
         chosen: Tensor ``[tokens, top_k]``, int64: the unit that each expert belongs to.
         numbers: The same of the experts.
         output: Tensor ``[tokens, features]``: what it puts out.
-        counted: Tensor ``[tokens]``, bool: which tokens count; None for all.
+        counted: Tensor ``[tokens]``, bool: which tokens count: no mask leaves them out, and all that it puts out
+            for them is finite.
+        dropped: For how many tokens something isn't finite.
         silent: What it puts out with all weights at zero.
         curvature: Tensor ``[features, features]``, or its diagonal ``[features]``; None where there are no gradients.
     """
@@ -63,7 +66,8 @@ class _Seen:
     chosen: torch.Tensor
     numbers: torch.Tensor
     output: torch.Tensor
-    counted: torch.Tensor | None = None
+    counted: torch.Tensor
+    dropped: int = 0
     silent: torch.Tensor | None = None
     curvature: torch.Tensor | None = None
 
@@ -79,7 +83,7 @@ class _Seen:
         """Tells which tokens count and have no earlier expert of the same unit: tensor ``[tokens]``, bool."""
         own = self.chosen[:, slot : slot + 1]
         first = ~(self.chosen[:, :slot] == own).any(1)
-        return first if self.counted is None else first & self.counted
+        return first & self.counted
 
 
 @attrs.define(eq=False)
@@ -88,6 +92,7 @@ class _Sums:
 
     mixture: Mixture
     tokens: int = 0
+    dropped: int = 0
     top_k: int = 0
     energy: float = 0.0
     effect: float = 0.0
@@ -157,11 +162,23 @@ class ExpertRuns:
                 self._run(batch, going, Turn.WITHOUT, seen, slot)
 
     def finish(self) -> tuple[dict[str, ExpertStatistics], tuple[str, ...]]:
-        """Returns the statistics by group, and what the report should say about them."""
+        """Returns the statistics by group, and what the report should say about them.
+
+        Raises:
+            ArgumentError: Nothing that a mixture put out was finite.
+        """
         found, notes = {}, [f"{name}: nothing is known about its experts: {why}" for name, why in self._missed()]
         for name, sums in self._sums.items():
+            if sums.dropped and not sums.tokens and not sums.trouble:
+                raise ArgumentError(
+                    "No value that a layer read was finite.",
+                    where=f"the experts of {name}",
+                    hint="run the model on a batch and look at its outputs; half precision may overflow",
+                )
             if sums.trouble or not sums.tokens:
                 continue
+            if sums.dropped:
+                notes.append(f"{name}: {sums.dropped} of {many(sums.dropped + sums.tokens, 'token')} not finite")
             weighed = self._contributions and sums.mixture.gates is not None
             found[name] = one = ExpertStatistics(
                 sums.top_k,
@@ -194,9 +211,9 @@ class ExpertRuns:
 
     @staticmethod
     def _count(sums: _Sums, seen: _Seen) -> None:
-        chosen = seen.chosen if seen.counted is None else seen.chosen[seen.counted]
-        output = seen.output if seen.counted is None else seen.output[seen.counted]
+        chosen, output = seen.chosen[seen.counted], seen.output[seen.counted]
         sums.tokens += len(chosen)
+        sums.dropped += seen.dropped
         sums.top_k = chosen.shape[1]
         sums.routed += torch.bincount(chosen.flatten().cpu(), minlength=len(sums.routed))
         sums.energy += float(output.double().square().sum())
@@ -228,8 +245,8 @@ class ExpertRuns:
         units = seen.chosen[:, slot]
         if turn is Turn.ALONE:
             assert seen.silent is not None
-            count = slice(None) if seen.counted is None else seen.counted
-            sums.add(sums.weighted, units[count], (output - seen.silent).double().norm(dim=1)[count])
+            norms = (output - seen.silent).double().norm(dim=1)
+            sums.add(sums.weighted, units[seen.counted], norms[seen.counted])
             return
         fresh = seen.fresh(slot)
         units, change = units[fresh], (output - seen.output).double()[fresh]
@@ -253,8 +270,7 @@ class ExpertRuns:
                 outputs = self._watched.run_into(batch, listener)
                 self._project(outputs, batch, listener.edges, seen)
             for name, one in seen.items():
-                output = one.output if one.counted is None else one.output[one.counted]
-                going[name].effect += float(one.moves(output.double()).sum())
+                going[name].effect += float(one.moves(one.output[one.counted].double()).sum())
         except RuntimeError as error:
             self._slopes, self._why = False, f"{type(error).__name__}: {str(error)[:200]}"
         finally:
@@ -285,7 +301,7 @@ class ExpertRuns:
 def _curve(seen: _Seen, slope: torch.Tensor | None, times: int) -> None:
     """Adds ``E[s s^T]`` of one projection, or its diagonal: ``e^T E[s s^T] e`` is right on average from few samples."""
     rows = torch.zeros_like(seen.output) if slope is None else slope.detach().reshape(seen.output.shape)
-    rows = (rows if seen.counted is None else rows[seen.counted]).double()
+    rows = rows[seen.counted].double()
     rows = rows[rows.isfinite().all(1)]
     count = max(1, len(rows)) * times
     part = (rows.square().sum(0) if rows.shape[1] > WIDEST else rows.T @ rows) / count
@@ -440,9 +456,10 @@ class MixtureListener(Listener):
             numbers = self._numbers.get(mixture.group)
             if numbers is not None and len(numbers) == len(rows):
                 counted = self._batch.counted(tuple(tensor.shape[:-1]))
-                counted = None if counted is None else counted.flatten().to(rows.device)
+                finite = rows.isfinite().all(1)
+                counted = finite if counted is None else finite & counted.flatten().to(rows.device)
                 units = mixture.unit_of.to(numbers.device)[numbers]
-                self.seen[mixture.group] = _Seen(units, numbers, rows, counted)
+                self.seen[mixture.group] = _Seen(units, numbers, rows, counted, int((~finite).sum()))
             return
         self.outputs[mixture.group] = rows
         tensor.copy_(self._known[mixture.group].output.reshape(tensor.shape))

@@ -285,3 +285,36 @@ def test_a_target_of_a_model_without_experts_weighs_damages_as_ever() -> None:
     model = nn.Sequential(nn.Linear(WIDTH, 12), nn.ReLU(), nn.Linear(12, 3))
     result = pk.prune(model, TOKENS, target={"params": 0.6}, calibration=BATCHES)
     assert result.protocol.arguments["allocation"] == "estimated"
+
+
+@pytest.mark.parametrize("criterion", ["rerouting", "reap", "expert_frequency"])
+def test_tokens_that_are_not_finite_dont_count(criterion: str) -> None:
+    bad = MANY[0].clone()
+    bad[5, 0] = torch.nan
+    left = torch.cat([bad[:5], bad[6:]])
+    results = [
+        pk.prune(made(LookedUp), TOKENS, 0.0, expert_pruning_ratio=0.5, expert_importance=criterion, calibration=[data])
+        for data in (bad, left)
+    ]
+    assert results[0].plan.kept == results[1].plan.kept
+    assert "router#experts: 1 of 1000 tokens not finite" in results[0].report.notes
+    found, expected = (calibrated(made(LookedUp), batches=[data]).experts["router#experts"] for data in (bad, left))
+    assert torch.equal(found.routed, expected.routed)
+    for part in ("weighted", "error"):
+        assert torch.allclose(getattr(found, part), getattr(expected, part))
+
+
+def test_a_mixture_that_puts_out_nothing_finite_is_an_error() -> None:
+    model = made(LookedUp)
+    with torch.no_grad():
+        model.up *= 1e25
+        model.down *= 1e25
+    with pytest.raises(ArgumentError, match="No value that a layer read was finite") as caught:
+        calibrated(model, "routing")
+    assert caught.value.where == "the experts of router#experts"
+
+
+def test_a_ratio_that_leaves_too_few_is_told_once() -> None:
+    result = pk.prune(made(LookedUp), TOKENS, 0.0, expert_pruning_ratio=0.99)
+    (note,) = (note for note in result.report.notes if note.startswith("router#experts keeps"))
+    assert note.endswith("as many as are chosen for a token: expert_pruning_ratio=0.99 would leave 1")
