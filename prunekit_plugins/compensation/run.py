@@ -88,8 +88,9 @@ def compensate(
         calibration: Batches; see `calibrate`.
         original: The model before the cut. It isn't changed.
         methods: Compensators, or their registered names, in order.
-        stages: In how many stages layers are compensated, each fitted to what the ones before it left; a stage runs
-            all batches through both models once, up to its last layer. None: one for each layer, but at most 12.
+        stages: In how many stages layers are compensated, each fitted to what the ones before it left. A stage goes on
+            in both models where the last one ended, as far as there is room for what that takes; else it runs all
+            batches from the start. None: one for each layer, but at most 12.
         registry: Where compensators are found; None for the default registry.
 
     Returns:
