@@ -85,7 +85,7 @@ def damages(evidence: Evidence, scale: Scale) -> tuple[Tensor, Tensor]:
     return neurons, groups
 
 
-def prune(model: Any, evidence: Evidence, budget: Budget, scale: Scale = "written") -> None:
+def prune(model: Any, evidence: Evidence, budget: Budget, scale: Scale = "stream") -> None:
     """Cuts a copy of the model that the evidence is of."""
     sizes = evidence.sizes
     neurons, groups = damages(evidence, scale)
