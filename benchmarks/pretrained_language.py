@@ -46,7 +46,8 @@ LENGTH = 128
 Peer = Callable[[Any, Evidence, Budget], None]
 PEERS: Mapping[str, Peer] = {
     "OBS": obs.prune,
-    "OBS, relative to the stream": functools.partial(obs.prune, relative=True),
+    "OBS, parts of what is written": functools.partial(obs.prune, scale="written"),
+    "OBS, damages by themselves": functools.partial(obs.prune, scale="none"),
     "FLAP": flap.prune,
     "FLAP + least squares": functools.partial(flap.prune, refitted=True),
     "ShortGPT": shortgpt.prune,

@@ -3,12 +3,13 @@
 With ``H = E[x x^T]`` of what a projection W reads, taking the columns S out costs
 ``tr(W[:, S] (H^-1[S, S])^-1 W[:, S]^T)`` if all others are refitted. Units leave in rounds, as in Frantar and Alistarh
 (OBC, NeurIPS 2022): what one costs is known once those before it are gone. Costs of all layers are in one ranking, per
-MAC or parameter: as they are, or relative to the mean squared norm of the stream after the layer.
+MAC or parameter, by themselves or as parts of what the projection writes, or of the stream after the layer (mean
+squared norms).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from .evidence import Evidence
 from .least_squares import damped, refit_decoder
 
 ROUNDS = 8
+Scale = Literal["written", "stream", "none"]
+"""What damages are parts of."""
 
 
 def neuron_damages(weight: Tensor, second: Tensor, rounds: int = ROUNDS) -> Tensor:
@@ -60,25 +63,32 @@ def group_damages(weight: Tensor, second: Tensor, size: int) -> Tensor:
     return damages
 
 
-def damages(evidence: Evidence, *, relative: bool) -> tuple[Tensor, Tensor]:
+def written(weight: Tensor, second: Tensor) -> Tensor:
+    """Mean squared norm of what a projection writes, ``E |W x|^2``."""
+    return (weight @ second * weight).sum()
+
+
+def damages(evidence: Evidence, scale: Scale) -> tuple[Tensor, Tensor]:
     """Damages of neurons ``[layers, hidden]`` and groups ``[layers, groups]``."""
     sizes = evidence.sizes
-    power = evidence.influence.power if relative else torch.ones(sizes.layers)
+    stream = evidence.influence.power if scale == "stream" else torch.ones(sizes.layers)
     neurons = torch.zeros(sizes.layers, sizes.hidden)
     groups = torch.zeros(sizes.layers, sizes.groups)
     for kind, number, linear in readers(evidence.model):
         weight, second = linear.weight.detach(), evidence.moments[kind, number].second
         if kind == "neurons":
-            neurons[number] = neuron_damages(weight, second) / power[number]
+            neurons[number] = neuron_damages(weight, second)
         else:
-            groups[number] = group_damages(weight, second, sizes.group) / power[number]
+            groups[number] = group_damages(weight, second, sizes.group)
+        found = neurons if kind == "neurons" else groups
+        found[number] /= written(weight, second) if scale == "written" else stream[number]
     return neurons, groups
 
 
-def prune(model: Any, evidence: Evidence, budget: Budget, *, relative: bool = False) -> None:
+def prune(model: Any, evidence: Evidence, budget: Budget, scale: Scale = "stream") -> None:
     """Cuts a copy of the model that the evidence is of."""
     sizes = evidence.sizes
-    neurons, groups = damages(evidence, relative=relative)
+    neurons, groups = damages(evidence, scale)
     kept = one_ranking(sizes, neurons / sizes.neuron_cost(), groups / sizes.group_cost(budget.cost), budget)
     refit_decoder(model, sizes, kept, evidence.moments)
     cut(model, sizes, kept)

@@ -106,6 +106,11 @@ def test_damages_of_groups_are_what_each_costs_at_its_turn() -> None:
         left.remove(first)
 
 
+def test_what_damages_are_parts_of_is_a_mean_squared_norm() -> None:
+    weight, x, second = samples()
+    torch.testing.assert_close(obs.written(weight, second), (x @ weight.T).square().sum(1).mean())
+
+
 def test_flap_scores_fluctuations_and_leaves_means_behind() -> None:
     weight, x, _ = samples()
     expected = x.var(0, correction=0) * (weight**2).sum(0)
