@@ -42,10 +42,12 @@ class Turn(enum.Enum):
     """All are zero but those of each token's expert number ``slot``."""
     WITHOUT = "without"
     """Each token can't be sent to its expert number ``slot``."""
+    GONE = "gone"
+    """No token can be sent to the experts of some units."""
 
 
 @attrs.define(eq=False)
-class _Seen:
+class SeenMixture:
     """A mixture in one batch.
 
     Attributes:
@@ -188,7 +190,7 @@ class ExpertRuns:
         yield from ((name, sums.trouble) for name, sums in self._sums.items() if sums.trouble)
 
     @staticmethod
-    def _kept(going: Mapping[str, _Sums], seen: Mapping[str, _Seen]) -> dict[str, _Sums]:
+    def _kept(going: Mapping[str, _Sums], seen: Mapping[str, SeenMixture]) -> dict[str, _Sums]:
         """Leaves those out that the run didn't show."""
         for name, sums in going.items():
             if name not in seen:
@@ -196,7 +198,7 @@ class ExpertRuns:
         return {name: sums for name, sums in going.items() if name in seen}
 
     @staticmethod
-    def _count(sums: _Sums, seen: _Seen) -> None:
+    def _count(sums: _Sums, seen: SeenMixture) -> None:
         chosen = seen.chosen if seen.counted is None else seen.chosen[seen.counted]
         output = seen.output if seen.counted is None else seen.output[seen.counted]
         sums.tokens += len(chosen)
@@ -209,7 +211,7 @@ class ExpertRuns:
         batch: Batch,
         going: Mapping[str, _Sums],
         turn: Turn,
-        seen: Mapping[str, _Seen] | None = None,
+        seen: Mapping[str, SeenMixture] | None = None,
         slot: int = 0,
     ) -> MixtureListener:
         known = {name: one for name, one in (seen or {}).items() if slot < one.chosen.shape[1]}
@@ -223,7 +225,7 @@ class ExpertRuns:
         return listener
 
     @staticmethod
-    def _compare(sums: _Sums, seen: _Seen, output: torch.Tensor, turn: Turn, slot: int) -> None:
+    def _compare(sums: _Sums, seen: SeenMixture, output: torch.Tensor, turn: Turn, slot: int) -> None:
         """Takes what a mixture put out in one of the later runs."""
         if turn is Turn.SILENT:
             seen.silent = output
@@ -243,7 +245,7 @@ class ExpertRuns:
         if seen.curvature is not None:
             sums.add(sums.damage, units, seen.moves(change))
 
-    def _curve(self, batch: Batch, going: Mapping[str, _Sums], seen: Mapping[str, _Seen]) -> None:
+    def _curve(self, batch: Batch, going: Mapping[str, _Sums], seen: Mapping[str, SeenMixture]) -> None:
         """Finds how much the outputs of the model move with what mixtures put out."""
         if not self._slopes:
             return
@@ -263,7 +265,7 @@ class ExpertRuns:
         finally:
             shadow.gradients = earlier
 
-    def _project(self, outputs: Any, batch: Batch, edges: Mapping[str, Any], seen: Mapping[str, _Seen]) -> None:
+    def _project(self, outputs: Any, batch: Batch, edges: Mapping[str, Any], seen: Mapping[str, SeenMixture]) -> None:
         tensors = [tensor for tensor in output_tensors(outputs) if tensor.requires_grad]
         without = [name for name in seen if name not in edges]
         if not tensors or without:
@@ -285,7 +287,7 @@ class ExpertRuns:
         return signs if counted is None else signs * counted[..., None]
 
 
-def _curve(seen: _Seen, slope: torch.Tensor | None, times: int) -> None:
+def _curve(seen: SeenMixture, slope: torch.Tensor | None, times: int) -> None:
     """Adds ``E[s s^T]`` of one projection, or its diagonal: ``e^T E[s s^T] e`` is right on average from few samples."""
     rows = torch.zeros_like(seen.output) if slope is None else slope.detach().reshape(seen.output.shape)
     rows = (rows if seen.counted is None else rows[seen.counted]).double()
@@ -307,9 +309,11 @@ class MixtureListener(Listener):
         known: Group to what the first run on this batch showed; empty in that run.
         slot: Which of each token's experts this is about.
         gradients: Whether the run has gradients.
+        gone: Group to the units that no token can be sent to.
 
     Attributes:
         seen: Group to what the first run shows.
+        units: Group to the units that tokens are sent to, where that is looked at: tensor ``[tokens, top_k]``, int64.
         outputs: Group to what its mixture put out in a later run: tensor ``[tokens, features]``.
         edges: Group to where the gradient of what its mixture put out arrives.
     """
@@ -321,16 +325,18 @@ class MixtureListener(Listener):
         mixtures: Sequence[Mixture],
         batch: Batch,
         turn: Turn,
-        known: Mapping[str, _Seen],
+        known: Mapping[str, SeenMixture],
         slot: int,
         *,
         gradients: bool = False,
+        gone: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
-        self.seen: dict[str, _Seen] = {}
+        self.seen: dict[str, SeenMixture] = {}
+        self.units: dict[str, torch.Tensor] = {}
         self.outputs: dict[str, torch.Tensor] = {}
         self.edges: dict[str, Any] = {}
         self._stack, self._batch, self._turn, self._known, self._slot = watched.shadow.stack, batch, turn, known, slot
-        self._gradients, self._expected = gradients, found.counts
+        self._gradients, self._expected, self._gone = gradients, found.counts, gone or {}
         self._ran: dict[tuple[str, Any], int] = {}
         self._numbers: dict[str, torch.Tensor] = {}
         self._before: dict[Place, list[Callable[[dict[str, Any]], None]]] = {}
@@ -340,12 +346,12 @@ class MixtureListener(Listener):
             self._prepare(mixture)
 
     def _prepare(self, mixture: Mixture) -> None:
-        if self._turn is Turn.WITHOUT:
+        if self._turn in (Turn.WITHOUT, Turn.GONE):
             for scores in mixture.scores:
                 self._bar(mixture, scores)
         elif self._turn in (Turn.SILENT, Turn.ALONE) and mixture.gates is not None:
             self._weigh(mixture, mixture.gates)
-        elif not self._gradients:
+        if self._turn in (Turn.WHOLE, Turn.GONE) and not self._gradients:
             self._note_after(mixture, mixture.chosen, lambda result: self._choose(mixture, result))
         reader = mixture.gradient_reader if self._gradients else mixture.output_reader
         self._note_before(mixture, reader.place, lambda given: self._read(mixture, given, reader.argument))
@@ -386,11 +392,15 @@ class MixtureListener(Listener):
     # -- what is changed
 
     def _bar(self, mixture: Mixture, scores: Scores) -> None:
-        """Puts the scores of each token's unit at minus infinity."""
+        """Puts the scores of each token's unit, or those of units that are gone, at minus infinity."""
         units = self._known[mixture.group].chosen[:, self._slot]
+        gone = scores.units[[*self._gone.get(mixture.group, ())]].any(0)
 
         def barred(tensor: torch.Tensor) -> torch.Tensor:
-            rows = scores.units.to(tensor.device)[units.to(tensor.device)]  # [tokens, positions]
+            if self._turn is Turn.GONE:
+                rows = gone.to(tensor.device).expand(len(units), -1)
+            else:
+                rows = scores.units.to(tensor.device)[units.to(tensor.device)]  # [tokens, positions]
             moved = tensor.movedim(scores.dim, -1)
             each = math.prod(moved.shape[:-1]) // max(1, len(rows))
             mask = rows.repeat_interleave(each, 0).reshape(moved.shape).movedim(-1, scores.dim)
@@ -427,7 +437,8 @@ class MixtureListener(Listener):
 
     def _choose(self, mixture: Mixture, result: Any) -> None:
         chosen = tensors_of(result)[mixture.output]
-        self._numbers[mixture.group] = chosen.reshape(-1, chosen.shape[-1]).clone()
+        numbers = self._numbers[mixture.group] = chosen.reshape(-1, chosen.shape[-1]).clone()
+        self.units[mixture.group] = mixture.unit_of.to(numbers.device)[numbers]
 
     def _read(self, mixture: Mixture, arguments: dict[str, Any], argument: str) -> None:
         """Takes what a mixture puts out; the program goes on with what it put out in the first run."""
@@ -442,8 +453,7 @@ class MixtureListener(Listener):
             if numbers is not None and len(numbers) == len(rows):
                 counted = self._batch.counted(tuple(tensor.shape[:-1]))
                 counted = None if counted is None else counted.flatten().to(rows.device)
-                units = mixture.unit_of.to(numbers.device)[numbers]
-                self.seen[mixture.group] = _Seen(units, numbers, rows, counted)
+                self.seen[mixture.group] = SeenMixture(self.units[mixture.group], numbers, rows, counted)
             return
         self.outputs[mixture.group] = rows
         tensor.copy_(self._known[mixture.group].output.reshape(tensor.shape))
