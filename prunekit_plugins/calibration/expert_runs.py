@@ -22,7 +22,16 @@ from prunekit_core.program.outputs import output_tensors
 from prunekit_core.record.listener import Listener
 from prunekit_plugins.calibration.batches import Batch
 from prunekit_plugins.calibration.expert_statistics import ExpertStatistics
-from prunekit_plugins.calibration.mixtures import Gates, Mixture, MixturesFound, Place, Scores, find_mixtures
+from prunekit_plugins.calibration.mixtures import (
+    Gates,
+    Mixture,
+    MixturesFound,
+    NeuronReads,
+    Place,
+    Scores,
+    find_mixtures,
+    neuron_reads,
+)
 from prunekit_plugins.calibration.observation import Watched
 
 WIDEST = 4096
@@ -86,6 +95,7 @@ class _Sums:
     """What was gathered of one mixture."""
 
     mixture: Mixture
+    reads: tuple[NeuronReads, ...] = ()
     tokens: int = 0
     top_k: int = 0
     energy: float = 0.0
@@ -94,10 +104,12 @@ class _Sums:
     weighted: torch.Tensor = attrs.field(init=False)
     error: torch.Tensor = attrs.field(init=False)
     damage: torch.Tensor = attrs.field(init=False)
+    neurons: dict[str, torch.Tensor] = attrs.field(init=False)
     trouble: str = ""
 
     def __attrs_post_init__(self) -> None:
         units = self.mixture.units
+        self.neurons = {one.group: torch.zeros(one.size, dtype=torch.float64, device="cpu") for one in self.reads}
         self.routed = torch.zeros(units, dtype=torch.int64, device="cpu")
         self.weighted, self.error, self.damage = (
             torch.zeros(units, dtype=torch.float64, device="cpu") for _ in range(3)
@@ -116,16 +128,28 @@ class ExpertRuns:
         analysis: What is known about its program.
         contributions: Whether norms of experts' outputs are gathered: ``k + 1`` runs more, for the largest ``k``.
         rerouting: Whether errors without each expert are gathered: ``k`` runs more, and a backward pass or several.
+        neurons: Whether it is gathered what depends on their neurons: a backward pass or several.
         gradients: Whether there can be gradients: not with weights on disk.
+        ranked: Whether experts are to be ranked, so that notes say which of them nothing is known about.
     """
 
     def __init__(
-        self, watched: Watched, analysis: Analysis, *, contributions: bool, rerouting: bool, gradients: bool
+        self,
+        watched: Watched,
+        analysis: Analysis,
+        *,
+        contributions: bool,
+        rerouting: bool,
+        neurons: bool,
+        gradients: bool,
+        ranked: bool,
     ) -> None:
-        self._watched, self._contributions, self._rerouting = watched, contributions, rerouting
+        self._watched, self._contributions, self._rerouting, self._ranked = watched, contributions, rerouting, ranked
         self._found = find_mixtures(analysis)
-        self._sums = {name: _Sums(mixture) for name, mixture in self._found.mixtures.items()}
-        self._slopes = gradients and rerouting
+        self._sums = {
+            name: _Sums(mixture, neuron_reads(mixture, analysis)) for name, mixture in self._found.mixtures.items()
+        }
+        self._slopes = gradients and (rerouting or neurons)
         self._generator = torch.Generator("cpu").manual_seed(0)
         self._examples = 0
         self._why = "" if gradients else "they need a model in memory"
@@ -150,8 +174,8 @@ class ExpertRuns:
             self._run(batch, weighed, Turn.SILENT, seen)
             for slot in range(most):
                 self._run(batch, weighed, Turn.ALONE, seen, slot)
+        self._curve(batch, going, seen)
         if self._rerouting:
-            self._curve(batch, going, seen)
             for slot in range(most):
                 self._run(batch, going, Turn.WITHOUT, seen, slot)
 
@@ -170,9 +194,10 @@ class ExpertRuns:
                 sums.energy,
                 sums.weighted if weighed else None,
                 sums.error if self._rerouting else None,
-                sums.damage if self._slopes else None,
+                sums.damage if self._slopes and self._rerouting else None,
                 sums.effect if self._slopes else None,
                 sums.mixture.stacks,
+                sums.neurons if self._slopes else {},
             )
             if one.unreached:
                 many = "expert" if len(one.unreached) == 1 else "experts"
@@ -183,7 +208,7 @@ class ExpertRuns:
                 )
         if self._rerouting and not self._slopes and found:
             notes.append(f"errors of mixtures count alike in all layers, for want of gradients: {self._why}")
-        return found, tuple(notes)
+        return found, tuple(notes) if self._ranked else ()
 
     def _missed(self) -> Iterable[tuple[str, str]]:
         yield from self._found.missed.items()
@@ -272,13 +297,20 @@ class ExpertRuns:
             self._slopes, self._why = False, f"no gradient reaches {without[0]}" if tensors else "no output has one"
             return
         times = min(MOST, max(FEWEST, batch.size // EXAMPLES))
+        reads = [(name, read) for name in seen for read in self._sums[name].reads]
+        parameters = self._watched.parameters()
+        inputs = [*edges.values(), *(parameters[read.parameter] for _, read in reads)]
         with torch.enable_grad():
             for turn in range(times):
                 signs = [self._signs(tensor, batch) for tensor in tensors]
                 more = turn < times - 1
-                found = torch.autograd.grad(tensors, list(edges.values()), signs, retain_graph=more, allow_unused=True)
-                for one, slope in zip((seen[name] for name in edges), found, strict=True):
+                found = torch.autograd.grad(tensors, inputs, signs, retain_graph=more, allow_unused=True)
+                for one, slope in zip((seen[name] for name in edges), found, strict=False):
                     _curve(one, slope, times)
+                for (name, read), gradient in zip(reads, found[len(edges) :], strict=True):
+                    if gradient is not None and bool(gradient.isfinite().all()):
+                        losses = read.losses(parameters[read.parameter], gradient) / times
+                        self._sums[name].neurons[read.group] += losses
 
     def _signs(self, tensor: torch.Tensor, batch: Batch) -> torch.Tensor:
         signs = torch.randint(0, 2, tensor.shape, generator=self._generator, dtype=torch.int8, device="cpu") * 2 - 1

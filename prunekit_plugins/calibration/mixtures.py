@@ -7,7 +7,7 @@ everything goes that depends on it: that is what the mixture puts out.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import attrs
 import torch
@@ -88,6 +88,68 @@ class Gates:
 
 
 @attrs.frozen(eq=False)
+class NeuronReads:
+    """A stack of weights that multiply the neurons of experts.
+
+    Attributes:
+        group: Name of the group of the neurons.
+        size: Number of neurons.
+        parameter: Canonical name of the stack.
+        experts: The dim of it that the experts lie along.
+        dim: The dim that the neurons lie along.
+        positions: Tensor ``[positions]``, int64, on the CPU: the positions along it that hold a neuron.
+        units: The neuron that each holds.
+    """
+
+    group: str
+    size: int
+    parameter: str
+    experts: int
+    dim: int
+    positions: torch.Tensor
+    units: torch.Tensor
+
+    def losses(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """Returns what a projection of the outputs loses if each neuron isn't read, squared and summed over experts.
+
+        Args:
+            weight: The stack.
+            gradient: The gradient of the projection by it.
+
+        Returns:
+            Tensor ``[neurons]``, float64, on the CPU.
+        """
+        loss = weight.detach() * gradient
+        kept = {self.experts, self.dim}
+        others = [dim for dim in range(loss.dim()) if dim not in kept]
+        loss = (loss.sum(others) if others else loss).double()
+        loss = loss.movedim(int(self.dim > self.experts), 0) if len(kept) > 1 else loss[:, None]
+        squares = loss.square().sum(1).cpu()[self.positions]
+        return squares.new_zeros(self.size).index_add_(0, self.units, squares)
+
+
+def neuron_reads(mixture: Mixture, analysis: Analysis) -> tuple[NeuronReads, ...]:
+    """Finds the stacks of a mixture that read neurons which nothing but its stacks holds: those that are read last.
+
+    Args:
+        mixture: The mixture.
+        analysis: What it was found in.
+    """
+    found = []
+    place = {name: number for number, name in enumerate(mixture.stacks)}
+    for group in analysis.groups.values():
+        if not {member.parameter for member in group.members} <= set(place):
+            continue
+        last = max(group.members, key=lambda member: place[member.parameter])
+        dims = analysis.parameters[last.parameter].dims
+        experts = [dim for dim, layout in enumerate(dims) if mixture.group in layouts.groups_of(layout)]
+        if len(group.members) > 1 and len(experts) == 1:
+            positions, units = layouts.placements(dims[last.dim], {})[group.name]
+            found.append(NeuronReads(group.name, group.size, last.parameter, experts[0], last.dim, positions, units))
+    return tuple(found)
+
+
+@attrs.frozen(eq=False)
 class Mixture:
     """A router with its experts, in the program that was recorded.
 
@@ -101,7 +163,8 @@ class Mixture:
         output_reader: What reads what the mixture puts out, before anything else does: vectors along the last dim, of
             the tokens in the order of the choice.
         gradient_reader: What reads the same first when composite operations arrive in parts, as under autograd.
-        stacks: Names of the parameters that hold the weights of the experts, but for the router's.
+        stacks: Names of the parameters that hold the weights of the experts, but for the router's, in the order in
+            which the program last reads them.
     """
 
     group: str
@@ -209,7 +272,7 @@ class _Search:
             self._gates(operation, choice, first, reader),
             Reader(self._places[reader.index], argument),
             Reader(self._places[later.index], other),
-            self._stacks(operation),
+            self._by_last_read(self._stacks(operation)),
         )
 
     def _memory(self, ref: TensorRef) -> int:
@@ -277,6 +340,20 @@ class _Search:
         behind, parameters = self._behind(choice), self._trace.parameters
         names = dict.fromkeys(member.parameter for member in self._group.members if member.parameter in parameters)
         return tuple(name for name in names if self._memory(parameters[name]) not in behind)
+
+    def _by_last_read(self, stacks: Sequence[str]) -> tuple[str, ...]:
+        """Puts parameters in the order of the last operation that reads them, or what is made of parameters alone."""
+        plain = {self._memory(ref) for ref in self._trace.parameters.values()}
+        made = {self._memory(self._trace.parameters[name]): {name} for name in stacks}
+        last = dict.fromkeys(stacks, -1)
+        for operation in self._trace.operations:
+            read = {self._memory(ref) for ref in operation.references()}
+            names = {name for memory in read & made.keys() for name in made[memory]}
+            last.update(dict.fromkeys(names, operation.index))
+            if names and read <= plain | made.keys():
+                for ref in operation.outputs:
+                    made[self._memory(ref)] = made.get(self._memory(ref), set()) | names
+        return tuple(sorted(stacks, key=last.__getitem__))
 
     def _weights(self, choice: Operation, stacks: set[int]) -> tuple[set[int], int]:
         """Returns what is made of the stacks of weights alone, and the index of the last operation that reads it."""

@@ -23,7 +23,7 @@ from prunekit_core.plugins.registry import Registry
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.calibration.demand import LACKS, SET_IT, Demand, StatisticalCriterion, lacks_statistics
 from prunekit_plugins.calibration.observation import Watched
-from prunekit_plugins.calibration.statistics import COVARIANCES, CURVATURES, MOMENTS
+from prunekit_plugins.calibration.statistics import COVARIANCES, CURVATURES, MOMENTS, NEURONS
 from prunekit_plugins.calibration.stream import bytes_needed, gather
 from prunekit_plugins.checkpoints.stored_values import Cut, Scratch
 from prunekit_plugins.compensation.repair import Compensator
@@ -112,6 +112,8 @@ class CalibratedPath:
             return ()
         graph, stored = pruner.graph, pruner.graph.current.stored
         demands = [self._demand(one, graph.model, stored) for one in uninformed.values()]
+        if pruner.has_experts:
+            demands.append(Demand((), (NEURONS,)))
         demand = functools.reduce(operator.or_, demands)
         found = gather(
             graph.model, self.batches, demand, values=stored, registry=self.registry, analysis=graph.analysis
