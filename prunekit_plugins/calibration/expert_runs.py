@@ -31,6 +31,7 @@ from prunekit_plugins.calibration.mixtures import (
     Scores,
     find_mixtures,
     neuron_reads,
+    summed_up,
 )
 from prunekit_plugins.calibration.observation import Watched
 
@@ -104,12 +105,12 @@ class _Sums:
     weighted: torch.Tensor = attrs.field(init=False)
     error: torch.Tensor = attrs.field(init=False)
     damage: torch.Tensor = attrs.field(init=False)
-    neurons: dict[str, torch.Tensor] = attrs.field(init=False)
+    neurons: dict[str, list[torch.Tensor]] = attrs.field(init=False)
     trouble: str = ""
 
     def __attrs_post_init__(self) -> None:
         units = self.mixture.units
-        self.neurons = {one.group: torch.zeros(one.size, dtype=torch.float64, device="cpu") for one in self.reads}
+        self.neurons = {one.group: [] for one in self.reads}
         self.routed = torch.zeros(units, dtype=torch.int64, device="cpu")
         self.weighted, self.error, self.damage = (
             torch.zeros(units, dtype=torch.float64, device="cpu") for _ in range(3)
@@ -197,7 +198,7 @@ class ExpertRuns:
                 sums.damage if self._slopes and self._rerouting else None,
                 sums.effect if self._slopes else None,
                 sums.mixture.stacks,
-                sums.neurons if self._slopes else {},
+                {group: summed_up(one) for group, one in sums.neurons.items() if one} if self._slopes else {},
             )
             if one.unreached:
                 many = "expert" if len(one.unreached) == 1 else "experts"
@@ -310,7 +311,7 @@ class ExpertRuns:
                 for (name, read), gradient in zip(reads, found[len(edges) :], strict=True):
                     if gradient is not None and bool(gradient.isfinite().all()):
                         losses = read.losses(parameters[read.parameter], gradient) / times
-                        self._sums[name].neurons[read.group] += losses
+                        self._sums[name].neurons[read.group].append(losses)
 
     def _signs(self, tensor: torch.Tensor, batch: Batch) -> torch.Tensor:
         signs = torch.randint(0, 2, tensor.shape, generator=self._generator, dtype=torch.int8, device="cpu") * 2 - 1

@@ -149,6 +149,27 @@ def neuron_reads(mixture: Mixture, analysis: Analysis) -> tuple[NeuronReads, ...
     return tuple(found)
 
 
+def summed_up(losses: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Adds up losses of neurons, without the differences that a few random projections make by chance.
+
+    Differences from the mean are reduced by the part of their variance over neurons that the variance of a neuron's
+    losses over projections explains: else the neurons that happen to look cheapest would be taken for cheap.
+
+    Args:
+        losses: Those that were found with each projection: tensors ``[neurons]``.
+
+    Returns:
+        Tensor ``[neurons]``, float64.
+    """
+    each = torch.stack([*losses])
+    total, mean = each.sum(0), each.sum(0).mean()
+    if len(each) < 2 or len(total) < 2:
+        return mean.expand(len(total)).clone()
+    chance, seen = len(each) * each.var(0).mean(), total.var()
+    known = float((1 - chance / seen).clamp(min=0)) if seen > 0 else 0.0
+    return torch.lerp(mean.expand(len(total)), total, known)
+
+
 @attrs.frozen(eq=False)
 class Mixture:
     """A router with its experts, in the program that was recorded.
