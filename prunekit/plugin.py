@@ -169,7 +169,7 @@ if TYPE_CHECKING:
         LayerRepair as LayerRepair,
         Repair as Repair,
     )
-    from prunekit_plugins.prune import ServingProfile as ServingProfile
+    from prunekit_plugins.prune import ServingEngine as ServingEngine, ServingProfile as ServingProfile
 
 _HOMES = {
     "prunekit_core": (
@@ -195,7 +195,7 @@ _HOMES = {
     "prunekit_plugins.checkpoints": "Protocol",
     "prunekit_plugins.classic": "BasePruner CustomizedPruner DependencyGraph Removal",
     "prunekit_plugins.compensation": "Compensation LayerFit LayerRepair Repair",
-    "prunekit_plugins.prune": "ServingProfile",
+    "prunekit_plugins.prune": "ServingEngine ServingProfile",
 }
 """Where each name comes from: a package is imported when one of its names is asked for."""
 

@@ -96,16 +96,18 @@ class Branch:
 def named_branches(branches: Sequence[Branch], names: Iterable[str]) -> list[Branch]:
     """Returns the branches with some names, each once, in the order of the program.
 
+    Args:
+        branches: All branches of the program.
+        names: Names of branches, or of modules around them: a layer stands for all branches in it.
+
     Raises:
         ArgumentError: There is none of that name.
     """
-    wanted = [names] if isinstance(names, str) else list(names)
-    known = {branch.name: branch for branch in branches}
-    for name in wanted:
-        if name not in known:
-            raise ArgumentError(
-                "The model has no such branch.",
-                where=repr(name),
-                hint=nearest(name, known),
-            )
-    return [branch for branch in branches if branch.name in set(wanted)]
+    found: set[str] = set()
+    for name in [names] if isinstance(names, str) else names:
+        inside = {branch.name for branch in branches if branch.name == name or branch.name.startswith(f"{name}.")}
+        if not name or not inside:
+            known = [branch.name for branch in branches]
+            raise ArgumentError("The model has no such branch.", where=repr(name), hint=nearest(name, known))
+        found |= {name} if name in inside else inside
+    return [branch for branch in branches if branch.name in found]

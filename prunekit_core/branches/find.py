@@ -13,6 +13,7 @@ from prunekit_core.branches.branch import Branch, BranchKind, Summand
 from prunekit_core.branches.needs import Needs, Read, needs_of
 from prunekit_core.collector import collection_paused
 from prunekit_core.groups.analysis import Analysis
+from prunekit_core.groups.expert_lists import alike
 from prunekit_core.program.linear_forms import Addition
 from prunekit_core.program.rules import RuleTable, addition_of
 from prunekit_core.program.trace import Operation, TensorRef, Trace, is_continuous
@@ -69,7 +70,15 @@ class _Search:
         reads = dict.fromkeys(name for summand in summands for name in summand.reads)
         shared = tuple(name for name in reads if name not in parameters)
         name, reason = self._name(summands[0], parameters), self._reason(summands, kind, parameters)
-        return Branch(name, kind, tuple(summands), parameters, shared, reason)
+        return Branch(name, kind, tuple(summands), self._with_entries(parameters), shared, reason)
+
+    def _with_entries(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Adds what no recording read of lists of modules that are alike: a branch that has one of them has all."""
+        lists = self._analysis.lists
+        if not lists:
+            return names
+        found = dict.fromkeys(other for name in names for other in (name, *alike(lists, name)))
+        return tuple(sorted(filter(self._order.__contains__, found), key=self._order.__getitem__))
 
     def _numbered(self, branches: Sequence[Branch]) -> tuple[Branch, ...]:
         """Numbers branches of one name: those that can go before others, and whole ones before parts of them."""

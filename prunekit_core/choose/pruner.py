@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -209,13 +210,15 @@ class Pruner:
         return chooser.kept(units)
 
     def _candidates(self, scores: Mapping[str, torch.Tensor]) -> dict[str, Candidate]:
-        groups = self.graph.analysis.groups
+        groups, multiples = self.graph.analysis.groups, self.graph.knowledge.multiples
         found = {}
         for name, values in scores.items():
             one_by_one = is_heads(groups[name]) or is_experts(groups[name])
             limits = Limits(self.limits.max_ratio) if one_by_one else self.limits
             unknown = list(self._unknown.get(name, ()))
             limits = attrs.evolve(limits, least=max(groups[name].least, len(unknown)))
+            if name in multiples:
+                limits = attrs.evolve(limits, round_to=math.lcm(limits.round_to or 1, multiples[name].step))
             present = self.graph.remaining(name)
             if unknown:  # they stay: no known one is ranked above them
                 values = values.index_fill(

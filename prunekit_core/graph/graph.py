@@ -33,7 +33,8 @@ from prunekit_core.plugins.layers import PruningFunction
 from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.program.op_call import Role
 from prunekit_core.record.recorder import check_recordable
-from prunekit_core.rehearse.ladder import Knowledge, Reselect
+from prunekit_core.rehearse.knowledge import Knowledge
+from prunekit_core.rehearse.ladder import Reselect
 from prunekit_core.rehearse.make_plan import Drafts
 from prunekit_core.rehearse.removals import analysis_after, draft_blaming
 

@@ -12,12 +12,13 @@ import attrs
 from torch import nn
 
 from prunekit_core.algebra.axes import Axis, pin
-from prunekit_core.algebra.layout import Kept, groups_of
+from prunekit_core.algebra.layout import Kept, Layout, groups_of
+from prunekit_core.algebra.polynomial import Number, multiplied
 from prunekit_core.algebra.reasons import Reason
 from prunekit_core.collector import collection_paused
 from prunekit_core.groups import unrecorded
 from prunekit_core.groups.choosing import choices_among, choices_in_turn, first_choices
-from prunekit_core.groups.expert_lists import ExpertList, tie_entries
+from prunekit_core.groups.expert_lists import ExpertList, first_entries, tie_entries
 from prunekit_core.groups.freeze import Freezer
 from prunekit_core.groups.moving_averages import MomentumCopy, momentum_copies, tie_run, unrun_tensors
 from prunekit_core.groups.position_reads import ANYTHING, Followed, followed_in, reads_numbers, reads_of
@@ -83,6 +84,18 @@ class Analysis:
     lists: tuple[ExpertList, ...] = ()
     followed: Followed | None = None
     choices: Choices | None = None
+
+    def elements(self, size_of: Callable[[Layout], Number]) -> dict[str, Number]:
+        """Computes how many elements parameters and buffers have.
+
+        Those of modules in a list that loses modules are alike, and how many stay is all that is known: they are
+        counted together, under the names of those in the first module.
+
+        Args:
+            size_of: Computes sizes of layouts: a `Sizer` numbers, a `SymbolicSizer` polynomials.
+        """
+        counted = first_entries(self.lists, self.parameters).items()
+        return {n: multiplied(map(size_of, (*lists, *self.parameters[n].dims))) for n, lists in counted}
 
 
 def analyse(

@@ -9,7 +9,7 @@ from torch import nn
 
 from prunekit_core.algebra import axes
 from prunekit_core.algebra.axes import Axis, AxisMismatchError
-from prunekit_core.algebra.layout import Kept, Layout, depends, kept_positions
+from prunekit_core.algebra.layout import Kept, Layout, depends, groups_of, kept_positions
 from prunekit_core.algebra.lookups import look_up
 from prunekit_core.algebra.reasons import Reason
 from prunekit_core.groups.position_reads import Reads
@@ -107,6 +107,33 @@ def _is_within(path: str, modules: Collection[str]) -> bool:
             return True
         path = path.rpartition(".")[0]
     return False
+
+
+def first_entries(lists: Iterable[ExpertList], names: Iterable[str]) -> dict[str, tuple[Layout, ...]]:
+    """Chooses tensors that stand for those at their place in the other entries of lists that may lose entries.
+
+    Args:
+        lists: The lists.
+        names: Parameters and buffers.
+
+    Returns:
+        Name of each of the tensors that are in no other entry than the first one of any list, in order, to the layouts
+        of the lists that it is in: there are as many tensors like it as the product of their sizes.
+    """
+    known = {one.container: one for one in lists if groups_of(one.layout)}
+    found: dict[str, tuple[Layout, ...]] = {}
+    for name in names:
+        places = [(one, place) for one in _lists_around(name, known) if (place := one.entry(name)) is not None]
+        if all(number == 0 for _, (number, _) in places):
+            found[name] = tuple(one.layout for one, _ in places)
+    return found
+
+
+def _lists_around(path: str, lists: Mapping[str, ExpertList]) -> Iterator[ExpertList]:
+    while path and lists:
+        path = path.rpartition(".")[0]
+        if path in lists:
+            yield lists[path]
 
 
 def alike(lists: Iterable[ExpertList], path: str) -> list[str]:

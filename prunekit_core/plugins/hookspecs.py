@@ -38,6 +38,7 @@ HOOKS = (
     "prunekit_allocators",
     "prunekit_weights",
     "prunekit_commands",
+    "prunekit_serving_profiles",
     "prunekit_checks",
     "prunekit_settings",
 )
@@ -339,6 +340,28 @@ def prunekit_commands() -> Mapping[str, Callable[..., Any]]:  # type: ignore[emp
 
 
 @hookspec
+def prunekit_serving_profiles() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
+    """Engines that serve models: what each asks of a pruned one.
+
+    Called:
+        Once for each registry, when it is made.
+
+    Returns:
+        Name to a function ``(model, example_inputs, registry) -> ServingProfile``, or to a `ServingEngine`, which has
+        the version of the engine and a load test besides. It is what ``serve="name"`` stands for.
+
+    Empty:
+        The names of the others remain.
+
+    Precedence:
+        Of the same name, the plugin of the higher rank.
+
+    Forbidden:
+        A profile must not change the model. A load test must leave nothing behind, and download nothing.
+    """
+
+
+@hookspec
 def prunekit_checks() -> Mapping[tuple[str, Any], Callable[..., None]]:  # type: ignore[empty-body]
     """How what a plugin brings is proven, where the kit can't do it without more to go by.
 
@@ -352,8 +375,9 @@ def prunekit_checks() -> Mapping[tuple[str, Any], Callable[..., None]]:  # type:
         and ``check_plugin`` call it instead of the check that they would make by themselves.
 
     Empty:
-        Criteria, regularizers, schedules, pruners, cost models, compensators, allocators and commands are checked as
-        they are. Rules, layer types, replacements and forms of weights aren't checked, which is reported.
+        Criteria, regularizers, schedules, pruners, cost models, compensators, allocators, serving profiles and
+        commands are checked as they are. Rules, layer types, replacements and forms of weights aren't checked, which
+        is reported.
 
     Precedence:
         Of the same hook and key, the plugin of the higher rank.

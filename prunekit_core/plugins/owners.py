@@ -24,6 +24,7 @@ NOUNS = {
     "prunekit_allocators": "allocator",
     "prunekit_weights": "form of weights",
     "prunekit_commands": "command",
+    "prunekit_serving_profiles": "serving profile",
 }
 """What each hook's values are called in messages. Rules of operations have `Registry.rule_origin`."""
 

@@ -60,6 +60,7 @@ class Mismatch:
         why: What differed.
         number: Whether it is a number of the program that must not differ, whichever size it follows.
         values: The argument that is a tensor of other values, if that is what differed; it may do so every time.
+        raised: Whether the operation raised an exception.
     """
 
     recording: int
@@ -67,6 +68,7 @@ class Mismatch:
     why: str
     number: bool = False
     values: Argument | None = None
+    raised: bool = False
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -172,7 +174,7 @@ class Comparer(Listener):
     def failed(self, op: Any, module: str, error: Exception) -> None:
         """Takes what an operation raised for the mismatch."""
         if self.mismatch is None:
-            self._report(f"{operation_name(op)} raised {type(error).__name__}: {str(error)[:200]}")
+            self._report(f"{operation_name(op)} raised {type(error).__name__}: {str(error)[:200]}", raised=True)
 
     def operation(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> None:
         """Compares an operation with the recorded one."""
@@ -290,9 +292,9 @@ class Comparer(Listener):
         if value != (old if must == was else must):
             self._stop(f"argument {wanted.argument} is {value}, the axes predict {must}")
 
-    def _report(self, why: str, *, number: bool = False, values: Argument | None = None) -> None:
+    def _report(self, why: str, *, number: bool = False, values: Argument | None = None, raised: bool = False) -> None:
         operation = min(self._next, len(self._operations) - 1)
-        self.mismatch = Mismatch(self._position, operation, why, number, values)
+        self.mismatch = Mismatch(self._position, operation, why, number, values, raised)
 
     def _stop(self, why: str) -> None:
         self._report(why)
@@ -319,7 +321,7 @@ class Comparer(Listener):
         if self.mismatch is not None:
             return
         if error is not None:
-            self._report(f"the model raised {type(error).__name__}: {str(error)[:200]}")
+            self._report(f"the model raised {type(error).__name__}: {str(error)[:200]}", raised=True)
         elif self._next < len(self._operations):
             self._report(f"the program ended before {self._operations[self._next].name}")
 

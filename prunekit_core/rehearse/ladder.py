@@ -4,8 +4,9 @@ A cut is replayed until the smaller program is the recorded one. At the first mi
 believed only if a replay with it gets further):
 
 1. *attributes*: a size that the program reads from a module (``self.num_heads``) gets its new value;
-2. *ties*: groups whose sizes the program computes from each other (``out = 4 * self.width``) keep the same fraction;
-3. *units are restored*: a group whose size is written into the program (``x.view(-1, 8)``) stays whole.
+2. *multiples*: where a kernel raises, groups take the nearest size of which it takes multiples only;
+3. *ties*: groups whose sizes the program computes from each other (``out = 4 * self.width``) keep the same fraction;
+4. *units are restored*: a group whose size is written into the program (``x.view(-1, 8)``) stays whole.
 
 What is learnt is kept in `Knowledge` for later plans of the same model, and tried on sibling modules at once.
 """
@@ -28,67 +29,14 @@ from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.recording import Recording
 from prunekit_core.modules.edits import AttributeEdit, normal_size
 from prunekit_core.plugins.registry import Registry
-from prunekit_core.rehearse.causes import causes
-from prunekit_core.rehearse.comparison import Argument, Drift, Mismatch, Unmet
+from prunekit_core.rehearse.comparison import Drift, Mismatch, Unmet
+from prunekit_core.rehearse.knowledge import Knowledge, Multiple, causes, least_multiple, rounded_size
 from prunekit_core.rehearse.places import Sites, ancestors, tensors_at
 from prunekit_core.rehearse.rehearsal import Stage
 from prunekit_core.rehearse.size_attributes import AttributeSearch, Place, Recipe, further, replay, value_of
 
 Reselect = Callable[[str, int], "tuple[int, ...] | None"]
 """Chooses the units of a group to keep, given how many; None when the group has to keep all."""
-
-
-FEW_REPLAYS = 10
-"""Replays up to which the report doesn't say what they were for."""
-
-
-@attrs.define
-class Knowledge:
-    """What rehearsals have learnt about a model.
-
-    Attributes:
-        recipes: Attributes that follow sizes.
-        ties: Groups that must keep the same fraction of their units.
-        restored: Groups that can't shrink in this program, with the reason.
-        means: Groups over which the program takes a mean by dividing a sum, with the place.
-        unsteady: Arguments that are tensors of other values each time the program runs.
-        skipped_costs: Cost models of plugins that previews leave out, with a note of why.
-        effort: What replays were made for, beyond one per plan, to how many and where the first one was.
-        uncut: Whether a replay with all units has shown the recorded program, without a number that drifted.
-    """
-
-    recipes: dict[Place, Recipe] = attrs.field(factory=dict)
-    ties: list[frozenset[str]] = attrs.field(factory=list)
-    restored: dict[str, str] = attrs.field(factory=dict)
-    means: dict[str, str] = attrs.field(factory=dict)
-    unsteady: set[Argument] = attrs.field(factory=set)
-    skipped_costs: dict[str, str] = attrs.field(factory=dict)
-    effort: dict[str, tuple[int, str]] = attrs.field(factory=dict)
-    uncut: bool = False
-
-    def tied(self, group: str) -> frozenset[str]:
-        """Returns the groups that must keep the same fraction as a group (itself included)."""
-        return next((tie for tie in self.ties if group in tie), frozenset({group}))
-
-    def add_tie(self, groups: frozenset[str]) -> None:
-        """Adds a tie, merging those that overlap."""
-        merged = groups.union(*(tie for tie in self.ties if tie & groups))
-        self.ties = [tie for tie in self.ties if not tie & groups] + [merged]
-
-    def note_effort(self, what: str, replays: int, where: str) -> None:
-        """Adds replays that were made for something."""
-        count, first = self.effort.get(what, (0, where))
-        if replays:
-            self.effort[what] = (count + replays, first)
-
-    def notes(self) -> list[str]:
-        """Tells which costs previews leave out, and what replays were made for, where there were more than a few."""
-        total = sum(count for count, _ in self.effort.values())
-        if total <= FEW_REPLAYS:
-            return [*self.skipped_costs.values()]
-        parts = [f"{count} {what} (first: {where})" for what, (count, where) in self.effort.items()]
-        effort = f"planning replayed the program {total} times more than once per plan: {', '.join(parts)}"
-        return [*self.skipped_costs.values(), effort]
 
 
 @attrs.frozen
@@ -175,7 +123,7 @@ class _Ladder:
                 if improved is None:
                     break
                 recipes, mismatch, drifts = improved
-            if mismatch is not None:  # second and third step: ties, restored units; then the next round
+            if mismatch is not None:  # the other steps; then the next round
                 site = self._site(mismatch)
                 if not self._is_unsteady(mismatch):
                     with self._counted("to find what has to keep its size, or to be in step", site):
@@ -294,6 +242,8 @@ class _Ladder:
         if not here:
             self._refuse_undecided(site)
         self._refuse_fixed(site, here)
+        if mismatch.raised and self._take_multiples(stage, recipes, mismatch, site):
+            return
         if self._tie(recipes, mismatch) or self._tie_widths(stage, recipes, mismatch):
             return
 
@@ -307,6 +257,42 @@ class _Ladder:
         else:
             found = self._causes(here, gets_further) or here[:1]
         self._restore(stage, mismatch, found, site)
+
+    def _take_multiples(self, stage: Stage, recipes: Mapping[Place, Recipe], mismatch: Mismatch, site: str) -> bool:
+        """Looks for sizes of which a kernel takes multiples only; those of groups at its place in siblings are alike.
+
+        The evidence is a replay with other sizes of these groups alone that gets further.
+        """
+        assert self._reselect is not None
+        record, groups = self._analysis.recordings[mismatch.recording], self._analysis.groups
+        if record.trace.is_view(mismatch.operation):
+            return False  # a size that is written into the program, or follows others
+        known, reselect = self._knowledge, self._reselect
+        free = [name for name in self._choosable(self._names_at(record, [mismatch.operation])) if name in self._kept]
+        sizes = {name: (len(self._kept[name]), groups[name].size) for name in free if len(known.tied(name)) == 1}
+
+        def rounded(counts: Mapping[str, int]) -> dict[str, tuple[int, ...]] | None:
+            chosen = {name: reselect(name, count) for name, count in counts.items()}
+            changed = {name: units for name, units in chosen.items() if units is not None}
+            return {**self._kept, **changed} if len(changed) == len(counts) else None
+
+        def gets_further(counts: Mapping[str, int]) -> bool:
+            kept = rounded(counts)
+            return kept is not None and kept != self._kept and further(replay(self._stage(kept), recipes)[0], mismatch)
+
+        found = least_multiple(sizes, gets_further)
+        if found is None:
+            return False
+        path = self._frame(stage, record, mismatch)
+        for name in found[1]:
+            for sibling in (name, *sorted(self._groups_of_siblings(stage, path, name, mismatch.recording))):
+                earlier = known.multiples.get(sibling)
+                step = found[0] if earlier is None else math.lcm(found[0], earlier.step)
+                known.multiples[sibling] = Multiple(step, site)
+        steps = {name: known.multiples[name].step for name in known.multiples if name in self._kept}
+        nearest = {name: rounded_size(len(self._kept[name]), groups[name].size, step) for name, step in steps.items()}
+        before, self._kept = self._kept, rounded({n: size for n, size in nearest.items() if size}) or self._kept
+        return self._kept != before
 
     def _refuse_undecided(self, site: str) -> NoReturn:
         raise RehearsalError(

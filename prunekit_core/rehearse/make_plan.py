@@ -28,7 +28,8 @@ from prunekit_core.plans.plan import Plan
 from prunekit_core.plans.pricing import Prices, Room
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.rehearse.comparison import Unmet
-from prunekit_core.rehearse.ladder import Knowledge, Rehearsed, Reselect, rehearse
+from prunekit_core.rehearse.knowledge import Knowledge
+from prunekit_core.rehearse.ladder import Rehearsed, Reselect, rehearse
 from prunekit_core.rehearse.places import ancestors
 from prunekit_core.rehearse.temperatures import Constants, find_rescales
 
@@ -200,6 +201,7 @@ class Drafts:
         left = Drafts(analysis, self.registry, self.names(model))
         left.knowledge.ties = self.knowledge.ties
         left.knowledge.restored = self.knowledge.restored
+        left.knowledge.multiples = self.knowledge.multiples
         left.knowledge.means = self.knowledge.means
         left.knowledge.skipped_costs = self.knowledge.skipped_costs
         return left

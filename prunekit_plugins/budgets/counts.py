@@ -63,11 +63,10 @@ class ParameterCost(CostModel):
 
     def compile(self, analysis: Analysis) -> Compiled:
         """Adds all tensors up to one polynomial."""
-        sizer = SymbolicSizer()
         total = as_polynomial(0)
-        for parameter in analysis.parameters.values():
+        for name, elements in analysis.elements(SymbolicSizer()).items():
+            parameter = analysis.parameters[name]
             if self._buffers or not parameter.buffer:
-                elements = multiplied(map(sizer, parameter.dims))
                 total += elements * (parameter.itemsize if self._in_bytes else 1)
         return compile_sum(total, analysis)
 

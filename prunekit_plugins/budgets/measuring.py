@@ -139,8 +139,8 @@ def _learnt(pruner: Pruner) -> tuple[Chooser, list[Options]]:
     """Lets rehearsals of unlike cuts of everything find the sizes that the program computes from each other."""
     scores = pruner.scores(pruner.scopes())
     knowledge = pruner.graph.knowledge
-    while True:  # ends, because every further round knows more ties or more groups that can't shrink
-        known = list(knowledge.ties), list(knowledge.restored)
+    while True:  # ends, because every further round knows more ties, more multiples or more groups that can't shrink
+        known = knowledge.limits
         scopes = pruner.scopes()
         chooser = pruner.chooser({name: scores[name] for s in scopes for name in s.groups if name in scores})
         every = free_options(chooser, scopes)
@@ -148,7 +148,7 @@ def _learnt(pruner: Pruner) -> tuple[Chooser, list[Options]]:
         for place, options in enumerate(every):
             units.update(options[round((len(options) - 1) * (0.25 + 0.25 * (place * _GOLDEN % 1)))])
         pruner.draft_counts(chooser, units)
-        if (list(knowledge.ties), list(knowledge.restored)) == known:
+        if knowledge.limits == known:
             return chooser, every
 
 

@@ -64,8 +64,8 @@ def plan_to_target(
 
 def _planned(pruner: Pruner, budget: Budget, family: FamilyMaker, select: Selector | None) -> Plan:
     scores = pruner.scores(pruner.scopes())
-    while True:  # ends, because every further round knows more ties or more groups that can't shrink
-        state = _known(pruner)
+    while True:  # ends, because every further round knows more ties, more multiples or more groups that can't shrink
+        state = pruner.graph.knowledge.limits
         scopes = [scope for scope in pruner.scopes() if scope.groups]
         chooser = pruner.chooser({name: scores[name] for s in scopes for name in s.groups if name in scores})
         try:
@@ -81,12 +81,8 @@ def _planned(pruner: Pruner, budget: Budget, family: FamilyMaker, select: Select
                 error.hint += "; where a kernel takes multiples only, round_to=8 (or another multiple) asks for them"
             raise
         plan = pruner.draft_counts(chooser, units)
-        if _known(pruner) == state:
+        if pruner.graph.knowledge.limits == state:
             return plan
-
-
-def _known(pruner: Pruner) -> tuple[list[frozenset[str]], list[str]]:
-    return list(pruner.graph.knowledge.ties), list(pruner.graph.knowledge.restored)
 
 
 def search(family: Family, budget: Budget) -> dict[str, int]:

@@ -32,11 +32,12 @@ _LITERAL = torch.ops.aten.lift_fresh.default
 
 
 @attrs.frozen(eq=False)
-class _Step:
+class Step:
     """An operation of a run.
 
     Attributes:
         op: The operation.
+        module: Dotted path of the innermost module that was running.
         arguments: Its arguments by name, tensors replaced by references.
         outputs: What it returned.
         shapes: Their shapes.
@@ -44,6 +45,7 @@ class _Step:
     """
 
     op: Any
+    module: str
     arguments: Mapping[str, Any]
     outputs: tuple[int, ...]
     shapes: tuple[torch.Size, ...]
@@ -69,7 +71,7 @@ class Tape(SumListener):
 
     def __init__(self, watched: Watched, places: SumPlaces, batch: Batch, names: Collection[str]) -> None:
         super().__init__(watched.shadow, places, batch, (), names)
-        self.steps: list[_Step] = []
+        self.steps: list[Step] = []
         self.given: dict[int, torch.Tensor] = {}
         self.memory: list[int] = []
         self.decided, self.repeatable = 0, True
@@ -95,7 +97,7 @@ class Tape(SumListener):
         self.repeatable = self.repeatable and not drawing and not (outside - {0})
         made = tensors_of(outputs)
         shapes = tuple(tensor.shape for tensor in made)
-        self.steps.append(_Step(op, referred, tuple(map(self._number, made)), shapes, names))
+        self.steps.append(Step(op, module, referred, tuple(map(self._number, made)), shapes, names))
         if not made:
             self.decided = len(self.steps)
 
@@ -131,6 +133,92 @@ class Tape(SumListener):
         return value
 
 
+Show = Callable[[Step, Mapping[str, Any], Any], None]
+"""Called with an operation that ran, its arguments by name, and what it returned."""
+
+
+class Program:
+    """Operations of a run that are run again, in parts.
+
+    Args:
+        tape: The operations.
+        outputs: What the model returned.
+
+    Attributes:
+        steps: The operations in order.
+        outputs: Names of the model's outputs with their numbers.
+    """
+
+    def __init__(self, tape: Tape, outputs: Any) -> None:
+        self.steps = tape.steps
+        self.outputs = [(name, tape.number(tensor)) for name, tensor in named_outputs(outputs)]
+        self._memory = tape.memory
+        self._written: dict[int, int] = {}  # memory to the last operation that writes to it
+        last: dict[int, int] = {}
+        for place, step in enumerate(tape.steps):
+            for ref in tensor_refs(list(step.arguments.values())):
+                last[ref.index] = place
+            last |= dict.fromkeys(step.outputs, place)
+            written = () if isinstance(step.op, ModuleOp) else written_arguments(step.op)
+            for ref in tensor_refs([step.arguments[name] for name in (*written, *step.names)]):
+                self._written[tape.memory[ref.index]] = place
+        kept = {number for _, number in self.outputs}
+        self._ended: dict[int, list[int]] = {}
+        for number, place in last.items():
+            if number not in kept:
+                self._ended.setdefault(place, []).append(number)
+
+    def run(
+        self,
+        values: dict[int, torch.Tensor],
+        start: int,
+        stop: int,
+        *,
+        off: Collection[str] = (),
+        show: Show | None = None,
+    ) -> bool:
+        """Runs some operations; values that nothing needs any more are dropped.
+
+        Args:
+            values: Values by number, which are changed.
+            start, stop: The first operation and the one after the last.
+            off: Names of branches that are switched off.
+            show: Called with each operation once it ran.
+
+        Returns:
+            Whether all results had the shapes that they had before: where sizes follow from values, they may not.
+        """
+        for place in range(start, stop):
+            step = self.steps[place]
+            arguments = {name: _filled(value, values) for name, value in step.arguments.items()}
+            switch_off(step.op, arguments, [argument for argument, name in step.names.items() if name in off])
+            result = step.op(**arguments)
+            made = tensors_of(result)
+            if tuple(tensor.shape for tensor in made) != step.shapes:
+                return False
+            values.update(zip(step.outputs, made, strict=True))
+            if show is not None:
+                show(step, arguments, result)
+            del arguments, result, made
+            for number in self._ended.get(place, ()):
+                values.pop(number, None)
+        return True
+
+    def fork(self, values: Mapping[int, torch.Tensor], place: int) -> dict[int, torch.Tensor]:
+        """Copies what operations from some place on write to, views of one memory together."""
+        copies: dict[int, torch.UntypedStorage] = {}
+        found = dict(values)
+        for number, tensor in values.items():
+            memory = self._memory[number]
+            if memory and self._written.get(memory, -1) >= place:
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in copies:
+                    copies[storage.data_ptr()] = storage.clone()
+                where = (tensor.storage_offset(), tensor.shape, tensor.stride())
+                found[number] = tensor.new_empty(0).set_(copies[storage.data_ptr()], *where)
+        return found
+
+
 class Replay:
     """Runs what a tape holds again, with branches switched off.
 
@@ -143,25 +231,11 @@ class Replay:
     def __init__(
         self, tape: Tape, outputs: Any, settings: Callable[[], contextlib.AbstractContextManager[None]]
     ) -> None:
-        self._tape, self._settings = tape, settings
-        self._outputs = [(name, tape.number(tensor)) for name, tensor in named_outputs(outputs)]
+        self._tape, self._settings, self._program = tape, settings, Program(tape, outputs)
         self._first: dict[str, int] = {}
-        self._written: dict[int, int] = {}  # memory to the last operation that writes to it
-        last: dict[int, int] = {}
         for place, step in enumerate(tape.steps):
             for name in step.names.values():
                 self._first.setdefault(name, place)
-            for ref in tensor_refs(list(step.arguments.values())):
-                last[ref.index] = place
-            last |= dict.fromkeys(step.outputs, place)
-            written = () if isinstance(step.op, ModuleOp) else written_arguments(step.op)
-            for ref in tensor_refs([step.arguments[name] for name in (*written, *step.names)]):
-                self._written[tape.memory[ref.index]] = place
-        kept = {number for _, number in self._outputs}
-        self._ended: dict[int, list[int]] = {}
-        for number, place in last.items():
-            if number not in kept:
-                self._ended.setdefault(place, []).append(number)
 
     def can(self, names: Iterable[str]) -> bool:
         """Tells whether the program is sure to be the same with some branches switched off."""
@@ -177,48 +251,14 @@ class Replay:
             names: Names of these branches.
             off: Names of the branches that are switched off all the time.
         """
-        base, place, follows = dict(self._tape.given), 0, True
+        program, base, place, follows = self._program, dict(self._tape.given), 0, True
         for name in sorted(names, key=self._first.__getitem__):
             with torch.inference_mode(), self._settings():
-                follows = follows and self._run(base, place, self._first[name], off)
+                follows = follows and program.run(base, place, self._first[name], off=off)
                 place = self._first[name]
-                values = self._fork(base, place) if follows else {}
-                known = follows and self._run(values, place, len(self._tape.steps), {*off, name})
-            yield name, [(output, values[number]) for output, number in self._outputs] if known else None
-
-    def _run(self, values: dict[int, torch.Tensor], start: int, stop: int, off: Collection[str]) -> bool:
-        """Runs some operations; values that nothing needs any more are dropped.
-
-        Returns:
-            Whether all results had the shapes that they had before: where sizes follow from values, they may not.
-        """
-        for place in range(start, stop):
-            step = self._tape.steps[place]
-            arguments = {name: _filled(value, values) for name, value in step.arguments.items()}
-            switch_off(step.op, arguments, [argument for argument, name in step.names.items() if name in off])
-            result = step.op(**arguments)
-            made = tensors_of(result)
-            if tuple(tensor.shape for tensor in made) != step.shapes:
-                return False
-            values.update(zip(step.outputs, made, strict=True))
-            del arguments, result, made
-            for number in self._ended.get(place, ()):
-                values.pop(number, None)
-        return True
-
-    def _fork(self, values: Mapping[int, torch.Tensor], place: int) -> dict[int, torch.Tensor]:
-        """Copies what operations from some place on write to, views of one memory together."""
-        copies: dict[int, torch.UntypedStorage] = {}
-        found = dict(values)
-        for number, tensor in values.items():
-            memory = self._tape.memory[number]
-            if memory and self._written.get(memory, -1) >= place:
-                storage = tensor.untyped_storage()
-                if storage.data_ptr() not in copies:
-                    copies[storage.data_ptr()] = storage.clone()
-                where = (tensor.storage_offset(), tensor.shape, tensor.stride())
-                found[number] = tensor.new_empty(0).set_(copies[storage.data_ptr()], *where)
-        return found
+                values = program.fork(base, place) if follows else {}
+                known = follows and program.run(values, place, len(program.steps), off={*off, name})
+            yield name, [(output, values[number]) for output, number in program.outputs] if known else None
 
 
 def _filled(value: Any, values: Mapping[int, torch.Tensor]) -> Any:

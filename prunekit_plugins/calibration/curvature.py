@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import attrs
 import torch
@@ -22,6 +24,21 @@ BLOCK = 1 << 22
 """Elements of outputs whose squares are added up at a time."""
 WIDEST = 4096
 """Outputs up to which a consumer has a whole matrix: one for a vocabulary of 50,000 would take ten gigabytes."""
+ROWS = 384
+"""Rows of a symmetric product that are made at a time: only those of its lower triangle."""
+
+
+@attrs.frozen
+class Call:
+    """One time that a consumer ran.
+
+    Attributes:
+        module: Dotted path of the innermost module that was running.
+        samples: Number of samples that it read.
+    """
+
+    module: str
+    samples: int
 
 
 @attrs.define(eq=False)
@@ -34,6 +51,7 @@ class Read:
         gatherer: The moments of what it read so far.
         samples: Number of finite samples of what it put out.
         energy: Tensor ``[groups, outputs]``, float64: the sum of their squares; None before the first one.
+        calls: Each time that it ran in the present batch.
     """
 
     site: Site
@@ -41,6 +59,7 @@ class Read:
     gatherer: Gatherer
     samples: int = 0
     energy: torch.Tensor | None = None
+    calls: list[Call] = attrs.field(factory=list)
 
     def weigh(self, outputs: torch.Tensor) -> None:
         """Adds samples of what it put out, ``[groups, samples, outputs]``, some at a time: a vocabulary is large."""
@@ -49,6 +68,104 @@ class Read:
             squares = part[:, finite].double().square().sum(1)
             self.samples += int(finite.sum())
             self.energy = squares if self.energy is None else self.energy + squares
+
+
+@attrs.frozen(eq=False)
+class _Square:
+    """The symmetric matrix ``left @ right`` that one projection adds for a consumer.
+
+    Attributes:
+        left: Tensor ``[groups, outputs, rank]``.
+        right: Tensor ``[groups, rank, outputs]``.
+    """
+
+    left: torch.Tensor
+    right: torch.Tensor
+
+    @property
+    def diagonal(self) -> torch.Tensor:
+        """Tensor ``[groups, outputs]``; finite only where all of the matrix is."""
+        return (self.left * self.right.transpose(1, 2)).sum(2)
+
+    def add_to(self, total: torch.Tensor) -> None:
+        """Adds the lower triangle to a tensor ``[groups, outputs, outputs]``: half of the work, and no copy."""
+        outputs = total.shape[1]
+        for start in range(0, outputs, ROWS):
+            stop = min(start + ROWS, outputs)
+            part = total[:, start:stop, :stop]
+            if len(total) == 1:
+                part[0].addmm_(self.left[0, start:stop], self.right[0, :, :stop])
+            else:
+                part.baddbmm_(self.left[:, start:stop], self.right[:, :, :stop])
+
+
+def _mirrored(total: torch.Tensor) -> torch.Tensor:
+    """Copies the lower triangle of blocks that `_Square.add_to` filled to the upper one, in place."""
+    for start in range(ROWS, total.shape[1], ROWS):
+        stop = min(start + ROWS, total.shape[1])
+        total[:, :start, start:stop] = total[:, start:stop, :start].transpose(1, 2)
+    return total
+
+
+Keep = Callable[[torch.Tensor, torch.Tensor], None]
+"""Called with what a layer read and the gradient by what it put out."""
+
+
+class _Tap(torch.autograd.Function):
+    """Hands on what a layer puts out, and shows the gradient by it in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, output: torch.Tensor, read: torch.Tensor, anchor: torch.Tensor, keep: Keep) -> torch.Tensor:
+        ctx.save_for_backward(read)
+        ctx.keep = keep
+        return output.clone()  # it may be changed in place
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (read,) = ctx.saved_tensors
+        ctx.keep(read, gradient)
+        return gradient, None, torch.zeros((), device="cpu"), None
+
+
+class _Taps:
+    """Linear layers whose gradients are taken by what they put out: the weights' own aren't needed then.
+
+    Args:
+        layers: Name of a consumer to the ``nn.Linear`` that it is.
+
+    Attributes:
+        layers: The same.
+        anchor: A scalar on which all that they put out depends: ask for the gradient by it.
+        found: Name of a consumer to what it read, ``[samples, features]``, and the gradient, ``[samples, outputs]``.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        self.layers = layers
+        self.anchor = torch.zeros((), device="cpu", requires_grad=True)
+        self.found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @contextlib.contextmanager
+    def placed(self) -> Iterator[None]:
+        """Has the layers tapped while it is entered."""
+        handles = [
+            layer.register_forward_hook(self._hook(name), with_kwargs=True) for name, layer in self.layers.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, name: str) -> Callable[..., torch.Tensor]:
+        def keep(read: torch.Tensor, gradient: torch.Tensor) -> None:
+            read = read.detach().to(gradient.dtype)  # under autocast it reads another dtype
+            self.found[name] = read.flatten(0, -2).float(), gradient.detach().flatten(0, -2).float()
+
+        def hook(module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
+            tapped: torch.Tensor = _Tap.apply(output, args[0] if args else kwargs["input"], self.anchor, keep)
+            return tapped
+
+        return hook
 
 
 class Curvatures:
@@ -87,20 +204,50 @@ class Curvatures:
             batch: The batch.
             reads: The consumers by the names of their sites; their moments have the batch in them already.
         """
-        if self.trouble:
-            return
+        if not self.trouble:
+            self._try(batch, reads)
+        for read in reads.values():
+            read.calls.clear()
+
+    def _try(self, batch: Batch, reads: Mapping[str, Read]) -> None:
         parameters = {n: t for n, t in self._watched.shadow.tensors().items() if isinstance(t, nn.Parameter)}
-        wanted = {read.site.parameter for read in reads.values()}
-        wanted |= {read.bias.parameter for read in reads.values() if read.bias}
+        taps = _Taps({name: layer for name, read in reads.items() if (layer := self._layer(read)) is not None})
+        others = [read for name, read in reads.items() if name not in taps.layers]
+        wanted = {read.site.parameter for read in others} | {read.bias.parameter for read in others if read.bias}
         chosen = {name: parameters[name] for name in sorted(wanted)}
         try:
-            with self._watched.differentiable(chosen.values()) as module:
-                self._project(module, batch, reads, chosen)
+            with self._watched.differentiable(chosen.values()) as module, taps.placed():
+                self._project(module, batch, reads, chosen, taps)
         except RuntimeError as error:
             self.trouble = f"{type(error).__name__}: {str(error)[:200]}"
 
+    def _layer(self, read: Read) -> nn.Module | None:
+        """Returns the linear layer that a consumer is, if the gradient by what it puts out is the cheaper way.
+
+        ``D`` is ``E^T X`` with that gradient ``E`` and what was read, ``X``: with fewer samples than features
+        ``D D^T`` is sooner made as ``E^T (X X^T) E``.
+        """
+        if len(read.calls) != 1 or read.site.groups != 1 or read.site.inputs_first:
+            return None
+        (call,) = read.calls
+        layer = self._watched.shadow.modules.get(call.module)
+        plain = layer is not None and getattr(layer.forward, "__wrapped__", None) is nn.Linear.forward
+        if not plain or layer is None or layer._forward_hooks or read.site.parameter != f"{call.module}.weight":
+            return None
+        (outputs, features), samples = read.site.shape, call.samples
+        if read.site.rows != (0, outputs):
+            return None
+        beside = 0 if outputs > self._widest else outputs**2  # what a matrix costs for each of the two
+        by_outputs = samples**2 * (features + outputs) + samples * beside
+        return layer if by_outputs < samples * features * outputs + features * beside else None
+
     def _project(
-        self, module: nn.Module, batch: Batch, reads: Mapping[str, Read], chosen: Mapping[str, torch.Tensor]
+        self,
+        module: nn.Module,
+        batch: Batch,
+        reads: Mapping[str, Read],
+        chosen: Mapping[str, torch.Tensor],
+        taps: _Taps,
     ) -> None:
         example = batch.example
         with torch.enable_grad():
@@ -110,21 +257,19 @@ class Curvatures:
                 self.trouble = "no output has a gradient"
                 return
             times = min(MOST, max(FEWEST, batch.size // EXAMPLES))
-            squares: dict[str, torch.Tensor] = {}
+            kept = 0
             for turn in range(times):
-                found = torch.autograd.grad(
+                taps.found.clear()
+                _, *found = torch.autograd.grad(
                     outputs,
-                    list(chosen.values()),
+                    [taps.anchor, *chosen.values()],
                     [self._signs(tensor, batch) for tensor in outputs],
                     retain_graph=turn < times - 1,
                     allow_unused=True,
                 )
-                _add(squares, self._squares(reads, dict(zip(chosen, found, strict=True))))
-        if all(bool(square.isfinite().all()) for square in squares.values()):
-            _add(self._sums, squares.items())
-            self._weight += times * batch.size
-        else:
-            self.dropped += 1
+                kept += self._add(dict(self._squares(reads, dict(zip(chosen, found, strict=True)), taps)))
+        self._weight += kept * batch.size
+        self.dropped += kept < times
 
     def _signs(self, tensor: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Random signs of the shape of an output, zero where a mask leaves positions out."""
@@ -154,25 +299,43 @@ class Curvatures:
         weight = spread.sum(1) * self._weight
         scale = torch.where(weight > 0, weight, 1).reciprocal() * (weight > 0)
         total = self._sums.pop(read.site.name)
-        return total * scale.reshape(-1, *[1] * (total.dim() - 1)).float()
+        total *= scale.reshape(-1, *[1] * (total.dim() - 1)).float()
+        return _mirrored(total) if total.dim() > 2 else total
 
     def _squares(
-        self, reads: Mapping[str, Read], gradients: Mapping[str, torch.Tensor | None]
-    ) -> Iterator[tuple[str, torch.Tensor]]:
+        self, reads: Mapping[str, Read], gradients: Mapping[str, torch.Tensor | None], taps: _Taps
+    ) -> Iterator[tuple[str, _Square]]:
         """Yields ``D D^T`` by consumer, but for those that did not run or that nothing that counts depends on."""
         for name, read in reads.items():
+            center = read.gatherer.center() if read.bias else None
+            if name in taps.layers:
+                if name in taps.found:
+                    features, slope = taps.found[name]
+                    features = features if center is None else features - center.float()
+                    yield name, _Square(slope.T[None], (features @ features.T @ slope)[None])
+                continue
             whole = gradients[read.site.parameter]
             if whole is None:
                 continue
             gradient = read.site.matrix(whole.detach()).float()
-            bias, center = read.bias, read.gatherer.center()
-            slope = None if bias is None else gradients[bias.parameter]
-            if bias is not None and slope is not None and center is not None:
-                gradient = gradient - slope[bias.rows].reshape(gradient.shape[:2])[:, :, None] * center.float()[:, None]
-            wide = gradient.shape[1] > self._widest
-            yield name, gradient.square().sum(2) if wide else gradient @ gradient.transpose(1, 2)
+            moved = None if read.bias is None else gradients[read.bias.parameter]
+            if read.bias is not None and moved is not None and center is not None:
+                moved = moved[read.bias.rows].reshape(gradient.shape[:2])
+                gradient = gradient - moved[:, :, None] * center.float()[:, None]
+            yield name, _Square(gradient, gradient.transpose(1, 2))
 
-
-def _add(sums: dict[str, torch.Tensor], values: Iterable[tuple[str, torch.Tensor]]) -> None:
-    for name, value in values:
-        sums[name] = sums[name].add_(value) if name in sums else value
+    def _add(self, squares: Mapping[str, _Square]) -> bool:
+        """Adds one projection, of all consumers or of none; returns whether all that it adds is finite."""
+        diagonals = {name: square.diagonal for name, square in squares.items()}
+        if not all(bool(diagonal.isfinite().all()) for diagonal in diagonals.values()):
+            return False
+        for name, square in squares.items():
+            diagonal = diagonals[name]
+            wide = diagonal.shape[1] > self._widest
+            if name not in self._sums:
+                self._sums[name] = diagonal.new_zeros(diagonal.shape if wide else (*diagonal.shape, diagonal.shape[1]))
+            if wide:
+                self._sums[name] += diagonal
+            else:
+                square.add_to(self._sums[name])
+        return True

@@ -9,6 +9,7 @@ the program does to run them.
 from __future__ import annotations
 
 import enum
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -21,18 +22,11 @@ from prunekit_core.program.calls import bind_arguments, tensors_of
 from prunekit_core.program.outputs import output_tensors
 from prunekit_core.record.listener import Listener
 from prunekit_plugins.calibration.batches import Batch
-from prunekit_plugins.calibration.expert_statistics import ExpertStatistics
-from prunekit_plugins.calibration.mixtures import (
-    Gates,
-    Mixture,
-    MixturesFound,
-    NeuronReads,
-    Place,
-    Scores,
-    find_mixtures,
-    neuron_reads,
-    summed_up,
-)
+from prunekit_plugins.calibration.branch_sums import recorded_position
+from prunekit_plugins.calibration.experts.mixtures import Gates, Mixture, MixturesFound, Place, Scores
+from prunekit_plugins.calibration.experts.neurons import NeuronReads, neuron_reads, summed_up
+from prunekit_plugins.calibration.experts.search import find_mixtures
+from prunekit_plugins.calibration.experts.statistics import ExpertStatistics
 from prunekit_plugins.calibration.observation import Watched
 
 WIDEST = 4096
@@ -146,7 +140,7 @@ class ExpertRuns:
         ranked: bool,
     ) -> None:
         self._watched, self._contributions, self._rerouting, self._ranked = watched, contributions, rerouting, ranked
-        self._found = find_mixtures(analysis)
+        self._found = find_mixtures(analysis, recorded_position(analysis))
         self._sums = {
             name: _Sums(mixture, neuron_reads(mixture, analysis)) for name, mixture in self._found.mixtures.items()
         }
@@ -200,13 +194,7 @@ class ExpertRuns:
                 sums.mixture.stacks,
                 {group: summed_up(one) for group, one in sums.neurons.items() if one} if self._slopes else {},
             )
-            if one.unreached:
-                many = "expert" if len(one.unreached) == 1 else "experts"
-                named = ", ".join(map(str, one.unreached))
-                notes.append(
-                    f"{name}: calibration never reached {many} {named} of {sums.mixture.units}: unknown, not worthless,"
-                    " they stay"
-                )
+            notes.extend(one.notes(name))
         if self._rerouting and not self._slopes and found:
             notes.append(f"errors of mixtures count alike in all layers, for want of gradients: {self._why}")
         return found, tuple(notes) if self._ranked else ()
@@ -385,7 +373,8 @@ class MixtureListener(Listener):
         elif self._turn in (Turn.SILENT, Turn.ALONE) and mixture.gates is not None:
             self._weigh(mixture, mixture.gates)
         if self._turn in (Turn.WHOLE, Turn.GONE) and not self._gradients:
-            self._note_after(mixture, mixture.chosen, lambda result: self._choose(mixture, result))
+            for turn, one in enumerate(mixture.chosen):
+                self._note_after(mixture, one.place, functools.partial(self._choose, mixture, turn))
         reader = mixture.gradient_reader if self._gradients else mixture.output_reader
         self._note_before(mixture, reader.place, lambda given: self._read(mixture, given, reader.argument))
 
@@ -417,7 +406,7 @@ class MixtureListener(Listener):
     def finish(self) -> None:
         """Forgets mixtures whose operations ran another number of times than they were recorded."""
         for key, groups in self._keys.items():
-            if self._ran.get(key, -1) + 1 != self._expected[key]:
+            if key in self._expected and self._ran.get(key, -1) + 1 != self._expected[key]:
                 for group in groups:
                     self.seen.pop(group, None)
                     self.outputs.pop(group, None)
@@ -461,16 +450,17 @@ class MixtureListener(Listener):
             if self._turn is Turn.ALONE and gates.dense:
                 stays.reshape(-1, tensor.shape[-1]).scatter_(1, numbers[:, self._slot, None], True)
             elif self._turn is Turn.ALONE:
-                stays[..., self._slot] = True
+                stays.reshape(numbers.shape)[:, self._slot] = True
             tensor.mul_(stays)
 
         self._note_after(mixture, gates.place, after)
 
     # -- what is seen
 
-    def _choose(self, mixture: Mixture, result: Any) -> None:
-        chosen = tensors_of(result)[mixture.output]
-        numbers = self._numbers[mixture.group] = chosen.reshape(-1, chosen.shape[-1]).clone()
+    def _choose(self, mixture: Mixture, turn: int, result: Any) -> None:
+        found = mixture.chosen[turn].numbers(result)
+        earlier = self._numbers[mixture.group] if turn else found[:, :0]
+        numbers = self._numbers[mixture.group] = torch.cat([earlier, found], 1)
         self.units[mixture.group] = mixture.unit_of.to(numbers.device)[numbers]
 
     def _read(self, mixture: Mixture, arguments: dict[str, Any], argument: str) -> None:

@@ -7,7 +7,7 @@ touched, and every use of a parameter is seen, whether a module is called or a f
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import attrs
@@ -19,7 +19,6 @@ from prunekit_core.modules.surgery import tensor_at
 from prunekit_core.modules.tree import modules_in, named_tensors
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.program.linear_forms import Reading, Site, find_site
-from prunekit_core.program.rules import RuleTable
 from prunekit_core.record.listener import Listener
 from prunekit_core.record.programs import swap_modules
 from prunekit_core.record.shadow import Shadow
@@ -83,6 +82,11 @@ class Seen:
         kernel = 0 if self.reading.channels_last else self.arguments[self.reading.weight].dim() - 2
         return self.output.dim() - 1 - kernel
 
+    @property
+    def samples(self) -> int:
+        """Number of vectors of channels that it put out."""
+        return self.output.numel() // self.output.shape[self.channel_dim]
+
     def chunks(self, targets: torch.Tensor | None = None) -> Iterator[Chunk]:
         """Yields the samples that count, some at a time.
 
@@ -143,8 +147,7 @@ class WatchingListener(Listener):
     """The listener that recognises consumers.
 
     Args:
-        shadow: The shadow that runs.
-        rules: Which operations read, and how.
+        watched: The model that runs.
         batch: The batch that runs.
         look: Called with every consumer once it ran.
         summed: Numbers of consumers whose sums are shown as well.
@@ -153,20 +156,30 @@ class WatchingListener(Listener):
 
     def __init__(
         self,
-        shadow: Shadow,
-        rules: RuleTable,
+        watched: Watched,
         batch: Batch,
         look: Look,
         summed: Collection[int] = (),
         total: Total | None = None,
     ) -> None:
+        shadow, rules = watched.shadow, watched.rules
         self.rules, self.look = rules, look
+        self._apart = tuple(f"{path}." for path in watched.apart)
         self._summed, self._total, self._sums = summed, total, ResidualAdds(rules) if summed else None
         self.parameters: dict[str, torch.Tensor] = {}
         self._real: dict[str, torch.Tensor] = {}
         self._shadow, self._valueless, self._batch = shadow, shadow.valueless, batch
         self._order = 0
         self._casts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by identity: with the parameter of that dtype
+
+    @property
+    def casting(self) -> bool:
+        """Whether a parameter was cast in this forward."""
+        return bool(self._casts)
+
+    def go_on(self, consumers: int) -> None:
+        """Takes up a forward in which some consumers ran before; call it after `start`."""
+        self._order = consumers
 
     def start(self, tensors: Mapping[str, torch.Tensor], inputs: Any) -> None:
         """Notes the parameters."""
@@ -201,7 +214,7 @@ class WatchingListener(Listener):
         weight = self._before_cast(weight)
         names, groups = self._shadow.names, reading.groups(arguments)
         site = find_site(weight, names, self._behind(weight), reading, groups) if groups else None
-        if site is None or site.parameter not in self.parameters:
+        if site is None or site.parameter not in self.parameters or site.parameter.startswith(self._apart):
             return None
         bias = self._before_cast(arguments.get(reading.bias) if reading.bias else None)
         named = names.get(id(bias), "")
@@ -265,8 +278,10 @@ class Watched:
         model: The model; it is not touched. What is done to its parameters in place later is seen; a cut isn't.
         registry: Where rules and replacements are found.
         values: Where the values of tensors on the meta device come from, one at a time; None where there are none.
+        apart: Paths of modules whose consumers are neither shown nor numbered.
 
     Attributes:
+        apart: See the argument; it may be set later.
         shadow: The shadow that runs.
         rules: The op rules.
         device: Where batches belong; None where the model lies on several devices.
@@ -276,8 +291,11 @@ class Watched:
         CheckpointError: They lack something that is on the meta device.
     """
 
-    def __init__(self, model: nn.Module, registry: Registry, values: Values | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, registry: Registry, values: Values | None = None, apart: Sequence[str] = ()
+    ) -> None:
         _check_values(model, values)
+        self.apart = apart
         devices = {device_for(model) if tensor.is_meta else tensor.device for tensor in model.parameters()}
         self.device = devices.pop() if len(devices) == 1 else None
         self.rules = registry.op_rules
@@ -324,7 +342,7 @@ class Watched:
         Raises:
             ArgumentError: The forward raised on this batch; its exception is the cause.
         """
-        return self.run_into(batch, WatchingListener(self.shadow, self.rules, batch, look, summed, total))
+        return self.run_into(batch, WatchingListener(self, batch, look, summed, total))
 
     def run_into(self, batch: Batch, listener: Listener) -> Any:
         """Runs one batch in eval mode into a listener; see `run`."""

@@ -16,7 +16,7 @@ from torch import nn
 from prunekit_core.errors import ArgumentError, CheckpointError
 from prunekit_core.modules.tree import named_tensors
 from prunekit_core.program.linear_forms import Site
-from prunekit_plugins.calibration.expert_statistics import ExpertStatistics
+from prunekit_plugins.calibration.experts.statistics import ExpertStatistics
 from prunekit_plugins.calibration.moments import Moments
 from prunekit_plugins.calibration.uncertainty import Uncertainty
 

@@ -19,7 +19,7 @@ from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.record.recorder import check_recordable
 from prunekit_core.torch_private.trees import pytree
 from prunekit_plugins.calibration.batches import Batch, Batches
-from prunekit_plugins.calibration.curvature import WIDEST, Curvatures, Read
+from prunekit_plugins.calibration.curvature import WIDEST, Call, Curvatures, Read
 from prunekit_plugins.calibration.demand import Demand
 from prunekit_plugins.calibration.expert_runs import ExpertRuns
 from prunekit_plugins.calibration.moments import Gatherer, doubts
@@ -218,6 +218,8 @@ class _Gathering:
             return
         if name not in self.found:
             self.found[name] = Read(seen.site, seen.bias, Gatherer(covariance=self._covariance))
+        if self._energy:
+            self.found[name].calls.append(Call(seen.module, seen.samples))
         for chunk in seen.chunks(seen.output if self._energy else None):
             self.found[name].gatherer.add(chunk.features, examples=chunk.examples)
             if chunk.targets is not None:

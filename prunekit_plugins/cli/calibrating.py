@@ -17,8 +17,11 @@ import torch
 from prunekit.plugin import ArgumentError, Batches, CheckpointError
 from prunekit_plugins.cli.models import Subject
 from prunekit_plugins.cli.sources import BuildError, look_up
+from prunekit_plugins.folders.texts import text_batches
 
 BATCH_SIZE = 16
+TEXT = ".txt"
+"""How the name of a text ends."""
 Progress = Callable[[int, int | None], None]
 
 
@@ -28,7 +31,7 @@ class Data:
 
     Attributes:
         text: ``package.module:name`` of an iterable of batches, or of a function without arguments that returns one; or
-            a file of inputs.
+            a file of inputs; or a text, for a model in a folder with its tokenizer.
         batch_size: Examples of a batch, where it is a file; None for `BATCH_SIZE`.
         limit: Largest number of batches; None for all.
     """
@@ -40,7 +43,7 @@ class Data:
     @property
     def file(self) -> Path | None:
         """The file, if it is one."""
-        return Path(self.text) if Path(self.text).suffix in READERS else None
+        return Path(self.text) if Path(self.text).suffix in (*READERS, TEXT) else None
 
     def check(self) -> None:
         """Raises `ArgumentError` or `CheckpointError` unless the data can be looked for."""
@@ -51,28 +54,33 @@ class Data:
             raise ArgumentError(
                 "The calibration data aren't named in a known way.",
                 why=f"got {self.text!r}",
-                hint=f"use package.module:batches, or a file that ends in {', '.join(READERS)}",
+                hint=f"use package.module:batches, or a file that ends in {', '.join(READERS)}, or in {TEXT} for "
+                "hf:FOLDER",
             )
         elif self.batch_size is not None:
             raise ArgumentError(
                 "--batch-size is for data in a file.", where=self.text, why="code makes its own batches"
             )
 
-    def batches(self, keyword: str) -> Batches:
+    def batches(self, subject: Subject) -> Batches:
         """Reads them.
 
         Args:
-            keyword: The argument that a single tensor of a file is passed as; empty for a positional one.
+            subject: The model that they are for: a single tensor of a file is passed as its ``keyword``, and a text is
+                cut into the tokens of its folder's tokenizer.
 
         Raises:
-            ArgumentError: There is no such code, or what was found are no batches.
+            ArgumentError: There is no such code, or what was found are no batches, or there is no tokenizer.
             BuildError: The user's code raised.
             CheckpointError: The file can't be read.
         """
+        size = self.batch_size or BATCH_SIZE
         if self.file is None:
             source = _call(self.text)
+        elif self.file.suffix == TEXT:
+            source = _tokens(self.file, subject, size)
         else:
-            source = _cut(_read(self.file), self.batch_size or BATCH_SIZE, keyword, self.text)
+            source = _cut(_read(self.file), size, subject.keyword, self.text)
         found = Batches.of(source)
         return found if self.limit is None else attrs.evolve(found, limit=self.limit)
 
@@ -83,7 +91,7 @@ def read_calibration(
     """Reads the calibration data that are typed as ``--calibration``.
 
     Args:
-        text: ``package.module:batches`` or a file of inputs; None for no data.
+        text: ``package.module:batches``, a file of inputs or a text; None for no data.
         subject: The model that they are for.
         batch_size: Examples of a batch, where it is a file; None for 16.
         limit: Largest number of batches; None for all.
@@ -100,7 +108,7 @@ def read_calibration(
         return None
     data = Data(text, batch_size, limit)
     data.check()
-    return data.batches(subject.keyword)
+    return data.batches(subject)
 
 
 @attrs.frozen(eq=False)
@@ -164,6 +172,19 @@ def _read(path: Path) -> Any:
         raise CheckpointError(
             "The calibration data can't be read.", where=str(path), why=" ".join(str(error).split())[:400]
         ) from error
+
+
+def _tokens(path: Path, subject: Subject, size: int) -> list[dict[str, torch.Tensor]]:
+    """Cuts a text into batches of tokens, by the tokenizer in the folder that the model came from."""
+    prefix, _, folder = subject.name.partition(":")
+    if prefix != "hf" or not isinstance(subject.inputs, Mapping) or "input_ids" not in subject.inputs:
+        raise ArgumentError(
+            "A text is for a model that reads tokens, out of a folder with its tokenizer.",
+            where=str(path),
+            why=f"the model is {subject.name}",
+            hint="hf:FOLDER, or data of another kind: package.module:batches, or a .safetensors, .npy or .pt file",
+        )
+    return text_batches(path, folder, encoder_decoder="decoder_input_ids" in subject.inputs, size=size)
 
 
 def _cut(data: Any, size: int, keyword: str, where: str) -> list[Any]:

@@ -64,7 +64,8 @@ Calibration = Annotated[
     str | None,
     typer.Option(
         metavar="DATA",
-        help="Choose and repair by data: package.module:batches, or a .safetensors, .npy or .pt file of inputs.",
+        help="Choose and repair by data: package.module:batches, a .safetensors, .npy or .pt file of inputs, or a .txt "
+        "for hf:FOLDER.",
         show_default=False,
     ),
 ]
@@ -94,7 +95,12 @@ BranchRatio = Annotated[
 ]
 Branches = Annotated[
     list[str] | None,
-    typer.Option("--branch", metavar="NAME", help="Remove this branch. Repeatable.", show_default=False),
+    typer.Option(
+        "--branch",
+        metavar="NAME",
+        help="Remove this branch, or all branches in this module. Repeatable.",
+        show_default=False,
+    ),
 ]
 BranchImportance = Annotated[
     str | None,
@@ -174,7 +180,7 @@ Serve = Annotated[
     str | None,
     typer.Option(
         metavar="PROFILE",
-        help="Where the model is served: transformers (for hf:FOLDER by default), or none.",
+        help="Where the model is served: transformers (for hf:FOLDER by default), gguf, mlx, onnx, or none.",
         show_default=False,
     ),
 ]

@@ -27,6 +27,7 @@ from prunekit_plugins.calibration.branch_sums import SumPoint
 from prunekit_plugins.calibration.moments import Gatherer
 from prunekit_plugins.calibration.observation import Enough, Seen, Watched
 from prunekit_plugins.calibration.residual_adds import ResidualAdd
+from prunekit_plugins.compensation.forwards import Forwards
 from prunekit_plugins.compensation.held_out import HeldOut
 from prunekit_plugins.compensation.layer_fit import Correspondence
 from prunekit_plugins.compensation.streams import Reached, StreamListener
@@ -111,8 +112,9 @@ class Gathered:
 
 def gather(
     part: Sequence[Pair],
-    original: Watched,
-    pruned: Watched,
+    later: Sequence[Pair],
+    original: Forwards,
+    pruned: Forwards,
     batches: Iterable[Batch],
     *,
     held_out: HeldOut,
@@ -122,8 +124,9 @@ def gather(
 
     Args:
         part: The consumers of the stage.
-        original: The original.
-        pruned: The pruned model, with what was repaired before.
+        later: Those of the stages behind it.
+        original: The forwards of the original.
+        pruned: Those of the pruned model, with what was repaired before.
         batches: The batches.
         held_out: Which examples are held out.
         lost: Whether the moments of removed features are gathered as well.
@@ -132,13 +135,18 @@ def gather(
         Name of a consumer's site to what was gathered.
     """
     found = {pair.after.site.name: Gathered() for pair in part}
+    here, behind = ([pair.before.site.parameter for pair in pairs] for pairs in ([*part, *later], later))
+    unsettled = [name for pair in (*part, *later) for name in pair.after.tensors]
     examples = 0
+    whole = any(pair.takeover is not None for pair in part)  # sums are known by their number from the start
     for number, batch in enumerate(batches):
         stage = _Stage(part, found, held_out.places(number, examples, batch.size), lost=lost)
-        original.run_into(batch, stage.original_listener(original, batch))
+        listener = stage.original_listener(original.watched, batch)
+        original.run_into(number, batch, listener, here, behind, whole=whole)
         stage.check(stage.residual - stage.streams.keys(), batch)
         stage.start_pruned()
-        pruned.run_into(batch, stage.pruned_listener(pruned, batch))
+        listener = stage.pruned_listener(pruned.watched, batch)
+        pruned.run_into(number, batch, listener, unsettled, unsettled, whole=whole)
         stage.check(stage.waiting, batch)
         examples += batch.size
     return found

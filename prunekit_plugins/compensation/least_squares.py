@@ -49,9 +49,9 @@ class LeastSquares:
     ``E||y - W' x - b'||^2 + lambda ||W' - W||^2``. While what it reads is what it read before the cut, less the removed
     units ``R``, that is ``W' = W_K + W_R B^T`` with ``B = (C_KK + lambda I)^-1 C_KR``. ``lambda`` is a multiple of the
     mean variance of a feature: of the ``ridges``, and of those halfway to the best one's neighbours, the one with the
-    least error on examples that were held out. There it is also decided whether covariances are shrunk, see `solve`,
-    and which part of the change is kept: one of `PARTS`, or nothing where none of them is better than the plain cut.
-    The layer is then fitted in the same way to all examples.
+    least error on examples that were held out. There it is also decided whether covariances are shrunk, see
+    `Equations`, and which part of the change is kept: one of `PARTS`, or nothing where none of them is better than the
+    plain cut. The layer is then fitted in the same way to all examples.
 
     A consumer without a bias moves the mean of the norm that follows it; without one it is fitted through the origin.
 
@@ -76,8 +76,9 @@ class LeastSquares:
                 repair.left[problem.name] = f"least_squares: {ALONE}"
                 continue
             training, everything = problem.both()
-            choice = self._choice(problem, training)
-            solution = None if choice is None else solve(problem, choice.ridge, everything, shrunk=choice.shrunk)
+            choice = self._choice(problem, Equations(problem, training))
+            final = Equations(problem, everything)
+            solution = None if choice is None else final.solve(choice.ridge, shrunk=choice.shrunk)
             if choice is None or solution is None:
                 repair.left[problem.name] = "least_squares: its covariance has no Cholesky factor"
                 continue
@@ -88,19 +89,21 @@ class LeastSquares:
                 continue
             repair.settle(problem, *partly(problem, *solution, choice.part), str(choice))
 
-    def _choice(self, problem: LayerFit, training: Moments) -> Choice | None:
+    def _choice(self, problem: LayerFit, equations: Equations) -> Choice | None:
         """Chooses on the examples that were held out; None where nothing can be solved."""
-        tried = self._tried(problem, self.ridges, training)
+        tried = self._tried(problem, self.ridges, equations)
         if not tried:
             return None
-        tried |= self._tried(problem, self._between(min(tried, key=tried.__getitem__)), training)
+        tried |= self._tried(problem, self._between(min(tried, key=tried.__getitem__)), equations)
         ridge = min(tried, key=tried.__getitem__)
         choices = []
+        none = problem.error(problem.weight, problem.offset, problem.held)
         for shrunk in (False, True) if self.shrink else (False,):
-            solution = solve(problem, ridge, training, shrunk=shrunk)
+            solution = equations.solve(ridge, shrunk=shrunk)
             if solution is not None:
                 parts = PARTS if self.shrink else PARTS[:1]
-                choices.append(Choice(ridge, shrunk, *kept_part(problem, *solution, parts)))
+                whole = tried[ridge] if not shrunk else problem.error(*solution, problem.held)
+                choices.append(Choice(ridge, shrunk, *kept_part(problem, *solution, (none, whole), parts)))
         return min(choices, key=lambda choice: choice.error) if choices else None
 
     def _between(self, best: float) -> list[float]:
@@ -110,11 +113,11 @@ class LeastSquares:
         beside = (*ridges[max(0, place - 1) : place], *ridges[place + 1 : place + 2])
         return [math.sqrt(best * other) for other in beside]
 
-    def _tried(self, problem: LayerFit, ridges: Sequence[float], training: Moments) -> dict[float, float]:
+    def _tried(self, problem: LayerFit, ridges: Sequence[float], equations: Equations) -> dict[float, float]:
         """Errors on the examples that were held out, by ridge; a ridge without a finite one is left out."""
         found = {}
         for ridge in ridges:
-            solution = solve(problem, ridge, training)
+            solution = equations.solve(ridge)
             error = math.nan if solution is None else problem.error(*solution, problem.held)
             if math.isfinite(error):
                 found[ridge] = error
@@ -122,7 +125,11 @@ class LeastSquares:
 
 
 def kept_part(
-    problem: LayerFit, weight: torch.Tensor, offset: torch.Tensor, parts: Sequence[float] = PARTS
+    problem: LayerFit,
+    weight: torch.Tensor,
+    offset: torch.Tensor,
+    ends: tuple[float, float],
+    parts: Sequence[float] = PARTS,
 ) -> tuple[float, float]:
     """Finds the part of a change that does best on the examples that were held out.
 
@@ -130,16 +137,14 @@ def kept_part(
         problem: The consumer.
         weight: Tensor ``[groups, outputs, features]``: its weight with all of the change.
         offset: Tensor ``[groups, outputs]``.
+        ends: The errors there with nothing of the change, and with all of it.
         parts: The parts to choose from.
 
     Returns:
         One of them with its error; 0 where none of them is better than nothing, with the error of the whole change.
     """
-
-    def error(part: float) -> float:
-        return problem.error(*partly(problem, weight, offset, part), problem.held)
-
-    none, half, whole = error(0.0), error(0.5), error(1.0)
+    none, whole = ends
+    half = problem.error(*partly(problem, weight, offset, 0.5), problem.held)
     bend = 2 * (whole - 2 * half + none)  # the error is a parabola of the part
     errors = {part: none + part * (whole - none - bend) + part**2 * bend for part in parts}
     best = min(errors, key=errors.__getitem__)
@@ -155,38 +160,49 @@ def partly(
     return torch.lerp(problem.weight, weight, part), torch.lerp(problem.offset, offset, part)
 
 
-def solve(
-    problem: LayerFit, ridge: float, moments: Moments, *, shrunk: bool = False
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Solves one consumer for one ridge.
+class Equations:
+    """The normal equations of one consumer, to be solved for several ridges.
 
     Args:
         problem: The consumer.
-        ridge: A multiple of the mean variance of a feature.
         moments: What it is fitted to.
-        shrunk: Whether covariances are shrunk: with the `shrinkage` ``rho``, ``(1 - rho) C + rho D`` stands for ``C``,
-            where ``D`` is its diagonal, and ``(1 - rho) (P^T - W C)`` for what is missing, which adds
-            ``rho / (1 - rho) D`` to the ridge.
-
-    Returns:
-        Weight ``[groups, outputs, features]`` and offset ``[groups, outputs]``; None where the matrix is singular.
     """
-    weight = problem.weight
-    square, cross = _second(moments, problem)
-    scale = square.diagonal(dim1=1, dim2=2).mean(1)
-    if not bool(scale.isfinite().all()) or not bool((scale > 0).all()):
-        return None
-    part = moments.shrinkage if shrunk else 0.0
-    if part == 1:
-        return weight, problem.mean_error(weight, moments) if problem.movable else problem.offset
-    regular = square.clone()
-    regular.diagonal(dim1=1, dim2=2).add_(ridge * scale[:, None] + part / (1 - part) * moments.variance)
-    factor, failed = torch.linalg.cholesky_ex(regular)
-    if bool((failed != 0).any()):
-        return None
-    gap = cross - square @ weight.transpose(1, 2)
-    fitted = weight + torch.cholesky_solve(gap, factor).transpose(1, 2)
-    return fitted, problem.mean_error(fitted, moments) if problem.movable else problem.offset
+
+    def __init__(self, problem: LayerFit, moments: Moments) -> None:
+        self._problem, self._moments = problem, moments
+        self._square, cross = _second(moments, problem)
+        self._scale = self._square.diagonal(dim1=1, dim2=2).mean(1)
+        self._gap = torch.baddbmm(cross, self._square, problem.weight.transpose(1, 2), alpha=-1)
+        self._known = bool(self._scale.isfinite().all()) and bool((self._scale > 0).all())
+
+    def solve(self, ridge: float, *, shrunk: bool = False) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Solves them for one ridge.
+
+        Args:
+            ridge: A multiple of the mean variance of a feature.
+            shrunk: Whether covariances are shrunk: with the `shrinkage` ``rho``, ``(1 - rho) C + rho D`` stands for
+                ``C``, where ``D`` is its diagonal, and ``(1 - rho) (P^T - W C)`` for what is missing, which adds
+                ``rho / (1 - rho) D`` to the ridge.
+
+        Returns:
+            Weight ``[groups, outputs, features]`` and offset ``[groups, outputs]``; None where the matrix is singular.
+        """
+        weight, part = self._problem.weight, self._moments.shrinkage if shrunk else 0.0
+        if not self._known:
+            return None
+        if part == 1:
+            return weight, self._offset(weight)
+        regular = self._square.clone()
+        regular.diagonal(dim1=1, dim2=2).add_(ridge * self._scale[:, None] + part / (1 - part) * self._moments.variance)
+        factor, failed = torch.linalg.cholesky_ex(regular)
+        if bool((failed != 0).any()):
+            return None
+        fitted = weight + torch.cholesky_solve(self._gap, factor).transpose(1, 2)
+        return fitted, self._offset(fitted)
+
+    def _offset(self, weight: torch.Tensor) -> torch.Tensor:
+        problem = self._problem
+        return problem.mean_error(weight, self._moments) if problem.movable else problem.offset
 
 
 def _second(moments: Moments, problem: LayerFit) -> tuple[torch.Tensor, torch.Tensor]:

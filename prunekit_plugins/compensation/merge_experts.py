@@ -10,9 +10,10 @@ import torch
 from prunekit_core.errors import ArgumentError, many
 from prunekit_core.modules.surgery import scale_rows, select_positions
 from prunekit_core.program.op_call import Kind
-from prunekit_plugins.calibration.mixtures import find_mixtures
-from prunekit_plugins.compensation.expert_weights import ExpertStacks, average
-from prunekit_plugins.compensation.handover import Handover, handovers
+from prunekit_plugins.calibration.branch_sums import recorded_position
+from prunekit_plugins.calibration.experts.search import find_mixtures
+from prunekit_plugins.compensation.experts.handover import Handover, handovers
+from prunekit_plugins.compensation.experts.weights import ExpertStacks, average
 from prunekit_plugins.compensation.least_squares import PARTS
 from prunekit_plugins.compensation.repair import ALONE, Repair
 
@@ -76,7 +77,7 @@ class MergeExperts:
     def _mixtures(self, repair: Repair, leave: Mapping[str, Sequence[int]]) -> Iterator[_Mixture]:
         """Yields the mixtures whose experts can be merged, and notes why others can't."""
         analysis = repair.analysis
-        found = find_mixtures(analysis)
+        found = find_mixtures(analysis, recorded_position(analysis))
         why = {name: found.missed[name] for name in leave if name in found.missed}
         seen = {name: units for name, units in leave.items() if name in found.mixtures}
         tokens = handovers(repair.original, found, seen, repair.batches(held=False)) if seen else {}

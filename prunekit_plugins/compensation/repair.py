@@ -20,11 +20,12 @@ from prunekit_core.modules.tree import named_tensors
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.blame import Blame
 from prunekit_core.plugins.registry import Registry
-from prunekit_core.program.outputs import named_outputs
 from prunekit_plugins.calibration.batches import Batch, Batches
 from prunekit_plugins.calibration.moments import Moments, doubts
 from prunekit_plugins.calibration.observation import Run, Seen, Watched
 from prunekit_plugins.checkpoints.stored_values import Scratch
+from prunekit_plugins.compensation.by_number import run_by_number
+from prunekit_plugins.compensation.forwards import Forwards, Room
 from prunekit_plugins.compensation.gathering import Gathered, Pair, gather
 from prunekit_plugins.compensation.held_out import HeldOut
 from prunekit_plugins.compensation.layer_fit import Correspondence, LayerFit
@@ -34,6 +35,7 @@ from prunekit_plugins.compensation.uses import Consumer, find_consumers, match
 
 NOT_FOLLOWED = "it isn't seen to be added to the sum that lost the branch"
 ALONE = "no example is left to hold out, and one alone says nothing about others"
+SENT_OTHERS = "which of its modules a token is sent to changes with the cut, so there is nothing to fit them to"
 UNFIT = "A compensator gave values that don't fit."
 
 
@@ -64,7 +66,7 @@ class Repair:
     """A pruned model beside the original on calibration data.
 
     Args:
-        original: The original, watched.
+        original: The original, watched. Modules that it runs by numbers of tensors (experts in a list) are left alone.
         module: A copy of the pruned model, which is changed.
         plan: The plan from one to the other.
         batches: The calibration batches.
@@ -121,6 +123,14 @@ class Repair:
         self._before: dict[str, torch.Tensor] = {}  # of what it changed, unless a scratch keeps that
         self.changed, self.unproven, self.trouble = False, False, ""
         self._takeovers = {takeover.parameter: takeover for takeover in takeovers}
+        original.apart = run_by_number(original, next(iter(self.batches())))
+        left_over = {path: now for path in original.apart if (now := plan.renaming.after(path)) is not None}
+        self._apart = tuple(left_over.values())
+        changed = [*(cut.parameter for cut in plan.parameters), *plan.gone]
+        cut = (path for path in left_over if any(name.startswith(f"{path}.") for name in changed))
+        self.left |= dict.fromkeys(cut, SENT_OTHERS)
+        room = None if scratch is not None else Room.beside(original)
+        self._runs = Forwards(original, room), Forwards(self._watched(), room)
         self._pairs = self._find_pairs()
 
     @functools.cached_property
@@ -152,7 +162,13 @@ class Repair:
     # -- running
 
     def _watched(self) -> Watched:
-        return Watched(self.module, self._registry, self._scratch)
+        return Watched(self.module, self._registry, self._scratch, self._apart)
+
+    def _forwards(self) -> tuple[Forwards, Forwards]:
+        """Returns the forwards of the original and of the copy as it is now."""
+        if self._scratch is not None:
+            self._runs = self._runs[0], Forwards(self._watched(), None)
+        return self._runs
 
     def values(self, name: str) -> torch.Tensor:
         """Returns the values of a parameter or buffer of the copy by its canonical name, detached."""
@@ -165,16 +181,21 @@ class Repair:
             held: Only the examples that are held out, or only the others; None for all. Whole batches are held out
                 where there are two or more.
         """
-        found = self._batches.read(self.original.device)
+        for _, batch in self._numbered(held):
+            yield batch
+
+    def _numbered(self, held: bool | None) -> Iterator[tuple[int, Batch]]:
+        """Yields what `batches` yields, with the numbers of the batches."""
+        found = enumerate(self._batches.read(self.original.device))
         if held is None:
             yield from found
             return
         held_out, examples = attrs.evolve(self.held_out, several=2), 0
-        for number, batch in enumerate(found):
+        for number, batch in found:
             part = held_out.part(batch, held_out.places(number, examples, batch.size), held=held)
             examples += batch.size
             if part is not None:
-                yield part
+                yield number, part
 
     @property
     def held_out(self) -> HeldOut:
@@ -193,11 +214,10 @@ class Repair:
         Args:
             held: See `batches`.
         """
-        watched = self._watched()
+        original, pruned = self._forwards()
         wrong = size = 0.0
-        for batch in self.batches(held=held):
-            expected = named_outputs(self.original.run(batch, _ignore))
-            found = named_outputs(watched.run(batch, _ignore))
+        for number, batch in self._numbered(held):
+            expected, found = original.outputs(number, batch), pruned.outputs(number, batch)
             for a, b in _paired(expected, found):
                 if not a.is_floating_point() or a.shape != b.shape:
                     continue
@@ -205,14 +225,16 @@ class Repair:
                 if counted is not None:
                     a, b = a[counted], b[counted]
                 finite = a.isfinite()
-                a, b = a[finite].double(), b[finite].double()
-                wrong += float((a - b).square().sum())
+                if not bool(finite.all()):
+                    a, b = a[finite], b[finite]
+                a = a.double()
+                wrong += float((a - b).square_().sum())
                 size += float(a.square().sum())
         return wrong / size if size else float("nan")
 
     def _find_pairs(self) -> list[Pair]:
         batch = next(iter(self.batches()))
-        watched = self._watched()
+        watched = self._runs[1].watched
         matched = match(find_consumers(self.original, batch), find_consumers(watched, batch), self.plan)
         reached = self._reached(watched, batch, matched)
         pairs = []
@@ -262,7 +284,9 @@ class Repair:
         levels = list(dict.fromkeys(pair.after.level for pair in self._pairs))
         for chosen in self._staged(levels):
             part = [pair for pair in self._pairs if pair.after.level in chosen]
-            gathered = gather(part, self.original, self._watched(), self.batches(), held_out=self.held_out, lost=lost)
+            later = [pair for pair in self._pairs if pair.after.level > max(chosen)]
+            runs = self._forwards()
+            gathered = gather(part, later, *runs, self.batches(), held_out=self.held_out, lost=lost)
             for pair in part:
                 problem = self._problem(pair, gathered.pop(pair.after.site.name), lost=lost)
                 if problem is not None:
@@ -437,6 +461,7 @@ class Repair:
         tensor = named_tensors(self.module)[name]
         replace_values(tensor, values)
         self.written[name] = tensor
+        self._runs[1].changed(name, tensor.data if isinstance(tensor, nn.Parameter) else tensor.data.clone())
 
 
 def _paired(

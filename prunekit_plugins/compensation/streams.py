@@ -82,7 +82,7 @@ class StreamListener(WatchingListener):
         points: Collection[SumPoint] = (),
         result: Result | None = None,
     ) -> None:
-        super().__init__(watched.shadow, watched.rules, batch, self._look_at, summed, total)
+        super().__init__(watched, batch, self._look_at, summed, total)
         self._shown, self._follow, self._arrive = look, follow or {}, arrive
         self._points, self._result = set(points), result
         self._counts: dict[tuple[str, Any], int] = {}

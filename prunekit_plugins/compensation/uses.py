@@ -14,8 +14,6 @@ from prunekit_core.plans.plan import Plan
 from prunekit_core.program.calls import operation_name, tensors_of
 from prunekit_core.program.linear_forms import Site
 from prunekit_core.program.outputs import output_tensors
-from prunekit_core.program.rules import RuleTable
-from prunekit_core.record.shadow import Shadow
 from prunekit_plugins.calibration.batches import Batch
 from prunekit_plugins.calibration.observation import Look, Run, Seen, Watched, WatchingListener
 from prunekit_plugins.calibration.residual_adds import ResidualAdds
@@ -46,20 +44,29 @@ class Consumer:
     places: tuple[tuple[int, ...], ...]
     summed: bool
 
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the tensors that are given other values when it is fitted."""
+        return (
+            self.site.parameter,
+            *((self.bias.parameter,) if self.bias else ()),
+            *((self.mean,) if self.mean else ()),
+        )
+
 
 class _Uses(WatchingListener):
     """Notes who reads the outputs of consumers, and who else uses parameters."""
 
-    def __init__(self, shadow: Shadow, rules: RuleTable, batch: Batch, look: Look) -> None:
-        super().__init__(shadow, rules, batch, look)
+    def __init__(self, watched: Watched, batch: Batch, look: Look) -> None:
+        super().__init__(watched, batch, look)
         self.outputs: WeakIdKeyDictionary = WeakIdKeyDictionary()  # to their orders
         self.readers: dict[int, list[str]] = {}
         self.means: list[str] = []
         self.others: dict[str, dict[str, None]] = {}
         self.levels: list[int] = []
-        self.sums = ResidualAdds(rules)
+        self.sums = ResidualAdds(watched.rules)
         self._source: torch.Tensor | None = None
-        self._names = shadow.names
+        self._names = watched.shadow.names
 
     def operation(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> None:
         given = tensors_of(list(arguments.values()))
@@ -113,7 +120,7 @@ def find_consumers(watched: Watched, batch: Batch) -> list[Consumer]:
         nothing = torch.empty(0, device="cpu")
         calls.setdefault(seen.site.name, []).append(attrs.evolve(seen, arguments={}, output=nothing))
 
-    listener = _Uses(watched.shadow, watched.rules, batch, look)
+    listener = _Uses(watched, batch, look)
     results = output_tensors(watched.run_into(batch, listener))
     for tensor in results:
         if tensor in listener.outputs:

@@ -98,7 +98,7 @@ class DepthSettings:
         if self.target is not None and (self.branch_ratio or self.branches):
             raise ArgumentError(
                 "A target is met by units or by branches.",
-                why="branches that go by a ratio, too, aren't part of its search",
+                why="the search for it doesn't know what branches= or branch_ratio= takes besides",
                 hint='by="depth" meets it by branches, by="both" by branches and units; or prune twice: first '
                 "branches, then to the target",
             )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 
+from prunekit_core.branches.branch import named_branches
 from prunekit_core.choose.candidates import TOLERANCE
 from prunekit_core.graph.graph import Graph
 from prunekit_core.plans.plan import Plan
@@ -83,11 +84,13 @@ class DepthSteps:
         """Takes the first of the branches that are named; all of them at the last step."""
         if step == self._steps:
             return choose_branches(self._graph, self._settings, None, self._protected)
-        everything = len(self._graph.branches())
+        branches = self._graph.branches()
+        everything = len(branches)
+        names = [branch.name for name in names for branch in named_branches(branches, [name])]
         share = min(len(names) / everything, 1 - TOLERANCE)
         count = math.floor(self._schedule(share)[step] * everything + TOLERANCE)
         if count:
-            settings = attrs.evolve(self._settings, branches=names[:count])
+            settings = attrs.evolve(self._settings, branches=tuple(names[:count]))
             return choose_branches(self._graph, settings, None, self._protected)
         gone = self._graph.applied.absent
         left = {one.name: one.reason or "not yet" for one in self._graph.branches() if one.name not in gone}

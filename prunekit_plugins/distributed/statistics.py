@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from prunekit.plugin import ArgumentError, Statistics, is_sharded
+from prunekit.plugin import ArgumentError, ExpertStatistics, Statistics, is_sharded
 from prunekit_plugins.distributed.agreement import device_of, require_group, same_everywhere
 
 
@@ -52,7 +52,8 @@ def reduce_calibration(statistics: Statistics, group: dist.ProcessGroup | None =
 
     With ``n_r`` samples, mean ``m_r`` and covariance ``C_r`` on process ``r``: ``N = sum n_r``,
     ``m = sum n_r m_r / N``, ``C = sum n_r (C_r + (m_r - m)(m_r - m)^T) / N`` (Chan et al., 1979), in float64.
-    Gradients, squared gradients and curvatures are averaged by examples.
+    Gradients, squared gradients and curvatures are averaged by examples. What is known of experts are sums over tokens,
+    which are added up.
 
     Args:
         statistics: What this process gathered.
@@ -67,7 +68,10 @@ def reduce_calibration(statistics: Statistics, group: dist.ProcessGroup | None =
     require_group()
     about = [sorted(part) for part in (statistics.sites, statistics.gradients, statistics.fisher)]
     parts = [(seen.moments.covariance is None, seen.curvature is None) for seen in statistics.sites.values()]
-    if not same_everywhere(json.dumps([about, parts, statistics.shapes], sort_keys=True), group):
+    mixtures = {
+        name: [sorted(seen.tensors()), seen.effect is None, seen.top_k] for name, seen in statistics.experts.items()
+    }
+    if not same_everywhere(json.dumps([about, parts, mixtures, statistics.shapes], sort_keys=True), group):
         raise ArgumentError(
             "The processes gathered statistics of different layers.",
             hint="run calibrate with the same arguments on every process, on at least one batch each",
@@ -101,7 +105,11 @@ def reduce_calibration(statistics: Statistics, group: dist.ProcessGroup | None =
     def averaged(table: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: total(values * statistics.examples) / examples for name, values in table.items()}
 
-    notes = (*statistics.notes, f"statistics of {dist.get_world_size(group)} processes, joined")
+    experts = {name: _added(statistics.experts[name], total) for name in sorted(statistics.experts)}
+    unreached = {note for name, seen in statistics.experts.items() for note in seen.notes(name)}
+    known = [note for note in statistics.notes if note not in unreached]  # others may have reached these experts
+    reached = [note for name, seen in experts.items() for note in seen.notes(name)]
+    notes = (*known, *reached, f"statistics of {dist.get_world_size(group)} processes, joined")
     return attrs.evolve(
         statistics,
         sites=sites,
@@ -109,7 +117,22 @@ def reduce_calibration(statistics: Statistics, group: dist.ProcessGroup | None =
         fisher=averaged(statistics.fisher),
         examples=examples,
         notes=notes,
+        experts=experts,
     )
+
+
+def _added(experts: ExpertStatistics, total: Callable[[torch.Tensor], torch.Tensor]) -> ExpertStatistics:
+    """Adds up what all processes know of the experts of a mixture."""
+    counts = total(torch.tensor([experts.tokens, experts.examples], device="cpu"))
+    numbers = total(torch.tensor([experts.energy, experts.effect or 0.0], dtype=torch.float64, device="cpu"))
+    rest = {
+        **experts.rest(),
+        "tokens": int(counts[0]),
+        "examples": int(counts[1]),
+        "energy": float(numbers[0]),
+        "effect": None if experts.effect is None else float(numbers[1]),
+    }
+    return ExpertStatistics.of({name: total(values) for name, values in experts.tensors().items()}, rest)
 
 
 def _total_over(group: dist.ProcessGroup | None) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -120,7 +120,7 @@ def exporting(model: nn.Module, where: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def appearing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a place for a file that gets its name when everything went well.
+    """Gives a place for a file that gets its name when everything went well; so do files beside it.
 
     Raises:
         ArgumentError: The folder isn't there, or the path is a folder.
@@ -131,11 +131,12 @@ def appearing(path: str | os.PathLike[str]) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as folder:
         temporary = Path(folder) / place.name
         yield temporary
-        os.replace(temporary, place)
+        for file in (*(file for file in Path(folder).iterdir() if file != temporary), temporary):
+            os.replace(file, place.with_name(file.name))
 
 
-def library(name: str) -> ModuleType:
-    """Imports a library that is an extra.
+def library(name: str, extra: str = "export") -> ModuleType:
+    """Imports a library that an extra brings.
 
     Raises:
         ArgumentError: It isn't there.
@@ -144,5 +145,5 @@ def library(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise ArgumentError(
-            f"{name} can't be imported.", why=str(error), hint='pip install "prunekit[export]"'
+            f"{name} can't be imported.", why=str(error), hint=f'pip install "prunekit[{extra}]"'
         ) from error

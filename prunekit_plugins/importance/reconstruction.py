@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import attrs
 import torch
@@ -125,17 +125,32 @@ def weighted(weight: torch.Tensor, seen: SiteStatistics) -> torch.Tensor:
 
 @attrs.define(eq=False)
 class _Block:
-    """One consumer, or one of its groups.
+    """One consumer, or one of its groups, with the features that are left.
+
+    With ``K`` the inverse covariance and ``R`` what went, the inverse of what is left is ``K - K_R^T (K_RR)^-1 K_R``.
+    Only its rows of what goes next and its blocks of each unit are needed: it is kept as ``K - P^T P``, with as many
+    rows in ``P`` as features went (a pivoted Cholesky factor), and made when half of them did.
 
     Attributes:
-        weight: Tensor ``[outputs, features]`` of the features that are left, updated as units go.
-        inverse: Tensor ``[features, features]``: their inverse covariance.
-        labels: Tensor ``[features]``: which unit each belongs to; -1 for none.
+        weight: Tensor ``[outputs, features]``, updated as units go.
+        inverse: Tensor ``[features, features]``: ``K``, for the features that were left when it was made.
+        labels: Tensor ``[features]``: which unit each belongs to; -1 for none that may go, or that is gone.
+        stays: Bool tensor ``[features]``: those that are left.
+        factor: Tensor ``[features, features]``, of which the first ``gone`` rows are ``P``.
+        most: Number of units, or more.
+        gone: Number of features that went since ``K`` was made.
+        taken: Number of features of a unit to a tensor ``[units, features, features]``: the blocks of ``P^T P`` of the
+            units that have so many.
     """
 
     weight: torch.Tensor
     inverse: torch.Tensor
     labels: torch.Tensor
+    stays: torch.Tensor
+    factor: torch.Tensor
+    most: int
+    gone: int = 0
+    taken: dict[int, torch.Tensor] = attrs.field(factory=dict)
 
     @classmethod
     def of(cls, weight: torch.Tensor, covariance: torch.Tensor, labels: torch.Tensor, ridge: float) -> _Block | None:
@@ -145,39 +160,73 @@ class _Block:
             return None
         regular = covariance.clone()
         regular.diagonal().add_(ridge * scale)
-        return cls(weight, torch.cholesky_inverse(torch.linalg.cholesky(regular)), labels)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(regular))
+        stays = torch.ones(len(labels), dtype=torch.bool, device=weight.device)
+        most = int(labels.max()) + 1
+        return cls(weight.clone(), inverse, labels.clone(), stays, regular, most)  # its memory has no other use
 
     def errors(self, units: int) -> torch.Tensor:
         """What each unit adds if it goes next: tensor ``[units]``; features that went count nothing."""
         found = self.weight.new_zeros(units)
+        for chosen, places in self._units():
+            inner = self.inverse[places[:, :, None], places[:, None, :]]
+            inner = inner - self._taken(places.shape[1])[chosen]
+            if places.shape[1] == 1:
+                found[chosen] = self.weight.square().sum(0)[places[:, 0]] / inner.flatten()
+                continue
+            columns = self.weight[:, places].permute(1, 2, 0)  # [units, features, outputs]
+            found[chosen] = (columns * torch.linalg.solve(inner, columns)).sum((1, 2))
+        return found
+
+    def _units(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yields the units that are left and have as many features as each other, and the places of these."""
         held = (self.labels >= 0).nonzero().flatten()
         order = held[self.labels[held].argsort(stable=True)]
-        counts = torch.bincount(self.labels[held], minlength=units)
+        counts = torch.bincount(self.labels[held])
         starts = counts.cumsum(0) - counts
         for count in counts.unique().tolist():
-            if not count:
-                continue
-            chosen = (counts == count).nonzero().flatten()
-            turns = starts[chosen][:, None] + torch.arange(count, device="cpu")
-            places = order[turns].to(self.weight.device)  # [chosen, count]
-            columns = self.weight[:, places].permute(1, 2, 0)  # [chosen, count, outputs]
-            inner = self.inverse[places[:, :, None], places[:, None, :]]
-            found[chosen.to(found.device)] = (columns * torch.linalg.solve(inner, columns)).sum((1, 2))
-        return found
+            if count:
+                chosen = (counts == count).nonzero().flatten()
+                turns = starts[chosen][:, None] + torch.arange(count, device="cpu")
+                yield chosen.to(self.weight.device), order[turns].to(self.weight.device)
+
+    def _taken(self, count: int) -> torch.Tensor:
+        if count not in self.taken:
+            self.taken[count] = self.weight.new_zeros(self.most, count, count)
+        return self.taken[count]
 
     def remove(self, units: torch.Tensor) -> None:
         """Takes units away, and lets the features that stay make up for them."""
         gone = torch.isin(self.labels, units.cpu())
-        if not gone.any():
+        count = int(gone.sum())
+        if not count:
             return
-        places, stay = (found.nonzero().flatten().to(self.weight.device) for found in (gone, ~gone))
-        rows = self.inverse[places]
-        across = rows[:, stay]
-        solved = torch.linalg.solve(rows[:, places], across)
-        self.weight = self.weight[:, stay] - self.weight[:, places] @ solved
-        self.inverse = self.inverse[stay[:, None], stay]
-        self.inverse -= across.T @ solved
-        self.labels = self.labels[~gone]
+        places = gone.nonzero().flatten().to(self.weight.device)
+        past = self.factor[: self.gone]
+        rows = torch.addmm(self.inverse[places], past[:, places].T, past, alpha=-1)
+        lower = torch.linalg.cholesky(rows[:, places])
+        new = self.factor[self.gone : self.gone + count]
+        new.copy_(torch.linalg.solve_triangular(lower, rows, upper=False))
+        moved = torch.linalg.solve_triangular(lower, self.weight[:, places].T, upper=False)
+        self.weight.addmm_(moved.T, new, alpha=-1)
+        self.labels[gone] = -1
+        self.stays[places] = False
+        self.gone += count
+        if self.gone > len(self.labels) // 2:
+            self._compact()
+            return
+        for chosen, left in self._units():
+            parts = new[:, left].permute(1, 2, 0)  # [units, features, gone now]
+            self._taken(left.shape[1])[chosen] += parts @ parts.transpose(1, 2)
+
+    def _compact(self) -> None:
+        """Makes the inverse of what is left."""
+        past, stay = self.factor[: self.gone][:, self.stays], self.stays.nonzero().flatten()
+        self.inverse = self.inverse[stay[:, None], stay].addmm_(past.T, past, alpha=-1)
+        self.weight, self.labels = self.weight[:, stay], self.labels[stay.cpu()]
+        self.stays, self.gone = self.stays[stay], 0
+        self.factor = torch.empty_like(self.inverse)
+        self.taken.clear()
 
 
 def _take_away(blocks: Sequence[_Block], units: int, rounds: int) -> torch.Tensor:

@@ -2,6 +2,6 @@
 
 from prunekit_plugins.prune.call import PruneResult, prune
 from prunekit_plugins.prune.sensitivities import sensitivity
-from prunekit_plugins.prune.serving import ServingProfile
+from prunekit_plugins.prune.serving import ServingEngine, ServingProfile
 
-__all__ = ["PruneResult", "ServingProfile", "prune", "sensitivity"]
+__all__ = ["PruneResult", "ServingEngine", "ServingProfile", "prune", "sensitivity"]

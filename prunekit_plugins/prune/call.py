@@ -42,7 +42,7 @@ from prunekit_plugins.prune.by_both import by_both
 from prunekit_plugins.prune.by_depth import Decided, by_depth
 from prunekit_plugins.prune.calibrated import CalibratedPath, check_informed
 from prunekit_plugins.prune.experts import about_experts, check_reach
-from prunekit_plugins.prune.serving import Profiler, profiler_of
+from prunekit_plugins.prune.serving import Profiler, serving_profile
 from prunekit_plugins.prune.settings import COMPENSATION, PruneSettings
 
 if TYPE_CHECKING:
@@ -198,7 +198,8 @@ def prune(
         branch_ratio: Fraction of the branches to remove (operands of sums that can be switched off: attention,
             feed-forwards, residual blocks), in [0, 1): of those of each structure, with ``global_pruning`` of all
             together. None removes none. ``ignored_layers`` and ``max_pruning_ratio`` hold for branches as well.
-        branches: Names of the branches to remove, instead of a ratio; see `Graph.branches`.
+        branches: Names of the branches to remove, or of modules that hold them (a layer), instead of a ratio; see
+            `Graph.branches`.
         branch_importance: A criterion for branches or its registered name; None for ``"output_change"`` with
             calibration data, and for ``"magnitude"``, a weak guess, without.
         by: What meets a target: ``"width"`` (units), ``"depth"`` (branches alone) or ``"both"``: of five ways to split
@@ -237,7 +238,7 @@ def prune(
     allotment, path = Allotment.of(settings, registry), CalibratedPath.of(settings, registry)
     settings.check_names(registry)
     told = settings.without_data(registry.config) if path is None else path.notes
-    profile = None if serve is None else profiler_of(serve)(model, example_inputs, registry)
+    profile = None if serve is None else serving_profile(serve, model, example_inputs, registry)
     if profile is not None:
         settings = PruneSettings.of(profile.under(settings.given))
     wanted = settings.pruner(ranks=global_pruning or allotment.ranks)

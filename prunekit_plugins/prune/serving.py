@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
 from torch import nn
 
 from prunekit_core.arguments import shown
-from prunekit_core.errors import ArgumentError, nearest
-from prunekit_core.plugins.registry import Registry
+from prunekit_core.errors import ArgumentError
+from prunekit_core.plugins.registry import Registry, default_registry
 
 
 @attrs.frozen
@@ -53,22 +53,56 @@ class ServingProfile:
 Profiler = Callable[[nn.Module, Any, Registry | None], ServingProfile]
 """Finds out what an engine asks of a model: ``(model, example_inputs, registry)`` to its profile."""
 
-PROFILES: dict[str, str] = {"transformers": "prunekit_plugins.integrations.serving:transformers_profile"}
-"""Name to the module and the function that finds out what that engine asks for; imported when it is named."""
+LoadTest = Callable[[Path], "object | None"]
+"""Tries a pruned model in an engine: its folder to what was compared, in words; None where it isn't installed."""
 
 
-def profiler_of(serve: str | Profiler) -> Profiler:
-    """Returns the function that a name stands for.
+@attrs.frozen
+class ServingEngine:
+    """An engine that serves models; called, it finds out what it asks of a model.
+
+    Attributes:
+        profile: Finds that out: ``(model, example_inputs, registry)`` to a `ServingProfile`.
+        version: The version of the engine for which that was found to be true.
+        load_test: Loads the folder of a pruned model in the engine, and compares what it computes with what PyTorch
+            computes. It returns what was compared (``str`` of it is shown), or None where the engine isn't installed,
+            and raises a `PrunekitError` where they differ. None for an engine without such a test.
+    """
+
+    profile: Profiler
+    version: str = ""
+    load_test: LoadTest | None = None
+
+    def __call__(self, model: nn.Module, example_inputs: Any, registry: Registry | None = None) -> ServingProfile:
+        """Finds out what the engine asks of a model."""
+        return self.profile(model, example_inputs, registry)
+
+
+HOOK = "prunekit_serving_profiles"
+
+
+def serving_profile(
+    serve: str | Profiler, model: nn.Module, example_inputs: Any, registry: Registry | None
+) -> ServingProfile:
+    """Finds out what an engine asks of a model.
+
+    Args:
+        serve: The name under which a plugin registers it, or a function.
+        model: The model, not pruned.
+        example_inputs: Its example inputs.
+        registry: Where plugins are found; None for the default registry.
 
     Raises:
-        ArgumentError: There is no profile of that name.
+        ArgumentError: No profile is registered under that name, or it is none for this model.
+        PluginError: The function of a plugin raised, or returned something else.
     """
-    if not isinstance(serve, str):
-        if not callable(serve):
-            raise ArgumentError("serve is the name of a profile, or a function.", why=f"got {shown(serve)}")
-        return serve
-    if serve not in PROFILES:
-        raise ArgumentError(f"There is no serving profile {serve!r}.", hint=nearest(serve, PROFILES))
-    module, _, name = PROFILES[serve].partition(":")
-    found: Profiler = getattr(importlib.import_module(module), name)
-    return found
+    known = registry or default_registry()
+    found = known.named(HOOK, serve) if isinstance(serve, str) else serve
+    if not callable(found):
+        raise ArgumentError("serve is the name of a profile, or a function.", why=f"got {shown(serve)}")
+    blame = known.owners.blame(HOOK, found)
+    with blame.blamed("A serving profile failed."):
+        profile = found(model, example_inputs, registry)
+    if not isinstance(profile, ServingProfile):
+        raise blame.error("A serving profile returned something else.", f"it returned {shown(profile)}")
+    return profile

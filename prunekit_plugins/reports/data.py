@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import attrs
 
 from prunekit import PruneResult
-from prunekit.plugin import Analysis, Graph, Plan, Preview, Report, Sensitivity, Sizer, UnitGroup
+from prunekit.plugin import Analysis, ArgumentError, Graph, Plan, Preview, Report, Sensitivity, Sizer, UnitGroup
 from prunekit_plugins.budgets.counts import operation_macs, whole_macs
 
 FORMAT = 1
 Curves = Mapping[str, Mapping[float, float]]
 """Group to (fraction of its units removed to what was lost)."""
+Figures = Mapping[str, tuple[float, float]]
+"""What was measured, in words with its unit, to (before, after)."""
 
 
 @attrs.frozen
@@ -147,6 +150,10 @@ class ReportData:
         repairs: What calibration data were used for, layer by layer.
         output_error: Mean squared error of the model's outputs on the calibration data, relative to their size, right
             after the cut and after compensation; None without.
+        made: The day, as YYYY-MM-DD.
+        measured: What was measured, in words with its unit, to (before, after): accuracy, latency.
+        verification: How the cut was compared with the original by numbers, or why it wasn't; empty if nobody asked.
+        random_weights: Whether the weights were random, so that nothing is said about the quality of a trained model.
     """
 
     title: str
@@ -165,6 +172,10 @@ class ReportData:
     repairs: tuple[RepairRow, ...] = ()
     output_error: tuple[float, float] | None = None
     branches: tuple[BranchRow, ...] = ()
+    made: str = attrs.field(factory=lambda: datetime.date.today().isoformat())
+    measured: Figures = attrs.field(factory=dict)
+    verification: str = ""
+    random_weights: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the data as dicts, lists, numbers and texts, as JSON can hold them."""
@@ -172,7 +183,13 @@ class ReportData:
 
 
 def report_data(
-    result: PruneResult, *, title: str = "", sensitivity: Sensitivity | Curves | None = None, metric: str = ""
+    result: PruneResult,
+    *,
+    title: str = "",
+    sensitivity: Sensitivity | Curves | None = None,
+    metric: str = "",
+    measured: Figures | None = None,
+    random_weights: bool = False,
 ) -> ReportData:
     """Collects everything there is to say about a pruned model.
 
@@ -181,6 +198,11 @@ def report_data(
         title: What was pruned; the class of the model if empty.
         sensitivity: What was measured, if it was: a `Sensitivity`, or group to (fraction removed to what was lost).
         metric: What was lost, in words; that of the `Sensitivity` if empty.
+        measured: What you measured, in words with its unit, to (before, after): ``{"accuracy (%)": (91.2, 90.8)}``.
+        random_weights: Whether the weights were random; the page then says so in red.
+
+    Raises:
+        ArgumentError: What was measured isn't two numbers.
     """
     preview = result.preview
     costs = {"params": (float(preview.params_before), float(preview.params_after)), **preview.costs}
@@ -193,7 +215,10 @@ def report_data(
         groups=_groups(result.graph, result.plan.kept, result.report),
         branches=branch_rows(result.graph, result.report) if result.report.absent or result.report.branches else (),
         protocol=attrs.asdict(result.protocol),
-        **{**_rest(result.report), **_measured(sensitivity, metric), **_repairs(result)},
+        measured=_figures(measured or {}),
+        verification=str(result.verification),
+        random_weights=random_weights,
+        **{**_rest(result.report), **_curves(sensitivity, metric), **_repairs(result)},
     )
 
 
@@ -206,6 +231,7 @@ def inspection_data(
     kept: Mapping[str, tuple[int, ...]] | None = None,
     sensitivity: Sensitivity | Curves | None = None,
     metric: str = "",
+    random_weights: bool = False,
 ) -> ReportData:
     """Collects everything there is to say about a model that was analysed and not pruned.
 
@@ -215,7 +241,7 @@ def inspection_data(
         report: Reasons for what stays; that of the graph if None.
         preview: What a trial would leave.
         kept: The units that the trial keeps.
-        sensitivity, metric: As for `report_data`.
+        sensitivity, metric, random_weights: As for `report_data`.
     """
     found = report or graph.report()
     if preview is not None:
@@ -232,8 +258,9 @@ def inspection_data(
         groups=_groups(graph, kept or {}, found),
         branches=branch_rows(graph, found),
         **_rest(found),
-        **_measured(sensitivity, metric),
+        **_curves(sensitivity, metric),
         protocol={},
+        random_weights=random_weights,
     )
 
 
@@ -253,7 +280,19 @@ def _rest(report: Report) -> dict[str, Any]:
     return {name: getattr(report, name) for name in names}
 
 
-def _measured(sensitivity: Sensitivity | Curves | None, metric: str) -> dict[str, Any]:
+def _figures(measured: Figures) -> Figures:
+    for name, pair in measured.items():
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(n, int | float) for n in pair):
+            raise ArgumentError(
+                "What was measured is two numbers, before and after.",
+                where=f"measured[{name!r}]",
+                why=f"got {pair!r}",
+                hint='{"accuracy (%)": (91.2, 90.8)}',
+            )
+    return {name: (float(before), float(after)) for name, (before, after) in measured.items()}
+
+
+def _curves(sensitivity: Sensitivity | Curves | None, metric: str) -> dict[str, Any]:
     if isinstance(sensitivity, Sensitivity):
         curves = {n: dict(zip(c.removed, c.damages, strict=True)) for c in sensitivity.curves for n in c.groups}
         return {"sensitivity": curves, "metric": metric or sensitivity.metric}

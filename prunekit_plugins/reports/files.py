@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prunekit import PruneResult
 from prunekit.plugin import ArgumentError, Sensitivity, write_text
-from prunekit_plugins.reports.data import Curves, ReportData, report_data
+from prunekit_plugins.reports.data import Curves, Figures, ReportData, report_data
 from prunekit_plugins.reports.markdown import to_markdown
 from prunekit_plugins.reports.page import to_html
 
@@ -40,13 +40,14 @@ def write_report(
     *,
     sensitivity: Sensitivity | Curves | None = None,
     metric: str = "",
+    measured: Figures | None = None,
 ) -> None:
     """Writes a report; the file appears whole or not at all.
 
     Args:
         result: What `prune` returned, or what `report_data` or `inspection_data` made.
         path: The file: ``.html`` for a page, ``.md`` for Markdown, ``.json`` for data.
-        sensitivity, metric: As for `report_data`; only with a result.
+        sensitivity, metric, measured: As for `report_data`; only with a result.
 
     Raises:
         ArgumentError: The suffix is another one.
@@ -54,6 +55,6 @@ def write_report(
     place = check_report_path(path)
     data = result
     if isinstance(data, PruneResult):
-        data = report_data(data, sensitivity=sensitivity, metric=metric)
+        data = report_data(data, sensitivity=sensitivity, metric=metric, measured=measured)
     render = {".html": to_html, ".md": to_markdown, ".json": to_json}[place.suffix.lower()]
     write_text(place, render(data))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from prunekit_plugins.reports.collapse import collapse
 from prunekit_plugins.reports.data import ReportData
 from prunekit_plugins.reports.sections import Section, sections
+from prunekit_plugins.reports.summary import RANDOM, sentence
 
 LONG = 40
 """Rows beyond which a table is folded away."""
@@ -15,8 +15,12 @@ LONG = 40
 
 def to_markdown(data: ReportData) -> str:
     """Renders a report as Markdown (with tables, as GitHub and GitLab know them); long tables are folded away."""
-    parts = [f"# {cell(data.title)}, {'pruned' if data.pruned else 'inspected'}"]
-    for section in sections(data):
+    parts = [f"# {cell(data.title)}, {'pruned' if data.pruned else 'inspected'}", cell(sentence(data))]
+    if data.verification:
+        parts.append(f"{cell(data.verification)} ({data.made})")
+    if data.random_weights:
+        parts.append(f"**{RANDOM}**")
+    for section in map(Section.joined, sections(data)):
         parts.append(f"## {section.title}")
         if section.about:
             parts.append(section.about)
@@ -26,10 +30,6 @@ def to_markdown(data: ReportData) -> str:
 
 def _table(section: Section) -> str:
     columns, rows = section.columns, section.rows
-    if section.blocks and len(rows) > 8:
-        joined = collapse(rows)
-        columns = (columns[0], ">times", *columns[1:])
-        rows = tuple((row[0], str(count), *row[1:]) for count, row in joined)
     rule = "|".join("---:" if column.startswith(">") else "---" for column in columns)
     lines = [_line([column.lstrip(">") for column in columns]), f"|{rule}|", *map(_line, rows)]
     table = "\n".join(lines)

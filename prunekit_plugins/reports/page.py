@@ -8,9 +8,12 @@ from html import escape
 from prunekit_plugins.reports.data import GroupRow, ReportData
 from prunekit_plugins.reports.sections import Section, number, sections, share
 from prunekit_plugins.reports.style import CSS, SCRIPT
+from prunekit_plugins.reports.summary import LATENCY, RANDOM, readable, sentence
 
 FOLDED = 30
 """Rows beyond which a section starts folded."""
+CARDS = ("costs", "measured")
+"""Sections that are shown as cards on top."""
 OPEN = ("macs", "groups")
 """Sections that start open all the same; their tables scroll."""
 FILTERED = 15
@@ -23,8 +26,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 
 def to_html(data: ReportData) -> str:
     """Renders a report as a page for the browser, light or dark as the reader prefers."""
-    found = [section for section in sections(data) if section.key != "costs"]
-    what = "what went, what stayed, and why" if data.pruned else "what can go, what can't, and why"
+    found = [section.joined() for section in sections(data) if section.key not in CARDS]
     links = "".join(f'<a href="#{s.key}">{escape(s.title)}</a>' for s in found)
     body = "".join(_section(section, data) for section in found)
     return f"""<!DOCTYPE html>
@@ -40,7 +42,8 @@ def to_html(data: ReportData) -> str:
 <body>
 <main>
 <h1>{escape(data.title)}</h1>
-<p class="kicker">{"Pruned with" if data.pruned else "Inspected with"} prunekit: {what}.</p>
+<p class="lead">{escape(sentence(data))}</p>
+{_warning(data)}<p class="kicker">{escape(_origin(data))}</p>
 {_cards(data)}
 <nav>{links}</nav>
 {body}
@@ -51,19 +54,49 @@ def to_html(data: ReportData) -> str:
 """
 
 
+def _warning(data: ReportData) -> str:
+    return f'<p class="warning">{escape(RANDOM)}</p>' + "\n" if data.random_weights else ""
+
+
+def _origin(data: ReportData) -> str:
+    """When and with what the report was made, and how the cut was compared with the original."""
+    made = f"{'Pruned' if data.pruned else 'Inspected'} with prunekit, {data.made}."
+    return f"{made} {data.verification[0].upper()}{data.verification[1:]}." if data.verification else made
+
+
 def _cards(data: ReportData) -> str:
-    cards = []
-    for name, (before, after) in data.costs.items():
-        unit = data.units.get(name, "")
-        left = f"{share(after, before)} <small>{'left' if data.pruned or after < before else ''}</small>"
-        span = (
-            number(before, unit) if before == after else f"{number(before)} \N{RIGHTWARDS ARROW} {number(after, unit)}"
-        )
+    cards = [_cost_card(name, before, after, data) for name, (before, after) in data.costs.items()]
+    cards += [_figure_card(name, before, after) for name, (before, after) in data.measured.items()]
+    if data.pruned and not set(data.measured) - {LATENCY}:
         cards.append(
-            f'<div class="card"><div class="name">{escape(name)}</div><div class="left">{left}</div>'
-            f'<div class="bar">{_bar(before, after, before)}</div><div class="span">{escape(span)}</div></div>'
+            '<div class="card slot"><div class="name">quality</div><div class="left">not measured</div>'
+            '<div class="span">write_report(result, path, measured={"accuracy (%)": (before, after)})</div></div>'
         )
     return f'<div class="cards" id="costs">{"".join(cards)}</div>'
+
+
+def _cost_card(name: str, before: float, after: float, data: ReportData) -> str:
+    """How much of a cost is left, with a bar; the exact numbers show under the pointer."""
+    unit = data.units.get(name, "")
+    left = f"{share(after, before)} <small>{'left' if data.pruned or after < before else ''}</small>"
+    exact = f"{number(before, unit)} to {number(after, unit)}"
+    return (
+        f'<div class="card" title="{escape(exact)}"><div class="name">{escape(name)}</div>'
+        f'<div class="left">{left}</div><div class="bar">{_bar(before, after, before)}</div>'
+        f'<div class="span">{_span(readable(before, unit), readable(after, unit))}</div></div>'
+    )
+
+
+def _figure_card(name: str, before: float, after: float) -> str:
+    """A figure that was measured: what it is now, and what it was."""
+    return (
+        f'<div class="card"><div class="name">{escape(name)}</div><div class="left">{readable(after)}</div>'
+        f'<div class="span">{_span(readable(before), readable(after))}</div></div>'
+    )
+
+
+def _span(before: str, after: str) -> str:
+    return escape(before if before == after else f"{before} \N{RIGHTWARDS ARROW} {after}")
 
 
 def _bar(before: float, after: float, most: float) -> str:

@@ -8,7 +8,11 @@ from typing import Any
 
 import attrs
 
+from prunekit_plugins.reports.collapse import collapse
 from prunekit_plugins.reports.data import GroupRow, LayerRow, ReportData
+
+FEW = 8
+"""Rows up to which nothing is joined."""
 
 
 @attrs.frozen
@@ -33,6 +37,14 @@ class Section:
     bars: tuple[tuple[float, float], ...] = ()
     blocks: bool = False
 
+    def joined(self) -> Section:
+        """Returns the section with the lines of repeated blocks joined, where there are many lines."""
+        if not self.blocks or len(self.rows) <= FEW:
+            return self
+        lines = collapse(self.rows)
+        rows = tuple((row[0], str(count), *row[1:]) for count, row in lines)
+        return attrs.evolve(self, columns=(self.columns[0], ">times", *self.columns[1:]), rows=rows)
+
 
 def number(value: float, unit: str = "") -> str:
     """Words a number: whole ones with commas between thousands, others with four digits."""
@@ -56,6 +68,7 @@ def sections(data: ReportData) -> list[Section]:
     left = [group for group in data.groups if group.why]
     found = [
         _costs(data),
+        _figures(data),
         _macs(data),
         _layers(data),
         _branches(data),
@@ -91,6 +104,11 @@ def _costs(data: ReportData) -> Section:
     return Section("costs", "Cost", ("cost", ">before", after, ">left"), rows, bars=tuple(data.costs.values()))
 
 
+def _figures(data: ReportData) -> Section:
+    rows = tuple((name, number(before), number(after)) for name, (before, after) in data.measured.items())
+    return Section("measured", "Measured", ("figure", ">before", ">after"), rows)
+
+
 def _macs(data: ReportData) -> Section:
     """Where the multiply-accumulates were: layers that had any, the largest first."""
     total = sum(layer.macs[0] for layer in data.layers)
@@ -113,7 +131,7 @@ def _layers(data: ReportData) -> Section:
     rows = tuple(_layer(layer) for layer in data.layers if layer.before is not None)
     columns = ("layer", "kind", "shape before", "after", ">parameters before", ">after", ">left")
     about = "The shape is that of the layer's largest parameter."
-    return Section("layers", "Layers", columns, rows, about)
+    return Section("layers", "Layers", columns, rows, about, blocks=True)
 
 
 def _layer(layer: LayerRow) -> tuple[str, ...]:

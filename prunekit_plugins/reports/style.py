@@ -2,21 +2,27 @@
 
 CSS = """
 :root { --ink: #1c2330; --soft: #5b6575; --line: #dde2ea; --paper: #ffffff; --band: #f6f8fb; --left: #0b6e99;
-  --gone: #e3c9a8; --link: #0b5f86; color-scheme: light dark; }
+  --gone: #e3c9a8; --link: #0b5f86; --alarm: #b3261e; color-scheme: light dark; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e4e8ef; --soft: #9aa5b5; --line: #313a48; --paper: #14181f; --band: #1b212b; --left: #4fb0d8;
-    --gone: #6b5538; --link: #7cc4e6; } }
+    --gone: #6b5538; --link: #7cc4e6; --alarm: #ff8a80; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 main { max-width: 1160px; margin: 0 auto; padding: 28px 20px 60px; }
 h1 { font-size: 26px; line-height: 1.25; margin: 0 0 4px; overflow-wrap: anywhere; }
+.lead { font-size: 19px; line-height: 1.4; margin: 6px 0 10px; max-width: 62em; }
+.warning { color: var(--alarm); border: 1px solid var(--alarm); border-radius: 8px; padding: 8px 14px;
+  font-weight: 650; }
 .kicker { color: var(--soft); margin: 0 0 22px; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 14px; margin: 0 0 26px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(166px, 1fr)); gap: 12px; margin: 0 0 26px; }
 .card { border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; background: var(--band); }
 .card .name { color: var(--soft); font-size: 13px; }
 .card .left { font-size: 28px; font-weight: 650; line-height: 1.3; }
 .card .left small { font-size: 14px; font-weight: 400; color: var(--soft); }
+.card.slot { border-style: dashed; background: none; }
+.card.slot .left { font-size: 18px; font-weight: 400; color: var(--soft); }
+.card.slot .span { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: 11px; overflow-wrap: anywhere; }
 .card .span { font-size: 13px; font-variant-numeric: tabular-nums; }
 nav { display: flex; flex-wrap: wrap; gap: 6px 16px; margin: 0 0 10px; font-size: 14px; }
 nav a { color: var(--link); text-decoration: none; }

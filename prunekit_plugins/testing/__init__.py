@@ -20,6 +20,7 @@ from prunekit_plugins.testing.reading import AxesRead, read_axes, sample
 from prunekit_plugins.testing.regularizer_check import check_regularizer
 from prunekit_plugins.testing.rule_check import check_rule
 from prunekit_plugins.testing.schedule_check import check_schedule
+from prunekit_plugins.testing.serving_check import check_serving_profile
 from prunekit_plugins.testing.weights_check import check_weights
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "check_replacement",
     "check_rule",
     "check_schedule",
+    "check_serving_profile",
     "check_weights",
     "read_axes",
     "sample",

@@ -24,6 +24,7 @@ from prunekit_plugins.testing.failure import UnseenError, failing
 from prunekit_plugins.testing.pruner_check import check_pruner
 from prunekit_plugins.testing.regularizer_check import check_regularizer
 from prunekit_plugins.testing.schedule_check import check_schedule
+from prunekit_plugins.testing.serving_check import check_serving_profile
 
 CHECKS = "prunekit_checks"
 DECLARE = 'say how it is checked: prunekit_checks() returns {("%s", ...): function of a registry}'
@@ -40,6 +41,7 @@ BY_HOOK: Mapping[str, Check] = {
     "prunekit_compensators": lambda value, registry: check_compensator(value, registry=registry),
     "prunekit_allocators": lambda value, registry: check_allocator(value),
     "prunekit_commands": lambda value, registry: check_command(value, registry=registry),
+    "prunekit_serving_profiles": lambda value, registry: check_serving_profile(value, registry=registry),
     "prunekit_settings": lambda value, registry: _check_defaults(value),
 }
 """What is checked as it is. What isn't listed needs a layer, tensors or a file to be tried on."""

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy
 import pytest
 import safetensors.torch
@@ -15,9 +16,11 @@ from torch import nn
 
 import prunekit as pk
 from prunekit_plugins.cli.calibrating import Data, counted
+from prunekit_plugins.cli.models import Subject
 from tests.cli import toys
 from tests.cli.conftest import Cli
 
+SUBJECT = Subject("tests.cli.toys:blocks", toys.blocks().eval(), (torch.zeros(1, 4),), (), "random weights")
 BLOCKS = ("prune", "tests.cli.toys:blocks", "--input", "1,4")
 
 
@@ -105,14 +108,16 @@ def test_files_are_cut_into_batches(cli: Cli, tmp_path: Path) -> None:
         called = cli(*BLOCKS, "--calibration", file, "--batch-size", 12, "--out", out)
         assert called.code == 0, called.err
         assert same(out, pruned(calibration=toys.batches()))
-    assert [len(batch) for batch in Data(str(file)).batches("").source] == [16, 16, 16, 12]
-    assert [list(batch) for batch in Data(str(file), 40).batches("input_ids").source] == [["input_ids"]] * 2
+    assert [len(batch) for batch in Data(str(file)).batches(SUBJECT).source] == [16, 16, 16, 12]
+    assert [
+        list(batch) for batch in Data(str(file), 40).batches(attrs.evolve(SUBJECT, keyword="input_ids")).source
+    ] == [["input_ids"]] * 2
 
 
 def test_several_tensors_of_a_file_are_keyword_inputs(cli: Cli, tmp_path: Path) -> None:
     tokens, weights = torch.randint(0, 2, (20, 5)), torch.randn(20, 5)
     safetensors.torch.save_file({"tokens": tokens, "weights": weights}, tmp_path / "a.safetensors")
-    batches = Data(str(tmp_path / "a.safetensors"), 8).batches("").source
+    batches = Data(str(tmp_path / "a.safetensors"), 8).batches(SUBJECT).source
     assert [(batch["tokens"].shape, batch["weights"].shape) for batch in batches] == [((8, 5),) * 2] * 2 + [
         ((4, 5),) * 2
     ]
@@ -209,7 +214,7 @@ def test_what_is_wrong_is_told(cli: Cli, arguments: tuple[str, ...]) -> None:
 def test_files_that_hold_no_examples_are_refused(tmp_path: Path, data: Any) -> None:
     torch.save(data, tmp_path / "a.pt")
     with pytest.raises(pk.ArgumentError, match=r"must hold a tensor|differ in their number of examples"):
-        Data(str(tmp_path / "a.pt")).batches("")
+        Data(str(tmp_path / "a.pt")).batches(SUBJECT)
 
 
 @pytest.mark.parametrize("ending", ["pt", "npy", "safetensors"])
@@ -217,7 +222,7 @@ def test_files_that_are_broken_are_refused(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a.{ending}"
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(pk.CheckpointError, match="can't be read"):
-        Data(str(path)).batches("")
+        Data(str(path)).batches(SUBJECT)
     assert not (tmp_path / "ran").exists()
 
 
@@ -228,5 +233,5 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
 
     torch.save(Evil(), tmp_path / "a.pt")
     with pytest.raises(pk.CheckpointError, match="can't be read"):
-        Data(str(tmp_path / "a.pt")).batches("")
+        Data(str(tmp_path / "a.pt")).batches(SUBJECT)
     assert not (tmp_path / "ran").exists()

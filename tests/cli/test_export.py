@@ -70,7 +70,7 @@ def test_wrong_arguments_are_told(cli: Cli, tmp_path: Path) -> None:
     pruned(tmp_path)
     small, plan, out = tmp_path / "small.safetensors", tmp_path / "plan.json", ("--out", tmp_path / "x.onnx")
     cases: dict[tuple[object, ...], tuple[int, str]] = {
-        (*PERCEPTRON, *out, "--format", "onx"): (2, "There is no such --format.\n  why: got 'onx'\n  what to do: did"),
+        (*PERCEPTRON, *out, "--format", "onx"): (2, "There is no such format.\n  why: got 'onx'\n  what to do: did"),
         (*PERCEPTRON, *out, "--weights", small, "--plan", plan): (2, "Give --plan or the weights of a pruned model"),
         (*PERCEPTRON, *out, "--weights", plan): (1, "The file is corrupt or no safetensors file."),
         (*PERCEPTRON, *out, "--weights", tmp_path / "nosuch"): (1, "There is no such file."),
@@ -82,3 +82,56 @@ def test_wrong_arguments_are_told(cli: Cli, tmp_path: Path) -> None:
         assert called.code == code, called.err
         assert called.err.startswith(message)
         assert called.out == ""
+
+
+def test_a_folder_goes_to_where_it_is_served(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("gguf")
+    folders = pytest.importorskip("tests.export.folders")
+    monkeypatch.setattr("prunekit_plugins.export.gguf.export.installed", lambda name: False)
+    monkeypatch.setattr("prunekit_plugins.export.mlx.export.installed", lambda name: False)
+    big, small = folders.whole(tmp_path / "big"), tmp_path / "small"
+    arguments = ("--target", "params=0.7", "--serve", "gguf", "--out", small)
+    called = cli("prune", f"hf:{big}", *arguments)
+    assert called.code == 0, called.err
+    assert called.out.endswith("not checked in the engine of gguf, which isn't installed\n")
+
+    called = cli("export", small, "--to", "gguf", "--out", tmp_path / "small.gguf")
+    assert called.code == 0, called.err
+    first, check, written = called.out.splitlines()
+    assert first.startswith(f"hf:{small}, {small}, input 1,16:int64: ")
+    assert check == "not checked in the engine: xllamacpp isn't installed"
+    assert written == f"written: {tmp_path / 'small.gguf'} ({(tmp_path / 'small.gguf').stat().st_size:,} bytes)"
+
+    called = cli("export", f"hf:{small}", "--to", "mlx", "--out", tmp_path / "mlx", "--json")
+    assert (called.code, called.data["checked"], called.data["format"]) == (0, False, "mlx"), called.err
+    called = cli("export", small, "--to", "hf", "--out", tmp_path / "hf", "--json")
+    assert (called.code, called.data["checked"]) == (0, True), called.err
+    assert (called.data["prompt"], called.data["steps"]) == (24, 10)
+    assert called.data["engine"].startswith("transformers ")
+    assert called.data["error"] < 1e-5
+
+    cases: dict[tuple[object, ...], tuple[int, str]] = {
+        (*PERCEPTRON, "--to", "gguf"): (2, "--input is for onnx and torch-export."),
+        (PERCEPTRON[0], "--to", "gguf"): (2, "Only folders of models are exported to this format."),
+        (small, "--to", "hf", "--out", big): (2, "The destination isn't an empty folder."),
+        (small, "--to", "gguf", "--out", big): (2, "--out must be a file."),
+        (big, "--to", "gguf", "--plan", small / "nosuch"): (1, "There is no such file."),
+    }
+    for case, (code, message) in cases.items():
+        called = cli("export", *(case if "--out" in case else (*case, "--out", tmp_path / "x")))
+        assert called.code == code, called.err
+        assert message in called.err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_that_fails_in_the_engine_is_told(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    folders = pytest.importorskip("tests.export.folders")
+    big = folders.whole(tmp_path / "big")
+    (big / "tokenizer.json").unlink()
+    called = cli("prune", f"hf:{big}", "--ratio", 0.3, "--serve", "gguf", "--out", tmp_path / "small")
+    assert called.code == 1
+    assert "The folder was written, and doesn't pass the load test of where it is served." in called.err
+    assert "The tokenizer can't be exported to GGUF" in called.err
+    assert (tmp_path / "small" / "config.json").is_file()

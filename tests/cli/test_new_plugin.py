@@ -61,7 +61,7 @@ def test_a_plugin_of_one_kind_passes_its_own_tests(kind: str, cli: Cli, tmp_path
 def test_a_plugin_of_all_kinds_passes_its_own_tests_and_the_kit(cli: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "everything"
     assert cli("new-plugin", "everything", "--with", "all", "--out", folder).code == 0
-    assert "25 passed" in run_tests(folder, "everything")
+    assert "26 passed" in run_tests(folder, "everything")
     program = "import sys; from prunekit_plugins.cli.entry import main; sys.exit(main(sys.argv[1:]))"
     path = (folder / "src", folder / "record")
     done = python("-c", program, "plugins", "everything", "--check", cwd=tmp_path, path=path)
@@ -82,7 +82,7 @@ def test_what_is_written_has_strict_types(cli: Cli, tmp_path: Path) -> None:
     cli("new-plugin", "typed", "--with", "all", "--out", tmp_path / "typed")
     done = python("-m", "mypy", "--strict", "src", "tests", cwd=tmp_path / "typed", path=())
     assert [line for line in done.stdout.splitlines() if line.startswith(("src", "tests"))] == []
-    assert "33 source files" in done.stdout
+    assert "35 source files" in done.stdout
 
 
 def test_several_kinds_may_be_named_in_any_way(cli: Cli, tmp_path: Path) -> None:

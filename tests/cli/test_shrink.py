@@ -72,7 +72,7 @@ def test_people_get_a_table(cli: Cli, recipe: dict[str, str], tmp_path: Path) ->
     [
         ({"stps": "2"}, "A recipe has no key 'stps'."),
         ({"steps": "0"}, "The key 'steps' of a recipe must be a positive whole number."),
-        ({"train": '"data.txt"'}, "The calibration data aren't named in a known way."),
+        ({"train": '"data.csv"'}, "The calibration data aren't named in a known way."),
         ({"settings": "{}"}, "The target is empty."),
         ({"settings": "{ ratio = 0.5 }"}, "This argument is about a single cut."),
         ({"settings": "{ target = { macs = 0.5 }, pruning_ratio_dict = { stem = 0.5 } }"}, "about a single cut."),

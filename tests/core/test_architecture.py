@@ -21,7 +21,7 @@ CORE = (
 PLUGINS = (
     "ops", "layers", "replacements", "schedules", "checkpoints", "calibration", "compensation", "importance", "measure",
     "budgets", "depth", "classic", "regularizers", "pruners", "prune", "vocabulary", "positions", "distill", "shrink",
-    "doctor", "export", "reports", "integrations", "folders", "distributed", "testing", "compat", "cli",
+    "doctor", "reports", "integrations", "folders", "export", "serving", "distributed", "testing", "compat", "cli",
 )  # fmt: skip
 """The packages of built-in plugins, likewise."""
 
@@ -32,7 +32,11 @@ AROUND_THE_CORE = (
 """Packages that decide, measure, fit and store: they work with the core's packages, as one who embeds it would."""
 
 MOST_FILES = 16
-CROWDED = {"ops": "one file for each family of operations", "importance": "one file for each criterion"}
+CROWDED = {
+    "ops": "one file for each family of operations",
+    "importance": "one file for each criterion",
+    "testing": "one file for each check",
+}
 """Folders that may have more files."""
 
 

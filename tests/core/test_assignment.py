@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from prunekit_plugins.compensation.assignment import assign
+from prunekit_plugins.compensation.experts.assignment import assign
 
 
 def cost(costs: torch.Tensor, columns: list[int]) -> float:

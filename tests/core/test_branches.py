@@ -13,7 +13,7 @@ from torch import nn
 
 import prunekit as pk
 from prunekit.plugin import hookimpl
-from prunekit_core.branches.branch import Branch, BranchKind
+from prunekit_core.branches.branch import Branch, BranchKind, named_branches
 from prunekit_core.branches.find import NOT_RELATED
 from prunekit_core.branches.without import reduced
 
@@ -487,6 +487,15 @@ def test_costs_without_branches_follow_the_widths_that_are_there_now() -> None:
 def test_a_misspelt_branch_is_an_error_with_the_nearest_names() -> None:
     with pytest.raises(pk.ArgumentError, match=r"no such branch(?s:.*)'block.0.up'(?s:.*)did you mean 'blocks.0.up'"):
         pk.Graph.of(PreNorm(), X).costs_without(["block.0.up"])
+
+
+def test_a_module_stands_for_the_branches_in_it() -> None:
+    graph = pk.Graph.of(PreNorm(), X)
+    inside = [branch.name for branch in graph.branches() if branch.name.startswith("blocks.1.")]
+    assert [branch.name for branch in named_branches(graph.branches(), ["blocks.1"])] == inside != []
+    assert graph.costs_without(["blocks.1"]) == graph.costs_without(inside)
+    with pytest.raises(pk.ArgumentError, match="no such branch"):
+        graph.costs_without(["block"])  # the start of a name is no module
 
 
 @pytest.mark.parametrize("kind", MODELS, ids=lambda kind: kind.__name__)

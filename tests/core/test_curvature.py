@@ -16,7 +16,7 @@ from prunekit_plugins.calibration import curvature, demand
 from prunekit_plugins.calibration.curvature import WIDEST
 from prunekit_plugins.calibration.demand import Demand
 from prunekit_plugins.calibration.stream import gather
-from prunekit_plugins.importance import CalibratedImportance, EffectImportance, ReconstructionImportance
+from prunekit_plugins.importance import CalibratedImportance, EffectImportance, ReconstructionImportance, reconstruction
 from prunekit_plugins.prune import calibrated
 
 PARTS = ("covariances", "curvatures")
@@ -246,3 +246,93 @@ def test_a_large_vocabulary_needs_no_matrix_of_its_size() -> None:
     statistics = pk.calibrate(model, [x], parts=PARTS)
     assert statistics.sites["2.weight"].curvature.shape == (1, WIDEST + 1)  # type: ignore[union-attr]
     assert pk.prune(model, x[:1], target={"macs": 0.5}, calibration=[x]).plan.cuts
+
+
+class Plain(nn.Module):
+    """Two linear layers, one of which changes what the other put out in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(24, 40), nn.Linear(40, 6, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.up(x).relu_())
+
+
+class Functional(Plain):
+    """The same, whose layers aren't called as modules."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = nn.functional.linear(x, self.up.weight, self.up.bias)
+        return nn.functional.linear(hidden.relu_(), self.down.weight)
+
+
+@pytest.mark.parametrize("widest", [WIDEST, 16])
+@pytest.mark.parametrize("samples", [3, 64])
+def test_gradients_by_outputs_and_by_weights_give_the_same(
+    monkeypatch: pytest.MonkeyPatch, samples: int, widest: int
+) -> None:
+    """With few samples a linear layer's own gradient isn't taken; a weight that a function is given always has one."""
+    torch.manual_seed(0)
+    plain, functional = Plain(), Functional()
+    functional.load_state_dict(plain.state_dict())
+    monkeypatch.setattr(curvature, "ROWS", 16)
+    wish = Demand(parts=PARTS, widest=widest)
+    tapped = list[str]()
+    hook = curvature._Taps._hook
+
+    def counted(taps: curvature._Taps, name: str) -> Any:
+        tapped.append(name)
+        return hook(taps, name)
+
+    monkeypatch.setattr(curvature._Taps, "_hook", counted)
+    batches = [torch.randn(samples, 24) for _ in range(3)]
+    first, second = (gather(model, batches, wish).sites for model in (plain, functional))
+    assert set(tapped) == ({"up.weight", "down.weight"} if samples == 3 else set())
+    for name, seen in first.items():
+        assert seen.curvature is not None
+        torch.testing.assert_close(seen.curvature, second[name].curvature)
+        if seen.curvature.dim() > 2:
+            torch.testing.assert_close(seen.curvature, seen.curvature.transpose(1, 2))
+
+
+def test_a_layer_whose_output_a_hook_changes_is_judged_by_its_weight() -> None:
+    torch.manual_seed(0)
+    plain, hooked = Plain(), Plain()
+    hooked.load_state_dict(plain.state_dict())
+    hooked.down.register_forward_hook(lambda module, inputs, output: output * 3)
+    batches = [torch.randn(3, 24) for _ in range(3)]
+    first, second = (pk.calibrate(model, batches, parts=PARTS).sites["down.weight"] for model in (plain, hooked))
+    assert first.curvature is not None
+    torch.testing.assert_close(second.curvature, first.curvature * 9)
+
+
+@pytest.mark.parametrize(("rounds", "width"), [(24, 1), (8, 3), (3, 2)])
+def test_units_go_one_after_the_other_as_from_an_inverse_that_is_made_anew(rounds: int, width: int) -> None:
+    """What a unit adds is ``tr(W_U [(H^-1)_UU]^-1 W_U^T)``, with ``H`` and ``W`` of the features that are left."""
+    torch.manual_seed(0)
+    features, units = 24, 24 // width
+    x = torch.randn(400, 10).double() @ torch.randn(10, features).double() + 0.3 * torch.randn(400, features).double()
+    covariance, weight = x.T @ x / 400, torch.randn(7, features).double()
+    labels = torch.arange(units).repeat(width)  # the features of a unit are apart from each other
+    block = reconstruction._Block.of(weight, covariance, labels, 1e-2)
+    assert block is not None
+    found = reconstruction._take_away([block], units, rounds)
+
+    regular = covariance + 1e-2 * covariance.diagonal().mean() * torch.eye(features).double()
+    left, floor, expected = list(range(units)), 0.0, torch.zeros(units).double()
+    for number in range(rounds):
+        stay = torch.isin(labels, torch.tensor(left))
+        inverse = regular[stay][:, stay].inverse()
+        fitted = weight @ regular[:, stay] @ inverse
+        errors = {}
+        for unit in left:
+            own = labels[stay] == unit
+            columns = fitted[:, own]
+            errors[unit] = max(floor, float((columns @ inverse[own][:, own].inverse() * columns).sum()))
+        gone = sorted(left, key=errors.__getitem__)[: len(left) // (rounds - number)]
+        for unit in gone:
+            expected[unit] = errors[unit]
+        floor = max(errors[unit] for unit in gone)
+        left = [unit for unit in left if unit not in gone]
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)

@@ -226,6 +226,7 @@ def test_a_layer_without_branches_leaves_its_list_however_they_were_chosen() -> 
         {"branch_ratio": 0.5, "global_pruning": True, "branch_importance": "output_change"},
         {"target": {"params": 0.55}, "by": "depth", "branch_importance": "relative_energy"},
         {"branches": list(small), "ratio": 0.25},
+        {"branches": ["layers.2", "layers.1"]},
     ]
     for way in ways:
         data = {} if "branches" in way else {"calibration": [X]}

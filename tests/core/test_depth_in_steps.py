@@ -112,6 +112,15 @@ def test_named_branches_go_in_their_order() -> None:
     assert close(model(X), without(original, wanted))
 
 
+def test_a_named_layer_goes_branch_by_branch() -> None:
+    pruner = pk.BasePruner(deep(), X, branches=["layers.2", "layers.0.mlp"], iterative_steps=3)
+    steps = []
+    for _ in range(3):
+        pruner.step()
+        steps.append(gone(pruner))
+    assert steps == [("layers.2.attend",), ("layers.2.attend", "layers.2.mlp"), ("layers.0.mlp", *steps[1])]
+
+
 def test_a_target_is_met_part_by_part() -> None:
     model = deep()
     pruner = pk.BasePruner(model, X, target={"params": 0.6}, by="depth", iterative_steps=3, calibration=[X])

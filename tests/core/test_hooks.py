@@ -218,6 +218,14 @@ def commands() -> None:
     assert called == ["you"]
 
 
+def serving_profiles() -> None:
+    engine = plugin.ServingEngine(lambda *given: plugin.ServingProfile(round_to=3, notes=("threes",)), "1.0")
+    registry = registry_of("prunekit_serving_profiles", {"mine": engine})
+    result = pk.prune(chain(), EXAMPLE, 0.5, serve="mine", registry=registry)
+    assert len(result.plan.cuts[0].kept) == 3
+    assert result.report.notes == ("threes",)
+
+
 def checks() -> None:
     own = SimpleNamespace(
         one=plugin.hookimpl(lambda: {"flat": lambda ratio, steps: [0.0] * steps}, specname="prunekit_schedules"),
@@ -258,6 +266,7 @@ USES: dict[str, Callable[[], None]] = {
     "prunekit_allocators": allocators,
     "prunekit_weights": weights,
     "prunekit_commands": commands,
+    "prunekit_serving_profiles": serving_profiles,
     "prunekit_checks": checks,
     "prunekit_settings": settings,
 }

@@ -318,7 +318,56 @@ def test_larger_goes_to_the_next_multiple_or_the_next_step() -> None:
 
 
 class TakesMultiples(nn.Module):
-    """Works at multiples of 16 features only, as kernels do that ask for aligned memory."""
+    """Works at multiples of some number of features only, as kernels do that ask for aligned memory."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+        self.first, self.second = nn.Linear(4, 64), nn.Linear(64, 64)
+        self.other, self.last = nn.Linear(64, 42), nn.Linear(42, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.second(self.aligned(self.first(x).relu())).relu()
+        result: torch.Tensor = self.last(self.other(self.aligned(hidden)).relu())
+        return result
+
+    def aligned(self, hidden: torch.Tensor) -> torch.Tensor:
+        if hidden.shape[-1] % self.step:
+            raise RuntimeError(f"multiples of {self.step} only")
+        return hidden
+
+
+@pytest.mark.parametrize("step", [4, 16])
+@pytest.mark.parametrize("options", [{"target": {"params": 0.55}}, {"ratio": 0.4}])
+def test_sizes_are_multiples_where_a_kernel_takes_no_others(step: int, options: dict[str, Any]) -> None:
+    model, x = TakesMultiples(step), torch.randn(2, 4)
+    result = pk.prune(model, x, **options, verify="always")
+    left = (model.first.out_features, model.second.out_features, model.other.out_features)
+    assert left[0] < 64
+    assert left[1] < 64
+    assert (left[0] % step, left[1] % step) == (0, 0)
+    assert left[2] % step  # this one takes any size
+    assert result.preview.params_after <= 0.55 * result.preview.params_before or "ratio" in options
+    (note,) = [note for note in result.report.notes if "are multiples of" in note]
+    assert note.startswith(f"sizes of first and 1 more are multiples of {step}: ")
+    assert note.endswith(f"the model raised RuntimeError: multiples of {step} only")
+
+
+def test_sizes_are_multiples_of_what_is_asked_for_and_of_what_the_kernel_takes() -> None:
+    model, x = TakesMultiples(4), torch.randn(2, 4)
+    pk.prune(model, x, target={"params": 0.55}, round_to=6)
+    assert (model.first.out_features % 12, model.second.out_features % 12, model.other.out_features % 6) == (0, 0, 0)
+
+
+def test_units_that_are_chosen_by_hand_are_not_rounded() -> None:
+    model, x = TakesMultiples(4), torch.randn(2, 4)
+    with pytest.raises(pk.RehearsalError, match="multiples of 4 only"):
+        pk.Graph.of(model, x).remove({"first": (0, 1)})
+    assert model.first.out_features == 64
+
+
+class TakesFew(nn.Module):
+    """Works at multiples of 32 features only, which no kernel asks for."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -326,21 +375,21 @@ class TakesMultiples(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden = self.first(x).relu()
-        if hidden.shape[-1] % 16:
-            raise RuntimeError("multiples of 16 only")
+        if hidden.shape[-1] % 32:
+            raise RuntimeError("multiples of 32 only")
         result: torch.Tensor = self.second(hidden)
         return result
 
 
 def test_a_target_says_which_sizes_the_program_refused() -> None:
-    model, x = TakesMultiples(), torch.randn(2, 4)
+    model, x = TakesFew(), torch.randn(2, 4)
     with pytest.raises(pk.ArgumentError, match="The target can't be reached") as caught:
         pk.prune(model, x, target={"params": 0.7})
     assert "given back, because the program can't have other sizes: first: " in caught.value.why
-    assert "multiples of 16 only" in caught.value.why
+    assert "multiples of 32 only" in caught.value.why
     assert "round_to" in caught.value.hint
-    result = pk.prune(model, x, target={"params": 0.7}, round_to=16)
-    assert (result.preview.params_after <= 0.7 * result.preview.params_before, model.first.out_features % 16) == (
+    result = pk.prune(model, x, target={"params": 0.7}, round_to=32)
+    assert (result.preview.params_after <= 0.7 * result.preview.params_before, model.first.out_features % 32) == (
         True,
         0,
     )

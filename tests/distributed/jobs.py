@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 import prunekit as pk
 from prunekit import plugin
 from prunekit_plugins import distributed, importance, pruners, regularizers
-from tests.distributed import branches, distillation, toys
+from tests.distributed import branches, distillation, experts, toys
 
 
 def sharded(pruner_class: type[pk.BasePruner] = pk.BasePruner, **options: Any) -> tuple[Any, nn.Module]:
@@ -330,6 +330,7 @@ JOBS = {
         agreement,
         replicas,
         calibrated,
+        experts.joined,
         branches.sharded_branches,
         branches.branches_of_replicas,
         branches.sharded_steps,

@@ -245,7 +245,7 @@ def test_the_command_tells_programs_what_it_wrote(
 
 def test_profiles_are_named_or_given_and_hold_where_nothing_else_is_said() -> None:
     model = small_llama(**SIZES)
-    with pytest.raises(pk.ArgumentError, match="no serving profile 'transformer'"):
+    with pytest.raises(pk.ArgumentError, match="No serving profile is registered as 'transformer'"):
         pk.prune(model, IDS, serve="transformer")
     with pytest.raises(pk.ArgumentError, match="is for models of transformers"):
         pk.prune(nn.Linear(4, 4), torch.randn(1, 4), serve="transformers")

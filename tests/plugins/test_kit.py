@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 import prunekit as pk
 from prunekit.testing import (
@@ -16,7 +17,9 @@ from prunekit.testing import (
     check_pruner,
     check_regularizer,
     check_schedule,
+    check_serving_profile,
 )
+from tests.models import small_llama
 from tests.plugins.test_layers import LAYERS, full_name
 
 REGISTRY = pk.default_registry()
@@ -53,6 +56,13 @@ def test_cost_models(name: str) -> None:
 @pytest.mark.parametrize("name", names("prunekit_pruners"))
 def test_pruners(name: str) -> None:
     check_pruner(REGISTRY.named("prunekit_pruners", name))
+
+
+def test_serving_profiles() -> None:
+    check_serving_profile(REGISTRY.named("prunekit_serving_profiles", "onnx"))
+    model, example = small_llama(hidden_size=64, intermediate_size=256), {"input_ids": torch.tensor([[5, 9, 4, 33]])}
+    for name in names("prunekit_serving_profiles"):
+        check_serving_profile(REGISTRY.named("prunekit_serving_profiles", name), model=model, example=example)
 
 
 @pytest.mark.parametrize("name", names("prunekit_allocators"))

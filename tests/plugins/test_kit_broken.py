@@ -28,6 +28,7 @@ from prunekit.testing import (
     check_replacement,
     check_rule,
     check_schedule,
+    check_serving_profile,
     check_weights,
     sample,
 )
@@ -43,6 +44,7 @@ from prunekit.testing import (
         (check_cost, "a function (analysis, kept) -> float"),
         (check_schedule, "a function (ratio, steps) -> [0, ..., ratio]"),
         (check_allocator, "a function (Problem) -> picked options"),
+        (check_serving_profile, "a function of a model that returns a ServingProfile"),
         (check_command, "a function with typer annotations"),
         (lambda thing: check_weights(thing, print), "a function (path, model) -> weights"),
         (lambda thing: check_layer_type(thing, sample(2, 3)), "a layer"),
@@ -564,6 +566,47 @@ class Alternates:
 def test_wrong_allocators_fail(allocator: Any, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_allocator(allocator)
+
+
+# -- serving profiles
+
+
+def zeroed(model: nn.Module, example: Any, registry: pk.Registry | None = None) -> plugin.ServingProfile:
+    with torch.no_grad():
+        next(model.parameters()).zero_()
+    return plugin.ServingProfile()
+
+
+def for_others(model: nn.Module, example: Any, registry: pk.Registry | None = None) -> plugin.ServingProfile:
+    raise pk.ArgumentError("The engine is for others.")
+
+
+ROUNDS = iter(range(1, 100))
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        (lambda *given: {"uniform": True}, "it returns {'uniform': True}, not a ServingProfile"),
+        (lambda *given: plugin.ServingProfile(round_to=next(ROUNDS)), "asked again, it returns another profile"),
+        (lambda *given: given[3], "the serving profile raises IndexError"),
+        (lambda *given: plugin.ServingProfile(round_to=64), "the network of the check isn't for the engine"),
+        (zeroed, "it changes the model: the values of stem.weight"),
+        (for_others, "give model="),
+        (plugin.ServingEngine(lambda *given: plugin.ServingProfile()), "the engine says no version"),
+    ],
+)
+def test_wrong_serving_profiles_fail(engine: Any, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_serving_profile(engine)
+
+
+def test_a_serving_profile_is_tried_on_the_model_that_is_given() -> None:
+    model, example = nn.Sequential(nn.Linear(3, 128), nn.ReLU(), nn.Linear(128, 2)), torch.randn(1, 3)
+    asks = plugin.ServingEngine(lambda *given: plugin.ServingProfile(round_to=64), "1.0")
+    check_serving_profile(asks, model=model, example=example)
+    with pytest.raises(AssertionError, match="the model isn't for the engine"):
+        check_serving_profile(for_others, model=model, example=example)
 
 
 # -- weights on disk

@@ -143,7 +143,11 @@ def test_a_blocked_plugin_is_not_checked() -> None:
 def test_what_is_built_in_passes() -> None:
     found = check_plugin("prunekit")
     left = {checked.hook for checked in found if checked.outcome is LEFT}
-    assert left == {"prunekit_op_rules", "prunekit_layer_types"}
+    assert left == {"prunekit_op_rules", "prunekit_layer_types", "prunekit_serving_profiles"}
+    engines = {
+        checked.name for checked in found if checked.hook == "prunekit_serving_profiles" and checked.outcome is LEFT
+    }
+    assert engines == {"gguf", "mlx", "transformers"}  # tried on a model of transformers in test_kit.py
 
 
 def test_the_command_line_says_what_passed_and_what_failed(

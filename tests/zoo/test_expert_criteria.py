@@ -107,6 +107,18 @@ def test_a_target_takes_experts_and_what_is_left_generates(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TINY)
+def test_a_target_takes_multiples_where_grouped_products_take_no_others(name: str) -> None:
+    model = tiny(name, "grouped_mm")
+    before = sum(parameter.numel() for parameter in model.parameters())
+    result = pk.prune(model, INPUTS, target={"params": 0.7})
+    assert 0.6 * before < sum(parameter.numel() for parameter in model.parameters()) <= 0.7 * before
+    assert result.report.pruned["model.embed_tokens#stream"][1] % 4 == 0  # of 16 bytes
+    told = [note for note in result.report.notes if "are multiples of 4" in note]
+    assert "aten::_grouped_mm" in told[0]
+    assert model.generate(IDS[:, :4], max_new_tokens=3, do_sample=False).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", TINY)
 def test_with_one_number_for_all_layers_a_stock_model_loads_the_folder(name: str, tmp_path: Any) -> None:
     model = seldom(name)
     asked: dict[str, Any] = {"target": {"params": LEFT[name]}}

@@ -9,16 +9,19 @@ from typing import Any
 import attrs
 
 from prunekit import PruneResult, save
-from prunekit.plugin import ArgumentError, Registry
+from prunekit.plugin import ArgumentError, CheckpointError, PrunekitError, Registry, ServingEngine
 from prunekit_plugins.checkpoints.shards import parse_size
 from prunekit_plugins.cli.arguments import check_writable
 from prunekit_plugins.cli.models import Subject
+from prunekit_plugins.cli.output import Output
 from prunekit_plugins.folders import SavedFolder, save_folder
 from prunekit_plugins.folders.reading import holds_plan
 from prunekit_plugins.folders.writing import check_destination
 
 TRANSFORMERS = "hf:"
 NO_PROFILE = "none"
+STOCK = "transformers"
+"""The profile of a folder that `save_folder` loads again and compares anyway."""
 
 
 @attrs.frozen
@@ -78,7 +81,7 @@ class Destination:
             return None if serve == NO_PROFILE else serve
         file = self.out is not None and not self.is_folder
         stock = self.source is not None and not self.on_disk and not file and not holds_plan(self.source)
-        return "transformers" if stock else None
+        return STOCK if stock else None
 
     def write(self, subject: Subject, result: PruneResult, registry: Registry) -> SavedFolder | None:
         """Writes the model; returns what is known of a folder that was loaded again."""
@@ -113,3 +116,30 @@ def folder_data(saved: SavedFolder | None) -> dict[str, Any]:
         "compared": {"outputs": saved.outputs, "error": saved.error},
     }
     return {"folder": found}
+
+
+def load_tested(output: Output, serve: str | None, saved: SavedFolder | None, registry: Registry) -> dict[str, Any]:
+    """Loads a folder that was written in the engine that it is for, and says what was compared.
+
+    Returns:
+        What ``--json`` prints of it; nothing where there is no such test.
+
+    Raises:
+        CheckpointError: The engine can't load it, or computes something else.
+    """
+    engine = None if serve in (None, STOCK) or saved is None else registry.named("prunekit_serving_profiles", serve)
+    if saved is None or not isinstance(engine, ServingEngine) or engine.load_test is None:
+        return {}
+    try:
+        with output.working(f"loading {saved.folder} for {serve}"):
+            found = engine.load_test(saved.folder)
+    except PrunekitError as error:
+        raise CheckpointError(
+            "The folder was written, and doesn't pass the load test of where it is served.",
+            where=f"{saved.folder}, {serve}",
+            why=" ".join(filter(None, (error.headline, error.where, error.why))),
+            hint=error.hint,
+        ) from error
+    missing = f"not checked in the engine of {serve}, which isn't installed"
+    output.line(missing if found is None else f"served as {serve}: {found}", good=found is not None)
+    return {"served": {"as": serve, "checked": None if found is None else str(found)}}

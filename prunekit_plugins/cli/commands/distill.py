@@ -8,18 +8,23 @@ from typing import Annotated, Any
 
 import typer
 
-from prunekit import Distillation, distill as distill_model, load, read_plan, read_protocol, save
+from prunekit import Distillation, distill as distill_model
 from prunekit.plugin import ArgumentError, Batches
 from prunekit_plugins.cli import options
 from prunekit_plugins.cli.arguments import check_there, check_writable, read_inputs
 from prunekit_plugins.cli.calibrating import Data
+from prunekit_plugins.cli.commands.destination import folder_data
+from prunekit_plugins.cli.commands.student import Student
 from prunekit_plugins.cli.models import build
 from prunekit_plugins.cli.output import Output, Table
 
 
 def distill(
     student: Annotated[
-        Path, typer.Argument(metavar="STUDENT", help="A smaller model that prune --out wrote.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="STUDENT", help="A smaller model that prune --out wrote: file or folder.", show_default=False
+        ),
     ],
     teacher: Annotated[
         str,
@@ -33,11 +38,14 @@ def distill(
         str,
         typer.Option(
             metavar="DATA",
-            help="What to train on: package.module:batches, or a .safetensors, .npy or .pt file of inputs.",
+            help="What to train on: package.module:batches, a .safetensors, .npy or .pt file of inputs, or a .txt for "
+            "hf:FOLDER.",
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Where the trained model goes (safetensors).", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(help="Where the trained model goes: a .safetensors file, or a folder.", show_default=False)
+    ],
     inputs: options.Inputs = None,
     weights: Annotated[
         Path | None, typer.Option(help="Weights of the teacher (safetensors).", show_default=False)
@@ -67,6 +75,7 @@ def distill(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
     batch_size: options.BatchSize = None,
+    overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
     """Train a pruned model to put out what the model before the cut does."""
@@ -74,28 +83,32 @@ def distill(
     given = [Data(text, batch_size if Data(text).file else None) for text in (data, held_out) if text is not None]
     for part in given:
         part.check()
-    check_there(student, weights)
-    check_writable(out, "--out")
+    check_there(weights)
+    place = Student.of(student, teacher, out, overwrite=overwrite)
     if checkpoint is not None:
         check_writable(checkpoint, "--checkpoint")
     output = Output(as_json)
     with output.working(f"building {teacher}"):
         subject = build(teacher, specs, weights)
-        small = load(build(teacher, specs).model, student)
-    plan, batches = read_plan(student), [part.batches(subject.keyword) for part in given]
+        small = place.model(lambda: build(teacher, specs).model)
+    plan, batches = place.plan(), [part.batches(subject) for part in given]
     with output.tracked("distilling") as progress:
         result = distill_model(
             small, subject.model, batches[0], plan=plan, weights=chosen, temperature=temperature, steps=steps,
             epochs=epochs, lr=lr, train=train, precision=precision, held_out=_second(batches), checkpoint=checkpoint,
             seed=seed, progress=progress,
         )  # fmt: skip
-    save(small, out, plan=plan, protocol=read_protocol(student))
+    with output.working(f"writing {out}"):
+        folder = place.save(small, plan, subject.inputs, overwrite=overwrite)
     output.table(Table(f"{student} beside {subject}", ("loss", ">first step", ">last step"), _rows(result)))
     for line in str(result).splitlines():
         if line.startswith(("stopped", "note")):
             output.line(line)
+    for line in [] if folder is None else str(folder).splitlines():
+        output.line(line)
     output.line(f"written to {out}, after {result.best_step} of {result.steps} steps")
-    output.result({"student": str(student), "teacher": teacher, "out": str(out), **_data(result)})
+    told = {"student": student, "teacher": teacher, "out": str(out), **_data(result), **folder_data(folder)}
+    output.result(told)
 
 
 def read_losses(texts: Sequence[str]) -> dict[str, float] | None:

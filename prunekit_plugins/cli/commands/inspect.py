@@ -58,7 +58,9 @@ def inspect(
     reasons = _only_reasons(pruner.report(), preview)
     if report is not None:
         kept = None if trial is None else trial.kept
-        details = inspection_data(pruner.graph, title=str(subject), report=reasons, preview=preview, kept=kept)
+        details = inspection_data(
+            pruner.graph, title=str(subject), report=reasons, preview=preview, kept=kept, random_weights=subject.random
+        )
         write_report(details, report)
         rows = details.branches
     else:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import attrs
 import typer
+from torch import nn
 
 from prunekit import ExactCheck, PruneResult, check_exact, prune as prune_model
 from prunekit.plugin import ArgumentError, Batches, Config, PrunekitError, Registry, write_text
@@ -19,7 +20,7 @@ from prunekit_plugins.cli import options
 from prunekit_plugins.cli.arguments import check_writable, read_criterion, read_inputs, read_name, read_targets
 from prunekit_plugins.cli.calibrating import Data, counted
 from prunekit_plugins.cli.commands.apply import convert, source_of
-from prunekit_plugins.cli.commands.destination import Destination, folder_data
+from prunekit_plugins.cli.commands.destination import Destination, folder_data, load_tested
 from prunekit_plugins.cli.commands.trace import criteria_of, decisions, distributions, show_trace, trace_data
 from prunekit_plugins.cli.listing import report_data, show_compensation, show_report
 from prunekit_plugins.cli.models import Subject, build
@@ -27,10 +28,14 @@ from prunekit_plugins.cli.output import Output, Table, cost_data, cost_rows
 from prunekit_plugins.cli.recipe import Recipe, only_branches
 from prunekit_plugins.cli.repeating import finish, start
 from prunekit_plugins.folders import SavedFolder
+from prunekit_plugins.measure import side_by_side
 from prunekit_plugins.reports import report_data as details, write_report
 from prunekit_plugins.reports.files import check_report_path
+from prunekit_plugins.reports.summary import LATENCY
 
 NONE = "none"
+ROUNDS = 10
+"""How often a model is timed for a report."""
 
 
 class NotExactError(PrunekitError, RuntimeError):
@@ -171,18 +176,18 @@ def prune(
             settings["weights"] = source
         subject = build(model, specs, None if on_disk else weights, known.seed, empty=on_disk, runs=data is not None)
     _check_weights(output, subject, random=random)
-    read = None if data is None else data.batches(subject.keyword)
-    original = copy.deepcopy(subject.model) if check else None  # pruning changes the model in place
+    read = None if data is None else data.batches(subject)
+    # Pruning changes the model in place; a report times the original beside it.
+    original = copy.deepcopy(subject.model) if check or (report is not None and not on_disk) else None
     with _pruning(output, model, settings.get("target") or {}, read) as read:
         result = prune_model(subject.model, subject.inputs, calibration=read, verify="always", **settings)
     result = attrs.evolve(result, protocol=attrs.evolve(result.protocol, source=model, seed=known.seed))
-    # The check comes before anything is written.
-    found = None if original is None else _checked(original, subject, result, registry)
+    found = _checked(original, subject, result, registry) if check else None  # before anything is written
     if source is not None and out is not None:
         convert(output, source, out, result.plan, result.protocol, repaired=result.repaired)
     with output.working(f"writing {out}"):
         folder = goal.write(subject, result, registry)
-    _write_texts(subject, result, plan, report)
+    _write_texts(output, subject, result, original, plan, report)
     _show(output, subject, result, found, everything)
     _show_written(output, goal, folder, report, others=any((plan, report, save_recipe)))
     traced = decisions(result, registry, criteria_of(registry, typed)) if trace or save_recipe else []
@@ -192,8 +197,8 @@ def prune(
         if typed[key] is not None:
             settings[key] = typed[key]  # with its arguments, not made of them
     finish(output, known, subject, settings, save_recipe, weights, data, distributions(traced, registry))
-    told = {**folder_data(folder), **({"trace": trace_data(traced)} if trace else {})}
-    output.result({**_data(subject, result, found, out, plan, report), **told})
+    told = {**load_tested(output, typed["serve"], folder, registry), **({"trace": trace_data(traced)} if trace else {})}
+    output.result({**_data(subject, result, found, out, plan, report), **folder_data(folder), **told})
 
 
 def _check_weights(output: Output, subject: Subject, *, random: bool) -> None:
@@ -264,12 +269,26 @@ def _check_files(plan: Path | None, report: Path | None, recipe: Path | None) ->
             check_writable(path, option)
 
 
-def _write_texts(subject: Subject, result: PruneResult, plan: Path | None, report: Path | None) -> None:
-    """Writes the plan and the report."""
+def _write_texts(
+    output: Output,
+    subject: Subject,
+    result: PruneResult,
+    original: nn.Module | None,
+    plan: Path | None,
+    report: Path | None,
+) -> None:
+    """Writes the plan and the report, with the time of a forward pass before and after if the original is there."""
     if plan is not None:
         write_text(plan, result.plan.to_json())
-    if report is not None:
-        write_report(details(result, title=str(subject)), report)
+    if report is None:
+        return
+    measured = {}
+    if original is not None:
+        models = [original, subject.model]
+        with output.progress("timing the model for the report", ROUNDS + 1) as on:
+            timings = side_by_side(models, subject.inputs, rounds=ROUNDS, warm_up=1, after_round=on)
+        measured[LATENCY] = (1e3 * timings[0].median, 1e3 * timings[1].median)
+    write_report(details(result, title=str(subject), measured=measured, random_weights=subject.random), report)
 
 
 def _checked(original: Any, subject: Subject, result: PruneResult, registry: Registry) -> ExactCheck:

@@ -107,7 +107,7 @@ def shrink(
     with output.working(f"building {known.cut.model}"):
         subject = build(known.cut.model, specs, weights, known.cut.seed)
     settings = registry.options()
-    batches: dict[str, Batches] = {name: data.batches(subject.keyword) for name, data in given.items()}
+    batches: dict[str, Batches] = {name: data.batches(subject) for name, data in given.items()}
     with output.tracked("shrinking") as progress:
         result = shrink_model(
             subject.model, subject.inputs, target=settings.pop("target", {}), steps=known.steps,

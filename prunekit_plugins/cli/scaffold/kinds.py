@@ -160,6 +160,15 @@ KINDS = (
         "$package",
     ),
     Kind(
+        "engine",
+        "a serving profile",
+        "prunekit_serving_profiles",
+        FACTORIES,
+        ("ENGINE",),
+        '"$package": ENGINE',
+        "$package",
+    ),
+    Kind(
         "settings",
         "settings of a project",
         "prunekit_settings",

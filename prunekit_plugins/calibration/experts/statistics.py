@@ -57,6 +57,18 @@ class ExpertStatistics:
         found: list[int] = (self.routed == 0).nonzero().flatten().tolist()
         return tuple(found)
 
+    def notes(self, group: str) -> tuple[str, ...]:
+        """Says which units were never reached.
+
+        Args:
+            group: The name of the group.
+        """
+        if not self.unreached:
+            return ()
+        many = "expert" if len(self.unreached) == 1 else "experts"
+        named = f"{many} {', '.join(map(str, self.unreached))} of {len(self.routed)}"
+        return (f"{group}: calibration never reached {named}: unknown, not worthless, they stay",)
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Returns the tensors that are there, by the name of their attribute; those of neurons with their group."""
         values = {name: getattr(self, name) for name in TENSORS}

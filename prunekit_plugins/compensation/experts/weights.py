@@ -11,7 +11,7 @@ import torch
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Layout
 from prunekit_core.groups.unit_group import UnitGroup
-from prunekit_plugins.compensation.assignment import assign
+from prunekit_plugins.compensation.experts.assignment import assign
 
 SWEEPS = 10
 """How often the neurons of each hidden layer of an expert are put in order at most, where it has several layers."""

@@ -1,0 +1,322 @@
+"""Forward passes of a model on calibration batches that go on from the first operation that has to run again.
+
+Compensation runs the same batches again and again, each time with other weights further behind. Here the operations of
+the first forward on a batch are written down, and the values that operations behind some place read are kept. What
+comes before that place doesn't run again until a tensor that it reads is given other values.
+
+A forward is run by its program, as always, where that isn't sure to give the same: where it draws random numbers,
+writes to its inputs, or decides by values that follow from what has changed; and where there is no room for the values.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import attrs
+import torch
+
+from prunekit_core.modules.surgery import put_values
+from prunekit_core.program.calls import tensors_of
+from prunekit_core.program.outputs import named_outputs
+from prunekit_core.program.trace import tensor_refs
+from prunekit_core.record.listener import Listener
+from prunekit_core.torch_private.trees import pytree
+from prunekit_plugins.calibration.batches import Batch
+from prunekit_plugins.calibration.branch_replays import Program, Step, Tape
+from prunekit_plugins.calibration.branch_sums import SumPlaces
+from prunekit_plugins.calibration.observation import Enough, Seen, Watched, WatchingListener
+
+LEAST_ROOM = 256 << 20
+"""Bytes that may be kept whatever the size of the model."""
+STEP_BYTES = 1024
+"""What an operation that is written down takes, about."""
+
+
+@attrs.define(eq=False)
+class Room:
+    """How many bytes may be kept.
+
+    Attributes:
+        left: Those that are still free.
+    """
+
+    left: int
+
+    @classmethod
+    def beside(cls, watched: Watched) -> Room:
+        """Returns as much as the tensors of a model take, or `LEAST_ROOM`."""
+        tensors = watched.shadow.tensors().values()
+        return cls(max(LEAST_ROOM, sum(tensor.numel() * tensor.element_size() for tensor in tensors)))
+
+
+class _Recording(Tape):
+    """The listener that writes down a forward, and which of its operations are consumers."""
+
+    def __init__(self, watched: Watched, batch: Batch) -> None:
+        super().__init__(watched, SumPlaces({}, watched.rules), batch, ())
+        self.consumers: list[int] = []
+        self._watching = WatchingListener(watched, batch, self._note)
+
+    def start(self, tensors: Mapping[str, torch.Tensor], inputs: Any) -> None:
+        self._watching.start(tensors, inputs)
+
+    def operation(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> None:
+        super().operation(op, module, arguments, outputs)
+        self._watching.operation(op, module, arguments, outputs)
+        if self._watching.casting:  # what a cast is of is known only to who saw it
+            self.repeatable = False
+        if torch.Tag.dynamic_output_shape in getattr(op, "tags", ()) and not _by_positions(arguments):
+            self.decided = len(self.steps)
+
+    def _note(self, seen: Seen) -> None:
+        self.consumers.append(len(self.steps) - 1)
+
+
+def _by_positions(arguments: Mapping[str, Any]) -> bool:
+    """Whether an operation is given positions, so that the shape of its result follows from their shape."""
+    indices = arguments.get("indices")
+    return isinstance(indices, list | tuple) and all(
+        one.dtype not in (torch.bool, torch.uint8) for one in tensors_of(list(indices))
+    )
+
+
+class _Course:
+    """The program of forwards on batches that run the same operations.
+
+    Args:
+        recording: The first of them.
+        outputs: What the model returned.
+        names: Identity of each of the model's tensors to its name.
+    """
+
+    def __init__(self, recording: _Recording, outputs: Any, names: Mapping[int, str]) -> None:
+        self.program = Program(recording, outputs)
+        self.consumers, self.decided = recording.consumers, recording.decided
+        self.named = {number: names[id(t)] for number, t in recording.given.items() if id(t) in names}
+        self.first: dict[str, int] = {}  # name of a tensor to the first operation that reads it
+        for place, step in enumerate(self.program.steps):
+            for ref in tensor_refs(list(step.arguments.values())):
+                if ref.index in self.named:
+                    self.first.setdefault(self.named[ref.index], place)
+
+    def first_read(self, names: Collection[str]) -> int:
+        """Returns the place of the first operation that reads one of some tensors; the end where none does."""
+        return min((self.first[name] for name in names if name in self.first), default=len(self.program.steps))
+
+    def equals(self, other: _Course) -> bool:
+        """Whether both are the same operations on the same tensors."""
+        alike = (self.named, self.consumers, self.decided, self.program.outputs)
+        if alike != (other.named, other.consumers, other.decided, other.program.outputs):
+            return False
+        pairs = zip(self.program.steps, other.program.steps, strict=False)
+        return len(self.program.steps) == len(other.program.steps) and all(_alike(*pair) for pair in pairs)
+
+
+def _alike(one: Step, other: Step) -> bool:
+    return (one.op, one.module, one.outputs, one.shapes, one.arguments) == (
+        *(other.op, other.module, other.outputs, other.shapes),
+        other.arguments,
+    )
+
+
+@attrs.define(eq=False)
+class _Kept:
+    """A forward on one batch that has come to some place.
+
+    Attributes:
+        batch: The batch.
+        course: Its operations.
+        given: Tensors that no operation made, by number.
+        values: What the operations from the place on read, by number.
+        place: The next operation.
+        size: Bytes of what is kept, without the model's own tensors.
+    """
+
+    batch: Batch
+    course: _Course
+    given: Mapping[int, torch.Tensor]
+    values: dict[int, torch.Tensor]
+    place: int = 0
+    size: int = 0
+
+    def bytes(self) -> int:
+        """Counts the memory of what is kept, each piece once."""
+        own = {self.given[number].untyped_storage().data_ptr() for number in self.course.named}
+        stores = [tensor.untyped_storage() for tensor in (*self.given.values(), *self.values.values())]
+        return sum({one.data_ptr(): one.nbytes() for one in stores if one.data_ptr() not in own}.values())
+
+
+class Forwards:
+    """The forwards of a model on calibration batches.
+
+    Args:
+        watched: The model.
+        room: How much may be kept; None for nothing.
+
+    Attributes:
+        watched: The same.
+    """
+
+    def __init__(self, watched: Watched, room: Room | None) -> None:
+        self.watched, self._room = watched, room
+        self._kept: dict[int, _Kept] = {}
+        self._courses: list[_Course] = []
+        self._changed: set[str] = set()
+
+    def changed(self, name: str, values: torch.Tensor) -> None:
+        """Gives a tensor of the model other values.
+
+        Args:
+            name: Its canonical name.
+            values: Its values, in memory that the model may share.
+        """
+        put_values(self.watched.shadow.tensors()[name], values)
+        self._changed.add(name)
+        for kept in list(self._kept.values()):
+            if kept.course.first.get(name, kept.place) < kept.place:
+                self._settle(kept, dict(kept.given), 0)
+
+    def outputs(self, number: int, batch: Batch) -> list[tuple[str, torch.Tensor]]:
+        """Returns the model's outputs by name.
+
+        Args:
+            number: Number of the batch.
+            batch: The batch, or some of its examples.
+        """
+        kept = self._find(number, batch)
+        if kept is not None:
+            values = self._run(kept, len(kept.course.program.steps))
+            if values is not None:
+                return [(name, values[output]) for name, output in kept.course.program.outputs]
+        if self._room is None or number in self._kept:
+            return named_outputs(self.watched.run_into(batch, Listener()))
+        recording = _Recording(self.watched, batch)
+        found = self.watched.run_into(batch, recording)
+        if recording.repeatable:
+            self._note(number, batch, recording, found)
+        return named_outputs(found)
+
+    def run_into(
+        self,
+        number: int,
+        batch: Batch,
+        listener: WatchingListener,
+        start: Collection[str],
+        keep: Collection[str],
+        *,
+        whole: bool = False,
+    ) -> None:
+        """Runs a batch into a listener, which sees all consumers of some tensors, and what comes behind them.
+
+        Args:
+            number: Number of the batch.
+            batch: The batch.
+            listener: The listener; it may raise `Enough`.
+            start: Names of these tensors.
+            keep: Names of tensors before whose first use the values are kept, for the next time: none of them is used
+                before the first one of ``start``.
+            whole: Whether the listener has to see all operations.
+        """
+        kept = None if whole else self._find(number, batch)
+        if kept is None or not self._advance(kept, kept.course.first_read(start)):
+            self.watched.run_into(batch, listener)
+            return
+        listener.start(self.watched.shadow.tensors(), None)
+        listener.go_on(bisect.bisect_left(kept.course.consumers, kept.place))
+        self._show(kept, listener, kept.course.first_read(keep))
+
+    # -- what is kept
+
+    def _note(self, number: int, batch: Batch, recording: _Recording, outputs: Any) -> None:
+        """Keeps a forward, if there is room."""
+        assert self._room is not None
+        course = _Course(recording, outputs, self.watched.shadow.names)
+        known = next((one for one in self._courses if one.equals(course)), None)
+        if known is None:
+            size = STEP_BYTES * len(course.program.steps)
+            if size > self._room.left:
+                return
+            self._room.left -= size
+            self._courses.append(course)
+        kept = _Kept(batch, known or course, recording.given, dict(recording.given))
+        self._kept[number] = kept
+        self._settle(kept, kept.values, 0)
+
+    def _settle(self, kept: _Kept, values: dict[int, torch.Tensor], place: int) -> bool:
+        """Notes where a forward has come to; forgets it and returns False where there is no room for its values."""
+        assert self._room is not None
+        kept.values, kept.place = values, place
+        size = kept.bytes()
+        self._room.left -= size - kept.size
+        kept.size = size
+        if self._room.left < 0:
+            self._forget(kept)
+            return False
+        return True
+
+    def _forget(self, kept: _Kept) -> None:
+        assert self._room is not None
+        self._room.left += kept.size
+        kept.values, kept.size = {}, 0
+        self._kept = {number: one for number, one in self._kept.items() if one is not kept}
+
+    def _find(self, number: int, batch: Batch) -> _Kept | None:
+        """Returns what is kept of a batch, if it is the same one and its operations are sure to be the same."""
+        kept = self._kept.get(number)
+        if kept is None or not _same_inputs(kept.batch, batch):
+            return None
+        return kept if kept.course.first_read(self._changed) >= kept.course.decided else None
+
+    # -- running
+
+    def _run(self, kept: _Kept, stop: int) -> dict[int, torch.Tensor] | None:
+        """Runs on from where a forward is, which stays; None where sizes turn out to be others."""
+        with torch.inference_mode(), self.watched.shadow.settings():
+            values = kept.course.program.fork(kept.values, kept.place)
+            return values if kept.course.program.run(values, kept.place, stop) else None
+
+    def _advance(self, kept: _Kept, place: int) -> bool:
+        """Brings a forward to a place; returns False where it can't be kept there."""
+        if kept.place > place:
+            self._settle(kept, dict(kept.given), 0)
+        with torch.inference_mode(), self.watched.shadow.settings():
+            follows = kept.course.program.run(kept.values, kept.place, place)
+        if not follows:
+            self._forget(kept)
+        return follows and self._settle(kept, kept.values, place)
+
+    def _show(self, kept: _Kept, listener: WatchingListener, keep: int) -> None:
+        """Shows the operations from where a forward is to a listener; keeps the values at a later place, or there."""
+        program, place = kept.course.program, kept.place
+
+        def show(step: Step, arguments: Mapping[str, Any], result: Any) -> None:
+            nonlocal place
+            place += 1
+            listener.operation(step.op, step.module, arguments, result)
+
+        with torch.inference_mode(), self.watched.shadow.settings():
+            try:
+                program.run(kept.values, place, keep, show=show)
+                values, start = program.fork(kept.values, place), place
+                program.run(values, start, len(program.steps), show=show)
+            except Enough:
+                pass
+        self._settle(kept, kept.values, min(place, keep))
+
+
+def _same_inputs(one: Batch, other: Batch) -> bool:
+    """Whether two batches give a model the same."""
+    (first, spec), (second, other_spec) = (
+        pytree.tree_flatten((batch.example.args, batch.example.kwargs)) for batch in (one, other)
+    )
+    return spec == other_spec and all(_same(*pair) for pair in zip(first, second, strict=True))
+
+
+def _same(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return isinstance(one, bool | int | float | str) and type(one) is type(other) and bool(one == other)

@@ -1,0 +1,1 @@
+"""Engines that serve what was exported: run in processes of their own, and compared with the model."""

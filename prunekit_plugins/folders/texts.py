@@ -1,0 +1,93 @@
+"""Batches of tokens from a text file, by the tokenizer that lies in a model's folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunekit.plugin import ArgumentError, CheckpointError
+from prunekit_plugins.integrations.huggingface import library
+
+LENGTH = 256
+"""Tokens of an example, where the model takes so many."""
+LEAST = 2
+"""Tokens of an example at least: one that is read, and one that it predicts."""
+
+
+def text_batches(
+    path: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    encoder_decoder: bool = False,
+    size: int = 16,
+    length: int | None = None,
+) -> list[dict[str, torch.Tensor]]:
+    """Cuts a text into examples of one length and these into batches.
+
+    Each example has the special tokens that the tokenizer puts around a text. What is left over at the end is dropped,
+    unless it is all there is.
+
+    Args:
+        path: The text, in UTF-8.
+        folder: Where the tokenizer lies; nothing is downloaded, and no code in it is run.
+        encoder_decoder: Whether the second half of an example is the decoder's input, as models of sequences to
+            sequences take it.
+        size: Examples of a batch; the last one may have fewer.
+        length: Tokens of an example; None for 256, or as many as the tokenizer says the model takes.
+
+    Returns:
+        Batches of ``input_ids`` of shape ``[size, length]``; with ``encoder_decoder`` of ``input_ids`` and
+        ``decoder_input_ids``, half as long each.
+
+    Raises:
+        ArgumentError: The folder has no tokenizer, or the text is too short.
+        CheckpointError: The text can't be read.
+    """
+    tokenizer = _tokenizer(Path(folder))
+    wanted = min(LENGTH, tokenizer.model_max_length) if length is None else length
+    examples = _examples(tokenizer, _read(Path(path)), wanted)
+    if len(examples[0]) < LEAST * (1 + encoder_decoder):
+        raise ArgumentError("The text is too short.", where=str(path), why=f"it has {len(examples[0])} tokens")
+    return list(_batches(torch.tensor(examples, device="cpu"), size, encoder_decoder))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError("The text can't be read.", where=str(path), why=str(error)) from error
+
+
+def _tokenizer(folder: Path) -> Any:
+    try:
+        return library().AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise ArgumentError(
+            "The folder has no tokenizer that can be read.",
+            where=str(folder),
+            why=" ".join(str(error).split())[:200],
+            hint="data of another kind: package.module:batches, or a .safetensors, .npy or .pt file of inputs",
+        ) from error
+
+
+def _examples(tokenizer: Any, text: str, length: int) -> list[list[int]]:
+    """Tokens of the examples, all as long as the first one."""
+    if tokenizer.is_fast:
+        found = tokenizer(text, truncation=True, max_length=length, return_overflowing_tokens=True)["input_ids"]
+    else:  # written in Python: it can't go on with what is too long, nor put special tokens around a part of it
+        tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        found = [tokens[start : start + length] for start in range(0, len(tokens), length)] or [[]]
+    return [list(example) for example in found if len(example) == len(found[0])]
+
+
+def _batches(examples: torch.Tensor, size: int, encoder_decoder: bool) -> Iterator[dict[str, torch.Tensor]]:
+    half = examples.shape[1] // 2
+    for part in examples.split(size):
+        if encoder_decoder:
+            yield {"input_ids": part[:, :half], "decoder_input_ids": part[:, half : 2 * half]}
+        else:
+            yield {"input_ids": part}

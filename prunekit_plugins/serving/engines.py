@@ -1,0 +1,88 @@
+"""The engines that prunekit knows: what each asks of a model, and its load test.
+
+Libraries are imported when a profile is asked for: this module is loaded with every registry.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+from torch import nn
+
+from prunekit.plugin import ArgumentError, Registry, ServingEngine, ServingProfile
+
+GROUP = 32
+"""Widths are multiples of this where they can be: engines quantise weights in groups of 32."""
+
+
+def transformers_profile(model: nn.Module, example_inputs: Any, registry: Registry | None = None) -> ServingProfile:
+    """What the stock class of transformers asks for: one size for all layers, which its configuration can say."""
+    from prunekit_plugins.integrations.serving import configured_profile
+
+    return configured_profile(model, example_inputs, registry, engine="transformers")
+
+
+def gguf_profile(model: nn.Module, example_inputs: Any, registry: Registry | None = None) -> ServingProfile:
+    """What llama.cpp asks for: a family that it knows, one size for all layers, multiples of 32 to be quantised."""
+    return _grouped(model, example_inputs, registry, "gguf")
+
+
+def mlx_profile(model: nn.Module, example_inputs: Any, registry: Registry | None = None) -> ServingProfile:
+    """What mlx-lm asks for: a family that it knows, one size for all layers, multiples of 32 to be quantised."""
+    return _grouped(model, example_inputs, registry, "mlx")
+
+
+def _grouped(model: nn.Module, example_inputs: Any, registry: Registry | None, engine: str) -> ServingProfile:
+    from prunekit_plugins.export.decoder import FAMILIES
+    from prunekit_plugins.integrations.serving import configured_profile
+
+    name = type(model).__name__
+    if name not in FAMILIES:
+        raise ArgumentError(
+            f'serve="{engine}" is for families of language models that the exporter knows.',
+            why=f"got {name}; known: {', '.join(sorted(FAMILIES))}",
+            hint='serve="onnx" asks for nothing',
+        )
+    profile = configured_profile(model, example_inputs, registry, engine=engine, multiple=GROUP)
+    if engine == "mlx" and name == "Qwen2ForCausalLM":
+        note = "mlx-lm computes the width of Qwen2's heads from that of its layers, which stays"
+        profile = attrs.evolve(profile, fixed=(*profile.fixed, "model.embed_tokens"), notes=(*profile.notes, note))
+    return profile
+
+
+def onnx_profile(model: nn.Module, example_inputs: Any, registry: Registry | None = None) -> ServingProfile:
+    """What ONNX asks for: nothing; layers may differ, and outputs that are handed back to the model may shrink."""
+    from prunekit_plugins.integrations.serving import is_of_transformers, recorded
+
+    if not is_of_transformers(model):
+        return ServingProfile()
+    return ServingProfile(free_outputs=recorded(model, example_inputs, registry)[1])
+
+
+def load_test(to: str) -> Callable[[Path], object | None]:
+    """Makes a load test: the folder is exported, loaded in the engine and compared.
+
+    Args:
+        to: The kind of export.
+
+    Returns:
+        A function of the folder of a pruned model. It returns the comparison, or None where the engine isn't installed.
+    """
+
+    def run(folder: Path) -> object | None:
+        from prunekit_plugins.export import export_folder
+
+        with tempfile.TemporaryDirectory(prefix="prunekit-") as place:
+            return export_folder(folder, Path(place) / f"model.{to}", to=to).check
+
+    return run
+
+
+TRANSFORMERS = ServingEngine(transformers_profile, "transformers 5.24", load_test("hf"))
+GGUF = ServingEngine(gguf_profile, "llama.cpp in xllamacpp 2026.10", load_test("gguf"))
+MLX = ServingEngine(mlx_profile, "mlx-lm 0.32", load_test("mlx"))
+ONNX = ServingEngine(onnx_profile, "onnxruntime 1.32", load_test("onnx"))

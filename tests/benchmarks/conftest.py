@@ -1,0 +1,8 @@
+"""Scripts of ``benchmarks`` import each other by name."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))

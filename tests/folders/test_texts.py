@@ -1,0 +1,132 @@
+"""A folder and a text: two commands make a smaller folder that serves, and what is refused on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import prunekit as pk
+from prunekit_plugins.cli.entry import main
+from prunekit_plugins.folders.texts import text_batches
+from tests.models import small_llama
+from tests.vocabulary.training import TEXTS, byte_level, word_piece
+
+transformers = pytest.importorskip("transformers")
+
+
+def folder_of(path: Path, tokenizer: Any) -> Any:
+    found = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32)
+    found.save_pretrained(str(path))
+    return found
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> Path:
+    """A small model with distinct opinions, its tokenizer, and texts beside it."""
+    folder = tmp_path / "big"
+    folder_of(folder, byte_level())
+    (tmp_path / "corpus.txt").write_text("\n".join(TEXTS[:6]))
+    (tmp_path / "other.txt").write_text(TEXTS[20])
+    model = small_llama(hidden_size=32, intermediate_size=96, vocab_size=902, initializer_range=0.2)
+    model.save_pretrained(str(folder))
+    return folder
+
+
+def distance(folder: Path, big: Path) -> float:
+    """Mean divergence of a folder's next tokens from the unpruned model's, on a text that no command saw."""
+    models = [transformers.LlamaForCausalLM.from_pretrained(str(place)).eval() for place in (folder, big)]
+    found = []
+    for batch in text_batches(big.parent / "other.txt", big):
+        with torch.no_grad():
+            small, whole = (model(**batch).logits.log_softmax(-1) for model in models)
+        found.append(torch.nn.functional.kl_div(small, whole, log_target=True, reduction="batchmean") / small.shape[1])
+    return float(torch.stack(found).mean())
+
+
+@pytest.mark.slow
+def test_two_commands_make_a_smaller_folder_that_serves(big: Path, tmp_path: Path) -> None:
+    text, cut, healed = tmp_path / "corpus.txt", tmp_path / "cut", tmp_path / "healed"
+    target = ("--target", "params=0.7", "--batches", "4")
+    assert main(["prune", f"hf:{big}", *target, "--calibration", str(text), "--out", str(cut)]) == 0
+    trained = ("--lr", "1e-2", "--epochs", "4")
+    assert main(["distill", str(cut), f"hf:{big}", "--data", str(text), *trained, "--out", str(healed)]) == 0
+    sizes = [sum(p.numel() for p in pk.load_folder(place).parameters()) for place in (big, cut, healed)]
+    assert sizes[1] == sizes[2] <= 0.7 * sizes[0]
+    assert distance(healed, big) < 0.92 * distance(cut, big)
+    assert pk.Plan.load(healed / "prunekit_plan.json") == pk.Plan.load(cut / "prunekit_plan.json")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(healed))
+    served = transformers.AutoModelForCausalLM.from_pretrained(str(healed)).eval()
+    ids = tokenizer("The class", return_tensors="pt")["input_ids"]
+    written = served.generate(ids, max_new_tokens=5, do_sample=False)
+    assert torch.equal(written, pk.load_folder(healed).generate(ids, max_new_tokens=5, do_sample=False))
+
+
+@pytest.mark.parametrize(("make", "around"), [(byte_level, 0), (word_piece, 2)])
+def test_a_text_is_cut_into_examples_with_special_tokens_around(tmp_path: Path, make: Any, around: int) -> None:
+    tokenizer = folder_of(tmp_path, make())
+    (tmp_path / "text.txt").write_text(TEXTS[0])
+    tokens = tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"]
+    first, last = (
+        tokenizer("x", add_special_tokens=True)["input_ids"][:: 1 if around == 0 else 2][:2] if around else (0, 0)
+    )
+    found = text_batches(tmp_path / "text.txt", tmp_path, size=3)
+    assert all(set(batch) == {"input_ids"} and batch["input_ids"].shape == (3, 32) for batch in found[:-1])
+    rows = torch.cat([batch["input_ids"] for batch in found]).tolist()
+    room = 32 - around
+    assert len(rows) == len(tokens) // room
+    for number, row in enumerate(rows):
+        inside = tokens[number * room : (number + 1) * room]
+        assert row == ([first, *inside, last] if around else inside)
+
+
+def test_halves_for_an_encoder_and_a_decoder(tmp_path: Path) -> None:
+    folder_of(tmp_path, byte_level())
+    (tmp_path / "text.txt").write_text(TEXTS[0])
+    whole = text_batches(tmp_path / "text.txt", tmp_path)[0]["input_ids"]
+    halves = text_batches(tmp_path / "text.txt", tmp_path, encoder_decoder=True)[0]
+    assert torch.equal(torch.cat([halves["input_ids"], halves["decoder_input_ids"]], 1), whole)
+    assert halves["input_ids"].shape == halves["decoder_input_ids"].shape
+
+
+def test_a_short_text_is_one_example(tmp_path: Path) -> None:
+    folder_of(tmp_path, byte_level())
+    (tmp_path / "text.txt").write_text("a few words")
+    (batch,) = text_batches(tmp_path / "text.txt", tmp_path)
+    assert batch["input_ids"].shape[0] == 1
+    (tmp_path / "text.txt").write_text("")
+    with pytest.raises(pk.ArgumentError, match="The text is too short"):
+        text_batches(tmp_path / "text.txt", tmp_path)
+
+
+def test_what_is_refused(big: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, out = str(tmp_path / "corpus.txt"), str(tmp_path / "out")
+
+    def refused(*arguments: str) -> str:
+        assert main(list(arguments)) in (1, 2)
+        assert not (tmp_path / "out").exists()
+        return capsys.readouterr().err
+
+    assert "A text is for a model that reads tokens" in refused(
+        "prune", "torchvision:squeezenet1_1", "--input", "1,3,64,64", "--calibration", text
+    )
+    cut = tmp_path / "cut"
+    assert main(["prune", f"hf:{big}", "--ratio", "0.5", "--out", str(cut)]) == 0
+    capsys.readouterr()
+    distilled = ("distill", str(cut), f"hf:{big}", "--data", text)
+    assert "is the folder of the teacher" in refused(*distilled, "--out", str(big), "--overwrite")
+    assert "is the folder of the student" in refused(*distilled, "--out", str(cut), "--overwrite")
+    assert "isn't an empty folder" in refused(*distilled, "--out", str(cut))
+    assert "The teacher of a folder is a folder" in refused(
+        "distill", str(cut), "torchvision:resnet18", "--data", text, "--out", out
+    )
+    (cut / "prunekit_plan.json").unlink()
+    assert "doesn't say what was removed" in refused(*distilled, "--out", out)
+    (big / "tokenizer.json").unlink()
+    (big / "tokenizer_config.json").unlink()
+    assert "has no tokenizer that can be read" in refused("prune", f"hf:{big}", "--calibration", text, "--out", out)
+    (tmp_path / "corpus.txt").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(pk.CheckpointError, match="The text can't be read"):
+        text_batches(tmp_path / "corpus.txt", cut)
