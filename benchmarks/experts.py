@@ -84,6 +84,7 @@ def _shown(values: Sequence[float]) -> str:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The Markdown of all measurements."""
+    rows = sorted(rows, key=lambda row: -row["target"])
     full = list({row["seed"]: row["full"] for row in rows}.values())
     lines = [f"Bits per character, less is better, {len(full)} seeds; uncut {_shown(full)}:", ""]
     lines += ["| parameters left | what leaves | experts gone | plain | merged |", "|---:|---|---:|---:|---:|"]
@@ -92,7 +93,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         gone = sorted(row["gone"] for row in found)
         counts = f"{gone[0]} to {gone[-1]}" if gone[0] < gone[-1] else f"{gone[0]}"
         left = tasks.median_and_half_range([row["params"] for row in found])[0]
-        cells = [_shown([row["bits"] for row in found if row["merging"] == merging]) for merging in MERGING]
+        bits = [[row["bits"] for row in found if row["merging"] == merging] for merging in MERGING]
+        cells = [_shown(some if len(some) == len(full) else ()) for some in bits]  # merged only where experts left
         lines.append(f"| {left:.0%} | {method} | {counts} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -122,7 +124,7 @@ def main() -> None:
             if args.json:
                 with Path(args.json).open("a") as file:
                     file.write(f"{json.dumps(row)}\n")
-    print(table(sorted(rows, key=lambda row: -row["target"])))
+    print(table(rows))
 
 
 if __name__ == "__main__":
