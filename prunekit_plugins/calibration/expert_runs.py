@@ -25,6 +25,7 @@ from prunekit_core.record.listener import Listener
 from prunekit_plugins.calibration.batches import Batch
 from prunekit_plugins.calibration.branch_sums import recorded_position
 from prunekit_plugins.calibration.experts.mixtures import Gates, Mixture, MixturesFound, Place, Scores
+from prunekit_plugins.calibration.experts.neurons import NeuronReads, neuron_reads, summed_up
 from prunekit_plugins.calibration.experts.search import find_mixtures
 from prunekit_plugins.calibration.experts.statistics import ExpertStatistics
 from prunekit_plugins.calibration.observation import Watched
@@ -46,10 +47,12 @@ class Turn(enum.Enum):
     """All are zero but those of each token's expert number ``slot``."""
     WITHOUT = "without"
     """Each token can't be sent to its expert number ``slot``."""
+    GONE = "gone"
+    """No token can be sent to the experts of some units."""
 
 
 @attrs.define(eq=False)
-class _Seen:
+class SeenMixture:
     """A mixture in one batch.
 
     Attributes:
@@ -91,6 +94,7 @@ class _Sums:
     """What was gathered of one mixture."""
 
     mixture: Mixture
+    reads: tuple[NeuronReads, ...] = ()
     tokens: int = 0
     dropped: int = 0
     top_k: int = 0
@@ -100,10 +104,12 @@ class _Sums:
     weighted: torch.Tensor = attrs.field(init=False)
     error: torch.Tensor = attrs.field(init=False)
     damage: torch.Tensor = attrs.field(init=False)
+    neurons: dict[str, list[torch.Tensor]] = attrs.field(init=False)
     trouble: str = ""
 
     def __attrs_post_init__(self) -> None:
         units = self.mixture.units
+        self.neurons = {one.group: [] for one in self.reads}
         self.routed = torch.zeros(units, dtype=torch.int64, device="cpu")
         self.weighted, self.error, self.damage = (
             torch.zeros(units, dtype=torch.float64, device="cpu") for _ in range(3)
@@ -122,16 +128,28 @@ class ExpertRuns:
         analysis: What is known about its program.
         contributions: Whether norms of experts' outputs are gathered: ``k + 1`` runs more, for the largest ``k``.
         rerouting: Whether errors without each expert are gathered: ``k`` runs more, and a backward pass or several.
+        neurons: Whether it is gathered what depends on their neurons: a backward pass or several.
         gradients: Whether there can be gradients: not with weights on disk.
+        ranked: Whether experts are to be ranked, so that notes say which of them nothing is known about.
     """
 
     def __init__(
-        self, watched: Watched, analysis: Analysis, *, contributions: bool, rerouting: bool, gradients: bool
+        self,
+        watched: Watched,
+        analysis: Analysis,
+        *,
+        contributions: bool,
+        rerouting: bool,
+        neurons: bool,
+        gradients: bool,
+        ranked: bool,
     ) -> None:
-        self._watched, self._contributions, self._rerouting = watched, contributions, rerouting
+        self._watched, self._contributions, self._rerouting, self._ranked = watched, contributions, rerouting, ranked
         self._found = find_mixtures(analysis, recorded_position(analysis))
-        self._sums = {name: _Sums(mixture) for name, mixture in self._found.mixtures.items()}
-        self._slopes = gradients and rerouting
+        self._sums = {
+            name: _Sums(mixture, neuron_reads(mixture, analysis)) for name, mixture in self._found.mixtures.items()
+        }
+        self._slopes = gradients and (rerouting or neurons)
         self._generator = torch.Generator("cpu").manual_seed(0)
         self._examples = 0
         self._why = "" if gradients else "they need a model in memory"
@@ -156,8 +174,8 @@ class ExpertRuns:
             self._run(batch, weighed, Turn.SILENT, seen)
             for slot in range(most):
                 self._run(batch, weighed, Turn.ALONE, seen, slot)
+        self._curve(batch, going, seen)
         if self._rerouting:
-            self._curve(batch, going, seen)
             for slot in range(most):
                 self._run(batch, going, Turn.WITHOUT, seen, slot)
 
@@ -188,21 +206,22 @@ class ExpertRuns:
                 sums.energy,
                 sums.weighted if weighed else None,
                 sums.error if self._rerouting else None,
-                sums.damage if self._slopes else None,
+                sums.damage if self._slopes and self._rerouting else None,
                 sums.effect if self._slopes else None,
                 sums.mixture.stacks,
+                {group: summed_up(one) for group, one in sums.neurons.items() if one} if self._slopes else {},
             )
             notes.extend(one.notes(name))
         if self._rerouting and not self._slopes and found:
             notes.append(f"errors of mixtures count alike in all layers, for want of gradients: {self._why}")
-        return found, tuple(notes)
+        return found, tuple(notes) if self._ranked else ()
 
     def _missed(self) -> Iterable[tuple[str, str]]:
         yield from self._found.missed.items()
         yield from ((name, sums.trouble) for name, sums in self._sums.items() if sums.trouble)
 
     @staticmethod
-    def _kept(going: Mapping[str, _Sums], seen: Mapping[str, _Seen]) -> dict[str, _Sums]:
+    def _kept(going: Mapping[str, _Sums], seen: Mapping[str, SeenMixture]) -> dict[str, _Sums]:
         """Leaves those out that the run didn't show."""
         for name, sums in going.items():
             if name not in seen:
@@ -210,7 +229,7 @@ class ExpertRuns:
         return {name: sums for name, sums in going.items() if name in seen}
 
     @staticmethod
-    def _count(sums: _Sums, seen: _Seen) -> None:
+    def _count(sums: _Sums, seen: SeenMixture) -> None:
         chosen, output = seen.chosen[seen.counted], seen.output[seen.counted]
         sums.tokens += len(chosen)
         sums.dropped += seen.dropped
@@ -223,7 +242,7 @@ class ExpertRuns:
         batch: Batch,
         going: Mapping[str, _Sums],
         turn: Turn,
-        seen: Mapping[str, _Seen] | None = None,
+        seen: Mapping[str, SeenMixture] | None = None,
         slot: int = 0,
     ) -> MixtureListener:
         known = {name: one for name, one in (seen or {}).items() if slot < one.chosen.shape[1]}
@@ -237,7 +256,7 @@ class ExpertRuns:
         return listener
 
     @staticmethod
-    def _compare(sums: _Sums, seen: _Seen, output: torch.Tensor, turn: Turn, slot: int) -> None:
+    def _compare(sums: _Sums, seen: SeenMixture, output: torch.Tensor, turn: Turn, slot: int) -> None:
         """Takes what a mixture put out in one of the later runs."""
         if turn is Turn.SILENT:
             seen.silent = output
@@ -257,7 +276,7 @@ class ExpertRuns:
         if seen.curvature is not None:
             sums.add(sums.damage, units, seen.moves(change))
 
-    def _curve(self, batch: Batch, going: Mapping[str, _Sums], seen: Mapping[str, _Seen]) -> None:
+    def _curve(self, batch: Batch, going: Mapping[str, _Sums], seen: Mapping[str, SeenMixture]) -> None:
         """Finds how much the outputs of the model move with what mixtures put out."""
         if not self._slopes:
             return
@@ -276,20 +295,27 @@ class ExpertRuns:
         finally:
             shadow.gradients = earlier
 
-    def _project(self, outputs: Any, batch: Batch, edges: Mapping[str, Any], seen: Mapping[str, _Seen]) -> None:
+    def _project(self, outputs: Any, batch: Batch, edges: Mapping[str, Any], seen: Mapping[str, SeenMixture]) -> None:
         tensors = [tensor for tensor in output_tensors(outputs) if tensor.requires_grad]
         without = [name for name in seen if name not in edges]
         if not tensors or without:
             self._slopes, self._why = False, f"no gradient reaches {without[0]}" if tensors else "no output has one"
             return
         times = min(MOST, max(FEWEST, batch.size // EXAMPLES))
+        reads = [(name, read) for name in seen for read in self._sums[name].reads]
+        parameters = self._watched.parameters()
+        inputs = [*edges.values(), *(parameters[read.parameter] for _, read in reads)]
         with torch.enable_grad():
             for turn in range(times):
                 signs = [self._signs(tensor, batch) for tensor in tensors]
                 more = turn < times - 1
-                found = torch.autograd.grad(tensors, list(edges.values()), signs, retain_graph=more, allow_unused=True)
-                for one, slope in zip((seen[name] for name in edges), found, strict=True):
+                found = torch.autograd.grad(tensors, inputs, signs, retain_graph=more, allow_unused=True)
+                for one, slope in zip((seen[name] for name in edges), found, strict=False):
                     _curve(one, slope, times)
+                for (name, read), gradient in zip(reads, found[len(edges) :], strict=True):
+                    if gradient is not None and bool(gradient.isfinite().all()):
+                        losses = read.losses(parameters[read.parameter], gradient) / times
+                        self._sums[name].neurons[read.group].append(losses)
 
     def _signs(self, tensor: torch.Tensor, batch: Batch) -> torch.Tensor:
         signs = torch.randint(0, 2, tensor.shape, generator=self._generator, dtype=torch.int8, device="cpu") * 2 - 1
@@ -298,7 +324,7 @@ class ExpertRuns:
         return signs if counted is None else signs * counted[..., None]
 
 
-def _curve(seen: _Seen, slope: torch.Tensor | None, times: int) -> None:
+def _curve(seen: SeenMixture, slope: torch.Tensor | None, times: int) -> None:
     """Adds ``E[s s^T]`` of one projection, or its diagonal: ``e^T E[s s^T] e`` is right on average from few samples."""
     rows = torch.zeros_like(seen.output) if slope is None else slope.detach().reshape(seen.output.shape)
     rows = rows[seen.counted].double()
@@ -320,9 +346,11 @@ class MixtureListener(Listener):
         known: Group to what the first run on this batch showed; empty in that run.
         slot: Which of each token's experts this is about.
         gradients: Whether the run has gradients.
+        gone: Group to the units that no token can be sent to.
 
     Attributes:
         seen: Group to what the first run shows.
+        units: Group to the units that tokens are sent to, where that is looked at: tensor ``[tokens, top_k]``, int64.
         outputs: Group to what its mixture put out in a later run: tensor ``[tokens, features]``.
         edges: Group to where the gradient of what its mixture put out arrives.
     """
@@ -334,16 +362,18 @@ class MixtureListener(Listener):
         mixtures: Sequence[Mixture],
         batch: Batch,
         turn: Turn,
-        known: Mapping[str, _Seen],
+        known: Mapping[str, SeenMixture],
         slot: int,
         *,
         gradients: bool = False,
+        gone: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
-        self.seen: dict[str, _Seen] = {}
+        self.seen: dict[str, SeenMixture] = {}
+        self.units: dict[str, torch.Tensor] = {}
         self.outputs: dict[str, torch.Tensor] = {}
         self.edges: dict[str, Any] = {}
         self._stack, self._batch, self._turn, self._known, self._slot = watched.shadow.stack, batch, turn, known, slot
-        self._gradients, self._expected = gradients, found.counts
+        self._gradients, self._expected, self._gone = gradients, found.counts, gone or {}
         self._ran: dict[tuple[str, Any], int] = {}
         self._numbers: dict[str, torch.Tensor] = {}
         self._before: dict[Place, list[Callable[[dict[str, Any]], None]]] = {}
@@ -353,12 +383,12 @@ class MixtureListener(Listener):
             self._prepare(mixture)
 
     def _prepare(self, mixture: Mixture) -> None:
-        if self._turn is Turn.WITHOUT:
+        if self._turn in (Turn.WITHOUT, Turn.GONE):
             for scores in mixture.scores:
                 self._bar(mixture, scores)
         elif self._turn in (Turn.SILENT, Turn.ALONE) and mixture.gates is not None:
             self._weigh(mixture, mixture.gates)
-        elif not self._gradients:
+        if self._turn in (Turn.WHOLE, Turn.GONE) and not self._gradients:
             for turn, one in enumerate(mixture.chosen):
                 self._note_after(mixture, one.place, functools.partial(self._choose, mixture, turn))
         reader = mixture.gradient_reader if self._gradients else mixture.output_reader
@@ -400,11 +430,15 @@ class MixtureListener(Listener):
     # -- what is changed
 
     def _bar(self, mixture: Mixture, scores: Scores) -> None:
-        """Puts the scores of each token's unit at minus infinity."""
+        """Puts the scores of each token's unit, or those of units that are gone, at minus infinity."""
         units = self._known[mixture.group].chosen[:, self._slot]
+        gone = scores.units[[*self._gone.get(mixture.group, ())]].any(0)
 
         def barred(tensor: torch.Tensor) -> torch.Tensor:
-            rows = scores.units.to(tensor.device)[units.to(tensor.device)]  # [tokens, positions]
+            if self._turn is Turn.GONE:
+                rows = gone.to(tensor.device).expand(len(units), -1)
+            else:
+                rows = scores.units.to(tensor.device)[units.to(tensor.device)]  # [tokens, positions]
             moved = tensor.movedim(scores.dim, -1)
             each = math.prod(moved.shape[:-1]) // max(1, len(rows))
             mask = rows.repeat_interleave(each, 0).reshape(moved.shape).movedim(-1, scores.dim)
@@ -442,7 +476,8 @@ class MixtureListener(Listener):
     def _choose(self, mixture: Mixture, turn: int, result: Any) -> None:
         found = mixture.chosen[turn].numbers(result)
         earlier = self._numbers[mixture.group] if turn else found[:, :0]
-        self._numbers[mixture.group] = torch.cat([earlier, found], 1)
+        numbers = self._numbers[mixture.group] = torch.cat([earlier, found], 1)
+        self.units[mixture.group] = mixture.unit_of.to(numbers.device)[numbers]
 
     def _read(self, mixture: Mixture, arguments: dict[str, Any], argument: str) -> None:
         """Takes what a mixture puts out; the program goes on with what it put out in the first run."""
@@ -458,8 +493,8 @@ class MixtureListener(Listener):
                 counted = self._batch.counted(tuple(tensor.shape[:-1]))
                 finite = rows.isfinite().all(1)
                 counted = finite if counted is None else finite & counted.flatten().to(rows.device)
-                units = mixture.unit_of.to(numbers.device)[numbers]
-                self.seen[mixture.group] = _Seen(units, numbers, rows, counted, int((~finite).sum()))
+                seen = SeenMixture(self.units[mixture.group], numbers, rows, counted, int((~finite).sum()))
+                self.seen[mixture.group] = seen
             return
         self.outputs[mixture.group] = rows
         tensor.copy_(self._known[mixture.group].output.reshape(tensor.shape))

@@ -26,8 +26,8 @@ EXPERTS = "experts-"
 FORMAT = "1"
 MOMENTS, COVARIANCES, CURVATURES = "moments", "covariances", "curvatures"
 GRADIENTS, FISHER = "gradients", "fisher"
-ROUTING, CONTRIBUTIONS, REROUTING = "routing", "contributions", "rerouting"
-PARTS = (MOMENTS, COVARIANCES, CURVATURES, GRADIENTS, FISHER, ROUTING, CONTRIBUTIONS, REROUTING)
+ROUTING, CONTRIBUTIONS, REROUTING, NEURONS = "routing", "contributions", "rerouting", "neurons"
+PARTS = (MOMENTS, COVARIANCES, CURVATURES, GRADIENTS, FISHER, ROUTING, CONTRIBUTIONS, REROUTING, NEURONS)
 
 
 @attrs.frozen(eq=False)
@@ -87,7 +87,7 @@ class Statistics:
 
     def __contains__(self, part: str) -> bool:
         """Tells whether a part (``"moments"``, ``"covariances"``, ``"curvatures"``, ``"gradients"``, ``"fisher"``,
-        ``"routing"``, ``"contributions"``, ``"rerouting"``) is there."""
+        ``"routing"``, ``"contributions"``, ``"rerouting"``, ``"neurons"``) is there."""
         if part == MOMENTS:
             return bool(self.sites)
         if part == COVARIANCES:
@@ -98,6 +98,8 @@ class Statistics:
             return any(found.weighted is not None for found in self.experts.values())
         if part == REROUTING:
             return any(found.error is not None for found in self.experts.values())
+        if part == NEURONS:
+            return any(found.neurons for found in self.experts.values())
         return bool({GRADIENTS: self.gradients, FISHER: self.fisher, ROUTING: self.experts}.get(part))
 
     def of(self, parameter: str) -> list[SiteStatistics]:

@@ -31,6 +31,7 @@ from prunekit_plugins.calibration.statistics import (
     FISHER,
     GRADIENTS,
     MOMENTS,
+    NEURONS,
     PARTS,
     REROUTING,
     ROUTING,
@@ -67,7 +68,8 @@ def calibrate(
             outputs of the model move with those of a layer), ``"gradients"`` (the mean gradient of every parameter),
             ``"fisher"`` (the mean squared gradient of single examples). Of mixtures, each of whose tokens is sent to
             ``k`` experts: ``"routing"`` (how many tokens each expert is sent), ``"contributions"`` (what each adds; it
-            takes ``k + 1`` forward passes more), ``"rerouting"`` (what changes without each; ``k`` passes more).
+            takes ``k + 1`` forward passes more), ``"rerouting"`` (what changes without each; ``k`` passes more),
+            ``"neurons"`` (how much the outputs of the model depend on the neurons of stacks of weights).
         layers: Only what these layers read (modules, names or types; containers mean what they contain): for models
             whose covariances don't fit into memory together.
         loss_fn: Loss for gradients: ``loss_fn(outputs, batch)``.
@@ -124,7 +126,7 @@ def gather(
         analysis: What is known about the model's program, to find its experts in; None to find it out.
     """
     parts = demand.parts
-    if values is not None and (loss_fn is not None or CURVATURES in parts):
+    if values is not None and (loss_fn is not None or CURVATURES in parts or NEURONS in parts):
         raise ArgumentError("Gradients need a model in memory.", why="this one has its weights on disk")
     paths = None if layers is None else ModelTree(target).paths_of(layers)
     batches = Batches.of(batches)
@@ -144,7 +146,7 @@ def gather(
             curvatures.add(batch, gathering.found)
         if slopes is not None:
             slopes.add(batch)
-        if demand.has(ROUTING, CONTRIBUTIONS, REROUTING):
+        if demand.has(ROUTING, CONTRIBUTIONS, REROUTING) or (demand.has(NEURONS) and values is None):
             analysis = analysis or _analysed(target, batch, registry)
             experts = experts or _experts(watched, analysis, demand, gradients=values is None)
             experts.add(batch)
@@ -184,7 +186,9 @@ def _experts(watched: Watched, analysis: Analysis, demand: Demand, *, gradients:
         analysis,
         contributions=demand.has(CONTRIBUTIONS),
         rerouting=demand.has(REROUTING),
+        neurons=demand.has(NEURONS, REROUTING),
         gradients=gradients,
+        ranked=demand.has(ROUTING, CONTRIBUTIONS, REROUTING),
     )
 
 

@@ -75,7 +75,7 @@ Compensation = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME",
-        help="What repairs the weights that stay: least_squares by default, or none. Repeatable.",
+        help="What repairs the weights that stay: merge_experts and least_squares by default, or none. Repeatable.",
         show_default=False,
     ),
 ]

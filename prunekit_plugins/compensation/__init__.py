@@ -10,6 +10,7 @@ from prunekit_plugins.compensation.batchnorm import BatchNormStatistics
 from prunekit_plugins.compensation.layer_fit import LayerFit
 from prunekit_plugins.compensation.least_squares import LeastSquares
 from prunekit_plugins.compensation.means import ConstantUnits, MeanBias
+from prunekit_plugins.compensation.merge_experts import MergeExperts
 from prunekit_plugins.compensation.repair import LayerRepair, Repair
 from prunekit_plugins.compensation.run import Compensation, compensate
 
@@ -21,6 +22,7 @@ __all__ = [
     "LayerRepair",
     "LeastSquares",
     "MeanBias",
+    "MergeExperts",
     "Repair",
     "compensate",
 ]
@@ -34,4 +36,5 @@ def prunekit_compensators() -> Mapping[str, Callable[..., Any]]:
         "bias": MeanBias,
         "constant_units": ConstantUnits,
         "least_squares": LeastSquares,
+        "merge_experts": MergeExperts,
     }

@@ -5,6 +5,7 @@ Everything happens on a copy of the pruned model; the model itself is written to
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from prunekit_core.errors import nearest
+from prunekit_core.groups.analysis import Analysis
 from prunekit_core.modules.surgery import replace_values
 from prunekit_core.modules.tree import named_tensors
 from prunekit_core.plans.plan import Plan
@@ -74,9 +76,12 @@ class Repair:
         scratch: The values of a copy on the meta device; None where it has its own.
         takeovers: What takes over the branches that the plan removes.
         left: Branches that nothing takes over, with the reason.
+        analyse: Returns what is known about the program of the original.
 
     Attributes:
         module: The copy.
+        plan: The plan.
+        original: The original, watched.
         repairs: What was done so far.
         left: Consumers (and others) that were left alone, with the reason.
         undone: Compensators whose work was taken back, with the reason.
@@ -101,6 +106,7 @@ class Repair:
         scratch: Scratch | None = None,
         takeovers: Sequence[Takeover] = (),
         left: Mapping[str, str] | None = None,
+        analyse: Callable[[], Analysis],
     ) -> None:
         self.module, self.repairs = module, list[LayerRepair]()
         self.left: dict[str, str] = dict(left or {})
@@ -108,7 +114,8 @@ class Repair:
         self.unsolved: dict[str, str] = {}
         self.notes: list[str] = []
         self.written: dict[str, torch.Tensor] = {}
-        self._original, self._plan, self._batches, self._registry = original, plan, batches, registry
+        self.original, self.plan, self._batches, self._registry = original, plan, batches, registry
+        self._analyse = analyse
         self._stages, self._scratch = stages, scratch
         self._method, self._blame = "", Blame("compensator", None)
         self._held_out: HeldOut | None = None
@@ -125,6 +132,11 @@ class Repair:
         room = None if scratch is not None else Room.beside(original)
         self._runs = Forwards(original, room), Forwards(self._watched(), room)
         self._pairs = self._find_pairs()
+
+    @functools.cached_property
+    def analysis(self) -> Analysis:
+        """What is known about the program of the original."""
+        return self._analyse()
 
     def use(self, method: str, blame: Blame) -> None:
         """Names the compensator that works from now on, and whose it is."""
@@ -174,7 +186,7 @@ class Repair:
 
     def _numbered(self, held: bool | None) -> Iterator[tuple[int, Batch]]:
         """Yields what `batches` yields, with the numbers of the batches."""
-        found = enumerate(self._batches.read(self._original.device))
+        found = enumerate(self._batches.read(self.original.device))
         if held is None:
             yield from found
             return
@@ -223,11 +235,11 @@ class Repair:
     def _find_pairs(self) -> list[Pair]:
         batch = next(iter(self.batches()))
         watched = self._runs[1].watched
-        matched = match(find_consumers(self._original, batch), find_consumers(watched, batch), self._plan)
+        matched = match(find_consumers(self.original, batch), find_consumers(watched, batch), self.plan)
         reached = self._reached(watched, batch, matched)
         pairs = []
         for old, new in matched:
-            correspondence, takeover = Correspondence.of(old.site, self._plan), self._takeovers.get(old.site.parameter)
+            correspondence, takeover = Correspondence.of(old.site, self.plan), self._takeovers.get(old.site.parameter)
             if takeover is not None and new.orders[0] not in reached:
                 self.left |= dict.fromkeys(takeover.branches, f"{new.site.name}: {NOT_FOLLOWED}")
                 takeover = None
@@ -303,7 +315,7 @@ class Repair:
         slope = None if gathered.slope is None else gathered.slope.to(weight).reshape(weight.shape[:2])
         if slope is not None:
             weight, offset = weight * slope[:, :, None], offset * slope
-        old = self._original.values(pair.before.site.parameter)
+        old = self.original.values(pair.before.site.parameter)
         lost_weight = correspondence.lost_part(pair.before.site.matrix(old).to(weight.device).double())
         lost_weight = lost_weight * correspondence.scales.to(lost_weight.device).reshape(*weight.shape[:2], 1)
         seen = gathered.lost.moments() if lost else None

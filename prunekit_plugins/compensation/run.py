@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 from prunekit_core.choose.untouched import no_writes
 from prunekit_core.errors import ArgumentError, PlanError, many
 from prunekit_core.graph.graph import Graph
+from prunekit_core.groups.analysis import Analysis
 from prunekit_core.modules.transaction import Transaction
 from prunekit_core.modules.tree import named_tensors
 from prunekit_core.plans.apply import Application
@@ -108,6 +110,7 @@ def compensate(
         if name not in known or tuple(known[name].shape) != shape:
             raise PlanError("The plan was made for another model.", where=name, hint="pass the model before the cut")
     given = Batches.of(calibration)
+    analysed = functools.cache(lambda: _analysed(source, given, registry))
     repair = run_compensation(
         Watched(source, registry),
         copy_of_model(target),
@@ -116,20 +119,21 @@ def compensate(
         methods,
         stages,
         registry,
-        takeovers=_takeovers(source, plan, given, registry) if plan.absent else ((), {}),
+        takeovers=takeovers_of(analysed(), plan) if plan.absent else ((), {}),
+        analyse=lambda: analysed().analysis,
     )
     write(repair, target)
     return repair.result
 
 
-def _takeovers(original: nn.Module, plan: Plan, batches: Batches, registry: Registry) -> Takeovers:
-    """Records the original with the first batch, to find what takes over the branches that a plan removes."""
+def _analysed(original: nn.Module, batches: Batches, registry: Registry) -> Graph:
+    """Records the original with the first batch."""
     example = next(iter(batches.read(Watched(original, registry).device))).example
 
     def run(model: nn.Module, inputs: Any) -> Any:
         return example.runner(model, *inputs)
 
-    return takeovers_of(Graph.of(original, (example.args, example.kwargs), forward_fn=run, registry=registry), plan)
+    return Graph.of(original, (example.args, example.kwargs), forward_fn=run, registry=registry)
 
 
 def takeovers_of(graph: Graph, plan: Plan) -> Takeovers:
@@ -174,6 +178,8 @@ def run_compensation(
     registry: Registry,
     scratch: Scratch | None = None,
     takeovers: Takeovers = ((), {}),
+    *,
+    analyse: Callable[[], Analysis],
 ) -> Repaired:
     """Compensates a copy of the pruned model; see `compensate`."""
     if stages is not None and (not isinstance(stages, int) or stages < 1):
@@ -181,7 +187,16 @@ def run_compensation(
     chosen = find_compensators(methods, registry)
     taking, left = takeovers
     repair = Repair(
-        original, model_copy, plan, batches, registry, stages=stages, scratch=scratch, takeovers=taking, left=left
+        original,
+        model_copy,
+        plan,
+        batches,
+        registry,
+        stages=stages,
+        scratch=scratch,
+        takeovers=taking,
+        left=left,
+        analyse=analyse,
     )
     before = after = repair.output_error()
     # what these hold is the models' own memory; models on the meta device have none

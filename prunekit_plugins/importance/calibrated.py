@@ -20,9 +20,10 @@ class CalibratedImportance:
     That is `ReconstructionImportance`, with curvatures. Dims of queries and keys have no consumer: they are only
     multiplied with each other, and `EffectImportance` scores them. Both are squared changes of the model's outputs, so
     that groups can be compared; they are given as multiples of the mean effect of an output of any layer, and where
-    neither layer was seen units are scored by magnitude, divided by its mean within the group. The widths of experts
-    are not seen: where statistics of the experts are there (``"rerouting"``) they share, by magnitude, what the outputs
-    lose without the mixture.
+    neither layer was seen units are scored by magnitude, divided by its mean within the group. Nothing makes up for the
+    neurons of experts in stacks of weights: where statistics of the experts are there (``"rerouting"``) they are scored
+    by what the outputs lose without them, to first order, or else share by magnitude what these lose without the
+    mixture.
 
     Without curvatures all scores are divided by their mean within the group, and where there is no consumer magnitude
     counts; without covariances `ActivationVarianceImportance` stands for reconstruction.
@@ -60,10 +61,29 @@ class CalibratedImportance:
                 scores = ReconstructionImportance(statistics, curvatures=False)(group)
         if scores is None:
             scores = ActivationVarianceImportance(statistics)(group)
-        return self._by_magnitude(group) if scores is None else scores
+        return self._unread(group) if scores is None else scores
+
+    def _unread(self, group: Group) -> torch.Tensor | None:
+        """Scores units that no layer was seen to read: neurons of experts by what the outputs lose without them."""
+        found = self._of_experts(group)
+        return self._by_magnitude(group) if found is None else found
+
+    def _of_experts(self, group: Group) -> torch.Tensor | None:
+        """Scores neurons of experts; None for other units, and where nothing is known about them."""
+        statistics = self.statistics
+        if statistics is None or not self.additive:
+            return None
+        known = {
+            name: losses / max(1, one.examples)
+            for one in statistics.experts.values()
+            for name, losses in one.neurons.items()
+        }
+        if not all(name in known and len(known[name]) == len(group.graph.remaining(name)) for name in group.units):
+            return None
+        return torch.stack([known[name][unit] for name, unit in group.chosen()]) / self._scale(statistics)
 
     def _by_magnitude(self, group: Group) -> torch.Tensor | None:
-        """Scores units that no layer was seen to read. Those of experts share what their mixtures do to the outputs."""
+        """Scores units by magnitude. Those of experts share what their mixtures do to the outputs."""
         scores, statistics = GroupMagnitudeImportance()(group), self.statistics
         if scores is None or statistics is None or not self.additive:
             return scores

@@ -83,7 +83,7 @@ class Allotment:
                     why=f"allocation={self.chosen!r} cuts copies of the model, and they don't fit into memory",
                     hint='allocation="global", or a sensitivity that was measured elsewhere',
                 )
-            sensitivity = measure(pruner, path.batches, ratios=QUICK_RATIOS, finish=path.finish(pruner.graph.model))
+            sensitivity = measure(pruner, path.batches, ratios=QUICK_RATIOS, finish=path.finish(pruner.graph))
         solve = solver_of(self.chosen, pruner.registry)
         assert solve is not None
         return selector(solve, sensitivity, sums=pruner.additive, registry=pruner.registry)

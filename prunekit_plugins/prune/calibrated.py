@@ -23,7 +23,7 @@ from prunekit_core.plugins.registry import Registry
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.calibration.demand import LACKS, SET_IT, Demand, StatisticalCriterion, lacks_statistics
 from prunekit_plugins.calibration.observation import Watched
-from prunekit_plugins.calibration.statistics import COVARIANCES, CURVATURES, MOMENTS
+from prunekit_plugins.calibration.statistics import COVARIANCES, CURVATURES, MOMENTS, NEURONS
 from prunekit_plugins.calibration.stream import bytes_needed, gather
 from prunekit_plugins.checkpoints.stored_values import Cut, Scratch
 from prunekit_plugins.compensation.repair import Compensator
@@ -112,6 +112,8 @@ class CalibratedPath:
             return ()
         graph, stored = pruner.graph, pruner.graph.current.stored
         demands = [self._demand(one, graph.model, stored) for one in uninformed.values()]
+        if pruner.has_experts:
+            demands.append(Demand((), (NEURONS,)))
         demand = functools.reduce(operator.or_, demands)
         found = gather(
             graph.model, self.batches, demand, values=stored, registry=self.registry, analysis=graph.analysis
@@ -145,19 +147,20 @@ class CalibratedPath:
         """Finds the weights that a model should have after a plan, by their names before; the model isn't touched."""
         if not self.methods or not (plan.cuts or plan.absent):
             return None
-        found = self._repair(graph.model, plan, self.stages, graph.current.stored, takeovers_of(graph, plan))
+        found = self._repair(graph, plan, self.stages, graph.current.stored, takeovers_of(graph, plan))
         if not plan.entries or found.on_disk:  # on disk names are those in the checkpoint
             return found
         return attrs.evolve(found, values={plan.renaming.before(name): value for name, value in found.values.items()})
 
     def _repair(
         self,
-        model: nn.Module,
+        graph: Graph,
         plan: Plan,
         stages: int | None,
         stored: StoredWeights | None,
         takeovers: Takeovers = ((), {}),
     ) -> Repaired:
+        model = graph.model
         model_copy = copy_of_model(model)
         tensors = named_tensors(model_copy)
         for name in {rescale.parameter for rescale in plan.rescales}:  # scaled in place, and shared with the model
@@ -166,15 +169,24 @@ class CalibratedPath:
         original = Watched(model, self.registry, None if stored is None else Cut(stored, Plan()))
         scratch = None if stored is None else Scratch(Cut(stored, plan))
         return run_compensation(
-            original, model_copy, plan, self.batches, self.methods, stages, self.registry, scratch, takeovers
+            original,
+            model_copy,
+            plan,
+            self.batches,
+            self.methods,
+            stages,
+            self.registry,
+            scratch,
+            takeovers,
+            analyse=lambda: graph.analysis,
         )
 
-    def finish(self, model: nn.Module) -> Callable[[nn.Module, Plan], None] | None:
+    def finish(self, graph: Graph) -> Callable[[nn.Module, Plan], None] | None:
         """Returns what compensates a copy that was cut for a measurement, in one stage; None without compensation."""
         if not self.methods:
             return None
 
         def compensated(small: nn.Module, plan: Plan) -> None:
-            write(self._repair(model, plan, 1, None), small)
+            write(self._repair(graph, plan, 1, None), small)
 
         return compensated

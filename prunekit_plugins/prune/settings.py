@@ -36,7 +36,7 @@ RATIOS = ("pruning_ratio_dict", "head_pruning_ratio", "head_pruning_ratio_dict",
 READ = ("ignored_layers", "branches")
 """Keywords that may be given as anything that can be iterated over."""
 
-COMPENSATION = ("least_squares",)
+COMPENSATION = ("merge_experts", "least_squares")
 """The compensators by default, where there are calibration data."""
 
 DEPTH_KEYWORDS = ("branch_ratio", "branches", "branch_importance", "by", "keep_first", "keep_last", "keep_names")

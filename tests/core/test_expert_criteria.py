@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,13 @@ from torch import nn
 import prunekit as pk
 from prunekit.plugin import ArgumentError, Statistics
 from prunekit_plugins.calibration.statistics import PARTS
-from prunekit_plugins.importance import ExpertFrequencyImportance, REAPImportance, ReroutingImportance
+from prunekit_plugins.importance import (
+    CalibratedImportance,
+    ExpertFrequencyImportance,
+    REAPImportance,
+    ReroutingImportance,
+)
+from prunekit_plugins.importance.effect import typical_effect
 from prunekit_plugins.reports import report_data, to_markdown
 from tests.core.test_experts import (
     EXPERTS,
@@ -133,6 +140,67 @@ def test_damage_is_the_squared_change_of_the_outputs() -> None:
     assert torch.allclose(scored(criterion, model), seen.damage / 400)
 
 
+def without_neuron(model: Mixture, expert: int, neuron: int, x: torch.Tensor) -> torch.Tensor:
+    """What a model puts out if nothing reads a neuron of an expert."""
+    small = copy.deepcopy(model)
+    with torch.no_grad():
+        small.down[expert, neuron] = 0
+        return small(x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_of_neurons_are_the_squared_changes_without_each(kind: type[Mixture]) -> None:
+    model = made(kind)
+    generator = torch.Generator().manual_seed(1)
+    batches = [torch.randn(128, WIDTH, generator=generator) for _ in range(8)]  # 64 projections
+    statistics = calibrated(model, "neurons", batches=batches)
+    (seen,) = statistics.experts.values()
+    ((group, found),) = seen.neurons.items()
+    assert group == "up"
+    expected = torch.zeros(len(found), dtype=torch.float64)
+    for neuron in range(len(found)):
+        for expert in range(EXPERTS):
+            for batch in batches:
+                with torch.no_grad():
+                    change = without_neuron(model, expert, neuron, batch) - model(batch)
+                expected[neuron] += change.double().square().sum()
+    assert torch.allclose(found, expected, rtol=0.5)  # from 64 projections
+
+    assert float(found.sum()) == pytest.approx(float(expected.sum()), rel=0.1)
+
+
+def test_losses_of_neurons_are_kept_in_files(tmp_path: Path) -> None:
+    model = made(LookedUp)
+    statistics = calibrated(model, "neurons")
+    statistics.save(tmp_path / "statistics.safetensors")
+    found = Statistics.load(tmp_path / "statistics.safetensors")
+    (before,), (after,) = statistics.experts.values(), found.experts.values()
+    assert "neurons" in found
+    assert "rerouting" not in found
+    assert list(after.neurons) == ["up"]
+    assert torch.equal(after.neurons["up"], before.neurons["up"])
+
+
+def test_neurons_of_experts_are_scored_by_their_losses() -> None:
+    model = made(LookedUp)
+    statistics = calibrated(model, "covariances", "curvatures", "neurons", batches=MANY)
+    found = CalibratedImportance(statistics)(graph_of(model).whole_group("up"))
+    (seen,) = statistics.experts.values()
+    assert found is not None
+    assert torch.allclose(found, seen.neurons["up"] / 1000 / typical_effect(statistics))
+
+
+def test_a_ratio_takes_the_neurons_of_experts_that_do_least() -> None:
+    model = made(LookedUp)
+    with torch.no_grad():
+        model.up[:, :, [1, 5]] *= 30  # large weights
+        model.down[:, [1, 5]] *= 1e-2  # that hardly anything depends on
+        model.up[:, :, [1, 5]] *= 1e-1
+    result = pk.prune(model, TOKENS, 0.25, calibration=MANY, ignored_layers=["stem"])
+    (cut,) = (cut for cut in result.plan.cuts if cut.group == "up")
+    assert cut.kept == (0, 2, 3, 4, 6, 7)
+
+
 def test_experts_of_several_groups_that_leave_together_share_a_score() -> None:
     model = made(Grouped)
     model.out = nn.Identity()  # type: ignore[assignment]
@@ -232,7 +300,7 @@ def test_statistics_of_experts_are_stored(tmp_path: Any) -> None:
     statistics.save(tmp_path / "statistics.safetensors")
     again = Statistics.load(tmp_path / "statistics.safetensors")
     assert all(part in again for part in PARTS_OF_EXPERTS)
-    assert {part for part in PARTS if part in again} == set(PARTS_OF_EXPERTS)
+    assert {part for part in PARTS if part in again} == {*PARTS_OF_EXPERTS, "neurons"}
     ours, theirs = statistics.experts["router#experts"], again.experts["router#experts"]
     assert ours.rest() == theirs.rest()
     assert all(torch.equal(value, theirs.tensors()[name]) for name, value in ours.tensors().items())

@@ -111,7 +111,7 @@ class Mixture:
             the tokens in the order of the choice.
         gradient_reader: What reads the same first when composite operations arrive in parts, as under autograd.
         stacks: Names of the parameters that hold the weights of the experts, but for the router's; of experts that are
-            modules of a list those that ran.
+            modules of a list those that ran; in the order in which the program last reads them.
     """
 
     group: str

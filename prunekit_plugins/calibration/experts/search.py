@@ -276,7 +276,21 @@ class _Search:
         behind, parameters = self._behind(self._last_choices()[0][0]), self._trace.parameters
         members = dict.fromkeys(member.parameter for member in self.group.members)
         names = (name for name in (*members, *self._listed) if name in parameters)
-        return tuple(name for name in names if self._memory(parameters[name]) not in behind)
+        return self._by_last_read([name for name in names if self._memory(parameters[name]) not in behind])
+
+    def _by_last_read(self, stacks: Sequence[str]) -> tuple[str, ...]:
+        """Puts parameters in the order of the last operation that reads them, or what is made of parameters alone."""
+        plain = {self._memory(ref) for ref in self._trace.parameters.values()}
+        made = {self._memory(self._trace.parameters[name]): {name} for name in stacks}
+        last = dict.fromkeys(stacks, -1)
+        for operation in self._trace.operations:
+            read = {self._memory(ref) for ref in operation.references()}
+            names = {name for memory in read & made.keys() for name in made[memory]}
+            last.update(dict.fromkeys(names, operation.index))
+            if names and read <= plain | made.keys():
+                for ref in operation.outputs:
+                    made[self._memory(ref)] = made.get(self._memory(ref), set()) | names
+        return tuple(sorted(stacks, key=last.__getitem__))
 
     @functools.cached_property
     def _weights(self) -> tuple[set[int], list[int]]:

@@ -10,6 +10,8 @@ import torch
 
 TENSORS = ("routed", "weighted", "error", "damage")
 """The attributes that are tensors; all but the first may be None."""
+OF_NEURONS = "neurons."
+"""What the names of tensors of neurons start with."""
 
 
 @attrs.frozen(eq=False)
@@ -32,6 +34,9 @@ class ExpertStatistics:
             these tokens; None where there are no gradients.
         effect: The same if the mixture puts out nothing; None likewise.
         stacks: Names of the parameters that hold the weights of the experts.
+        neurons: Name of each group of the experts' neurons to a tensor ``[neurons]``, float64: the expected squared
+            change of the outputs of the model, to first order, if nothing reads the neuron, in each expert by itself,
+            summed up over these. Empty where there are no gradients.
     """
 
     top_k: int
@@ -44,6 +49,7 @@ class ExpertStatistics:
     damage: torch.Tensor | None = None
     effect: float | None = None
     stacks: tuple[str, ...] = attrs.field(default=(), converter=tuple[str, ...])
+    neurons: Mapping[str, torch.Tensor] = attrs.field(factory=dict)
 
     @property
     def unreached(self) -> tuple[int, ...]:
@@ -64,18 +70,20 @@ class ExpertStatistics:
         return (f"{group}: calibration never reached {named}: unknown, not worthless, they stay",)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Returns the tensors that are there, by the name of their attribute."""
+        """Returns the tensors that are there, by the name of their attribute; those of neurons with their group."""
         values = {name: getattr(self, name) for name in TENSORS}
+        values |= {f"{OF_NEURONS}{group}": neurons for group, neurons in self.neurons.items()}
         return {name: value.cpu() for name, value in values.items() if value is not None}
 
     def rest(self) -> dict[str, Any]:
         """Returns everything else."""
-        return {
-            field.name: getattr(self, field.name) for field in attrs.fields(type(self)) if field.name not in TENSORS
-        }
+        apart = (*TENSORS, "neurons")
+        return {field.name: getattr(self, field.name) for field in attrs.fields(type(self)) if field.name not in apart}
 
     @classmethod
     def of(cls, tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]) -> ExpertStatistics:
         """Makes them from what `tensors` and `rest` return."""
-        values: dict[str, Any] = {**rest, **tensors}
-        return cls(**values)
+        neurons = {name.removeprefix(OF_NEURONS): one for name, one in tensors.items() if name.startswith(OF_NEURONS)}
+        others = {name: one for name, one in tensors.items() if not name.startswith(OF_NEURONS)}
+        values: dict[str, Any] = {**rest, **others}
+        return cls(**values, neurons=neurons)

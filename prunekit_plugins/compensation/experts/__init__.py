@@ -1,0 +1,1 @@
+"""Weights of experts and their tokens, for merging."""
