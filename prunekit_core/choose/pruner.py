@@ -90,6 +90,8 @@ class Pruner:
     def without(self, removal: Plan, branches: BranchSteps) -> Pruner:
         """Returns a pruner of the same model, at the same step, whose plans take some branches out as well.
 
+        What scores said so far it knows as well.
+
         Args:
             removal: A plan of this pruner's graph without these branches.
             branches: What decided about them.
@@ -99,6 +101,7 @@ class Pruner:
         )
         other = Pruner(self.graph, checked, blocks=self._blocks, notes=self._notes, branches=branches)
         other.current_step, other.removal = self.current_step, removal
+        other._left, other._unknown = dict(self._left), dict(self._unknown)
         return other
 
     @property
