@@ -250,8 +250,18 @@ def _knapsack(costs: Sequence[torch.Tensor], damages: Sequence[torch.Tensor], al
     return solution[::-1]
 
 
-def undominated(total: torch.Tensor, harm: torch.Tensor, allowed: float) -> torch.Tensor:
-    """Returns the partial solutions that may still fit and than which none costs less and damages less."""
+def undominated(total: torch.Tensor, harm: torch.Tensor, allowed: float, most: int = FRONTIER) -> torch.Tensor:
+    """Returns the partial solutions that may still fit and than which none costs less and damages less.
+
+    Args:
+        total: Tensor ``[solutions]``, what they cost.
+        harm: Tensor ``[solutions]``, what they damage.
+        allowed: What they may cost.
+        most: How many are kept; of more, evenly spaced ones.
+
+    Returns:
+        Their positions, tensor ``[kept]``, by cost.
+    """
     rounding = 1e-9 * max(1.0, abs(allowed))
     within = (total <= max(allowed + rounding, float(total.min()))).nonzero().flatten()
     order = within[torch.argsort(harm[within], stable=True)]
@@ -260,6 +270,6 @@ def undominated(total: torch.Tensor, harm: torch.Tensor, allowed: float) -> torc
     new = torch.ones(len(order), dtype=torch.bool, device="cpu")
     new[1:] = harm[order][1:] < best[:-1]
     order = order[new]
-    if len(order) <= FRONTIER:
+    if len(order) <= most:
         return order
-    return order[torch.linspace(0, len(order) - 1, FRONTIER, dtype=torch.float64, device="cpu").round().long()]
+    return order[torch.linspace(0, len(order) - 1, most, dtype=torch.float64, device="cpu").round().long()]

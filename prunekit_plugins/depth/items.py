@@ -27,6 +27,8 @@ Damages = Callable[[Options], Sequence[float]]
 
 _ROUNDS = 24
 """Linearisations at most."""
+_FRONTIER = 512
+"""Partial solutions that are kept at once; sizes are chosen among more, once it is known which branches go."""
 _PENALTIES = 40
 """Trials for the damage per branch that keeps as many branches as have to stay."""
 
@@ -70,6 +72,8 @@ class CostsWithout:
     def __init__(self, graph: Graph, budget: Budget) -> None:
         self._graph, self._budget = graph, budget
         self._branches = {branch.name: branch for branch in graph.branches()}
+        plain = graph.branch_analysis.recordings[: len(graph.analysis.recordings)]  # what decodes besides costs nothing
+        self._analysis = attrs.evolve(graph.branch_analysis, recordings=plain)
         self._known: dict[frozenset[str], Callable[[Mapping[str, int]], dict[str, float]]] = {}
 
     def of(self, names: Iterable[str]) -> Callable[[Mapping[str, int]], dict[str, float]]:
@@ -81,7 +85,7 @@ class CostsWithout:
 
     def _compiled(self, absent: frozenset[str]) -> Callable[[Mapping[str, int]], dict[str, float]]:
         budget = self._budget
-        left = without(self._graph.branch_analysis, [one for one in self._branches.values() if one.name in absent])
+        left = without(self._analysis, [one for one in self._branches.values() if one.name in absent])
         costs = {name: compiled_cost(budget.registry, name, left) for name in budget.models}
 
         def spent(sizes: Mapping[str, int]) -> dict[str, float]:
@@ -196,12 +200,8 @@ class Items:
         if not known:
             found = self._met(self._linearised(starts[0], None, 0.0))
             known = [] if found is None else [found]
-        best = min(known, key=lambda one: one.damage, default=None)
-        for start in known:
-            better = self._improved(start)
-            if best is None or better.damage < best.damage * (1 - 1e-9):
-                best = better
-        return best
+        found = [self._improved(start) for start in sorted(known, key=lambda one: one.damage)]
+        return min(found, key=lambda one: one.damage, default=None)
 
     def smallest(self) -> dict[str, float]:
         """Returns the costs of the smallest model: those of the fewest units, and of as many branches gone as may be.
@@ -242,15 +242,15 @@ class Items:
     def _improved(self, start: Solution) -> Solution:
         """Makes costs linear around a solution and solves, for as long as that finds something better."""
         best = start
-        reach = most = max((len(options) for options in self.choices), default=1)
+        reach = max((len(options) for options in self.choices), default=1)
         for _ in range(_ROUNDS):
             found = self._met(self._allowed_many(best, reach))
             if found is not None and found.damage < best.damage * (1 - 1e-9):
-                best, reach = found, most
+                best = found
             elif reach <= 1:
                 break
             else:
-                reach = max(1, reach // 3)
+                reach = max(1, reach // 4)
         return best
 
     def _allowed_many(self, around: Solution, reach: int) -> tuple[Absent, Picked]:
@@ -403,6 +403,8 @@ def _joined(fronts: Sequence[_Front], allowed: float | None) -> _Front:
         fronts: The parts.
         allowed: What their costs may add up to; None for anything. Where nothing fits, what costs least is left.
     """
+    if allowed is None and len(fronts) == 1:
+        return fronts[0]
     least = sum(float(front.costs.min()) for front in fronts)
     limit = torch.inf if allowed is None else max(allowed, least)
     spent, lost = wide([0.0]), wide([0.0])
@@ -410,7 +412,7 @@ def _joined(fronts: Sequence[_Front], allowed: float | None) -> _Front:
     for front in fronts:
         least -= float(front.costs.min())
         total, harm = (spent[:, None] + front.costs).flatten(), (lost[:, None] + front.damages).flatten()
-        chosen = undominated(total, harm, limit - least)
+        chosen = undominated(total, harm, limit - least, _FRONTIER)
         trail.append((chosen, front))
         spent, lost = total[chosen], harm[chosen]
 

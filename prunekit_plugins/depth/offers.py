@@ -37,17 +37,14 @@ class Offers:
 
 
 def possible_branches(graph: Graph, settings: DepthSettings) -> tuple[list[str], dict[str, str]]:
-    """Lists the branches that settings and the program let go, and returns why others stay, by name.
+    """Lists the branches that settings let go, and returns why others stay, by name.
 
     Args:
         graph: The analysed model.
         settings: What is asked for.
     """
     scorer = PresentScorer(graph, _criterion(graph, _BRIEF), None)
-    names, left = open_branches(graph, settings, scorer, protected_branches(graph, settings.ignored_layers))
-    refused = graph.branch_obstacles()
-    left.update({name: refused[name] for name in names if name in refused})
-    return [name for name in names if name not in refused], left
+    return open_branches(graph, settings, scorer, protected_branches(graph, settings.ignored_layers))
 
 
 def measured_offers(

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import attrs
 
+from prunekit_core.branches.branch import named_branches
+from prunekit_core.branches.surgery import obstacles
 from prunekit_core.choose.pruner import Pruner
 from prunekit_core.errors import ArgumentError, RehearsalError, many
 from prunekit_core.groups.unit_group import UnitGroup
@@ -34,6 +36,8 @@ _ROUNDS = 3
 _HOPE = 0.25
 """What compensation may leave of the damage of branches: where by their whole damage none goes, they are tried by
 this part of it."""
+_NEAR = 0.1
+"""How near what is measured comes to what was expected, where it holds."""
 _LITTLE = 1e-3
 """A part of the saving that is none."""
 _WORTH = "it is worth more than what goes instead"
@@ -58,6 +62,11 @@ class _Trial:
     plan: Plan
     change: float
     expected: float | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is what the knapsack said."""
+        return self.expected is not None and abs(self.change - self.expected) <= _NEAR * self.expected
 
 
 def by_both(
@@ -155,7 +164,7 @@ class _Rounds:
         names = self._in_order(items.names(found.absent))
         if any(set(names) == set(trial.choice.absent) for trial in self._trials):
             return False
-        return self._try(names, self._expected(items, found))
+        return self._try(names, self._expected(items, found)) and not self._trials[-1].holds
 
     def _expected(self, items: Items, found: Solution) -> float:
         problem = items.problem(found.absent)
@@ -181,10 +190,10 @@ class _Rounds:
         """
         graph = self._pruner.graph
         try:
-            removal = drafted(graph, names, keep_names=self._settings.keep_names)
+            removal = self._removal(names)
         except RehearsalError as error:
             self._give_back(names, error)
-            return True
+            return self._round()
         choice = DepthChoice(tuple(names), removal, self._damages(), self._left(names))
         steps = DepthSteps(graph, self._settings, self._path.batches)
         steps.choice = choice
@@ -200,6 +209,18 @@ class _Rounds:
         self._measured(self._trials[-1])
         return True
 
+    def _removal(self, names: Sequence[str]) -> Plan:
+        """Makes a proven plan without some branches; layers leave their lists where the program goes on only then.
+
+        Which of them leave in the end is found out with the units that go.
+        """
+        try:
+            return drafted(self._pruner.graph, names, keep_names=True)
+        except RehearsalError:
+            if self._settings.keep_names:
+                raise
+            return drafted(self._pruner.graph, names, keep_names=False)
+
     def _measured(self, trial: _Trial) -> None:
         items = self._items(self._offers.offers)
         absent = frozenset(n for n, one in enumerate(self._offers.offers) if set(one.branches) <= set(trial.choice.absent))
@@ -208,10 +229,12 @@ class _Rounds:
 
     def _give_back(self, names: Sequence[str], error: RehearsalError) -> None:
         """Finds the branches that the program can't go on without, and offers them no more."""
-        wrong = {}
-        for name in names:
+        graph = self._pruner.graph
+        alone = obstacles(graph.branch_analysis, graph.registry.op_rules, named_branches(graph.branches(), names))
+        wrong = {name: f"given back: {why}" for name, why in alone.items() if name not in graph.applied.absent}
+        for name in () if wrong else names:
             try:
-                drafted(self._pruner.graph, [name], keep_names=self._settings.keep_names)
+                self._removal([name])
             except RehearsalError as own:
                 wrong[name] = f"given back: {own.why}"
         if not wrong:  # together only: the one that is worth least goes no more
@@ -283,17 +306,19 @@ class _Rounds:
             yield f"{_named(trial.choice.absent)}: held-out outputs change by {trial.change:.3g}{expected}{taken}"
         axes = list(self._axes()) if self._offers.offers else []
         if axes:
-            yield f"what one axis alone would cost, by estimate, for each percent of the saving: {', '.join(axes)}"
+            yield f"what one axis alone would cost for each percent of the saving, by estimate: {', '.join(axes)}"
 
     def _axes(self) -> Iterator[str]:
         """Says what each axis alone would cost for what it saves."""
         scales = fitted(self._points, self._first_scales())
         experts = self._pruner.has_experts
         axes: list[tuple[str, Sequence[Offer], Callable[[UnitGroup], bool]]] = [
-            ("units", (), lambda group: group.kind is not Kind.EXPERTS),
             ("branches", self._offers.offers, lambda group: False),
             *([("experts", (), lambda group: group.kind is Kind.EXPERTS)] if experts else []),
         ]
+        alone = next((one for one in self._points if not one.depth), None)
+        if alone is not None:
+            yield f"units {scales.width * alone.width / 100:.2g}"
         now = self._costs.of(())(self._budget.base)
         for name, offers, chosen in axes:
             least = self._items(offers, chosen).smallest()
