@@ -101,6 +101,7 @@ class Load:
         self.allowed = sum(problem.allowed[name] * weight for name, weight in self._weights.items())
 
     def __call__(self, picked: Sequence[int]) -> float:
+        """Returns the number for the options picked."""
         return self.of(self._problem.spent(self._problem.units(picked)))
 
     def of(self, spent: Mapping[str, float]) -> float:

@@ -1,25 +1,24 @@
 """One knapsack over what a model may lose: every size of its groups, and every branch there or not, under one budget.
 
-An item is a branch with the groups in it: all sizes of these, or the branch absent, and then they cost nothing and do no
-damage. Branches in branches are items in items; groups that no branch contains (the residual stream, sizes that are tied
-over several layers) are items by themselves. With costs and damages that add up over items it is the multiple-choice
-knapsack, and solved exactly by dynamic programming over the tree of items. Costs of models are sums of products: they
-are made linear around the best solution so far, as in `prunekit_plugins.budgets.knapsack`.
+An item is a branch with the groups in it: all sizes of these, or the branch absent, and then they cost nothing and do
+no damage. Branches in branches are items in items; groups that no branch contains (the residual stream, sizes that are
+tied over several layers) are items by themselves. With costs and damages that add up over items it is the
+multiple-choice knapsack, and solved exactly by dynamic programming over the tree of items. Costs of models are sums of
+products: they are made linear around the best solution so far, as in `prunekit_plugins.budgets.knapsack`.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import attrs
-import torch
 
-from prunekit_core.branches.without import without
 from prunekit_core.graph.graph import Graph
-from prunekit_core.groups.costs import compiled_cost
-from prunekit_plugins.budgets.budget import Budget
-from prunekit_plugins.budgets.knapsack import Choice, Load, Picked, Problem, finished, greedy, undominated, wide
+from prunekit_plugins.budgets.knapsack import Choice, Load, Picked, Problem, finished, greedy, wide
 from prunekit_plugins.budgets.options import Options
+from prunekit_plugins.depth.costs import CostsWithout
+from prunekit_plugins.depth.fronts import Front, either, joined
 from prunekit_plugins.depth.nesting import Absent, Nesting, Offer
 
 Damages = Callable[[Options], Sequence[float]]
@@ -27,8 +26,6 @@ Damages = Callable[[Options], Sequence[float]]
 
 _ROUNDS = 24
 """Linearisations at most."""
-_FRONTIER = 512
-"""Partial solutions that are kept at once; sizes are chosen among more, once it is known which branches go."""
 _PENALTIES = 40
 """Trials for the damage per branch that keeps as many branches as have to stay."""
 
@@ -59,55 +56,6 @@ class Solution:
     absent: Absent
     picked: Picked
     damage: float
-
-
-class CostsWithout:
-    """What a model costs without some branches, as a function of the sizes of its groups; compiled once for each set.
-
-    Args:
-        graph: The analysed model; branches that were taken out through it stay so.
-        budget: What is allowed.
-    """
-
-    def __init__(self, graph: Graph, budget: Budget) -> None:
-        self._graph, self._budget = graph, budget
-        self._branches = {branch.name: branch for branch in graph.branches()}
-        plain = graph.branch_analysis.recordings[: len(graph.analysis.recordings)]  # what decodes besides costs nothing
-        self._analysis = attrs.evolve(graph.branch_analysis, recordings=plain)
-        self._known: dict[frozenset[str], Callable[[Mapping[str, int]], dict[str, float]]] = {}
-
-    def of(self, names: Iterable[str]) -> Callable[[Mapping[str, int]], dict[str, float]]:
-        """Returns the costs without some branches: sizes of groups to costs by name."""
-        absent = frozenset((*names, *self._graph.applied.absent))
-        if absent not in self._known:
-            self._known[absent] = self._compiled(absent)
-        return self._known[absent]
-
-    def _compiled(self, absent: frozenset[str]) -> Callable[[Mapping[str, int]], dict[str, float]]:
-        budget = self._budget
-        left = without(self._analysis, [one for one in self._branches.values() if one.name in absent])
-        costs = {name: compiled_cost(budget.registry, name, left) for name in budget.models}
-
-        def spent(sizes: Mapping[str, int]) -> dict[str, float]:
-            every = {**budget.base, **sizes}
-            return {name: budget.scales.get(name, 1.0) * cost(every) for name, cost in costs.items()}
-
-        return spent
-
-
-@attrs.frozen(eq=False)
-class _Front:
-    """Solutions of a part of the problem of which none costs less and damages less than another.
-
-    Attributes:
-        costs: Tensor ``[solutions]``.
-        damages: Tensor ``[solutions]``.
-        pick: Number of a solution to what it picks: options by choice, and the offers that it takes.
-    """
-
-    costs: torch.Tensor
-    damages: torch.Tensor
-    pick: Callable[[int], tuple[dict[int, int], set[int]]]
 
 
 class Items:
@@ -142,6 +90,13 @@ class Items:
         whole = self.problem(frozenset())
         self._load = Load(whole)
         self._scales = Scales()
+
+    def within(self, allowed: Mapping[str, float]) -> Items:
+        """Returns the same knapsack under another budget: cost to what may be spent."""
+        known = copy.copy(self)
+        known._allowed = allowed
+        known._load = Load(known.problem(frozenset()))
+        return known
 
     # -- what a solution is worth
 
@@ -198,10 +153,10 @@ class Items:
         starts = [self._by_width(), *self._by_depth()]
         known = [start for start in starts if self._fits(start)]
         if not known:
-            found = self._met(self._linearised(starts[0], None, 0.0))
+            found = self._met(self._allowed_many(starts[0], None))
             known = [] if found is None else [found]
-        found = [self._improved(start) for start in sorted(known, key=lambda one: one.damage)]
-        return min(found, key=lambda one: one.damage, default=None)
+        better = [self._improved(start) for start in sorted(known, key=lambda one: one.damage)]
+        return min(better, key=lambda one: one.damage, default=None)
 
     def smallest(self) -> dict[str, float]:
         """Returns the costs of the smallest model: those of the fewest units, and of as many branches gone as may be.
@@ -226,7 +181,7 @@ class Items:
         return self._valued(frozenset(), problem, picked)
 
     def _by_depth(self) -> list[Solution]:
-        """Takes offers, those first that do least damage for what they save, until the budget is met or none is left."""
+        """Takes offers, those first that do least damage for what they save, until the budget is met."""
         taken = frozenset[int]()
         whole = self.problem(taken).whole
         saved = {number: self._saved(number, whole) for number in self._nesting.roots}
@@ -253,7 +208,7 @@ class Items:
                 reach = max(1, reach // 4)
         return best
 
-    def _allowed_many(self, around: Solution, reach: int) -> tuple[Absent, Picked]:
+    def _allowed_many(self, around: Solution, reach: int | None) -> tuple[Absent, Picked]:
         """Solves; where more branches would go than may, each counts as more damage until they don't."""
         found = self._linearised(around, reach, 0.0)
         if len(self.names(found[0])) <= self._most:
@@ -279,7 +234,9 @@ class Items:
         while True:
             problem = self.problem(absent, self._scales.width)
             if problem.fits(problem.smallest):
-                at = tuple(min(one, len(choice.options) - 1) for one, choice in zip(picked, problem.choices, strict=True))
+                at = tuple(
+                    min(one, len(choice.options) - 1) for one, choice in zip(picked, problem.choices, strict=True)
+                )
                 return self._valued(absent, problem, finished(problem, Load(problem), at, _every(problem)))
             more = self._next(absent, problem)
             if more is None:
@@ -335,29 +292,22 @@ class _Linear:
         sizes = self._sizes if option is None else {**self._sizes, **option}
         return self._items._load.of(self._items._costs.of(self._items.names(absent))(sizes))
 
-    def front(self) -> _Front:
+    def front(self) -> Front:
         """Returns the best solutions of the whole problem within the budget."""
         roots = self._nesting.roots
         base = self._now + sum(self._saves[number] for number in self._around.absent)  # without what may go
         base -= sum(self._saves[number] for number in roots)
         parts = [*self._leaves(None), *(self._either(number) for number in roots)]
-        return _joined(parts, self._items._load.allowed - base)
+        return joined(parts, self._items._load.allowed - base)
 
-    def _either(self, number: int) -> _Front:
+    def _either(self, number: int) -> Front:
         """An offer that is taken, at no cost, or what is chosen in it where it stays."""
         children = self._nesting.children(number)
-        inside = _joined([*self._leaves(number), *(self._either(child) for child in children)], None)
+        inside = joined([*self._leaves(number), *(self._either(child) for child in children)], None)
         own = self._saves[number] - sum(self._saves[child] for child in children)
         damage = self._scales.depth * self._items.offers[number].damage + self._beside(number)
         damage += self._penalty * len(self._items.offers[number].branches)
-        costs, damages = torch.cat([inside.costs + own, wide([0.0])]), torch.cat([inside.damages, wide([damage])])
-        chosen, count = undominated(costs, damages, torch.inf), len(inside.costs)
-
-        def pick(place: int) -> tuple[dict[int, int], set[int]]:
-            found = int(chosen[place])
-            return ({}, {number}) if found == count else inside.pick(found)
-
-        return _Front(costs[chosen], damages[chosen], pick)
+        return either(Front(inside.costs + own, inside.damages, inside.pick), damage, number)
 
     def _beside(self, number: int) -> float:
         """The damage of sizes outside an offer that goes with it: of groups in it that are tied to others."""
@@ -369,10 +319,10 @@ class _Linear:
             total += self._items._lost_of(choice, more)[option] - self._items._lost_of(choice, less)[option]
         return self._scales.width * total
 
-    def _leaves(self, home: int | None) -> list[_Front]:
+    def _leaves(self, home: int | None) -> list[Front]:
         return [self._leaf(number, home) for number in self._nesting.choices(home)]
 
-    def _leaf(self, number: int, home: int | None) -> _Front:
+    def _leaf(self, number: int, home: int | None) -> Front:
         """The options of a choice, with what they change, where the branch that contains it stays."""
         options, now = self._items.choices[number], self._around.picked[number]
         gone = self._dead.issuperset(options[0])
@@ -386,43 +336,8 @@ class _Linear:
         costs = wide([self._at(absent, options[one]) - start for one in near])
         damages = wide([self._scales.width * lost[one] for one in near])
 
-        def pick(place: int) -> tuple[dict[int, int], set[int]]:
-            return {number: near[place]}, set()
-
-        return _Front(costs, damages, pick)
+        return Front(costs, damages, lambda place: ({number: near[place]}, set()))
 
 
 def _every(problem: Problem) -> list[range]:
     return [range(len(choice.options)) for choice in problem.choices]
-
-
-def _joined(fronts: Sequence[_Front], allowed: float | None) -> _Front:
-    """Combines parts of the problem: one solution of each.
-
-    Args:
-        fronts: The parts.
-        allowed: What their costs may add up to; None for anything. Where nothing fits, what costs least is left.
-    """
-    if allowed is None and len(fronts) == 1:
-        return fronts[0]
-    least = sum(float(front.costs.min()) for front in fronts)
-    limit = torch.inf if allowed is None else max(allowed, least)
-    spent, lost = wide([0.0]), wide([0.0])
-    trail: list[tuple[torch.Tensor, _Front]] = []
-    for front in fronts:
-        least -= float(front.costs.min())
-        total, harm = (spent[:, None] + front.costs).flatten(), (lost[:, None] + front.damages).flatten()
-        chosen = undominated(total, harm, limit - least, _FRONTIER)
-        trail.append((chosen, front))
-        spent, lost = total[chosen], harm[chosen]
-
-    def pick(place: int) -> tuple[dict[int, int], set[int]]:
-        options, taken = dict[int, int](), set[int]()
-        for chosen, front in reversed(trail):
-            place, own = divmod(int(chosen[place]), len(front.costs))
-            more, gone = front.pick(own)
-            options.update(more)
-            taken |= gone
-        return options, taken
-
-    return _Front(spent, lost, pick)

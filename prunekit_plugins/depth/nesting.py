@@ -13,7 +13,6 @@ Absent = frozenset[int]
 """Numbers of the offers that are taken."""
 
 
-
 @attrs.frozen
 class Offer:
     """Branches that may go, together.
@@ -62,7 +61,11 @@ class Nesting:
         }
         self._homes = [self._home(options) for options in choices]
         self._partly = [
-            [place for place, options in enumerate(choices) if self._homes[place] is None and self._touches(number, options)]
+            [
+                place
+                for place, options in enumerate(choices)
+                if self._homes[place] is None and self._touches(number, options)
+            ]
             for number in range(len(offers))
         ]
 

@@ -47,9 +47,7 @@ def possible_branches(graph: Graph, settings: DepthSettings) -> tuple[list[str],
     return open_branches(graph, settings, scorer, protected_branches(graph, settings.ignored_layers))
 
 
-def measured_offers(
-    graph: Graph, settings: DepthSettings, batches: Batches, saved: Callable[[str], float]
-) -> Offers:
+def measured_offers(graph: Graph, settings: DepthSettings, batches: Batches, saved: Callable[[str], float]) -> Offers:
     """Measures what the model loses without each branch that may go.
 
     That is the change of the outputs with the branch alone switched off, or what the criterion says that was asked for.

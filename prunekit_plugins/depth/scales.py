@@ -8,7 +8,7 @@ import attrs
 
 from prunekit_plugins.depth.items import Scales
 
-_PRIOR = 0.01
+_PRIOR = 1e-3
 """How much it counts that scales are as they were, against one measurement."""
 _FAR = 100.0
 """Scales leave their first values by this factor at most."""

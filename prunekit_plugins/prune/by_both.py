@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
@@ -18,7 +18,8 @@ from prunekit_plugins.budgets.budget import Budget, OutOfReachError, Target
 from prunekit_plugins.budgets.corrections import corrected
 from prunekit_plugins.budgets.options import fixed_units
 from prunekit_plugins.budgets.targets import plan_to_target
-from prunekit_plugins.depth.items import CostsWithout, Items, Scales, Solution
+from prunekit_plugins.depth.costs import CostsWithout
+from prunekit_plugins.depth.items import Items, Scales, Solution
 from prunekit_plugins.depth.nesting import Offer
 from prunekit_plugins.depth.offers import Offers, measured_offers
 from prunekit_plugins.depth.scales import Measured, fitted
@@ -30,6 +31,7 @@ from prunekit_plugins.prune.by_depth import Decided
 from prunekit_plugins.prune.calibrated import CalibratedPath
 from prunekit_plugins.prune.experts import about_experts
 from prunekit_plugins.prune.judge import Judge, cut_copy
+from prunekit_plugins.prune.reach import check_reach_of_both, out_of_reach
 
 _ROUNDS = 3
 """Times that a choice with branches is solved for and measured, at most."""
@@ -51,6 +53,7 @@ class _Trial:
 
     Attributes:
         choice: The branches that go.
+        steps: What tells the pruner so.
         pruner: What chose the units.
         plan: What goes.
         change: How far outputs on held-out data are from those of the model.
@@ -58,6 +61,7 @@ class _Trial:
     """
 
     choice: DepthChoice
+    steps: DepthSteps
     pruner: Pruner
     plan: Plan
     change: float
@@ -95,6 +99,7 @@ def by_both(
             why="there are no calibration data" if path is None else "the weights are on disk, and copies are cut",
             hint='calibration=batches; or by="depth", by="width"' if path is None else 'by="depth" or by="width"',
         )
+    check_reach_of_both(pruner, settings, target)
     fit, held = path.batches.held_out()
     trials = attrs.evolve(path, batches=fit)
     doubts = trials.inform(pruner)
@@ -130,6 +135,7 @@ class _Rounds:
         self._trials: list[_Trial] = []
         self._points: list[Measured] = []
         self._refused: list[str] = []
+        self._beside: dict[str, float] = {}
 
     def best(self) -> _Trial:
         """Returns the choice that was measured to change outputs least.
@@ -145,7 +151,10 @@ class _Rounds:
                     break
         if not self._trials:
             raise self._out_of_reach()
-        return min(self._trials, key=lambda trial: (trial.change, len(trial.choice.absent)))
+        best = min(self._trials, key=lambda trial: (trial.change, len(trial.choice.absent)))
+        choice = attrs.evolve(best.choice, scores=self._damages(), left=self._left(best.choice.absent))
+        best.steps.choice = choice
+        return attrs.evolve(best, choice=choice)
 
     def _needs_nothing(self) -> bool:
         """Whether the model meets the target as it is."""
@@ -194,7 +203,7 @@ class _Rounds:
         except RehearsalError as error:
             self._give_back(names, error)
             return self._round()
-        choice = DepthChoice(tuple(names), removal, self._damages(), self._left(names))
+        choice = DepthChoice(tuple(names), removal, {}, {})
         steps = DepthSteps(graph, self._settings, self._path.batches)
         steps.choice = choice
         part = self._pruner.without(removal, steps)
@@ -203,9 +212,9 @@ class _Rounds:
             plan = plan_to_target(part, self._target, select=select, scores=self._scores)
         except OutOfReachError as error:
             self._refused.append(f"{_named(names)}: {error.why}")
-            return False
+            return bool(names) and self._costs_more(part, names) and self._round()
         small = cut_copy(part, plan, self._path, _STAGES)
-        self._trials.append(_Trial(choice, part, plan, self._judge.change(small), expected))
+        self._trials.append(_Trial(choice, steps, part, plan, self._judge.change(small), expected))
         self._measured(self._trials[-1])
         return True
 
@@ -221,9 +230,19 @@ class _Rounds:
                 raise
             return drafted(self._pruner.graph, names, keep_names=False)
 
+    def _costs_more(self, part: Pruner, names: Sequence[str]) -> bool:
+        """Notes what is left in the place of branches, such as zeros; returns whether it is more than was known."""
+        budget = Budget.of(part, self._target)
+        real, thought = budget.spent({}), self._costs.of(names)(budget.base)
+        more = {one: real[one] - thought[one] for one in real if real[one] - thought[one] > self._beside.get(one, 0.0)}
+        self._beside.update(more)
+        return bool(more)
+
     def _measured(self, trial: _Trial) -> None:
         items = self._items(self._offers.offers)
-        absent = frozenset(n for n, one in enumerate(self._offers.offers) if set(one.branches) <= set(trial.choice.absent))
+        absent = frozenset(
+            n for n, one in enumerate(self._offers.offers) if set(one.branches) <= set(trial.choice.absent)
+        )
         sizes = {cut.group: len(cut.kept) for cut in trial.plan.cuts}
         self._points.append(Measured(*items.parts(absent, sizes), trial.change))
 
@@ -258,14 +277,12 @@ class _Rounds:
         self,
         offers: Sequence[Offer],
         chosen: Callable[[UnitGroup], bool] = lambda group: True,
-        allowed: Mapping[str, float] | None = None,
     ) -> Items:
         """Makes the knapsack, by the ties that are known by now.
 
         Args:
             offers: The branches that may go.
             chosen: Which groups may shrink.
-            allowed: What may be spent; None for the budget.
         """
         pruner, sensitivity, groups = self._pruner, self._allotment.sensitivity, self._pruner.graph.analysis.groups
         scopes = [scope for scope in pruner.scopes() if scope.groups]
@@ -274,7 +291,7 @@ class _Rounds:
         return Items(
             pruner.graph,
             self._costs,
-            self._budget.allowed if allowed is None else allowed,
+            {one: most - self._beside.get(one, 0.0) for one, most in self._budget.allowed.items()},
             [options for options in free if all(chosen(groups[name]) for name in options[0])],
             lambda options: damages(chooser, options, sensitivity, sums=pruner.additive),
             offers,
@@ -289,11 +306,10 @@ class _Rounds:
         return max(((now[one] - left[one]) / need for one, need in needed.items()), default=0.0)
 
     def _out_of_reach(self) -> OutOfReachError:
-        return OutOfReachError(
-            "The target can't be reached by depth and width.",
-            why="; ".join(self._refused),
-            hint="ask for more, or let more go: ignored_layers, max_pruning_ratio, keep_first and keep_last hold",
-        )
+        smallest = self._items([Offer((name,), 0.0) for name in self._damages()]).smallest()
+        error = out_of_reach(self._pruner, self._settings, self._budget, smallest)
+        error.why = "; ".join((error.why, *self._refused))
+        return error
 
     # -- the report
 
@@ -301,7 +317,7 @@ class _Rounds:
         """Says what was measured of each choice, and what each axis would have cost."""
         yield from self._refused
         for trial in self._trials:
-            taken = "; least of all: this was taken" if trial is best and len(self._trials) > 1 else ""
+            taken = "; least of all: this was taken" if trial.steps is best.steps and len(self._trials) > 1 else ""
             expected = "" if trial.expected is None else f" (expected: {trial.expected:.3g})"
             yield f"{_named(trial.choice.absent)}: held-out outputs change by {trial.change:.3g}{expected}{taken}"
         axes = list(self._axes()) if self._offers.offers else []
@@ -321,7 +337,8 @@ class _Rounds:
             yield f"units {scales.width * alone.width / 100:.2g}"
         now = self._costs.of(())(self._budget.base)
         for name, offers, chosen in axes:
-            least = self._items(offers, chosen).smallest()
+            items = self._items(offers, chosen)
+            least = items.smallest()
             parts = [
                 (now[one] - least[one]) / (now[one] - allowed)
                 for one, allowed in self._budget.allowed.items()
@@ -332,7 +349,7 @@ class _Rounds:
                 yield f"{name} save nothing"
                 continue
             allowed = {one: now[one] - part * max(0.0, now[one] - most) for one, most in self._budget.allowed.items()}
-            found = self._items(offers, chosen, allowed).solve(scales)
+            found = items.within(allowed).solve(scales)
             if found is not None:
                 reach = "" if part > 1 - _LITTLE else f" (at most {part:.0%} of it)"
                 yield f"{name} {found.damage / (100 * part):.2g}{reach}"

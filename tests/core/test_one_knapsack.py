@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import attrs
 import pytest
@@ -14,8 +15,10 @@ from torch import nn
 import prunekit as pk
 from prunekit_plugins.budgets.budget import Budget
 from prunekit_plugins.budgets.options import Options
-from prunekit_plugins.depth.items import CostsWithout, Items, Scales, Solution
+from prunekit_plugins.depth.costs import CostsWithout
+from prunekit_plugins.depth.items import Items, Scales, Solution
 from prunekit_plugins.depth.nesting import Offer
+from prunekit_plugins.depth.scales import Measured, fitted
 
 WIDTH, INNER = 6, (8, 4, 8, 6, 4, 8)
 STEPS = (1.0, 0.5, 0.25)
@@ -68,13 +71,12 @@ class Toy:
         """Counts parameters by hand."""
         stream = sizes.get(STREAM, WIDTH)
         total = 3 * stream + stream + 2 * stream + 2
-        for place, whole in enumerate(INNER):
+        for place in range(len(INNER)):
             if f"layers.{place}" not in gone:
                 inner = sizes[group_of(place, self.nested)]
                 total += 2 * inner * stream + inner + stream
                 if place < self.nested and f"layers.{place}.extra" not in gone:
                     total += inner * inner + inner
-            assert whole
         return total
 
     def optimum(self) -> float:
@@ -86,7 +88,8 @@ class Toy:
             for gone in map(set, itertools.combinations(damage_of, count)):
                 if any(name.endswith(".extra") and name[: -len(".extra")] in gone for name in gone):
                     continue  # a part of a branch that goes
-                living = [n for n in names if not any(n == group_of(p, self.nested) and f"layers.{p}" in gone for p in range(6))]
+                dead = {group_of(place, self.nested) for place in range(6) if f"layers.{place}" in gone}
+                living = [name for name in names if name not in dead]
                 base = sum(damage_of[name] for name in gone)
                 for sizes in itertools.product(*(self.widths[name] for name in living)):
                     units = dict(zip(living, sizes, strict=True))
@@ -103,14 +106,14 @@ def group_of(place: int, nested: int) -> str:
     return f"layers.{place}.up#stream" if place < nested else f"layers.{place}.up"
 
 
-def toy(seed: int, *, stream: bool = False, nested: int = 0, most: int = 6, layers: int = 6) -> Toy:
+def toy(seed: int, *, stream: bool = False, nested: int = 0, most: int = 6) -> Toy:
+    """Damages, and what is allowed, are drawn; a choice of three sizes for each layer, and of two for the stream."""
     r = random.Random(seed)
     graph = pk.Graph.of(Six(nested).eval(), torch.randn(2, 3))
     groups = graph.analysis.groups
     part = r.uniform(0.2, 0.9)
     budget = Budget.on(graph, {"params": part})
-    names = [group_of(place, nested) for place in range(layers)] + [STREAM] * stream
-    assert set(names) <= set(groups), sorted(groups)
+    names = [group_of(place, nested) for place in range(len(INNER))] + [STREAM] * stream
     widths = {}
     for name in names:
         sizes = [int(groups[name].size * step) for step in STEPS[: 2 if name == STREAM else 3]]
@@ -146,3 +149,65 @@ def checked(problem: Toy) -> tuple[float, Solution | None]:
     )
     assert found.damage == pytest.approx(damage)
     return damage, found
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_is_chosen_is_the_optimum(seed: int) -> None:
+    """Six branches with three widths each: all of 4096 choices were tried."""
+    problem = toy(seed)
+    damage, found = checked(problem)
+    assert found is not None
+    assert damage == pytest.approx(problem.optimum(), abs=1e-12)
+
+
+@pytest.mark.parametrize("options", [{"stream": True}, {"most": 2}, {"nested": 2}])
+def test_a_stream_a_limit_and_branches_in_branches_are_solved_as_well(options: dict[str, Any]) -> None:
+    for seed in range(100, 106):
+        problem = toy(seed, **options)
+        damage, found = checked(problem)
+        assert (damage if found else float("inf")) == pytest.approx(problem.optimum(), abs=1e-12), seed
+
+
+def test_branches_go_that_the_scales_say_cost_less() -> None:
+    """Branches at no damage go alone; where they are dear none does; damages are counted by their scales."""
+    problem = toy(0)
+    cheap, dear = problem.items.solve(Scales(depth=1e-9)), problem.items.solve(Scales(depth=1e9))
+    assert cheap is not None
+    assert dear is not None
+    assert cheap.damage < 1e-6
+    assert dear.absent == frozenset()
+    doubled, plain = problem.items.solve(Scales(2.0, 2.0)), problem.items.solve()
+    assert doubled is not None
+    assert plain is not None
+    assert (doubled.absent, doubled.picked) == (plain.absent, plain.picked)
+    assert doubled.damage == pytest.approx(2 * plain.damage)
+
+
+def test_the_smallest_model_is_the_one_with_the_fewest_parameters() -> None:
+    problem = toy(3, stream=True, most=4)
+    widths = {name: min(sizes) for name, sizes in problem.widths.items()}
+    names = [f"layers.{place}" for place in range(len(INNER))]
+    fewest = min(problem.params(widths, set(gone)) for gone in itertools.combinations(names, 4))
+    assert problem.items.smallest() == {"params": fewest}
+
+
+def test_what_can_t_be_met_has_no_solution() -> None:
+    problem = toy(1, most=0)
+    allowed = {"params": problem.items.smallest()["params"] - 1}
+    assert attrs.evolve(problem, items=problem.items.within(allowed)).items.solve() is None
+    just = problem.items.within({"params": allowed["params"] + 1}).solve()
+    assert just is not None
+    assert just.picked == (2,) * len(INNER)
+
+
+def test_scales_are_those_that_explain_what_was_measured() -> None:
+    """Two measurements of choices that differ say both scales; a single one of units leaves that of branches."""
+    points = [Measured(2.0, 0.0, 6.0), Measured(1.0, 4.0, 5.0)]
+    both = fitted(points, Scales(1.0, 1.0))
+    assert both.width == pytest.approx(3.0, rel=0.05)
+    assert both.depth == pytest.approx(0.5, rel=0.1)
+    alone = fitted(points[:1], Scales(1.0, 7.0))
+    assert alone.width == pytest.approx(3.0, rel=0.05)
+    assert alone.depth == pytest.approx(7.0)
+    assert fitted([], Scales(2.0, 3.0)) == Scales(2.0, 3.0)
+    assert fitted([Measured(1.0, 0.0, 0.0)], Scales(2.0, 3.0)) == Scales(2.0, 3.0)
