@@ -72,6 +72,38 @@ def measured_offers(graph: Graph, settings: DepthSettings, batches: Batches, sav
     return Offers(tuple(Offer((name,), max(0.0, damages[name])) for name in names if name in damages), left)
 
 
+def offers_around(
+    graph: Graph, settings: DepthSettings, batches: Batches, offers: Offers, absent: Sequence[str]
+) -> Offers:
+    """Measures branches anew beside some that go: damages of branches don't add up, and are made linear around these.
+
+    The damages of those that go are scaled to what the model loses without all of them; that of another one is what it
+    loses more without that one as well.
+
+    Args:
+        graph: The analysed model.
+        settings: What is asked for.
+        batches: Calibration data.
+        offers: The branches that may go.
+        absent: Names of those that go.
+    """
+    scorer = PresentScorer(graph, settings.criterion(graph.registry, calibrated=True), batches)
+    off = [name for name in absent if name not in graph.applied.absent]
+    known = {one.name: one for one in graph.branches()}
+    others = [name for offer in offers.offers for name in offer.branches if name not in absent]
+    others = [name for name in others if not any(known[name].is_part_of(known[outer]) for outer in absent)]
+    together = scorer.scores(off[-1:], off[:-1])[off[-1]] or 0.0
+    beside = {name: (one or 0.0) - together for name, one in scorer.scores(others, off).items()}
+    apart = sum(offer.damage for offer in offers.offers if offer.branches[0] in absent)
+    factor = together / apart if apart > 0 else 1.0
+    changed = []
+    for offer in offers.offers:
+        name = offer.branches[0]
+        damage = offer.damage * factor if name in absent else max(0.0, beside.get(name, offer.damage))
+        changed.append(attrs.evolve(offer, damage=damage))
+    return attrs.evolve(offers, offers=tuple(changed))
+
+
 def _short(scores: Mapping[str, float], saved: Mapping[str, float]) -> set[str]:
     """Chooses the branches with the lowest scores for what they save."""
     chosen, total = set[str](), 0.0

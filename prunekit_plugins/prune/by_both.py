@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import attrs
@@ -21,7 +22,7 @@ from prunekit_plugins.budgets.targets import plan_to_target
 from prunekit_plugins.depth.costs import CostsWithout
 from prunekit_plugins.depth.items import Items, Scales, Solution
 from prunekit_plugins.depth.nesting import Offer
-from prunekit_plugins.depth.offers import Offers, measured_offers
+from prunekit_plugins.depth.offers import Offers, measured_offers, offers_around
 from prunekit_plugins.depth.scales import Measured, fitted
 from prunekit_plugins.depth.search import DepthChoice, counted_branches, drafted, most_of
 from prunekit_plugins.depth.settings import DepthSettings
@@ -35,11 +36,11 @@ from prunekit_plugins.prune.reach import check_reach_of_both, out_of_reach
 
 _ROUNDS = 3
 """Times that a choice with branches is solved for and measured, at most."""
-_HOPE = 0.25
-"""What compensation may leave of the damage of branches: where by their whole damage none goes, they are tried by
-this part of it."""
-_NEAR = 0.1
-"""How near what is measured comes to what was expected, where it holds."""
+_HOPE, _HOPES = 0.25, 4
+"""Compensation may leave little of the damage of branches: where by all of it none goes, they are tried by these parts
+of it, one after the other."""
+_MARGIN = 0.1
+"""How much better than units alone a choice with branches has to be: further stages of compensation help units more."""
 _LITTLE = 1e-3
 """A part of the saving that is none."""
 _WORTH = "it is worth more than what goes instead"
@@ -67,11 +68,6 @@ class _Trial:
     change: float
     expected: float | None
 
-    @property
-    def holds(self) -> bool:
-        """Whether it is what the knapsack said."""
-        return self.expected is not None and abs(self.change - self.expected) <= _NEAR * self.expected
-
 
 def by_both(
     pruner: Pruner, settings: DepthSettings, target: Target, path: CalibratedPath | None, allotment: Allotment
@@ -81,7 +77,7 @@ def by_both(
     Units alone are tried first, and say what their damages are worth. Then the knapsack is solved, what it chooses is
     carried out on a copy, compensated and compared with the model on batches that decided nothing; damages are scaled
     by what was measured, and it is solved again, until it chooses what is known. The best of all that was measured is
-    taken. The model itself is compensated with all batches.
+    taken: units alone, where branches aren't clearly better. The model itself is compensated with all batches.
 
     Args:
         pruner: The pruner of the analysed model; its criterion gets statistics.
@@ -133,12 +129,11 @@ class _Rounds:
         self._offers = Offers((), {})
         self._scales = Scales()
         self._trials: list[_Trial] = []
-        self._points: list[Measured] = []
         self._refused: list[str] = []
         self._beside: dict[str, float] = {}
 
     def best(self) -> _Trial:
-        """Returns the choice that was measured to change outputs least.
+        """Returns the choice that was measured to change outputs least; units alone, where nothing is clearly better.
 
         Raises:
             ArgumentError: Nothing meets the target.
@@ -146,15 +141,27 @@ class _Rounds:
         self._try((), None)
         if not self._needs_nothing():
             self._offers = measured_offers(self._pruner.graph, self._settings, self._path.batches, self._saved)
-            for _ in range(_ROUNDS):
-                if not self._round():
+            for number in range(_ROUNDS):
+                before = self._least()
+                if not self._round() or (number and self._least() >= before) or self._is_settled():
                     break
+                self._look_around()
         if not self._trials:
             raise self._out_of_reach()
-        best = min(self._trials, key=lambda trial: (trial.change, len(trial.choice.absent)))
+        best = min(self._trials, key=self._rank)
         choice = attrs.evolve(best.choice, scores=self._damages(), left=self._left(best.choice.absent))
         best.steps.choice = choice
         return attrs.evolve(best, choice=choice)
+
+    def _is_settled(self) -> bool:
+        """Whether what was measured last is what the knapsack said, and units alone are taken all the same."""
+        last = self._trials[-1]
+        holds = last.expected is not None and abs(last.change - last.expected) <= _MARGIN * last.expected
+        return holds and not min(self._trials, key=self._rank).choice.absent
+
+    @staticmethod
+    def _rank(trial: _Trial) -> float:
+        return trial.change if trial.choice.absent else trial.change * (1 - _MARGIN)
 
     def _needs_nothing(self) -> bool:
         """Whether the model meets the target as it is."""
@@ -162,28 +169,54 @@ class _Rounds:
 
     def _round(self) -> bool:
         """Solves, and carries out what isn't known yet; returns whether there is more to find out."""
-        self._scales = fitted(self._points, self._first_scales())
+        self._scales = self._fitted()
         items = self._items(self._offers.offers)
         found = items.solve(self._scales)
         if found is not None and not found.absent and not any(trial.choice.absent for trial in self._trials):
-            hope = items.solve(attrs.evolve(self._scales, depth=_HOPE * self._scales.depth))
-            found = hope or found
-        if found is None:
+            found = self._hoped_for(items) or found
+        elif found is not None and self._known(items, found):
+            found = self._beside_known(items)
+        if found is None or self._known(items, found):
             return False
-        names = self._in_order(items.names(found.absent))
-        if any(set(names) == set(trial.choice.absent) for trial in self._trials):
-            return False
-        return self._try(names, self._expected(items, found)) and not self._trials[-1].holds
+        return self._try(self._in_order(items.names(found.absent)), self._expected(items, found))
+
+    def _known(self, items: Items, found: Solution) -> bool:
+        names = set(self._in_order(items.names(found.absent)))
+        return any(names == set(trial.choice.absent) for trial in self._trials)
+
+    def _beside_known(self, items: Items) -> Solution | None:
+        """Solves with dearer branches, then with cheaper ones, until another choice comes out."""
+        scales = self._scales
+        for factor in (1.5, 1 / 1.5, 3.0, 1 / 3.0):
+            self._scales = attrs.evolve(scales, depth=factor * scales.depth)
+            found = items.solve(self._scales)
+            if found is not None and not self._known(items, found):
+                return found
+        return None
+
+    def _least(self) -> float:
+        return min((trial.change for trial in self._trials), default=math.inf)
+
+    def _look_around(self) -> None:
+        """Measures branches anew, with the best choice of them that is known switched off."""
+        tried = [trial for trial in self._trials if trial.choice.absent]
+        if tried and self._settings.branch_importance is None:
+            best = min(tried, key=lambda trial: trial.change).choice.absent
+            self._offers = offers_around(self._pruner.graph, self._settings, self._path.batches, self._offers, best)
+
+    def _hoped_for(self, items: Items) -> Solution | None:
+        """Solves with less and less damage of branches, until some go: what compensation leaves of it isn't known."""
+        for _ in range(_HOPES):
+            self._scales = attrs.evolve(self._scales, depth=_HOPE * self._scales.depth)
+            found = items.solve(self._scales)
+            if found is not None and found.absent:
+                return found
+        return None
 
     def _expected(self, items: Items, found: Solution) -> float:
         problem = items.problem(found.absent)
         width, depth = items.parts(found.absent, problem.units(found.picked))
         return self._scales.width * width + self._scales.depth * depth
-
-    def _first_scales(self) -> Scales:
-        """Scales before branches were measured: those of units by what they did alone."""
-        alone = next((one for one in self._points if one.width > 0 and not one.depth), None)
-        return Scales(alone.change / alone.width) if alone is not None and alone.change > 0 else Scales()
 
     def _in_order(self, names: Sequence[str]) -> tuple[str, ...]:
         gone = self._pruner.graph.applied.absent
@@ -215,7 +248,6 @@ class _Rounds:
             return bool(names) and self._costs_more(part, names) and self._round()
         small = cut_copy(part, plan, self._path, _STAGES)
         self._trials.append(_Trial(choice, steps, part, plan, self._judge.change(small), expected))
-        self._measured(self._trials[-1])
         return True
 
     def _removal(self, names: Sequence[str]) -> Plan:
@@ -238,13 +270,22 @@ class _Rounds:
         self._beside.update(more)
         return bool(more)
 
-    def _measured(self, trial: _Trial) -> None:
-        items = self._items(self._offers.offers)
-        absent = frozenset(
-            n for n, one in enumerate(self._offers.offers) if set(one.branches) <= set(trial.choice.absent)
-        )
-        sizes = {cut.group: len(cut.kept) for cut in trial.plan.cuts}
-        self._points.append(Measured(*items.parts(absent, sizes), trial.change))
+    def _points(self) -> list[Measured]:
+        """What was measured, beside what the damages say that are known by now."""
+        items, points = self._items(self._offers.offers), []
+        for trial in self._trials:
+            gone = set(trial.choice.absent)
+            absent = frozenset(n for n, offer in enumerate(self._offers.offers) if gone.issuperset(offer.branches))
+            width, depth = items.parts(absent, {cut.group: len(cut.kept) for cut in trial.plan.cuts})
+            points.append(Measured(width, depth, trial.change))
+        return points
+
+    def _fitted(self) -> Scales:
+        """The scales that explain what was measured; first those of units by what they did alone."""
+        points = self._points()
+        alone = next((one for one in points if one.width > 0 and not one.depth), None)
+        known = alone is not None and alone.change > 0
+        return fitted(points, Scales(alone.change / alone.width) if alone is not None and known else Scales())
 
     def _give_back(self, names: Sequence[str], error: RehearsalError) -> None:
         """Finds the branches that the program can't go on without, and offers them no more."""
@@ -317,7 +358,7 @@ class _Rounds:
         """Says what was measured of each choice, and what each axis would have cost."""
         yield from self._refused
         for trial in self._trials:
-            taken = "; least of all: this was taken" if trial.steps is best.steps and len(self._trials) > 1 else ""
+            taken = "; this was taken" if trial.steps is best.steps and len(self._trials) > 1 else ""
             expected = "" if trial.expected is None else f" (expected: {trial.expected:.3g})"
             yield f"{_named(trial.choice.absent)}: held-out outputs change by {trial.change:.3g}{expected}{taken}"
         axes = list(self._axes()) if self._offers.offers else []
@@ -326,13 +367,13 @@ class _Rounds:
 
     def _axes(self) -> Iterator[str]:
         """Says what each axis alone would cost for what it saves."""
-        scales = fitted(self._points, self._first_scales())
+        scales = self._fitted()
         experts = self._pruner.has_experts
         axes: list[tuple[str, Sequence[Offer], Callable[[UnitGroup], bool]]] = [
             ("branches", self._offers.offers, lambda group: False),
             *([("experts", (), lambda group: group.kind is Kind.EXPERTS)] if experts else []),
         ]
-        alone = next((one for one in self._points if not one.depth), None)
+        alone = next((one for one in self._points() if not one.depth), None)
         if alone is not None:
             yield f"units {scales.width * alone.width / 100:.2g}"
         now = self._costs.of(())(self._budget.base)
