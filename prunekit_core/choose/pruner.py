@@ -101,8 +101,18 @@ class Pruner:
         )
         other = Pruner(self.graph, checked, blocks=self._blocks, notes=self._notes, branches=branches)
         other.current_step, other.removal = self.current_step, removal
-        other._left, other._unknown = dict(self._left), dict(self._unknown)
+        other.recall(self._left, self._unknown)
         return other
+
+    def recall(self, left: Mapping[str, str], unknown: Mapping[str, Sequence[int]]) -> None:
+        """Takes over what scores said when another pruner of the model asked for them.
+
+        Args:
+            left: Name of each group without scores to the reason.
+            unknown: Group to the positions of the units that nothing is known about.
+        """
+        self._left.update(left)
+        self._unknown.update(unknown)
 
     @property
     def _keep_names(self) -> bool:

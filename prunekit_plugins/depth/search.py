@@ -6,7 +6,7 @@ import bisect
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import attrs
 
@@ -218,23 +218,6 @@ class Search:
             self._give_back(name, budget)
         for name in self._open:
             self._left[name] = "not needed for the target"
-
-    def parts(self, budget: Budget, shares: Iterable[float]) -> Iterator[tuple[float, DepthChoice]]:
-        """Takes branches out, those first that do least damage for what they save, to parts of what has to be saved.
-
-        Args:
-            budget: What is allowed in the end.
-            shares: Parts of the saving, ascending, in [0, 1].
-
-        Yields:
-            Each part with the fewest branches in this order that save it, up to that which depth can't reach.
-        """
-        savings = self._savings(budget)
-        for share in shares:
-            allowed = {name: now - share * max(now - budget.allowed[name], 0.0) for name, now in budget.present.items()}
-            if not self._fill(attrs.evolve(budget, allowed=allowed), savings):
-                return
-            yield share, self.choice()
 
     def _fill(self, budget: Budget, savings: Mapping[str, float]) -> bool:
         """Takes branches out until a budget allows what is left; returns whether it does."""
