@@ -63,8 +63,10 @@ def out_of_reach(
         smallest: What the smallest model costs.
     """
     wanted = [f"{name}={budget.models[name].text(allowed)}" for name, allowed in budget.allowed.items()]
-    parts = [f"the smallest model has {_worded(budget, smallest)}; asked for {', '.join(wanted)}"]
-    parts += [f"without {held} it would have {_worded(budget, left)}" for held, left in _lifted(pruner, settings, budget)]
+    parts = [f"the smallest model has {_shown(budget, smallest)}; asked for {', '.join(wanted)}"]
+    parts += [
+        f"without {held} it would have {_shown(budget, left)}" for held, left in _lifted(pruner, settings, budget)
+    ]
     nearest = {
         name: math.ceil(1e4 * smallest[name] / budget.dense[name]) / 1e4
         for name, allowed in budget.allowed.items()
@@ -78,7 +80,7 @@ def out_of_reach(
     )
 
 
-def _worded(budget: Budget, costs: Mapping[str, float]) -> str:
+def _shown(budget: Budget, costs: Mapping[str, float]) -> str:
     return ", ".join(
         f"{name}={budget.models[name].text(cost)} ({cost / budget.dense[name]:.1%})" for name, cost in costs.items()
     )
