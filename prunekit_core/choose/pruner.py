@@ -90,6 +90,8 @@ class Pruner:
     def without(self, removal: Plan, branches: BranchSteps) -> Pruner:
         """Returns a pruner of the same model, at the same step, whose plans take some branches out as well.
 
+        What scores said so far it knows as well.
+
         Args:
             removal: A plan of this pruner's graph without these branches.
             branches: What decided about them.
@@ -99,7 +101,18 @@ class Pruner:
         )
         other = Pruner(self.graph, checked, blocks=self._blocks, notes=self._notes, branches=branches)
         other.current_step, other.removal = self.current_step, removal
+        other.recall(self._left, self._unknown)
         return other
+
+    def recall(self, left: Mapping[str, str], unknown: Mapping[str, Sequence[int]]) -> None:
+        """Takes over what scores said when another pruner of the model asked for them.
+
+        Args:
+            left: Name of each group without scores to the reason.
+            unknown: Group to the positions of the units that nothing is known about.
+        """
+        self._left.update(left)
+        self._unknown.update(unknown)
 
     @property
     def _keep_names(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -62,18 +63,8 @@ def selector(
     blame = (registry or default_registry()).owners.blame("prunekit_allocators", solve)
 
     def select(chooser: Chooser, scopes: Sequence[Scope], budget: Budget) -> Mapping[str, int]:
-        free = [o for o in free_options(chooser, scopes) if sensitivity is None or sensitivity.covers(o[0])]
-        choices = tuple(
-            Choice(
-                options,
-                _ascending(
-                    _score_damages(chooser, options, sums=sums)
-                    if sensitivity is None
-                    else [sensitivity.damage(units) for units in options]
-                ),
-            )
-            for options in free
-        )
+        free = choosable(chooser, scopes, sensitivity)
+        choices = tuple(Choice(options, damages(chooser, options, sensitivity, sums=sums)) for options in free)
         problem = Problem(choices, budget.spent, budget.allowed, fixed_units(chooser, scopes, free))
         if not problem.fits(problem.smallest):
             raise budget.refuse(problem.units(problem.smallest))
@@ -106,11 +97,27 @@ def _numbers(picked: object) -> Picked:
         return ()
 
 
-def _ascending(damages: Sequence[float]) -> tuple[float, ...]:
-    found = [0.0]
-    for damage in damages[1:]:
-        found.append(max(found[-1], damage))
-    return tuple(found)
+def choosable(chooser: Chooser, scopes: Sequence[Scope], sensitivity: Sensitivity | None) -> list[Options]:
+    """Lists the sizes of everything whose size is up for choice and whose damage is known."""
+    return [o for o in free_options(chooser, scopes) if sensitivity is None or sensitivity.covers(o[0])]
+
+
+def damages(
+    chooser: Chooser, options: Options, sensitivity: Sensitivity | None, *, sums: bool = False
+) -> tuple[float, ...]:
+    """Returns what the model loses with each of some sizes of groups; it starts at 0 and never falls.
+
+    Args:
+        chooser: The groups that were scored.
+        options: Their sizes, from all units to the fewest.
+        sensitivity: Measured damages; None for what the scores say.
+        sums: Whether scores are damages that add up, see `selector`.
+    """
+    if sensitivity is None:
+        found = _score_damages(chooser, options, sums=sums)
+    else:
+        found = [sensitivity.damage(units) for units in options]
+    return tuple(itertools.accumulate((0.0, *found[1:]), max))
 
 
 def _score_damages(chooser: Chooser, options: Options, *, sums: bool) -> list[float]:
@@ -120,7 +127,7 @@ def _score_damages(chooser: Chooser, options: Options, *, sums: bool) -> list[fl
     scores that groups keep are multiplied, as signals are that run through them one after another; a plain sum would
     see no harm in emptying one group.
     """
-    damages = [0.0] * len(options)
+    found = [0.0] * len(options)
     for group in options[0]:
         candidate = chooser.candidates[group]
         scores = candidate.scores.detach().double().cpu().sort(descending=True)[0]
@@ -129,5 +136,5 @@ def _score_damages(chooser: Chooser, options: Options, *, sums: bool) -> list[fl
         kept = (scores / whole).cumsum(0).clamp(min=1e-12, max=1).tolist()
         for place, units in enumerate(options):
             stays = kept[units[group] // candidate.blocks - 1]
-            damages[place] += whole * (1 - stays) if sums else -math.log(stays)
-    return damages
+            found[place] += whole * (1 - stays) if sums else -math.log(stays)
+    return found

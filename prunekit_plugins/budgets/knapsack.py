@@ -15,7 +15,7 @@ import torch
 
 SLACK = 1 + 1e-9
 """What rounding may add to a cost that meets its budget exactly."""
-_FRONTIER = 2048
+FRONTIER = 2048
 """Partial solutions that dynamic programming keeps at once; below this number it is exact."""
 _ROUNDS = 24
 """Linearisations at most."""
@@ -82,8 +82,15 @@ class Problem:
         return tuple(len(choice.options) - 1 for choice in self.choices)
 
 
-class _Load:
-    """One number for all costs: each divided by what has to be saved of it; 0 for those met from the start."""
+class Load:
+    """One number for all costs: each divided by what has to be saved of it; 0 for those met from the start.
+
+    Args:
+        problem: What has to be saved is what its whole options cost above the budget.
+
+    Attributes:
+        allowed: What may be spent, in this number.
+    """
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
@@ -94,7 +101,11 @@ class _Load:
         self.allowed = sum(problem.allowed[name] * weight for name, weight in self._weights.items())
 
     def __call__(self, picked: Sequence[int]) -> float:
-        spent = self._problem.spent(self._problem.units(picked))
+        """Returns the number for the options picked."""
+        return self.of(self._problem.spent(self._problem.units(picked)))
+
+    def of(self, spent: Mapping[str, float]) -> float:
+        """Returns the number for some costs."""
         return sum(spent[name] * weight for name, weight in self._weights.items())
 
 
@@ -107,9 +118,9 @@ def greedy(problem: Problem) -> Picked:
     Args:
         problem: The problem; its smallest options must meet the budget.
     """
-    load = _Load(problem)
+    load = Load(problem)
     hulls = [_hull(choice.damages) for choice in problem.choices]
-    return _finished(problem, load, problem.whole, hulls)
+    return finished(problem, load, problem.whole, hulls)
 
 
 def dynamic(problem: Problem) -> Picked:
@@ -124,12 +135,12 @@ def dynamic(problem: Problem) -> Picked:
     Args:
         problem: The problem; its smallest options must meet the budget.
     """
-    load = _Load(problem)
+    load = Load(problem)
     best = greedy(problem)
     every = [tuple(range(len(choice.options))) for choice in problem.choices]
     reach = max((len(choice.options) for choice in problem.choices), default=1)
     for _ in range(_ROUNDS):
-        found = _finished(problem, load, _linearised(problem, load, best, reach), every)
+        found = finished(problem, load, _linearised(problem, load, best, reach), every)
         if problem.damage(found) < problem.damage(best) * (1 - 1e-9):
             best = found
         elif reach == 1:
@@ -156,7 +167,7 @@ def _moved(picked: Picked, place: int, option: int) -> Picked:
     return (*picked[:place], option, *picked[place + 1 :])
 
 
-def _finished(problem: Problem, load: _Load, picked: Picked, steps: Sequence[Sequence[int]]) -> Picked:
+def finished(problem: Problem, load: Load, picked: Picked, steps: Sequence[Sequence[int]]) -> Picked:
     """Makes a solution meet the budget, with the steps that do least damage for what they save; then gives back."""
     while not problem.fits(picked):
         now = load(picked)
@@ -194,7 +205,7 @@ def _filled(problem: Problem, picked: Picked) -> Picked:
     return picked
 
 
-def _linearised(problem: Problem, load: _Load, around: Picked, reach: int) -> Picked:
+def _linearised(problem: Problem, load: Load, around: Picked, reach: int) -> Picked:
     """Solves the knapsack whose costs are linear around a solution, among the options within reach of it."""
     base = load(around)
     stages: list[tuple[list[int], torch.Tensor, torch.Tensor]] = []
@@ -202,12 +213,13 @@ def _linearised(problem: Problem, load: _Load, around: Picked, reach: int) -> Pi
         near = range(max(0, around[place] - reach), min(len(choice.options), around[place] + reach + 1))
         changes = [load(_moved(around, place, option)) - base for option in near]
         damages = [choice.damages[option] for option in near]
-        stages.append((list(near), _wide(changes), _wide(damages)))
+        stages.append((list(near), wide(changes), wide(damages)))
     solution = _knapsack([changes for _, changes, _ in stages], [d for _, _, d in stages], load.allowed - base)
     return tuple(options[found] for (options, _, _), found in zip(stages, solution, strict=True))
 
 
-def _wide(values: Sequence[float]) -> torch.Tensor:
+def wide(values: Sequence[float]) -> torch.Tensor:
+    """Returns numbers as a tensor ``[values]``, float64 on the CPU."""
     return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
@@ -221,13 +233,13 @@ def _knapsack(costs: Sequence[torch.Tensor], damages: Sequence[torch.Tensor], al
     """
     least = sum(float(stage.min()) for stage in costs)
     allowed = max(allowed + abs(allowed) * (SLACK - 1), least)
-    spent, lost = _wide([0.0]), _wide([0.0])
+    spent, lost = wide([0.0]), wide([0.0])
     trail: list[tuple[torch.Tensor, int]] = []
     for cost, damage in zip(costs, damages, strict=True):
         least -= float(cost.min())
         total = (spent[:, None] + cost).flatten()
         harm = (lost[:, None] + damage).flatten()
-        chosen = _undominated(total, harm, allowed - least)
+        chosen = undominated(total, harm, allowed - least)
         trail.append((chosen, len(cost)))
         spent, lost = total[chosen], harm[chosen]
     solution: list[int] = []
@@ -239,8 +251,18 @@ def _knapsack(costs: Sequence[torch.Tensor], damages: Sequence[torch.Tensor], al
     return solution[::-1]
 
 
-def _undominated(total: torch.Tensor, harm: torch.Tensor, allowed: float) -> torch.Tensor:
-    """Returns the partial solutions that may still fit and than which none costs less and damages less."""
+def undominated(total: torch.Tensor, harm: torch.Tensor, allowed: float, most: int = FRONTIER) -> torch.Tensor:
+    """Returns the partial solutions that may still fit and than which none costs less and damages less.
+
+    Args:
+        total: Tensor ``[solutions]``, what they cost.
+        harm: Tensor ``[solutions]``, what they damage.
+        allowed: What they may cost.
+        most: How many are kept; of more, evenly spaced ones.
+
+    Returns:
+        Their positions, tensor ``[kept]``, by cost.
+    """
     rounding = 1e-9 * max(1.0, abs(allowed))
     within = (total <= max(allowed + rounding, float(total.min()))).nonzero().flatten()
     order = within[torch.argsort(harm[within], stable=True)]
@@ -249,6 +271,6 @@ def _undominated(total: torch.Tensor, harm: torch.Tensor, allowed: float) -> tor
     new = torch.ones(len(order), dtype=torch.bool, device="cpu")
     new[1:] = harm[order][1:] < best[:-1]
     order = order[new]
-    if len(order) <= _FRONTIER:
+    if len(order) <= most:
         return order
-    return order[torch.linspace(0, len(order) - 1, _FRONTIER, dtype=torch.float64, device="cpu").round().long()]
+    return order[torch.linspace(0, len(order) - 1, most, dtype=torch.float64, device="cpu").round().long()]

@@ -31,7 +31,12 @@ def ratio_family(chooser: Chooser, scopes: Sequence[Scope], budget: Budget) -> F
 
 
 def plan_to_target(
-    pruner: Pruner, target: Target, family: FamilyMaker = ratio_family, select: Selector | None = None
+    pruner: Pruner,
+    target: Target,
+    family: FamilyMaker = ratio_family,
+    select: Selector | None = None,
+    *,
+    scores: Mapping[str, torch.Tensor] | None = None,
 ) -> Plan:
     """Finds the largest model that meets a target, without running it.
 
@@ -44,6 +49,7 @@ def plan_to_target(
         target: See `prune`.
         family: Makes the family that is searched.
         select: Decides instead of a search in a family (see `prunekit_plugins.budgets.allocation`).
+        scores: What `Pruner.scores` returned for the groups of the pruner; None to score them.
 
     Returns:
         A proven plan from the model as it was at construction; ``pruner.graph.apply(plan)`` carries it out.
@@ -54,7 +60,7 @@ def plan_to_target(
     budget = corrected(pruner.graph, target, Budget.of(pruner, target))
 
     def replan(changed: Budget) -> Plan:
-        return _planned(pruner, changed, family, select)
+        return _planned(pruner, changed, family, select, scores)
 
     def predict(plan: Plan) -> dict[str, float]:
         return budget.spent({cut.group: len(cut.kept) for cut in plan.cuts})
@@ -62,8 +68,14 @@ def plan_to_target(
     return measured(pruner.graph, target, budget, replan, predict)
 
 
-def _planned(pruner: Pruner, budget: Budget, family: FamilyMaker, select: Selector | None) -> Plan:
-    scores = pruner.scores(pruner.scopes())
+def _planned(
+    pruner: Pruner,
+    budget: Budget,
+    family: FamilyMaker,
+    select: Selector | None,
+    known: Mapping[str, torch.Tensor] | None,
+) -> Plan:
+    scores = pruner.scores(pruner.scopes()) if known is None else known
     while True:  # ends, because every further round knows more ties, more multiples or more groups that can't shrink
         state = pruner.graph.knowledge.limits
         scopes = [scope for scope in pruner.scopes() if scope.groups]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 
@@ -51,30 +51,6 @@ def choose_branches(
     search = make()
     search.to_ratio(settings.branch_ratio or 0.0)
     return search.choice()
-
-
-def choices_on_the_way(
-    graph: Graph, settings: DepthSettings, batches: Batches | None, target: Target, shares: Iterable[float]
-) -> list[tuple[float, DepthChoice]]:
-    """Decides which branches go where depth saves a part of what a target wants saved; nothing is changed.
-
-    Args:
-        graph: The analysed model; branches that were taken out through it stay so.
-        settings: What is asked for.
-        batches: Calibration data; None where there are none.
-        target: The target.
-        shares: The parts, ascending, in [0, 1].
-
-    Returns:
-        Each part with its branches, up to that which depth can't save; each branch is in all later ones as well, or a
-        branch that contains it is.
-
-    Raises:
-        ArgumentError: An argument is wrong.
-    """
-    budget = corrected(graph, target, Budget.on(graph, target))
-    kept = protected_branches(graph, settings.ignored_layers)
-    return list(Search(graph, settings, scorer_of(graph, settings, batches), kept).parts(budget, shares))
 
 
 def scorer_of(graph: Graph, settings: DepthSettings, batches: Batches | None) -> PresentScorer:

@@ -6,7 +6,7 @@ import bisect
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import attrs
 
@@ -108,8 +108,27 @@ def allowance(settings: DepthSettings, count: int) -> str:
     return "one branch always stays"
 
 
-_SHARED = "it has no parameters of its own: name it in branches to take it out"
-_LOST = "after the cuts so far it can't be told apart from others"
+def open_branches(
+    graph: Graph, settings: DepthSettings, scorer: PresentScorer, protected: Mapping[str, str]
+) -> tuple[list[str], dict[str, str]]:
+    """Lists the branches that may go, in the order of the program, and returns why others stay, by name.
+
+    Args:
+        graph: The analysed model.
+        settings: What is asked for.
+        scorer: Scores the branches of the model as it is now.
+        protected: What `protected_branches` returned for the layers that are ignored.
+    """
+    able, gone = counted_branches(graph), graph.applied.absent
+    left = {one.name: one.reason or SHARED for one in graph.branches() if one.name not in able}
+    left.update(held_branches(graph, settings, protected))
+    left.update({one: LOST for one in able if not scorer.knows(one) and one not in left})
+    left = {name: why for name, why in left.items() if name not in gone}
+    return [name for name in able if name not in left and name not in gone], left
+
+
+SHARED = "it has no parameters of its own: name it in branches to take it out"
+LOST = "after the cuts so far it can't be told apart from others"
 
 
 def structure_of(name: str) -> str:
@@ -134,12 +153,7 @@ class Search:
         self._branches = {branch.name: branch for branch in graph.branches()}
         self._gone = [name for name in self._branches if name in graph.applied.absent]
         self._able = counted_branches(graph)
-        self._left = {name: one.reason or _SHARED for name, one in self._branches.items() if name not in self._able}
-        self._left.update(held_branches(graph, settings, protected))
-        self._left.update({one: _LOST for one in self._able if not scorer.knows(one) and one not in self._left})
-        for name in self._gone:
-            self._left.pop(name, None)
-        self._open = [name for name in self._able if name not in self._left and name not in self._gone]
+        self._open, self._left = open_branches(graph, settings, scorer, protected)
         self._scores: dict[str, float] = {}
         self._chosen = list(self._gone)
         self._plan = drafted(graph, self._gone, keep_names=settings.keep_names)
@@ -204,23 +218,6 @@ class Search:
             self._give_back(name, budget)
         for name in self._open:
             self._left[name] = "not needed for the target"
-
-    def parts(self, budget: Budget, shares: Iterable[float]) -> Iterator[tuple[float, DepthChoice]]:
-        """Takes branches out, those first that do least damage for what they save, to parts of what has to be saved.
-
-        Args:
-            budget: What is allowed in the end.
-            shares: Parts of the saving, ascending, in [0, 1].
-
-        Yields:
-            Each part with the fewest branches in this order that save it, up to that which depth can't reach.
-        """
-        savings = self._savings(budget)
-        for share in shares:
-            allowed = {name: now - share * max(now - budget.allowed[name], 0.0) for name, now in budget.present.items()}
-            if not self._fill(attrs.evolve(budget, allowed=allowed), savings):
-                return
-            yield share, self.choice()
 
     def _fill(self, budget: Budget, savings: Mapping[str, float]) -> bool:
         """Takes branches out until a budget allows what is left; returns whether it does."""

@@ -63,16 +63,14 @@ class Allotment:
         """Returns the allotment with the choice made, once the pruner's criterion has its statistics."""
         return attrs.evolve(self, chosen=by_default(sums=pruner.additive), open=False) if self.open else self
 
-    def selector(self, pruner: Pruner, path: CalibratedPath | None) -> Selector | None:
-        """Makes what decides how many units each group keeps, if not a search for a ratio does.
-
-        Damages that are needed and weren't given are measured, on calibration data if there are any.
+    def informed(self, pruner: Pruner, path: CalibratedPath | None) -> Allotment:
+        """Returns the allotment with the damages that it weighs, which are measured where they are needed.
 
         Raises:
             ArgumentError: Damages can't be measured on a model on disk, or were measured on another model.
         """
-        if not self.weighs or self.chosen is None:
-            return None
+        if not self.weighs:
+            return self
         sensitivity = self.sensitivity
         if sensitivity is not None:
             sensitivity.check(pruner.graph.analysis)
@@ -84,6 +82,19 @@ class Allotment:
                     hint='allocation="global", or a sensitivity that was measured elsewhere',
                 )
             sensitivity = measure(pruner, path.batches, ratios=QUICK_RATIOS, finish=path.finish(pruner.graph))
+        return attrs.evolve(self, sensitivity=sensitivity)
+
+    def selector(self, pruner: Pruner, path: CalibratedPath | None) -> Selector | None:
+        """Makes what decides how many units each group keeps, if not a search for a ratio does.
+
+        Damages that are needed and weren't given are measured, on calibration data if there are any.
+
+        Raises:
+            ArgumentError: Damages can't be measured on a model on disk, or were measured on another model.
+        """
+        if not self.weighs or self.chosen is None:
+            return None
+        sensitivity = self.informed(pruner, path).sensitivity
         solve = solver_of(self.chosen, pruner.registry)
         assert solve is not None
         return selector(solve, sensitivity, sums=pruner.additive, registry=pruner.registry)

@@ -1,63 +1,83 @@
-"""One target for depth and width together: what has to be saved is split in several ways, and the best one is taken."""
+"""One target for depth and width together: one knapsack over both, solved, measured, and solved again."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import attrs
-from torch import nn
 
+from prunekit_core.branches.branch import named_branches
+from prunekit_core.branches.surgery import obstacles
 from prunekit_core.choose.pruner import Pruner
-from prunekit_core.errors import ArgumentError
-from prunekit_core.modules.transaction import Transaction
+from prunekit_core.errors import ArgumentError, RehearsalError, many
+from prunekit_core.groups.unit_group import UnitGroup
 from prunekit_core.plans.plan import Plan
-from prunekit_plugins.budgets.budget import OutOfReachError, Target
+from prunekit_core.program.op_call import Kind
+from prunekit_plugins.budgets.allocation import choosable, damages
+from prunekit_plugins.budgets.budget import Budget, OutOfReachError, Target
+from prunekit_plugins.budgets.corrections import corrected
+from prunekit_plugins.budgets.options import fixed_units
 from prunekit_plugins.budgets.targets import plan_to_target
-from prunekit_plugins.calibration.batches import Batches
-from prunekit_plugins.calibration.branch_runs import SeenBranch, rows_of
-from prunekit_plugins.depth.choice import choices_on_the_way
-from prunekit_plugins.depth.search import DepthChoice
+from prunekit_plugins.depth.costs import CostsWithout
+from prunekit_plugins.depth.items import Items, Scales, Solution
+from prunekit_plugins.depth.nesting import Offer
+from prunekit_plugins.depth.offers import Offers, measured_offers, offers_around
+from prunekit_plugins.depth.scales import Measured, fitted
+from prunekit_plugins.depth.search import DepthChoice, counted_branches, drafted, most_of
 from prunekit_plugins.depth.settings import DepthSettings
 from prunekit_plugins.depth.steps import DepthSteps
-from prunekit_plugins.importance.output_change import OutputChange
-from prunekit_plugins.measure import evaluating
 from prunekit_plugins.prune.allotment import Allotment
 from prunekit_plugins.prune.by_depth import Decided
 from prunekit_plugins.prune.calibrated import CalibratedPath
+from prunekit_plugins.prune.experts import about_experts
+from prunekit_plugins.prune.judge import Judge, cut_copy
+from prunekit_plugins.prune.reach import check_reach_of_both, out_of_reach
 
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Parts of the saving that depth makes; width makes the rest."""
+_ROUNDS = 3
+"""Times that a choice with branches is solved for and measured, at most."""
+_HOPE, _HOPES = 0.25, 4
+"""Compensation may leave little of the damage of branches: where by all of it none goes, they are tried by these parts
+of it, one after the other."""
+_MARGIN = 0.1
+"""How much better than units alone a choice with branches has to be: further stages of compensation help units more."""
+_LITTLE = 1e-3
+"""A part of the saving that is none."""
+_WORTH = "it is worth more than what goes instead"
+_STAGES = 1
+"""Stages of compensation before a choice is measured; what is taken is compensated as `prune` was told."""
 
 
 @attrs.frozen(eq=False)
-class _Split:
-    """One way to meet a target.
+class _Trial:
+    """A choice that was carried out on a copy.
 
     Attributes:
-        share: The part of the saving that depth makes.
         choice: The branches that go.
+        steps: What tells the pruner so.
         pruner: What chose the units.
         plan: What goes.
         change: How far outputs on held-out data are from those of the model.
+        expected: What the knapsack said that this would be; None for units alone, which it follows from.
     """
 
-    share: float
     choice: DepthChoice
+    steps: DepthSteps
     pruner: Pruner
     plan: Plan
     change: float
+    expected: float | None
 
 
 def by_both(
     pruner: Pruner, settings: DepthSettings, target: Target, path: CalibratedPath | None, allotment: Allotment
 ) -> Decided:
-    """Splits the saving that a target wants between branches and units, and takes the split that does least harm.
+    """Decides what meets a target with least harm: sizes of groups, branches and experts are chosen in one knapsack.
 
-    Branches go in the order of damage per saved cost, until 0, 25, 50, 75 and 100 % of the saving is made; units of
-    what is left make the rest, by the allocation. Each split is carried out on a copy and compensated, and what it
-    returns is compared with what the model returns, on batches that decided nothing. The model itself is compensated
-    with all of them.
+    Units alone are tried first, and say what their damages are worth. Then the knapsack is solved, what it chooses is
+    carried out on a copy, compensated and compared with the model on batches that decided nothing; damages are scaled
+    by what was measured, and it is solved again, until it chooses what is known. The best of all that was measured is
+    taken: units alone, where branches aren't clearly better. The model itself is compensated with all batches.
 
     Args:
         pruner: The pruner of the analysed model; its criterion gets statistics.
@@ -67,117 +87,314 @@ def by_both(
         allotment: How units are chosen.
 
     Raises:
-        ArgumentError: There are no calibration data, the weights are on disk, or no split meets the target.
+        ArgumentError: There are no calibration data, the weights are on disk, or nothing meets the target.
     """
     if path is None or pruner.graph.current.stored is not None:
         raise ArgumentError(
-            'by="both" measures what each split does to the outputs.',
+            'by="both" measures what branches and units do to the outputs.',
             why="there are no calibration data" if path is None else "the weights are on disk, and copies are cut",
             hint='calibration=batches; or by="depth", by="width"' if path is None else 'by="depth" or by="width"',
         )
+    check_reach_of_both(pruner, settings, target)
     fit, held = path.batches.held_out()
     trials = attrs.evolve(path, batches=fit)
     doubts = trials.inform(pruner)
-    allotment = allotment.settled(pruner)
-    splits, refused = _splits(pruner, settings, target, trials, allotment, _Judge(pruner.graph.model, held))
-    if not splits:
-        raise OutOfReachError(
-            "The target can't be reached by depth and width.",
-            why="; ".join(refused),
-            hint="ask for more, or let more go: ignored_layers, max_pruning_ratio, keep_first and keep_last hold",
-        )
-    best = min(splits, key=lambda split: (split.change, len(split.plan.absent)))
-    notes = [*doubts, *_notes(splits, refused, best)]
+    allotment = allotment.settled(pruner).informed(pruner, trials)
+    rounds = _Rounds(pruner, settings, target, trials, allotment, Judge(pruner.graph.model, held))
+    best = rounds.best()
+    notes = [*doubts, *rounds.notes(best), *about_experts(best.pruner, best.plan)]
     if fit.source is held.source:
-        notes.append("splits were compared on the data that decided: there is only one batch of calibration data")
+        notes.append("choices were compared on the data that decided: there is only one batch of calibration data")
     return Decided(best.pruner, best.plan, path, notes)
 
 
-def _splits(
-    pruner: Pruner,
-    settings: DepthSettings,
-    target: Target,
-    path: CalibratedPath,
-    allotment: Allotment,
-    judge: _Judge,
-) -> tuple[list[_Split], list[str]]:
-    """Carries out the splits on copies.
+class _Rounds:
+    """Solves, measures, scales and solves again."""
 
-    Returns:
-        Those that meet the target, and why others don't.
-    """
-    graph, found, refused = pruner.graph, list[_Split](), list[str]()
-    choices = choices_on_the_way(graph, settings, path.batches, target, SHARES)
-    reached = {share for share, _ in choices}
-    for share, choice in {one.absent: (share, one) for share, one in reversed(choices)}.values():
-        steps = DepthSteps(graph, settings, path.batches)
-        steps.choice = choice
-        part = pruner.without(choice.plan, steps)
-        try:
-            plan = plan_to_target(part, target, select=allotment.selector(part, path))
-        except OutOfReachError as error:
-            refused.append(f"{_named(share)}: {error.why}")
-            continue
-        found.append(_Split(share, choice, part, plan, judge.change(_cut(part, plan, path))))
-    refused += [f"{_named(share)}: branches that may go don't save so much" for share in SHARES if share not in reached]
-    return found[::-1], refused
+    def __init__(
+        self,
+        pruner: Pruner,
+        settings: DepthSettings,
+        target: Target,
+        path: CalibratedPath,
+        allotment: Allotment,
+        judge: Judge,
+    ) -> None:
+        graph = pruner.graph
+        self._pruner, self._settings, self._target = pruner, settings, target
+        self._path, self._allotment, self._judge = path, allotment, judge
+        self._scores = pruner.scores(pruner.scopes())
+        self._budget = corrected(graph, target, Budget.on(graph, target))
+        self._costs = CostsWithout(graph, self._budget)
+        self._offers = Offers((), {})
+        self._scales = Scales()
+        self._trials: list[_Trial] = []
+        self._refused: list[str] = []
+        self._beside: dict[str, float] = {}
 
-
-def _cut(pruner: Pruner, plan: Plan, path: CalibratedPath) -> nn.Module:
-    """Returns a copy of the model as it will be: cut and compensated."""
-    graph, small = pruner.graph, copy.deepcopy(pruner.graph.model)
-    repaired = path.repair(graph, plan)
-    values = {} if repaired is None else repaired.values
-    with Transaction() as transaction:
-        graph.step_to(plan).apply_within(transaction, small, registry=graph.registry, values=values)
-    return small
-
-
-def _named(share: float) -> str:
-    return f"{share:.0%} of the saving by depth"
-
-
-def _notes(splits: Sequence[_Split], refused: Sequence[str], best: _Split) -> list[str]:
-    found = []
-    for split in splits:
-        taken = ", least of all: this split was taken" if split is best else ""
-        many = f"{len(split.plan.absent)} branch{'' if len(split.plan.absent) == 1 else 'es'}"
-        found.append(f"{_named(split.share)} ({many}): held-out outputs change by {split.change:.3g}{taken}")
-    return [*found, *refused]
-
-
-class _Judge:
-    """Compares what copies of a model return with what the model returns.
-
-    Args:
-        model: The model.
-        batches: What both are run on.
-    """
-
-    def __init__(self, model: nn.Module, batches: Batches) -> None:
-        self._model, self._batches = model, batches
-        devices = {parameter.device for parameter in model.parameters()}
-        self._device = devices.pop() if len(devices) == 1 else None
-
-    def change(self, small: nn.Module) -> float:
-        """Returns the divergence of the logits in nats, or else the squared error relative to the outputs' squares.
+    def best(self) -> _Trial:
+        """Returns the choice that was measured to change outputs least; units alone, where nothing is clearly better.
 
         Raises:
-            ArgumentError: The model returns no real numbers to compare.
+            ArgumentError: Nothing meets the target.
         """
-        seen = OutputChange("auto")
-        with evaluating([self._model, small]):
-            for batch in self._batches.read(self._device):
-                run, args, kwargs = batch.example.runner, batch.example.args, batch.example.kwargs
-                expected, found = (rows_of(run(model, args, kwargs), batch) for model in (self._model, small))
-                alike = {name for name, rows in expected.items() if name in found and found[name].shape == rows.shape}
-                seen.add(
-                    SeenBranch(
-                        outputs={name: rows for name, rows in found.items() if name in alike},
-                        expected={name: rows for name, rows in expected.items() if name in alike},
-                    )
-                )
-        change = seen.score()
-        if change is None:
-            raise ArgumentError("The model has no floating-point outputs to compare.")
-        return change
+        self._try((), None)
+        if not self._needs_nothing():
+            self._offers = measured_offers(self._pruner.graph, self._settings, self._path.batches, self._saved)
+            for number in range(_ROUNDS):
+                before = self._least()
+                if not self._round() or (number and self._least() >= before) or self._is_settled():
+                    break
+                self._look_around()
+        if not self._trials:
+            raise self._out_of_reach()
+        best = min(self._trials, key=self._rank)
+        choice = attrs.evolve(best.choice, scores=self._damages(), left=self._left(best.choice.absent))
+        best.steps.choice = choice
+        return attrs.evolve(best, choice=choice)
+
+    def _is_settled(self) -> bool:
+        """Whether what was measured last is what the knapsack said, and units alone are taken all the same."""
+        last = self._trials[-1]
+        holds = last.expected is not None and abs(last.change - last.expected) <= _MARGIN * last.expected
+        return holds and not min(self._trials, key=self._rank).choice.absent
+
+    @staticmethod
+    def _rank(trial: _Trial) -> float:
+        return trial.change if trial.choice.absent else trial.change * (1 - _MARGIN)
+
+    def _needs_nothing(self) -> bool:
+        """Whether the model meets the target as it is."""
+        return any(trial.plan.empty for trial in self._trials)
+
+    def _round(self) -> bool:
+        """Solves, and carries out what isn't known yet; returns whether there is more to find out."""
+        self._scales = self._fitted()
+        items = self._items(self._offers.offers)
+        found = items.solve(self._scales)
+        if found is not None and not found.absent and not any(trial.choice.absent for trial in self._trials):
+            found = self._hoped_for(items) or found
+        elif found is not None and self._known(items, found):
+            found = self._beside_known(items)
+        if found is None or self._known(items, found):
+            return False
+        return self._try(self._in_order(items.names(found.absent)), self._expected(items, found))
+
+    def _known(self, items: Items, found: Solution) -> bool:
+        names = set(self._in_order(items.names(found.absent)))
+        return any(names == set(trial.choice.absent) for trial in self._trials)
+
+    def _beside_known(self, items: Items) -> Solution | None:
+        """Solves with dearer branches, then with cheaper ones, until another choice comes out."""
+        scales = self._scales
+        for factor in (1.5, 1 / 1.5, 3.0, 1 / 3.0):
+            self._scales = attrs.evolve(scales, depth=factor * scales.depth)
+            found = items.solve(self._scales)
+            if found is not None and not self._known(items, found):
+                return found
+        return None
+
+    def _least(self) -> float:
+        return min((trial.change for trial in self._trials), default=math.inf)
+
+    def _look_around(self) -> None:
+        """Measures branches anew, with the best choice of them that is known switched off."""
+        tried = [trial for trial in self._trials if trial.choice.absent]
+        if tried and self._settings.branch_importance is None:
+            best = min(tried, key=lambda trial: trial.change).choice.absent
+            self._offers = offers_around(self._pruner.graph, self._settings, self._path.batches, self._offers, best)
+
+    def _hoped_for(self, items: Items) -> Solution | None:
+        """Solves with less and less damage of branches, until some go: what compensation leaves of it isn't known."""
+        for _ in range(_HOPES):
+            self._scales = attrs.evolve(self._scales, depth=_HOPE * self._scales.depth)
+            found = items.solve(self._scales)
+            if found is not None and found.absent:
+                return found
+        return None
+
+    def _expected(self, items: Items, found: Solution) -> float:
+        problem = items.problem(found.absent)
+        width, depth = items.parts(found.absent, problem.units(found.picked))
+        return self._scales.width * width + self._scales.depth * depth
+
+    def _in_order(self, names: Sequence[str]) -> tuple[str, ...]:
+        gone = self._pruner.graph.applied.absent
+        return tuple(one.name for one in self._pruner.graph.branches() if one.name in names or one.name in gone)
+
+    # -- carrying a choice out
+
+    def _try(self, names: Sequence[str], expected: float | None) -> bool:
+        """Carries a choice of branches out on a copy, with the units that go best with it, and measures it.
+
+        Returns:
+            Whether more may be found: the choice was measured, or a branch is known by now that can't go.
+        """
+        graph = self._pruner.graph
+        try:
+            removal = self._removal(names)
+        except RehearsalError as error:
+            self._give_back(names, error)
+            return self._round()
+        choice = DepthChoice(tuple(names), removal, {}, {})
+        steps = DepthSteps(graph, self._settings, self._path.batches)
+        steps.choice = choice
+        part = self._pruner.without(removal, steps)
+        try:
+            select = self._allotment.selector(part, self._path)
+            plan = plan_to_target(part, self._target, select=select, scores=self._scores)
+        except OutOfReachError as error:
+            self._refused.append(f"{_named(names)}: {error.why}")
+            return bool(names) and self._costs_more(part, names) and self._round()
+        small = cut_copy(part, plan, self._path, _STAGES)
+        self._trials.append(_Trial(choice, steps, part, plan, self._judge.change(small), expected))
+        return True
+
+    def _removal(self, names: Sequence[str]) -> Plan:
+        """Makes a proven plan without some branches; layers leave their lists where the program goes on only then.
+
+        Which of them leave in the end is found out with the units that go.
+        """
+        try:
+            return drafted(self._pruner.graph, names, keep_names=True)
+        except RehearsalError:
+            if self._settings.keep_names:
+                raise
+            return drafted(self._pruner.graph, names, keep_names=False)
+
+    def _costs_more(self, part: Pruner, names: Sequence[str]) -> bool:
+        """Notes what is left in the place of branches, such as zeros; returns whether it is more than was known."""
+        budget = Budget.of(part, self._target)
+        real, thought = budget.spent({}), self._costs.of(names)(budget.base)
+        more = {one: real[one] - thought[one] for one in real if real[one] - thought[one] > self._beside.get(one, 0.0)}
+        self._beside.update(more)
+        return bool(more)
+
+    def _points(self) -> list[Measured]:
+        """What was measured, beside what the damages say that are known by now."""
+        items, points = self._items(self._offers.offers), []
+        for trial in self._trials:
+            gone = set(trial.choice.absent)
+            absent = frozenset(n for n, offer in enumerate(self._offers.offers) if gone.issuperset(offer.branches))
+            width, depth = items.parts(absent, {cut.group: len(cut.kept) for cut in trial.plan.cuts})
+            points.append(Measured(width, depth, trial.change))
+        return points
+
+    def _fitted(self) -> Scales:
+        """The scales that explain what was measured; first those of units by what they did alone."""
+        points = self._points()
+        alone = next((one for one in points if one.width > 0 and not one.depth), None)
+        known = alone is not None and alone.change > 0
+        return fitted(points, Scales(alone.change / alone.width) if alone is not None and known else Scales())
+
+    def _give_back(self, names: Sequence[str], error: RehearsalError) -> None:
+        """Finds the branches that the program can't go on without, and offers them no more."""
+        graph = self._pruner.graph
+        alone = obstacles(graph.branch_analysis, graph.registry.op_rules, named_branches(graph.branches(), names))
+        wrong = {name: f"given back: {why}" for name, why in alone.items() if name not in graph.applied.absent}
+        for name in () if wrong else names:
+            try:
+                self._removal([name])
+            except RehearsalError as own:
+                wrong[name] = f"given back: {own.why}"
+        if not wrong:  # together only: the one that is worth least goes no more
+            damages = self._damages()
+            worst = max(names, key=lambda name: damages.get(name, 0.0) / max(self._saved(name), 1e-12))
+            wrong = {worst: f"given back: {error.why}"}
+        stay = tuple(offer for offer in self._offers.offers if not wrong.keys() & set(offer.branches))
+        self._offers = Offers(stay, {**self._offers.left, **wrong})
+
+    def _damages(self) -> dict[str, float]:
+        return {name: offer.damage for offer in self._offers.offers for name in offer.branches}
+
+    def _left(self, names: Sequence[str]) -> dict[str, str]:
+        """Why branches stay."""
+        stay = {one.name: one.reason or _WORTH for one in self._pruner.graph.branches() if one.name not in names}
+        return {**stay, **{name: why for name, why in self._offers.left.items() if name in stay}}
+
+    # -- the knapsack
+
+    def _items(
+        self,
+        offers: Sequence[Offer],
+        chosen: Callable[[UnitGroup], bool] = lambda group: True,
+    ) -> Items:
+        """Makes the knapsack, by the ties that are known by now.
+
+        Args:
+            offers: The branches that may go.
+            chosen: Which groups may shrink.
+        """
+        pruner, sensitivity, groups = self._pruner, self._allotment.sensitivity, self._pruner.graph.analysis.groups
+        scopes = [scope for scope in pruner.scopes() if scope.groups]
+        chooser = pruner.chooser({n: self._scores[n] for s in scopes for n in s.groups if n in self._scores})
+        free = choosable(chooser, scopes, sensitivity)
+        return Items(
+            pruner.graph,
+            self._costs,
+            {one: most - self._beside.get(one, 0.0) for one, most in self._budget.allowed.items()},
+            [options for options in free if all(chosen(groups[name]) for name in options[0])],
+            lambda options: damages(chooser, options, sensitivity, sums=pruner.additive),
+            offers,
+            fixed_units(chooser, scopes, free),
+            most_of(self._settings, len(counted_branches(pruner.graph))) - len(pruner.graph.applied.absent),
+        )
+
+    def _saved(self, name: str) -> float:
+        """What a branch saves, as a part of what has to be saved; of several costs the largest."""
+        now, left = (self._costs.of(names)(self._budget.base) for names in ((), (name,)))
+        needed = {one: now[one] - allowed for one, allowed in self._budget.allowed.items() if now[one] > allowed}
+        return max(((now[one] - left[one]) / need for one, need in needed.items()), default=0.0)
+
+    def _out_of_reach(self) -> OutOfReachError:
+        smallest = self._items([Offer((name,), 0.0) for name in self._damages()]).smallest()
+        error = out_of_reach(self._pruner, self._settings, self._budget, smallest)
+        error.why = "; ".join((error.why, *self._refused))
+        return error
+
+    # -- the report
+
+    def notes(self, best: _Trial) -> Iterator[str]:
+        """Says what was measured of each choice, and what each axis would have cost."""
+        yield from self._refused
+        for trial in self._trials:
+            taken = "; this was taken" if trial.steps is best.steps and len(self._trials) > 1 else ""
+            expected = "" if trial.expected is None else f" (expected: {trial.expected:.3g})"
+            yield f"{_named(trial.choice.absent)}: held-out outputs change by {trial.change:.3g}{expected}{taken}"
+        axes = list(self._axes()) if self._offers.offers else []
+        if axes:
+            yield f"what one axis alone would cost for each percent of the saving, by estimate: {', '.join(axes)}"
+
+    def _axes(self) -> Iterator[str]:
+        """Says what each axis alone would cost for what it saves."""
+        scales = self._fitted()
+        experts = self._pruner.has_experts
+        axes: list[tuple[str, Sequence[Offer], Callable[[UnitGroup], bool]]] = [
+            ("branches", self._offers.offers, lambda group: False),
+            *([("experts", (), lambda group: group.kind is Kind.EXPERTS)] if experts else []),
+        ]
+        alone = next((one for one in self._points() if not one.depth), None)
+        if alone is not None:
+            yield f"units {scales.width * alone.width / 100:.2g}"
+        now = self._costs.of(())(self._budget.base)
+        for name, offers, chosen in axes:
+            items = self._items(offers, chosen)
+            least = items.smallest()
+            parts = [
+                (now[one] - least[one]) / (now[one] - allowed)
+                for one, allowed in self._budget.allowed.items()
+                if now[one] > allowed
+            ]
+            part = min(1.0, *parts) * (1 - 1e-9)
+            if part < _LITTLE:
+                yield f"{name} save nothing"
+                continue
+            allowed = {one: now[one] - part * max(0.0, now[one] - most) for one, most in self._budget.allowed.items()}
+            found = items.within(allowed).solve(scales)
+            if found is not None:
+                reach = "" if part > 1 - _LITTLE else f" (at most {part:.0%} of it)"
+                yield f"{name} {found.damage / (100 * part):.2g}{reach}"
+
+
+def _named(names: Sequence[str]) -> str:
+    return f"without {many(len(names), 'branch', 'branches')}" if names else "units alone"

@@ -202,8 +202,8 @@ def prune(
             `Graph.branches`.
         branch_importance: A criterion for branches or its registered name; None for ``"output_change"`` with
             calibration data, and for ``"magnitude"``, a weak guess, without.
-        by: What meets a target: ``"width"`` (units), ``"depth"`` (branches alone) or ``"both"``: of five ways to split
-            the saving between them, the one after which held-out calibration data give outputs nearest to the model's.
+        by: What meets a target: ``"width"`` (units), ``"depth"`` (branches alone) or ``"both"``: one knapsack over
+            sizes of groups, branches and experts, whose choices are measured on held-out calibration data.
         keep_first: So many branches stay at the start of the program, whatever their scores.
         keep_last: So many branches stay at its end.
         keep_names: Whether a layer that loses all its branches stays in its ``ModuleList`` or ``Sequential``, as a

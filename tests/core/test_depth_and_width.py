@@ -1,4 +1,4 @@
-"""One target for depth and width: the split that changes held-out outputs least, compared by hand."""
+"""One target for depth and width: the choice that changes held-out outputs least, compared by hand."""
 
 from __future__ import annotations
 
@@ -17,15 +17,13 @@ BATCHES = [torch.randn(8, 6, 3, generator=GENERATOR) for _ in range(4)]
 HELD = BATCHES[-1]
 
 
-def splits(result: pk.PruneResult) -> dict[int, tuple[int, float, bool]]:
-    """The splits in a report: percent by depth to number of branches, change of outputs, whether it was taken."""
+def tried(result: pk.PruneResult) -> dict[int, tuple[float, bool]]:
+    """The choices in a report: number of branches that go to change of outputs, whether it was taken."""
     found = {}
     for note in result.report.notes:
-        seen = re.match(
-            r"(\d+)% of the saving by depth \((\d+) branch(?:es)?\): held-out outputs change by (\S+?)(,|$)", note
-        )
+        seen = re.match(r"(?:units alone|without (\d+) branch(?:es)?): held-out outputs change by ([^;( ]+)", note)
         if seen:
-            found[int(seen[1])] = (int(seen[2]), float(seen[3]), note.endswith("this split was taken"))
+            found[int(seen[1] or 0)] = (float(seen[2]), note.endswith("this was taken"))
     return found
 
 
@@ -56,12 +54,12 @@ def test_branches_go_where_they_do_nothing() -> None:
     model = scaled(dict.fromkeys(idle, 1e-4))
     result = pruned(model, target={"params": 0.61}, by="both", calibration=BATCHES)
     assert result.preview.params_after == params(result.model) <= 0.61 * params(model)
-    found = splits(result)
-    assert [share for share, (_, _, taken) in found.items() if taken] == [100]
+    found = tried(result)
+    assert [count for count, (_, taken) in found.items() if taken] == [3]
     assert set(result.report.absent) == set(idle)
     assert torch.allclose(result.model(X), without(model, idle), atol=1e-6)
-    assert found[100][1] == pytest.approx(change(result.model, model), rel=0.01)
-    assert all(found[100][1] < worse for share, (_, worse, _) in found.items() if share != 100)
+    assert found[3][0] == pytest.approx(change(result.model, model), rel=0.01)
+    assert found[3][0] < found[0][0]
     assert result.protocol.arguments["by"] == "both"
 
 
@@ -71,9 +69,7 @@ def test_units_go_where_they_do_nothing_and_weights_are_compensated() -> None:
     target = {"params": 1 - 4 * 8 * 17 / whole}
     repaired = {"target": target, "compensation": "least_squares"}
     result = pruned(model, by="both", calibration=BATCHES, **repaired)
-    found = splits(result)
-    assert found[0][2]
-    assert found[0][0] == 0
+    assert list(tried(result)) == [0]  # no branch is worth a trial
     assert result.report.absent == ()
     assert set(result.report.branches) == set(NAMES)
     assert params(result.model) <= target["params"] * whole
@@ -82,22 +78,36 @@ def test_units_go_where_they_do_nothing_and_weights_are_compensated() -> None:
     alone = pruned(model, calibration=BATCHES[:-1], **repaired)
     assert alone.plan == result.plan
     assert torch.allclose(alone.model(X), result.model(X), atol=1e-6)
-    assert change(result.model, model) < 0.01 * min(c for share, (_, c, _) in found.items() if share)
 
 
-def test_the_numbers_are_those_of_each_split_carried_out_alone() -> None:
-    """Whatever is taken is the least of them, and each meets the target: done again, one by one, by hand."""
-    model = deep()
+def test_what_was_measured_is_what_each_choice_does_when_it_is_carried_out_alone() -> None:
+    """Whatever is taken is the least of them, and meets the target; units alone are what width alone cuts."""
+    model = scaled({"layers.2.mlp": 0.05, "layers.3.attend": 0.05})
     result = pruned(model, target={"params": 0.7}, by="both", calibration=BATCHES, compensation=None)
-    found = splits(result)
-    assert len(found) >= 3
-    taken = [share for share, (_, _, is_taken) in found.items() if is_taken]
-    assert taken == [min(found, key=lambda share: found[share][1])]
-    assert found[taken[0]][0] == len(result.report.absent)
-    assert found[taken[0]][1] == pytest.approx(change(result.model, model), rel=0.01)
+    found = tried(result)
+    assert len(found) >= 2
+    (taken,) = [count for count, (_, is_taken) in found.items() if is_taken]
+    assert found[taken][0] == min(change for change, _ in found.values())
+    assert taken == len(result.report.absent)
+    assert found[taken][0] == pytest.approx(change(result.model, model), rel=0.01)
     assert params(result.model) <= 0.7 * params(model)
     by_width = pruned(model, target={"params": 0.7}, calibration=BATCHES[:-1], compensation=None)
-    assert found[0][1] == pytest.approx(change(by_width.model, model), rel=0.01)
+    assert found[0][0] == pytest.approx(change(by_width.model, model), rel=0.01)
+    assert pk.check_exact(model, result.model, result.plan, X)
+
+
+def test_the_report_says_what_each_axis_alone_would_cost() -> None:
+    model = scaled(dict.fromkeys(("layers.1.mlp", "layers.2.attend", "layers.3.mlp"), 1e-4))
+    result = pruned(model, target={"params": 0.61}, by="both", calibration=BATCHES)
+    (trace,) = [note for note in result.report.notes if note.startswith("what one axis alone would cost")]
+    seen = re.fullmatch(
+        r"what one axis alone would cost for each percent of the saving, by estimate: units (\S+), branches (\S+)",
+        trace,
+    )
+    assert seen, trace
+    alone = pruned(model, target={"params": 0.61}, calibration=BATCHES[:-1])
+    assert float(seen[1]) == pytest.approx(change(alone.model, model) / 100, rel=0.1)
+    assert float(seen[2]) < 1e-3 * float(seen[1])
 
 
 def test_both_reach_what_neither_reaches_alone() -> None:
@@ -109,15 +119,36 @@ def test_both_reach_what_neither_reaches_alone() -> None:
             pk.prune(copy.deepcopy(model), X, by=by, **options)
     result = pruned(model, by="both", **options)
     assert params(result.model) <= 0.45 * whole
+    assert len(result.report.absent) <= 0.3 * len(NAMES)
+    assert all(len(cut.kept) >= 0.7 * result.graph.analysis.groups[cut.group].size for cut in result.plan.cuts)
     assert result.report.absent
     assert result.plan.cuts
-    assert any(note.startswith("0% of the saving by depth: the smallest model has") for note in result.report.notes)
-    assert "100% of the saving by depth: branches that may go don't save so much" in result.report.notes
+    assert any(note.startswith("units alone: the smallest model has") for note in result.report.notes)
     assert pk.check_exact(model, result.model, result.plan, X)
+
+
+def test_a_target_out_of_reach_names_what_holds_and_the_nearest_one() -> None:
+    """What the error offers can be had; what it says that a constraint costs is what is left without it."""
+    model = deep()
+    options: dict[str, Any] = {"max_pruning_ratio": 0.3, "keep_last": 2, "calibration": BATCHES, "by": "both"}
     with pytest.raises(pk.ArgumentError) as caught:
-        pk.prune(copy.deepcopy(model), X, by="both", **{**options, "target": {"params": 0.05}})
-    assert str(caught.value).startswith("The target can't be reached by depth and width.")
-    assert "0% of the saving by depth: the smallest model has params=" in str(caught.value)
+        pk.prune(copy.deepcopy(model), X, target={"params": 0.05}, **options)
+    text = str(caught.value)
+    assert text.startswith("The target can't be reached by depth and width.")
+    assert re.search(r"the smallest model has params=\S+ \(\S+%\); asked for params=89", text)
+    lifted = re.search(r"without max_pruning_ratio=0.3 it would have params=([\d,]+)", text)
+    assert lifted
+    smallest = pruned(
+        model, target={"params": int(lifted[1].replace(",", "")) + 1}, by="both", keep_last=2, calibration=BATCHES
+    )
+    assert params(smallest.model) <= int(lifted[1].replace(",", "")) + 1
+    assert "without keep_last" not in text  # others may go in their place
+    nearest = re.search(r"the nearest target is about \{'params': (\S+)\}", text)
+    assert nearest
+    found = pruned(model, target={"params": float(nearest[1])}, **options)
+    assert params(found.model) <= float(nearest[1]) * params(model)
+    with pytest.raises(pk.ArgumentError):
+        pruned(model, target={"params": float(nearest[1]) - 0.005}, **options)
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global", "greedy", "dp", "estimated"])
@@ -127,7 +158,7 @@ def test_units_are_chosen_by_any_allocation(allocation: str) -> None:
     before, after = result.preview.costs["macs"]
     assert after <= 0.6 * before
     assert result.protocol.arguments["allocation"] == allocation
-    assert splits(result)
+    assert tried(result)
 
 
 def test_one_batch_decides_and_measures_and_the_report_says_so() -> None:
