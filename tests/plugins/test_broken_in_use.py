@@ -263,8 +263,8 @@ CASES = {
         "class NeedsMoment",
         PARTS,
         "needs names 'moment'",
-        "did you mean 'moments'? known: contributions, covariances, curvatures, fisher, gradients, moments, rerouting, "
-        "routing",
+        "did you mean 'moments'? known: contributions, covariances, curvatures, fisher, gradients, moments, neurons, "
+        "rerouting, routing",
     ),
     "needs_text": Case(
         informed("needs_text"),

@@ -218,7 +218,7 @@ def test_a_new_plugin_is_written_installed_and_passes_its_own_tests(empty: Envir
     try:
         options = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist")
         printed = empty.python("-m", "pytest", *options, cwd=tmp_path / "brand-new")
-        assert "25 passed" in printed
+        assert "26 passed" in printed
         checks = json.loads(empty.python("-c", CONSOLE, "plugins", "brand-new", "--check", "--json", cwd=tmp_path))
         assert {check["outcome"] for check in checks["checks"]} == {"passed"}
         pruned = empty.python(

@@ -72,7 +72,7 @@ def test_reap_is_what_hooks_on_the_model_say(name: str, implementation: str) -> 
 
 
 def seldom(name: str) -> Any:
-    """A model whose routers send few tokens to every second expert."""
+    """A model in which every second expert is sent few tokens, and adds little for them."""
     model = tiny(name, "grouped_mm")
     for path, module in model.named_modules():
         if path.endswith((".gate", ".router")):
@@ -84,6 +84,9 @@ def seldom(name: str) -> Any:
                 if hasattr(module, "e_score_correction_bias"):
                     module.e_score_correction_bias.zero_()
                     module.e_score_correction_bias[::2] -= 0.1  # with more no token reaches them
+        if path.endswith(".experts"):
+            with torch.no_grad():
+                module.down_proj[::2] *= 0.1
     return model
 
 

@@ -110,4 +110,4 @@ def test_without_the_plugin_nothing_can_be_pruned(prunekit_registry: Callable[..
 def test_everything_that_both_plugins_register_passes_the_kit(registry: pk.Registry) -> None:
     found = check_plugin("prunekit-example", registry=registry)
     assert {checked.outcome for checked in found} == {Outcome.PASSED}
-    assert {checked.hook for checked in found} == {*plugin.HOOKS} - {"prunekit_checks"}
+    assert {checked.hook for checked in found} == {*plugin.HOOKS} - {"prunekit_checks", "prunekit_serving_profiles"}
