@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prunekit.plugin import hookimpl
+from prunekit.plugin import Registry, hookimpl
 from prunekit_plugins.compensation.batchnorm import BatchNormStatistics
 from prunekit_plugins.compensation.layer_fit import LayerFit
 from prunekit_plugins.compensation.least_squares import LeastSquares
@@ -38,3 +39,16 @@ def prunekit_compensators() -> Mapping[str, Callable[..., Any]]:
         "least_squares": LeastSquares,
         "merge_experts": MergeExperts,
     }
+
+
+@hookimpl
+def prunekit_checks() -> Mapping[tuple[str, Any], Callable[..., None]]:
+    """Experts are merged in a network that has some."""
+
+    def check(registry: Registry) -> None:
+        net, batch = importlib.import_module("prunekit_plugins.testing.network").mixture_net()
+        importlib.import_module("prunekit.testing").check_compensator(
+            MergeExperts, model=net, example=batch, registry=registry
+        )
+
+    return {("prunekit_compensators", "merge_experts"): check}

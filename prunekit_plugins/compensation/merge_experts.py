@@ -58,8 +58,6 @@ class MergeExperts:
         ArgumentError: ``into`` is no positive integer.
     """
 
-    needs_experts = True  # in a model without experts that leave there is nothing to do, and nothing to say
-
     def __init__(self, into: int | None = None) -> None:
         if into is not None and (not isinstance(into, int) or into < 1):
             raise ArgumentError("into must be a positive integer.", why=f"got {into!r}")

@@ -54,26 +54,8 @@ def _check(make: Callable[[], Any], prepare: Prepare, registry: Registry) -> Non
 
 
 def _check_experts(make: Callable[[], Any], registry: Registry) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net, batch = Mixture().double(), torch.randn(40, 6, dtype=torch.float64, device="cpu")
+    net, batch = importlib.import_module("prunekit_plugins.testing.network").mixture_net()
     _kit().check_criterion(make, model=net, example=batch, registry=registry)
-
-
-class Mixture(nn.Module):
-    """A network whose only units that can leave are four experts, of which a token is sent to two."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.router = nn.Linear(6, 4)
-        self.weights = nn.Parameter(torch.randn(4, 6, 3, device="cpu"))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps tokens ``[tokens, 6]`` to ``[tokens, 3]``."""
-        gates, chosen = self.router(x).softmax(-1).topk(2)
-        each = torch.einsum("td,tkdf->tkf", x, self.weights[chosen])
-        mixed: torch.Tensor = (each * gates[..., None]).sum(1)
-        return mixed.tanh() + x[:, :3]
 
 
 def gradients(criterion: Any, model: nn.Module, batch: torch.Tensor) -> None:

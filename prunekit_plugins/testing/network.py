@@ -68,6 +68,29 @@ def branch_net() -> tuple[BranchNet, torch.Tensor]:
     return net, batch
 
 
+class MixtureNet(nn.Module):
+    """A network whose only units that can leave are four experts, of which a token is sent to two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(6, 4)
+        self.weights = nn.Parameter(torch.randn(4, 6, 3, device="cpu"))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps tokens ``[tokens, 6]`` to ``[tokens, 3]``."""
+        gates, chosen = self.router(x).softmax(-1).topk(2)
+        each = torch.einsum("td,tkdf->tkf", x, self.weights[chosen])
+        mixed: torch.Tensor = (each * gates[..., None]).sum(1)
+        return mixed.tanh() + x[:, :3]
+
+
+def mixture_net() -> tuple[MixtureNet, torch.Tensor]:
+    """Makes the network and a batch for it, the same every time, in float64."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return MixtureNet().double(), torch.randn(40, 6, dtype=torch.float64, device="cpu")
+
+
 def chosen_net(model: nn.Module | None, example: torch.Tensor | None) -> tuple[nn.Module, torch.Tensor]:
     """Returns a copy of the author's network and its input, or the small one.
 

@@ -19,6 +19,7 @@ from prunekit.testing import (
     check_schedule,
     check_serving_profile,
 )
+from prunekit_plugins.testing.network import mixture_net
 from tests.models import small_llama
 from tests.plugins.test_layers import LAYERS, full_name
 
@@ -80,11 +81,11 @@ def test_schedules(name: str) -> None:
     check_schedule(REGISTRY.named("prunekit_schedules", name))
 
 
-# the network of the kit has no experts to merge, see tests/core/test_expert_merging.py
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in names("prunekit_compensators") if name != "merge_experts"])
+@pytest.mark.parametrize("name", names("prunekit_compensators"))
 def test_compensators(name: str) -> None:
-    check_compensator(REGISTRY.named("prunekit_compensators", name))
+    net, batch = mixture_net() if name == "merge_experts" else (None, None)
+    check_compensator(REGISTRY.named("prunekit_compensators", name), model=net, example=batch)
 
 
 def test_every_layer_type_is_tried_on_a_layer() -> None:
