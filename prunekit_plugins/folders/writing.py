@@ -25,6 +25,7 @@ from prunekit_plugins.integrations.configuration import ConfigUpdate, update_con
 from prunekit_plugins.integrations.huggingface import CONFIG, empty_model, library, load_pretrained, save_pretrained
 
 TOLERANCE = 1e-5
+UNPRUNED = "the unpruned model"
 
 
 @attrs.frozen
@@ -66,15 +67,18 @@ class SavedFolder:
         return "\n".join(lines)
 
 
-def check_destination(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+def check_destination(
+    folder: str | os.PathLike[str], *, overwrite: bool = False, others: Mapping[str, Path | None] | None = None
+) -> None:
     """Makes sure that a folder can be written; touches nothing.
 
     Args:
         folder: Where it is to be.
         overwrite: Whether it may hold something.
+        others: Folders that it must not be, by what they are of ("the unpruned model"); None for what is in none.
 
     Raises:
-        ArgumentError: It is a file, holds something, or can't be written.
+        ArgumentError: It is a file, holds something, can't be written, or is one of the others.
     """
     place = Path(folder)
     if place.exists() and not place.is_dir():
@@ -90,6 +94,9 @@ def check_destination(folder: str | os.PathLike[str], *, overwrite: bool = False
         raise ArgumentError("The folder of the destination doesn't exist.", where=str(parent))
     if not os.access(parent, os.W_OK) or not os.access(place.absolute().parent, os.W_OK):
         raise ArgumentError("The destination can't be written to.", where=str(place))
+    for name, other in (others or {}).items():
+        if other is not None and place.exists() and other.exists() and place.samefile(other):
+            raise ArgumentError(f"The destination is the folder of {name}.", where=str(place))
 
 
 def save_folder(
@@ -131,10 +138,8 @@ def save_folder(
         CheckpointError: What was written doesn't load, or computes something else; nothing is left of it.
         StorageError: The system refuses to write there.
     """
-    check_destination(folder, overwrite=overwrite)
     place, origin = Path(folder), None if source is None else Path(source)
-    if origin is not None and place.exists() and place.samefile(origin):
-        raise ArgumentError("The destination is the folder of the unpruned model.", where=str(place))
+    check_destination(place, overwrite=overwrite, others={UNPRUNED: origin})
     if not isinstance(model, library().PreTrainedModel):
         raise ArgumentError("The model is not one of transformers'.", why=f"got {type(model).__name__}")
     _check_room(model, place)

@@ -9,10 +9,8 @@ from prunekit_plugins.reports.sections import share
 
 NOUNS = {"macs": "multiply-accumulates", "params": "parameters"}
 """What the costs that a sentence names are called in words."""
-PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-"""Decimal prefixes of the SI, the largest first."""
-SPOKEN = {"G": "bn", "M": "M", "k": "k", "T": "tn"}
-"""The same where things are counted: billions, not gigas."""
+SCALES = ((1e12, "tn", "TB"), (1e9, "bn", "GB"), (1e6, "M", "MB"), (1e3, "k", "kB"))
+"""What large numbers are counted in, the largest first: of things, and of bytes."""
 LATENCY = "latency (ms)"
 """What the figure that the command measures is called."""
 RANDOM = "Random weights: what went, and what it costs in quality, means nothing."
@@ -20,13 +18,11 @@ RANDOM = "Random weights: what went, and what it costs in quality, means nothing
 
 def readable(value: float, unit: str = "") -> str:
     """Words a number with three digits and a prefix: ``11.2 M``, ``45.3 MB`` for bytes; small ones as they are."""
-    small = "B" if unit == "bytes" else unit
-    for size, prefix in PREFIXES:
+    for size, things, bytes_ in SCALES:
         if abs(value) >= size:
             digits = f"{value / size:.3g}"
-            return f"{digits} {prefix}B" if unit == "bytes" else f"{digits} {SPOKEN[prefix]} {unit}".rstrip()
-    digits = f"{value:.3g}"
-    return f"{digits} {small}".rstrip()
+            return f"{digits} {bytes_}" if unit == "bytes" else f"{digits} {things} {unit}".rstrip()
+    return f"{value:.3g} {'B' if unit == 'bytes' else unit}".rstrip()
 
 
 def sentence(data: ReportData) -> str:

@@ -16,7 +16,7 @@ from prunekit_plugins.cli.models import Subject
 from prunekit_plugins.cli.output import Output
 from prunekit_plugins.folders import SavedFolder, save_folder
 from prunekit_plugins.folders.reading import holds_plan
-from prunekit_plugins.folders.writing import check_destination
+from prunekit_plugins.folders.writing import UNPRUNED, check_destination
 
 TRANSFORMERS = "hf:"
 NO_PROFILE = "none"
@@ -64,9 +64,7 @@ class Destination:
             return found
         if max_shard_size is not None:
             parse_size(max_shard_size)
-        check_destination(out, overwrite=overwrite)
-        if out.exists() and source is not None and source.exists() and out.samefile(source):
-            raise ArgumentError("The destination is the folder of the unpruned model.", where=str(out))
+        check_destination(out, overwrite=overwrite, others={UNPRUNED: source})
         return found
 
     @property

@@ -60,11 +60,8 @@ class Student:
                 where=str(place / PLAN),
                 hint="prunekit prune hf:FOLDER --out FOLDER2 and pk.save_folder write it",
             )
-        check_destination(out, overwrite=overwrite)
         source = Path(teacher.removeprefix(TRANSFORMERS))
-        for folder, name in ((place, "student"), (source, "teacher")):
-            if out.exists() and folder.exists() and out.samefile(folder):
-                raise ArgumentError(f"The destination is the folder of the {name}.", where=str(out))
+        check_destination(out, overwrite=overwrite, others={"the student": place, "the teacher": source})
         return cls(place, source, out)
 
     def plan(self) -> Plan:
