@@ -14,21 +14,19 @@ of training at half of its rate.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
-import json
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import attrs
 import quality_networks as networks
 import quality_tasks as tasks
 import torch
+from rows import append, parser, read, show
 from torch import Tensor, nn
 
 import prunekit as pk
@@ -149,36 +147,26 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines).strip()
 
 
-def _read(path: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path(path).read_text().splitlines()] if path and Path(path).exists() else []
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", default=",".join(TASKS))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--targets", type=float, nargs="+", default=[0.75, 0.5])
-    parser.add_argument("--json", default="", help="file to which the measurements are appended")
-    parser.add_argument("--table", default="", help="print the table of such a file")
-    args = parser.parse_args()
+    given = parser(__doc__, (0.75, 0.5))
+    given.add_argument("--networks", default=",".join(TASKS))
+    args = given.parse_args()
     if args.table:
-        print(table(_read(args.table)))
+        print(table(read(args.table)))
         return
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    rows = _read(args.json)
+    rows = read(args.json)
     done = {(row["network"], row["seed"], row["target"]) for row in rows}
     for seed, name, target in itertools.product(range(args.seeds), args.networks.split(","), args.targets):
         if (name, seed, target) in done:
             continue
         found = []
         for row in measured(TASKS[name](), seed, target):
-            print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+            show(row)
             found.append(row)
         rows += found
-        if args.json:
-            with Path(args.json).open("a") as file:
-                file.writelines(f"{json.dumps(row)}\n" for row in found)
+        append(args.json, found)
     print(table(rows))
 
 

@@ -13,19 +13,17 @@ right after the cut, without and with merging (`MergeExperts`). The other compen
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
-import json
 import time
 import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import expert_networks as networks
 import quality_tasks as tasks
 import torch
+from rows import append, parser, read, show
 from torch import nn
 
 import prunekit as pk
@@ -99,31 +97,20 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _read(path: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path(path).read_text().splitlines()] if path and Path(path).exists() else []
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--targets", type=float, nargs="+", default=[0.85, 0.7, 0.55])
-    parser.add_argument("--json", default="", help="file to which the measurements are appended")
-    parser.add_argument("--table", default="", help="print the table of such a file")
-    args = parser.parse_args()
+    args = parser(__doc__, (0.85, 0.7, 0.55)).parse_args()
     if args.table:
-        print(table(_read(args.table)))
+        print(table(read(args.table)))
         return
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    rows, task = _read(args.json), tasks.task("docs gpt")
+    rows, task = read(args.json), tasks.task("docs gpt")
     done = {(row["seed"], row["target"], row["method"], row["merging"]) for row in rows}
     for seed, target in itertools.product(range(args.seeds), args.targets):
         for row in measured(task, seed, target, done):
-            print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+            show(row)
             rows.append(row)
-            if args.json:
-                with Path(args.json).open("a") as file:
-                    file.write(f"{json.dumps(row)}\n")
+            append(args.json, [row])
     print(table(rows))
 
 

@@ -39,6 +39,7 @@ from peers.decoder import costs, shapes
 from peers.evidence import Evidence, next_token_loss
 from peers.meter import Meter
 from pretrained import write
+from rows import append, read
 
 import prunekit as pk
 
@@ -206,11 +207,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
-    rows = [json.loads(line) for line in options.json.read_text().splitlines()] if options.json.exists() else []
+    rows = read(options.json)
     for row in () if options.table else measured(options, rows):
         print(json.dumps(row), file=sys.stderr, flush=True)
-        with options.json.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append(options.json, [row])
         rows.append(row)
     text = f"{table(rows)}\n\ntorch {torch.__version__}, Python {platform.python_version()}, prunekit {pk.__version__}."
     print(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -79,31 +80,39 @@ def test_the_refit_is_the_update_of_optimal_brain_surgeon() -> None:
     torch.testing.assert_close(refit(weight, hessian, kept, ridge=0.0), updated, rtol=1e-3, atol=1e-3)
 
 
-def test_damages_of_neurons_are_what_each_costs_at_its_turn() -> None:
-    weight, _, second = samples()
-    found = obs.neuron_damages(weight, second, rounds=6)
-    left, highest = list(range(6)), 0.0
+def check_damages_at_their_turns(
+    weight: torch.Tensor, second: torch.Tensor, found: torch.Tensor, columns: Sequence[Sequence[int]]
+) -> None:
+    """Holds damages against a search: at each turn the unit goes that costs least; none costs less than an earlier one.
+
+    Args:
+        weight, second: What is multiplied with what.
+        found: The damage of each unit.
+        columns: The columns of each unit.
+    """
+    left, highest = list(range(len(columns))), 0.0
     while left:
-        before = damage(weight, second, left)
-        after = {one: damage(weight, second, [other for other in left if other != one]) - before for one in left}
+        before = damage(weight, second, [at for one in left for at in columns[one]])
+        after = {
+            gone: damage(weight, second, [at for one in left if one != gone for at in columns[one]]) - before
+            for gone in left
+        }
         first = min(after, key=after.__getitem__)
         highest = max(highest, after[first])
         assert float(found[first]) == pytest.approx(highest, rel=1e-3)
         left.remove(first)
+
+
+def test_damages_of_neurons_are_what_each_costs_at_its_turn() -> None:
+    weight, _, second = samples()
+    found = obs.neuron_damages(weight, second, rounds=6)
+    check_damages_at_their_turns(weight, second, found, [[one] for one in range(6)])
 
 
 def test_damages_of_groups_are_what_each_costs_at_its_turn() -> None:
     weight, _, second = samples()
     found = obs.group_damages(weight, second, size=2)
-    left, highest = [0, 1, 2], 0.0
-    while left:
-        columns = {one: [2 * other + at for other in left if other != one for at in (0, 1)] for one in left}
-        before = damage(weight, second, [2 * one + at for one in left for at in (0, 1)])
-        after = {one: damage(weight, second, columns[one]) - before for one in left}
-        first = min(after, key=after.__getitem__)
-        highest = max(highest, after[first])
-        assert float(found[first]) == pytest.approx(highest, rel=1e-3)
-        left.remove(first)
+    check_damages_at_their_turns(weight, second, found, [[0, 1], [2, 3], [4, 5]])
 
 
 def test_what_damages_are_parts_of_is_a_mean_squared_norm() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -141,18 +141,24 @@ def run_without(model: Routed, expert: int, x: torch.Tensor) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_rerouting_is_the_change_with_the_expert_at_minus_infinity(kind: type[Routed]) -> None:
-    model = made(kind)
-    model.out = nn.Identity()  # type: ignore[assignment]
-    statistics = seen(model, "rerouting")
+def changes(model: Routed, batches: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Squared changes of the outputs, one expert at minus infinity, over the tokens that were sent to it."""
     expected = torch.zeros(EXPERTS, dtype=torch.float64)
-    for batch in BATCHES:
+    for batch in batches:
         with torch.no_grad():
             whole = model(batch)
         for expert in range(EXPERTS):
             own = (routing(model, batch)[2] == expert).any(1)
             expected[expert] += (run_without(model, expert, batch) - whole)[own].double().square().sum()
+    return expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rerouting_is_the_change_with_the_expert_at_minus_infinity(kind: type[Routed]) -> None:
+    model = made(kind)
+    model.out = nn.Identity()  # type: ignore[assignment]
+    statistics = seen(model, "rerouting")
+    expected = changes(model, BATCHES)
     assert statistics.error is not None
     assert torch.allclose(statistics.error, expected, rtol=1e-5)
 
@@ -162,13 +168,7 @@ def test_damage_is_the_squared_change_of_the_outputs(kind: type[Routed]) -> None
     model = made(kind)
     statistics = pk.calibrate(model, MANY, parts=["rerouting"])
     (found,) = statistics.experts.values()
-    expected = torch.zeros(EXPERTS, dtype=torch.float64)
-    for batch in MANY:
-        with torch.no_grad():
-            whole = model(batch)
-        for expert in range(EXPERTS):
-            own = (routing(model, batch)[2] == expert).any(1)
-            expected[expert] += (run_without(model, expert, batch) - whole)[own].double().square().sum()
+    expected = changes(model, MANY)
     assert found.damage is not None
     assert torch.allclose(found.damage, expected, rtol=0.15)
     assert torch.allclose(scored(ReroutingImportance(statistics), model), found.damage / found.examples)
