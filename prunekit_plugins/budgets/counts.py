@@ -124,6 +124,14 @@ def _matmul(shapes: Shapes) -> Any:
     return multiplied(shapes.out) * shapes["self"][-1]
 
 
+def _grouped_matmul(shapes: Shapes) -> Any:
+    """Each row is multiplied by the matrix of one group: rows in all groups together, or the same number in each."""
+    rows, out = shapes["self"], shapes.out
+    if len(rows) == 2 and len(out) == 3:  # what is summed over is split among the groups
+        return multiplied(rows) * out[-1]
+    return multiplied(out) * rows[-1]
+
+
 def _added_matmul(shapes: Shapes) -> Any:
     first = "mat1" if "mat1" in shapes.operation.arguments else "batch1"
     return multiplied(shapes.out) * shapes[first][-1]
@@ -171,6 +179,7 @@ FORMULAS: Mapping[str, Callable[[Shapes], Any]] = {
     "aten::mm": _matmul,
     "aten::bmm": _matmul,
     "aten::mv": _matmul,
+    "aten::_grouped_mm": _grouped_matmul,
     "aten::addmm": _added_matmul,
     "aten::baddbmm": _added_matmul,
     "aten::einsum": _einsum,

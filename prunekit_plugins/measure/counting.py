@@ -23,8 +23,10 @@ def count_macs(model: nn.Module, inputs: Any) -> float:
     """
     from torch.utils.flop_counter import FlopCounterMode, flop_registry  # takes long to import
 
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # PyTorch before 2.15 doesn't count it
-    own = {} if attention in flop_registry else {attention: _attention_flops}
+    aten = torch.ops.aten
+    # PyTorch before 2.15 doesn't count this attention, and so far no version counts grouped products
+    ours = {aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops, aten._grouped_mm: _grouped_flops}
+    own = {op: count for op, count in ours.items() if op not in flop_registry}
     with evaluating([model]), torch.inference_mode(False), torch.no_grad():
         with FlopCounterMode(display=False, custom_mapping=own) as counter:
             runner(model, inputs)()
@@ -35,3 +37,10 @@ def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[i
     """Counts both products of attention from the shapes ``[..., tokens, head dim]`` of its arguments."""
     *batch, rows, width = query
     return 2 * math.prod(batch) * rows * key[-2] * (width + value[-1])
+
+
+def _grouped_flops(rows: Sequence[int], *args: Any, out_shape: Sequence[int], **kwargs: Any) -> int:
+    """Counts a product of rows with the matrix of their group, from the shapes of the rows and of what comes out."""
+    if len(rows) == 2 and len(out_shape) == 3:  # what is summed over is split among the groups
+        return 2 * math.prod(rows) * out_shape[-1]
+    return 2 * math.prod(out_shape) * rows[-1]

@@ -11,6 +11,7 @@ from torch import nn
 
 import prunekit as pk
 from prunekit_plugins.integrations.configuration import update_config
+from prunekit_plugins.measure import count_macs
 
 transformers = pytest.importorskip("transformers")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -129,3 +130,13 @@ def test_more_experts_per_token_than_would_stay_are_told_before_anything_runs() 
     with pytest.raises(pk.RehearsalError, match="2 of them are chosen"):
         graph.draft({group.name: (3,) for group in groups})
     assert graph.analysis.shadow.replays == before
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_implementation_does_as_many_multiply_accumulates(name: str) -> None:
+    counts = {
+        (pk.Graph.of(model, INPUTS).costs_without([])["macs"][0], count_macs(model, INPUTS))
+        for model in (tiny(name, implementation) for implementation in ("grouped_mm", "batched_mm", "eager"))
+    }
+    ((planned, counted),) = counts
+    assert planned == counted > 0
