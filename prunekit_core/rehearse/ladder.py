@@ -269,9 +269,14 @@ class _Ladder:
             return False  # a size that is written into the program, or follows others
         known, reselect = self._knowledge, self._reselect
         free = [name for name in self._choosable(self._names_at(record, [mismatch.operation])) if name in self._kept]
-        sizes = {name: (len(self._kept[name]), groups[name].size) for name in free if len(known.tied(name)) == 1}
+        sizes = {
+            name: (len(self._kept[name]), groups[name].size)
+            for name in free
+            if all(groups[other].size == groups[name].size for other in known.tied(name))  # they stay alike
+        }
 
         def rounded(counts: Mapping[str, int]) -> dict[str, tuple[int, ...]] | None:
+            counts = {other: count for name, count in counts.items() for other in known.tied(name) & self._kept.keys()}
             chosen = {name: reselect(name, count) for name, count in counts.items()}
             changed = {name: units for name, units in chosen.items() if units is not None}
             return {**self._kept, **changed} if len(changed) == len(counts) else None
@@ -285,7 +290,8 @@ class _Ladder:
             return False
         path = self._frame(stage, record, mismatch)
         for name in found[1]:
-            for sibling in (name, *sorted(self._groups_of_siblings(stage, path, name, mismatch.recording))):
+            siblings = self._groups_of_siblings(stage, path, name, mismatch.recording)
+            for sibling in (name, *sorted((siblings | known.tied(name)) - {name})):
                 earlier = known.multiples.get(sibling)
                 step = found[0] if earlier is None else math.lcm(found[0], earlier.step)
                 known.multiples[sibling] = Multiple(step, site)

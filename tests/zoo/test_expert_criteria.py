@@ -121,6 +121,17 @@ def test_a_target_takes_multiples_where_grouped_products_take_no_others(name: st
     assert model.generate(IDS[:, :4], max_new_tokens=3, do_sample=False).shape == (2, 7)
 
 
+@pytest.mark.parametrize("ratio", [0.25, 0.5])
+def test_layers_of_one_size_lose_the_experts_that_are_asked_for(ratio: float) -> None:
+    """Their widths take the multiples that the kernel wants; they aren't in step with the experts by chance."""
+    model = seldom("Qwen3Moe")
+    arguments = {"target": {"params": 0.6}, "expert_pruning_ratio": ratio, "calibration": BATCHES, "uniform": True}
+    result = pk.prune(model, INPUTS, **arguments)  # type: ignore[arg-type]
+    sizes = {sizes for group, sizes in result.report.pruned.items() if group.endswith("#experts")}
+    assert sizes == {(8, round(8 * (1 - ratio)))}
+    assert result.preview.params_after <= 0.6 * result.preview.params_before
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_with_one_number_for_all_layers_a_stock_model_loads_the_folder(name: str, tmp_path: Any) -> None:
     model = seldom(name)
