@@ -20,6 +20,8 @@ EXAMPLES = 16
 """Examples of a batch for which there is one random projection of the outputs."""
 FEWEST, MOST = 2, 8
 """Projections of one batch."""
+ENOUGH = 16
+"""Projections after which a small batch has one, and every other one none: it takes as long as the rest of a pass."""
 BLOCK = 1 << 22
 """Elements of outputs whose squares are added up at a time."""
 WIDEST = 4096
@@ -65,8 +67,11 @@ class Read:
         """Adds samples of what it put out, ``[groups, samples, outputs]``, some at a time: a vocabulary is large."""
         for part in outputs.split(max(1, BLOCK // max(1, outputs.shape[0] * outputs.shape[2])), 1):
             finite = part.isfinite().all(2).all(0)
-            squares = part[:, finite].double().square().sum(1)
-            self.samples += int(finite.sum())
+            count = int(finite.sum())
+            kept = part if count == len(finite) else part[:, finite]
+            kept = kept.to(torch.promote_types(kept.dtype, torch.float32))
+            squares = kept.square().sum(1, dtype=torch.float64)
+            self.samples += count
             self.energy = squares if self.energy is None else self.energy + squares
 
 
@@ -194,6 +199,7 @@ class Curvatures:
         self._generator = torch.Generator("cpu").manual_seed(0)
         self._sums: dict[str, torch.Tensor] = {}
         self._weight = 0
+        self._seen = self._done = 0  # batches, and projections of them
         self.dropped = 0
         self.trouble = ""
 
@@ -204,7 +210,8 @@ class Curvatures:
             batch: The batch.
             reads: The consumers by the names of their sites; their moments have the batch in them already.
         """
-        if not self.trouble:
+        self._seen += 1
+        if not self.trouble and self._times(batch):
             self._try(batch, reads)
         for read in reads.values():
             read.calls.clear()
@@ -220,6 +227,11 @@ class Curvatures:
                 self._project(module, batch, reads, chosen, taps)
         except RuntimeError as error:
             self.trouble = f"{type(error).__name__}: {str(error)[:200]}"
+
+    def _times(self, batch: Batch) -> int:
+        """Returns how many projections a batch has."""
+        few = FEWEST if self._done < ENOUGH else self._seen % 2
+        return min(MOST, max(few, batch.size // EXAMPLES))
 
     def _layer(self, read: Read) -> nn.Module | None:
         """Returns the linear layer that a consumer is, if the gradient by what it puts out is the cheaper way.
@@ -256,7 +268,7 @@ class Curvatures:
             if not outputs:
                 self.trouble = "no output has a gradient"
                 return
-            times = min(MOST, max(FEWEST, batch.size // EXAMPLES))
+            times = self._times(batch)
             kept = 0
             for turn in range(times):
                 taps.found.clear()
@@ -269,6 +281,7 @@ class Curvatures:
                 )
                 kept += self._add(dict(self._squares(reads, dict(zip(chosen, found, strict=True)), taps)))
         self._weight += kept * batch.size
+        self._done += times
         self.dropped += kept < times
 
     def _signs(self, tensor: torch.Tensor, batch: Batch) -> torch.Tensor:

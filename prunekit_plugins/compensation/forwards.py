@@ -2,7 +2,8 @@
 
 Compensation runs the same batches again and again, each time with other weights further behind. Here the operations of
 the first forward on a batch are written down, and the values that operations behind some place read are kept. What
-comes before that place doesn't run again until a tensor that it reads is given other values.
+comes before that place doesn't run again until a tensor that it reads is given other values. Where no value decides
+what the program does, batches of one form run the operations that were written down for the first of them.
 
 A forward is run by its program, as always, where that isn't sure to give the same: where it draws random numbers,
 writes to its inputs, or decides by values that follow from what has changed; and where there is no room for the values.
@@ -11,7 +12,7 @@ writes to its inputs, or decides by values that follow from what has changed; an
 from __future__ import annotations
 
 import bisect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -19,6 +20,7 @@ import torch
 
 from prunekit_core.modules.surgery import put_values
 from prunekit_core.program.calls import tensors_of
+from prunekit_core.program.examples import Runner
 from prunekit_core.program.outputs import named_outputs
 from prunekit_core.program.trace import tensor_refs
 from prunekit_core.record.listener import Listener
@@ -32,6 +34,7 @@ LEAST_ROOM = 256 << 20
 """Bytes that may be kept whatever the size of the model."""
 STEP_BYTES = 1024
 """What an operation that is written down takes, about."""
+_PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 
 
 @attrs.define(eq=False)
@@ -57,9 +60,11 @@ class _Recording(Tape):
     def __init__(self, watched: Watched, batch: Batch) -> None:
         super().__init__(watched, SumPlaces({}, watched.rules), batch, ())
         self.consumers: list[int] = []
+        self.inputs: list[torch.Tensor] = []
         self._watching = WatchingListener(watched, batch, self._note)
 
     def start(self, tensors: Mapping[str, torch.Tensor], inputs: Any) -> None:
+        self.inputs = list(inputs)
         self._watching.start(tensors, inputs)
 
     def operation(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> None:
@@ -82,6 +87,44 @@ def _by_positions(arguments: Mapping[str, Any]) -> bool:
     )
 
 
+@attrs.frozen(eq=False)
+class _Form:
+    """What a batch is, but for the values of its tensors.
+
+    Attributes:
+        runner: What runs the model on it.
+        spec: How its leaves are nested.
+        leaves: What is known of each of them.
+        tensors: The tensors among them, each once.
+    """
+
+    runner: Runner
+    spec: Any
+    leaves: Sequence[Any]
+    tensors: Sequence[torch.Tensor]
+
+    @classmethod
+    def of(cls, batch: Batch) -> _Form | None:
+        """Returns the form of a batch; None if there are objects in it of which nothing is known."""
+        leaves, spec = pytree.tree_flatten((batch.example.args, batch.example.kwargs))
+        if any(type(leaf) not in (torch.Tensor, *_PLAIN) for leaf in leaves):
+            return None
+        tensors = {id(leaf): leaf for leaf in leaves if isinstance(leaf, torch.Tensor)}
+        if any(tensor.layout is not torch.strided for tensor in tensors.values()):
+            return None
+        places = {one: place for place, one in enumerate(tensors)}
+        known = [(type(leaf), _kind(leaf, places[id(leaf)]) if id(leaf) in places else leaf) for leaf in leaves]
+        return cls(batch.example.runner, spec, known, [tensor.detach() for tensor in tensors.values()])
+
+    def equals(self, other: _Form) -> bool:
+        """Whether both differ in values of tensors alone."""
+        return self.spec == other.spec and self.leaves == other.leaves and self.runner == other.runner
+
+
+def _kind(tensor: torch.Tensor, place: int) -> tuple[Any, ...]:
+    return place, tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
+
+
 class _Course:
     """The program of forwards on batches that run the same operations.
 
@@ -89,10 +132,14 @@ class _Course:
         recording: The first of them.
         outputs: What the model returned.
         names: Identity of each of the model's tensors to its name.
+        form: The form of its batch; None where it has none.
     """
 
-    def __init__(self, recording: _Recording, outputs: Any, names: Mapping[int, str]) -> None:
+    def __init__(self, recording: _Recording, outputs: Any, names: Mapping[int, str], form: _Form | None) -> None:
         self.program = Program(recording, outputs)
+        self._form, self._given = form, recording.given
+        places = {id(tensor): place for place, tensor in enumerate(recording.inputs)}
+        self._inputs = {number: places[id(t)] for number, t in recording.given.items() if id(t) in places}
         self.consumers, self.decided = recording.consumers, recording.decided
         self.named = {number: names[id(t)] for number, t in recording.given.items() if id(t) in names}
         self.first: dict[str, int] = {}  # name of a tensor to the first operation that reads it
@@ -104,6 +151,16 @@ class _Course:
     def first_read(self, names: Collection[str]) -> int:
         """Returns the place of the first operation that reads one of some tensors; the end where none does."""
         return min((self.first[name] for name in names if name in self.first), default=len(self.program.steps))
+
+    def given(self, form: _Form) -> dict[int, torch.Tensor] | None:
+        """Returns the tensors that no operation makes, by number, for a batch; None where it may run other operations.
+
+        Args:
+            form: The form of the batch.
+        """
+        if self.decided or self._form is None or not self._form.equals(form):
+            return None
+        return {**self._given, **{number: form.tensors[place] for number, place in self._inputs.items()}}
 
     def equals(self, other: _Course) -> bool:
         """Whether both are the same operations on the same tensors."""
@@ -185,7 +242,7 @@ class Forwards:
             number: Number of the batch.
             batch: The batch, or some of its examples.
         """
-        kept = self._find(number, batch)
+        kept = self._find(number, batch) or self._follow(number, batch)
         if kept is not None:
             values = self._run(kept, len(kept.course.program.steps))
             if values is not None:
@@ -232,7 +289,7 @@ class Forwards:
     def _note(self, number: int, batch: Batch, recording: _Recording, outputs: Any) -> None:
         """Keeps a forward, if there is room."""
         assert self._room is not None
-        course = _Course(recording, outputs, self.watched.shadow.names)
+        course = _Course(recording, outputs, self.watched.shadow.names, _Form.of(batch))
         known = next((one for one in self._courses if one.equals(course)), None)
         if known is None:
             size = STEP_BYTES * len(course.program.steps)
@@ -240,9 +297,22 @@ class Forwards:
                 return
             self._room.left -= size
             self._courses.append(course)
-        kept = _Kept(batch, known or course, recording.given, dict(recording.given))
+        self._start(number, _Kept(batch, known or course, recording.given, dict(recording.given)))
+
+    def _follow(self, number: int, batch: Batch) -> _Kept | None:
+        """Keeps a forward on a batch that runs what is known of another one, if there is such a one, and room."""
+        form = None if self._room is None or number in self._kept or not self._courses else _Form.of(batch)
+        for course in self._courses:
+            given = None if form is None else course.given(form)
+            if given is not None:
+                kept = _Kept(batch, course, given, dict(given))
+                return kept if self._start(number, kept) else None
+        return None
+
+    def _start(self, number: int, kept: _Kept) -> bool:
+        """Keeps a forward that is at its start; returns False where there is no room."""
         self._kept[number] = kept
-        self._settle(kept, kept.values, 0)
+        return self._settle(kept, kept.values, 0)
 
     def _settle(self, kept: _Kept, values: dict[int, torch.Tensor], place: int) -> bool:
         """Notes where a forward has come to; forgets it and returns False where there is no room for its values."""

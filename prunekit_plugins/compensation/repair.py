@@ -227,9 +227,10 @@ class Repair:
                 finite = a.isfinite()
                 if not bool(finite.all()):
                     a, b = a[finite], b[finite]
-                a = a.double()
-                wrong += float((a - b).square_().sum())
-                size += float(a.square().sum())
+                wide = torch.promote_types(a.dtype, torch.float32)
+                a, b = a.to(wide), b.to(wide)
+                wrong += _squares(a - b)
+                size += _squares(a)
         return wrong / size if size else float("nan")
 
     def _find_pairs(self) -> list[Pair]:
@@ -462,6 +463,11 @@ class Repair:
         replace_values(tensor, values)
         self.written[name] = tensor
         self._runs[1].changed(name, tensor.data if isinstance(tensor, nn.Parameter) else tensor.data.clone())
+
+
+def _squares(values: torch.Tensor) -> float:
+    """Returns the sum of squares, added up in float64: a copy of that type would take as long as the forward."""
+    return float(values.square().sum(dtype=torch.float64))
 
 
 def _paired(

@@ -32,7 +32,7 @@ def test_of_a_linear_model_it_is_the_product_of_what_follows() -> None:
     """Outputs move by ``W2 e`` with the first layer's, so that ``G = W2^T W2``, and ``G = I`` for the last layer."""
     model = chain()
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(6400, 3, generator=generator).double() + 2
+    x = torch.randn(12800, 3, generator=generator).double() + 2
     found = pk.calibrate(model, x.split(16), parts=PARTS)
     last = model[1].weight.detach()
     first, second = found.sites["0.weight"], found.sites["1.weight"]

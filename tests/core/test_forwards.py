@@ -154,3 +154,26 @@ def test_another_batch_under_the_same_number_is_not_taken_for_the_first() -> Non
         (batch,) = Batches([given]).read(None)
         ((_, outputs),) = found.outputs(0, batch)
         torch.testing.assert_close(outputs, model(given).detach())
+
+
+def test_batches_of_one_form_run_what_was_written_down_for_the_first() -> None:
+    """The model itself runs once for each form, outputs are its own, and values that decide keep each batch apart."""
+    torch.manual_seed(0)
+    batches = [*images(), torch.randn(4, 3, 8, 8), torch.randn(10, 3, 8, 8).to(memory_format=torch.channels_last)]
+    assert runs_of(Deep().eval(), batches) == 3
+    deciding = [torch.randn(20, 6) for _ in range(4)]
+    assert runs_of(Deciding().eval(), deciding) == len(deciding)
+
+
+def runs_of(model: Counted, batches: list[Tensor]) -> int:
+    """Compares the outputs of forwards with the model's own; returns how often a copy of the model ran."""
+    registry = pk.default_registry()
+    watched = Watched(model, registry)
+    runs = Forwards(watched, Room.beside(watched))
+    type(model).runs = 0
+    found = [runs.outputs(n, batch)[0][1].clone() for n, batch in enumerate(Batches.of(batches).read(None))]
+    count = type(model).runs
+    for batch, output in zip(batches, found, strict=True):
+        with torch.no_grad():
+            torch.testing.assert_close(output, model(batch.clone()))
+    return count
