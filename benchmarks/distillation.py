@@ -10,7 +10,8 @@ are trained by the same loop, for the same number of steps (an eighth of the ful
 Torch-Pruning's models on labels. Only the losses differ. Each row has a learning rate of its own, the one whose own
 loss is lowest at the end of training on the calibration samples: it is chosen on the first seed, and others take it.
 There Torch-Pruning is trained with all of its criteria, on the other seeds with those that came out best, by held-out
-data. One seed of all networks comes first, then the next one.
+data. Of these the first and the best have a rate of their own, others that of the first. One seed of all networks comes
+first, then the next one.
 """
 
 from __future__ import annotations
@@ -218,9 +219,9 @@ class Bench:
                 self._ours(course, target, missing)
         wanted = {t: [m for m in self._methods(course, t) if (t, m) not in there] for t in targets}
         if self._python and any(wanted.values()):
-            for cut in rival.cuts(self._python, course.task, course.teacher, seed, targets):
-                if cut.method in wanted[cut.target]:
-                    self._theirs(course, cut)
+            cuts = rival.cuts(self._python, course.task, course.teacher, seed, targets)
+            for target, methods in wanted.items():
+                self._theirs(course, [cut for cut in cuts if cut.target == target and cut.method in methods])
 
     def _methods(self, course: Course, target: float) -> list[str]:
         """Torch-Pruning's methods: all of them on the first seed, then those that came out best on it."""
@@ -244,14 +245,28 @@ class Bench:
                 rate = self._rate(course, target, row)
                 self._add(course, target, row, course.healed(student, plan, self._losses[row], rate))
 
-    def _theirs(self, course: Course, cut: rival.Cut) -> None:
-        found: Mapping[str, Any] = {"metric": None, "loss": None}
-        healed = found
-        if cut.model is not None:
-            rate = self._rate(course, cut.target, cut.method)
-            found, healed = worth(cut.model, course.task), course.healed(cut.model, None, LOSSES["labels"], rate)
-        self._add(course, cut.target, cut.method + distillation_table.CUT, found)
-        self._add(course, cut.target, cut.method, healed)
+    def _theirs(self, course: Course, cuts: Sequence[rival.Cut]) -> None:
+        """Trains Torch-Pruning's cuts to one target on labels.
+
+        Where no rates are known, the first cut's is searched for, all others take it, and that of the best is searched.
+        """
+        nothing: dict[str, Any] = {"metric": None, "loss": None}
+        healed = {cut.method: nothing for cut in cuts}
+        models = {cut.method: cut.model for cut in cuts if cut.model is not None}
+        known: float | None = None
+        for cut in cuts:
+            if cut.model is not None:
+                rate = self._rate(course, cut.target, cut.method) or known
+                healed[cut.method] = course.healed(cut.model, None, LOSSES["labels"], rate)
+                known = known or healed[cut.method]["rate"]
+        if models and not course.seed:
+            best = min(models, key=lambda method: healed[method]["metric"] * (1 if course.task.bits else -1))
+            if best != next(iter(models)):
+                healed[best] = course.healed(models[best], None, LOSSES["labels"], None)
+        for cut in cuts:
+            found = nothing if cut.model is None else worth(cut.model, course.task)
+            self._add(course, cut.target, cut.method + distillation_table.CUT, found)
+            self._add(course, cut.target, cut.method, healed[cut.method])
 
     def _rate(self, course: Course, target: float, row: str) -> float | None:
         """The rate that the first seed has chosen; None on that."""
