@@ -16,9 +16,7 @@ import argparse
 import copy
 import json
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -29,6 +27,7 @@ from typing import Any
 import attrs
 import environment
 import quality_networks as networks
+import quality_rival as rival
 import quality_tasks as tasks
 import torch
 from torch import nn
@@ -44,7 +43,6 @@ RATES = (0.5, 0.05)
 """Learning rates of the short course, as parts of the full one's: for each row the one counts whose model has the lower
 loss on the calibration samples."""
 SEEDS = (0, 1, 2, 3, 4)
-THEIRS = ("magnitude", "taylor", "hessian")
 BEGIN, END = "<!-- tables of benchmarks/quality.py -->", "<!-- end of tables -->"
 DEFAULT = "default"
 """`prune` with calibration data and nothing else."""
@@ -158,29 +156,18 @@ class Bench:
         self.found += [self._retrained(row, small, seed, best) for row, small in cuts]
 
     def _theirs(self, model: nn.Module, seed: int) -> list[tuple[Measurement, nn.Module | None]]:
-        x, y = self.task.calibration_data(seed)
-        job = {"network": self.task.name, "state": model.state_dict(), "x": x, "y": y}
-        job |= {"targets": list(self._options.targets), "criteria": list(THEIRS)}
-        with tempfile.TemporaryDirectory() as folder:
-            paths = [Path(folder) / name for name in ("job.pt", "result.pt")]
-            torch.save(job, paths[0])
-            worker = Path(__file__).with_name("quality_worker.py")
-            subprocess.run([str(self._python), str(worker), *map(str, paths)], check=True)
-            # whole modules, written by the process that was just started
-            rows = torch.load(paths[1], weights_only=False)
         found = []
-        for row in rows:
-            method, small = f"{row['criterion']} {row['scope']}", row["model"]
-            metric = None if small is None else self.task.metric(small)
-            made = Measurement(self.task.name, seed, "Torch-Pruning", method, row["target"], row["macs"], metric)
-            found.append((made, small))
+        for cut in rival.cuts(self._python, self.task, model, seed, self._options.targets):
+            metric = None if cut.model is None else self.task.metric(cut.model)
+            made = Measurement(self.task.name, seed, "Torch-Pruning", cut.method, cut.target, cut.macs, metric)
+            found.append((made, cut.model))
         return found
 
     def _best(self, rows: Sequence[Measurement]) -> set[tuple[str, str, float]]:
         """The rows to train again: prunekit's default, and the better scope of each of Torch-Pruning's criteria."""
         chosen = {("prunekit", DEFAULT, target) for target in RETRAINED}
         for target in RETRAINED:
-            for criterion in THEIRS:
+            for criterion in rival.CRITERIA:
                 scopes = [
                     r
                     for r in rows

@@ -242,9 +242,12 @@ class Loop:
     def _evaluate(self) -> None:
         assert self._data.held_out is not None
         self._student.eval()
+        journal, batches = self.journal, self._data.held_out.read(self._data.device)
         with own_randomness(self._devices):
-            loss = self._objective.mean(self._data.held_out.read(self._data.device))
-        journal = self.journal
+            loss, where = self._objective.mean(batches) if journal.step else (self._objective.first_mean(batches), "")
+        if where:
+            journal.stopped, journal.diverged = f"step {journal.step}: the held-out loss is {loss} on {where}", True
+            return
         if loss < journal.best_loss:
             self._best, journal.best_step = copied(self._tensors), journal.step
         journal.held_out.append((journal.step, loss))

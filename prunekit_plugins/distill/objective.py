@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -102,14 +103,36 @@ class Objective:
         hidden = paired(self._states, self._seen.take(), taught.hidden, batch.where) if self._states else {}
         return self.losses(Answers(batch, outputs, taught.lesson, hidden))
 
-    def mean(self, batches: Iterator[Batch]) -> float:
-        """Returns the weighted loss over some batches, a mean over their examples; the student is as it is."""
-        total, count = 0.0, 0
+    def mean(self, batches: Iterator[Batch]) -> tuple[float, str]:
+        """Computes the weighted loss over some batches, a mean over their examples; the student is as it is.
+
+        Returns:
+            The loss, and the first batch on which it isn't finite; empty if it is on all.
+        """
+        total, count, where = 0.0, 0, ""
         with torch.no_grad():
             for batch in batches:
-                total += batch.size * float(self.losses.total(self.on(batch)))
+                loss = float(self.losses.total(self.on(batch)))
+                where = where or ("" if math.isfinite(loss) else batch.where)
+                total += batch.size * loss
                 count += batch.size
-        return total / count
+        return total / count, where
+
+    def first_mean(self, batches: Iterator[Batch]) -> float:
+        """Computes the same before anything is trained.
+
+        Raises:
+            ArgumentError: It isn't finite: no state would be better than another one.
+        """
+        loss, where = self.mean(batches)
+        if where:
+            raise ArgumentError(
+                "The loss isn't finite on the held-out batches.",
+                where=f"held out, {where}",
+                why=f"it is {loss} before the first step, and no state of the student would be better",
+                hint="look at that batch, and at the outputs of student and teacher on it; half precision may overflow",
+            )
+        return loss
 
 
 def hidden_states(teacher: Any, settings: DistillSettings, first: Batch, registry: Registry) -> tuple[HiddenState, ...]:

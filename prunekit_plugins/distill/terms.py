@@ -38,7 +38,7 @@ def _mismatch(student: torch.Tensor, shape: tuple[int, ...]) -> ArgumentError:
         "The outputs of student and teacher don't match.",
         why=f"logits of shape {tuple(student.shape)} and {shape}",
         hint="where classes were cut: logits=lambda outputs: ... returns those that both have; where a vocabulary was, "
-        "a teacher that goes by the map of ids"
+        "cut the teacher's as well, which costs it nothing: vocabulary.plan.apply(teacher)"
         if vocabulary
         else "both have to see the same inputs; logits=lambda outputs: ... says what to compare",
     )

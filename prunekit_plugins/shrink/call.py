@@ -154,4 +154,4 @@ def _loss(source: nn.Module, data: Data, settings: ShrinkSettings, registry: Reg
     with modes_kept(source), torch.no_grad(), objective.at_work():
         source.eval()
         objective.on(first)
-        return objective.mean(data.held_out.read(device))
+        return objective.first_mean(data.held_out.read(device))

@@ -79,6 +79,39 @@ def test_a_wrong_argument_is_told_and_nothing_is_changed(wrong: dict[str, Any], 
     assert [module.training for module in student.modules()] == modes
 
 
+class Language(nn.Module):
+    """Reads ids and puts out a logit for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.layer, self.head = nn.Embedding(50, 16), nn.Linear(16, 32), nn.Linear(32, 50)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        found: Tensor = self.head(self.layer(self.embed(ids)).relu())
+        return found
+
+
+def test_a_student_of_a_cut_vocabulary_is_told_and_taught_by_its_map() -> None:
+    torch.manual_seed(0)
+    whole, kept = Language().double().eval(), [*range(5, 20), 30, 44]
+    student, texts = copy.deepcopy(whole), torch.tensor(kept)[torch.randint(len(kept), (3, 4, 6))]
+    vocabulary = pk.prune_vocabulary(student, kept, texts[0])
+    ids = [vocabulary.ids.of(text) for text in texts]
+    narrow = pk.prune(student, ids[0], ratio=0.5)
+    with pytest.raises(pk.ArgumentError, match=r"The outputs of student and teacher don't match.") as caught:
+        distill(student, whole, ids, steps=1)
+    assert "vocabulary.plan.apply(teacher)" in str(caught.value.hint)
+    with torch.no_grad():  # the logits of the tokens that stay, for the texts with their old ids
+        wanted = whole(texts[0])[..., kept]
+        expected = nn.functional.kl_div(
+            (student(ids[0]) / 2).log_softmax(-1), (wanted / 2).softmax(-1), reduction="none"
+        ).sum(-1)
+    teacher = vocabulary.plan.apply(copy.deepcopy(whole))
+    result = distill(student, teacher, ids, steps=1, plan=narrow.plan, weights={"logits": 1, "hidden": 1},
+                     hidden=["layer"])  # fmt: skip
+    assert result.losses["logits"][0] == pytest.approx(4 * float(expected.mean()), rel=1e-6)
+
+
 def test_a_teacher_that_is_the_student_is_told() -> None:
     student, _, _ = pair()
     with pytest.raises(pk.ArgumentError, match=r"The teacher shares parameters with the student."):
@@ -167,6 +200,41 @@ def test_a_first_loss_that_is_not_finite_is_an_error() -> None:
         distill(student, teacher, poisoned(0), steps=9)
     assert caught.value.where == "the loss 'logits' is nan on batch 0 of epoch 0"
     assert same(values(student), before)
+
+
+def test_held_out_batches_whose_loss_is_not_finite_are_told_before_the_first_step() -> None:
+    student, teacher, _ = pair()
+    before, calls = values(student), []
+    with pytest.raises(pk.ArgumentError, match=r"The loss isn't finite on the held-out batches.") as caught:
+        distill(student, teacher, batches(), steps=2, held_out=poisoned(3), progress=lambda *call: calls.append(call))
+    assert caught.value.where == "held out, batch 3"
+    assert caught.value.why is not None
+    assert caught.value.why.startswith("it is nan before the first step")
+    assert calls == []
+    assert same(values(student), before)
+
+
+def test_a_held_out_loss_that_is_no_longer_finite_ends_the_run_with_the_best_state() -> None:
+    student, teacher, _ = pair()
+    seen: list[dict[str, Tensor]] = []
+    held_out, evaluations = batches(3), 0
+
+    class Later:
+        def __iter__(self) -> Iterator[Tensor]:
+            nonlocal evaluations
+            evaluations += 1  # one look at whether there is something, one before the first step, one after each
+            yield from held_out if evaluations < 7 else [held_out[0], held_out[1] * float("inf")]
+
+    result = distill(
+        student, teacher, batches(), steps=20, lr=1e-2, warm_up=0, held_out=Later(), evaluate_every=1,
+        progress=lambda done, total: seen.append(values(student)),
+    )  # fmt: skip
+    assert result.diverged
+    assert result.stopped == f"step {result.steps}: the held-out loss is nan on batch 1"
+    assert 1 < result.steps < 6
+    assert [step for step, _ in result.held_out] == list(range(result.steps))
+    assert result.best_step == min(result.held_out, key=lambda pair: pair[1])[0] > 0
+    assert same(values(student), seen[result.best_step - 1])
 
 
 def test_gradients_that_are_not_finite_end_the_run() -> None:

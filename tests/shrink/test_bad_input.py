@@ -38,6 +38,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no training data": ({"train": []}, "There is nothing in train."),
     "a used iterator": ({"train": iter(())}, "There is nothing in train."),
     "no held-out data": ({"held_out": []}, "There is nothing in held_out."),
+    "held-out data that isn't finite": (
+        {"held_out": [inputs(4) * float("nan")]},
+        "The loss isn't finite on the held-out batches.",
+    ),
     "a single batch": ({"train": inputs(4)}, "train must be an iterable of batches."),
     "batches of another shape": ({"train": [torch.randn(4, 9)]}, "The model's forward pass raised on a batch."),
     "no labels": ({"distill": {"weights": {"labels": 1}}}, "A batch has no labels, which a loss needs."),
