@@ -292,8 +292,8 @@ class Search:
             "The target can't be reached by depth.",
             why=f"without {len(self._chosen)} of {len(self._branches)} branches the model has {', '.join(reached)}; "
             f"asked for {', '.join(wanted)}" + (f"; {reasons}" if reasons else ""),
-            hint="ask for more, or let more go: ignored_layers, max_pruning_ratio, keep_first and keep_last hold, and "
-            "one branch always stays; by width more can go",
+            hint="leave more of it (a higher number in the target), or let more go: ignored_layers, "
+            "max_pruning_ratio, keep_first and keep_last hold, and one branch always stays; by width more can go",
         )
 
     def _take_all(self, chosen: list[str], draft: Callable[[Sequence[str]], Plan]) -> None:

@@ -91,8 +91,10 @@ def by_both(
     """
     if path is None or pruner.graph.current.stored is not None:
         raise ArgumentError(
-            'by="both" measures what branches and units do to the outputs.',
-            why="there are no calibration data" if path is None else "the weights are on disk, and copies are cut",
+            'by="both" needs calibration data and a model in memory.',
+            why="there are no calibration data, on which it measures what branches and units do to the outputs"
+            if path is None
+            else "the weights are on disk, and copies of the model are cut and measured",
             hint='calibration=batches; or by="depth", by="width"' if path is None else 'by="depth" or by="width"',
         )
     check_reach_of_both(pruner, settings, target)

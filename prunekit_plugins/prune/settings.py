@@ -148,10 +148,12 @@ class PruneSettings:
         return bool(self.width_ratio) or any(self.given.get(name) for name in RATIOS)
 
     def check_names(self, registry: Registry) -> None:
-        """Raises `ArgumentError` for names of compensators and costs that there aren't."""
+        """Raises `ArgumentError` for names of compensators, profiles and costs that there aren't."""
         for name in self.methods:
             if isinstance(name, str):
                 registry.named("prunekit_compensators", name)
+        if isinstance(self.given.get("serve"), str):
+            registry.named("prunekit_serving_profiles", self.given["serve"])
         if self.target is not None:
             check_target(self.target, registry)
 
