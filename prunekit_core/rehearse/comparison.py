@@ -177,8 +177,8 @@ class Comparer(Listener):
         """Takes what an operation raised for the mismatch."""
         if self.mismatch is None:
             name = operation_name(op)
-            self._report(f"{name} raised {type(error).__name__}: {str(error)[:200]}", raised=True)
-            self.mismatch = attrs.evolve(self.mismatch, kernel=name.startswith("aten::"))
+            why = f"{name} raised {type(error).__name__}: {str(error)[:200]}"
+            self._report(why, raised=True, kernel=name.startswith("aten::"))
 
     def operation(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> None:
         """Compares an operation with the recorded one."""
@@ -296,9 +296,17 @@ class Comparer(Listener):
         if value != (old if must == was else must):
             self._stop(f"argument {wanted.argument} is {value}, the axes predict {must}")
 
-    def _report(self, why: str, *, number: bool = False, values: Argument | None = None, raised: bool = False) -> None:
+    def _report(
+        self,
+        why: str,
+        *,
+        number: bool = False,
+        values: Argument | None = None,
+        raised: bool = False,
+        kernel: bool = False,
+    ) -> None:
         operation = min(self._next, len(self._operations) - 1)
-        self.mismatch = Mismatch(self._position, operation, why, number, values, raised)
+        self.mismatch = Mismatch(self._position, operation, why, number, values, raised, kernel)
 
     def _stop(self, why: str) -> None:
         self._report(why)

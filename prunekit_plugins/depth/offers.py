@@ -12,8 +12,8 @@ from prunekit_core.graph.graph import Graph
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.depth.nesting import Offer
 from prunekit_plugins.depth.present import PresentScorer
-from prunekit_plugins.depth.search import open_branches, protected_branches
 from prunekit_plugins.depth.settings import DepthSettings
+from prunekit_plugins.depth.stays import open_branches, protected_branches
 
 SHORT = 32
 """Branches that are measured, at least; of more those that turn their sums least for what they save."""

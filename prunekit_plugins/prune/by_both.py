@@ -24,8 +24,9 @@ from prunekit_plugins.depth.items import Items, Scales, Solution
 from prunekit_plugins.depth.nesting import Offer
 from prunekit_plugins.depth.offers import Offers, measured_offers, offers_around
 from prunekit_plugins.depth.scales import Measured, fitted
-from prunekit_plugins.depth.search import DepthChoice, counted_branches, drafted, most_of
+from prunekit_plugins.depth.search import DepthChoice, drafted
 from prunekit_plugins.depth.settings import DepthSettings
+from prunekit_plugins.depth.stays import counted_branches, most_of
 from prunekit_plugins.depth.steps import DepthSteps
 from prunekit_plugins.prune.allotment import Allotment
 from prunekit_plugins.prune.by_depth import Decided

@@ -17,8 +17,8 @@ from prunekit_plugins.depth.costs import CostsWithout
 from prunekit_plugins.depth.items import Items
 from prunekit_plugins.depth.nesting import Offer
 from prunekit_plugins.depth.offers import possible_branches
-from prunekit_plugins.depth.search import counted_branches, most_of
 from prunekit_plugins.depth.settings import DepthSettings
+from prunekit_plugins.depth.stays import counted_branches, most_of
 
 HOLDS: Mapping[str, Any] = {
     "ignored_layers": (),

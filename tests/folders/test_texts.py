@@ -97,7 +97,7 @@ def test_a_short_text_is_one_example(tmp_path: Path) -> None:
     (batch,) = text_batches(tmp_path / "text.txt", tmp_path)
     assert batch["input_ids"].shape[0] == 1
     (tmp_path / "text.txt").write_text("")
-    with pytest.raises(pk.ArgumentError, match="(?s)The text is too short.*tokens in it: 0.*give a text of the kind"):
+    with pytest.raises(pk.ArgumentError, match=r"(?s)The text is too short.*tokens in it: 0.*give a text of the kind"):
         text_batches(tmp_path / "text.txt", tmp_path)
 
 
