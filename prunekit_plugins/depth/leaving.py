@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import attrs
 
 from prunekit_core.branches.branch import Branch
+from prunekit_core.errors import RehearsalError
 from prunekit_core.graph.graph import Graph
 from prunekit_core.modules.entries import prefix_of
+from prunekit_core.plans.plan import Plan
 from prunekit_plugins.depth.present import PresentScorer
 
 
@@ -43,7 +45,7 @@ def items_of(graph: Graph, *, layers: bool) -> tuple[dict[str, Item], dict[str, 
     found: dict[str, Item] = {}
     left: dict[str, str] = {}
     around = {branch.name: _entries_around(graph, branch) for branch in able}
-    whole = {path for paths in around.values() for path in paths if _is_whole(graph, able, path)}
+    whole = {path for paths in around.values() for path in paths if not _kept_in(graph, able, path)}
     for branch in able:
         path = next((path for path in around[branch.name] if path in whole), None)
         if path is not None:
@@ -51,8 +53,9 @@ def items_of(graph: Graph, *, layers: bool) -> tuple[dict[str, Item], dict[str, 
                 path, Item(path, _outermost(branch for branch in able if _inside(branch, path)), layer=True)
             )
         elif around[branch.name]:
-            why = f"of {around[branch.name][0]} something is needed elsewhere"
-            left[branch.name] = f"it goes with its layer (uniform=True), and {why}"
+            path = around[branch.name][0]
+            why = f"{_kept_in(graph, able, path)[0]} is in no branch"
+            left[branch.name] = f"layers leave as a whole (uniform=True), and {path} can't: {why}"
         else:
             left[branch.name] = "it is in no list of layers, and layers leave as a whole (uniform=True)"
     return found, left
@@ -71,10 +74,11 @@ def _inside(branch: Branch, path: str) -> bool:
     return all(name.startswith(f"{path}.") for name in branch.parameters)
 
 
-def _is_whole(graph: Graph, able: Iterable[Branch], path: str) -> bool:
+def _kept_in(graph: Graph, able: Iterable[Branch], path: str) -> list[str]:
+    """Lists the parameters in an entry that none of its branches is computed from."""
     gone = {name for branch in able if _inside(branch, path) for name in branch.parameters}
     known = graph.branch_analysis.parameters
-    return all(layout.buffer or name in gone for name, layout in known.items() if name.startswith(f"{path}."))
+    return [name for name, one in known.items() if name.startswith(f"{path}.") and not (one.buffer or name in gone)]
 
 
 def _outermost(branches: Iterable[Branch]) -> tuple[str, ...]:
@@ -101,6 +105,19 @@ def scores_of(scorer: PresentScorer, items: Sequence[Item], off: Sequence[str] =
             parts = [part for part in scorer.scores(item.branches, off).values() if part is not None]
             found[item.name] = sum(parts) if len(parts) == len(item.branches) else None
     return found
+
+
+def check_lists(plan: Plan, items: Iterable[Item]) -> None:
+    """Raises `RehearsalError` where a plan leaves something in a list in the place of a layer."""
+    gone = plan.entries.deleted()
+    there = next((item.name for item in items if item.layer and item.name not in gone), None)
+    if there is not None:
+        raise RehearsalError(
+            "A layer can't leave its list.",
+            where=there,
+            why="the program goes on only with something in its place",
+            hint="leave it out, or let single branches go (uniform=False)",
+        )
 
 
 def branches_of(items: Mapping[str, Item], names: Iterable[str]) -> list[str]:

@@ -18,7 +18,7 @@ from prunekit_core.graph.graph import Graph
 from prunekit_core.plans.plan import Plan
 from prunekit_core.rehearse.removals import draft_further
 from prunekit_plugins.budgets.budget import Budget, OutOfReachError
-from prunekit_plugins.depth.leaving import branches_of, items_of, scores_of
+from prunekit_plugins.depth.leaving import branches_of, check_lists, items_of, scores_of
 from prunekit_plugins.depth.present import PresentScorer
 from prunekit_plugins.depth.reachable import Reachable
 from prunekit_plugins.depth.settings import DepthSettings
@@ -356,14 +356,8 @@ class Search:
             RehearsalError: The program can't go on without them, or a layer has to stay in its list.
         """
         plan = drafted(self._graph, self._names(items), keep_names=self._settings.keep_names)
-        layers = [name for name in items if self._items[name].layer]
-        there = [name for name in layers if name not in plan.entries.deleted()]
-        if there and not self._settings.keep_names:
-            raise RehearsalError(
-                "A layer can't leave its list.",
-                where=there[0],
-                why="the program goes on only with something in its place",
-            )
+        if not self._settings.keep_names:
+            check_lists(plan, (self._items[name] for name in items))
         return plan
 
     def _drafted(self, items: Sequence[str]) -> Plan:

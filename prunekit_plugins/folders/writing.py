@@ -181,7 +181,7 @@ def _is_said(model: Any) -> bool:
     """Whether the configuration says the sizes already."""
     try:
         built = empty_model(type(model), copy.deepcopy(model.config))
-    except Exception:  # whatever a model raises on numbers of layers and lists of their kinds that contradict each other
+    except Exception:  # whatever a model raises on numbers that contradict each other
         return False
     return sizes_of(built) == sizes_of(model)
 
