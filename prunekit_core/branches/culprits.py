@@ -41,12 +41,17 @@ def _explained(
     obstacles: Callable[[], Mapping[str, str]],
     error: RehearsalError,
 ) -> RehearsalError:
+    tried: dict[frozenset[str], RehearsalError | None] = {frozenset(names): error}
+
     def refusal(some: Sequence[str]) -> RehearsalError | None:
-        try:
-            draft(some)
-        except RehearsalError as found:
-            return found
-        return None
+        key = frozenset(some)
+        if key not in tried:
+            tried[key] = None
+            try:
+                draft(some)
+            except RehearsalError as found:
+                tried[key] = found
+        return tried[key]
 
     if refusal([]) is not None:  # it isn't for the branches
         return error

@@ -303,9 +303,10 @@ def _shortened(recording: Recording, decoding: Decoding | None) -> tuple[Trace, 
     keys = [str(key) for key, _ in decoding.handed]
     left = [(name, ref) for name, ref in zip(trace.names, trace.results, strict=True) if name.split(".")[0] not in keys]
     names, results = tuple(name for name, _ in left), tuple(ref for _, ref in left)
+    handed = tuple(ref for ref in dict.fromkeys(trace.results) if ref not in results)
     runner = FirstCall(example.runner, decoding.handed)
     return (
-        attrs.evolve(trace, names=names, results=results),
+        attrs.evolve(trace, names=names, results=results, handed=handed),
         attrs.evolve(example, runner=runner),
         recording.training,
     )

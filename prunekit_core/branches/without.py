@@ -169,6 +169,7 @@ class _Reduction:
             escaped={self._renamed(ref): why for ref, why in old.escaped.items() if ref.index in self._numbers},
             stored={self._renamed(ref): why for ref, why in old.stored.items() if ref.index in self._numbers},
             constants=self._by_tensor(old.constants),
+            handed=tuple(self._renamed(ref) for ref in old.handed if ref.index in self._numbers),
         )
 
     def _operation(self, place: int, operation: Operation) -> Operation:

@@ -40,6 +40,7 @@ SECONDS_PER_OPERATION, SECONDS_PER_MAC, SECONDS_PER_BYTE = 1e-3, 2e-10, 1e-9
 cut. On the safe side of what ``benchmarks/verification.py`` measures with one thread."""
 COPIED_BYTES = 2**28
 """``"auto"``: up to so many bytes of tensors that are cut, which are there twice more for a moment."""
+_ALL_THE_SAME = 'verify="always" compares all the same'
 TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-3}
 """Relative errors that rounding may make, in a program of any depth; anything else is compared in double precision."""
 
@@ -192,10 +193,10 @@ def _too_much(model: nn.Module, plan: Plan, recording: Recording, costs: Mapping
     tensors = named_tensors(model)
     copied = sum(math.prod(cut.shape) * tensors[cut.parameter].element_size() for cut in plan.parameters)
     if copied > COPIED_BYTES:
-        return "copies of what is cut would take much memory"
+        return f"copies of what is cut would take much memory; {_ALL_THE_SAME}"
     expected = SECONDS_PER_OPERATION * len(recording.trace.operations)
     expected += SECONDS_PER_MAC * sum(costs["macs"]) + SECONDS_PER_BYTE * copied
-    return f"it would take more than {SECONDS:g} s" if expected > SECONDS else ""
+    return f"it would take more than {SECONDS:g} s; {_ALL_THE_SAME}" if expected > SECONDS else ""
 
 
 def _checked(model: nn.Module, plan: Plan, analysis: Analysis, registry: Registry, *, double: bool) -> ExactCheck | str:

@@ -74,6 +74,7 @@ class Trace:
         assumed: Whether units were chosen in the program's place: always the first ones, whatever their scores.
         read: Indices of tensors whose values became numbers of Python's, other than as the index of another tensor.
         numbers: By operation index: the whole number that it read.
+        handed: Tensors of a cache that is returned, where it doesn't count among the results: its memory is held.
     """
 
     label: str
@@ -93,6 +94,7 @@ class Trace:
     assumed: bool = False
     read: frozenset[int] = frozenset()
     numbers: Mapping[int, int] = attrs.field(factory=dict)
+    handed: tuple[TensorRef, ...] = ()
 
     def memory(self, index: int) -> int:
         """Follows views to the tensor whose memory they use."""

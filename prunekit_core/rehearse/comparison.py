@@ -61,6 +61,7 @@ class Mismatch:
         number: Whether it is a number of the program that must not differ, whichever size it follows.
         values: The argument that is a tensor of other values, if that is what differed; it may do so every time.
         raised: Whether the operation raised an exception.
+        kernel: Whether that was an operation of PyTorch's own, so that the words are about its kernel.
     """
 
     recording: int
@@ -69,6 +70,7 @@ class Mismatch:
     number: bool = False
     values: Argument | None = None
     raised: bool = False
+    kernel: bool = False
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -174,7 +176,9 @@ class Comparer(Listener):
     def failed(self, op: Any, module: str, error: Exception) -> None:
         """Takes what an operation raised for the mismatch."""
         if self.mismatch is None:
-            self._report(f"{operation_name(op)} raised {type(error).__name__}: {str(error)[:200]}", raised=True)
+            name = operation_name(op)
+            why = f"{name} raised {type(error).__name__}: {str(error)[:200]}"
+            self._report(why, raised=True, kernel=name.startswith("aten::"))
 
     def operation(self, op: Any, module: str, arguments: Mapping[str, Any], outputs: Any) -> None:
         """Compares an operation with the recorded one."""
@@ -292,9 +296,17 @@ class Comparer(Listener):
         if value != (old if must == was else must):
             self._stop(f"argument {wanted.argument} is {value}, the axes predict {must}")
 
-    def _report(self, why: str, *, number: bool = False, values: Argument | None = None, raised: bool = False) -> None:
+    def _report(
+        self,
+        why: str,
+        *,
+        number: bool = False,
+        values: Argument | None = None,
+        raised: bool = False,
+        kernel: bool = False,
+    ) -> None:
         operation = min(self._next, len(self._operations) - 1)
-        self.mismatch = Mismatch(self._position, operation, why, number, values, raised)
+        self.mismatch = Mismatch(self._position, operation, why, number, values, raised, kernel)
 
     def _stop(self, why: str) -> None:
         self._report(why)

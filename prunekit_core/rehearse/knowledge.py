@@ -19,7 +19,7 @@ class Multiple:
 
     Attributes:
         step: The number.
-        site: The operation that takes no other sizes, and what it raised.
+        site: The operation that takes no other sizes, and what it raised where it isn't PyTorch's.
     """
 
     step: int
@@ -80,7 +80,7 @@ class Knowledge:
         if total <= FEW_REPLAYS:
             return told
         parts = [f"{count} {what} (first: {where})" for what, (count, where) in self.effort.items()]
-        effort = f"planning replayed the program {total} times more than once per plan: {', '.join(parts)}"
+        effort = f"planning took longer: the model ran {total} more times without data, {', '.join(parts)}"
         return [*told, effort]
 
     def _multiples(self) -> Iterator[str]:

@@ -288,13 +288,14 @@ class _Ladder:
         found = least_multiple(sizes, gets_further)
         if found is None:
             return False
+        taken = f"{self._site(mismatch)} takes no other ones" if mismatch.kernel else site
         path = self._frame(stage, record, mismatch)
         for name in found[1]:
             siblings = self._groups_of_siblings(stage, path, name, mismatch.recording)
             for sibling in (name, *sorted((siblings | known.tied(name)) - {name})):
                 earlier = known.multiples.get(sibling)
                 step = found[0] if earlier is None else math.lcm(found[0], earlier.step)
-                known.multiples[sibling] = Multiple(step, site)
+                known.multiples[sibling] = Multiple(step, taken)
         steps = {name: known.multiples[name].step for name in known.multiples if name in self._kept}
         nearest = {name: rounded_size(len(self._kept[name]), groups[name].size, step) for name, step in steps.items()}
         before, self._kept = self._kept, rounded({n: size for n, size in nearest.items() if size}) or self._kept

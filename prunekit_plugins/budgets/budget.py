@@ -205,7 +205,8 @@ class Budget:
         return OutOfReachError(
             "The target can't be reached.",
             why=f"the smallest model has {', '.join(reached)}; asked for {', '.join(wanted)}",
-            hint="ask for more, or let more go: ignored_layers, max_pruning_ratio, round_to and stated ratios hold; "
+            hint="leave more of it (a higher number in the target), or let more go: ignored_layers, "
+            "max_pruning_ratio, round_to and stated ratios hold; "
             "prune_num_heads=True takes whole heads; the report says what the program pins, and why"
             + (f"; {self.pins}" if self.pins else ""),
         )

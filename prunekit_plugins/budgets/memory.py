@@ -62,7 +62,7 @@ def lives(recording: Recording) -> list[Life]:
                 roots[ref.index] = source
             elif ref.index not in first and ref not in operation.references():
                 first[ref.index], last[ref.index], homes[ref.index] = operation.index, operation.index, operation.module
-    for ref in trace.results:
+    for ref in (*trace.results, *trace.handed):
         root = _root(roots, ref.index)
         if root in first:
             last[root] = end

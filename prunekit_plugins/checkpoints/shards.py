@@ -16,7 +16,16 @@ import torch
 
 from prunekit_core.errors import ArgumentError, CheckpointError, StorageError
 from prunekit_core.files import Files, storing
-from prunekit_plugins.checkpoints.tensorfile import UNSIGNED, Rows, Stored, TensorFile, file_order, sign, write_tensors
+from prunekit_plugins.checkpoints.tensorfile import (
+    NO_FILE,
+    UNSIGNED,
+    Rows,
+    Stored,
+    TensorFile,
+    file_order,
+    sign,
+    write_tensors,
+)
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -111,7 +120,7 @@ def _checkpoint_in(folder: Path) -> Path:
 def _read_index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     """Reads which file holds which tensor, and the texts in the metadata."""
     if not path.is_file():
-        raise CheckpointError("There is no such file.", where=str(path))
+        raise CheckpointError(NO_FILE, where=str(path), hint="copy the index beside its parts, or name one file")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         places, metadata = data["weight_map"], data.get("metadata", {})

@@ -24,6 +24,9 @@ import torch
 from prunekit_core.errors import CheckpointError
 from prunekit_core.files import Files, storing
 
+NO_FILE = "There is no such file."
+CHECK_PATH = "check the path; one that is relative starts at the folder that the program runs in"
+
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -108,7 +111,7 @@ class TensorFile:
         if sys.byteorder != "little":
             raise CheckpointError("Checkpoints need a little-endian machine.", where=sys.platform)
         if not self.path.is_file():
-            raise CheckpointError("There is no such file.", where=str(path))
+            raise CheckpointError(NO_FILE, where=str(path), hint=CHECK_PATH)
         try:
             with safetensors.safe_open(str(path), framework="pt"):  # checks the header against the file
                 pass

@@ -14,6 +14,7 @@ import attrs
 import torch
 
 from prunekit.plugin import ArgumentError, nearest
+from prunekit_plugins.checkpoints.tensorfile import CHECK_PATH, NO_FILE
 
 DTYPES = {
     "float32": torch.float32,
@@ -147,7 +148,7 @@ def check_there(*paths: Path | None) -> None:
     """
     for path in paths:
         if path is not None and not path.exists():
-            raise ArgumentError("There is no such file.", where=str(path))
+            raise ArgumentError(NO_FILE, where=str(path), hint=CHECK_PATH)
 
 
 def check_writable(path: Path, option: str, *, folder: bool = False) -> None:

@@ -15,9 +15,10 @@ import safetensors.torch
 import torch
 
 from prunekit.plugin import ArgumentError, Batches, CheckpointError
+from prunekit_plugins.checkpoints.tensorfile import CHECK_PATH, NO_FILE
 from prunekit_plugins.cli.models import Subject
 from prunekit_plugins.cli.sources import BuildError, look_up
-from prunekit_plugins.folders.texts import text_batches
+from prunekit_plugins.folders.texts import check_text, text_batches
 
 BATCH_SIZE = 16
 TEXT = ".txt"
@@ -45,11 +46,21 @@ class Data:
         """The file, if it is one."""
         return Path(self.text) if Path(self.text).suffix in (*READERS, TEXT) else None
 
-    def check(self) -> None:
-        """Raises `ArgumentError` or `CheckpointError` unless the data can be looked for."""
+    def check(self, model: str) -> None:
+        """Checks all that needs no weights, before they are read.
+
+        Args:
+            model: The MODEL argument that the data are for.
+
+        Raises:
+            ArgumentError: The data can't be looked for, or they are a text and there is no tokenizer for it.
+            CheckpointError: There is no such file, or the text can't be read.
+        """
         if self.file is not None:
             if not self.file.is_file():
-                raise CheckpointError("There is no such file.", where=self.text)
+                raise CheckpointError(NO_FILE, where=self.text, hint=CHECK_PATH)
+            if self.file.suffix == TEXT:
+                _check_text(self.file, model)
         elif not re.fullmatch(r"[^:/\\]+:[^:/\\]+", self.text):
             raise ArgumentError(
                 "The calibration data aren't named in a known way.",
@@ -107,7 +118,7 @@ def read_calibration(
     if text is None:
         return None
     data = Data(text, batch_size, limit)
-    data.check()
+    data.check(subject.name)
     return data.batches(subject)
 
 
@@ -174,16 +185,29 @@ def _read(path: Path) -> Any:
         ) from error
 
 
+def _check_text(path: Path, model: str) -> None:
+    """Raises an error where a model isn't one out of a folder, or the folder's tokenizer can't cut a text."""
+    prefix, _, folder = model.partition(":")
+    if prefix != "hf":
+        raise _no_reader(path, model)
+    if Path(folder).is_dir():  # else whoever builds the model says what is wrong
+        check_text(path, folder)
+
+
+def _no_reader(path: Path, model: str) -> ArgumentError:
+    return ArgumentError(
+        "A text is for a model that reads tokens, out of a folder with its tokenizer.",
+        where=str(path),
+        why=f"the model is {model}",
+        hint="hf:FOLDER, or data of another kind: package.module:batches, or a .safetensors, .npy or .pt file",
+    )
+
+
 def _tokens(path: Path, subject: Subject, size: int) -> list[dict[str, torch.Tensor]]:
     """Cuts a text into batches of tokens, by the tokenizer in the folder that the model came from."""
     prefix, _, folder = subject.name.partition(":")
     if prefix != "hf" or not isinstance(subject.inputs, Mapping) or "input_ids" not in subject.inputs:
-        raise ArgumentError(
-            "A text is for a model that reads tokens, out of a folder with its tokenizer.",
-            where=str(path),
-            why=f"the model is {subject.name}",
-            hint="hf:FOLDER, or data of another kind: package.module:batches, or a .safetensors, .npy or .pt file",
-        )
+        raise _no_reader(path, subject.name)
     return text_batches(path, folder, encoder_decoder="decoder_input_ids" in subject.inputs, size=size)
 
 

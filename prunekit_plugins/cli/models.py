@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from prunekit.plugin import ArgumentError, CheckpointError
+from prunekit_plugins.checkpoints.tensorfile import CHECK_PATH, NO_FILE
 from prunekit_plugins.cli.arguments import TensorSpec, read_inputs
 from prunekit_plugins.cli.sources import RANDOM, SOURCES, Inputs, Source, find_package, from_code
 
@@ -144,7 +145,7 @@ def fill(model: nn.Module, path: Path) -> None:
         CheckpointError: The file can't be read, or is for another model.
     """
     if not path.is_file():
-        raise CheckpointError("There is no such file.", where=str(path))
+        raise CheckpointError(NO_FILE, where=str(path), hint=CHECK_PATH)
     try:
         tensors = safetensors.torch.load_file(str(path))
     except safetensors.SafetensorError as error:

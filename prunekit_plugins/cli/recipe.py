@@ -17,6 +17,7 @@ import attrs
 import torch
 
 from prunekit.plugin import ArgumentError, CheckpointError, Config, Registry, nearest, write_text
+from prunekit_plugins.checkpoints.tensorfile import CHECK_PATH, NO_FILE
 from prunekit_plugins.depth import DepthSettings
 
 FORMAT = 1
@@ -113,7 +114,7 @@ def _version(distribution: str) -> str:
 def digest(path: Path) -> str:
     """Returns the SHA-256 of a file, as hexadecimal digits."""
     if not path.is_file():
-        raise CheckpointError("There is no such file.", where=str(path))
+        raise CheckpointError(NO_FILE, where=str(path), hint=CHECK_PATH)
     found = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(2**20):

@@ -15,16 +15,9 @@ from prunekit_plugins.budgets.budget import Budget, Target
 from prunekit_plugins.budgets.corrections import corrected, measured
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.depth.present import PresentScorer
-from prunekit_plugins.depth.search import (
-    DepthChoice,
-    Search,
-    allowance,
-    counted_branches,
-    held_branches,
-    most_of,
-    protected_branches,
-)
+from prunekit_plugins.depth.search import DepthChoice, Search
 from prunekit_plugins.depth.settings import DepthSettings
+from prunekit_plugins.depth.stays import allowance, counted_branches, held_branches, most_of, protected_branches
 
 
 def choose_branches(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import attrs
 
+from prunekit_core.branches.branch import Branch
 from prunekit_core.choose.branch_group import BranchCriterion
 from prunekit_core.choose.criterion import criterion_of
 from prunekit_core.graph.graph import Graph
 from prunekit_plugins.calibration.batches import Batches
+from prunekit_plugins.depth.leaving import Item, items_of, scores_of
 from prunekit_plugins.depth.nesting import Offer
 from prunekit_plugins.depth.present import PresentScorer
-from prunekit_plugins.depth.search import open_branches, protected_branches
 from prunekit_plugins.depth.settings import DepthSettings
+from prunekit_plugins.depth.stays import open_branches, protected_branches
 
 SHORT = 32
 """Branches that are measured, at least; of more those that turn their sums least for what they save."""
@@ -47,6 +49,21 @@ def possible_branches(graph: Graph, settings: DepthSettings) -> tuple[list[str],
     return open_branches(graph, settings, scorer, protected_branches(graph, settings.ignored_layers))
 
 
+def possible_items(graph: Graph, settings: DepthSettings) -> tuple[list[Item], dict[str, str]]:
+    """Lists what settings let go, branches or whole layers, and returns why other branches stay, by name."""
+    names, left = possible_branches(graph, settings)
+    items, apart = items_of(graph, layers=settings.uniform)
+    open_, found = {*names, *graph.applied.absent}, []
+    left.update({name: why for name, why in apart.items() if name in open_})
+    for item in items.values():
+        held = next((name for name in item.branches if name not in open_), None)
+        if held is not None:
+            left.update({name: f"{held}: {left[held]}" for name in item.branches if name in open_})
+        elif not set(item.branches) <= set(graph.applied.absent):
+            found.append(item)
+    return found, left
+
+
 def measured_offers(graph: Graph, settings: DepthSettings, batches: Batches, saved: Callable[[str], float]) -> Offers:
     """Measures what the model loses without each branch that may go.
 
@@ -59,17 +76,23 @@ def measured_offers(graph: Graph, settings: DepthSettings, batches: Batches, sav
         batches: Calibration data.
         saved: Name of a branch to what it saves, as a part of what has to be saved.
     """
-    names, left = possible_branches(graph, settings)
-    useful = {name: saved(name) for name in names}
-    left.update({name: "it saves nothing of what is asked for" for name, part in useful.items() if part <= 0})
-    names = [name for name in names if useful[name] > 0]
-    if settings.branch_importance is None and len(names) > SHORT:
-        brief = _scores(graph, _criterion(graph, _BRIEF), batches, names, left)
+    items, left = possible_items(graph, settings)
+    useful = {item.name: sum(map(saved, item.branches)) for item in items}
+    _keep(left, (item for item in items if useful[item.name] <= 0), "it saves nothing of what is asked for")
+    items = [item for item in items if useful[item.name] > 0]
+    if settings.branch_importance is None and len(items) > SHORT:
+        brief = _scores(graph, _criterion(graph, _BRIEF), batches, items, left)
         chosen = _short(brief, useful)
-        left.update({name: "others turn their sums less for what they save" for name in brief if name not in chosen})
-        names = [name for name in names if name in chosen]
-    damages = _scores(graph, settings.criterion(graph.registry, calibrated=True), batches, names, left)
-    return Offers(tuple(Offer((name,), max(0.0, damages[name])) for name in names if name in damages), left)
+        few = "others turn their sums less for what they save"
+        _keep(left, (item for item in items if item.name in brief and item.name not in chosen), few)
+        items = [item for item in items if item.name in chosen]
+    damages = _scores(graph, settings.criterion(graph.registry, calibrated=True), batches, items, left)
+    found = tuple(Offer(item.branches, max(0.0, damages[item.name])) for item in items if item.name in damages)
+    return Offers(found, left)
+
+
+def _keep(left: dict[str, str], items: Iterable[Item], why: str) -> None:
+    left.update({name: why for item in items for name in item.branches})
 
 
 def offers_around(
@@ -90,10 +113,13 @@ def offers_around(
     scorer = PresentScorer(graph, settings.criterion(graph.registry, calibrated=True), batches)
     off = [name for name in absent if name not in graph.applied.absent]
     known = {one.name: one for one in graph.branches()}
-    others = [name for offer in offers.offers for name in offer.branches if name not in absent]
-    others = [name for name in others if not any(known[name].is_part_of(known[outer]) for outer in absent)]
+    others = [
+        Item(offer.branches[0], offer.branches, len(offer.branches) > 1)
+        for offer in offers.offers
+        if not any(name in absent or _is_in(known[name], known, absent) for name in offer.branches)
+    ]
     together = scorer.scores(off[-1:], off[:-1])[off[-1]] or 0.0
-    beside = {name: (one or 0.0) - together for name, one in scorer.scores(others, off).items()}
+    beside = {name: (one or 0.0) - together for name, one in scores_of(scorer, others, off).items()}
     apart = sum(offer.damage for offer in offers.offers if offer.branches[0] in absent)
     factor = together / apart if apart > 0 else 1.0
     changed = []
@@ -102,6 +128,10 @@ def offers_around(
         damage = offer.damage * factor if name in absent else max(0.0, beside.get(name, offer.damage))
         changed.append(attrs.evolve(offer, damage=damage))
     return attrs.evolve(offers, offers=tuple(changed))
+
+
+def _is_in(branch: Branch, known: Mapping[str, Branch], others: Sequence[str]) -> bool:
+    return any(branch.is_part_of(known[name]) for name in others)
 
 
 def _short(scores: Mapping[str, float], saved: Mapping[str, float]) -> set[str]:
@@ -116,10 +146,11 @@ def _short(scores: Mapping[str, float], saved: Mapping[str, float]) -> set[str]:
 
 
 def _scores(
-    graph: Graph, criterion: BranchCriterion, batches: Batches, names: Sequence[str], left: dict[str, str]
+    graph: Graph, criterion: BranchCriterion, batches: Batches, items: Sequence[Item], left: dict[str, str]
 ) -> dict[str, float]:
-    found = PresentScorer(graph, criterion, batches).scores(names)
-    left.update({name: "the criterion has nothing to say about it" for name, one in found.items() if one is None})
+    found = scores_of(PresentScorer(graph, criterion, batches), items)
+    silent = (item for item in items if found[item.name] is None)
+    _keep(left, silent, "the criterion has nothing to say about it")
     return {name: one for name, one in found.items() if one is not None}
 
 

@@ -58,6 +58,7 @@ class DepthSettings:
         max_pruning_ratio: Largest fraction of branches that go.
         ignored_layers: Layers whose branches stay.
         global_pruning: Rank all branches together; else those of each structure lose the same fraction.
+        uniform: Whether layers leave as a whole, so that those that stay are alike. Branches that are named go alone.
 
     Raises:
         ArgumentError: An argument is wrong.
@@ -74,6 +75,7 @@ class DepthSettings:
     max_pruning_ratio: float = 1.0
     ignored_layers: tuple[Layer, ...] = ()
     global_pruning: bool = False
+    uniform: bool = False
 
     def __attrs_post_init__(self) -> None:
         if self.branch_ratio is not None:

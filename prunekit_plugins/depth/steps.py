@@ -15,8 +15,9 @@ from prunekit_plugins.budgets.budget import Budget, Target, is_fraction
 from prunekit_plugins.budgets.corrections import corrected
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.depth.choice import choose_branches, require_branches
-from prunekit_plugins.depth.search import DepthChoice, drafted, protected_branches
+from prunekit_plugins.depth.search import DepthChoice, drafted
 from prunekit_plugins.depth.settings import DepthSettings
+from prunekit_plugins.depth.stays import protected_branches
 
 Schedule = Callable[[float], Sequence[float]]
 """Gives the cumulative ratios of all steps, from 0 on, for a final ratio."""

@@ -20,7 +20,7 @@ from prunekit_plugins.calibration import Batches
 from prunekit_plugins.distill.loop import Data, Loop
 from prunekit_plugins.distill.objective import Objective, hidden_states
 from prunekit_plugins.distill.randomness import own_randomness
-from prunekit_plugins.distill.result import Distillation
+from prunekit_plugins.distill.result import Distillation, doubts
 from prunekit_plugins.distill.settings import DistillSettings, Progress, check_one_process, check_pair
 from prunekit_plugins.distill.stored_logits import fingerprint_of
 from prunekit_plugins.distill.stream import batches_of, first_of, generator_of
@@ -208,7 +208,7 @@ class _Run:
             journal.best_step,
             journal.stopped,
             journal.diverged,
-            tuple(self._notes),
+            (*self._notes, *doubts(losses, self._settings.weights, journal.best_step)),
         )
 
 

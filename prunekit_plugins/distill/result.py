@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 from torch import nn
@@ -38,12 +38,38 @@ class Distillation:
         lines = [f"{self.steps} steps"]
         for name, values in self.losses.items():
             if values:
-                tenth = math.ceil(len(values) / 10)
-                first, last = sum(values[:tenth]) / tenth, sum(values[-tenth:]) / tenth
-                lines.append(f"  {name}: {first:.4g} -> {last:.4g}")
+                first, last = ends(values)
+                lines.append(f"  {name}: {first:.4g} -> {last:.4g}{' (it rose)' * (last > first)}")
         if self.held_out:
             best = min(loss for _, loss in self.held_out)
             lines.append(f"  held out: {self.held_out[0][1]:.4g} -> {best:.4g}, after {self.best_step} steps")
         if self.stopped:
             lines.append(f"stopped: {self.stopped}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def ends(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the mean of the first tenth of some values, and that of the last one."""
+    tenth = math.ceil(len(values) / 10)
+    return sum(values[:tenth]) / tenth, sum(values[-tenth:]) / tenth
+
+
+def doubts(losses: Mapping[str, Sequence[float]], weights: Mapping[str, float], best_step: int) -> Iterator[str]:
+    """Says that a run did the student no good.
+
+    Args:
+        losses: Name of each loss to its values, step by step.
+        weights: What each is multiplied by.
+        best_step: After how many steps the student is as it is left; 0 where it is left as it came.
+    """
+    totals = [
+        sum(weights[name] * value for name, value in zip(losses, step, strict=True))
+        for step in zip(*losses.values(), strict=True)
+    ]
+    if totals and not best_step:
+        yield f"the held-out loss was never lower than before: the student is as it came; {_LOWER}"
+    elif len(totals) > 1 and (pair := ends(totals))[1] > pair[0]:
+        yield f"the loss rose, from {pair[0]:.4g} to {pair[1]:.4g}: {_LOWER}, and held_out=batches keeps the best state"
+
+
+_LOWER = "a lower learning rate (lr=) or more data may help"

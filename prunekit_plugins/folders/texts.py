@@ -16,6 +16,10 @@ LENGTH = 256
 """Tokens of an example, where the model takes so many."""
 LEAST = 2
 """Tokens of an example at least: one that is read, and one that it predicts."""
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+"""Files of which a tokenizer has one."""
+_GLANCE = 10_000
+"""Characters of a text that are looked at before a model is built."""
 
 
 def text_batches(
@@ -51,8 +55,30 @@ def text_batches(
     wanted = min(LENGTH, tokenizer.model_max_length) if length is None else length
     examples = _examples(tokenizer, _read(Path(path)), wanted)
     if len(examples[0]) < LEAST * (1 + encoder_decoder):
-        raise ArgumentError("The text is too short.", where=str(path), why=f"it has {len(examples[0])} tokens")
+        raise _too_short(path, len(examples[0]))
     return list(_batches(torch.tensor(examples, device="cpu"), size, encoder_decoder))
+
+
+def check_text(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
+    """Makes sure that a text can be cut into examples, before a model is built; raises what `text_batches` would.
+
+    Args:
+        path: The text, in UTF-8.
+        folder: Where the tokenizer lies.
+    """
+    tokenizer, text = _tokenizer(Path(folder)), _read(Path(path))
+    tokens = tokenizer(text[:_GLANCE], add_special_tokens=False)["input_ids"] if text.strip() else []
+    if len(tokens) < LEAST:
+        raise _too_short(path, len(tokens))
+
+
+def _too_short(path: str | os.PathLike[str], tokens: int) -> ArgumentError:
+    return ArgumentError(
+        "The text is too short.",
+        where=str(path),
+        why=f"tokens in it: {tokens}",
+        hint="give a text of the kind that the model is for: some thousands of words say which units matter",
+    )
 
 
 def _read(path: Path) -> str:
@@ -69,9 +95,17 @@ def _tokenizer(folder: Path) -> Any:
         raise ArgumentError(
             "The folder has no tokenizer that can be read.",
             where=str(folder),
-            why=" ".join(str(error).split())[:200],
-            hint="data of another kind: package.module:batches, or a .safetensors, .npy or .pt file of inputs",
+            why=_why(folder, error),
+            hint=f"tokenizer.save_pretrained({str(folder)!r}) puts it there; or give data of another kind: "
+            "package.module:batches, or a .safetensors, .npy or .pt file of inputs",
         ) from error
+
+
+def _why(folder: Path, error: Exception) -> str:
+    """Says which files are missing, or else what transformers raised."""
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        return f"it holds none of {', '.join(TOKENIZERS)}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _examples(tokenizer: Any, text: str, length: int) -> list[list[int]]:

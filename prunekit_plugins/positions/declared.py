@@ -158,7 +158,13 @@ def _named(graph: Graph, given: str) -> str:
     aliases = graph.current.tree.aliases
     found = next((aliases[name] for name in (given, f"{given}.weight") if name in aliases), None)
     if found is None:
-        raise ArgumentError("There is no such table.", where=repr(given), hint=nearest(given, aliases))
+        read = sorted(table.name for table in _tables(graph, _reads(graph, ())))
+        raise ArgumentError(
+            "There is no such table.",
+            where=repr(given),
+            why=f"by position are read: {', '.join(read) or 'none, as far as is known without its name'}",
+            hint=nearest(given, read) if read else 'table="wpe" names the parameter, or the module that holds it',
+        )
     return found
 
 

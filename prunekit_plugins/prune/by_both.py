@@ -21,11 +21,13 @@ from prunekit_plugins.budgets.options import fixed_units
 from prunekit_plugins.budgets.targets import plan_to_target
 from prunekit_plugins.depth.costs import CostsWithout
 from prunekit_plugins.depth.items import Items, Scales, Solution
+from prunekit_plugins.depth.leaving import check_lists, items_of
 from prunekit_plugins.depth.nesting import Offer
 from prunekit_plugins.depth.offers import Offers, measured_offers, offers_around
 from prunekit_plugins.depth.scales import Measured, fitted
-from prunekit_plugins.depth.search import DepthChoice, counted_branches, drafted, most_of
+from prunekit_plugins.depth.search import DepthChoice, drafted
 from prunekit_plugins.depth.settings import DepthSettings
+from prunekit_plugins.depth.stays import counted_branches, most_of
 from prunekit_plugins.depth.steps import DepthSteps
 from prunekit_plugins.prune.allotment import Allotment
 from prunekit_plugins.prune.by_depth import Decided
@@ -91,8 +93,10 @@ def by_both(
     """
     if path is None or pruner.graph.current.stored is not None:
         raise ArgumentError(
-            'by="both" measures what branches and units do to the outputs.',
-            why="there are no calibration data" if path is None else "the weights are on disk, and copies are cut",
+            'by="both" needs calibration data and a model in memory.',
+            why="there are no calibration data, on which it measures what branches and units do to the outputs"
+            if path is None
+            else "the weights are on disk, and copies of the model are cut and measured",
             hint='calibration=batches; or by="depth", by="width"' if path is None else 'by="depth" or by="width"',
         )
     check_reach_of_both(pruner, settings, target)
@@ -128,6 +132,7 @@ class _Rounds:
         self._costs = CostsWithout(graph, self._budget)
         self._offers = Offers((), {})
         self._scales = Scales()
+        self._layers = list(items_of(graph, layers=settings.uniform)[0].values())
         self._trials: list[_Trial] = []
         self._refused: list[str] = []
         self._beside: dict[str, float] = {}
@@ -253,8 +258,12 @@ class _Rounds:
     def _removal(self, names: Sequence[str]) -> Plan:
         """Makes a proven plan without some branches; layers leave their lists where the program goes on only then.
 
-        Which of them leave in the end is found out with the units that go.
+        Which of them leave in the end is found out with the units that go; where layers leave as a whole, all of them.
         """
+        if self._settings.uniform and names and not self._settings.keep_names:
+            plan = drafted(self._pruner.graph, names, keep_names=False)
+            check_lists(plan, (item for item in self._layers if set(item.branches) <= set(names)))
+            return plan
         try:
             return drafted(self._pruner.graph, names, keep_names=True)
         except RehearsalError:
@@ -292,11 +301,11 @@ class _Rounds:
         graph = self._pruner.graph
         alone = obstacles(graph.branch_analysis, graph.registry.op_rules, named_branches(graph.branches(), names))
         wrong = {name: f"given back: {why}" for name, why in alone.items() if name not in graph.applied.absent}
-        for name in () if wrong else names:
+        for offer in () if wrong else self._offers.offers:
             try:
-                self._removal([name])
+                self._removal(offer.branches if set(offer.branches) <= set(names) else ())
             except RehearsalError as own:
-                wrong[name] = f"given back: {own.why}"
+                wrong.update(dict.fromkeys(offer.branches, f"given back: {own.why}"))
         if not wrong:  # together only: the one that is worth least goes no more
             damages = self._damages()
             worst = max(names, key=lambda name: damages.get(name, 0.0) / max(self._saved(name), 1e-12))
@@ -347,7 +356,7 @@ class _Rounds:
         return max(((now[one] - left[one]) / need for one, need in needed.items()), default=0.0)
 
     def _out_of_reach(self) -> OutOfReachError:
-        smallest = self._items([Offer((name,), 0.0) for name in self._damages()]).smallest()
+        smallest = self._items([attrs.evolve(offer, damage=0.0) for offer in self._offers.offers]).smallest()
         error = out_of_reach(self._pruner, self._settings, self._budget, smallest)
         error.why = "; ".join((error.why, *self._refused))
         return error

@@ -16,9 +16,9 @@ from prunekit_plugins.budgets.options import fixed_units, free_options
 from prunekit_plugins.depth.costs import CostsWithout
 from prunekit_plugins.depth.items import Items
 from prunekit_plugins.depth.nesting import Offer
-from prunekit_plugins.depth.offers import possible_branches
-from prunekit_plugins.depth.search import counted_branches, most_of
+from prunekit_plugins.depth.offers import possible_items
 from prunekit_plugins.depth.settings import DepthSettings
+from prunekit_plugins.depth.stays import counted_branches, most_of
 
 HOLDS: Mapping[str, Any] = {
     "ignored_layers": (),
@@ -108,14 +108,14 @@ def _smallest(pruner: Pruner, settings: DepthSettings, budget: Budget) -> dict[s
     scopes = [scope for scope in pruner.scopes() if scope.groups]
     names = [name for scope in scopes for name in scope.groups]
     chooser = pruner.chooser({name: torch.zeros(len(graph.remaining(name)), device="cpu") for name in names})
-    free, (open_, _) = free_options(chooser, scopes), possible_branches(graph, settings)
+    free, (open_, _) = free_options(chooser, scopes), possible_items(graph, settings)
     items = Items(
         graph,
         CostsWithout(graph, budget),
         budget.allowed,
         free,
         lambda options: [0.0] * len(options),
-        [Offer((name,), 0.0) for name in open_],
+        [Offer(item.branches, 0.0) for item in open_],
         fixed_units(chooser, scopes, free),
         most_of(settings, len(counted_branches(graph))) - len(graph.applied.absent),
     )

@@ -38,13 +38,13 @@ class ServingProfile:
     def under(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Returns arguments of `prune`: what is given, with what the profile asks for where it says nothing.
 
-        Layers that stay are joined, and sizes are multiples of both numbers.
+        Layers whose sizes stay are beside those that are ignored, as they may leave as a whole; sizes are multiples of
+        both numbers.
         """
         own: dict[str, Any] = {"uniform": self.uniform, "prune_head_dims": self.head_dims}
         if self.free_outputs:
             own["free_outputs"] = self.free_outputs
-        layers = [*(given.get("ignored_layers") or ()), *self.fixed]
-        found = {**own, **given, "ignored_layers": layers or None}
+        found = {**own, **given, "fixed_layers": self.fixed}
         if given.get("align") is None:
             found["round_to"] = math.lcm(given.get("round_to") or 1, self.round_to)
         return found

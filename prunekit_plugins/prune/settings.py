@@ -13,6 +13,7 @@ from prunekit_core.check.verification import AUTO
 from prunekit_core.choose.candidates import check_ratio
 from prunekit_core.choose.criterion import Criterion
 from prunekit_core.errors import ArgumentError
+from prunekit_core.modules.tree import Layer
 from prunekit_core.plans.optimizers import Optimizers
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.projects.config import Config
@@ -27,7 +28,17 @@ from prunekit_plugins.depth.settings import BOTH, DEPTH, DepthSettings
 CALIBRATED_EXPERTS = "rerouting"
 """The criterion for experts with calibration data."""
 
-UNRECORDED = ("model", "options", "registry", "calibration", "compensation", "reestimate_batchnorm", "stages", "verify")
+UNRECORDED = (
+    "fixed_layers",
+    "model",
+    "options",
+    "registry",
+    "calibration",
+    "compensation",
+    "reestimate_batchnorm",
+    "stages",
+    "verify",
+)
 """Keywords that the protocol of a result doesn't list among the arguments."""
 
 RATIOS = ("pruning_ratio_dict", "head_pruning_ratio", "head_pruning_ratio_dict", "expert_pruning_ratio")
@@ -48,6 +59,7 @@ class PruneSettings:
     """The arguments of `prune`, checked as far as they can be without a model; see there.
 
     Attributes:
+        fixed_layers: Layers whose sizes stay, while they may leave as a whole.
         given: All keywords of the call, those that only its pruner takes among them.
         depth: What is asked for of branches.
     """
@@ -67,6 +79,7 @@ class PruneSettings:
     forward_fn: Callable[[nn.Module, Any], Any] | None = None
     optimizer: Optimizers | None = None
     verify: str = AUTO
+    fixed_layers: Sequence[Layer] = ()
     given: Mapping[str, Any] = attrs.field(factory=dict)
     depth: DepthSettings = attrs.field(init=False)
 
@@ -148,10 +161,12 @@ class PruneSettings:
         return bool(self.width_ratio) or any(self.given.get(name) for name in RATIOS)
 
     def check_names(self, registry: Registry) -> None:
-        """Raises `ArgumentError` for names of compensators and costs that there aren't."""
+        """Raises `ArgumentError` for names of compensators, profiles and costs that there aren't."""
         for name in self.methods:
             if isinstance(name, str):
                 registry.named("prunekit_compensators", name)
+        if isinstance(self.given.get("serve"), str):
+            registry.named("prunekit_serving_profiles", self.given["serve"])
         if self.target is not None:
             check_target(self.target, registry)
 
@@ -163,7 +178,12 @@ class PruneSettings:
             "global_pruning": ranks,
             "pruning_ratio": self.width_ratio,
         }
-        return PrunerSettings.of({**self.given, **own})
+        return PrunerSettings.of({**self.given, **own, "ignored_layers": self.ignored_layers})
+
+    @property
+    def ignored_layers(self) -> Sequence[Layer] | None:
+        """The layers of which no unit leaves; None for none."""
+        return [*(self.given.get("ignored_layers") or ()), *self.fixed_layers] or None
 
     def recorded(self, allocation: str | Solver | None, *, experts: bool) -> dict[str, Any]:
         """Returns the arguments that the protocol lists.
@@ -176,6 +196,7 @@ class PruneSettings:
             "ratio": None if self.target is not None else self.width_ratio,
             "importance": self.criterion,
             "expert_importance": self.expert_criterion,
+            "ignored_layers": self.ignored_layers,
             "allocation": allocation,
             "sensitivity": self.sensitivity and self.sensitivity.metric,
             "optimizer": self.optimizer and type(self.optimizer),

@@ -96,7 +96,7 @@ def test_few_rehearsals_find_it(wrong: tuple[int, ...]) -> None:
     names = [f"b{number}" for number in range(64)]
 
     def draft(some: Sequence[str]) -> str:
-        asked.append(some)
+        asked.append(tuple(some))
         if {f"b{number}" for number in wrong} <= set(some):
             raise pk.RehearsalError("No.", why="together they are too many")
         return "a plan"
@@ -106,6 +106,7 @@ def test_few_rehearsals_find_it(wrong: tuple[int, ...]) -> None:
     assert refused.value.where == " with ".join(f"b{number}" for number in wrong)
     assert refused.value.hint.endswith(" out: the other 63 can go")
     assert len(asked) <= 20
+    assert len({frozenset(some) for some in asked}) == len(asked)  # no set is tried again
     assert blaming(draft, names[8:], dict) == "a plan"
 
 

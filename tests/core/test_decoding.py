@@ -199,3 +199,21 @@ def test_masks_of_all_tokens_grow_with_them() -> None:
     decoding.run(Notes(), {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids[:, :2]})
     assert [call["decoder_input_ids"].shape[1] for call in calls] == [2, 2, 1]
     assert [(call["input_ids"].shape[1], call["attention_mask"].shape[1]) for call in calls] == [(3, 3)] * 3
+
+
+@pytest.mark.parametrize(("kind", "forward_fn", "options"), CASES)
+def test_memory_holds_what_is_returned_as_a_cache_with_branches_gone_as_well(
+    kind: type[Remembers], forward_fn: Any, options: Any
+) -> None:
+    """Whole, it is what the recording without decoding says; afterwards what a graph of the smaller model says."""
+    model, x = ready(kind)
+    inputs = {"x": x, **options} if options else x
+
+    def memory(graph: pk.Graph) -> float:
+        return pk.BasePruner(graph.model, inputs, forward_fn=forward_fn).plan().preview().costs["memory"][0]
+
+    graph = pk.Graph.of(model, inputs, forward_fn=forward_fn)
+    plan = graph.plan_without(["layers.1", "layers.2"])
+    small = pk.Graph.of(plan.apply(copy.deepcopy(model)), inputs, forward_fn=forward_fn)
+    assert plan.preview().costs["memory"] == (memory(graph), memory(small))
+    assert graph.costs_without(["layers.1", "layers.2"])["memory"] == (memory(graph), memory(small))

@@ -97,7 +97,7 @@ def test_a_plan_made_without_values_is_for_the_model_and_for_its_files(dense: Pa
         ),
         (
             {"target": {"params": 0.5}, "by": "both", "calibration": [X]},
-            "(?s)measures what branches and units do.*weights are on disk",
+            "(?s)needs calibration data and a model in memory.*weights are on disk",
         ),
         ({"branch_ratio": 0.5, "branch_importance": "block_influence"}, "needs calibration data for branches"),
         ({"target": {"latency": 0.5}, "by": "depth"}, "without values can't be measured"),

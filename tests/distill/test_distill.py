@@ -311,3 +311,26 @@ def test_a_run_that_is_done_is_read_from_its_file(tmp_path: Path) -> None:
     assert calls == []
     assert same(values(fresh), values(student))
     assert again.losses == first.losses
+
+
+def test_a_loss_that_rose_is_told() -> None:
+    student, teacher, plan = pair()
+    worse = distill(student, teacher, batches(), plan=plan, epochs=5, lr=1.0, warm_up=0.5)
+    first, last = (sum(part) / 3 for part in (worse.losses["logits"][:3], worse.losses["logits"][-3:]))
+    assert last > first
+    (note,) = worse.notes
+    assert note.startswith(f"the loss rose, from {first:.4g} to {last:.4g}: a lower learning rate")
+    assert f"  logits: {first:.4g} -> {last:.4g} (it rose)" in str(worse).splitlines()
+    student, teacher, plan = pair()
+    better = distill(student, teacher, batches(), plan=plan, epochs=5, lr=3e-3)
+    assert better.notes == ()
+    assert "rose" not in str(better)
+
+
+def test_a_student_that_stays_as_it_came_is_told() -> None:
+    student, teacher, plan = pair()
+    before = values(student)
+    result = distill(student, teacher, batches(), plan=plan, steps=2, lr=3.0, held_out=batches())
+    assert result.best_step == 0
+    assert same(values(student), before)
+    assert [note[:65] for note in result.notes] == ["the held-out loss was never lower than before: the student is as "]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 
 import prunekit as pk
 from prunekit_plugins.cli.entry import main
 from prunekit_plugins.folders.example_inputs import example_inputs
-from tests.folders.families import FAMILIES
+from tests.folders.families import FAMILIES, Family
 
 transformers = pytest.importorskip("transformers")
 
@@ -53,3 +54,38 @@ def test_one_command_leads_from_folder_to_folder(name: str, tmp_path: Path, caps
         assert torch.equal(told, texts(pruned, family.main, inputs))
         assert told.shape[1] >= 8
         assert loaded.config.is_encoder_decoder or len(set(told[0].tolist())) > 3
+
+
+def deep(name: str) -> Family:
+    """A model of a family with layers enough to lose some."""
+    if name == "gpt2":
+        return Family("gpt2", "GPT2LMHeadModel", {"vocab_size": 96, "n_embd": 64, "n_layer": 4, "n_head": 4})
+    family = FAMILIES[name]
+    more = {"num_layers": 4, "num_decoder_layers": 4} if name == "t5" else {"num_hidden_layers": 4}
+    return attrs.evolve(family, config={**family.config, **more})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "t5"])
+def test_by_depth_whole_layers_go_and_the_stock_class_loads_what_is_left(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    family = deep(name)
+    model = family.build()
+    model.save_pretrained(str(tmp_path / "big"))
+    arguments = ["prune", f"hf:{tmp_path / 'big'}", "--target", "params=0.8", "--by", "depth"]
+    assert main([*arguments, "--out", str(tmp_path / "small")]) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    assert f'loaded again with {family.made}.from_pretrained("{tmp_path / "small"}")' in printed
+    loaded = getattr(transformers, family.made).from_pretrained(str(tmp_path / "small")).eval()
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, loaded))
+    assert 0.5 * before < after <= 0.8 * before
+    inputs = example_inputs(model)
+    plan = pk.Plan.load(tmp_path / "small" / "prunekit_plan.json")
+    assert not plan.cuts
+    pruned = plan.apply(model)
+    for expected, found in zip(outputs(pruned, inputs), outputs(loaded, inputs), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+    assert torch.equal(texts(loaded, family.main, inputs), texts(pruned, family.main, inputs))
+    assert main([*arguments, "--no-uniform", "--out", str(tmp_path / "single")]) == 0
+    assert "from_pretrained can't load it" in capsys.readouterr().out

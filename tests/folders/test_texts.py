@@ -97,7 +97,7 @@ def test_a_short_text_is_one_example(tmp_path: Path) -> None:
     (batch,) = text_batches(tmp_path / "text.txt", tmp_path)
     assert batch["input_ids"].shape[0] == 1
     (tmp_path / "text.txt").write_text("")
-    with pytest.raises(pk.ArgumentError, match="The text is too short"):
+    with pytest.raises(pk.ArgumentError, match=r"(?s)The text is too short.*tokens in it: 0.*give a text of the kind"):
         text_batches(tmp_path / "text.txt", tmp_path)
 
 
@@ -126,7 +126,60 @@ def test_what_is_refused(big: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "doesn't say what was removed" in refused(*distilled, "--out", out)
     (big / "tokenizer.json").unlink()
     (big / "tokenizer_config.json").unlink()
-    assert "has no tokenizer that can be read" in refused("prune", f"hf:{big}", "--calibration", text, "--out", out)
+    told = refused("prune", f"hf:{big}", "--calibration", text, "--out", out)
+    assert "has no tokenizer that can be read" in told
+    assert "it holds none of tokenizer.json, tokenizer_config.json" in told
+    assert "tokenizer.save_pretrained(" in told
+    (big / "tokenizer.json").write_text("{}")
+    assert "why: KeyError: " in refused("prune", f"hf:{big}", "--calibration", text, "--out", out)
     (tmp_path / "corpus.txt").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(pk.CheckpointError, match="The text can't be read"):
         text_batches(tmp_path / "corpus.txt", cut)
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Building a model is an error."""
+
+    def never(*arguments: object, **options: object) -> None:
+        raise AssertionError("a model was built")
+
+    for command in ("prune", "distill", "shrink"):
+        monkeypatch.setattr(f"prunekit_plugins.cli.commands.{command}.build", never)
+
+
+@pytest.mark.usefixtures("unread")
+def test_what_needs_no_weights_is_checked_before_they_are_read(
+    big: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty, text, out = tmp_path / "empty.txt", tmp_path / "corpus.txt", tmp_path / "out"
+    empty.write_text(" \n")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'format = 1\nmodel = "hf:{big}"\ncalibration = "{empty}"\ntrain = "{empty}"\n'
+        "[settings]\ntarget = {params = 0.7}\n"
+    )
+    cut, whole = tmp_path / "cut", f"hf:{big}"
+    cut.mkdir()
+    (cut / "prunekit_plan.json").write_text("{}")
+
+    def refused(*arguments: object) -> str:
+        assert main([str(argument) for argument in arguments]) in (1, 2)
+        return capsys.readouterr().err
+
+    for told in (
+        refused("prune", whole, "--calibration", empty, "--out", out),
+        refused("distill", cut, whole, "--data", empty, "--out", out),
+        refused("shrink", recipe),
+    ):
+        assert told.startswith("The text is too short.")
+    missing = refused("prune", whole, "--calibration", tmp_path / "nosuch.txt", "--out", out)
+    assert missing.startswith("There is no such file.")
+    assert "check the path" in missing
+    assert "A text is for a model" in refused("prune", "timm:resnet18", "--calibration", text, "--out", out)
+    unknown = refused("prune", whole, "--serve", "guff", "--out", out)
+    assert "No serving profile is registered as 'guff'." in unknown
+    assert "did you mean 'gguf'? known: gguf, mlx, onnx, transformers, none" in " ".join(unknown.split())
+    (big / "tokenizer.json").unlink()
+    (big / "tokenizer_config.json").unlink()
+    assert "has no tokenizer" in refused("prune", whole, "--calibration", text, "--out", out)

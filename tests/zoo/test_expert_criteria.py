@@ -118,6 +118,7 @@ def test_a_target_takes_multiples_where_grouped_products_take_no_others(name: st
     assert result.report.pruned["model.embed_tokens#stream"][1] % 4 == 0  # of 16 bytes
     told = [note for note in result.report.notes if "are multiples of 4" in note]
     assert "aten::_grouped_mm" in told[0]
+    assert told[0].endswith(" takes no other ones")
     assert model.generate(IDS[:, :4], max_new_tokens=3, do_sample=False).shape == (2, 7)
 
 

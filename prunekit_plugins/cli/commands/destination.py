@@ -9,7 +9,13 @@ from typing import Any
 import attrs
 
 from prunekit import PruneResult, save
-from prunekit.plugin import ArgumentError, CheckpointError, PrunekitError, Registry, ServingEngine
+from prunekit.plugin import (
+    ArgumentError,
+    CheckpointError,
+    PrunekitError,
+    Registry,
+    ServingEngine,
+)
 from prunekit_plugins.checkpoints.shards import parse_size
 from prunekit_plugins.cli.arguments import check_writable
 from prunekit_plugins.cli.models import Subject
@@ -20,6 +26,7 @@ from prunekit_plugins.folders.writing import UNPRUNED, check_destination
 
 TRANSFORMERS = "hf:"
 NO_PROFILE = "none"
+PROFILES = "prunekit_serving_profiles"
 STOCK = "transformers"
 """The profile of a folder that `save_folder` loads again and compares anyway."""
 
@@ -73,10 +80,14 @@ class Destination:
         named = self.out is not None and self.out.suffix != ".safetensors"
         return self.source is not None and not self.on_disk and named
 
-    def profile(self, serve: str | None) -> str | None:
-        """Returns the serving profile: the one that is named, or that of the folder that is written."""
+    def profile(self, serve: str | None, registry: Registry) -> str | None:
+        """Returns the serving profile: the one that is named, or that of the folder that is written.
+
+        Raises:
+            ArgumentError: There is no profile of that name.
+        """
         if serve is not None:
-            return None if serve == NO_PROFILE else serve
+            return None if serve == NO_PROFILE else checked_profile(serve, registry)
         file = self.out is not None and not self.is_folder
         stock = self.source is not None and not self.on_disk and not file and not holds_plan(self.source)
         return STOCK if stock else None
@@ -99,6 +110,21 @@ class Destination:
             overwrite=self.overwrite,
             registry=registry,
         )
+
+
+def checked_profile(serve: str, registry: Registry) -> str:
+    """Returns the name of a profile.
+
+    Raises:
+        ArgumentError: There is none of that name; the message lists all, and what asks for nothing.
+        PluginError: Only a broken plugin brings it.
+    """
+    try:
+        registry.named(PROFILES, serve)
+    except ArgumentError as error:
+        error.hint += f", {NO_PROFILE}"
+        raise
+    return serve
 
 
 def folder_data(saved: SavedFolder | None) -> dict[str, Any]:
@@ -125,7 +151,7 @@ def load_tested(output: Output, serve: str | None, saved: SavedFolder | None, re
     Raises:
         CheckpointError: The engine can't load it, or computes something else.
     """
-    engine = None if serve in (None, STOCK) or saved is None else registry.named("prunekit_serving_profiles", serve)
+    engine = None if serve in (None, STOCK) or saved is None else registry.named(PROFILES, serve)
     if saved is None or not isinstance(engine, ServingEngine) or engine.load_test is None:
         return {}
     try:

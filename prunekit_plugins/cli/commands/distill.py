@@ -80,11 +80,11 @@ def distill(
 ) -> None:
     """Train a pruned model to put out what the model before the cut does."""
     specs, chosen = read_inputs(inputs or ()), read_losses(losses or ())
+    place = Student.of(student, teacher, out, overwrite=overwrite)
     given = [Data(text, batch_size if Data(text).file else None) for text in (data, held_out) if text is not None]
     for part in given:
-        part.check()
+        part.check(teacher)
     check_there(weights)
-    place = Student.of(student, teacher, out, overwrite=overwrite)
     if checkpoint is not None:
         check_writable(checkpoint, "--checkpoint")
     output = Output(as_json)

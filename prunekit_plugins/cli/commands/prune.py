@@ -160,7 +160,7 @@ def prune(
         **{name: None if value is None else read_criterion(value) for name, value in criteria.items()},
         "branches": branches or None,
         "free_outputs": free_outputs or None,
-        "serve": goal.profile(serve or registry.config.option("serve")),
+        "serve": goal.profile(serve or registry.config.option("serve"), registry),
         "allocation": None if allocation is None else read_name(allocation),
         "compensation": [read_name(name) for name in compensation if name != NONE] if compensation else None,
         "ignored_layers": [*registry.config.options.get("ignored_layers", ()), *ignore] if ignore else None,
@@ -236,7 +236,7 @@ def _data_of(
         raise ArgumentError("Compensation, stages and batches need --calibration.")
     else:
         return None
-    data.check()
+    data.check(known.model)
     return data
 
 

@@ -78,7 +78,7 @@ class ShrinkRecipe:
                 found[name] = Data(text)
                 found[name] = Data(text, self.cut.batch_size if found[name].file else None)
         for part in found.values():
-            part.check()
+            part.check(self.cut.model)
         return found
 
 
