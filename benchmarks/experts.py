@@ -28,7 +28,7 @@ from torch import nn
 
 import prunekit as pk
 
-CRITERIA = ("rerouting", "reap", "expert_frequency")
+CRITERIA = ("rerouting", "reap", "expert_reconstruction", "expert_frequency")
 ATTENTION = [f"layers.{layer}.attention" for layer in range(networks.DEPTH)]
 OTHERS: Mapping[str, Mapping[str, Any]] = {
     "expert width": {"expert_pruning_ratio": 0.0, "ignored_layers": ["tokens", *ATTENTION]},
