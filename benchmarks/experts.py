@@ -1,6 +1,6 @@
 """What is left of a small mixture of experts at the same parameters, by what leaves: prints a Markdown table.
 
-    python benchmarks/experts.py                        five seeds, ten minutes
+    python benchmarks/experts.py                        five seeds, six minutes
     python benchmarks/experts.py --seeds 1 --targets 0.7
     python benchmarks/experts.py --json experts.jsonl   also writes each measurement, and takes up where it stopped
     python benchmarks/experts.py --table experts.jsonl  the table of an earlier run
