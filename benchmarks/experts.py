@@ -1,6 +1,6 @@
 """What is left of a small mixture of experts at the same parameters, by what leaves: prints a Markdown table.
 
-    python benchmarks/experts.py                        five seeds, ten minutes
+    python benchmarks/experts.py                        five seeds, six minutes
     python benchmarks/experts.py --seeds 1 --targets 0.7
     python benchmarks/experts.py --json experts.jsonl   also writes each measurement, and takes up where it stopped
     python benchmarks/experts.py --table experts.jsonl  the table of an earlier run
@@ -28,7 +28,7 @@ from torch import nn
 
 import prunekit as pk
 
-CRITERIA = ("rerouting", "reap", "expert_frequency")
+CRITERIA = ("rerouting", "reap", "expert_reconstruction", "expert_frequency")
 ATTENTION = [f"layers.{layer}.attention" for layer in range(networks.DEPTH)]
 OTHERS: Mapping[str, Mapping[str, Any]] = {
     "expert width": {"expert_pruning_ratio": 0.0, "ignored_layers": ["tokens", *ATTENTION]},

@@ -26,6 +26,7 @@ ParameterAxes = Mapping[str, tuple[Axis, ...]]
 
 NUMBERS = "its positions are used as numbers"
 READ = "a position of it is read as a number"
+TOLD_APART = "the order of its positions is known outside of PyTorch"
 
 
 @attrs.frozen
@@ -161,9 +162,19 @@ class _Propagator:
                 self._pin_output(ref, Reason("an output of the model", output=name, kind=ReasonKind.OUTPUT))
             elif ref.index in effects.domains:
                 axes.pin(effects.domains[ref.index], Reason("an output holds its positions", output=name))
+        self._pin_escaped()
         for ref, why in self._trace.kept.items():
             self._pin_output(ref, Reason(f"it may be an output of the model: {why}", kind=ReasonKind.OUTPUT))
         return self._result
+
+    def _pin_escaped(self) -> None:
+        """Pins the dims of integers whose values leave PyTorch: a list with a count for each unit has their order."""
+        makers = {ref: operation for operation in self._trace.operations for ref in operation.outputs}
+        for ref, why in self._trace.escaped.items():
+            maker = makers.get(ref)
+            place = () if maker is None else (maker.name, maker.module)
+            for axis in self._axes(ref):
+                axes.pin(axis, Reason(f"{TOLD_APART}: {why}", *place))
 
     def _leaves(self, index: int) -> bool:
         """Tells whether the values of a tensor become numbers that nobody can follow."""

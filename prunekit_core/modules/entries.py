@@ -248,6 +248,25 @@ def holder_of(module: nn.Module, names: tuple[str, ...]) -> dict[str, Any] | Non
     return table
 
 
+def place_of(module: nn.Module, attribute: str) -> tuple[dict[str, Any], str]:
+    """Returns where an attribute of a module lies: what holds it, and its name there.
+
+    Args:
+        module: The module.
+        attribute: Its name; of an attribute of an object that the module holds, with that object's before it
+            (``"config.num_experts"``).
+    """
+    names = tuple(attribute.split("."))
+    table = holder_of(module, names)
+    return ({} if table is None else table), names[-1]
+
+
+def set_at(module: nn.Module, attribute: str, value: Any) -> None:
+    """Sets an attribute of a module, or of an object that it holds, see `place_of`; no ``__setattr__`` has a say."""
+    table, name = place_of(module, attribute)
+    table[name] = value
+
+
 def is_in_place(table: Mapping[str, Any] | None, change: Recount | Shortening) -> bool:
     """Tells whether an object holds what a change expects."""
     value = None if table is None else table.get(change.place[1][-1])
@@ -318,7 +337,7 @@ def detached(modules: Mapping[str, nn.Module], changes: tuple[Recount | Shorteni
             break
         found = {id(table) for table in around}
         copied.update((id(o), o) for o in _objects(modules, tables) if id(attributes_of(o)) in found)
-    fresh = {key: object.__new__(type(held)) for key, held in copied.items()}
+    fresh = {key: _unfilled(type(held)) for key, held in copied.items()}
     for key, held in copied.items():
         for name, value in (attributes_of(held) or {}).items():
             object.__setattr__(fresh[key], name, fresh.get(id(value), value))
@@ -331,6 +350,14 @@ def detached(modules: Mapping[str, nn.Module], changes: tuple[Recount | Shorteni
         ),
         {id(attributes_of(held)): attributes_of(fresh[key]) or {} for key, held in copied.items()},
     )
+
+
+def _unfilled(kind: type) -> Any:
+    """Makes an object of a class without its constructor."""
+    try:
+        return object.__new__(kind)
+    except TypeError:  # the class is derived from one that is written in C, such as SimpleNamespace
+        return kind.__new__(kind)  # type: ignore[call-overload]  # of a class that isn't known
 
 
 def _objects(modules: Mapping[str, nn.Module], tables: list[dict[str, Any]]) -> Iterator[Any]:

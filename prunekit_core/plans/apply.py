@@ -14,6 +14,7 @@ from prunekit_core.modules import surgery
 from prunekit_core.modules.absent import Absent
 from prunekit_core.modules.edits import Decision, Size, Table, TableEdit, is_size, normal_size
 from prunekit_core.modules.entries import (
+    Detached,
     Recount,
     Shortening,
     changed,
@@ -21,6 +22,7 @@ from prunekit_core.modules.entries import (
     holder_of,
     is_in_place,
     left_of,
+    place_of,
     prefix_of,
 )
 from prunekit_core.modules.renaming import tied_in
@@ -55,6 +57,7 @@ class Application:
         self._edited: list[tuple[dict[str, Any], str]] = []
         self._listed: list[tuple[dict[str, Any], str, TableEdit]] = []
         self._counted: list[tuple[dict[str, Any], str, Recount | Shortening]] = []
+        self._copies = Detached()
         self._optimizer = optimizer
         self._state: OptimizerCut | None = None
         self._memories: Counter[int] | None = None
@@ -180,8 +183,7 @@ class Application:
     def _check_edits(self) -> None:
         seen: set[tuple[int, str]] = set()
         for edit in self._plan.edits:
-            *around, name = edit.attribute.split(".")
-            table = holder_of(self._module(edit.module), (*around, name)) or {}
+            table, name = place_of(self._module(edit.module), edit.attribute)
             if (id(table), name) in seen:
                 raise self._misfit(f"{edit.module}.{edit.attribute}", "it is set twice: the module has another name")
             seen.add((id(table), name))
@@ -233,14 +235,22 @@ class Application:
             container = self._module(deletion.container)
             children = {name: new.get(id(child), child) for name, child in left_of(container, deletion).items()}
             transaction.entry(vars(container), "_modules", type(container._modules)(children))
-        copies = detached(self._modules, self._plan.entries.changes)
-        for held in copies.held:
-            transaction.entry(*held)
         for table, name, change in self._counted:
-            if id(table) in copies.tables:
-                copies.tables[id(table)][name] = changed(table[name], change)
-            else:
-                transaction.entry(table, name, changed(table[name], change))
+            self._set(transaction, table, name, changed(table[name], change))
+
+    def _detach(self, transaction: Transaction) -> None:
+        """Copies the objects whose attributes change, such as a configuration: other models may hold them as well."""
+        edits = [(edit.module, tuple(edit.attribute.split(".")), edit) for edit in self._plan.changed()]
+        inside = [Recount((path, names), 0, 0) for path, names, _ in edits if len(names) > 1]
+        self._copies = detached(self._modules, (*self._plan.entries.changes, *inside))
+        for held in self._copies.held:
+            transaction.entry(*held)
+
+    def _set(self, transaction: Transaction, table: dict[str, Any], name: str, value: Any) -> None:
+        if id(table) in self._copies.tables:
+            self._copies.tables[id(table)][name] = value
+        else:
+            transaction.entry(table, name, value)
 
     def prepare(
         self, transaction: Transaction, values: Mapping[str, torch.Tensor] = {}, *, assign: bool = False
@@ -269,10 +279,11 @@ class Application:
         self._cut(transaction, values)
         if self._state is not None:
             self._state.prepare(transaction, self._positions)
+        self._detach(transaction)
         for edit, (table, name) in zip(self._plan.edits, self._edited, strict=True):
-            transaction.entry(table, name, surgery.sized_like(table[name], edit.new))
+            self._set(transaction, table, name, surgery.sized_like(table[name], edit.new))
         for table, name, listed in self._listed:
-            transaction.entry(table, name, listed.new.value())
+            self._set(transaction, table, name, listed.new.value())
         self._delete_entries(transaction)
 
     def _exchanged(self) -> set[str]:

@@ -25,6 +25,7 @@ from torch import nn
 
 from prunekit_core.modules.closures import Closures
 from prunekit_core.modules.copying import ModuleCopy
+from prunekit_core.modules.entries import set_at
 from prunekit_core.modules.snapshot import ObjectSnapshot, Snapshot
 from prunekit_core.modules.surgery import exchange_module, put_values, select_positions
 from prunekit_core.modules.training_flag import ModeWatch, set_mode
@@ -211,6 +212,7 @@ class Shadow:
             reference and the canonical name.
         names: Identity of each of its parameters and buffers to the canonical name.
         modules: Its modules by dotted path.
+        copied: The objects other than modules and tensors that are copies, too.
         notes: What the report has to say about how the copy was made, and about its runs.
         faults: What layer types say wrongly about the outputs of layers that aren't looked into.
         stack: The dotted paths of the modules that are running, innermost last.
@@ -245,7 +247,7 @@ class Shadow:
         memo = self._stand_ins(modules)
         closures = Closures(modules, memo)
         module_copy = ModuleCopy(model, memo)
-        self.module, self._copied = module_copy.module, module_copy.copied
+        self.module, self.copied = module_copy.module, module_copy.copied
         copy = ModelTree(self.module)
         self._firsts = copy.tensors  # objects in the shadow hold them while it runs smaller ones
         both = [*theirs.tensors.items(), *self._firsts.items()]
@@ -346,7 +348,7 @@ class Shadow:
         self.modes = ModeWatch(self.modules, own)
         self._run_settings = RunSettings(self.modules.values(), logging.getLogger(LOGGER))
         self._pristine = self._snapshot = Snapshot(self.modules.values())
-        self._inside = ObjectSnapshot(self._copied, self.modules.values())
+        self._inside = ObjectSnapshot(self.copied, self.modules.values())
 
     def _closed(self, module: Closed, path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         """Wraps the forward of a module that isn't looked into; what such a module calls isn't recorded either."""
@@ -427,7 +429,7 @@ class Shadow:
             The outputs of the model.
         """
         for (path, attribute), value in (prepare or {}).items():
-            vars(self.modules[path])[attribute] = value  # no __setattr__ of a class has a say
+            set_at(self.modules[path], attribute, value)
         if training is not None:
             set_mode(self.modules.values(), training)
         self.shared_memory.start()

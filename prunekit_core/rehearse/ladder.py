@@ -28,6 +28,7 @@ from prunekit_core.errors import RehearsalError
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.recording import Recording
 from prunekit_core.modules.edits import AttributeEdit, normal_size
+from prunekit_core.modules.entries import place_of
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.rehearse.comparison import Drift, Mismatch, Unmet
 from prunekit_core.rehearse.knowledge import Knowledge, Multiple, causes, least_multiple, rounded_size
@@ -227,7 +228,8 @@ class _Ladder:
         edits = {(edit.module, edit.attribute): edit for edit in stage.layer_edits}
         for (path, attribute), recipe in recipes.items():
             value = value_of(recipe, stage.kept)
-            old = normal_size(vars(stage.modules[path])[attribute])
+            table, name = place_of(stage.modules[path], attribute)
+            old = normal_size(table[name])
             if old != value:
                 edits[path, attribute] = AttributeEdit(path, attribute, old, value)
         return Rehearsed(
@@ -241,10 +243,11 @@ class _Ladder:
         site = f"{self._site(mismatch)}: {mismatch.why}"
         if not here:
             self._refuse_undecided(site)
-        self._refuse_fixed(site, here)
+        shared = self._search.shared(stage, recipes, mismatch)
+        self._refuse_fixed(site, here, shared)
         if mismatch.raised and self._take_multiples(stage, recipes, mismatch, site):
             return
-        if self._tie(recipes, mismatch) or self._tie_widths(stage, recipes, mismatch):
+        if self._tie(recipes, mismatch, shared) or self._tie_widths(stage, recipes, mismatch):
             return
 
         def gets_further(kept: Kept) -> bool:
@@ -308,12 +311,15 @@ class _Ladder:
             hint="make the forward pass deterministic (no random control flow), or pass a forward_fn that is",
         )
 
-    def _refuse_fixed(self, site: str, groups: Sequence[str]) -> None:
+    def _refuse_fixed(
+        self, site: str, groups: Sequence[str], shared: Mapping[Place, frozenset[str]] | None = None
+    ) -> None:
         if self._reselect is None:
+            said = (f"{name} says the size of {', '.join(sorted(of))}" for (_, name), of in (shared or {}).items())
             raise RehearsalError(
                 "The program can't express this cut.",
                 where=site,
-                why=f"the groups {', '.join(groups)} meet there",
+                why="; ".join([f"the groups {', '.join(groups)} meet there", *said]),
                 hint="prune the whole model with BasePruner, which keeps such sizes in step, or leave these units",
             )
 
@@ -335,17 +341,19 @@ class _Ladder:
             if names:
                 yield names
 
-    def _tie(self, recipes: Mapping[Place, Recipe], mismatch: Mismatch) -> bool:
-        """Looks for two groups whose sizes the program computes from each other.
+    def _tie(self, recipes: Mapping[Place, Recipe], mismatch: Mismatch, shared: Mapping[Place, frozenset[str]]) -> bool:
+        """Looks for two groups whose sizes the program computes from each other, or knows by one number.
 
         The evidence is a replay with both of them smaller by the same fraction that gets further.
         """
         record = self._analysis.recordings[mismatch.recording]
         here = self._choosable(self._names_at(record, [mismatch.operation]))
+        near = self._choosable(self._names_near(record, mismatch.operation)) if shared else []
         frame = ancestors(record.trace.operations[mismatch.operation].module)[:3]
-        for path in frame:
-            indices = [operation.index for operation in self._sites.operations(mismatch.recording, path)]
-            for group, other in itertools.product(here, self._choosable(self._names_at(record, indices))):
+        places = ([one.index for one in self._sites.operations(mismatch.recording, path)] for path in frame)
+        around = ((here, self._names_at(record, indices)) for indices in places)
+        for some, names in itertools.chain(((near, sorted(groups)) for groups in shared.values()), around):
+            for group, other in itertools.product(some, self._choosable(names)):
                 pair = self._knowledge.tied(group) | self._knowledge.tied(other)
                 if other in self._knowledge.tied(group) or not pair & self._kept.keys():
                     continue
@@ -370,7 +378,7 @@ class _Ladder:
         """
         record = self._analysis.recordings[mismatch.recording]
         groups = self._analysis.groups
-        here = self._choosable(self._names_at(record, [mismatch.operation]))
+        here = self._choosable(self._names_near(record, mismatch.operation))
         sizes = {groups[name].size for name in here}
         for path in ancestors(record.trace.operations[mismatch.operation].module)[:3]:
             indices = [operation.index for operation in self._sites.operations(mismatch.recording, path)]

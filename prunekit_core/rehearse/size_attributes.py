@@ -10,7 +10,9 @@ from torch import nn
 from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import Kept, Layout, depends, new_size
 from prunekit_core.groups.analysis import Analysis
+from prunekit_core.modules.attributes import attributes_of, slots_of
 from prunekit_core.modules.edits import is_size
+from prunekit_core.modules.entries import objects_in, place_of
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.program.op_call import Kind
 from prunekit_core.rehearse.comparison import Drift, Mismatch
@@ -21,7 +23,8 @@ Recipe = Layout | tuple[Layout | int, ...]
 """What a size attribute means: the size of a layout, or a tuple of such sizes and constants."""
 
 Place = tuple[str, str]
-"""Where an attribute lives: module path and attribute name."""
+"""Where an attribute lives: module path and attribute name; in an object that modules hold, the first of them, and the
+object's name before the attribute's (``config.num_experts``)."""
 
 
 def value_of(recipe: Recipe, kept: Kept) -> Any:
@@ -35,8 +38,8 @@ def replay(stage: Stage, recipes: Mapping[Place, Recipe]) -> tuple[Mismatch | No
     """Replays a cut with some attributes as their recipes say."""
     edits = {}
     for (path, attribute), recipe in recipes.items():
-        value, old = value_of(recipe, stage.kept), vars(stage.modules[path])[attribute]
-        edits[path, attribute] = value if isinstance(value, int) else type(old)(value)
+        value, (table, name) = value_of(recipe, stage.kept), place_of(stage.modules[path], attribute)
+        edits[path, attribute] = value if isinstance(value, int) else type(table[name])(value)
     return stage.replay(edits)
 
 
@@ -95,14 +98,17 @@ class AttributeSearch:
     def improve(self, stage: Stage, recipes: dict[Place, Recipe], mismatch: Mismatch) -> Found | None:
         """Looks for attributes whose change gets the replay further than its first mismatch, near to it first.
 
+        Those of objects that modules hold, such as a configuration that all layers share, come after all of modules.
+
         Returns:
             All recipes with the new ones, and what the replay with them found; None when nothing helps.
         """
         record = self._analysis.recordings[mismatch.recording]
-        for path in ancestors(record.trace.operations[mismatch.operation].module):
+        paths = ancestors(record.trace.operations[mismatch.operation].module)
+        for path, shared in ((path, shared) for shared in (False, True) for path in paths):
             options = {
                 self._failure(stage, mismatch, option): option
-                for option in self._options(stage, path, recipes, mismatch.recording)
+                for option in self._options(stage, path, recipes, mismatch.recording, shared=shared)
             }
             left = [option for failure, option in options.items() if failure not in self._failed]
             if not left:
@@ -121,10 +127,42 @@ class AttributeSearch:
             stage: The shadow, with a cut that is proven with the attributes that are known.
             recipes: What is known about attributes.
         """
-        more = _unread(self._analysis, stage.modules, stage.kept, recipes)
-        if not more or replay(stage, {**recipes, **more})[0] is not None:
-            return recipes
-        return {**recipes, **more}
+        experts = _unread(self._analysis, stage.modules, stage.kept, recipes)
+        copies = {place: recipe for place, recipe in self._named_alike(stage, recipes) if place not in recipes}
+        for more in ({**copies, **experts}, experts) if copies else (experts,):
+            if more and replay(stage, {**recipes, **more})[0] is None:
+                return {**recipes, **more}
+        return recipes
+
+    def _named_alike(self, stage: Stage, recipes: Mapping[Place, Recipe]) -> Iterator[tuple[Place, Recipe]]:
+        """Yields attributes of modules with the name and the value of one in a configuration that follows a size."""
+        shared = ((place, recipe) for place, recipe in recipes.items() if "." in place[1])
+        for (holder, attribute), recipe in shared:
+            table, name = place_of(stage.modules[holder], attribute)
+            for path, module in stage.modules.items():
+                value = vars(module).get(name)
+                alike = type(value) is type(table[name]) and value == table[name]
+                if alike and self._registry.layer_type(module) is None:
+                    yield (path, name), recipe
+
+    def shared(self, stage: Stage, recipes: Mapping[Place, Recipe], mismatch: Mismatch) -> dict[Place, frozenset[str]]:
+        """Returns attributes of configurations that modules around a mismatch hold and that follow a size already.
+
+        Args:
+            stage: The shadow with a cut.
+            recipes: What is known about attributes.
+            mismatch: Where the replay ends.
+
+        Returns:
+            Their places, each with the groups that it follows.
+        """
+        operation = self._analysis.recordings[mismatch.recording].trace.operations[mismatch.operation]
+        held = (place for path in ancestors(operation.module) for place, _ in self._held(stage, stage.modules[path]))
+        return {
+            place: frozenset(layouts.groups_of(recipe))
+            for place in held
+            if (recipe := recipes.get(place)) is not None and not isinstance(recipe, tuple)
+        }
 
     def _failure(self, stage: Stage, mismatch: Mismatch, option: _Option) -> _Failure:
         (path, attribute), keys, _ = option
@@ -166,8 +204,18 @@ class AttributeSearch:
                     break
         return best
 
-    def _options(self, stage: Stage, path: str, recipes: Mapping[Place, Recipe], recording: int) -> list[_Option]:
-        """Lists hypotheses: attributes of a module whose value is the old size of something that shrinks there."""
+    def _options(
+        self, stage: Stage, path: str, recipes: Mapping[Place, Recipe], recording: int, *, shared: bool
+    ) -> list[_Option]:
+        """Lists hypotheses: attributes whose value is the old size of something that shrinks in a module.
+
+        Args:
+            stage: The shadow with a cut.
+            path: Path of the module.
+            recipes: What is known about attributes.
+            recording: Position of the recording.
+            shared: Whether attributes of objects that the module holds are listed, in place of its own.
+        """
         module = stage.modules[path]
         if self._registry.layer_type(module) is not None and any(True for _ in module.parameters(recurse=False)):
             return []
@@ -178,8 +226,10 @@ class AttributeSearch:
             if new != piece.size:
                 by_size.setdefault(piece.size, {}).setdefault(new, key)
         found: list[_Option] = []
-        for attribute, value in sorted(vars(module).items()):
-            place = (path, attribute)
+        if not by_size:
+            return found
+        own = (((path, attribute), value) for attribute, value in sorted(vars(module).items()))
+        for place, value in self._held(stage, module) if shared else own:
             if place in recipes or not is_size(value):
                 continue
             if isinstance(value, int):
@@ -190,12 +240,24 @@ class AttributeSearch:
                 found.append((place, keys, recipe))
         return found
 
+    def _held(self, stage: Stage, module: nn.Module) -> Iterator[tuple[Place, Any]]:
+        """Yields numbers in the objects that a module holds, if they are copies as the module is, and their places."""
+        inside = {id(table) for (_, names), table in objects_in({"": module}) if names}
+        if not inside:
+            return
+        copies = {id(attributes_of(one)) for one in self._analysis.shadow.copied if not slots_of(type(one))}
+        for (path, names), table in objects_in(stage.modules):
+            if id(table) in inside & copies:
+                yield from (((path, ".".join((*names, name))), value) for name, value in sorted(table.items()))
+
     def _siblings(
         self, trials: _Trials, place: Place, keys: tuple[PieceKey, ...], recipe: Recipe
     ) -> dict[Place, Recipe]:
         """Finds the same attribute with the same meaning in all modules of the same class and structure."""
         (path, attribute), stage, recording = place, trials.stage, trials.mismatch.recording
         found: dict[Place, Recipe] = {}
+        if "." in attribute:  # modules share it
+            return found
         for sibling in self._sites.siblings(stage.modules, path, recording):
             pieces = [self._sites.piece(recording, sibling, key) for key in keys]
             known = [piece for piece in pieces if piece is not None]
@@ -220,7 +282,7 @@ class AttributeSearch:
 # One implementation of a mixture of experts reads the number of experts, another doesn't, and a router may hold it for
 # others to see. Such an attribute follows where it can't be anything else: its module, or one around it, holds the
 # experts, its value is their number, and so it is in every module of the class; or a replay has shown that an attribute
-# of that name counts them elsewhere.
+# of that name counts them elsewhere, or one in a configuration from which it was copied.
 
 
 def _unread(

@@ -26,8 +26,9 @@ EXPERTS = "experts-"
 FORMAT = "1"
 MOMENTS, COVARIANCES, CURVATURES = "moments", "covariances", "curvatures"
 GRADIENTS, FISHER = "gradients", "fisher"
-ROUTING, CONTRIBUTIONS, REROUTING, NEURONS = "routing", "contributions", "rerouting", "neurons"
-PARTS = (MOMENTS, COVARIANCES, CURVATURES, GRADIENTS, FISHER, ROUTING, CONTRIBUTIONS, REROUTING, NEURONS)
+ROUTING, CONTRIBUTIONS, PRODUCTS, REROUTING = "routing", "contributions", "products", "rerouting"
+NEURONS = "neurons"
+PARTS = (MOMENTS, COVARIANCES, CURVATURES, GRADIENTS, FISHER, ROUTING, CONTRIBUTIONS, PRODUCTS, REROUTING, NEURONS)
 
 
 @attrs.frozen(eq=False)
@@ -87,7 +88,7 @@ class Statistics:
 
     def __contains__(self, part: str) -> bool:
         """Tells whether a part (``"moments"``, ``"covariances"``, ``"curvatures"``, ``"gradients"``, ``"fisher"``,
-        ``"routing"``, ``"contributions"``, ``"rerouting"``, ``"neurons"``) is there."""
+        ``"routing"``, ``"contributions"``, ``"products"``, ``"rerouting"``, ``"neurons"``) is there."""
         if part == MOMENTS:
             return bool(self.sites)
         if part == COVARIANCES:
@@ -96,6 +97,8 @@ class Statistics:
             return bool(self.sites) and all(s.curvature is not None for s in self.sites.values())
         if part == CONTRIBUTIONS:
             return any(found.weighted is not None for found in self.experts.values())
+        if part == PRODUCTS:
+            return any(found.products is not None for found in self.experts.values())
         if part == REROUTING:
             return any(found.error is not None for found in self.experts.values())
         if part == NEURONS:

@@ -33,6 +33,7 @@ from prunekit_plugins.calibration.statistics import (
     MOMENTS,
     NEURONS,
     PARTS,
+    PRODUCTS,
     REROUTING,
     ROUTING,
     SiteStatistics,
@@ -68,7 +69,8 @@ def calibrate(
             outputs of the model move with those of a layer), ``"gradients"`` (the mean gradient of every parameter),
             ``"fisher"`` (the mean squared gradient of single examples). Of mixtures, each of whose tokens is sent to
             ``k`` experts: ``"routing"`` (how many tokens each expert is sent), ``"contributions"`` (what each adds; it
-            takes ``k + 1`` forward passes more), ``"rerouting"`` (what changes without each; ``k`` passes more),
+            takes ``k + 1`` forward passes more), ``"products"`` (that, and inner products of what each two add),
+            ``"rerouting"`` (what changes without each; ``k`` passes more),
             ``"neurons"`` (how much the outputs of the model depend on the neurons of stacks of weights).
         layers: Only what these layers read (modules, names or types; containers mean what they contain): for models
             whose covariances don't fit into memory together.
@@ -146,7 +148,7 @@ def gather(
             curvatures.add(batch, gathering.found)
         if slopes is not None:
             slopes.add(batch)
-        if demand.has(ROUTING, CONTRIBUTIONS, REROUTING) or (demand.has(NEURONS) and values is None):
+        if demand.has(ROUTING, CONTRIBUTIONS, PRODUCTS, REROUTING) or (demand.has(NEURONS) and values is None):
             analysis = analysis or _analysed(target, batch, registry)
             experts = experts or _experts(watched, analysis, demand, gradients=values is None)
             experts.add(batch)
@@ -185,10 +187,11 @@ def _experts(watched: Watched, analysis: Analysis, demand: Demand, *, gradients:
         watched,
         analysis,
         contributions=demand.has(CONTRIBUTIONS),
+        products=demand.has(PRODUCTS),
         rerouting=demand.has(REROUTING),
         neurons=demand.has(NEURONS, REROUTING),
         gradients=gradients,
-        ranked=demand.has(ROUTING, CONTRIBUTIONS, REROUTING),
+        ranked=demand.has(ROUTING, CONTRIBUTIONS, PRODUCTS, REROUTING),
     )
 
 

@@ -18,7 +18,12 @@ from prunekit_plugins.importance.contributions import (
     WandaImportance,
 )
 from prunekit_plugins.importance.effect import EffectImportance
-from prunekit_plugins.importance.experts import ExpertFrequencyImportance, REAPImportance, ReroutingImportance
+from prunekit_plugins.importance.experts import (
+    ExpertFrequencyImportance,
+    ExpertReconstructionImportance,
+    REAPImportance,
+    ReroutingImportance,
+)
 from prunekit_plugins.importance.fpgm import FPGMImportance
 from prunekit_plugins.importance.gates import GateFisherImportance, GateTaylorImportance
 from prunekit_plugins.importance.hessian import GroupHessianImportance
@@ -43,6 +48,7 @@ __all__ = [
     "CalibratedImportance",
     "EffectImportance",
     "ExpertFrequencyImportance",
+    "ExpertReconstructionImportance",
     "FPGMImportance",
     "GateFisherImportance",
     "GateTaylorImportance",
@@ -77,6 +83,7 @@ def prunekit_importance() -> Mapping[str, Callable[..., Any]]:
         "branch_residual": BranchResidualImportance,
         "calibrated": CalibratedImportance,
         "expert_frequency": ExpertFrequencyImportance,
+        "expert_reconstruction": ExpertReconstructionImportance,
         "fpgm": FPGMImportance,
         "gate_fisher": GateFisherImportance,
         "gate_taylor": GateTaylorImportance,

@@ -13,7 +13,12 @@ from torch import nn
 from prunekit.plugin import Registry
 from prunekit_plugins.importance.activation import ActivationImportance
 from prunekit_plugins.importance.chance import RandomImportance
-from prunekit_plugins.importance.experts import ExpertFrequencyImportance, REAPImportance, ReroutingImportance
+from prunekit_plugins.importance.experts import (
+    ExpertFrequencyImportance,
+    ExpertReconstructionImportance,
+    REAPImportance,
+    ReroutingImportance,
+)
 from prunekit_plugins.importance.hessian import GroupHessianImportance
 from prunekit_plugins.importance.obdc import OBDCImportance
 from prunekit_plugins.importance.taylor import GroupTaylorImportance
@@ -28,6 +33,7 @@ def declared() -> Mapping[tuple[str, Any], Callable[[Registry], None]]:
         (HOOK, name): functools.partial(_check_experts, made)
         for name, made in (
             ("expert_frequency", ExpertFrequencyImportance),
+            ("expert_reconstruction", ExpertReconstructionImportance),
             ("reap", REAPImportance),
             ("rerouting", ReroutingImportance),
         )

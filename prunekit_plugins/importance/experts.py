@@ -10,6 +10,9 @@ from prunekit.plugin import ArgumentError, ExpertStatistics, Group, Statistics
 from prunekit_plugins.importance.contributions import check_statistics
 from prunekit_plugins.importance.effect import typical_effect
 
+RIDGE = 1e-9
+"""What the squared norm of what an expert adds is increased by, as a part of it: others may add exactly the same."""
+
 
 class FromExperts:
     """What criteria for experts share: the statistics of the mixture that a group belongs to.
@@ -87,7 +90,7 @@ class ExpertFrequencyImportance(FromExperts):
     """Scores an expert by the part of the tokens that are sent to it.
 
     An expert that is chosen often may add little, and one for a few tokens much: it is what routers are balanced by,
-    and the weakest of the three criteria.
+    and the weakest of these criteria.
 
     Args:
         statistics: What `calibrate` gathered, with ``"routing"``; may be set later.
@@ -166,3 +169,75 @@ class ReroutingImportance(FromExperts):
 
     def _has(self, experts: ExpertStatistics) -> bool:
         return experts.error is not None
+
+
+class ExpertReconstructionImportance(FromExperts):
+    """Scores an expert by the error that its removal adds after a least-squares fit of the experts that stay.
+
+    With ``c_j(x) = g_j(x) f_j(x)`` what expert ``j`` adds for token ``x`` (zero where ``x`` isn't sent to it), a
+    mixture puts out ``y = sum_j c_j``. If only the experts of ``K`` stay and each of them may be scaled, what is lost
+    is ``min_a sum_x (y - sum_{j in K} a_j c_j)^T G (y - sum_{j in K} a_j c_j)``, by example. With the inner products
+    ``P_ij = sum_x c_i^T G c_j`` of the experts that are left and their factors ``a``, which are 1 at first, removing
+    one more adds ``s[j] = a_j^2 / (P^-1)_jj`` (Hassibi and Stork, *Optimal Brain Surgeon*, NIPS 1992, with experts for
+    weights). Experts are removed greedily, the cheapest first; after each, ``P^-1`` is downdated and ``a`` fitted. A
+    score is what an expert adds when its turn comes, but at least what those before it added. Of two experts that do
+    the same for the same tokens only one looks superfluous.
+
+    ``G`` and the scale are those of `ReroutingImportance`: the expected squared change of the model's outputs, to first
+    order, as a multiple of the mean effect of an output of any layer. Without gradients ``G = 1``, relative to what the
+    mixture puts out: ``s[j] / sum ||y||^2``. Tokens aren't sent to other experts in this estimate; where a token is
+    sent to one expert only it is ``sum_x c_j^T G c_j``.
+
+    Args:
+        statistics: What `calibrate` gathered, with ``"products"``; may be set later.
+    """
+
+    needs: Sequence[str] = ("products",)
+
+    @property
+    def additive(self) -> bool:
+        """Whether scores are squared changes of the model's outputs, which add up."""
+        if self.statistics is None:
+            return False
+        return all(experts.weighed_products is not None for experts in self.statistics.experts.values())
+
+    def scores(self, experts: ExpertStatistics) -> torch.Tensor:
+        """What each adds to the squared change of the outputs, or else of what the mixture puts out, in its turn."""
+        assert self.statistics is not None
+        assert experts.products is not None
+        if self.additive and experts.weighed_products is not None:
+            return _taken_away(experts.weighed_products) / max(1, experts.examples) / typical_effect(self.statistics)
+        return _taken_away(experts.products) / (experts.energy or 1.0)
+
+    def _has(self, experts: ExpertStatistics) -> bool:
+        return experts.products is not None
+
+
+def _taken_away(products: torch.Tensor) -> torch.Tensor:
+    """Removes all units greedily; returns what each adds to the error of the best fit by those that are left.
+
+    Args:
+        products: Inner products of what units add: tensor ``[units, units]``, float64, positive semidefinite. A unit
+            that adds nothing costs nothing.
+
+    Returns:
+        Tensor ``[units]``, float64.
+    """
+    squares = products.diagonal().clamp(min=0)
+    weights = squares.sqrt()  # factors of what they add, at length 1
+    norms = torch.where(squares > 0, weights, 1)
+    cosines = products / norms[:, None] / norms
+    cosines.diagonal().fill_(1 + RIDGE)
+    inverse = torch.linalg.inv(cosines)
+    scores, left = torch.zeros_like(squares), torch.ones_like(squares, dtype=torch.bool)
+    floor = 0.0
+    for _ in squares:
+        errors = torch.where(left, weights.square() / inverse.diagonal(), torch.inf)
+        unit = int(errors.argmin())
+        scores[unit] = floor = max(floor, float(errors[unit]))
+        left[unit] = False
+        column = inverse[:, unit] / inverse[unit, unit]
+        weights = weights - weights[unit] * column
+        inverse = inverse - torch.outer(column, column) * inverse[unit, unit]
+        inverse[unit, unit] = 1  # gone: nothing of it is read any more
+    return scores

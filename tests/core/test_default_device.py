@@ -98,7 +98,7 @@ OF_BRANCHES = {
     "block_influence", "branch_residual", "gate_fisher", "gate_taylor", "output_change", "relative_energy",
 }  # fmt: skip
 """Criteria that have nothing to say about units."""
-OF_EXPERTS = {"expert_frequency", "reap", "rerouting"}
+OF_EXPERTS = {"expert_frequency", "expert_reconstruction", "reap", "rerouting"}
 """Criteria that have nothing to say where there are no experts."""
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from prunekit_plugins.calibration.statistics import PARTS
 from prunekit_plugins.importance import (
     CalibratedImportance,
     ExpertFrequencyImportance,
+    ExpertReconstructionImportance,
     REAPImportance,
     ReroutingImportance,
 )
@@ -37,10 +39,11 @@ from tests.core.test_experts import (
     without_experts,
 )
 
+OF_EXPERTS = ["rerouting", "reap", "expert_reconstruction", "expert_frequency"]
 MORE = torch.randn(30, WIDTH, generator=torch.Generator().manual_seed(2))
 BATCHES = [TOKENS, MORE]
 MANY = [torch.randn(1000, WIDTH, generator=torch.Generator().manual_seed(3))]
-PARTS_OF_EXPERTS = ("routing", "contributions", "rerouting")
+PARTS_OF_EXPERTS = ("routing", "contributions", "products", "rerouting")
 
 
 def calibrated(model: nn.Module, *parts: str, batches: Any = None) -> Statistics:
@@ -104,6 +107,84 @@ def mixed(model: Mixture, x: torch.Tensor) -> torch.Tensor:
     x, weights, chosen = routing(model, x)
     picked = outputs(model, x).gather(1, chosen[..., None].expand(-1, -1, WIDTH))
     return (picked * weights[..., None]).sum(1)
+
+
+def added(model: Mixture, x: torch.Tensor) -> torch.Tensor:
+    """What each unit adds to what the experts put out: ``[units, tokens, features]``, float64."""
+    x, weights, chosen = routing(model, x)
+    gates = torch.zeros(len(x), EXPERTS, dtype=torch.float64).scatter_(1, chosen, weights.double())
+    return (outputs(model, x).double() * gates[..., None]).transpose(0, 1)
+
+
+def left_by(adds: torch.Tensor, gone: Sequence[int]) -> float:
+    """The squared error of the best fit by the units that stay, each with a factor of its own."""
+    columns = adds.flatten(1).T
+    stay = [unit for unit in range(len(adds)) if unit not in gone]
+    whole = columns.sum(1, keepdim=True)
+    factors = torch.linalg.lstsq(columns[:, stay], whole, driver="gelsd").solution
+    return float((whole - columns[:, stay] @ factors).square().sum())
+
+
+def one_by_one(adds: torch.Tensor) -> torch.Tensor:
+    """What units add to that error if the cheapest goes first, then the cheapest of the others: tried one by one.
+
+    At least as much as those before them.
+    """
+    gone: list[int] = []
+    floor = 0.0
+    found = torch.zeros(len(adds), dtype=torch.float64)
+    while len(gone) < len(adds):
+        tried = {unit: left_by(adds, [*gone, unit]) for unit in range(len(adds)) if unit not in gone}
+        unit = min(tried, key=tried.__getitem__)
+        found[unit] = floor = max(floor, tried[unit] - left_by(adds, gone))
+        gone.append(unit)
+    return found
+
+
+def without_gradients(statistics: Statistics) -> Statistics:
+    ((name, seen),) = statistics.experts.items()
+    return attrs.evolve(statistics, experts={name: attrs.evolve(seen, weighed_products=None)})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_expert_reconstruction_is_the_error_after_a_least_squares_fit_of_those_that_stay(kind: type[Mixture]) -> None:
+    model = made(kind)
+    adds = torch.cat([added(model, batch) for batch in BATCHES], 1)
+    if kind is Grouped:
+        adds = torch.stack([adds[[0, 2, 4]].sum(0), adds[[1, 3, 5]].sum(0)])
+    statistics = calibrated(model, "products")
+    (seen,) = statistics.experts.values()
+    assert seen.products is not None
+    torch.testing.assert_close(seen.products, torch.einsum("itd,jtd->ij", adds, adds), rtol=1e-5, atol=1e-6)
+    found = scored(ExpertReconstructionImportance(without_gradients(statistics)), model)
+    expected = one_by_one(adds)
+    torch.testing.assert_close(found, expected / adds.sum(0).square().sum(), rtol=1e-5, atol=1e-7)
+    singles = torch.tensor([left_by(adds, [unit]) for unit in range(len(adds))], dtype=torch.float64)
+    assert bool((expected > 1.02 * singles).any())  # the order matters
+
+
+def test_expert_reconstruction_is_the_squared_change_of_the_outputs() -> None:
+    model = made(LookedUp)
+    torch.manual_seed(1)
+    batches = [torch.randn(400, WIDTH)]
+    criterion = ExpertReconstructionImportance(calibrated(model, "products", batches=batches))
+    assert criterion.additive
+    expected = one_by_one(added(model, batches[0]) @ model.out.weight.T.double().detach())
+    torch.testing.assert_close(scored(criterion, model), expected / 400, rtol=0.1, atol=0)
+    assert not ExpertReconstructionImportance(without_gradients(calibrated(model, "products"))).additive
+
+
+def test_of_two_experts_that_do_the_same_one_goes_for_nothing() -> None:
+    model = made(LookedUp)
+    with torch.no_grad():
+        model.router.weight[1::2], model.router.bias[1::2] = (
+            model.router.weight[::2],
+            model.router.bias[::2],
+        )  # in pairs
+        model.up[1], model.down[1], model.scale[1] = model.up[0], model.down[0], model.scale[0]
+    found = scored(ExpertReconstructionImportance(calibrated(model, "products", batches=MANY)), model)
+    assert float(found[:2].min()) < 1e-6 * float(found[2:].min())
+    assert float(found[:2].max()) > float(found[2:].min())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -245,7 +326,7 @@ def shy(kind: Callable[[], Mixture] = LookedUp) -> Mixture:
     return model
 
 
-@pytest.mark.parametrize("criterion", ["rerouting", "reap", "expert_frequency"])
+@pytest.mark.parametrize("criterion", OF_EXPERTS)
 def test_an_expert_that_calibration_never_reached_stays(criterion: str) -> None:
     model = shy()
     result = pk.prune(model, TOKENS, 0.0, expert_pruning_ratio=0.9, expert_importance=criterion, calibration=BATCHES)
@@ -355,7 +436,7 @@ def test_a_target_of_a_model_without_experts_weighs_damages_as_ever() -> None:
     assert result.protocol.arguments["allocation"] == "estimated"
 
 
-@pytest.mark.parametrize("criterion", ["rerouting", "reap", "expert_frequency"])
+@pytest.mark.parametrize("criterion", OF_EXPERTS)
 def test_tokens_that_are_not_finite_dont_count(criterion: str) -> None:
     bad = MANY[0].clone()
     bad[5, 0] = torch.nan
@@ -368,7 +449,7 @@ def test_tokens_that_are_not_finite_dont_count(criterion: str) -> None:
     assert "router#experts: 1 of 1000 tokens not finite" in results[0].report.notes
     found, expected = (calibrated(made(LookedUp), batches=[data]).experts["router#experts"] for data in (bad, left))
     assert torch.equal(found.routed, expected.routed)
-    for part in ("weighted", "error"):
+    for part in ("weighted", "error", "products"):
         assert torch.allclose(getattr(found, part), getattr(expected, part))
 
 

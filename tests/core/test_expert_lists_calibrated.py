@@ -12,7 +12,12 @@ from torch import nn
 
 import prunekit as pk
 from prunekit.plugin import ExpertStatistics, Sizer
-from prunekit_plugins.importance import ExpertFrequencyImportance, REAPImportance, ReroutingImportance
+from prunekit_plugins.importance import (
+    ExpertFrequencyImportance,
+    ExpertReconstructionImportance,
+    REAPImportance,
+    ReroutingImportance,
+)
 from tests.core.test_expert_lists import (
     EXPERTS,
     WIDTH,
@@ -126,6 +131,26 @@ def test_reap_is_the_mean_weighted_norm_of_what_an_expert_puts_out(kind: type[Ro
             counts[number] += len(token)
     found = scored(REAPImportance(pk.calibrate(model, BATCHES, parts=["contributions"]), relative=False), model)
     assert torch.allclose(found, sums / counts.clamp(min=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_are_those_of_what_two_experts_add_to_a_token(kind: type[Routed]) -> None:
+    model = made(kind)
+    adds = torch.zeros(EXPERTS, 40, WIDTH, dtype=torch.float64)
+    x, weights, chosen = routing(model, torch.cat(BATCHES))
+    for number, expert in enumerate(model.experts.children()):
+        token, place = (chosen == number).nonzero(as_tuple=True)
+        with torch.no_grad():
+            adds[number, token] = (weights[token, place, None] * expert(x[token])).double()
+    statistics = pk.calibrate(model, BATCHES, parts=["products"])
+    found = statistics.experts["router#experts"]
+    assert found.products is not None
+    torch.testing.assert_close(found.products, torch.einsum("itd,jtd->ij", adds, adds), rtol=1e-5, atol=1e-6)
+    scores = scored(ExpertReconstructionImportance(statistics), model)
+    assert found.weighed_products is not None
+    reached = found.routed > 0
+    first = 1 / torch.linalg.inv(found.weighed_products[reached][:, reached]).diagonal() / found.examples
+    torch.testing.assert_close(scores[reached].min(), first.min(), rtol=1e-5, atol=0)
 
 
 def run_without(model: Routed, expert: int, x: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ def joined(world: int) -> None:
     tokens[:32] = tokens[0]  # the first half reaches few experts
 
     def gather(part: torch.Tensor) -> pk.Statistics:
-        return pk.calibrate(model, part.split(8), parts=("routing", "contributions", "rerouting"))
+        return pk.calibrate(model, part.split(8), parts=("routing", "contributions", "products", "rerouting"))
 
     whole, shares = gather(tokens), [gather(tokens[r * 64 // world : (r + 1) * 64 // world]) for r in range(world)]
     found = distributed.reduce_calibration(shares[rank])
@@ -34,7 +34,7 @@ def joined(world: int) -> None:
     assert (own.tokens, own.examples, own.top_k) == (expected.tokens, expected.examples, expected.top_k)
     assert torch.equal(own.routed, expected.routed)
     assert own.energy == pytest.approx(expected.energy)
-    for part in ("weighted", "error"):
+    for part in ("weighted", "error", "products"):
         torch.testing.assert_close(getattr(own, part), getattr(expected, part))
     torch.testing.assert_close(own.damage, sum(part.damage for part in parts))  # of projections of their own
     assert own.effect == pytest.approx(sum(part.effect for part in parts))

@@ -55,7 +55,7 @@ OF_BRANCHES = (
 )  # fmt: skip
 """Criteria that have nothing to say about units."""
 
-OF_EXPERTS = ("expert_frequency", "reap", "rerouting")
+OF_EXPERTS = ("expert_frequency", "expert_reconstruction", "reap", "rerouting")
 """Criteria that have nothing to say about other units."""
 
 

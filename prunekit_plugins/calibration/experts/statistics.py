@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import torch
 
-TENSORS = ("routed", "weighted", "error", "damage")
+TENSORS = ("routed", "weighted", "error", "damage", "products", "weighed_products")
 """The attributes that are tensors; all but the first may be None."""
 OF_NEURONS = "neurons."
 """What the names of tensors of neurons start with."""
@@ -18,8 +18,8 @@ OF_NEURONS = "neurons."
 class ExpertStatistics:
     """What calibration data say about the experts of one mixture.
 
-    Tensors have one number for each unit of the group: an expert, or the experts at the same place of every group of
-    experts. They are of all tokens that count.
+    Most tensors have one number for each unit of the group: an expert, or the experts at the same place of every group
+    of experts. They are of all tokens that count.
 
     Attributes:
         top_k: How many experts a token is sent to.
@@ -37,6 +37,11 @@ class ExpertStatistics:
         neurons: Name of each group of the experts' neurons to a tensor ``[neurons]``, float64: the expected squared
             change of the outputs of the model, to first order, if nothing reads the neuron, in each expert by itself,
             summed up over these. Empty where there are no gradients.
+        products: Tensor ``[units, units]``, float64: the sum over tokens of ``c_i(x)^T c_j(x)``, with
+            ``c_j(x) = g_j(x) f_j(x)`` what unit ``j`` adds to what the mixture puts out for a token; zero where the
+            token isn't sent to it. None if not gathered.
+        weighed_products: The same of ``c_i(x)^T G c_j(x)``, with ``G`` how the outputs of the model move, squared, with
+            what the mixture puts out; None where there are no gradients.
     """
 
     top_k: int
@@ -50,6 +55,8 @@ class ExpertStatistics:
     effect: float | None = None
     stacks: tuple[str, ...] = attrs.field(default=(), converter=tuple[str, ...])
     neurons: Mapping[str, torch.Tensor] = attrs.field(factory=dict)
+    products: torch.Tensor | None = None
+    weighed_products: torch.Tensor | None = None
 
     @property
     def unreached(self) -> tuple[int, ...]:
