@@ -1,10 +1,4 @@
-"""Running a model with experts out of the choice of some tokens, or with the weights of their outputs at zero.
-
-A token is sent to ``k`` experts. In the ``r``-th run each token can't be sent to its own ``r``-th expert, in all
-mixtures at once; what a mixture puts out is compared with what it puts out otherwise, and that is what the program goes
-on with. So ``k`` runs show what each expert does to each of its tokens, however many experts there are, and whatever
-the program does to run them.
-"""
+"""Gathering what calibration data say about experts: how often they are chosen, what they add, what is lost without."""
 
 from __future__ import annotations
 
@@ -19,11 +13,11 @@ from prunekit_core.groups.analysis import Analysis
 from prunekit_core.program.outputs import output_tensors
 from prunekit_plugins.calibration.batches import Batch
 from prunekit_plugins.calibration.branch_sums import recorded_position
-from prunekit_plugins.calibration.experts.listener import MixtureListener, SeenMixture, Turn
 from prunekit_plugins.calibration.experts.mixtures import Mixture
 from prunekit_plugins.calibration.experts.neurons import NeuronReads, neuron_reads, summed_up
 from prunekit_plugins.calibration.experts.search import find_mixtures
 from prunekit_plugins.calibration.experts.statistics import ExpertStatistics
+from prunekit_plugins.calibration.experts.turns import MixtureListener, SeenMixture, Turn
 from prunekit_plugins.calibration.observation import Watched
 
 WIDEST = 4096

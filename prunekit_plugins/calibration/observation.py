@@ -7,7 +7,7 @@ touched, and every use of a parameter is seen, whether a module is called or a f
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 import attrs
@@ -152,6 +152,7 @@ class WatchingListener(Listener):
         look: Called with every consumer once it ran.
         summed: Numbers of consumers whose sums are shown as well.
         total: Called with each of those sums.
+        every: Whether all consumers are shown, whichever of them are watched.
     """
 
     def __init__(
@@ -161,10 +162,12 @@ class WatchingListener(Listener):
         look: Look,
         summed: Collection[int] = (),
         total: Total | None = None,
+        *,
+        every: bool = False,
     ) -> None:
         shadow, rules = watched.shadow, watched.rules
         self.rules, self.look = rules, look
-        self._apart = tuple(f"{path}." for path in watched.apart)
+        self._watched = None if every else watched.consumers
         self._summed, self._total, self._sums = summed, total, ResidualAdds(rules) if summed else None
         self.parameters: dict[str, torch.Tensor] = {}
         self._real: dict[str, torch.Tensor] = {}
@@ -214,7 +217,9 @@ class WatchingListener(Listener):
         weight = self._before_cast(weight)
         names, groups = self._shadow.names, reading.groups(arguments)
         site = find_site(weight, names, self._behind(weight), reading, groups) if groups else None
-        if site is None or site.parameter not in self.parameters or site.parameter.startswith(self._apart):
+        if site is None or site.parameter not in self.parameters:
+            return None
+        if self._watched is not None and site.parameter not in self._watched:
             return None
         bias = self._before_cast(arguments.get(reading.bias) if reading.bias else None)
         named = names.get(id(bias), "")
@@ -278,10 +283,10 @@ class Watched:
         model: The model; it is not touched. What is done to its parameters in place later is seen; a cut isn't.
         registry: Where rules and replacements are found.
         values: Where the values of tensors on the meta device come from, one at a time; None where there are none.
-        apart: Paths of modules whose consumers are neither shown nor numbered.
+        consumers: Names of the parameters whose consumers are shown and numbered; None for all.
 
     Attributes:
-        apart: See the argument; it may be set later.
+        consumers: See the argument; it may be set later.
         shadow: The shadow that runs.
         rules: The op rules.
         device: Where batches belong; None where the model lies on several devices.
@@ -292,10 +297,14 @@ class Watched:
     """
 
     def __init__(
-        self, model: nn.Module, registry: Registry, values: Values | None = None, apart: Sequence[str] = ()
+        self,
+        model: nn.Module,
+        registry: Registry,
+        values: Values | None = None,
+        consumers: Collection[str] | None = None,
     ) -> None:
         _check_values(model, values)
-        self.apart = apart
+        self.consumers = consumers
         devices = {device_for(model) if tensor.is_meta else tensor.device for tensor in model.parameters()}
         self.device = devices.pop() if len(devices) == 1 else None
         self.rules = registry.op_rules

@@ -13,12 +13,10 @@ from prunekit_core.program.op_call import Kind
 from prunekit_plugins.calibration.branch_sums import recorded_position
 from prunekit_plugins.calibration.experts.search import find_mixtures
 from prunekit_plugins.compensation.experts.handover import Handover, handovers
-from prunekit_plugins.compensation.experts.weights import ExpertStacks, average
+from prunekit_plugins.compensation.experts.holders import Values
+from prunekit_plugins.compensation.experts.weights import ExpertWeights, average
 from prunekit_plugins.compensation.least_squares import PARTS
 from prunekit_plugins.compensation.repair import ALONE, Repair
-
-Values = Mapping[str, torch.Tensor]
-"""Of parameters, by canonical name."""
 
 
 @attrs.frozen(eq=False)
@@ -31,7 +29,7 @@ class _Mixture:
         tokens: What becomes of their tokens.
     """
 
-    experts: ExpertStacks
+    experts: ExpertWeights
     leave: Sequence[int]
     tokens: Handover
 
@@ -71,7 +69,7 @@ class MergeExperts:
             return
         error = repair.output_error(held=True) if leave else 0.0
         for mixture in self._mixtures(repair, leave):
-            values = {name: repair.original.values(name) for name in mixture.experts.stacks}
+            values = {name: repair.original.values(name) for name in mixture.experts.parameters}
             error = _settle(repair, mixture, values, self.merged(mixture.experts, values, mixture.tokens), error)
 
     def _mixtures(self, repair: Repair, leave: Mapping[str, Sequence[int]]) -> Iterator[_Mixture]:
@@ -79,11 +77,12 @@ class MergeExperts:
         analysis = repair.analysis
         found = find_mixtures(analysis, recorded_position(analysis))
         why = {name: found.missed[name] for name in leave if name in found.missed}
+        tensors = repair.original.shadow.tensors()
+        real = {name for name, tensor in tensors.items() if tensor.is_floating_point()}
         seen = {name: units for name, units in leave.items() if name in found.mixtures}
         tokens = handovers(repair.original, found, seen, repair.batches(held=False)) if seen else {}
         for name, units in seen.items():
-            stacks = {stack: analysis.parameters[stack].dims for stack in found.mixtures[name].stacks}
-            experts = ExpertStacks.of(analysis.groups[name], stacks, analysis.groups)
+            experts = ExpertWeights.of(analysis.groups[name], found.mixtures[name].stacks, analysis, real)
             if name not in tokens:
                 why[name] = "a calibration batch runs another program than the example inputs"
             elif isinstance(experts, str):
@@ -94,15 +93,15 @@ class MergeExperts:
                 yield _Mixture(experts, units, tokens[name])
         repair.left |= {name: f"merge_experts: {reason}" for name, reason in why.items()}
 
-    def merged(self, experts: ExpertStacks, values: Values, tokens: Handover) -> dict[str, torch.Tensor]:
-        """Returns the stacks with merged experts, in the shapes before the cut.
+    def merged(self, experts: ExpertWeights, values: Values, tokens: Handover) -> dict[str, torch.Tensor]:
+        """Returns the weights with merged experts, in the shapes before the cut.
 
         Args:
-            experts: Where the experts are in the stacks.
-            values: The stacks.
+            experts: Where the weights are.
+            values: The tensors that hold them.
             tokens: What becomes of the tokens of those that leave.
         """
-        merged = {name: stack.clone() for name, stack in values.items()}
+        merged = {name: tensor.clone() for name, tensor in values.items()}
         taken = tokens.taken if self.into is None else _most(tokens.taken, self.into)
         for unit in taken.sum(0).nonzero().flatten().tolist():
             others = taken[:, unit].nonzero().flatten().tolist()
@@ -111,7 +110,7 @@ class MergeExperts:
                 own = experts.weights(values, unit, number)
                 aligned = [experts.aligned(experts.weights(values, other, number), own) for other in others]
                 for name, mean in average([own, *aligned], shares).items():
-                    experts.stacks[name].put(merged[name], mean, unit, number)
+                    experts.holders[name].put(merged, mean, unit, number)
         return merged
 
 
@@ -133,9 +132,12 @@ def _most(taken: torch.Tensor, into: int) -> torch.Tensor:
 
 def _settle(repair: Repair, mixture: _Mixture, values: Values, merged: Values, before: float) -> float:
     """Keeps the part of the change that does best on what was held out; returns the error of the outputs there."""
-    name = mixture.experts.group.name
-    old = {stack: repair.values(_after(repair, stack)).clone() for stack in values}
-    change = {stack: _cut(repair, stack, merged[stack]) - _cut(repair, stack, values[stack]) for stack in values}
+    name, after = mixture.experts.group.name, repair.plan.renaming.after
+    stay = {tensor: new for tensor in values if (new := after(tensor)) is not None}
+    old = {new: repair.values(new).clone() for new in stay.values()}
+    change = {
+        new: _cut(repair, tensor, merged[tensor]) - _cut(repair, tensor, values[tensor]) for tensor, new in stay.items()
+    }
     errors = {}
     for part in PARTS:
         _write(repair, old, change, part)
@@ -152,22 +154,17 @@ def _settle(repair: Repair, mixture: _Mixture, values: Values, merged: Values, b
     return errors[part]
 
 
-def _after(repair: Repair, stack: str) -> str:
-    return repair.plan.renaming.after(stack) or stack
-
-
-def _cut(repair: Repair, stack: str, values: torch.Tensor) -> torch.Tensor:
-    """Cuts and scales a stack as the plan does: a tensor of float64."""
+def _cut(repair: Repair, name: str, values: torch.Tensor) -> torch.Tensor:
+    """Cuts and scales a tensor as the plan does: a tensor of float64."""
     values = values.double()
     for rescale in repair.plan.rescales:
-        if rescale.parameter == stack:
+        if rescale.parameter == name:
             values = values.clone()
             scale_rows(values, rescale.rows, rescale.factor)
-    (cut,) = (cut for cut in repair.plan.parameters if cut.parameter == stack)
-    return select_positions(values, repair.plan.positions(cut))
+    cut = next((cut for cut in repair.plan.parameters if cut.parameter == name), None)
+    return values if cut is None else select_positions(values, repair.plan.positions(cut))
 
 
 def _write(repair: Repair, old: Values, change: Values, part: float) -> None:
-    for stack, values in old.items():
-        moved = values if part == 0 else (values.double() + part * change[stack]).to(values)
-        repair.write(_after(repair, stack), moved)
+    for name, values in old.items():
+        repair.write(name, values if part == 0 else (values.double() + part * change[name]).to(values))

@@ -22,20 +22,18 @@ from prunekit_core.plugins.blame import Blame
 from prunekit_core.plugins.registry import Registry
 from prunekit_plugins.calibration.batches import Batch, Batches
 from prunekit_plugins.calibration.moments import Moments, doubts
-from prunekit_plugins.calibration.observation import Run, Seen, Watched
+from prunekit_plugins.calibration.observation import Run, Watched
 from prunekit_plugins.checkpoints.stored_values import Scratch
-from prunekit_plugins.compensation.by_number import run_by_number
-from prunekit_plugins.compensation.forwards import Forwards, Room
 from prunekit_plugins.compensation.gathering import Gathered, Pair, gather
 from prunekit_plugins.compensation.held_out import HeldOut
-from prunekit_plugins.compensation.layer_fit import Correspondence, LayerFit
-from prunekit_plugins.compensation.streams import StreamListener
+from prunekit_plugins.compensation.layer_fit import LayerFit
+from prunekit_plugins.compensation.pairing import find_pairs
+from prunekit_plugins.compensation.rows.common import gather_common
+from prunekit_plugins.compensation.side_by_side import SideBySide
 from prunekit_plugins.compensation.takeovers import Takeover
-from prunekit_plugins.compensation.uses import Consumer, find_consumers, match
 
-NOT_FOLLOWED = "it isn't seen to be added to the sum that lost the branch"
 ALONE = "no example is left to hold out, and one alone says nothing about others"
-SENT_OTHERS = "which of its modules a token is sent to changes with the cut, so there is nothing to fit them to"
+NONE_IN_BOTH = "no token is sent to it both before and after the cut, so there is nothing to fit it to"
 UNFIT = "A compensator gave values that don't fit."
 
 
@@ -66,7 +64,7 @@ class Repair:
     """A pruned model beside the original on calibration data.
 
     Args:
-        original: The original, watched. Modules that it runs by numbers of tensors (experts in a list) are left alone.
+        original: The original, watched.
         module: A copy of the pruned model, which is changed.
         plan: The plan from one to the other.
         batches: The calibration batches.
@@ -114,24 +112,15 @@ class Repair:
         self.unsolved: dict[str, str] = {}
         self.notes: list[str] = []
         self.written: dict[str, torch.Tensor] = {}
-        self.original, self.plan, self._batches, self._registry = original, plan, batches, registry
-        self._analyse = analyse
+        self.original, self.plan, self._analyse = original, plan, analyse
         self._stages, self._scratch = stages, scratch
         self._method, self._blame = "", Blame("compensator", None)
-        self._held_out: HeldOut | None = None
         self._done: list[LayerRepair] = []
         self._before: dict[str, torch.Tensor] = {}  # of what it changed, unless a scratch keeps that
         self.changed, self.unproven, self.trouble = False, False, ""
-        self._takeovers = {takeover.parameter: takeover for takeover in takeovers}
-        original.apart = run_by_number(original, next(iter(self.batches())))
-        left_over = {path: now for path in original.apart if (now := plan.renaming.after(path)) is not None}
-        self._apart = tuple(left_over.values())
-        changed = [*(cut.parameter for cut in plan.parameters), *plan.gone]
-        cut = (path for path in left_over if any(name.startswith(f"{path}.") for name in changed))
-        self.left |= dict.fromkeys(cut, SENT_OTHERS)
-        room = None if scratch is not None else Room.beside(original)
-        self._runs = Forwards(original, room), Forwards(self._watched(), room)
-        self._pairs = self._find_pairs()
+        self._both = SideBySide(original, module, batches, registry, scratch)
+        self._pairs = find_pairs(self._both, plan, {takeover.parameter: takeover for takeover in takeovers})
+        self.left |= self._pairs.left
 
     @functools.cached_property
     def analysis(self) -> Analysis:
@@ -161,114 +150,22 @@ class Repair:
 
     # -- running
 
-    def _watched(self) -> Watched:
-        return Watched(self.module, self._registry, self._scratch, self._apart)
-
-    def _forwards(self) -> tuple[Forwards, Forwards]:
-        """Returns the forwards of the original and of the copy as it is now."""
-        if self._scratch is not None:
-            self._runs = self._runs[0], Forwards(self._watched(), None)
-        return self._runs
-
     def values(self, name: str) -> torch.Tensor:
         """Returns the values of a parameter or buffer of the copy by its canonical name, detached."""
         return named_tensors(self.module)[name].detach() if self._scratch is None else self._scratch.read(name)
 
     def batches(self, *, held: bool | None = None) -> Iterator[Batch]:
-        """Yields the calibration batches.
-
-        Args:
-            held: Only the examples that are held out, or only the others; None for all. Whole batches are held out
-                where there are two or more.
-        """
-        for _, batch in self._numbered(held):
-            yield batch
-
-    def _numbered(self, held: bool | None) -> Iterator[tuple[int, Batch]]:
-        """Yields what `batches` yields, with the numbers of the batches."""
-        found = enumerate(self._batches.read(self.original.device))
-        if held is None:
-            yield from found
-            return
-        held_out, examples = attrs.evolve(self.held_out, several=2), 0
-        for number, batch in found:
-            part = held_out.part(batch, held_out.places(number, examples, batch.size), held=held)
-            examples += batch.size
-            if part is not None:
-                yield number, part
+        """Yields the calibration batches; see `SideBySide.batches`."""
+        return self._both.batches(held=held)
 
     @property
     def held_out(self) -> HeldOut:
         """Which examples are held out."""
-        if self._held_out is None:
-            sizes = [batch.size for batch in self.batches()]
-            self._held_out = HeldOut(len(sizes), sum(sizes))
-        return self._held_out
+        return self._both.held_out
 
     def output_error(self, *, held: bool | None = None) -> float:
-        """Returns the mean squared error of the copy's outputs, relative to the size of the original's.
-
-        Positions that a mask leaves out don't count, where an output has positions; neither does what isn't finite in
-        the original, nor a cache that has fewer layers than there.
-
-        Args:
-            held: See `batches`.
-        """
-        original, pruned = self._forwards()
-        wrong = size = 0.0
-        for number, batch in self._numbered(held):
-            expected, found = original.outputs(number, batch), pruned.outputs(number, batch)
-            for a, b in _paired(expected, found):
-                if not a.is_floating_point() or a.shape != b.shape:
-                    continue
-                counted = batch.counted(tuple(a.shape[:-1])) if a.dim() > 1 else None
-                if counted is not None:
-                    a, b = a[counted], b[counted]
-                finite = a.isfinite()
-                if not bool(finite.all()):
-                    a, b = a[finite], b[finite]
-                wide = torch.promote_types(a.dtype, torch.float32)
-                a, b = a.to(wide), b.to(wide)
-                wrong += _squares(a - b)
-                size += _squares(a)
-        return wrong / size if size else float("nan")
-
-    def _find_pairs(self) -> list[Pair]:
-        batch = next(iter(self.batches()))
-        watched = self._runs[1].watched
-        matched = match(find_consumers(self.original, batch), find_consumers(watched, batch), self.plan)
-        reached = self._reached(watched, batch, matched)
-        pairs = []
-        for old, new in matched:
-            correspondence, takeover = Correspondence.of(old.site, self.plan), self._takeovers.get(old.site.parameter)
-            if takeover is not None and new.orders[0] not in reached:
-                self.left |= dict.fromkeys(takeover.branches, f"{new.site.name}: {NOT_FOLLOWED}")
-                takeover = None
-            if not correspondence.lost and takeover is None:
-                continue
-            if new.others:
-                self.left[new.site.name] = f"its weight has other uses: {new.others[0]}"
-                continue
-            if old.places != new.places:
-                self.left[new.site.name] = "the places at which it works were cut as well, so they can't be compared"
-                continue
-            pairs.append(Pair(old, new, correspondence, takeover))
-        return pairs
-
-    def _reached(self, watched: Watched, batch: Batch, matched: Sequence[tuple[Consumer, Consumer]]) -> set[int]:
-        """Runs a batch and lists the consumers that arrive at the sums where they take over branches."""
-        follow = {
-            new.orders[0]: self._takeovers[old.site.parameter]
-            for old, new in matched
-            if old.site.parameter in self._takeovers and len(old.orders) == len(new.orders) == 1
-        }
-        reached: set[int] = set()
-        if follow:
-            watched.run_into(
-                batch,
-                StreamListener(watched, batch, _ignore, follow=follow, arrive=lambda one: reached.add(one.order)),
-            )
-        return reached
+        """Returns the relative error of the copy's outputs; see `SideBySide.output_error`."""
+        return self._both.output_error(held=held)
 
     # -- problems
 
@@ -279,23 +176,50 @@ class Repair:
         ones of a stage are given what they read in the original, less the removed features, which is what they read
         once those before them are settled, as far as that can be known.
 
+        Consumers that see other rows than before the cut, such as experts, come last, those of one mixture at a time.
+        They are fitted to the rows that they see in both models, and stay as they were where that doesn't make the
+        outputs better on examples that are held out.
+
         Args:
             lost: Whether the moments of removed features are gathered as well.
         """
-        levels = list(dict.fromkeys(pair.after.level for pair in self._pairs))
-        for chosen in self._staged(levels):
-            part = [pair for pair in self._pairs if pair.after.level in chosen]
-            later = [pair for pair in self._pairs if pair.after.level > max(chosen)]
-            runs = self._forwards()
+        steady = self._pairs.steady
+        for chosen in self._staged(list(dict.fromkeys(pair.after.level for pair in steady))):
+            part = [pair for pair in steady if pair.after.level in chosen]
+            later = [pair for pair in steady if pair.after.level > max(chosen)]
+            runs = self._both.forwards()
             gathered = gather(part, later, *runs, self.batches(), held_out=self.held_out, lost=lost)
             for pair in part:
                 problem = self._problem(pair, gathered.pop(pair.after.site.name), lost=lost)
                 if problem is not None:
                     yield problem
+        for group in self._pairs.mixtures(self.STAGES if self._stages is None else self._stages):
+            yield from self._picked(group, lost=lost)
+
+    def _picked(self, part: Sequence[Pair], *, lost: bool) -> Iterator[LayerFit]:
+        """Yields consumers that see other rows; takes back what was done to them where it does no good."""
+        gathered = gather_common(part, self.original, self._both.pruned, self.batches(), self.held_out, lost=lost)
+        present = {name: self.values(name).clone() for pair in part for name in pair.after.tensors}
+        before, done = self.output_error(held=True), len(self.repairs)
+        for pair in part:
+            own = gathered.pop(pair.after.site.name)
+            if not own.now.fit.count + own.now.held.count:
+                self.left[pair.after.site.name] = NONE_IN_BOTH
+                continue
+            problem = self._problem(pair, own, lost=lost)
+            if problem is not None:
+                yield problem
+        after = self.output_error(held=True) if len(self.repairs) > done else before
+        if len(self.repairs) > done and not after < before:
+            for name, values in present.items():
+                self._write(name, values)
+            worse = f"{self._method} would make the outputs worse (held-out error {before:.3g} -> {after:.3g})"
+            self.left |= {one.consumer: worse for one in self.repairs[done:]}
+            del self.repairs[done:]
 
     def _staged(self, levels: Sequence[int]) -> Iterator[Sequence[int]]:
         """Shares levels out among stages; consumers that take over branches are first in theirs."""
-        count, taking = len(levels), {pair.after.level for pair in self._pairs if pair.takeover is not None}
+        count, taking = len(levels), {pair.after.level for pair in self._pairs.steady if pair.takeover is not None}
         stages = min(count, self.STAGES if self._stages is None else self._stages)
         starts = {number * count // stages for number in range(stages)}
         starts |= {place for place, level in enumerate(levels) if level in taking}
@@ -370,7 +294,7 @@ class Repair:
         if problem.held is None:
             self.left[problem.name] = f"{self._method}: {ALONE}"
             return False
-        pair = next(pair for pair in self._pairs if pair.after.site.name == problem.name)
+        pair = next(pair for pair in self._pairs.all if pair.after.site.name == problem.name)
         site = pair.after.site
         whole = self.values(site.parameter)
         dtype = whole.dtype
@@ -462,27 +386,7 @@ class Repair:
         tensor = named_tensors(self.module)[name]
         replace_values(tensor, values)
         self.written[name] = tensor
-        self._runs[1].changed(name, tensor.data if isinstance(tensor, nn.Parameter) else tensor.data.clone())
-
-
-def _squares(values: torch.Tensor) -> float:
-    """Returns the sum of squares, added up in float64: a copy of that type would take as long as the forward."""
-    return float(values.square().sum(dtype=torch.float64))
-
-
-def _paired(
-    expected: Sequence[tuple[str, torch.Tensor]], found: Sequence[tuple[str, torch.Tensor]]
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yields the outputs of both models that are the same: all that lie in one where these have the same names."""
-    heads: dict[str, list[list[str]]] = {}
-    for side, outputs in enumerate((expected, found)):
-        for name, _ in outputs:
-            heads.setdefault(name.partition(".")[0], [[], []])[side].append(name)
-    there = dict(found)
-    for name, tensor in expected:
-        before, after = heads[name.partition(".")[0]]
-        if before == after:
-            yield tensor, there[name]
+        self._both.changed(name, tensor.data if isinstance(tensor, nn.Parameter) else tensor.data.clone())
 
 
 def _errors(problem: LayerFit, weight: torch.Tensor, offset: torch.Tensor) -> list[float]:
@@ -493,10 +397,6 @@ def _errors(problem: LayerFit, weight: torch.Tensor, offset: torch.Tensor) -> li
 def _mean(errors: Sequence[float], shares: Sequence[int]) -> float:
     weighted = sum(error * share for error, share in zip(errors, shares, strict=False))
     return weighted / sum(shares[: len(errors)])
-
-
-def _ignore(seen: Seen) -> None:
-    """Looks at nothing."""
 
 
 Compensator = Callable[[Repair], None]

@@ -57,8 +57,8 @@ class Consumer:
 class _Uses(WatchingListener):
     """Notes who reads the outputs of consumers, and who else uses parameters."""
 
-    def __init__(self, watched: Watched, batch: Batch, look: Look) -> None:
-        super().__init__(watched, batch, look)
+    def __init__(self, watched: Watched, batch: Batch, look: Look, *, every: bool) -> None:
+        super().__init__(watched, batch, look, every=every)
         self.outputs: WeakIdKeyDictionary = WeakIdKeyDictionary()  # to their orders
         self.readers: dict[int, list[str]] = {}
         self.means: list[str] = []
@@ -108,8 +108,14 @@ class _Uses(WatchingListener):
         self.levels.append(self.levels[-1] + (not alike) if self.levels else 0)
 
 
-def find_consumers(watched: Watched, batch: Batch) -> list[Consumer]:
-    """Runs a batch and lists the consumers in the order in which they first run."""
+def find_consumers(watched: Watched, batch: Batch, *, every: bool = False) -> list[Consumer]:
+    """Runs a batch and lists the consumers in the order in which they first run.
+
+    Args:
+        watched: The model.
+        batch: The batch.
+        every: Whether all of them are listed, whichever are watched.
+    """
     calls: dict[str, list[Seen]] = {}
     places: dict[str, list[tuple[int, ...]]] = {}
 
@@ -120,7 +126,7 @@ def find_consumers(watched: Watched, batch: Batch) -> list[Consumer]:
         nothing = torch.empty(0, device="cpu")
         calls.setdefault(seen.site.name, []).append(attrs.evolve(seen, arguments={}, output=nothing))
 
-    listener = _Uses(watched, batch, look)
+    listener = _Uses(watched, batch, look, every=every)
     results = output_tensors(watched.run_into(batch, listener))
     for tensor in results:
         if tensor in listener.outputs:

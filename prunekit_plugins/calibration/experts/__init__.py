@@ -1,1 +1,1 @@
-"""Experts in calibration: mixtures found in recorded programs, and what data say about their experts."""
+"""Experts in calibration: mixtures found in recorded programs, programs run without some experts, and statistics."""

@@ -8,8 +8,8 @@ import attrs
 import torch
 
 from prunekit_plugins.calibration.batches import Batch
-from prunekit_plugins.calibration.experts.listener import MixtureListener, SeenMixture, Turn
 from prunekit_plugins.calibration.experts.mixtures import MixturesFound
+from prunekit_plugins.calibration.experts.turns import MixtureListener, SeenMixture, Turn
 from prunekit_plugins.calibration.observation import Watched
 
 

@@ -1,4 +1,10 @@
-"""Listening to a running model: experts out of the choice of some tokens, or weights of their outputs at zero."""
+"""Running a program with some experts out of the choice of tokens, and seeing what its mixtures put out.
+
+A token is sent to ``k`` experts. In the ``r``-th run each token can't be sent to its own ``r``-th expert, in all
+mixtures at once; what a mixture puts out is compared with what it puts out otherwise, and that is what the program goes
+on with. So ``k`` runs show what each expert does to each of its tokens, however many experts there are, and whatever
+the program does to run them.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,142 @@
+"""The original and the pruned model on the same batches: their forwards, and how far their outputs differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import attrs
+import torch
+from torch import nn
+
+from prunekit_core.plugins.registry import Registry
+from prunekit_plugins.calibration.batches import Batch, Batches
+from prunekit_plugins.calibration.observation import Watched
+from prunekit_plugins.checkpoints.stored_values import Scratch
+from prunekit_plugins.compensation.forwards import Forwards, Room
+from prunekit_plugins.compensation.held_out import HeldOut
+
+
+class SideBySide:
+    """The original and a pruned copy on the same batches.
+
+    Args:
+        original: The original, watched.
+        module: The copy.
+        batches: The calibration batches.
+        registry: Where rules and replacements are found.
+        scratch: The values of a copy on the meta device; None where it has its own.
+
+    Attributes:
+        original: The original, watched.
+    """
+
+    def __init__(
+        self, original: Watched, module: nn.Module, batches: Batches, registry: Registry, scratch: Scratch | None
+    ) -> None:
+        self.original, self._module, self._batches, self._registry = original, module, batches, registry
+        self._scratch, self._consumers = scratch, original.consumers
+        self._held_out: HeldOut | None = None
+        room = None if scratch is not None else Room.beside(original)
+        self._runs = Forwards(original, room), Forwards(self._watched(), room)
+
+    def watch(self, original: frozenset[str], pruned: frozenset[str]) -> None:
+        """Says whose consumers are shown and numbered from now on, by names of parameters."""
+        self.original.consumers = original
+        self._consumers = self._runs[1].watched.consumers = pruned
+
+    def _watched(self) -> Watched:
+        return Watched(self._module, self._registry, self._scratch, self._consumers)
+
+    @property
+    def pruned(self) -> Watched:
+        """The copy as it is now, watched."""
+        return self.forwards()[1].watched
+
+    def forwards(self) -> tuple[Forwards, Forwards]:
+        """Returns the forwards of the original and of the copy as it is now."""
+        if self._scratch is not None:
+            self._runs = self._runs[0], Forwards(self._watched(), None)
+        return self._runs
+
+    def changed(self, name: str, values: torch.Tensor) -> None:
+        """Notes that a tensor of the copy has other values; see `Forwards.changed`."""
+        self._runs[1].changed(name, values)
+
+    def batches(self, *, held: bool | None = None) -> Iterator[Batch]:
+        """Yields the calibration batches.
+
+        Args:
+            held: Only the examples that are held out, or only the others; None for all. Whole batches are held out
+                where there are two or more.
+        """
+        for _, batch in self._numbered(held):
+            yield batch
+
+    def _numbered(self, held: bool | None) -> Iterator[tuple[int, Batch]]:
+        """Yields what `batches` yields, with the numbers of the batches."""
+        found = enumerate(self._batches.read(self.original.device))
+        if held is None:
+            yield from found
+            return
+        held_out, examples = attrs.evolve(self.held_out, several=2), 0
+        for number, batch in found:
+            part = held_out.part(batch, held_out.places(number, examples, batch.size), held=held)
+            examples += batch.size
+            if part is not None:
+                yield number, part
+
+    @property
+    def held_out(self) -> HeldOut:
+        """Which examples are held out."""
+        if self._held_out is None:
+            sizes = [batch.size for batch in self.batches()]
+            self._held_out = HeldOut(len(sizes), sum(sizes))
+        return self._held_out
+
+    def output_error(self, *, held: bool | None = None) -> float:
+        """Returns the mean squared error of the copy's outputs, relative to the size of the original's.
+
+        Positions that a mask leaves out don't count, where an output has positions; neither does what isn't finite in
+        the original, nor a cache that has fewer layers than there.
+
+        Args:
+            held: See `batches`.
+        """
+        original, pruned = self.forwards()
+        wrong = size = 0.0
+        for number, batch in self._numbered(held):
+            expected, found = original.outputs(number, batch), pruned.outputs(number, batch)
+            for a, b in _paired(expected, found):
+                if not a.is_floating_point() or a.shape != b.shape:
+                    continue
+                counted = batch.counted(tuple(a.shape[:-1])) if a.dim() > 1 else None
+                if counted is not None:
+                    a, b = a[counted], b[counted]
+                finite = a.isfinite()
+                if not bool(finite.all()):
+                    a, b = a[finite], b[finite]
+                wide = torch.promote_types(a.dtype, torch.float32)
+                a, b = a.to(wide), b.to(wide)
+                wrong += _squares(a - b)
+                size += _squares(a)
+        return wrong / size if size else float("nan")
+
+
+def _squares(values: torch.Tensor) -> float:
+    """Returns the sum of squares, added up in float64: a copy of that type would take as long as the forward."""
+    return float(values.square().sum(dtype=torch.float64))
+
+
+def _paired(
+    expected: Sequence[tuple[str, torch.Tensor]], found: Sequence[tuple[str, torch.Tensor]]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yields the outputs of both models that are the same: all that lie in one where these have the same names."""
+    heads: dict[str, list[list[str]]] = {}
+    for side, outputs in enumerate((expected, found)):
+        for name, _ in outputs:
+            heads.setdefault(name.partition(".")[0], [[], []])[side].append(name)
+    there = dict(found)
+    for name, tensor in expected:
+        before, after = heads[name.partition(".")[0]]
+        if before == after:
+            yield tensor, there[name]
