@@ -66,15 +66,21 @@ def blocks_of(document: str) -> list[Block]:
     return found
 
 
-def run_document(document: str, name: str) -> int:
+def run_document(document: str, name: str, names: dict[str, Any] | None = None) -> int:
     """Runs all blocks of a document in order and compares what they print; returns how many were run.
 
     Python blocks share one namespace; those that stand for a file are written to the working directory. A ``text``
     block right after a Python block is its output; a ``console`` block holds ``$ prunekit ...`` commands, which run in
     this process, and ``$ python FILE``, which runs in a fresh one, each with its output below it. ``...`` stands for
     anything.
+
+    Args:
+        document: Its text.
+        name: What it is called, for messages.
+        names: Gets the names that its Python blocks define; None for a namespace of its own.
     """
-    namespace: dict[str, Any] = {"__name__": "__main__"}
+    namespace: dict[str, Any] = {} if names is None else names
+    namespace["__name__"] = "__main__"
     printed, count = "", 0
     for block in blocks_of(document):
         where = f"{name}, line {block.line}"

@@ -28,11 +28,15 @@ SLOW = (
     "docs/tutorial.md",
     "docs/writing-a-plugin.md",
 )
+FIGURES = "docs/recipes/"
+"""Pages that `test_recipes` runs, for the figures that they make."""
 
 
 def documents() -> Iterator[Any]:
     for path in DOCUMENTS:
         name = path.relative_to(ROOT).as_posix()
+        if name.startswith(FIGURES):
+            continue
         yield pytest.param(path, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
 
 
