@@ -164,7 +164,7 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "align": ('"auto"', lambda value: value == "auto"),
     "ignored_layers": ("a list of layers", _is_list_of_names),
     "free_outputs": ("a list of names of outputs", _is_list_of_names),
-    "serve": ("the name of a serving profile", lambda value: isinstance(value, str)),
+    "serve": ('the name of a serving profile, or a table such as { name = "vllm", tensor_parallel = 2 }', _is_made),
     "head_pruning_ratio": _RATIO,
     "expert_pruning_ratio": _RATIO,
     "expert_importance": ('the name of a criterion, or a table such as { name = "reap", relative = false }', _is_made),

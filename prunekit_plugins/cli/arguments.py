@@ -110,8 +110,12 @@ def read_name(text: str) -> str:
     return f"{Path(place).resolve()}:{attribute}" if attribute and place.endswith(".py") else text
 
 
-def read_criterion(text: str) -> dict[str, Any]:
-    """Reads an ``--importance`` argument: ``lamp``, ``magnitude,p=1``, ``scores.py:Mine,device=nano``.
+def read_criterion(text: str, option: str = "--importance") -> dict[str, Any]:
+    """Reads an argument with a name and values: ``lamp``, ``magnitude,p=1``, ``scores.py:Mine,device=nano``.
+
+    Args:
+        text: What was typed.
+        option: The option, in messages.
 
     Returns:
         The ``name``, and the arguments that the criterion is made with: JSON values, and else texts.
@@ -122,11 +126,11 @@ def read_criterion(text: str) -> dict[str, Any]:
     name, *rest = re.split(r",(?=\w+=)", text)
     if "," in name and ":" not in name:  # the path of a file may have one
         hint = "NAME, or NAME,ARG=VALUE with commas between arguments, such as magnitude,p=1"
-        raise ArgumentError("An argument of --importance has no value.", why=f"got {text!r}", hint=hint)
+        raise ArgumentError(f"An argument of {option} has no value.", why=f"got {text!r}", hint=hint)
     found: dict[str, Any] = {"name": read_name(name)}
     for argument, _, value in (part.partition("=") for part in rest):
         if argument in found:
-            raise ArgumentError("An argument of --importance is given twice.", where=argument)
+            raise ArgumentError(f"An argument of {option} is given twice.", where=argument)
         try:
             found[argument] = json.loads(value)
         except ValueError:

@@ -179,8 +179,9 @@ MaxRatio = Annotated[float | None, typer.Option(help="Largest fraction that any 
 Serve = Annotated[
     str | None,
     typer.Option(
-        metavar="PROFILE",
-        help="Where the model is served: transformers (for hf:FOLDER by default), gguf, mlx, onnx, or none.",
+        metavar="PROFILE[,ARG=VALUE]",
+        help="Where the model is served: transformers (for hf:FOLDER by default), gguf, mlx, onnx, vllm, sglang, "
+        "tensorrt-llm (vllm,tensor_parallel=2,group=128), or none.",
         show_default=False,
     ),
 ]

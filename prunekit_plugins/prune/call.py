@@ -42,7 +42,7 @@ from prunekit_plugins.prune.by_both import by_both
 from prunekit_plugins.prune.by_depth import Decided, by_depth
 from prunekit_plugins.prune.calibrated import CalibratedPath, check_informed
 from prunekit_plugins.prune.experts import about_experts, check_reach
-from prunekit_plugins.prune.serving import Profiler, serving_profile
+from prunekit_plugins.prune.serving import Served, serving_profile
 from prunekit_plugins.prune.settings import COMPENSATION, PruneSettings
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def prune(
     registry: Registry | None = None,
     optimizer: Optimizers | None = None,
     verify: str = AUTO,
-    serve: str | Profiler | None = None,
+    serve: Served | None = None,
     **options: Unpack[FurtherOptions],
 ) -> PruneResult:
     """Prunes a model in place.
@@ -217,8 +217,9 @@ def prune(
             a tenth of a second, ``"always"`` wherever it is possible, ``"never"``. What became of it is in the result.
         serve: Where the model is to be served: ``"transformers"`` for a model that the stock class loads from a folder.
             Arguments that aren't given follow from it (``uniform``, ``prune_head_dims``, ``free_outputs``), layers
-            stay whole whose sizes nothing could say, and ``round_to`` is a multiple of what it asks for. Or a function
-            ``(model, example_inputs, registry)`` that returns a `ServingProfile`.
+            stay whole whose sizes nothing could say, and ``round_to`` is a multiple of what it asks for. With options a
+            table, ``{"name": "vllm", "tensor_parallel": 2}``. Or a function ``(model, example_inputs, registry)`` that
+            returns a `ServingProfile`.
         options: Further arguments of `BasePruner`, such as ``uniform``, ``free_outputs``, ``head_pruning_ratio``, or
             ``weights`` for a model on the meta device; all but those about steps.
 

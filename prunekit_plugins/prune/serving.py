@@ -11,7 +11,7 @@ import attrs
 from torch import nn
 
 from prunekit_core.arguments import shown
-from prunekit_core.errors import ArgumentError
+from prunekit_core.errors import ArgumentError, nearest
 from prunekit_core.plugins.registry import Registry, default_registry
 
 
@@ -50,8 +50,11 @@ class ServingProfile:
         return found
 
 
-Profiler = Callable[[nn.Module, Any, Registry | None], ServingProfile]
+Profiler = Callable[..., ServingProfile]
 """Finds out what an engine asks of a model: ``(model, example_inputs, registry)`` to its profile."""
+
+Served = str | Mapping[str, Any] | Profiler
+"""Where a model is served: the name of an engine, a table with the ``name`` and its options, or a function."""
 
 LoadTest = Callable[[Path], "object | None"]
 """Tries a pruned model in an engine: its folder to what was compared, in words; None where it isn't installed."""
@@ -67,27 +70,54 @@ class ServingEngine:
         load_test: Loads the folder of a pruned model in the engine, and compares what it computes with what PyTorch
             computes. It returns what was compared (``str`` of it is shown), or None where the engine isn't installed,
             and raises a `PrunekitError` where they differ. None for an engine without such a test.
+        options: Names of the options that it takes, keyword arguments of ``profile``.
     """
 
     profile: Profiler
     version: str = ""
     load_test: LoadTest | None = None
+    options: tuple[str, ...] = ()
 
-    def __call__(self, model: nn.Module, example_inputs: Any, registry: Registry | None = None) -> ServingProfile:
+    def __call__(
+        self, model: nn.Module, example_inputs: Any, registry: Registry | None = None, **options: Any
+    ) -> ServingProfile:
         """Finds out what the engine asks of a model."""
-        return self.profile(model, example_inputs, registry)
+        return self.profile(model, example_inputs, registry, **options)
 
 
 HOOK = "prunekit_serving_profiles"
 
 
-def serving_profile(
-    serve: str | Profiler, model: nn.Module, example_inputs: Any, registry: Registry | None
-) -> ServingProfile:
+def read_served(serve: Any, registry: Registry) -> tuple[Any, dict[str, Any]]:
+    """Returns what an argument ``serve`` names, and the options for it.
+
+    Raises:
+        ArgumentError: No profile is registered under that name, or it doesn't take an option.
+        PluginError: Only a broken plugin brings it.
+    """
+    options = dict(serve) if isinstance(serve, Mapping) else {}
+    name = options.pop("name", None) if options else serve
+    found = registry.named(HOOK, name) if isinstance(name, str) else name
+    if not callable(found):
+        raise ArgumentError(
+            "serve is the name of a profile, or a function.",
+            why=f"got {shown(serve)}",
+            hint='serve="vllm", or with options serve={"name": "vllm", "tensor_parallel": 2}',
+        )
+    known = found.options if isinstance(found, ServingEngine) else ()
+    strange = next((option for option in options if option not in known), None)
+    if strange is not None:
+        raise ArgumentError(
+            f"The serving profile has no option {strange!r}.", where=str(name), hint=nearest(strange, known)
+        )
+    return found, options
+
+
+def serving_profile(serve: Served, model: nn.Module, example_inputs: Any, registry: Registry | None) -> ServingProfile:
     """Finds out what an engine asks of a model.
 
     Args:
-        serve: The name under which a plugin registers it, or a function.
+        serve: The name under which a plugin registers it, a table with the ``name`` and options, or a function.
         model: The model, not pruned.
         example_inputs: Its example inputs.
         registry: Where plugins are found; None for the default registry.
@@ -97,12 +127,10 @@ def serving_profile(
         PluginError: The function of a plugin raised, or returned something else.
     """
     known = registry or default_registry()
-    found = known.named(HOOK, serve) if isinstance(serve, str) else serve
-    if not callable(found):
-        raise ArgumentError("serve is the name of a profile, or a function.", why=f"got {shown(serve)}")
+    found, options = read_served(serve, known)
     blame = known.owners.blame(HOOK, found)
     with blame.blamed("A serving profile failed."):
-        profile = found(model, example_inputs, registry)
+        profile = found(model, example_inputs, registry, **options)
     if not isinstance(profile, ServingProfile):
         raise blame.error("A serving profile returned something else.", f"it returned {shown(profile)}")
     return profile

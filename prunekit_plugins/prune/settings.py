@@ -24,6 +24,7 @@ from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.classic.settings import PrunerSettings
 from prunekit_plugins.compensation.repair import Compensator
 from prunekit_plugins.depth.settings import BOTH, DEPTH, DepthSettings
+from prunekit_plugins.prune.serving import read_served
 
 CALIBRATED_EXPERTS = "rerouting"
 """The criterion for experts with calibration data."""
@@ -165,8 +166,8 @@ class PruneSettings:
         for name in self.methods:
             if isinstance(name, str):
                 registry.named("prunekit_compensators", name)
-        if isinstance(self.given.get("serve"), str):
-            registry.named("prunekit_serving_profiles", self.given["serve"])
+        if self.given.get("serve") is not None:
+            read_served(self.given["serve"], registry)
         if self.target is not None:
             check_target(self.target, registry)
 

@@ -13,6 +13,7 @@ from torch import nn
 import prunekit as pk
 from prunekit.plugin import ServingEngine, ServingProfile, hookimpl
 from prunekit_plugins.cli.entry import main
+from prunekit_plugins.serving.blocks import block_configs
 from tests.models import small_llama
 
 pytest.importorskip("transformers")
@@ -51,12 +52,12 @@ def test_engines_with_families_refuse_the_others() -> None:
 
 def test_all_engines_have_a_version_and_a_load_test() -> None:
     entries = pk.default_registry().entries("prunekit_serving_profiles")
-    assert sorted(entries) == ["gguf", "mlx", "onnx", "transformers"]
+    assert sorted(entries) == ["gguf", "mlx", "onnx", "sglang", "tensorrt-llm", "transformers", "vllm"]
     for entry in entries.values():
         assert isinstance(entry.value, ServingEngine)
         assert entry.value.version
         assert entry.value.load_test is not None
-    with pytest.raises(pk.ArgumentError, match="known: gguf, mlx, onnx, transformers"):
+    with pytest.raises(pk.ArgumentError, match="known: gguf, mlx, onnx, sglang, tensorrt-llm, transformers, vllm"):
         pk.prune(small_llama(), IDS, serve="onxx")
 
 
@@ -92,3 +93,90 @@ def test_a_load_test_of_a_plugin_is_called_with_the_folder(
     arguments = ["prune", f"hf:{tmp_path / 'big'}", "--ratio", "0.3", "--serve", "chip", "--plugin"]
     assert main([*arguments, str(tmp_path / "chip.py"), "--out", str(tmp_path / "small")]) == 0
     assert capsys.readouterr().out.endswith("served as chip: loaded small\n")
+
+
+WIDE: dict[str, Any] = {**SIZES, "intermediate_size": 512, "num_key_value_heads": 2}
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang", "tensorrt-llm"])
+def test_engines_on_gpus_ask_for_sizes_that_can_be_split_and_quantised(name: str) -> None:
+    llama = small_llama(**WIDE)  # four heads, two of keys and values
+    plain = profile(name, llama, IDS)
+    assert (plain.uniform, plain.head_dims, plain.round_to, plain.notes) == (True, False, 8, ())
+    engine = pk.default_registry().named("prunekit_serving_profiles", name)
+    for parallel, group, step in ((2, 1, 8), (2, 32, 64), (4, 32, 128), (3, 1, None), (8, 1, None)):
+        if step is None:
+            with pytest.raises(pk.ArgumentError, match=r"(?s)can't be dealt out.*4 query heads and 2 heads of keys"):
+                engine(llama, IDS, tensor_parallel=parallel, group=group)
+        else:
+            assert engine(llama, IDS, tensor_parallel=parallel, group=group).round_to % step == 0
+    served = {"name": name, "tensor_parallel": 2, "group": 32}
+    result = pk.prune(llama, IDS, target={"params": 0.7}, serve=served)
+    gate, hidden = llama.model.layers[0].mlp.gate_proj.weight.shape
+    assert (gate, hidden) != (512, 128)
+    assert (gate % 64, hidden % 64) == (0, 0)
+    assert result.protocol.arguments["serve"] == served
+
+
+def test_sizes_that_an_engine_could_not_split_are_told() -> None:
+    llama = small_llama(**{**WIDE, "intermediate_size": 500})
+    engine = pk.default_registry().named("prunekit_serving_profiles", "vllm")
+    (note,) = engine(llama, IDS, tensor_parallel=2, group=32).notes
+    assert note == "intermediate_size=500 is no multiple of 64, which the engine asks for: it has to get smaller"
+
+
+@pytest.mark.parametrize(
+    ("serve", "text"),
+    [
+        ({"name": "vllm", "tensor_paralel": 2}, "no option 'tensor_paralel'(?s:.*)did you mean 'tensor_parallel'"),
+        ({"name": "onnx", "group": 2}, "no option 'group'(?s:.*)known: none"),
+        ({"name": "vllm", "group": 0}, "group must be a positive whole number"),
+        ({"name": "vlm"}, "did you mean 'vllm'"),
+        ({"tensor_parallel": 2}, "serve is the name of a profile"),
+        (3, "serve is the name of a profile"),
+    ],
+)
+def test_wrong_profiles_and_options_are_told(serve: Any, text: str) -> None:
+    with pytest.raises(pk.ArgumentError, match=text):
+        pk.prune(small_llama(**WIDE), IDS, serve=serve)
+
+
+@pytest.mark.slow
+def test_a_folder_for_vllm_is_loaded_by_the_stock_class_and_says_that_it_wasnt_run_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_llama(**WIDE).save_pretrained(str(tmp_path / "big"))
+    out, recipe = tmp_path / "small", tmp_path / "recipe.toml"
+    served = ("--serve", "vllm,tensor_parallel=2,group=32", "--save-recipe", str(recipe))
+    assert main(["prune", f"hf:{tmp_path / 'big'}", "--target", "params=0.7", *served, "--out", str(out)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "served as vllm: not run in vLLM; the stock class of transformers loads it: " in printed
+    model: Any = pk.load_folder(out)
+    assert model.config.intermediate_size % 64 == 0
+    again = tmp_path / "again"
+    assert main(["prune", "--recipe", str(recipe), "--out", str(again)]) == 0
+    for name, tensor in pk.load_folder(again).state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name])
+
+
+def test_layers_that_differ_are_worded_as_blocks() -> None:
+    llama: Any = small_llama(**{**WIDE, "num_hidden_layers": 4})
+    pk.prune(llama, IDS, branches=["model.layers.1.self_attn", "model.layers.2.mlp"], free_outputs=["cache"])
+    pk.prune(llama, IDS, pruning_ratio_dict={"model.layers.3.mlp.gate_proj": 0.25}, ratio=0.0, free_outputs=["cache"])
+    attention = {"no_op": False, "n_heads_in_group": 2}
+    assert block_configs(llama) == {
+        "architectures": ["DeciLMForCausalLM"],
+        "num_attention_heads": 4,
+        "num_hidden_layers": 4,
+        "block_configs": [
+            {"attention": attention, "ffn": {"no_op": False, "intermediate_size": 512}},
+            {"attention": {"no_op": True}, "ffn": {"no_op": False, "intermediate_size": 512}},
+            {"attention": attention, "ffn": {"no_op": True}},
+            {"attention": attention, "ffn": {"no_op": False, "intermediate_size": 384}},
+        ],
+    }
+    with pytest.raises(pk.ArgumentError, match=r"can't say these layers(?s:.*)got Linear"):
+        block_configs(nn.Linear(2, 2))
+    llama.model.layers[0].self_attn = nn.Identity()
+    with pytest.raises(pk.ArgumentError, match=r"first layer has no attention"):
+        block_configs(llama)

@@ -179,7 +179,8 @@ def test_what_needs_no_weights_is_checked_before_they_are_read(
     assert "A text is for a model" in refused("prune", "timm:resnet18", "--calibration", text, "--out", out)
     unknown = refused("prune", whole, "--serve", "guff", "--out", out)
     assert "No serving profile is registered as 'guff'." in unknown
-    assert "did you mean 'gguf'? known: gguf, mlx, onnx, transformers, none" in " ".join(unknown.split())
+    known = "gguf, mlx, onnx, sglang, tensorrt-llm, transformers, vllm, none"
+    assert f"did you mean 'gguf'? known: {known}" in " ".join(unknown.split())
     (big / "tokenizer.json").unlink()
     (big / "tokenizer_config.json").unlink()
     assert "has no tokenizer" in refused("prune", whole, "--calibration", text, "--out", out)

@@ -17,7 +17,7 @@ from prunekit.plugin import (
     ServingEngine,
 )
 from prunekit_plugins.checkpoints.shards import parse_size
-from prunekit_plugins.cli.arguments import check_writable
+from prunekit_plugins.cli.arguments import check_writable, read_criterion
 from prunekit_plugins.cli.models import Subject
 from prunekit_plugins.cli.output import Output
 from prunekit_plugins.folders import SavedFolder, save_folder
@@ -80,7 +80,7 @@ class Destination:
         named = self.out is not None and self.out.suffix != ".safetensors"
         return self.source is not None and not self.on_disk and named
 
-    def profile(self, serve: str | None, registry: Registry) -> str | None:
+    def profile(self, serve: str | None, registry: Registry) -> str | Mapping[str, Any] | None:
         """Returns the serving profile: the one that is named, or that of the folder that is written.
 
         Raises:
@@ -112,19 +112,20 @@ class Destination:
         )
 
 
-def checked_profile(serve: str, registry: Registry) -> str:
-    """Returns the name of a profile.
+def checked_profile(serve: str | Mapping[str, Any], registry: Registry) -> str | Mapping[str, Any]:
+    """Returns a profile as it was typed, or as settings have it: its name, or a table with the name and options.
 
     Raises:
         ArgumentError: There is none of that name; the message lists all, and what asks for nothing.
         PluginError: Only a broken plugin brings it.
     """
+    found = read_criterion(serve, "--serve") if isinstance(serve, str) else serve
     try:
-        registry.named(PROFILES, serve)
+        registry.named(PROFILES, found["name"])
     except ArgumentError as error:
         error.hint += f", {NO_PROFILE}"
         raise
-    return serve
+    return found if len(found) > 1 else str(found["name"])
 
 
 def folder_data(saved: SavedFolder | None) -> dict[str, Any]:
@@ -142,7 +143,9 @@ def folder_data(saved: SavedFolder | None) -> dict[str, Any]:
     return {"folder": found}
 
 
-def load_tested(output: Output, serve: str | None, saved: SavedFolder | None, registry: Registry) -> dict[str, Any]:
+def load_tested(
+    output: Output, profile: str | Mapping[str, Any] | None, saved: SavedFolder | None, registry: Registry
+) -> dict[str, Any]:
     """Loads a folder that was written in the engine that it is for, and says what was compared.
 
     Returns:
@@ -151,6 +154,7 @@ def load_tested(output: Output, serve: str | None, saved: SavedFolder | None, re
     Raises:
         CheckpointError: The engine can't load it, or computes something else.
     """
+    serve = profile["name"] if isinstance(profile, Mapping) else profile
     engine = None if serve in (None, STOCK) or saved is None else registry.named(PROFILES, serve)
     if saved is None or not isinstance(engine, ServingEngine) or engine.load_test is None:
         return {}
