@@ -123,6 +123,12 @@ def whole_config(config: Any, plan: Plan) -> Any:
             holder = _holder(whole, names[1:])
             value = getattr(holder, names[-1])
             setattr(holder, names[-1], change.undone(value))
+    for edit in plan.edits:
+        *around, name = edit.attribute.split(".")
+        if not edit.module and around[:1] == ["config"]:
+            holder = _holder(whole, (*around[1:], name))
+            if getattr(holder, name) == edit.new:
+                setattr(holder, name, edit.old)
     return whole
 
 

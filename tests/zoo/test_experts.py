@@ -140,3 +140,34 @@ def test_every_implementation_does_as_many_multiply_accumulates(name: str) -> No
     }
     ((planned, counted),) = counts
     assert planned == counted > 0
+
+
+ZAYA = {**SIZES, "num_key_value_heads": 2, "head_dim": 8, "num_experts": 8, "router_hidden_size": 16}
+
+
+def zaya() -> Any:
+    """A mixture whose routers compare the expert that was chosen with a number of the configuration."""
+    config = transformers.ZayaConfig(**{**ZAYA, "moe_intermediate_size": 16, "eos_token_id": 1})
+    torch.manual_seed(0)
+    model = transformers.ZayaForCausalLM(config).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def test_a_number_that_all_routers_read_from_the_configuration_follows(tmp_path: Any) -> None:
+    model = zaya()
+    result = pk.prune(model, INPUTS, 0.0, expert_pruning_ratio=0.5)
+    assert list(result.report.pruned.values()) == [(7, 3)] * 2  # the one in the place of none is no unit
+    assert model.config.num_experts == 4
+    assert pk.check_exact(zaya(), model, result.plan, INPUTS)
+    assert update_config(model, result.plan, INPUTS).complete
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(type(model).from_pretrained(tmp_path).eval()), logits(model))
+
+
+def test_a_folder_of_a_model_whose_configuration_was_changed_is_opened_by_its_plan(tmp_path: Any) -> None:
+    model = zaya()
+    result = pk.prune(model, INPUTS, 0.3, expert_pruning_ratio=0.5)
+    pk.save_folder(model, tmp_path / "small", plan=result.plan, example_inputs=INPUTS)
+    assert torch.equal(logits(pk.load_folder(tmp_path / "small")), logits(model))
