@@ -6,16 +6,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-import torch
-
 from prunekit_core.algebra import axes
 from prunekit_core.algebra.axes import Axis
 from prunekit_core.algebra.reasons import Reason, ReasonKind
 from prunekit_core.groups.propagate import Propagation
 from prunekit_core.program.op_call import Role
-from prunekit_core.program.rules import ModuleOp, RuleTable, rule_keys, scaling_of
+from prunekit_core.program.rules import RuleTable, scaling_of
 from prunekit_core.program.scaling import Scaling
-from prunekit_core.program.trace import Operation, Trace
+from prunekit_core.program.trace import Trace
 
 _LISTED = 6
 """Names in a line of the report."""
@@ -56,7 +54,7 @@ def keep_entries(
 ) -> list[str]:
     """Pins what goes into entries of lists of modules, and comes out, where others that no recording ran may get it.
 
-    That is so where a program reads numbers that values decide, and then runs some entries of a list: experts that the
+    That is so where a program decides something by values, and then runs some entries of a list: experts that the
     example inputs sent nothing to run for other inputs.
 
     Args:
@@ -68,9 +66,9 @@ def keep_entries(
         Lines for the report.
     """
     ran: dict[str, set[str]] = {}  # by list: entries that run at all
-    decided: set[str] = set()  # lists of which entries run after a number was read
+    decided: set[str] = set()  # lists of which entries run after a decision
     for propagation in propagations:
-        start = _first_number(propagation.trace)
+        start = min(propagation.trace.decisions, default=math.inf)
         for operation in propagation.trace.operations:
             for container, entry in _entries(operation.module, containers):
                 ran.setdefault(container, set()).add(entry)
@@ -88,23 +86,6 @@ def keep_entries(
                 axes.pin(axis, reason)
     advice = "what goes in and comes out keeps its width; example inputs that run all entries free it"
     return [f"WARNING: values decide which entries of {one} run, and no recording ran all: {advice}" for one in missing]
-
-
-def _first_number(trace: Trace) -> float:
-    """Returns the index of the first operation whose numbers Python read, or of how many results values decide."""
-    for operation in trace.operations if trace.decisions else ():
-        read = any(ref.index in trace.read for ref in operation.outputs)
-        if read or (not isinstance(operation.op, ModuleOp) and _has_free_size(trace, operation)):
-            return operation.index
-    return math.inf
-
-
-def _has_free_size(trace: Trace, operation: Operation) -> bool:
-    """Whether values decide how much an operation returns, as ``nonzero`` and ``x[mask]``."""
-    if torch.Tag.dynamic_output_shape not in rule_keys(operation.op):
-        return False
-    masks = any(trace.dtypes[ref.index] == torch.bool for ref in operation.references())
-    return masks or not operation.name.startswith("aten::index.")
 
 
 def _entries(path: str, containers: Collection[str]) -> Iterator[tuple[str, str]]:
