@@ -199,6 +199,8 @@ def understood(
     unrecorded.keep_untouched(untouched, parameters)
     if programs.failed:
         unrecorded.keep_widths(unknown, parameters, (*propagations, *partial))
+    containers = {path for path, module in shadow.modules.items() if isinstance(module, nn.ModuleList | nn.ModuleDict)}
+    warned = unrecorded.keep_entries(unknown, containers, propagations)
     roles = {key: role for p in reversed(propagations) for key, role in p.effects.roles.items()}
     roles |= roles_by_type(registry, shadow.modules, parameters)
     unrecorded.keep_unread(parameters, (*propagations, *partial), roles, registry.op_rules)
@@ -227,7 +229,14 @@ def understood(
         recordings=tuple(recordings),
         untouched=untouched_dims,
         not_understood=_merged(_blamed(gap, registry) for p in propagations for gap in p.not_understood),
-        notes=(*shadow.notes, *programs.notes, *_unseen(recordings, missed), *(copy.note() for copy in copies), *hints),
+        notes=(
+            *shadow.notes,
+            *programs.notes,
+            *_unseen(recordings, missed),
+            *warned,
+            *(copy.note() for copy in copies),
+            *hints,
+        ),
         shadow=shadow,
         swaps=programs.swaps,
         copies=tuple(copies),

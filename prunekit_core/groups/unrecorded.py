@@ -3,6 +3,7 @@ left behind."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from prunekit_core.algebra import axes
@@ -46,6 +47,65 @@ def keep_widths(
                 fitting = [name for wanted, name in sizes.items() if size > 1 and wanted % size == 0]
                 if fitting:
                     axes.pin(axis, Reason(f"{fitting[0]} may be used with it in a mode that wasn't recorded"))
+
+
+def keep_entries(
+    untouched: Sequence[str], containers: Collection[str], propagations: Sequence[Propagation]
+) -> list[str]:
+    """Pins what goes into entries of lists of modules, and comes out, where others that no recording ran may get it.
+
+    That is so where a program decides something by values, and then runs some entries of a list: experts that the
+    example inputs sent nothing to run for other inputs.
+
+    Args:
+        untouched: Names of the parameters that no recording touched.
+        containers: Paths of the lists and dicts of modules.
+        propagations: What is known of the activations.
+
+    Returns:
+        Lines for the report.
+    """
+    ran: dict[str, set[str]] = {}  # by list: entries that run at all
+    decided: set[str] = set()  # lists of which entries run after a decision
+    for propagation in propagations:
+        start = min(propagation.trace.decisions, default=math.inf)
+        for operation in propagation.trace.operations:
+            for container, entry in _entries(operation.module, containers):
+                ran.setdefault(container, set()).add(entry)
+                if operation.index > start:
+                    decided.add(container)
+    missing: dict[str, str] = {}
+    for name in untouched:
+        for container, entry in _entries(name, containers):
+            if container in decided and entry not in ran[container]:
+                missing.setdefault(container, name)
+    for container, name in missing.items():
+        reason = Reason(f"{name} may read it, too: values decide what runs, and the example inputs didn't run that")
+        for propagation in propagations:
+            for axis in _borders(propagation, container):
+                axes.pin(axis, reason)
+    advice = "what goes in and comes out keeps its width; example inputs that run all entries free it"
+    return [f"WARNING: values decide which entries of {one} run, and no recording ran all: {advice}" for one in missing]
+
+
+def _entries(path: str, containers: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yields the lists around a module or a tensor, innermost first, each with the name of the entry."""
+    while path:
+        path, _, entry = path.rpartition(".")
+        if path in containers:
+            yield path, entry
+
+
+def _borders(propagation: Propagation, container: str) -> Iterator[Axis]:
+    """Yields the axes of tensors that one entry of a list makes and something else reads, or the other way round."""
+    trace, made = propagation.trace, dict[int, str]()
+    own = {ref.index for ref in trace.parameters.values()}
+    for operation in trace.operations:
+        entry = dict(_entries(operation.module, (container,))).get(container, "")
+        for ref in operation.references():
+            if ref.index not in own and made.get(ref.index, "") != entry:
+                yield from propagation.tensors[ref.index]
+        made.update({ref.index: entry for ref in operation.outputs})
 
 
 def keep_unread(

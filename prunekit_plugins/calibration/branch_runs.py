@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import enum
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -17,8 +18,9 @@ from prunekit_core.program.outputs import named_outputs
 from prunekit_core.record.recorder import check_recordable
 from prunekit_plugins.calibration.batches import Batch, Batches
 from prunekit_plugins.calibration.branch_replays import Replay, Tape
-from prunekit_plugins.calibration.branch_sums import AddedBranch, SumListener, SumPlaces
+from prunekit_plugins.calibration.branch_sums import AddedBranch, SumListener, SumPlaces, recorded_position
 from prunekit_plugins.calibration.observation import Loss, Watched, scalar_loss
+from prunekit_plugins.calibration.rows.sums import picked_branches
 from prunekit_plugins.checkpoints.stored_values import Cut
 
 
@@ -114,6 +116,13 @@ class BranchRuns:
         model = check_recordable(graph.model)
         self._watched = Watched(model, graph.registry, None if stored is None else Cut(stored, graph.applied))
         self._places = SumPlaces.of(graph.branch_analysis, graph.branches(), graph.registry.op_rules)
+        self._recording = graph.branch_analysis.recordings[recorded_position(graph.branch_analysis)]
+
+    @functools.cached_property
+    def picked(self) -> frozenset[str]:
+        """Names of branches that can't be told in a run: where they are added, other data add others."""
+        batches = self._batches.read(self._watched.device) if self._recording.trace.decisions else ()
+        return picked_branches(self._watched, self._places, batches, self._recording.example)
 
     def gather(self, gatherers: Mapping[str, BranchGatherer], off: Sequence[str] = ()) -> None:
         """Shows all batches to what gathers scores.

@@ -59,7 +59,8 @@ class BranchScorer:
             off: Names of the branches that are switched off while data are gathered.
 
         Returns:
-            Name to score; None where the criterion has nothing to say.
+            Name to score; None where the criterion has nothing to say, and for branches in loops over experts: which
+            of them a sum belongs to changes with the data.
 
         Raises:
             ArgumentError: The criterion reads data and there are none.
@@ -77,6 +78,9 @@ class BranchScorer:
                 for name, value in found.items()
                 if isinstance(value, BranchGatherer)
             }
+            lost = self._data().picked & gatherers.keys() if gatherers else frozenset()
+            gatherers = {name: one for name, one in gatherers.items() if name not in lost}
+            found.update(dict.fromkeys(lost))
             if gatherers:
                 self._data().gather(gatherers, off)
         results: dict[str, object] = {**found, **{name: gatherer.score() for name, gatherer in gatherers.items()}}

@@ -19,8 +19,8 @@ import prunekit as pk
 from prunekit_core.plugins.registry import default_registry
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.calibration.observation import Watched
+from prunekit_plugins.calibration.rows.following import Runs
 from prunekit_plugins.compensation.rows.common import matched
-from prunekit_plugins.compensation.rows.following import Runs
 from prunekit_plugins.compensation.rows.steady import steadiness
 
 WIDTH, EXPERTS, HIDDEN, TOP_K = 8, 4, 12, 2

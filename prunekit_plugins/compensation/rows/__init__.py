@@ -1,1 +1,1 @@
-"""Rows: which tokens, or examples, of a batch a layer sees, and layers that see other ones once a model is cut."""
+"""Layers that see other rows once a model is cut: which they are, and what they see in both models."""

@@ -9,10 +9,10 @@ import torch
 
 from prunekit_plugins.calibration.batches import Batch
 from prunekit_plugins.calibration.observation import Seen, Watched
+from prunekit_plugins.calibration.rows.following import RowsListener
+from prunekit_plugins.calibration.rows.origins import Rows
 from prunekit_plugins.compensation.gathering import Gathered, Pair
 from prunekit_plugins.compensation.held_out import HeldOut
-from prunekit_plugins.compensation.rows.following import RowsListener
-from prunekit_plugins.compensation.rows.origins import Rows
 
 
 @attrs.frozen(eq=False)

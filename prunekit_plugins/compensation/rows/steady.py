@@ -15,7 +15,7 @@ from prunekit_core.modules.renaming import Renaming
 from prunekit_core.torch_private.trees import pytree
 from prunekit_plugins.calibration.batches import Batch
 from prunekit_plugins.calibration.observation import Watched
-from prunekit_plugins.compensation.rows.following import Runs
+from prunekit_plugins.calibration.rows.following import Runs
 
 
 @attrs.frozen

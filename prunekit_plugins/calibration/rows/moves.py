@@ -10,7 +10,7 @@ import attrs
 import torch
 
 from prunekit_core.program.trace import is_continuous
-from prunekit_plugins.compensation.rows.origins import Rows
+from prunekit_plugins.calibration.rows.origins import Rows
 
 
 @attrs.frozen(eq=False)

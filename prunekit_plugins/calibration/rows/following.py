@@ -15,8 +15,8 @@ from prunekit_core.program.rules import ModuleOp
 from prunekit_core.program.trace import is_continuous
 from prunekit_plugins.calibration.batches import Batch
 from prunekit_plugins.calibration.observation import Seen, Watched, WatchingListener
-from prunekit_plugins.compensation.rows.moves import MOVES, SHAPES, Call, Given, combined, untold
-from prunekit_plugins.compensation.rows.origins import Rows
+from prunekit_plugins.calibration.rows.moves import MOVES, SHAPES, Call, Given, combined, untold
+from prunekit_plugins.calibration.rows.origins import Rows
 
 LookAtRows = Callable[[Seen, Rows], None]
 
@@ -64,6 +64,11 @@ class RowsListener(WatchingListener):
             self.decides = self.decides or (rows.chosen and is_continuous(tensor.dtype))
         self._note_decisions(call)
 
+    def rows_of(self, tensor: torch.Tensor) -> Rows:
+        """Returns the rows that a tensor holds now; all of them where it doesn't follow from the inputs."""
+        rows: Rows = self._rows[tensor] if tensor in self._rows else Rows.whole(tensor)
+        return rows
+
     def _note_decisions(self, call: Call) -> None:
         if _name(call) in SHAPES:
             return
@@ -93,7 +98,7 @@ class RowsListener(WatchingListener):
     def _look_at(self, seen: Seen) -> None:
         source, weight = (seen.arguments[name] for name in (seen.reading.source, seen.reading.weight))
         dims = source.dim() - 1 if seen.reading.channels_last else int(source.dim() == weight.dim())
-        rows = self._rows.get(source, Rows.whole(source)).divided(source.shape, dims)
+        rows = self.rows_of(source).divided(source.shape, dims)
         fits = rows.ids is not None and rows.dims == dims
         flat = rows.of(rows.known.flatten()) if fits else Rows(None, math.prod(source.shape[:dims]), rows.chosen)
         self._show(seen, flat)
