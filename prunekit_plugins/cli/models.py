@@ -62,7 +62,7 @@ def read_model(
     """Builds the model that is typed as ``MODEL``, with example inputs as ``--input`` states them.
 
     Args:
-        name: ``torchvision:NAME``, ``timm:NAME``, ``hf:FOLDER`` or ``package.module:factory``.
+        name: ``torchvision:NAME``, ``timm:NAME``, ``timm:FOLDER``, ``hf:FOLDER`` or ``package.module:factory``.
         inputs: Sizes, as ``1,3,224,224`` or ``1,16:int64``; None for those that are usual for the model.
         weights: A safetensors file with the model's weights; None for those that it comes with, or random ones.
         seed: Seed of random weights and inputs.
@@ -87,7 +87,7 @@ def build(
     """Builds the model that an argument names. The same argument gives the same weights every time.
 
     Args:
-        name: ``torchvision:NAME``, ``timm:NAME``, ``hf:FOLDER`` or ``package.module:factory``.
+        name: ``torchvision:NAME``, ``timm:NAME``, ``timm:FOLDER``, ``hf:FOLDER`` or ``package.module:factory``.
         specs: Its inputs; empty for those that it comes with, or the usual ones.
         weights: A safetensors file with the model's weights; None for those that it comes with, or random ones.
         seed: Seed of random weights and inputs.

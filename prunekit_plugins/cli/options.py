@@ -11,7 +11,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="torchvision:NAME, timm:NAME (random weights), hf:FOLDER (with its weights) or package.module:factory.",
+        help="torchvision:NAME, timm:NAME (random weights), hf:FOLDER, timm:FOLDER (with its weights) or "
+        "package.module:factory.",
         show_default=False,
     ),
 ]
@@ -19,7 +20,7 @@ OptionalModel = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL",
-        help="torchvision:NAME, timm:NAME, hf:FOLDER or package.module:factory. A --recipe names it, too.",
+        help="torchvision:NAME, timm:NAME, hf:FOLDER, timm:FOLDER or package.module:factory. A --recipe names it, too.",
         show_default=False,
     ),
 ]
@@ -182,6 +183,22 @@ Serve = Annotated[
         metavar="PROFILE[,ARG=VALUE]",
         help="Where the model is served: transformers (for hf:FOLDER by default), gguf, mlx, onnx, vllm, sglang, "
         "tensorrt-llm (vllm,tensor_parallel=2,group=128), or none.",
+        show_default=False,
+    ),
+]
+Component = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Of a pipeline of diffusers, the component to prune; by default the one that takes the noise away.",
+        show_default=False,
+    ),
+]
+PushToHub = Annotated[
+    str | None,
+    typer.Option(
+        metavar="USER/NAME",
+        help="Upload the folder to this repository of the Hugging Face hub in the end.",
         show_default=False,
     ),
 ]

@@ -1,4 +1,4 @@
-"""Where models come from: torchvision, timm, a local transformers folder, or the user's own code.
+"""Where models come from: torchvision, timm, a local folder of a library, or the user's own code.
 
 Nothing is downloaded: weights are those that lie in the folder or that the user's code loads, and random otherwise.
 """
@@ -20,8 +20,13 @@ from torch import nn
 
 from prunekit.plugin import ArgumentError, PrunekitError
 from prunekit_plugins.cli.arguments import DTYPES, TensorSpec, search_here
-from prunekit_plugins.folders.example_inputs import example_inputs
-from prunekit_plugins.folders.reading import class_of, holds_weights, load_folder
+from prunekit_plugins.folders import load_folder
+from prunekit_plugins.folders.known import library_at, library_of
+from prunekit_plugins.folders.of_timm import TIMM
+from prunekit_plugins.folders.of_transformers import TRANSFORMERS
+from prunekit_plugins.folders.pipeline import component_in, is_pipeline
+from prunekit_plugins.folders.stock import class_of, holds_weights
+from prunekit_plugins.integrations.huggingface import CONFIG
 
 IMAGE = TensorSpec((1, 3, 224, 224))
 INCEPTION = TensorSpec((1, 3, 299, 299))
@@ -84,8 +89,10 @@ def from_torchvision(name: str) -> Source:
     return Source(model, special.get(name) or {"video": (VIDEO,), "optical_flow": (FRAME, FRAME)}.get(family, (IMAGE,)))
 
 
-def from_timm(name: str) -> Source:
-    """Builds a model of timm by its registered name."""
+def from_timm(name: str, *, empty: bool = False) -> Source:
+    """Builds a model of timm by its registered name, or opens a folder that timm wrote."""
+    if TIMM.lays_out(Path(name)):
+        return from_folder(name, f"timm:{name}", empty=empty)
     timm = find_package("timm", "timm")
     if not timm.is_model(name):
         raise ArgumentError(f"timm has no model {name!r}.", hint=_close(name, timm.list_models()))
@@ -94,8 +101,38 @@ def from_timm(name: str) -> Source:
     return Source(model, (TensorSpec((1, *size)),))
 
 
+def from_folder(name: str, typed: str, *, empty: bool) -> Source:
+    """Opens a folder of diffusers or timm; of a pipeline the component that takes the noise away.
+
+    Args:
+        name: The folder.
+        typed: The MODEL argument.
+        empty: Whether weights should stay where they are.
+
+    Raises:
+        ArgumentError: They should; that is for folders of transformers. Or the library isn't installed.
+        CheckpointError: There is no such model, or it has no weights.
+    """
+    if empty:
+        raise ArgumentError(
+            "The folder isn't one of transformers.", where=typed, hint="leave --weights and --on-disk out"
+        )
+    folder = Path(name)
+    model = _called(lambda: load_folder(folder), typed)
+    return _with_examples(Source(model, weights=str(folder / (component_in(folder, None) or ""))))
+
+
+def folder_of(typed: str) -> Path | None:
+    """Returns the folder that a MODEL argument names; None for models from elsewhere."""
+    prefix, _, rest = typed.partition(":")
+    named = prefix == "hf" or (prefix == "timm" and TIMM.lays_out(Path(rest)))
+    return Path(rest) if named else None
+
+
 def from_transformers(name: str, *, empty: bool = False) -> Source:
     """Builds a model from a local folder, with the weights that lie there; code in the folder isn't run.
+
+    A folder that diffusers or timm wrote is opened as one of theirs.
 
     Args:
         name: The folder, with a ``config.json``.
@@ -107,7 +144,9 @@ def from_transformers(name: str, *, empty: bool = False) -> Source:
         CheckpointError: The weights are for another model.
     """
     folder = Path(name)
-    if not (folder / "config.json").is_file():
+    if is_pipeline(folder) or library_at(folder) is not TRANSFORMERS:
+        return from_folder(name, f"hf:{name}", empty=empty)
+    if not (folder / CONFIG).is_file():
         raise ArgumentError(
             "An hf: model is given by a local folder that holds a config.json.",
             where=str(folder),
@@ -140,7 +179,7 @@ def _unfilled(transformers: ModuleType, folder: Path) -> Any:
 def _with_examples(source: Source) -> Source:
     """Adds inputs on which the model runs, where some are found; it may still be told its shapes."""
     try:
-        given = example_inputs(source.model)
+        given = library_of(source.model).inputs(source.model)
     except ArgumentError:
         return source
     names = {dtype: name for name, dtype in DTYPES.items()}
@@ -224,7 +263,7 @@ def look_up(path: str, attribute: str, what: str) -> Any:
 
 SOURCES: dict[str, Callable[[str, bool], Source]] = {
     "torchvision": lambda name, empty: from_torchvision(name),
-    "timm": lambda name, empty: from_timm(name),
+    "timm": lambda name, empty: from_timm(name, empty=empty),
     "hf": lambda name, empty: from_transformers(name, empty=empty),
 }
 """Prefix to what builds a model from the rest of its name, and from whether it is built without its weights."""

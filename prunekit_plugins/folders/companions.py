@@ -1,12 +1,9 @@
-"""What a folder holds beside weights and configuration: tokenizer, templates, processors; and the card of a model."""
+"""What a folder holds beside weights and configuration: tokenizer, templates, processors."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from prunekit.plugin import Protocol
 
 CARD = "README.md"
 OLD_CARD = "README_before_pruning.md"
@@ -47,44 +44,3 @@ def copy_companions(source: Path, target: Path) -> tuple[str, ...]:
 
 def _is_weights(place: Path) -> bool:
     return place.is_file() and any(place.match(pattern) for pattern in WEIGHT_FILES)
-
-
-def card(
-    name: str, opened: str, sizes: Mapping[str, tuple[int | None, int]], notes: Sequence[str], protocol: Protocol | None
-) -> str:
-    """Words what was done to a model, in Markdown.
-
-    Args:
-        name: Class of the model.
-        opened: The line of Python that opens the folder.
-        sizes: Field of the configuration to its value before and after.
-        notes: What no configuration can say; empty for a folder that the stock class loads.
-        protocol: How the model came about.
-    """
-    lines = [f"# {name}, pruned", "", "Made smaller with prunekit: whole units were removed, nothing was trained."]
-    lines += ["", "```python", *_imports(opened), "", f"model = {opened}", "```", ""]
-    if notes:
-        lines += ["The stock class can't build this model, because no configuration can say its sizes:", ""]
-        lines += [*(f"- {note}" for note in notes), ""]
-    if protocol is not None:
-        lines += ["| cost | before | after | left |", "|---|---|---|---|"]
-        lines += [
-            f"| {cost} | {before:,.0f} | {protocol.pruned[cost]:,.0f} | {protocol.pruned[cost] / before:.1%} |"
-            for cost, before in protocol.dense.items()
-            if before and cost in protocol.pruned
-        ]
-        lines += [""]
-    if sizes:
-        lines += ["| configuration | before | after |", "|---|---|---|"]
-        lines += [f"| {field} | {'open' if old is None else old} | {new} |" for field, (old, new) in sizes.items()]
-        lines += [""]
-    lines += [
-        f"What went is in `{PLAN}`. Quality was not measured here: evaluate the model, and train it.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _imports(opened: str) -> list[str]:
-    head = opened.split("(")[0].split(".")[0]
-    return ["import prunekit"] if head == "prunekit" else [f"from transformers import {head}"]

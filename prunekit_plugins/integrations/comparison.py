@@ -1,4 +1,4 @@
-"""Outputs of two models of transformers, compared."""
+"""Outputs of two models of one library, compared."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 def outputs_of(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.Tensor]:
-    """Runs a model in eval mode and returns the tensors among its outputs, but for caches."""
+    """Runs a model in eval mode and returns the tensor that it puts out, or those among its outputs, but for caches."""
     flags = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad():
@@ -18,7 +18,10 @@ def outputs_of(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.Tensor
     finally:
         for module, training in flags.items():
             module.training = training
-    return [tensor for tensor in found.to_tuple() if isinstance(tensor, torch.Tensor)]
+    if isinstance(found, torch.Tensor):
+        return [found]
+    outputs = found if isinstance(found, list | tuple) else found.to_tuple()
+    return [tensor for tensor in outputs if isinstance(tensor, torch.Tensor)]
 
 
 def difference(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> float:

@@ -45,21 +45,21 @@ class Depth:
         return undo
 
 
-def find_depth(model: Any, plan: Plan, build: Build, kind: type[Any]) -> Depth:
+def find_depth(now: Any, plan: Plan, build: Build, kind: type[Any]) -> Depth:
     """Finds the fields that say how many layers a pruned model has.
 
     A number counts if a model that is built with the smaller one has as many layers as are left. Lists with a value for
     each layer are cut at the same places.
 
     Args:
-        model: The pruned model, whose configuration is that of the unpruned one, but for what the plan changed of it.
+        now: The configuration of the pruned model: that of the unpruned one, but for what the plan changed of it.
         plan: The plan that led to it.
         build: Builds a model from a configuration.
         kind: The class of configurations.
     """
     settings: list[Setting] = []
     notes: list[str] = []
-    plain, whole = vars(kind()), whole_config(model.config, plan)
+    plain, whole = vars(kind()), whole_config(now, plan)
     for deletion in plan.entries.deletions:
         path = plan.renaming.after(deletion.container) or deletion.container
         left = [number for number in range(deletion.size) if number not in deletion.entries]
@@ -74,7 +74,7 @@ def find_depth(model: Any, plan: Plan, build: Build, kind: type[Any]) -> Depth:
                 for name, value in vars(config).items()
                 if type(value) is int and value == deletion.size
             ]
-            found = _said(model.config, [(count, *lists) for count in counts], settings, build, path, len(left))
+            found = _said(now, [(count, *lists) for count in counts], settings, build, path, len(left))
             if found is not None:
                 settings.extend(found)
                 break

@@ -17,6 +17,7 @@ from prunekit.plugin import ArgumentError, Graph, Plan, RehearsalError
 from prunekit_plugins.integrations.comparison import difference, outputs_of
 from prunekit_plugins.integrations.config_depth import Depth, find_depth, gone_modules
 from prunekit_plugins.integrations.config_search import (
+    Build,
     ConfigSearch,
     Dim,
     Field,
@@ -90,19 +91,55 @@ def update_config(
     transformers = library()
     if not isinstance(model, transformers.PreTrainedModel):
         raise ArgumentError("The model is not one of transformers'.", why=f"got {type(model).__name__}")
-    return _Update(model, plan, example_inputs, transformers.PretrainedConfig).run(strict=strict)
+    builder = Builder(transformers.PretrainedConfig, lambda config: empty_model(type(model), config), refusal)
+    return say_sizes(model, model.config, plan, example_inputs, builder, strict=strict)
+
+
+@attrs.frozen
+class Builder:
+    """How a library builds models from configurations.
+
+    Attributes:
+        kind: The class of configurations, whose attributes are its fields.
+        build: Builds a model without weights.
+        refusal: Says why the library doesn't take a configuration that a model was built from, if it doesn't.
+    """
+
+    kind: type[Any]
+    build: Build
+    refusal: Callable[[Any], list[str]] = lambda config: []
+
+
+def say_sizes(
+    model: nn.Module,
+    config: Any,
+    plan: Plan,
+    example_inputs: Mapping[str, Any],
+    builder: Builder,
+    *,
+    strict: bool = True,
+) -> ConfigUpdate:
+    """Does what `update_config` does, for a model and a configuration of any library.
+
+    Args:
+        model: The pruned model.
+        config: The configuration of the unpruned one, changed in place.
+        plan: The plan that led to the model.
+        example_inputs: Keyword inputs to compare outputs on.
+        builder: How models are built from such configurations.
+        strict: Whether nothing is changed where the configuration can't say everything.
+    """
+    return _Update(model, config, plan, example_inputs, builder).run(strict=strict)
 
 
 class _Update:
-    def __init__(self, model: Any, plan: Plan, inputs: Mapping[str, Any], kind: type[Any]) -> None:
-        self._model, self._plan, self._inputs, self._kind = model, plan, inputs, kind
-        self._depth = find_depth(model, plan, self._build, kind) if plan.entries else Depth()
-        self._undo_depth = self._depth.set(model.config)
+    def __init__(self, model: Any, config: Any, plan: Plan, inputs: Mapping[str, Any], builder: Builder) -> None:
+        self._model, self._config, self._plan, self._inputs, self._builder = model, config, plan, inputs, builder
+        self._build = builder.build
+        self._depth = find_depth(config, plan, self._build, builder.kind) if plan.entries else Depth()
+        self._undo_depth = self._depth.set(config)
         self._restore = self._undo_depth
-        self._before = self._build(model.config)
-
-    def _build(self, config: Any) -> nn.Module:
-        return empty_model(type(self._model), config)
+        self._before = self._build(config)
 
     def run(self, *, strict: bool) -> ConfigUpdate:
         """Changes the configuration; see `update_config`."""
@@ -125,12 +162,12 @@ class _Update:
         expected = outputs_of(self._model, self._inputs)
         notes = [*self._depth.notes, *_not_said(search, wrong)]
         self._restore = self._take_over(edits, notes)
-        refused = refusal(self._model.config)
+        refused = self._builder.refusal(self._config)
         if refused:
             self._restore()
             return ConfigUpdate({}, (*notes, *refused))
         if not notes:
-            fresh = self._build(copy.deepcopy(self._model.config))
+            fresh = self._build(copy.deepcopy(self._config))
             fresh.load_state_dict(self._model.state_dict(), assign=True)
             other = _other_buffers(fresh, self._model)
             notes.extend(f"{name} isn't saved, and a new model fills it with other values" for name in other)
@@ -153,15 +190,15 @@ class _Update:
         for (path, name), value in now.items():
             if dense.get((path, name), value) != value:
                 wanted[f"{path}.{name}", -1] = value
-        search = ConfigSearch(self._build, self._kind, wanted, self._oddities)
+        search = ConfigSearch(self._build, self._builder.kind, wanted, self._oddities)
         ratios = {Fraction(len(cut.kept), cut.size) for cut in self._plan.cuts}
-        settled, config = settled_fields(search, self._model.config, self._before)
+        settled, config = settled_fields(search, self._config, self._before)
         edits, wrong = search.run(config, ratios)
         given = {field: attrs.evolve(field, value=value) for field, value in settled.items()}
         edits = {field: edits.pop(now, settled[field]) for field, now in given.items()} | edits
         for field in settled:  # what the model computes by itself needn't be said
             fewer = {other: value for other, value in edits.items() if other != field}
-            if search.sizes(self._model.config, fewer) == search.sizes(self._model.config, edits):
+            if search.sizes(self._config, fewer) == search.sizes(self._config, edits):
                 edits = fewer
         return edits, wrong, search
 
@@ -177,7 +214,7 @@ class _Update:
         Returns:
             What puts everything back, the number of layers included.
         """
-        model, config = self._model, copy.deepcopy(self._model.config)
+        model, config = self._model, copy.deepcopy(self._config)
         for field, value in edits.items():
             field.set(config, value)
         dense, new = numbers_of(self._before, float), numbers_of(self._build(config), float)
@@ -198,7 +235,7 @@ class _Update:
         for (path, name), value in values.items():
             setattr(model.get_submodule(path), name, value)
         for field, value in edits.items():
-            field.set(model.config, value)
+            field.set(self._config, value)
 
         def restore() -> None:
             for name, tensor in saved.items():
@@ -206,7 +243,7 @@ class _Update:
             for path, name in values:
                 setattr(model.get_submodule(path), name, now[path, name])
             for field in edits:
-                field.set(model.config, field.value)
+                field.set(self._config, field.value)
             self._undo_depth()
 
         return restore

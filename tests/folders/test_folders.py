@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from prunekit.plugin import ServingProfile
 from prunekit_plugins.cli.entry import main
 from prunekit_plugins.folders import writing
 from prunekit_plugins.folders.example_inputs import example_inputs
+from prunekit_plugins.folders.of_transformers import TRANSFORMERS
 from tests.models import small_llama
 from tests.vocabulary.training import byte_level
 
@@ -189,15 +191,13 @@ def test_overwriting_replaces_the_model_and_nothing_else(big: Path, tmp_path: Pa
 def test_a_folder_that_computes_something_else_is_not_left_there(
     value: float, big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = writing.load_stock
-
     def spoilt(folder: Path) -> nn.Module:
-        found: Any = load(folder)
+        found: Any = TRANSFORMERS.load(folder)
         with torch.no_grad():
             found.lm_head.weight += value
         return found  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(writing, "load_stock", spoilt)
+    monkeypatch.setattr(writing, "library_of", lambda model: attrs.evolve(TRANSFORMERS, load=spoilt))
     model, result = pruned(big)
     with pytest.raises(pk.CheckpointError, match="computes something else"):
         pk.save_folder(model, tmp_path / "small", plan=result.plan, source=big)

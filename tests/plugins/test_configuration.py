@@ -268,5 +268,5 @@ def test_configurations_that_lead_back_to_themselves_are_searched_once() -> None
         return nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(1, 1) for _ in range(4))})
 
     plan = pk.Plan(entries=Entries((Deletion("layers", 4, (1,)),)))
-    assert find_depth(model, plan, build, Settings).notes == ("no field says that layers has 3 entries, not 4",)
+    assert find_depth(model.config, plan, build, Settings).notes == ("no field says that layers has 3 entries, not 4",)
     assert built == [(7, 3)]

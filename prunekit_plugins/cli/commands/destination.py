@@ -20,11 +20,15 @@ from prunekit_plugins.checkpoints.shards import parse_size
 from prunekit_plugins.cli.arguments import check_writable, read_criterion
 from prunekit_plugins.cli.models import Subject
 from prunekit_plugins.cli.output import Output
+from prunekit_plugins.cli.sources import folder_of
 from prunekit_plugins.folders import SavedFolder, save_folder
-from prunekit_plugins.folders.reading import holds_plan
+from prunekit_plugins.folders.hub import check_repository
+from prunekit_plugins.folders.known import library_at
+from prunekit_plugins.folders.of_transformers import TRANSFORMERS
+from prunekit_plugins.folders.pipeline import component_in, is_pipeline
+from prunekit_plugins.folders.stock import holds_plan
 from prunekit_plugins.folders.writing import UNPRUNED, check_destination
 
-TRANSFORMERS = "hf:"
 NO_PROFILE = "none"
 PROFILES = "prunekit_serving_profiles"
 STOCK = "transformers"
@@ -41,6 +45,9 @@ class Destination:
         on_disk: Whether files are pruned one tensor at a time, without a model.
         overwrite: Whether a model in the folder may be replaced.
         max_shard_size: Bytes of a file in the folder, at most.
+        model: The MODEL argument that the model is built from, with a component that was named.
+        component: Of a pipeline in ``source``, the component that is pruned; None for the denoiser.
+        push_to_hub: The repository that the folder is pushed to; None for none.
     """
 
     out: Path | None
@@ -48,22 +55,38 @@ class Destination:
     on_disk: bool
     overwrite: bool
     max_shard_size: str | None
+    model: str
+    component: str | None = None
+    push_to_hub: str | None = None
 
     @classmethod
     def of(
-        cls, model: str, out: Path | None, *, on_disk: bool, overwrite: bool, max_shard_size: str | None
+        cls,
+        model: str,
+        out: Path | None,
+        *,
+        on_disk: bool,
+        overwrite: bool,
+        max_shard_size: str | None,
+        component: str | None = None,
+        push_to_hub: str | None = None,
     ) -> Destination:
         """Reads what was typed.
 
         Raises:
             ArgumentError: It can't be written, or an option is about folders and it is none.
         """
-        source = Path(model.removeprefix(TRANSFORMERS)) if model.startswith(TRANSFORMERS) else None
-        found = cls(out, source, on_disk, overwrite, max_shard_size)
+        source = folder_of(model)
+        if component is not None:
+            if source is None:
+                raise ArgumentError("--component is for pipelines of diffusers.", hint="hf:FOLDER --component unet")
+            component_in(source, component)
+        name = model if component is None else f"{model}/{component}"
+        found = cls(out, source, on_disk, overwrite, max_shard_size, name, component, push_to_hub)
         if out is None or not found.is_folder:
-            if overwrite or max_shard_size is not None:
+            if overwrite or max_shard_size is not None or push_to_hub is not None:
                 raise ArgumentError(
-                    "--overwrite and --max-shard-size are for folders.",
+                    "--overwrite, --max-shard-size and --push-to-hub are for folders.",
                     hint="prunekit prune hf:FOLDER --out FOLDER2; a file is replaced anyway",
                 )
             if out is not None:
@@ -72,6 +95,8 @@ class Destination:
         if max_shard_size is not None:
             parse_size(max_shard_size)
         check_destination(out, overwrite=overwrite, others={UNPRUNED: source})
+        if push_to_hub is not None:
+            check_repository(push_to_hub)
         return found
 
     @property
@@ -89,8 +114,9 @@ class Destination:
         if serve is not None:
             return None if serve == NO_PROFILE else checked_profile(serve, registry)
         file = self.out is not None and not self.is_folder
-        stock = self.source is not None and not self.on_disk and not file and not holds_plan(self.source)
-        return STOCK if stock else None
+        if self.source is None or self.on_disk or file or holds_plan(self.source):
+            return None
+        return None if is_pipeline(self.source) or library_at(self.source) is not TRANSFORMERS else STOCK
 
     def write(self, subject: Subject, result: PruneResult, registry: Registry) -> SavedFolder | None:
         """Writes the model; returns what is known of a folder that was loaded again."""
@@ -108,6 +134,8 @@ class Destination:
             protocol=result.protocol,
             max_shard_size=self.max_shard_size or "5GB",
             overwrite=self.overwrite,
+            component=self.component,
+            push_to_hub=self.push_to_hub,
             registry=registry,
         )
 
@@ -139,6 +167,7 @@ def folder_data(saved: SavedFolder | None) -> dict[str, Any]:
         "notes": list(saved.notes),
         "copied": list(saved.copied),
         "compared": {"outputs": saved.outputs, "error": saved.error},
+        "pushed": saved.address or None,
     }
     return {"folder": found}
 

@@ -30,7 +30,8 @@ def distill(
         str,
         typer.Argument(
             metavar="TEACHER",
-            help="The model before the cut: torchvision:NAME, timm:NAME, hf:FOLDER or package.module:factory.",
+            help="The model before the cut: torchvision:NAME, timm:NAME, hf:FOLDER, timm:FOLDER or "
+            "package.module:factory.",
             show_default=False,
         ),
     ],
@@ -76,11 +77,12 @@ def distill(
     seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
     batch_size: options.BatchSize = None,
     overwrite: options.Overwrite = False,
+    push_to_hub: options.PushToHub = None,
     as_json: options.Json = False,
 ) -> None:
     """Train a pruned model to put out what the model before the cut does."""
     specs, chosen = read_inputs(inputs or ()), read_losses(losses or ())
-    place = Student.of(student, teacher, out, overwrite=overwrite)
+    place = Student.of(student, teacher, out, overwrite=overwrite, push_to_hub=push_to_hub)
     given = [Data(text, batch_size if Data(text).file else None) for text in (data, held_out) if text is not None]
     for part in given:
         part.check(teacher)
@@ -99,7 +101,7 @@ def distill(
             seed=seed, progress=progress,
         )  # fmt: skip
     with output.working(f"writing {out}"):
-        folder = place.save(small, plan, subject.inputs, overwrite=overwrite)
+        folder = place.save(small, plan, subject.inputs, result, overwrite=overwrite)
     output.table(Table(f"{student} beside {subject}", ("loss", ">first step", ">last step"), _rows(result)))
     for line in str(result).splitlines():
         if line.startswith(("stopped", "note")):

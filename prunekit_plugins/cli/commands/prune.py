@@ -99,6 +99,8 @@ def prune(
     serve: options.Serve = None,
     overwrite: options.Overwrite = False,
     max_shard_size: options.MaxShardSize = None,
+    component: options.Component = None,
+    push_to_hub: options.PushToHub = None,
     allocation: options.Allocation = None,
     branch_ratio: options.BranchRatio = None,
     branches: options.Branches = None,
@@ -144,13 +146,13 @@ def prune(
     known, registry = start(context, model, recipe, block, config, plugin, trusted=allow_code)
     model, weights = known.model, weights or known.checked_weights()
     specs, targets = read_inputs(inputs or known.input), read_targets(target or ())
-    if ratio is not None and targets:
-        raise ArgumentError("Give --ratio or --target, not both.")
-    if on_disk and (check or recipe is not None or save_recipe is not None):
-        raise ArgumentError("--on-disk goes neither with --check nor with recipes.")
+    _check_together(ratio, targets, on_disk=on_disk, check=check, component=component, recipes=(recipe, save_recipe))
     data = _data_of(known, calibration, batch_size, batches, (compensation, stages, reestimate_batchnorm))
     source = source_of(model, weights) if on_disk else None
-    goal = Destination.of(model, out, on_disk=on_disk, overwrite=overwrite, max_shard_size=max_shard_size)
+    goal = Destination.of(
+        model, out, on_disk=on_disk, overwrite=overwrite, max_shard_size=max_shard_size, component=component,
+        push_to_hub=push_to_hub,
+    )  # fmt: skip
     _check_files(plan, report, save_recipe)
     output = Output(as_json)
     output.warn_of_blocks(registry.unused_blocks())
@@ -174,7 +176,7 @@ def prune(
     with output.working(f"building {model}"):
         if source is not None:
             settings["weights"] = source
-        subject = build(model, specs, None if on_disk else weights, known.seed, empty=on_disk, runs=data is not None)
+        subject = build(goal.model, specs, None if on_disk else weights, known.seed, empty=on_disk, runs=bool(data))
     _check_weights(output, subject, random=random)
     read = None if data is None else data.batches(subject)
     # Pruning changes the model in place; a report times the original beside it.
@@ -199,6 +201,25 @@ def prune(
     finish(output, known, subject, settings, save_recipe, weights, data, distributions(traced, registry))
     told = {**load_tested(output, typed["serve"], folder, registry), **({"trace": trace_data(traced)} if trace else {})}
     output.result({**_data(subject, result, found, out, plan, report), **folder_data(folder), **told})
+
+
+def _check_together(
+    ratio: float | None,
+    targets: object,
+    *,
+    on_disk: bool,
+    check: bool,
+    component: str | None,
+    recipes: Sequence[Path | None],
+) -> None:
+    """Raises an error for options that exclude each other; ``recipes`` are files to repeat and to write."""
+    if ratio is not None and targets:
+        raise ArgumentError("Give --ratio or --target, not both.")
+    repeated = any(path is not None for path in recipes)
+    if on_disk and (check or repeated):
+        raise ArgumentError("--on-disk goes neither with --check nor with recipes.")
+    if component is not None and repeated:
+        raise ArgumentError("--component doesn't go with recipes.", hint="hf:FOLDER/COMPONENT names its folder")
 
 
 def _check_weights(output: Output, subject: Subject, *, random: bool) -> None:

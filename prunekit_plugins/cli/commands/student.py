@@ -8,13 +8,14 @@ from pathlib import Path
 import attrs
 from torch import nn
 
-from prunekit import Plan, load, load_folder, read_plan, read_protocol, save, save_folder
+from prunekit import Distillation, Plan, load, load_folder, read_plan, read_protocol, save, save_folder
 from prunekit.plugin import ArgumentError, Protocol
 from prunekit_plugins.cli.arguments import check_there, check_writable
-from prunekit_plugins.cli.commands.destination import TRANSFORMERS
-from prunekit_plugins.cli.sources import Inputs
+from prunekit_plugins.cli.sources import Inputs, folder_of
 from prunekit_plugins.folders import SavedFolder
 from prunekit_plugins.folders.companions import PLAN, PROTOCOL
+from prunekit_plugins.folders.hub import check_repository
+from prunekit_plugins.folders.pipeline import component_in
 from prunekit_plugins.folders.writing import check_destination
 
 
@@ -26,14 +27,16 @@ class Student:
         place: The file or folder.
         source: The folder of the model before the cut, for a student in a folder; None for a file.
         out: Where it goes: a file for a file, a folder for a folder.
+        push_to_hub: The repository that a folder is pushed to; None for none.
     """
 
     place: Path
     source: Path | None
     out: Path
+    push_to_hub: str | None = None
 
     @classmethod
-    def of(cls, student: str, teacher: str, out: Path, *, overwrite: bool) -> Student:
+    def of(cls, student: str, teacher: str, out: Path, *, overwrite: bool, push_to_hub: str | None = None) -> Student:
         """Reads what was typed.
 
         Raises:
@@ -41,43 +44,48 @@ class Student:
                 destination can't be written.
             CheckpointError: There is no such file.
         """
-        place = Path(student.removeprefix(TRANSFORMERS))
+        place = folder_of(student) or Path(student)
         if not place.is_dir():
             check_there(place)
             check_writable(out, "--out")
-            if overwrite:
-                raise ArgumentError("--overwrite is for folders.", hint="a file is replaced anyway")
+            if overwrite or push_to_hub is not None:
+                raise ArgumentError("--overwrite and --push-to-hub are for folders.", hint="a file is replaced anyway")
             return cls(place, None, out)
-        if not teacher.startswith(TRANSFORMERS):
+        source = folder_of(teacher)
+        if source is None:
             raise ArgumentError(
                 "The teacher of a folder is a folder.",
                 why=f"got {teacher!r}",
                 hint="hf:FOLDER, the model before the cut",
             )
-        if not (place / PLAN).is_file():
+        inner = _inner(place)
+        if not (inner / PLAN).is_file():
             raise ArgumentError(
                 "The folder doesn't say what was removed.",
-                where=str(place / PLAN),
+                where=str(inner / PLAN),
                 hint="prunekit prune hf:FOLDER --out FOLDER2 and pk.save_folder write it",
             )
-        source = Path(teacher.removeprefix(TRANSFORMERS))
         check_destination(out, overwrite=overwrite, others={"the student": place, "the teacher": source})
-        return cls(place, source, out)
+        if push_to_hub is not None:
+            check_repository(push_to_hub)
+        return cls(place, source, out, push_to_hub)
 
     def plan(self) -> Plan:
         """Reads what was removed."""
-        return read_plan(self.place) if self.source is None else Plan.load(self.place / PLAN)
+        return read_plan(self.place) if self.source is None else Plan.load(_inner(self.place) / PLAN)
 
     def model(self, whole: Callable[[], nn.Module]) -> nn.Module:
         """Opens it; ``whole`` builds the model before the cut, for a file."""
         return load(whole(), self.place) if self.source is None else load_folder(self.place)
 
-    def save(self, model: nn.Module, plan: Plan, inputs: Inputs, *, overwrite: bool) -> SavedFolder | None:
+    def save(
+        self, model: nn.Module, plan: Plan, inputs: Inputs, result: Distillation, *, overwrite: bool
+    ) -> SavedFolder | None:
         """Writes the trained model; returns what is known of a folder that was loaded again."""
         if self.source is None:
             save(model, self.out, plan=plan, protocol=read_protocol(self.place))
             return None
-        text = self.place / PROTOCOL
+        text = _inner(self.place) / PROTOCOL
         return save_folder(
             model,
             self.out,
@@ -85,5 +93,12 @@ class Student:
             source=self.source,
             example_inputs=inputs if isinstance(inputs, Mapping) else None,
             protocol=Protocol.from_json(text.read_text("utf-8")) if text.is_file() else None,
+            distillation=result,
             overwrite=overwrite,
+            push_to_hub=self.push_to_hub,
         )
+
+
+def _inner(place: Path) -> Path:
+    """The folder of the model: of a pipeline that of its denoiser."""
+    return place / (component_in(place, None) or "")

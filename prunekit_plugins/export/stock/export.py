@@ -13,7 +13,7 @@ from torch import nn
 from prunekit_plugins.export.comparison import ExportError
 from prunekit_plugins.export.engines.steps import EngineCheck, Steps, checked_logs, expected_steps, version_of
 from prunekit_plugins.folders.companions import copy_companions
-from prunekit_plugins.folders.reading import load_stock
+from prunekit_plugins.folders.stock import load_stock
 from prunekit_plugins.integrations.config_search import sizes_of
 from prunekit_plugins.integrations.huggingface import empty_model, library
 

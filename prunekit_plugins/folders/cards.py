@@ -1,0 +1,136 @@
+"""The card of a pruned model: what was done, what was measured, and what is lost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+
+from prunekit import Distillation
+from prunekit.plugin import Protocol
+from prunekit_plugins.folders.library import Opening
+from prunekit_plugins.integrations.configuration import ConfigUpdate
+
+KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag", "datasets", "base_model")
+"""Metadata of a card that are those of the pruned model, too; what was measured isn't."""
+MADE_BY = ("target", "ratio", "importance", "calibration", "compensation", "structures", "branch_ratio", "serve")
+"""Arguments of `prune` that a reader of a card wants to know."""
+
+
+@attrs.frozen
+class Provenance:
+    """What is known about how a model came about.
+
+    Attributes:
+        name: Class of the model.
+        plan: The file with the plan, in the folder.
+        protocol: How it was pruned; None where that isn't known.
+        distillation: How it was trained after the cut; None where it wasn't.
+        measured: Quality before and after, by name.
+        library: What opens it, as the hub calls it.
+        old: The card of the unpruned model; empty where there is none.
+    """
+
+    name: str
+    plan: str
+    protocol: Protocol | None
+    distillation: Distillation | None
+    measured: Mapping[str, tuple[float, float]]
+    library: str
+    old: str
+
+
+def card(made: Provenance, opening: Opening, update: ConfigUpdate) -> str:
+    """Words what was done to a model, in Markdown.
+
+    Args:
+        made: How it came about.
+        opening: How the folder is opened.
+        update: What the configuration says, and what it can't; the latter is empty where the stock class loads it.
+    """
+    lines = [*_metadata(made), f"# {made.name}, pruned", "", _done(made), ""]
+    lines += ["```python", *opening.imports, "", f"model = {opening.call}", "```", ""]
+    if update.notes:
+        lines += ["The stock class can't build this model, because no configuration can say its sizes:", ""]
+        lines += [*(f"- {note}" for note in update.notes), ""]
+    lines += [*_arguments(made.protocol), *_costs(made.protocol), *_training(made.distillation)]
+    if update.changed:
+        lines += ["| configuration | before | after |", "|---|---|---|"]
+        lines += [
+            f"| {field} | {'open' if old is None else old} | {new} |" for field, (old, new) in update.changed.items()
+        ]
+        lines += [""]
+    return "\n".join([*lines, *_quality(made.measured), f"What went is in `{made.plan}`.", ""])
+
+
+def _metadata(made: Provenance) -> list[str]:
+    """What the hub reads of a card: of the old one what holds for the pruned model, too."""
+    block = made.old.split("---\n")[1] if made.old.startswith("---\n") and made.old.count("---\n") > 1 else ""
+    kept, keep = [], False
+    for line in block.splitlines():
+        if line[:1] not in (" ", "-", "#", ""):
+            keep = line.split(":")[0] in KEPT
+        if keep:
+            kept.append(line)
+    return ["---", f"library_name: {made.library}", "tags:", "- prunekit", *kept, "---", ""]
+
+
+def _done(made: Provenance) -> str:
+    fitted = made.protocol is not None and made.protocol.calibration is not None
+    parts = ["Made smaller with prunekit: whole units were removed"]
+    if fitted:
+        parts.append("what stayed was chosen, and fitted, with calibration data")
+    if made.distillation is None:
+        parts.append("nothing was trained")
+    else:
+        parts.append(f"the rest was trained for {_steps(made.distillation)} towards the outputs of the unpruned model")
+    return f"{', '.join(parts[:-1])}, and {parts[-1]}." if len(parts) > 2 else f"{parts[0]}; {parts[-1]}."
+
+
+def _steps(distillation: Distillation) -> str:
+    return "1 step" if distillation.steps == 1 else f"{distillation.steps} steps"
+
+
+def _arguments(protocol: Protocol | None) -> Iterator[str]:
+    given: Mapping[str, Any] = {} if protocol is None else protocol.arguments
+    said = [(name, given[name]) for name in MADE_BY if given.get(name) is not None]
+    if said:
+        yield "Called with " + ", ".join(f"`{name}={value!r}`" for name, value in said) + "."
+        yield ""
+
+
+def _costs(protocol: Protocol | None) -> Iterator[str]:
+    if protocol is None:
+        return
+    yield from ("| cost | before | after | left |", "|---|---|---|---|")
+    for cost, before in protocol.dense.items():
+        if before and cost in protocol.pruned:
+            after = protocol.pruned[cost]
+            yield f"| {cost} | {before:,.0f} | {after:,.0f} | {after / before:.1%} |"
+    yield ""
+
+
+def _training(distillation: Distillation | None) -> Iterator[str]:
+    if distillation is None:
+        return
+    losses = {name: (values[0], values[-1]) for name, values in distillation.losses.items() if values}
+    if distillation.held_out:
+        held_out = [loss for _, loss in distillation.held_out]
+        losses["on held-out data"] = (held_out[0], min(held_out))
+    yield from ("| loss against the unpruned model | first step | last step |", "|---|---|---|")
+    yield from (f"| {name} | {first:.4g} | {last:.4g} |" for name, (first, last) in losses.items())
+    yield ""
+
+
+def _quality(measured: Mapping[str, tuple[float, float]]) -> Iterator[str]:
+    if not measured:
+        yield "Quality was not measured here, so that what is lost isn't known: evaluate the model, and train it."
+        yield ""
+        return
+    yield from ("| measured | before | after | change |", "|---|---|---|---|")
+    for name, (before, after) in measured.items():
+        change = f"{after / before - 1:+.1%}" if before and math.isfinite(after / before) else ""
+        yield f"| {name} | {before:.4g} | {after:.4g} | {change} |"
+    yield ""
