@@ -219,7 +219,9 @@ class Bench:
                 self._ours(course, target, missing)
         wanted = {t: [m for m in self._methods(course, t) if (t, m) not in there] for t in targets}
         if self._python and any(wanted.values()):
-            cuts = rival.cuts(self._python, course.task, course.teacher, seed, targets)
+            needed = {method.split()[0] for methods in wanted.values() for method in methods}
+            criteria = [name for name in rival.CRITERIA if name in needed]
+            cuts = rival.cuts(self._python, course.task, course.teacher, seed, targets, criteria)
             for target, methods in wanted.items():
                 self._theirs(course, [cut for cut in cuts if cut.target == target and cut.method in methods])
 

@@ -75,7 +75,8 @@ class Cell:
         if not values:
             return ""
         middle, spread = tasks.median_and_half_range(values)
-        return f"{middle:.2f} ±{spread:.2f}" if self.bits else f"{middle:.1%} ±{100 * spread:.1f}"
+        shown = (f"{middle:.2f}", f" ±{spread:.2f}") if self.bits else (f"{middle:.1%}", f" ±{100 * spread:.1f}")
+        return "".join(shown[: len(values)])
 
     def leads(self, row: str, other: str) -> list[float]:
         """By how much a row is ahead of another one, on each seed: points of accuracy, or bits per character."""
@@ -136,10 +137,11 @@ def margins(found: Sequence[Cell]) -> str:
     texts, rows = [], []
     for name, own, other in PAIRS:
         leads = [(cell, values) for cell in found if (values := cell.leads(own(cell), other(cell)))]
-        beyond, behind = ([cell for cell, values in leads if standing(values) == way] for way in (1, -1))
-        within = [cell for cell, values in leads if not standing(values)]
-        text = f"- *{name[0].upper()}{name[1:]}*: ahead by more than the spread in {len(beyond)} of {len(leads)} rows"
-        texts.append(text + listed("; within it", within) + listed("; behind by more than it", behind) + ".")
+        several = [(cell, values) for cell, values in leads if len(values) > 1]
+        beyond, within, behind = ([cell for cell, values in several if standing(values) == way] for way in (1, 0, -1))
+        text = f"- *{name[0].upper()}{name[1:]}*: ahead by more than the spread in {len(beyond)} of {len(several)} rows"
+        text += listed("; within it", within) + listed("; behind by more than it", behind)
+        texts.append(f"{text}; {alone(leads)}." if alone(leads) else f"{text}.")
     for cell in found:
         columns = itertools.chain.from_iterable(margin(cell.leads(own(cell), other(cell))) for _, own, other in PAIRS)
         rows.append([cell.network, f"{cell.target:.0%}", *columns])
@@ -153,6 +155,14 @@ def standing(values: Sequence[float]) -> int:
     return (middle > spread) - (middle < -spread)
 
 
+def alone(leads: Sequence[tuple[Cell, Sequence[float]]]) -> str:
+    """What is to be said of rows with one seed, which have no spread."""
+    single = [(cell, values[0]) for cell, values in leads if len(values) == 1]
+    behind = [cell for cell, value in single if value <= 0]
+    text = f"of {len(single)} rows with one seed ahead in {len(single) - len(behind)}" + listed("; not in", behind)
+    return text if single else ""
+
+
 def listed(text: str, found: Sequence[Cell]) -> str:
     return f"{text}: {', '.join(f'{cell.network} at {cell.target:.0%}' for cell in found)}" if found else ""
 
@@ -161,7 +171,8 @@ def margin(values: Sequence[float]) -> tuple[str, str]:
     if not values:
         return "", ""
     middle, spread = tasks.median_and_half_range(values)
-    return f"{middle:+.2f} ±{spread:.2f}", f"{sum(value > 0 for value in values)} of {len(values)}"
+    shown = f"{middle:+.2f} ±{spread:.2f}" if len(values) > 1 else f"{middle:+.2f}"
+    return shown, f"{sum(value > 0 for value in values)} of {len(values)}"
 
 
 def returns(found: Sequence[Cell]) -> str:
@@ -171,10 +182,16 @@ def returns(found: Sequence[Cell]) -> str:
         lost = statistics.median(c - d for c, d in zip(cell.of("cut", "loss"), cell.of("dense", "loss"), strict=True))
         columns = [cell.shares(row) or [None] * len(MARKS) for row in (LABELS, DISTILLED)]
         values = ["" if value is None else f"{value:.0%}" for value in itertools.chain.from_iterable(columns)]
-        rows.append([cell.network, f"{cell.target:.0%}", f"{lost:.3f}", *values])
-    marks = [f"{part:.0%}" if part == 1 else f"1/{round(1 / part)}" for part in MARKS]
-    marks[-1] = "all"
-    head = ["network", "MACs", "lost, nats", *(f"{row}, {mark}" for row in (LABELS, DISTILLED) for mark in marks)]
+        rate = cell.rows[DISTILLED][cell.seeds()[0]]["rate"]
+        rows.append([cell.network, f"{cell.target:.0%}", f"{lost:.3f}", f"{rate:g}", *values])
+    marks = [*(f"1/{round(1 / part)}" for part in MARKS[:-1]), "all"]
+    head = [
+        "network",
+        "MACs",
+        "lost, nats",
+        "rate",
+        *(f"{row}, {mark}" for row in (LABELS, DISTILLED) for mark in marks),
+    ]
     return lines(head, rows)
 
 
@@ -211,8 +228,9 @@ def plot(found: Sequence[Cell], file: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "distillation"  # the same rows give the same file
+    matplotlib.rcParams.update({"svg.hashsalt": "distillation", "svg.fonttype": "none"})  # the same rows, the same file
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator
 
     columns = list(dict.fromkeys(cell.network for cell in found))
     targets = sorted({cell.target for cell in found}, reverse=True)
@@ -225,6 +243,9 @@ def plot(found: Sequence[Cell], file: Path) -> None:
         dense = statistics.median(cell.of("dense", "loss"))
         panel.axhline(dense, color="#3c4656", linewidth=0.8, linestyle=":", label="before the cut")
         panel.set_yscale("log")
+        panel.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+        for scale in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+            scale("{x:g}")
         panel.set_title(f"{cell.network}, {cell.target:.0%}", fontsize=9)
         panel.set_xticks([0, 0.5, 1], ["cut", "half", "all steps"])
         panel.tick_params(labelsize=7, which="both")

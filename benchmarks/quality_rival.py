@@ -32,8 +32,15 @@ class Cut:
     model: nn.Module | None
 
 
-def cuts(python: Path, task: tasks.Task, model: nn.Module, seed: int, targets: Sequence[float]) -> list[Cut]:
-    """Cuts copies of a trained network with every criterion, in every scope, to every target.
+def cuts(
+    python: Path,
+    task: tasks.Task,
+    model: nn.Module,
+    seed: int,
+    targets: Sequence[float],
+    criteria: Sequence[str] = CRITERIA,
+) -> list[Cut]:
+    """Cuts copies of a trained network with some criteria, in every scope, to every target.
 
     Args:
         python: The interpreter of Torch-Pruning's environment.
@@ -41,10 +48,11 @@ def cuts(python: Path, task: tasks.Task, model: nn.Module, seed: int, targets: S
         model: The trained network.
         seed: Of the calibration samples.
         targets: Parts of the MACs.
+        criteria: Names of Torch-Pruning's criteria.
     """
     x, y = task.calibration_data(seed)
     job = {"network": task.name, "state": model.state_dict(), "x": x, "y": y}
-    job |= {"targets": list(targets), "criteria": list(CRITERIA)}
+    job |= {"targets": list(targets), "criteria": list(criteria)}
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / name for name in ("job.pt", "result.pt")]
         torch.save(job, paths[0])
