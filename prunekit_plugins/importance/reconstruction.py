@@ -132,7 +132,7 @@ class _Block:
     rows in ``P`` as features went (a pivoted Cholesky factor), and made when half of them did.
 
     Attributes:
-        weight: Tensor ``[outputs, features]``, updated as units go.
+        weight: Tensor ``[outputs or features, features]``, of which the squares count, updated as units go.
         inverse: Tensor ``[features, features]``: ``K``, for the features that were left when it was made.
         labels: Tensor ``[features]``: which unit each belongs to; -1 for none that may go, or that is gone.
         stays: Bool tensor ``[features]``: those that are left.
@@ -163,7 +163,7 @@ class _Block:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(regular))
         stays = torch.ones(len(labels), dtype=torch.bool, device=weight.device)
         most = int(labels.max()) + 1
-        return cls(weight.clone(), inverse, labels.clone(), stays, regular, most)  # its memory has no other use
+        return cls(_square(weight), inverse, labels.clone(), stays, regular, most)  # its memory has no other use
 
     def errors(self, units: int) -> torch.Tensor:
         """What each unit adds if it goes next: tensor ``[units]``; features that went count nothing."""
@@ -227,6 +227,14 @@ class _Block:
         self.stays, self.gone = self.stays[stay], 0
         self.factor = torch.empty_like(self.inverse)
         self.taken.clear()
+
+
+def _square(weight: torch.Tensor) -> torch.Tensor:
+    """Returns a matrix with the same products ``W^T W`` and at most as many rows as columns."""
+    if weight.shape[0] <= weight.shape[1]:
+        return weight.clone()
+    found: torch.Tensor = torch.linalg.qr(weight, mode="r").R
+    return found
 
 
 def _take_away(blocks: Sequence[_Block], units: int, rounds: int) -> torch.Tensor:

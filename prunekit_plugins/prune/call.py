@@ -40,7 +40,7 @@ from prunekit_plugins.depth.settings import BOTH, WIDTH
 from prunekit_plugins.prune.allotment import Allotment
 from prunekit_plugins.prune.by_both import by_both
 from prunekit_plugins.prune.by_depth import Decided, by_depth
-from prunekit_plugins.prune.calibrated import CalibratedPath, check_informed
+from prunekit_plugins.prune.calibrated import CRITERIA, CalibratedPath, check_informed
 from prunekit_plugins.prune.experts import about_experts, check_reach
 from prunekit_plugins.prune.serving import Served, serving_profile
 from prunekit_plugins.prune.settings import COMPENSATION, PruneSettings
@@ -244,8 +244,11 @@ def prune(
         settings = PruneSettings.of(profile.under(settings.given))
     wanted = settings.pruner(ranks=global_pruning or allotment.ranks)
     pruner = Pruner(**wanted.analysed(model, example_inputs, DependencyGraph(registry), registry))
+    criteria = {name: getattr(pruner, name) for name in CRITERIA}
     decided = _decided(pruner, settings, allotment, path)
     pruner, plan = decided.pruner, decided.plan
+    for name, criterion in criteria.items():  # statistics take more memory than the model, and nobody reads them now
+        setattr(pruner, name, criterion)
     read = unit_notes(settings.target, registry) if settings.target else ()
     doubts = (*read, *told, *(profile.notes if profile else ()), *decided.notes)
     preview = plan.preview()
