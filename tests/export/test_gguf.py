@@ -14,9 +14,10 @@ import prunekit as pk
 from prunekit_plugins.export import ExportError, export_folder
 from prunekit_plugins.export.engines import steps
 from prunekit_plugins.export.gguf.file import in_pairs
-from prunekit_plugins.export.gguf.tokenizer import LLAMA3, read_vocabulary
+from prunekit_plugins.export.gguf.tokenizer import LLAMA3, TEXTS, read_vocabulary
+from tests.vocabulary import training
 
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 gguf = pytest.importorskip("gguf")
 
 from tests.export.folders import pruned, whole  # noqa: E402  # needs transformers
@@ -200,7 +201,8 @@ def test_tokenizers_that_llama_cpp_would_read_otherwise_are_refused(tmp_path: Pa
     big = whole(tmp_path / "big")
     changes: dict[str, Callable[[dict[str, Any]], object]] = {
         "is none of gpt-2, llama-bpe, qwen2": lambda data: data["model"].update(ignore_merges=True),
-        "BPE with byte fallback": lambda data: data["model"].update(byte_fallback=True),
+        "tokens for bytes are missing: <0x00> and 255 more": as_pieces,
+        "spaces aren't turned into": lambda data: data["model"].update(byte_fallback=True),
         "of the kind WordLevel": lambda data: data["model"].update(type="WordLevel"),
         "its model has end_of_word_suffix": lambda data: data["model"].update(end_of_word_suffix="</w>"),
         "its ids go up to 950": lambda data: data["added_tokens"][1].update(id=950),
@@ -215,6 +217,67 @@ def test_tokenizers_that_llama_cpp_would_read_otherwise_are_refused(tmp_path: Pa
     (big / "tokenizer.json").unlink()
     with pytest.raises(ExportError, match="there is no such file"):
         export_folder(big, tmp_path / "x.gguf", to="gguf")
+
+
+def as_pieces(data: dict[str, Any]) -> None:
+    """Half of what a tokenizer of SentencePiece has."""
+    data["model"]["byte_fallback"], data["pre_tokenizer"] = True, None
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    data["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace]}
+
+
+def as_metaspace(data: dict[str, Any]) -> None:
+    data["normalizer"] = None
+    data["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+
+
+HARD = (
+    "The class of an object", "  two  spaces\tand a tab\n\nlines", "naïve Ωμέγα 漢字 \U0001f600", "", "x", "a" * 40,
+    *(text[:400] for text in training.TEXTS[20:28]),
+)  # fmt: skip
+"""Texts that the tokenizer wasn't trained on, besides the three that the export compares."""
+
+
+@needs_engine
+def test_pieces_of_sentencepiece_are_cut_alike_and_compute_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    big = whole(tmp_path / "big", bos_token_id=1, eos_token_id=2)
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=training.sentence_pieces(), **names).save_pretrained(str(big))
+    small = pruned(big, tmp_path / "small", target={"params": 0.7}, ratio=None)
+    monkeypatch.setattr("prunekit_plugins.export.gguf.tokenizer.TEXTS", (*HARD, *TEXTS))
+    check = export_folder(small, tmp_path / "small.gguf", to="gguf").check  # an error where the engine makes others
+    assert check is not None
+    assert check.error < 1e-5
+    assert check.texts == len(HARD) + len(TEXTS)
+    found = fields(tmp_path / "small.gguf")
+    data = json.loads((small / "tokenizer.json").read_text())
+    assert found["tokenizer.ggml.model"] == "llama"
+    kinds = dict(zip(found["tokenizer.ggml.tokens"], found["tokenizer.ggml.token_type"], strict=True))
+    assert (kinds["<unk>"], kinds["<s>"], kinds["<0x0A>"], kinds["▁the"], kinds["[PAD905]"]) == (2, 3, 6, 1, 5)
+    scores = dict(zip(found["tokenizer.ggml.tokens"], found["tokenizer.ggml.scores"], strict=True))
+    first, last = ("".join(data["model"]["merges"][place]) for place in (0, -1))
+    assert scores[first] == 0 > scores[last]
+
+
+def test_pieces_that_scores_cant_say_are_refused(tmp_path: Path) -> None:
+    big = whole(tmp_path / "big")
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=training.sentence_pieces(), **names).save_pretrained(str(big))
+    original = (big / "tokenizer.json").read_text()
+    changes: dict[str, Callable[[dict[str, Any]], object]] = {
+        "the merges lack": lambda data: data["model"]["merges"].pop(),
+        "merges of one piece don't follow each other": lambda data: data["model"]["merges"].append(
+            data["model"]["merges"][0]
+        ),
+        "spaces aren't turned into ▁, one": as_metaspace,
+    }
+    for why, change in changes.items():
+        other_tokenizer(big, change)
+        with pytest.raises(ExportError, match=rf"(?s)can't be exported to GGUF.*byte fallback.*{why}"):
+            export_folder(big, tmp_path / "x.gguf", to="gguf")
+        (big / "tokenizer.json").write_text(original)
 
 
 def test_rules_that_split_words_are_known_by_their_expressions(tmp_path: Path) -> None:

@@ -61,6 +61,26 @@ def byte_fallback() -> Tokenizer:
     return tokenizer
 
 
+def sentence_pieces() -> Tokenizer:
+    """As Llama 2's is converted from SentencePiece: no words, and a merge for every split of a piece in two pieces."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    trained(tokenizer, trainers.BpeTrainer(vocab_size=600, special_tokens=SPECIAL, show_progress=False))
+    data = as_data(tokenizer)
+    model = data["model"]
+    pieces = [first + second for first, second in model["merges"]]
+    parts = [(piece[:place], piece[place:]) for piece in dict.fromkeys(pieces) for place in range(1, len(piece))]
+    model["merges"] = [pair for pair in parts if pair[0] in model["vocab"] and pair[1] in model["vocab"]]
+    model["vocab"].update({token: len(model["vocab"]) + place for place, token in enumerate(BYTES)})
+    model["byte_fallback"], data["pre_tokenizer"] = True, None
+    tokenizer = from_data(data)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    return tokenizer
+
+
 def suffixed() -> Tokenizer:
     """As CLIP's: a suffix says where words end, and characters may be unknown."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))

@@ -10,8 +10,9 @@ from typing import Any
 import attrs
 
 from prunekit_plugins.export.comparison import ExportError
+from prunekit_plugins.export.gguf.pieces import BYTES, obstacle, scores_of
 
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Types of tokens in GGUF files."""
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -29,10 +30,10 @@ TEXTS = ("Hello, world!", "It's 12345 o'clock;  naïve 漢字\n\n\tdef f(x): ret
 
 @attrs.frozen
 class Vocabulary:
-    """A byte-level BPE tokenizer.
+    """A byte-level BPE tokenizer, or one of SentencePiece.
 
     Attributes:
-        split: llama.cpp's name of the rule that splits words.
+        split: llama.cpp's name of the rule that splits words; empty for one of SentencePiece, which splits none.
         tokens: Tokens by id, unused ones for the rows of the embedding that have none.
         types: Their types.
         merges: Pairs, with a space between.
@@ -42,6 +43,7 @@ class Vocabulary:
         template: The chat template; empty for none.
         plain: Id of a token that is a letter.
         texts: Texts with the ids that the tokenizer makes of them.
+        scores: By id, of one of SentencePiece: the higher, the earlier a piece is merged. Empty for byte-level BPE.
     """
 
     split: str
@@ -54,6 +56,7 @@ class Vocabulary:
     template: str
     plain: int
     texts: tuple[tuple[str, tuple[int, ...]], ...]
+    scores: tuple[float, ...] = ()
 
 
 def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
@@ -71,13 +74,14 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
         raise _refused(str(place), "there is no such file", "save the tokenizer there: tokenizer.save_pretrained(...)")
     data = json.loads(place.read_text(encoding="utf-8"))
     _check_kind(data, str(place))
-    split = _split(data, str(place))
+    pieces = bool(data["model"].get("byte_fallback"))
+    split = "" if pieces else _split(data, str(place))
     ids = {**data["model"]["vocab"], **{token["content"]: token["id"] for token in data.get("added_tokens") or ()}}
     if max(ids.values()) >= rows or len(set(ids.values())) != len(ids):
         why = f"its ids go up to {max(ids.values())}, the model has {rows} rows"
         raise _refused(str(place), why, "prunekit vocabulary makes both smaller together")
-    tokens, types = _tokens(data, ids, rows)
     settings = _settings(folder)
+    tokens, types = _tokens(data, ids, rows)
     special = {
         name: ids[text]
         for name in ("bos", "eos", "unk", "pad")
@@ -85,9 +89,9 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
     }
     begins, ends = _added(place, special)
     merges = tuple(pair if isinstance(pair, str) else " ".join(pair) for pair in data["model"]["merges"])
-    return Vocabulary(
-        split, tokens, types, merges, special, begins, ends, _template(folder, settings), _plain(ids), _texts(place)
-    )
+    template, letter, texts = _template(folder, settings), _plain(ids), _texts(place)
+    scores = scores_of(data, tokens) if pieces else ()
+    return Vocabulary(split, tokens, types, merges, special, begins, ends, template, letter, texts, scores)
 
 
 def _refused(where: str, why: str, hint: str) -> ExportError:
@@ -100,12 +104,14 @@ HF_INSTEAD = "--to hf or --to mlx take any tokenizer along"
 def _check_kind(data: Mapping[str, Any], where: str) -> None:
     model = data["model"]
     kind = model.get("type", "BPE" if "merges" in model else "unknown")
-    if kind != "BPE" or model.get("byte_fallback"):
-        kind = f"{kind} with byte fallback" if model.get("byte_fallback") else kind
-        raise _refused(where, f"it is of the kind {kind}; byte-level BPE is written", HF_INSTEAD)
+    if kind != "BPE":
+        raise _refused(where, f"it is of the kind {kind}; BPE of bytes and of SentencePiece is written", HF_INSTEAD)
     odd = [name for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout") if model.get(name)]
     if odd:
         raise _refused(where, f"its model has {', '.join(odd)}", HF_INSTEAD)
+    why = obstacle(data) if model.get("byte_fallback") else ""
+    if why:
+        raise _refused(where, f"it is BPE with byte fallback, of which llama.cpp makes other pieces: {why}", HF_INSTEAD)
 
 
 def _split(data: Mapping[str, Any], where: str) -> str:
@@ -130,6 +136,10 @@ def _tokens(data: Mapping[str, Any], ids: Mapping[str, int], rows: int) -> tuple
         tokens[place], types[place] = token, NORMAL
     for token in data.get("added_tokens") or ():
         types[token["id"]] = CONTROL if token.get("special") else USER_DEFINED
+    if data["model"].get("byte_fallback"):
+        types[:] = [BYTE if token in BYTES else kind for token, kind in zip(tokens, types, strict=True)]
+        unknown = data["model"].get("unk_token")
+        types[:] = [UNKNOWN if token == unknown else kind for token, kind in zip(tokens, types, strict=True)]
     return tuple(tokens), tuple(types)
 
 
