@@ -250,7 +250,8 @@ class AttributeSearch:
             return
         copies = {id(attributes_of(one)) for one in self._analysis.shadow.copied if not slots_of(type(one))}
         for (path, names), table in objects_in(stage.modules):
-            if id(table) in inside & copies:
+            leaves = any(one.entry(path) is not None for one in self._analysis.lists)  # it may, with the place
+            if id(table) in inside & copies and not leaves:
                 yield from (((path, ".".join((*names, name))), value) for name, value in sorted(table.items()))
 
     def _siblings(
