@@ -155,7 +155,8 @@ class Drafts:
         modules, found = self.analysis.shadow.modules, {(edit.module, edit.attribute): edit for edit in edits}
         for edit in edits:
             for path in alike(self.analysis.lists, edit.module):
-                if vars(modules[path]).get(edit.attribute) == vars(modules[edit.module]).get(edit.attribute):
+                own, theirs = vars(modules[edit.module]), vars(modules[path])
+                if edit.attribute in own and theirs.get(edit.attribute) == own[edit.attribute]:
                     found.setdefault((path, edit.attribute), attrs.evolve(edit, module=path))
         return tuple(found.values())
 

@@ -53,6 +53,9 @@ def further(found: Mismatch | None, than: Mismatch | None) -> bool:
 Found = tuple[dict[Place, Recipe], Mismatch | None, list[Drift]]
 """All recipes, and what the replay with them found."""
 
+NEAR = 3
+"""Modules around a mismatch that are asked for objects with numbers: those far from it hold a whole model's."""
+
 _Option = tuple[Place, tuple[PieceKey, ...], Recipe]
 """A hypothesis: an attribute, where the pieces of its recipe show in the module, and the recipe."""
 
@@ -105,7 +108,8 @@ class AttributeSearch:
         """
         record = self._analysis.recordings[mismatch.recording]
         paths = ancestors(record.trace.operations[mismatch.operation].module)
-        for path, shared in ((path, shared) for shared in (False, True) for path in paths):
+        trials = _Trials(stage, recipes, mismatch)
+        for path, shared in (*((path, False) for path in paths), *((path, True) for path in paths[:NEAR])):
             options = {
                 self._failure(stage, mismatch, option): option
                 for option in self._options(stage, path, recipes, mismatch.recording, shared=shared)
@@ -113,7 +117,6 @@ class AttributeSearch:
             left = [option for failure, option in options.items() if failure not in self._failed]
             if not left:
                 continue
-            trials = _Trials(stage, recipes, mismatch)
             found = self._together(trials, left) or self._one_by_one(trials, left)
             if found is not None:
                 return found
@@ -247,7 +250,8 @@ class AttributeSearch:
             return
         copies = {id(attributes_of(one)) for one in self._analysis.shadow.copied if not slots_of(type(one))}
         for (path, names), table in objects_in(stage.modules):
-            if id(table) in inside & copies:
+            leaves = any(one.entry(path) is not None for one in self._analysis.lists)  # it may, with the place
+            if id(table) in inside & copies and not leaves:
                 yield from (((path, ".".join((*names, name))), value) for name, value in sorted(table.items()))
 
     def _siblings(
