@@ -195,12 +195,9 @@ def understood(
     mirrored = unrun_tensors(copies)
     untouched = [name for name in parameters if name not in touched]
     unknown = [name for name in untouched if name not in mirrored]
-    untouched_dims = tuple(name for name in unknown if parameters[name])
     unrecorded.keep_untouched(untouched, parameters)
-    if programs.failed:
-        unrecorded.keep_widths(unknown, parameters, (*propagations, *partial))
-    containers = {path for path, module in shadow.modules.items() if isinstance(module, nn.ModuleList | nn.ModuleDict)}
-    warned = unrecorded.keep_entries(unknown, containers, propagations)
+    unrecorded.keep_widths(unknown if programs.failed else (), parameters, (*propagations, *partial))
+    warned = unrecorded.keep_entries(unknown, shadow.modules, propagations)
     roles = {key: role for p in reversed(propagations) for key, role in p.effects.roles.items()}
     roles |= roles_by_type(registry, shadow.modules, parameters)
     unrecorded.keep_unread(parameters, (*propagations, *partial), roles, registry.op_rules)
@@ -217,7 +214,7 @@ def understood(
     if not needed.keys() <= pinned.keys():
         return understood(programs, registry, declared, {**needed, **pinned}, followed=followed)
     zeroed = freezer.weights() | {name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
-    missed = [name for name in untouched_dims if isinstance(tensors[name], nn.Parameter)]
+    missed = [name for name in unknown if parameters[name] and isinstance(tensors[name], nn.Parameter)]
     return Analysis(
         groups=freezer.groups(_mixes(recordings, registry.op_rules, zeroed), recordings),
         parameters={
@@ -227,7 +224,7 @@ def understood(
             for name, tensor in tensors.items()
         },
         recordings=tuple(recordings),
-        untouched=untouched_dims,
+        untouched=tuple(name for name in unknown if parameters[name]),
         not_understood=_merged(_blamed(gap, registry) for p in propagations for gap in p.not_understood),
         notes=(
             *shadow.notes,

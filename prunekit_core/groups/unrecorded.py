@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+from torch import nn
+
 from prunekit_core.algebra import axes
 from prunekit_core.algebra.axes import Axis
 from prunekit_core.algebra.reasons import Reason, ReasonKind
@@ -40,7 +42,7 @@ def keep_widths(
     for name in untouched:
         for axis in parameters[name]:
             sizes.setdefault(axes.resolve(axis).size, name)
-    for propagation in propagations:
+    for propagation in propagations if sizes else ():
         for dims in propagation.tensors.values():
             for axis in dims:
                 size = axes.resolve(axis).size
@@ -50,7 +52,7 @@ def keep_widths(
 
 
 def keep_entries(
-    untouched: Sequence[str], containers: Collection[str], propagations: Sequence[Propagation]
+    untouched: Sequence[str], modules: Mapping[str, nn.Module], propagations: Sequence[Propagation]
 ) -> list[str]:
     """Pins what goes into entries of lists of modules, and comes out, where others that no recording ran may get it.
 
@@ -59,12 +61,13 @@ def keep_entries(
 
     Args:
         untouched: Names of the parameters that no recording touched.
-        containers: Paths of the lists and dicts of modules.
+        modules: The modules by path.
         propagations: What is known of the activations.
 
     Returns:
         Lines for the report.
     """
+    containers = {path for path, module in modules.items() if isinstance(module, nn.ModuleList | nn.ModuleDict)}
     ran: dict[str, set[str]] = {}  # by list: entries that run at all
     decided: set[str] = set()  # lists of which entries run after a decision
     for propagation in propagations:

@@ -6,10 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
+import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
 from prunekit_core.program.calls import tensors_of
+from prunekit_core.program.examples import Example
 from prunekit_core.program.rules import addition_of
+from prunekit_core.torch_private.trees import pytree
 from prunekit_plugins.calibration.batches import Batch
 from prunekit_plugins.calibration.branch_sums import SumPlaces, is_sum
 from prunekit_plugins.calibration.observation import Seen, Watched
@@ -56,7 +59,7 @@ def _is_picked(rows: Rows) -> bool:
     return rows.chosen or (rows.ids is not None and not rows.dims and rows.count > 1)
 
 
-def picked_branches(watched: Watched, places: SumPlaces, batches: Iterable[Batch], recorded: Any) -> frozenset[str]:
+def picked_branches(watched: Watched, places: SumPlaces, batches: Iterable[Batch], recorded: Example) -> frozenset[str]:
     """Names the branches that are added where a module adds rows that are picked out, and not the same on all data.
 
     Args:
@@ -69,10 +72,20 @@ def picked_branches(watched: Watched, places: SumPlaces, batches: Iterable[Batch
     first: Mapping[_Key, list[tuple[str, ...]]] | None = None
     for batch in batches:
         if first is None:
-            first = _seen(watched, attrs.evolve(batch, example=recorded)).made
+            first = _seen(watched, attrs.evolve(batch, example=_moved(recorded, watched))).made
         listener = _seen(watched, batch)
         found |= {key for key in listener.picked if listener.made[key] != first.get(key)}
     return frozenset(name for key in found for sums in places.places.get(key, ()) for name in sums.values())
+
+
+def _moved(example: Example, watched: Watched) -> Example:
+    """Returns an example where batches belong."""
+
+    def move(value: torch.Tensor) -> torch.Tensor:
+        return value if watched.device is None else value.to(watched.device)
+
+    args, kwargs = pytree.tree_map_only(torch.Tensor, move, (example.args, example.kwargs))
+    return attrs.evolve(example, args=args, kwargs=kwargs)
 
 
 def _seen(watched: Watched, batch: Batch) -> _SumRows:
