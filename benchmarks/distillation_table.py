@@ -52,8 +52,10 @@ class Cell:
         return self.network in BITS
 
     def seeds(self) -> list[int]:
-        """Those with all rows of prunekit."""
-        return sorted(set.intersection(*(set(self.rows.get(row, {})) for row in ("dense", "cut", *OURS))))
+        """Those with all rows of prunekit, and where there are any of Torch-Pruning, with one of these."""
+        rivals = set().union(*(self.rows.get(row, {}) for row in RIVALS))
+        own = set.intersection(*(set(self.rows.get(row, {})) for row in ("dense", "cut", *OURS)))
+        return sorted(own & rivals if rivals else own)
 
     def of(self, row: str, key: str) -> list[float]:
         """One value of a row, seed by seed; empty where a seed has none."""
