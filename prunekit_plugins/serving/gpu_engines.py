@@ -15,7 +15,7 @@ from prunekit.plugin import ArgumentError, Registry, ServingEngine, ServingProfi
 from prunekit_plugins.serving.engines import load_test
 
 OPTIONS = ("tensor_parallel", "group")
-READ = "by its sources of early 2026; not run here"
+READ = "by vLLM's loader and reports of early 2026; not run here"
 
 
 def sharded_profile(

@@ -282,7 +282,7 @@ def test_a_branch_has_the_parameters_of_experts_that_no_recording_ran() -> None:
     assert set(branch.parameters) == {f"mixture.{name}" for name, _ in model.mixture.named_parameters()}
 
 
-@pytest.mark.parametrize("kind", [*KINDS, Special, Unlike, Shared])
+@pytest.mark.parametrize("kind", [*KINDS, Unlike, Shared])
 def test_compensation_fits_layers_around_listed_experts_and_experts_where_that_helps(kind: type[Routed]) -> None:
     model, original = made(kind), made(kind)
     result = pk.prune(model, MANY[0], ratio=0.4, calibration=MANY)
@@ -301,3 +301,14 @@ def test_compensation_fits_layers_around_listed_experts_and_experts_where_that_h
     result.plan.apply(again)
     assert pk.compensate(again, result.plan, MANY, original=original).left == result.compensation.left
     assert torch.allclose(again(TOKENS), model(TOKENS))
+
+
+def test_experts_are_fitted_where_some_never_run_and_what_goes_in_stays() -> None:
+    model = made(Special)
+    result = pk.prune(model, MANY[0], ratio=0.4, calibration=MANY)
+    assert result.compensation is not None
+    assert {layer.consumer for layer in result.compensation.layers} == {f"experts.{n}.down.weight" for n in range(4)}
+    before, after = result.compensation.output_error
+    assert after < before
+    assert model.router.weight.shape == made(Special).router.weight.shape
+    assert any("no recording ran all" in note for note in result.report.notes)
