@@ -74,6 +74,8 @@ class ExactCheck:
         return self.exact
 
     def __str__(self) -> str:
+        if self.other_program:
+            return f"NOT compared: {self.why}, as values decide what runs; give other inputs, or more of them"
         verdict = "exact" if self.exact else "NOT exact"
         text = f"{verdict}: relative error {self.error:.2e}, tolerance {self.tolerance:.0e}, {self.outputs} outputs"
         return f"{text}; {self.why}" if self.why else text
