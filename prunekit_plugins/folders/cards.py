@@ -82,15 +82,24 @@ def _done(made: Provenance) -> str:
     parts = ["Made smaller with prunekit: whole units were removed"]
     if fitted:
         parts.append("what stayed was chosen, and fitted, with calibration data")
-    if made.distillation is None:
-        parts.append("nothing was trained")
-    else:
-        parts.append(f"the rest was trained for {_steps(made.distillation)} towards the outputs of the unpruned model")
+    parts.append(_trained(made.distillation))
     return f"{', '.join(parts[:-1])}, and {parts[-1]}." if len(parts) > 2 else f"{parts[0]}; {parts[-1]}."
 
 
-def _steps(distillation: Distillation) -> str:
-    return "1 step" if distillation.steps == 1 else f"{distillation.steps} steps"
+def _trained(distillation: Distillation | None) -> str:
+    """Says how long the model was trained, and which of its states was kept."""
+    if distillation is None or not distillation.steps:
+        return "nothing was trained"
+    done = f"{_steps(distillation.steps)} towards the outputs of the unpruned model"
+    if not distillation.best_step:
+        return f"nothing of a training was kept: {done} made it no better on held-out data"
+    if distillation.best_step == distillation.steps:
+        return f"the rest was trained for {done}"
+    return f"the rest was trained for {done}, of which those up to step {distillation.best_step} were kept"
+
+
+def _steps(number: int) -> str:
+    return "1 step" if number == 1 else f"{number} steps"
 
 
 def _arguments(protocol: Protocol | None) -> Iterator[str]:
@@ -118,7 +127,7 @@ def _training(distillation: Distillation | None) -> Iterator[str]:
     losses = {name: (values[0], values[-1]) for name, values in distillation.losses.items() if values}
     if distillation.held_out:
         held_out = [loss for _, loss in distillation.held_out]
-        losses["on held-out data"] = (held_out[0], min(held_out))
+        losses["on held-out data: before training, and as kept"] = (held_out[0], min(held_out))
     yield from ("| loss against the unpruned model | first step | last step |", "|---|---|---|")
     yield from (f"| {name} | {first:.4g} | {last:.4g} |" for name, (first, last) in losses.items())
     yield ""
