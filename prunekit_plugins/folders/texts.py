@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from prunekit.plugin import ArgumentError, CheckpointError
-from prunekit_plugins.integrations.huggingface import library
+from prunekit_plugins.integrations.huggingface import CONFIG, library
 
 LENGTH = 256
 """Tokens of an example, where the model takes so many."""
@@ -18,6 +19,8 @@ LEAST = 2
 """Tokens of an example at least: one that is read, and one that it predicts."""
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 """Files of which a tokenizer has one."""
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+"""Fields of configurations that say how many tokens a model takes."""
 _GLANCE = 10_000
 """Characters of a text that are looked at before a model is built."""
 
@@ -41,21 +44,23 @@ def text_batches(
         encoder_decoder: Whether the second half of an example is the decoder's input, as models of sequences to
             sequences take it.
         size: Examples of a batch; the last one may have fewer.
-        length: Tokens of an example; None for 256, or as many as the tokenizer says the model takes.
+        length: Tokens of an example; None for 256, or fewer where the model's configuration
+            (``max_position_embeddings``, ``n_positions``) or the tokenizer (``model_max_length``) says so.
 
     Returns:
         Batches of ``input_ids`` of shape ``[size, length]``; with ``encoder_decoder`` of ``input_ids`` and
         ``decoder_input_ids``, half as long each.
 
     Raises:
-        ArgumentError: The folder has no tokenizer, or the text is too short.
+        ArgumentError: The folder has no tokenizer, the text is too short, or the model has no embedding for an id.
         CheckpointError: The text can't be read.
     """
-    tokenizer = _tokenizer(Path(folder))
-    wanted = min(LENGTH, tokenizer.model_max_length) if length is None else length
+    tokenizer, fields = _tokenizer(Path(folder)), _fields(Path(folder))
+    wanted = min([LENGTH, tokenizer.model_max_length, *_sizes(fields, POSITIONS)]) if length is None else length
     examples = _examples(tokenizer, _read(Path(path)), wanted)
     if len(examples[0]) < LEAST * (1 + encoder_decoder):
         raise _too_short(path, len(examples[0]))
+    _check_ids((number for example in examples for number in example), fields, folder)
     return list(_batches(torch.tensor(examples, device="cpu"), size, encoder_decoder))
 
 
@@ -70,6 +75,37 @@ def check_text(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> 
     tokens = tokenizer(text[:_GLANCE], add_special_tokens=False)["input_ids"] if text.strip() else []
     if len(tokens) < LEAST:
         raise _too_short(path, len(tokens))
+    _check_ids(tokens, _fields(Path(folder)), folder)
+
+
+def _fields(folder: Path) -> Mapping[str, Any]:
+    """Reads what the configuration says of the part of the model that reads text; nothing where there is none."""
+    try:
+        found: dict[str, Any] = json.loads((folder / CONFIG).read_text("utf-8"))
+    except (OSError, ValueError):  # whoever builds the model says what is wrong
+        return {}
+    inner = found.get("text_config")
+    return {**found, **inner} if isinstance(inner, dict) else found
+
+
+def _sizes(fields: Mapping[str, Any], names: Iterable[str]) -> list[int]:
+    """Returns the values of fields that are there and say a size; -1 stands for none in some configurations."""
+    return [fields[name] for name in names if type(fields.get(name)) is int and fields[name] > 0]
+
+
+def _check_ids(ids: Iterable[int], fields: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
+    """Raises an error where a text has an id that the model has no embedding for; other ids of a tokenizer may exceed
+    the vocabulary, as placeholders of images do."""
+    largest = max(ids)
+    for size in _sizes(fields, ("vocab_size",)):
+        if largest >= size:
+            raise ArgumentError(
+                "The tokenizer makes ids that the model has no embedding for.",
+                where=str(folder),
+                why=f"the text has the id {largest}, and the model's vocab_size is {size}",
+                hint="use the tokenizer that the model was trained with; model.resize_token_embeddings(len(tokenizer)) "
+                "makes room for tokens that were added to it",
+            )
 
 
 def _too_short(path: str | os.PathLike[str], tokens: int) -> ArgumentError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 import prunekit as pk
 from prunekit_plugins.cli.entry import main
-from prunekit_plugins.folders.texts import text_batches
+from prunekit_plugins.folders.texts import check_text, text_batches
 from tests.models import small_llama
 from tests.vocabulary.training import TEXTS, byte_level, word_piece
 
@@ -135,6 +136,52 @@ def test_what_is_refused(big: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "corpus.txt").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(pk.CheckpointError, match="The text can't be read"):
         text_batches(tmp_path / "corpus.txt", cut)
+
+
+@pytest.mark.parametrize(
+    ("fields", "length"),
+    [
+        ({"n_positions": 12}, 12),
+        ({"max_position_embeddings": 20, "n_ctx": 99}, 20),
+        ({"text_config": {"max_position_embeddings": 24}}, 24),
+        ({"max_position_embeddings": -1}, 32),
+        ({"max_position_embeddings": 500}, 32),
+    ],
+)
+def test_examples_are_as_long_as_the_model_takes(tmp_path: Path, fields: Any, length: int) -> None:
+    folder_of(tmp_path, byte_level())  # its own greatest length is 32
+    (tmp_path / "text.txt").write_text(TEXTS[0])
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert text_batches(tmp_path / "text.txt", tmp_path)[0]["input_ids"].shape[1] == length
+    assert text_batches(tmp_path / "text.txt", tmp_path, length=8)[0]["input_ids"].shape[1] == 8
+
+
+def test_a_model_of_few_positions_is_calibrated_with_a_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Learned positions, and a tokenizer that doesn't say how many there are."""
+    folder = tmp_path / "gpt"
+    transformers.PreTrainedTokenizerFast(tokenizer_object=byte_level()).save_pretrained(str(folder))
+    config = transformers.GPT2Config(n_positions=24, n_embd=16, n_layer=1, n_head=2, vocab_size=902)
+    transformers.GPT2LMHeadModel(config).save_pretrained(str(folder))
+    (tmp_path / "text.txt").write_text(TEXTS[0])
+    arguments = ("--calibration", str(tmp_path / "text.txt"), "--batches", "2", "--ratio", "0.5", "--serve", "none")
+    assert main(["prune", f"hf:{folder}", *arguments, "--out", str(tmp_path / "small")]) == 0
+    assert "compensated: 3 layers" in capsys.readouterr().out
+
+
+def test_ids_beyond_the_vocabulary_are_refused(tmp_path: Path) -> None:
+    tokenizer = folder_of(tmp_path, byte_level())
+    text = tmp_path / "text.txt"
+    text.write_text(TEXTS[0])
+    largest = max(tokenizer(TEXTS[0])["input_ids"])
+    said = f"(?s)ids that the model has no embedding for.*the id {largest}, and the model's vocab_size is {largest}"
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": largest}))
+    for reader in (text_batches, check_text):
+        with pytest.raises(pk.ArgumentError, match=said):
+            reader(text, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": largest + 1}))  # fewer than the tokenizer has
+    assert largest + 1 < len(tokenizer)
+    check_text(text, tmp_path)
+    assert torch.cat([batch["input_ids"] for batch in text_batches(text, tmp_path)]).max() == largest
 
 
 @pytest.fixture
