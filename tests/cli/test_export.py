@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,23 @@ def test_a_folder_goes_to_where_it_is_served(cli: Cli, tmp_path: Path, monkeypat
         assert called.code == code, called.err
         assert message in called.err
     assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_is_not_checked_without_the_packages_that_a_check_needs(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine may be there: what writes its files isn't, so that nothing is known against the folder."""
+    pytest.importorskip("transformers")
+    folders = pytest.importorskip("tests.export.folders")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    big = folders.whole(tmp_path / "big")
+    arguments = ("prune", f"hf:{big}", "--ratio", 0.3, "--serve", "gguf", "--out")
+    called = cli(*arguments, tmp_path / "small")
+    assert called.code == 0, called.err
+    said = 'not checked in the engine of gguf, gguf can\'t be imported: pip install "prunekit[gguf]"\n'
+    assert called.out.endswith(said)
+    called = cli(*arguments, tmp_path / "again", "--json")
+    assert (called.code, called.data["served"]) == (0, {"as": "gguf", "checked": None})
 
 
 def test_a_folder_that_fails_in_the_engine_is_told(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,8 @@ def load_tested(
     """Loads a folder that was written in the engine that it is for, and says what was compared.
 
     Returns:
-        What ``--json`` prints of it; nothing where there is no such test.
+        What ``--json`` prints of it: nothing where there is no such test, no comparison where the engine, or a package
+        that writes its files, isn't installed.
 
     Raises:
         CheckpointError: The engine can't load it, or computes something else.
@@ -191,12 +192,20 @@ def load_tested(
         with output.working(f"loading {saved.folder} for {serve}"):
             found = engine.load_test(saved.folder)
     except PrunekitError as error:
+        if isinstance(error.__cause__, ImportError):  # a package that the test needs isn't there: nothing was tested
+            return _untested(output, serve, f"{error.headline.rstrip('.')}: {error.hint}")
         raise CheckpointError(
             "The folder was written, and doesn't pass the load test of where it is served.",
             where=f"{saved.folder}, {serve}",
             why=" ".join(filter(None, (error.headline, error.where, error.why))),
             hint=error.hint,
         ) from error
-    missing = f"not checked in the engine of {serve}, which isn't installed"
-    output.line(missing if found is None else f"served as {serve}: {found}", good=found is not None)
-    return {"served": {"as": serve, "checked": None if found is None else str(found)}}
+    if found is None:
+        return _untested(output, serve, "which isn't installed")
+    output.line(f"served as {serve}: {found}", good=True)
+    return {"served": {"as": serve, "checked": str(found)}}
+
+
+def _untested(output: Output, serve: object, why: str) -> dict[str, Any]:
+    output.line(f"not checked in the engine of {serve}, {why}", good=False)
+    return {"served": {"as": serve, "checked": None}}
