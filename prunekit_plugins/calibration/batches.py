@@ -85,6 +85,7 @@ class Batches:
             Where it is None, the ``"attention_mask"`` of a mapping is the mask.
         limit: Largest number of batches; None for all.
         finite: Whether inputs that hold NaN or infinity are an error as they are read; see `checked`.
+        passes: How many examples each pass over all of them read so far.
     """
 
     source: Iterable[Any]
@@ -93,6 +94,7 @@ class Batches:
     mask: Callable[[Any], torch.Tensor | None] | None = None
     limit: int | None = None
     finite: bool = False
+    passes: list[int] = attrs.field(factory=list, init=False, repr=False)
 
     @classmethod
     def of(cls, batches: Any) -> Batches:
@@ -172,19 +174,20 @@ class Batches:
         Raises:
             ArgumentError: There is none, or a mask doesn't fit.
         """
-        some = False
+        examples = 0
         for number, given in enumerate(_first(self.source, self.limit)):
             if device is not None:
                 given = _moved(given, device)
             batch = self._batch(given, f"batch {number}")
             if batch.size:
-                some = True
+                examples += batch.size
                 yield batch
-        if not some:
+        if not examples:
             raise ArgumentError(
                 "There are no calibration batches.",
                 hint="an iterator that was used up elsewhere gives none: pass a list",
             )
+        self.passes.append(examples)
 
     def _batch(self, given: Any, where: str) -> Batch:
         inputs = given if self.inputs is None else self.inputs(given)

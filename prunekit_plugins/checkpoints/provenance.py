@@ -33,7 +33,8 @@ class Protocol:
         seed: The seed of PyTorch's default generator.
         arguments: What `prune` was called with. Objects stand as their class and their public attributes, layers as
             their names, tensors as their shape and dtype.
-        calibration: What the data were that statistics were taken from; None without data.
+        calibration: Of calibration data: how many ``"examples"`` a pass over them read (None where there was none), and
+            what was ``"fitted"`` to them, compensator to layers; None without data.
         dense: Costs of the model before: ``params``, ``macs``, ... under the names of the cost models.
         pruned: The same costs after.
     """

@@ -15,7 +15,7 @@ from prunekit_plugins.integrations.configuration import ConfigUpdate
 
 KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag", "datasets", "base_model")
 """Metadata of a card that are those of the pruned model, too; what was measured isn't."""
-MADE_BY = ("target", "ratio", "importance", "calibration", "compensation", "structures", "branch_ratio", "serve")
+MADE_BY = ("target", "ratio", "importance", "structures", "branch_ratio", "serve")
 """Arguments of `prune` that a reader of a card wants to know."""
 
 
@@ -78,19 +78,28 @@ def _metadata(made: Provenance) -> list[str]:
 
 
 def _done(made: Provenance) -> str:
-    fitted = made.protocol is not None and made.protocol.calibration is not None
-    parts = ["Made smaller with prunekit: whole units were removed"]
-    if fitted:
-        parts.append("what stayed was chosen, and fitted, with calibration data")
+    parts = ["Made smaller with prunekit: whole units were removed", *_calibrated(made.protocol)]
     parts.append(_trained(made.distillation))
     return f"{', '.join(parts[:-1])}, and {parts[-1]}." if len(parts) > 2 else f"{parts[0]}; {parts[-1]}."
+
+
+def _calibrated(protocol: Protocol | None) -> Iterator[str]:
+    """Says how many examples a model was calibrated with, and which of its weights were fitted to them."""
+    if protocol is None or protocol.calibration is None:
+        return
+    examples, fitted = protocol.calibration.get("examples"), protocol.calibration.get("fitted") or {}
+    yield "calibration data were read" if examples is None else f"calibrated with {_many(examples, 'example')}"
+    if fitted:
+        yield f"weights were fitted ({', '.join(f'`{name}`: {what}' for name, what in fitted.items())})"
+    else:
+        yield "no weights were fitted"
 
 
 def _trained(distillation: Distillation | None) -> str:
     """Says how long the model was trained, and which of its states was kept."""
     if distillation is None or not distillation.steps:
         return "nothing was trained"
-    done = f"{_steps(distillation.steps)} towards the outputs of the unpruned model"
+    done = f"{_many(distillation.steps, 'step')} towards the outputs of the unpruned model"
     if not distillation.best_step:
         return f"nothing of a training was kept: {done} made it no better on held-out data"
     if distillation.best_step == distillation.steps:
@@ -98,8 +107,8 @@ def _trained(distillation: Distillation | None) -> str:
     return f"the rest was trained for {done}, of which those up to step {distillation.best_step} were kept"
 
 
-def _steps(number: int) -> str:
-    return "1 step" if number == 1 else f"{number} steps"
+def _many(number: int, noun: str) -> str:
+    return f"1 {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _arguments(protocol: Protocol | None) -> Iterator[str]:

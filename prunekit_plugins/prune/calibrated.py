@@ -6,6 +6,7 @@ import copy
 import functools
 import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import attrs
 from torch import nn
@@ -180,6 +181,18 @@ class CalibratedPath:
             takeovers,
             analyse=lambda: graph.analysis,
         )
+
+    def told(self, repaired: Repaired | None) -> dict[str, Any]:
+        """Returns what a protocol says of the data, and of what was fitted to them.
+
+        Args:
+            repaired: The weights that were found; None without compensation.
+        """
+        done: dict[str, list[str]] = {}
+        for layer in () if repaired is None else repaired.result.layers:
+            done.setdefault(layer.method, []).append(layer.consumer)
+        fitted = {name: f"{len(some)} layers" if len(some) > 1 else some[0] for name, some in done.items()}
+        return {"examples": self.batches.passes[-1] if self.batches.passes else None, "fitted": fitted}
 
     def finish(self, graph: Graph) -> Callable[[nn.Module, Plan], None] | None:
         """Returns what compensates a copy that was cut for a measurement, in one stage; None without compensation."""

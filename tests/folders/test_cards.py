@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
+import torch
 from torch import nn
 
 import prunekit as pk
@@ -11,7 +15,7 @@ from prunekit_plugins.folders.library import Opening
 from prunekit_plugins.integrations.configuration import ConfigUpdate
 
 
-def written(distillation: pk.Distillation | None = None, protocol: pk.plugin.Protocol | None = None) -> str:
+def written(distillation: pk.Distillation | None = None, protocol: pk.Protocol | None = None) -> str:
     """A card in one line."""
     made = Provenance("Net", "plan.json", protocol, distillation, {}, "transformers", "")
     return " ".join(card(made, Opening((), "open()"), ConfigUpdate({}, ())).split())
@@ -44,3 +48,38 @@ def test_the_state_that_was_kept_is_said(steps: int, best: int, said: str) -> No
 
 def test_without_a_distillation_nothing_was_trained() -> None:
     assert "; nothing was trained." in written()
+
+
+def calibrated(calibration: Mapping[str, Any] | None) -> pk.Protocol:
+    return pk.Protocol("Net", "", {}, {}, 0, {}, calibration, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("calibration", "said"),
+    [
+        (None, "whole units were removed; nothing was trained."),
+        ({"examples": 1, "fitted": {}}, "removed, calibrated with 1 example, no weights were fitted, and nothing was"),
+        (
+            {"examples": 64, "fitted": {"least_squares": "4 layers", "batchnorm": "2 batch norms"}},
+            "64 examples, weights were fitted (`least_squares`: 4 layers, `batchnorm`: 2 batch norms), and nothing was",
+        ),
+        ({"examples": None, "fitted": {}}, "removed, calibration data were read, no weights were fitted, and nothing"),
+    ],
+)
+def test_calibration_and_what_was_fitted_are_said(calibration: Mapping[str, Any] | None, said: str) -> None:
+    assert said in written(protocol=calibrated(calibration))
+
+
+@pytest.mark.parametrize("compensation", [("least_squares",), None])
+def test_what_prune_did_with_data_is_on_the_card(compensation: tuple[str, ...] | None) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 5)).eval()
+    batches = [torch.randn(40, 6), torch.randn(24, 6)]
+    result = pk.prune(model, batches[0], 0.5, calibration=iter(batches), compensation=compensation)
+    done = [] if result.compensation is None else result.compensation.layers
+    assert len(done) == (2 if compensation else 0)
+    fitted = {"least_squares": "2 layers"} if compensation else {}
+    assert result.protocol.calibration == {"examples": 64, "fitted": fitted}
+    assert pk.Protocol.from_json(result.protocol.to_json()) == result.protocol
+    said = "weights were fitted (`least_squares`: 2 layers)" if compensation else "no weights were fitted"
+    assert f"calibrated with 64 examples, {said}, and nothing was trained." in written(protocol=result.protocol)
