@@ -12,6 +12,9 @@ from prunekit_core.errors import ArgumentError
 from prunekit_core.program.outputs import named_outputs
 from prunekit_plugins.calibration.batches import Batch
 
+INSTEAD = '--loss hidden=1 (weights={"hidden": 1}) compares hidden states instead'
+"""What to do where a model has no logits, at a prompt and in Python."""
+
 
 @attrs.frozen(eq=False)
 class Reader:
@@ -39,7 +42,7 @@ class Reader:
                 "Logits are a tensor of real numbers with examples and classes.",
                 where=whose,
                 why=f"got {tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__}",
-                hint="logits=lambda outputs: ...",
+                hint=f"{INSTEAD}; in Python logits=lambda outputs: ... returns them",
             )
         if self.class_dim is None and found.dim() > 3:
             raise ArgumentError(
@@ -80,6 +83,6 @@ def _find_logits(outputs: Any, whose: str) -> torch.Tensor:
             "It isn't known which output holds the logits.",
             where=whose,
             why=f"there are {', '.join(map(repr, named[:8])) or 'none'}",
-            hint="logits=lambda outputs: outputs[0]",
+            hint=f"{INSTEAD}; in Python logits=lambda outputs: outputs[0] says which one it is",
         )
     return real[named[0]]

@@ -184,6 +184,23 @@ def test_ids_beyond_the_vocabulary_are_refused(tmp_path: Path) -> None:
     assert torch.cat([batch["input_ids"] for batch in text_batches(text, tmp_path)]).max() == largest
 
 
+@pytest.mark.slow
+def test_an_encoder_without_logits_is_trained_as_the_hint_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.BertConfig(**sizes, vocab_size=902, max_position_embeddings=32)
+    big, small, text = tmp_path / "big", tmp_path / "small", tmp_path / "text.txt"
+    folder_of(big, byte_level())
+    transformers.BertModel(config).save_pretrained(str(big))
+    text.write_text(TEXTS[0])
+    assert main(["prune", f"hf:{big}", "--ratio", "0.5", "--out", str(small)]) == 0
+    distilled = ["distill", str(small), f"hf:{big}", "--data", str(text), "--out", str(tmp_path / "healed")]
+    assert main(distilled) == 2
+    assert "what to do: --loss hidden=1 (" in capsys.readouterr().err
+    assert main([*distilled, "--loss", "hidden=1"]) == 0
+
+
 @pytest.fixture
 def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Building a model is an error."""
