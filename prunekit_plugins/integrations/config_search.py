@@ -7,6 +7,7 @@ weights has more of its dims right than before.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
@@ -133,7 +134,10 @@ def numbers_of(model: nn.Module, kind: type[Any]) -> dict[tuple[str, str], Any]:
 
 
 def settled_fields(search: ConfigSearch, config: Any, model: nn.Module) -> tuple[dict[Field, int], Any]:
-    """Fills in open fields for which a model has computed a number that it keeps under the same name.
+    """Fills in open fields for which a model has computed a number.
+
+    It keeps the number under the same name (``head_dim``), or it is the one size of all dims that follow the field (the
+    four times ``n_embd`` that GPT-2 computes where ``n_inner`` is None), which is found by building with another one.
 
     Args:
         search: Builds models from configurations.
@@ -149,7 +153,7 @@ def settled_fields(search: ConfigSearch, config: Any, model: nn.Module) -> tuple
         computed.setdefault(name, set()).add(value)
     dense, settled = search.sizes(config, {}), dict[Field, int]()
     for field in open_fields(config, search.kind, search.build):
-        values = computed.get(field.name, set())
+        values = computed.get(field.name) or search.followers(config, field, dense)
         if len(values) == 1 and search.sizes(config, {field: min(values)}) == dense:
             settled[field] = min(values)
             field.set(config, min(values))
@@ -187,6 +191,21 @@ class ConfigSearch:
         found = sizes_of(model)
         attributes = {(f"{path}.{name}", -1): value for (path, name), value in numbers_of(model, int).items()}
         return found | {dim: value for dim, value in attributes.items() if dim in self.wanted}
+
+    def followers(self, config: Any, field: Field, dense: Mapping[Dim, int] | None) -> set[int]:
+        """Returns the sizes of the dims that follow an open field: all that change with it.
+
+        Args:
+            config: A configuration in which it is open.
+            field: The field.
+            dense: The sizes that this configuration leads to.
+        """
+        dense = dense or {}
+        other = next(size for size in itertools.count(8, 8) if size not in set(dense.values()))
+        found = self.sizes(config, {field: other})
+        if found is None or found.keys() != dense.keys():
+            return set()
+        return {size for dim, size in dense.items() if found[dim] != size}
 
     def wrong(self, sizes: Mapping[Dim, int]) -> set[Dim]:
         """Returns the dims that are not as wanted, those that only one side has included."""

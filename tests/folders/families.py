@@ -52,6 +52,16 @@ T5: Mapping[str, Any] = {
     "num_heads": 4,
     "decoder_start_token_id": 0,
 }
+GPT: Mapping[str, Any] = {
+    "vocab_size": 96,
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 EXPERTS: Mapping[str, Any] = {
     **GROUPED,
     "head_dim": 16,
@@ -96,6 +106,7 @@ FAMILIES: Mapping[str, Family] = {
     "phi3": Family("phi3", "Phi3ForCausalLM", GROUPED),
     "smollm3": Family("smollm3", "SmolLM3ForCausalLM", GROUPED),
     "qwen3_moe": Family("qwen3_moe", "Qwen3MoeForCausalLM", EXPERTS),
+    "gpt2": Family("gpt2", "GPT2LMHeadModel", GPT),
     "t5": Family("t5", "T5ForConditionalGeneration", T5),
     "bert": Family("bert", "BertForMaskedLM", TEXT, ""),
     "vit": Family("vit", "ViTForImageClassification", PICTURE, ""),

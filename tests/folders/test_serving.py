@@ -13,10 +13,12 @@ from torch import nn
 import prunekit as pk
 from prunekit.plugin import ServingEngine, ServingProfile, hookimpl
 from prunekit_plugins.cli.entry import main
+from prunekit_plugins.integrations.configuration import update_config
 from prunekit_plugins.serving.blocks import block_configs
+from tests.folders.families import GPT, Family
 from tests.models import small_llama
 
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 
 IDS = {"input_ids": torch.tensor([[5, 9, 4, 33, 21, 8]])}
 SIZES: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "head_dim": 32}
@@ -41,6 +43,31 @@ def test_engines_ask_for_what_they_load() -> None:
     assert not found["gguf"].head_dims
     assert len({one.free_outputs for one in found.values()}) == 1
     assert profile("onnx", nn.Linear(2, 2), torch.ones(1, 2)) == ServingProfile()
+
+
+NEO = {name: value for name, value in GPT.items() if not name.startswith("n_")}
+OPEN = {
+    "n_inner": Family("gpt2", "GPT2LMHeadModel", GPT),
+    "intermediate_size": Family(
+        "gpt_neo",
+        "GPTNeoForCausalLM",
+        {**NEO, "hidden_size": 64, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
+    ),
+}
+
+
+@pytest.mark.parametrize("field", OPEN)
+def test_a_width_that_a_configuration_leaves_open_is_said_once_it_is_pruned(field: str, tmp_path: Path) -> None:
+    model = OPEN[field].build()
+    assert getattr(model.config, field) is None  # the model takes four times the width of its layers
+    result = pk.prune(model, IDS, 0.25, serve="transformers")
+    assert {len(cut.kept) for cut in result.plan.cuts} == {192}
+    update = update_config(model, result.plan, IDS)
+    assert (dict(update.changed), update.notes) == ({field: (None, 192)}, ())
+    model.save_pretrained(str(tmp_path))
+    loaded = getattr(transformers, OPEN[field].made).from_pretrained(str(tmp_path)).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(**IDS).logits, model(**IDS).logits)
 
 
 def test_engines_with_families_refuse_the_others() -> None:
