@@ -160,7 +160,8 @@ class _Course:
         """
         if self.decided or self._form is None or not self._form.equals(form):
             return None
-        return {**self._given, **{number: form.tensors[place] for number, place in self._inputs.items()}}
+        copies = {number: form.tensors[place].clone() for number, place in self._inputs.items()}  # as a shadow takes
+        return {**self._given, **copies}
 
     def equals(self, other: _Course) -> bool:
         """Whether both are the same operations on the same tensors."""

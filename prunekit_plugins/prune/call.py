@@ -247,8 +247,6 @@ def prune(
     criteria = {name: getattr(pruner, name) for name in CRITERIA}
     decided = _decided(pruner, settings, allotment, path)
     pruner, plan = decided.pruner, decided.plan
-    for name, criterion in criteria.items():  # statistics take more memory than the model, and nobody reads them now
-        setattr(pruner, name, criterion)
     read = unit_notes(settings.target, registry) if settings.target else ()
     doubts = (*read, *told, *(profile.notes if profile else ()), *decided.notes)
     preview = plan.preview()
@@ -256,6 +254,8 @@ def prune(
     taken = allotment.settled(pruner).chosen if shared else allotment.chosen
     arguments = settings.recorded(taken, experts=pruner.has_experts)
     protocol = make_protocol(check_recordable(model), pruner.registry, arguments, preview.costs)
+    for name, criterion in criteria.items():  # statistics take more memory than the model, and nobody reads them now
+        setattr(pruner, name, criterion)
     verification = _verification(pruner, plan, verify)
     repaired = None if decided.path is None else decided.path.repair(pruner.graph, plan)
     if decided.path is not None:

@@ -177,10 +177,11 @@ def test_every_argument_is_in_one_of_the_values_that_are_made_of_them() -> None:
     values = [fields(Settings), fields(RecordingSettings), own, depth]
     assert sorted(of_pruner | {"more_inputs"}) == sorted(name for value in values for name in value)
     of_prune = {*inspect.signature(pk.prune).parameters} - {"model", "example_inputs", "registry", "options"}
-    assert fields(DepthSettings) < of_prune
+    assert fields(DepthSettings) - fields(Settings) < of_prune
     of_prune -= fields(DepthSettings) - of_pruner - {"target"}
     among_options = {"expert_pruning_ratio"}  # it decides whether experts have a criterion of their own
-    assert fields(PruneSettings) - {"given", "depth"} <= of_prune | among_options
+    of_profiles = {"fixed_layers"}  # a serving profile gives it
+    assert fields(PruneSettings) - {"given", "depth"} - of_profiles <= of_prune | among_options
     assert of_prune - fields(PruneSettings) < of_pruner | {"serve"}  # what it stands for is settled before
     assert set(UNRECORDED) < {*inspect.signature(pk.prune).parameters}
 

@@ -264,7 +264,7 @@ CASES = {
         PARTS,
         "needs names 'moment'",
         "did you mean 'moments'? known: contributions, covariances, curvatures, fisher, gradients, moments, neurons, "
-        "rerouting, routing",
+        "products, rerouting, routing",
     ),
     "needs_text": Case(
         informed("needs_text"),

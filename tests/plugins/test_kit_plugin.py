@@ -147,7 +147,8 @@ def test_what_is_built_in_passes() -> None:
     engines = {
         checked.name for checked in found if checked.hook == "prunekit_serving_profiles" and checked.outcome is LEFT
     }
-    assert engines == {"gguf", "mlx", "transformers"}  # tried on a model of transformers in test_kit.py
+    of_transformers = {"gguf", "mlx", "sglang", "tensorrt-llm", "transformers", "vllm"}
+    assert engines == of_transformers  # tried on a model of transformers in test_kit.py
 
 
 def test_the_command_line_says_what_passed_and_what_failed(
