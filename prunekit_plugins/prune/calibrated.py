@@ -182,7 +182,7 @@ class CalibratedPath:
             analyse=lambda: graph.analysis,
         )
 
-    def told(self, repaired: Repaired | None) -> dict[str, Any]:
+    def provenance(self, repaired: Repaired | None) -> dict[str, Any]:
         """Returns what a protocol says of the data, and of what was fitted to them.
 
         Args:

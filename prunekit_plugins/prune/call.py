@@ -259,7 +259,7 @@ def prune(
     verification = _verification(pruner, plan, verify)
     repaired = None if decided.path is None else decided.path.repair(pruner.graph, plan)
     if decided.path is not None:
-        protocol = attrs.evolve(protocol, calibration=decided.path.told(repaired))
+        protocol = attrs.evolve(protocol, calibration=decided.path.provenance(repaired))
     result = PruneResult(model, plan, pruner.report(), preview, _changes(plan), protocol, pruner.graph)
     result = attrs.evolve(result, verification=verification)
     return _cut(pruner, result, optimizer, repaired, (*doubts, *verification.notes(verify)))
