@@ -16,6 +16,7 @@ from prunekit_core.choose.branch_steps import BranchSteps
 from prunekit_core.choose.candidates import Candidate, Limits, Scope
 from prunekit_core.choose.chooser import Chooser
 from prunekit_core.choose.criterion import Criterion, PartialCriterion, additive, checked_scores
+from prunekit_core.choose.demands import WITHOUT
 from prunekit_core.choose.scopes import Scopes, is_experts, is_heads
 from prunekit_core.choose.settings import CheckedSettings, Settings
 from prunekit_core.choose.untouched import Guard
@@ -221,7 +222,8 @@ class Pruner:
             if name in chosen and count == len(self.graph.remaining(name)):
                 size = self.graph.analysis.groups[name].size
                 share = f"all {size}" if count == size else f"{count} of {size}"
-                self._left.setdefault(name, f"{share} units stay at this ratio{self.limits}")
+                asked = self.settings.demands.about("round_to")
+                self._left.setdefault(name, f"{share} units stay at this ratio{self.limits}{asked}")
         return chooser.kept(units)
 
     def _candidates(self, scores: Mapping[str, torch.Tensor]) -> dict[str, Candidate]:
@@ -426,7 +428,11 @@ class Pruner:
             hint="; ".join(
                 filter(
                     None,
-                    ["inspect the report: prunekit inspect, or graph.report()", outputs_that_pin(self.graph.analysis)],
+                    [
+                        "inspect the report: prunekit inspect, or graph.report()",
+                        outputs_that_pin(self.graph.analysis),
+                        WITHOUT if self.settings.demands.kept in report.left.values() else "",
+                    ],
                 )
             ),
         )

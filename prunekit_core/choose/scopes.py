@@ -41,6 +41,7 @@ class Scopes:
     def __init__(self, graph: Graph, settings: Settings, schedule: Callable[[float], Sequence[float]]) -> None:
         self._graph, self._settings, self._schedule = graph, settings, schedule
         self._protected = graph.protected_groups(settings.ignored_layers)
+        self._kept = graph.protected_groups(settings.demands.layers)
         self._ratios = self._by_path(settings.pruning_ratio_dict)
         self._head_ratios = self._by_path(settings.head_pruning_ratio_dict)
         self._families = siblings(graph.model, graph.groups()) if settings.uniform else []
@@ -98,6 +99,8 @@ class Scopes:
         settings = self._settings
         if group.name in self._protected:
             return f"ignored layer {self._protected[group.name] or 'the model'}"
+        if group.name in self._kept:
+            return settings.demands.kept
         if settings.root_module_types is not None:
             roots = {type(self._graph.model.get_submodule(member.module)) for member in group.producers()}
             if not any(issubclass(root, settings.root_module_types) for root in roots):
@@ -112,7 +115,7 @@ class Scopes:
         elif group.outer or (is_experts(group) and not settings.takes_experts):
             return left_by_default(group)
         elif group.kind is Kind.HEAD_DIM and not settings.prune_head_dims:
-            return "prune_head_dims is off"
+            return f"prune_head_dims is off{settings.demands.about('prune_head_dims')}"
         return None
 
     def _has_heads_above(self, name: str) -> bool:

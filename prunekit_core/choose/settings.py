@@ -12,6 +12,7 @@ from prunekit_core.arguments import check_forms
 from prunekit_core.choose.alignment import multiple_of
 from prunekit_core.choose.candidates import Limits, check_ratio
 from prunekit_core.choose.criterion import Criterion, criterion_of
+from prunekit_core.choose.demands import Demands
 from prunekit_core.choose.schedule import Schedule, bound_schedule, check_steps, linear_scheduler
 from prunekit_core.errors import ArgumentError
 from prunekit_core.modules.tree import Layer, ModelTree
@@ -67,6 +68,7 @@ class Settings:
             an ``expert_importance`` it is the ratio that other units have.
         expert_importance: A criterion for experts, or its registered name; None for the one for all units.
         root_module_types: Only groups with a producer of one of these types lose units; None for all.
+        demands: Which of these follow from a serving profile, and the layers that keep their sizes for it.
 
     Raises:
         ArgumentError: An argument is wrong.
@@ -91,6 +93,7 @@ class Settings:
     expert_pruning_ratio: float | None = None
     expert_importance: Criterion | str | None = None
     root_module_types: tuple[type[nn.Module], ...] | None = attrs.field(default=None, converter=_types)
+    demands: Demands = attrs.field(factory=lambda: Demands(""))
 
     def __attrs_post_init__(self) -> None:
         check_forms(attrs.asdict(self, recurse=False))
@@ -121,11 +124,16 @@ class Settings:
         schedule = bound_schedule(self.iterative_pruning_ratio_scheduler, self.iterative_steps, registry)
         schedule(self.pruning_ratio)
         tree = ModelTree(model)
-        tree.paths_of(self.ignored_layers)
+        tree.paths_of((*self.ignored_layers, *self.demands.layers))
         for key in (*self.pruning_ratio_dict, *self.head_pruning_ratio_dict):
             tree.paths_of(layers_of(key))
         settings = attrs.evolve(self, importance=criterion, expert_importance=experts)
         return CheckedSettings(settings, criterion, schedule, Limits(self.max_pruning_ratio, multiple), notes, experts)
+
+    def freed(self) -> Settings:
+        """Returns what would be asked for without the serving profile."""
+        without: dict[str, Any] = {**self.demands.instead, "demands": Demands("")}
+        return attrs.evolve(self, **without)
 
     @property
     def takes_experts(self) -> bool:

@@ -27,7 +27,7 @@ from prunekit_core.plans.plan import Plan, Preview
 from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.record.recorder import check_recordable
 from prunekit_plugins.budgets.allocation import Solver
-from prunekit_plugins.budgets.budget import Budget, Target, unit_notes
+from prunekit_plugins.budgets.budget import Budget, OutOfReachError, Target, unit_notes
 from prunekit_plugins.budgets.curves import Sensitivity
 from prunekit_plugins.budgets.targets import Selector, plan_to_target
 from prunekit_plugins.calibration.batches import Batches
@@ -42,6 +42,7 @@ from prunekit_plugins.prune.by_both import by_both
 from prunekit_plugins.prune.by_depth import Decided, by_depth
 from prunekit_plugins.prune.calibrated import CRITERIA, CalibratedPath, check_informed
 from prunekit_plugins.prune.experts import about_experts, check_reach
+from prunekit_plugins.prune.reach import name_profile
 from prunekit_plugins.prune.serving import Served, serving_profile
 from prunekit_plugins.prune.settings import COMPENSATION, PruneSettings
 
@@ -245,7 +246,7 @@ def prune(
     wanted = settings.pruner(ranks=global_pruning or allotment.ranks)
     pruner = Pruner(**wanted.analysed(model, example_inputs, DependencyGraph(registry), registry))
     criteria = {name: getattr(pruner, name) for name in CRITERIA}
-    decided = _decided(pruner, settings, allotment, path)
+    decided = _reached(pruner, settings, allotment, path)
     pruner, plan = decided.pruner, decided.plan
     read = unit_notes(settings.target, registry) if settings.target else ()
     doubts = (*read, *told, *(profile.notes if profile else ()), *decided.notes)
@@ -263,6 +264,16 @@ def prune(
     result = PruneResult(model, plan, pruner.report(), preview, _changes(plan), protocol, pruner.graph)
     result = attrs.evolve(result, verification=verification)
     return _cut(pruner, result, optimizer, repaired, (*doubts, *verification.notes(verify)))
+
+
+def _reached(pruner: Pruner, settings: PruneSettings, allotment: Allotment, path: CalibratedPath | None) -> Decided:
+    """Decides what goes; an error about the target says where a serving profile stands in the way."""
+    try:
+        return _decided(pruner, settings, allotment, path)
+    except OutOfReachError as error:
+        if settings.target is not None and settings.demands.source:
+            name_profile(error, pruner, settings.depth, settings.target)
+        raise
 
 
 def _decided(pruner: Pruner, settings: PruneSettings, allotment: Allotment, path: CalibratedPath | None) -> Decided:

@@ -23,8 +23,13 @@ def check_reach(pruner: Pruner, target: Target) -> None:
         target: The target; one on measured costs isn't looked at.
     """
     budget = Budget.of(pruner, target)
-    if budget.measured:
-        return
+    smallest = {} if budget.measured else smallest_widths(pruner)
+    if not budget.measured and not budget.fits(smallest):
+        raise budget.refuse(smallest)
+
+
+def smallest_widths(pruner: Pruner) -> dict[str, int]:
+    """Returns how many units each group keeps at least, whatever the scores."""
     scopes = [scope for scope in pruner.scopes() if scope.groups]
     names = [name for scope in scopes for name in scope.groups]
     chooser = pruner.chooser({name: torch.zeros(len(pruner.graph.remaining(name)), device="cpu") for name in names})
@@ -32,8 +37,7 @@ def check_reach(pruner: Pruner, target: Target) -> None:
     smallest = fixed_units(chooser, scopes, free)
     for options in free:
         smallest.update(options[-1])
-    if not budget.fits(smallest):
-        raise budget.refuse(smallest)
+    return smallest
 
 
 def about_experts(pruner: Pruner, plan: Plan) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 import torch
 
+from prunekit_core.choose.demands import WITHOUT
 from prunekit_core.choose.pruner import Pruner
 from prunekit_core.graph.graph import Graph
 from prunekit_plugins.budgets.budget import Budget, OutOfReachError, Target
@@ -17,8 +18,9 @@ from prunekit_plugins.depth.costs import CostsWithout
 from prunekit_plugins.depth.items import Items
 from prunekit_plugins.depth.nesting import Offer
 from prunekit_plugins.depth.offers import possible_items
-from prunekit_plugins.depth.settings import DepthSettings
+from prunekit_plugins.depth.settings import BOTH, WIDTH, DepthSettings
 from prunekit_plugins.depth.stays import counted_branches, most_of
+from prunekit_plugins.prune.experts import smallest_widths
 
 HOLDS: Mapping[str, Any] = {
     "ignored_layers": (),
@@ -80,6 +82,33 @@ def out_of_reach(
     )
 
 
+def name_profile(error: OutOfReachError, pruner: Pruner, settings: DepthSettings, target: Target) -> None:
+    """Adds to an error that a serving profile holds the model up, where it does, and how small it would be without it.
+
+    Args:
+        error: The error about the target.
+        pruner: The pruner that can't reach it.
+        settings: What is asked for of branches.
+        target: The target.
+    """
+    demands = pruner.settings.demands
+    freed = Pruner(pruner.graph, pruner.settings.freed())
+    budget = Budget.of(pruner, target)
+    if settings.by == WIDTH and not budget.measured:
+        found, left = (budget.spent(smallest_widths(one)) for one in (pruner, freed))
+    elif settings.by == BOTH and not budget.measured:
+        branches = attrs.evolve(settings, uniform=freed.settings.uniform)
+        found, left = _smallest(pruner, settings, budget), _smallest(freed, branches, budget)
+    elif settings.uniform and "uniform" in demands.asked:
+        error.why += f"; uniform=True{demands.about('uniform')}"
+        return
+    else:
+        return
+    if any(left[cost] < found[cost] * (1 - 1e-3) for cost in left):
+        error.why += f"; {demands.text}: without it the smallest model would have {_shown(budget, left)}"
+        error.hint += f"; {WITHOUT}"
+
+
 def _shown(budget: Budget, costs: Mapping[str, float]) -> str:
     return ", ".join(
         f"{name}={budget.models[name].text(cost)} ({cost / budget.dense[name]:.1%})" for name, cost in costs.items()
@@ -99,7 +128,8 @@ def _lifted(pruner: Pruner, settings: DepthSettings, budget: Budget) -> Iterator
         left = _smallest(units, branches, budget)
         if any(left[cost] < smallest[cost] * (1 - 1e-3) for cost in left):
             value = next(getattr(one, name) for one in owners)
-            yield (f"{name}={value:g}" if isinstance(value, int | float) else name), left
+            stated = f"{name}={value:g}" if isinstance(value, int | float) else name
+            yield stated + pruner.settings.demands.about(name), left
 
 
 def _smallest(pruner: Pruner, settings: DepthSettings, budget: Budget) -> dict[str, float]:

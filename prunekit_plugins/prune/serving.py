@@ -11,6 +11,7 @@ import attrs
 from torch import nn
 
 from prunekit_core.arguments import shown
+from prunekit_core.choose.demands import Demands
 from prunekit_core.errors import ArgumentError, nearest
 from prunekit_core.plugins.registry import Registry, default_registry
 
@@ -38,16 +39,28 @@ class ServingProfile:
     def under(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Returns arguments of `prune`: what is given, with what the profile asks for where it says nothing.
 
-        Layers whose sizes stay are beside those that are ignored, as they may leave as a whole; sizes are multiples of
-        both numbers.
+        Layers whose sizes stay may still leave as a whole; sizes are multiples of both numbers. What follows from the
+        profile is told apart from what was given, so that reports and errors can say so.
         """
         own: dict[str, Any] = {"uniform": self.uniform, "prune_head_dims": self.head_dims}
         if self.free_outputs:
             own["free_outputs"] = self.free_outputs
-        found = {**own, **given, "fixed_layers": self.fixed}
+        found = {**own, **given}
+        without: dict[str, Any] = {"uniform": False, "prune_head_dims": True}
+        instead = {name: value for name, value in without.items() if name not in given and found[name] != value}
         if given.get("align") is None:
-            found["round_to"] = math.lcm(given.get("round_to") or 1, self.round_to)
-        return found
+            stated = given.get("round_to")
+            found["round_to"] = math.lcm(stated or 1, self.round_to)
+            instead |= {"round_to": stated} if found["round_to"] != (stated or 1) else {}
+        asked = {name: found[name] for name in instead}
+        return {**found, "demands": Demands(_as_given(given.get("serve")), self.fixed, asked, instead)}
+
+
+def _as_given(serve: Any) -> str:
+    """Words an argument ``serve`` as it was given, a function by its name."""
+    if isinstance(serve, str):
+        return f'serve="{serve}"'
+    return f"serve={dict(serve) if isinstance(serve, Mapping) else getattr(serve, '__name__', type(serve).__name__)}"
 
 
 Profiler = Callable[..., ServingProfile]

@@ -12,8 +12,8 @@ from prunekit_core.arguments import fields_from
 from prunekit_core.check.verification import AUTO
 from prunekit_core.choose.candidates import check_ratio
 from prunekit_core.choose.criterion import Criterion
+from prunekit_core.choose.demands import Demands
 from prunekit_core.errors import ArgumentError
-from prunekit_core.modules.tree import Layer
 from prunekit_core.plans.optimizers import Optimizers
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.projects.config import Config
@@ -30,7 +30,7 @@ CALIBRATED_EXPERTS = "rerouting"
 """The criterion for experts with calibration data."""
 
 UNRECORDED = (
-    "fixed_layers",
+    "demands",
     "model",
     "options",
     "registry",
@@ -60,7 +60,7 @@ class PruneSettings:
     """The arguments of `prune`, checked as far as they can be without a model; see there.
 
     Attributes:
-        fixed_layers: Layers whose sizes stay, while they may leave as a whole.
+        demands: What follows from a serving profile.
         given: All keywords of the call, those that only its pruner takes among them.
         depth: What is asked for of branches.
     """
@@ -80,7 +80,7 @@ class PruneSettings:
     forward_fn: Callable[[nn.Module, Any], Any] | None = None
     optimizer: Optimizers | None = None
     verify: str = AUTO
-    fixed_layers: Sequence[Layer] = ()
+    demands: Demands = attrs.field(factory=lambda: Demands(""))
     given: Mapping[str, Any] = attrs.field(factory=dict)
     depth: DepthSettings = attrs.field(init=False)
 
@@ -179,12 +179,7 @@ class PruneSettings:
             "global_pruning": ranks,
             "pruning_ratio": self.width_ratio,
         }
-        return PrunerSettings.of({**self.given, **own, "ignored_layers": self.ignored_layers})
-
-    @property
-    def ignored_layers(self) -> Sequence[Layer] | None:
-        """The layers of which no unit leaves; None for none."""
-        return [*(self.given.get("ignored_layers") or ()), *self.fixed_layers] or None
+        return PrunerSettings.of({**self.given, **own})
 
     def recorded(self, allocation: str | Solver | None, *, experts: bool) -> dict[str, Any]:
         """Returns the arguments that the protocol lists.
@@ -197,7 +192,7 @@ class PruneSettings:
             "ratio": None if self.target is not None else self.width_ratio,
             "importance": self.criterion,
             "expert_importance": self.expert_criterion,
-            "ignored_layers": self.ignored_layers,
+            "ignored_layers": [*(self.given.get("ignored_layers") or ()), *self.demands.layers] or None,
             "allocation": allocation,
             "sensitivity": self.sensitivity and self.sensitivity.metric,
             "optimizer": self.optimizer and type(self.optimizer),

@@ -156,7 +156,7 @@ def test_type_checkers_are_told_every_argument() -> None:
     own = {*inspect.signature(pk.prune).parameters}
     stepwise = {"pruning_ratio", "iterative_steps", "iterative_pruning_ratio_scheduler"}
     assert set(FurtherOptions.__annotations__) == pruner - handed - own - stepwise
-    assert {field.name for field in attrs.fields(Settings)} < pruner
+    assert {field.name for field in attrs.fields(Settings)} - {"demands"} < pruner
 
 
 def fields(value: type[Any]) -> set[str]:
@@ -170,20 +170,22 @@ def test_sensitivity_takes_nothing_about_branches() -> None:
 
 
 def test_every_argument_is_in_one_of_the_values_that_are_made_of_them() -> None:
-    """They are picked by name: one that is in no value would be taken and do nothing."""
+    """They are picked by name: one that is in no value would be taken and do nothing.
+
+    What a serving profile demands is no argument: it is found where ``serve`` is given.
+    """
     of_pruner = {*inspect.signature(pk.BasePruner).parameters} - {"model", "example_inputs", "registry", "renamed"}
     depth = fields(DepthSettings) - fields(Settings)
     own = fields(PrunerSettings) - {"pruning", "recording", "depth"}
     values = [fields(Settings), fields(RecordingSettings), own, depth]
-    assert sorted(of_pruner | {"more_inputs"}) == sorted(name for value in values for name in value)
+    assert sorted(of_pruner | {"more_inputs", "demands"}) == sorted(name for value in values for name in value)
     of_prune = {*inspect.signature(pk.prune).parameters} - {"model", "example_inputs", "registry", "options"}
-    assert fields(DepthSettings) - fields(Settings) < of_prune
+    assert fields(DepthSettings) - {"uniform"} < of_prune  # one of the options
     of_prune -= fields(DepthSettings) - of_pruner - {"target"}
     among_options = {"expert_pruning_ratio"}  # it decides whether experts have a criterion of their own
-    of_profiles = {"fixed_layers"}  # a serving profile gives it
-    assert fields(PruneSettings) - {"given", "depth"} - of_profiles <= of_prune | among_options
+    assert fields(PruneSettings) - {"given", "depth", "demands"} <= of_prune | among_options
     assert of_prune - fields(PruneSettings) < of_pruner | {"serve"}  # what it stands for is settled before
-    assert set(UNRECORDED) < {*inspect.signature(pk.prune).parameters}
+    assert set(UNRECORDED) - {"demands"} < {*inspect.signature(pk.prune).parameters}
 
 
 def test_a_criterion_and_a_schedule_are_looked_up_once() -> None:

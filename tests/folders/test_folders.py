@@ -249,12 +249,16 @@ def test_profiles_are_named_or_given_and_hold_where_nothing_else_is_said() -> No
         pk.prune(model, IDS, serve="transformer")
     with pytest.raises(pk.ArgumentError, match="is for models of transformers"):
         pk.prune(nn.Linear(4, 4), torch.randn(1, 4), serve="transformers")
-    result = pk.prune(
-        model, IDS, 0.3, round_to=6, serve=lambda *args: ServingProfile(fixed=("model.embed_tokens",), round_to=4)
-    )
+
+    def chip(*given: object) -> ServingProfile:
+        return ServingProfile(fixed=("model.embed_tokens",), round_to=4)
+
+    result = pk.prune(model, IDS, 0.3, round_to=6, serve=chip)
     assert {dim.size for dim in result.plan.cuts} == {64}
     assert {len(cut.kept) % 12 for cut in result.plan.cuts} == {0}
-    assert any("ignored layer" in why for why in result.report.left.values())
+    kept = "kept by serve=chip: its configuration can't say another size"
+    assert result.report.left["model.embed_tokens#stream"] == kept
+    assert result.protocol.arguments["ignored_layers"] == ["model.embed_tokens"]
 
 
 def test_inputs_are_those_on_which_a_model_runs() -> None:

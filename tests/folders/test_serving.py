@@ -70,6 +70,45 @@ def test_a_width_that_a_configuration_leaves_open_is_said_once_it_is_pruned(fiel
         assert torch.equal(loaded(**IDS).logits, model(**IDS).logits)
 
 
+def test_what_a_profile_keeps_is_told_as_such_where_nothing_goes() -> None:
+    def chip(*given: object) -> ServingProfile:
+        feed_forwards = tuple(f"model.layers.{place}.mlp.gate_proj" for place in range(3))
+        return ServingProfile(head_dims=False, fixed=feed_forwards)
+
+    with pytest.raises(pk.NothingToPruneError) as caught:
+        pk.prune(small_llama(**SIZES), IDS, ignored_layers=["model.embed_tokens"], serve=chip)
+    why = caught.value.why
+    assert "model.embed_tokens#stream: ignored layer model.embed_tokens" in why
+    assert "model.layers.0.mlp.gate_proj: kept by serve=chip: its configuration can't say another size" in why
+    assert "serve=None (--serve none) asks for nothing" in caught.value.hint
+
+    def large(*given: object) -> ServingProfile:
+        return ServingProfile(head_dims=False, round_to=512)
+
+    with pytest.raises(pk.NothingToPruneError, match=r"all 128 units stay .*\(round_to=512\), as serve=large asks"):
+        pk.prune(small_llama(**SIZES), IDS, serve=large)
+
+
+def test_a_target_that_a_profile_puts_out_of_reach_is_told_with_the_profile() -> None:
+    served = {"name": "vllm", "group": 64}
+    with pytest.raises(pk.ArgumentError, match=r"The target can't be reached\.") as caught:
+        pk.prune(small_llama(**WIDE), IDS, target={"params": 0.1}, serve=served)
+    asked = "asks for uniform=True, prune_head_dims=False, round_to=64"
+    assert f"; serve={served} {asked}: without it the smallest model would have params=" in caught.value.why
+    assert "serve=None (--serve none) asks for nothing" in caught.value.hint
+    with pytest.raises(pk.ArgumentError, match=r"The target can't be reached\.") as own:  # by what is typed
+        pk.prune(small_llama(**WIDE), IDS, target={"params": 0.1}, round_to=64, uniform=True, serve="transformers")
+    assert "serve" not in own.value.why
+    with pytest.raises(pk.ArgumentError, match="by depth") as by_depth:
+        pk.prune(small_llama(**WIDE), IDS, target={"params": 0.05}, by="depth", serve=served)
+    assert f"; uniform=True, as serve={served} asks" in by_depth.value.why
+    batches = [IDS, IDS]
+    with pytest.raises(pk.ArgumentError, match="by depth and width") as both:
+        pk.prune(small_llama(**WIDE), IDS, target={"params": 0.01}, by="both", calibration=batches, serve=served)
+    assert f"without round_to=64, as serve={served} asks it would have" in both.value.why
+    assert f"; serve={served} {asked}: without it" in both.value.why
+
+
 def test_engines_with_families_refuse_the_others() -> None:
     for name in ("gguf", "mlx"):
         with pytest.raises(pk.ArgumentError, match=f'serve="{name}" is for families') as caught:
@@ -143,6 +182,8 @@ def test_engines_on_gpus_ask_for_sizes_that_can_be_split_and_quantised(name: str
     assert (gate, hidden) != (512, 128)
     assert (gate % 64, hidden % 64) == (0, 0)
     assert result.protocol.arguments["serve"] == served
+    asks = f"prune_head_dims is off, as serve={served} asks"
+    assert result.report.left["model.layers.0.self_attn.v_proj#head_dim"] == asks
 
 
 def test_sizes_that_an_engine_could_not_split_are_told() -> None:
