@@ -30,8 +30,8 @@ def sharded_profile(
     """What an engine asks for that splits layers over GPUs: what the stock class asks for, in sizes that can be split.
 
     Feed-forwards are split over the GPUs, and each part of a weight that is quantised is cut into groups along the dim
-    that is summed over: sizes are multiples of both numbers together. Heads are whole, and so many stay that they can
-    be dealt out. Vocabularies are padded by the engines.
+    that is summed over: sizes are multiples of both numbers together. Heads stay, unless the call lets whole heads
+    go: whether those that are left can be dealt out isn't checked. Vocabularies are padded by the engines.
 
     Args:
         model: A ``transformers.PreTrainedModel``, not pruned.
