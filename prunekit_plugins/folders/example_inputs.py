@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -39,11 +39,23 @@ def example_inputs(model: Any, *, seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def _found(model: Any, device: torch.device, seed: int) -> dict[str, torch.Tensor]:
-    error: Exception | None = None
-    for names in _combinations(model):
+    def made(names: tuple[str, ...]) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
         inputs = {name: _MAKERS[name](model.config, generator).to(device) for name in names}
-        inputs = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+        return {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+
+    hint = "give their shapes: --input 1,3,224,224, or example_inputs={name: tensor} in Python"
+    return first_that_run(model, map(made, _combinations(model)), hint)
+
+
+def first_that_run(model: Any, proposals: Iterable[dict[str, Any]], hint: str) -> dict[str, Any]:
+    """Returns the first of some inputs that a model runs on.
+
+    Raises:
+        ArgumentError: It runs on none of them.
+    """
+    error: Exception | None = None
+    for inputs in proposals:
         try:
             with torch.no_grad():
                 model(**inputs)
@@ -55,7 +67,7 @@ def _found(model: Any, device: torch.device, seed: int) -> dict[str, torch.Tenso
         "The inputs of this model aren't known.",
         where=type(model).__name__,
         why=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}" if error else "",
-        hint="give their shapes: --input 1,3,224,224, or example_inputs={name: tensor} in Python",
+        hint=hint,
     )
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from prunekit.plugin import ArgumentError, CheckpointError, Plan
 from prunekit_plugins.checkpoints.tensorfile import TensorFile
+from prunekit_plugins.folders.example_inputs import first_that_run
 from prunekit_plugins.folders.library import (
     Fields,
     Library,
@@ -151,21 +152,8 @@ def example_inputs(model: Any, *, seed: int = 0) -> dict[str, Any]:
     Raises:
         ArgumentError: It runs on none that could be made.
     """
-    error: Exception | None = None
-    for inputs in _proposals(model, torch.Generator().manual_seed(seed)):
-        try:
-            with torch.no_grad():
-                model.eval()(**inputs)
-        except Exception as raised:  # whatever a model raises on inputs that it can't take
-            error = error or raised
-        else:
-            return inputs
-    raise ArgumentError(
-        "The inputs of this model aren't known.",
-        where=type(model).__name__,
-        why=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}" if error else "",
-        hint="prune it in Python, with example inputs of yours",
-    )
+    proposals = _proposals(model.eval(), torch.Generator().manual_seed(seed))
+    return first_that_run(model, proposals, "prune it in Python, with example inputs of yours")
 
 
 def _proposals(model: Any, generator: torch.Generator) -> Iterator[dict[str, Any]]:
