@@ -35,7 +35,7 @@ from prunekit_core.record.programs import swap_modules
 from prunekit_core.record.random_numbers import draw_once
 from prunekit_core.record.shadow import Shadow
 from prunekit_core.record.shared_memory import written_parameters
-from prunekit_core.rehearse.factors import Deviations
+from prunekit_core.rehearse.factors.deviations import Deviations
 from prunekit_core.rehearse.rehearsal import Stage
 from prunekit_core.torch_private.trees import pytree
 

@@ -34,9 +34,9 @@ from prunekit_core.plugins.registry import Registry, default_registry
 from prunekit_core.program.op_call import Role
 from prunekit_core.record.recorder import check_recordable
 from prunekit_core.rehearse.knowledge import Knowledge
-from prunekit_core.rehearse.ladder import Reselect
 from prunekit_core.rehearse.make_plan import Drafts
 from prunekit_core.rehearse.removals import analysis_after, draft_blaming
+from prunekit_core.rehearse.ties import Reselect
 
 Reasons = Mapping[str, str] | None
 """Name of something that stays to the reason."""

@@ -14,9 +14,8 @@ What is learnt is kept in `Knowledge` for later plans of the same model, and tri
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NoReturn
 
 import attrs
@@ -32,12 +31,10 @@ from prunekit_core.modules.entries import place_of
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.rehearse.comparison import Drift, Mismatch, Unmet
 from prunekit_core.rehearse.knowledge import Knowledge, Multiple, causes, least_multiple, rounded_size
-from prunekit_core.rehearse.places import Sites, ancestors, tensors_at
+from prunekit_core.rehearse.places import Sites, ancestors, groups_at, groups_before, groups_near
 from prunekit_core.rehearse.rehearsal import Stage
 from prunekit_core.rehearse.size_attributes import AttributeSearch, Place, Recipe, further, replay, value_of
-
-Reselect = Callable[[str, int], "tuple[int, ...] | None"]
-"""Chooses the units of a group to keep, given how many; None when the group has to keep all."""
+from prunekit_core.rehearse.ties import Reselect, TieSearch
 
 
 @attrs.frozen
@@ -83,10 +80,6 @@ def rehearse(
     return _Ladder(analysis, registry, knowledge, dict(kept), reselect, judge).climb()
 
 
-_WIDTHS = 16
-"""Groups that are tried together as those of one width."""
-
-
 class _Ladder:
     def __init__(
         self,
@@ -99,11 +92,15 @@ class _Ladder:
     ) -> None:
         self._analysis, self._registry, self._knowledge = analysis, registry, knowledge
         self._kept, self._reselect, self._judge = kept, reselect, judge
-        # both by class of module and operation in it, which stand for all blocks of a model
+        # by class of module and operation in it, which stand for all blocks of a model
         self._conceded: dict[tuple[type[nn.Module], int], int] = {}  # how often units were restored there
-        self._apart: set[tuple[type[nn.Module], int]] = set()  # where groups of one size were found to be no tie
         self._sites = Sites(analysis)
         self._search = AttributeSearch(analysis, registry, self._sites)
+        self._ties = (
+            None
+            if reselect is None
+            else TieSearch(analysis, knowledge, self._sites, self._search, self._stage, reselect)
+        )
 
     def climb(self) -> Rehearsed:
         """Replays and changes the cut until it is proven.
@@ -204,10 +201,10 @@ class _Ladder:
                 return found is None and (unmet.recording, unmet.operation) not in places
 
             site = f"{unmet.site}: a constant {unmet.why}"
-            found = self._causes(self._names_before(record, unmet.operation), met)
+            found = self._causes(self._before(record, unmet.operation), met)
             if not found:
                 self._refuse_undecided(site)
-            here = self._names_at(record, [unmet.operation])
+            here = groups_at(record, [unmet.operation])
             if all(name in here and self._analysis.groups[name].mixes for name in found):
                 continue
             self._refuse_fixed(site, found)
@@ -239,7 +236,7 @@ class _Ladder:
     def _concede(self, stage: Stage, recipes: Mapping[Place, Recipe], mismatch: Mismatch) -> None:
         """Changes the cut where no attribute helps: ties groups, or else restores the units of some."""
         record = self._analysis.recordings[mismatch.recording]
-        here = self._names_near(record, mismatch.operation)
+        here = groups_near(self._analysis, record, mismatch.operation, self._kept)
         site = f"{self._site(mismatch)}: {mismatch.why}"
         if not here:
             self._refuse_undecided(site)
@@ -247,14 +244,17 @@ class _Ladder:
         self._refuse_fixed(site, here, shared)
         if mismatch.raised and self._take_multiples(stage, recipes, mismatch, site):
             return
-        if self._tie(recipes, mismatch, shared) or self._tie_widths(stage, recipes, mismatch):
+        assert self._ties is not None  # else it was refused
+        in_step = self._ties.found(self._kept, stage, recipes, mismatch, shared)
+        if in_step is not None:
+            self._kept = in_step
             return
 
         def gets_further(kept: Kept) -> bool:
             return further(replay(self._stage(kept), recipes)[0], mismatch)
 
         if mismatch.number:  # it may follow the size of any group: tried from the nearest to the first operation
-            found = self._causes(self._names_before(record, mismatch.operation), gets_further)
+            found = self._causes(self._before(record, mismatch.operation), gets_further)
             if not found:
                 self._refuse_undecided(site)
         else:
@@ -267,11 +267,16 @@ class _Ladder:
         The evidence is a replay with other sizes of these groups alone that gets further.
         """
         assert self._reselect is not None
+        assert self._ties is not None
         record, groups = self._analysis.recordings[mismatch.recording], self._analysis.groups
         if record.trace.is_view(mismatch.operation):
             return False  # a size that is written into the program, or follows others
         known, reselect = self._knowledge, self._reselect
-        free = [name for name in self._choosable(self._names_at(record, [mismatch.operation])) if name in self._kept]
+        free = [
+            name
+            for name in self._ties.choosable(self._kept, groups_at(record, [mismatch.operation]))
+            if name in self._kept
+        ]
         sizes = {
             name: (len(self._kept[name]), groups[name].size)
             for name in free
@@ -323,130 +328,10 @@ class _Ladder:
                 hint="prune the whole model with BasePruner, which keeps such sizes in step, or leave these units",
             )
 
-    def _names_near(self, record: Recording, index: int) -> list[str]:
-        """Names the shrinking groups that an operation (or the nearest one before it) touches, cheapest first."""
-        names = next(self._runs_before(record, index), list(self._kept))
-        groups = self._analysis.groups
-        return sorted(names, key=lambda name: (not groups[name].outer, len(groups[name].members), name))
-
-    def _names_before(self, record: Recording, index: int) -> list[str]:
+    def _before(self, record: Recording, index: int) -> list[str]:
         """Names all shrinking groups: those that an operation touches, those of operations before it, the others."""
-        before = [name for names in self._runs_before(record, index) for name in names]
+        before = [name for names in groups_before(record, index, self._kept) for name in names]
         return list(dict.fromkeys([*before, *self._kept]))
-
-    def _runs_before(self, record: Recording, index: int) -> Iterator[list[str]]:
-        """Yields the shrinking groups that an operation touches, then those of the operations before it."""
-        for position in range(index, -1, -1):
-            names = [name for name in self._names_at(record, [position]) if name in self._kept]
-            if names:
-                yield names
-
-    def _tie(self, recipes: Mapping[Place, Recipe], mismatch: Mismatch, shared: Mapping[Place, frozenset[str]]) -> bool:
-        """Looks for two groups whose sizes the program computes from each other, or knows by one number.
-
-        The evidence is a replay with both of them smaller by the same fraction that gets further.
-        """
-        record = self._analysis.recordings[mismatch.recording]
-        here = self._choosable(self._names_at(record, [mismatch.operation]))
-        near = self._choosable(self._names_near(record, mismatch.operation)) if shared else []
-        frame = ancestors(record.trace.operations[mismatch.operation].module)[:3]
-        places = ([one.index for one in self._sites.operations(mismatch.recording, path)] for path in frame)
-        around = ((here, self._names_at(record, indices)) for indices in places)
-        for some, names in itertools.chain(((near, sorted(groups)) for groups in shared.values()), around):
-            for group, other in itertools.product(some, self._choosable(names)):
-                pair = self._knowledge.tied(group) | self._knowledge.tied(other)
-                if other in self._knowledge.tied(group) or not pair & self._kept.keys():
-                    continue
-                before = self._kept
-                self._kept = self._in_step(pair, shrinking=True)
-                if self._kept != before:
-                    found, _ = replay(self._stage(self._kept), recipes)
-                    if further(found, mismatch):
-                        self._knowledge.add_tie(pair)
-                        self._search.forget()
-                        self._kept = before
-                        self._kept = self._in_step(pair, shrinking=False)
-                        return True
-                self._kept = before
-        return False
-
-    def _tie_widths(self, stage: Stage, recipes: Mapping[Place, Recipe], mismatch: Mismatch) -> bool:
-        """Looks for groups of one size that the program knows by one attribute (``self.width``), found with them.
-
-        The evidence is a replay with all of them smaller by the same fraction, and with that attribute, that gets
-        further; those without which it does so as well aren't tied.
-        """
-        record = self._analysis.recordings[mismatch.recording]
-        groups = self._analysis.groups
-        here = self._choosable(self._names_near(record, mismatch.operation))
-        sizes = {groups[name].size for name in here}
-        for path in ancestors(record.trace.operations[mismatch.operation].module)[:3]:
-            indices = [operation.index for operation in self._sites.operations(mismatch.recording, path)]
-            place = (type(stage.modules[path]), indices.index(mismatch.operation))
-            names = [n for n in self._choosable(self._names_at(record, indices)) if groups[n].size in sizes]
-            widths = frozenset[str]().union(*map(self._knowledge.tied, names))
-            known = any(widths <= tie for tie in self._knowledge.ties) or place in self._apart
-            if known or not 1 < len(widths) <= _WIDTHS:
-                continue
-            if not self._go_in_step(widths, recipes, mismatch):
-                self._apart.add(place)
-                continue
-            for name in names:
-                fewer = widths - self._knowledge.tied(name)
-                new = len(fewer) > 1 and fewer not in self._knowledge.ties
-                if new and self._go_in_step(fewer, recipes, mismatch):
-                    widths = fewer
-            self._knowledge.add_tie(widths)
-            self._kept = self._in_step(widths, shrinking=False)
-            return True
-        return False
-
-    def _go_in_step(self, widths: frozenset[str], recipes: Mapping[Place, Recipe], mismatch: Mismatch) -> bool:
-        """Tells whether a replay with tied groups gets further, with attributes that follow them if need be."""
-        kept = self._in_step(widths, shrinking=True)
-        if kept == self._kept:
-            return False
-        stage = self._stage(kept)
-        found, _ = replay(stage, recipes)
-        while found is not None and found.values is None and not further(found, mismatch):
-            improved = self._search.improve(stage, dict(recipes), found)
-            if improved is None:
-                break
-            recipes, found, _ = improved
-        self._search.forget()
-        return further(found, mismatch)
-
-    def _names_at(self, record: Recording, indices: Iterable[int]) -> list[str]:
-        """Names the groups that some operations touch, in order."""
-        names: dict[str, None] = {}
-        for index in indices:
-            for tensor in tensors_at(record.trace.operations[index]):
-                for layout in record.live.get(tensor, ()):
-                    names.update(dict.fromkeys(layouts.groups_of(layout)))
-        return list(names)
-
-    def _choosable(self, names: Iterable[str]) -> list[str]:
-        """Those groups that may take any size: scored, not outer, not given back."""
-        assert self._reselect is not None
-        groups = self._analysis.groups
-        free = [n for n in names if not groups[n].outer and n not in self._knowledge.restored]
-        return [name for name in free if name in self._kept or self._reselect(name, groups[name].size) is not None]
-
-    def _in_step(self, tie: frozenset[str], *, shrinking: bool) -> dict[str, tuple[int, ...]]:
-        """Gives tied groups the same fraction, the possible one nearest to what they have together."""
-        assert self._reselect is not None
-        groups = [self._analysis.groups[name] for name in sorted(tie)]
-        fraction = sum(len(self._kept.get(g.name, range(g.size))) for g in groups) / sum(g.size for g in groups)
-        counts = counts_in_step([group.size for group in groups], fraction, shrinking=shrinking)
-        kept = dict(self._kept)
-        for group, count in zip(groups, counts, strict=True):
-            kept.pop(group.name, None)
-            if count < group.size:
-                chosen = self._reselect(group.name, count)
-                if chosen is None or len(chosen) != count:
-                    return self._kept
-                kept[group.name] = chosen
-        return kept
 
     def _restore(self, stage: Stage, mismatch: Mismatch, groups: Sequence[str], site: str) -> None:
         lost = set(groups)
@@ -483,17 +368,3 @@ class _Ladder:
             if isinstance(piece, Units):
                 found.add(piece.group)
         return found
-
-
-def counts_in_step(sizes: list[int], fraction: float, *, shrinking: bool = False) -> list[int]:
-    """Returns how many units each group keeps so that all keep the same fraction, the possible one nearest to it.
-
-    Args:
-        sizes: Units per group.
-        fraction: The fraction asked for.
-        shrinking: True asks for a fraction below one, if there is one.
-    """
-    steps = math.gcd(*sizes)
-    most = max(1, steps - 1) if shrinking else steps
-    chosen = min(most, max(1, math.floor(fraction * steps + 0.5)))
-    return [size * chosen // steps for size in sizes]

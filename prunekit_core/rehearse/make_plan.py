@@ -29,9 +29,10 @@ from prunekit_core.plans.pricing import Prices, Room
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.rehearse.comparison import Unmet
 from prunekit_core.rehearse.knowledge import Knowledge
-from prunekit_core.rehearse.ladder import Rehearsed, Reselect, rehearse
+from prunekit_core.rehearse.ladder import Rehearsed, rehearse
 from prunekit_core.rehearse.places import ancestors
 from prunekit_core.rehearse.temperatures import Constants, find_rescales
+from prunekit_core.rehearse.ties import Reselect
 
 
 @attrs.frozen

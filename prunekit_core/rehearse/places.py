@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import nn
 
-from prunekit_core.algebra.layout import Concat, Layout, Product
+from prunekit_core.algebra.layout import Concat, Kept, Layout, Product, groups_of
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.groups.recording import Recording
 from prunekit_core.program.trace import Operation
@@ -98,6 +98,31 @@ def _by_module(record: Recording) -> dict[str, list[Operation]]:
 def tensors_at(operation: Operation) -> list[int]:
     """Lists the tensors of an operation, results first, by `TensorRef.index`."""
     return [ref.index for ref in (*operation.outputs, *operation.references())]
+
+
+def groups_at(record: Recording, indices: Iterable[int]) -> list[str]:
+    """Names the groups that some operations touch, in order."""
+    names: dict[str, None] = {}
+    for index in indices:
+        for tensor in tensors_at(record.trace.operations[index]):
+            for layout in record.live.get(tensor, ()):
+                names.update(dict.fromkeys(groups_of(layout)))
+    return list(names)
+
+
+def groups_before(record: Recording, index: int, kept: Kept) -> Iterator[list[str]]:
+    """Yields the shrinking groups that an operation touches, then those of the operations before it."""
+    for position in range(index, -1, -1):
+        names = [name for name in groups_at(record, [position]) if name in kept]
+        if names:
+            yield names
+
+
+def groups_near(analysis: Analysis, record: Recording, index: int, kept: Kept) -> list[str]:
+    """Names the shrinking groups that an operation (or the nearest one before it) touches, cheapest first."""
+    names = next(groups_before(record, index, kept), list(kept))
+    groups = analysis.groups
+    return sorted(names, key=lambda name: (not groups[name].outer, len(groups[name].members), name))
 
 
 def _runs(layout: Layout) -> Iterator[Layout]:

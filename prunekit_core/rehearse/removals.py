@@ -31,10 +31,10 @@ from prunekit_core.plugins.registry import Registry
 from prunekit_core.program.rules import Elementwise
 from prunekit_core.rehearse.comparison import Drift, Mismatch
 from prunekit_core.rehearse.entries import entries_that_leave
-from prunekit_core.rehearse.ladder import Reselect
 from prunekit_core.rehearse.make_plan import Drafts, witnessed
 from prunekit_core.rehearse.places import ancestors
 from prunekit_core.rehearse.rehearsal import Stage
+from prunekit_core.rehearse.ties import Reselect
 
 
 @collection_paused()

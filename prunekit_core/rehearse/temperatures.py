@@ -20,9 +20,9 @@ from prunekit_core.groups.recording import Recording
 from prunekit_core.modules.edits import Rescale, runs_of
 from prunekit_core.program.rules import RuleTable
 from prunekit_core.rehearse.comparison import Unmet
-from prunekit_core.rehearse.factors import Deviations, Stuck
+from prunekit_core.rehearse.factors.deviations import Deviations, Stuck
+from prunekit_core.rehearse.factors.sources import Origins, Rows, UnresolvedError
 from prunekit_core.rehearse.ladder import Rehearsed
-from prunekit_core.rehearse.scale_sources import Origins, Rows, UnresolvedError
 
 Place = tuple[int, int]
 """(Position of the recording, index of the operation.)"""

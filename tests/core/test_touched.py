@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import prunekit as pk
-from prunekit_core.rehearse import scale_sources
+from prunekit_core.rehearse.factors import sources
 
 TOKENS, VOCABULARY = 8, 32
 
@@ -105,11 +105,11 @@ def test_further_blocks_touch_as_many_elements_per_unit(depth: int) -> None:
 
 def test_a_mask_as_large_as_a_weight_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such masks once were made wherever rows are scaled: a plan for 70 billion parameters took six times as long."""
-    found = scale_sources._Walk._take
+    found = sources._Walk._take
 
     def take(walk: Any, index: int, log: float, wanted: torch.Tensor) -> None:
         found(walk, index, log, wanted.contiguous())
 
-    monkeypatch.setattr(scale_sources._Walk, "_take", take)
+    monkeypatch.setattr(sources._Walk, "_take", take)
     assert touched.__wrapped__(128, 2) > 2 * LIMIT
     assert touched.__wrapped__(256, 2) > 1.5 * touched.__wrapped__(128, 2)

@@ -22,10 +22,10 @@ from prunekit_core.program.rules import RuleTable, scaling_of
 from prunekit_core.program.scaling import Scaling
 from prunekit_core.program.trace import Operation, TensorRef
 from prunekit_core.rehearse.comparison import Drift
-from prunekit_core.rehearse.factor import PLAIN, Deviation, Logs, StuckError, plus, same
-from prunekit_core.rehearse.factor_rules import NO_FACTOR, Numbers, Transfer, plain_arguments
-from prunekit_core.rehearse.folding import Folding
-from prunekit_core.rehearse.versions import Flow, Version
+from prunekit_core.rehearse.factors.factor import PLAIN, Deviation, Logs, StuckError, plus, same
+from prunekit_core.rehearse.factors.folding import Folding
+from prunekit_core.rehearse.factors.rules import NO_FACTOR, Numbers, Transfer, plain_arguments
+from prunekit_core.rehearse.factors.versions import Flow, Version
 
 
 @attrs.frozen(eq=False)

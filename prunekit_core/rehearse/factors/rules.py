@@ -14,7 +14,7 @@ from prunekit_core.program.op_call import Verb
 from prunekit_core.program.rules import RuleTable, scaling_of
 from prunekit_core.program.scaling import Scaling
 from prunekit_core.program.trace import Operation, TensorRef, is_continuous, tensor_refs
-from prunekit_core.rehearse.factor import (
+from prunekit_core.rehearse.factors.factor import (
     PLAIN,
     Deviation,
     Logs,

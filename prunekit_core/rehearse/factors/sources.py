@@ -24,10 +24,10 @@ from prunekit_core.groups.recording import Recording
 from prunekit_core.program.rules import RuleTable, scaling_of
 from prunekit_core.program.scaling import Scaling
 from prunekit_core.program.trace import Operation, TensorRef, is_continuous
-from prunekit_core.rehearse.factor import CLOSE, Logs, slim
-from prunekit_core.rehearse.factor_rules import counts_as_tensor, plain_arguments
-from prunekit_core.rehearse.factors import Deviations
-from prunekit_core.rehearse.versions import Version
+from prunekit_core.rehearse.factors.deviations import Deviations
+from prunekit_core.rehearse.factors.factor import CLOSE, Logs, slim
+from prunekit_core.rehearse.factors.rules import counts_as_tensor, plain_arguments
+from prunekit_core.rehearse.factors.versions import Version
 
 Rows = dict[str, dict[int, float]]
 """By parameter: rows with the logarithms of the factors by which they have to be scaled."""

@@ -15,7 +15,7 @@ import torch
 from prunekit_core.groups.recording import Recording
 from prunekit_core.program.rules import ModuleOp, rule_keys
 from prunekit_core.program.trace import Operation, TensorRef
-from prunekit_core.rehearse.factor import Logs, compact
+from prunekit_core.rehearse.factors.factor import Logs, compact
 from prunekit_core.torch_private.operators import arguments_of
 
 LARGEST = 64
