@@ -61,6 +61,7 @@ PEERS: Mapping[str, Peer] = {
 }
 OURS: Mapping[str, Mapping[str, Any]] = {
     "prunekit, default": {},
+    "prunekit, heads too": {"prune_num_heads": True},
     "prunekit, by depth": {"by": "depth"},
     "prunekit, by both": {"by": "both"},
 }

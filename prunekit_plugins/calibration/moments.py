@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import attrs
 import torch
 
 from prunekit_core.errors import many
-from prunekit_plugins.calibration.uncertainty import Sampling, Uncertainty
+from prunekit_plugins.calibration.uncertainty import Sampling, Spread, Uncertainty
 
 EXACT_WIDTH = 512
 ROWS = 8192
@@ -82,6 +83,23 @@ class Moments:
         return self.covariance * (1 - part) + torch.diag_embed(self.variance * part)
 
 
+class Distinct:
+    """Makes equal moments one object: consumers that read the same tensor need no room for each of them."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], Moments] = {}
+
+    def of(self, moments: Moments) -> Moments:
+        """Returns the moments, or equal ones that it was given before."""
+        if moments.covariance is None or moments.cross is not None:
+            return moments
+        key = (moments.count, moments.uncertainty, moments.mean.shape, float(moments.variance.sum()))
+        known = self._known.setdefault(key, moments)
+        assert known.covariance is not None
+        same = torch.equal(known.mean, moments.mean) and torch.equal(known.covariance, moments.covariance)
+        return known if same else moments
+
+
 def doubts(name: str, parts: Sequence[Gatherer], width: int | None, independent: float = math.inf) -> list[str]:
     """Says what speaks against an estimate.
 
@@ -133,6 +151,11 @@ def _round(examples: int) -> str:
     return f"{rounded:,} more {'examples' if rounded > 1 else 'example'}"
 
 
+def _finite(values: torch.Tensor) -> bool:
+    """Tells that all values are finite where that is seen at a glance: their sum is. (Large ones may overflow.)"""
+    return math.isfinite(float(values.sum()))
+
+
 def merge(a: Moments, b: Moments, *, apart: bool = True) -> Moments:
     """Returns the moments of two lots of samples together; parts that either lacks are left out.
 
@@ -169,6 +192,40 @@ def merge(a: Moments, b: Moments, *, apart: bool = True) -> Moments:
     )
 
 
+@attrs.frozen(eq=False)
+class Block:
+    """What a block of samples adds up to, about the mean of the first block.
+
+    Attributes:
+        sum: Tensor ``[groups, features]``, float64.
+        squares: Tensor ``[samples]``, float64: the squared deviation of each.
+        products: Tensor ``[groups, features, features]``; None where they aren't wanted, or were added piece by piece.
+    """
+
+    sum: torch.Tensor
+    squares: torch.Tensor
+    products: torch.Tensor | None
+
+
+@attrs.frozen(eq=False)
+class Added:
+    """What a gatherer added last, for others that are given the same samples.
+
+    Attributes:
+        first: Whether it was the first.
+        shift: Tensor ``[groups, 1, features]``, float32: about what deviations are.
+        block: The sums.
+        examples: Tensor ``[samples]``, or None: see `Gatherer.add`.
+        spread: What the uncertainty follows from.
+    """
+
+    first: bool
+    shift: torch.Tensor
+    block: Block
+    examples: torch.Tensor | None
+    spread: Spread
+
+
 class Gatherer:
     """Adds up moments.
 
@@ -196,31 +253,56 @@ class Gatherer:
 
     def add(
         self, features: torch.Tensor, targets: torch.Tensor | None = None, examples: torch.Tensor | None = None
-    ) -> None:
+    ) -> Added | None:
         """Adds samples; those with values that are not finite are left out and counted.
 
         Args:
             features: Tensor ``[groups, samples, features]``.
             targets: Tensor ``[groups, samples, outputs]``; for all calls or for none.
             examples: Tensor ``[samples]``, int64: which example each sample is a part of; None: each is one.
+
+        Returns:
+            What `repeat` adds to a gatherer that is given the same samples. None where samples were left out, there
+            are targets or no covariances, or it is too much to keep.
         """
-        good = torch.isfinite(features).all(2).all(0)
-        if targets is not None:
-            good &= torch.isfinite(targets).all(2).all(0)
-        kept = int(good.sum())
-        self.dropped += len(good) - kept
-        if kept < len(good):
+        given = features.shape[1]
+        if not (_finite(features) and (targets is None or _finite(targets))):
+            good = torch.isfinite(features).all(2).all(0)
+            if targets is not None:
+                good &= torch.isfinite(targets).all(2).all(0)
+            self.dropped += len(good) - int(good.sum())
             features, targets = features[:, good], None if targets is None else targets[:, good]
-        squares = [
+            examples = None if examples is None else examples[good.to(examples.device)]
+        kept = features.shape[1]
+        first = self._shifts is None
+        blocks = [
             self._add(part, None if targets is None else targets[:, start : start + ROWS])
             for start, part in zip(range(0, kept, ROWS), features.split(ROWS, 1), strict=False)
         ]
-        if kept:
-            examples = None if examples is None else examples[good.to(examples.device)]
-            self._weigh(torch.cat(squares), examples)
-            if self.covariance:
-                assert self._shifts is not None
-                self._sampling.add(features.float() - self._shifts[0], examples)
+        if not kept:
+            return None
+        self._weigh(torch.cat([found.squares for found in blocks]), examples)
+        if not self.covariance:
+            return None
+        assert self._shifts is not None
+        spread = self._sampling.add(features.float() - self._shifts[0], examples)
+        whole = len(blocks) == 1 and kept == given and targets is None and blocks[0].products is not None
+        return Added(first, self._shifts[0], blocks[0], examples, spread) if whole else None
+
+    def repeat(self, added: Added) -> bool:
+        """Adds the samples that another gatherer added last, unless the two were given other ones before.
+
+        Returns:
+            Whether it did.
+        """
+        if self._shifts is None and added.first and self.covariance:
+            self._shifts = (added.shift, None)
+        elif self._shifts is None or not torch.equal(self._shifts[0], added.shift):
+            return False
+        self._count(added.block)
+        self._weigh(added.block.squares, added.examples)
+        self._sampling.put(added.spread)
+        return True
 
     @property
     def examples(self) -> int:
@@ -235,29 +317,40 @@ class Gatherer:
             squares = squares.new_zeros(int(examples.max()) - first + 1).index_add_(0, places, squares)
         self.total, self.largest = self.total + float(squares.sum()), max(self.largest, float(squares.max()))
 
-    def _add(self, features: torch.Tensor, targets: torch.Tensor | None) -> torch.Tensor:
-        """Adds a block; returns the squared deviation of each sample, ``[samples]``."""
+    def _add(self, features: torch.Tensor, targets: torch.Tensor | None) -> Block:
+        """Adds a block of samples."""
         exact = features.dtype is torch.float64 or features.shape[2] <= EXACT_WIDTH
         dtype = torch.float64 if exact else torch.float32
         if self._shifts is None:
             wide = None if targets is None else targets.double().mean(1, keepdim=True).float()
             self._shifts = (features.double().mean(1, keepdim=True).float(), wide)
         x = features.to(dtype) - self._shifts[0].to(dtype)
-        self.count += x.shape[1]
-        self.size = float(self._shifts[0].double().square().sum()) * self.count
-        self._put("sum", x.sum(1, dtype=torch.float64))
         squares = x.square()
-        if self.covariance:
-            self._products(x)
+        products = None
+        if self.covariance and x.shape[2] <= _COLUMNS:
+            products = torch.matmul(x.transpose(1, 2), x)
+        elif self.covariance:
+            self._add_products(x)
         else:
-            self._put("squares", squares.sum(1, dtype=torch.float64))
+            self._put("squares", squares.sum(1).double())
         if targets is not None:
             assert self._shifts[1] is not None
             y = targets.to(dtype) - self._shifts[1].to(dtype)
-            self._put("target_sum", y.sum(1, dtype=torch.float64))
-            self._put("target_squares", y.square().sum(1, dtype=torch.float64))
+            self._put("target_sum", y.sum(1).double())
+            self._put("target_squares", y.square().sum(1).double())
             self._put("cross", torch.matmul(x.transpose(1, 2), y))
-        return squares.sum((0, 2), dtype=torch.float64)
+        block = Block(x.sum(1).double(), squares.sum((0, 2)).double(), products)
+        self._count(block)
+        return block
+
+    def _count(self, block: Block) -> None:
+        """Adds what a block says by itself."""
+        assert self._shifts is not None
+        self.count += len(block.squares)
+        self.size = float(self._shifts[0].double().square().sum()) * self.count
+        self._put("sum", block.sum)
+        if block.products is not None:
+            self._put("products", block.products)
 
     def _put(self, name: str, values: torch.Tensor) -> None:
         self._total(name, values.shape, values.device).add_(values)
@@ -269,7 +362,7 @@ class Gatherer:
                 self._sums[name] = torch.zeros(shape, dtype=torch.float64, device=device)
         return self._sums[name]
 
-    def _products(self, x: torch.Tensor) -> None:
+    def _add_products(self, x: torch.Tensor) -> None:
         """Adds products of features, the lower triangle of blocks only: half of the work and little extra memory."""
         groups, _, width = x.shape
         total = self._total("products", (groups, width, width), x.device)

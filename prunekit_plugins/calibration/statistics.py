@@ -17,7 +17,7 @@ from prunekit_core.errors import ArgumentError, CheckpointError
 from prunekit_core.modules.tree import named_tensors
 from prunekit_core.program.linear_forms import Site
 from prunekit_plugins.calibration.experts.statistics import ExpertStatistics
-from prunekit_plugins.calibration.moments import Moments
+from prunekit_plugins.calibration.moments import Distinct, Moments
 from prunekit_plugins.calibration.uncertainty import Uncertainty
 
 KEY = "prunekit_statistics"
@@ -126,6 +126,7 @@ class Statistics:
         """Writes the statistics as safetensors."""
         tensors: dict[str, torch.Tensor] = {}
         listing, doubt = [], {}
+        written: set[int] = set()  # moments that several consumers share: a file has them for each
         for name, found in self.sites.items():
             site, moments = found.site, found.moments
             if moments.uncertainty is not None:
@@ -134,7 +135,9 @@ class Statistics:
             for part in ("mean", "variance", "covariance"):
                 values = getattr(moments, part)
                 if values is not None:
-                    tensors[f"{part}/{name}"] = values.contiguous().cpu()
+                    values = values.contiguous().cpu()
+                    tensors[f"{part}/{name}"] = values.clone() if id(moments) in written else values
+            written.add(id(moments))
             for part in ("curvature", "energy"):
                 values = getattr(found, part)
                 if values is not None:
@@ -173,7 +176,7 @@ class Statistics:
             about = json.loads(metadata["about"])
             shapes = {name: tuple(shape) for name, shape in about["shapes"].items()}
             doubt = about.get("uncertainties", {})  # files of earlier versions have none
-            sites = {}
+            sites, distinct = {}, Distinct()
             for name, count, parameter, rows, groups, inputs_first in about["sites"]:
                 site = Site(parameter, shapes[parameter], (rows[0], rows[1]), groups, inputs_first)
                 parts = [tensors.get(f"{part}/{name}") for part in ("mean", "variance", "covariance")]
@@ -182,6 +185,7 @@ class Statistics:
                 uncertainty = Uncertainty(*doubt[name]) if name in doubt else None
                 moments = Moments(count, parts[0], parts[1], parts[2], uncertainty=uncertainty)
                 extra = [tensors.get(f"{part}/{name}") for part in ("curvature", "energy")]
+                moments = distinct.of(moments)
                 sites[name] = SiteStatistics(site, moments, *extra)
             others = {
                 part: {name.partition("/")[2]: t for name, t in tensors.items() if name.startswith(f"{part}/")}

@@ -22,8 +22,8 @@ from prunekit_plugins.calibration.batches import Batch, Batches
 from prunekit_plugins.calibration.curvature import WIDEST, Call, Curvatures, Read
 from prunekit_plugins.calibration.demand import Demand
 from prunekit_plugins.calibration.expert_runs import ExpertRuns
-from prunekit_plugins.calibration.moments import Gatherer, doubts
-from prunekit_plugins.calibration.observation import Loss, Seen, Watched, scalar_loss
+from prunekit_plugins.calibration.moments import Added, Distinct, Gatherer, doubts
+from prunekit_plugins.calibration.observation import Chunk, Loss, Seen, Watched, scalar_loss
 from prunekit_plugins.calibration.statistics import (
     CONTRIBUTIONS,
     COVARIANCES,
@@ -210,10 +210,26 @@ def bytes_needed(
     return {COVARIANCES: sum(size for size, _ in sizes.values()), CURVATURES: sum(size for _, size in sizes.values())}
 
 
+@attrs.frozen(eq=False)
+class _Last:
+    """What was added last.
+
+    Attributes:
+        features: Tensor ``[groups, samples, features]``: a copy, since a program may write into what it read.
+        examples: See `Chunk`.
+        added: What it added.
+    """
+
+    features: torch.Tensor
+    examples: torch.Tensor
+    added: Added
+
+
 class _Gathering:
     def __init__(self, paths: set[str] | None, *, covariance: bool, energy: bool) -> None:
         self._paths, self._covariance, self._energy = paths, covariance, energy
         self.found: dict[str, Read] = {}
+        self._last: _Last | None = None
 
     def look(self, seen: Seen) -> None:
         name = seen.site.name
@@ -224,17 +240,28 @@ class _Gathering:
         if self._energy:
             self.found[name].calls.append(Call(seen.module, seen.samples))
         for chunk in seen.chunks(seen.output if self._energy else None):
-            self.found[name].gatherer.add(chunk.features, examples=chunk.examples)
+            self._add(self.found[name].gatherer, chunk)
             if chunk.targets is not None:
                 self.found[name].weigh(chunk.targets)
 
+    def _add(self, gatherer: Gatherer, chunk: Chunk) -> None:
+        """Adds samples; products of what the consumer before read as well aren't made again."""
+        features, last = chunk.features, self._last
+        same = last is not None and torch.equal(last.examples, chunk.examples) and torch.equal(last.features, features)
+        if same and last is not None and gatherer.repeat(last.added):
+            return
+        added = gatherer.add(features, examples=chunk.examples)
+        self._last = None if added is None else _Last(features.clone(), chunk.examples, added)
+
     def finish(self, curvatures: Curvatures | None) -> tuple[dict[str, SiteStatistics], tuple[str, ...]]:
-        sites, notes = {}, []
+        self._last = None
+        sites, notes, distinct = {}, [], Distinct()
         for name, read in self.found.items():
             moments = read.gatherer.moments()
             if moments is None:
                 notes.append(f"{name}: no sample that it read was finite; it has no statistics")
                 continue
+            moments = distinct.of(moments)
             width = moments.mean.shape[1] if self._covariance else None
             notes.extend(doubts(name, [read.gatherer], width, moments.independent))
             curvature = energy = None

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import attrs
 import torch
 
-from prunekit.plugin import ArgumentError, Group, SiteStatistics, Statistics
+from prunekit.plugin import ArgumentError, Group, Moments, SiteStatistics, Statistics
 from prunekit_plugins.importance.contributions import FromStatistics
 from prunekit_plugins.importance.reductions import Normalizer
 
@@ -82,18 +82,19 @@ class ReconstructionImportance(FromStatistics):
             ArgumentError: There are no statistics, they have no covariances, or the model was pruned since.
         """
         members, units = self.consumers(group), group.size()
-        blocks = []
+        readers: list[_Reader] = []
         for view in members:
             unit_of = torch.full((view.tensor.shape[view.dim],), -1, device="cpu")
             unit_of[view.positions] = view.units
             for seen, weight in self.reads(view):
-                covariance = seen.moments.shrunk(seen.moments.caution if self.shrink else 0.0)
                 labels = unit_of[seen.site.positions(view.dim)]
-                if self._weighted:
-                    weight = weighted(weight, seen)
-                for k in range(len(labels)):
-                    block = _Block.of(weight[k], covariance[k], labels[k], self.ridge)
-                    blocks += [block] if block is not None else []
+                parts = [_square(part) for part in (weighted(weight, seen) if self._weighted else weight)]
+                known = next((reader for reader in readers if reader.reads_too(seen.moments, labels)), None)
+                if known is None:
+                    readers.append(_Reader(seen.moments, labels, parts))
+                else:
+                    known.parts = [_square(torch.cat(both)) for both in zip(known.parts, parts, strict=True)]
+        blocks = [block for reader in readers for block in reader.blocks(self.ridge, shrink=self.shrink)]
         if not blocks:
             return None
         return self.members.join(group, members[:1], [_take_away(blocks, units, min(self.rounds, units))])
@@ -124,6 +125,34 @@ def weighted(weight: torch.Tensor, seen: SiteStatistics) -> torch.Tensor:
 
 
 @attrs.define(eq=False)
+class _Reader:
+    """Consumers that read the same: their weights count as one, on top of each other.
+
+    Attributes:
+        moments: Of what they read.
+        labels: Tensor ``[groups, features]``: which unit each feature belongs to.
+        parts: For each group a tensor ``[outputs or features, features]``, of which the squares count.
+    """
+
+    moments: Moments
+    labels: torch.Tensor
+    parts: list[torch.Tensor]
+
+    def reads_too(self, moments: Moments, labels: torch.Tensor) -> bool:
+        """Tells whether another consumer reads the same."""
+        return moments is self.moments and torch.equal(labels, self.labels)
+
+    def blocks(self, ridge: float, *, shrink: bool) -> Iterator[_Block]:
+        """Makes a block for each group; call it once."""
+        covariance = self.moments.shrunk(self.moments.caution if shrink else 0.0)
+        for part, of_group, labels in zip(self.parts, covariance, self.labels, strict=True):
+            block = _Block.of(part, of_group, labels, ridge)
+            if block is not None:
+                yield block
+        self.parts.clear()
+
+
+@attrs.define(eq=False)
 class _Block:
     """One consumer, or one of its groups, with the features that are left.
 
@@ -132,7 +161,7 @@ class _Block:
     rows in ``P`` as features went (a pivoted Cholesky factor), and made when half of them did.
 
     Attributes:
-        weight: Tensor ``[outputs or features, features]``, of which the squares count, updated as units go.
+        weight: Tensor ``[outputs or features, features]``, of which the squares count; updated as units go.
         inverse: Tensor ``[features, features]``: ``K``, for the features that were left when it was made.
         labels: Tensor ``[features]``: which unit each belongs to; -1 for none that may go, or that is gone.
         stays: Bool tensor ``[features]``: those that are left.
@@ -163,7 +192,7 @@ class _Block:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(regular))
         stays = torch.ones(len(labels), dtype=torch.bool, device=weight.device)
         most = int(labels.max()) + 1
-        return cls(_square(weight), inverse, labels.clone(), stays, regular, most)  # its memory has no other use
+        return cls(weight, inverse, labels.clone(), stays, regular, most)  # its memory has no other use
 
     def errors(self, units: int) -> torch.Tensor:
         """What each unit adds if it goes next: tensor ``[units]``; features that went count nothing."""
@@ -230,7 +259,7 @@ class _Block:
 
 
 def _square(weight: torch.Tensor) -> torch.Tensor:
-    """Returns a matrix with the same products ``W^T W`` and at most as many rows as columns."""
+    """Returns a matrix with the same products ``W^T W`` and at most as many rows as columns, in memory of its own."""
     if weight.shape[0] <= weight.shape[1]:
         return weight.clone()
     found: torch.Tensor = torch.linalg.qr(weight, mode="r").R

@@ -315,7 +315,7 @@ def test_units_go_one_after_the_other_as_from_an_inverse_that_is_made_anew(round
     x = torch.randn(400, 10).double() @ torch.randn(10, features).double() + 0.3 * torch.randn(400, features).double()
     covariance, weight = x.T @ x / 400, torch.randn(7, features).double()
     labels = torch.arange(units).repeat(width)  # the features of a unit are apart from each other
-    block = reconstruction._Block.of(weight, covariance, labels, 1e-2)
+    block = reconstruction._Block.of(weight.clone(), covariance, labels, 1e-2)
     assert block is not None
     found = reconstruction._take_away([block], units, rounds)
 
