@@ -18,6 +18,7 @@ from prunekit_core.choose.pruner import Pruner
 from prunekit_core.choose.settings import Ratios
 from prunekit_core.errors import ArgumentError
 from prunekit_core.graph.graph import Graph
+from prunekit_core.groups.costs import compiled_cost, cost_model
 from prunekit_core.groups.report import Report
 from prunekit_core.modules.exclusive import on_exclusive
 from prunekit_core.modules.transaction import Transaction
@@ -257,7 +258,7 @@ def prune(
     pruner, plan = decided.pruner, decided.plan
     read = unit_notes(settings.target, registry) if settings.target else ()
     doubts = (*read, *told, *(profile.notes if profile else ()), *decided.notes)
-    preview = plan.preview()
+    preview = _with_target_costs(plan.preview(), pruner.graph, plan, settings.target or {})
     shared = settings.depth.by == BOTH or not settings.depth.requested
     taken = allotment.settled(pruner).chosen if shared else allotment.chosen
     arguments = settings.recorded(taken, experts=pruner.has_experts)
@@ -271,6 +272,18 @@ def prune(
     result = PruneResult(model, plan, pruner.report(), preview, _changes(plan), protocol, pruner.graph)
     result = attrs.evolve(result, verification=verification, tradeoffs=decided.tradeoffs)
     return _cut(pruner, result, optimizer, repaired, (*doubts, *verification.notes(verify)))
+
+
+def _with_target_costs(preview: Preview, graph: Graph, plan: Plan, target: Target) -> Preview:
+    """Adds the costs that a target names and previews leave out; not those that are measured, which the plan notes."""
+    found = {}
+    for name in target:
+        if name not in preview.costs and not cost_model(graph.registry.named("prunekit_budgets", name)).measured:
+            before = compiled_cost(graph.registry, name, graph.analysis)({})
+            left = graph.analysis_after(plan) if plan.absent else graph.analysis
+            sizes = {cut.group: len(cut.kept) for cut in plan.cuts}
+            found[name] = before, compiled_cost(graph.registry, name, left)(sizes)
+    return attrs.evolve(preview, costs={**preview.costs, **found}) if found else preview
 
 
 def _reached(pruner: Pruner, settings: PruneSettings, allotment: Allotment, path: CalibratedPath | None) -> Decided:
