@@ -49,7 +49,12 @@ def by_default(*, sums: bool) -> str:
 
 
 def selector(
-    solve: Solver, sensitivity: Sensitivity | None, *, sums: bool = False, registry: Registry | None = None
+    solve: Solver,
+    sensitivity: Sensitivity | None,
+    *,
+    sums: bool = False,
+    registry: Registry | None = None,
+    seen: Callable[[Problem], None] = lambda problem: None,
 ) -> Selector:
     """Makes what decides for `plan_to_target`.
 
@@ -59,6 +64,7 @@ def selector(
         sums: Whether scores are damages that add up. If not, the damage of a group is minus the logarithm of the part
             of its summed scores that stays.
         registry: What tells whose the allocator is; None for the default registry.
+        seen: Called with every problem before it is solved; a plan is made by the last one.
     """
     blame = (registry or default_registry()).owners.blame("prunekit_allocators", solve)
 
@@ -68,6 +74,7 @@ def selector(
         problem = Problem(choices, budget.spent, budget.allowed, fixed_units(chooser, scopes, free))
         if not problem.fits(problem.smallest):
             raise budget.refuse(problem.units(problem.smallest))
+        seen(problem)
         with blame.blamed("An allocator failed."):
             picked = solve(problem)
         return problem.units(_checked(problem, picked, blame))

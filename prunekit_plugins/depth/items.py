@@ -104,6 +104,10 @@ class Items:
         """Returns the names of the branches of some offers."""
         return tuple(dict.fromkeys(name for number in sorted(absent) for name in self.offers[number].branches))
 
+    def outermost(self, absent: Iterable[int]) -> Absent:
+        """Leaves offers out that others contain."""
+        return self._nesting.outermost(absent)
+
     def problem(self, absent: Absent, scale: float = 1.0) -> Problem:
         """Returns what is left to choose where some offers are taken: the sizes of the groups that stay.
 

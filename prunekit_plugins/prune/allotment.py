@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import attrs
 
 from prunekit_core.choose.pruner import Pruner
@@ -9,6 +11,7 @@ from prunekit_core.errors import ArgumentError
 from prunekit_core.plugins.registry import Registry
 from prunekit_plugins.budgets.allocation import ESTIMATED, GLOBAL, UNIFORM, Solver, by_default, selector, solver_of
 from prunekit_plugins.budgets.curves import Sensitivity
+from prunekit_plugins.budgets.knapsack import Problem
 from prunekit_plugins.budgets.measuring import QUICK_RATIOS, measure
 from prunekit_plugins.budgets.targets import Selector
 from prunekit_plugins.prune.calibrated import CalibratedPath
@@ -54,6 +57,12 @@ class Allotment:
         """Whether damage is weighed against cost, instead of searching for a ratio."""
         return self.chosen is not None and self.chosen not in (UNIFORM, GLOBAL)
 
+    def metric(self, pruner: Pruner) -> str:
+        """Says what the damages are that it weighs."""
+        if self.sensitivity is not None:
+            return self.sensitivity.metric
+        return "squared change of the outputs" if pruner.additive else "-log of the part of the scores that stays"
+
     @property
     def ranks(self) -> bool:
         """Whether the pruner has to rank all units together; as long as the choice is open it has to be able to."""
@@ -84,10 +93,20 @@ class Allotment:
             sensitivity = measure(pruner, path.batches, ratios=QUICK_RATIOS, finish=path.finish(pruner.graph))
         return attrs.evolve(self, sensitivity=sensitivity)
 
-    def selector(self, pruner: Pruner, path: CalibratedPath | None) -> Selector | None:
+    def selector(
+        self,
+        pruner: Pruner,
+        path: CalibratedPath | None,
+        seen: Callable[[Problem], None] = lambda problem: None,
+    ) -> Selector | None:
         """Makes what decides how many units each group keeps, if not a search for a ratio does.
 
         Damages that are needed and weren't given are measured, on calibration data if there are any.
+
+        Args:
+            pruner: The pruner.
+            path: What is done with calibration data.
+            seen: Called with every problem before it is solved; a plan is made by the last one.
 
         Raises:
             ArgumentError: Damages can't be measured on a model on disk, or were measured on another model.
@@ -97,4 +116,4 @@ class Allotment:
         sensitivity = self.informed(pruner, path).sensitivity
         solve = solver_of(self.chosen, pruner.registry)
         assert solve is not None
-        return selector(solve, sensitivity, sums=pruner.additive, registry=pruner.registry)
+        return selector(solve, sensitivity, sums=pruner.additive, registry=pruner.registry, seen=seen)

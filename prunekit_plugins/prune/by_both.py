@@ -35,6 +35,7 @@ from prunekit_plugins.prune.calibrated import CalibratedPath
 from prunekit_plugins.prune.experts import about_experts
 from prunekit_plugins.prune.judge import Judge, cut_copy
 from prunekit_plugins.prune.reach import check_reach_of_both, out_of_reach
+from prunekit_plugins.prune.tradeoffs import Solved, Tradeoffs, tradeoffs_of
 
 _ROUNDS = 3
 """Times that a choice with branches is solved for and measured, at most."""
@@ -109,7 +110,7 @@ def by_both(
     notes = [*doubts, *rounds.notes(best), *about_experts(best.pruner, best.plan)]
     if fit.source is held.source:
         notes.append("choices were compared on the data that decided: there is only one batch of calibration data")
-    return Decided(best.pruner, best.plan, path, notes)
+    return Decided(best.pruner, best.plan, path, notes, rounds.tradeoffs(best))
 
 
 class _Rounds:
@@ -362,6 +363,19 @@ class _Rounds:
         return error
 
     # -- the report
+
+    def tradeoffs(self, best: _Trial) -> Tradeoffs | None:
+        """What each branch and each group could have saved, around the choice that is taken."""
+        items, scales = self._items(self._offers.offers), self._fitted()
+        gone = set(best.choice.absent)
+        solved = Solved(
+            lambda absent: items.problem(absent, scales.width),
+            {cut.group: len(cut.kept) for cut in best.plan.cuts},
+            [attrs.evolve(offer, damage=scales.depth * offer.damage) for offer in items.offers],
+            items.outermost(n for n, offer in enumerate(items.offers) if gone.issuperset(offer.branches)),
+            items.outermost,
+        )
+        return tradeoffs_of(solved, self._pruner.graph.analysis.groups, "change of held-out outputs")
 
     def notes(self, best: _Trial) -> Iterator[str]:
         """Says what was measured of each choice, and what each axis would have cost."""

@@ -12,6 +12,7 @@ from prunekit_core.plans.plan import Plan
 from prunekit_plugins.depth.settings import PLAIN, DepthSettings
 from prunekit_plugins.depth.steps import DepthSteps
 from prunekit_plugins.prune.calibrated import CalibratedPath
+from prunekit_plugins.prune.tradeoffs import Tradeoffs
 
 
 @attrs.frozen(eq=False)
@@ -23,12 +24,14 @@ class Decided:
         plan: Its plan.
         path: What repairs weights that stay; None where they stay as they are.
         notes: Lines for the report.
+        tradeoffs: What each part of the model could have saved, where damages were weighed against costs.
     """
 
     pruner: Pruner
     plan: Plan
     path: CalibratedPath | None = None
     notes: Sequence[str] = ()
+    tradeoffs: Tradeoffs | None = None
 
 
 def by_depth(pruner: Pruner, settings: DepthSettings, width_ratio: float, path: CalibratedPath | None) -> Decided:

@@ -18,6 +18,7 @@ from prunekit_core.choose.pruner import Pruner
 from prunekit_core.choose.settings import Ratios
 from prunekit_core.errors import ArgumentError
 from prunekit_core.graph.graph import Graph
+from prunekit_core.groups.costs import compiled_cost, cost_model
 from prunekit_core.groups.report import Report
 from prunekit_core.modules.exclusive import on_exclusive
 from prunekit_core.modules.transaction import Transaction
@@ -29,6 +30,7 @@ from prunekit_core.record.recorder import check_recordable
 from prunekit_plugins.budgets.allocation import Solver
 from prunekit_plugins.budgets.budget import Budget, OutOfReachError, Target, unit_notes
 from prunekit_plugins.budgets.curves import Sensitivity
+from prunekit_plugins.budgets.knapsack import Problem
 from prunekit_plugins.budgets.targets import Selector, plan_to_target
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.checkpoints.provenance import Protocol, make_protocol
@@ -45,6 +47,7 @@ from prunekit_plugins.prune.experts import about_experts, check_reach
 from prunekit_plugins.prune.reach import name_profile
 from prunekit_plugins.prune.serving import Served, serving_profile
 from prunekit_plugins.prune.settings import COMPENSATION, PruneSettings
+from prunekit_plugins.prune.tradeoffs import Solved, Tradeoffs, tradeoffs_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -69,6 +72,8 @@ class PruneResult:
             checkpoint: give them to `prune_checkpoint`. A tensor is read when it is asked for, from temporary files
             that go with this. Empty for a model in memory, which has them.
         verification: What the pruned model was compared with, or why it wasn't.
+        tradeoffs: What each part of the model could have saved, what it would have cost, and what was taken, where
+            damages were weighed against costs; else None.
     """
 
     model: nn.Module
@@ -81,6 +86,7 @@ class PruneResult:
     compensation: Compensation | None = None
     repaired: Mapping[str, torch.Tensor] = attrs.field(factory=dict)
     verification: Verification = attrs.field(factory=Verification)
+    tradeoffs: Tradeoffs | None = None
 
     def __repr__(self) -> str:
         p, gone = self.preview, len(self.report.absent)
@@ -115,6 +121,8 @@ class PruneResult:
             if name != "params" and before:
                 lines.append(f"{name:<7} {before:>14,.0f} -> {after:>14,.0f}  ({after / before:.1%} kept)")
         lines.append(str(self.report))
+        if self.tradeoffs is not None:
+            lines.append(str(self.tradeoffs))
         if self.plan.rescales:
             lines.append("rescaled, because a constant of the program follows a size:")
             factors = dict.fromkeys((rescale.parameter, rescale.factor) for rescale in self.plan.rescales)
@@ -250,7 +258,7 @@ def prune(
     pruner, plan = decided.pruner, decided.plan
     read = unit_notes(settings.target, registry) if settings.target else ()
     doubts = (*read, *told, *(profile.notes if profile else ()), *decided.notes)
-    preview = plan.preview()
+    preview = _with_target_costs(plan.preview(), pruner.graph, plan, settings.target or {})
     shared = settings.depth.by == BOTH or not settings.depth.requested
     taken = allotment.settled(pruner).chosen if shared else allotment.chosen
     arguments = settings.recorded(taken, experts=pruner.has_experts)
@@ -262,8 +270,20 @@ def prune(
     if decided.path is not None:
         protocol = attrs.evolve(protocol, calibration=decided.path.provenance(repaired))
     result = PruneResult(model, plan, pruner.report(), preview, _changes(plan), protocol, pruner.graph)
-    result = attrs.evolve(result, verification=verification)
+    result = attrs.evolve(result, verification=verification, tradeoffs=decided.tradeoffs)
     return _cut(pruner, result, optimizer, repaired, (*doubts, *verification.notes(verify)))
+
+
+def _with_target_costs(preview: Preview, graph: Graph, plan: Plan, target: Target) -> Preview:
+    """Adds the costs that a target names and previews leave out; not those that are measured, which the plan notes."""
+    found = {}
+    for name in target:
+        if name not in preview.costs and not cost_model(graph.registry.named("prunekit_budgets", name)).measured:
+            before = compiled_cost(graph.registry, name, graph.analysis)({})
+            left = graph.analysis_after(plan) if plan.absent else graph.analysis
+            sizes = {cut.group: len(cut.kept) for cut in plan.cuts}
+            found[name] = before, compiled_cost(graph.registry, name, left)(sizes)
+    return attrs.evolve(preview, costs={**preview.costs, **found}) if found else preview
 
 
 def _reached(pruner: Pruner, settings: PruneSettings, allotment: Allotment, path: CalibratedPath | None) -> Decided:
@@ -292,8 +312,17 @@ def _decided(pruner: Pruner, settings: PruneSettings, allotment: Allotment, path
     if depth.requested:
         decided = by_depth(pruner, depth, settings.width_ratio, path)
         return attrs.evolve(decided, notes=(*doubts, *decided.notes))
-    plan = _decide(pruner, target, allotment.settled(pruner).selector(pruner, path))
-    return Decided(pruner, plan, path, (*doubts, *about_experts(pruner, plan)))
+    settled = allotment.settled(pruner).informed(pruner, path)
+    problems: list[Problem] = []
+    plan = _decide(pruner, target, settled.selector(pruner, path, problems.append))
+    weighed = _weighed(pruner, plan, settled, problems[-1]) if problems else None
+    return Decided(pruner, plan, path, (*doubts, *about_experts(pruner, plan)), weighed)
+
+
+def _weighed(pruner: Pruner, plan: Plan, allotment: Allotment, problem: Problem) -> Tradeoffs | None:
+    """What each group could have saved, and what was taken of it."""
+    solved = Solved(lambda absent: problem, {cut.group: len(cut.kept) for cut in plan.cuts})
+    return tradeoffs_of(solved, pruner.graph.analysis.groups, allotment.metric(pruner))
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -12,6 +12,7 @@ import attrs
 from prunekit import PruneResult
 from prunekit.plugin import Analysis, ArgumentError, Graph, Plan, Preview, Report, Sensitivity, Sizer, UnitGroup
 from prunekit_plugins.budgets.counts import operation_macs, whole_macs
+from prunekit_plugins.prune.tradeoffs import Tradeoffs, measured_tradeoffs
 
 FORMAT = 1
 Curves = Mapping[str, Mapping[float, float]]
@@ -154,6 +155,7 @@ class ReportData:
         measured: What was measured, in words with its unit, to (before, after): accuracy, latency.
         verification: How the cut was compared with the original by numbers, or why it wasn't; empty if nobody asked.
         random_weights: Whether the weights were random, so that nothing is said about the quality of a trained model.
+        tradeoffs: What each part of the model could save and what that would cost, where it was weighed or measured.
     """
 
     title: str
@@ -176,6 +178,7 @@ class ReportData:
     measured: Figures = attrs.field(factory=dict)
     verification: str = ""
     random_weights: bool = False
+    tradeoffs: Tradeoffs | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the data as dicts, lists, numbers and texts, as JSON can hold them."""
@@ -218,6 +221,7 @@ def report_data(
         measured=_figures(measured or {}),
         verification=str(result.verification),
         random_weights=random_weights,
+        tradeoffs=_tradeoffs(result.graph, sensitivity, result.plan.kept, result.tradeoffs),
         **{**_rest(result.report), **_curves(sensitivity, metric), **_repairs(result)},
     )
 
@@ -261,7 +265,20 @@ def inspection_data(
         **_curves(sensitivity, metric),
         protocol={},
         random_weights=random_weights,
+        tradeoffs=_tradeoffs(graph, sensitivity, kept or {}, None),
     )
+
+
+def _tradeoffs(
+    graph: Graph,
+    sensitivity: Sensitivity | Curves | None,
+    kept: Mapping[str, Sequence[int]],
+    weighed: Tradeoffs | None,
+) -> Tradeoffs | None:
+    """What was weighed when the model was pruned, else what was measured."""
+    if weighed is not None or not isinstance(sensitivity, Sensitivity):
+        return weighed
+    return measured_tradeoffs(graph, sensitivity, {name: len(units) for name, units in kept.items()})
 
 
 def _repairs(result: PruneResult) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import re
 from html import escape
 
 from prunekit_plugins.reports.data import GroupRow, ReportData
+from prunekit_plugins.reports.rate_bars import RATES_LEGEND, rate_bars
 from prunekit_plugins.reports.sections import Section, number, sections, share
 from prunekit_plugins.reports.style import CSS, SCRIPT
 from prunekit_plugins.reports.summary import LATENCY, RANDOM, readable, sentence
@@ -20,7 +21,7 @@ FILTERED = 15
 """Rows beyond which a table has a field to filter it."""
 BINS = 95
 """Bars of the strip that shows which units of a group stay."""
-NAMES = ("layer", "group", "branch", "parameter[dim]", "parameter", "operation", "what", "cost")
+NAMES = ("layer", "group", "branch", "part", "parameter[dim]", "parameter", "operation", "what", "cost")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
@@ -115,6 +116,8 @@ def _section(section: Section, data: ReportData) -> str:
             '<p class="legend"><i style="background:var(--left)"></i>stays'
             '<i style="background:var(--gone)"></i>goes</p>'
         )
+    elif section.key == "tradeoffs":
+        legend = RATES_LEGEND
     field = ""
     if rows > FILTERED:
         label = f"Filter {section.title.lower()}"
@@ -134,6 +137,8 @@ def _table(section: Section, data: ReportData) -> str:
     if section.bars:
         most = max(before for before, _ in section.bars)
         extra, drawn = "<th></th>", [f'<td class="bar">{_bar(b, a, most)}</td>' for b, a in section.bars]
+    elif section.key == "tradeoffs" and data.tradeoffs is not None:
+        extra, drawn = "<th>cheap to dear</th>", [f'<td class="bar">{bar}</td>' for bar in rate_bars(data.tradeoffs)]
     elif section.key == "groups":
         extra, drawn = "<th>which units</th>", [f"<td>{_strip(group)}</td>" for group in data.groups]
     heads = [

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from prunekit.plugin import ArgumentError, nearest
@@ -49,7 +47,7 @@ def plot_sensitivity(data: ReportData) -> Any:
     """
     if not data.sensitivity:
         raise ArgumentError("The report holds no sensitivity.", hint="measure it, and pass it to report_data")
-    figure = _figure(7, 4.2)
+    figure = figure_of(7, 4.2)
     axis = figure.add_subplot()
     curves = sorted(data.sensitivity.items(), key=lambda item: -max(item[1].values(), default=0.0))
     for place, (name, curve) in enumerate(curves):
@@ -86,7 +84,7 @@ def draw_group(data: ReportData, name: str) -> Any:
     shown = group.members[:12]
     columns = min(4, len(shown))
     rows = math.ceil(len(shown) / columns)
-    figure = _figure(2.9 * columns, 2.5 * rows + 0.5)
+    figure = figure_of(2.9 * columns, 2.5 * rows + 0.5)
     more = f" and {len(group.members) - len(shown)} more" if len(shown) < len(group.members) else ""
     figure.suptitle(
         f"{group.name}: {group.before} {group.kind} \N{RIGHTWARDS ARROW} {group.after}, {len(shown)}{more} members",
@@ -115,7 +113,7 @@ def _member(axis: Any, member: MemberRow, group: GroupRow) -> None:
         corner, size = ((low, 0), (high - low, height)) if across else ((0, height - high), (width, high - low))
         axis.add_patch(Rectangle(corner, *size, facecolor=GOES, edgecolor="none"))
     sizes = " x ".join(map(str, member.shape))
-    axis.set_title(f"{_short(member.parameter)}[{member.dim}] {member.role}\n{sizes}", fontsize=8, color=INK)
+    axis.set_title(f"{shortened(member.parameter)}[{member.dim}] {member.role}\n{sizes}", fontsize=8, color=INK)
     side = max(width, height)
     axis.set_xlim((width - side) / 2, (width + side) / 2)
     axis.set_ylim((height - side) / 2, (height + side) / 2)
@@ -123,7 +121,8 @@ def _member(axis: Any, member: MemberRow, group: GroupRow) -> None:
     axis.axis("off")
 
 
-def _short(name: str, most: int = 34) -> str:
+def shortened(name: str, most: int = 34) -> str:
+    """Leaves the start of a long name out."""
     return name if len(name) <= most else "\N{HORIZONTAL ELLIPSIS}" + name[-most:]
 
 
@@ -131,12 +130,12 @@ def _bars(bars: Sequence[tuple[str, float, float]], what: str) -> Any:
     from matplotlib.ticker import EngFormatter
 
     shown = bars[:MOST]
-    figure = _figure(8, 0.24 * len(shown) + 1.3)
+    figure = figure_of(8, 0.24 * len(shown) + 1.3)
     axis = figure.add_subplot()
     places = range(len(shown))
     axis.barh(places, [before for _, before, _ in shown], color=GOES, label="goes", height=0.72)
     axis.barh(places, [after for _, _, after in shown], color=STAYS, label="stays", height=0.72)
-    axis.set_yticks(places, [_short(name, 60) for name, _, _ in shown], fontsize=8)
+    axis.set_yticks(places, [shortened(name, 60) for name, _, _ in shown], fontsize=8)
     axis.set_ylim(len(shown) - 0.5, -0.5)
     rest = f" (the {len(shown)} largest of {len(bars)})" if len(shown) < len(bars) else ""
     axis.set_xlabel(what + rest)
@@ -146,27 +145,8 @@ def _bars(bars: Sequence[tuple[str, float, float]], what: str) -> Any:
     return figure
 
 
-def _figure(width: float, height: float) -> Any:
+def figure_of(width: float, height: float) -> Any:
+    """Makes an empty figure, of so many inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=120, layout="constrained")
-
-
-def save_plots(data: ReportData, folder: str | os.PathLike[str]) -> list[Path]:
-    """Writes ``macs.png``, ``widths.png`` and, where it was measured, ``sensitivity.png``.
-
-    Args:
-        data: The report.
-        folder: Where they go; it must exist.
-
-    Returns:
-        The files.
-    """
-    plots = {"macs.png": plot_macs, "widths.png": plot_widths}
-    if data.sensitivity:
-        plots["sensitivity.png"] = plot_sensitivity
-    written = []
-    for name, plot in plots.items():
-        plot(data).savefig(Path(folder) / name)
-        written.append(Path(folder) / name)
-    return written

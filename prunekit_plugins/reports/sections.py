@@ -74,6 +74,8 @@ def sections(data: ReportData) -> list[Section]:
         _branches(data),
         _groups(data),
         _experts(data),
+        _axes(data),
+        _tradeoffs(data),
         _table("left", "Left whole", ("group", "why"), [(g.name, g.why) for g in left], blocks=True,
                about="Groups that could have lost units, and why they didn't."),
         _table("pinned", "Pinned", ("parameter[dim]", "why"), list(data.pinned.items()), blocks=True,
@@ -162,6 +164,41 @@ def _groups(data: ReportData) -> Section:
         for g in data.groups
     )
     return Section("groups", "Groups", columns, rows, about)
+
+
+def _axes(data: ReportData) -> Section:
+    """What each axis gave, and what the last and the next step cost."""
+    found = data.tradeoffs
+    rows = tuple(
+        (a.axis, f"{a.used} of {a.items}", share(a.saved, 1.0), number(a.damage), _rate(a.last), _rate(a.next))
+        for a in (() if found is None else found.axes)
+    )
+    about = "" if found is None else (
+        f"Which part of {found.cost} each axis saved, and the damage ({found.metric}, by estimate) for one percent of "
+        "it: that of the dearest step that was taken, and of the cheapest that could be taken next."
+    )  # fmt: skip
+    columns = ("axis", "used", ">saved", ">damage", ">last, for each percent", ">next, for each percent")
+    return Section("axes", "What each axis gave", columns, rows, about)
+
+
+def _tradeoffs(data: ReportData) -> Section:
+    """What each branch and each group could save, and what it would cost."""
+    found = data.tradeoffs
+    rows = tuple(
+        (i.name, i.axis, share(i.saved[-1], 1.0), share(i.saved[i.taken], 1.0), number(i.damages[i.taken]),
+         _rate(i.last), _rate(i.next))
+        for i in (() if found is None else found.items)
+    )  # fmt: skip
+    about = "" if found is None else (
+        f"What each part could save of {found.cost} alone, what was taken of it, and the damage ({found.metric}). The "
+        "last two columns are the damage for one percent: of the last step that was taken, of the next one."
+    )  # fmt: skip
+    columns = ("part", "axis", ">could save", ">taken", ">damage", ">last", ">next")
+    return Section("tradeoffs", "Damage against saving", columns, rows, about)
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def _experts(data: ReportData) -> Section:

@@ -53,6 +53,8 @@ td.bar { width: 170px; min-width: 90px; }
 .legend i { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin: 0 4px 0 12px; }
 .legend i:first-child { margin-left: 0; }
 svg.strip { display: block; width: 150px; height: 14px; margin-top: 3px; }
+svg.rates { display: block; margin-top: 3px; }
+svg.rates .taken { fill: var(--ink); }
 svg.strip rect { fill: var(--gone); }
 svg.strip path { fill: var(--left); }
 td details summary { cursor: pointer; color: var(--link); }
