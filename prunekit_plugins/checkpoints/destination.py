@@ -48,7 +48,7 @@ def check_folder(place: Path, *, overwrite: bool | None = None) -> None:
         raise ArgumentError("The destination isn't a folder.", where=str(place))
     check_name_of_folder(place)
     if place.is_dir() and any(place.iterdir()) and not overwrite:
-        more = "" if overwrite is None else "; overwrite=True (--overwrite) replaces the model in it"
+        more = "" if overwrite is None else "; overwrite=True replaces the model in it"
         raise ArgumentError("The destination isn't an empty folder.", where=str(place), hint=f"name another one{more}")
     parent = place.absolute().parent
     if not parent.is_dir():

@@ -201,7 +201,7 @@ def test_outputs_without_logits_want_a_function() -> None:
     with pytest.raises(pk.ArgumentError, match=r"It isn't known which output holds the logits.") as caught:
         distill(Several(), Several(), batches(), steps=1)
     assert caught.value.why == "there are 'scores', 'boxes'"
-    assert caught.value.hint.startswith('--loss hidden=1 (weights={"hidden": 1}) compares hidden states instead; in')
+    assert caught.value.hint.startswith('weights={"hidden": 1} compares hidden states instead; in')
     result = distill(Several(), Several(), batches(), steps=1, logits=lambda outputs: outputs["scores"])
     assert result.steps == 1
 

@@ -18,6 +18,7 @@ from prunekit_plugins.cli.calibrating import Data
 from prunekit_plugins.cli.commands.destination import folder_data
 from prunekit_plugins.cli.commands.student import Student
 from prunekit_plugins.cli.models import Subject, build
+from prunekit_plugins.cli.options.flags import words
 from prunekit_plugins.cli.output import Output, Table
 from prunekit_plugins.distill.student.pair import doubts_about_pair
 
@@ -110,7 +111,7 @@ def distill(
     output.table(Table(f"{student} beside {subject}", ("loss", ">first step", ">last step"), _rows(result)))
     for line in str(result).splitlines():
         if line.startswith(("stopped", "note")):
-            output.line(line)
+            output.line(words(line))
     for line in [] if folder is None else str(folder).splitlines():
         output.line(line)
     output.line(f"written to {out}, after {result.best_step} of {result.steps} steps")
