@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-WITHOUT = "serve=None (--serve none) asks for nothing, and pk.load_folder opens what the stock class can't"
+WITHOUT = "serve=None asks for nothing, and pk.load_folder opens what the stock class can't"
 """What to do where a serving profile stands in the way."""
 
 

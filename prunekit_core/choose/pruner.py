@@ -334,7 +334,7 @@ class Pruner:
     def _decide_and_apply(self, optimizer: Optimizers | None, copies: Sequence[nn.Module]) -> None:
         plan = self.plan()
         nothing = not (plan.cuts or plan.absent)
-        if nothing and self.current_step + 1 == self.iterative_steps and self._highest_ratio() > 0:
+        if nothing and self.current_step + 1 == self.iterative_steps and (self.doubts or self._highest_ratio() > 0):
             self.require_something(plan)
         self._apply(plan, self.current_step + 1, optimizer, copies)
 
@@ -423,7 +423,12 @@ class Pruner:
             "Nothing can be pruned.",
             where=type(self.model).__name__,
             why="; ".join(
-                (shown or "the model has no parameters that an operation used", *gaps, *self.registry.broken())
+                (
+                    *self.doubts,
+                    shown or "the model has no parameters that an operation used",
+                    *gaps,
+                    *self.registry.broken(),
+                )
             ),
             hint="; ".join(
                 filter(

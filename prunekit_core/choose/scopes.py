@@ -35,7 +35,7 @@ class Scopes:
 
     Attributes:
         left: Groups that are in no scope, with the reason.
-        notes: Lines for the report: what was asked for of experts and can't be had.
+        notes: Lines for the report: what was asked for of experts and heads and can't be had.
     """
 
     def __init__(self, graph: Graph, settings: Settings, schedule: Callable[[float], Sequence[float]]) -> None:
@@ -48,7 +48,7 @@ class Scopes:
         for family in self._families:
             graph.knowledge.add_tie(family)
         self.left: dict[str, str] = {}
-        self.notes = tuple(self._about_experts())
+        self.notes = (*self._about_experts(), *self._about_heads())
 
     def _about_experts(self) -> Iterator[str]:
         """Says where no expert can leave, or fewer than the ratio says."""
@@ -63,6 +63,17 @@ class Scopes:
                     f"{group.name} keeps {group.least} of {group.size} experts, as many as are chosen for a token: "
                     f"expert_pruning_ratio={ratio:g} would leave {count}"
                 )
+
+    def _about_heads(self) -> Iterator[str]:
+        """Says where a ratio of heads takes none."""
+        settings = self._settings
+        ratio = settings.head_pruning_ratio
+        asked = "" if not ratio else f"head_pruning_ratio={ratio:g}"
+        asked = asked or "head_pruning_ratio_dict" * any(settings.head_pruning_ratio_dict.values())
+        if asked and not settings.prune_num_heads:
+            yield f"{asked} takes none: whole heads stay unless prune_num_heads=True lets them go"
+        elif asked and not any(is_heads(group) for group in self._graph.groups()):
+            yield f"{asked}: the model has no heads that could leave"
 
     def _by_path(self, ratios: Ratios) -> list[tuple[set[str], bool, float]]:
         return [(self._graph.module_paths(layers_of(key)), isinstance(key, tuple), r) for key, r in ratios.items()]

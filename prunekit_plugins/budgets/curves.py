@@ -14,6 +14,7 @@ import attrs
 from prunekit_core.errors import ArgumentError, CheckpointError
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.plans.plan import FORMAT as PLAN_FORMAT
+from prunekit_plugins.checkpoints.tensorfile import CHECK_PATH, NO_FILE
 
 FORMAT = 1
 
@@ -188,7 +189,7 @@ class Sensitivity:
         """
         file = Path(path)
         if not file.is_file():
-            raise CheckpointError("There is no such file.", where=str(file))
+            raise CheckpointError(NO_FILE, where=str(file), hint=CHECK_PATH)
         return cls.from_json(file.read_text(encoding="utf-8"))
 
 

@@ -19,6 +19,7 @@ from prunekit_core.program.linear_forms import Site
 from prunekit_plugins.calibration.experts.statistics import ExpertStatistics
 from prunekit_plugins.calibration.moments import Distinct, Moments
 from prunekit_plugins.calibration.uncertainty import Uncertainty
+from prunekit_plugins.checkpoints.tensorfile import CHECK_PATH, NO_FILE
 
 KEY = "prunekit_statistics"
 EXPERTS = "experts-"
@@ -166,7 +167,7 @@ class Statistics:
         """
         where = os.fspath(path)
         if not Path(where).is_file():
-            raise CheckpointError("There is no such file.", where=where)
+            raise CheckpointError(NO_FILE, where=where, hint=CHECK_PATH)
         try:
             with safetensors.safe_open(where, framework="pt") as file:
                 metadata = file.metadata() or {}

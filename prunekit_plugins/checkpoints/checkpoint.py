@@ -19,6 +19,7 @@ from prunekit_core.plans.apply import Application
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.record.recorder import check_recordable
+from prunekit_plugins.checkpoints.destination import check_format
 from prunekit_plugins.checkpoints.provenance import Protocol
 from prunekit_plugins.checkpoints.shards import KEY, SAVE, Weights, write_weights
 from prunekit_plugins.checkpoints.tensorfile import Stored
@@ -65,10 +66,11 @@ def save(
         CheckpointError: The model holds state that is no tensor or has no values, its shapes are not those that the
             plan leads to, or the folder isn't there or holds weights that prunekit didn't write.
         StorageError: The system refuses to write there, or there is no room.
-        ArgumentError: ``max_shard_size`` is not a size.
+        ArgumentError: ``max_shard_size`` is not a size, or the path is one of a GGUF, an ONNX file or a program.
     """
     if not isinstance(path, str | os.PathLike):
         raise ArgumentError("A path is a text or a path object.", why=f"got {path!r}")
+    check_format(Path(path))
     if plan is not None and not isinstance(plan, Plan):
         raise ArgumentError("plan is a Plan.", why=f"got {shown(plan)}", hint="result.plan, or Plan.from_json(text)")
     target = check_recordable(model)

@@ -14,6 +14,7 @@ from prunekit_core.modules.edits import ParameterCut, Rescale
 from prunekit_core.modules.surgery import scale_rows
 from prunekit_core.plans.plan import Plan
 from prunekit_plugins.checkpoints.checkpoint import metadata_of, plan_of
+from prunekit_plugins.checkpoints.destination import check_format
 from prunekit_plugins.checkpoints.provenance import Protocol
 from prunekit_plugins.checkpoints.shards import Weights, write_weights
 from prunekit_plugins.checkpoints.tensorfile import Stored, room_for
@@ -58,8 +59,9 @@ def prune_checkpoint(
     Raises:
         CheckpointError: The source can't be read or is for another model, or the destination can't be written.
         PlanError: The source was pruned before, and the plan wasn't made for what is left of the model.
-        ArgumentError: ``max_shard_size`` is not a size.
+        ArgumentError: ``max_shard_size`` is not a size, or the destination is one of another format (``.gguf``).
     """
+    check_format(Path(destination))
     weights = Weights(source)
     if Path(destination).exists() and any(Path(destination).samefile(file.path) for file in weights.files.values()):
         raise CheckpointError("The destination is the source.", where=os.fspath(destination), hint="name another file")

@@ -14,6 +14,7 @@ import typer
 
 from prunekit.plugin import ArgumentError, Blame, PrunekitError, Registry
 from prunekit_plugins.cli.command import LazyCommand
+from prunekit_plugins.cli.options.flags import PRUNE, Flags, speaking
 from prunekit_plugins.cli.program import program_of
 from prunekit_plugins.cli.project import registry_of_commands
 
@@ -52,8 +53,9 @@ def build(registry: Registry) -> typer.Typer:
     """Makes the program from the commands of a registry."""
     entries, refused = registry.entries("prunekit_commands"), registry.refused("prunekit_commands")
     owners = registry.owners
+    prune = entries.get(PRUNE)
     found = {
-        name: _usable(name, entry.value, owners.blame("prunekit_commands", entry.value))
+        name: _usable(name, entry.value, owners.blame("prunekit_commands", entry.value), prune and prune.value)
         for name, entry in entries.items()
     }
     found.update(refused)
@@ -66,10 +68,10 @@ def build(registry: Registry) -> typer.Typer:
     return program
 
 
-def _usable(name: str, command: Any, blame: Blame) -> Callable[..., Any] | PrunekitError:
+def _usable(name: str, command: Any, blame: Blame, prune: Any) -> Callable[..., Any] | PrunekitError:
     """Returns the command's function; the error for whoever calls it where it can't be used: the others still work."""
     try:
-        function = command.load() if isinstance(command, LazyCommand) else command
+        function = _loaded(command)
         if not blame.built_in:
             check = importlib.import_module("prunekit_plugins.testing.command_check")  # nobody else needs the kit here
             check.require_callable_by_name(function)
@@ -82,7 +84,7 @@ def _usable(name: str, command: Any, blame: Blame) -> Callable[..., Any] | Prune
         failure = named.error(f"The command {name!r} can't be used.", reason)
         failure.__cause__ = error
         return failure
-    return _stoppable(function, blame)
+    return _stoppable(function, blame, functools.cache(lambda: Flags.of(name, function, _loaded(prune))))
 
 
 def _raising(error: PrunekitError) -> Callable[[], None]:
@@ -95,14 +97,25 @@ def _raising(error: PrunekitError) -> Callable[[], None]:
     return broken
 
 
-def _stoppable(function: Callable[..., Any], blame: Blame) -> Callable[..., Any]:
+def _loaded(command: Any) -> Any:
+    return command.load() if isinstance(command, LazyCommand) else command
+
+
+def _stoppable(function: Callable[..., Any], blame: Blame, flags: Callable[[], Flags]) -> Callable[..., Any]:
     """Makes a command end quietly with Ctrl-C, which typer would take for a failure, and with one message where it
-    fails; what goes wrong in a command of prunekit's own is an error of prunekit's, and keeps its traceback."""
+    fails; what goes wrong in a command of prunekit's own is an error of prunekit's, keeps its traceback, and names
+    flags where one in Python names arguments.
+
+    Args:
+        function: The function of the command.
+        blame: Whose it is.
+        flags: Reads its flags.
+    """
 
     @functools.wraps(function)
     def stoppable(*args: Any, **kwargs: Any) -> Any:
         try:
-            with contextlib.nullcontext() if blame.built_in else _blamed(blame):
+            with speaking(flags) if blame.built_in else _blamed(blame):
                 return function(*args, **kwargs)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

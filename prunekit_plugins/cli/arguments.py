@@ -14,6 +14,7 @@ import attrs
 import torch
 
 from prunekit.plugin import ArgumentError, nearest
+from prunekit_plugins.checkpoints.destination import refusal
 from prunekit_plugins.checkpoints.tensorfile import CHECK_PATH, NO_FILE
 
 DTYPES = {
@@ -156,7 +157,7 @@ def check_there(*paths: Path | None) -> None:
 
 
 def check_writable(path: Path, option: str, *, folder: bool = False) -> None:
-    """Makes sure that a file can be written, without touching it.
+    """Makes sure that a file can be written; leaves nothing there.
 
     Args:
         path: Where.
@@ -164,12 +165,16 @@ def check_writable(path: Path, option: str, *, folder: bool = False) -> None:
         folder: Whether it may as well be a folder, to write files into.
 
     Raises:
-        ArgumentError: It is a folder and must not be, or its folder isn't there or is closed to writing.
+        ArgumentError: It is a folder and must not be, or no file that can be replaced, or its folder isn't there or the
+            system makes no files in it.
     """
-    parent = path if folder and path.is_dir() else path.parent
-    if path.is_dir() and not folder:
-        raise ArgumentError(f"{option} must be a file.", where=str(path), why="it is a folder")
-    if not parent.is_dir():
-        raise ArgumentError(f"The folder for {option} doesn't exist.", where=str(parent))
-    if not os.access(parent, os.W_OK):
-        raise ArgumentError(f"The folder for {option} can't be written to.", where=str(parent))
+    inside = folder and path.is_dir()
+    if path.exists() and not path.is_file() and not inside:
+        raise ArgumentError(
+            f"{option} must be a file.", where=str(path), why=f"it is {'a folder' if path.is_dir() else 'a device'}"
+        )
+    if not inside and not path.parent.is_dir():
+        raise ArgumentError(f"The folder for {option} doesn't exist.", where=str(path.parent))
+    why = refusal(path, inside=inside)
+    if why:
+        raise ArgumentError(f"The folder for {option} can't be written to.", where=str(path.parent), why=why)

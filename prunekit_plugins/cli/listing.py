@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prunekit.plugin import Compensation, Report
+from prunekit_plugins.cli.options.flags import words
 from prunekit_plugins.cli.output import Output, Table
 from prunekit_plugins.reports.collapse import Row, collapse
 from prunekit_plugins.reports.data import ReportData
@@ -33,7 +34,7 @@ def show_rows(
 def show_report(output: Output, report: Report, everything: bool = False) -> None:
     """Shows everything that a report says."""
     if report.absent or report.branches:
-        gone, left = [(name,) for name in report.absent], list(report.branches.items())
+        gone, left = [(name,) for name in report.absent], _reasons(report.branches)
         show_rows(output, f"branches gone: {len(gone)} of {len(gone) + len(left)}", ("branch",), gone, everything)
         show_rows(output, f"branches left: {len(left)}", ("branch", "why"), left, everything)
     pruned = [(name, str(before), str(after)) for name, (before, after) in report.pruned.items()]
@@ -43,9 +44,9 @@ def show_report(output: Output, report: Report, everything: bool = False) -> Non
 
 def show_left(output: Output, report: Report, everything: bool = False) -> None:
     """Shows what a report says about everything that stays as it is."""
-    left = list(report.left.items())
+    left = _reasons(report.left)
     show_rows(output, f"left whole: {len(left)} groups", ("group", "why"), left, everything)
-    pinned = list(report.pinned.items())
+    pinned = _reasons(report.pinned)
     show_rows(output, f"pinned: {len(pinned)} parameter dims", ("parameter[dim]", "why"), pinned, everything)
     caches = sorted({name.group(1) for why in report.pinned.values() if (name := CACHE.fullmatch(why))})
     if caches:
@@ -56,7 +57,11 @@ def show_left(output: Output, report: Report, everything: bool = False) -> None:
     untouched = [(name,) for name in report.untouched]
     show_rows(output, f"used by no recording: {len(untouched)} parameters", ("parameter",), untouched, everything)
     for note in report.notes:
-        output.line(f"note: {note}")
+        output.line(f"note: {words(note)}")
+
+
+def _reasons(why: Mapping[str, str]) -> list[tuple[str, ...]]:
+    return [(name, words(reason)) for name, reason in why.items()]
 
 
 def show_compensation(output: Output, done: Compensation) -> None:
@@ -68,12 +73,12 @@ def show_compensation(output: Output, done: Compensation) -> None:
         output.table(Table(title, ("layer", "method", ">error before", ">after", "detail"), rows))
     else:
         output.line(title)
-    left = list(done.left.items())
+    left = _reasons(done.left)
     show_rows(output, f"not compensated: {len(left)}", ("layer", "why"), left)
     for name, why in done.undone.items():
         output.line(f"undone: {name}: {why}")
     for note in done.notes:
-        output.line(f"poor data: {note}")
+        output.line(f"poor data: {words(note)}")
 
 
 def report_data(report: Report) -> dict[str, Any]:

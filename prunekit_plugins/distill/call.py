@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,12 +20,14 @@ from prunekit_core.record.recorder import unwrap
 from prunekit_plugins.calibration import Batches
 from prunekit_plugins.distill.loop import Data, Loop
 from prunekit_plugins.distill.objective import Objective, hidden_states
+from prunekit_plugins.distill.outputs import Reader
 from prunekit_plugins.distill.randomness import own_randomness
 from prunekit_plugins.distill.result import Distillation, doubts
-from prunekit_plugins.distill.settings import DistillSettings, Progress, check_one_process, check_pair
+from prunekit_plugins.distill.settings import DistillSettings, Progress, check_one_process
 from prunekit_plugins.distill.stored_logits import fingerprint_of
-from prunekit_plugins.distill.stream import batches_of, first_of, generator_of
+from prunekit_plugins.distill.stream import batches_of, check_labels, first_of, generator_of
 from prunekit_plugins.distill.student.adapters import Adapted, wants_lora
+from prunekit_plugins.distill.student.pair import check_pair, doubts_about_pair
 from prunekit_plugins.distill.student.recomputing import recomputed
 from prunekit_plugins.distill.student.regularized import regularizer_for
 from prunekit_plugins.distill.student.trained import (
@@ -132,15 +135,17 @@ def distill(
         What was done; print it.
 
     Raises:
-        ArgumentError: An argument is wrong, there are no batches, the outputs don't match, or a batch lacks what a loss
-            needs; told on the first batch, before anything is changed.
+        ArgumentError: An argument is wrong, there are no batches, the outputs don't match, a batch lacks what a loss
+            needs, or no label counts; told before anything is changed.
         PlanError: The plan doesn't lead from the teacher to the student.
         CheckpointError: The checkpoint is damaged, or of another run.
 
-    After an exception, Ctrl-C among them, the student is as it was, or as at its best evaluation since.
+    After an exception, Ctrl-C among them, the student is as it was, or as at its best evaluation since. A warning says
+    before the first step where the teacher may not be the one that is meant: it has fewer parameters than the student,
+    or isn't the model that the plan was made for.
     """
     settings = DistillSettings.of(dict(locals()))
-    check_pair(student, teacher)
+    check_pair(student, teacher, plan)
     check_one_process(student)
     data = Data(
         batches_of(batches, "batches"),
@@ -165,14 +170,25 @@ class _Run:
 
     def __init__(self, student: nn.Module, teacher: Any, data: Data, settings: DistillSettings, registry: Registry):
         self._student, self._teacher, self._data, self._settings = student, teacher, data, settings
-        self._notes: list[str] = []
+        self._doubts = tuple(doubts_about_pair(student, teacher, settings.plan))
+        self._notes = list(self._doubts)
         if isinstance(teacher, nn.Module) and teacher.training:
             self._notes.append("the teacher was in train mode; it ran in eval mode")
         self._first = first_of(data.training, "batches", data.device)
         if data.held_out is not None:
             first_of(data.held_out, "held_out", data.device)
+        self._check_labels()
         self._states = hidden_states(teacher, settings, self._first, registry)
         self._regularizer = regularizer_for(student, settings.regularizer, self._first.example, registry)
+
+    def _check_labels(self) -> None:
+        settings, data = self._settings, self._data
+        if "labels" not in settings.weights or settings.loss_fn is not None:
+            return
+        reader = Reader(labels=settings.labels)
+        for name, batches in (("batches", data.training), ("held_out", data.held_out)):
+            if batches is not None:
+                check_labels(batches, name, reader)
 
     def made(self, total: int) -> Distillation:
         """Trains and returns what was done."""
@@ -195,6 +211,8 @@ class _Run:
             self._student.eval()
             with torch.no_grad(), own_randomness(_cards(self._student)):
                 objective.on(self._first)  # what doesn't match is told before anything is changed
+            for doubt in self._doubts:
+                warnings.warn(doubt, stacklevel=4)  # at the call of distill
             loop = Loop(self._student, objective, self._data, self._settings, parameters, total, self._regularizer)
             loop.run()
         journal = loop.journal

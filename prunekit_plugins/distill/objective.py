@@ -21,9 +21,10 @@ from prunekit_plugins.calibration import Batches
 from prunekit_plugins.calibration.batches import Batch
 from prunekit_plugins.distill.hidden import HiddenState, ModuleOutputs, match_hidden, paired
 from prunekit_plugins.distill.outputs import Reader
-from prunekit_plugins.distill.settings import DistillSettings, check_pair
+from prunekit_plugins.distill.settings import DistillSettings
 from prunekit_plugins.distill.stored_logits import StoredTeacher
 from prunekit_plugins.distill.stream import batches_of, first_of
+from prunekit_plugins.distill.student.pair import check_pair
 from prunekit_plugins.distill.student.trained import modes_kept
 from prunekit_plugins.distill.teacher import RunningTeacher, Taught, Teacher, blaming, shapes_of
 from prunekit_plugins.distill.terms import Answers, Losses
@@ -186,7 +187,7 @@ class DistillationLoss:
         registry: Registry | None = None,
     ) -> None:
         settings = DistillSettings.of(dict(locals()))
-        check_pair(student, teacher)
+        check_pair(student, teacher, plan)
         self._student, self._teacher, self._batches = student, teacher, batches_of(batches, "batches")
         device = next((parameter.device for parameter in student.parameters()), None)
         first = first_of(self._batches, "batches", device)

@@ -12,8 +12,8 @@ from prunekit_core.errors import ArgumentError
 from prunekit_core.program.outputs import named_outputs
 from prunekit_plugins.calibration.batches import Batch
 
-INSTEAD = '--loss hidden=1 (weights={"hidden": 1}) compares hidden states instead'
-"""What to do where a model has no logits, at a prompt and in Python."""
+INSTEAD = 'weights={"hidden": 1} compares hidden states instead'
+"""What to do where a model has no logits."""
 
 
 @attrs.frozen(eq=False)

@@ -208,29 +208,6 @@ class DistillSettings:
         return self.evaluate_every or max(1, total // 10)
 
 
-def check_pair(student: Any, teacher: Any) -> None:
-    """Raises `ArgumentError` unless the two are modules that share nothing, or the second is a path."""
-    if not isinstance(student, nn.Module):
-        raise ArgumentError("The student is a module.", why=f"got {shown(student)}")
-    if isinstance(teacher, str | os.PathLike):
-        return
-    if not isinstance(teacher, nn.Module):
-        raise ArgumentError(
-            "The teacher is a module, or the folder of stored logits.",
-            why=f"got {shown(teacher)}",
-            hint="copy.deepcopy(model) before the model is pruned",
-        )
-    own = {id(tensor): name for name, tensor in student.named_parameters()}
-    both = [name for name, tensor in teacher.named_parameters() if id(tensor) in own]
-    if both or teacher is student:
-        raise ArgumentError(
-            "The teacher shares parameters with the student.",
-            where=", ".join(both[:3]),
-            why="it would change while it teaches",
-            hint="copy.deepcopy(model) before the model is pruned",
-        )
-
-
 def check_one_process(student: nn.Module) -> None:
     """Raises `ArgumentError` for a student that lies on several processes, or whose wrapper averages over them."""
     wrapped = isinstance(student, nn.parallel.DistributedDataParallel) or shards_its_parameters(student)

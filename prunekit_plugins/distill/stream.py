@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader
 from prunekit_core.errors import ArgumentError
 from prunekit_plugins.calibration import Batches
 from prunekit_plugins.calibration.batches import Batch
+from prunekit_plugins.distill.losses import IGNORED
+from prunekit_plugins.distill.outputs import Reader
 from prunekit_plugins.distill.randomness import seed_epoch
 
 
@@ -45,6 +47,28 @@ def first_of(batches: Batches, name: str, device: torch.device | None) -> Batch:
             f"There is nothing in {name}.", hint="an iterator that was used up elsewhere gives nothing: pass a list"
         )
     return next(batches.read(device))
+
+
+def check_labels(batches: Batches, name: str, reader: Reader) -> None:
+    """Makes sure that the labels of some position count, reading batches up to the first one with such.
+
+    Args:
+        batches: The batches, some of which aren't empty.
+        name: Of the argument.
+        reader: Finds labels; where a batch has none, whoever needs them says so.
+
+    Raises:
+        ArgumentError: All labels of all batches are `IGNORED`: they would train nothing.
+    """
+    for batch in batches.read(None):
+        labels = reader.labels_of(batch)
+        if labels is None or bool((labels != IGNORED).any()):
+            return
+    raise ArgumentError(
+        f"No label in {name} counts.",
+        why=f"all of them are {IGNORED}, which marks positions that don't count",
+        hint="look at what masks them: padding and prompts alone should be; or leave labels out of the weights",
+    )
 
 
 class Stream:

@@ -13,6 +13,7 @@ import attrs
 from torch import nn
 
 from prunekit.plugin import ArgumentError, Registry, nearest
+from prunekit_plugins.checkpoints.destination import check_folder, check_format
 from prunekit_plugins.export.comparison import Comparison, appearing
 from prunekit_plugins.export.engines.steps import EngineCheck
 from prunekit_plugins.export.gguf import export_gguf
@@ -109,6 +110,7 @@ def export_folder(
     if to not in TARGETS:
         raise ArgumentError(f"There is no export to {to!r}.", hint=nearest(to, TARGETS))
     target, place = TARGETS[to], Path(path)
+    check_format(place, own=to)
     opened = load_folder(folder, registry=registry) if model is None else model
     with _appearing_folder(place) if target.is_folder else appearing(place) as temporary:
         check = target.write(opened, Path(folder), temporary, tolerance=tolerance)
@@ -116,26 +118,14 @@ def export_folder(
     return Exported(to, place, size, check, target.engine)
 
 
-def check_free(place: Path) -> None:
-    """Makes sure that a folder can be made.
-
-    Raises:
-        ArgumentError: There is something of that name, or no folder around it.
-    """
-    if not place.absolute().parent.is_dir():
-        raise ArgumentError("The folder of the destination doesn't exist.", where=str(place.absolute().parent))
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise ArgumentError("The destination isn't an empty folder.", where=str(place), hint="name another one")
-
-
 @contextmanager
 def _appearing_folder(place: Path) -> Iterator[Path]:
     """Gives a folder that gets its name when everything went well.
 
     Raises:
-        ArgumentError: See `check_free`.
+        ArgumentError: See `check_folder`.
     """
-    check_free(place)
+    check_folder(place)
     temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
     temporary.mkdir()
     try:

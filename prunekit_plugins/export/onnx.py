@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunekit_plugins.checkpoints.destination import check_format
 from prunekit_plugins.export.comparison import (
     Comparison,
     ExportError,
@@ -58,6 +59,7 @@ def export_onnx(
         why = f"its weights have {size:,} bytes, an ONNX file holds {LIMIT:,}"
         raise ExportError("The model is too large for one ONNX file.", why=why, hint="export it with export_program")
     args, kwargs = arguments_of(example_inputs)
+    check_format(Path(path), own="onnx")
     with appearing(path) as temporary:
         with exporting(model, "torch.onnx.export"), contextlib.redirect_stdout(io.StringIO()):
             expected = tensors_of(model(*args, **kwargs))

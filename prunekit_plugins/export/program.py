@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from prunekit_plugins.checkpoints.destination import check_format
 from prunekit_plugins.export.comparison import Comparison, appearing, arguments_of, compare, exporting, tensors_of
 
 
@@ -31,6 +33,7 @@ def export_program(
         ArgumentError: The file can't be made.
     """
     args, kwargs = arguments_of(example_inputs)
+    check_format(Path(path), own="torch-export")
     with appearing(path) as temporary:
         # the exporter wants to know the name, which has to end in .pt2
         written = temporary.with_name("program.pt2")

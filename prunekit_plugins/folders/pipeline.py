@@ -55,7 +55,7 @@ def component_in(folder: Path, name: str | None) -> str | None:
     found = [name] if name is not None else [one for one in DENOISERS if one in known]
     if len(found) != 1:
         why = f"it has {', '.join(known) or 'none that is a model'}"
-        hint = "name one: component= (--component)"
+        hint = "name one: component=..."
         raise ArgumentError("The component that is meant isn't clear.", where=str(folder), why=why, hint=hint)
     return found[0]
 
@@ -95,7 +95,7 @@ def check_latents(model: Any, folder: Path) -> None:
             "The pruned component has other latents than the rest of the pipeline.",
             where=str(folder),
             why=f"it doesn't decode {latents} of them",
-            hint="keep them: ignored_layers=(--ignore) with the layers that put them out",
+            hint="keep them: ignored_layers=[...] with the layers that put them out",
         ) from error
 
 

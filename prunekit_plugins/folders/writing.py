@@ -15,6 +15,7 @@ from torch import nn
 
 from prunekit import Distillation, read_plan
 from prunekit.plugin import ArgumentError, CheckpointError, Plan, Protocol, Registry, StorageError, write_text
+from prunekit_plugins.checkpoints.destination import check_folder
 from prunekit_plugins.folders.cards import Provenance, card
 from prunekit_plugins.folders.companions import CARD, PLAN, PROTOCOL, WEIGHT_FILES, copy_companions
 from prunekit_plugins.folders.hub import check_repository, push
@@ -78,7 +79,7 @@ class SavedFolder:
 def check_destination(
     folder: str | os.PathLike[str], *, overwrite: bool = False, others: Mapping[str, Path | None] | None = None
 ) -> None:
-    """Makes sure that a folder can be written; touches nothing.
+    """Makes sure that a folder can be written; leaves nothing there.
 
     Args:
         folder: Where it is to be.
@@ -86,22 +87,10 @@ def check_destination(
         others: Folders that it must not be, by what they are of ("the unpruned model"); None for what is in none.
 
     Raises:
-        ArgumentError: It is a file, holds something, can't be written, or is one of the others.
+        ArgumentError: It is a file or named like one, holds something, can't be written, or is one of the others.
     """
     place = Path(folder)
-    if place.exists() and not place.is_dir():
-        raise ArgumentError("The destination isn't a folder.", where=str(place))
-    if place.is_dir() and any(place.iterdir()) and not overwrite:
-        raise ArgumentError(
-            "The destination isn't an empty folder.",
-            where=str(place),
-            hint="name another one; overwrite=True (--overwrite) replaces the model in it",
-        )
-    parent = place if place.is_dir() else place.absolute().parent
-    if not parent.is_dir():
-        raise ArgumentError("The folder of the destination doesn't exist.", where=str(parent))
-    if not os.access(parent, os.W_OK) or not os.access(place.absolute().parent, os.W_OK):
-        raise ArgumentError("The destination can't be written to.", where=str(place))
+    check_folder(place, overwrite=overwrite)
     for name, other in (others or {}).items():
         if other is not None and place.exists() and other.exists() and place.samefile(other):
             raise ArgumentError(f"The destination is the folder of {name}.", where=str(place))

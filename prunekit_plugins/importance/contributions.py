@@ -25,8 +25,8 @@ def check_statistics(criterion: object, statistics: Statistics | None) -> Statis
         raise ArgumentError(
             "The criterion has no statistics.",
             where=type(criterion).__name__,
-            hint="give calibration data: prune(..., calibration=batches), or --calibration on the command line; "
-            "or pass statistics=calibrate(model, batches)",
+            hint="give calibration data: prune(..., calibration=batches), or in Python "
+            "statistics=calibrate(model, batches)",
         )
     return statistics
 

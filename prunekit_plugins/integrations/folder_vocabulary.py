@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from prunekit import prune_vocabulary
-from prunekit.plugin import ArgumentError, CheckpointError, Registry, write_text
+from prunekit.plugin import CheckpointError, Registry, write_text
+from prunekit_plugins.checkpoints.destination import check_folder
 from prunekit_plugins.integrations.huggingface import CONFIG, library, named_architecture
 from prunekit_plugins.vocabulary import VocabularyResult
 from prunekit_plugins.vocabulary.fields import renumber
@@ -44,14 +45,13 @@ def prune_folder_vocabulary(
         arguments: Further arguments of `prunekit.prune_vocabulary`, such as ``example_inputs``.
 
     Raises:
-        ArgumentError: The destination isn't empty, or transformers isn't installed.
+        ArgumentError: The destination isn't empty or can't be written, or transformers isn't installed.
         CheckpointError: The source can't be read.
         PrunekitError: See `prunekit.prune_vocabulary`; nothing was written.
     """
     transformers = library()
     place, target = Path(source), Path(destination)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ArgumentError("The destination isn't an empty folder.", where=str(target))
+    check_folder(target)
     if not (place / TOKENIZER).is_file():
         raise CheckpointError("The folder holds no tokenizer.json.", where=str(place))
     model: Any = _read(transformers, place)

@@ -57,8 +57,8 @@ def check_informed(criterion: Criterion, registry: Registry) -> None:
         raise ArgumentError(
             "The criterion has no statistics.",
             where=registry.owners.blame(IMPORTANCE, criterion).where,
-            hint="give calibration data: prune(..., calibration=batches), or --calibration on the command line; "
-            "or pass statistics=calibrate(model, batches)",
+            hint="give calibration data: prune(..., calibration=batches), or in Python "
+            "statistics=calibrate(model, batches)",
         )
 
 

@@ -381,7 +381,7 @@ def _decide(pruner: Pruner, target: Target | None, select: Selector | None) -> P
     plan = pruner.plan() if target is None else plan_to_target(pruner, target, select=select)
     if target is not None and not plan.cuts and Budget.of(pruner, target).fits({}):
         return attrs.evolve(plan, notes=(*plan.notes, "the model meets the target as it is: nothing was removed"))
-    wanted = target is not None or any(scope.ratio > 0 for scope in pruner.scopes())
+    wanted = target is not None or pruner.doubts or any(scope.ratio > 0 for scope in pruner.scopes())
     if wanted or not pruner.scopes():
         pruner.require_something(plan)
     return plan

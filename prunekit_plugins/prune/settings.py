@@ -146,7 +146,7 @@ class PruneSettings:
             raise ArgumentError(
                 f"{asked} needs calibration data.",
                 why="the weights that stay are fitted to what the model computes on them",
-                hint=f"give calibration=batches, or --calibration on the command line; or leave {asked} out",
+                hint=f"give calibration=batches, or leave {asked} out",
             )
         return (f"without calibration data nothing is compensated: {', '.join(unused)} did nothing",) if unused else ()
 

@@ -67,8 +67,8 @@ def test_data_choose_branches(cli: Cli) -> None:
     ("arguments", "message"),
     [
         (("--branch", "blocks.7"), "did you mean"),
-        (("--branch-ratio", "1"), "branch_ratio must lie in [0, 1)"),
-        (("--by", "depth"), 'by="depth" needs a target'),
+        (("--branch-ratio", "1"), "--branch-ratio must lie in [0, 1)"),
+        (("--by", "depth"), "--by depth needs a target"),
         (("--branch-ratio", "0.5", "--branch-importance", "lamp"), "nothing to say about branches"),
         (("--branch-ratio", "0.5", "--branch-importance", "output_change,measure=js"), "no such measure"),
     ],

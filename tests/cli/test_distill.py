@@ -101,3 +101,38 @@ def test_a_student_of_another_model_is_refused(cli: Cli, files: dict[str, Path])
     )  # fmt: skip
     assert called.code == 1
     assert "The checkpoint is for another model." in called.err
+
+
+def test_a_teacher_that_can_not_be_meant_is_refused(cli: Cli, files: dict[str, Path], tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    folders = {}
+    for name, embed in (("large", 48), ("small", 24)):
+        model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=4, embed_dim=embed).eval()
+        model.pretrained_cfg["input_size"] = (3, 32, 32)
+        folders[name] = tmp_path / name
+        pk.save_folder(model, folders[name], plan=pk.Plan())
+    images = tmp_path / "images.pt"
+    torch.save(torch.randn(4, 3, 32, 32), images)
+    end = ("--data", images, "--out", tmp_path / "healed", "--steps", 1)
+    swapped = cli("distill", folders["large"], f"timm:{folders['small']}", *end)
+    assert swapped.code == 2
+    assert "The student has more parameters than the teacher." in swapped.err
+    assert "prunekit distill STUDENT TEACHER" in swapped.err
+    assert not (tmp_path / "healed").exists()
+
+
+def test_a_teacher_with_random_weights_is_refused(cli: Cli, files: dict[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    from torchvision.models import squeezenet1_1
+
+    model, small = squeezenet1_1().eval(), tmp_path / "small.safetensors"
+    pk.save(model, small, plan=pk.prune(model, torch.randn(1, 3, 64, 64), ratio=0.2).plan)
+    torch.save(torch.randn(2, 3, 64, 64), tmp_path / "images.pt")
+    called = cli(
+        "distill", small, "torchvision:squeezenet1_1", "--input", "1,3,64,64", "--data", tmp_path / "images.pt",
+        "--out", files["out"], "--steps", 1,
+    )  # fmt: skip
+    assert called.code == 2
+    assert "The teacher has random weights." in called.err
+    assert "--weights FILE" in called.err
+    assert not files["out"].exists()

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 import prunekit as pk
@@ -153,3 +156,70 @@ def test_a_folder_that_fails_in_the_engine_is_told(cli: Cli, tmp_path: Path, mon
     assert "The folder was written, and doesn't pass the load test of where it is served." in called.err
     assert "The tokenizer can't be exported to GGUF" in called.err
     assert (tmp_path / "small" / "config.json").is_file()
+
+
+def test_a_name_of_another_format_is_refused_before_the_model_is_built(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def built(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the model was built")
+
+    for command in ("export", "prune", "distill"):
+        monkeypatch.setattr(f"prunekit_plugins.cli.commands.{command}.build", built)
+    (tmp_path / "small.safetensors").touch()
+    (tmp_path / "plan.json").write_text(pk.Plan().to_json())
+    safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "dense.safetensors")
+    distill = ("distill", tmp_path / "small.safetensors", PERCEPTRON[0], "--data", "tests.cli.toys:batches")
+    cases: dict[tuple[object, ...], str] = {
+        ("export", *PERCEPTRON, "--to", "onnx", "--out", tmp_path / "x.gguf"): "gguf",
+        ("export", *PERCEPTRON, "--to", "torch-export", "--out", tmp_path / "x.onnx"): "onnx",
+        ("prune", *PERCEPTRON, "--out", tmp_path / "x.onnx"): "onnx",
+        ("prune", *PERCEPTRON, "--out", tmp_path / "x.PT2"): "torch-export",
+        (*distill, "--out", tmp_path / "x.gguf"): "gguf",
+        ("apply", tmp_path / "plan.json", tmp_path / "dense.safetensors", tmp_path / "x.gguf"): "gguf",
+    }
+    before = set(tmp_path.iterdir())
+    for arguments, named in cases.items():
+        called = cli(*arguments)
+        assert called.code == 2, (arguments, called.err)
+        assert called.err.startswith("The name is one of another format.")
+        assert f"--to {named} --out x." in called.err
+    with pytest.raises(pk.ArgumentError, match=r"The name is one of another format\."):
+        pk.save(torch.nn.Linear(2, 2), tmp_path / "x.gguf")
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_what_files_can_not_be_made_in_is_told_before_the_model_is_built(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def built(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the model was built")
+
+    def read_only(*args: object) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for command in ("export", "prune"):
+        monkeypatch.setattr(f"prunekit_plugins.cli.commands.{command}.build", built)
+    monkeypatch.setattr(os, "open", read_only)
+    out = tmp_path / "x"
+    for arguments, option in {
+        ("export", *PERCEPTRON, "--out", out): "--out",
+        ("prune", *PERCEPTRON, "--out", out): "--out",
+        ("prune", *PERCEPTRON, "--plan", out): "--plan",
+        ("prune", *PERCEPTRON, "--report", out.with_suffix(".html")): "--report",
+        ("prune", *PERCEPTRON, "--save-recipe", out): "--save-recipe",
+        ("apply", pk_plan(tmp_path), tmp_path / "dense", out): "DESTINATION",
+    }.items():
+        called = cli(*arguments)
+        assert (called.code, called.out) == (2, ""), called.err
+        assert called.err.startswith(f"The folder for {option} can't be written to.\n  where: {tmp_path}\n")
+        assert "why: Read-only file system" in called.err
+    monkeypatch.undo()
+    os.mkfifo(tmp_path / "pipe")
+    called = cli("prune", *PERCEPTRON, "--out", tmp_path / "pipe")
+    assert (called.code, called.err.splitlines()[0]) == (2, "--out must be a file.")
+
+
+def pk_plan(folder: Path) -> Path:
+    (folder / "plan.json").write_text(pk.Plan().to_json())
+    return folder / "plan.json"

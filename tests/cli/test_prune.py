@@ -145,7 +145,7 @@ WRONG_USAGE = {
     (*PERCEPTRON, "--target", "macs=0.001"): "The target can't be reached.",
     (*PERCEPTRON, "--target", "macs=0.5", "--ratio", "0.5"): "Give --ratio or --target, not both.",
     (*PERCEPTRON, "--ratio", "1.5"): "ratio must lie in [0, 1).\n  why: got 1.5",
-    (*PERCEPTRON, "--round-to", "0"): "round_to must be a positive integer.",
+    (*PERCEPTRON, "--round-to", "0"): "--round-to must be a positive integer.",
     (*PERCEPTRON, "--importance", "magnitud"): "No importance is registered as 'magnitud'.",
     (*PERCEPTRON, "--ignore", "frist"): "The model has no module named 'frist'.\n  what to do: did you mean 'first'?",
     (*PERCEPTRON, "--out", "nosuchfolder/x"): "The folder for --out doesn't exist.",

@@ -446,3 +446,26 @@ def test_a_ratio_of_experts_in_a_model_without_any_is_reported() -> None:
     result = pk.prune(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), torch.randn(3, 4), expert_pruning_ratio=0.5)
     assert "expert_pruning_ratio=0.5: the model has no experts that could leave" in result.report.notes
     assert result.report.pruned == {"0": (8, 4)}
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ({"expert_pruning_ratio": 0.5}, "expert_pruning_ratio=0.5: the model has no experts that could leave; "),
+        ({"head_pruning_ratio": 0.5, "prune_num_heads": True}, "head_pruning_ratio=0.5: the model has no heads"),
+        (
+            {"head_pruning_ratio": 0.5},
+            "head_pruning_ratio=0.5 takes none: whole heads stay unless prune_num_heads",
+        ),
+    ],
+)
+def test_asking_for_experts_or_heads_alone_where_none_can_leave_is_an_error(asked: dict[str, Any], why: str) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), torch.randn(3, 4)
+    with pytest.raises(pk.NothingToPruneError) as caught:
+        pk.prune(model, x, ratio=0.0, **asked)
+    assert caught.value.why.startswith(why)
+    with pytest.raises(pk.NothingToPruneError, match="Nothing can be pruned"):
+        pk.BasePruner(model, x, pruning_ratio=0.0, **asked).step()
+    result = pk.prune(model, x, ratio=0.5, **asked)  # units went: a note is enough
+    assert result.report.pruned == {"0": (8, 4)}
+    assert any(note.startswith(why.rstrip("; ")) for note in result.report.notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 import prunekit as pk
 from prunekit_plugins.distill import distill
-from tests.distill.models import StoppedError, batches, inputs, net, pair, same, stop_after, values
+from tests.distill.models import Net, StoppedError, batches, inputs, net, pair, same, stop_after, values
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown loss": ({"weights": {"logit": 1}}, "There is no such loss."),
@@ -121,6 +122,56 @@ def test_a_teacher_that_is_the_student_is_told() -> None:
         distill(student, shallow, batches(), steps=1)
 
 
+def test_a_student_that_was_never_cut_is_told() -> None:
+    student, teacher, plan = pair()
+    with pytest.raises(pk.ArgumentError, match=r"The student is the model before the cut\."):
+        distill(teacher, student, batches(), plan=plan, steps=1)
+    with pytest.raises(pk.ArgumentError, match=r"The student is the model before the cut\."):
+        pk.DistillationLoss(copy.deepcopy(teacher), teacher, batches(), plan=plan)
+
+
+def test_a_student_that_is_larger_than_its_teacher_is_doubted_before_the_first_step() -> None:
+    small, large, _ = pair()
+    before, counts = values(large), [sum(p.numel() for p in model.parameters()) for model in (large, small)]
+    calls: list[int] = []
+    doubt = f"the student has more parameters than the teacher ({counts[0]:,} and {counts[1]:,}): are they swapped?"
+    with pytest.raises(UserWarning, match=re.escape(doubt)):  # warnings are errors here
+        distill(large, small, batches(), steps=1, progress=lambda done, total: calls.append(done))
+    assert calls == []
+    assert same(values(large), before)
+    with pytest.warns(UserWarning, match="swapped") as told:
+        result = distill(large, small, batches(), steps=1)
+    assert told[0].filename == __file__
+    assert [note for note in result.notes if note.startswith(doubt)]
+
+
+def test_a_teacher_that_the_plan_was_not_made_for_is_doubted() -> None:
+    student, _, plan = pair()
+    with pytest.warns(UserWarning, match=r"the teacher is not the model that the plan was made for: .* has shape"):
+        result = distill(student, Net(width=40), batches(), plan=plan, steps=1)
+    assert any(note.startswith("the teacher is not the model") for note in result.notes)
+
+
+@pytest.mark.parametrize("where", ["batches", "held_out"])
+def test_labels_that_never_count_are_told(where: str) -> None:
+    student, teacher, _ = pair()
+    before = values(student)
+    counting = [(x, torch.full((16,), 3)) for x in batches()]
+    ignored = [(x, torch.full((16,), -100)) for x in batches()]
+
+    def read(source: list[tuple[Tensor, Tensor]]) -> pk.Batches:
+        return pk.Batches(source, inputs=lambda batch: batch[0])
+
+    given = {"batches": read(counting), "held_out": read(counting)} | {where: read(ignored)}
+    options: dict[str, Any] = {"weights": {"logits": 1, "labels": 1}, "labels": lambda batch: batch[1], "steps": 1}
+    with pytest.raises(pk.ArgumentError, match=f"No label in {where} counts") as caught:
+        distill(student, teacher, **given, **options)
+    assert "-100" in caught.value.why
+    assert same(values(student), before)
+    mixed = {**given, where: read([*ignored[:3], counting[3]])}  # some that count are enough
+    assert distill(student, teacher, **mixed, **options).steps == 1
+
+
 def test_maps_of_classes_say_where_the_classes_are() -> None:
     student, teacher = nn.Conv2d(3, 5, 1), nn.Conv2d(3, 5, 1)
     images = [torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))]
@@ -150,7 +201,7 @@ def test_outputs_without_logits_want_a_function() -> None:
     with pytest.raises(pk.ArgumentError, match=r"It isn't known which output holds the logits.") as caught:
         distill(Several(), Several(), batches(), steps=1)
     assert caught.value.why == "there are 'scores', 'boxes'"
-    assert caught.value.hint.startswith('--loss hidden=1 (weights={"hidden": 1}) compares hidden states instead; in')
+    assert caught.value.hint.startswith('weights={"hidden": 1} compares hidden states instead; in')
     result = distill(Several(), Several(), batches(), steps=1, logits=lambda outputs: outputs["scores"])
     assert result.steps == 1
 

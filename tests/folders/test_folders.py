@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -144,6 +145,11 @@ def test_a_configuration_that_says_it_all_already_is_left(big: Path, tmp_path: P
     assert (saved.stock, dict(saved.changed), saved.copied) == (True, {}, ())
 
 
+def read_only(*args: object) -> int:
+    """What a file system does that is mounted for reading; the superuser's permissions change nothing there."""
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
 def test_destinations_are_refused_before_anything_is_done(
     big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,18 +164,29 @@ def test_destinations_are_refused_before_anything_is_done(
         tmp_path / "file": "The destination isn't a folder.",
         tmp_path / "full": "The destination isn't an empty folder.",
         tmp_path / "no" / "where": "The folder of the destination doesn't exist.",
+        tmp_path / "file" / "small": "The folder of the destination doesn't exist.",
+        tmp_path / ("x" * 250): "The destination can't be written to.",  # too long for the name while it is written
+        tmp_path / "small.gguf": "The destination is a folder, and its name is one of a file.",
+        tmp_path / "small.ONNX": "The destination is a folder, and its name is one of a file.",
+        tmp_path / "small.bin": "The destination is a folder, and its name is one of a file.",
     }
     for out, message in cases.items():
         assert main(["prune", f"hf:{big}", "--out", str(out)]) == 2
-        assert capsys.readouterr().err.startswith(message)
+        told = capsys.readouterr().err
+        assert told.startswith(message)
+        assert (f"prunekit export FOLDER --to gguf --out {out.name}" in told) == (out.suffix == ".gguf")
     assert main(["prune", f"hf:{big}", "--out", str(big), "--overwrite"]) == 2
     assert "is the folder of the unpruned model" in capsys.readouterr().err
     assert main(["prune", f"hf:{big}", "--out", str(tmp_path / "x.safetensors"), "--overwrite"]) == 2
     assert "are for folders" in capsys.readouterr().err
     assert main(["prune", f"hf:{big}", "--out", str(tmp_path / "x"), "--max-shard-size", "much"]) == 2
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert main(["prune", f"hf:{big}", "--out", str(tmp_path / "x")]) == 2
-    assert "can't be written to" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", read_only)
+        assert main(["prune", f"hf:{big}", "--out", str(tmp_path / "x")]) == 2
+    told = capsys.readouterr().err
+    assert "can't be written to" in told
+    assert "why: Read-only file system" in told
+    assert {path.name for path in tmp_path.iterdir()} == {"big", "file", "full"}
     assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
 
 

@@ -13,7 +13,10 @@ import typer
 
 from prunekit import prune_checkpoint, read_plan, read_protocol
 from prunekit.plugin import ArgumentError, CheckpointError, Plan, Protocol
+from prunekit_plugins.checkpoints.destination import check_format, check_name_of_folder
+from prunekit_plugins.checkpoints.tensorfile import CHECK_PATH, NO_FILE
 from prunekit_plugins.cli import options
+from prunekit_plugins.cli.arguments import check_writable
 from prunekit_plugins.cli.output import Output
 
 STEPS = 1000
@@ -37,10 +40,19 @@ def apply(
     """Prune a checkpoint on disk by a plan, without building the model: safetensors in, safetensors out."""
     output = Output(as_json)
     if not plan.exists():
-        raise CheckpointError("There is no such file.", where=str(plan))
+        raise CheckpointError(NO_FILE, where=str(plan), hint=CHECK_PATH)
+    _check_destination(destination, folder=source.is_dir() or max_shard_size is not None)
     protocol = None if plan.suffix == ".json" else read_protocol(plan)
     written = convert(output, source, destination, read_plan(plan), protocol, max_shard_size)
     output.result({"source": str(source), "out": str(destination), "bytes": written})
+
+
+def _check_destination(destination: Path, *, folder: bool) -> None:
+    if folder:
+        check_name_of_folder(destination)
+    else:
+        check_format(destination)
+    check_writable(destination, "DESTINATION", folder=folder)
 
 
 def convert(

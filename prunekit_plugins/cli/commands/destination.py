@@ -16,6 +16,7 @@ from prunekit.plugin import (
     Registry,
     ServingEngine,
 )
+from prunekit_plugins.checkpoints.destination import check_format
 from prunekit_plugins.checkpoints.shards import parse_size
 from prunekit_plugins.cli.arguments import check_writable, read_criterion
 from prunekit_plugins.cli.models import Subject
@@ -90,6 +91,7 @@ class Destination:
                     hint="prunekit prune hf:FOLDER --out FOLDER2; a file is replaced anyway",
                 )
             if out is not None:
+                check_format(out)
                 check_writable(out, "--out", folder=on_disk)
             return found
         if max_shard_size is not None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from torch import nn
 
-from prunekit import Distillation, distill as distill_model
+from prunekit import Distillation, Plan, distill as distill_model
 from prunekit.plugin import ArgumentError, Batches
 from prunekit_plugins.cli import options
 from prunekit_plugins.cli.arguments import check_there, check_writable, read_inputs
 from prunekit_plugins.cli.calibrating import Data
 from prunekit_plugins.cli.commands.destination import folder_data
 from prunekit_plugins.cli.commands.student import Student
-from prunekit_plugins.cli.models import build
+from prunekit_plugins.cli.models import Subject, build
+from prunekit_plugins.cli.options.flags import words
 from prunekit_plugins.cli.output import Output, Table
+from prunekit_plugins.distill.student.pair import doubts_about_pair
 
 
 def distill(
@@ -94,7 +98,9 @@ def distill(
         subject = build(teacher, specs, weights)
         small = place.model(lambda: build(teacher, specs).model)
     plan, batches = place.plan(), [part.batches(subject) for part in given]
-    with output.tracked("distilling") as progress:
+    _check_teacher(output, subject, small, plan)
+    with output.tracked("distilling") as progress, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the teacher is not the model")  # said above
         result = distill_model(
             small, subject.model, batches[0], plan=plan, weights=chosen, temperature=temperature, steps=steps,
             epochs=epochs, lr=lr, train=train, precision=precision, held_out=_second(batches), checkpoint=checkpoint,
@@ -105,12 +111,36 @@ def distill(
     output.table(Table(f"{student} beside {subject}", ("loss", ">first step", ">last step"), _rows(result)))
     for line in str(result).splitlines():
         if line.startswith(("stopped", "note")):
-            output.line(line)
+            output.line(words(line))
     for line in [] if folder is None else str(folder).splitlines():
         output.line(line)
     output.line(f"written to {out}, after {result.best_step} of {result.steps} steps")
     told = {"student": student, "teacher": teacher, "out": str(out), **_data(result), **folder_data(folder)}
     output.result(told)
+
+
+def _check_teacher(output: Output, teacher: Subject, student: nn.Module, plan: Plan) -> None:
+    """Warns of a teacher that isn't the model before the cut.
+
+    Raises:
+        ArgumentError: It can't be meant: its weights are random, or it has fewer parameters than the student.
+    """
+    if teacher.random:
+        raise ArgumentError(
+            "The teacher has random weights.",
+            where=teacher.name,
+            why="they teach nothing",
+            hint="--weights FILE reads those of the model before the cut; hf:FOLDER and timm:FOLDER come with theirs",
+        )
+    own, others = (sum(tensor.numel() for tensor in model.parameters()) for model in (student, teacher.model))
+    if own > others:
+        raise ArgumentError(
+            "The student has more parameters than the teacher.",
+            why=f"{own:,} and {others:,}",
+            hint="prunekit distill STUDENT TEACHER: the smaller model first, and then the one before the cut",
+        )
+    for doubt in doubts_about_pair(student, teacher.model, plan):
+        output.warning(doubt)
 
 
 def read_losses(texts: Sequence[str]) -> dict[str, float] | None:

@@ -10,13 +10,14 @@ import typer
 
 from prunekit import load, read_plan
 from prunekit.plugin import ArgumentError, CheckpointError, Registry, nearest
+from prunekit_plugins.checkpoints.destination import check_folder, check_format
 from prunekit_plugins.cli import options
 from prunekit_plugins.cli.arguments import check_writable, read_inputs
 from prunekit_plugins.cli.models import Subject, build, fill
 from prunekit_plugins.cli.output import Output
 from prunekit_plugins.cli.project import project_registry
 from prunekit_plugins.export import Comparison, Exported, export_folder, export_onnx, export_program
-from prunekit_plugins.export.folder import TARGETS, Check, check_free
+from prunekit_plugins.export.folder import TARGETS, Check
 
 FORMATS = {"onnx": export_onnx, "torch-export": export_program}
 """Formats for any model."""
@@ -78,9 +79,10 @@ def export(
             hint="prunekit export FOLDER",
         )
     if to in FORMATS or not TARGETS[to].is_folder:
+        check_format(out, own=to)
         check_writable(out, "--out")
     else:
-        check_free(out)
+        check_folder(out)
     output = Output(as_json)
     registry = project_registry(block, config, plugin)
     with output.working(f"building {model}"):

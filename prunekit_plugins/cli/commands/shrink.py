@@ -11,6 +11,7 @@ import typer
 
 from prunekit import shrink as shrink_model
 from prunekit.plugin import Batches, Config
+from prunekit_plugins.checkpoints.destination import check_name_of_folder
 from prunekit_plugins.cli import options
 from prunekit_plugins.cli.arguments import check_writable, read_inputs
 from prunekit_plugins.cli.calibrating import Data
@@ -101,6 +102,7 @@ def shrink(
     known = ShrinkRecipe.read(recipe)
     registry = registry_of_recipe(recipe, known.settings, block, plugin, trusted=allow_code)
     place = folder or recipe.with_suffix("")
+    check_name_of_folder(place)
     check_writable(place, "--folder", folder=True)
     specs, given, weights = read_inputs(known.cut.input), known.data(), known.cut.checked_weights()
     output = Output(as_json)

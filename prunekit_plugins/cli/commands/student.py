@@ -10,6 +10,7 @@ from torch import nn
 
 from prunekit import Distillation, Plan, load, load_folder, read_plan, read_protocol, save, save_folder
 from prunekit.plugin import ArgumentError, Protocol
+from prunekit_plugins.checkpoints.destination import check_format
 from prunekit_plugins.cli.arguments import check_there, check_writable
 from prunekit_plugins.cli.sources import Inputs, folder_of
 from prunekit_plugins.folders import SavedFolder
@@ -47,6 +48,7 @@ class Student:
         place = folder_of(student) or Path(student)
         if not place.is_dir():
             check_there(place)
+            check_format(out)
             check_writable(out, "--out")
             if overwrite or push_to_hub is not None:
                 raise ArgumentError("--overwrite and --push-to-hub are for folders.", hint="a file is replaced anyway")
