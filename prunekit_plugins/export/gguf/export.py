@@ -18,6 +18,7 @@ from prunekit_plugins.export.engines.steps import (
     request_of,
     version_of,
 )
+from prunekit_plugins.export.gguf.families import KNOWN
 from prunekit_plugins.export.gguf.file import write_file
 from prunekit_plugins.export.gguf.tokenizer import Vocabulary, read_vocabulary
 
@@ -40,7 +41,7 @@ def export_gguf(model: nn.Module, folder: Path, path: Path, *, tolerance: float 
         ExportError: Something has no place in a GGUF file, or llama.cpp computes something else.
         ArgumentError: The library that writes GGUF files is missing.
     """
-    decoder = decoder_of(model, "GGUF")
+    decoder = decoder_of(model, "GGUF", KNOWN)
     vocabulary = read_vocabulary(folder, decoder.vocabulary)
     write_file(decoder, vocabulary, path, folder.name)
     return in_llama_cpp(model, path, vocabulary, tolerance) if installed(ENGINE) else None

@@ -1,0 +1,102 @@
+"""GGUF files of further families: llama.cpp computes what the model does, whole and pruned, within its own rounding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunekit_plugins.export import ExportError, export_folder
+from prunekit_plugins.export.engines import steps
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("gguf")
+
+from tests.export.folders import pruned, whole  # noqa: E402  # needs transformers
+from tests.export.test_gguf import ULP, fields, needs_engine  # noqa: E402  # needs gguf
+
+PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
+    "mistral": ("mistral", {"sliding_window": None}, {}, "llama"),
+    "mistral, a window as long as its positions": ("mistral", {"sliding_window": 128}, {}, "llama"),
+    "mistral, layers that differ": (
+        "mistral",
+        {"sliding_window": None},
+        {"uniform": False, "ignored_layers": ["model.layers.1.mlp.gate_proj"]},
+        "deci",
+    ),
+    "phi3": ("phi3", {"pad_token_id": None}, {}, "llama"),
+    "phi3, as wide as its queries": (
+        "phi3",
+        {"pad_token_id": None},
+        {"ignored_layers": ["model.embed_tokens"]},
+        "phi3",
+    ),
+    "phi3, tied, half of each head rotated": (
+        "phi3",
+        {"pad_token_id": None, "tie_word_embeddings": True, "rope_parameters": PARTIAL},
+        {},
+        "phi3",
+    ),
+    "smollm3": (
+        "smollm3",
+        {"pad_token_id": None, "num_hidden_layers": 5, "no_rope_layers": [1, 1, 1, 0, 1]},
+        {},
+        "smollm3",
+    ),
+}
+"""Type of configuration, its settings, how it is pruned, and llama.cpp's architecture."""
+
+
+@pytest.mark.slow
+@needs_engine
+@pytest.mark.parametrize("case", FAMILIES)
+def test_llama_cpp_computes_what_the_model_does_whole_and_pruned(case: str, tmp_path: Path) -> None:
+    kind, sizes, how, architecture = FAMILIES[case]
+    big = whole(tmp_path / "big", kind, **sizes)
+    small = pruned(big, tmp_path / "small", **{"serve": "gguf", **how})
+    before, after = (export_folder(folder, f"{folder}.gguf", to="gguf").check for folder in (big, small))
+    assert isinstance(before, steps.EngineCheck)
+    assert isinstance(after, steps.EngineCheck)
+    assert 0 < before.error < 1e-5  # llama.cpp's rounding
+    assert after.error <= 2 * max(before.error, ULP)
+    assert (after.prompt, after.steps, after.texts) == (24, 10, 3)
+    assert fields(tmp_path / "small.gguf")["general.architecture"] == architecture
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "mistral, a window": (
+        "mistral",
+        {"sliding_window": 8},
+        "layers with sliding windows of less than its 128 positions: 0, 1, 2",
+    ),
+    "phi3, a window": (
+        "llama",
+        {"pad_token_id": None, "sliding_window": 16},
+        "layers with sliding windows of less than its 128 positions: 0, 1, 2",
+    ),
+    "phi3, half of each head rotated, other queries than layers": (
+        "phi3",
+        {"pad_token_id": None, "rope_parameters": PARTIAL, "hidden_size": 32},
+        "8 dims of each head of 16 are rotated, which llama.cpp takes of layers only that are as wide",
+    ),
+    "smollm3, other layers that aren't rotated": (
+        "smollm3",
+        {"pad_token_id": None, "no_rope_layers": [1, 0, 1]},
+        "queries and keys are not rotated by their position there; of layers that aren't, counted from 1, it is 4, 8",
+    ),
+}
+"""Type of configuration, its settings, and why it has no place in a GGUF file."""
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_an_architecture_computes_otherwise_is_refused(case: str, tmp_path: Path) -> None:
+    kind, sizes, why = REFUSED[case]
+    big = whole(tmp_path / "big", kind, **sizes)
+    with pytest.raises(ExportError, match=r"The model can't be exported to GGUF; nothing was written\.") as caught:
+        export_folder(big, tmp_path / "x.gguf", to="gguf")
+    assert why in caught.value.why
+    assert caught.value.where
+    assert caught.value.hint
+    assert not (tmp_path / "x.gguf").exists()
