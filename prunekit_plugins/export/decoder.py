@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,11 +21,13 @@ class Family:
         name: Its name: ``"llama"``.
         activation: That of its feed-forwards.
         windows: Whether layers may see a window of the tokens before them only.
+        scaled: Whether scores may be multiplied by something else than ``head_dim ** -0.5``.
     """
 
     name: str
     activation: str = "silu"
     windows: bool = False
+    scaled: bool = False
 
 
 FAMILIES = {
@@ -44,12 +47,14 @@ class Block:
         kv_heads: Heads of keys and values.
         neurons: Width of the feed-forward, or of each expert; 0 where it is gone.
         experts: Experts; 0 for a single feed-forward.
+        scale: What scores are multiplied by, beside ``head_dim ** -0.5``.
     """
 
     heads: int
     kv_heads: int
     neurons: int
     experts: int = 0
+    scale: float = 1.0
 
 
 @attrs.frozen(eq=False)
@@ -66,6 +71,14 @@ class Rotary:
     dims: int
     base: float
     slowing: torch.Tensor | None
+
+    @property
+    def factor(self) -> float | None:
+        """The one number that all frequencies are divided by; None where there are several."""
+        if self.slowing is None:
+            return 1.0
+        first = float(self.slowing[0])
+        return first if torch.allclose(self.slowing, torch.full_like(self.slowing, first), rtol=1e-5) else None
 
 
 @attrs.frozen(eq=False)
@@ -138,7 +151,7 @@ def decoder_of(model: Any, engine: str, families: Mapping[str, Family] = FAMILIE
     head, embedding = tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]
     windows = tuple(_window(layer, config) for layer in layers)
     _check_kind(config, family, tensors, windows, engine, name)
-    blocks = tuple(_block(layer, place, embedding.shape[1], engine) for place, layer in enumerate(layers))
+    blocks = tuple(_block(layer, place, embedding.shape[1], family, engine) for place, layer in enumerate(layers))
     heads = {_width(layer) for layer in layers} - {0}
     if len(heads) != 1:
         raise _refused(engine, name, f"widths of heads: {sorted(heads)}", "prune with prune_head_dims=False")
@@ -217,27 +230,28 @@ def _rows(attention: Any) -> tuple[int, int, int] | None:
     return None
 
 
-def _block(layer: Any, place: int, hidden: int, engine: str) -> Block:
+def _block(layer: Any, place: int, hidden: int, family: Family, engine: str) -> Block:
     where, attention, mlp = f"layer {place}", getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
-    rows, heads, kv_heads = _rows(attention), 0, 0
+    rows, heads, kv_heads, scale = _rows(attention), 0, 0, 1.0
     if rows is not None and attention is not None:
         (queries, keys, values), width = rows, int(attention.head_dim)
         heads, kv_heads = queries // width, keys // width
         if heads * width != queries or kv_heads * width != keys or values != keys:
             why = f"queries {queries}, values {values}, heads of {width}"
             raise _refused(engine, where, why, "prune with prune_head_dims=False")
-        if heads != kv_heads * attention.num_key_value_groups or attention.scaling != width**-0.5:
+        scale = 1.0 if math.isclose(attention.scaling, width**-0.5) else attention.scaling * width**0.5
+        if heads != kv_heads * attention.num_key_value_groups or (scale != 1.0 and not family.scaled):
             why = f"its heads of {width} are grouped or scaled in another way"
             raise _refused(engine, where, why, "prune with prune_head_dims=False")
     down = getattr(mlp, "down_proj", None)
     if isinstance(down, nn.Linear):
-        return Block(heads, kv_heads, down.in_features)
+        return Block(heads, kv_heads, down.in_features, scale=scale)
     stacked = getattr(
         getattr(mlp, "experts", None), "down_proj", None
     )  # [experts, hidden, neurons], or the last turned
     if isinstance(stacked, torch.Tensor):
-        return Block(heads, kv_heads, stacked[0].numel() // hidden, len(stacked))
-    return Block(heads, kv_heads, 0)
+        return Block(heads, kv_heads, stacked[0].numel() // hidden, len(stacked), scale)
+    return Block(heads, kv_heads, 0, scale=scale)
 
 
 def rotary_of(model: Any, engine: str, layers: str = "") -> Rotary:
@@ -247,13 +261,14 @@ def rotary_of(model: Any, engine: str, layers: str = "") -> Rotary:
         model: A model of transformers.
         engine: What it is read for, in messages.
         layers: Kind of layers, where kinds have positions of their own: ``"sliding_attention"``; empty for those that
-            see all tokens.
+            see all tokens, if there are any.
 
     Raises:
         ExportError: They are neither the frequencies of a base nor these divided by constants.
     """
     rotary, parameters = model.model.rotary_emb, getattr(model.config, "rope_parameters", None) or {}
-    layers, prefix = layers or "full_attention", ""
+    kinds, prefix = getattr(model.config, "layer_types", None) or (), ""
+    layers = layers or ("full_attention" if "full_attention" in kinds else "sliding_attention")
     if layers in parameters:
         prefix, parameters = f"{layers}_", parameters[layers]
     base = float(parameters.get("rope_theta", getattr(model.config, "rope_theta", 10000.0)))

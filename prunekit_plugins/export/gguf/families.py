@@ -15,6 +15,7 @@ KNOWN: Mapping[str, Family] = {
     "MistralForCausalLM": Family("mistral"),
     "Phi3ForCausalLM": Family("phi3"),
     "SmolLM3ForCausalLM": Family("smollm3"),
+    "Gemma3ForCausalLM": Family("gemma3", activation="gelu_pytorch_tanh", windows=True, scaled=True),
 }
 """Class of a model to its family: those that llama.cpp runs."""
 KEPT = "keep query heads and the width of the layers: ignored_layers=['model.embed_tokens']"
@@ -33,6 +34,12 @@ class Form:
         square: Whether queries have to be as wide as the layers. Where they aren't, ``llama`` is another form of the
             same model.
         unrotated: Queries and keys of every so many layers, of the last one of them, aren't rotated; 0 for none.
+        shifted: Whether the model's norms multiply by one more than their weights, and llama.cpp's by the weights.
+        embedding: Whether rows of the embedding are multiplied by the root of their width.
+        windows: Layers may have windows, all of one length, but for every so many, of which the last one has none: how
+            many where the file doesn't say; 0 for no windows.
+        wide: Numbers of layers at which scores are divided by the root of ``hidden / heads``, not of ``head_dim``.
+        fixed: Field of the configuration to the value that it has to have.
         splits: Name of a parameter in a layer to what comes of it.
     """
 
@@ -43,6 +50,11 @@ class Form:
     slowed: bool = False
     square: bool = False
     unrotated: int = 0
+    shifted: bool = False
+    embedding: bool = False
+    windows: int = 0
+    wide: tuple[int, ...] = ()
+    fixed: Mapping[str, object] = attrs.field(factory=dict)
     splits: Mapping[str, Split] = attrs.field(factory=dict)
 
 
@@ -56,6 +68,14 @@ FORMS: Mapping[str, Form] = {
     "qwen3": Form("qwen3"),
     "phi3": Form("phi3", square=True),
     "smollm3": Form("smollm3", paired=True, unrotated=4),
+    "gemma3": Form(
+        "gemma3",
+        shifted=True,
+        embedding=True,
+        windows=6,
+        wide=(62,),
+        fixed={"final_logit_softcapping": None, "attn_logit_softcapping": None, "use_bidirectional_attention": None},
+    ),
 }
 """Family to the architecture for layers of the same sizes."""
 
@@ -71,7 +91,7 @@ def form_of(decoder: Decoder) -> Form:
     """
     form = FORMS[decoder.family] if decoder.uniform else _differing(decoder)
     form = LLAMA if form.square and decoder.blocks[0].heads * decoder.head_dim != decoder.hidden else form
-    if decoder.rotary.slowing is not None and not form.slowed:
+    if decoder.rotary.factor is None and not form.slowed:
         raise refused("its rotary positions are scaled")
     if form is LLAMA and decoder.rotary.dims != decoder.head_dim:
         raise refused(

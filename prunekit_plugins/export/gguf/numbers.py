@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from prunekit_plugins.export.decoder import Block, Decoder
+from prunekit_plugins.export.comparison import library
+from prunekit_plugins.export.decoder import Block, Decoder, rotary_of
 from prunekit_plugins.export.gguf.families import Form
+from prunekit_plugins.export.gguf.limits import period_of
 from prunekit_plugins.export.gguf.tensors import IDLE
 
 
@@ -35,6 +37,19 @@ def add_numbers(writer: Any, decoder: Decoder, form: Form) -> None:
     writer.add_rope_dimension_count(decoder.rotary.dims)
     writer.add_rope_freq_base(decoder.rotary.base)
     writer.add_vocab_size(decoder.vocabulary)
+    if decoder.rotary.factor not in (None, 1.0):
+        gguf: Any = library("gguf", "gguf")
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(decoder.rotary.factor)
+    if form.windows:
+        _add_windows(writer, decoder, form)
+
+
+def _add_windows(writer: Any, decoder: Decoder, form: Form) -> None:
+    writer.add_sliding_window(max(decoder.windows) or decoder.context)
+    writer.add_sliding_window_pattern(period_of(decoder, form))
+    if any(decoder.windows):
+        writer.add_rope_freq_base_swa(rotary_of(decoder.model, "GGUF", "sliding_attention").base)
 
 
 def _written_neurons(block: Block) -> int:

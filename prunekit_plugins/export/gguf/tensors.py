@@ -32,10 +32,10 @@ def tensors_of(decoder: Decoder, form: Form) -> Iterator[tuple[str, torch.Tensor
         ArgumentError: The library that knows llama.cpp's names is missing.
     """
     names = _Names(form.architecture, len(decoder.blocks))
-    if decoder.rotary.slowing is not None:
+    if decoder.rotary.slowing is not None and decoder.rotary.factor is None:
         yield "rope_freqs.weight", decoder.rotary.slowing
     for key, tensor in _parameters(decoder, form):
-        yield names.of(key), _rows(tensor, key, decoder, form)
+        yield names.of(key), _in_form(tensor, key, decoder, form)
     for place, block in enumerate(decoder.blocks):
         if block.heads and not block.neurons:
             yield from _idle(decoder, place)
@@ -83,9 +83,22 @@ class _Names:
         return found
 
 
-def _rows(tensor: torch.Tensor, key: str, decoder: Decoder, form: Form) -> torch.Tensor:
-    paired = form.paired and key.rpartition(".")[0].endswith(PAIRS)
-    return in_pairs(tensor, decoder.head_dim, decoder.rotary.dims) if paired else tensor
+def _in_form(tensor: torch.Tensor, key: str, decoder: Decoder, form: Form) -> torch.Tensor:
+    """Turns a parameter into what llama.cpp computes the same with."""
+    module = key.rpartition(".")[0]
+    if form.paired and module.endswith(PAIRS):
+        return in_pairs(tensor, decoder.head_dim, decoder.rotary.dims)
+    if form.shifted and module.endswith("norm"):
+        shifted = tensor.float() + 1
+        return shifted * _scale(decoder, form) if module.endswith("q_norm") else shifted
+    return tensor
+
+
+def _scale(decoder: Decoder, form: Form) -> float:
+    """Returns what the model multiplies scores by, beside what llama.cpp does: of norms that queries have."""
+    block = decoder.blocks[0]
+    wide = len(decoder.blocks) in form.wide
+    return block.scale * (decoder.hidden / block.heads / decoder.head_dim) ** 0.5 if wide else block.scale
 
 
 def in_pairs(tensor: torch.Tensor, head_dim: int, dims: int) -> torch.Tensor:
