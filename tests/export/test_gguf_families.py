@@ -16,10 +16,11 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("gguf")
 
 from tests.export.folders import IDS, pruned, whole  # noqa: E402  # needs transformers
-from tests.export.test_gguf import ULP, fields, needs_engine  # noqa: E402  # needs gguf
+from tests.export.test_gguf import ULP, fields, needs_engine, shapes  # noqa: E402  # needs gguf
 
 PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 GEMMA = {"pad_token_id": None, "num_hidden_layers": 7, "sliding_window": 8, "query_pre_attn_scalar": 16}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "mistral": ("mistral", {"sliding_window": None}, {}, "llama"),
     "mistral, a window as long as its positions": ("mistral", {"sliding_window": 128}, {}, "llama"),
@@ -66,6 +67,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         "gemma3",
     ),
     "gemma3, windows in all layers": ("gemma3_text", {**GEMMA, "num_hidden_layers": 2}, {}, "gemma3"),
+    "qwen3_moe": ("qwen3_moe", {**EXPERTS, "norm_topk_prob": True}, {}, "qwen3moe"),
+    "qwen3_moe, an expert gone": (
+        "qwen3_moe",
+        {**EXPERTS, "norm_topk_prob": True},
+        {"expert_pruning_ratio": 0.25},
+        "qwen3moe",
+    ),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}, {}, "llama"),
 }
 """Type of configuration, its settings, how it is pruned, and llama.cpp's architecture."""
 
@@ -85,7 +94,14 @@ def test_llama_cpp_computes_what_the_model_does_whole_and_pruned(case: str, tmp_
     assert before.tolerance == (3e-2 if looked_up else 1e-3)
     assert after.error <= 2 * max(before.error, ULP)
     assert (after.prompt, after.steps, after.texts) == (24, 10, 3)
-    assert fields(tmp_path / "small.gguf")["general.architecture"] == architecture
+    found = fields(tmp_path / "small.gguf")
+    assert found["general.architecture"] == architecture
+    if kind in ("qwen3_moe", "mixtral"):
+        experts, neurons, hidden = shapes(tmp_path / "small.gguf")["blk.1.ffn_up_exps.weight"]
+        assert experts == found[f"{architecture}.expert_count"] == 4 - ("expert_pruning_ratio" in how)
+        assert neurons == found[f"{architecture}.expert_feed_forward_length"] < 256
+        assert hidden == found[f"{architecture}.embedding_length"]
+        assert found[f"{architecture}.expert_used_count"] == 2
 
 
 @pytest.mark.slow
@@ -122,6 +138,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "smollm3",
         {"pad_token_id": None, "no_rope_layers": [1, 0, 1]},
         "queries and keys are not rotated by their position there; of layers that aren't, counted from 1, it is 4, 8",
+    ),
+    "qwen3_moe, weights of experts that don't sum to one": (
+        "qwen3_moe",
+        {**EXPERTS, "norm_topk_prob": False},
+        "it is False; llama.cpp's qwen3moe computes with True",
+    ),
+    "qwen3_moe, a layer without experts": (
+        "qwen3_moe",
+        {**EXPERTS, "norm_topk_prob": True, "mlp_only_layers": [1]},
+        "layer 1 is Block(",
     ),
     "gemma3, a cap of the logits": (
         "gemma3_text",
@@ -168,6 +194,6 @@ def test_a_factor_of_the_embedding_that_follows_its_width_no_more_is_refused(tmp
     big = whole(tmp_path / "big", "gemma3_text", **GEMMA)
     model = pk.load_folder(big)
     pk.prune(model, IDS, ratio=0.5, prune_head_dims=False, free_outputs=("cache",), round_to=8)
-    with pytest.raises(ExportError, match="its rows are multiplied by 8; llama.cpp's gemma3") as caught:
+    with pytest.raises(ExportError, match=r"its rows are multiplied by 8; llama\.cpp's gemma3") as caught:
         export_folder(big, tmp_path / "x.gguf", to="gguf", model=model)
     assert caught.value.where == "model.embed_tokens"

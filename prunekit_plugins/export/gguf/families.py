@@ -8,7 +8,7 @@ import attrs
 
 from prunekit_plugins.export.comparison import ExportError
 from prunekit_plugins.export.decoder import FAMILIES, Decoder, Family
-from prunekit_plugins.export.gguf.splits import PACKED, Split
+from prunekit_plugins.export.gguf.splits import EXPERTS, PACKED, Split
 
 KNOWN: Mapping[str, Family] = {
     **FAMILIES,
@@ -16,6 +16,8 @@ KNOWN: Mapping[str, Family] = {
     "Phi3ForCausalLM": Family("phi3"),
     "SmolLM3ForCausalLM": Family("smollm3"),
     "Gemma3ForCausalLM": Family("gemma3", activation="gelu_pytorch_tanh", windows=True, scaled=True),
+    "Qwen3MoeForCausalLM": Family("qwen3_moe"),
+    "MixtralForCausalLM": Family("mixtral"),
 }
 """Class of a model to its family: those that llama.cpp runs."""
 KEPT = "keep query heads and the width of the layers: ignored_layers=['model.embed_tokens']"
@@ -58,7 +60,7 @@ class Form:
     splits: Mapping[str, Split] = attrs.field(factory=dict)
 
 
-LLAMA = Form("llama", paired=True, slowed=True, splits=PACKED)
+LLAMA = Form("llama", paired=True, slowed=True, splits={**PACKED, **EXPERTS})
 DECI = Form("deci", by_layer=True, paired=True, slowed=True)
 OPENELM = Form("openelm", by_layer=True, joined=True)
 FORMS: Mapping[str, Form] = {
@@ -68,6 +70,8 @@ FORMS: Mapping[str, Form] = {
     "qwen3": Form("qwen3"),
     "phi3": Form("phi3", square=True),
     "smollm3": Form("smollm3", paired=True, unrotated=4),
+    "qwen3_moe": Form("qwen3moe", splits=EXPERTS, fixed={"norm_topk_prob": True}),
+    "mixtral": LLAMA,
     "gemma3": Form(
         "gemma3",
         shifted=True,
@@ -104,7 +108,8 @@ def form_of(decoder: Decoder) -> Form:
 
 def _differing(decoder: Decoder) -> Form:
     biases = any(name.endswith(".bias") for name in decoder.tensors)
-    if FORMS[decoder.family] is LLAMA and not biases:
+    experts = any(block.experts for block in decoder.blocks)
+    if FORMS[decoder.family] is LLAMA and not biases and not experts:
         return DECI
     attends = all(block.heads for block in decoder.blocks)
     if decoder.family == "qwen3" and decoder.tied and attends and decoder.rotary.slowing is None and not biases:

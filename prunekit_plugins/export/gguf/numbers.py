@@ -41,8 +41,17 @@ def add_numbers(writer: Any, decoder: Decoder, form: Form) -> None:
         gguf: Any = library("gguf", "gguf")
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(decoder.rotary.factor)
+    if blocks[0].experts:
+        _add_experts(writer, decoder)
     if form.windows:
         _add_windows(writer, decoder, form)
+
+
+def _add_experts(writer: Any, decoder: Decoder) -> None:
+    config: Any = decoder.model.config
+    writer.add_expert_count(decoder.blocks[0].experts)
+    writer.add_expert_used_count(config.num_experts_per_tok)
+    writer.add_expert_feed_forward_length(decoder.blocks[0].neurons)
 
 
 def _add_windows(writer: Any, decoder: Decoder, form: Form) -> None:

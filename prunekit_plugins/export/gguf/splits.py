@@ -37,6 +37,11 @@ def in_halves(tensor: torch.Tensor, decoder: Decoder, block: Block) -> tuple[tor
     return tuple(tensor.split(block.neurons, dim=-2))
 
 
+def whole(tensor: torch.Tensor, decoder: Decoder, block: Block) -> tuple[torch.Tensor, ...]:
+    """Leaves a parameter as it is."""
+    return (tensor,)
+
+
 PACKED: Mapping[str, Split] = {
     "self_attn.qkv_proj.weight": Split(
         ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"), by_heads
@@ -44,3 +49,8 @@ PACKED: Mapping[str, Split] = {
     "mlp.gate_up_proj.weight": Split(("mlp.gate_proj.weight", "mlp.up_proj.weight"), in_halves),
 }
 """Phi-3's layers as Llama's."""
+EXPERTS: Mapping[str, Split] = {
+    "mlp.experts.gate_up_proj": Split(("mlp.experts.gate_proj.weight", "mlp.experts.up_proj.weight"), in_halves),
+    "mlp.experts.down_proj": Split(("mlp.experts.down_proj.weight",), whole),
+}
+"""Experts of which the first half of what comes out is the gate."""

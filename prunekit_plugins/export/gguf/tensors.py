@@ -11,6 +11,7 @@ from prunekit_plugins.export.comparison import library
 from prunekit_plugins.export.decoder import Decoder
 from prunekit_plugins.export.gguf.families import Form, refused
 
+SUFFIXES = (".weight", ".bias")
 IDLE = 32
 """Neurons that take the place of a feed-forward that is gone: all zero."""
 PAIRS = ("self_attn.q_proj", "self_attn.k_proj")
@@ -77,10 +78,10 @@ class _Names:
         Raises:
             ExportError: The architecture has no such tensor.
         """
-        found: str | None = self.table.get_name(key, try_suffixes=(".weight", ".bias"))
+        found: str | None = self.table.get_name(key, try_suffixes=SUFFIXES)
         if found is None:
             raise refused(f"{key} has no place in llama.cpp's {self.architecture}")
-        return found
+        return found if found.endswith(SUFFIXES) else f"{found}.weight"
 
 
 def _in_form(tensor: torch.Tensor, key: str, decoder: Decoder, form: Form) -> torch.Tensor:
