@@ -22,12 +22,14 @@ class Family:
         activation: That of its feed-forwards.
         windows: Whether layers may see a window of the tokens before them only.
         scaled: Whether scores may be multiplied by something else than ``head_dim ** -0.5``.
+        yarn: Whether rotary positions may be YaRN's.
     """
 
     name: str
     activation: str = "silu"
     windows: bool = False
     scaled: bool = False
+    yarn: bool = False
 
 
 FAMILIES = {
@@ -57,6 +59,21 @@ class Block:
     scale: float = 1.0
 
 
+@attrs.frozen
+class Yarn:
+    """Settings of YaRN, which slows rotary positions down for longer texts.
+
+    Attributes:
+        factor: How much longer.
+        context: Positions of the model before.
+        magnitude: What queries and keys are multiplied by.
+    """
+
+    factor: float
+    context: int
+    magnitude: float
+
+
 @attrs.frozen(eq=False)
 class Rotary:
     """Rotary positions.
@@ -66,11 +83,13 @@ class Rotary:
         base: Base of the frequencies.
         slowing: What the frequencies of that base are divided by to give the model's, ``[dims / 2]``; None where they
             are the same.
+        yarn: YaRN's settings, if it gives that.
     """
 
     dims: int
     base: float
     slowing: torch.Tensor | None
+    yarn: Yarn | None = None
 
     @property
     def factor(self) -> float | None:
@@ -167,7 +186,7 @@ def decoder_of(model: Any, engine: str, families: Mapping[str, Family] = FAMILIE
         model.lm_head.weight is model.model.embed_tokens.weight,
         config.rms_norm_eps,
         config.max_position_embeddings,
-        rotary_of(model, engine),
+        rotary_of(model, engine, yarn=family.yarn),
         tensors,
         windows,
     )
@@ -254,7 +273,7 @@ def _block(layer: Any, place: int, hidden: int, family: Family, engine: str) -> 
     return Block(heads, kv_heads, 0, scale=scale)
 
 
-def rotary_of(model: Any, engine: str, layers: str = "") -> Rotary:
+def rotary_of(model: Any, engine: str, layers: str = "", *, yarn: bool = False) -> Rotary:
     """Reads the base of the rotary frequencies, and how much slower the model's are than those of the base.
 
     Args:
@@ -262,6 +281,7 @@ def rotary_of(model: Any, engine: str, layers: str = "") -> Rotary:
         engine: What it is read for, in messages.
         layers: Kind of layers, where kinds have positions of their own: ``"sliding_attention"``; empty for those that
             see all tokens, if there are any.
+        yarn: Whether they may be YaRN's.
 
     Raises:
         ExportError: They are neither the frequencies of a base nor these divided by constants.
@@ -276,7 +296,15 @@ def rotary_of(model: Any, engine: str, layers: str = "") -> Rotary:
     own = getattr(rotary, f"{prefix}inv_freq").detach().cpu().double()
     dims = 2 * len(own)
     plain = 1.0 / base ** (torch.arange(0, dims, 2, dtype=torch.float64, device="cpu") / dims)
-    if kind in ("dynamic", "longrope") or getattr(rotary, f"{prefix}attention_scaling") != 1.0:
+    magnitude, slowing = getattr(rotary, f"{prefix}attention_scaling"), plain / own
+    if kind == "yarn" and yarn:
+        return Rotary(dims, base, slowing.float(), _yarn(parameters, model.config, magnitude))
+    if kind in ("dynamic", "longrope") or magnitude != 1.0:
         raise _refused(engine, "model.rotary_emb", f"rotary positions of the kind {kind!r}")
-    slowing = plain / own
     return Rotary(dims, base, None if torch.allclose(slowing, torch.ones_like(slowing), atol=1e-5) else slowing.float())
+
+
+def _yarn(parameters: Mapping[str, Any], config: Any, magnitude: float) -> Yarn:
+    context = int(parameters["original_max_position_embeddings"])
+    factor = parameters.get("factor") or config.max_position_embeddings / context
+    return Yarn(float(factor), context, float(magnitude))

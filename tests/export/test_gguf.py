@@ -181,11 +181,11 @@ def test_what_has_no_form_is_refused_before_writing(tmp_path: Path) -> None:
     big = whole(tmp_path / "big")
     differing = pruned(whole(tmp_path / "qwen", "qwen3"), tmp_path / "small", **LAYERS)
     narrow = pruned(big, tmp_path / "narrow", serve=None, prune_head_dims=True, free_outputs=("cache",))
-    scaled = {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}}
+    scaled = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}}
     cases = {
         differing: "llama.cpp takes layers that differ of Llama without biases, and of Qwen3",
         narrow: "prune with prune_head_dims=False",
-        whole(tmp_path / "yarn", **scaled): "rotary positions of the kind 'yarn'",
+        whole(tmp_path / "dynamic", **scaled): "rotary positions of the kind 'dynamic'",
         whole(tmp_path / "gelu", hidden_act="gelu"): "the activation is gelu, not silu",
         whole(tmp_path / "gpt2", "gpt2"): "LlamaForCausalLM, MistralForCausalLM, ",
     }

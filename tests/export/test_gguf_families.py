@@ -21,6 +21,14 @@ from tests.export.test_gguf import ULP, fields, needs_engine, shapes  # noqa: E4
 PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 GEMMA = {"pad_token_id": None, "num_hidden_layers": 7, "sliding_window": 8, "query_pre_attn_scalar": 16}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+OSS = {"pad_token_id": None, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 2.0,
+    "original_max_position_embeddings": 64,
+    "truncate": True,
+}
 FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "mistral": ("mistral", {"sliding_window": None}, {}, "llama"),
     "mistral, a window as long as its positions": ("mistral", {"sliding_window": 128}, {}, "llama"),
@@ -74,6 +82,25 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         {"expert_pruning_ratio": 0.25},
         "qwen3moe",
     ),
+    "gpt_oss": ("gpt_oss", {**OSS, "rope_parameters": YARN}, {}, "gpt-oss"),
+    "gpt_oss, windows longer than the text": (
+        "gpt_oss",
+        {**OSS, "sliding_window": 100, "rope_parameters": YARN},
+        {},
+        "gpt-oss",
+    ),
+    "gpt_oss, windows in all layers, plain positions": (
+        "gpt_oss",
+        {
+            **OSS,
+            "num_hidden_layers": 2,
+            "layer_types": ["sliding_attention", "sliding_attention"],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
+        },
+        {"expert_pruning_ratio": 0.25},
+        "gpt-oss",
+    ),
+    "qwen3, YaRN": ("qwen3", {"rope_parameters": YARN}, {}, "qwen3"),
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}, {}, "llama"),
 }
 """Type of configuration, its settings, how it is pruned, and llama.cpp's architecture."""
@@ -96,7 +123,7 @@ def test_llama_cpp_computes_what_the_model_does_whole_and_pruned(case: str, tmp_
     assert (after.prompt, after.steps, after.texts) == (24, 10, 3)
     found = fields(tmp_path / "small.gguf")
     assert found["general.architecture"] == architecture
-    if kind in ("qwen3_moe", "mixtral"):
+    if kind in ("qwen3_moe", "mixtral", "gpt_oss"):
         experts, neurons, hidden = shapes(tmp_path / "small.gguf")["blk.1.ffn_up_exps.weight"]
         assert experts == found[f"{architecture}.expert_count"] == 4 - ("expert_pruning_ratio" in how)
         assert neurons == found[f"{architecture}.expert_feed_forward_length"] < 256
@@ -149,6 +176,26 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {**EXPERTS, "norm_topk_prob": True, "mlp_only_layers": [1]},
         "layer 1 is Block(",
     ),
+    "gpt_oss, a ramp of YaRN that ends between dims": (
+        "gpt_oss",
+        {**OSS, "rope_parameters": {**YARN, "truncate": False}},
+        "% from those that llama.cpp computes, with YaRN's ramp",
+    ),
+    "qwen3, another ramp of YaRN": (
+        "qwen3",
+        {"rope_parameters": {**YARN, "beta_slow": 0.1}},
+        "% from those that llama.cpp computes, with YaRN's ramp",
+    ),
+    "qwen3, YaRN with a factor of its own": (
+        "qwen3",
+        {"rope_parameters": {**YARN, "attention_factor": 1.0}},
+        "queries and keys are multiplied by 1; llama.cpp multiplies them by 1.069",
+    ),
+    "gpt_oss, another limit of the activation": (
+        "gpt_oss",
+        {**OSS, "rope_parameters": YARN, "swiglu_limit": 5.0},
+        "it is 5.0; llama.cpp's gpt-oss computes with 7.0",
+    ),
     "gemma3, a cap of the logits": (
         "gemma3_text",
         {**GEMMA, "final_logit_softcapping": 30.0},
@@ -172,7 +219,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
                 "full_attention": {"rope_type": "default", "rope_theta": 10000.0},
             },
         },
-        "the rotary positions of layers with windows are scaled",
+        "positions of layers with windows are scaled",
     ),
 }
 """Type of configuration, its settings, and why it has no place in a GGUF file."""

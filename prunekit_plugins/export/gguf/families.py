@@ -8,9 +8,9 @@ import attrs
 
 from prunekit_plugins.export.comparison import ExportError
 from prunekit_plugins.export.decoder import FAMILIES, Decoder, Family
-from prunekit_plugins.export.gguf.splits import EXPERTS, PACKED, Split
+from prunekit_plugins.export.gguf.splits import EXPERTS, PACKED, TURNED, Split
 
-KNOWN: Mapping[str, Family] = {
+_ALL = {
     **FAMILIES,
     "MistralForCausalLM": Family("mistral"),
     "Phi3ForCausalLM": Family("phi3"),
@@ -18,7 +18,9 @@ KNOWN: Mapping[str, Family] = {
     "Gemma3ForCausalLM": Family("gemma3", activation="gelu_pytorch_tanh", windows=True, scaled=True),
     "Qwen3MoeForCausalLM": Family("qwen3_moe"),
     "MixtralForCausalLM": Family("mixtral"),
+    "GptOssForCausalLM": Family("gpt_oss", windows=True),
 }
+KNOWN: Mapping[str, Family] = {name: attrs.evolve(family, yarn=True) for name, family in _ALL.items()}
 """Class of a model to its family: those that llama.cpp runs."""
 KEPT = "keep query heads and the width of the layers: ignored_layers=['model.embed_tokens']"
 
@@ -40,6 +42,7 @@ class Form:
         embedding: Whether rows of the embedding are multiplied by the root of their width.
         windows: Layers may have windows, all of one length, but for every so many, of which the last one has none: how
             many where the file doesn't say; 0 for no windows.
+        local: Whether layers with windows have rotary positions of their own, of a base and nothing else.
         wide: Numbers of layers at which scores are divided by the root of ``hidden / heads``, not of ``head_dim``.
         fixed: Field of the configuration to the value that it has to have.
         splits: Name of a parameter in a layer to what comes of it.
@@ -55,6 +58,7 @@ class Form:
     shifted: bool = False
     embedding: bool = False
     windows: int = 0
+    local: bool = False
     wide: tuple[int, ...] = ()
     fixed: Mapping[str, object] = attrs.field(factory=dict)
     splits: Mapping[str, Split] = attrs.field(factory=dict)
@@ -72,11 +76,13 @@ FORMS: Mapping[str, Form] = {
     "smollm3": Form("smollm3", paired=True, unrotated=4),
     "qwen3_moe": Form("qwen3moe", splits=EXPERTS, fixed={"norm_topk_prob": True}),
     "mixtral": LLAMA,
+    "gpt_oss": Form("gpt-oss", windows=2, splits=TURNED, fixed={"swiglu_alpha": 1.702, "swiglu_limit": 7.0}),
     "gemma3": Form(
         "gemma3",
         shifted=True,
         embedding=True,
         windows=6,
+        local=True,
         wide=(62,),
         fixed={"final_logit_softcapping": None, "attn_logit_softcapping": None, "use_bidirectional_attention": None},
     ),
@@ -95,8 +101,6 @@ def form_of(decoder: Decoder) -> Form:
     """
     form = FORMS[decoder.family] if decoder.uniform else _differing(decoder)
     form = LLAMA if form.square and decoder.blocks[0].heads * decoder.head_dim != decoder.hidden else form
-    if decoder.rotary.factor is None and not form.slowed:
-        raise refused("its rotary positions are scaled")
     if form is LLAMA and decoder.rotary.dims != decoder.head_dim:
         raise refused(
             f"{decoder.rotary.dims} dims of each head of {decoder.head_dim} are rotated, which llama.cpp takes of "

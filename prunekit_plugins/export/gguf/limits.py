@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from prunekit_plugins.export.decoder import Decoder, rotary_of
+from prunekit_plugins.export.decoder import Decoder
 from prunekit_plugins.export.gguf.families import Form, refused
+from prunekit_plugins.export.gguf.positions import check_positions
 
 
 def check_limits(decoder: Decoder, form: Form) -> None:
@@ -19,11 +20,11 @@ def check_limits(decoder: Decoder, form: Form) -> None:
     Raises:
         ExportError: It computes something else.
     """
+    check_positions(decoder, form)
     _check_rotated(decoder, form)
     _check_fixed(decoder, form)
     if form.windows:
         period_of(decoder, form)
-        _check_local(decoder)
     if form.embedding:
         _check_embedding(decoder, form)
 
@@ -46,12 +47,6 @@ def period_of(decoder: Decoder, form: Form) -> int:
         f"{form.architecture} takes windows of one length for all layers but every so many",
         "keep all layers, or --to onnx",
     )
-
-
-def _check_local(decoder: Decoder) -> None:
-    local = rotary_of(decoder.model, "GGUF", "sliding_attention") if any(decoder.windows) else decoder.rotary
-    if any(decoder.windows) and not all(decoder.windows) and local.slowing is not None:
-        raise refused("the rotary positions of layers with windows are scaled", where="model.rotary_emb")
 
 
 def _check_fixed(decoder: Decoder, form: Form) -> None:

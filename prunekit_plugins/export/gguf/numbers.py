@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from prunekit_plugins.export.comparison import library
-from prunekit_plugins.export.decoder import Block, Decoder, rotary_of
+from prunekit_plugins.export.decoder import Block, Decoder
 from prunekit_plugins.export.gguf.families import Form
 from prunekit_plugins.export.gguf.limits import period_of
+from prunekit_plugins.export.gguf.positions import add_positions
 from prunekit_plugins.export.gguf.tensors import IDLE
 
 
@@ -34,13 +34,8 @@ def add_numbers(writer: Any, decoder: Decoder, form: Form) -> None:
     writer.add_layer_norm_rms_eps(decoder.epsilon)
     writer.add_key_length(decoder.head_dim)
     writer.add_value_length(decoder.head_dim)
-    writer.add_rope_dimension_count(decoder.rotary.dims)
-    writer.add_rope_freq_base(decoder.rotary.base)
     writer.add_vocab_size(decoder.vocabulary)
-    if decoder.rotary.factor not in (None, 1.0):
-        gguf: Any = library("gguf", "gguf")
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(decoder.rotary.factor)
+    add_positions(writer, decoder, form)
     if blocks[0].experts:
         _add_experts(writer, decoder)
     if form.windows:
@@ -57,8 +52,6 @@ def _add_experts(writer: Any, decoder: Decoder) -> None:
 def _add_windows(writer: Any, decoder: Decoder, form: Form) -> None:
     writer.add_sliding_window(max(decoder.windows) or decoder.context)
     writer.add_sliding_window_pattern(period_of(decoder, form))
-    if any(decoder.windows):
-        writer.add_rope_freq_base_swa(rotary_of(decoder.model, "GGUF", "sliding_attention").base)
 
 
 def _written_neurons(block: Block) -> int:

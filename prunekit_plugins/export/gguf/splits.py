@@ -42,6 +42,18 @@ def whole(tensor: torch.Tensor, decoder: Decoder, block: Block) -> tuple[torch.T
     return (tensor,)
 
 
+def every_other(tensor: torch.Tensor, decoder: Decoder, block: Block) -> tuple[torch.Tensor, ...]:
+    """Cuts ``[experts, hidden, 2 * neurons]``, or the bias without ``hidden``, in gates and what they gate, which take
+    turns; rows come first, as in a ``Linear``."""
+    rows = tensor.transpose(1, 2) if tensor.dim() == 3 else tensor
+    return rows[:, ::2], rows[:, 1::2]
+
+
+def turned(tensor: torch.Tensor, decoder: Decoder, block: Block) -> tuple[torch.Tensor, ...]:
+    """Turns ``[experts, neurons, hidden]`` so that rows come first, as in a ``Linear``."""
+    return (tensor.transpose(1, 2),)
+
+
 PACKED: Mapping[str, Split] = {
     "self_attn.qkv_proj.weight": Split(
         ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"), by_heads
@@ -54,3 +66,10 @@ EXPERTS: Mapping[str, Split] = {
     "mlp.experts.down_proj": Split(("mlp.experts.down_proj.weight",), whole),
 }
 """Experts of which the first half of what comes out is the gate."""
+TURNED: Mapping[str, Split] = {
+    "mlp.experts.gate_up_proj": Split(("mlp.experts.gate_proj.weight", "mlp.experts.up_proj.weight"), every_other),
+    "mlp.experts.gate_up_proj_bias": Split(("mlp.experts.gate_proj.bias", "mlp.experts.up_proj.bias"), every_other),
+    "mlp.experts.down_proj": Split(("mlp.experts.down_proj.weight",), turned),
+    "mlp.experts.down_proj_bias": Split(("mlp.experts.down_proj.bias",), whole),
+}
+"""Experts of GPT-OSS."""

@@ -10,6 +10,7 @@ import torch
 from prunekit_plugins.export.comparison import library
 from prunekit_plugins.export.decoder import Decoder
 from prunekit_plugins.export.gguf.families import Form, refused
+from prunekit_plugins.export.gguf.positions import slowing_tensors
 
 SUFFIXES = (".weight", ".bias")
 IDLE = 32
@@ -33,8 +34,7 @@ def tensors_of(decoder: Decoder, form: Form) -> Iterator[tuple[str, torch.Tensor
         ArgumentError: The library that knows llama.cpp's names is missing.
     """
     names = _Names(form.architecture, len(decoder.blocks))
-    if decoder.rotary.slowing is not None and decoder.rotary.factor is None:
-        yield "rope_freqs.weight", decoder.rotary.slowing
+    yield from slowing_tensors(decoder.rotary)
     for key, tensor in _parameters(decoder, form):
         yield names.of(key), _in_form(tensor, key, decoder, form)
     for place, block in enumerate(decoder.blocks):
