@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,31 @@ from torch import nn
 
 from prunekit_plugins.export.comparison import ExportError
 
-FAMILIES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
+
+@attrs.frozen
+class Family:
+    """What an exporter expects of the models of a class.
+
+    Attributes:
+        name: Its name: ``"llama"``.
+        activation: That of its feed-forwards.
+        windows: Whether layers may see a window of the tokens before them only.
+        scaled: Whether scores may be multiplied by something else than ``head_dim ** -0.5``.
+        yarn: Whether rotary positions may be YaRN's.
+    """
+
+    name: str
+    activation: str = "silu"
+    windows: bool = False
+    scaled: bool = False
+    yarn: bool = False
+
+
+FAMILIES = {
+    "LlamaForCausalLM": Family("llama"),
+    "Qwen2ForCausalLM": Family("qwen2"),
+    "Qwen3ForCausalLM": Family("qwen3"),
+}
 """Class of the model to its family."""
 
 
@@ -22,20 +47,65 @@ class Block:
     Attributes:
         heads: Query heads; 0 where the attention is gone.
         kv_heads: Heads of keys and values.
-        neurons: Width of the feed-forward; 0 where it is gone.
+        neurons: Width of the feed-forward, or of each expert; 0 where it is gone.
+        experts: Experts; 0 for a single feed-forward.
+        scale: What scores are multiplied by, beside ``head_dim ** -0.5``.
     """
 
     heads: int
     kv_heads: int
     neurons: int
+    experts: int = 0
+    scale: float = 1.0
+
+
+@attrs.frozen
+class Yarn:
+    """Settings of YaRN, which slows rotary positions down for longer texts.
+
+    Attributes:
+        factor: How much longer.
+        context: Positions of the model before.
+        magnitude: What queries and keys are multiplied by.
+    """
+
+    factor: float
+    context: int
+    magnitude: float
+
+
+@attrs.frozen(eq=False)
+class Rotary:
+    """Rotary positions.
+
+    Attributes:
+        dims: How many dims of a head are rotated.
+        base: Base of the frequencies.
+        slowing: What the frequencies of that base are divided by to give the model's, ``[dims / 2]``; None where they
+            are the same.
+        yarn: YaRN's settings, if it gives that.
+    """
+
+    dims: int
+    base: float
+    slowing: torch.Tensor | None
+    yarn: Yarn | None = None
+
+    @property
+    def factor(self) -> float | None:
+        """The one number that all frequencies are divided by; None where there are several."""
+        if self.slowing is None:
+            return 1.0
+        first = float(self.slowing[0])
+        return first if torch.allclose(self.slowing, torch.full_like(self.slowing, first), rtol=1e-5) else None
 
 
 @attrs.frozen(eq=False)
 class Decoder:
-    """A causal language model of the Llama family.
+    """A causal language model whose layers are an attention and a feed-forward, each after a norm.
 
     Attributes:
-        family: ``"llama"``, ``"qwen2"`` or ``"qwen3"``.
+        family: Name of its family.
         model: The model.
         blocks: Its layers.
         hidden: Width of what goes from layer to layer.
@@ -44,10 +114,9 @@ class Decoder:
         tied: Whether the head is the embedding.
         epsilon: What the norms add.
         context: Positions that the model was made for.
-        base: Base of the rotary frequencies.
-        slowing: What the frequencies of that base are divided by to give the model's, ``[head_dim / 2]``; None where
-            they are the same.
+        rotary: Rotary positions, of layers that see all tokens where others have a window.
         tensors: Name in the state dict to tensor.
+        windows: Of each layer, how many tokens it sees; 0 for all.
     """
 
     family: str
@@ -59,9 +128,9 @@ class Decoder:
     tied: bool
     epsilon: float
     context: int
-    base: float
-    slowing: torch.Tensor | None
+    rotary: Rotary
     tensors: Mapping[str, torch.Tensor]
+    windows: tuple[int, ...]
 
     @property
     def uniform(self) -> bool:
@@ -80,53 +149,72 @@ class Decoder:
         return "; ".join(found[:3]) + ("; ..." if found[3:] else "")
 
 
-def decoder_of(model: Any, engine: str) -> Decoder:
+def decoder_of(model: Any, engine: str, families: Mapping[str, Family] = FAMILIES) -> Decoder:
     """Reads a model's sizes off its tensors.
 
     Args:
         model: A model of transformers.
         engine: What it is read for, in messages.
+        families: Class of a model to its family: those that the engine knows.
 
     Raises:
         ExportError: It is of no known family, or something about it is another than the family's.
     """
     name = type(model).__name__
-    if name not in FAMILIES:
+    if name not in families:
         raise _refused(
-            engine, name, f"families that are known: {', '.join(sorted(FAMILIES))}", "--to onnx takes every model"
+            engine, name, f"families that are known: {', '.join(sorted(families))}", "--to onnx takes every model"
         )
-    config = model.config
+    config, family, layers = model.config, families[name], model.model.layers
     tensors = {key: tensor.detach() for key, tensor in model.state_dict().items()}
-    odd = sorted({str(t.dtype) for t in tensors.values()} - {"torch.float32", "torch.float16", "torch.bfloat16"})
-    if odd:
-        raise _refused(engine, name, f"weights of {', '.join(odd)}", "prune and export first, quantise then")
-    if getattr(config, "hidden_act", "silu") != "silu":
-        raise _refused(engine, name, f"the activation is {config.hidden_act}, not silu")
-    if getattr(config, "layer_types", None) and set(config.layer_types) != {"full_attention"}:
-        raise _refused(engine, name, "layers with sliding windows")
-    blocks = tuple(_block(layer, place, engine) for place, layer in enumerate(model.model.layers))
-    heads = {_width(layer) for layer in model.model.layers} - {0}
+    head, embedding = tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]
+    windows = tuple(_window(layer, config) for layer in layers)
+    _check_kind(config, family, tensors, windows, engine, name)
+    blocks = tuple(_block(layer, place, embedding.shape[1], family, engine) for place, layer in enumerate(layers))
+    heads = {_width(layer) for layer in layers} - {0}
     if len(heads) != 1:
         raise _refused(engine, name, f"widths of heads: {sorted(heads)}", "prune with prune_head_dims=False")
-    head_dim, head = heads.pop(), tensors["lm_head.weight"]
-    embedding = tensors["model.embed_tokens.weight"]
     if head.shape[0] != embedding.shape[0] or "lm_head.bias" in tensors:
         raise _refused(engine, name, f"the head has {head.shape[0]} rows, the embedding {embedding.shape[0]}")
-    base, slowing = _rotary(model, head_dim, engine)
     return Decoder(
-        FAMILIES[name],
+        family.name,
         model,
         blocks,
         embedding.shape[1],
-        head_dim,
+        heads.pop(),
         embedding.shape[0],
         model.lm_head.weight is model.model.embed_tokens.weight,
         config.rms_norm_eps,
         config.max_position_embeddings,
-        base,
-        slowing,
+        rotary_of(model, engine, yarn=family.yarn),
         tensors,
+        windows,
     )
+
+
+def _check_kind(
+    config: Any,
+    family: Family,
+    tensors: Mapping[str, torch.Tensor],
+    windows: tuple[int, ...],
+    engine: str,
+    name: str,
+) -> None:
+    """Makes sure that weights are floats, the activation is the family's, and windows aren't shorter than they may be.
+
+    Raises:
+        ExportError: See above.
+    """
+    odd = sorted({str(t.dtype) for t in tensors.values()} - {"torch.float32", "torch.float16", "torch.bfloat16"})
+    if odd:
+        raise _refused(engine, name, f"weights of {', '.join(odd)}", "prune and export first, quantise then")
+    activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None) or family.activation
+    if activation != family.activation:
+        raise _refused(engine, name, f"the activation is {activation}, not {family.activation}")
+    shown = [str(place) for place, window in enumerate(windows) if 0 < window < config.max_position_embeddings]
+    if shown and not family.windows:
+        why = f"layers with sliding windows of less than its {config.max_position_embeddings} positions"
+        raise _refused(engine, name, f"{why}: {', '.join(shown)}")
 
 
 def _refused(engine: str, where: str, why: str, hint: str = "--to onnx takes every model") -> ExportError:
@@ -135,41 +223,88 @@ def _refused(engine: str, where: str, why: str, hint: str = "--to onnx takes eve
     )
 
 
+def _window(layer: Any, config: Any) -> int:
+    """Returns how many tokens a layer sees, the last one included; 0 for all."""
+    attention = getattr(layer, "self_attn", None)
+    if _width(layer) == 0:
+        return 0
+    return getattr(attention, "sliding_window", getattr(config, "sliding_window", None)) or 0
+
+
 def _width(layer: Any) -> int:
     """Returns the width of a layer's heads; 0 where it has no attention."""
     attention = getattr(layer, "self_attn", None)
-    if attention is None or not isinstance(getattr(attention, "q_proj", None), nn.Linear):
-        return 0
-    return int(attention.head_dim)
+    return 0 if attention is None or _rows(attention) is None else int(attention.head_dim)
 
 
-def _block(layer: Any, place: int, engine: str) -> Block:
+def _rows(attention: Any) -> tuple[int, int, int] | None:
+    """Returns how many features queries, keys and values have; None for what is no attention."""
+    packed, queries = getattr(attention, "qkv_proj", None), getattr(attention, "q_proj", None)
+    if isinstance(packed, nn.Linear):
+        wide = int(attention.o_proj.in_features)
+        rest = packed.out_features - wide
+        return wide, rest - rest // 2, rest // 2
+    if isinstance(queries, nn.Linear) and isinstance(getattr(attention, "v_proj", None), nn.Linear):
+        return queries.out_features, int(attention.k_proj.out_features), int(attention.v_proj.out_features)
+    return None
+
+
+def _block(layer: Any, place: int, hidden: int, family: Family, engine: str) -> Block:
     where, attention, mlp = f"layer {place}", getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
-    queries, values = getattr(attention, "q_proj", None), getattr(attention, "v_proj", None)
-    heads = kv_heads = 0
-    if isinstance(queries, nn.Linear) and isinstance(values, nn.Linear) and attention is not None:
-        width = int(attention.head_dim)
-        heads, kv_heads = queries.out_features // width, attention.k_proj.out_features // width
-        even = heads * width == queries.out_features and kv_heads * width == attention.k_proj.out_features
-        if not even or values.out_features != attention.k_proj.out_features:
-            why = f"queries {queries.out_features}, values {values.out_features}, heads of {width}"
+    rows, heads, kv_heads, scale = _rows(attention), 0, 0, 1.0
+    if rows is not None and attention is not None:
+        (queries, keys, values), width = rows, int(attention.head_dim)
+        heads, kv_heads = queries // width, keys // width
+        if heads * width != queries or kv_heads * width != keys or values != keys:
+            why = f"queries {queries}, values {values}, heads of {width}"
             raise _refused(engine, where, why, "prune with prune_head_dims=False")
-        if heads != kv_heads * attention.num_key_value_groups or attention.scaling != width**-0.5:
+        scale = 1.0 if math.isclose(attention.scaling, width**-0.5) else attention.scaling * width**0.5
+        if heads != kv_heads * attention.num_key_value_groups or (scale != 1.0 and not family.scaled):
             why = f"its heads of {width} are grouped or scaled in another way"
             raise _refused(engine, where, why, "prune with prune_head_dims=False")
-    gate = getattr(mlp, "gate_proj", None)
-    return Block(heads, kv_heads, gate.out_features if isinstance(gate, nn.Linear) else 0)
+    down = getattr(mlp, "down_proj", None)
+    if isinstance(down, nn.Linear):
+        return Block(heads, kv_heads, down.in_features, scale=scale)
+    stacked = getattr(
+        getattr(mlp, "experts", None), "down_proj", None
+    )  # [experts, hidden, neurons], or the last turned
+    if isinstance(stacked, torch.Tensor):
+        return Block(heads, kv_heads, stacked[0].numel() // hidden, len(stacked), scale)
+    return Block(heads, kv_heads, 0, scale=scale)
 
 
-def _rotary(model: Any, head_dim: int, engine: str) -> tuple[float, torch.Tensor | None]:
-    """Reads the base of the rotary frequencies, and how much slower the model's are than those of the base."""
-    rotary = model.model.rotary_emb
-    parameters = getattr(model.config, "rope_parameters", None) or {}
+def rotary_of(model: Any, engine: str, layers: str = "", *, yarn: bool = False) -> Rotary:
+    """Reads the base of the rotary frequencies, and how much slower the model's are than those of the base.
+
+    Args:
+        model: A model of transformers.
+        engine: What it is read for, in messages.
+        layers: Kind of layers, where kinds have positions of their own: ``"sliding_attention"``; empty for those that
+            see all tokens, if there are any.
+        yarn: Whether they may be YaRN's.
+
+    Raises:
+        ExportError: They are neither the frequencies of a base nor these divided by constants.
+    """
+    rotary, parameters = model.model.rotary_emb, getattr(model.config, "rope_parameters", None) or {}
+    kinds, prefix = getattr(model.config, "layer_types", None) or (), ""
+    layers = layers or ("full_attention" if "full_attention" in kinds else "sliding_attention")
+    if layers in parameters:
+        prefix, parameters = f"{layers}_", parameters[layers]
     base = float(parameters.get("rope_theta", getattr(model.config, "rope_theta", 10000.0)))
     kind = parameters.get("rope_type", "default")
-    plain = 1.0 / base ** (torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)
-    own = rotary.inv_freq.detach().cpu().double()
-    if kind in ("dynamic", "longrope") or rotary.attention_scaling != 1.0 or own.shape != plain.shape:
+    own = getattr(rotary, f"{prefix}inv_freq").detach().cpu().double()
+    dims = 2 * len(own)
+    plain = 1.0 / base ** (torch.arange(0, dims, 2, dtype=torch.float64, device="cpu") / dims)
+    magnitude, slowing = getattr(rotary, f"{prefix}attention_scaling"), plain / own
+    if kind == "yarn" and yarn:
+        return Rotary(dims, base, slowing.float(), _yarn(parameters, model.config, magnitude))
+    if kind in ("dynamic", "longrope") or magnitude != 1.0:
         raise _refused(engine, "model.rotary_emb", f"rotary positions of the kind {kind!r}")
-    slowing = plain / own
-    return base, None if torch.allclose(slowing, torch.ones_like(slowing), atol=1e-5) else slowing.float()
+    return Rotary(dims, base, None if torch.allclose(slowing, torch.ones_like(slowing), atol=1e-5) else slowing.float())
+
+
+def _yarn(parameters: Mapping[str, Any], config: Any, magnitude: float) -> Yarn:
+    context = int(parameters["original_max_position_embeddings"])
+    factor = parameters.get("factor") or config.max_position_embeddings / context
+    return Yarn(float(factor), context, float(magnitude))

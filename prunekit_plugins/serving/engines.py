@@ -6,7 +6,7 @@ Libraries are imported when a profile is asked for: this module is loaded with e
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +28,45 @@ def transformers_profile(model: nn.Module, example_inputs: Any, registry: Regist
 
 def gguf_profile(model: nn.Module, example_inputs: Any, registry: Registry | None = None) -> ServingProfile:
     """What llama.cpp asks for: a family that it knows, one size for all layers, multiples of 32 to be quantised."""
-    return _grouped(model, example_inputs, registry, "gguf")
+    from prunekit_plugins.export.gguf.families import KNOWN
+
+    profile = _grouped(model, example_inputs, registry, "gguf", KNOWN)
+    config: Any = getattr(model, "config")  # noqa: B009  # of transformers, which has no types
+    if (getattr(config, "rope_parameters", None) or {}).get("partial_rotary_factor", 1.0) != 1.0:
+        return _wide(
+            profile, "llama.cpp rotates a part of each head in layers as wide as their queries, and that width stays"
+        )
+    return profile
 
 
 def mlx_profile(model: nn.Module, example_inputs: Any, registry: Registry | None = None) -> ServingProfile:
     """What mlx-lm asks for: a family that it knows, one size for all layers, multiples of 32 to be quantised."""
-    return _grouped(model, example_inputs, registry, "mlx")
-
-
-def _grouped(model: nn.Module, example_inputs: Any, registry: Registry | None, engine: str) -> ServingProfile:
     from prunekit_plugins.export.decoder import FAMILIES
+
+    profile = _grouped(model, example_inputs, registry, "mlx", FAMILIES)
+    if type(model).__name__ == "Qwen2ForCausalLM":
+        return _wide(profile, "mlx-lm computes the width of Qwen2's heads from that of its layers, which stays")
+    return profile
+
+
+def _wide(profile: ServingProfile, note: str) -> ServingProfile:
+    """Keeps the width of the layers."""
+    return attrs.evolve(profile, fixed=(*profile.fixed, "model.embed_tokens"), notes=(*profile.notes, note))
+
+
+def _grouped(
+    model: nn.Module, example_inputs: Any, registry: Registry | None, engine: str, families: Iterable[str]
+) -> ServingProfile:
     from prunekit_plugins.integrations.serving import configured_profile
 
     name = type(model).__name__
-    if name not in FAMILIES:
+    if name not in families:
         raise ArgumentError(
             f'serve="{engine}" is for families of language models that the exporter knows.',
-            why=f"got {name}; known: {', '.join(sorted(FAMILIES))}",
+            why=f"got {name}; known: {', '.join(sorted(families))}",
             hint='serve="onnx" asks for nothing',
         )
-    profile = configured_profile(model, example_inputs, registry, engine=engine, multiple=GROUP)
-    if engine == "mlx" and name == "Qwen2ForCausalLM":
-        note = "mlx-lm computes the width of Qwen2's heads from that of its layers, which stays"
-        profile = attrs.evolve(profile, fixed=(*profile.fixed, "model.embed_tokens"), notes=(*profile.notes, note))
-    return profile
+    return configured_profile(model, example_inputs, registry, engine=engine, multiple=GROUP)
 
 
 def onnx_profile(model: nn.Module, example_inputs: Any, registry: Registry | None = None) -> ServingProfile:

@@ -13,7 +13,8 @@ import torch
 import prunekit as pk
 from prunekit_plugins.export import ExportError, export_folder
 from prunekit_plugins.export.engines import steps
-from prunekit_plugins.export.gguf.file import in_pairs
+from prunekit_plugins.export.gguf.families import FORMS
+from prunekit_plugins.export.gguf.tensors import in_pairs
 from prunekit_plugins.export.gguf.tokenizer import LLAMA3, TEXTS, read_vocabulary
 from tests.vocabulary import training
 
@@ -145,13 +146,14 @@ def test_a_layer_without_feed_forward_gets_neurons_that_add_nothing(
 
 def test_rows_that_rotate_together_become_neighbours() -> None:
     rows = torch.tensor([0, 1, 2, 10, 11, 12, 100, 101, 102, 110, 111, 112])  # two heads of six: first and second half
-    assert in_pairs(rows, 6).tolist() == [0, 10, 1, 11, 2, 12, 100, 110, 101, 111, 102, 112]
+    assert in_pairs(rows, 6, 6).tolist() == [0, 10, 1, 11, 2, 12, 100, 110, 101, 111, 102, 112]
+    assert in_pairs(rows, 6, 4).tolist() == [0, 2, 1, 10, 11, 12, 100, 102, 101, 110, 111, 112]  # two stay
 
 
 @needs_engine
 def test_what_llama_cpp_computes_otherwise_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     big = whole(tmp_path / "big")
-    monkeypatch.setattr("prunekit_plugins.export.gguf.file.PAIRED", ())
+    monkeypatch.setattr("prunekit_plugins.export.gguf.tensors.PAIRS", ())
     with pytest.raises(ExportError, match="computes something else in the engine; nothing was written") as caught:
         export_folder(big, tmp_path / "big.gguf", to="gguf")
     assert "llama.cpp" in str(caught.value)
@@ -161,7 +163,7 @@ def test_what_llama_cpp_computes_otherwise_is_not_written(tmp_path: Path, monkey
 @needs_engine
 def test_what_llama_cpp_can_not_load_is_told_with_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     big = whole(tmp_path / "big")
-    monkeypatch.setattr("prunekit_plugins.export.gguf.file.architecture_of", lambda decoder: "qwen3")
+    monkeypatch.setitem(FORMS, "llama", FORMS["qwen3"])
     with pytest.raises(ExportError, match="The engine can't run what was exported") as caught:
         export_folder(big, tmp_path / "big.gguf", to="gguf")
     assert "_norm.weight' not found" in caught.value.why
@@ -179,13 +181,13 @@ def test_what_has_no_form_is_refused_before_writing(tmp_path: Path) -> None:
     big = whole(tmp_path / "big")
     differing = pruned(whole(tmp_path / "qwen", "qwen3"), tmp_path / "small", **LAYERS)
     narrow = pruned(big, tmp_path / "narrow", serve=None, prune_head_dims=True, free_outputs=("cache",))
-    scaled = {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}}
+    scaled = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}}
     cases = {
         differing: "llama.cpp takes layers that differ of Llama without biases, and of Qwen3",
         narrow: "prune with prune_head_dims=False",
-        whole(tmp_path / "yarn", **scaled): "rotary positions of the kind 'yarn'",
+        whole(tmp_path / "dynamic", **scaled): "rotary positions of the kind 'dynamic'",
         whole(tmp_path / "gelu", hidden_act="gelu"): "the activation is gelu, not silu",
-        whole(tmp_path / "gpt2", "gpt2"): "families that are known: LlamaForCausalLM, Qwen2ForCausalLM",
+        whole(tmp_path / "gpt2", "gpt2"): "LlamaForCausalLM, MistralForCausalLM, ",
     }
     for folder, why in cases.items():
         with pytest.raises(ExportError, match=r"The model can't be exported to GGUF; nothing was written\.") as caught:

@@ -26,6 +26,7 @@ def started(path: str, context: int) -> Any:
     params.cache_type_k = params.cache_type_v = engine.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = engine.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = params.n_threads_http = 1
+    params.swa_full = True  # else layers with windows that are longer than the text are computed again at each step
     params.warmup = params.fit_params = params.ui = False
     params.port = 0
     return engine.Server(params)

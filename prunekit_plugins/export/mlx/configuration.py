@@ -49,7 +49,7 @@ def _shared(decoder: Decoder) -> dict[str, Any]:
         "rms_norm_eps": decoder.epsilon,
         "max_position_embeddings": decoder.context,
         "tie_word_embeddings": decoder.tied,
-        "rope_theta": decoder.base,
+        "rope_theta": decoder.rotary.base,
         "rope_scaling": parameters if scaled else None,
     }
 
