@@ -20,12 +20,14 @@ class Demands:
         layers: Layers whose sizes stay, as the configuration can't say others.
         asked: Each setting that follows from the profile, to its value.
         instead: The same, to the values that they would have without it.
+        ties: Names of groups that keep the same number of units, as one number says all their sizes.
     """
 
     source: str
     layers: tuple[str, ...] = ()
     asked: Mapping[str, Any] = attrs.field(factory=dict)
     instead: Mapping[str, Any] = attrs.field(factory=dict)
+    ties: tuple[frozenset[str], ...] = ()
 
     @property
     def kept(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from torch import nn
 
@@ -44,7 +44,8 @@ class Scopes:
         self._kept = graph.protected_groups(settings.demands.layers)
         self._ratios = self._by_path(settings.pruning_ratio_dict)
         self._head_ratios = self._by_path(settings.head_pruning_ratio_dict)
-        self._families = siblings(graph.model, graph.groups()) if settings.uniform else []
+        families = (*siblings(graph.model, graph.groups()), *settings.demands.ties) if settings.uniform else ()
+        self._families = joined(families, {group.name for group in graph.groups()})
         for family in self._families:
             graph.knowledge.add_tie(family)
         self.left: dict[str, str] = {}
@@ -220,6 +221,15 @@ def siblings(model: nn.Module, groups: Iterable[UnitGroup]) -> list[frozenset[st
             key = (group.kind, group.size, *sorted(_place(model, member) for member in group.members))
         families.setdefault(key, []).append(group.name)
     return [frozenset(names) for names in families.values() if len(names) > 1]
+
+
+def joined(families: Iterable[frozenset[str]], known: Collection[str]) -> list[frozenset[str]]:
+    """Unites families that overlap, of those groups that there are."""
+    found: list[frozenset[str]] = []
+    for family in families:
+        others = [other for other in found if other & family]
+        found = [other for other in found if other not in others] + [frozenset(family & set(known)).union(*others)]
+    return [family for family in found if len(family) > 1]
 
 
 def _around(model: nn.Module, member: Member) -> str:

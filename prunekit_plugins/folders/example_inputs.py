@@ -9,11 +9,13 @@ from typing import Any
 import torch
 
 from prunekit.plugin import ArgumentError
+from prunekit_plugins.folders.picture_inputs import words_with_pictures
 
 LENGTH = 16
 """Tokens of a text."""
 SAMPLES = 4000
 """Samples of a sound: a quarter of a second."""
+BOTH = ("input_ids", "pixel_values")
 
 
 def example_inputs(model: Any, *, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -39,13 +41,19 @@ def example_inputs(model: Any, *, seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def _found(model: Any, device: torch.device, seed: int) -> dict[str, torch.Tensor]:
-    def made(names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        inputs = {name: _MAKERS[name](model.config, generator).to(device) for name in names}
-        return {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+    def made() -> Iterator[dict[str, torch.Tensor]]:
+        for names in _combinations(model):
+            generator = torch.Generator().manual_seed(seed)
+            inputs = {name: _MAKERS[name](model.config, generator) for name in names}
+            if names == BOTH:
+                yield from words_with_pictures(model, inputs["input_ids"], inputs["pixel_values"], generator)
+            yield inputs
+
+    def placed(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {n: v.to(device, model.dtype) if v.is_floating_point() else v.to(device) for n, v in inputs.items()}
 
     hint = "give their shapes: --input 1,3,224,224, or example_inputs={name: tensor} in Python"
-    return first_that_run(model, map(made, _combinations(model)), hint)
+    return first_that_run(model, map(placed, made()), hint)
 
 
 def first_that_run(model: Any, proposals: Iterable[dict[str, Any]], hint: str) -> dict[str, Any]:
@@ -77,7 +85,7 @@ def _combinations(model: Any) -> Iterator[tuple[str, ...]]:
     main = [name for name in ("input_ids", "input_features", "input_values", "pixel_values") if name in takes]
     decoder = ("decoder_input_ids",) if "decoder_input_ids" in takes else ()
     if "input_ids" in main and "pixel_values" in main:
-        yield ("input_ids", "pixel_values")
+        yield BOTH
     for name in sorted(main, key=lambda name: name != model.main_input_name):
         if decoder:
             yield (name, *decoder)

@@ -37,6 +37,14 @@ class ConfigLimits:
     fixed: tuple[str, ...]
     multiple: int
 
+    @property
+    def ties(self) -> tuple[frozenset[str], ...]:
+        """Groups whose sizes one field says, two and more."""
+        alike: dict[str, list[str]] = {}
+        for group, field in self.fields.items():
+            alike.setdefault(field, []).append(group)
+        return tuple(frozenset(groups) for groups in alike.values() if len(groups) > 1)
+
 
 def config_limits(graph: Graph, example_inputs: Any, *, multiple: int = USUAL_MULTIPLE) -> ConfigLimits:
     """Finds out, by building models without weights, what the configuration of a model can say.
@@ -62,8 +70,10 @@ def config_limits(graph: Graph, example_inputs: Any, *, multiple: int = USUAL_MU
         inside = trial.groups_of(field, groups)
         step = trial.multiple_of(field) if inside else None
         if step is not None and trial.runs_alike(field, inside, step, graph, example_inputs):
-            said.update((group.name, str(field)) for group in inside)
-            multiples.append(step)
+            units = trial.units_of(field, inside, step)
+            if units is not None:
+                said.update((group.name, str(field)) for group in inside)
+                multiples.append(units)
     fixed = {_carrier(group, groups) for group in groups if group.name not in said}
     return ConfigLimits(said, tuple(sorted(fixed - {""})), math.lcm(*multiples) if multiples else 1)
 
@@ -113,6 +123,16 @@ class _Trial:
         usual = math.gcd(self.usual, size) if size >= 4 * self.usual else 1
         steps = [step for step in range(usual, size // 2 + 1, usual) if size % step == 0]
         return next((step for step in steps if all(self._taken(field, size - k * step) for k in (1, 3))), None)
+
+    def units_of(self, field: Field, inside: Iterable[UnitGroup], step: int) -> int | None:
+        """Returns what sizes of groups have to be multiples of, where the field has to be one of a step.
+
+        None where it is a factor of theirs (``mlp_ratio``) that says few sizes only: one that all other sizes of the
+        model would have to be multiples of as well.
+        """
+        assert field.value is not None
+        units = Fraction(step * next(iter(inside)).size, field.value).numerator
+        return units if units <= max(step, self.usual) else None
 
     def runs_alike(
         self, field: Field, inside: Iterable[UnitGroup], step: int, graph: Graph, example_inputs: Any

@@ -46,7 +46,7 @@ def configured_profile(
     limits = config_limits(graph, example_inputs, multiple=multiple)
     note = f"the configuration can't say other sizes of what {', '.join(limits.fixed)} carry, which stay whole"
     notes = (note,) if limits.fixed else ()
-    return ServingProfile(True, False, free, limits.fixed, limits.multiple, notes)
+    return ServingProfile(True, False, free, limits.fixed, limits.multiple, notes, limits.ties)
 
 
 def is_of_transformers(model: nn.Module) -> bool:

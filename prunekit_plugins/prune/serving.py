@@ -27,6 +27,8 @@ class ServingProfile:
         fixed: Layers whose sizes stay: nothing can say others.
         round_to: What sizes have to be multiples of.
         notes: Lines for the report.
+        ties: Names of groups that have to keep the same number of units where ``uniform`` holds: one number says all
+            their sizes.
     """
 
     uniform: bool = False
@@ -35,6 +37,7 @@ class ServingProfile:
     fixed: tuple[str, ...] = ()
     round_to: int = 1
     notes: tuple[str, ...] = ()
+    ties: tuple[frozenset[str], ...] = ()
 
     def under(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Returns arguments of `prune`: what is given, with what the profile asks for where it says nothing.
@@ -53,7 +56,7 @@ class ServingProfile:
             found["round_to"] = math.lcm(stated or 1, self.round_to)
             instead |= {"round_to": stated} if found["round_to"] != (stated or 1) else {}
         asked = {name: found[name] for name in instead}
-        return {**found, "demands": Demands(_as_given(given.get("serve")), self.fixed, asked, instead)}
+        return {**found, "demands": Demands(_as_given(given.get("serve")), self.fixed, asked, instead, self.ties)}
 
 
 def _as_given(serve: Any) -> str:

@@ -69,6 +69,78 @@ EXPERTS: Mapping[str, Any] = {
     "num_experts": 4,
     "num_experts_per_tok": 2,
 }
+SINKS: Mapping[str, Any] = {
+    **GROUPED,
+    "head_dim": 16,
+    "intermediate_size": 48,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "sliding_window": 8,
+}
+LATENT: Mapping[str, Any] = {
+    **TEXT,
+    "num_hidden_layers": 3,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 48,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "n_group": 2,
+    "topk_group": 1,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 24,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+}
+LLAVA: Mapping[str, Any] = {
+    "text_config": {**GROUPED, "model_type": "llama"},
+    "vision_config": {**PICTURE, "model_type": "clip_vision_model"},
+    "image_token_index": 3,
+    "vision_feature_layer": -1,
+}
+SMOLVLM: Mapping[str, Any] = {
+    "text_config": {**GROUPED, "model_type": "llama"},
+    "vision_config": PICTURE,
+    "image_token_id": 3,
+    "scale_factor": 2,
+}
+PATCHES: Mapping[str, Any] = {
+    "depth": 2,
+    "hidden_size": 64,
+    "num_heads": 4,
+    "patch_size": 4,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
+PLACES: Mapping[str, Any] = {
+    "rope_type": "default",
+    "rope_theta": 10000.0,
+    "mrope_section": [2, 3, 3],
+}
+QWEN2_VL: Mapping[str, Any] = {
+    "text_config": {**GROUPED, "intermediate_size": 320, "rope_parameters": PLACES},
+    "vision_config": {**PATCHES, "embed_dim": 64, "mlp_ratio": 2},
+    "image_token_id": 3,
+    "video_token_id": 4,
+    "vision_start_token_id": 5,
+    "vision_end_token_id": 6,
+}
+QWEN3_VL: Mapping[str, Any] = {
+    **QWEN2_VL,
+    "text_config": {
+        **QWEN2_VL["text_config"],
+        "head_dim": 16,
+        "rope_parameters": {**PLACES, "mrope_interleaved": True},
+    },
+    "vision_config": {
+        **PATCHES,
+        "intermediate_size": 96,
+        "out_hidden_size": 64,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0],
+    },
+}
 
 
 @attrs.frozen
@@ -106,6 +178,8 @@ FAMILIES: Mapping[str, Family] = {
     "phi3": Family("phi3", "Phi3ForCausalLM", GROUPED),
     "smollm3": Family("smollm3", "SmolLM3ForCausalLM", GROUPED),
     "qwen3_moe": Family("qwen3_moe", "Qwen3MoeForCausalLM", EXPERTS),
+    "gpt_oss": Family("gpt_oss", "GptOssForCausalLM", SINKS),
+    "deepseek_v3": Family("deepseek_v3", "DeepseekV3ForCausalLM", LATENT),
     "gpt2": Family("gpt2", "GPT2LMHeadModel", GPT),
     "t5": Family("t5", "T5ForConditionalGeneration", T5),
     "bert": Family("bert", "BertForMaskedLM", TEXT, ""),
@@ -120,5 +194,9 @@ FAMILIES: Mapping[str, Family] = {
         },
         "",
     ),
+    "llava": Family("llava", "LlavaForConditionalGeneration", LLAVA),
+    "smolvlm": Family("smolvlm", "SmolVLMForConditionalGeneration", SMOLVLM),
+    "qwen2_vl": Family("qwen2_vl", "Qwen2VLForConditionalGeneration", QWEN2_VL),
+    "qwen3_vl": Family("qwen3_vl", "Qwen3VLForConditionalGeneration", QWEN3_VL),
     "whisper": Family("whisper", "WhisperForConditionalGeneration", SPEECH, "input_features"),
 }

@@ -13,9 +13,10 @@ from torch import nn
 import prunekit as pk
 from prunekit.plugin import ServingEngine, ServingProfile, hookimpl
 from prunekit_plugins.cli.entry import main
+from prunekit_plugins.folders.example_inputs import example_inputs
 from prunekit_plugins.integrations.configuration import update_config
 from prunekit_plugins.serving.blocks import block_configs
-from tests.folders.families import GPT, Family
+from tests.folders.families import FAMILIES, GPT, Family
 from tests.models import small_llama
 
 transformers = pytest.importorskip("transformers")
@@ -248,3 +249,26 @@ def test_layers_that_differ_are_worded_as_blocks() -> None:
     llama.model.layers[0].self_attn = nn.Identity()
     with pytest.raises(pk.ArgumentError, match=r"first layer has no attention"):
         block_configs(llama)
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+def test_groups_that_a_profile_ties_keep_the_same_number_of_units_where_sizes_are_uniform(uniform: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+    with torch.no_grad():
+        model[0].weight[:12] *= 1e-3  # by itself, it would lose these
+    ties = (frozenset({"0", "2", "a group that isn't there"}),)
+
+    def chip(*given: object) -> ServingProfile:
+        return ServingProfile(uniform=uniform, ties=ties)
+
+    pk.prune(model, torch.ones(1, 4), 0.5, serve=chip, global_pruning=True)
+    assert (model[0].out_features == model[2].out_features) == uniform
+    assert model[0].out_features + model[2].out_features == 16
+
+
+def test_a_factor_that_says_few_sizes_only_says_none() -> None:
+    model = FAMILIES["qwen2_vl"].build()
+    found = profile("transformers", model, example_inputs(model))
+    assert {"model.visual.blocks.0.mlp.fc1", "model.visual.blocks.1.mlp.fc1"} < set(found.fixed)  # 32 times mlp_ratio
+    assert found.round_to == 8
