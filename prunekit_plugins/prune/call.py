@@ -212,7 +212,8 @@ def prune(
         branch_importance: A criterion for branches or its registered name; None for ``"output_change"`` with
             calibration data, and for ``"magnitude"``, a weak guess, without.
         by: What meets a target: ``"width"`` (units), ``"depth"`` (branches alone) or ``"both"``: one knapsack over
-            sizes of groups, branches and experts, whose choices are measured on held-out calibration data.
+            sizes of groups, whole heads (unless ``prune_num_heads=False`` or a serving profile keeps them), branches
+            and experts, whose choices are measured on held-out calibration data.
         keep_first: So many branches stay at the start of the program, whatever their scores.
         keep_last: So many branches stay at its end.
         keep_names: Whether a layer that loses all its branches stays in its ``ModuleList`` or ``Sequential``, as a

@@ -105,6 +105,8 @@ class PruneSettings:
         # what can be read once is read here: several ask
         read = {name: list(given[name]) for name in READ if isinstance(given.get(name), Iterator)}
         given = {**given, **read}
+        if given.get("by") == BOTH and given.get("serve") is None:
+            given = {"prune_num_heads": True, **given}  # one knapsack over all that may go, unless the call says no
         return cls(**fields_from(cls, given), given=given)
 
     @property
