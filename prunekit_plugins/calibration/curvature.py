@@ -13,7 +13,7 @@ from torch import nn
 from prunekit_core.program.linear_forms import Site
 from prunekit_core.program.outputs import output_tensors
 from prunekit_plugins.calibration.batches import Batch
-from prunekit_plugins.calibration.moments import Gatherer, Moments
+from prunekit_plugins.calibration.moments import Gatherer, Moments, is_finite
 from prunekit_plugins.calibration.observation import Run, Watched
 
 EXAMPLES = 16
@@ -66,12 +66,13 @@ class Read:
     def weigh(self, outputs: torch.Tensor) -> None:
         """Adds samples of what it put out, ``[groups, samples, outputs]``, some at a time: a vocabulary is large."""
         for part in outputs.split(max(1, BLOCK // max(1, outputs.shape[0] * outputs.shape[2])), 1):
-            finite = part.isfinite().all(2).all(0)
-            count = int(finite.sum())
-            kept = part if count == len(finite) else part[:, finite]
-            kept = kept.to(torch.promote_types(kept.dtype, torch.float32))
-            squares = kept.square().sum(1, dtype=torch.float64)
-            self.samples += count
+            kept = part.to(torch.promote_types(part.dtype, torch.float32))
+            squares = kept.square().sum(1)
+            if not is_finite(squares):
+                kept = kept[:, kept.isfinite().all(2).all(0)]
+                squares = kept.square().sum(1, dtype=torch.float64)
+            squares = squares.double()
+            self.samples += kept.shape[1]
             self.energy = squares if self.energy is None else self.energy + squares
 
 

@@ -151,7 +151,7 @@ def _round(examples: int) -> str:
     return f"{rounded:,} more {'examples' if rounded > 1 else 'example'}"
 
 
-def _finite(values: torch.Tensor) -> bool:
+def is_finite(values: torch.Tensor) -> bool:
     """Tells that all values are finite where that is seen at a glance: their sum is. (Large ones may overflow.)"""
     return math.isfinite(float(values.sum()))
 
@@ -266,7 +266,7 @@ class Gatherer:
             are targets or no covariances, or it is too much to keep.
         """
         given = features.shape[1]
-        if not (_finite(features) and (targets is None or _finite(targets))):
+        if not (is_finite(features) and (targets is None or is_finite(targets))):
             good = torch.isfinite(features).all(2).all(0)
             if targets is not None:
                 good &= torch.isfinite(targets).all(2).all(0)
