@@ -57,10 +57,11 @@ def watched(progress: Callable[[int, int], None]) -> Iterator[None]:
 
 @attrs.frozen(eq=False)
 class _Job:
-    """An operation that takes time, and what to measure."""
+    """An operation that takes time, and what to measure; it runs so many times."""
 
     recording: Recording
     operation: Operation
+    times: float = 1.0
 
     def groups(self) -> list[str]:
         """Names the groups that the operation's tensors are made of."""
@@ -141,11 +142,11 @@ def _word(value: Any) -> str:
     return str(value)
 
 
-def _jobs(recording: Recording) -> list[_Job]:
+def _jobs(recording: Recording, times: float) -> list[_Job]:
     """Lists the operations that do something: no views, and nothing that isn't an operation of PyTorch's."""
     trace = recording.trace
     return [
-        _Job(recording, operation)
+        _Job(recording, operation, times)
         for operation in trace.operations
         if isinstance(operation.op, torch._ops.OpOverload)
         and operation.outputs
@@ -175,10 +176,12 @@ class LatencyCost(CostModel):
     def compile(self, analysis: Analysis) -> Compiled:
         """Measures the operations that aren't in the table yet, and makes their sum a function of group sizes."""
         device = _device(analysis)
-        jobs, groups, sizer = _jobs(analysis.recordings[0]), group_sizes(analysis), SymbolicSizer()
+        jobs = [job for recording, times in analysis.counted for job in _jobs(recording, times)]
+        groups, sizer = group_sizes(analysis), SymbolicSizer()
         evaluate = compile_polynomials([job.work(sizer) for job in jobs], groups)
         points = [{n: max(1, round(size * fraction)) for n, size in groups.items()} for fraction in FRACTIONS]
         seconds = self._measured(jobs, points, device).cummax(1).values
+        times = torch.tensor([job.times for job in jobs], dtype=torch.double, device="cpu")
         works = torch.stack([evaluate(point) for point in points], 1).double()
         rows = torch.arange(len(jobs), device="cpu")
         steps = (works[:, 1:] - works[:, :-1]).clamp(min=1)
@@ -188,7 +191,7 @@ class LatencyCost(CostModel):
             place = ((work[:, None] > works).sum(1) - 1).clamp(0, len(FRACTIONS) - 2)
             share = ((work - works[rows, place]) / steps[rows, place]).clamp(0, 1)
             low, high = seconds[rows, place], seconds[rows, place + 1]
-            return float((low + (high - low) * torch.where(steps[rows, place] > 1, share, 1.0)).sum())
+            return float((times * (low + (high - low) * torch.where(steps[rows, place] > 1, share, 1.0))).sum())
 
         return cost
 
@@ -224,7 +227,8 @@ class LatencyCost(CostModel):
         """Measures two models in turns; see `CostModel.measure`."""
         models = [before, after]
         with evaluating(models):
-            runs = [lambda model=model: example.runner(model, example.args, example.kwargs) for model in models]
+            run = example.timed or example.runner
+            runs = [lambda model=model: run(model, example.args, example.kwargs) for model in models]
             first, second = timed(runs, rounds=ROUNDS, warm_up=WARM_UP, device=accelerator_of(models))
         return first.median, second.median
 

@@ -168,6 +168,7 @@ def prune(
     optimizer: Optimizers | None = None,
     verify: str = AUTO,
     serve: Served | None = None,
+    workload: Mapping[str, int] | None = None,
     **options: Unpack[FurtherOptions],
 ) -> PruneResult:
     """Prunes a model in place.
@@ -229,6 +230,10 @@ def prune(
             stay whole whose sizes nothing could say, and ``round_to`` is a multiple of what it asks for. With options a
             table, ``{"name": "vllm", "tensor_parallel": 2}``. Or a function ``(model, example_inputs, registry)`` that
             returns a `ServingProfile`.
+        workload: The calls at which costs are counted, where they aren't one call on the example inputs:
+            ``{"batch": 8, "length": 512, "decode": 128}``, or some of these. MACs and latency are those of a call on so
+            many examples of so many tokens, and of decoding so many more with the cache; caches are as long as all of
+            it, ``memory`` is that of the first call.
         options: Further arguments of `BasePruner`, such as ``uniform``, ``free_outputs``, ``head_pruning_ratio``, or
             ``weights`` for a model on the meta device; all but those about steps.
 
@@ -251,12 +256,14 @@ def prune(
     profile = None if serve is None else serving_profile(serve, model, example_inputs, registry)
     if profile is not None:
         settings = PruneSettings.of(profile.under(settings.given))
-    wanted = settings.pruner(ranks=global_pruning or allotment.ranks)
+    wanted = settings.pruner(example_inputs, ranks=global_pruning or allotment.ranks)
     pruner = Pruner(**wanted.analysed(model, example_inputs, DependencyGraph(registry), registry))
     criteria = {name: getattr(pruner, name) for name in CRITERIA}
     decided = _reached(pruner, settings, allotment, path)
     pruner, plan = decided.pruner, decided.plan
-    read = unit_notes(settings.target, registry) if settings.target else ()
+    read = unit_notes(settings.target, registry) if settings.target else []
+    if settings.workload is not None:
+        read = [*read, f"costs are counted for a workload: {settings.workload}"]
     doubts = (*read, *told, *(profile.notes if profile else ()), *decided.notes)
     preview = _with_target_costs(plan.preview(), pruner.graph, plan, settings.target or {})
     shared = settings.depth.by == BOTH or not settings.depth.requested

@@ -20,6 +20,7 @@ from prunekit_core.projects.config import Config
 from prunekit_plugins.budgets.allocation import Solver
 from prunekit_plugins.budgets.budget import Target, check_target
 from prunekit_plugins.budgets.curves import Sensitivity
+from prunekit_plugins.budgets.inference.workload import Workload
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.classic.settings import PrunerSettings
 from prunekit_plugins.compensation.repair import Compensator
@@ -55,6 +56,10 @@ DEPTH_KEYWORDS = ("branch_ratio", "branches", "branch_importance", "by", "keep_f
 """Keywords about branches, which it lists where branches go."""
 
 
+def _read_workload(given: Any) -> Workload | None:
+    return None if given is None else Workload.of(given)
+
+
 @attrs.frozen(eq=False)
 class PruneSettings:
     """The arguments of `prune`, checked as far as they can be without a model; see there.
@@ -80,6 +85,7 @@ class PruneSettings:
     forward_fn: Callable[[nn.Module, Any], Any] | None = None
     optimizer: Optimizers | None = None
     verify: str = AUTO
+    workload: Workload | None = attrs.field(default=None, converter=_read_workload)
     demands: Demands = attrs.field(factory=lambda: Demands(""))
     given: Mapping[str, Any] = attrs.field(factory=dict)
     depth: DepthSettings = attrs.field(init=False)
@@ -171,15 +177,27 @@ class PruneSettings:
         if self.target is not None:
             check_target(self.target, registry)
 
-    def pruner(self, *, ranks: bool) -> PrunerSettings:
-        """Returns what the pruner is asked for, where ``ranks`` says whether all units are ranked together."""
+    def pruner(self, example_inputs: Any, *, ranks: bool) -> PrunerSettings:
+        """Returns what the pruner is asked for.
+
+        Args:
+            example_inputs: What the model is called with; the calls of a workload are made of it.
+            ranks: Whether all units are ranked together.
+
+        Raises:
+            ArgumentError: The workload can't be made of these inputs.
+        """
+        counted: dict[str, Any] = {}
+        if self.workload is not None:
+            ways = self.given.get("forward_fn"), self.given.get("output_transform")
+            counted["more_inputs"] = self.workload.examples(example_inputs, *ways)
         own = {
             "importance": self.criterion,
             "expert_importance": self.expert_criterion,
             "global_pruning": ranks,
             "pruning_ratio": self.width_ratio,
         }
-        return PrunerSettings.of({**self.given, **own})
+        return PrunerSettings.of({**self.given, **own, **counted})
 
     def recorded(self, allocation: str | Solver | None, *, experts: bool) -> dict[str, Any]:
         """Returns the arguments that the protocol lists.
@@ -198,5 +216,5 @@ class PruneSettings:
             "optimizer": self.optimizer and type(self.optimizer),
         }
         hidden = (*(() if self.depth.requested else DEPTH_KEYWORDS), *(() if experts else ("expert_importance",)))
-        hidden = hidden if self.given.get("serve") else (*hidden, "serve")
+        hidden = (*hidden, *(name for name in ("serve", "workload") if not self.given.get(name)))
         return {name: value for name, value in {**self.given, **made}.items() if name not in (*UNRECORDED, *hidden)}
