@@ -20,6 +20,7 @@ from prunekit_core.projects.config import Config
 from prunekit_plugins.budgets.allocation import Solver
 from prunekit_plugins.budgets.budget import Target, check_target
 from prunekit_plugins.budgets.curves import Sensitivity
+from prunekit_plugins.budgets.inference.latency_table import LatencyTable
 from prunekit_plugins.budgets.inference.workload import Workload
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.classic.settings import PrunerSettings
@@ -60,6 +61,10 @@ def _read_workload(given: Any) -> Workload | None:
     return None if given is None else Workload.of(given)
 
 
+def _read_table(given: Any) -> LatencyTable | None:
+    return given if given is None or isinstance(given, LatencyTable) else LatencyTable.load(given)
+
+
 @attrs.frozen(eq=False)
 class PruneSettings:
     """The arguments of `prune`, checked as far as they can be without a model; see there.
@@ -86,6 +91,7 @@ class PruneSettings:
     optimizer: Optimizers | None = None
     verify: str = AUTO
     workload: Workload | None = attrs.field(default=None, converter=_read_workload)
+    latency_table: LatencyTable | None = attrs.field(default=None, converter=_read_table)
     demands: Demands = attrs.field(factory=lambda: Demands(""))
     given: Mapping[str, Any] = attrs.field(factory=dict)
     depth: DepthSettings = attrs.field(init=False)
@@ -95,6 +101,8 @@ class PruneSettings:
             raise ArgumentError("Give a ratio or a target, not both.")
         if self.ratio is not None:
             check_ratio(self.ratio, "ratio")
+        if self.latency_table is not None and "latency" not in (self.target or {}):
+            raise ArgumentError("A table of latencies is for a target on latency.", hint='target={"latency": "20ms"}')
         object.__setattr__(self, "depth", DepthSettings.of(self.given))
         shared = self.allocation is not None or self.sensitivity is not None
         if shared and self.depth.requested and self.depth.by != BOTH:
@@ -214,7 +222,8 @@ class PruneSettings:
             "allocation": allocation,
             "sensitivity": self.sensitivity and self.sensitivity.metric,
             "optimizer": self.optimizer and type(self.optimizer),
+            "latency_table": self.latency_table and dict(self.latency_table.machine),
         }
         hidden = (*(() if self.depth.requested else DEPTH_KEYWORDS), *(() if experts else ("expert_importance",)))
-        hidden = (*hidden, *(name for name in ("serve", "workload") if not self.given.get(name)))
+        hidden = (*hidden, *(name for name in ("serve", "workload", "latency_table") if not self.given.get(name)))
         return {name: value for name, value in {**self.given, **made}.items() if name not in (*UNRECORDED, *hidden)}
