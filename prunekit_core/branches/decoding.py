@@ -74,6 +74,10 @@ class _Added:
         recorded: list[_Recorded] = []
         for recording in self._analysis.recordings:
             example = recording.example
+            if example.counts is not None:  # of the calls of a workload some decode already
+                first = next(filter(None, known.values()), None)
+                recorded.append(_shortened(recording, None if first is None else first.decoding))
+                continue
             if id(example) not in known:
                 search = _Search(self._analysis.shadow, recording, self._registry)
                 known[id(example)] = search.found()
@@ -162,7 +166,8 @@ class _Search:
         """Records all calls; returns the recording, or None and why one of them raised."""
         example, mode = self._recording.example, self._recording.training
         patterns = (*example.free_outputs, *(f"*.{pattern}" for pattern in example.free_outputs))
-        calls = attrs.evolve(example, runner=DecodingRunner(example.runner, decoding), free_outputs=patterns)
+        runner = DecodingRunner(example.runner, decoding)
+        calls = attrs.evolve(example, runner=runner, free_outputs=patterns, counts=None)
         self._shadow.rewind()
         trace, error = try_to_record(self._shadow, calls, self._rules, label=DECODING, training=mode)
         if error is not None:

@@ -85,6 +85,17 @@ class Analysis:
     followed: Followed | None = None
     choices: Choices | None = None
 
+    @property
+    def counted(self) -> tuple[tuple[Recording, float], ...]:
+        """The recordings that costs are counted on, in their first mode, and how often each counts.
+
+        That is the first recording, once, unless examples say otherwise: then those that count. The first of them is
+        the longest first call, the last one ends with the largest cache.
+        """
+        first = [recording for recording in self.recordings if recording.training is self.recordings[0].training]
+        chosen = [(one, one.example.counts) for one in first if one.example.counts is not None]
+        return tuple((one, times) for one, times in chosen if times is not None) or ((self.recordings[0], 1.0),)
+
     def elements(self, size_of: Callable[[Layout], Number]) -> dict[str, Number]:
         """Computes how many elements parameters and buffers have.
 

@@ -74,7 +74,7 @@ class Decoding:
         covered = inputs
         for later in self.later:
             added = inputs if later is Later.SAME else last_position(inputs)
-            covered = _covering(covered, added)
+            covered = covering(covered, added)
             cache = {argument: held(outputs, key) for key, argument in self.handed}
             outputs = model(**{**added, **covered, **cache})
             found.append(without(outputs, self.handed))
@@ -209,7 +209,7 @@ def _moving(inputs: Mapping[str, Any]) -> list[str]:
     return [name for name in decoder or tensors if not name.endswith(COVERING)]
 
 
-def _covering(before: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
+def covering(before: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the masks over all tokens so far and those that are added, of which each is like the last one."""
     decoder = any(name.startswith(TARGET) for name in added)
     name = f"{TARGET}{COVERING}" if decoder else COVERING

@@ -55,12 +55,17 @@ class Example:
         kwargs: Keyword inputs.
         runner: How the model is run on them.
         free_outputs: Patterns of names of outputs that may lose units.
+        counts: How often costs of its program count, where they aren't those of the first example; see
+            `Analysis.counted`.
+        timed: How the model is run on them to be timed; None for the runner.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     runner: Runner = run_model
     free_outputs: tuple[str, ...] = ()
+    counts: float | None = None
+    timed: Runner | None = None
 
     @classmethod
     def of(cls, inputs: Any, runner: Runner = run_model) -> Example:

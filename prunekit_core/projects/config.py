@@ -165,6 +165,10 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "ignored_layers": ("a list of layers", _is_list_of_names),
     "free_outputs": ("a list of names of outputs", _is_list_of_names),
     "serve": ('the name of a serving profile, or a table such as { name = "vllm", tensor_parallel = 2 }', _is_made),
+    "workload": (
+        "a table of whole numbers such as { batch = 8, length = 512, decode = 128 }",
+        _is_table_of(lambda value: type(value) is int and value >= 0),
+    ),
     "head_pruning_ratio": _RATIO,
     "expert_pruning_ratio": _RATIO,
     "expert_importance": ('the name of a criterion, or a table such as { name = "reap", relative = false }', _is_made),

@@ -15,8 +15,9 @@ from prunekit_plugins.budgets.families import Family, RatioFamily
 from prunekit_plugins.budgets.inference.active import active_params
 from prunekit_plugins.budgets.inference.cache import kv_cache, kv_memory
 from prunekit_plugins.budgets.inference.check import check_cache
+from prunekit_plugins.budgets.inference.latency_table import LatencyTable
 from prunekit_plugins.budgets.knapsack import Choice, Problem
-from prunekit_plugins.budgets.latency import LatencyCost, latency, watched
+from prunekit_plugins.budgets.latency import LatencyCost, latency, watched, write_latency_table
 from prunekit_plugins.budgets.memory import memory
 from prunekit_plugins.budgets.targets import plan_to_target
 
@@ -26,6 +27,7 @@ __all__ = [
     "Curve",
     "Family",
     "LatencyCost",
+    "LatencyTable",
     "Problem",
     "RatioFamily",
     "Sensitivity",
@@ -40,6 +42,7 @@ __all__ = [
     "plan_to_target",
     "watched",
     "weights",
+    "write_latency_table",
 ]
 
 

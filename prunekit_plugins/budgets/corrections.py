@@ -149,5 +149,5 @@ def _taken(graph: Graph, name: str, model: CostModel, small: nn.Module) -> tuple
     registry = graph.registry
     blame = registry.owners.blame("prunekit_budgets", registry.named("prunekit_budgets", name))
     with blame.blamed(WRONG_COST):
-        before, after = model.measure(graph.model, small, graph.analysis.recordings[0].example)
+        before, after = model.measure(graph.model, small, graph.analysis.counted[0][0].example)
     return checked_cost(before, blame), checked_cost(after, blame)

@@ -72,18 +72,21 @@ class ParameterCost(CostModel):
 
 
 class MacsCost(CostModel):
-    """Multiply-accumulates of one forward on the (first) example inputs, in the first recorded mode.
+    """Multiply-accumulates of one forward on the (first) example inputs, in the first recorded mode; of a workload,
+    those of all its calls.
 
     Linear layers, matrix products, einsum, convolutions and attention count, one for each product that is added up
     (half of what ``torch.utils.flop_counter`` calls flops); biases, norms and pointwise operations don't.
     """
 
     def compile(self, analysis: Analysis) -> Compiled:
-        """Adds all operations up to one polynomial."""
-        total = as_polynomial(0)
-        for _, macs in operation_macs(analysis.recordings[0], SymbolicSizer()):
-            total += macs
-        return compile_sum(total, analysis)
+        """Adds all operations up to one polynomial, in which recordings that count half a time count whole numbers."""
+        total, whole = as_polynomial(0), 1 if all(times.is_integer() for _, times in analysis.counted) else 2
+        for recording, times in analysis.counted:
+            for _, macs in operation_macs(recording, SymbolicSizer()):
+                total += macs * round(times * whole)
+        found = compile_sum(total, analysis)
+        return found if whole == 1 else lambda sizes: found(sizes) / whole
 
 
 def operation_macs(recording: Recording, sizer: Callable[[Layout], Any]) -> Iterator[tuple[Operation, Number]]:

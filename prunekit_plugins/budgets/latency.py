@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from prunekit.plugin import (
     Compiled,
     CostModel,
     Example,
+    Graph,
     Operation,
     Recording,
+    Registry,
     Sizes,
     SymbolicSizer,
     as_polynomial,
@@ -30,6 +33,8 @@ from prunekit.plugin import (
     size_of,
 )
 from prunekit_plugins.budgets.counts import FORMULAS, Shapes
+from prunekit_plugins.budgets.inference.latency_table import LatencyTable, table_given
+from prunekit_plugins.budgets.inference.workload import Workload
 from prunekit_plugins.budgets.timetable import Timetable
 from prunekit_plugins.measure import accelerator_of, evaluating, timed
 
@@ -57,10 +62,11 @@ def watched(progress: Callable[[int, int], None]) -> Iterator[None]:
 
 @attrs.frozen(eq=False)
 class _Job:
-    """An operation that takes time, and what to measure."""
+    """An operation that takes time, and what to measure; it runs so many times."""
 
     recording: Recording
     operation: Operation
+    times: float = 1.0
 
     def groups(self) -> list[str]:
         """Names the groups that the operation's tensors are made of."""
@@ -134,6 +140,8 @@ def _tensor(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) ->
 
 
 def _word(value: Any) -> str:
+    if isinstance(value, torch.device):
+        return "device"  # measured on one, looked up for another
     if isinstance(value, torch.Tensor):
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
     if isinstance(value, list):
@@ -141,17 +149,64 @@ def _word(value: Any) -> str:
     return str(value)
 
 
-def _jobs(recording: Recording) -> list[_Job]:
+def _jobs(recording: Recording, times: float) -> list[_Job]:
     """Lists the operations that do something: no views, and nothing that isn't an operation of PyTorch's."""
     trace = recording.trace
     return [
-        _Job(recording, operation)
+        _Job(recording, operation, times)
         for operation in trace.operations
         if isinstance(operation.op, torch._ops.OpOverload)
         and operation.outputs
         and operation.references()
         and not all(ref.index in trace.shares for ref in operation.outputs)
     ]
+
+
+def _asked(analysis: Analysis) -> tuple[list[_Job], list[dict[str, int]]]:
+    """What is measured: the operations, and the sizes of groups."""
+    jobs = [job for recording, times in analysis.counted for job in _jobs(recording, times)]
+    groups = group_sizes(analysis).items()
+    return jobs, [{n: max(1, round(size * fraction)) for n, size in groups} for fraction in FRACTIONS]
+
+
+def _at_points(
+    jobs: list[_Job], points: list[dict[str, int]], taken: Callable[[_Job, Sizes, str], float | None]
+) -> torch.Tensor:
+    """Returns the seconds of all operations at all points: tensor ``[operations, points]``, float64.
+
+    Args:
+        jobs: The operations.
+        points: The sizes of groups, ascending.
+        taken: Returns what an operation takes at a point, by its key too; None if nothing is known from there on.
+    """
+    progress = _watcher.get()
+    found = torch.zeros(len(jobs), len(points), dtype=torch.double, device="cpu")
+    for number, job in enumerate(jobs):
+        varies = bool(job.groups())
+        for place in reversed(range(len(points))):
+            if not varies and place + 1 < len(points):
+                found[number, place] = found[number, place + 1]
+                continue
+            seconds = taken(job, points[place], job.arguments(points[place], _NOWHERE)[1])
+            if seconds is None:
+                break
+            found[number, place] = seconds
+        if progress is not None:
+            progress(number + 1, len(jobs))
+    return found
+
+
+def _read(jobs: list[_Job], points: list[dict[str, int]], table: LatencyTable) -> torch.Tensor:
+    """Reads the seconds of all operations at all points from a table.
+
+    Raises:
+        CheckpointError: It lacks some.
+    """
+    missing: list[str] = []
+    found = _at_points(jobs, points, lambda job, point, key: table.look_up(key, missing))
+    if missing:
+        raise table.refuse(missing)
+    return found
 
 
 class LatencyCost(CostModel):
@@ -167,18 +222,25 @@ class LatencyCost(CostModel):
 
     unit = "ms"
     previewed = False
-    measured = True
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
 
+    @property
+    def measured(self) -> bool:  # type: ignore[override]  # CostModel's is an attribute
+        """Whether plans are timed: not where a table says what operations take elsewhere."""
+        return table_given() is None
+
     def compile(self, analysis: Analysis) -> Compiled:
         """Measures the operations that aren't in the table yet, and makes their sum a function of group sizes."""
-        device = _device(analysis)
-        jobs, groups, sizer = _jobs(analysis.recordings[0]), group_sizes(analysis), SymbolicSizer()
+        table = table_given()
+        device = _NOWHERE if table is not None else _device(analysis)
+        (jobs, points), groups, sizer = _asked(analysis), group_sizes(analysis), SymbolicSizer()
         evaluate = compile_polynomials([job.work(sizer) for job in jobs], groups)
-        points = [{n: max(1, round(size * fraction)) for n, size in groups.items()} for fraction in FRACTIONS]
-        seconds = self._measured(jobs, points, device).cummax(1).values
+        found = self._measured(jobs, points, device) if table is None else _read(jobs, points, table)
+        seconds = found.cummax(1).values
+        factor = 1.0 if table is None else table.factor
+        times = torch.tensor([factor * job.times for job in jobs], dtype=torch.double, device="cpu")
         works = torch.stack([evaluate(point) for point in points], 1).double()
         rows = torch.arange(len(jobs), device="cpu")
         steps = (works[:, 1:] - works[:, :-1]).clamp(min=1)
@@ -188,7 +250,7 @@ class LatencyCost(CostModel):
             place = ((work[:, None] > works).sum(1) - 1).clamp(0, len(FRACTIONS) - 2)
             share = ((work - works[rows, place]) / steps[rows, place]).clamp(0, 1)
             low, high = seconds[rows, place], seconds[rows, place + 1]
-            return float((low + (high - low) * torch.where(steps[rows, place] > 1, share, 1.0)).sum())
+            return float((times * (low + (high - low) * torch.where(steps[rows, place] > 1, share, 1.0))).sum())
 
         return cost
 
@@ -197,34 +259,47 @@ class LatencyCost(CostModel):
 
         An operation that can't be run by itself counts nothing here; the correction makes up for it.
         """
-        table, progress = Timetable(device, self._folder), _watcher.get()
-        found = torch.zeros(len(jobs), len(points), dtype=torch.double, device="cpu")
+        table = Timetable(device, self._folder)
+
+        def taken(job: _Job, point: Sizes, key: str) -> float | None:
+            try:
+                if key not in table.seconds:
+                    table.measure(key, job.run(job.arguments(point, device)[0]))
+            except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
+                return None
+            return table.seconds[key]
+
         try:
             with torch.inference_mode():
-                for number, job in enumerate(jobs):
-                    varies = bool(job.groups())
-                    for place in reversed(range(len(points))):
-                        if not varies and place + 1 < len(points):
-                            found[number, place] = found[number, place + 1]
-                            continue
-                        key = job.arguments(points[place], _NOWHERE)[1]
-                        try:
-                            if key not in table.seconds:
-                                table.measure(key, job.run(job.arguments(points[place], device)[0]))
-                            found[number, place] = table.seconds[key]
-                        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
-                            break
-                    if progress is not None:
-                        progress(number + 1, len(jobs))
+                return _at_points(jobs, points, taken)
         finally:
             table.save()
-        return found
+
+    def table(self, analysis: Analysis, model: nn.Module) -> LatencyTable:
+        """Measures the operations of a model, and the model as a whole, for a table that is used elsewhere."""
+        seconds: dict[str, float] = {}
+        alone: set[str] = set()
+        predicted = self.compile(analysis)({})
+        device = _device(analysis)
+        known = Timetable(device, self._folder)
+
+        def noted(job: _Job, point: Sizes, key: str) -> float | None:
+            if key in known.seconds:
+                seconds[key] = known.seconds[key]
+            else:
+                alone.add(key)
+            return seconds.get(key)
+
+        _at_points(*_asked(analysis), noted)
+        taken, _ = self.measure(model, model, analysis.counted[0][0].example)
+        return LatencyTable(known.machine, seconds, frozenset(alone), taken / predicted)
 
     def measure(self, before: nn.Module, after: nn.Module, example: Example) -> tuple[float, float]:
         """Measures two models in turns; see `CostModel.measure`."""
         models = [before, after]
         with evaluating(models):
-            runs = [lambda model=model: example.runner(model, example.args, example.kwargs) for model in models]
+            run = example.timed or example.runner
+            runs = [lambda model=model: run(model, example.args, example.kwargs) for model in models]
             first, second = timed(runs, rounds=ROUNDS, warm_up=WARM_UP, device=accelerator_of(models))
         return first.median, second.median
 
@@ -250,3 +325,35 @@ def _device(analysis: Analysis) -> torch.device:
 
 latency = LatencyCost()
 """Seconds of one forward on this machine; see `LatencyCost`."""
+
+
+def write_latency_table(
+    model: nn.Module,
+    example_inputs: Any,
+    path: str | os.PathLike[str],
+    *,
+    workload: Mapping[str, int] | None = None,
+    forward_fn: Callable[[nn.Module, Any], Any] | None = None,
+    registry: Registry | None = None,
+) -> LatencyTable:
+    """Measures the operations of a model on the device that it is on, for ``prune(latency_table=path)`` elsewhere.
+
+    Args:
+        model: The model, not pruned.
+        example_inputs: Inputs of the shapes that will be pruned with.
+        path: The file.
+        workload: The workload that will be pruned with; see `prune`.
+        forward_fn: See `prune`.
+        registry: Where plugins are found; None for the default registry.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ArgumentError: The workload is wrong, or the model has no values.
+    """
+    counted = () if workload is None else Workload.of(workload).examples(example_inputs, forward_fn)
+    graph = Graph.of(model, example_inputs, more_inputs=counted, forward_fn=forward_fn, registry=registry)
+    table = latency.table(graph.analysis, graph.model)
+    table.save(path)
+    return table

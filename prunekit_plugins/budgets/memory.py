@@ -115,7 +115,7 @@ class MemoryCost(CostModel):
 
     def compile(self, analysis: Analysis) -> Compiled:
         """Finds out once what is alive when; then only sizes change."""
-        recording, sizer = analysis.recordings[0], SymbolicSizer()
+        recording, sizer = analysis.counted[0][0], SymbolicSizer()
         held = lives(recording)
         sizes: list[Polynomial] = []
         for life in held:

@@ -103,6 +103,23 @@ def read_targets(texts: Sequence[str]) -> dict[str, float | str] | None:
     return found or None
 
 
+def read_workload(text: str | None) -> dict[str, int] | None:
+    """Reads a ``--workload``: ``batch=8,length=512,decode=128``; None stays None.
+
+    Raises:
+        ArgumentError: It isn't of that form, or says something twice.
+    """
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",")]
+    found = {name.strip(): int(value) for name, _, value in pairs if value.strip().isdecimal()}
+    if len(found) < len(pairs):
+        raise ArgumentError(
+            "A --workload is names with whole numbers.", why=f"got {text!r}", hint="batch=8,length=512,decode=128"
+        )
+    return found
+
+
 def read_name(text: str) -> str:
     """Reads the name of something registered, or of code: the path of a file in it becomes absolute."""
     place, colon, attribute = text.rpartition(":")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from prunekit_core.record.recorder import check_recordable
 from prunekit_plugins.budgets.allocation import Solver
 from prunekit_plugins.budgets.budget import Budget, OutOfReachError, Target, unit_notes
 from prunekit_plugins.budgets.curves import Sensitivity
+from prunekit_plugins.budgets.inference.latency_table import LatencyTable, latencies_from
 from prunekit_plugins.budgets.knapsack import Problem
 from prunekit_plugins.budgets.targets import Selector, plan_to_target
 from prunekit_plugins.calibration.batches import Batches
@@ -53,6 +55,9 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from prunekit_plugins.classic.options import FurtherOptions
+
+LATENCY = "latency"
+"""The cost that a table may say."""
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -168,6 +173,8 @@ def prune(
     optimizer: Optimizers | None = None,
     verify: str = AUTO,
     serve: Served | None = None,
+    workload: Mapping[str, int] | None = None,
+    latency_table: str | os.PathLike[str] | LatencyTable | None = None,
     **options: Unpack[FurtherOptions],
 ) -> PruneResult:
     """Prunes a model in place.
@@ -230,6 +237,12 @@ def prune(
             stay whole whose sizes nothing could say, and ``round_to`` is a multiple of what it asks for. With options a
             table, ``{"name": "vllm", "tensor_parallel": 2}``. Or a function ``(model, example_inputs, registry)`` that
             returns a `ServingProfile`.
+        workload: The calls at which costs are counted, where they aren't one call on the example inputs:
+            ``{"batch": 8, "length": 512, "decode": 128}``, or some of these. MACs and latency are those of a call on so
+            many examples of so many tokens, and of decoding so many more with the cache; caches are as long as all of
+            it, ``memory`` is that of the first call.
+        latency_table: A file that ``prunekit bench --latency-table`` or `write_latency_table` wrote on the device
+            where the model is to run: a target on latency is met by what it says, and nothing is timed here.
         options: Further arguments of `BasePruner`, such as ``uniform``, ``free_outputs``, ``head_pruning_ratio``, or
             ``weights`` for a model on the meta device; all but those about steps.
 
@@ -252,12 +265,13 @@ def prune(
     profile = None if serve is None else serving_profile(serve, model, example_inputs, registry)
     if profile is not None:
         settings = PruneSettings.of(profile.under(settings.given))
-    wanted = settings.pruner(ranks=global_pruning or allotment.ranks)
+    wanted = settings.pruner(example_inputs, ranks=global_pruning or allotment.ranks)
     pruner = Pruner(**wanted.analysed(model, example_inputs, DependencyGraph(registry), registry))
     criteria = {name: getattr(pruner, name) for name in CRITERIA}
-    decided = _reached(pruner, settings, allotment, path)
+    with latencies_from(settings.latency_table):
+        decided = _reached(pruner, settings, allotment, path)
+        read = _about_costs(settings, pruner.graph, decided.plan)
     pruner, plan = decided.pruner, decided.plan
-    read = unit_notes(settings.target, registry) if settings.target else ()
     doubts = (*read, *told, *(profile.notes if profile else ()), *decided.notes)
     preview = _with_target_costs(plan.preview(), pruner.graph, plan, settings.target or {})
     shared = settings.depth.by == BOTH or not settings.depth.requested
@@ -275,15 +289,34 @@ def prune(
     return _cut(pruner, result, optimizer, repaired, (*doubts, *verification.notes(verify)))
 
 
+def _about_costs(settings: PruneSettings, graph: Graph, plan: Plan) -> list[str]:
+    """Says how targets were read, what costs are counted for, and where latencies are from."""
+    notes = unit_notes(settings.target, graph.registry) if settings.target else []
+    if settings.workload is not None:
+        notes.append(f"costs are counted for a workload: {settings.workload}")
+    table = settings.latency_table
+    if table is not None:
+        model = cost_model(graph.registry.named("prunekit_budgets", LATENCY))
+        before, after = map(model.text, _spent(LATENCY, graph, plan))
+        where = table.machine.get("device")
+        notes.append(
+            f"latency: predicted {after} of {before}, by a table that was measured on {where}; nothing was timed here"
+        )
+    return notes
+
+
+def _spent(name: str, graph: Graph, plan: Plan) -> tuple[float, float]:
+    """What a model costs before a plan and after it, as its cost model predicts."""
+    left = graph.analysis_after(plan) if plan.absent else graph.analysis
+    sizes = {cut.group: len(cut.kept) for cut in plan.cuts}
+    return compiled_cost(graph.registry, name, graph.analysis)({}), compiled_cost(graph.registry, name, left)(sizes)
+
+
 def _with_target_costs(preview: Preview, graph: Graph, plan: Plan, target: Target) -> Preview:
     """Adds the costs that a target names and previews leave out; not those that are measured, which the plan notes."""
-    found = {}
-    for name in target:
-        if name not in preview.costs and not cost_model(graph.registry.named("prunekit_budgets", name)).measured:
-            before = compiled_cost(graph.registry, name, graph.analysis)({})
-            left = graph.analysis_after(plan) if plan.absent else graph.analysis
-            sizes = {cut.group: len(cut.kept) for cut in plan.cuts}
-            found[name] = before, compiled_cost(graph.registry, name, left)(sizes)
+    models = {name: cost_model(graph.registry.named("prunekit_budgets", name)) for name in target}
+    missing = [name for name, model in models.items() if name not in preview.costs and not model.measured]
+    found = {name: _spent(name, graph, plan) for name in missing}
     return attrs.evolve(preview, costs={**preview.costs, **found}) if found else preview
 
 

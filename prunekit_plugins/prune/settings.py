@@ -20,6 +20,8 @@ from prunekit_core.projects.config import Config
 from prunekit_plugins.budgets.allocation import Solver
 from prunekit_plugins.budgets.budget import Target, check_target
 from prunekit_plugins.budgets.curves import Sensitivity
+from prunekit_plugins.budgets.inference.latency_table import LatencyTable
+from prunekit_plugins.budgets.inference.workload import Workload
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.classic.settings import PrunerSettings
 from prunekit_plugins.compensation.repair import Compensator
@@ -55,6 +57,14 @@ DEPTH_KEYWORDS = ("branch_ratio", "branches", "branch_importance", "by", "keep_f
 """Keywords about branches, which it lists where branches go."""
 
 
+def _read_workload(given: Any) -> Workload | None:
+    return None if given is None else Workload.of(given)
+
+
+def _read_table(given: Any) -> LatencyTable | None:
+    return given if given is None or isinstance(given, LatencyTable) else LatencyTable.load(given)
+
+
 @attrs.frozen(eq=False)
 class PruneSettings:
     """The arguments of `prune`, checked as far as they can be without a model; see there.
@@ -80,6 +90,8 @@ class PruneSettings:
     forward_fn: Callable[[nn.Module, Any], Any] | None = None
     optimizer: Optimizers | None = None
     verify: str = AUTO
+    workload: Workload | None = attrs.field(default=None, converter=_read_workload)
+    latency_table: LatencyTable | None = attrs.field(default=None, converter=_read_table)
     demands: Demands = attrs.field(factory=lambda: Demands(""))
     given: Mapping[str, Any] = attrs.field(factory=dict)
     depth: DepthSettings = attrs.field(init=False)
@@ -89,6 +101,8 @@ class PruneSettings:
             raise ArgumentError("Give a ratio or a target, not both.")
         if self.ratio is not None:
             check_ratio(self.ratio, "ratio")
+        if self.latency_table is not None and "latency" not in (self.target or {}):
+            raise ArgumentError("A table of latencies is for a target on latency.", hint='target={"latency": "20ms"}')
         object.__setattr__(self, "depth", DepthSettings.of(self.given))
         shared = self.allocation is not None or self.sensitivity is not None
         if shared and self.depth.requested and self.depth.by != BOTH:
@@ -173,15 +187,27 @@ class PruneSettings:
         if self.target is not None:
             check_target(self.target, registry)
 
-    def pruner(self, *, ranks: bool) -> PrunerSettings:
-        """Returns what the pruner is asked for, where ``ranks`` says whether all units are ranked together."""
+    def pruner(self, example_inputs: Any, *, ranks: bool) -> PrunerSettings:
+        """Returns what the pruner is asked for.
+
+        Args:
+            example_inputs: What the model is called with; the calls of a workload are made of it.
+            ranks: Whether all units are ranked together.
+
+        Raises:
+            ArgumentError: The workload can't be made of these inputs.
+        """
+        counted: dict[str, Any] = {}
+        if self.workload is not None:
+            ways = self.given.get("forward_fn"), self.given.get("output_transform")
+            counted["more_inputs"] = self.workload.examples(example_inputs, *ways)
         own = {
             "importance": self.criterion,
             "expert_importance": self.expert_criterion,
             "global_pruning": ranks,
             "pruning_ratio": self.width_ratio,
         }
-        return PrunerSettings.of({**self.given, **own})
+        return PrunerSettings.of({**self.given, **own, **counted})
 
     def recorded(self, allocation: str | Solver | None, *, experts: bool) -> dict[str, Any]:
         """Returns the arguments that the protocol lists.
@@ -198,7 +224,8 @@ class PruneSettings:
             "allocation": allocation,
             "sensitivity": self.sensitivity and self.sensitivity.metric,
             "optimizer": self.optimizer and type(self.optimizer),
+            "latency_table": self.latency_table and dict(self.latency_table.machine),
         }
         hidden = (*(() if self.depth.requested else DEPTH_KEYWORDS), *(() if experts else ("expert_importance",)))
-        hidden = hidden if self.given.get("serve") else (*hidden, "serve")
+        hidden = (*hidden, *(name for name in ("serve", "workload", "latency_table") if not self.given.get(name)))
         return {name: value for name, value in {**self.given, **made}.items() if name not in (*UNRECORDED, *hidden)}

@@ -351,9 +351,8 @@ def _layers(graph: Graph, kept: Mapping[str, tuple[int, ...]], plan: Plan | None
     smaller = analysis if plan is None else graph.analysis_after(plan)
     macs: dict[str, list[int]] = {}
     for column, (found, sizer) in enumerate(((analysis, whole), (smaller, left))):
-        for operation, count in operation_macs(found.recordings[0], sizer):
-            assert isinstance(count, int)  # a Sizer computes numbers
-            macs.setdefault(operation.module, [0, 0])[column] += count
+        for path, count in _module_macs(found, sizer).items():
+            macs.setdefault(path, [0, 0])[column] = count
     own: dict[str, list[tuple[tuple[int, ...], tuple[int, ...] | None]]] = {}
     for name, parameter in analysis.parameters.items():
         if not parameter.buffer:
@@ -379,6 +378,16 @@ def _layers(graph: Graph, kept: Mapping[str, tuple[int, ...]], plan: Plan | None
                 )
             )
     return tuple(rows)
+
+
+def _module_macs(analysis: Analysis, sizer: Sizer) -> dict[str, int]:
+    """The multiply-accumulates of the operations that run in each module, of all calls that count."""
+    found: dict[str, float] = {}
+    for recording, times in analysis.counted:
+        for operation, count in operation_macs(recording, sizer):
+            assert isinstance(count, int)  # a Sizer computes numbers
+            found[operation.module] = found.get(operation.module, 0.0) + times * count
+    return {path: round(count) for path, count in found.items()}
 
 
 def _groups(graph: Graph, kept: Mapping[str, tuple[int, ...]], report: Report) -> tuple[GroupRow, ...]:

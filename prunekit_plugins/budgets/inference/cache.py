@@ -25,7 +25,7 @@ def cache_tensors(analysis: Analysis) -> list[int]:
     Args:
         analysis: The analysed model.
     """
-    recording = analysis.recordings[0]
+    recording = analysis.counted[-1][0]
     found = {ref.index: None for ref in recording.trace.handed}
     found.update(dict.fromkeys(_named(analysis, recording)))
     return [index for index in found if len(recording.trace.shapes[index]) > 1]
@@ -68,7 +68,7 @@ class CacheCost(CostModel):
                 why="nothing with tensors in it is returned under the name of an argument of forward, for these inputs",
                 hint="example inputs with use_cache=True, or another cost, such as memory",
             )
-        recording, total = analysis.recordings[0], as_polynomial(0)
+        recording, total = analysis.counted[-1][0], as_polynomial(0)
         for index in tensors:
             width = recording.trace.dtypes[index].itemsize
             total += multiplied(recording.shape(index, SymbolicSizer())) * width

@@ -14,8 +14,9 @@ from torch import nn
 
 from prunekit import load
 from prunekit.plugin import ArgumentError, Plan
+from prunekit_plugins.budgets import watched, write_latency_table
 from prunekit_plugins.cli import options
-from prunekit_plugins.cli.arguments import TensorSpec, check_there, read_inputs
+from prunekit_plugins.cli.arguments import TensorSpec, check_there, check_writable, read_inputs, read_workload
 from prunekit_plugins.cli.models import Subject, build
 from prunekit_plugins.cli.output import Output, Table
 from prunekit_plugins.measure import Timing, count_macs, peak_memory, side_by_side, threads
@@ -42,11 +43,17 @@ def bench(
     device: Annotated[
         str, typer.Option(help="Where to run: cpu, or the accelerator that PyTorch finds: cuda, mps, xpu.")
     ] = "cpu",
+    latency_table: Annotated[
+        Path | None,
+        typer.Option(help="Where times of operations go, for prune --latency-table elsewhere.", show_default=False),
+    ] = None,
+    workload: options.Workload = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure latency, throughput, memory and MACs of a model, and of a smaller one beside it."""
     specs = read_inputs(inputs or ())
     _check(plan, weights, batch, rounds, warm_up, cores, device)
+    counted = _workload_of(workload, latency_table)
     output = Output(as_json)
     with output.working(f"building {model}"):
         subject = build(model, specs)
@@ -64,12 +71,24 @@ def bench(
             _Found(name, timing, _samples(subject.specs), peak_memory(each, given), count_macs(each, given), each)
             for name, timing, each in zip(names, timings, models, strict=True)
         ]
+    if latency_table is not None:
+        with threads(cores), output.tracked("measuring operations") as shown, watched(shown):
+            write_latency_table(models[0], given, latency_table, workload=counted)
     where = f"the CPU, threads: {used}" if device == "cpu" else device
     if device == "cuda":
         where = torch.cuda.get_device_name()
     output.table(Table(f"{subject}, on {where}", ("cost", *(f">{name}" for name in names), ">left"), _rows(found)))
     output.line(f"latency: median of {rounds} forward passes in turns after {warm_up} to warm up, in inference mode")
     output.result({"model": subject.name, "device": device, "threads": used, "rounds": rounds, **_data(found)})
+
+
+def _workload_of(typed: str | None, table: Path | None) -> dict[str, int] | None:
+    """The workload of the table of latencies."""
+    if typed is not None and table is None:
+        raise ArgumentError("--workload is for --latency-table.", hint="--batch and --input say what is timed")
+    if table is not None:
+        check_writable(table, "--latency-table")
+    return read_workload(typed)
 
 
 def _check(

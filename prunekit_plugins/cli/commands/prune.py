@@ -17,7 +17,15 @@ from prunekit import ExactCheck, PruneResult, check_exact, prune as prune_model
 from prunekit.plugin import ArgumentError, Batches, Config, PrunekitError, Registry, write_text
 from prunekit_plugins.budgets import watched
 from prunekit_plugins.cli import options
-from prunekit_plugins.cli.arguments import check_writable, read_criterion, read_inputs, read_name, read_targets
+from prunekit_plugins.cli.arguments import (
+    check_there,
+    check_writable,
+    read_criterion,
+    read_inputs,
+    read_name,
+    read_targets,
+    read_workload,
+)
 from prunekit_plugins.cli.calibrating import Data, counted
 from prunekit_plugins.cli.commands.apply import convert, source_of
 from prunekit_plugins.cli.commands.destination import Destination, folder_data, load_tested
@@ -97,6 +105,11 @@ def prune(
     head_pruning_ratio: options.HeadRatio = None,
     expert_pruning_ratio: options.ExpertRatio = None,
     serve: options.Serve = None,
+    workload: options.Workload = None,
+    latency_table: Annotated[
+        Path | None,
+        typer.Option(help="Times that bench --latency-table wrote, for a target on latency.", show_default=False),
+    ] = None,
     overwrite: options.Overwrite = False,
     max_shard_size: options.MaxShardSize = None,
     component: options.Component = None,
@@ -153,6 +166,7 @@ def prune(
         model, out, on_disk=on_disk, overwrite=overwrite, max_shard_size=max_shard_size, component=component,
         push_to_hub=push_to_hub,
     )  # fmt: skip
+    check_there(latency_table)
     _check_files(plan, report, save_recipe)
     output = Output(as_json)
     output.warn_of_blocks(registry.unused_blocks())
@@ -163,6 +177,7 @@ def prune(
         "branches": branches or None,
         "free_outputs": free_outputs or None,
         "serve": goal.profile(serve or registry.config.option("serve"), registry),
+        "workload": read_workload(workload),
         "allocation": None if allocation is None else read_name(allocation),
         "compensation": [read_name(name) for name in compensation if name != NONE] if compensation else None,
         "ignored_layers": [*registry.config.options.get("ignored_layers", ()), *ignore] if ignore else None,
@@ -182,7 +197,8 @@ def prune(
     # Pruning changes the model in place; a report times the original beside it.
     original = copy.deepcopy(subject.model) if check or (report is not None and not on_disk) else None
     with _pruning(output, model, settings.get("target") or {}, read) as read:
-        result = prune_model(subject.model, subject.inputs, calibration=read, verify="always", **settings)
+        given = {"calibration": read, "latency_table": latency_table, "verify": "always", **settings}
+        result = prune_model(subject.model, subject.inputs, **given)
     result = attrs.evolve(result, protocol=attrs.evolve(result.protocol, source=model, seed=known.seed))
     found = _checked(original, subject, result, registry) if check else None  # before anything is written
     if source is not None and out is not None:

@@ -186,6 +186,15 @@ Serve = Annotated[
         show_default=False,
     ),
 ]
+Workload = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME=VALUE,...",
+        help="The calls that costs are counted for, if not one call on the inputs: batch=8,length=512,decode=128, or "
+        "some of these.",
+        show_default=False,
+    ),
+]
 Component = Annotated[
     str | None,
     typer.Option(
