@@ -122,12 +122,12 @@ def build(
 
 def _inputs(source: Source, specs: Sequence[TensorSpec], generator: torch.Generator, device: str) -> Inputs:
     """Makes example inputs: those that a model came with, or random ones, by the names that it came with."""
+    if source.given is not None and tuple(specs) == source.inputs:
+        return source.given
     tensors = tuple(spec.tensor(generator).to(device) for spec in specs)
     names = tuple(source.given) if isinstance(source.given, Mapping) else ()
     if len(names) != len(tensors) and source.keyword:
         names = (source.keyword,)
-    if source.given is not None and tuple(specs) == source.inputs:
-        tensors = tuple(source.given.values()) if isinstance(source.given, Mapping) else source.given
     return dict(zip(names, tensors, strict=True)) if len(names) == len(tensors) else tensors
 
 

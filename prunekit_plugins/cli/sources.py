@@ -34,8 +34,8 @@ VIDEO = TensorSpec((1, 3, 16, 112, 112))
 FRAME = TensorSpec((1, 3, 128, 128))
 TOKENS = TensorSpec((1, 16), "int64")
 
-Inputs = tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]
-"""Positional inputs, or keyword ones."""
+Inputs = tuple[torch.Tensor, ...] | Mapping[str, Any]
+"""Positional inputs, or keyword ones: tensors, or mappings of them as diffusers takes them."""
 
 RANDOM = "random weights"
 BUILT = "weights as built"
@@ -183,7 +183,8 @@ def _with_examples(source: Source) -> Source:
     except ArgumentError:
         return source
     names = {dtype: name for name, dtype in DTYPES.items()}
-    specs = tuple(TensorSpec(tuple(one.shape), names[one.dtype]) for one in given.values())
+    tensors = [one for value in given.values() for one in (value.values() if isinstance(value, Mapping) else [value])]
+    specs = tuple(TensorSpec(tuple(one.shape), names[one.dtype]) for one in tensors)
     return attrs.evolve(source, inputs=specs, given=given)
 
 

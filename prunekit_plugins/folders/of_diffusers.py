@@ -35,6 +35,11 @@ WIDTHS = ("cross_attention_dim", "joint_attention_dim", "caption_channels", "tex
 WORDS = 8
 """Places of such a text."""
 STEP = 7
+FRAMING = (64.0, 64.0, 0.0, 0.0, 64.0, 64.0)
+"""Sizes before and after cropping, and where the crop began, as Stable Diffusion XL takes them (``time_ids``)."""
+GUIDANCE = 3.5
+PATCHES = 4
+"""Patches along each side of a picture."""
 
 
 def package(name: str, extra: str) -> ModuleType:
@@ -176,8 +181,26 @@ def _proposals(model: Any, generator: torch.Generator) -> Iterator[dict[str, Any
         further["encoder_hidden_states"] = random(1, WORDS, wide if isinstance(wide, int) else max(wide))
     if "pooled_projections" in takes and config.get("pooled_projection_dim"):
         further["pooled_projections"] = random(1, config["pooled_projection_dim"])
+    if "added_cond_kwargs" in takes and config.get("addition_embed_type") == "text_time":
+        pooled = config["projection_class_embeddings_input_dim"] - len(FRAMING) * config["addition_time_embed_dim"]
+        framing = torch.tensor([FRAMING], device="cpu", dtype=model.dtype)
+        further["added_cond_kwargs"] = {"text_embeds": random(1, pooled), "time_ids": framing}
+    if "guidance" in takes and config.get("guidance_embeds"):
+        further["guidance"] = torch.tensor([GUIDANCE], device="cpu", dtype=model.dtype)
+    if "img_ids" in takes:  # the picture is a list of patches, each with its place
+        axes = len(config.get("axes_dims_rope") or (1, 1, 1))
+        ids = {"img_ids": _places(axes).to(model.dtype), "txt_ids": torch.zeros(WORDS, axes, dtype=model.dtype)}
+        yield {name: random(1, PATCHES**2, channels), **further, **ids}
     for shape in ((channels, *sides), (channels, sides[0])):
         yield {name: random(1, *shape), **further}
+
+
+def _places(axes: int) -> torch.Tensor:
+    """Row and column of each patch of a square, along the last two axes: tensor ``[patches, axes]``."""
+    rows, columns = torch.meshgrid(torch.arange(PATCHES), torch.arange(PATCHES), indexing="ij")
+    found = torch.zeros(PATCHES**2, axes, device="cpu")
+    found[:, -2], found[:, -1] = rows.flatten(), columns.flatten()
+    return found
 
 
 DIFFUSERS = Library(

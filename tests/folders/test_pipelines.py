@@ -39,6 +39,35 @@ def transformer() -> Any:
     return diffusers.DiTTransformer2DModel(**heads, **sizes, out_channels=4).eval()
 
 
+def extra_large() -> Any:
+    """Shaped like Stable Diffusion XL's: texts pooled and sizes of pictures come in a mapping."""
+    torch.manual_seed(0)
+    down, up = ("DownBlock2D", "CrossAttnDownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
+    added: dict[str, Any] = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+    sizes = {**LEVELS, **IMAGES, **added, "projection_class_embeddings_input_dim": 6 * 8 + 20}
+    return diffusers.UNet2DConditionModel(
+        **sizes, cross_attention_dim=24, use_linear_projection=True, down_block_types=down, up_block_types=up
+    ).eval()
+
+
+TEXTS: dict[str, Any] = {"joint_attention_dim": 24, "pooled_projection_dim": 20, "attention_head_dim": 8}
+
+
+def flux(guided: bool = True) -> Any:
+    torch.manual_seed(0)
+    layers: dict[str, Any] = {"num_layers": 1, "num_single_layers": 2, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {"in_channels": 16, "axes_dims_rope": (2, 2, 4), "guidance_embeds": guided}
+    return diffusers.FluxTransformer2DModel(**layers, **sizes, **TEXTS).eval()
+
+
+def third() -> Any:
+    """Shaped like the transformer of Stable Diffusion 3."""
+    torch.manual_seed(0)
+    layers: dict[str, Any] = {"num_layers": 2, "num_attention_heads": 4, "caption_projection_dim": 32}
+    sizes: dict[str, Any] = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "pos_embed_max_size": 8}
+    return diffusers.SD3Transformer2DModel(**layers, **sizes, **TEXTS).eval()
+
+
 def autoencoder() -> Any:
     torch.manual_seed(0)
     down, up = ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2
@@ -116,7 +145,7 @@ def test_an_autoencoder_keeps_the_latents_of_its_pipeline(latents: Path, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [unet, conditioned, transformer, autoencoder])
+@pytest.mark.parametrize("make", [unet, conditioned, extra_large, transformer, flux, third, autoencoder])
 def test_a_model_goes_from_folder_to_folder_and_is_pruned_again(make: Any, tmp_path: Path) -> None:
     make().save_pretrained(str(tmp_path / "big"))
     model = pk.load_folder(tmp_path / "big")
@@ -132,6 +161,33 @@ def test_a_model_goes_from_folder_to_folder_and_is_pruned_again(make: Any, tmp_p
     later = pk.prune(again, inputs, ratio=0.3)
     pk.save_folder(again, tmp_path / "smaller", plan=later.plan, source=tmp_path / "small")
     assert torch.allclose(noise_of(pk.load_folder(tmp_path / "smaller")), noise_of(again), atol=1e-5)
+
+
+def test_inputs_are_those_that_the_forward_takes() -> None:
+    """Sizes by hand, from diffusers' own code: six numbers of framing take an embedding each beside the pooled text."""
+    added = example_inputs(extra_large())["added_cond_kwargs"]
+    assert {name: tuple(one.shape) for name, one in added.items()} == {"text_embeds": (1, 20), "time_ids": (1, 6)}
+    found = example_inputs(flux())
+    shapes = {name: tuple(one.shape) for name, one in found.items()}
+    assert shapes == {
+        "hidden_states": (1, 16, 16),
+        "timestep": (1,),
+        "encoder_hidden_states": (1, 8, 24),
+        "pooled_projections": (1, 20),
+        "guidance": (1,),
+        "img_ids": (16, 3),
+        "txt_ids": (8, 3),
+    }
+    assert found["img_ids"][6].tolist() == [0, 1, 2]  # the seventh patch of a square of four by four
+    assert "guidance" not in example_inputs(flux(guided=False))
+
+
+def test_inputs_in_a_mapping_reach_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    extra_large().save_pretrained(str(tmp_path / "big"))
+    assert main(["prune", f"hf:{tmp_path / 'big'}", "--target", "macs=0.8", "--out", str(tmp_path / "small")]) == 0
+    assert "input 1,1,8,8 and 1:int64 and 1,8,24 and 1,20 and 1,6" in capsys.readouterr().out
+    plan = pk.Plan.load(tmp_path / "small/prunekit_plan.json")
+    assert torch.allclose(noise_of(plan.apply(extra_large())), noise_of(pk.load_folder(tmp_path / "small")), atol=1e-5)
 
 
 def test_weights_keep_their_dtype(tmp_path: Path) -> None:
