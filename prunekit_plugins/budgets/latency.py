@@ -162,7 +162,7 @@ def _jobs(recording: Recording, times: float) -> list[_Job]:
     ]
 
 
-def _asked(analysis: Analysis) -> tuple[list[_Job], list[dict[str, int]]]:
+def _to_measure(analysis: Analysis) -> tuple[list[_Job], list[dict[str, int]]]:
     """What is measured: the operations, and the sizes of groups."""
     jobs = [job for recording, times in analysis.counted for job in _jobs(recording, times)]
     groups = group_sizes(analysis).items()
@@ -235,7 +235,7 @@ class LatencyCost(CostModel):
         """Measures the operations that aren't in the table yet, and makes their sum a function of group sizes."""
         table = table_given()
         device = _NOWHERE if table is not None else _device(analysis)
-        (jobs, points), groups, sizer = _asked(analysis), group_sizes(analysis), SymbolicSizer()
+        (jobs, points), groups, sizer = _to_measure(analysis), group_sizes(analysis), SymbolicSizer()
         evaluate = compile_polynomials([job.work(sizer) for job in jobs], groups)
         found = self._measured(jobs, points, device) if table is None else _read(jobs, points, table)
         seconds = found.cummax(1).values
@@ -290,7 +290,7 @@ class LatencyCost(CostModel):
                 alone.add(key)
             return seconds.get(key)
 
-        _at_points(*_asked(analysis), noted)
+        _at_points(*_to_measure(analysis), noted)
         taken, _ = self.measure(model, model, analysis.counted[0][0].example)
         return LatencyTable(known.machine, seconds, frozenset(alone), taken / predicted)
 

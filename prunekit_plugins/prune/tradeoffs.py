@@ -37,7 +37,7 @@ class Tradeoff:
         damages: What the model loses with each; ascending from 0.
         taken: Number of the option that was taken, 0 for nothing.
         last: Damage of the last step that was taken for each percent of the cost that it saves, beside all else that
-            goes: the dearest of the steps that could be taken back. None where nothing was taken.
+            goes: the most expensive of the steps that could be taken back. None where nothing was taken.
         next: The same of the next step: the cheapest of those that could be taken. None where nothing more can go.
     """
 

@@ -138,7 +138,10 @@ def _table(section: Section, data: ReportData) -> str:
         most = max(before for before, _ in section.bars)
         extra, drawn = "<th></th>", [f'<td class="bar">{_bar(b, a, most)}</td>' for b, a in section.bars]
     elif section.key == "tradeoffs" and data.tradeoffs is not None:
-        extra, drawn = "<th>cheap to dear</th>", [f'<td class="bar">{bar}</td>' for bar in rate_bars(data.tradeoffs)]
+        extra, drawn = (
+            "<th>cheap to expensive</th>",
+            [f'<td class="bar">{bar}</td>' for bar in rate_bars(data.tradeoffs)],
+        )
     elif section.key == "groups":
         extra, drawn = "<th>which units</th>", [f"<td>{_strip(group)}</td>" for group in data.groups]
     heads = [

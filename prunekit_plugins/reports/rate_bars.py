@@ -17,7 +17,7 @@ RATES_LEGEND = (
 
 
 def rate_bars(tradeoffs: Tradeoffs) -> list[str]:
-    """Draws a bar for each trade-off, in their order: as long as what it could save, dark where that is dear.
+    """Draws a bar for each trade-off, in their order: as long as what it could save, dark where that is expensive.
 
     Bars of an axis that saves far more than all others are cut off at the right edge.
     """

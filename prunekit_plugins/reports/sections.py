@@ -175,7 +175,7 @@ def _axes(data: ReportData) -> Section:
     )
     about = "" if found is None else (
         f"Which part of {found.cost} each axis saved, and the damage ({found.metric}, by estimate) for one percent of "
-        "it: that of the dearest step that was taken, and of the cheapest that could be taken next."
+        "it: that of the most expensive step that was taken, and of the cheapest that could be taken next."
     )  # fmt: skip
     columns = ("axis", "used", ">saved", ">damage", ">last, for each percent", ">next, for each percent")
     return Section("axes", "What each axis gave", columns, rows, about)

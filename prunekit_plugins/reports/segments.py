@@ -11,7 +11,7 @@ import attrs
 from prunekit_plugins.prune.tradeoffs import Tradeoff, Tradeoffs
 
 COLOURS = ("#fdedb8", "#fbcb7a", "#f59a52", "#e0603f", "#b02a45", "#6b1240")
-"""From cheap to dear."""
+"""From cheap to expensive."""
 MOST = 48
 """Bars in one picture; those that save most are shown."""
 _LONGER = 1.5
@@ -41,7 +41,7 @@ class Bar:
     Attributes:
         name: Its name.
         axis: What goes.
-        segments: From the cheapest to the dearest.
+        segments: From the cheapest to the most expensive.
         taken: Which part of the cost was saved by what was taken of it, alone.
     """
 
@@ -79,7 +79,7 @@ def edge_of(bars: Sequence[Bar]) -> float:
 def segments_of(item: Tradeoff) -> tuple[Segment, ...]:
     """Cuts a curve of damages over savings into pieces, along its lower convex hull.
 
-    What is taken in one step isn't dearer there than the mean of its units, so that no unit hides what comes after it.
+    A step up costs the mean of its units there, so that no unit hides what comes after it.
     """
     hull: list[tuple[float, float]] = []
     for saved, damage in sorted(zip(item.saved, item.damages, strict=True)):

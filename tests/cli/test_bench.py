@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,24 @@ def test_one_model_alone_as_a_table(cli: Cli) -> None:
     assert lines[-1] == "latency: median of 2 forward passes in turns after 0 to warm up, in inference mode"
 
 
+def test_a_table_of_latencies_is_written_and_pruned_with(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRUNEKIT_CACHE", str(tmp_path / "cache"))
+    table, calls = tmp_path / "table.json", ("--workload", "batch=64")
+    assert cli("bench", *PERCEPTRON, "--rounds", 1, "--latency-table", table, *calls).code == 0
+    read = json.loads(table.read_text())
+    assert any("float32[64, 4]" in key for key in read["seconds"])
+    read["seconds"] = {key: 1.0 if key.startswith("aten::linear") else 0.0 for key in read["seconds"]}
+    read["factor"] = 0.5
+    table.write_text(json.dumps(read))
+    called = cli("prune", *PERCEPTRON, "--target", "latency=0.99", "--latency-table", table, *calls)
+    assert called.code == 2  # of this table no size saves anything
+    assert "the smallest model has latency=1e+03 ms (100.0% of 1e+03 ms)" in called.err
+    other = cli("prune", *PERCEPTRON, "--target", "latency=0.9", "--latency-table", table)
+    assert "The table of latencies lacks operations of this model." in other.err
+
+
 @pytest.mark.parametrize("command", ["bench", "doctor"])
 @pytest.mark.parametrize("option", ["--plan", "--weights"])
 def test_the_table_says_what_stands_beside_what(command: str, option: str, cli: Cli, tmp_path: Path) -> None:
@@ -60,6 +79,7 @@ def test_the_table_says_what_stands_beside_what(command: str, option: str, cli: 
         (("--plan", "nowhere.json"), "There is no such file."),
         (("--rounds", 0), "must be positive"),
         (("--batch", 0), "must be positive"),
+        (("--workload", "batch=2"), "--workload is for --latency-table."),
         (("--device", "abacus"), "The --device isn't there."),
     ],
 )

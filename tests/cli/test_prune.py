@@ -144,6 +144,10 @@ WRONG_USAGE = {
     (*PERCEPTRON, "--target", "macs=0.5", "--target", "macs=0.4"): "A --target is given twice.",
     (*PERCEPTRON, "--target", "macs=0.001"): "The target can't be reached.",
     (*PERCEPTRON, "--target", "macs=0.5", "--ratio", "0.5"): "Give --ratio or --target, not both.",
+    (*PERCEPTRON, "--workload", "batch"): "A --workload is names with whole numbers.\n  why: got 'batch'",
+    (*PERCEPTRON, "--workload", "batch=2,batch=3"): "A --workload is names with whole numbers.",
+    (*PERCEPTRON, "--workload", "length=0"): "A workload is a table of whole numbers.",
+    (*PERCEPTRON, "--latency-table", "nowhere.json"): "There is no such file.",
     (*PERCEPTRON, "--ratio", "1.5"): "ratio must lie in [0, 1).\n  why: got 1.5",
     (*PERCEPTRON, "--round-to", "0"): "--round-to must be a positive integer.",
     (*PERCEPTRON, "--importance", "magnitud"): "No importance is registered as 'magnitud'.",
@@ -259,6 +263,16 @@ def test_flags_about_outputs_heads_and_sizes_reach_the_pruner(cli: Cli, tmp_path
     assert any("heads" in name for name in whole["pruned"])
     least = cli(*model, "--json", "--max-pruning-ratio", 0.25, "--uniform").data["pruned"]
     assert all(sizes["after"] >= 0.75 * sizes["before"] for sizes in least.values())
+
+
+def test_costs_are_counted_for_a_workload(cli: Cli, tmp_path: Path) -> None:
+    small_llama(hidden_size=32, num_attention_heads=4, num_key_value_heads=2).save_pretrained(str(tmp_path / "big"))
+    model = ("prune", f"hf:{tmp_path / 'big'}", "--random-weights", "--target", "macs=0.9")
+    one = cli(*model, "--workload", "batch=1,length=24", "--json").data
+    four = cli(*model, "--workload", "batch=4,length=24", "--json").data
+    assert four["costs"]["macs"]["before"] == 4 * one["costs"]["macs"]["before"]
+    assert one["protocol"]["arguments"]["workload"] == {"batch": 1, "length": 24}
+    assert "costs are counted for a workload: 4 examples, 24 tokens each" in four["report"]["notes"]
 
 
 def test_help_is_the_same_with_and_without_markup() -> None:

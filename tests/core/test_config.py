@@ -30,6 +30,7 @@ head_pruning_ratio = 0.5
 expert_pruning_ratio = 0.25
 expert_importance = { name = "reap", relative = false }
 serve = "transformers"
+workload = { batch = 2, length = 8 }
 prune_num_heads = true
 prune_head_dims = false
 uniform = true
@@ -89,6 +90,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         "expert_pruning_ratio": 0.25,
         "expert_importance": {"name": "reap", "relative": False},
         "serve": "transformers",
+        "workload": {"batch": 2, "length": 8},
         "prune_num_heads": True,
         "prune_head_dims": False,
         "uniform": True,
@@ -134,7 +136,7 @@ def test_options_are_arguments_of_prune_and_base_pruner(tmp_path: Path) -> None:
     (tmp_path / "tools").mkdir()
     (tmp_path / "tools" / "rules.py").write_text(RULES)
     everything = pk.Registry.from_config(written(tmp_path, EVERYTHING.replace('"some.module", ', ""))).options()
-    of_prune = {"target", "allocation", "compensation", "reestimate_batchnorm", "stages", "serve"}
+    of_prune = {"target", "allocation", "compensation", "reestimate_batchnorm", "stages", "serve", "workload"}
     of_prune |= {"branch_ratio", "branch_importance", "by", "keep_first", "keep_last", "keep_names"}
     assert of_prune < set(inspect.signature(pk.prune).parameters)
     told = {name: value for name, value in everything.items() if name not in of_prune}

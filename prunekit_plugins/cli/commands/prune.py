@@ -166,8 +166,7 @@ def prune(
         model, out, on_disk=on_disk, overwrite=overwrite, max_shard_size=max_shard_size, component=component,
         push_to_hub=push_to_hub,
     )  # fmt: skip
-    check_there(latency_table)
-    _check_files(plan, report, save_recipe)
+    _check_files(plan, report, save_recipe, latency_table)
     output = Output(as_json)
     output.warn_of_blocks(registry.unused_blocks())
     criteria = dict(zip(CRITERIA, (importance, branch_importance, expert_importance), strict=True))
@@ -211,9 +210,7 @@ def prune(
     traced = decisions(result, registry, criteria_of(registry, typed)) if trace or save_recipe else []
     if trace:
         show_trace(output, traced)
-    for key in criteria:
-        if typed[key] is not None:
-            settings[key] = typed[key]  # with its arguments, not made of them
+    settings.update({key: typed[key] for key in criteria if typed[key] is not None})  # with arguments, not made of them
     finish(output, known, subject, settings, save_recipe, weights, data, distributions(traced, registry))
     told = {**load_tested(output, typed["serve"], folder, registry), **({"trace": trace_data(traced)} if trace else {})}
     output.result({**_data(subject, result, found, out, plan, report), **folder_data(folder), **told})
@@ -297,8 +294,9 @@ def _pruning(
         yield batches
 
 
-def _check_files(plan: Path | None, report: Path | None, recipe: Path | None) -> None:
-    """Raises an error for a file that couldn't be written later."""
+def _check_files(plan: Path | None, report: Path | None, recipe: Path | None, table: Path | None) -> None:
+    """Raises an error for a file that couldn't be written later, or a table that isn't there."""
+    check_there(table)
     if report is not None:
         check_report_path(report)
     for path, option in ((plan, "--plan"), (report, "--report"), (recipe, "--save-recipe")):
