@@ -41,6 +41,25 @@ FAMILIES = {
 
 
 @attrs.frozen
+class Latent:
+    """Sizes of an attention whose keys and values come of one narrow state (multi-head latent attention).
+
+    Attributes:
+        queries: Width of the state that queries come of; 0 where they come of the hidden state itself.
+        keys: Width of the state that keys and values come of.
+        plain: Dims of a head of queries and keys that aren't rotated.
+        rotated: Dims that are, which all heads of keys share.
+        values: Dims of a head of values.
+    """
+
+    queries: int
+    keys: int
+    plain: int
+    rotated: int
+    values: int
+
+
+@attrs.frozen
 class Block:
     """Sizes of a layer.
 
@@ -50,6 +69,8 @@ class Block:
         neurons: Width of the feed-forward, or of each expert; 0 where it is gone.
         experts: Experts; 0 for a single feed-forward.
         scale: What scores are multiplied by, beside ``head_dim ** -0.5``.
+        shared: Width of the feed-forward that all tokens pass beside the experts; 0 for none.
+        latent: Sizes of an attention by a latent state; None for another one.
     """
 
     heads: int
@@ -57,6 +78,8 @@ class Block:
     neurons: int
     experts: int = 0
     scale: float = 1.0
+    shared: int = 0
+    latent: Latent | None = None
 
 
 @attrs.frozen
@@ -67,11 +90,13 @@ class Yarn:
         factor: How much longer.
         context: Positions of the model before.
         magnitude: What queries and keys are multiplied by.
+        of_scores: The setting ``mscale_all_dim``, by which scores are multiplied; 0 for none.
     """
 
     factor: float
     context: int
     magnitude: float
+    of_scores: float = 0.0
 
 
 @attrs.frozen(eq=False)
@@ -232,8 +257,10 @@ def _window(layer: Any, config: Any) -> int:
 
 
 def _width(layer: Any) -> int:
-    """Returns the width of a layer's heads; 0 where it has no attention."""
+    """Returns the width of a layer's heads of queries; 0 where it has no attention."""
     attention = getattr(layer, "self_attn", None)
+    if isinstance(getattr(attention, "kv_b_proj", None), nn.Linear):
+        return int(getattr(attention, "qk_head_dim"))  # noqa: B009  # of transformers, which has no types
     return 0 if attention is None or _rows(attention) is None else int(attention.head_dim)
 
 
@@ -250,27 +277,55 @@ def _rows(attention: Any) -> tuple[int, int, int] | None:
 
 
 def _block(layer: Any, place: int, hidden: int, family: Family, engine: str) -> Block:
-    where, attention, mlp = f"layer {place}", getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
-    rows, heads, kv_heads, scale = _rows(attention), 0, 0, 1.0
-    if rows is not None and attention is not None:
-        (queries, keys, values), width = rows, int(attention.head_dim)
-        heads, kv_heads = queries // width, keys // width
-        if heads * width != queries or kv_heads * width != keys or values != keys:
-            why = f"queries {queries}, values {values}, heads of {width}"
-            raise _refused(engine, where, why, "prune with prune_head_dims=False")
-        scale = 1.0 if math.isclose(attention.scaling, width**-0.5) else attention.scaling * width**0.5
-        if heads != kv_heads * attention.num_key_value_groups or (scale != 1.0 and not family.scaled):
-            why = f"its heads of {width} are grouped or scaled in another way"
-            raise _refused(engine, where, why, "prune with prune_head_dims=False")
-    down = getattr(mlp, "down_proj", None)
+    """Reads the sizes of a layer."""
+    attention, mlp, where = getattr(layer, "self_attn", None), getattr(layer, "mlp", None), f"layer {place}"
+    block = Block(0, 0, 0)
+    if isinstance(getattr(attention, "kv_b_proj", None), nn.Linear):
+        block = _of_latent(attention, where, engine)
+    elif (rows := _rows(attention)) is not None:
+        block = _of_heads(attention, rows, where, engine)
+    if block.scale != 1.0 and not family.scaled:
+        raise _odd_heads(where, f"its heads of {_width(layer)} are grouped or scaled in another way", engine)
+    down, experts = getattr(mlp, "down_proj", None), getattr(mlp, "experts", None)
     if isinstance(down, nn.Linear):
-        return Block(heads, kv_heads, down.in_features, scale=scale)
-    stacked = getattr(
-        getattr(mlp, "experts", None), "down_proj", None
-    )  # [experts, hidden, neurons], or the last turned
-    if isinstance(stacked, torch.Tensor):
-        return Block(heads, kv_heads, stacked[0].numel() // hidden, len(stacked), scale)
-    return Block(heads, kv_heads, 0, scale=scale)
+        return attrs.evolve(block, neurons=down.in_features)
+    stacked, shared = getattr(experts, "down_proj", None), getattr(mlp, "shared_experts", None)
+    if isinstance(stacked, torch.Tensor):  # [experts, hidden, neurons], or the last two turned
+        width = int(shared.down_proj.in_features) if shared is not None else 0
+        return attrs.evolve(block, neurons=stacked[0].numel() // hidden, experts=len(stacked), shared=width)
+    return block
+
+
+def _of_heads(attention: Any, rows: tuple[int, int, int], where: str, engine: str) -> Block:
+    (queries, keys, values), width = rows, int(attention.head_dim)
+    heads, kv_heads = queries // width, keys // width
+    if heads * width != queries or kv_heads * width != keys or values != keys:
+        raise _odd_heads(where, f"queries {queries}, values {values}, heads of {width}", engine)
+    if heads != kv_heads * attention.num_key_value_groups:
+        raise _odd_heads(where, f"its heads of {width} are grouped or scaled in another way", engine)
+    return Block(heads, kv_heads, 0, scale=_scale(attention, width))
+
+
+def _of_latent(attention: Any, where: str, engine: str) -> Block:
+    width, values = int(attention.qk_head_dim), int(attention.v_head_dim)
+    rotated, narrow = int(attention.qk_rope_head_dim), isinstance(attention.q_b_proj, nn.Linear)
+    queries = attention.q_b_proj if narrow else attention.q_proj
+    heads, keys = queries.out_features // width, int(attention.kv_b_proj.in_features)
+    rows = (queries.out_features, attention.kv_b_proj.out_features, attention.o_proj.in_features)
+    if rows != (heads * width, heads * (width - rotated + values), heads * values):
+        raise _odd_heads(where, f"{heads} heads of {width} and {values}, in matrices of {rows} rows", engine)
+    latent = Latent(int(queries.in_features) if narrow else 0, keys, width - rotated, rotated, values)
+    return Block(heads, heads, 0, scale=_scale(attention, width), latent=latent)
+
+
+def _scale(attention: Any, width: int) -> float:
+    """Returns what scores are multiplied by, beside the usual."""
+    scale = float(attention.scaling) * width**0.5
+    return 1.0 if math.isclose(scale, 1.0) else scale
+
+
+def _odd_heads(where: str, why: str, engine: str) -> ExportError:
+    return _refused(engine, where, why, "prune with prune_head_dims=False")
 
 
 def rotary_of(model: Any, engine: str, layers: str = "", *, yarn: bool = False) -> Rotary:
@@ -307,4 +362,4 @@ def rotary_of(model: Any, engine: str, layers: str = "", *, yarn: bool = False) 
 def _yarn(parameters: Mapping[str, Any], config: Any, magnitude: float) -> Yarn:
     context = int(parameters["original_max_position_embeddings"])
     factor = parameters.get("factor") or config.max_position_embeddings / context
-    return Yarn(float(factor), context, float(magnitude))
+    return Yarn(float(factor), context, float(magnitude), float(parameters.get("mscale_all_dim") or 0.0))

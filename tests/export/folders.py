@@ -33,7 +33,7 @@ def whole(place: Path, kind: str = "llama", **sizes: Any) -> Path:
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(kind, **{**SIZES, **sizes})
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    for name, parameter in model.named_parameters():
+    for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter)
     model.save_pretrained(str(place))

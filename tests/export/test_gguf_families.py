@@ -29,6 +29,20 @@ YARN = {
     "original_max_position_embeddings": 64,
     "truncate": True,
 }
+LATENT = {
+    "num_key_value_heads": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 64,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 64,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 24,
+    "v_head_dim": 32,
+}
 FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "mistral": ("mistral", {"sliding_window": None}, {}, "llama"),
     "mistral, a window as long as its positions": ("mistral", {"sliding_window": 128}, {}, "llama"),
@@ -101,6 +115,40 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         "gpt-oss",
     ),
     "qwen3, YaRN": ("qwen3", {"rope_parameters": YARN}, {}, "qwen3"),
+    "deepseek_v2": ("deepseek_v2", {**LATENT, "q_lora_rank": None}, {}, "deepseek2"),
+    "deepseek_v2, YaRN, groups that it doesn't look at": (
+        "deepseek_v2",
+        {
+            **LATENT,
+            "q_lora_rank": 64,
+            "rope_parameters": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+            "n_group": 2,
+            "routed_scaling_factor": 2.0,
+        },
+        {},
+        "deepseek2",
+    ),
+    "deepseek_v3": ("deepseek_v3", {**LATENT, "q_lora_rank": 64}, {}, "deepseek2"),
+    "deepseek_v3, YaRN that scales scores": (
+        "deepseek_v3",
+        {**LATENT, "q_lora_rank": 64, "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}},
+        {},
+        "deepseek2",
+    ),
+    "deepseek_v3, groups of experts, weights that don't sum to one": (
+        "deepseek_v3",
+        {
+            **LATENT,
+            "q_lora_rank": 64,
+            "num_local_experts": 8,
+            "n_group": 2,
+            "topk_group": 1,
+            "norm_topk_prob": False,
+            "n_shared_experts": 2,
+        },
+        {},
+        "deepseek2",
+    ),
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}, {}, "llama"),
 }
 """Type of configuration, its settings, how it is pruned, and llama.cpp's architecture."""
@@ -190,6 +238,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "qwen3",
         {"rope_parameters": {**YARN, "attention_factor": 1.0}},
         "queries and keys are multiplied by 1; llama.cpp multiplies them by 1.069",
+    ),
+    "deepseek_v3, YaRN that doesn't scale scores": (
+        "deepseek_v3",
+        {**LATENT, "rope_parameters": {**YARN, "attention_factor": 1.0}},
+        "scores aren't multiplied by mscale_all_dim's factor; llama.cpp multiplies them by 1.143",
+    ),
+    "deepseek_v3, rows that don't rotate in pairs": (
+        "deepseek_v3",
+        {**LATENT, "rope_interleave": False},
+        "it is False; llama.cpp's deepseek2 computes with True",
     ),
     "gpt_oss, another limit of the activation": (
         "gpt_oss",

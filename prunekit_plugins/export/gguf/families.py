@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import attrs
 
 from prunekit_plugins.export.comparison import ExportError
 from prunekit_plugins.export.decoder import FAMILIES, Decoder, Family
-from prunekit_plugins.export.gguf.splits import EXPERTS, PACKED, TURNED, Split
+from prunekit_plugins.export.gguf.splits import EXPERTS, LATENT, PACKED, TURNED, Split
 
 _ALL = {
     **FAMILIES,
@@ -19,6 +20,8 @@ _ALL = {
     "Qwen3MoeForCausalLM": Family("qwen3_moe"),
     "MixtralForCausalLM": Family("mixtral"),
     "GptOssForCausalLM": Family("gpt_oss", windows=True),
+    "DeepseekV2ForCausalLM": Family("deepseek_v2", scaled=True),
+    "DeepseekV3ForCausalLM": Family("deepseek_v3", scaled=True),
 }
 KNOWN: Mapping[str, Family] = {name: attrs.evolve(family, yarn=True) for name, family in _ALL.items()}
 """Class of a model to its family: those that llama.cpp runs."""
@@ -44,6 +47,9 @@ class Form:
             many where the file doesn't say; 0 for no windows.
         local: Whether layers with windows have rotary positions of their own, of a base and nothing else.
         wide: Numbers of layers at which scores are divided by the root of ``hidden / heads``, not of ``head_dim``.
+        latent: Whether attention is by a latent state.
+        gating: How a router makes weights of scores, if a file says so: ``"SOFTMAX"``. The first layers may have no
+            experts then, and those that have some may have shared ones.
         fixed: Field of the configuration to the value that it has to have.
         splits: Name of a parameter in a layer to what comes of it.
     """
@@ -60,6 +66,8 @@ class Form:
     windows: int = 0
     local: bool = False
     wide: tuple[int, ...] = ()
+    latent: bool = False
+    gating: str = ""
     fixed: Mapping[str, object] = attrs.field(factory=dict)
     splits: Mapping[str, Split] = attrs.field(factory=dict)
 
@@ -77,6 +85,20 @@ FORMS: Mapping[str, Form] = {
     "qwen3_moe": Form("qwen3moe", splits=EXPERTS, fixed={"norm_topk_prob": True}),
     "mixtral": LLAMA,
     "gpt_oss": Form("gpt-oss", windows=2, splits=TURNED, fixed={"swiglu_alpha": 1.702, "swiglu_limit": 7.0}),
+    "deepseek_v2": Form(
+        "deepseek2",
+        latent=True,
+        gating="SOFTMAX",
+        splits=LATENT,
+        fixed={"topk_method": "greedy", "attention_bias": False},
+    ),
+    "deepseek_v3": Form(
+        "deepseek2",
+        latent=True,
+        gating="SIGMOID",
+        splits=LATENT,
+        fixed={"rope_interleave": True, "attention_bias": False},
+    ),
     "gemma3": Form(
         "gemma3",
         shifted=True,
@@ -99,7 +121,8 @@ def form_of(decoder: Decoder) -> Form:
     Raises:
         ExportError: There is none.
     """
-    form = FORMS[decoder.family] if decoder.uniform else _differing(decoder)
+    form = FORMS[decoder.family]
+    form = form if _uniform(decoder, form) else _differing(decoder)
     form = LLAMA if form.square and decoder.blocks[0].heads * decoder.head_dim != decoder.hidden else form
     if form is LLAMA and decoder.rotary.dims != decoder.head_dim:
         raise refused(
@@ -108,6 +131,17 @@ def form_of(decoder: Decoder) -> Form:
             KEPT,
         )
     return form
+
+
+def _uniform(decoder: Decoder, form: Form) -> bool:
+    """Whether layers have one size, or one without experts and one with them where the first ones may have none."""
+    if not form.gating:
+        return decoder.uniform
+    blocks, attention = decoder.blocks, {attrs.evolve(b, neurons=1, experts=0, shared=0) for b in decoder.blocks}
+    first = sum(1 for _ in itertools.takewhile(lambda block: not block.experts, blocks))
+    parts = [set(blocks[:first]), set(blocks[first:])]
+    complete = all(block.heads and block.neurons for block in blocks)
+    return complete and len(attention) == 1 and len(parts[0]) <= 1 and len(parts[1]) == 1
 
 
 def _differing(decoder: Decoder) -> Form:

@@ -36,17 +36,21 @@ def check_positions(decoder: Decoder, form: Form) -> None:
     if local is not None and (local.slowing is not None or rotary.yarn is not None):
         raise refused("positions of layers with windows are scaled, or YaRN's are those of the others", where=WHERE)
     if rotary.yarn is not None:
-        _check_yarn(rotary, rotary.yarn)
+        _check_yarn(decoder, rotary.yarn, form)
     elif rotary.factor is None and not form.slowed:
         raise refused(
             f"its rotary positions are scaled, each by a factor of its own, in {form.architecture}", where=WHERE
         )
 
 
-def _check_yarn(rotary: Rotary, yarn: Yarn) -> None:
-    usual = 0.1 * math.log(yarn.factor) + 1.0
+def _check_yarn(decoder: Decoder, yarn: Yarn, form: Form) -> None:
+    rotary, whole = decoder.rotary, 0.1 * math.log(yarn.factor) + 1.0
+    usual = 1.0 if form.latent else whole
     if not math.isclose(yarn.magnitude, usual, rel_tol=1e-5):
         why = f"queries and keys are multiplied by {yarn.magnitude:.4g}; llama.cpp multiplies them by {usual:.4g}"
+        raise refused(why, where=WHERE)
+    if form.latent and not yarn.of_scores:
+        why = f"scores aren't multiplied by mscale_all_dim's factor; llama.cpp multiplies them by {whole**2:.4g}"
         raise refused(why, where=WHERE)
     expected, found = yarn_slowing(rotary.dims, rotary.base, yarn), rotary.slowing
     error = float((found / expected - 1).abs().max()) if found is not None else math.inf
@@ -93,6 +97,8 @@ def add_positions(writer: Any, decoder: Decoder, form: Form) -> None:
         writer.add_rope_scaling_type(kinds.YARN)
         writer.add_rope_scaling_factor(rotary.yarn.factor)
         writer.add_rope_scaling_orig_ctx_len(rotary.yarn.context)
+        if form.latent and rotary.yarn.of_scores:
+            writer.add_rope_scaling_yarn_log_mul(0.1 * rotary.yarn.of_scores)
     elif rotary.factor not in (None, 1.0):
         writer.add_rope_scaling_type(kinds.LINEAR)
         writer.add_rope_scaling_factor(rotary.factor)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import attrs
 import torch
+from torch import nn
 
 from prunekit_plugins.export.decoder import Block, Decoder
 
@@ -54,6 +55,24 @@ def turned(tensor: torch.Tensor, decoder: Decoder, block: Block) -> tuple[torch.
     return (tensor.transpose(1, 2),)
 
 
+def by_latent(tensor: torch.Tensor, decoder: Decoder, block: Block) -> tuple[torch.Tensor, ...]:
+    """Cuts ``[heads * (plain + values), keys]`` into what makes keys, ``[heads, keys, plain]``, and what makes values,
+    ``[heads, values, keys]``."""
+    assert block.latent is not None, "a layer with such a parameter has one"
+    plain, values = tensor.unflatten(0, (block.heads, -1)).split([block.latent.plain, block.latent.values], dim=1)
+    return plain.transpose(1, 2), values
+
+
+def filled_rows(tensor: torch.Tensor, decoder: Decoder, block: Block) -> tuple[torch.Tensor, ...]:
+    """Adds rows of zeros to ``[shared, hidden]``, up to a multiple of the width of an expert."""
+    return (nn.functional.pad(tensor, (0, 0, 0, -block.shared % block.neurons)),)
+
+
+def filled_columns(tensor: torch.Tensor, decoder: Decoder, block: Block) -> tuple[torch.Tensor, ...]:
+    """Adds columns of zeros to ``[hidden, shared]``, up to a multiple of the width of an expert."""
+    return (nn.functional.pad(tensor, (0, -block.shared % block.neurons)),)
+
+
 PACKED: Mapping[str, Split] = {
     "self_attn.qkv_proj.weight": Split(
         ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"), by_heads
@@ -73,3 +92,12 @@ TURNED: Mapping[str, Split] = {
     "mlp.experts.down_proj_bias": Split(("mlp.experts.down_proj.bias",), whole),
 }
 """Experts of GPT-OSS."""
+LATENT: Mapping[str, Split] = {
+    **EXPERTS,
+    "self_attn.kv_b_proj.weight": Split(("self_attn.k_b_proj.weight", "self_attn.v_b_proj.weight"), by_latent),
+    "mlp.gate.e_score_correction_bias": Split(("mlp.gate.e_score_correction.bias",), whole),
+    "mlp.shared_experts.gate_proj.weight": Split(("mlp.shared_experts.gate_proj.weight",), filled_rows),
+    "mlp.shared_experts.up_proj.weight": Split(("mlp.shared_experts.up_proj.weight",), filled_rows),
+    "mlp.shared_experts.down_proj.weight": Split(("mlp.shared_experts.down_proj.weight",), filled_columns),
+}
+"""DeepSeek's layers; llama.cpp takes the shared experts as a whole number of experts."""
