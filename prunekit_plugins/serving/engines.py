@@ -41,11 +41,11 @@ def gguf_profile(model: nn.Module, example_inputs: Any, registry: Registry | Non
 
 def mlx_profile(model: nn.Module, example_inputs: Any, registry: Registry | None = None) -> ServingProfile:
     """What mlx-lm asks for: a family that it knows, one size for all layers, multiples of 32 to be quantised."""
-    from prunekit_plugins.export.decoder import FAMILIES
+    from prunekit_plugins.export.mlx import CLASSES, SQUARE
 
-    profile = _grouped(model, example_inputs, registry, "mlx", FAMILIES)
-    if type(model).__name__ == "Qwen2ForCausalLM":
-        return _wide(profile, "mlx-lm computes the width of Qwen2's heads from that of its layers, which stays")
+    profile = _grouped(model, example_inputs, registry, "mlx", CLASSES)
+    if type(model).__name__ in SQUARE:
+        return _wide(profile, "mlx-lm computes the width of this family's heads from that of its layers, which stays")
     return profile
 
 

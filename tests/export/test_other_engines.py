@@ -10,16 +10,15 @@ import pytest
 import torch
 
 import prunekit as pk
-from prunekit_plugins.export import Comparison, Exported, ExportError, export_folder
+from prunekit_plugins.export import Comparison, ExportError, export_folder
 from prunekit_plugins.export.engines import steps
 
 transformers = pytest.importorskip("transformers")
 
+from tests.export.agreement import both  # noqa: E402  # needs transformers
 from tests.export.folders import IDS, pruned, whole  # noqa: E402  # needs transformers
 
 needs_mlx = pytest.mark.skipif(not (steps.installed("mlx_lm") and steps.installed("mlx")), reason="no mlx-lm")
-ULP = 1e-6
-"""The last place of a log-probability in single precision."""
 MLX: dict[str, tuple[str, dict[str, Any], str]] = {
     "llama": ("llama", {}, "llama"),
     "qwen2": ("qwen2", {"ignored_layers": ["model.embed_tokens"]}, "qwen2"),
@@ -40,17 +39,6 @@ MLX: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
 }
 """Type of configuration, how it is pruned, and mlx-lm's name of the architecture."""
-
-
-def both(big: Path, small: Path, to: str) -> tuple[Exported, Exported]:
-    """Exports a whole model and a pruned one, which have to agree within twice the engine's rounding."""
-    before, after = (export_folder(folder, f"{folder}-{to}", to=to) for folder in (big, small))
-    assert isinstance(before.check, steps.EngineCheck)
-    assert isinstance(after.check, steps.EngineCheck)
-    assert before.check.error < 1e-5
-    assert after.check.error <= 2 * max(before.check.error, ULP)
-    assert (after.check.prompt, after.check.steps) == (24, 10)
-    return before, after
 
 
 @pytest.mark.slow

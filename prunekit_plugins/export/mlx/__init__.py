@@ -1,5 +1,5 @@
 """Folders that mlx-lm loads."""
 
-from prunekit_plugins.export.mlx.export import export_mlx
+from prunekit_plugins.export.mlx.export import CLASSES, SQUARE, export_mlx
 
-__all__ = ["export_mlx"]
+__all__ = ["CLASSES", "SQUARE", "export_mlx"]

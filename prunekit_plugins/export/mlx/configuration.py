@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from prunekit_plugins.export.comparison import ExportError
 from prunekit_plugins.export.decoder import Block, Decoder
+from prunekit_plugins.export.mlx.refusal import KEPT, UNIFORM, refused
 
 WHOLE = 256
 """Feed-forwards of ``nemotron-nas`` are multiples of this."""
-KEPT = "keep query heads and the width of the layers: ignored_layers=['model.embed_tokens']"
-UNIFORM = 'prune(..., serve="mlx") gives all layers the same sizes'
 
 
 def configuration_of(decoder: Decoder) -> dict[str, Any]:
@@ -26,7 +24,7 @@ def configuration_of(decoder: Decoder) -> dict[str, Any]:
     first = decoder.blocks[0]
     if decoder.family == "qwen2" and first.heads * decoder.head_dim != decoder.hidden:
         why = f"{first.heads} query heads of {decoder.head_dim}, in layers of width {decoder.hidden}"
-        raise _refused(f"{why}: qwen2 computes the width of a head from the others", KEPT)
+        raise refused(f"{why}: qwen2 computes the width of a head from the others", KEPT)
     return {
         **found,
         "num_attention_heads": first.heads,
@@ -57,23 +55,19 @@ def _shared(decoder: Decoder) -> dict[str, Any]:
 def _of_blocks(decoder: Decoder) -> dict[str, Any]:
     heads = {block.heads for block in decoder.blocks} - {0}
     if decoder.family != "llama" or any(name.endswith(".bias") for name in decoder.tensors):
-        raise _refused(f"{decoder.differing()}; mlx-lm takes layers that differ of Llama without biases only", UNIFORM)
+        raise refused(f"{decoder.differing()}; mlx-lm takes layers that differ of Llama without biases only", UNIFORM)
     if len(heads) != 1 or heads != {decoder.hidden / decoder.head_dim}:
         why = f"query heads {sorted(heads)} of {decoder.head_dim}, in layers of width {decoder.hidden}"
-        raise _refused(f"{why}: nemotron-nas computes the width of a head from the others", KEPT)
+        raise refused(f"{why}: nemotron-nas computes the width of a head from the others", KEPT)
     blocks = [_block(block, place, decoder.hidden) for place, block in enumerate(decoder.blocks)]
     return {"num_attention_heads": heads.pop(), "block_configs": blocks, "attention_bias": False, "mlp_bias": False}
 
 
 def _block(block: Block, place: int, hidden: int) -> dict[str, Any]:
     if block.neurons % WHOLE:
-        raise _refused(
+        raise refused(
             f"layer {place} has {block.neurons} neurons", "prune with round_to=256, or keep the feed-forwards alike"
         )
     attention = {"no_op": False, "n_heads_in_group": block.heads // block.kv_heads} if block.heads else {"no_op": True}
     neurons = {"no_op": False, "ffn_mult": block.neurons * 3 / (2 * hidden)} if block.neurons else {"no_op": True}
     return {"attention": attention, "ffn": neurons}
-
-
-def _refused(why: str, hint: str) -> ExportError:
-    return ExportError("The model can't be exported to MLX; nothing was written.", where="layers", why=why, hint=hint)

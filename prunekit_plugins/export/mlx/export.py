@@ -10,7 +10,7 @@ import safetensors.torch
 from torch import nn
 
 from prunekit.plugin import write_text
-from prunekit_plugins.export.decoder import Decoder, decoder_of
+from prunekit_plugins.export.decoder import FAMILIES as SIZED, Decoder, decoder_of
 from prunekit_plugins.export.engines.process import run_engine
 from prunekit_plugins.export.engines.steps import (
     EngineCheck,
@@ -21,9 +21,16 @@ from prunekit_plugins.export.engines.steps import (
     version_of,
 )
 from prunekit_plugins.export.mlx.configuration import configuration_of
+from prunekit_plugins.export.mlx.configured import written
+from prunekit_plugins.export.mlx.families import FAMILIES
+from prunekit_plugins.export.mlx.refusal import refused
 from prunekit_plugins.folders.companions import copy_companions
 
 ENGINE = "mlx_lm"
+CLASSES = tuple(sorted((*SIZED, *FAMILIES)))
+"""Classes that are known: those whose sizes are read off the tensors, and those whose configuration says them."""
+SQUARE = ("Qwen2ForCausalLM", *(name for name, family in FAMILIES.items() if family.square))
+"""Classes of which mlx-lm computes the width of a head from that of the layers."""
 
 
 def export_mlx(model: nn.Module, folder: Path, path: Path, *, tolerance: float | None = None) -> EngineCheck | None:
@@ -41,14 +48,24 @@ def export_mlx(model: nn.Module, folder: Path, path: Path, *, tolerance: float |
     Raises:
         ExportError: mlx-lm has no configuration for the model, or computes something else.
     """
-    decoder = decoder_of(model, "MLX")
-    config = configuration_of(decoder)
-    safetensors.torch.save_file(_tensors(decoder), path / "model.safetensors", metadata={"format": "pt"})
+    config, tensors = _of_family(model)
+    safetensors.torch.save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     write_text(path / "config.json", json.dumps(config, indent=2, default=str))
     generation: Any = model.generation_config
     generation.save_pretrained(str(path))
     copy_companions(folder, path)
     return in_mlx(model, path, tolerance) if installed(ENGINE) and installed("mlx") else None
+
+
+def _of_family(model: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the configuration and the tensors: those of the model, or a decoder's by its real sizes."""
+    name = type(model).__name__
+    if name in FAMILIES:
+        return written(model, FAMILIES[name])
+    if name not in CLASSES:
+        raise refused(f"families that are known: {', '.join(CLASSES)}", where=name)
+    decoder = decoder_of(model, "MLX")
+    return configuration_of(decoder), _tensors(decoder)
 
 
 def _tensors(decoder: Decoder) -> dict[str, Any]:
