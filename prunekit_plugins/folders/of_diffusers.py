@@ -200,7 +200,8 @@ def _proposals(model: Any, generator: torch.Generator) -> Iterator[dict[str, Any
 
 def _places(axes: int) -> torch.Tensor:
     """Row and column of each patch of a square, along the last two axes: tensor ``[patches, axes]``."""
-    rows, columns = torch.meshgrid(torch.arange(PATCHES), torch.arange(PATCHES), indexing="ij")
+    places = torch.arange(PATCHES, device="cpu")
+    rows, columns = torch.meshgrid(places, places, indexing="ij")
     found = torch.zeros(PATCHES**2, axes, device="cpu")
     found[:, -2], found[:, -1] = rows.flatten(), columns.flatten()
     return found
