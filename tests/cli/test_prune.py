@@ -272,7 +272,7 @@ def test_costs_are_counted_for_a_workload(cli: Cli, tmp_path: Path) -> None:
     four = cli(*model, "--workload", "batch=4,length=24", "--json").data
     assert four["costs"]["macs"]["before"] == 4 * one["costs"]["macs"]["before"]
     assert one["protocol"]["arguments"]["workload"] == {"batch": 1, "length": 24}
-    assert "costs are counted for a workload: 4 examples, 24 tokens each" in four["report"]["notes"]
+    assert "costs are counted for a workload: 4 examples, 24 tokens each" in four["notes"]
 
 
 def test_help_is_the_same_with_and_without_markup() -> None:
