@@ -189,10 +189,8 @@ def _proposals(model: Any, generator: torch.Generator) -> Iterator[dict[str, Any
         further["guidance"] = torch.tensor([GUIDANCE], device="cpu", dtype=model.dtype)
     if "img_ids" in takes:  # the picture is a list of patches, each with its place
         axes = len(config.get("axes_dims_rope") or (1, 1, 1))
-        ids = {
-            "img_ids": _places(axes).to(model.dtype),
-            "txt_ids": torch.zeros(WORDS, axes, device="cpu", dtype=model.dtype),
-        }
+        texts = torch.zeros(WORDS, axes, device="cpu", dtype=model.dtype)
+        ids = {"img_ids": _places(axes).to(model.dtype), "txt_ids": texts}
         yield {name: random(1, PATCHES**2, channels), **further, **ids}
     for shape in ((channels, *sides), (channels, sides[0])):
         yield {name: random(1, *shape), **further}
@@ -200,7 +198,7 @@ def _proposals(model: Any, generator: torch.Generator) -> Iterator[dict[str, Any
 
 def _places(axes: int) -> torch.Tensor:
     """Row and column of each patch of a square, along the last two axes: tensor ``[patches, axes]``."""
-    rows, columns = torch.meshgrid(torch.arange(PATCHES), torch.arange(PATCHES), indexing="ij")
+    rows, columns = torch.meshgrid(*[torch.arange(PATCHES, device="cpu")] * 2, indexing="ij")
     found = torch.zeros(PATCHES**2, axes, device="cpu")
     found[:, -2], found[:, -1] = rows.flatten(), columns.flatten()
     return found
