@@ -10,12 +10,15 @@ from torch import nn
 from prunekit_core.errors import UnsupportedModelError
 from prunekit_core.torch_private.objects import script_class
 
+QUANTISE_LATER = {"bitsandbytes": "which quantises it once it is moved to a device, or as it runs"}
+"""Packages whose parameters hold real numbers until then, to what becomes of these."""
+
 
 def check_unpacked(tensors: Mapping[str, torch.Tensor]) -> None:
     """Raises `UnsupportedModelError` if a parameter or buffer doesn't hold its values element by element.
 
     Quantised tensors, subclasses of tensors that are made of other tensors, and subclasses of parameters whose numbers
-    are integers (packed codes) are such.
+    are integers (packed codes) are such, and so are parameters that will be (see `QUANTISE_LATER`).
 
     Args:
         tensors: Parameters and buffers by name; those that lie on several processes are no matter of this.
@@ -26,6 +29,9 @@ def check_unpacked(tensors: Mapping[str, torch.Tensor]) -> None:
         integers = not (tensor.is_floating_point() or tensor.is_complex())
         if tensor.is_quantized or hasattr(kind, "__tensor_flatten__") or (coded and integers):
             raise _refusal(name, f"it is a {kind.__name__} of {tensor.dtype}")
+        package = kind.__module__.partition(".")[0]
+        if coded and package in QUANTISE_LATER:
+            raise _refusal(name, f"it is a {kind.__name__} of {package}, {QUANTISE_LATER[package]}")
 
 
 def check_no_packed_objects(modules: Mapping[str, nn.Module]) -> None:

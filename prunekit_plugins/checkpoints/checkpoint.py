@@ -25,6 +25,9 @@ from prunekit_plugins.checkpoints.shards import KEY, SAVE, Weights, write_weight
 from prunekit_plugins.checkpoints.tensorfile import Stored
 
 FORMAT = "1"
+PLAN = "prunekit_plan.json"
+PROTOCOL = "prunekit_protocol.json"
+"""Files beside weights that are those of a stock class, and hold neither."""
 
 
 def _stored(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -117,26 +120,58 @@ def _check_result(plan: Plan, found: Mapping[str, torch.Tensor]) -> None:
 def read_plan(path: str | os.PathLike[str]) -> Plan:
     """Reads the plan of a checkpoint (a file, or a folder with shards), or of a file that ``plan.save`` wrote.
 
+    A folder that `save_folder` wrote will do, of a pipeline as well.
+
     Raises:
-        CheckpointError: The file is corrupt, or no prunekit checkpoint.
+        CheckpointError: The file is corrupt, or no prunekit checkpoint, or the folder holds several plans.
         PlanError: It is a JSON file that holds no plan.
     """
-    place = Path(path)
+    place = _plan_beside(Path(path)) or Path(path)
     if place.suffix == ".json" and not place.name.endswith(".index.json"):
         return Plan.load(place)
     return plan_of(Weights(place))
 
 
 def read_protocol(path: str | os.PathLike[str]) -> Protocol | None:
-    """Reads how the model of a checkpoint came about; None where that wasn't stored.
+    """Reads how the model of a checkpoint (see `read_plan`) came about; None where that wasn't stored.
 
     Raises:
         CheckpointError: The file is corrupt, or no prunekit checkpoint.
     """
+    plan = _plan_beside(Path(path))
+    if plan is not None:
+        beside = plan.with_name(PROTOCOL)
+        return Protocol.from_json(beside.read_text("utf-8")) if beside.is_file() else None
     weights = Weights(path)
     plan_of(weights)
     text = weights.metadata.get("protocol")
     return None if text is None else Protocol.from_json(text)
+
+
+def _plan_beside(place: Path) -> Path | None:
+    """Returns the file with the plan that lies in a folder beside weights which hold none, or in one of its folders.
+
+    Raises:
+        CheckpointError: There are several.
+    """
+    if not place.is_dir() or _holds_plan(place):
+        return None
+    found = [file for file in (place / PLAN, *sorted(place.glob(f"*/{PLAN}"))) if file.is_file()]
+    if len(found) > 1:
+        raise CheckpointError(
+            "The folder holds several plans.",
+            where=str(place),
+            why=", ".join(str(file.relative_to(place)) for file in found),
+            hint="name one of these files",
+        )
+    return found[0] if found else None
+
+
+def _holds_plan(folder: Path) -> bool:
+    try:
+        return Weights(folder).ours
+    except CheckpointError:  # where no plan lies beside them, whoever reads them says what is wrong
+        return False
 
 
 def plan_of(weights: Weights) -> Plan:

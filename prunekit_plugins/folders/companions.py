@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from prunekit_plugins.checkpoints.checkpoint import PLAN, PROTOCOL
+
 CARD = "README.md"
 OLD_CARD = "README_before_pruning.md"
-PLAN = "prunekit_plan.json"
-PROTOCOL = "prunekit_protocol.json"
 OWN = (CARD, OLD_CARD, PLAN, PROTOCOL, "config.json", "generation_config.json")
 """Files that are written, not copied."""
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.index.json", "*.onnx")

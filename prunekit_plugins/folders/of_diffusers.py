@@ -189,10 +189,8 @@ def _proposals(model: Any, generator: torch.Generator) -> Iterator[dict[str, Any
         further["guidance"] = torch.tensor([GUIDANCE], device="cpu", dtype=model.dtype)
     if "img_ids" in takes:  # the picture is a list of patches, each with its place
         axes = len(config.get("axes_dims_rope") or (1, 1, 1))
-        ids = {
-            "img_ids": _places(axes).to(model.dtype),
-            "txt_ids": torch.zeros(WORDS, axes, device="cpu", dtype=model.dtype),
-        }
+        texts = torch.zeros(WORDS, axes, device="cpu", dtype=model.dtype)
+        ids = {"img_ids": _places(axes).to(model.dtype), "txt_ids": texts}
         yield {name: random(1, PATCHES**2, channels), **further, **ids}
     for shape in ((channels, *sides), (channels, sides[0])):
         yield {name: random(1, *shape), **further}

@@ -100,6 +100,7 @@ def _arguments(model: Any, build: Any) -> dict[str, Any]:
 
 def _write(model: Any, folder: Path, fields: Mapping[str, Any], max_shard_size: int | str) -> None:
     _write_config(model, folder, fields)
+    _write_features(model, folder)
     # copies, because the format takes no tensors that share memory
     tensors = {n: t.detach().clone(memory_format=torch.contiguous_format) for n, t in model.state_dict().items()}
     safetensors.torch.save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
@@ -113,6 +114,34 @@ def _write_config(model: Any, folder: Path, fields: Mapping[str, Any] | None = N
     if fields:
         config = json.loads(place.read_text("utf-8"))
         config["model_args"] = {**config.get("model_args", {}), **fields}
+        place.write_text(json.dumps(config, indent=2), "utf-8")
+
+
+def _write_planned_config(model: nn.Module, folder: Path) -> None:
+    _write_config(model, folder)
+    _write_features(model, folder)
+
+
+def _write_features(model: Any, folder: Path) -> None:
+    """Writes the width of the features that a model has into its configuration: timm takes it from an attribute, which
+    says what it was built with.
+
+    Which dim of the features holds them is seen at the model of that configuration, whose width the attribute says.
+    """
+    place = folder / CONFIG
+    config = json.loads(place.read_text("utf-8"))
+    inputs = example_inputs(model)
+    try:
+        built: Any = _empty(folder).to("meta")
+        with torch.no_grad():
+            before = built.forward_features(*(one.to("meta") for one in inputs.values())).shape
+            after = model.forward_features(*inputs.values()).shape
+    except Exception:  # whatever a model raises that has no such features, or has them in several tensors
+        return
+    found = {new for old, new in zip(before, after, strict=True) if old == built.num_features}
+    narrower = found - {built.num_features} or found
+    if len(narrower) == 1:
+        config["num_features"] = narrower.pop()
         place.write_text(json.dumps(config, indent=2), "utf-8")
 
 
@@ -138,6 +167,6 @@ TIMM = Library(
     planned_reader(_empty),
     _say,
     _write,
-    planned_writer(_write_config),
+    planned_writer(_write_planned_config),
     _opening,
 )

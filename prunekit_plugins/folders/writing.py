@@ -15,9 +15,10 @@ from torch import nn
 
 from prunekit import Distillation, read_plan
 from prunekit.plugin import ArgumentError, CheckpointError, Plan, Protocol, Registry, StorageError, write_text
+from prunekit_plugins.checkpoints.checkpoint import PLAN, PROTOCOL
 from prunekit_plugins.checkpoints.destination import check_folder
 from prunekit_plugins.folders.cards import Provenance, card
-from prunekit_plugins.folders.companions import CARD, PLAN, PROTOCOL, WEIGHT_FILES, copy_companions
+from prunekit_plugins.folders.companions import CARD, WEIGHT_FILES, copy_companions
 from prunekit_plugins.folders.hub import check_repository, push
 from prunekit_plugins.folders.known import library_of
 from prunekit_plugins.folders.library import Library, Opening, Said

@@ -272,6 +272,8 @@ def prune(
         decided = _reached(pruner, settings, allotment, path)
         read = _about_costs(settings, pruner.graph, decided.plan)
     pruner, plan = decided.pruner, decided.plan
+    if profile is not None and profile.check is not None:
+        profile.check(pruner.graph, plan)
     doubts = (*read, *told, *(profile.notes if profile else ()), *decided.notes)
     preview = _with_target_costs(plan.preview(), pruner.graph, plan, settings.target or {})
     shared = settings.depth.by == BOTH or not settings.depth.requested

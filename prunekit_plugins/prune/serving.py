@@ -13,6 +13,8 @@ from torch import nn
 from prunekit_core.arguments import shown
 from prunekit_core.choose.demands import Demands
 from prunekit_core.errors import ArgumentError, nearest
+from prunekit_core.graph.graph import Graph
+from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry, default_registry
 
 
@@ -29,6 +31,8 @@ class ServingProfile:
         notes: Lines for the report.
         ties: Names of groups that have to keep the same number of units where ``uniform`` holds: one number says all
             their sizes.
+        check: Called with the graph and the plan before anything is changed; raises `ArgumentError` where the engine
+            wouldn't take what is left. None where sizes alone decide.
     """
 
     uniform: bool = False
@@ -38,6 +42,7 @@ class ServingProfile:
     round_to: int = 1
     notes: tuple[str, ...] = ()
     ties: tuple[frozenset[str], ...] = ()
+    check: Callable[[Graph, Plan], None] | None = None
 
     def under(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Returns arguments of `prune`: what is given, with what the profile asks for where it says nothing.

@@ -11,10 +11,11 @@ from typing import Any
 import attrs
 from torch import nn
 
-from prunekit.plugin import ArgumentError, Registry, ServingEngine, ServingProfile
+from prunekit.plugin import ArgumentError, Graph, Kind, Plan, Registry, ServingEngine, ServingProfile, UnitGroup
 from prunekit_plugins.serving.engines import load_test
 
 OPTIONS = ("tensor_parallel", "group")
+DEALT = "The heads can't be dealt out to so many GPUs."
 READ = "by vLLM's loader and reports of early 2026; not run here"
 
 
@@ -31,7 +32,7 @@ def sharded_profile(
 
     Feed-forwards are split over the GPUs, and each part of a weight that is quantised is cut into groups along the dim
     that is summed over: sizes are multiples of both numbers together. Heads stay, unless the call lets whole heads
-    go: whether those that are left can be dealt out isn't checked. Vocabularies are padded by the engines.
+    go: those that are left must be such that they can be dealt out. Vocabularies are padded by the engines.
 
     Args:
         model: A ``transformers.PreTrainedModel``, not pruned.
@@ -58,15 +59,48 @@ def sharded_profile(
     config: Any = getattr(model, "config").get_text_config()  # noqa: B009  # of transformers, which has no types
     _check_heads(config, engine, tensor_parallel)
     notes = (*profile.notes, *_odd_sizes(config, tensor_parallel, group))
-    return attrs.evolve(profile, round_to=math.lcm(profile.round_to, step), notes=notes)
+    check = functools.partial(_check_left, engine=engine, tensor_parallel=tensor_parallel)
+    return attrs.evolve(profile, round_to=math.lcm(profile.round_to, step), notes=notes, check=check)
+
+
+def _can_be_dealt_out(heads: int, pairs: int, tensor_parallel: int) -> bool:
+    """Tells whether query heads, and heads of keys and values, can be split over GPUs."""
+    return heads % tensor_parallel == 0 and (pairs % tensor_parallel == 0 or tensor_parallel % pairs == 0)
+
+
+def _check_left(graph: Graph, plan: Plan, *, engine: str, tensor_parallel: int) -> None:
+    """Raises `ArgumentError` where the heads that a plan leaves can't be dealt out."""
+    kept = plan.kept
+
+    def left(group: UnitGroup) -> int:
+        return len(kept.get(group.name, range(group.size)))
+
+    groups = graph.groups()
+    wrong = []
+    for group in groups:
+        if group.kind is Kind.HEADS and group.name in kept:
+            modules = {member.module for member in group.members}
+            shared = [one for one in groups if one.kind is Kind.QUERIES_PER_HEAD]
+            each = [left(one) for one in shared if modules & {member.module for member in one.members}]
+            heads = left(group) * math.prod(each)
+            if not _can_be_dealt_out(heads, left(group), tensor_parallel):
+                layer = group.name.partition("#")[0]
+                wrong.append(f"{layer} keeps {heads} query heads and {left(group)} heads of keys and values")
+    if wrong:
+        raise ArgumentError(
+            DEALT,
+            where=f"{engine}, tensor_parallel={tensor_parallel}",
+            why="; ".join(wrong[:4]) + (f"; and {len(wrong) - 4} more" if wrong[4:] else ""),
+            hint="another head_pruning_ratio, or a degree that divides what is left; prune_num_heads=False keeps all",
+        )
 
 
 def _check_heads(config: Any, engine: str, tensor_parallel: int) -> None:
     heads = getattr(config, "num_attention_heads", None) or 1
     pairs = getattr(config, "num_key_value_heads", None) or heads
-    if heads % tensor_parallel or (pairs % tensor_parallel and tensor_parallel % pairs):
+    if not _can_be_dealt_out(heads, pairs, tensor_parallel):
         raise ArgumentError(
-            "The heads can't be dealt out to so many GPUs.",
+            DEALT,
             where=f"{engine}, tensor_parallel={tensor_parallel}",
             why=f"the model has {heads} query heads and {pairs} heads of keys and values",
             hint="a degree that divides the query heads, and divides or is divided by the others",

@@ -67,6 +67,18 @@ def quantised_buffer(model: nn.Sequential) -> nn.Sequential:
     return model
 
 
+def test_weights_that_a_library_will_quantise_are_named() -> None:
+    """Such layers hold real numbers until they are moved, and can't run before."""
+    kind = type("Int8Params", (nn.Parameter,), {"__module__": "bitsandbytes.nn.modules"})
+    model = net()
+    model[0].weight = kind(model[0].weight.detach())
+    error = refusal(model)
+    assert error.headline == "The model's weights are quantised or packed."
+    assert error.where == "0.weight"
+    assert error.why.startswith("it is a Int8Params of bitsandbytes, which quantises it once it is moved")
+    assert "before it is quantised" in error.hint
+
+
 @pytest.mark.parametrize(("make", "where"), [(coded, "0.weight"), (wrapped, "0.weight"), (quantised_buffer, "table")])
 @pytest.mark.filterwarnings("ignore:.*quantiz.*")
 def test_quantised_weights_are_named(make, where) -> None:  # type: ignore[no-untyped-def]

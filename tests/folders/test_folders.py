@@ -291,3 +291,21 @@ def test_inputs_are_those_on_which_a_model_runs() -> None:
     with pytest.raises(pk.ArgumentError, match="inputs of this model aren't known") as unknown:
         example_inputs(model)
     assert unknown.value.why == "ZeroDivisionError: division by zero"
+
+
+def test_the_plan_of_a_folder_is_read_by_naming_the_folder(big: Path, tmp_path: Path) -> None:
+    model, result = pruned(big)
+    pk.save_folder(model, tmp_path / "stock", plan=result.plan, source=big, protocol=result.protocol)
+    assert pk.read_plan(tmp_path / "stock") == result.plan
+    assert pk.read_protocol(tmp_path / "stock") == result.protocol
+    (tmp_path / "stock" / "prunekit_protocol.json").unlink()
+    assert pk.read_protocol(tmp_path / "stock") is None
+    pipeline = tmp_path / "pipeline"
+    shutil.copytree(tmp_path / "stock", pipeline / "unet")
+    assert pk.read_plan(pipeline) == result.plan
+    shutil.copytree(tmp_path / "stock", pipeline / "vae")
+    with pytest.raises(pk.CheckpointError, match=r"The folder holds several plans\.") as caught:
+        pk.read_plan(pipeline)
+    assert caught.value.why == "unet/prunekit_plan.json, vae/prunekit_plan.json"
+    with pytest.raises(pk.CheckpointError, match="is not a prunekit checkpoint"):
+        pk.read_plan(big)

@@ -187,6 +187,25 @@ def test_engines_on_gpus_ask_for_sizes_that_can_be_split_and_quantised(name: str
     assert result.report.left["model.layers.0.self_attn.v_proj#head_dim"] == asks
 
 
+@pytest.mark.parametrize(("queries", "pairs"), [(8, 4), (4, 4)])
+def test_heads_that_are_let_go_have_to_leave_what_can_be_dealt_out(queries: int, pairs: int) -> None:
+    sizes = {**WIDE, "num_attention_heads": queries, "num_key_value_heads": pairs}
+    options: dict[str, Any] = {"ratio": 0.3, "prune_num_heads": True, "serve": {"name": "vllm", "tensor_parallel": 2}}
+    llama = small_llama(**sizes)
+    before = {name: value.clone() for name, value in llama.state_dict().items()}
+    with pytest.raises(pk.ArgumentError, match="can't be dealt out to so many GPUs") as caught:
+        pk.prune(llama, IDS, head_pruning_ratio=0.25, **options)  # three of four pairs stay
+    told = f"model.layers.0.self_attn.q_proj keeps {queries * 3 // 4} query heads and 3 heads of keys and values"
+    assert caught.value.why.startswith(told)
+    assert "layers.1" in caught.value.why
+    assert all(torch.equal(value, before[name]) for name, value in llama.state_dict().items())
+    pk.prune(llama, IDS, head_pruning_ratio=0.5, **options)
+    assert llama.model.layers[0].self_attn.k_proj.weight.shape[0] == 2 * llama.config.head_dim
+    whole = small_llama(**sizes)
+    options["serve"] = {"name": "vllm"}  # one GPU takes any number
+    pk.prune(whole, IDS, head_pruning_ratio=0.25, **options)
+
+
 def test_sizes_that_an_engine_could_not_split_are_told() -> None:
     llama = small_llama(**{**WIDE, "intermediate_size": 500})
     engine = pk.default_registry().named("prunekit_serving_profiles", "vllm")

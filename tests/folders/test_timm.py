@@ -56,6 +56,11 @@ def test_arguments_of_an_architecture_say_the_sizes_where_they_can(
     loaded = timm.create_model(f"local-dir:{tmp_path / 'small'}", pretrained=True)
     assert torch.allclose(logits(loaded), logits(model), atol=1e-6)
     assert loaded.num_classes == 7
+    assert features_in(tmp_path / "small") == loaded.num_features == model.get_classifier().in_features
+
+
+def features_in(folder: Path) -> Any:
+    return json.loads((folder / "config.json").read_text())["num_features"]
 
 
 @pytest.mark.parametrize("safe", [True, False])
@@ -68,6 +73,8 @@ def test_a_folder_in_and_a_smaller_one_out(safe: bool, tmp_path: Path, capsys: p
     assert data["folder"]["stock"] is False
     assert data["folder"]["copied"] == ["labels.txt"]
     model = pk.load_folder(small)
+    assert features_in(big) == 512
+    assert features_in(small) == model.get_classifier().in_features < 512
     whole = pk.load_folder(big)
     stock = timm.create_model(f"local-dir:{big}", pretrained=True)
     assert torch.allclose(logits(whole), logits(stock), atol=1e-5)

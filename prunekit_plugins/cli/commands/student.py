@@ -9,12 +9,12 @@ import attrs
 from torch import nn
 
 from prunekit import Distillation, Plan, load, load_folder, read_plan, read_protocol, save, save_folder
-from prunekit.plugin import ArgumentError, Protocol
+from prunekit.plugin import ArgumentError
+from prunekit_plugins.checkpoints.checkpoint import PLAN
 from prunekit_plugins.checkpoints.destination import check_format
 from prunekit_plugins.cli.arguments import check_there, check_writable
 from prunekit_plugins.cli.sources import Inputs, folder_of
 from prunekit_plugins.folders import SavedFolder
-from prunekit_plugins.folders.companions import PLAN, PROTOCOL
 from prunekit_plugins.folders.hub import check_repository
 from prunekit_plugins.folders.pipeline import component_in
 from prunekit_plugins.folders.writing import check_destination
@@ -74,7 +74,7 @@ class Student:
 
     def plan(self) -> Plan:
         """Reads what was removed."""
-        return read_plan(self.place) if self.source is None else Plan.load(_inner(self.place) / PLAN)
+        return read_plan(_inner(self.place))
 
     def model(self, whole: Callable[[], nn.Module]) -> nn.Module:
         """Opens it; ``whole`` builds the model before the cut, for a file."""
@@ -87,14 +87,13 @@ class Student:
         if self.source is None:
             save(model, self.out, plan=plan, protocol=read_protocol(self.place))
             return None
-        text = _inner(self.place) / PROTOCOL
         return save_folder(
             model,
             self.out,
             plan=plan,
             source=self.source,
             example_inputs=inputs if isinstance(inputs, Mapping) else None,
-            protocol=Protocol.from_json(text.read_text("utf-8")) if text.is_file() else None,
+            protocol=read_protocol(_inner(self.place)),
             distillation=result,
             overwrite=overwrite,
             push_to_hub=self.push_to_hub,
