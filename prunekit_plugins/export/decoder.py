@@ -23,6 +23,7 @@ class Family:
         windows: Whether layers may see a window of the tokens before them only.
         scaled: Whether scores may be multiplied by something else than ``head_dim ** -0.5``.
         yarn: Whether rotary positions may be YaRN's.
+        long: Whether they may be LongRoPE's.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Family:
     windows: bool = False
     scaled: bool = False
     yarn: bool = False
+    long: bool = False
 
 
 FAMILIES = {
@@ -100,6 +102,23 @@ class Yarn:
 
 
 @attrs.frozen(eq=False)
+class LongRope:
+    """Settings of LongRoPE, which slows rotary positions down in two ways, by how long a text is.
+
+    Attributes:
+        short: What frequencies are divided by, ``[dims / 2]``, up to ``context`` positions.
+        long: The same beyond them.
+        context: Positions of the model before.
+        magnitude: What queries and keys are multiplied by.
+    """
+
+    short: torch.Tensor
+    long: torch.Tensor
+    context: int
+    magnitude: float
+
+
+@attrs.frozen(eq=False)
 class Rotary:
     """Rotary positions.
 
@@ -109,12 +128,14 @@ class Rotary:
         slowing: What the frequencies of that base are divided by to give the model's, ``[dims / 2]``; None where they
             are the same.
         yarn: YaRN's settings, if it gives that.
+        long: LongRoPE's settings, which ``slowing`` then leaves out.
     """
 
     dims: int
     base: float
     slowing: torch.Tensor | None
     yarn: Yarn | None = None
+    long: LongRope | None = None
 
     @property
     def factor(self) -> float | None:
@@ -211,7 +232,7 @@ def decoder_of(model: Any, engine: str, families: Mapping[str, Family] = FAMILIE
         model.lm_head.weight is model.model.embed_tokens.weight,
         config.rms_norm_eps,
         config.max_position_embeddings,
-        rotary_of(model, engine, yarn=family.yarn),
+        rotary_of(model, engine, yarn=family.yarn, long=family.long),
         tensors,
         windows,
     )
@@ -328,7 +349,7 @@ def _odd_heads(where: str, why: str, engine: str) -> ExportError:
     return _refused(engine, where, why, "prune with prune_head_dims=False")
 
 
-def rotary_of(model: Any, engine: str, layers: str = "", *, yarn: bool = False) -> Rotary:
+def rotary_of(model: Any, engine: str, layers: str = "", *, yarn: bool = False, long: bool = False) -> Rotary:
     """Reads the base of the rotary frequencies, and how much slower the model's are than those of the base.
 
     Args:
@@ -337,6 +358,7 @@ def rotary_of(model: Any, engine: str, layers: str = "", *, yarn: bool = False) 
         layers: Kind of layers, where kinds have positions of their own: ``"sliding_attention"``; empty for those that
             see all tokens, if there are any.
         yarn: Whether they may be YaRN's.
+        long: Whether they may be LongRoPE's.
 
     Raises:
         ExportError: They are neither the frequencies of a base nor these divided by constants.
@@ -354,9 +376,18 @@ def rotary_of(model: Any, engine: str, layers: str = "", *, yarn: bool = False) 
     magnitude, slowing = getattr(rotary, f"{prefix}attention_scaling"), plain / own
     if kind == "yarn" and yarn:
         return Rotary(dims, base, slowing.float(), _yarn(parameters, model.config, magnitude))
+    if kind == "longrope" and long:
+        return Rotary(dims, base, None, long=_long_rope(parameters, magnitude))
     if kind in ("dynamic", "longrope") or magnitude != 1.0:
         raise _refused(engine, "model.rotary_emb", f"rotary positions of the kind {kind!r}")
     return Rotary(dims, base, None if torch.allclose(slowing, torch.ones_like(slowing), atol=1e-5) else slowing.float())
+
+
+def _long_rope(parameters: Mapping[str, Any], magnitude: float) -> LongRope:
+    short, long = (
+        torch.tensor(parameters[f"{name}_factor"], dtype=torch.float32, device="cpu") for name in ("short", "long")
+    )
+    return LongRope(short, long, int(parameters["original_max_position_embeddings"]), float(magnitude))
 
 
 def _yarn(parameters: Mapping[str, Any], config: Any, magnitude: float) -> Yarn:

@@ -18,6 +18,14 @@ pytest.importorskip("gguf")
 from tests.export.folders import IDS, pruned, whole  # noqa: E402  # needs transformers
 from tests.export.test_gguf import ULP, fields, needs_engine, shapes  # noqa: E402  # needs gguf
 
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": 64,
+    "factor": 2.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.4, 1.6, 1.8, 2.0, 2.0],
+    "long_factor": [1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0],
+}
 PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 GEMMA = {"pad_token_id": None, "num_hidden_layers": 7, "sliding_window": 8, "query_pre_attn_scalar": 16}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
@@ -62,6 +70,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "phi3, tied, half of each head rotated": (
         "phi3",
         {"pad_token_id": None, "tie_word_embeddings": True, "rope_parameters": PARTIAL},
+        {},
+        "phi3",
+    ),
+    "phi3, LongRoPE": ("phi3", {"pad_token_id": None, "rope_parameters": LONG}, {}, "phi3"),
+    "phi3, LongRoPE, a text longer than before": (
+        "phi3",
+        {"pad_token_id": None, "rope_parameters": {**LONG, "original_max_position_embeddings": 16}},
         {},
         "phi3",
     ),
@@ -170,6 +185,8 @@ def test_llama_cpp_computes_what_the_model_does_whole_and_pruned(case: str, tmp_
     assert after.error <= 2 * max(before.error, ULP)
     assert (after.prompt, after.steps, after.texts) == (24, 10, 3)
     found = fields(tmp_path / "small.gguf")
+    if "LongRoPE" in case:
+        assert shapes(tmp_path / "small.gguf")["rope_factors_long.weight"] == (8,)
     assert found["general.architecture"] == architecture
     if kind in ("qwen3_moe", "mixtral", "gpt_oss"):
         experts, neurons, hidden = shapes(tmp_path / "small.gguf")["blk.1.ffn_up_exps.weight"]
@@ -293,6 +310,17 @@ def test_what_an_architecture_computes_otherwise_is_refused(case: str, tmp_path:
     assert caught.value.where
     assert caught.value.hint
     assert not (tmp_path / "x.gguf").exists()
+
+
+def test_two_scales_of_positions_are_for_layers_as_wide_as_their_queries(tmp_path: Path) -> None:
+    big = whole(tmp_path / "big", "phi3", pad_token_id=None, rope_parameters=LONG)
+    model = pk.load_folder(big)
+    pk.prune(model, IDS, ratio=0.5, prune_head_dims=False, free_outputs=("cache",), round_to=8)
+    with pytest.raises(
+        ExportError, match=r"LongRoPE's, which llama\.cpp takes of layers only that are as wide"
+    ) as caught:
+        export_folder(big, tmp_path / "x.gguf", to="gguf", model=model)
+    assert "ignored_layers=['model.embed_tokens']" in caught.value.hint
 
 
 def test_a_factor_of_the_embedding_that_follows_its_width_no_more_is_refused(tmp_path: Path) -> None:

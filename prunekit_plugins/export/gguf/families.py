@@ -14,7 +14,7 @@ from prunekit_plugins.export.gguf.splits import EXPERTS, LATENT, PACKED, TURNED,
 _ALL = {
     **FAMILIES,
     "MistralForCausalLM": Family("mistral"),
-    "Phi3ForCausalLM": Family("phi3"),
+    "Phi3ForCausalLM": Family("phi3", long=True),
     "SmolLM3ForCausalLM": Family("smollm3"),
     "Gemma3ForCausalLM": Family("gemma3", activation="gelu_pytorch_tanh", windows=True, scaled=True),
     "Qwen3MoeForCausalLM": Family("qwen3_moe"),
@@ -128,6 +128,12 @@ def form_of(decoder: Decoder) -> Form:
         raise refused(
             f"{decoder.rotary.dims} dims of each head of {decoder.head_dim} are rotated, which llama.cpp takes of "
             "layers only that are as wide as their queries",
+            KEPT,
+        )
+    if form is LLAMA and decoder.rotary.long is not None:
+        raise refused(
+            "its rotary positions are LongRoPE's, which llama.cpp takes of layers only that are as wide as their "
+            "queries",
             KEPT,
         )
     return form

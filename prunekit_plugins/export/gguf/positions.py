@@ -93,7 +93,11 @@ def add_positions(writer: Any, decoder: Decoder, form: Form) -> None:
         writer.add_rope_freq_base_swa(local.base)
     writer.add_rope_dimension_count(rotary.dims)
     writer.add_rope_freq_base(rotary.base)
-    if rotary.yarn is not None:
+    if rotary.long is not None:
+        writer.add_rope_scaling_type(kinds.LONGROPE)
+        writer.add_rope_scaling_orig_ctx_len(rotary.long.context)
+        writer.add_rope_scaling_attn_factors(rotary.long.magnitude)
+    elif rotary.yarn is not None:
         writer.add_rope_scaling_type(kinds.YARN)
         writer.add_rope_scaling_factor(rotary.yarn.factor)
         writer.add_rope_scaling_orig_ctx_len(rotary.yarn.context)
@@ -106,5 +110,8 @@ def add_positions(writer: Any, decoder: Decoder, form: Form) -> None:
 
 def slowing_tensors(rotary: Rotary) -> Iterator[tuple[str, torch.Tensor]]:
     """Yields what single frequencies are divided by, if that is no one number and no YaRN."""
+    if rotary.long is not None:
+        yield "rope_factors_short.weight", rotary.long.short
+        yield "rope_factors_long.weight", rotary.long.long
     if rotary.slowing is not None and rotary.yarn is None and rotary.factor is None:
         yield "rope_freqs.weight", rotary.slowing
