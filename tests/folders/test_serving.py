@@ -81,7 +81,7 @@ def test_what_a_profile_keeps_is_told_as_such_where_nothing_goes() -> None:
     why = caught.value.why
     assert "model.embed_tokens#stream: ignored layer model.embed_tokens" in why
     assert "model.layers.0.mlp.gate_proj: kept by serve=chip: its configuration can't say another size" in why
-    assert "serve=None (--serve none) asks for nothing" in caught.value.hint
+    assert "serve=None asks for nothing" in caught.value.hint
 
     def large(*given: object) -> ServingProfile:
         return ServingProfile(head_dims=False, round_to=512)
@@ -96,7 +96,7 @@ def test_a_target_that_a_profile_puts_out_of_reach_is_told_with_the_profile() ->
         pk.prune(small_llama(**WIDE), IDS, target={"params": 0.1}, serve=served)
     asked = "asks for uniform=True, prune_head_dims=False, round_to=64"
     assert f"; serve={served} {asked}: without it the smallest model would have params=" in caught.value.why
-    assert "serve=None (--serve none) asks for nothing" in caught.value.hint
+    assert "serve=None asks for nothing" in caught.value.hint
     with pytest.raises(pk.ArgumentError, match=r"The target can't be reached\.") as own:  # by what is typed
         pk.prune(small_llama(**WIDE), IDS, target={"params": 0.1}, round_to=64, uniform=True, serve="transformers")
     assert "serve" not in own.value.why
