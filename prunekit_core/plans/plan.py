@@ -357,7 +357,10 @@ class Plan(Decision):
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise PlanError("The file of the plan can't be read.", where=os.fspath(path), why=str(error)) from error
+            hint = "prunekit.read_plan reads the plan that lies in a folder" if Path(path).is_dir() else ""
+            raise PlanError(
+                "The file of the plan can't be read.", where=os.fspath(path), why=str(error), hint=hint
+            ) from error
         try:
             return cls.from_json(text)
         except PlanError as error:

@@ -11,10 +11,13 @@ from tests.cli.conftest import Cli
 PERCEPTRON = ("tests.cli.toys:perceptron", "--input", "1,4", "--rounds", 2, "--threads", 1)
 
 
-def test_a_plan_of_its_own_or_a_file(cli: Cli, tmp_path: Path) -> None:
+def test_a_plan_of_its_own_or_a_file_or_a_folder(cli: Cli, tmp_path: Path) -> None:
     small, plan = tmp_path / "small.safetensors", tmp_path / "plan.json"
     cli("prune", *PERCEPTRON[:3], "--ratio", 0.25, "--out", small, "--plan", plan)
-    for option, path in (("--weights", small), ("--plan", plan)):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "prunekit_plan.json").write_text(plan.read_text())
+    for option, path in (("--weights", small), ("--plan", plan), ("--plan", folder)):
         data = cli("doctor", *PERCEPTRON, option, path, "--json").data
         assert data["macs"] == {"before": 56, "after": 42}
     data = cli("doctor", *PERCEPTRON, "--json").data

@@ -251,6 +251,8 @@ def test_a_plan_has_a_file_of_its_own(tmp_path: Path) -> None:
         assert (caught.value.headline, caught.value.where) == (headline, str(tmp_path / "bad.json"))
     with pytest.raises(pk.PlanError, match="The file of the plan can't be read"):
         pk.Plan.load(tmp_path / "nosuch.json")
+    with pytest.raises(pk.PlanError, match=r"prunekit\.read_plan reads the plan that lies in a folder"):
+        pk.Plan.load(tmp_path)
 
 
 # -- what is refused

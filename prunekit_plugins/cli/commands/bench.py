@@ -12,8 +12,8 @@ import torch
 import typer
 from torch import nn
 
-from prunekit import load
-from prunekit.plugin import ArgumentError, Plan
+from prunekit import load, read_plan
+from prunekit.plugin import ArgumentError
 from prunekit_plugins.budgets import watched, write_latency_table
 from prunekit_plugins.cli import options
 from prunekit_plugins.cli.arguments import TensorSpec, check_there, check_writable, read_inputs, read_workload
@@ -118,7 +118,7 @@ def _models(subject: Subject, plan: Path | None, weights: Path | None) -> tuple[
         return ["now"], [subject.model]
     small = copy.deepcopy(subject.model)
     if plan is not None:
-        Plan.load(plan).apply(small)
+        read_plan(plan).apply(small)
     elif weights is not None:
         small = load(small, weights)
     return ["before", "after"], [subject.model, small.eval()]

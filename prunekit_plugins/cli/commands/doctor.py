@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from prunekit import plan_to_target, read_plan
-from prunekit.plugin import ArgumentError, BasePruner, Plan
+from prunekit.plugin import ArgumentError, BasePruner
 from prunekit_plugins.cli import options
 from prunekit_plugins.cli.arguments import check_there, read_inputs, read_targets
 from prunekit_plugins.cli.listing import show_rows
@@ -58,7 +58,7 @@ def doctor(
     subject = subject.beside(plan or weights)
     with output.working(f"pruning {model}"):
         if plan is not None:
-            chosen = Plan.load(plan)
+            chosen = read_plan(plan)
         elif weights is not None:
             chosen = read_plan(weights)
         else:
