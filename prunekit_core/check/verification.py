@@ -97,7 +97,7 @@ def verify_cut(
     if not (plan.cuts or plan.absent):
         return Verification()
     if wish == NEVER:
-        return Verification(why='nobody asked for it; verify="always" compares the outputs')
+        return Verification(why='verify="never"; verify="always" compares the outputs')
     given = analysis.recordings[0].example  # with all that is returned, a cache too
     analysis = with_decoding(analysis, registry) if plan.absent else analysis
     recording = analysis.recordings[followed(analysis, plan)]

@@ -69,8 +69,9 @@ class Scopes:
         """Says where a ratio of heads takes none."""
         settings = self._settings
         ratio = settings.head_pruning_ratio
-        asked = "" if not ratio else f"head_pruning_ratio={ratio:g}"
-        asked = asked or "head_pruning_ratio_dict" * any(settings.head_pruning_ratio_dict.values())
+        asked = f"head_pruning_ratio={ratio:g}" if ratio else ""
+        if not asked and any(settings.head_pruning_ratio_dict.values()):
+            asked = "head_pruning_ratio_dict"
         if asked and not settings.prune_num_heads:
             yield f"{asked} takes none: whole heads stay unless prune_num_heads=True lets them go"
         elif asked and not any(is_heads(group) for group in self._graph.groups()):

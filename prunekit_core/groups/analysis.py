@@ -89,8 +89,8 @@ class Analysis:
     def counted(self) -> tuple[tuple[Recording, float], ...]:
         """The recordings that costs are counted on, in their first mode, and how often each counts.
 
-        That is the first recording, once, unless examples say otherwise: then those that count. The first of them is
-        the longest first call, the last one ends with the largest cache.
+        That is the first recording, once, unless examples say otherwise: then those that count. The last one of
+        them ends with the largest cache.
         """
         first = [recording for recording in self.recordings if recording.training is self.recordings[0].training]
         chosen = [(one, one.example.counts) for one in first if one.example.counts is not None]

@@ -93,7 +93,8 @@ class Distinct:
         """Returns the moments, or equal ones that it was given before."""
         if moments.covariance is None or moments.cross is not None:
             return moments
-        key = (moments.count, moments.uncertainty, moments.mean.shape, float(moments.variance.sum()))
+        mean = moments.mean
+        key = (moments.count, moments.uncertainty, mean.shape, mean.device, float(moments.variance.sum()))
         known = self._known.setdefault(key, moments)
         assert known.covariance is not None
         same = torch.equal(known.mean, moments.mean) and torch.equal(known.covariance, moments.covariance)
@@ -152,7 +153,7 @@ def _round(examples: int) -> str:
 
 
 def is_finite(values: torch.Tensor) -> bool:
-    """Tells that all values are finite where that is seen at a glance: their sum is. (Large ones may overflow.)"""
+    """Tells that all values are finite by their sum, which large ones may overflow; False says nothing."""
     return math.isfinite(float(values.sum()))
 
 

@@ -224,6 +224,11 @@ class _Last:
     examples: torch.Tensor
     added: Added
 
+    def holds(self, chunk: Chunk) -> bool:
+        """Tells whether samples are those that were added last; a model may be spread over devices."""
+        alike = (chunk.features.device, chunk.features.dtype) == (self.features.device, self.features.dtype)
+        return alike and torch.equal(self.examples, chunk.examples) and torch.equal(self.features, chunk.features)
+
 
 class _Gathering:
     def __init__(self, paths: set[str] | None, *, covariance: bool, energy: bool) -> None:
@@ -247,8 +252,7 @@ class _Gathering:
     def _add(self, gatherer: Gatherer, chunk: Chunk) -> None:
         """Adds samples; products of what the consumer before read as well aren't made again."""
         features, last = chunk.features, self._last
-        same = last is not None and torch.equal(last.examples, chunk.examples) and torch.equal(last.features, features)
-        if same and last is not None and gatherer.repeat(last.added):
+        if last is not None and last.holds(chunk) and gatherer.repeat(last.added):
             return
         added = gatherer.add(features, examples=chunk.examples)
         self._last = None if added is None else _Last(features.clone(), chunk.examples, added)

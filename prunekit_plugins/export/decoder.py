@@ -274,7 +274,9 @@ def _window(layer: Any, config: Any) -> int:
     attention = getattr(layer, "self_attn", None)
     if _width(layer) == 0:
         return 0
-    return getattr(attention, "sliding_window", getattr(config, "sliding_window", None)) or 0
+    # a field that the class of a configuration doesn't have does nothing
+    field = getattr(config, "sliding_window", None) if hasattr(type(config), "sliding_window") else None
+    return getattr(attention, "sliding_window", field) or 0
 
 
 def _width(layer: Any) -> int:

@@ -27,6 +27,7 @@ from prunekit_plugins.folders.of_diffusers import package, without_weights
 from prunekit_plugins.integrations.config_search import sizes_of
 from prunekit_plugins.integrations.configuration import Builder, ConfigUpdate, say_sizes
 from prunekit_plugins.integrations.huggingface import CONFIG
+from prunekit_plugins.measure.latency import evaluating
 
 SOURCE = "local-dir:"
 """How timm's ``create_model`` names a folder."""
@@ -127,22 +128,24 @@ def _write_features(model: Any, folder: Path) -> None:
     says what it was built with.
 
     Which dim of the features holds them is seen at the model of that configuration, whose width the attribute says.
+    Where it can't be seen, the configuration says no width.
     """
     place = folder / CONFIG
     config = json.loads(place.read_text("utf-8"))
     inputs = example_inputs(model)
     try:
         built: Any = _empty(folder).to("meta")
-        with torch.no_grad():
+        with evaluating([model, built]):
             before = built.forward_features(*(one.to("meta") for one in inputs.values())).shape
             after = model.forward_features(*inputs.values()).shape
+        found = {new for old, new in zip(before, after, strict=True) if old == built.num_features}
+        narrower = found - {built.num_features} or found
     except Exception:  # whatever a model raises that has no such features, or has them in several tensors
-        return
-    found = {new for old, new in zip(before, after, strict=True) if old == built.num_features}
-    narrower = found - {built.num_features} or found
+        narrower = set()
+    config.pop("num_features", None)
     if len(narrower) == 1:
         config["num_features"] = narrower.pop()
-        place.write_text(json.dumps(config, indent=2), "utf-8")
+    place.write_text(json.dumps(config, indent=2), "utf-8")
 
 
 def _opening(model: nn.Module) -> Opening:

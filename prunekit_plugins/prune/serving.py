@@ -42,7 +42,7 @@ class ServingProfile:
     round_to: int = 1
     notes: tuple[str, ...] = ()
     ties: tuple[frozenset[str], ...] = ()
-    check: Callable[[Graph, Plan], None] | None = None
+    check: Callable[[Graph, Plan], None] | None = attrs.field(default=None, eq=False)
 
     def under(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Returns arguments of `prune`: what is given, with what the profile asks for where it says nothing.

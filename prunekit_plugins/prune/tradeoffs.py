@@ -35,7 +35,7 @@ class Tradeoff:
         axis: What goes: ``"branches"``, or the kind of the groups: ``"neurons"``, ``"heads"``, ``"experts"``, ...
         saved: For options from nothing to all that may go, which part of the cost each saves alone, in [0, 1].
         damages: What the model loses with each; ascending from 0.
-        taken: Number of the option that was taken, 0 for nothing.
+        taken: Number of the option that is nearest to what was taken, 0 for nothing.
         last: Damage of the last step that was taken for each percent of the cost that it saves, beside all else that
             goes: the most expensive of the steps that could be taken back. None where nothing was taken.
         next: The same of the next step: the cheapest of those that could be taken. None where nothing more can go.
@@ -97,9 +97,14 @@ class Tradeoffs:
             rates = [
                 f"{word} {rate:.2g}" for word, rate in (("last", axis.last), ("next", axis.next)) if rate is not None
             ]
-            each = f"; for each percent: {', '.join(rates)}" if rates else "; no more can go"
+            each = f"; for each percent: {', '.join(rates)}" if rates else f"; {self._no_more(axis.axis)}"
             lines.append(f"  {axis.axis} ({axis.used} of {axis.items}): {gave}{each}")
         return "\n".join(lines)
+
+    def _no_more(self, axis: str) -> str:
+        """Why there is no next step."""
+        saves = any(item.saved[-1] > _LITTLE for item in self.items if item.axis == axis)
+        return "no more can go" if saves else "it saves nothing of this cost"
 
 
 @attrs.frozen(eq=False)

@@ -85,7 +85,9 @@ def _check_left(graph: Graph, plan: Plan, *, engine: str, tensor_parallel: int) 
             heads = left(group) * math.prod(each)
             if not _can_be_dealt_out(heads, left(group), tensor_parallel):
                 layer = group.name.partition("#")[0]
-                wrong.append(f"{layer} keeps {heads} query heads and {left(group)} heads of keys and values")
+                paired = bool(each) or len({member.module for member in group.producers()}) > 1  # or all share one
+                shared_by = f" and {left(group)} heads of keys and values" if paired else ""
+                wrong.append(f"{layer} keeps {heads} query heads{shared_by}")
     if wrong:
         raise ArgumentError(
             DEALT,

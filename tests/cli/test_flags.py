@@ -10,7 +10,7 @@ import torch
 import prunekit as pk
 from prunekit_plugins.cli import prunekit_commands
 from prunekit_plugins.cli.command import LazyCommand
-from prunekit_plugins.cli.options.flags import Flags, words
+from prunekit_plugins.cli.options.flags import Flags, speaking, words
 from tests.cli.conftest import Cli
 
 PERCEPTRON = ("tests.cli.toys:perceptron", "--input", "1,4")
@@ -45,6 +45,7 @@ PRUNE = {
     "in Python logits=lambda outputs: ...": "in Python logits=lambda outputs: ...",
     "model.round_to.weight, ./round_to.txt": "model.round_to.weight, ./round_to.txt",
     "target == ratio": "target == ratio",
+    "expert_importance=Criterion(alpha=3) scores": "--expert-importance NAME[,ARG=VALUE] scores",
 }
 
 
@@ -83,6 +84,19 @@ def test_an_error_at_a_prompt_names_flags(cli: Cli, arguments: tuple[object, ...
     assert called.code == 2
     assert told[0] not in called.err
     assert told[1] in called.err
+
+
+def test_what_others_raised_is_quoted_as_it_is() -> None:
+    def fail() -> None:
+        try:
+            raise ValueError("batch_size=4 and ratio=3 don't fit")
+        except ValueError as error:
+            raise pk.ArgumentError("It raised.", why=f"ValueError: {error}", hint="give ratio=0.5") from error
+
+    with pytest.raises(pk.ArgumentError) as caught, speaking(lambda: flags("prune")):
+        fail()
+    assert caught.value.why == "ValueError: batch_size=4 and ratio=3 don't fit"
+    assert caught.value.hint == "give --ratio 0.5"
 
 
 def test_reasons_and_notes_at_a_prompt_name_flags(cli: Cli) -> None:

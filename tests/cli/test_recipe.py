@@ -117,6 +117,16 @@ def test_wrong_recipes_are_told(text: str, message: str, cli: Cli, tmp_path: Pat
         assert "did you mean 'input'?" in called.err
 
 
+def test_a_recipe_and_a_table_of_latencies_exclude_each_other(cli: Cli, tmp_path: Path) -> None:
+    table, recipe = tmp_path / "table.json", tmp_path / "recipe.toml"
+    table.write_text("{}")
+    perceptron = ("tests.cli.toys:perceptron", "--input", "1,4", "--target", "latency=0.5")
+    called = cli("prune", *perceptron, "--latency-table", table, "--save-recipe", recipe)
+    assert called.code == 2
+    assert called.err.startswith("--latency-table doesn't go with recipes.")
+    assert not recipe.exists()
+
+
 def test_other_weights_than_those_of_the_recipe_are_told(cli: Cli, tmp_path: Path) -> None:
     weights, recipe = tmp_path / "in.safetensors", tmp_path / "recipe.toml"
     safetensors.torch.save_file(toys.blocks().state_dict(), weights)

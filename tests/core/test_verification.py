@@ -184,7 +184,7 @@ def test_auto_compares_where_that_takes_little(monkeypatch: pytest.MonkeyPatch) 
     assert 'it would take more than 1e-06 s; verify="always" compares all the same' in result.verification.why
     assert not [note for note in result.report.notes if "verified" in note]
     assert pk.prune(Mlp(), X, verify="never").verification.check is None
-    told = 'not verified: nobody asked for it; verify="always" compares the outputs'
+    told = 'not verified: verify="never"; verify="always" compares the outputs'
     assert str(pk.prune(Mlp(), X, verify="never").verification) == told
     assert str(pk.prune(Mlp(), X, ratio=0.0, verify="always").verification) == "not verified"  # nothing went
 

@@ -109,6 +109,17 @@ def test_branches_are_weighed_by_the_workload() -> None:
     assert result.preview.costs["macs"] == (whole, real_macs(model, 1, 24, 3))
 
 
+def test_a_decoder_with_an_encoder_is_refused() -> None:
+    sizes = {"vocab_size": 32, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 4}
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes)).eval()
+    inputs = {"input_ids": ids(2, 8), "decoder_input_ids": ids(2, 1)}
+    with pytest.raises(pk.ArgumentError, match="Tokens of a model with an encoder can't be decoded") as refused:
+        pk.prune(model, inputs, target={"macs": 0.8}, workload={"decode": 4})
+    assert refused.value.where == "decoder_input_ids"
+    result = pk.prune(model, inputs, target={"macs": 0.8}, workload={"batch": 1, "length": 16})
+    assert 0 < result.preview.costs["macs"][1] <= 0.8 * result.preview.costs["macs"][0]
+
+
 def test_reports_say_what_costs_are_counted_for() -> None:
     workload = {"batch": 1, "length": 9, "decode": 2}
     result = pk.prune(llama(), INPUTS, target={"macs": 0.8}, workload=workload)

@@ -217,7 +217,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "layers with sliding windows of less than its 128 positions: 0, 1, 2",
     ),
     "phi3, a window": (
-        "llama",
+        "phi3",
         {"pad_token_id": None, "sliding_window": 16},
         "layers with sliding windows of less than its 128 positions: 0, 1, 2",
     ),
@@ -225,6 +225,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "phi3",
         {"pad_token_id": None, "rope_parameters": PARTIAL, "hidden_size": 32},
         "8 dims of each head of 16 are rotated, which llama.cpp takes of layers only that are as wide",
+    ),
+    "deepseek_v3, as many layers as a lite one": (
+        "deepseek_v3",
+        {**LATENT, "q_lora_rank": 64, "num_hidden_layers": 27},
+        "queries come of a state (q_lora_rank); with so many layers llama.cpp's deepseek2 computes them from the",
     ),
     "smollm3, other layers that aren't rotated": (
         "smollm3",

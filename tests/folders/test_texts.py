@@ -197,7 +197,7 @@ def test_an_encoder_without_logits_is_trained_as_the_hint_says(
     assert main(["prune", f"hf:{big}", "--ratio", "0.5", "--out", str(small)]) == 0
     distilled = ["distill", str(small), f"hf:{big}", "--data", str(text), "--out", str(tmp_path / "healed")]
     assert main(distilled) == 2
-    assert "what to do: --loss hidden=1 (" in capsys.readouterr().err
+    assert "what to do: --loss hidden=1 compares hidden states instead" in capsys.readouterr().err
     assert main([*distilled, "--loss", "hidden=1"]) == 0
 
 

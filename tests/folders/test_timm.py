@@ -59,6 +59,16 @@ def test_arguments_of_an_architecture_say_the_sizes_where_they_can(
     assert features_in(tmp_path / "small") == loaded.num_features == model.get_classifier().in_features
 
 
+def test_a_model_that_trains_is_saved_as_it_is(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("resnet10t", num_classes=7).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    pk.save_folder(model, tmp_path / "saved", plan=pk.Plan())
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert features_in(tmp_path / "saved") == 512
+
+
 def features_in(folder: Path) -> Any:
     return json.loads((folder / "config.json").read_text())["num_features"]
 

@@ -683,7 +683,7 @@ def test_a_criterion_without_data_is_told_what_it_lacks(install: Install) -> Non
     with pytest.raises(pk.ArgumentError, match=r"The criterion has no statistics\.[\s\S]*Needs[\s\S]*calibration="):
         pk.prune(model, X, importance=criterion, registry=broken.registry)
     criterion = broken.registry.make("prunekit_importance", "needs_fisher")
-    with pytest.raises(pk.ArgumentError, match="--calibration on the command line") as caught:
+    with pytest.raises(pk.ArgumentError, match="give calibration data: prune") as caught:
         pk.prune(model, X, importance=criterion, registry=broken.registry)
     assert caught.value.where == (f"criterion 'needs_fisher', from broken:point ({broken.site('class NeedsFisher')})")
 

@@ -15,7 +15,7 @@ from torch import nn
 import prunekit as pk
 from prunekit import plugin
 from prunekit_plugins.depth.nesting import Offer
-from prunekit_plugins.prune.tradeoffs import Solved, Tradeoff, Tradeoffs, tradeoffs_of
+from prunekit_plugins.prune.tradeoffs import AxisShare, Solved, Tradeoff, Tradeoffs, tradeoffs_of
 from prunekit_plugins.reports import inspection_data, plot_tradeoffs, report_data, save_plots, to_html, to_markdown
 from prunekit_plugins.reports.segments import COLOURS, Bar, Scale, Segment, bars_of, segments_of
 
@@ -124,6 +124,15 @@ def problem(absent: frozenset[int]) -> plugin.Problem:
         choice("c", (0.0, 9.0), False),
     )  # fmt: skip
     return plugin.Problem(choices, spent, {"work": 200.0})
+
+
+def test_an_axis_that_saves_nothing_of_a_cost_is_not_said_to_be_exhausted() -> None:
+    idle = Tradeoff("a", "neurons", (0.0, 0.0), (0.0, 1.0))
+    gone = Tradeoff("b", "heads", (0.0, 0.5), (0.0, 1.0), taken=1, last=0.02)
+    axes = (AxisShare("neurons", 1, 0, 0.0, 0.0, None, None), AxisShare("heads", 1, 0, 0.0, 0.0, None, None))
+    text = str(Tradeoffs("kv_cache", "loss", (idle, gone), axes))
+    assert "neurons (0 of 1): nothing was taken; it saves nothing of this cost" in text
+    assert "heads (0 of 1): nothing was taken; no more can go" in text
 
 
 def test_branches_are_an_axis_beside_units() -> None:

@@ -14,6 +14,7 @@ import attrs
 
 from prunekit_core.errors import CheckpointError, many
 from prunekit_core.files import write_text
+from prunekit_plugins.checkpoints.tensorfile import CHECK_PATH, NO_FILE
 
 FORMAT = 1
 
@@ -66,7 +67,7 @@ class LatencyTable:
         """
         file = Path(path)
         if not file.is_file():
-            raise CheckpointError("There is no such file.", where=str(file))
+            raise CheckpointError(NO_FILE, where=str(file), hint=CHECK_PATH)
         try:
             data: Any = json.loads(file.read_text(encoding="utf-8"))
             if data["format"] != FORMAT:

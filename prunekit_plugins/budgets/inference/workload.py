@@ -53,6 +53,7 @@ class Workload:
         words = [many(self.batch, "example", "examples")] if self.batch else []
         words += [many(self.length, "token", "tokens") + (" each" if self.batch else "")] if self.length else []
         words += [f"then {many(self.decode, 'token is', 'tokens are')} decoded"] if self.decode else []
+        words += ["each counted as the mean of the first and the last"] if self.decode > 2 else []
         return ", ".join(words)
 
     def examples(
@@ -150,6 +151,7 @@ class Generation:
             ArgumentError: The model returns no cache that its forward takes.
         """
         given = call_of(run_model, model, args, kwargs) or {}
+        _refuse_encoder(given)
         outputs, covered = model(*args, **kwargs), given
         found: dict[Any, list[Any]] = {}
         for _ in range(self.tokens):
@@ -161,6 +163,18 @@ class Generation:
             outputs = model(**{**added, **covered, **cache})
         _add(found, outputs, handed)
         return {**found, **{key: held(outputs, key) for key in handed}}
+
+
+def _refuse_encoder(given: Mapping[str, Any]) -> None:
+    """Raises an error for inputs of a decoder beside those of an encoder, which would run for each token again."""
+    names = [str(name) for name, value in given.items() if str(name).startswith("decoder_") and value is not None]
+    if names:
+        raise ArgumentError(
+            "Tokens of a model with an encoder can't be decoded in a workload.",
+            where=", ".join(names),
+            why="which calls follow the first one, and with what of the encoder, isn't known",
+            hint='leave "decode" out, and give a batch and a length',
+        )
 
 
 def _add(found: dict[Any, list[Any]], outputs: Any, handed: Mapping[Any, str]) -> None:

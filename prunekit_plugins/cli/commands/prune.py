@@ -159,7 +159,10 @@ def prune(
     known, registry = start(context, model, recipe, block, config, plugin, trusted=allow_code)
     model, weights = known.model, weights or known.checked_weights()
     specs, targets = read_inputs(inputs or known.input), read_targets(target or ())
-    _check_together(ratio, targets, on_disk=on_disk, check=check, component=component, recipes=(recipe, save_recipe))
+    recipes = (recipe, save_recipe)
+    _check_together(
+        ratio, targets, on_disk=on_disk, check=check, component=component, latency_table=latency_table, recipes=recipes
+    )
     data = _data_of(known, calibration, batch_size, batches, (compensation, stages, reestimate_batchnorm))
     source = source_of(model, weights) if on_disk else None
     goal = Destination.of(
@@ -223,6 +226,7 @@ def _check_together(
     on_disk: bool,
     check: bool,
     component: str | None,
+    latency_table: Path | None,
     recipes: Sequence[Path | None],
 ) -> None:
     """Raises an error for options that exclude each other; ``recipes`` are files to repeat and to write."""
@@ -231,6 +235,12 @@ def _check_together(
     repeated = any(path is not None for path in recipes)
     if on_disk and (check or repeated):
         raise ArgumentError("--on-disk goes neither with --check nor with recipes.")
+    if latency_table is not None and repeated:
+        raise ArgumentError(
+            "--latency-table doesn't go with recipes.",
+            why="a recipe holds no such file, so that another machine would be timed when it is repeated",
+            hint='in Python: prune(..., latency_table="FILE")',
+        )
     if component is not None and repeated:
         raise ArgumentError("--component doesn't go with recipes.", hint="hf:FOLDER/COMPONENT names its folder")
 

@@ -19,7 +19,8 @@ ARGUMENTS: Mapping[str, str] = {"ignored_layers": "ignore", "example_inputs": "i
 OF_COMMANDS: Mapping[str, Mapping[str, str]] = {"distill": {"weights": "losses"}}
 """The same for one command alone, by its name."""
 PRUNE = "prune"
-_VALUE = r"\"[^\"]*\"|'[^']*'|\{{[^{{}}]*\}}|\[[^\[\]]*\]|\.\.\.|-?\d+(?:\.\d+)?(?:e-?\d+)?|[A-Za-z_]\w*(?:\(\))?|"
+_CALLED = r"[A-Za-z_]\w*(?:\([^()]*\))?"
+_VALUE = r"\"[^\"]*\"|'[^']*'|\{{[^{{}}]*\}}|\[[^\[\]]*\]|\.\.\.|-?\d+(?:\.\d+)?(?:e-?\d+)?|" + _CALLED + "|"
 _GIVEN = r"(?<![\w.\-/])({names})\s?=(?!=)(" + _VALUE + ")"
 _NAMED = r"(?<![\w.\-/\"'])({names})(?![\w(=\"'])"
 _CALL = re.compile(r"\bprune\(\.\.\., ((?:[^()]|\(\))*)\)")
@@ -127,7 +128,8 @@ def speaking(flags: Callable[[], Flags]) -> Iterator[None]:
     try:
         yield
     except PrunekitError as error:
-        for part in ("headline", "why", "hint"):
+        foreign = error.__cause__ is not None and not isinstance(error.__cause__, PrunekitError)
+        for part in ("headline", "hint") if foreign else ("headline", "why", "hint"):  # what others say stays as it is
             setattr(error, part, words(getattr(error, part)))
         raise
     finally:

@@ -48,6 +48,7 @@ class Form:
         local: Whether layers with windows have rotary positions of their own, of a base and nothing else.
         wide: Numbers of layers at which scores are divided by the root of ``hidden / heads``, not of ``head_dim``.
         latent: Whether attention is by a latent state.
+        direct: Numbers of layers at which llama.cpp takes queries to come of the hidden state itself, not of a state.
         gating: How a router makes weights of scores, if a file says so: ``"SOFTMAX"``. The first layers may have no
             experts then, and those that have some may have shared ones.
         fixed: Field of the configuration to the value that it has to have.
@@ -67,11 +68,14 @@ class Form:
     local: bool = False
     wide: tuple[int, ...] = ()
     latent: bool = False
+    direct: tuple[int, ...] = ()
     gating: str = ""
     fixed: Mapping[str, object] = attrs.field(factory=dict)
     splits: Mapping[str, Split] = attrs.field(factory=dict)
 
 
+LITE = (26, 27)
+"""Numbers of layers by which llama.cpp knows DeepSeek-V2-Lite and its kin."""
 LLAMA = Form("llama", paired=True, slowed=True, splits={**PACKED, **EXPERTS})
 DECI = Form("deci", by_layer=True, paired=True, slowed=True)
 OPENELM = Form("openelm", by_layer=True, joined=True)
@@ -88,6 +92,7 @@ FORMS: Mapping[str, Form] = {
     "deepseek_v2": Form(
         "deepseek2",
         latent=True,
+        direct=LITE,
         gating="SOFTMAX",
         splits=LATENT,
         fixed={"topk_method": "greedy", "attention_bias": False},
@@ -95,6 +100,7 @@ FORMS: Mapping[str, Form] = {
     "deepseek_v3": Form(
         "deepseek2",
         latent=True,
+        direct=LITE,
         gating="SIGMOID",
         splits=LATENT,
         fixed={"rope_interleave": True, "attention_bias": False},

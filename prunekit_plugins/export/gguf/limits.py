@@ -27,6 +27,14 @@ def check_limits(decoder: Decoder, form: Form) -> None:
         period_of(decoder, form)
     if form.embedding:
         _check_embedding(decoder, form)
+    layers = len(decoder.blocks)
+    latent = decoder.blocks[0].latent
+    if layers in form.direct and latent is not None and latent.queries:
+        raise refused(
+            f"there are {layers}, and queries come of a state (q_lora_rank); with so many layers llama.cpp's "
+            f"{form.architecture} computes them from the hidden state",
+            "keep another number of layers, or --to onnx",
+        )
 
 
 def period_of(decoder: Decoder, form: Form) -> int:

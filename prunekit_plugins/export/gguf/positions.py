@@ -58,7 +58,7 @@ def _check_yarn(decoder: Decoder, yarn: Yarn, form: Form) -> None:
         raise refused(
             f"frequencies differ by up to {100 * error:.2g} % from those that llama.cpp computes, with YaRN's ramp "
             f"between beta_fast = {FAST:.0f} and beta_slow = {SLOW:.0f}, its ends rounded to whole dims",
-            'with "truncate": true and these in the rope_parameters of its config.json the model itself computes so',
+            'with "truncate": true and these two numbers in rope_parameters of its config.json the model computes so',
             where=WHERE,
         )
 

@@ -99,7 +99,7 @@ def _scale(decoder: Decoder, form: Form) -> float:
     """Returns what the model multiplies scores by, beside what llama.cpp does: of norms that queries have."""
     block = decoder.blocks[0]
     wide = len(decoder.blocks) in form.wide
-    return block.scale * (decoder.hidden / block.heads / decoder.head_dim) ** 0.5 if wide else block.scale
+    return block.scale * (decoder.hidden // block.heads / decoder.head_dim) ** 0.5 if wide else block.scale
 
 
 def in_pairs(tensor: torch.Tensor, head_dim: int, dims: int) -> torch.Tensor:
