@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -334,6 +334,7 @@ def write_latency_table(
     *,
     workload: Mapping[str, int] | None = None,
     forward_fn: Callable[[nn.Module, Any], Any] | None = None,
+    free_outputs: Sequence[str] = (),
     registry: Registry | None = None,
 ) -> LatencyTable:
     """Measures the operations of a model on the device that it is on, for ``prune(latency_table=path)`` elsewhere.
@@ -344,6 +345,7 @@ def write_latency_table(
         path: The file.
         workload: The workload that will be pruned with; see `prune`.
         forward_fn: See `prune`.
+        free_outputs: Outputs that may lose units, see `prune`: then the table is for cuts with and without them.
         registry: Where plugins are found; None for the default registry.
 
     Returns:
@@ -353,7 +355,20 @@ def write_latency_table(
         ArgumentError: The workload is wrong, or the model has no values.
     """
     counted = () if workload is None else Workload.of(workload).examples(example_inputs, forward_fn)
-    graph = Graph.of(model, example_inputs, more_inputs=counted, forward_fn=forward_fn, registry=registry)
-    table = latency.table(graph.analysis, graph.model)
+
+    def measured(free: Sequence[str]) -> LatencyTable:
+        graph = Graph.of(
+            model,
+            example_inputs,
+            more_inputs=counted,
+            forward_fn=forward_fn,
+            free_outputs=free,
+            registry=registry,
+        )
+        return latency.table(graph.analysis, graph.model)
+
+    table = measured(())
+    if free_outputs:  # operations on what may shrink then have other sizes as well
+        table = table.with_more(measured(tuple(free_outputs)))
     table.save(path)
     return table

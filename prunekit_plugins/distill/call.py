@@ -226,7 +226,7 @@ class _Run:
             journal.best_step,
             journal.stopped,
             journal.diverged,
-            (*self._notes, *doubts(losses, self._settings.weights, journal.best_step)),
+            (*self._notes, *doubts(losses, self._settings.weights, journal.best_step, held_out=bool(evaluations))),
         )
 
 

@@ -54,13 +54,16 @@ def ends(values: Sequence[float]) -> tuple[float, float]:
     return sum(values[:tenth]) / tenth, sum(values[-tenth:]) / tenth
 
 
-def doubts(losses: Mapping[str, Sequence[float]], weights: Mapping[str, float], best_step: int) -> Iterator[str]:
+def doubts(
+    losses: Mapping[str, Sequence[float]], weights: Mapping[str, float], best_step: int, *, held_out: bool
+) -> Iterator[str]:
     """Says that a run did the student no good.
 
     Args:
         losses: Name of each loss to its values, step by step.
         weights: What each is multiplied by.
         best_step: After how many steps the student is as it is left; 0 where it is left as it came.
+        held_out: Whether held-out data told the best step: they say whether it got better, not the batches trained on.
     """
     totals = [
         sum(weights[name] * value for name, value in zip(losses, step, strict=True))
@@ -68,7 +71,7 @@ def doubts(losses: Mapping[str, Sequence[float]], weights: Mapping[str, float], 
     ]
     if totals and not best_step:
         yield f"the held-out loss was never lower than before: the student is as it came; {_LOWER}"
-    elif len(totals) > 1 and (pair := ends(totals))[1] > pair[0]:
+    elif not held_out and len(totals) > 1 and (pair := ends(totals))[1] > pair[0]:
         yield f"the loss rose, from {pair[0]:.4g} to {pair[1]:.4g}: {_LOWER}, and held_out=batches keeps the best state"
 
 

@@ -209,7 +209,10 @@ def decoder_of(model: Any, engine: str, families: Mapping[str, Family] = FAMILIE
     name = type(model).__name__
     if name not in families:
         raise _refused(
-            engine, name, f"families that are known: {', '.join(sorted(families))}", "--to onnx takes every model"
+            engine,
+            name,
+            f"families that are known: {', '.join(sorted(families))}",
+            "--to hf writes what transformers loads",
         )
     config, family, layers = model.config, families[name], model.model.layers
     tensors = {key: tensor.detach() for key, tensor in model.state_dict().items()}
@@ -263,7 +266,7 @@ def _check_kind(
         raise _refused(engine, name, f"{why}: {', '.join(shown)}")
 
 
-def _refused(engine: str, where: str, why: str, hint: str = "--to onnx takes every model") -> ExportError:
+def _refused(engine: str, where: str, why: str, hint: str = "--to hf writes what transformers loads") -> ExportError:
     return ExportError(
         f"The model can't be exported to {engine}; nothing was written.", where=where, why=why, hint=hint
     )

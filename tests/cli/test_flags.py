@@ -45,6 +45,7 @@ PRUNE = {
     "in Python logits=lambda outputs: ...": "in Python logits=lambda outputs: ...",
     "model.round_to.weight, ./round_to.txt": "model.round_to.weight, ./round_to.txt",
     "target == ratio": "target == ratio",
+    'workload={"batch": 8, "length": 512}': "--workload batch=8,length=512",
     "expert_importance=Criterion(alpha=3) scores": "--expert-importance NAME[,ARG=VALUE] scores",
 }
 

@@ -64,6 +64,19 @@ def counted(path: Path, factor: float = 1.0) -> LatencyTable:
     return attrs.evolve(table, seconds={key: SECOND * work(key) for key in table.seconds}, factor=factor)
 
 
+@pytest.mark.usefixtures("no_clock")
+def test_a_table_for_outputs_that_may_shrink_serves_cuts_with_and_without_them(folder: Path) -> None:
+    plain, both = folder / "plain.json", folder / "both.json"
+    write_latency_table(llama(), INPUTS, plain)
+    write_latency_table(llama(), INPUTS, both, free_outputs=["cache"])
+    assert LatencyTable.load(plain).seconds.keys() < LatencyTable.load(both).seconds.keys()
+    target = {"latency": 1.0}  # met as it is: the table is read, and nothing goes
+    pk.prune(llama(), INPUTS, target=target, latency_table=both)
+    pk.prune(llama(), INPUTS, target=target, latency_table=both, free_outputs=["cache"])
+    with pytest.raises(pk.CheckpointError, match="lacks operations of this model"):
+        pk.prune(llama(), INPUTS, target=target, latency_table=plain, free_outputs=["cache"])
+
+
 def test_a_table_is_what_was_measured_and_travels(folder: Path) -> None:
     path = folder / "table.json"
     written = write_latency_table(net(), X, path)

@@ -43,6 +43,10 @@ class LatencyTable:
             missing.append(key)
         return self.seconds.get(key)
 
+    def with_more(self, other: LatencyTable) -> LatencyTable:
+        """Returns the operations of both tables, which are of one model on one machine."""
+        return attrs.evolve(self, seconds={**other.seconds, **self.seconds}, alone=self.alone | other.alone)
+
     def refuse(self, missing: list[str]) -> CheckpointError:
         """Words the error for operations of a model that the table lacks."""
         return CheckpointError(

@@ -13,13 +13,18 @@ import typer
 from torch import nn
 
 from prunekit import load, read_plan
-from prunekit.plugin import ArgumentError
+from prunekit.plugin import ArgumentError, default_registry
 from prunekit_plugins.budgets import watched, write_latency_table
 from prunekit_plugins.cli import options
 from prunekit_plugins.cli.arguments import TensorSpec, check_there, check_writable, read_inputs, read_workload
+from prunekit_plugins.cli.commands.destination import STOCK
 from prunekit_plugins.cli.models import Subject, build
 from prunekit_plugins.cli.output import Output, Table
+from prunekit_plugins.cli.sources import folder_of
+from prunekit_plugins.folders.known import library_at
+from prunekit_plugins.folders.of_transformers import TRANSFORMERS
 from prunekit_plugins.measure import Timing, count_macs, peak_memory, side_by_side, threads
+from prunekit_plugins.prune.serving import serving_profile
 
 ROUNDS = 20
 WARM_UP = 5
@@ -73,7 +78,8 @@ def bench(
         ]
     if latency_table is not None:
         with threads(cores), output.tracked("measuring operations") as shown, watched(shown):
-            write_latency_table(models[0], given, latency_table, workload=counted)
+            free = _freed(models[0], given, model)
+            write_latency_table(models[0], given, latency_table, workload=counted, free_outputs=free)
     where = f"the CPU, threads: {used}" if device == "cpu" else device
     if device == "cuda":
         where = torch.cuda.get_device_name()
@@ -111,6 +117,14 @@ def _check(
         raise ArgumentError(
             "The --device isn't there.", why=f"got {device!r}, PyTorch finds {' and '.join(known)}", hint="leave it out"
         )
+
+
+def _freed(model: nn.Module, inputs: Any, name: str) -> tuple[str, ...]:
+    """Outputs that ``prunekit prune`` lets shrink in a folder of transformers, as it serves it by default."""
+    folder = folder_of(name)
+    if folder is None or library_at(folder) is not TRANSFORMERS:
+        return ()
+    return serving_profile(STOCK, model, inputs, default_registry()).free_outputs
 
 
 def _models(subject: Subject, plan: Path | None, weights: Path | None) -> tuple[list[str], list[nn.Module]]:

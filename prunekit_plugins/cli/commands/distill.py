@@ -141,6 +141,9 @@ def _check_teacher(output: Output, teacher: Subject, student: nn.Module, plan: P
         )
     for doubt in doubts_about_pair(student, teacher.model, plan):
         output.warning(doubt)
+    if type(student) is not type(teacher.model):
+        kinds = [type(model).__name__ for model in (student, teacher.model)]
+        output.warning(f"the student is a {kinds[0]} and the teacher a {kinds[1]}: is it the model before the cut?")
 
 
 def read_losses(texts: Sequence[str]) -> dict[str, float] | None:

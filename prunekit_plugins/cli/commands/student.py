@@ -58,7 +58,7 @@ class Student:
             raise ArgumentError(
                 "The teacher of a folder is a folder.",
                 why=f"got {teacher!r}",
-                hint="hf:FOLDER, the model before the cut",
+                hint=f"hf:{teacher if Path(teacher).is_dir() else 'FOLDER'}, the model before the cut",
             )
         inner = _inner(place)
         if not (inner / PLAN).is_file():

@@ -35,12 +35,14 @@ class Flag:
         off: What says the opposite; empty where nothing does.
         metavar: What stands for a value.
         switch: Whether it takes none.
+        once: Whether one value says all, so that it isn't repeated.
     """
 
     on: str
     off: str
     metavar: str
     switch: bool
+    once: bool = False
 
     def typed(self, text: str) -> str:
         """Returns what is typed for a value, as it is written in Python; an empty text is none."""
@@ -55,6 +57,8 @@ class Flag:
         if isinstance(value, Mapping) and "name" in value:
             rest = [f",{name}={one}" for name, one in value.items() if name != "name"]
             return f"{self.on} {value['name']}{''.join(rest)}"
+        if isinstance(value, Mapping) and self.once:
+            return f"{self.on} {','.join(f'{name}={one}' for name, one in value.items())}"
         if isinstance(value, Mapping):
             return " ".join(f"{self.on} {name}={one}" for name, one in value.items())
         parts = value if isinstance(value, list) else ["none" if value is None else value]
@@ -105,7 +109,7 @@ def _flags(name: str, function: Callable[..., Any]) -> dict[str, Flag]:
 
 def _flag(option: Any) -> Flag:
     off = option.secondary_opts[0] if option.secondary_opts else ""
-    return Flag(option.opts[0], off, option.metavar or "...", bool(option.is_flag))
+    return Flag(option.opts[0], off, option.metavar or "...", bool(option.is_flag), not option.multiple)
 
 
 _SPEAKING: ContextVar[Callable[[], Flags] | None] = ContextVar("flags of the command that runs", default=None)

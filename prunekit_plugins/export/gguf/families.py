@@ -171,6 +171,6 @@ def _differing(decoder: Decoder) -> Form:
     )
 
 
-def refused(why: str, hint: str = "--to onnx takes every model", where: str = "layers") -> ExportError:
+def refused(why: str, hint: str = "--to hf writes what transformers loads", where: str = "layers") -> ExportError:
     """Makes the error for a model that has no place in the format."""
     return ExportError("The model can't be exported to GGUF; nothing was written.", where=where, why=why, hint=hint)

@@ -6,7 +6,7 @@ from prunekit_plugins.export.comparison import ExportError
 
 KEPT = "keep query heads and the width of the layers: ignored_layers=['model.embed_tokens']"
 UNIFORM = 'prune(..., serve="mlx") gives all layers the same sizes'
-OTHER = "--to hf and --to onnx take it"
+OTHER = "--to hf writes what transformers loads"
 
 
 def refused(why: str, hint: str = OTHER, where: str = "layers") -> ExportError:
