@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -106,7 +107,8 @@ def exporting(model: nn.Module, where: str) -> Iterator[None]:
     except PrunekitError:
         raise
     except Exception as error:  # exporters raise anything; it is their reason that counts
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # without the colours of a terminal
+        why = f"{type(error).__name__}: {' '.join(plain.split())[:400]}"
         raise ExportError(
             "The model can't be exported.",
             where=where,

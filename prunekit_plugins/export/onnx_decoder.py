@@ -6,6 +6,7 @@ import contextlib
 import copy
 import inspect
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from prunekit_plugins.folders.example_inputs import example_inputs
 
 ROWS, SEEN, NEW = 2, 3, 2
 """Sizes of the example that is exported: sequences, tokens in the cache, and tokens after them."""
+GROUPED = "grouped_mm"
+"""Name in transformers of the experts' implementation by products of groups of rows."""
 Past = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer with attention, ``[batch, heads, tokens, width]``."""
 
@@ -63,7 +66,8 @@ def export_in_onnx(
             hint="export_onnx of prunekit_plugins.export writes it without caches, for inputs of one size",
         )
     exact = subject if subject.dtype is torch.float32 else copy.deepcopy(subject).float()
-    with exporting(exact, "torch.onnx.export"), contextlib.redirect_stdout(io.StringIO()):
+    quiet = contextlib.redirect_stdout(io.StringIO())
+    with exporting(exact, "torch.onnx.export"), _expressible_experts(exact), quiet:
         stepper = _Stepper(exact)
         _write(stepper, path)
     expected = expected_steps(exact)
@@ -73,6 +77,20 @@ def export_in_onnx(
     name = f"onnxruntime {version_of('onnxruntime')}"
     both = Steps(expected.prompt, expected.following, torch.cat([expected.logs, wanted]))
     return checked_logs(exact, both, torch.cat([found, padded]), name, tolerance)
+
+
+@contextlib.contextmanager
+def _expressible_experts(model: Any) -> Iterator[None]:
+    """Makes products of groups of rows, for which ONNX has no operation, products of batches of matrices."""
+    known = getattr(model.config, "_experts_implementation", None)
+    if known != GROUPED:
+        yield
+        return
+    model.set_experts_implementation("batched_mm")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(known)
 
 
 class _Stepper(nn.Module):

@@ -12,6 +12,7 @@ import torch
 import prunekit as pk
 from prunekit_plugins.export import Comparison, ExportError, export_folder
 from prunekit_plugins.export.engines import steps
+from prunekit_plugins.export.onnx_decoder import export_in_onnx
 
 transformers = pytest.importorskip("transformers")
 
@@ -95,6 +96,24 @@ def test_onnx_files_have_free_sizes_and_caches(kind: str, how: dict[str, Any], t
         expected = pk.load_folder(small)(input_ids=ids).logits
     torch.testing.assert_close(torch.from_numpy(found[0]), expected)
     assert found[1].shape == (3, 2, 7, 16)
+
+
+@pytest.mark.slow
+def test_mixtures_of_experts_go_to_onnx(tmp_path: Path) -> None:
+    """Products of groups of rows have no place there: those of batches of matrices are written, and compared."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    config = transformers.Qwen3MoeConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8, num_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.Qwen3MoeForCausalLM(config).eval()
+    model.set_experts_implementation("grouped_mm")
+    check = export_in_onnx(model, tmp_path, tmp_path / "mixture.onnx")
+    assert isinstance(check, steps.EngineCheck)
+    assert check.error < 1e-5
+    assert model.config._experts_implementation == "grouped_mm"
 
 
 @pytest.mark.slow
