@@ -97,7 +97,7 @@ def test_mlx_computes_what_the_pruned_model_does(case: str, tmp_path: Path) -> N
 SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 910}
 REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "window": ("mistral", {"sliding_window": 8}, "a window of 8 tokens", "sliding_window to null"),
-    "activation": ("mistral", {"sliding_window": None, "hidden_act": "gelu"}, "hidden_act=gelu", "--to onnx"),
+    "activation": ("mistral", {"sliding_window": None, "hidden_act": "gelu"}, "hidden_act=gelu", "--to hf"),
     "long": (
         "phi3",
         {
@@ -112,27 +112,27 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
             },
         },
         "of the kind 'longrope'",
-        "--to onnx",
+        "--to hf",
     ),
     "partial": (
         "phi3",
         {"pad_token_id": None, "rope_parameters": {**ROPE, "partial_rotary_factor": 0.5}},
         "50% of the dims of a head are rotated",
-        "--to onnx",
+        "--to hf",
     ),
-    "bias": ("smollm3", {"pad_token_id": None, "attention_bias": True}, "attention_bias=True", "--to onnx"),
+    "bias": ("smollm3", {"pad_token_id": None, "attention_bias": True}, "attention_bias=True", "--to hf"),
     "turns": (
         "gemma3_text",
         {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]},
         "don't take turns",
-        "--to onnx",
+        "--to hf",
     ),
-    "capped": ("gemma3_text", {**TURNS, "final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0", "--to onnx"),
+    "capped": ("gemma3_text", {**TURNS, "final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0", "--to hf"),
     "scaled": (
         "qwen3_moe",
         {**FEW, "num_experts": 4, "moe_intermediate_size": 32, "rope_parameters": YARN},
         "of the kind 'yarn'",
-        "--to onnx",
+        "--to hf",
     ),
     "wide": (
         "mixtral",
@@ -144,22 +144,22 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "gpt_oss",
         {**SINKS, "rope_parameters": {**YARN, "truncate": False}},
         "truncate=False; mlx-lm computes with truncate=True only",
-        "--to onnx",
+        "--to hf",
     ),
     "alike": (
         "gpt_oss",
         {**SINKS, "rope_parameters": ROPE, "layer_types": ["full_attention"] * 4},
         "no layer has sliding_attention",
-        "--to onnx",
+        "--to hf",
     ),
-    "half": ("deepseek_v3", {**LATENT, "rope_interleave": False}, "rope_interleave=False", "--to onnx"),
+    "half": ("deepseek_v3", {**LATENT, "rope_interleave": False}, "rope_interleave=False", "--to hf"),
     "one": (
         "deepseek_v3",
         {**LATENT, "num_experts_per_tok": 1},
         "the weight of one expert for a token is normalised",
-        "--to onnx",
+        "--to hf",
     ),
-    "other": ("gpt2", {}, "families that are known: DeepseekV3ForCausalLM", "--to onnx"),
+    "other": ("gpt2", {}, "families that are known: DeepseekV3ForCausalLM", "--to hf"),
 }
 """Type of configuration, its settings, and what is said of it."""
 

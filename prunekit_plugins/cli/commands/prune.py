@@ -159,10 +159,8 @@ def prune(
     known, registry = start(context, model, recipe, block, config, plugin, trusted=allow_code)
     model, weights = known.model, weights or known.checked_weights()
     specs, targets = read_inputs(inputs or known.input), read_targets(target or ())
-    recipes = (recipe, save_recipe)
-    _check_together(
-        ratio, targets, on_disk=on_disk, check=check, component=component, latency_table=latency_table, recipes=recipes
-    )
+    _check_together(ratio, targets, on_disk=on_disk, check=check, component=component, recipes=(recipe, save_recipe))
+    _check_table(latency_table, recipe or save_recipe)
     data = _data_of(known, calibration, batch_size, batches, (compensation, stages, reestimate_batchnorm))
     source = source_of(model, weights) if on_disk else None
     goal = Destination.of(
@@ -226,7 +224,6 @@ def _check_together(
     on_disk: bool,
     check: bool,
     component: str | None,
-    latency_table: Path | None,
     recipes: Sequence[Path | None],
 ) -> None:
     """Raises an error for options that exclude each other; ``recipes`` are files to repeat and to write."""
@@ -235,14 +232,18 @@ def _check_together(
     repeated = any(path is not None for path in recipes)
     if on_disk and (check or repeated):
         raise ArgumentError("--on-disk goes neither with --check nor with recipes.")
-    if latency_table is not None and repeated:
+    if component is not None and repeated:
+        raise ArgumentError("--component doesn't go with recipes.", hint="hf:FOLDER/COMPONENT names its folder")
+
+
+def _check_table(table: Path | None, recipe: Path | None) -> None:
+    """Raises an error for a table of latencies beside a recipe."""
+    if table is not None and recipe is not None:
         raise ArgumentError(
             "--latency-table doesn't go with recipes.",
             why="a recipe holds no such file, so that another machine would be timed when it is repeated",
             hint='in Python: prune(..., latency_table="FILE")',
         )
-    if component is not None and repeated:
-        raise ArgumentError("--component doesn't go with recipes.", hint="hf:FOLDER/COMPONENT names its folder")
 
 
 def _check_weights(output: Output, subject: Subject, *, random: bool) -> None:
