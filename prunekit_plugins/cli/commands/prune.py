@@ -160,14 +160,13 @@ def prune(
     model, weights = known.model, weights or known.checked_weights()
     specs, targets = read_inputs(inputs or known.input), read_targets(target or ())
     _check_together(ratio, targets, on_disk=on_disk, check=check, component=component, recipes=(recipe, save_recipe))
-    _check_table(latency_table, recipe or save_recipe)
     data = _data_of(known, calibration, batch_size, batches, (compensation, stages, reestimate_batchnorm))
     source = source_of(model, weights) if on_disk else None
     goal = Destination.of(
         model, out, on_disk=on_disk, overwrite=overwrite, max_shard_size=max_shard_size, component=component,
         push_to_hub=push_to_hub,
     )  # fmt: skip
-    _check_files(plan, report, save_recipe, latency_table)
+    _check_files(plan, report, save_recipe, latency_table, repeated=recipe)
     output = Output(as_json)
     output.warn_of_blocks(registry.unused_blocks())
     criteria = dict(zip(CRITERIA, (importance, branch_importance, expert_importance), strict=True))
@@ -236,16 +235,6 @@ def _check_together(
         raise ArgumentError("--component doesn't go with recipes.", hint="hf:FOLDER/COMPONENT names its folder")
 
 
-def _check_table(table: Path | None, recipe: Path | None) -> None:
-    """Raises an error for a table of latencies beside a recipe."""
-    if table is not None and recipe is not None:
-        raise ArgumentError(
-            "--latency-table doesn't go with recipes.",
-            why="a recipe holds no such file, so that another machine would be timed when it is repeated",
-            hint='in Python: prune(..., latency_table="FILE")',
-        )
-
-
 def _check_weights(output: Output, subject: Subject, *, random: bool) -> None:
     """Raises an error for a folder without weights, and warns of random ones elsewhere."""
     if not subject.random or random:
@@ -305,9 +294,17 @@ def _pruning(
         yield batches
 
 
-def _check_files(plan: Path | None, report: Path | None, recipe: Path | None, table: Path | None) -> None:
-    """Raises an error for a file that couldn't be written later, or a table that isn't there."""
+def _check_files(
+    plan: Path | None, report: Path | None, recipe: Path | None, table: Path | None, *, repeated: Path | None
+) -> None:
+    """Raises an error for a file that couldn't be written later, or a table that isn't there or beside a recipe."""
     check_there(table)
+    if table is not None and (recipe or repeated) is not None:
+        raise ArgumentError(
+            "--latency-table doesn't go with recipes.",
+            why="a recipe holds no such file, so that another machine would be timed when it is repeated",
+            hint='in Python: prune(..., latency_table="FILE")',
+        )
     if report is not None:
         check_report_path(report)
     for path, option in ((plan, "--plan"), (report, "--report"), (recipe, "--save-recipe")):
