@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from prunekit_plugins.export.comparison import ExportError
+from prunekit_plugins.export.refusal import OTHER, not_exported
 
 
 @attrs.frozen
@@ -266,10 +267,8 @@ def _check_kind(
         raise _refused(engine, name, f"{why}: {', '.join(shown)}")
 
 
-def _refused(engine: str, where: str, why: str, hint: str = "--to hf writes what transformers loads") -> ExportError:
-    return ExportError(
-        f"The model can't be exported to {engine}; nothing was written.", where=where, why=why, hint=hint
-    )
+def _refused(engine: str, where: str, why: str, hint: str = OTHER) -> ExportError:
+    return not_exported(engine, why, hint, where)
 
 
 def _window(layer: Any, config: Any) -> int:

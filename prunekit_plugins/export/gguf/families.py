@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping
 
 import attrs
 
-from prunekit_plugins.export.comparison import ExportError
 from prunekit_plugins.export.decoder import FAMILIES, Decoder, Family
 from prunekit_plugins.export.gguf.splits import EXPERTS, LATENT, PACKED, TURNED, Split
+from prunekit_plugins.export.refusal import KEPT, not_exported
 
 _ALL = {
     **FAMILIES,
@@ -25,7 +26,9 @@ _ALL = {
 }
 KNOWN: Mapping[str, Family] = {name: attrs.evolve(family, yarn=True) for name, family in _ALL.items()}
 """Class of a model to its family: those that llama.cpp runs."""
-KEPT = "keep query heads and the width of the layers: ignored_layers=['model.embed_tokens']"
+
+refused = functools.partial(not_exported, "GGUF")
+"""Makes the error; see `not_exported`."""
 
 
 @attrs.frozen
@@ -169,8 +172,3 @@ def _differing(decoder: Decoder) -> Form:
         "attention in all of them whose head is the embedding",
         'prune(..., serve="gguf") gives all layers the same sizes',
     )
-
-
-def refused(why: str, hint: str = "--to hf writes what transformers loads", where: str = "layers") -> ExportError:
-    """Makes the error for a model that has no place in the format."""
-    return ExportError("The model can't be exported to GGUF; nothing was written.", where=where, why=why, hint=hint)

@@ -8,7 +8,9 @@ import attrs
 import torch
 from torch import nn
 
+from prunekit_plugins.export import packed
 from prunekit_plugins.export.decoder import Block, Decoder
+from prunekit_plugins.export.packed import every_other, halves, turned, whole
 
 Cut = Callable[[torch.Tensor, Decoder, Block], tuple[torch.Tensor, ...]]
 """From a parameter, its decoder and its layer to the tensors that come of it."""
@@ -28,31 +30,8 @@ class Split:
 
 
 def by_heads(tensor: torch.Tensor, decoder: Decoder, block: Block) -> tuple[torch.Tensor, ...]:
-    """Cuts ``[(heads + 2 * kv_heads) * head_dim, hidden]`` into queries, keys and values."""
-    rows = [count * decoder.head_dim for count in (block.heads, block.kv_heads, block.kv_heads)]
-    return tuple(tensor.split(rows))
-
-
-def in_halves(tensor: torch.Tensor, decoder: Decoder, block: Block) -> tuple[torch.Tensor, ...]:
-    """Cuts ``[2 * neurons, hidden]``, or that of each expert, in two: of a feed-forward its gate, and what it gates."""
-    return tuple(tensor.split(block.neurons, dim=-2))
-
-
-def whole(tensor: torch.Tensor, decoder: Decoder, block: Block) -> tuple[torch.Tensor, ...]:
-    """Leaves a parameter as it is."""
-    return (tensor,)
-
-
-def every_other(tensor: torch.Tensor, decoder: Decoder, block: Block) -> tuple[torch.Tensor, ...]:
-    """Cuts ``[experts, hidden, 2 * neurons]``, or the bias without ``hidden``, in gates and what they gate, which take
-    turns; rows come first, as in a ``Linear``."""
-    rows = tensor.transpose(1, 2) if tensor.dim() == 3 else tensor
-    return rows[:, ::2], rows[:, 1::2]
-
-
-def turned(tensor: torch.Tensor, decoder: Decoder, block: Block) -> tuple[torch.Tensor, ...]:
-    """Turns ``[experts, neurons, hidden]`` so that rows come first, as in a ``Linear``."""
-    return (tensor.transpose(1, 2),)
+    """Cuts queries, keys and values apart."""
+    return packed.by_heads(tensor, block.heads, block.kv_heads)
 
 
 def by_latent(tensor: torch.Tensor, decoder: Decoder, block: Block) -> tuple[torch.Tensor, ...]:
@@ -77,11 +56,11 @@ PACKED: Mapping[str, Split] = {
     "self_attn.qkv_proj.weight": Split(
         ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"), by_heads
     ),
-    "mlp.gate_up_proj.weight": Split(("mlp.gate_proj.weight", "mlp.up_proj.weight"), in_halves),
+    "mlp.gate_up_proj.weight": Split(("mlp.gate_proj.weight", "mlp.up_proj.weight"), halves),
 }
 """Phi-3's layers as Llama's."""
 EXPERTS: Mapping[str, Split] = {
-    "mlp.experts.gate_up_proj": Split(("mlp.experts.gate_proj.weight", "mlp.experts.up_proj.weight"), in_halves),
+    "mlp.experts.gate_up_proj": Split(("mlp.experts.gate_proj.weight", "mlp.experts.up_proj.weight"), halves),
     "mlp.experts.down_proj": Split(("mlp.experts.down_proj.weight",), whole),
 }
 """Experts of which the first half of what comes out is the gate."""

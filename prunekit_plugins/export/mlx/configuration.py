@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from prunekit_plugins.export.decoder import Block, Decoder
-from prunekit_plugins.export.mlx.refusal import KEPT, UNIFORM, refused
+from prunekit_plugins.export.mlx.refusal import UNIFORM, refused
+from prunekit_plugins.export.refusal import KEPT
 
 WHOLE = 256
 """Feed-forwards of ``nemotron-nas`` are multiples of this."""

@@ -7,41 +7,14 @@ from typing import Any
 
 import torch
 
+from prunekit_plugins.export import packed
 from prunekit_plugins.export.mlx.family import Change
-
-
-def whole(tensor: torch.Tensor, config: Any) -> Sequence[torch.Tensor]:
-    """Keeps a tensor as it is."""
-    return (tensor,)
-
-
-def turned(tensor: torch.Tensor, config: Any) -> Sequence[torch.Tensor]:
-    """``[experts, in, out]`` to ``[experts, out, in]``."""
-    return (tensor.transpose(-1, -2),)
-
-
-def halves(tensor: torch.Tensor, config: Any) -> Sequence[torch.Tensor]:
-    """Takes gate and up projection apart: ``[..., 2 * out, in]`` to two of ``[..., out, in]``."""
-    return tensor.chunk(2, dim=-2)
-
-
-def turned_pairs(tensor: torch.Tensor, config: Any) -> Sequence[torch.Tensor]:
-    """Takes neighbours apart: ``[experts, in, 2 * out]`` to two of ``[experts, out, in]``."""
-    rows = tensor.transpose(-1, -2)
-    return (rows[..., ::2, :], rows[..., 1::2, :])
-
-
-def pairs(tensor: torch.Tensor, config: Any) -> Sequence[torch.Tensor]:
-    """Takes neighbours apart: ``[experts, 2 * out]`` to two of ``[experts, out]``."""
-    return (tensor[..., ::2], tensor[..., 1::2])
+from prunekit_plugins.export.packed import halves, whole
 
 
 def queries_keys_values(tensor: torch.Tensor, config: Any) -> Sequence[torch.Tensor]:
-    """Takes a packed projection apart: ``[(heads + 2 * kv_heads) * head_dim, in]``."""
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    width = tensor.shape[0] // (heads + 2 * kv_heads)
-    parts: Sequence[torch.Tensor] = tensor.split([heads * width, kv_heads * width, kv_heads * width])
-    return parts
+    """Takes a packed projection apart."""
+    return packed.by_heads(tensor, config.num_attention_heads, config.num_key_value_heads)
 
 
 def embedded(tensor: torch.Tensor, config: Any) -> Sequence[torch.Tensor]:

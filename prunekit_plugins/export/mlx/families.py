@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from prunekit_plugins.export import packed
 from prunekit_plugins.export.mlx import cuts
 from prunekit_plugins.export.mlx.family import Change, Family
 
@@ -79,7 +80,7 @@ FAMILIES: Mapping[str, Family] = {
             Change(
                 ".qkv_proj.weight", (".q_proj.weight", ".k_proj.weight", ".v_proj.weight"), cuts.queries_keys_values
             ),
-            Change(".gate_up_proj.weight", (".gate_proj.weight", ".up_proj.weight"), cuts.halves),
+            Change(".gate_up_proj.weight", (".gate_proj.weight", ".up_proj.weight"), packed.halves),
         ),
         said=_head_dim,
         limits=_phi3,
@@ -113,7 +114,7 @@ FAMILIES: Mapping[str, Family] = {
         square=True,
         changes=(
             *cuts.experts(".mlp.experts", ".block_sparse_moe.switch_mlp"),
-            Change(".mlp.gate.weight", (".block_sparse_moe.gate.weight",), cuts.whole),
+            Change(".mlp.gate.weight", (".block_sparse_moe.gate.weight",), packed.whole),
         ),
     ),
     "GptOssForCausalLM": Family(
@@ -123,10 +124,10 @@ FAMILIES: Mapping[str, Family] = {
         windows=True,
         tied=False,
         changes=(
-            Change(".gate_up_proj", (".gate_proj.weight", ".up_proj.weight"), cuts.turned_pairs),
-            Change(".gate_up_proj_bias", (".gate_proj.bias", ".up_proj.bias"), cuts.pairs),
-            Change(".experts.down_proj", (".experts.down_proj.weight",), cuts.turned),
-            Change(".experts.down_proj_bias", (".experts.down_proj.bias",), cuts.whole),
+            Change(".gate_up_proj", (".gate_proj.weight", ".up_proj.weight"), packed.every_other),
+            Change(".gate_up_proj_bias", (".gate_proj.bias", ".up_proj.bias"), packed.every_other),
+            Change(".experts.down_proj", (".experts.down_proj.weight",), packed.turned),
+            Change(".experts.down_proj_bias", (".experts.down_proj.bias",), packed.whole),
         ),
         limits=_gpt_oss,
     ),

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from prunekit_plugins.export.mlx.family import Family
-from prunekit_plugins.export.mlx.refusal import KEPT, OTHER, UNIFORM
+from prunekit_plugins.export.mlx.refusal import UNIFORM
+from prunekit_plugins.export.refusal import KEPT, OTHER
 from prunekit_plugins.integrations.config_search import numbers_of, sizes_of
 from prunekit_plugins.integrations.huggingface import empty_model
 
