@@ -64,7 +64,11 @@ OURS: Mapping[str, Mapping[str, Any]] = {
     "prunekit, heads too": {"prune_num_heads": True},
     "prunekit, by depth": {"by": "depth"},
     "prunekit, by both": {"by": "both"},
+    "prunekit, head dims too": {},
+    "prunekit, heads and dims too": {"prune_num_heads": True},
 }
+UNCACHED = ("prunekit, head dims too", "prunekit, heads and dims too")
+"""Ways whose batches ask for no cache: one that is returned keeps the dims of heads as they are."""
 WAYS = (*OURS, *PEERS)
 BEGIN, END = "<!-- table of pretrained_language.py -->", "<!-- end of the table of pretrained_language.py -->"
 
@@ -94,7 +98,8 @@ class Cut:
 def cut(way: str, model: Any, evidence: Evidence, budget: Budget) -> Cut:
     """Cuts a copy of the model that the evidence is of. Evidence that is there already counts as if it weren't."""
     if way in OURS:
-        batches = [{"input_ids": ids[None]} for ids in torch.cat(evidence.batches)]
+        more = {"use_cache": False} if way in UNCACHED else {}
+        batches = [{"input_ids": ids[None], **more} for ids in torch.cat(evidence.batches)]
         with Meter() as meter:
             result = pk.prune(model, batches[0], target={budget.cost: budget.part}, calibration=batches, **OURS[way])
         return Cut(meter.seconds, meter.peak, {"branches": [str(name) for name in result.plan.absent]})

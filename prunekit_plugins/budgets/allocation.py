@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from prunekit_core.choose.candidates import Scope
 from prunekit_core.choose.chooser import Chooser
@@ -24,6 +24,14 @@ ESTIMATED = "estimated"
 
 Solver = Callable[[Problem], Sequence[int]]
 """An allocation: a problem to the number of the option that is picked of every choice."""
+
+Weight = Callable[[Collection[str]], float]
+"""Names of groups that shrink together to what their damages are multiplied by."""
+
+
+def alike(names: Collection[str]) -> float:
+    """The weight of damages that are taken as they are."""
+    return 1.0
 
 
 def solver_of(allocation: str | Solver, registry: Registry) -> Solver | None:
@@ -55,6 +63,7 @@ def selector(
     sums: bool = False,
     registry: Registry | None = None,
     seen: Callable[[Problem], None] = lambda problem: None,
+    weight: Weight = alike,
 ) -> Selector:
     """Makes what decides for `plan_to_target`.
 
@@ -65,12 +74,16 @@ def selector(
             of its summed scores that stays.
         registry: What tells whose the allocator is; None for the default registry.
         seen: Called with every problem before it is solved; a plan is made by the last one.
+        weight: What damages are multiplied by.
     """
     blame = (registry or default_registry()).owners.blame("prunekit_allocators", solve)
 
     def select(chooser: Chooser, scopes: Sequence[Scope], budget: Budget) -> Mapping[str, int]:
         free = choosable(chooser, scopes, sensitivity)
-        choices = tuple(Choice(options, damages(chooser, options, sensitivity, sums=sums)) for options in free)
+        choices = tuple(
+            Choice(options, weighed(weight, options, damages(chooser, options, sensitivity, sums=sums)))
+            for options in free
+        )
         problem = Problem(choices, budget.spent, budget.allowed, fixed_units(chooser, scopes, free))
         if not problem.fits(problem.smallest):
             raise budget.refuse(problem.units(problem.smallest))
@@ -80,6 +93,12 @@ def selector(
         return problem.units(_checked(problem, picked, blame))
 
     return select
+
+
+def weighed(weight: Weight, options: Options, found: tuple[float, ...]) -> tuple[float, ...]:
+    """Returns the damages of some sizes, multiplied by the weight of their groups."""
+    factor = weight(options[0])
+    return tuple(factor * damage for damage in found)
 
 
 def _checked(problem: Problem, picked: object, blame: Blame) -> Picked:

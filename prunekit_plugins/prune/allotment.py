@@ -9,7 +9,17 @@ import attrs
 from prunekit_core.choose.pruner import Pruner
 from prunekit_core.errors import ArgumentError
 from prunekit_core.plugins.registry import Registry
-from prunekit_plugins.budgets.allocation import ESTIMATED, GLOBAL, UNIFORM, Solver, by_default, selector, solver_of
+from prunekit_plugins.budgets.allocation import (
+    ESTIMATED,
+    GLOBAL,
+    UNIFORM,
+    Solver,
+    Weight,
+    alike,
+    by_default,
+    selector,
+    solver_of,
+)
 from prunekit_plugins.budgets.curves import Sensitivity
 from prunekit_plugins.budgets.knapsack import Problem
 from prunekit_plugins.budgets.measuring import QUICK_RATIOS, measure
@@ -26,11 +36,13 @@ class Allotment:
         chosen: A name or a solver; None for the same ratio in all groups, or nothing to share out.
         sensitivity: Measured damages.
         open: Whether the choice waits for the statistics, which say whether scores are damages.
+        weight: What damages out of scores are multiplied by.
     """
 
     chosen: str | Solver | None
     sensitivity: Sensitivity | None = None
     open: bool = False
+    weight: Weight = alike
 
     @classmethod
     def of(cls, settings: PruneSettings, registry: Registry) -> Allotment:
@@ -116,4 +128,5 @@ class Allotment:
         sensitivity = self.informed(pruner, path).sensitivity
         solve = solver_of(self.chosen, pruner.registry)
         assert solve is not None
-        return selector(solve, sensitivity, sums=pruner.additive, registry=pruner.registry, seen=seen)
+        registry, weight = pruner.registry, self.weight
+        return selector(solve, sensitivity, sums=pruner.additive, registry=registry, seen=seen, weight=weight)

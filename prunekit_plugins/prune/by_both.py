@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import attrs
+import torch
 
 from prunekit_core.branches.branch import named_branches
 from prunekit_core.branches.surgery import obstacles
@@ -14,9 +15,10 @@ from prunekit_core.errors import ArgumentError, RehearsalError, many
 from prunekit_core.groups.unit_group import UnitGroup
 from prunekit_core.plans.plan import Plan
 from prunekit_core.program.op_call import Kind
-from prunekit_plugins.budgets.allocation import choosable, damages
+from prunekit_plugins.budgets.allocation import choosable, damages, weighed
 from prunekit_plugins.budgets.budget import Budget, OutOfReachError, Target
 from prunekit_plugins.budgets.corrections import corrected
+from prunekit_plugins.budgets.knapsack import Problem
 from prunekit_plugins.budgets.options import fixed_units
 from prunekit_plugins.budgets.targets import plan_to_target
 from prunekit_plugins.depth.costs import CostsWithout
@@ -34,6 +36,7 @@ from prunekit_plugins.prune.by_depth import Decided
 from prunekit_plugins.prune.calibrated import CalibratedPath
 from prunekit_plugins.prune.experts import about_experts
 from prunekit_plugins.prune.judge import Judge, cut_copy
+from prunekit_plugins.prune.kind_scales import agreed
 from prunekit_plugins.prune.reach import check_reach_of_both, out_of_reach
 from prunekit_plugins.prune.tradeoffs import Solved, Tradeoffs, tradeoffs_of
 
@@ -105,12 +108,36 @@ def by_both(
     trials = attrs.evolve(path, batches=fit)
     doubts = trials.inform(pruner)
     allotment = allotment.settled(pruner).informed(pruner, trials)
-    rounds = _Rounds(pruner, settings, target, trials, allotment, Judge(pruner.graph.model, held))
+    scores = pruner.scores(pruner.scopes())
+    allotment, told = _on_one_scale(pruner, target, trials, allotment, scores)
+    rounds = _Rounds(pruner, settings, target, trials, allotment, scores, Judge(pruner.graph.model, held))
     best = rounds.best()
-    notes = [*doubts, *rounds.notes(best), *about_experts(best.pruner, best.plan)]
+    notes = [*doubts, *told, *rounds.notes(best), *about_experts(best.pruner, best.plan)]
     if fit.source is held.source:
         notes.append("choices were compared on the data that decided: there is only one batch of calibration data")
     return Decided(best.pruner, best.plan, path, notes, rounds.tradeoffs(best))
+
+
+def _on_one_scale(
+    pruner: Pruner,
+    target: Target,
+    path: CalibratedPath,
+    allotment: Allotment,
+    scores: Mapping[str, torch.Tensor],
+) -> tuple[Allotment, Sequence[str]]:
+    """Holds damages of kinds of units against each other, where units alone meet the target; returns notes as well."""
+
+    def solve(chosen: Allotment) -> tuple[Plan, Problem | None]:
+        problems: list[Problem] = []
+        select = chosen.selector(pruner, path, problems.append)
+        plan = plan_to_target(pruner, target, select=select, scores=scores)
+        return plan, problems[-1] if problems else None
+
+    try:
+        found = agreed(pruner, allotment, path, solve)
+    except OutOfReachError:  # with branches it may be met
+        return allotment, ()
+    return found.allotment, found.notes
 
 
 class _Rounds:
@@ -123,12 +150,13 @@ class _Rounds:
         target: Target,
         path: CalibratedPath,
         allotment: Allotment,
+        scores: Mapping[str, torch.Tensor],
         judge: Judge,
     ) -> None:
         graph = pruner.graph
         self._pruner, self._settings, self._target = pruner, settings, target
         self._path, self._allotment, self._judge = path, allotment, judge
-        self._scores = pruner.scores(pruner.scopes())
+        self._scores = scores
         self._budget = corrected(graph, target, Budget.on(graph, target))
         self._costs = CostsWithout(graph, self._budget)
         self._offers = Offers((), {})
@@ -335,7 +363,8 @@ class _Rounds:
             offers: The branches that may go.
             chosen: Which groups may shrink.
         """
-        pruner, sensitivity, groups = self._pruner, self._allotment.sensitivity, self._pruner.graph.analysis.groups
+        pruner, groups = self._pruner, self._pruner.graph.analysis.groups
+        sensitivity, weight = self._allotment.sensitivity, self._allotment.weight
         scopes = [scope for scope in pruner.scopes() if scope.groups]
         chooser = pruner.chooser({n: self._scores[n] for s in scopes for n in s.groups if n in self._scores})
         free = choosable(chooser, scopes, sensitivity)
@@ -344,7 +373,7 @@ class _Rounds:
             self._costs,
             {one: most - self._beside.get(one, 0.0) for one, most in self._budget.allowed.items()},
             [options for options in free if all(chosen(groups[name]) for name in options[0])],
-            lambda options: damages(chooser, options, sensitivity, sums=pruner.additive),
+            lambda options: weighed(weight, options, damages(chooser, options, sensitivity, sums=pruner.additive)),
             offers,
             fixed_units(chooser, scopes, free),
             most_of(self._settings, len(counted_branches(pruner.graph))) - len(pruner.graph.applied.absent),

@@ -46,6 +46,7 @@ from prunekit_plugins.prune.by_both import by_both
 from prunekit_plugins.prune.by_depth import Decided, by_depth
 from prunekit_plugins.prune.calibrated import CRITERIA, CalibratedPath, check_informed
 from prunekit_plugins.prune.experts import about_experts, check_reach
+from prunekit_plugins.prune.kind_scales import agreed
 from prunekit_plugins.prune.reach import name_profile
 from prunekit_plugins.prune.serving import Served, serving_profile
 from prunekit_plugins.prune.settings import COMPENSATION, PruneSettings
@@ -348,11 +349,17 @@ def _decided(pruner: Pruner, settings: PruneSettings, allotment: Allotment, path
     if depth.requested:
         decided = by_depth(pruner, depth, settings.width_ratio, path)
         return attrs.evolve(decided, notes=(*doubts, *decided.notes))
-    settled = allotment.settled(pruner).informed(pruner, path)
-    problems: list[Problem] = []
-    plan = _decide(pruner, target, settled.selector(pruner, path, problems.append))
-    weighed = _weighed(pruner, plan, settled, problems[-1]) if problems else None
-    return Decided(pruner, plan, path, (*doubts, *about_experts(pruner, plan)), weighed)
+    scores = None if target is None else pruner.scores(pruner.scopes())
+
+    def solve(allotment: Allotment) -> tuple[Plan, Problem | None]:
+        problems: list[Problem] = []
+        plan = _decide(pruner, target, allotment.selector(pruner, path, problems.append), scores)
+        return plan, problems[-1] if problems else None
+
+    found = agreed(pruner, allotment.settled(pruner).informed(pruner, path), path, solve)
+    weighed = None if found.problem is None else _weighed(pruner, found.plan, found.allotment, found.problem)
+    notes = (*doubts, *found.notes, *about_experts(pruner, found.plan))
+    return Decided(pruner, found.plan, path, notes, weighed)
 
 
 def _weighed(pruner: Pruner, plan: Plan, allotment: Allotment, problem: Problem) -> Tradeoffs | None:
@@ -412,9 +419,11 @@ def _report(pruner: Pruner, doubts: Sequence[str]) -> Report:
     return attrs.evolve(report, notes=(*report.notes, *doubts))
 
 
-def _decide(pruner: Pruner, target: Target | None, select: Selector | None) -> Plan:
+def _decide(
+    pruner: Pruner, target: Target | None, select: Selector | None, scores: Mapping[str, torch.Tensor] | None
+) -> Plan:
     """Makes the plan; an empty one only where nothing was asked for."""
-    plan = pruner.plan() if target is None else plan_to_target(pruner, target, select=select)
+    plan = pruner.plan() if target is None else plan_to_target(pruner, target, select=select, scores=scores)
     if target is not None and not plan.cuts and Budget.of(pruner, target).fits({}):
         return attrs.evolve(plan, notes=(*plan.notes, "the model meets the target as it is: nothing was removed"))
     wanted = target is not None or pruner.doubts or any(scope.ratio > 0 for scope in pruner.scopes())
