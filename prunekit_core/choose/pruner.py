@@ -97,12 +97,21 @@ class Pruner:
             removal: A plan of this pruner's graph without these branches.
             branches: What decided about them.
         """
-        checked = CheckedSettings(
-            self.settings, self.importance, self._schedule, self.limits, (), self.expert_importance
-        )
-        other = Pruner(self.graph, checked, blocks=self._blocks, notes=self._notes, branches=branches)
-        other.current_step, other.removal = self.current_step, removal
+        other = self._alike(self.settings, branches)
+        other.removal = removal
         other.recall(self._left, self._unknown)
+        return other
+
+    def with_heads(self) -> Pruner:
+        """Returns a pruner of the same model, at the same step, that removes whole heads as well."""
+        other = self._alike(attrs.evolve(self.settings, prune_num_heads=True), self.branches)
+        other.removal = self.removal
+        return other
+
+    def _alike(self, settings: Settings, branches: BranchSteps | None) -> Pruner:
+        checked = CheckedSettings(settings, self.importance, self._schedule, self.limits, (), self.expert_importance)
+        other = Pruner(self.graph, checked, blocks=self._blocks, notes=self._notes, branches=branches)
+        other.current_step = self.current_step
         return other
 
     def recall(self, left: Mapping[str, str], unknown: Mapping[str, Sequence[int]]) -> None:

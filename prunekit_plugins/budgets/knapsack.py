@@ -66,6 +66,16 @@ class Problem:
         """Returns the sum of the damages of the options picked."""
         return sum(choice.damages[option] for choice, option in zip(self.choices, picked, strict=True))
 
+    def damage_of(self, units: Mapping[str, int]) -> float:
+        """Returns the sum of the damages of some sizes, each choice counted by the first option that is as small."""
+        total = 0.0
+        for choice in self.choices:
+            fits = (
+                n for n, sizes in enumerate(choice.options) if all(sizes[g] <= units.get(g, sizes[g]) for g in sizes)
+            )
+            total += choice.damages[next(fits, -1)]
+        return total
+
     def fits(self, picked: Sequence[int]) -> bool:
         """Tells whether the options picked meet the budget."""
         spent = self.spent(self.units(picked))

@@ -51,6 +51,7 @@ from prunekit_plugins.prune.reach import name_profile
 from prunekit_plugins.prune.serving import Served, serving_profile
 from prunekit_plugins.prune.settings import COMPENSATION, PruneSettings
 from prunekit_plugins.prune.tradeoffs import Solved, Tradeoffs, tradeoffs_of
+from prunekit_plugins.prune.whole_heads import about_heads
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -358,7 +359,9 @@ def _decided(pruner: Pruner, settings: PruneSettings, allotment: Allotment, path
 
     found = agreed(pruner, allotment.settled(pruner).informed(pruner, path), path, solve)
     weighed = None if found.problem is None else _weighed(pruner, found.plan, found.allotment, found.problem)
-    notes = (*doubts, *found.notes, *about_experts(pruner, found.plan))
+    notes = [*doubts, *found.notes, *about_experts(pruner, found.plan)]
+    if target is not None and scores is not None and path is not None and "prune_num_heads" not in settings.given:
+        notes += about_heads(pruner, target, found.allotment, found, scores)
     return Decided(pruner, found.plan, path, notes, weighed)
 
 

@@ -64,3 +64,27 @@ def test_heads_stay_where_the_call_says_so_and_by_width() -> None:
         model = with_idle_heads()
         pk.prune(model, BATCHES[0], target={"params": 0.8}, calibration=BATCHES, **options)
         assert heads(model) == [8, 8], options
+
+
+def about_heads(model: nn.Sequential, **options: object) -> list[str]:
+    result = pk.prune(model, BATCHES[0], target={"params": 0.8}, calibration=BATCHES, **options)
+    return [note for note in result.report.notes if note.startswith("whole heads stay")]
+
+
+def test_a_report_says_what_whole_heads_would_be_worth_where_nobody_spoke_of_them() -> None:
+    found = "whole heads stay by default: with prune_num_heads=True the same target is expected to do 0% of the damage"
+    model = with_idle_heads()
+    assert about_heads(model) == [found]
+    assert heads(model) == [8, 8]
+    assert about_heads(with_idle_heads(), prune_num_heads=False) == []
+    assert about_heads(with_idle_heads(), prune_num_heads=True) == []
+    assert about_heads(with_idle_heads(), importance="magnitude") == []
+
+
+def test_a_report_says_nothing_of_heads_that_are_all_needed() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Attend(), Feed(hidden=256), Attend(), Feed(hidden=256), nn.Linear(32, 8)).eval()
+    with torch.no_grad():
+        for feed in (model[1], model[3]):
+            feed.down.weight[:, 64:] = 0
+    assert about_heads(model) == []
