@@ -161,6 +161,11 @@ def _cell(rows: Sequence[Mapping[str, Any]], key: str, form: str) -> str:
     return " ± ".join(shown) if len(rows) > 1 else shown[0]
 
 
+def _largest(rows: Sequence[Mapping[str, Any]], key: str, form: str) -> str:
+    found = [row[key] for row in rows if key in row]
+    return form.format(max(found)) if found else "-"
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown, a table for each cost and budget, ordered by perplexity on the text of the calibration's origin."""
     dense = next(row for row in rows if row["way"] == "dense")
@@ -182,7 +187,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         for way, found in sorted(groups.items(), key=lambda item: _middle(item[1], "python")):
             keys = ("python", "debian", "known", "macs", "params", "seconds", "memory")
             forms = ("{:,.1f}", "{:,.1f}", "{:,.1f}", "{:.1%}", "{:.1%}", "{:,.0f}", "{:.1f}")
-            cells = " | ".join(_cell(found, key, form) for key, form in zip(keys, forms, strict=True))
+            cells = " | ".join(_cell(found, key, form) for key, form in zip(keys[:-1], forms[:-1], strict=True))
+            cells += f" | {_largest(found, keys[-1], forms[-1])}"
             lines.append(f"| {way} | {len(found)} | {cells} |")
     return "\n".join(lines)
 
