@@ -235,24 +235,34 @@ class Curvatures:
         return min(MOST, max(few, batch.size // EXAMPLES))
 
     def _layer(self, read: Read) -> nn.Module | None:
-        """Returns the linear layer that a consumer is, if the gradient by what it puts out is the cheaper way.
+        """Returns the linear layer that a consumer is, if the gradient by what it puts out is to be taken.
 
-        ``D`` is ``E^T X`` with that gradient ``E`` and what was read, ``X``: with fewer samples than features
-        ``D D^T`` is sooner made as ``E^T (X X^T) E``.
+        It is where that is the cheaper way, see `_by_outputs`, and where something else uses the weight, too (an
+        embedding that is tied to it), whose part would be in the gradient by the weight.
         """
         if len(read.calls) != 1 or read.site.groups != 1 or read.site.inputs_first:
             return None
         (call,) = read.calls
         layer = self._watched.shadow.modules.get(call.module)
         plain = layer is not None and getattr(layer.forward, "__wrapped__", None) is nn.Linear.forward
-        if not plain or layer is None or layer._forward_hooks or read.site.parameter != f"{call.module}.weight":
+        if not plain or layer is None or layer._forward_hooks:
             return None
-        (outputs, features), samples = read.site.shape, call.samples
-        if read.site.rows != (0, outputs):
+        if self._watched.shadow.names.get(id(layer.weight)) != read.site.parameter:
             return None
+        if read.site.rows != (0, read.site.shape[0]):
+            return None
+        tied = read.site.parameter != f"{call.module}.weight"
+        return layer if tied or self._by_outputs(read.site, call.samples) else None
+
+    def _by_outputs(self, site: Site, samples: int) -> bool:
+        """Tells whether ``D D^T`` of a linear layer is sooner made of the gradient ``E`` by what it puts out.
+
+        ``D`` is ``E^T X`` with what was read, ``X``: with fewer samples than features ``D D^T`` is sooner made as
+        ``E^T (X X^T) E``.
+        """
+        outputs, features = site.shape
         beside = 0 if outputs > self._widest else outputs**2  # what a matrix costs for each of the two
-        by_outputs = samples**2 * (features + outputs) + samples * beside
-        return layer if by_outputs < samples * features * outputs + features * beside else None
+        return samples**2 * (features + outputs) + samples * beside < samples * features * outputs + features * beside
 
     def _project(
         self,
@@ -326,7 +336,7 @@ class Curvatures:
                 if name in taps.found:
                     features, slope = taps.found[name]
                     features = features if center is None else features - center.float()
-                    yield name, _Square(slope.T[None], (features @ features.T @ slope)[None])
+                    yield name, self._square(read.site, features, slope)
                 continue
             whole = gradients[read.site.parameter]
             if whole is None:
@@ -337,6 +347,19 @@ class Curvatures:
                 moved = moved[read.bias.rows].reshape(gradient.shape[:2])
                 gradient = gradient - moved[:, :, None] * center.float()[:, None]
             yield name, _Square(gradient, gradient.transpose(1, 2))
+
+    def _square(self, site: Site, features: torch.Tensor, slope: torch.Tensor) -> _Square:
+        """Returns ``D D^T`` of a linear layer.
+
+        Args:
+            site: What it multiplies by.
+            features: Tensor ``[samples, features]``: what it read, less the mean where it adds a bias.
+            slope: Tensor ``[samples, outputs]``: the gradient by what it put out.
+        """
+        if self._by_outputs(site, len(slope)):
+            return _Square(slope.T[None], (features @ features.T @ slope)[None])
+        gradient = (slope.T @ features)[None]
+        return _Square(gradient, gradient.transpose(1, 2))
 
     def _add(self, squares: Mapping[str, _Square]) -> bool:
         """Adds one projection, of all consumers or of none; returns whether all that it adds is finite."""
