@@ -15,6 +15,7 @@ from prunekit_core.program.outputs import output_tensors
 from prunekit_plugins.calibration.batches import Batch
 from prunekit_plugins.calibration.moments import Gatherer, Moments, is_finite
 from prunekit_plugins.calibration.observation import Run, Watched
+from prunekit_plugins.calibration.symmetric import Symmetric
 
 EXAMPLES = 16
 """Examples of a batch for which there is one random projection of the outputs."""
@@ -22,12 +23,10 @@ FEWEST, MOST = 2, 8
 """Projections of one batch."""
 ENOUGH = 16
 """Projections after which a small batch has one, and every other one none: it takes as long as the rest of a pass."""
-BLOCK = 1 << 22
-"""Elements of outputs whose squares are added up at a time."""
+BLOCK = 1 << 20
+"""Elements of outputs whose squares, or products, are added up at a time."""
 WIDEST = 4096
 """Outputs up to which a consumer has a whole matrix: one for a vocabulary of 50,000 would take ten gigabytes."""
-ROWS = 384
-"""Rows of a symmetric product that are made at a time: only those of its lower triangle."""
 
 
 @attrs.frozen
@@ -91,26 +90,9 @@ class _Square:
     @property
     def diagonal(self) -> torch.Tensor:
         """Tensor ``[groups, outputs]``; finite only where all of the matrix is."""
-        return (self.left * self.right.transpose(1, 2)).sum(2)
-
-    def add_to(self, total: torch.Tensor) -> None:
-        """Adds the lower triangle to a tensor ``[groups, outputs, outputs]``: half of the work, and no copy."""
-        outputs = total.shape[1]
-        for start in range(0, outputs, ROWS):
-            stop = min(start + ROWS, outputs)
-            part = total[:, start:stop, :stop]
-            if len(total) == 1:
-                part[0].addmm_(self.left[0, start:stop], self.right[0, :, :stop])
-            else:
-                part.baddbmm_(self.left[:, start:stop], self.right[:, :, :stop])
-
-
-def _mirrored(total: torch.Tensor) -> torch.Tensor:
-    """Copies the lower triangle of blocks that `_Square.add_to` filled to the upper one, in place."""
-    for start in range(ROWS, total.shape[1], ROWS):
-        stop = min(start + ROWS, total.shape[1])
-        total[:, :start, start:stop] = total[:, start:stop, :start].transpose(1, 2)
-    return total
+        step = max(1, BLOCK // max(1, self.left.shape[0] * self.left.shape[2]))
+        parts = zip(self.left.split(step, 1), self.right.split(step, 2), strict=True)
+        return torch.cat([(one * other.transpose(1, 2)).sum(2) for one, other in parts], 1)
 
 
 Keep = Callable[[torch.Tensor, torch.Tensor], None]
@@ -198,7 +180,8 @@ class Curvatures:
     def __init__(self, watched: Watched, widest: int = WIDEST) -> None:
         self._watched, self._widest = watched, widest
         self._generator = torch.Generator("cpu").manual_seed(0)
-        self._sums: dict[str, torch.Tensor] = {}
+        self._sums: dict[str, Symmetric] = {}
+        self._diagonals: dict[str, torch.Tensor] = {}  # of wide consumers
         self._weight = 0
         self._seen = self._done = 0  # batches, and projections of them
         self.dropped = 0
@@ -304,11 +287,12 @@ class Curvatures:
 
     def check(self, reads: Mapping[str, Read]) -> None:
         """Notes trouble if a consumer had no gradient in any batch; call it after the last one."""
-        without = [name for name in reads if name not in self._sums]
+        known = self._sums.keys() | self._diagonals.keys()
+        without = [name for name in reads if name not in known]
         if without and not self.trouble:
-            self.trouble = f"no gradient reaches {without[0]}" if self._sums else "the gradients are not finite"
+            self.trouble = f"no gradient reaches {without[0]}" if known else "the gradients are not finite"
 
-    def finish(self, read: Read, moments: Moments) -> torch.Tensor:
+    def finish(self, read: Read, moments: Moments) -> torch.Tensor | Symmetric:
         """Returns the matrix of a consumer; call it once.
 
         Args:
@@ -316,15 +300,17 @@ class Curvatures:
             moments: Of what it read.
 
         Returns:
-            Tensor ``[groups, outputs, outputs]``, float32: ``G``, for the sum of squared changes of the outputs of one
-            example; ``[groups, outputs]``, its diagonal, of a wide consumer.
+            ``[groups, outputs, outputs]``, float32: ``G``, for the sum of squared changes of the outputs of one
+            example; a tensor ``[groups, outputs]``, its diagonal, of a wide consumer.
         """
         spread = moments.variance if read.bias else moments.variance + moments.mean.square()
         weight = spread.sum(1) * self._weight
         scale = torch.where(weight > 0, weight, 1).reciprocal() * (weight > 0)
+        if read.site.name in self._diagonals:
+            return self._diagonals.pop(read.site.name).mul_(scale[:, None])
         total = self._sums.pop(read.site.name)
-        total *= scale.reshape(-1, *[1] * (total.dim() - 1)).float()
-        return _mirrored(total) if total.dim() > 2 else total
+        total.multiply(scale)
+        return total
 
     def _squares(
         self, reads: Mapping[str, Read], gradients: Mapping[str, torch.Tensor | None], taps: _Taps
@@ -368,11 +354,12 @@ class Curvatures:
             return False
         for name, square in squares.items():
             diagonal = diagonals[name]
-            wide = diagonal.shape[1] > self._widest
+            groups, width = diagonal.shape
+            if width > self._widest:
+                known = self._diagonals.get(name)
+                self._diagonals[name] = diagonal if known is None else known.add_(diagonal)
+                continue
             if name not in self._sums:
-                self._sums[name] = diagonal.new_zeros(diagonal.shape if wide else (*diagonal.shape, diagonal.shape[1]))
-            if wide:
-                self._sums[name] += diagonal
-            else:
-                square.add_to(self._sums[name])
+                self._sums[name] = Symmetric.zeros(groups, width, torch.float32, diagonal.device)
+            self._sums[name].add_product(square.left, square.right)
         return True

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import prunekit as pk
-from prunekit_plugins.calibration import curvature, demand
+from prunekit_plugins.calibration import curvature, demand, symmetric
 from prunekit_plugins.calibration.curvature import WIDEST
 from prunekit_plugins.calibration.demand import Demand
 from prunekit_plugins.calibration.stream import gather
@@ -276,7 +276,7 @@ def test_gradients_by_outputs_and_by_weights_give_the_same(
     torch.manual_seed(0)
     plain, functional = Plain(), Functional()
     functional.load_state_dict(plain.state_dict())
-    monkeypatch.setattr(curvature, "ROWS", 16)
+    monkeypatch.setattr(symmetric, "ROWS", 16)
     wish = Demand(parts=PARTS, widest=widest)
     tapped = list[str]()
     hook = curvature._Taps._hook
