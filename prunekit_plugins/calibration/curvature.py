@@ -15,6 +15,7 @@ from prunekit_core.program.outputs import output_tensors
 from prunekit_plugins.calibration.batches import Batch
 from prunekit_plugins.calibration.moments import Gatherer, Moments, is_finite
 from prunekit_plugins.calibration.observation import Run, Watched
+from prunekit_plugins.calibration.symmetric import Symmetric
 
 EXAMPLES = 16
 """Examples of a batch for which there is one random projection of the outputs."""
@@ -22,12 +23,10 @@ FEWEST, MOST = 2, 8
 """Projections of one batch."""
 ENOUGH = 16
 """Projections after which a small batch has one, and every other one none: it takes as long as the rest of a pass."""
-BLOCK = 1 << 22
-"""Elements of outputs whose squares are added up at a time."""
+BLOCK = 1 << 20
+"""Elements of outputs whose squares, or products, are added up at a time."""
 WIDEST = 4096
 """Outputs up to which a consumer has a whole matrix: one for a vocabulary of 50,000 would take ten gigabytes."""
-ROWS = 384
-"""Rows of a symmetric product that are made at a time: only those of its lower triangle."""
 
 
 @attrs.frozen
@@ -91,26 +90,9 @@ class _Square:
     @property
     def diagonal(self) -> torch.Tensor:
         """Tensor ``[groups, outputs]``; finite only where all of the matrix is."""
-        return (self.left * self.right.transpose(1, 2)).sum(2)
-
-    def add_to(self, total: torch.Tensor) -> None:
-        """Adds the lower triangle to a tensor ``[groups, outputs, outputs]``: half of the work, and no copy."""
-        outputs = total.shape[1]
-        for start in range(0, outputs, ROWS):
-            stop = min(start + ROWS, outputs)
-            part = total[:, start:stop, :stop]
-            if len(total) == 1:
-                part[0].addmm_(self.left[0, start:stop], self.right[0, :, :stop])
-            else:
-                part.baddbmm_(self.left[:, start:stop], self.right[:, :, :stop])
-
-
-def _mirrored(total: torch.Tensor) -> torch.Tensor:
-    """Copies the lower triangle of blocks that `_Square.add_to` filled to the upper one, in place."""
-    for start in range(ROWS, total.shape[1], ROWS):
-        stop = min(start + ROWS, total.shape[1])
-        total[:, :start, start:stop] = total[:, start:stop, :start].transpose(1, 2)
-    return total
+        step = max(1, BLOCK // max(1, self.left.shape[0] * self.left.shape[2]))
+        parts = zip(self.left.split(step, 1), self.right.split(step, 2), strict=True)
+        return torch.cat([(one * other.transpose(1, 2)).sum(2) for one, other in parts], 1)
 
 
 Keep = Callable[[torch.Tensor, torch.Tensor], None]
@@ -198,7 +180,8 @@ class Curvatures:
     def __init__(self, watched: Watched, widest: int = WIDEST) -> None:
         self._watched, self._widest = watched, widest
         self._generator = torch.Generator("cpu").manual_seed(0)
-        self._sums: dict[str, torch.Tensor] = {}
+        self._sums: dict[str, Symmetric] = {}
+        self._diagonals: dict[str, torch.Tensor] = {}  # of wide consumers
         self._weight = 0
         self._seen = self._done = 0  # batches, and projections of them
         self.dropped = 0
@@ -235,24 +218,34 @@ class Curvatures:
         return min(MOST, max(few, batch.size // EXAMPLES))
 
     def _layer(self, read: Read) -> nn.Module | None:
-        """Returns the linear layer that a consumer is, if the gradient by what it puts out is the cheaper way.
+        """Returns the linear layer that a consumer is, if the gradient by what it puts out is to be taken.
 
-        ``D`` is ``E^T X`` with that gradient ``E`` and what was read, ``X``: with fewer samples than features
-        ``D D^T`` is sooner made as ``E^T (X X^T) E``.
+        It is where that is the cheaper way, see `_by_outputs`, and where something else uses the weight, too (an
+        embedding that is tied to it), whose part would be in the gradient by the weight.
         """
         if len(read.calls) != 1 or read.site.groups != 1 or read.site.inputs_first:
             return None
         (call,) = read.calls
         layer = self._watched.shadow.modules.get(call.module)
         plain = layer is not None and getattr(layer.forward, "__wrapped__", None) is nn.Linear.forward
-        if not plain or layer is None or layer._forward_hooks or read.site.parameter != f"{call.module}.weight":
+        if not plain or layer is None or layer._forward_hooks:
             return None
-        (outputs, features), samples = read.site.shape, call.samples
-        if read.site.rows != (0, outputs):
+        if self._watched.shadow.names.get(id(layer.weight)) != read.site.parameter:
             return None
+        if read.site.rows != (0, read.site.shape[0]):
+            return None
+        tied = read.site.parameter != f"{call.module}.weight"
+        return layer if tied or self._by_outputs(read.site, call.samples) else None
+
+    def _by_outputs(self, site: Site, samples: int) -> bool:
+        """Tells whether ``D D^T`` of a linear layer is sooner made of the gradient ``E`` by what it puts out.
+
+        ``D`` is ``E^T X`` with what was read, ``X``: with fewer samples than features ``D D^T`` is sooner made as
+        ``E^T (X X^T) E``.
+        """
+        outputs, features = site.shape
         beside = 0 if outputs > self._widest else outputs**2  # what a matrix costs for each of the two
-        by_outputs = samples**2 * (features + outputs) + samples * beside
-        return layer if by_outputs < samples * features * outputs + features * beside else None
+        return samples**2 * (features + outputs) + samples * beside < samples * features * outputs + features * beside
 
     def _project(
         self,
@@ -294,11 +287,12 @@ class Curvatures:
 
     def check(self, reads: Mapping[str, Read]) -> None:
         """Notes trouble if a consumer had no gradient in any batch; call it after the last one."""
-        without = [name for name in reads if name not in self._sums]
+        known = self._sums.keys() | self._diagonals.keys()
+        without = [name for name in reads if name not in known]
         if without and not self.trouble:
-            self.trouble = f"no gradient reaches {without[0]}" if self._sums else "the gradients are not finite"
+            self.trouble = f"no gradient reaches {without[0]}" if known else "the gradients are not finite"
 
-    def finish(self, read: Read, moments: Moments) -> torch.Tensor:
+    def finish(self, read: Read, moments: Moments) -> torch.Tensor | Symmetric:
         """Returns the matrix of a consumer; call it once.
 
         Args:
@@ -306,15 +300,17 @@ class Curvatures:
             moments: Of what it read.
 
         Returns:
-            Tensor ``[groups, outputs, outputs]``, float32: ``G``, for the sum of squared changes of the outputs of one
-            example; ``[groups, outputs]``, its diagonal, of a wide consumer.
+            ``[groups, outputs, outputs]``, float32: ``G``, for the sum of squared changes of the outputs of one
+            example; a tensor ``[groups, outputs]``, its diagonal, of a wide consumer.
         """
         spread = moments.variance if read.bias else moments.variance + moments.mean.square()
         weight = spread.sum(1) * self._weight
         scale = torch.where(weight > 0, weight, 1).reciprocal() * (weight > 0)
+        if read.site.name in self._diagonals:
+            return self._diagonals.pop(read.site.name).mul_(scale[:, None])
         total = self._sums.pop(read.site.name)
-        total *= scale.reshape(-1, *[1] * (total.dim() - 1)).float()
-        return _mirrored(total) if total.dim() > 2 else total
+        total.multiply(scale)
+        return total
 
     def _squares(
         self, reads: Mapping[str, Read], gradients: Mapping[str, torch.Tensor | None], taps: _Taps
@@ -326,7 +322,7 @@ class Curvatures:
                 if name in taps.found:
                     features, slope = taps.found[name]
                     features = features if center is None else features - center.float()
-                    yield name, _Square(slope.T[None], (features @ features.T @ slope)[None])
+                    yield name, self._square(read.site, features, slope)
                 continue
             whole = gradients[read.site.parameter]
             if whole is None:
@@ -338,6 +334,19 @@ class Curvatures:
                 gradient = gradient - moved[:, :, None] * center.float()[:, None]
             yield name, _Square(gradient, gradient.transpose(1, 2))
 
+    def _square(self, site: Site, features: torch.Tensor, slope: torch.Tensor) -> _Square:
+        """Returns ``D D^T`` of a linear layer.
+
+        Args:
+            site: What it multiplies by.
+            features: Tensor ``[samples, features]``: what it read, less the mean where it adds a bias.
+            slope: Tensor ``[samples, outputs]``: the gradient by what it put out.
+        """
+        if self._by_outputs(site, len(slope)):
+            return _Square(slope.T[None], (features @ features.T @ slope)[None])
+        gradient = (slope.T @ features)[None]
+        return _Square(gradient, gradient.transpose(1, 2))
+
     def _add(self, squares: Mapping[str, _Square]) -> bool:
         """Adds one projection, of all consumers or of none; returns whether all that it adds is finite."""
         diagonals = {name: square.diagonal for name, square in squares.items()}
@@ -345,11 +354,12 @@ class Curvatures:
             return False
         for name, square in squares.items():
             diagonal = diagonals[name]
-            wide = diagonal.shape[1] > self._widest
+            groups, width = diagonal.shape
+            if width > self._widest:
+                known = self._diagonals.get(name)
+                self._diagonals[name] = diagonal if known is None else known.add_(diagonal)
+                continue
             if name not in self._sums:
-                self._sums[name] = diagonal.new_zeros(diagonal.shape if wide else (*diagonal.shape, diagonal.shape[1]))
-            if wide:
-                self._sums[name] += diagonal
-            else:
-                square.add_to(self._sums[name])
+                self._sums[name] = Symmetric.zeros(groups, width, torch.float32, diagonal.device)
+            self._sums[name].add_product(square.left, square.right)
         return True

@@ -3,6 +3,8 @@
 Values are shifted by the mean of the first block, so that a mean that is large beside the variance costs no digits.
 Products of float64 values and of up to `EXACT_WIDTH` features are made in float64. Those of wider float32 layers are
 made in float32 for `ROWS` samples at a time, and added up in float64.
+
+Of a covariance that is kept, a triangle is (see `Symmetric`): in float32 where its products were made in it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import attrs
 import torch
 
 from prunekit_core.errors import many
+from prunekit_plugins.calibration.symmetric import Symmetric
 from prunekit_plugins.calibration.uncertainty import Sampling, Spread, Uncertainty
 
 EXACT_WIDTH = 512
@@ -36,7 +39,8 @@ class Moments:
         count: Number of samples.
         mean: Tensor ``[groups, features]``, float64.
         variance: Tensor ``[groups, features]``, float64, divided by ``count``.
-        covariance: Tensor ``[groups, features, features]``, float64; None if it wasn't gathered.
+        covariance: Tensor ``[groups, features, features]``, float64; None if it wasn't gathered. It may be made for
+            each use, of a triangle that is kept.
         target_mean: Tensor ``[groups, outputs]``, float64; None without targets.
         target_variance: Tensor ``[groups, outputs]``, float64.
         cross: Tensor ``[groups, features, outputs]``, float64: covariances of features and targets.
@@ -46,25 +50,43 @@ class Moments:
     count: int
     mean: torch.Tensor
     variance: torch.Tensor
-    covariance: torch.Tensor | None = None
+    _covariance: torch.Tensor | Symmetric | None = None
     target_mean: torch.Tensor | None = None
     target_variance: torch.Tensor | None = None
     cross: torch.Tensor | None = None
     uncertainty: Uncertainty | None = None
 
     @property
+    def covariance(self) -> torch.Tensor | None:
+        """Tensor ``[groups, features, features]``, float64; None if it wasn't gathered."""
+        known = self._covariance
+        return known.whole(torch.float64) if isinstance(known, Symmetric) else known
+
+    @property
+    def has_covariance(self) -> bool:
+        """Whether it was gathered."""
+        return self._covariance is not None
+
+    def kept(self, dtype: torch.dtype) -> Moments:
+        """Returns the same with a triangle of the covariance in a dtype, if there is one."""
+        known = self.covariance
+        return self if known is None else attrs.evolve(self, covariance=Symmetric.of(known, dtype))
+
+    @property
     def independent(self) -> float:
         """How many independent samples would give a covariance that is known as well; `count` if that isn't known."""
-        if self.covariance is None or self.uncertainty is None:
+        covariance = self.covariance
+        if covariance is None or self.uncertainty is None:
             return float(self.count)
-        return min(float(self.count), self.uncertainty.independent(self.covariance))
+        return min(float(self.count), self.uncertainty.independent(covariance))
 
     @property
     def shrinkage(self) -> float:
         """The part by which covariances of different features are best reduced; 0 where nothing is known about it."""
-        if self.covariance is None or self.uncertainty is None:
+        covariance = self.covariance
+        if covariance is None or self.uncertainty is None:
             return 0.0
-        return self.uncertainty.shrinkage(self.covariance)
+        return self.uncertainty.shrinkage(covariance)
 
     @property
     def caution(self) -> float:
@@ -79,8 +101,20 @@ class Moments:
 
     def shrunk(self, part: float) -> torch.Tensor:
         """Returns ``(1 - part) C + part diag(C)``, tensor ``[groups, features, features]``."""
-        assert self.covariance is not None
-        return self.covariance * (1 - part) + torch.diag_embed(self.variance * part)
+        covariance = self.covariance
+        assert covariance is not None
+        found = covariance * (1 - part)
+        found.diagonal(dim1=1, dim2=2).add_(self.variance * part)
+        return found
+
+    def equals(self, other: Moments) -> bool:
+        """Whether means and covariances, which are there, are the same."""
+        one, two = self._covariance, other._covariance
+        if not torch.equal(self.mean, other.mean):
+            return False
+        if isinstance(one, Symmetric) and isinstance(two, Symmetric):
+            return one.equals(two)
+        return isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor) and torch.equal(one, two)
 
 
 class Distinct:
@@ -91,14 +125,12 @@ class Distinct:
 
     def of(self, moments: Moments) -> Moments:
         """Returns the moments, or equal ones that it was given before."""
-        if moments.covariance is None or moments.cross is not None:
+        if not moments.has_covariance or moments.cross is not None:
             return moments
         mean = moments.mean
         key = (moments.count, moments.uncertainty, mean.shape, mean.device, float(moments.variance.sum()))
         known = self._known.setdefault(key, moments)
-        assert known.covariance is not None
-        same = torch.equal(known.mean, moments.mean) and torch.equal(known.covariance, moments.covariance)
-        return known if same else moments
+        return known if known is moments or known.equals(moments) else moments
 
 
 def doubts(name: str, parts: Sequence[Gatherer], width: int | None, independent: float = math.inf) -> list[str]:
@@ -173,8 +205,9 @@ def merge(a: Moments, b: Moments, *, apart: bool = True) -> Moments:
 
     gap = a.mean - b.mean
     found = Moments(count, mean(a.mean, b.mean), mean(a.variance, b.variance) + between * gap.square())
-    if a.covariance is not None and b.covariance is not None:
-        covariance = mean(a.covariance, b.covariance) + between * gap[:, :, None] * gap[:, None, :]
+    one, other = a.covariance, b.covariance
+    if one is not None and other is not None:
+        covariance = mean(one, other) + between * gap[:, :, None] * gap[:, None, :]
         found = attrs.evolve(found, covariance=covariance)
     if a.uncertainty is not None and b.uncertainty is not None:
         found = attrs.evolve(found, uncertainty=a.uncertainty.beside(b.uncertainty, shares, apart=apart))
@@ -200,12 +233,12 @@ class Block:
     Attributes:
         sum: Tensor ``[groups, features]``, float64.
         squares: Tensor ``[samples]``, float64: the squared deviation of each.
-        products: Tensor ``[groups, features, features]``; None where they aren't wanted, or were added piece by piece.
+        products: ``[groups, features, features]``; None where they aren't wanted, or were added piece by piece.
     """
 
     sum: torch.Tensor
     squares: torch.Tensor
-    products: torch.Tensor | None
+    products: Symmetric | None
 
 
 @attrs.frozen(eq=False)
@@ -249,6 +282,8 @@ class Gatherer:
         self.total = 0.0
         self.largest = 0.0
         self._sums: dict[str, torch.Tensor] = {}
+        self._products: Symmetric | None = None
+        self._exact = True
         self._sampling = Sampling()
         self._shifts: tuple[torch.Tensor, torch.Tensor | None] | None = None
 
@@ -322,6 +357,7 @@ class Gatherer:
         """Adds a block of samples."""
         exact = features.dtype is torch.float64 or features.shape[2] <= EXACT_WIDTH
         dtype = torch.float64 if exact else torch.float32
+        self._exact = self._exact and exact
         if self._shifts is None:
             wide = None if targets is None else targets.double().mean(1, keepdim=True).float()
             self._shifts = (features.double().mean(1, keepdim=True).float(), wide)
@@ -329,9 +365,9 @@ class Gatherer:
         squares = x.square()
         products = None
         if self.covariance and x.shape[2] <= _COLUMNS:
-            products = torch.matmul(x.transpose(1, 2), x)
-        elif self.covariance:
-            self._add_products(x)
+            products = Symmetric.product(x.transpose(1, 2), x)
+        elif self.covariance:  # piece by piece: for a wide layer there is no room for all of them
+            self._totals(x).add_product(x.transpose(1, 2), x)
         else:
             self._put("squares", squares.sum(1).double())
         if targets is not None:
@@ -351,7 +387,7 @@ class Gatherer:
         self.size = float(self._shifts[0].double().square().sum()) * self.count
         self._put("sum", block.sum)
         if block.products is not None:
-            self._put("products", block.products)
+            self._totals(block.sum[:, None]).add(block.products)
 
     def _put(self, name: str, values: torch.Tensor) -> None:
         self._total(name, values.shape, values.device).add_(values)
@@ -363,13 +399,12 @@ class Gatherer:
                 self._sums[name] = torch.zeros(shape, dtype=torch.float64, device=device)
         return self._sums[name]
 
-    def _add_products(self, x: torch.Tensor) -> None:
-        """Adds products of features, the lower triangle of blocks only: half of the work and little extra memory."""
-        groups, _, width = x.shape
-        total = self._total("products", (groups, width, width), x.device)
-        for start in range(0, width, _COLUMNS):
-            stop = min(start + _COLUMNS, width)
-            total[:, start:stop, :stop] += torch.matmul(x[:, :, start:stop].transpose(1, 2), x[:, :, :stop])
+    def _totals(self, like: torch.Tensor) -> Symmetric:
+        """Returns the sums of products of features ``[groups, samples, features]`` such as these."""
+        if self._products is None:
+            with torch.inference_mode(False):
+                self._products = Symmetric.zeros(like.shape[0], like.shape[2], torch.float64, like.device)
+        return self._products
 
     def center(self) -> torch.Tensor | None:
         """Returns the mean of the samples so far, ``[groups, features]``, float64; None when there were none."""
@@ -377,11 +412,13 @@ class Gatherer:
             return None
         return self._sums["sum"] / self.count + self._shifts[0][:, 0].double()
 
-    def moments(self) -> Moments | None:
-        """Returns the moments of all samples, None when there were none; call it once, at the end.
+    @property
+    def kept_in(self) -> torch.dtype:
+        """The dtype in which a covariance that stays may be kept: that in which its products were made."""
+        return torch.float64 if self._exact else torch.float32
 
-        Products become covariances where they are: for a wide layer there is no room for both.
-        """
+    def moments(self) -> Moments | None:
+        """Returns the moments of all samples, None when there were none; call it once, at the end."""
         if self._shifts is None:
             return None
         n, sums = self.count, self._sums
@@ -391,11 +428,9 @@ class Gatherer:
         covariance = target_mean = target_variance = cross = None
         uncertainty = None
         if self.covariance:
-            covariance = sums["products"].div_(n)
+            assert self._products is not None
+            covariance, self._products = self._products.spent(torch.float64).div_(n), None
             width = covariance.shape[1]
-            for start in range(_COLUMNS, width, _COLUMNS):
-                stop = min(start + _COLUMNS, width)
-                covariance[:, :start, start:stop] = covariance[:, start:stop, :start].transpose(1, 2)
             uncertainty = self._sampling.uncertainty(covariance, n)
             for start in range(0, width, _COLUMNS):
                 stop = min(start + _COLUMNS, width)

@@ -18,6 +18,7 @@ from prunekit_core.modules.tree import named_tensors
 from prunekit_core.program.linear_forms import Site
 from prunekit_plugins.calibration.experts.statistics import ExpertStatistics
 from prunekit_plugins.calibration.moments import Distinct, Moments
+from prunekit_plugins.calibration.symmetric import Symmetric
 from prunekit_plugins.calibration.uncertainty import Uncertainty
 from prunekit_plugins.checkpoints.tensorfile import CHECK_PATH, NO_FILE
 
@@ -41,21 +42,47 @@ class SiteStatistics:
         moments: Mean and variance, and the covariance if it was gathered, of its features.
         curvature: Tensor ``[groups, outputs, outputs]``, float32: the matrix ``G`` with which a small error ``e`` of
             what it puts out changes the outputs of the model, squared and summed up over an example: ``e^T G e``; see
-            `Curvatures`. Of a wide consumer its diagonal, ``[groups, outputs]``. None if not gathered.
+            `Curvatures`. Of a wide consumer its diagonal, ``[groups, outputs]``. None if not gathered. It may be made
+            for each use, of a triangle that is kept.
         energy: Tensor ``[groups, outputs]``, float64: the mean square of what it puts out; None without curvatures.
     """
 
     site: Site
     moments: Moments
-    curvature: torch.Tensor | None = None
+    _curvature: torch.Tensor | Symmetric | None = None
     energy: torch.Tensor | None = None
+
+    @property
+    def curvature(self) -> torch.Tensor | None:
+        """Tensor ``[groups, outputs, outputs]`` or ``[groups, outputs]``, float32; None if not gathered."""
+        known = self._curvature
+        return known.whole(torch.float32) if isinstance(known, Symmetric) else known
+
+    def bent(self, values: torch.Tensor) -> torch.Tensor:
+        """Returns the product of a curvature that is a whole matrix with a tensor ``[groups, outputs, columns]``."""
+        known = self._curvature
+        assert known is not None
+        return known.times(values) if isinstance(known, Symmetric) else known.to(values.dtype) @ values
+
+    @property
+    def whole_curvature(self) -> bool:
+        """Whether the curvature is a matrix for each group; it is a diagonal of a wide consumer."""
+        known = self._curvature
+        return isinstance(known, Symmetric) or (known is not None and known.dim() > 2)
+
+    @property
+    def has_curvature(self) -> bool:
+        """Whether it was gathered."""
+        return self._curvature is not None
 
     @property
     def diagonal(self) -> torch.Tensor:
         """Tensor ``[groups, outputs]``, float64: the diagonal of the curvature; for statistics with curvatures."""
-        assert self.curvature is not None
-        whole = self.curvature
-        return (whole.diagonal(dim1=1, dim2=2) if whole.dim() > 2 else whole).double()
+        known = self._curvature
+        assert known is not None
+        if isinstance(known, Symmetric):
+            return known.diagonal.double()
+        return (known.diagonal(dim1=1, dim2=2) if known.dim() > 2 else known).double()
 
     @property
     def effect(self) -> torch.Tensor:
@@ -93,9 +120,9 @@ class Statistics:
         if part == MOMENTS:
             return bool(self.sites)
         if part == COVARIANCES:
-            return bool(self.sites) and all(s.moments.covariance is not None for s in self.sites.values())
+            return bool(self.sites) and all(s.moments.has_covariance for s in self.sites.values())
         if part == CURVATURES:
-            return bool(self.sites) and all(s.curvature is not None for s in self.sites.values())
+            return bool(self.sites) and all(s.has_curvature for s in self.sites.values())
         if part == CONTRIBUTIONS:
             return any(found.weighted is not None for found in self.experts.values())
         if part == PRODUCTS:

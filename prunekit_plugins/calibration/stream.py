@@ -265,9 +265,9 @@ class _Gathering:
             if moments is None:
                 notes.append(f"{name}: no sample that it read was finite; it has no statistics")
                 continue
-            moments = distinct.of(moments)
             width = moments.mean.shape[1] if self._covariance else None
             notes.extend(doubts(name, [read.gatherer], width, moments.independent))
+            moments = distinct.of(moments.kept(read.gatherer.kept_in))
             curvature = energy = None
             if curvatures is not None and not curvatures.trouble and read.energy is not None:
                 curvature, energy = curvatures.finish(read, moments), read.energy / max(1, read.samples)

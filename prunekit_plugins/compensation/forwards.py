@@ -29,6 +29,7 @@ from prunekit_plugins.calibration.batches import Batch
 from prunekit_plugins.calibration.branch_replays import Program, Step, Tape
 from prunekit_plugins.calibration.branch_sums import SumPlaces
 from prunekit_plugins.calibration.observation import Enough, Seen, Watched, WatchingListener
+from prunekit_plugins.calibration.products import Output, Product, find_product
 
 LEAST_ROOM = 256 << 20
 """Bytes that may be kept whatever the size of the model."""
@@ -140,7 +141,7 @@ class _Course:
         self._form, self._given = form, recording.given
         places = {id(tensor): place for place, tensor in enumerate(recording.inputs)}
         self._inputs = {number: places[id(t)] for number, t in recording.given.items() if id(t) in places}
-        self.consumers, self.decided = recording.consumers, recording.decided
+        self.consumers, self.decided, self.product = recording.consumers, recording.decided, find_product(self.program)
         self.named = {number: names[id(t)] for number, t in recording.given.items() if id(t) in names}
         self.first: dict[str, int] = {}  # name of a tensor to the first operation that reads it
         for place, step in enumerate(self.program.steps):
@@ -236,8 +237,8 @@ class Forwards:
             if kept.course.first.get(name, kept.place) < kept.place:
                 self._settle(kept, dict(kept.given), 0)
 
-    def outputs(self, number: int, batch: Batch) -> list[tuple[str, torch.Tensor]]:
-        """Returns the model's outputs by name.
+    def outputs(self, number: int, batch: Batch) -> list[tuple[str, Output]]:
+        """Returns the model's outputs by name; those of its last layer may be a `Product`, see `find_product`.
 
         Args:
             number: Number of the batch.
@@ -245,16 +246,16 @@ class Forwards:
         """
         kept = self._find(number, batch) or self._follow(number, batch)
         if kept is not None:
-            values = self._run(kept, len(kept.course.program.steps))
+            values = self._run(kept)
             if values is not None:
                 return [(name, values[output]) for name, output in kept.course.program.outputs]
         if self._room is None or number in self._kept:
-            return named_outputs(self.watched.run_into(batch, Listener()))
+            return [*named_outputs(self.watched.run_into(batch, Listener()))]
         recording = _Recording(self.watched, batch)
         found = self.watched.run_into(batch, recording)
         if recording.repeatable:
             self._note(number, batch, recording, found)
-        return named_outputs(found)
+        return [*named_outputs(found)]
 
     def run_into(
         self,
@@ -342,11 +343,18 @@ class Forwards:
 
     # -- running
 
-    def _run(self, kept: _Kept, stop: int) -> dict[int, torch.Tensor] | None:
-        """Runs on from where a forward is, which stays; None where sizes turn out to be others."""
+    def _run(self, kept: _Kept) -> Mapping[int, Output] | None:
+        """Runs on to the end from where a forward is, which stays; None where sizes turn out to be others."""
+        program, place, product = kept.course.program, kept.place, kept.course.product
+        made: dict[int, Product] = {}
         with torch.inference_mode(), self.watched.shadow.settings():
-            values = kept.course.program.fork(kept.values, kept.place)
-            return values if kept.course.program.run(values, kept.place, stop) else None
+            values = program.fork(kept.values, place)
+            if product is not None and product >= place:
+                if not program.run(values, place, product):
+                    return None
+                step, place = program.steps[product], product + 1
+                made[step.outputs[0]] = Product(*(values[step.arguments[name].index] for name in ("input", "weight")))
+            return {**values, **made} if program.run(values, place, len(program.steps)) else None
 
     def _advance(self, kept: _Kept, place: int) -> bool:
         """Brings a forward to a place; returns False where it can't be kept there."""

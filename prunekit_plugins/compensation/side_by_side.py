@@ -11,6 +11,7 @@ from torch import nn
 from prunekit_core.plugins.registry import Registry
 from prunekit_plugins.calibration.batches import Batch, Batches
 from prunekit_plugins.calibration.observation import Watched
+from prunekit_plugins.calibration.products import Grams, Output, Product, made
 from prunekit_plugins.checkpoints.stored_values import Scratch
 from prunekit_plugins.compensation.forwards import Forwards, Room
 from prunekit_plugins.compensation.held_out import HeldOut
@@ -36,6 +37,7 @@ class SideBySide:
         self.original, self._module, self._batches, self._registry = original, module, batches, registry
         self._scratch, self._consumers = scratch, original.consumers
         self._held_out: HeldOut | None = None
+        self._grams = Grams()
         room = None if scratch is not None else Room.beside(original)
         self._runs = Forwards(original, room), Forwards(self._watched(), room)
 
@@ -107,19 +109,43 @@ class SideBySide:
         for number, batch in self._numbered(held):
             expected, found = original.outputs(number, batch), pruned.outputs(number, batch)
             for a, b in _paired(expected, found):
-                if not a.is_floating_point() or a.shape != b.shape:
-                    continue
-                counted = batch.counted(tuple(a.shape[:-1])) if a.dim() > 1 else None
-                if counted is not None:
-                    a, b = a[counted], b[counted]
-                finite = a.isfinite()
-                if not bool(finite.all()):
-                    a, b = a[finite], b[finite]
-                wide = torch.promote_types(a.dtype, torch.float32)
-                a, b = a.to(wide), b.to(wide)
-                wrong += _squares(a - b)
-                size += _squares(a)
+                off, of = self._product_errors(a, b, batch) or _errors(made(a), made(b), batch)
+                wrong, size = wrong + off, size + of
         return wrong / size if size else float("nan")
+
+    def _product_errors(self, a: Output, b: Output, batch: Batch) -> tuple[float, float] | None:
+        """Returns what `_errors` does for outputs of one weight that aren't made; None where they have to be."""
+        if not isinstance(a, Product) or not isinstance(b, Product) or not a.beside(b):
+            return None
+        if torch.finfo(a.weight.dtype).bits < 32:  # outputs are rounded
+            return None
+        samples, features = a.features.numel() // a.features.shape[-1], a.features.shape[-1]
+        if samples * self.held_out.batches < features:  # they are sooner made
+            return None
+        mine, theirs = _counted(a.features, b.features, batch)
+        gram = self._grams.of(a.weight)
+        if not bool(mine.isfinite().all()) or not bool(gram.isfinite().all()):
+            return None
+        return self._grams.squares(mine - theirs, a.weight), self._grams.squares(mine, a.weight)
+
+
+def _counted(a: torch.Tensor, b: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Leaves out positions that don't count."""
+    counted = batch.counted(tuple(a.shape[:-1])) if a.dim() > 1 else None
+    return (a, b) if counted is None else (a[counted], b[counted])
+
+
+def _errors(a: torch.Tensor, b: torch.Tensor, batch: Batch) -> tuple[float, float]:
+    """Returns the sums of squared differences of an output, and of its squares."""
+    if not a.is_floating_point() or a.shape != b.shape:
+        return 0.0, 0.0
+    a, b = _counted(a, b, batch)
+    finite = a.isfinite()
+    if not bool(finite.all()):
+        a, b = a[finite], b[finite]
+    wide = torch.promote_types(a.dtype, torch.float32)
+    a, b = a.to(wide), b.to(wide)
+    return _squares(a - b), _squares(a)
 
 
 def _squares(values: torch.Tensor) -> float:
@@ -128,8 +154,8 @@ def _squares(values: torch.Tensor) -> float:
 
 
 def _paired(
-    expected: Sequence[tuple[str, torch.Tensor]], found: Sequence[tuple[str, torch.Tensor]]
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    expected: Sequence[tuple[str, Output]], found: Sequence[tuple[str, Output]]
+) -> Iterator[tuple[Output, Output]]:
     """Yields the outputs of both models that are the same: all that lie in one where these have the same names."""
     heads: dict[str, list[list[str]]] = {}
     for side, outputs in enumerate((expected, found)):

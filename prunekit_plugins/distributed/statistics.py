@@ -67,7 +67,7 @@ def reduce_calibration(statistics: Statistics, group: dist.ProcessGroup | None =
     """
     require_group()
     about = [sorted(part) for part in (statistics.sites, statistics.gradients, statistics.fisher)]
-    parts = [(seen.moments.covariance is None, seen.curvature is None) for seen in statistics.sites.values()]
+    parts = [(seen.moments.has_covariance, seen.has_curvature) for seen in statistics.sites.values()]
     mixtures = {
         name: [sorted(seen.tensors()), seen.effect is None, seen.top_k] for name, seen in statistics.experts.items()
     }

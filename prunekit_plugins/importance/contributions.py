@@ -88,12 +88,15 @@ class FromStatistics:
 
     def reads(self, view: MemberView) -> list[tuple[SiteStatistics, torch.Tensor]]:
         """Lists what was read through a member, each with the matrix ``[groups, outputs, features]``, float64."""
+        return [(seen, weight.double()) for seen, weight in self.matrices(view)]
+
+    def matrices(self, view: MemberView) -> list[tuple[SiteStatistics, torch.Tensor]]:
+        """Lists the same with each matrix in the dtype of the weight."""
         assert self.statistics is not None
         found = []
         for seen in self.statistics.of(name_of(view)):
             if view.dim == (0 if seen.site.inputs_first else 1):
-                weight = seen.site.matrix(view.values()).double()
-                found.append((seen, weight.to(seen.moments.mean.device)))
+                found.append((seen, seen.site.matrix(view.values()).to(seen.moments.mean.device)))
         return found
 
 

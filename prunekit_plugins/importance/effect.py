@@ -71,6 +71,6 @@ class EffectImportance(FromStatistics):
 
 def typical_effect(statistics: Statistics) -> float:
     """Returns the mean effect of an output of any layer, ``G_cc E[y_c^2]``; 1 where there is none."""
-    effects = [seen.effect for seen in statistics.sites.values() if seen.curvature is not None]
+    effects = [seen.effect for seen in statistics.sites.values() if seen.has_curvature]
     total = sum(float(effect.sum()) for effect in effects)
     return total / sum(effect.numel() for effect in effects) if total > 0 else 1.0

@@ -12,6 +12,8 @@ from prunekit_plugins.importance.contributions import FromStatistics
 from prunekit_plugins.importance.reductions import Normalizer
 
 ROUNDS = 32
+ROWS = 4096
+"""Rows of a weight whose products are made at a time."""
 TINY = 1e-6
 """Part of the mean curvature that is added to that of outputs that nothing depends on."""
 
@@ -86,9 +88,9 @@ class ReconstructionImportance(FromStatistics):
         for view in members:
             unit_of = torch.full((view.tensor.shape[view.dim],), -1, device="cpu")
             unit_of[view.positions] = view.units
-            for seen, weight in self.reads(view):
+            for seen, weight in self.matrices(view):
                 labels = unit_of[seen.site.positions(view.dim)]
-                parts = [_square(part) for part in (weighted(weight, seen) if self._weighted else weight)]
+                parts = [_square(part) for part in (weighted(weight, seen) if self._weighted else root(weight))]
                 known = next((reader for reader in readers if reader.reads_too(seen.moments, labels)), None)
                 if known is None:
                     readers.append(_Reader(seen.moments, labels, parts))
@@ -101,27 +103,62 @@ class ReconstructionImportance(FromStatistics):
 
 
 def weighted(weight: torch.Tensor, seen: SiteStatistics) -> torch.Tensor:
-    """Returns ``A^T W``, where ``A A^T`` is the mean of a curvature and its diagonal.
+    """Returns ``A^T W``, where ``A A^T`` is the mean of a curvature and its diagonal, or what has the same products.
 
     The diagonal is known well from few samples, what is beside it less so.
 
     Args:
-        weight: Tensor ``[groups, outputs, features]``, float64.
+        weight: Tensor ``[groups, outputs, features]``.
         seen: What the consumer read, with curvatures.
 
     Returns:
-        Tensor of the shape of the weight; zero where the curvature is.
+        Tensor ``[groups, outputs or features, features]``, float64; zero where the curvature is.
     """
-    assert seen.curvature is not None
     diagonal = seen.diagonal
     scale = diagonal.mean(1)[:, None]
     known = (scale > 0)[:, :, None]
-    if seen.curvature.dim() == diagonal.dim():
-        return weight * (diagonal + TINY * scale).sqrt()[:, :, None] * known
-    shrunk = (seen.curvature.double() + torch.diag_embed(diagonal)) / 2
-    shrunk.diagonal(dim1=1, dim2=2).add_(torch.where(scale > 0, TINY * scale, 1))
-    found: torch.Tensor = torch.linalg.cholesky(shrunk).transpose(1, 2) @ weight
-    return found * known
+    if not seen.whole_curvature:
+        return root(weight, (diagonal + TINY * scale).sqrt()) * known
+    weight, more = weight.double(), diagonal / 2 + torch.where(scale > 0, TINY * scale, 1)
+    if weight.shape[1] > weight.shape[2]:
+        found = _factor(weight.transpose(1, 2) @ (seen.bent(weight) / 2 + more[:, :, None] * weight))
+        if found is not None:
+            return found * known
+    curvature = seen.curvature
+    assert curvature is not None
+    shrunk = curvature.double().div_(2)
+    shrunk.diagonal(dim1=1, dim2=2).add_(more)
+    whole: torch.Tensor = torch.linalg.cholesky(shrunk).transpose(1, 2) @ weight
+    return whole * known
+
+
+def root(weight: torch.Tensor, factors: torch.Tensor | None = None) -> torch.Tensor:
+    """Returns a weight with its rows multiplied, or what has the same products ``W^T W``: a vocabulary has many rows.
+
+    Args:
+        weight: Tensor ``[groups, outputs, features]``.
+        factors: Tensor ``[groups, outputs]``; None for ones.
+
+    Returns:
+        Tensor ``[groups, outputs or features, features]``, float64.
+    """
+    factors = weight.new_ones(weight.shape[:2]) if factors is None else factors
+    groups, outputs, features = weight.shape
+    if outputs > features:
+        products = torch.zeros(groups, features, features, dtype=torch.float64, device=weight.device)
+        for part, some in zip(weight.split(ROWS, 1), factors.split(ROWS, 1), strict=True):
+            wide = part.double() * some[:, :, None]
+            products.baddbmm_(wide.transpose(1, 2), wide)
+        found = _factor(products)
+        if found is not None:
+            return found
+    return weight.double() * factors[:, :, None]
+
+
+def _factor(products: torch.Tensor) -> torch.Tensor | None:
+    """Returns the upper triangular ``R`` with ``R^T R`` as products; None where there is none but for rounding."""
+    found, failed = torch.linalg.cholesky_ex(products, upper=True)
+    return None if bool(failed.any()) else found
 
 
 @attrs.define(eq=False)
@@ -165,7 +202,7 @@ class _Block:
         inverse: Tensor ``[features, features]``: ``K``, for the features that were left when it was made.
         labels: Tensor ``[features]``: which unit each belongs to; -1 for none that may go, or that is gone.
         stays: Bool tensor ``[features]``: those that are left.
-        factor: Tensor ``[features, features]``, of which the first ``gone`` rows are ``P``.
+        factor: Tensor ``[rows, features]``, of which the first ``gone`` rows are ``P``.
         most: Number of units, or more.
         gone: Number of features that went since ``K`` was made.
         taken: Number of features of a unit to a tensor ``[units, features, features]``: the blocks of ``P^T P`` of the
@@ -192,7 +229,7 @@ class _Block:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(regular))
         stays = torch.ones(len(labels), dtype=torch.bool, device=weight.device)
         most = int(labels.max()) + 1
-        return cls(weight, inverse, labels.clone(), stays, regular, most)  # its memory has no other use
+        return cls(weight, inverse, labels.clone(), stays, _room_for_factor(inverse), most)
 
     def errors(self, units: int) -> torch.Tensor:
         """What each unit adds if it goes next: tensor ``[units]``; features that went count nothing."""
@@ -234,6 +271,8 @@ class _Block:
         past = self.factor[: self.gone]
         rows = torch.addmm(self.inverse[places], past[:, places].T, past, alpha=-1)
         lower = torch.linalg.cholesky(rows[:, places])
+        if self.gone + count > len(self.factor):
+            self.factor = torch.cat([self.factor[: self.gone], self.factor.new_empty(count, self.factor.shape[1])])
         new = self.factor[self.gone : self.gone + count]
         new.copy_(torch.linalg.solve_triangular(lower, rows, upper=False))
         moved = torch.linalg.solve_triangular(lower, self.weight[:, places].T, upper=False)
@@ -254,8 +293,14 @@ class _Block:
         self.inverse = self.inverse[stay[:, None], stay].addmm_(past.T, past, alpha=-1)
         self.weight, self.labels = self.weight[:, stay], self.labels[stay.cpu()]
         self.stays, self.gone = self.stays[stay], 0
-        self.factor = torch.empty_like(self.inverse)
+        self.factor = _room_for_factor(self.inverse)
         self.taken.clear()
+
+
+def _room_for_factor(inverse: torch.Tensor) -> torch.Tensor:
+    """Returns memory for what goes until the inverse is made anew, which is when more than half went."""
+    width = len(inverse)
+    return inverse.new_empty(width // 2 + width // ROUNDS + 1, width)
 
 
 def _square(weight: torch.Tensor) -> torch.Tensor:

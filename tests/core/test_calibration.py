@@ -17,6 +17,7 @@ import prunekit as pk
 from prunekit_plugins.calibration.batches import Batches as Reader
 from prunekit_plugins.calibration.moments import Gatherer, merge
 from prunekit_plugins.calibration.observation import Run, Seen, Watched
+from prunekit_plugins.calibration.symmetric import Symmetric
 from prunekit_plugins.importance import CalibratedImportance
 
 
@@ -115,16 +116,43 @@ def test_a_large_mean_costs_no_digits_and_blocks_join() -> None:
     assert (found.covariance[0] - expected).abs().max() < 1e-6 * expected.max()
 
 
-def test_products_become_the_covariance_where_they_are() -> None:
+def test_products_go_as_they_become_the_covariance() -> None:
     """A wide layer has no room for both."""
     gatherer = Gatherer(covariance=True)
     with torch.inference_mode():  # as while a model is watched
-        gatherer.add(torch.randn(1, 50, 7))
-    place = gatherer._sums["products"].data_ptr()
+        gatherer.add(torch.randn(1, 50, 300))
+    products = gatherer._products
+    assert products is not None
+    assert sum(block.numel() for block in products.blocks) < 0.72 * 300 * 300
     found = gatherer.moments()
+    assert products.blocks == []
     assert found is not None
     assert found.covariance is not None
-    assert found.covariance.data_ptr() == place
+    found.covariance.add_(1)  # no inference tensor
+
+
+@pytest.mark.parametrize(("width", "dtype"), [(300, torch.float64), (600, torch.float32)])
+def test_of_a_covariance_that_stays_a_triangle_is_kept(width: int, dtype: torch.dtype) -> None:
+    """In the dtype in which products were made; each use has a matrix of its own."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(width, 2), torch.randn(900, width)
+    gatherer = Gatherer(covariance=True)
+    gatherer.add(x[None])
+    expected = gatherer.moments()
+    found = pk.calibrate(model, [x], parts=("covariances", "curvatures")).sites["weight"]
+    kept = found.moments._covariance
+    assert isinstance(kept, Symmetric)
+    assert {block.dtype for block in kept.blocks} == {dtype}
+    assert sum(block.numel() for block in kept.blocks) < 0.72 * width**2
+    covariance = found.moments.covariance
+    assert covariance is not None
+    assert expected is not None
+    assert covariance.dtype is torch.float64
+    torch.testing.assert_close(covariance, expected.covariance, rtol=1e-6, atol=1e-7)
+    covariance.zero_()
+    assert float(found.moments.covariance.abs().sum()) > 0  # type: ignore[union-attr]
+    assert found.curvature is not None
+    assert torch.equal(found.curvature.diagonal(dim1=1, dim2=2).double(), found.diagonal)
 
 
 def test_cross_moments() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import prunekit as pk
-from prunekit_plugins.calibration import curvature, demand
+from prunekit_plugins.calibration import curvature, demand, symmetric
 from prunekit_plugins.calibration.curvature import WIDEST
 from prunekit_plugins.calibration.demand import Demand
 from prunekit_plugins.calibration.stream import gather
@@ -276,7 +276,7 @@ def test_gradients_by_outputs_and_by_weights_give_the_same(
     torch.manual_seed(0)
     plain, functional = Plain(), Functional()
     functional.load_state_dict(plain.state_dict())
-    monkeypatch.setattr(curvature, "ROWS", 16)
+    monkeypatch.setattr(symmetric, "ROWS", 16)
     wish = Demand(parts=PARTS, widest=widest)
     tapped = list[str]()
     hook = curvature._Taps._hook
@@ -294,6 +294,34 @@ def test_gradients_by_outputs_and_by_weights_give_the_same(
         torch.testing.assert_close(seen.curvature, second[name].curvature)
         if seen.curvature.dim() > 2:
             torch.testing.assert_close(seen.curvature, seen.curvature.transpose(1, 2))
+
+
+class Tokens(nn.Module):
+    """An embedding and a head, whose weights may be one parameter."""
+
+    def __init__(self, *, tied: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.layer, self.head = nn.Embedding(30, 8), nn.Linear(8, 8), nn.Linear(8, 30, bias=False)
+        self.head.weight = self.embed.weight if tied else nn.Parameter(self.embed.weight.detach().clone())
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        head: Tensor = self.head(self.layer(self.embed(tokens)).relu())
+        return head
+
+
+@pytest.mark.parametrize("widest", [WIDEST, 16])
+@pytest.mark.parametrize("length", [2, 40])
+def test_a_head_that_is_tied_to_an_embedding_is_judged_by_what_it_puts_out(length: int, widest: int) -> None:
+    """What the embedding's use adds to the gradient of the weight they share says nothing about the head."""
+    batches = torch.randint(30, (4, 1, length)).unbind()
+    tied, untied = (gather(Tokens(tied=tied), batches, Demand(PARTS, widest=widest)).sites for tied in (True, False))
+    (head,) = (seen for name, seen in tied.items() if name != "layer.weight")
+    expected = untied["head.weight"].curvature
+    assert head.curvature is not None
+    assert expected is not None
+    torch.testing.assert_close(head.curvature, expected)
+    assert torch.equal(tied["layer.weight"].curvature, untied["layer.weight"].curvature)  # type: ignore[arg-type]
 
 
 def test_a_layer_whose_output_a_hook_changes_is_judged_by_its_weight() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import prunekit as pk
 from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.calibration.observation import Watched
+from prunekit_plugins.calibration.products import made
 from prunekit_plugins.compensation import forwards
 from prunekit_plugins.compensation.forwards import Forwards, Room
 
@@ -153,7 +154,7 @@ def test_another_batch_under_the_same_number_is_not_taken_for_the_first() -> Non
     for given in (batches[0], batches[1], batches[0].clone()):
         (batch,) = Batches([given]).read(None)
         ((_, outputs),) = found.outputs(0, batch)
-        torch.testing.assert_close(outputs, model(given).detach())
+        torch.testing.assert_close(made(outputs), model(given).detach())
 
 
 def test_batches_of_one_form_run_what_was_written_down_for_the_first() -> None:
@@ -171,7 +172,7 @@ def runs_of(model: Counted, batches: list[Tensor]) -> int:
     watched = Watched(model, registry)
     runs = Forwards(watched, Room.beside(watched))
     type(model).runs = 0
-    found = [runs.outputs(n, batch)[0][1].clone() for n, batch in enumerate(Batches.of(batches).read(None))]
+    found = [made(runs.outputs(n, batch)[0][1]).clone() for n, batch in enumerate(Batches.of(batches).read(None))]
     count = type(model).runs
     for batch, output in zip(batches, found, strict=True):
         with torch.no_grad():
