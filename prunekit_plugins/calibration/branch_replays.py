@@ -64,6 +64,7 @@ class Tape(SumListener):
     Attributes:
         steps: The operations in order.
         given: Tensors that no operation made, by number.
+        stored: Those that have their values on disk, by number: names, to read them again.
         decided: Number of operations until the last time that values left PyTorch, or decided what the program does.
         repeatable: Whether the operations can be run again: each of them is PyTorch's, draws no random numbers, and
             writes only to what another one made.
@@ -73,10 +74,18 @@ class Tape(SumListener):
         super().__init__(watched.shadow, places, batch, (), names)
         self.steps: list[Step] = []
         self.given: dict[int, torch.Tensor] = {}
+        self.stored: dict[int, str] = {}
         self.memory: list[int] = []
         self.decided, self.repeatable = 0, True
         self._numbers: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._numbers_of_stored: dict[str, int] = {}
         self._names: Mapping[str, str] = {}
+        self._model = watched
+
+    @property
+    def read(self) -> Callable[[str], torch.Tensor]:
+        """Reads the values of one of the model's tensors by its name."""
+        return self._model.values
 
     def _sum(self, op: Any, addition: Addition, arguments: dict[str, Any], names: Mapping[str, str]) -> Any:
         self._names = names
@@ -110,11 +119,18 @@ class Tape(SumListener):
         self._numbers[result] = self.number(source)
 
     def number(self, tensor: torch.Tensor) -> int:
-        """Returns the number of a tensor that is there; one that no operation made is kept."""
+        """Returns the number of a tensor that is there; one that no operation made is kept, or read again."""
         if tensor not in self._numbers:
-            self.given[self._number(tensor)] = tensor
-        number: int = self._numbers[tensor]
-        return number
+            name = self._model.stored_name(tensor)
+            if name is None:
+                self.given[self._number(tensor)] = tensor
+            elif name in self._numbers_of_stored:  # values that were read for an earlier operation, and are gone
+                self._numbers[tensor] = self._numbers_of_stored[name]
+            else:
+                self._numbers_of_stored[name] = number = self._number(tensor)
+                self.stored[number] = name
+        found: int = self._numbers[tensor]
+        return found
 
     def _number(self, tensor: torch.Tensor) -> int:
         if tensor not in self._numbers:
@@ -152,6 +168,7 @@ class Program:
     def __init__(self, tape: Tape, outputs: Any) -> None:
         self.steps = tape.steps
         self.outputs = [(name, tape.number(tensor)) for name, tensor in named_outputs(outputs)]
+        self._stored, self._read = tape.stored, tape.read
         self._memory = tape.memory
         self._written: dict[int, int] = {}  # memory to the last operation that writes to it
         last: dict[int, int] = {}
@@ -190,7 +207,7 @@ class Program:
         """
         for place in range(start, stop):
             step = self.steps[place]
-            arguments = {name: _filled(value, values) for name, value in step.arguments.items()}
+            arguments = {name: self._filled(value, values) for name, value in step.arguments.items()}
             switch_off(step.op, arguments, [argument for argument, name in step.names.items() if name in off])
             result = step.op(**arguments)
             made = tensors_of(result)
@@ -203,6 +220,18 @@ class Program:
             for number in self._ended.get(place, ()):
                 values.pop(number, None)
         return True
+
+    def outputs_in(self, values: Mapping[int, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+        """Returns the model's outputs by name, once all operations ran."""
+        return [(name, self._filled(TensorRef(number), values)) for name, number in self.outputs]
+
+    def _filled(self, value: Any, values: Mapping[int, torch.Tensor]) -> Any:
+        """Puts values in the place of references; those on disk are read, and are there while the operation runs."""
+        if isinstance(value, TensorRef):
+            return values[value.index] if value.index in values else self._read(self._stored[value.index])
+        if isinstance(value, list):
+            return [self._filled(item, values) for item in value]
+        return value
 
     def fork(self, values: Mapping[int, torch.Tensor], place: int) -> dict[int, torch.Tensor]:
         """Copies what operations from some place on write to, views of one memory together."""
@@ -258,12 +287,4 @@ class Replay:
                 place = self._first[name]
                 values = program.fork(base, place) if follows else {}
                 known = follows and program.run(values, place, len(program.steps), off={*off, name})
-            yield name, [(output, values[number]) for output, number in program.outputs] if known else None
-
-
-def _filled(value: Any, values: Mapping[int, torch.Tensor]) -> Any:
-    if isinstance(value, TensorRef):
-        return values[value.index]
-    if isinstance(value, list):
-        return [_filled(item, values) for item in value]
-    return value
+            yield name, program.outputs_in(values) if known else None

@@ -318,6 +318,17 @@ class Watched:
         tensor, valueless = self.shadow.tensors()[name], self.shadow.valueless
         return valueless.read(name, tensor) if valueless is not None and valueless.holds(tensor) else tensor.detach()
 
+    def stored_name(self, tensor: torch.Tensor) -> str | None:
+        """Returns the canonical name of a tensor whose values lie elsewhere than in memory; None for any other one.
+
+        Args:
+            tensor: A tensor without values, or the values that an operation was given for it.
+        """
+        name, valueless = self.shadow.names.get(id(tensor)), self.shadow.valueless
+        if name is None or valueless is None or not valueless.holds(self.shadow.tensors()[name]):
+            return None
+        return name
+
     def parameters(self) -> dict[str, nn.Parameter]:
         """Returns the shadow's parameters of real numbers, by canonical name."""
         tensors = self.shadow.tensors().items()

@@ -100,10 +100,12 @@ class Cut:
     Attributes:
         stored: The checkpoint.
         plan: What was cut.
+        changes: Values that take the place of some, cut already, by their names in the checkpoint.
     """
 
     stored: StoredWeights
     plan: Plan
+    changes: Mapping[str, torch.Tensor] = attrs.field(factory=dict)
     _renaming: Renaming = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -114,6 +116,9 @@ class Cut:
 
     def read(self, name: str) -> torch.Tensor:
         """Reads a tensor by its canonical name: a tensor of its own memory."""
+        changed = next((stored for stored in self.names(name) if stored in self.changes), None) if self.changes else None
+        if changed is not None:
+            return self.changes[changed]
         return self.stored.read(self._renaming.before(name), self.plan)
 
     def dtype(self, name: str) -> torch.dtype:

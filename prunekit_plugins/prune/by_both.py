@@ -93,15 +93,13 @@ def by_both(
         allotment: How units are chosen.
 
     Raises:
-        ArgumentError: There are no calibration data, the weights are on disk, or nothing meets the target.
+        ArgumentError: There are no calibration data, or nothing meets the target.
     """
-    if path is None or pruner.graph.current.stored is not None:
+    if path is None:
         raise ArgumentError(
-            'by="both" needs calibration data and a model in memory.',
-            why="there are no calibration data, on which it measures what branches and units do to the outputs"
-            if path is None
-            else "the weights are on disk, and copies of the model are cut and measured",
-            hint='calibration=batches; or by="depth", by="width"' if path is None else 'by="depth" or by="width"',
+            'by="both" needs calibration data.',
+            why="there are none, and it measures on them what branches and units do to the outputs",
+            hint='calibration=batches; or by="depth", by="width"',
         )
     check_reach_of_both(pruner, settings, target)
     fit, held = path.batches.held_out()
@@ -110,7 +108,7 @@ def by_both(
     allotment = allotment.settled(pruner).informed(pruner, trials)
     scores = pruner.scores(pruner.scopes())
     allotment, told = _on_one_scale(pruner, target, trials, allotment, scores)
-    rounds = _Rounds(pruner, settings, target, trials, allotment, scores, Judge(pruner.graph.model, held))
+    rounds = _Rounds(pruner, settings, target, trials, allotment, scores, Judge(pruner.graph, held))
     best = rounds.best()
     notes = [*doubts, *told, *rounds.notes(best), *about_experts(best.pruner, best.plan)]
     if fit.source is held.source:

@@ -292,7 +292,7 @@ def test_units_and_branches_go_together() -> None:
         ({"branch_ratio": 0.5, "allocation": "dp"}, "An allocation is about units"),
         ({"branch_ratio": 0.5, "ignored_layers": ["layer"]}, "(?s)ignored_layers|no module"),
         ({"by": "both"}, 'by="both" needs a target'),
-        ({"by": "both", "target": {"macs": 0.5}}, "(?s)needs calibration data and a model.*no calibration data"),
+        ({"by": "both", "target": {"macs": 0.5}}, "(?s)needs calibration data.*there are none"),
         ({"by": "both", "target": {"macs": 0.5}, "branch_ratio": 0.5}, "met by units or by branches"),
         ({"by": "depth", "target": {"mac": 0.5}}, "No cost model is registered as 'mac'"),
         ({"branch_ratio": 0.1}, "No branch can go.*branch_ratio=0.1 of 4 alike is less than one"),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import prunekit as pk
-from tests.core.test_depth import Deep, X, deep, without
+from prunekit_plugins.checkpoints.tensorfile import TensorFile
+from prunekit_plugins.importance import CalibratedImportance
+from tests.core.test_depth import Deep, X, deep, scaled, without
 
 
 def skeleton() -> nn.Module:
@@ -55,6 +59,84 @@ def test_files_are_pruned_as_the_model_in_memory_is(options: dict[str, Any], den
         assert torch.allclose(loaded(X), without(deep(), found.plan.absent), atol=1e-6)
 
 
+SMALL = {"layers.1.mlp": 0.01, "layers.2.attend": 0.02}
+"""Branches that add little."""
+
+
+def batches() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(16, 6, 3, generator=generator) for _ in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "target", "branches"),
+    [
+        (SMALL, {"params": 0.5}, 2),
+        (SMALL, {"macs": 0.8, "params": 0.8}, 2),
+        pytest.param({}, {"macs": 0.7}, 0, marks=pytest.mark.slow),
+    ],
+)
+def test_branches_and_units_are_weighed_on_disk_as_in_memory(
+    sizes: dict[str, float], target: dict[str, float], branches: int, tmp_path: Path
+) -> None:
+    """The same trials are carried out and measured, the same one is taken, and its weights are repaired alike."""
+    pk.save(scaled(sizes), tmp_path / "dense.safetensors")
+    options: dict[str, Any] = {"target": target, "by": "both", "calibration": batches()}
+    memory = scaled(sizes)
+    expected = pk.prune(memory, X, importance=CalibratedImportance(curvatures=False), **options)
+    found = pk.prune(skeleton(), X, weights=tmp_path / "dense.safetensors", **options)
+    assert found.plan == expected.plan
+    assert len(found.plan.absent) == branches
+    assert found.report.branches == expected.report.branches
+    measured = [note for note in found.report.notes if "held-out outputs change by" in note]
+    assert measured == [note for note in expected.report.notes if "held-out outputs change by" in note]
+    assert len(measured) > 1
+    assert str(found.tradeoffs) == str(expected.tradeoffs)
+    pk.prune_checkpoint(
+        tmp_path / "dense.safetensors", tmp_path / "small.safetensors", found.plan, repaired=found.repaired
+    )
+    loaded = pk.load(deep(), tmp_path / "small.safetensors")
+    assert torch.allclose(loaded(X), memory(X), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(expected.plan.apply(scaled(sizes))(X), memory(X), rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture
+def read_bytes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Bytes of tensors read from files that were in memory at a time, for each tensor that was read."""
+    alive: list[tuple[StorageWeakRef, int]] = []
+    counts: list[int] = []
+    read = TensorFile.read
+
+    def watched(*arguments: Any, **options: Any) -> torch.Tensor:
+        tensor = read(*arguments, **options)
+        alive[:] = [entry for entry in alive if not entry[0].expired()]
+        alive.append((StorageWeakRef(tensor.untyped_storage()), tensor.nbytes))
+        counts.append(sum(size for _, size in alive))
+        return tensor
+
+    monkeypatch.setattr(TensorFile, "read", watched)
+    yield counts
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"branch_ratio": 0.5, "branch_importance": "block_influence"},
+        {"branch_ratio": 0.5, "branch_importance": "output_change"},
+        {"target": {"macs": 0.7}, "by": "depth"},
+        {"target": {"params": 0.5}, "by": "both"},
+    ],
+)
+def test_weights_of_one_layer_are_in_memory_at_a_time(
+    options: dict[str, Any], read_bytes: list[int], dense: Path
+) -> None:
+    pk.prune(skeleton(), X, weights=dense, calibration=batches(), **options)
+    model = deep()
+    largest = max(sum(one.nbytes for one in part.parameters(recurse=False)) for part in model.modules())
+    assert len(read_bytes) > 100
+    assert max(read_bytes) <= 2 * largest < sum(one.nbytes for one in model.parameters()) / 4
+
+
 @pytest.mark.parametrize("calibration", [None, [X]])
 def test_steps_on_disk_are_those_in_memory(calibration: Any, dense: Path, tmp_path: Path) -> None:
     plans = []
@@ -95,10 +177,7 @@ def test_a_plan_made_without_values_is_for_the_model_and_for_its_files(dense: Pa
             {"branch_ratio": 0.5, "branch_importance": "gate_taylor", "calibration": [X]},
             "Derivatives can't be gathered",
         ),
-        (
-            {"target": {"params": 0.5}, "by": "both", "calibration": [X]},
-            "(?s)needs calibration data and a model in memory.*weights are on disk",
-        ),
+        ({"target": {"params": 0.5}, "by": "both"}, "(?s)needs calibration data.*there are none"),
         ({"branch_ratio": 0.5, "branch_importance": "block_influence"}, "needs calibration data for branches"),
         ({"target": {"latency": 0.5}, "by": "depth"}, "without values can't be measured"),
     ],
