@@ -16,7 +16,7 @@ reads: they are fitted on the original's features, those that stay.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import attrs
 import torch
@@ -58,6 +58,14 @@ class Pair:
     def orders(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Its numbers among the consumers of the original's forward, and among those of the pruned model's."""
         return self.before.orders, self.after.orders
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the moments that it is fitted to: covariances of what it reads, and with its targets, in float64."""
+        rows, features = self.correspondence.rows, self.correspondence.features
+        width = int(features.sum(1).max())
+        held_out_too = 2
+        return held_out_too * 8 * int(rows.any(1).sum()) * width * (width + int(rows.sum(1).max()))
 
     @property
     def summed(self) -> bool:
@@ -110,6 +118,26 @@ class Gathered:
     slope: torch.Tensor | None = None
 
 
+def portions(part: Sequence[Pair], room: int | None) -> Iterator[Sequence[Pair]]:
+    """Shares the consumers of one stage out, so that the moments of few are in memory at a time.
+
+    Those of the first level stay together: what one of them puts out may be in what another one is fitted to. The
+    others are fitted to what they read in the original, whichever of them come first.
+
+    Args:
+        part: The consumers, in the order in which they run.
+        room: Bytes that the moments of a portion may take, if it isn't one consumer; None for any number.
+    """
+    first, size, chosen = min(pair.after.level for pair in part), 0, list[Pair]()
+    for pair in part:
+        if room is not None and size + pair.bytes > room and chosen and pair.after.level > first:
+            yield chosen
+            size, chosen = 0, []
+        chosen.append(pair)
+        size += pair.bytes
+    yield chosen
+
+
 def gather(
     part: Sequence[Pair],
     later: Sequence[Pair],
@@ -119,35 +147,39 @@ def gather(
     *,
     held_out: HeldOut,
     lost: bool,
+    level: int | None = None,
 ) -> dict[str, Gathered]:
     """Runs all batches through both models and gathers what the consumers of one stage need.
 
     Args:
-        part: The consumers of the stage.
-        later: Those of the stages behind it.
+        part: The consumers of the stage, or a portion of them.
+        later: Those that come behind them.
         original: The forwards of the original.
         pruned: Those of the pruned model, with what was repaired before.
         batches: The batches.
         held_out: Which examples are held out.
         lost: Whether the moments of removed features are gathered as well.
+        level: The first level of the stage; None for that of its first consumers.
 
     Returns:
         Name of a consumer's site to what was gathered.
     """
+    level = min(pair.after.level for pair in part) if level is None else level
     found = {pair.after.site.name: Gathered() for pair in part}
     here, behind = ([pair.before.site.parameter for pair in pairs] for pairs in ([*part, *later], later))
     unsettled = [name for pair in (*part, *later) for name in pair.after.tensors]
     examples = 0
     whole = any(pair.takeover is not None for pair in part)  # sums are known by their number from the start
     for number, batch in enumerate(batches):
-        stage = _Stage(part, found, held_out.places(number, examples, batch.size), lost=lost)
+        stage = _Stage(part, level, found, held_out.places(number, examples, batch.size), lost=lost)
         listener = stage.original_listener(original.watched, batch)
         original.run_into(number, batch, listener, here, behind, whole=whole)
         stage.check(stage.residual - stage.streams.keys(), batch)
-        stage.start_pruned()
-        listener = stage.pruned_listener(pruned.watched, batch)
-        pruned.run_into(number, batch, listener, unsettled, unsettled, whole=whole)
-        stage.check(stage.waiting, batch)
+        if stage.reads_pruned:
+            stage.start_pruned()
+            listener = stage.pruned_listener(pruned.watched, batch)
+            pruned.run_into(number, batch, listener, unsettled, unsettled, whole=whole)
+            stage.check(stage.waiting, batch)
         examples += batch.size
     return found
 
@@ -159,7 +191,8 @@ class _Stage:
     after the consumer whose output goes into it, so what the pruned model's consumer read waits for its sum.
 
     Args:
-        part: The consumers of the stage.
+        part: The consumers of the stage, or a portion of them.
+        level: The first level of the stage.
         found: What is gathered, by the name of a consumer's site.
         held: Bool tensor ``[examples]``: which of the batch are held out.
         lost: Whether moments of removed features are gathered as well.
@@ -170,11 +203,12 @@ class _Stage:
         waiting: Of those: what the pruned model's consumer read, until its sum is seen.
     """
 
-    def __init__(self, part: Sequence[Pair], found: dict[str, Gathered], held: torch.Tensor, *, lost: bool) -> None:
+    def __init__(
+        self, part: Sequence[Pair], level: int, found: dict[str, Gathered], held: torch.Tensor, *, lost: bool
+    ) -> None:
         self._pairs = {order: pair for pair in part for order in pair.after.orders}
         self._found, self._held, self._lost = found, held, lost
-        first_level = min(pair.after.level for pair in part)
-        self._first = {order for order, pair in self._pairs.items() if pair.after.level == first_level}
+        self._first = {order for order, pair in self._pairs.items() if pair.after.level == level}
         self._numbers = {old: new for pair in part for old, new in zip(*pair.orders, strict=True)}
         self._takeovers = {order: one.takeover for order, one in self._pairs.items() if one.takeover is not None}
         added = frozenset(order for order in self._first if self._pairs[order].summed)
@@ -277,6 +311,11 @@ class _Stage:
             follow=self._takeovers,
             arrive=self.read_pruned_arrival,
         )
+
+    @property
+    def reads_pruned(self) -> bool:
+        """Whether some are fitted to what they read in the pruned model."""
+        return bool(self._first)
 
     def start_pruned(self) -> None:
         """The pruned model's forward is next."""

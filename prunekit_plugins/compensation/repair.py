@@ -24,7 +24,7 @@ from prunekit_plugins.calibration.batches import Batch, Batches
 from prunekit_plugins.calibration.moments import Moments, doubts
 from prunekit_plugins.calibration.observation import Run, Watched
 from prunekit_plugins.checkpoints.stored_values import Scratch
-from prunekit_plugins.compensation.gathering import Gathered, Pair, gather
+from prunekit_plugins.compensation.gathering import Gathered, Pair, gather, portions
 from prunekit_plugins.compensation.held_out import HeldOut
 from prunekit_plugins.compensation.layer_fit import LayerFit
 from prunekit_plugins.compensation.pairing import find_pairs
@@ -187,12 +187,21 @@ class Repair:
         for chosen in self._staged(list(dict.fromkeys(pair.after.level for pair in steady))):
             part = [pair for pair in steady if pair.after.level in chosen]
             later = [pair for pair in steady if pair.after.level > max(chosen)]
-            runs = self._both.forwards()
-            gathered = gather(part, later, *runs, self.batches(), held_out=self.held_out, lost=lost)
-            for pair in part:
-                problem = self._problem(pair, gathered.pop(pair.after.site.name), lost=lost)
-                if problem is not None:
-                    yield problem
+            for portion in portions(part, self._both.moments_room):
+                runs, behind = self._both.forwards(), [pair for pair in part if pair not in portion]
+                gathered = gather(
+                    portion,
+                    [*behind, *later],
+                    *runs,
+                    self.batches(),
+                    held_out=self.held_out,
+                    lost=lost,
+                    level=min(chosen),
+                )
+                for pair in portion:
+                    problem = self._problem(pair, gathered.pop(pair.after.site.name), lost=lost)
+                    if problem is not None:
+                        yield problem
         for group in self._pairs.mixtures(self.STAGES if self._stages is None else self._stages):
             yield from self._picked(group, lost=lost)
 

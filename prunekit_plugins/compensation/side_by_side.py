@@ -13,8 +13,13 @@ from prunekit_plugins.calibration.batches import Batch, Batches
 from prunekit_plugins.calibration.observation import Watched
 from prunekit_plugins.calibration.products import Grams, Output, Product, made
 from prunekit_plugins.checkpoints.stored_values import Scratch
-from prunekit_plugins.compensation.forwards import Forwards, Room
+from prunekit_plugins.compensation.forwards import LEAST_ROOM, Forwards, Room
 from prunekit_plugins.compensation.held_out import HeldOut
+
+MOST_MOMENTS = 2 << 30
+"""Bytes of moments that are in memory at a time beside weights on disk, at most, unless one consumer has more."""
+PART_OF_MODEL = 4
+"""Moments beside weights on disk take up to one in so many of the bytes that the model has."""
 
 
 class SideBySide:
@@ -40,6 +45,17 @@ class SideBySide:
         self._grams = Grams()
         room = None if scratch is not None else Room.beside(original)
         self._runs = Forwards(original, room), Forwards(self._watched(), room)
+
+    @property
+    def moments_room(self) -> int | None:
+        """How many bytes the moments of a portion of a stage may take; None where the weights are in memory.
+
+        Weights are on disk because memory is short, so that these are gathered in more passes rather than together.
+        """
+        if self._scratch is None:
+            return None
+        size = sum(one.numel() * one.element_size() for one in self.original.shadow.tensors().values())
+        return min(MOST_MOMENTS, max(LEAST_ROOM, size // PART_OF_MODEL))
 
     def watch(self, original: frozenset[str], pruned: frozenset[str]) -> None:
         """Says whose consumers are shown and numbered from now on, by names of parameters."""

@@ -16,6 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 import prunekit as pk
 from prunekit_plugins.checkpoints.tensorfile import TensorFile
+from prunekit_plugins.compensation import repair, side_by_side
 from prunekit_plugins.importance import CalibratedImportance
 from tests.core.test_checkpoint import IDS, Rotary, seeded
 from tests.core.test_opaque import FOREIGN, Foreign, Net, registry_of
@@ -215,6 +216,40 @@ def test_a_compensator_that_makes_it_worse_is_undone_on_disk(tmp_path: Path) -> 
     assert len(found.repaired) > 0
     for name, tensor in expected.repaired.items():
         assert torch.equal(tensor, found.repaired[name]), name
+
+
+@pytest.mark.parametrize("name", ["encoder", "mixer", "pictures"])
+def test_moments_of_one_layer_at_a_time_give_the_same_repairs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one stage all layers but the first read the original, so it doesn't matter in how many passes."""
+    make, batches = MODELS[name]
+    place = stored(seeded(make), tmp_path)
+    sizes: list[int] = []
+    gathered = repair.gather
+
+    def counting(part: Any, *arguments: Any, **options: Any) -> Any:
+        sizes.append(len(part))
+        return gathered(part, *arguments, **options)
+
+    monkeypatch.setattr(repair, "gather", counting)
+
+    def pruned() -> pk.PruneResult:
+        sizes.clear()
+        options: dict[str, Any] = {"calibration": batches, "stages": 1, "reestimate_batchnorm": False}
+        return pk.prune(emptied(make), batches[0][:1].to("meta"), ratio=0.5, weights=place, **options)
+
+    together = pruned()
+    whole = list(sizes)
+    assert len(whole) == 1
+    monkeypatch.setattr(side_by_side, "MOST_MOMENTS", 1)
+    apart = pruned()
+    assert len(sizes) > 1
+    assert sum(sizes) == sum(whole)
+    assert sizes[1:] == [1] * len(sizes[1:])
+    assert apart.compensation == together.compensation
+    assert list(apart.repaired) == list(together.repaired)
+    assert all(torch.equal(value, together.repaired[key]) for key, value in apart.repaired.items())
 
 
 def test_repaired_values_are_rounded_to_the_dtype_of_the_files(tmp_path: Path) -> None:
