@@ -19,6 +19,7 @@ from prunekit_core.plans.apply import Application
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.record.recorder import check_recordable
+from prunekit_plugins.checkpoints.arranged import Arranged
 from prunekit_plugins.checkpoints.destination import check_format
 from prunekit_plugins.checkpoints.provenance import Protocol
 from prunekit_plugins.checkpoints.shards import KEY, SAVE, Weights, write_weights
@@ -236,16 +237,18 @@ def load(
         except PlanError as error:
             headline = "The checkpoint is for another model."
             raise CheckpointError(headline, where=error.where, why=error.why, hint=error.hint) from error
-        names = _match(target, plan, weights, assign)
+        places = map(plan.renaming.place, ModelTree(target).aliases)
+        arranged = Arranged(weights, [name for name in places if name is not None])
+        names = _match(target, plan, arranged, assign)
         # everything is read before anything changes, and the model takes over what was read
-        values = {own: weights.read(name) for own, name in names.items()}
+        values = {own: arranged.read(name) for own, name in names.items()}
         with Transaction() as transaction:
             application.prepare(transaction, values, assign=assign)
             transaction.commit()
     return model
 
 
-def _match(target: nn.Module, plan: Plan, weights: Weights, assign: bool) -> dict[str, str]:
+def _match(target: nn.Module, plan: Plan, weights: Arranged, assign: bool) -> dict[str, str]:
     """Finds the stored tensor of every tensor of a model, which may go by any name of a shared one.
 
     Returns:

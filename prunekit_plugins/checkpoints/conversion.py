@@ -13,6 +13,7 @@ from prunekit_core.errors import CheckpointError
 from prunekit_core.modules.edits import ParameterCut, Rescale
 from prunekit_core.modules.surgery import scale_rows
 from prunekit_core.plans.plan import Plan
+from prunekit_plugins.checkpoints.arranged import Arranged
 from prunekit_plugins.checkpoints.checkpoint import metadata_of, plan_of
 from prunekit_plugins.checkpoints.destination import check_format
 from prunekit_plugins.checkpoints.provenance import Protocol
@@ -41,7 +42,8 @@ def prune_checkpoint(
     """Prunes the tensors of a checkpoint on disk; what it writes is what `save` writes of the pruned model.
 
     Tensors that the plan doesn't change are copied, under the names that they have in the source; those that it takes
-    out are passed over. Non-persistent buffers, attributes and exchanged modules are no part of a checkpoint: `load`
+    out are passed over. Experts that the source holds apart are written as the stacks that the model holds, if the plan
+    changes these. Non-persistent buffers, attributes and exchanged modules are no part of a checkpoint: `load`
     sees to them.
 
     Args:
@@ -66,7 +68,7 @@ def prune_checkpoint(
     if Path(destination).exists() and any(Path(destination).samefile(file.path) for file in weights.files.values()):
         raise CheckpointError("The destination is the source.", where=os.fspath(destination), hint="name another file")
     whole = plan_of(weights).then(plan) if weights.ours else plan
-    pruned = _Pruned(weights, plan, progress, repaired or {})
+    pruned = _Pruned(Arranged(weights, _named(plan, repaired or {})), plan, progress, repaired or {})
     if max_shard_size is None and (weights.sharded or Path(source).is_dir()):
         max_shard_size = SHARD
     write_weights(destination, pruned.tensors, metadata_of(whole, protocol), pruned.rows, max_shard_size)
@@ -76,7 +78,7 @@ class _Pruned:
     """The tensors of a checkpoint as a plan leaves them, made when they are asked for."""
 
     def __init__(
-        self, weights: Weights, plan: Plan, progress: Progress | None, repaired: Mapping[str, torch.Tensor]
+        self, weights: Arranged, plan: Plan, progress: Progress | None, repaired: Mapping[str, torch.Tensor]
     ) -> None:
         self._weights, self._plan, self._progress, self._repaired = weights, plan, progress, repaired
         self._cuts: dict[str, ParameterCut] = {}
@@ -187,6 +189,16 @@ class _Pruned:
                 torch.index_select(bits, dim, kept, out=out)
             bits, room, other = out, other, room
         return bits.view(piece.dtype)
+
+
+def _named(plan: Plan, repaired: Collection[str]) -> set[str]:
+    """Returns the names of tensors that a plan, and values that go with it, speak of."""
+    names = {*repaired, *plan.gone, *(rescale.parameter for rescale in plan.rescales)}
+    for cut in plan.parameters:
+        names |= {cut.parameter, *cut.aliases}
+    for tied in plan.tied:
+        names.update(tied.names)
+    return names | {deletion.witness for deletion in plan.entries.deletions if deletion.witness}
 
 
 def _origins(plan: Plan, names: Collection[str]) -> dict[str, str]:

@@ -20,6 +20,7 @@ from prunekit_core.modules.renaming import Renaming
 from prunekit_core.modules.surgery import scale_rows, select_positions
 from prunekit_core.modules.tree import ModelTree
 from prunekit_core.plans.plan import Plan
+from prunekit_plugins.checkpoints.arranged import Arranged
 from prunekit_plugins.checkpoints.shards import Weights
 from prunekit_plugins.checkpoints.tensorfile import Stored, TensorFile, write_tensors
 
@@ -45,9 +46,9 @@ class StoredValues:
                 why="the model has values of its own",
                 hint="build it under torch.device('meta'), or fill it with the weights and leave weights= out",
             )
-        self._weights = Weights(path)
         tree = ModelTree(model)
         tensors, canonical = tree.tensors, tree.aliases
+        self._weights = Arranged(Weights(path), canonical)
         self._stored: dict[str, list[str]] = {}
         for name in self._weights.tensors:
             if name in canonical:
@@ -116,8 +117,8 @@ class Cut:
 
     def read(self, name: str) -> torch.Tensor:
         """Reads a tensor by its canonical name: a tensor of its own memory."""
-        changed = next((stored for stored in self.names(name) if stored in self.changes), None) if self.changes else None
-        if changed is not None:
+        changed = next((stored for stored in self.names(name) if stored in self.changes), "") if self.changes else ""
+        if changed:
             return self.changes[changed]
         return self.stored.read(self._renaming.before(name), self.plan)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +100,7 @@ def test_branches_and_units_are_weighed_on_disk_as_in_memory(
 
 
 @pytest.fixture
-def read_bytes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def read_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Bytes of tensors read from files that were in memory at a time, for each tensor that was read."""
     alive: list[tuple[StorageWeakRef, int]] = []
     counts: list[int] = []
@@ -115,7 +114,7 @@ def read_bytes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return tensor
 
     monkeypatch.setattr(TensorFile, "read", watched)
-    yield counts
+    return counts
 
 
 @pytest.mark.parametrize(
