@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -20,9 +20,11 @@ from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry
 from prunekit_core.record.recorder import check_recordable
 from prunekit_plugins.checkpoints.arranged import Arranged
+from prunekit_plugins.checkpoints.computed import computed_buffers
 from prunekit_plugins.checkpoints.destination import check_format
 from prunekit_plugins.checkpoints.provenance import Protocol
 from prunekit_plugins.checkpoints.shards import KEY, SAVE, Weights, write_weights
+from prunekit_plugins.checkpoints.stored_values import as_cut
 from prunekit_plugins.checkpoints.tensorfile import Stored
 
 FORMAT = "1"
@@ -211,7 +213,8 @@ def load(
     """Prunes a fresh model as the file's plan says and fills in the weights.
 
     Values are converted to the dtypes of the model's own tensors, unless they are assigned. A model on the meta device
-    gets its tensors on the CPU, and the file is the only other place where they are.
+    gets its tensors on the CPU, and the file is the only other place where they are; buffers that no file holds are
+    computed, where the model's class can do it.
 
     Args:
         model: An unpruned model of the same architecture; changed in place.
@@ -240,8 +243,9 @@ def load(
         places = map(plan.renaming.place, ModelTree(target).aliases)
         arranged = Arranged(weights, [name for name in places if name is not None])
         names = _match(target, plan, arranged, assign)
+        buffers = _buffers(target, plan, names)
         # everything is read before anything changes, and the model takes over what was read
-        values = {own: arranged.read(name) for own, name in names.items()}
+        values = {own: arranged.read(name) for own, name in names.items()} | buffers
         with Transaction() as transaction:
             application.prepare(transaction, values, assign=assign)
             transaction.commit()
@@ -279,13 +283,29 @@ def _match(target: nn.Module, plan: Plan, weights: Arranged, assign: bool) -> di
     problems += [f"{name} is missing" for name in own if name not in found]
     if problems:
         raise CheckpointError("The checkpoint is for another model.", where=where, why="; ".join(sorted(problems)[:6]))
-    left = {name: tensor for name, tensor in named_tensors(target).items() if name not in gone}
-    empty = [name for name, tensor in left.items() if tensor.is_meta and name not in own]
-    if empty:
+    return found
+
+
+def _buffers(target: nn.Module, plan: Plan, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Computes buffers on the meta device that aren't in the checkpoint, as the plan leaves them.
+
+    Args:
+        target: The unpruned model.
+        plan: The plan.
+        names: The tensors that are in the checkpoint.
+
+    Raises:
+        CheckpointError: The model's class can't compute one.
+    """
+    gone, tensors = set(plan.gone), named_tensors(target)
+    empty = [name for name, tensor in tensors.items() if tensor.is_meta and name not in gone and name not in names]
+    found = computed_buffers(target) if empty else {}
+    missing = [name for name in empty if name not in found]
+    if missing:
         raise CheckpointError(
             "A buffer on the meta device is not in the checkpoint.",
-            where=", ".join(empty[:3]),
+            where=", ".join(missing[:3]),
             why="non-persistent buffers are made by the model's own code and are never saved",
             hint="build the model so that its buffers are real, for example under accelerate's init_empty_weights()",
         )
-    return found
+    return {name: as_cut(found[name], name, plan) for name in empty}

@@ -21,12 +21,15 @@ from prunekit_core.modules.surgery import scale_rows, select_positions
 from prunekit_core.modules.tree import ModelTree
 from prunekit_core.plans.plan import Plan
 from prunekit_plugins.checkpoints.arranged import Arranged
+from prunekit_plugins.checkpoints.computed import computed_buffers
 from prunekit_plugins.checkpoints.shards import Weights
 from prunekit_plugins.checkpoints.tensorfile import Stored, TensorFile, write_tensors
 
 
 class StoredValues:
     """The values of a model's parameters and buffers in a checkpoint of the unpruned model.
+
+    Buffers on the meta device that no checkpoint holds are computed, where the model's class can do it.
 
     Args:
         path: A safetensors file, a folder with ``model.safetensors`` or ``model.safetensors.index.json``, or the index.
@@ -62,17 +65,20 @@ class StoredValues:
         if problems:
             why = "; ".join(problems[:4])
             raise CheckpointError("The checkpoint is for another model.", where=os.fspath(path), why=why)
+        self._computed = {name: one for name, one in computed_buffers(model).items() if name not in self._stored}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._stored
+        return name in self._stored or name in self._computed
 
     def dtype(self, name: str) -> torch.dtype:
         """Returns the dtype of a tensor in the files, by its canonical name."""
-        return self._weights.tensors[self._stored[name][0]].dtype
+        return (
+            self._computed[name].dtype if name in self._computed else self._weights.tensors[self.names(name)[0]].dtype
+        )
 
     def names(self, name: str) -> tuple[str, ...]:
-        """Returns the names that a tensor has in the files, by its canonical name."""
-        return tuple(self._stored[name])
+        """Returns the names that a tensor has in the files, by its canonical name; none for one that is computed."""
+        return tuple(self._stored.get(name, ()))
 
     def read(self, name: str, plan: Plan) -> torch.Tensor:
         """Reads a tensor and cuts it as a plan does.
@@ -84,12 +90,24 @@ class StoredValues:
         Returns:
             A tensor of its own memory, of the file's dtype, on the CPU.
         """
-        values = self._weights.read(self._stored[name][0])
-        for rescale in plan.rescales:
-            if rescale.parameter == name:
-                scale_rows(values, rescale.rows, rescale.factor)
-        cuts = [cut for cut in plan.parameters if cut.parameter == name]
-        return select_positions(values, plan.positions(cuts[0])) if cuts else values
+        computed = self._computed.get(name)
+        values = self._weights.read(self.names(name)[0]) if computed is None else computed.clone()
+        return as_cut(values, name, plan)
+
+
+def as_cut(values: torch.Tensor, name: str, plan: Plan) -> torch.Tensor:
+    """Returns the values of a tensor as a plan leaves them, and may change those that it is given.
+
+    Args:
+        values: The values before.
+        name: Canonical dotted name in the model.
+        plan: The plan.
+    """
+    for rescale in plan.rescales:
+        if rescale.parameter == name:
+            scale_rows(values, rescale.rows, rescale.factor)
+    cuts = [cut for cut in plan.parameters if cut.parameter == name]
+    return select_positions(values, plan.positions(cuts[0])) if cuts else values
 
 
 @attrs.frozen(eq=False)
