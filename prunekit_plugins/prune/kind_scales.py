@@ -17,7 +17,7 @@ from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.calibration.statistics import COVARIANCES, Statistics
 from prunekit_plugins.prune.allotment import Allotment
 from prunekit_plugins.prune.calibrated import CalibratedPath
-from prunekit_plugins.prune.judge import Judge
+from prunekit_plugins.prune.judge import Judge, Version
 from prunekit_plugins.prune.masked_cut import masked_copy
 
 Kinds = frozenset[Kind]
@@ -104,7 +104,7 @@ class KindScales:
 
     def __init__(self, pruner: Pruner, statistics: Statistics, held: Batches, solve: Solve) -> None:
         self._pruner, self._statistics, self._solve = pruner, statistics, solve
-        self._judge = Judge(pruner.graph.model, held)
+        self._judge = Judge(pruner.graph, held)
 
     def agree(self, first: Agreed) -> Agreed:
         """Returns the plan that damages on one scale lead to.
@@ -141,7 +141,7 @@ class KindScales:
 
     def _change(self, plan: Plan, chosen: Collection[str] | None) -> float:
         kept = {cut.group: cut.kept for cut in plan.cuts if chosen is None or cut.group in chosen}
-        return self._judge.change(masked_copy(self._pruner.graph, self._statistics, kept))
+        return self._judge.change(Version(masked_copy(self._pruner.graph, self._statistics, kept)))
 
     def _scales(self, planned: Agreed, known: Mapping[Kinds, float]) -> Iterator[tuple[Kinds, float]]:
         """Tries each kind of a plan alone: what was measured, over what the scores say."""
