@@ -120,21 +120,33 @@ class Valueless:
                 raise RuntimeError(
                     f"{names.get(id(value), 'a tensor')} is written to by {op}, but its values are on disk"
                 )
-        made: dict[int, torch.Tensor] = {}
-
-        def fill(valueless: FakeTensor) -> torch.Tensor:
-            if id(valueless) not in made:
-                name = names.get(id(valueless))
-                if name is None:
+        wanted: dict[str, torch.Tensor] = {}
+        for value in pytree.tree_leaves((args, kwargs)):
+            if isinstance(value, FakeTensor):
+                if id(value) not in names:
                     raise RuntimeError("a tensor without values was made by an operation that isn't seen")
-                made[id(valueless)] = values = self.read(name, valueless)
-                self._remember(values, name)
-            return made[id(valueless)]
+                wanted[names[id(value)]] = value
+        with self.lent(wanted, names) as lent:
+            yield pytree.tree_map_only(FakeTensor, lambda value: lent[names[id(value)]], (tuple(args), dict(kwargs)))
 
+    @contextlib.contextmanager
+    def lent(self, wanted: Mapping[str, torch.Tensor], names: dict[int, str]) -> Iterator[Mapping[str, torch.Tensor]]:
+        """Reads values of some valueless tensors for one operation.
+
+        Args:
+            wanted: Name to the valueless tensor.
+            names: Identity of every tensor to its name; for the time of the operation, of the values as well.
+
+        Yields:
+            Name to the values.
+        """
+        made: dict[str, torch.Tensor] = {}
         try:
-            whole = pytree.tree_map_only(FakeTensor, fill, (tuple(args), dict(kwargs)))
-            names.update({id(values): names[valueless] for valueless, values in made.items()})
-            yield whole
+            for name, valueless in wanted.items():
+                made[name] = self.read(name, valueless)
+                self._remember(made[name], name)
+                names[id(made[name])] = name
+            yield made
         finally:
             for values in made.values():
                 names.pop(id(values), None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import torch
@@ -83,9 +83,9 @@ class Tape(SumListener):
         self._model = watched
 
     @property
-    def read(self) -> Callable[[str], torch.Tensor]:
-        """Reads the values of one of the model's tensors by its name."""
-        return self._model.values
+    def model(self) -> Watched:
+        """The model that runs."""
+        return self._model
 
     def _sum(self, op: Any, addition: Addition, arguments: dict[str, Any], names: Mapping[str, str]) -> Any:
         self._names = names
@@ -149,6 +149,7 @@ class Tape(SumListener):
         return value
 
 
+_Value = TypeVar("_Value")
 Show = Callable[[Step, Mapping[str, Any], Any], None]
 """Called with an operation that ran, its arguments by name, and what it returned."""
 
@@ -163,12 +164,13 @@ class Program:
     Attributes:
         steps: The operations in order.
         outputs: Names of the model's outputs with their numbers.
+        stored: Tensors that have their values on disk, by number: names.
     """
 
     def __init__(self, tape: Tape, outputs: Any) -> None:
         self.steps = tape.steps
         self.outputs = [(name, tape.number(tensor)) for name, tensor in named_outputs(outputs)]
-        self._stored, self._read = tape.stored, tape.read
+        self.stored, self._model = tape.stored, tape.model
         self._memory = tape.memory
         self._written: dict[int, int] = {}  # memory to the last operation that writes to it
         last: dict[int, int] = {}
@@ -207,30 +209,43 @@ class Program:
         """
         for place in range(start, stop):
             step = self.steps[place]
-            arguments = {name: self._filled(value, values) for name, value in step.arguments.items()}
-            switch_off(step.op, arguments, [argument for argument, name in step.names.items() if name in off])
-            result = step.op(**arguments)
-            made = tensors_of(result)
-            if tuple(tensor.shape for tensor in made) != step.shapes:
-                return False
-            values.update(zip(step.outputs, made, strict=True))
-            if show is not None:
-                show(step, arguments, result)
-            del arguments, result, made
+            with self._model.lent(self._names_on_disk(step)) as lent:
+                arguments = {name: self._filled(value, values, lent) for name, value in step.arguments.items()}
+                switch_off(step.op, arguments, [argument for argument, name in step.names.items() if name in off])
+                result = step.op(**arguments)
+                made = tensors_of(result)
+                if tuple(tensor.shape for tensor in made) != step.shapes:
+                    return False
+                values.update(zip(step.outputs, made, strict=True))
+                if show is not None:
+                    show(step, arguments, result)
+                del arguments, result, made, lent
             for number in self._ended.get(place, ()):
                 values.pop(number, None)
         return True
 
-    def outputs_in(self, values: Mapping[int, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
-        """Returns the model's outputs by name, once all operations ran."""
-        return [(name, self._filled(TensorRef(number), values)) for name, number in self.outputs]
+    def outputs_in(self, values: Mapping[int, _Value]) -> list[tuple[str, _Value | torch.Tensor]]:
+        """Returns the model's outputs by name, once all operations ran.
 
-    def _filled(self, value: Any, values: Mapping[int, torch.Tensor]) -> Any:
-        """Puts values in the place of references; those on disk are read, and are there while the operation runs."""
+        Args:
+            values: Values by number, or what stands for them.
+        """
+        read = {n: self._model.values(self.stored[n]) for _, n in self.outputs if n in self.stored and n not in values}
+        return [(name, values[n] if n in values else read[n]) for name, n in self.outputs]
+
+    def _names_on_disk(self, step: Step) -> list[str]:
+        """Names the tensors that a step reads and that have their values on disk."""
+        if not self.stored:
+            return []
+        refs = tensor_refs(list(step.arguments.values()))
+        return list(dict.fromkeys(self.stored[ref.index] for ref in refs if ref.index in self.stored))
+
+    def _filled(self, value: Any, values: Mapping[int, torch.Tensor], lent: Mapping[str, torch.Tensor]) -> Any:
+        """Puts values in the place of references."""
         if isinstance(value, TensorRef):
-            return values[value.index] if value.index in values else self._read(self._stored[value.index])
+            return values[value.index] if value.index in values else lent[self.stored[value.index]]
         if isinstance(value, list):
-            return [self._filled(item, values) for item in value]
+            return [self._filled(item, values, lent) for item in value]
         return value
 
     def fork(self, values: Mapping[int, torch.Tensor], place: int) -> dict[int, torch.Tensor]:

@@ -54,7 +54,8 @@ def made(output: Output) -> torch.Tensor:
 def find_product(program: Program) -> int | None:
     """Finds the last operation of a program that is a linear layer without a bias whose outputs the model returns.
 
-    It has at least `MANY` outputs, nothing else in the program uses them, and what comes behind it writes to nothing.
+    It has at least `MANY` outputs, nothing else in the program uses them, its weight isn't on disk, and what comes
+    behind it writes to nothing.
 
     Returns:
         Its place; None where there is none.
@@ -63,17 +64,18 @@ def find_product(program: Program) -> int | None:
     read = {ref.index for step in program.steps for ref in tensor_refs(list(step.arguments.values()))}
     for place in reversed(range(len(program.steps))):
         step = program.steps[place]
-        if _is_product(step) and step.outputs[0] in returned - read:
+        if _is_product(step, program) and step.outputs[0] in returned - read:
             return place
         if isinstance(step.op, ModuleOp) or written_arguments(step.op):
             return None
     return None
 
 
-def _is_product(step: Step) -> bool:
+def _is_product(step: Step, program: Program) -> bool:
     if step.op is not _LINEAR or step.arguments["bias"] is not None or step.shapes[0][-1] < MANY:
         return False
-    return all(isinstance(step.arguments[name], TensorRef) for name in ("input", "weight"))
+    refs = [step.arguments[name] for name in ("input", "weight")]
+    return all(isinstance(ref, TensorRef) and ref.index not in program.stored for ref in refs)
 
 
 class Grams:

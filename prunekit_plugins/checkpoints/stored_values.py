@@ -182,9 +182,11 @@ class Scratch:
         """Remembers what is here, for `restore`."""
         self._marked = dict(self._files)
 
-    def restore(self) -> None:
-        """Puts back what was here at the last `mark`."""
+    def restore(self) -> list[str]:
+        """Puts back what was here at the last `mark`; returns the names of the tensors that have other values now."""
+        changed = [name for name, file in self._files.items() if file is not self._marked.get(name)]
         self._files = dict(self._marked)
+        return changed
 
     def changes(self) -> Mapping[str, torch.Tensor]:
         """Returns what was put here, by its names in the checkpoint; a tensor is read when it is asked for."""

@@ -143,6 +143,7 @@ class _Course:
         self._inputs = {number: places[id(t)] for number, t in recording.given.items() if id(t) in places}
         self.consumers, self.decided, self.product = recording.consumers, recording.decided, find_product(self.program)
         self.named = {number: names[id(t)] for number, t in recording.given.items() if id(t) in names}
+        self.named |= recording.stored
         self.first: dict[str, int] = {}  # name of a tensor to the first operation that reads it
         for place, step in enumerate(self.program.steps):
             for ref in tensor_refs(list(step.arguments.values())):
@@ -202,7 +203,8 @@ class _Kept:
 
     def bytes(self) -> int:
         """Counts the memory of what is kept, each piece once."""
-        own = {self.given[number].untyped_storage().data_ptr() for number in self.course.named}
+        there = (self.given[number] for number in self.course.named if number in self.given)  # others are on disk
+        own = {tensor.untyped_storage().data_ptr() for tensor in there}
         stores = [tensor.untyped_storage() for tensor in (*self.given.values(), *self.values.values())]
         return sum({one.data_ptr(): one.nbytes() for one in stores if one.data_ptr() not in own}.values())
 
@@ -229,9 +231,11 @@ class Forwards:
 
         Args:
             name: Its canonical name.
-            values: Its values, in memory that the model may share.
+            values: Its values, in memory that the model may share; those of a tensor on disk are read when needed.
         """
-        put_values(self.watched.shadow.tensors()[name], values)
+        tensor = self.watched.shadow.tensors()[name]
+        if self.watched.stored_name(tensor) is None:
+            put_values(tensor, values)
         self._changed.add(name)
         for kept in list(self._kept.values()):
             if kept.course.first.get(name, kept.place) < kept.place:
@@ -248,7 +252,7 @@ class Forwards:
         if kept is not None:
             values = self._run(kept)
             if values is not None:
-                return [(name, values[output]) for name, output in kept.course.program.outputs]
+                return kept.course.program.outputs_in(values)
         if self._room is None or number in self._kept:
             return [*named_outputs(self.watched.run_into(batch, Listener()))]
         recording = _Recording(self.watched, batch)

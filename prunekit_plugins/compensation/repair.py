@@ -141,8 +141,8 @@ class Repair:
         Args:
             why: The reason, for the report.
         """
-        if self._scratch is not None:
-            self._scratch.restore()
+        for name in self._scratch.restore() if self._scratch is not None else ():
+            self._both.changed(name, self.values(name))
         for name, values in self._before.items():
             self._put(name, values)
         self.repairs[:], self._before, self.changed = self._done, {}, False
@@ -387,6 +387,7 @@ class Repair:
         self.changed = True
         if self._scratch is not None:
             self._scratch.put(name, values)
+            self._both.changed(name, self.values(name))
         else:
             self._before.setdefault(name, self.values(name))
             self._put(name, values)

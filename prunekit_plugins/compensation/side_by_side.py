@@ -19,7 +19,8 @@ from prunekit_plugins.compensation.held_out import HeldOut
 MOST_MOMENTS = 2 << 30
 """Bytes of moments that are in memory at a time beside weights on disk, at most, unless one consumer has more."""
 PART_OF_MODEL = 4
-"""Moments beside weights on disk take up to one in so many of the bytes that the model has."""
+"""Moments beside weights on disk, and values that forwards go on with, take one in so many of the bytes that the model
+has."""
 
 
 class SideBySide:
@@ -39,12 +40,13 @@ class SideBySide:
     def __init__(
         self, original: Watched, module: nn.Module, batches: Batches, registry: Registry, scratch: Scratch | None
     ) -> None:
-        self.original, self._module, self._batches, self._registry = original, module, batches, registry
-        self._scratch, self._consumers = scratch, original.consumers
+        self.original, self._batches = original, batches
+        self._scratch = scratch
         self._held_out: HeldOut | None = None
         self._grams = Grams()
-        room = None if scratch is not None else Room.beside(original)
-        self._runs = Forwards(original, room), Forwards(self._watched(), room)
+        room = Room.beside(original) if scratch is None else Room(self._beside_files())
+        pruned = Watched(module, registry, scratch, original.consumers)
+        self._runs = Forwards(original, room), Forwards(pruned, room)
 
     @property
     def moments_room(self) -> int | None:
@@ -52,28 +54,25 @@ class SideBySide:
 
         Weights are on disk because memory is short, so that these are gathered in more passes rather than together.
         """
-        if self._scratch is None:
-            return None
+        return None if self._scratch is None else min(MOST_MOMENTS, self._beside_files())
+
+    def _beside_files(self) -> int:
+        """Returns as many bytes as a part of the model has, or `LEAST_ROOM`."""
         size = sum(one.numel() * one.element_size() for one in self.original.shadow.tensors().values())
-        return min(MOST_MOMENTS, max(LEAST_ROOM, size // PART_OF_MODEL))
+        return max(LEAST_ROOM, size // PART_OF_MODEL)
 
     def watch(self, original: frozenset[str], pruned: frozenset[str]) -> None:
         """Says whose consumers are shown and numbered from now on, by names of parameters."""
         self.original.consumers = original
-        self._consumers = self._runs[1].watched.consumers = pruned
-
-    def _watched(self) -> Watched:
-        return Watched(self._module, self._registry, self._scratch, self._consumers)
+        self._runs[1].watched.consumers = pruned
 
     @property
     def pruned(self) -> Watched:
         """The copy as it is now, watched."""
-        return self.forwards()[1].watched
+        return self._runs[1].watched
 
     def forwards(self) -> tuple[Forwards, Forwards]:
         """Returns the forwards of the original and of the copy as it is now."""
-        if self._scratch is not None:
-            self._runs = self._runs[0], Forwards(self._watched(), None)
         return self._runs
 
     def changed(self, name: str, values: torch.Tensor) -> None:

@@ -17,6 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 import prunekit as pk
 from prunekit_plugins.checkpoints.tensorfile import TensorFile
 from prunekit_plugins.compensation import repair, side_by_side
+from prunekit_plugins.compensation.forwards import Room
 from prunekit_plugins.importance import CalibratedImportance
 from tests.core.test_checkpoint import IDS, Rotary, seeded
 from tests.core.test_opaque import FOREIGN, Foreign, Net, registry_of
@@ -250,6 +251,34 @@ def test_moments_of_one_layer_at_a_time_give_the_same_repairs(
     assert apart.compensation == together.compensation
     assert list(apart.repaired) == list(together.repaired)
     assert all(torch.equal(value, together.repaired[key]) for key, value in apart.repaired.items())
+
+
+def test_a_stage_reads_the_weights_behind_the_last_one_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each weight is read a few times, however many stages there are, while there is room for what they go on with."""
+    make, batches = MODELS["encoder"]
+    place = stored(seeded(make), tmp_path)
+    read, count = TensorFile.read, 0
+
+    def counting(*arguments: Any, **options: Any) -> Tensor:
+        nonlocal count
+        count += 1
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(TensorFile, "read", counting)
+
+    def pruned(stages: int) -> tuple[pk.PruneResult, int]:
+        nonlocal count
+        count = 0
+        options: dict[str, Any] = {"calibration": batches, "stages": stages, "reestimate_batchnorm": False}
+        return pk.prune(emptied(make), batches[0][:1].to("meta"), ratio=0.5, weights=place, **options), count
+
+    few, many = pruned(1)[1], pruned(12)
+    monkeypatch.setattr(side_by_side, "Room", lambda size: Room(0))
+    anew = pruned(12)
+    assert few < many[1] < 1.3 * few
+    assert anew[1] > 1.5 * many[1]
+    assert many[0].compensation == anew[0].compensation
+    assert all(torch.equal(values, anew[0].repaired[name]) for name, values in many[0].repaired.items())
 
 
 def test_repaired_values_are_rounded_to_the_dtype_of_the_files(tmp_path: Path) -> None:
