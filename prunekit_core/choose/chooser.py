@@ -130,8 +130,7 @@ class Chooser:
         positions, present = units[group] // candidate.blocks, len(candidate.present)
         if positions >= present:
             return None
-        step = candidate.limits.round_to or 1
-        return {group: min(present, (positions // step + 1) * step) * candidate.blocks}
+        return {group: candidate.limits.after(positions, present) * candidate.blocks}
 
     def returned(self, units: Mapping[str, int], larger: Mapping[str, int]) -> dict[str, torch.Tensor]:
         """Returns the scores of the units that come back when groups grow: group to a tensor ``[positions]``."""

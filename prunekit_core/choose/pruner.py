@@ -222,8 +222,10 @@ class Pruner:
             if name in chosen and count == len(self.graph.remaining(name)):
                 size = self.graph.analysis.groups[name].size
                 share = f"all {size}" if count == size else f"{count} of {size}"
+                counted = name in self.settings.demands.counts
+                limits = chooser.candidates[name].limits if counted else self.limits
                 asked = self.settings.demands.about("round_to")
-                self._left.setdefault(name, f"{share} units stay at this ratio{self.limits}{asked}")
+                self._left.setdefault(name, f"{share} units stay at this ratio{limits}{asked}")
         return chooser.kept(units)
 
     def _candidates(self, scores: Mapping[str, torch.Tensor]) -> dict[str, Candidate]:
@@ -231,7 +233,8 @@ class Pruner:
         found = {}
         for name, values in scores.items():
             one_by_one = is_heads(groups[name]) or is_experts(groups[name])
-            limits = Limits(self.limits.max_ratio) if one_by_one else self.limits
+            counts = self.settings.demands.counts.get(name)
+            limits = Limits(self.limits.max_ratio, numbers=counts) if one_by_one else self.limits
             unknown = list(self._unknown.get(name, ()))
             limits = attrs.evolve(limits, least=max(groups[name].least, len(unknown)))
             if name in multiples:

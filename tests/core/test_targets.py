@@ -290,6 +290,29 @@ def candidate(size: int, round_to: int | None = None, max_ratio: float = 1.0) ->
     return Candidate(size, tuple(range(size)), torch.arange(size).float(), Limits(max_ratio, round_to))
 
 
+@given(st.integers(2, 24), st.data())
+def test_numbers_that_are_possible_are_the_only_ones_besides_all(size: int, data: st.DataObject) -> None:
+    numbers = tuple(sorted(data.draw(st.sets(st.integers(1, size)))))
+    step, ratio = data.draw(st.sampled_from([None, 2])), data.draw(st.sampled_from([1.0, 0.5]))
+    limits = Limits(ratio, step, numbers=numbers)
+    possible = {n for n in numbers if n >= size * (1 - ratio) and n % (step or 1) == 0} | {size}
+    for wanted in range(1, size + 1):
+        found = limits.count(wanted, size, size)
+        distance = abs(found - max(wanted, math.ceil(size * (1 - ratio))))
+        assert found in possible
+        assert distance == min(abs(n - max(wanted, math.ceil(size * (1 - ratio)))) for n in possible)
+        if wanted < size:
+            assert limits.after(wanted, size) == min(
+                [n for n in numbers if wanted < n < size and n % (step or 1) == 0], default=size
+            )
+
+
+def test_numbers_of_units_are_numbers_of_positions_where_blocks_lose_the_same_ones() -> None:
+    halves = Candidate.of(8, tuple(range(8)), torch.arange(8.0), Limits(numbers=(2, 3, 4, 8)), blocks=2)
+    assert halves.limits.numbers == (1, 2, 4)
+    assert str(halves.limits) == " (possible: 1, 2, 4)"
+
+
 def test_ties_step_through_sizes_that_suit_all() -> None:
     pair = {"stream": candidate(96, 8), "dims": candidate(24, 8)}
     tie = Tie.of(pair, pair)
