@@ -416,3 +416,31 @@ def test_a_target_says_which_sizes_the_program_refused() -> None:
         True,
         0,
     )
+
+
+def test_a_target_that_coarse_sizes_miss_says_which_and_what_the_next_would_leave() -> None:
+    """836 parameters with 64 units, 628 with 48, 420 with 32."""
+    x = torch.randn(2, 8)
+
+    def pruned(share: float, round_to: int | None) -> list[str]:
+        model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 4))
+        notes = pk.prune(model, x, target={"params": share}, round_to=round_to).report.notes
+        return [note for note in notes if "is left where" in note]
+
+    (note,) = pruned(0.7, 16)
+    assert note == (
+        "params: 50.2% is left where 70.0% was asked for: 0 may keep 32 or 48 units (round_to=16), and with 48 75.1% "
+        "would be left"
+    )
+    assert pruned(0.76, 16) == []  # 75.1 % are near enough
+    assert pruned(0.7, None) == []  # any number of units is possible
+    assert pruned(0.7, 1) == []
+
+
+def test_a_group_that_a_target_leaves_whole_says_so() -> None:
+    """A wide layer in front that may lose units, but needn't: a smaller one behind it saves enough."""
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+    result = pk.prune(model, torch.randn(2, 8), target={"params": 0.85}, round_to=32)
+    assert set(result.report.pruned) | set(result.report.left) == {"0", "2"}
+    (whole,) = result.report.left.values()
+    assert whole == "all 64 units stay: the target is met without taking any"
