@@ -50,6 +50,9 @@ def test_a_table_of_latencies_is_written_and_pruned_with(
     assert cli("bench", *PERCEPTRON, "--rounds", 1, "--latency-table", table, *calls).code == 0
     read = json.loads(table.read_text())
     assert any("float32[64, 4]" in key for key in read["seconds"])
+    by_table = ("prune", *PERCEPTRON, "--target", "latency=1.0", "--latency-table", table, *calls)
+    assert "measuring operations" in cli(*by_table[:6]).out
+    assert "measuring operations" not in cli(*by_table).out  # they are read
     read["seconds"] = {key: 1.0 if key.startswith("aten::linear") else 0.0 for key in read["seconds"]}
     read["factor"] = 0.5
     table.write_text(json.dumps(read))
