@@ -180,8 +180,10 @@ def _obstacle(model: nn.Module, plan: Plan, recording: Recording) -> str:
     given = pytree.tree_leaves((recording.example.args, recording.example.kwargs))
     if any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in [*given, *tensors.values()]):
         return "the model or its inputs have no values (meta device)"
-    if plan.notes:
-        return "the plan changes a constant, see the notes"
+    if plan.constants:
+        changed = list(dict.fromkeys(constant.short for constant in plan.constants))
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        return f"{changed[0]}{more} changes, so that the two compute something else"
     for name in written_parameters(recording.trace):
         if isinstance(tensors.get(name), nn.Parameter):
             return f"the forward pass writes to the parameter {name}"

@@ -22,15 +22,18 @@ class Limits:
         max_ratio: Largest fraction of the units that may go, over all steps together.
         round_to: Sizes are kept at multiples of this; None leaves them as they come.
         least: Units that must stay, so that every operation has a value.
+        numbers: The only numbers of units that may stay where some go, ascending; None for all.
     """
 
     max_ratio: float = 1.0
     round_to: int | None = None
     least: int = 1
+    numbers: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
         bounds = [f"round_to={self.round_to}"] if self.round_to not in (None, 1) else []
         bounds += [f"max_pruning_ratio={self.max_ratio:g}"] if self.max_ratio < 1 else []
+        bounds += [f"possible: {', '.join(map(str, self.numbers))}"] if self.numbers else []
         return f" ({', '.join(bounds)})" if bounds else ""
 
     def count(self, wanted: int, size: int, present: int) -> int:
@@ -43,13 +46,40 @@ class Limits:
         """
         floor = max(self.least, math.ceil(size * (1 - self.max_ratio) - TOLERANCE))
         count = min(present, max(wanted, floor))
-        if self.round_to is None or count == present:
+        if count == present:
+            return count
+        if self.numbers is not None:
+            possible = [number for number in self.numbers if floor <= number < present and not number % self.step]
+            return min([*possible, present], key=lambda number: (abs(number - count), -number))
+        if self.round_to is None:
             return count
         step = self.round_to
         nearest = max(step, step * math.floor(count / step + 0.5))
         if nearest < floor:
             nearest += step * math.ceil((floor - nearest) / step)
         return min(present, nearest)
+
+    @property
+    def step(self) -> int:
+        """What sizes are multiples of."""
+        return self.round_to or 1
+
+    def after(self, count: int, present: int) -> int:
+        """Returns the smallest larger number of units that may stay.
+
+        Args:
+            count: Units that would stay, fewer than there are.
+            present: Units there now.
+        """
+        if self.numbers is None:
+            return min(present, (count // self.step + 1) * self.step)
+        return min((n for n in self.numbers if count < n < present and not n % self.step), default=present)
+
+    def per_block(self, blocks: int) -> Limits:
+        """Returns the bounds on the positions of blocks that lose the same ones."""
+        step = None if self.round_to is None else self.round_to // math.gcd(self.round_to, blocks)
+        whole = self.numbers and tuple(number // blocks for number in self.numbers if not number % blocks)
+        return attrs.evolve(self, round_to=step, least=-(-self.least // blocks), numbers=whole)
 
 
 def target_count(size: int, ratio: float) -> int:
@@ -104,10 +134,8 @@ class Candidate:
                 why=f"{blocks} groups of {width} channels were declared; some lost channels that others kept",
                 hint="remove the same channels from every group, or don't declare channel groups",
             )
-        step = None if limits.round_to is None else limits.round_to // math.gcd(limits.round_to, blocks)
-        fewest = -(-limits.least // blocks)
         joined = scores.reshape(blocks, len(positions)).mean(0)
-        return cls(width, positions, joined, attrs.evolve(limits, round_to=step, least=fewest), blocks)
+        return cls(width, positions, joined, limits.per_block(blocks), blocks)
 
     def best(self, units: int) -> tuple[int, ...]:
         """Chooses the units that stay: those with the highest scores; among equals, those that come first.

@@ -130,8 +130,15 @@ class Chooser:
         positions, present = units[group] // candidate.blocks, len(candidate.present)
         if positions >= present:
             return None
-        step = candidate.limits.round_to or 1
-        return {group: min(present, (positions // step + 1) * step) * candidate.blocks}
+        return {group: candidate.limits.after(positions, present) * candidate.blocks}
+
+    def fewest(self, group: str) -> dict[str, int]:
+        """Returns the smallest possible numbers of units of a group, and of those tied to it."""
+        tie = self._tied.get(group)
+        if tie is not None:
+            return tie.at(tie.allowed[0])
+        candidate = self.candidates[group]
+        return {group: candidate.limits.count(1, candidate.size, len(candidate.present)) * candidate.blocks}
 
     def returned(self, units: Mapping[str, int], larger: Mapping[str, int]) -> dict[str, torch.Tensor]:
         """Returns the scores of the units that come back when groups grow: group to a tensor ``[positions]``."""

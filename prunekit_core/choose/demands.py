@@ -21,6 +21,8 @@ class Demands:
         asked: Each setting that follows from the profile, to its value.
         instead: The same, to the values that they would have without it.
         ties: Names of groups that keep the same number of units, as one number says all their sizes.
+        counts: Groups of whole heads to the numbers of heads that the configuration can say, ascending; where it can
+            say no other one than there are, it is the only one.
     """
 
     source: str
@@ -28,6 +30,7 @@ class Demands:
     asked: Mapping[str, Any] = attrs.field(factory=dict)
     instead: Mapping[str, Any] = attrs.field(factory=dict)
     ties: tuple[frozenset[str], ...] = ()
+    counts: Mapping[str, tuple[int, ...]] = attrs.field(factory=dict)
 
     @property
     def kept(self) -> str:

@@ -224,15 +224,25 @@ class Pruner:
         return Chooser(self._candidates(scores), self.graph.knowledge.ties)
 
     def _settled(
-        self, chooser: Chooser, units: Mapping[str, int], chosen: Collection[str]
+        self,
+        chooser: Chooser,
+        units: Mapping[str, int],
+        chosen: Collection[str],
+        whole: Mapping[str, str] | None = None,
     ) -> dict[str, tuple[int, ...]]:
         """Chooses the units that stay, and notes which groups stay whole although units of theirs were asked for."""
+        known = whole or {}
         for name, count in units.items():
             if name in chosen and count == len(self.graph.remaining(name)):
                 size = self.graph.analysis.groups[name].size
                 share = f"all {size}" if count == size else f"{count} of {size}"
+                if name in known:
+                    self._left[name] = f"{share} units stay: {known[name]}"
+                    continue
+                counted = name in self.settings.demands.counts
+                limits = chooser.candidates[name].limits if counted else self.limits
                 asked = self.settings.demands.about("round_to")
-                self._left.setdefault(name, f"{share} units stay at this ratio{self.limits}{asked}")
+                self._left.setdefault(name, f"{share} units stay at this ratio{limits}{asked}")
         return chooser.kept(units)
 
     def _candidates(self, scores: Mapping[str, torch.Tensor]) -> dict[str, Candidate]:
@@ -240,7 +250,8 @@ class Pruner:
         found = {}
         for name, values in scores.items():
             one_by_one = is_heads(groups[name]) or is_experts(groups[name])
-            limits = Limits(self.limits.max_ratio) if one_by_one else self.limits
+            counts = self.settings.demands.counts.get(name)
+            limits = Limits(self.limits.max_ratio, numbers=counts) if one_by_one else self.limits
             unknown = list(self._unknown.get(name, ()))
             limits = attrs.evolve(limits, least=max(groups[name].least, len(unknown)))
             if name in multiples:
@@ -277,19 +288,20 @@ class Pruner:
             plan = self._proven(self.kept_at(scopes, found), found)  # now all sizes in step are multiples, too
         return plan
 
-    def draft_counts(self, chooser: Chooser, units: Mapping[str, int]) -> Plan:
+    def draft_counts(self, chooser: Chooser, units: Mapping[str, int], whole: Mapping[str, str] | None = None) -> Plan:
         """Makes a proven plan that keeps given numbers of units.
 
         Args:
             chooser: What chooses the units (see `chooser`).
             units: Group to the number of units that it keeps.
+            whole: Groups that lose none to the reason, for the report; of others it names the limits.
 
         Returns:
             The plan. Where the program can't express these numbers it has others, and the graph's knowledge says why.
         """
         scores = {name: candidate.scores for name, candidate in chooser.candidates.items()}
         self._spared = {}
-        return self._proven(self._settled(chooser, units, units.keys()), scores)
+        return self._proven(self._settled(chooser, units, units.keys(), whole), scores)
 
     def _proven(self, kept: Mapping[str, tuple[int, ...]], scores: Mapping[str, torch.Tensor]) -> Plan:
         candidates = self._candidates(scores)

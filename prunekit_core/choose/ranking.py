@@ -29,7 +29,7 @@ class Ranking:
         candidates = self._candidates
         chosen = list(candidates.values())
         self._present = torch.tensor([len(c.present) for c in chosen], device="cpu")
-        least = [attrs.evolve(c.limits, round_to=None).count(1, c.size, len(c.present)) for c in chosen]
+        least = [attrs.evolve(c.limits, round_to=None, numbers=None).count(1, c.size, len(c.present)) for c in chosen]
         floors = torch.tensor(least, device="cpu")
         self._blocks = torch.tensor([c.blocks for c in chosen], device="cpu")
         self._total = sum(c.size * c.blocks for c in chosen)

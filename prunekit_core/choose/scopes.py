@@ -125,6 +125,8 @@ class Scopes:
                 return "prune_num_heads is on, but head_pruning_ratio is 0"
             if group.kind is Kind.QUERIES_PER_HEAD and self._has_heads_above(group.name):
                 return "queries leave together with their key-value heads"
+            if settings.demands.counts.get(group.name) == (group.size,):
+                return settings.demands.kept
         elif group.outer or (is_experts(group) and not settings.takes_experts):
             return left_by_default(group)
         elif group.kind is Kind.HEAD_DIM and not settings.prune_head_dims:

@@ -34,6 +34,6 @@ def absorb_constants(graph: Graph, values: Mapping[tuple[str, str], float]) -> P
         raise RehearsalError("With other constants another program runs.", why=mismatch.why)
     found = find_rescales(analysis, graph.registry.op_rules, Rehearsed({}, (), tuple(drifts)))
     if found.unmet:
-        why = "; ".join(map(str, found.unmet[:3]))
+        why = "; ".join(str(unmet.constant) for unmet in found.unmet[:3])
         raise RehearsalError("The weights can't make up for another constant.", why=why)
     return Plan(rescales=found.rescales)

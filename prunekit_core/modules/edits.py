@@ -163,6 +163,27 @@ class Rescale:
 
 
 @attrs.frozen
+class ChangedConstant:
+    """A constant of the program that follows a size, and that the weights can't make up for.
+
+    Attributes:
+        site: Name of the operation where it meets activations, and where it ran.
+        change: How it changes, and why it can't be made up for.
+    """
+
+    site: str
+    change: str
+
+    @property
+    def short(self) -> str:
+        """Which one it is."""
+        return f"a constant of {self.site}"
+
+    def __str__(self) -> str:
+        return f"{self.short} {self.change}"
+
+
+@attrs.frozen
 class Swap:
     """A module that is exchanged for a prunable equivalent.
 
@@ -232,6 +253,7 @@ class Decision:
         silent: Parameters among those that go whose zeros switch the branches off; none where zeros don't.
         sources: Path of each module that the cut passes through to what is known of its code, see `sources_of`.
         notes: Lines for the report; no part of the decision's identity.
+        constants: Constants of the program that change, for which no rows could be scaled; the notes tell them too.
 
     Raises:
         PlanError: The parts contradict each other.
@@ -251,6 +273,7 @@ class Decision:
     sources: Sources = ()
     tables: tuple[TableEdit, ...] = ()
     notes: tuple[str, ...] = attrs.field(default=(), eq=False)
+    constants: tuple[ChangedConstant, ...] = attrs.field(default=(), eq=False)
 
     def __attrs_post_init__(self) -> None:
         sizes = {cut.group: cut.size for cut in self.cuts}

@@ -66,6 +66,7 @@ def compose(first: Decision, later: Decision) -> Decision:
         silent=_compose_silent(first, later),
         sources=tuple(sorted({**dict(later.sources), **dict(first.sources)}.items())),
         notes=(*first.notes, *later.notes),
+        constants=(*first.constants, *later.constants),
     )
 
 
@@ -217,6 +218,7 @@ def difference(total: Decision, earlier: Decision) -> Decision:
         gone=tuple(name for name in total.gone if name not in earlier.gone),
         silent=tuple(name for name in total.silent if name not in earlier.gone),
         notes=total.notes,
+        constants=total.constants,
     )
     step = named_after(earlier, step)
     if total.entries == NO_ENTRIES and not total.tied:

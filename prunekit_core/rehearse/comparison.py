@@ -17,6 +17,7 @@ from prunekit_core.algebra import layout as layouts
 from prunekit_core.algebra.layout import ExpectedArgument, Kept
 from prunekit_core.groups.expert_lists import ExpertList, moved_in_front
 from prunekit_core.groups.recording import Recording
+from prunekit_core.modules.edits import ChangedConstant
 from prunekit_core.program.calls import operation_name, tensors_of
 from prunekit_core.program.outputs import named_outputs
 from prunekit_core.program.rules import RuleTable, rule_keys
@@ -94,8 +95,10 @@ class Unmet:
     site: str
     why: str
 
-    def __str__(self) -> str:
-        return f"a constant of {self.site} {self.why}"
+    @property
+    def constant(self) -> ChangedConstant:
+        """What a plan says of it."""
+        return ChangedConstant(self.site, self.why)
 
 
 class _StopError(Exception):

@@ -123,6 +123,7 @@ class Drafts:
     def _proven(self, model: nn.Module, rehearsed: Rehearsed) -> Plan:
         parameters = self._parameters(model, rehearsed)
         constants, self._found = self._constants(rehearsed), None
+        changed = tuple(dict.fromkeys(unmet.constant for unmet in constants.unmet))
         cut = rehearsed.kept
         leaving = Leaving.of(self.analysis.lists, cut, self.analysis.parameters)
         copies = self.analysis.copies
@@ -140,8 +141,9 @@ class Drafts:
             gone=leaving.tensors,
             entries=witnessed(Entries(leaving.deletions), self.names(model)),
             sources=self._sources(model) if cut else (),
+            constants=changed,
             notes=(
-                *dict.fromkeys(map(str, constants.unmet)),
+                *map(str, changed),
                 *(
                     f"{site} divides a sum by the number of units: a mean over those that are left"
                     for site in constants.means

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import attrs
 import torch
 
 from prunekit_core.choose.candidates import Scope
@@ -14,6 +15,7 @@ from prunekit_core.plans.plan import Plan
 from prunekit_plugins.budgets.budget import Budget, OutOfReachError, Target
 from prunekit_plugins.budgets.corrections import corrected, measured
 from prunekit_plugins.budgets.families import Family, RatioFamily
+from prunekit_plugins.budgets.remarks import coarse_sizes, why_whole
 
 FamilyMaker = Callable[[Chooser, Sequence[Scope], "Budget"], Family]
 """Makes the family that a search goes through, for the ties known by now."""
@@ -92,9 +94,10 @@ def _planned(
                 error.why += f"; given back, because the program can't have other sizes: {first_reasons(reasons)}"
                 error.hint += "; where a kernel takes multiples only, round_to=8 (or another multiple) asks for them"
             raise
-        plan = pruner.draft_counts(chooser, units)
+        plan = pruner.draft_counts(chooser, units, why_whole(chooser, units, budget))
         if pruner.graph.knowledge.limits == state:
-            return plan
+            coarse = coarse_sizes(chooser, units, budget, pruner.settings.demands.about("round_to"))
+            return attrs.evolve(plan, notes=(*plan.notes, *coarse))
 
 
 def search(family: Family, budget: Budget) -> dict[str, int]:

@@ -28,19 +28,20 @@ class ConfigLimits:
     """What a configuration can say.
 
     Attributes:
-        fields: Group to the field that says its size and nothing else.
+        fields: Group to the field that says its size and nothing else; all numbers that a model would compute are
+            filled in.
         fixed: Layers that carry units of the other groups: these have to keep their sizes.
         multiple: Sizes have to be multiples of this.
     """
 
-    fields: Mapping[str, str]
+    fields: Mapping[str, Field]
     fixed: tuple[str, ...]
     multiple: int
 
     @property
     def ties(self) -> tuple[frozenset[str], ...]:
         """Groups whose sizes one field says, two and more."""
-        alike: dict[str, list[str]] = {}
+        alike: dict[Field, list[str]] = {}
         for group, field in self.fields.items():
             alike.setdefault(field, []).append(group)
         return tuple(frozenset(groups) for groups in alike.values() if len(groups) > 1)
@@ -64,7 +65,7 @@ def config_limits(graph: Graph, example_inputs: Any, *, multiple: int = USUAL_MU
     _, config = settled_fields(search, model.config, search.build(model.config))
     trial = _Trial(search, config, _shared_names(model), multiple)
     groups = [group for group in graph.groups() if group.kind not in _ON_REQUEST]
-    said: dict[str, str] = {}
+    said: dict[str, Field] = {}
     multiples = []
     for field in fields_of(config, search.kind):
         inside = trial.groups_of(field, groups)
@@ -72,7 +73,7 @@ def config_limits(graph: Graph, example_inputs: Any, *, multiple: int = USUAL_MU
         if step is not None and trial.runs_alike(field, inside, step, graph, example_inputs):
             units = trial.units_of(field, inside, step)
             if units is not None:
-                said.update((group.name, str(field)) for group in inside)
+                said.update((group.name, field) for group in inside)
                 multiples.append(units)
     fixed = {_carrier(group, groups) for group in groups if group.name not in said}
     return ConfigLimits(said, tuple(sorted(fixed - {""})), math.lcm(*multiples) if multiples else 1)

@@ -91,8 +91,12 @@ def update_config(
     transformers = library()
     if not isinstance(model, transformers.PreTrainedModel):
         raise ArgumentError("The model is not one of transformers'.", why=f"got {type(model).__name__}")
-    builder = Builder(transformers.PretrainedConfig, lambda config: empty_model(type(model), config), refusal)
-    return say_sizes(model, model.config, plan, example_inputs, builder, strict=strict)
+    return say_sizes(model, model.config, plan, example_inputs, builder_of(model), strict=strict)
+
+
+def builder_of(model: nn.Module) -> Builder:
+    """Returns how transformers builds models of the class of one."""
+    return Builder(library().PretrainedConfig, lambda config: empty_model(type(model), config), refusal)
 
 
 @attrs.frozen
@@ -132,6 +136,25 @@ def say_sizes(
     return _Update(model, config, plan, example_inputs, builder).run(strict=strict)
 
 
+def edits_for(
+    model: nn.Module, config: Any, plan: Plan, example_inputs: Mapping[str, Any], builder: Builder
+) -> tuple[dict[Field, int], bool]:
+    """Looks for the numbers of a configuration that build a model of the sizes of a pruned one.
+
+    Args:
+        model: The pruned model, without weights.
+        config: The configuration of the unpruned one; it isn't changed.
+        plan: The plan that led to the model.
+        example_inputs: Its keyword inputs.
+        builder: How models are built from such configurations.
+
+    Returns:
+        Field to its new value, and whether all sizes are right.
+    """
+    edits, wrong, _ = _Update(model, config, plan, example_inputs, builder).search()
+    return edits, not wrong
+
+
 class _Update:
     def __init__(self, model: Any, config: Any, plan: Plan, inputs: Mapping[str, Any], builder: Builder) -> None:
         self._model, self._config, self._plan, self._inputs, self._builder = model, config, plan, inputs, builder
@@ -158,7 +181,7 @@ class _Update:
         if gone:
             self._undo_depth()
             return ConfigUpdate({}, (*self._depth.notes, *gone))
-        edits, wrong, search = self._search()
+        edits, wrong, search = self.search()
         expected = outputs_of(self._model, self._inputs)
         notes = [*self._depth.notes, *_not_said(search, wrong)]
         self._restore = self._take_over(edits, notes)
@@ -183,7 +206,7 @@ class _Update:
         changed = {str(field): (field.value, value) for field, value in edits.items()}
         return ConfigUpdate({**self._depth.changed(), **changed}, tuple(notes))
 
-    def _search(self) -> tuple[dict[Field, int], set[Dim], ConfigSearch]:
+    def search(self) -> tuple[dict[Field, int], set[Dim], ConfigSearch]:
         """Looks for the configuration of the model's sizes, and of those attributes that pruning changed."""
         wanted = sizes_of(self._model)
         dense, now = numbers_of(self._before, int), numbers_of(self._model, int)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from torch import nn
 
 from prunekit import Graph, Registry
 from prunekit.plugin import ArgumentError, ServingProfile
+from prunekit_plugins.integrations.config_heads import head_counts
 from prunekit_plugins.integrations.config_limits import USUAL_MULTIPLE, config_limits
 from prunekit_plugins.integrations.huggingface import library
 
@@ -46,7 +48,8 @@ def configured_profile(
     limits = config_limits(graph, example_inputs, multiple=multiple)
     note = f"the configuration can't say other sizes of what {', '.join(limits.fixed)} carry, which stay whole"
     notes = (note,) if limits.fixed else ()
-    return ServingProfile(True, False, free, limits.fixed, limits.multiple, notes, limits.ties)
+    counts = functools.partial(head_counts, graph, example_inputs, limits)
+    return ServingProfile(True, False, free, limits.fixed, limits.multiple, notes, limits.ties, counts)
 
 
 def is_of_transformers(model: nn.Module) -> bool:

@@ -31,6 +31,9 @@ class ServingProfile:
         notes: Lines for the report.
         ties: Names of groups that have to keep the same number of units where ``uniform`` holds: one number says all
             their sizes.
+        counts: Called where whole heads may go: finds out how many the configuration can say, group to the possible
+            numbers, ascending. A group that can't lose any has its own size alone; one that isn't there may keep any
+            number. None where that holds for all.
         check: Called with the graph and the plan before anything is changed; raises `ArgumentError` where the engine
             wouldn't take what is left. None where sizes alone decide.
     """
@@ -42,6 +45,7 @@ class ServingProfile:
     round_to: int = 1
     notes: tuple[str, ...] = ()
     ties: tuple[frozenset[str], ...] = ()
+    counts: Callable[[], Mapping[str, tuple[int, ...]]] | None = attrs.field(default=None, eq=False)
     check: Callable[[Graph, Plan], None] | None = attrs.field(default=None, eq=False)
 
     def under(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,7 +65,9 @@ class ServingProfile:
             found["round_to"] = math.lcm(stated or 1, self.round_to)
             instead |= {"round_to": stated} if found["round_to"] != (stated or 1) else {}
         asked = {name: found[name] for name in instead}
-        return {**found, "demands": Demands(_as_given(given.get("serve")), self.fixed, asked, instead, self.ties)}
+        counts = self.counts() if self.counts is not None and given.get("prune_num_heads") else {}
+        source = _as_given(given.get("serve"))
+        return {**found, "demands": Demands(source, self.fixed, asked, instead, self.ties, counts)}
 
 
 def _as_given(serve: Any) -> str:
@@ -154,4 +160,12 @@ def serving_profile(serve: Served, model: nn.Module, example_inputs: Any, regist
         profile = found(model, example_inputs, registry, **options)
     if not isinstance(profile, ServingProfile):
         raise blame.error("A serving profile returned something else.", f"it returned {shown(profile)}")
-    return profile
+    count = profile.counts
+    if count is None:
+        return profile
+
+    def counts() -> Mapping[str, tuple[int, ...]]:
+        with blame.blamed("A serving profile failed."):
+            return count()
+
+    return attrs.evolve(profile, counts=counts)

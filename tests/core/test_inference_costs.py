@@ -132,6 +132,19 @@ def test_one_token_uses_as_many_experts_as_are_chosen() -> None:
     assert compiled_cost(graph.registry, "active_params", pk.Graph.of(model, tokens(2, 6)).analysis)({}) == expected()
 
 
+def test_experts_stay_where_one_token_would_use_as_many_parameters_without_some_and_get_narrower_instead() -> None:
+    torch.manual_seed(0)
+    experts = {"moe_intermediate_size": 64, "num_experts": 8, "num_experts_per_tok": 2}
+    config = transformers.Qwen3MoeConfig(**{**SIZES, "vocab_size": 512}, **experts)
+    model = transformers.Qwen3MoeForCausalLM(config).eval()
+    options: dict[str, Any] = {"ignored_layers": ["model.embed_tokens"], "expert_importance": "magnitude"}
+    result = pk.prune(model, tokens(2, 6), target={"active_params": 0.9}, **options)
+    routers = [name for name, group in result.graph.analysis.groups.items() if group.kind is pk.Kind.EXPERTS]
+    why = "all 8 units stay: active_params would be about the same without some of them"
+    assert {result.report.left[name] for name in routers} == {why}
+    assert any("mlp.experts" in name for name in result.report.pruned)
+
+
 @pytest.mark.parametrize("kind", [test_experts.LookedUp, test_experts.Sorted, test_experts.Grouped])
 def test_routers_count_whole(kind: Any) -> None:
     torch.manual_seed(0)

@@ -203,9 +203,14 @@ def test_a_constant_of_units_whose_number_counts_anyway_is_noted() -> None:
             return self.last((F.normalize(x, dim=-1) * x.shape[-1] ** 0.5).tanh())
 
     model = Normed().eval()
-    result = pk.prune(model, X)
+    result = pk.prune(model, X, verify="always")
     assert model.first.out_features == 8
-    assert any("follows a size and changes by a factor of 0.7071" in note for note in result.report.notes)
+    constant, verified = result.report.notes
+    change = "follows a size and changes by a factor of 0.7071 (4 became 2.82843): "
+    assert constant.startswith(f"a constant of aten::mul.Tensor in the model {change}")
+    assert verified == (
+        "not verified: a constant of aten::mul.Tensor in the model changes, so that the two compute something else"
+    )
     assert "first" in result.report.mixes
 
 

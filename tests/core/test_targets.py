@@ -290,6 +290,29 @@ def candidate(size: int, round_to: int | None = None, max_ratio: float = 1.0) ->
     return Candidate(size, tuple(range(size)), torch.arange(size).float(), Limits(max_ratio, round_to))
 
 
+@given(st.integers(2, 24), st.data())
+def test_numbers_that_are_possible_are_the_only_ones_besides_all(size: int, data: st.DataObject) -> None:
+    numbers = tuple(sorted(data.draw(st.sets(st.integers(1, size)))))
+    step, ratio = data.draw(st.sampled_from([None, 2])), data.draw(st.sampled_from([1.0, 0.5]))
+    limits = Limits(ratio, step, numbers=numbers)
+    possible = {n for n in numbers if n >= size * (1 - ratio) and n % (step or 1) == 0} | {size}
+    for wanted in range(1, size + 1):
+        found = limits.count(wanted, size, size)
+        distance = abs(found - max(wanted, math.ceil(size * (1 - ratio))))
+        assert found in possible
+        assert distance == min(abs(n - max(wanted, math.ceil(size * (1 - ratio)))) for n in possible)
+        if wanted < size:
+            assert limits.after(wanted, size) == min(
+                [n for n in numbers if wanted < n < size and n % (step or 1) == 0], default=size
+            )
+
+
+def test_numbers_of_units_are_numbers_of_positions_where_blocks_lose_the_same_ones() -> None:
+    halves = Candidate.of(8, tuple(range(8)), torch.arange(8.0), Limits(numbers=(2, 3, 4, 8)), blocks=2)
+    assert halves.limits.numbers == (1, 2, 4)
+    assert str(halves.limits) == " (possible: 1, 2, 4)"
+
+
 def test_ties_step_through_sizes_that_suit_all() -> None:
     pair = {"stream": candidate(96, 8), "dims": candidate(24, 8)}
     tie = Tie.of(pair, pair)
@@ -393,3 +416,31 @@ def test_a_target_says_which_sizes_the_program_refused() -> None:
         True,
         0,
     )
+
+
+def test_a_target_that_coarse_sizes_miss_says_which_and_what_the_next_would_leave() -> None:
+    """836 parameters with 64 units, 628 with 48, 420 with 32."""
+    x = torch.randn(2, 8)
+
+    def pruned(share: float, round_to: int | None) -> list[str]:
+        model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 4))
+        notes = pk.prune(model, x, target={"params": share}, round_to=round_to).report.notes
+        return [note for note in notes if "is left where" in note]
+
+    (note,) = pruned(0.7, 16)
+    assert note == (
+        "params: 50.2% is left where 70.0% was asked for: 0 may keep 32 or 48 units (round_to=16), and with 48 75.1% "
+        "would be left"
+    )
+    assert pruned(0.76, 16) == []  # 75.1 % are near enough
+    assert pruned(0.7, None) == []  # any number of units is possible
+    assert pruned(0.7, 1) == []
+
+
+def test_a_group_that_a_target_leaves_whole_says_so() -> None:
+    """A wide layer in front that may lose units, but needn't: a smaller one behind it saves enough."""
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+    result = pk.prune(model, torch.randn(2, 8), target={"params": 0.85}, round_to=32)
+    assert set(result.report.pruned) | set(result.report.left) == {"0", "2"}
+    (whole,) = result.report.left.values()
+    assert whole == "all 64 units stay: the target is met without taking any"

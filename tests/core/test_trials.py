@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
-from prunekit_plugins.budgets.trials import Trials
+from prunekit_plugins.budgets.corrections import Trials
 
 numbers = st.floats(0.1, 10)
 

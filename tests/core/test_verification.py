@@ -174,6 +174,28 @@ def test_what_can_t_be_compared_is_said(make: Callable[[], nn.Module], why: str)
     assert any(note.startswith("not verified: ") and why in note for note in result.report.notes)
 
 
+def test_a_mean_by_hand_is_compared_over_the_units_that_are_left() -> None:
+    """The comparison divides the original's sum by the new number as well: it isn't in the way."""
+
+    class Mean(Mlp):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = self.hidden(x)
+            return super().forward(x) + hidden.sum(-1, keepdim=True) / hidden.shape[-1]
+
+    result = pk.prune(Mean(), X, verify="always")
+    (note,) = result.report.notes
+    assert note.endswith("divides a sum by the number of units: a mean over those that are left")
+    assert result.verification.check is not None
+    assert result.verification.check.error < 1e-6
+
+
+def test_notes_on_other_things_do_not_stand_in_the_way() -> None:
+    """A target on a measured cost is noted in the plan."""
+    result = pk.prune(Mlp(), X, target={"macs": 0.5, "latency": 1.0}, verify="always")
+    assert any(note.startswith("latency: predicted") for note in result.plan.notes)
+    assert result.verification.check is not None
+
+
 def test_auto_compares_where_that_takes_little(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pk.prune(Mlp(), X).verification.check
     monkeypatch.setattr("prunekit_core.check.verification.COPIED_BYTES", 10)

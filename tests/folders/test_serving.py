@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch import nn
@@ -69,6 +70,77 @@ def test_a_width_that_a_configuration_leaves_open_is_said_once_it_is_pruned(fiel
     loaded = getattr(transformers, OPEN[field].made).from_pretrained(str(tmp_path)).eval()
     with torch.no_grad():
         assert torch.equal(loaded(**IDS).logits, model(**IDS).logits)
+
+
+HEADS = {name: value for name, value in GPT.items() if name != "n_head"}
+EIGHT: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 16}
+COUNTED: dict[str, tuple[Family, tuple[int, ...]]] = {
+    "heads that have to divide the width": (
+        attrs.evolve(FAMILIES["llama"], config={**FAMILIES["llama"].config, **EIGHT, "head_dim": 8}),
+        (1, 2, 4, 8),  # 64 and all narrower widths, by 8, are multiples of one, two, four and eight
+    ),
+    "pairs that share keys, where not all divide their number": (
+        attrs.evolve(
+            FAMILIES["llama"],
+            config={
+                **FAMILIES["llama"].config,
+                "hidden_size": 96,
+                "num_attention_heads": 12,
+                "num_key_value_heads": 6,
+                "head_dim": 8,
+            },
+        ),
+        (1, 2, 3, 4, 6),  # twice as many query heads: all but ten divide the steps of 24 of a width of twelve heads
+    ),
+    "any number": (
+        attrs.evolve(FAMILIES["qwen3"], config={**FAMILIES["qwen3"].config, **EIGHT}),
+        (1, 2, 3, 4, 5, 6, 7, 8),
+    ),
+    "a width of heads that follows their number": (Family("gpt2", "GPT2LMHeadModel", {**HEADS, "n_head": 8}), (8,)),
+}
+
+
+@pytest.mark.parametrize("case", COUNTED)
+def test_numbers_of_heads_are_those_that_a_configuration_can_say(case: str) -> None:
+    family, expected = COUNTED[case]
+    found = profile("transformers", family.build(), IDS).counts
+    assert found is not None
+    assert set(found().values()) == {expected}
+
+
+@pytest.mark.parametrize(("ratio", "heads"), [(0.3, 4), (0.2, 8)])
+def test_whole_heads_leave_a_number_that_the_stock_class_takes(ratio: float, heads: int, tmp_path: Path) -> None:
+    family, _ = COUNTED["heads that have to divide the width"]
+    model = family.build()
+    result = pk.prune(model, IDS, ratio, prune_num_heads=True, serve="transformers")
+    # by themselves five heads, and six, would be left
+    assert update_config(model, result.plan, IDS).complete
+    model.save_pretrained(str(tmp_path))
+    loaded = transformers.LlamaForCausalLM.from_pretrained(str(tmp_path)).eval()
+    assert loaded.config.num_attention_heads == heads
+    with torch.no_grad():
+        assert torch.equal(loaded(**IDS).logits, model(**IDS).logits)
+    kept = "all 8 units stay at this ratio (possible: 1, 2, 4, 8)"
+    left = result.report.left.get("model.layers.0.self_attn.q_proj#heads", "")
+    assert left.startswith(kept) == (heads == 8)
+
+
+def test_heads_that_no_configuration_can_count_stay_for_that_reason() -> None:
+    model = COUNTED["a width of heads that follows their number"][0].build()
+    result = pk.prune(model, IDS, 0.3, prune_num_heads=True, serve="transformers")
+    kept = 'kept by serve="transformers": its configuration can\'t say another size'
+    assert result.report.left["transformer.h.0.attn.c_attn#heads"] == kept
+
+
+def test_a_profile_that_fails_to_count_heads_is_told_with_its_plugin() -> None:
+    def counts() -> dict[str, tuple[int, ...]]:
+        raise KeyError("no such head")
+
+    registry = registry_with(lambda *given: ServingProfile(counts=counts))
+    pk.prune(small_llama(), IDS, serve="mine", registry=registry)  # not asked for where heads stay
+    with pytest.raises(pk.PluginError, match="A serving profile failed") as caught:
+        pk.prune(small_llama(), IDS, serve="mine", registry=registry, prune_num_heads=True)
+    assert "serving profile 'mine', from own" in caught.value.where
 
 
 def test_what_a_profile_keeps_is_told_as_such_where_nothing_goes() -> None:
@@ -189,9 +261,10 @@ def test_engines_on_gpus_ask_for_sizes_that_can_be_split_and_quantised(name: str
 
 @pytest.mark.parametrize(("queries", "pairs"), [(8, 4), (4, 4)])
 def test_heads_that_are_let_go_have_to_leave_what_can_be_dealt_out(queries: int, pairs: int) -> None:
-    sizes = {**WIDE, "num_attention_heads": queries, "num_key_value_heads": pairs}
+    sizes = {**WIDE, "num_attention_heads": queries, "num_key_value_heads": pairs}  # any number, as Qwen3 takes them
+    qwen3 = attrs.evolve(FAMILIES["qwen3"], config={**FAMILIES["qwen3"].config, **sizes})
     options: dict[str, Any] = {"ratio": 0.3, "prune_num_heads": True, "serve": {"name": "vllm", "tensor_parallel": 2}}
-    llama = small_llama(**sizes)
+    llama = qwen3.build()
     before = {name: value.clone() for name, value in llama.state_dict().items()}
     with pytest.raises(pk.ArgumentError, match="can't be dealt out to so many GPUs") as caught:
         pk.prune(llama, IDS, head_pruning_ratio=0.25, **options)  # three of four pairs stay
@@ -201,7 +274,7 @@ def test_heads_that_are_let_go_have_to_leave_what_can_be_dealt_out(queries: int,
     assert all(torch.equal(value, before[name]) for name, value in llama.state_dict().items())
     pk.prune(llama, IDS, head_pruning_ratio=0.5, **options)
     assert llama.model.layers[0].self_attn.k_proj.weight.shape[0] == 2 * llama.config.head_dim
-    whole = small_llama(**sizes)
+    whole = qwen3.build()
     options["serve"] = {"name": "vllm"}  # one GPU takes any number
     pk.prune(whole, IDS, head_pruning_ratio=0.25, **options)
 

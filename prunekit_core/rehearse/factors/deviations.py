@@ -156,10 +156,12 @@ class Deviations:
 
     def change(self, index: int) -> tuple[str, bool]:
         """Words how the constants of an operation change, and tells whether they do by one factor."""
-        operation = self.flow.operations[index]
+        operation, numbers = self.flow.operations[index], ""
         for drift in self._drifts:
-            if drift.operation == index and (not drift.old or drift.new / drift.old <= 0):
-                return f"follows a size: {drift.old:g} became {drift.new:g}", False
+            if drift.operation == index:
+                numbers = f"{drift.old:g} became {drift.new:g}"
+                if not drift.old or drift.new / drift.old <= 0:
+                    return f"follows a size: {numbers}", False
         inverse = scaling_of(self._rules, operation.op) is Scaling.QUOTIENT
         logs = [-(log or 0.0) if inverse else log or 0.0 for log in self._numbers.get(index, {}).values()]
         for position, ref in enumerate(operation.references()):
@@ -170,7 +172,8 @@ class Deviations:
                 logs.append(-found if inverse and position else found)
         if not logs:
             return "follows a size, and is an output of the model", False
-        return f"follows a size and changes by a factor of {math.exp(sum(logs)):.4g}", True
+        factor = f"follows a size and changes by a factor of {math.exp(sum(logs)):.4g}"
+        return f"{factor} ({numbers})" if numbers else factor, True
 
     def _propagate(self, starts: Iterable[int]) -> None:
         heap = sorted(starts)

@@ -11,7 +11,7 @@ from torch import nn
 
 from prunekit_core.errors import ArgumentError, many, nearest
 from prunekit_core.program.decoding import call_of, covering, entries, held, last_position, parameters_of
-from prunekit_core.program.examples import Example, example_of, run_model
+from prunekit_core.program.examples import Example, Runner, example_of, run_model
 from prunekit_plugins.budgets.inference.cache import NAMES
 
 _HEADLINE = "A workload is a table of whole numbers."
@@ -50,10 +50,18 @@ class Workload:
         return cls(**given)
 
     def __str__(self) -> str:
+        return self._worded(counted=True)
+
+    @property
+    def of_calls(self) -> str:
+        """The calls themselves, all of which are made."""
+        return self._worded(counted=False)
+
+    def _worded(self, *, counted: bool) -> str:
         words = [many(self.batch, "example", "examples")] if self.batch else []
         words += [many(self.length, "token", "tokens") + (" each" if self.batch else "")] if self.length else []
         words += [f"then {many(self.decode, 'token is', 'tokens are')} decoded"] if self.decode else []
-        words += ["each counted as the mean of the first and the last"] if self.decode > 2 else []
+        words += ["each counted as the mean of the first and the last"] if self.decode > 2 and counted else []
         return ", ".join(words)
 
     def examples(
@@ -97,6 +105,18 @@ class Workload:
             attrs.evolve(last, counts=times, runner=one),
         ]
 
+    def made_of(self, inputs: Any) -> Example:
+        """Makes all calls one example, to be run and measured as a whole: the first one, then those that decode.
+
+        Args:
+            inputs: Example inputs, as for `examples`.
+
+        Raises:
+            ArgumentError: See `examples`.
+        """
+        first = self.examples(inputs)[0]
+        return attrs.evolve(first, runner=first.timed or first.runner, counts=1.0, timed=None)
+
     def _call(self, plain: Example, more: int) -> Example:
         """The first call, with so many tokens more."""
         given = [value for value in (*plain.args, *plain.kwargs.values()) if isinstance(value, torch.Tensor)]
@@ -130,6 +150,23 @@ def _sized(value: torch.Tensor, sizes: tuple[tuple[int | None, int | None], ...]
             places = torch.arange(wanted, device=value.device) % value.shape[dim]
             value = value.index_select(dim, places)
     return value
+
+
+class Used(nn.Module):
+    """A model as a workload uses it: one call of it makes all calls of the workload.
+
+    Args:
+        model: The model.
+        runner: What makes them.
+    """
+
+    def __init__(self, model: nn.Module, runner: Runner) -> None:
+        super().__init__()
+        self.model, self._runner = model, runner
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns what the calls return."""
+        return self._runner(self.model, args, kwargs)
 
 
 @attrs.frozen(eq=False)

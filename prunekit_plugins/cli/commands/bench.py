@@ -15,6 +15,7 @@ from torch import nn
 from prunekit import load, read_plan
 from prunekit.plugin import ArgumentError, default_registry
 from prunekit_plugins.budgets import watched, write_latency_table
+from prunekit_plugins.budgets.inference.workload import Used, Workload
 from prunekit_plugins.cli import options
 from prunekit_plugins.cli.arguments import TensorSpec, check_there, check_writable, read_inputs, read_workload
 from prunekit_plugins.cli.commands.destination import STOCK
@@ -58,7 +59,10 @@ def bench(
     """Measure latency, throughput, memory and MACs of a model, and of a smaller one beside it."""
     specs = read_inputs(inputs or ())
     _check(plan, weights, batch, rounds, warm_up, cores, device)
-    counted = _workload_of(workload, latency_table)
+    if latency_table is not None:
+        check_writable(latency_table, "--latency-table")
+    counted = read_workload(workload)
+    calls = None if counted is None else Workload.of(counted)
     output = Output(as_json)
     with output.working(f"building {model}"):
         subject = build(model, specs)
@@ -69,12 +73,13 @@ def bench(
     given = _moved(subject.inputs, device)
     for each in models:
         each.to(device)
+    measured, fed, samples = _in_use(models, given, calls, _samples(subject.specs))
     with threads(cores) as used, output.progress(f"{rounds} rounds after {warm_up} to warm up", rounds + warm_up) as on:
-        timings = side_by_side(models, given, rounds=rounds, warm_up=warm_up, after_round=on)
+        timings = side_by_side(measured, fed, rounds=rounds, warm_up=warm_up, after_round=on)
     with output.working("counting"):
         found = [
-            _Found(name, timing, _samples(subject.specs), peak_memory(each, given), count_macs(each, given), each)
-            for name, timing, each in zip(names, timings, models, strict=True)
+            _Found(name, timing, samples, peak_memory(each, fed), count_macs(each, fed), each)
+            for name, timing, each in zip(names, timings, measured, strict=True)
         ]
     if latency_table is not None:
         with threads(cores), output.tracked("measuring operations") as shown, watched(shown):
@@ -84,17 +89,22 @@ def bench(
     if device == "cuda":
         where = torch.cuda.get_device_name()
     output.table(Table(f"{subject}, on {where}", ("cost", *(f">{name}" for name in names), ">left"), _rows(found)))
-    output.line(f"latency: median of {rounds} forward passes in turns after {warm_up} to warm up, in inference mode")
-    output.result({"model": subject.name, "device": device, "threads": used, "rounds": rounds, **_data(found)})
+    runs = "forward passes" if calls is None else "runs of the workload"
+    output.line(f"latency: median of {rounds} {runs} in turns after {warm_up} to warm up, in inference mode")
+    if calls is not None:
+        output.line(f"workload: {calls.of_calls}; latency, MACs and peak memory are those of all its calls together")
+    told = {} if counted is None else {"workload": counted}
+    output.result({"model": subject.name, "device": device, "threads": used, "rounds": rounds, **told, **_data(found)})
 
 
-def _workload_of(typed: str | None, table: Path | None) -> dict[str, int] | None:
-    """The workload of the table of latencies."""
-    if typed is not None and table is None:
-        raise ArgumentError("--workload is for --latency-table.", hint="--batch and --input say what is timed")
-    if table is not None:
-        check_writable(table, "--latency-table")
-    return read_workload(typed)
+def _in_use(
+    models: Sequence[nn.Module], inputs: Any, workload: Workload | None, samples: int
+) -> tuple[Sequence[nn.Module], Any, int]:
+    """What is measured: models that make the calls of a workload, what they are given, and how many examples."""
+    if workload is None:
+        return models, inputs, samples
+    example = workload.made_of(inputs)
+    return [Used(model, example.runner) for model in models], example.kwargs or example.args, workload.batch or samples
 
 
 def _check(

@@ -195,7 +195,8 @@ def prune(
     read = None if data is None else data.batches(subject)
     # Pruning changes the model in place; a report times the original beside it.
     original = copy.deepcopy(subject.model) if check or (report is not None and not on_disk) else None
-    with _pruning(output, model, settings.get("target") or {}, read) as read:
+    measures = "latency" in (settings.get("target") or {}) and latency_table is None
+    with _pruning(output, model, read, measures=measures) as read:
         given = {"calibration": read, "latency_table": latency_table, "verify": "always", **settings}
         result = prune_model(subject.model, subject.inputs, **given)
     result = attrs.evolve(result, protocol=attrs.evolve(result.protocol, source=model, seed=known.seed))
@@ -275,17 +276,15 @@ def _data_of(
 
 
 @contextlib.contextmanager
-def _pruning(
-    output: Output, model: str, target: Mapping[str, Any], batches: Batches | None
-) -> Iterator[Batches | None]:
+def _pruning(output: Output, model: str, batches: Batches | None, *, measures: bool) -> Iterator[Batches | None]:
     """Shows progress while a model is pruned: batches of calibration data that were read, operations that were measured
-    for a target on latency, or else a spinner.
+    for a target on latency, if no table says what they take, or else a spinner.
 
     Yields:
         The batches, counted as they are read.
     """
     with contextlib.ExitStack() as stack:
-        if "latency" in target:
+        if measures:
             stack.enter_context(watched(stack.enter_context(output.tracked("measuring operations"))))
         elif batches is None:
             stack.enter_context(output.working(f"pruning {model}"))
