@@ -64,7 +64,9 @@ OURS: Mapping[str, Mapping[str, Any]] = {
     "prunekit, uniform": {"allocation": "uniform"},
     "prunekit, not compensated": {"compensation": None, "reestimate_batchnorm": False},
 }
-WAYS = (DEFAULT, *pretrained_rival.WAYS, *tuple(OURS)[1:])
+CONSTANT = "the same answer for every crop"
+"""No cut: the uncut classifier's mean distribution on the crops compared on, what a classifier that is no use gets."""
+WAYS = (CONSTANT, DEFAULT, *pretrained_rival.WAYS, *tuple(OURS)[1:])
 BEGIN, END = "<!-- tables of benchmarks/pretrained.py -->", "<!-- end of the tables of benchmarks/pretrained.py -->"
 
 
@@ -114,6 +116,11 @@ def crops(files: Sequence[Path], count: int, seed: int, size: int) -> torch.Tens
 def log_probabilities(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """What a classifier says of images, ``[images, classes]``."""
     return torch.cat([model(part).log_softmax(1) for part in images.split(32)])
+
+
+def constant(expected: torch.Tensor) -> torch.Tensor:
+    """The one answer that is closest to all in divergence: their mean distribution, as log-probabilities."""
+    return expected.exp().mean(0).log().expand_as(expected)
 
 
 @attrs.frozen
@@ -207,16 +214,17 @@ def measured(options: argparse.Namespace, done: Sequence[Row]) -> Iterator[Row]:
         if (cell, options.size, options.unseen) in known:
             continue
         seen = crops(photographs(options, cell.split), cell.samples, cell.split, options.size)
-        model, seconds = cut(options, cell, dense, seen)
-        if model is None:
-            print(f"{cell}: no cut within the budget runs", file=sys.stderr)
-            continue
         images = seen[: options.unseen]
-        figures = [
-            compare(expected, log_probabilities(model, images))
-            for images, expected in (*compared_on(cell.split), (images, log_probabilities(dense, images)))
-        ]
-        macs = count_macs(model, seen[:1]) / count_macs(dense, seen[:1])
+        compared = [*compared_on(cell.split), (images, log_probabilities(dense, images))]
+        if cell.way == CONSTANT:
+            figures, macs, seconds = [compare(expected, constant(expected)) for _, expected in compared], 0.0, 0.0
+        else:
+            model, seconds = cut(options, cell, dense, seen)
+            if model is None:
+                print(f"{cell}: no cut within the budget runs", file=sys.stderr)
+                continue
+            figures = [compare(expected, log_probabilities(model, images)) for images, expected in compared]
+            macs = count_macs(model, seen[:1]) / count_macs(dense, seen[:1])
         yield Row(*attrs.astuple(cell), options.size, options.unseen, *itertools.chain(*figures), macs, seconds)
 
 

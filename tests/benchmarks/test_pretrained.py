@@ -71,6 +71,14 @@ def test_a_classifier_compared_with_itself_agrees_and_one_that_says_the_opposite
     assert divergence == pytest.approx(float(expected))
 
 
+def test_no_constant_answer_is_closer_than_the_mean_distribution() -> None:
+    torch.manual_seed(0)
+    said = torch.randn(20, 5).log_softmax(1)
+    _, least = pretrained.compare(said, pretrained.constant(said))
+    others = [torch.randn(5).log_softmax(0).expand_as(said), said[:1].expand_as(said)]
+    assert 0 < least < min(pretrained.compare(said, other)[1] for other in others)
+
+
 def test_tables_order_methods_by_agreement_and_show_both_draws() -> None:
     rows = [
         row("worse", split=0, agreement=0.1),
