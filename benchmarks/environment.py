@@ -12,8 +12,9 @@ from pathlib import Path
 DEFAULT = Path.home() / ".cache" / "prunekit-bench"
 REQUIREMENTS = ("torch", "torchvision", "torch-pruning==1.6.1")
 PROBE = (
-    "import json, torch, torchvision, torch_pruning; from importlib.metadata import version;"
-    "print(json.dumps({name: version(name) for name in ('torch', 'torchvision', 'torch-pruning')}))"
+    "import importlib, json, sys; from importlib.metadata import version; names = sys.argv[1:];"
+    "[importlib.import_module(name.replace('-', '_')) for name in names];"
+    "print(json.dumps({name: version(name) for name in names}))"
 )
 
 
@@ -22,11 +23,12 @@ def python_in(folder: Path) -> Path:
     return folder / "Scripts" / "python.exe" if os.name == "nt" else folder / "bin" / "python"
 
 
-def probe(python: Path) -> str | None:
+def probe(python: Path, requirements: Sequence[str] = REQUIREMENTS) -> str | None:
     """Returns the versions found in an environment as JSON, or None where something is missing."""
     if not python.exists():
         return None
-    found = subprocess.run([python, "-c", PROBE], capture_output=True, text=True, check=False)
+    names = [requirement.partition("==")[0] for requirement in requirements]
+    found = subprocess.run([python, "-c", PROBE, *names], capture_output=True, text=True, check=False)
     return found.stdout.strip() if found.returncode == 0 else None
 
 
@@ -44,7 +46,7 @@ def ensure(folder: Path, requirements: Sequence[str] = REQUIREMENTS) -> tuple[Pa
         SystemExit: It can't be made, or what was installed doesn't import.
     """
     python = python_in(folder)
-    versions = probe(python)
+    versions = probe(python, requirements)
     if versions is None:
         print(f"installing {', '.join(requirements)} into {folder}", file=sys.stderr)
         uv = shutil.which("uv")
@@ -57,7 +59,7 @@ def ensure(folder: Path, requirements: Sequence[str] = REQUIREMENTS) -> tuple[Pa
         for command in (make, install):
             if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
                 raise SystemExit(f"this failed: {' '.join(command)}")
-        versions = probe(python)
+        versions = probe(python, requirements)
     if versions is None:
         raise SystemExit(f"{', '.join(requirements)} don't import in {folder}; remove it and try again, or give --env")
     return python, versions

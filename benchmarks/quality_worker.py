@@ -31,13 +31,19 @@ CRITERIA: dict[str, Callable[[], Any]] = {
 
 
 class Cutter:
-    """Cuts copies of one trained model with one criterion, local or global."""
+    """Cuts copies of one trained model with one criterion, local or global, all but the layer `output`."""
 
     def __init__(
-        self, model: nn.Module, x: Tensor, gradients: list[list[Tensor]], criterion: str, everywhere: bool
+        self,
+        model: nn.Module,
+        x: Tensor,
+        gradients: list[list[Tensor]],
+        criterion: str,
+        everywhere: bool,
+        output: str = "head",
     ) -> None:
         self._model, self._x, self._criterion, self._everywhere = model, x, criterion, everywhere
-        self._gradients = gradients
+        self._gradients, self._output = gradients, output
         self._made: dict[int, tuple[float, nn.Module] | None] = {}
 
     def cut(self, ratio: float) -> nn.Module:
@@ -57,7 +63,7 @@ class Cutter:
             importance=importance,
             global_pruning=self._everywhere,
             pruning_ratio=ratio,
-            ignored_layers=[model.head],
+            ignored_layers=[model.get_submodule(self._output)],
             num_heads=heads,
             round_to=whole[0] if whole else None,
         )
