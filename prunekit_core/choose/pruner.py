@@ -97,21 +97,19 @@ class Pruner:
             removal: A plan of this pruner's graph without these branches.
             branches: What decided about them.
         """
-        other = self._alike(self.settings, branches)
-        other.removal = removal
-        other.recall(self._left, self._unknown)
-        return other
+        return self._alike(self.settings, branches, removal)
 
-    def with_heads(self) -> Pruner:
-        """Returns a pruner of the same model, at the same step, that removes whole heads as well."""
-        other = self._alike(attrs.evolve(self.settings, prune_num_heads=True), self.branches)
-        other.removal = self.removal
-        return other
+    def with_heads(self, counts: Mapping[str, tuple[int, ...]]) -> Pruner:
+        """Returns a pruner like this one that removes whole heads as well, in numbers that `Demands` would allow."""
+        demands = attrs.evolve(self.settings.demands, counts=counts)
+        settings = attrs.evolve(self.settings, prune_num_heads=True, demands=demands)
+        return self._alike(settings, self.branches, self.removal)
 
-    def _alike(self, settings: Settings, branches: BranchSteps | None) -> Pruner:
+    def _alike(self, settings: Settings, branches: BranchSteps | None, removal: Plan) -> Pruner:
         checked = CheckedSettings(settings, self.importance, self._schedule, self.limits, (), self.expert_importance)
         other = Pruner(self.graph, checked, blocks=self._blocks, notes=self._notes, branches=branches)
-        other.current_step = self.current_step
+        other.current_step, other.removal = self.current_step, removal
+        other.recall(self._left, self._unknown)
         return other
 
     def recall(self, left: Mapping[str, str], unknown: Mapping[str, Sequence[int]]) -> None:

@@ -48,7 +48,7 @@ from prunekit_plugins.prune.calibrated import CRITERIA, CalibratedPath, check_in
 from prunekit_plugins.prune.experts import about_experts, check_reach
 from prunekit_plugins.prune.kind_scales import agreed
 from prunekit_plugins.prune.reach import name_profile
-from prunekit_plugins.prune.serving import Served, serving_profile
+from prunekit_plugins.prune.serving import Served, ServingProfile, serving_profile
 from prunekit_plugins.prune.settings import COMPENSATION, PruneSettings
 from prunekit_plugins.prune.tradeoffs import Solved, Tradeoffs, tradeoffs_of
 from prunekit_plugins.prune.whole_heads import about_heads
@@ -271,7 +271,7 @@ def prune(
     pruner = Pruner(**wanted.analysed(model, example_inputs, DependencyGraph(registry), registry))
     criteria = {name: getattr(pruner, name) for name in CRITERIA}
     with latencies_from(settings.latency_table):
-        decided = _reached(pruner, settings, allotment, path)
+        decided = _reached(pruner, settings, allotment, path, profile)
         read = _about_costs(settings, pruner.graph, decided.plan)
     pruner, plan = decided.pruner, decided.plan
     if profile is not None and profile.check is not None:
@@ -324,17 +324,29 @@ def _with_target_costs(preview: Preview, graph: Graph, plan: Plan, target: Targe
     return attrs.evolve(preview, costs={**preview.costs, **found}) if found else preview
 
 
-def _reached(pruner: Pruner, settings: PruneSettings, allotment: Allotment, path: CalibratedPath | None) -> Decided:
+def _reached(
+    pruner: Pruner,
+    settings: PruneSettings,
+    allotment: Allotment,
+    path: CalibratedPath | None,
+    profile: ServingProfile | None,
+) -> Decided:
     """Decides what goes; an error about the target says where a serving profile stands in the way."""
     try:
-        return _decided(pruner, settings, allotment, path)
+        return _decided(pruner, settings, allotment, path, profile)
     except OutOfReachError as error:
         if settings.target is not None and settings.demands.source:
             name_profile(error, pruner, settings.depth, settings.target)
         raise
 
 
-def _decided(pruner: Pruner, settings: PruneSettings, allotment: Allotment, path: CalibratedPath | None) -> Decided:
+def _decided(
+    pruner: Pruner,
+    settings: PruneSettings,
+    allotment: Allotment,
+    path: CalibratedPath | None,
+    profile: ServingProfile | None,
+) -> Decided:
     """Decides what goes: units, branches, or both."""
     depth, target = settings.depth, settings.target
     if depth.by == BOTH and target is not None:
@@ -361,7 +373,7 @@ def _decided(pruner: Pruner, settings: PruneSettings, allotment: Allotment, path
     weighed = None if found.problem is None else _weighed(pruner, found.plan, found.allotment, found.problem)
     notes = [*doubts, *found.notes, *about_experts(pruner, found.plan)]
     if target is not None and scores is not None and path is not None and "prune_num_heads" not in settings.given:
-        notes += about_heads(pruner, target, found.allotment, found, scores)
+        notes += about_heads(pruner, target, found, scores, None if profile is None else profile.counts)
     return Decided(pruner, found.plan, path, notes, weighed)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
@@ -11,7 +11,6 @@ from prunekit_core.choose.scopes import is_heads
 from prunekit_plugins.budgets.allocation import ESTIMATED
 from prunekit_plugins.budgets.budget import Budget, Target
 from prunekit_plugins.budgets.knapsack import Problem
-from prunekit_plugins.prune.allotment import Allotment
 from prunekit_plugins.prune.kind_scales import Agreed
 
 MUCH = 0.75
@@ -19,22 +18,28 @@ MUCH = 0.75
 
 
 def about_heads(
-    pruner: Pruner, target: Target, allotment: Allotment, found: Agreed, scores: Mapping[str, torch.Tensor]
+    pruner: Pruner,
+    target: Target,
+    found: Agreed,
+    scores: Mapping[str, torch.Tensor],
+    counts: Callable[[], Mapping[str, tuple[int, ...]]] | None,
 ) -> Iterator[str]:
     """Says where a target would do much less damage, by the scores, if whole heads might go.
 
     Args:
         pruner: The pruner, which leaves whole heads alone; its criterion has statistics.
         target: The target that it met.
-        allotment: How the budget was shared out.
-        found: The plan.
+        found: The plan, and how the budget was shared out.
         scores: Those of the groups that may shrink.
+        counts: Finds out which numbers of heads may be left, see `ServingProfile`; None for all.
     """
     budget, groups = Budget.of(pruner, target), pruner.graph.analysis.groups
-    weighs = allotment.chosen == ESTIMATED and pruner.additive and found.problem is not None
+    weighs = found.allotment.chosen == ESTIMATED and pruner.additive and found.problem is not None
     if not weighs or budget.measured or pruner.graph.current.stored is not None:
         return
-    other = pruner.with_heads()
+    if not any(is_heads(group) for group in groups.values()):
+        return
+    other = pruner.with_heads({} if counts is None else counts())
     more = [scope for scope in other.scopes() if any(is_heads(groups[name]) for name in scope.groups)]
     known = {**scores, **other.scores(more)} if more else scores
     if known.keys() == scores.keys():
@@ -42,7 +47,7 @@ def about_heads(
     scopes = [scope for scope in other.scopes() if scope.groups]
     chooser = other.chooser({name: known[name] for s in scopes for name in s.groups if name in known})
     problems: list[Problem] = []
-    select = allotment.selector(other, None, problems.append)
+    select = found.allotment.selector(other, None, problems.append)
     assert select is not None
     assert found.problem is not None
     sizes = select(chooser, scopes, budget)

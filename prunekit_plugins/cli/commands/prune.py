@@ -195,10 +195,9 @@ def prune(
     read = None if data is None else data.batches(subject)
     # Pruning changes the model in place; a report times the original beside it.
     original = copy.deepcopy(subject.model) if check or (report is not None and not on_disk) else None
-    measures = "latency" in (settings.get("target") or {}) and latency_table is None
-    with _pruning(output, model, read, measures=measures) as read:
-        given = {"calibration": read, "latency_table": latency_table, "verify": "always", **settings}
-        result = prune_model(subject.model, subject.inputs, **given)
+    given = {"latency_table": latency_table, "verify": "always", **settings}
+    with _pruning(output, model, read, measures=_measures(given)) as read:
+        result = prune_model(subject.model, subject.inputs, **{"calibration": read, **given})
     result = attrs.evolve(result, protocol=attrs.evolve(result.protocol, source=model, seed=known.seed))
     found = _checked(original, subject, result, registry) if check else None  # before anything is written
     if source is not None and out is not None:
@@ -215,6 +214,11 @@ def prune(
     finish(output, known, subject, settings, save_recipe, weights, data, distributions(traced, registry))
     told = {**load_tested(output, typed["serve"], folder, registry), **({"trace": trace_data(traced)} if trace else {})}
     output.result({**_data(subject, result, found, out, plan, report), **folder_data(folder), **told})
+
+
+def _measures(settings: Mapping[str, Any]) -> bool:
+    """Whether operations are timed: for a target on latency, unless a table says what they take."""
+    return "latency" in (settings.get("target") or {}) and settings.get("latency_table") is None
 
 
 def _check_together(
