@@ -126,11 +126,11 @@ class Valueless:
                 if id(value) not in names:
                     raise RuntimeError("a tensor without values was made by an operation that isn't seen")
                 wanted[names[id(value)]] = value
-        with self.lent(wanted, names) as lent:
-            yield pytree.tree_map_only(FakeTensor, lambda value: lent[names[id(value)]], (tuple(args), dict(kwargs)))
+        with self.loaded(wanted, names) as loaded:
+            yield pytree.tree_map_only(FakeTensor, lambda value: loaded[names[id(value)]], (tuple(args), dict(kwargs)))
 
     @contextlib.contextmanager
-    def lent(self, wanted: Mapping[str, torch.Tensor], names: dict[int, str]) -> Iterator[Mapping[str, torch.Tensor]]:
+    def loaded(self, wanted: Mapping[str, torch.Tensor], names: dict[int, str]) -> Iterator[Mapping[str, torch.Tensor]]:
         """Reads values of some valueless tensors for one operation.
 
         Args:

@@ -209,8 +209,8 @@ class Program:
         """
         for place in range(start, stop):
             step = self.steps[place]
-            with self._model.lent(self._names_on_disk(step)) as lent:
-                arguments = {name: self._filled(value, values, lent) for name, value in step.arguments.items()}
+            with self._model.loaded(self._names_on_disk(step)) as loaded:
+                arguments = {name: self._filled(value, values, loaded) for name, value in step.arguments.items()}
                 switch_off(step.op, arguments, [argument for argument, name in step.names.items() if name in off])
                 result = step.op(**arguments)
                 made = tensors_of(result)
@@ -219,7 +219,7 @@ class Program:
                 values.update(zip(step.outputs, made, strict=True))
                 if show is not None:
                     show(step, arguments, result)
-                del arguments, result, made, lent
+                del arguments, result, made, loaded
             for number in self._ended.get(place, ()):
                 values.pop(number, None)
         return True
@@ -240,12 +240,12 @@ class Program:
         refs = tensor_refs(list(step.arguments.values()))
         return list(dict.fromkeys(self.stored[ref.index] for ref in refs if ref.index in self.stored))
 
-    def _filled(self, value: Any, values: Mapping[int, torch.Tensor], lent: Mapping[str, torch.Tensor]) -> Any:
+    def _filled(self, value: Any, values: Mapping[int, torch.Tensor], loaded: Mapping[str, torch.Tensor]) -> Any:
         """Puts values in the place of references."""
         if isinstance(value, TensorRef):
-            return values[value.index] if value.index in values else lent[self.stored[value.index]]
+            return values[value.index] if value.index in values else loaded[self.stored[value.index]]
         if isinstance(value, list):
-            return [self._filled(item, values, lent) for item in value]
+            return [self._filled(item, values, loaded) for item in value]
         return value
 
     def fork(self, values: Mapping[int, torch.Tensor], place: int) -> dict[int, torch.Tensor]:

@@ -329,7 +329,7 @@ class Watched:
             return None
         return name
 
-    def lent(self, names: Iterable[str]) -> contextlib.AbstractContextManager[Mapping[str, torch.Tensor]]:
+    def loaded(self, names: Iterable[str]) -> contextlib.AbstractContextManager[Mapping[str, torch.Tensor]]:
         """Reads values that lie elsewhere than in memory for an operation, which is seen to use them.
 
         Args:
@@ -339,7 +339,7 @@ class Watched:
         wanted = {name: tensors[name] for name in names}
         if valueless is None or not wanted:
             return contextlib.nullcontext({})
-        return valueless.lent(wanted, self.shadow.names)
+        return valueless.loaded(wanted, self.shadow.names)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Returns the shadow's parameters of real numbers, by canonical name."""
