@@ -15,7 +15,7 @@ from prunekit_plugins.export.refusal import OTHER, not_exported
 
 
 @attrs.frozen
-class Family:
+class DecoderFamily:
     """What an exporter expects of the models of a class.
 
     Attributes:
@@ -36,9 +36,9 @@ class Family:
 
 
 FAMILIES = {
-    "LlamaForCausalLM": Family("llama"),
-    "Qwen2ForCausalLM": Family("qwen2"),
-    "Qwen3ForCausalLM": Family("qwen3"),
+    "LlamaForCausalLM": DecoderFamily("llama"),
+    "Qwen2ForCausalLM": DecoderFamily("qwen2"),
+    "Qwen3ForCausalLM": DecoderFamily("qwen3"),
 }
 """Class of the model to its family."""
 
@@ -196,7 +196,7 @@ class Decoder:
         return "; ".join(found[:3]) + ("; ..." if found[3:] else "")
 
 
-def decoder_of(model: Any, engine: str, families: Mapping[str, Family] = FAMILIES) -> Decoder:
+def decoder_of(model: Any, engine: str, families: Mapping[str, DecoderFamily] = FAMILIES) -> Decoder:
     """Reads a model's sizes off its tensors.
 
     Args:
@@ -244,7 +244,7 @@ def decoder_of(model: Any, engine: str, families: Mapping[str, Family] = FAMILIE
 
 def _check_kind(
     config: Any,
-    family: Family,
+    family: DecoderFamily,
     tensors: Mapping[str, torch.Tensor],
     windows: tuple[int, ...],
     engine: str,
@@ -301,7 +301,7 @@ def _rows(attention: Any) -> tuple[int, int, int] | None:
     return None
 
 
-def _block(layer: Any, place: int, hidden: int, family: Family, engine: str) -> Block:
+def _block(layer: Any, place: int, hidden: int, family: DecoderFamily, engine: str) -> Block:
     """Reads the sizes of a layer."""
     attention, mlp, where = getattr(layer, "self_attn", None), getattr(layer, "mlp", None), f"layer {place}"
     block = Block(0, 0, 0)

@@ -8,23 +8,24 @@ from collections.abc import Mapping
 
 import attrs
 
-from prunekit_plugins.export.decoder import FAMILIES, Decoder, Family
+from prunekit_plugins.export.decoder import FAMILIES, Decoder, DecoderFamily
+from prunekit_plugins.export.fixed import DEEPSEEK_V3, GEMMA3, GPT_OSS, Fixed
 from prunekit_plugins.export.gguf.splits import EXPERTS, LATENT, PACKED, TURNED, Split
 from prunekit_plugins.export.refusal import KEPT, not_exported
 
 _ALL = {
     **FAMILIES,
-    "MistralForCausalLM": Family("mistral"),
-    "Phi3ForCausalLM": Family("phi3", long=True),
-    "SmolLM3ForCausalLM": Family("smollm3"),
-    "Gemma3ForCausalLM": Family("gemma3", activation="gelu_pytorch_tanh", windows=True, scaled=True),
-    "Qwen3MoeForCausalLM": Family("qwen3_moe"),
-    "MixtralForCausalLM": Family("mixtral"),
-    "GptOssForCausalLM": Family("gpt_oss", windows=True),
-    "DeepseekV2ForCausalLM": Family("deepseek_v2", scaled=True),
-    "DeepseekV3ForCausalLM": Family("deepseek_v3", scaled=True),
+    "MistralForCausalLM": DecoderFamily("mistral"),
+    "Phi3ForCausalLM": DecoderFamily("phi3", long=True),
+    "SmolLM3ForCausalLM": DecoderFamily("smollm3"),
+    "Gemma3ForCausalLM": DecoderFamily("gemma3", activation="gelu_pytorch_tanh", windows=True, scaled=True),
+    "Qwen3MoeForCausalLM": DecoderFamily("qwen3_moe"),
+    "MixtralForCausalLM": DecoderFamily("mixtral"),
+    "GptOssForCausalLM": DecoderFamily("gpt_oss", windows=True),
+    "DeepseekV2ForCausalLM": DecoderFamily("deepseek_v2", scaled=True),
+    "DeepseekV3ForCausalLM": DecoderFamily("deepseek_v3", scaled=True),
 }
-KNOWN: Mapping[str, Family] = {name: attrs.evolve(family, yarn=True) for name, family in _ALL.items()}
+KNOWN: Mapping[str, DecoderFamily] = {name: attrs.evolve(family, yarn=True) for name, family in _ALL.items()}
 """Class of a model to its family: those that llama.cpp runs."""
 
 refused = functools.partial(not_exported, "GGUF")
@@ -54,7 +55,7 @@ class Form:
         direct: Numbers of layers at which llama.cpp takes queries to come of the hidden state itself, not of a state.
         gating: How a router makes weights of scores, if a file says so: ``"SOFTMAX"``. The first layers may have no
             experts then, and those that have some may have shared ones.
-        fixed: Field of the configuration to the value that it has to have.
+        fixed: What it computes with, whatever a configuration says.
         splits: Name of a parameter in a layer to what comes of it.
     """
 
@@ -73,7 +74,7 @@ class Form:
     latent: bool = False
     direct: tuple[int, ...] = ()
     gating: str = ""
-    fixed: Mapping[str, object] = attrs.field(factory=dict)
+    fixed: Fixed = attrs.field(factory=dict)
     splits: Mapping[str, Split] = attrs.field(factory=dict)
 
 
@@ -89,16 +90,16 @@ FORMS: Mapping[str, Form] = {
     "qwen3": Form("qwen3"),
     "phi3": Form("phi3", square=True),
     "smollm3": Form("smollm3", paired=True, unrotated=4),
-    "qwen3_moe": Form("qwen3moe", splits=EXPERTS, fixed={"norm_topk_prob": True}),
+    "qwen3_moe": Form("qwen3moe", splits=EXPERTS, fixed={"norm_topk_prob": (True,)}),
     "mixtral": LLAMA,
-    "gpt_oss": Form("gpt-oss", windows=2, splits=TURNED, fixed={"swiglu_alpha": 1.702, "swiglu_limit": 7.0}),
+    "gpt_oss": Form("gpt-oss", windows=2, splits=TURNED, fixed=GPT_OSS),
     "deepseek_v2": Form(
         "deepseek2",
         latent=True,
         direct=LITE,
         gating="SOFTMAX",
         splits=LATENT,
-        fixed={"topk_method": "greedy", "attention_bias": False},
+        fixed={"topk_method": ("greedy",), "attention_bias": (False,)},
     ),
     "deepseek_v3": Form(
         "deepseek2",
@@ -106,7 +107,7 @@ FORMS: Mapping[str, Form] = {
         direct=LITE,
         gating="SIGMOID",
         splits=LATENT,
-        fixed={"rope_interleave": True, "attention_bias": False},
+        fixed={**DEEPSEEK_V3, "attention_bias": (False,)},
     ),
     "gemma3": Form(
         "gemma3",
@@ -115,7 +116,7 @@ FORMS: Mapping[str, Form] = {
         windows=6,
         local=True,
         wide=(62,),
-        fixed={"final_logit_softcapping": None, "attn_logit_softcapping": None, "use_bidirectional_attention": None},
+        fixed=GEMMA3,
     ),
 }
 """Family to the architecture for layers of the same sizes."""

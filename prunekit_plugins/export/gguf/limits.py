@@ -59,7 +59,7 @@ def period_of(decoder: Decoder, form: Form) -> int:
 
 def _check_fixed(decoder: Decoder, form: Form) -> None:
     config: Any = decoder.model.config
-    for field, expected in form.fixed.items():
+    for field, (expected, *_) in form.fixed.items():
         found = getattr(config, field, expected)
         if (found or None) != (expected or None):
             raise refused(f"it is {found}; llama.cpp's {form.architecture} computes with {expected}", where=field)

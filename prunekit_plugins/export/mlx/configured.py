@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from prunekit_plugins.export.mlx.family import Family
+from prunekit_plugins.export.mlx.family import MlxFamily
 from prunekit_plugins.export.mlx.limits import positions_by_kind, reasons
 from prunekit_plugins.export.mlx.refusal import refused
 
 
-def written(model: Any, family: Family) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def written(model: Any, family: MlxFamily) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Returns a ``config.json`` and the tensors of a model, which mlx-lm's own ``sanitize`` may still rearrange.
 
     Args:
@@ -39,7 +39,7 @@ def _positions(config: Any) -> Mapping[str, Any]:
     return {"rope_theta": base, "rope_scaling": parameters if scaled else None}
 
 
-def _tensors(model: Any, config: Any, family: Family) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(model: Any, config: Any, family: MlxFamily) -> Iterator[tuple[str, torch.Tensor]]:
     """Yields mlx-lm's tensors, each in memory of its own."""
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and family.tied and config.tie_word_embeddings:

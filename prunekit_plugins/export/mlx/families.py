@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prunekit_plugins.export import packed
+from prunekit_plugins.export.fixed import DEEPSEEK_V3, GEMMA3, GPT_OSS, SILU
 from prunekit_plugins.export.mlx import cuts
-from prunekit_plugins.export.mlx.family import Change, Family
+from prunekit_plugins.export.mlx.family import Change, MlxFamily
 
-SILU = {"hidden_act": ("silu",)}
 PLAIN = {**SILU, "attention_bias": (False,), "mlp_bias": (False,)}
 SCALED = frozenset({"default", "linear", "llama3", "yarn"})
 UNSCALED = frozenset({"default"})
@@ -70,9 +70,9 @@ def _deepseek(config: Any) -> Iterator[str]:
         yield "the weight of one expert for a token is normalised"
 
 
-FAMILIES: Mapping[str, Family] = {
-    "MistralForCausalLM": Family("mistral", SILU, SCALED, said=_head_dim),
-    "Phi3ForCausalLM": Family(
+FAMILIES: Mapping[str, MlxFamily] = {
+    "MistralForCausalLM": MlxFamily("mistral", SILU, SCALED, said=_head_dim),
+    "Phi3ForCausalLM": MlxFamily(
         "llama",  # the same program; mlx-lm's own phi3 can't say how wide heads are
         SILU,
         SCALED,
@@ -85,15 +85,13 @@ FAMILIES: Mapping[str, Family] = {
         said=_head_dim,
         limits=_phi3,
     ),
-    "SmolLM3ForCausalLM": Family("smollm3", PLAIN, SCALED, said=_head_dim),
-    "Gemma3ForCausalLM": Family(
+    "SmolLM3ForCausalLM": MlxFamily("smollm3", PLAIN, SCALED, said=_head_dim),
+    "Gemma3ForCausalLM": MlxFamily(
         "gemma3_text",
         {
             "hidden_activation": ("gelu_pytorch_tanh",),
             "attention_bias": (False,),
-            "use_bidirectional_attention": (False, None),
-            "attn_logit_softcapping": (None,),
-            "final_logit_softcapping": (None,),
+            **GEMMA3,
         },
         frozenset({"default", "linear"}),
         windows=True,
@@ -104,10 +102,10 @@ FAMILIES: Mapping[str, Family] = {
         said=_gemma3,
         limits=_gemma3_limits,
     ),
-    "Qwen3MoeForCausalLM": Family(
+    "Qwen3MoeForCausalLM": MlxFamily(
         "qwen3_moe", PLAIN, UNSCALED, changes=cuts.experts(".mlp.experts", SWITCH), said=_qwen3_moe
     ),
-    "MixtralForCausalLM": Family(
+    "MixtralForCausalLM": MlxFamily(
         "mixtral",
         SILU,
         UNSCALED,
@@ -117,9 +115,9 @@ FAMILIES: Mapping[str, Family] = {
             Change(".mlp.gate.weight", (".block_sparse_moe.gate.weight",), packed.whole),
         ),
     ),
-    "GptOssForCausalLM": Family(
+    "GptOssForCausalLM": MlxFamily(
         "gpt_oss",
-        {**SILU, "attention_bias": (True,), "swiglu_alpha": (1.702,), "swiglu_limit": (7.0,)},
+        {**SILU, "attention_bias": (True,), **GPT_OSS},
         SCALED,
         windows=True,
         tied=False,
@@ -131,9 +129,9 @@ FAMILIES: Mapping[str, Family] = {
         ),
         limits=_gpt_oss,
     ),
-    "DeepseekV3ForCausalLM": Family(
+    "DeepseekV3ForCausalLM": MlxFamily(
         "deepseek_v3",
-        {**SILU, "rope_interleave": (True,)},
+        {**SILU, **DEEPSEEK_V3},
         frozenset({"default", "yarn"}),
         tied=False,
         changes=cuts.experts(".mlp.experts", SWITCH),

@@ -38,7 +38,7 @@ def no_limits(config: Any) -> Iterator[str]:
 
 
 @attrs.frozen
-class Family:
+class MlxFamily:
     """How mlx-lm builds the models of one class of transformers.
 
     Attributes:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from prunekit_plugins.export.mlx.family import Family
+from prunekit_plugins.export.mlx.family import MlxFamily
 from prunekit_plugins.export.mlx.refusal import UNIFORM
 from prunekit_plugins.export.refusal import KEPT, OTHER
 from prunekit_plugins.integrations.config_search import numbers_of, sizes_of
@@ -22,7 +22,7 @@ Reason = tuple[str, str]
 """What has no place, and what to do."""
 
 
-def reasons(model: Any, family: Family) -> Iterator[Reason]:
+def reasons(model: Any, family: MlxFamily) -> Iterator[Reason]:
     """Yields what mlx-lm has no place for.
 
     Args:
@@ -69,14 +69,14 @@ def _is_said(model: Any) -> bool:
     )
 
 
-def _of_fields(config: Any, family: Family) -> Iterator[Reason]:
+def _of_fields(config: Any, family: MlxFamily) -> Iterator[Reason]:
     for name, values in family.only.items():
         value = getattr(config, name, values[0])
         if value not in values:
             yield f"{name}={value}; mlx-lm computes with {name}={values[0]} only", OTHER
 
 
-def _of_windows(config: Any, family: Family) -> Iterator[Reason]:
+def _of_windows(config: Any, family: MlxFamily) -> Iterator[Reason]:
     """Tells of a window, if it is shorter than the model goes."""
     kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
     if family.windows or window is None or (kinds and "sliding_attention" not in kinds):
@@ -86,14 +86,14 @@ def _of_windows(config: Any, family: Family) -> Iterator[Reason]:
         yield f"its layers see a window of {window} tokens, which mlx-lm's {family.kind} doesn't", hint
 
 
-def _of_heads(config: Any, family: Family) -> Iterator[Reason]:
+def _of_heads(config: Any, family: MlxFamily) -> Iterator[Reason]:
     width, heads = getattr(config, "head_dim", None), config.num_attention_heads
     if family.square and width and width * heads != config.hidden_size:
         why = f"{heads} query heads of {width}, in layers of width {config.hidden_size}"
         yield f"{why}: {family.kind} computes the width of a head from the others", KEPT
 
 
-def _of_positions(parameters: Mapping[str, Any], family: Family) -> Iterator[Reason]:
+def _of_positions(parameters: Mapping[str, Any], family: MlxFamily) -> Iterator[Reason]:
     kind = parameters.get("rope_type", "default")
     if kind not in family.rotary:
         yield f"rotary positions of the kind {kind!r}", OTHER
