@@ -100,7 +100,7 @@ class Grams:
         """Returns the sum of squares of ``features @ weight.T``.
 
         Args:
-            features: Tensor ``[..., features]``.
+            features: Tensor ``[..., features]``, finite.
             weight: Tensor ``[outputs, features]``.
         """
         wide = features.flatten(0, -2).double()

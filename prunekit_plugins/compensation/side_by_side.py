@@ -139,7 +139,7 @@ class SideBySide:
             return None
         mine, theirs = _counted(a.features, b.features, batch)
         gram = self._grams.of(a.weight)
-        if not bool(mine.isfinite().all()) or not bool(gram.isfinite().all()):
+        if not all(bool(part.isfinite().all()) for part in (mine, theirs, gram)):
             return None
         return self._grams.squares(mine - theirs, a.weight), self._grams.squares(mine, a.weight)
 

@@ -10,8 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import prunekit as pk
+from prunekit.plugin import default_registry
 from prunekit_plugins.calibration import products
+from prunekit_plugins.calibration.batches import Batches
+from prunekit_plugins.calibration.observation import Watched
 from prunekit_plugins.calibration.products import Grams, Product
+from prunekit_plugins.compensation.side_by_side import SideBySide
 
 WORDS = 60
 
@@ -129,6 +133,19 @@ def test_outputs_of_two_weights_are_made(times: dict[str, int]) -> None:
 def test_outputs_for_a_few_samples_are_made(times: dict[str, int]) -> None:
     """The products of the weight would take longer."""
     check(language(), [{"input_ids": torch.tensor([[number, number + 3]])} for number in range(5)])
+    assert times["not made"] == 0 < times["made"]
+
+
+def test_outputs_that_are_not_finite_any_more_are_no_zero_error(times: dict[str, int]) -> None:
+    model = language()
+    small = copy.deepcopy(model)
+    with torch.no_grad():
+        small.down.bias[0] = torch.nan
+    small.head.weight = model.head.weight
+    registry, batches = default_registry(), Batches(texts())
+    both = SideBySide(Watched(model, registry), small, batches, registry, None)
+    assert not both.output_error() < 1
+    assert not both.output_error() < 1, "goes on with what is known of the first time"
     assert times["not made"] == 0 < times["made"]
 
 
