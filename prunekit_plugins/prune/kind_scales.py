@@ -146,7 +146,7 @@ class KindScales:
     def _scales(self, planned: Agreed, known: Mapping[Kinds, float]) -> Iterator[tuple[Kinds, float]]:
         """Tries each kind of a plan alone: what was measured, over what the scores say."""
         for kinds, part in _parts(self._pruner, planned).items():
-            found, expected = self._change(planned.plan, part.groups), part.damage / known.get(kinds, 1.0)
+            found, expected = self._change(planned.plan, part.groups), part.damage / _scale(known, kinds)
             if expected > 0 and math.isfinite(found) and found > 0:
                 yield kinds, found / expected
 
@@ -184,9 +184,13 @@ def _kinds(pruner: Pruner, names: Collection[str]) -> Kinds:
 
 
 def _weight(pruner: Pruner, scales: Mapping[Kinds, float]) -> Weight:
-    """Multiplies damages by the scale of their kinds; those of kinds that weren't measured by the largest."""
-    largest = max(scales.values())
-    return lambda names: scales.get(_kinds(pruner, names), largest)
+    """Multiplies damages by the scale of their kinds."""
+    return lambda names: _scale(scales, _kinds(pruner, names))
+
+
+def _scale(scales: Mapping[Kinds, float], kinds: Kinds) -> float:
+    """What damages of some kinds are multiplied by: the largest scale where they weren't measured; 1 without any."""
+    return scales.get(kinds, max(scales.values(), default=1.0))
 
 
 def _note(scales: Mapping[Kinds, float], changes: list[float]) -> str:

@@ -12,7 +12,12 @@ from torch import Tensor, nn
 
 import prunekit as pk
 from prunekit_core.graph.graph import Graph
+from prunekit_core.program.op_call import Kind
+from prunekit_plugins.budgets.knapsack import Choice, Problem
+from prunekit_plugins.calibration.batches import Batches
 from prunekit_plugins.importance import CalibratedImportance
+from prunekit_plugins.prune.allotment import Allotment
+from prunekit_plugins.prune.kind_scales import Agreed, KindScales, _weight
 from prunekit_plugins.prune.masked_cut import RIDGE, masked_copy
 from tests.core.test_heads_in_both import Attend, Feed
 
@@ -115,6 +120,29 @@ def test_a_kind_that_scores_take_to_be_worth_nothing_is_found_out(by: str) -> No
     if by == "width":
         assert sum(dims(misled)) > 4 * 8, "scores alone would leave every head one dim"
     assert error(misled, whole) < 1.3 * error(honest, whole)
+
+
+def test_a_kind_that_only_scaled_damages_take_from_is_measured_against_its_own_scores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the first plan no dims of heads go; scaled by what neurons and the stream are worth, they do."""
+    model = network()
+    statistics = pk.calibrate(model, BATCHES, parts=PARTS)
+    graph: Graph = pk.DependencyGraph().build_dependency(model, BATCHES[0])
+    pruner = pk.BasePruner(model, BATCHES[0], CalibratedImportance(statistics), pruning_ratio=0.5)
+    scales = KindScales(pruner, statistics, Batches.of(BATCHES), lambda allotment: pytest.fail("nothing is planned"))
+    monkeypatch.setattr(scales, "_change", lambda plan, groups: 6.0)
+    names = {group.kind: group.name for group in graph.groups()}
+    known = {frozenset({Kind.NEURONS}): 2.0, frozenset({Kind.STREAM}): 5.0}
+    plan = graph.draft({names[kind]: (0, 1) for kind in (Kind.NEURONS, Kind.HEAD_DIM)})
+    weigh = _weight(pruner, known)
+    choices = [
+        Choice(({name: 3}, {name: 2}, {name: 1}), tuple(weigh([name]) * one for one in (0.0, 3.0, 9.0)))
+        for name in (names[Kind.NEURONS], names[Kind.HEAD_DIM])
+    ]
+    problem = Problem(tuple(choices), lambda units: {}, {}, {})
+    found = dict(scales._scales(Agreed(plan, problem, Allotment(None)), known))
+    assert found == {frozenset({Kind.NEURONS}): 2.0, frozenset({Kind.HEAD_DIM}): 2.0}
 
 
 def test_a_model_without_numbers_to_compare_is_planned_by_scores_alone() -> None:
