@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -179,6 +180,7 @@ class Curvatures:
 
     def __init__(self, watched: Watched, widest: int = WIDEST) -> None:
         self._watched, self._widest = watched, widest
+        self._tied = _tied(watched.shadow.modules.values())
         self._generator = torch.Generator("cpu").manual_seed(0)
         self._sums: dict[str, Symmetric] = {}
         self._diagonals: dict[str, torch.Tensor] = {}  # of wide consumers
@@ -234,8 +236,7 @@ class Curvatures:
             return None
         if read.site.rows != (0, read.site.shape[0]):
             return None
-        tied = read.site.parameter != f"{call.module}.weight"
-        return layer if tied or self._by_outputs(read.site, call.samples) else None
+        return layer if id(layer.weight) in self._tied or self._by_outputs(read.site, call.samples) else None
 
     def _by_outputs(self, site: Site, samples: int) -> bool:
         """Tells whether ``D D^T`` of a linear layer is sooner made of the gradient ``E`` by what it puts out.
@@ -363,3 +364,9 @@ class Curvatures:
                 self._sums[name] = Symmetric.zeros(groups, width, torch.float32, diagonal.device)
             self._sums[name].add_product(square.left, square.right)
         return True
+
+
+def _tied(modules: Iterable[nn.Module]) -> set[int]:
+    """Finds the parameters that several modules have, by identity."""
+    held = Counter(id(one) for module in dict.fromkeys(modules) for one in module.parameters(recurse=False))
+    return {parameter for parameter, count in held.items() if count > 1}

@@ -126,7 +126,7 @@ def weighted(weight: torch.Tensor, seen: SiteStatistics) -> torch.Tensor:
             return found * known
     curvature = seen.curvature
     assert curvature is not None
-    shrunk = curvature.double().div_(2)
+    shrunk = curvature.double() / 2
     shrunk.diagonal(dim1=1, dim2=2).add_(more)
     whole: torch.Tensor = torch.linalg.cholesky(shrunk).transpose(1, 2) @ weight
     return whole * known

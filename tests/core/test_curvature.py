@@ -17,6 +17,7 @@ from prunekit_plugins.calibration.curvature import WIDEST
 from prunekit_plugins.calibration.demand import Demand
 from prunekit_plugins.calibration.stream import gather
 from prunekit_plugins.importance import CalibratedImportance, EffectImportance, ReconstructionImportance, reconstruction
+from prunekit_plugins.importance.reconstruction import weighted
 from prunekit_plugins.prune import calibrated
 
 PARTS = ("covariances", "curvatures")
@@ -299,29 +300,47 @@ def test_gradients_by_outputs_and_by_weights_give_the_same(
 class Tokens(nn.Module):
     """An embedding and a head, whose weights may be one parameter."""
 
-    def __init__(self, *, tied: bool) -> None:
+    def __init__(self, *, tied: bool, head_first: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.embed, self.layer, self.head = nn.Embedding(30, 8), nn.Linear(8, 8), nn.Linear(8, 30, bias=False)
-        self.head.weight = self.embed.weight if tied else nn.Parameter(self.embed.weight.detach().clone())
+        embed, self.layer, head = nn.Embedding(30, 8), nn.Linear(8, 8), nn.Linear(8, 30, bias=False)
+        head.weight = embed.weight if tied else nn.Parameter(embed.weight.detach().clone())
+        parts = {"embed": embed, "head": head}
+        for name in reversed(parts) if head_first else parts:
+            self.add_module(name, parts[name])
 
     def forward(self, tokens: Tensor) -> Tensor:
         head: Tensor = self.head(self.layer(self.embed(tokens)).relu())
         return head
 
 
+@pytest.mark.parametrize("head_first", [False, True])
 @pytest.mark.parametrize("widest", [WIDEST, 16])
 @pytest.mark.parametrize("length", [2, 40])
-def test_a_head_that_is_tied_to_an_embedding_is_judged_by_what_it_puts_out(length: int, widest: int) -> None:
+def test_a_head_that_is_tied_to_an_embedding_is_judged_by_what_it_puts_out(
+    length: int, widest: int, head_first: bool
+) -> None:
     """What the embedding's use adds to the gradient of the weight they share says nothing about the head."""
     batches = torch.randint(30, (4, 1, length)).unbind()
-    tied, untied = (gather(Tokens(tied=tied), batches, Demand(PARTS, widest=widest)).sites for tied in (True, False))
+    demand = Demand(PARTS, widest=widest)
+    models = (Tokens(tied=tied, head_first=head_first) for tied in (True, False))
+    tied, untied = (gather(model, batches, demand).sites for model in models)
     (head,) = (seen for name, seen in tied.items() if name != "layer.weight")
     expected = untied["head.weight"].curvature
     assert head.curvature is not None
     assert expected is not None
     torch.testing.assert_close(head.curvature, expected)
     assert torch.equal(tied["layer.weight"].curvature, untied["layer.weight"].curvature)  # type: ignore[arg-type]
+
+
+def test_scores_leave_a_curvature_of_any_dtype_as_it_was() -> None:
+    torch.manual_seed(0)
+    (seen,) = gather(nn.Sequential(nn.Linear(6, 4)), torch.randn(4, 8, 6).unbind(), Demand(PARTS)).sites.values()
+    assert seen.curvature is not None
+    seen = attrs.evolve(seen, curvature=seen.curvature.double())
+    before = seen.curvature.clone()
+    weighted(torch.randn(1, 4, 6), seen)
+    assert torch.equal(seen.curvature, before)
 
 
 def test_a_layer_whose_output_a_hook_changes_is_judged_by_its_weight() -> None:
