@@ -1,8 +1,8 @@
 """Buffers that no file holds, of a model on the meta device: its class is asked to compute them once more.
 
 The frequencies of rotary embeddings, masks and position numbers are made by a constructor and never saved. A module
-that keeps the configuration that it was made from, as those of transformers do, is built from it again, with its
-parameters on the meta device, and its buffers are taken.
+that keeps the configuration that it was made from, as those of transformers do, and whose constructor takes nothing
+else, is built from it again, with its parameters on the meta device, and its buffers are taken.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import contextlib
 import copy
 import importlib
 import importlib.util
+import inspect
+import sys
 from collections.abc import Iterable
 
 import torch
@@ -51,7 +53,7 @@ def _built_again(module: nn.Module) -> nn.Module | None:
     """Builds a module from its configuration; None where it has none, or its class takes something else."""
     config = vars(module).get("config")
     empty = _empty_parameters(module.parameters())
-    if config is None or empty is None:
+    if config is None or empty is None or not _takes_config_alone(type(module)):
         return None
     try:
         with torch.device("cpu"), torch.random.fork_rng(devices=[]), empty:
@@ -59,6 +61,19 @@ def _built_again(module: nn.Module) -> nn.Module | None:
     except Exception:  # whatever the constructor of a foreign class raises: the caller says which values are missing
         return None
     return twin if isinstance(twin, nn.Module) else None
+
+
+def _takes_config_alone(kind: type[nn.Module]) -> bool:
+    """Whether a constructor takes nothing else that could have been given: it isn't known with what it was called.
+
+    Models of transformers may take more, such as whether there is a layer that pools, but no buffer depends on that.
+    """
+    library = sys.modules.get("transformers")
+    if library is not None and issubclass(kind, library.PreTrainedModel):
+        return True
+    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    taken = [one.name for one in inspect.signature(kind).parameters.values() if one.kind in named]
+    return len([name for name in taken if name != "device"]) == 1
 
 
 def _empty_parameters(parameters: Iterable[nn.Parameter]) -> contextlib.AbstractContextManager[None] | None:

@@ -74,6 +74,23 @@ def test_parts_of_a_model_of_ones_own_are_computed_too() -> None:
     assert all(torch.equal(found[f"inner.{name}"], values) for name, values in expected.items())
 
 
+def test_a_module_that_may_have_been_given_more_than_its_configuration_is_not_guessed() -> None:
+    class Scaled(nn.Module):
+        def __init__(self, config: float, base: float = 1.0) -> None:
+            super().__init__()
+            self.config = config
+            self.register_buffer("factor", torch.full((2,), base * config), persistent=False)
+
+    class Plain(Scaled):
+        def __init__(self, config: float, device: str | None = None) -> None:
+            super().__init__(config, base=7.0)
+
+    with torch.device("meta"):
+        model = nn.ModuleDict({"scaled": Scaled(3.0, base=5.0), "plain": Plain(3.0)})
+    found = computed_buffers(model)
+    assert {name: values.tolist() for name, values in found.items()} == {"plain.factor": [21.0, 21.0]}
+
+
 def test_without_accelerate_modules_without_parameters_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(name: str) -> None:
         return None
