@@ -90,14 +90,13 @@ class Moments:
 
     @property
     def caution(self) -> float:
-        """The part by which they are reduced where an error would look like a gain: at least ``p / (p + n)``.
+        """The part by which they are reduced where an error would look like a gain: at least ``1 - n / p``.
 
-        With ``p`` features and ``n`` `independent` samples, that is what as many further samples as there are features
-        would do, if features were independent in them (the mean under an inverse Wishart prior of ``p`` degrees of
-        freedom). With fewer samples than features, what these share with each other is not taken for granted.
+        Of ``p`` features, ``n`` `independent` samples span ``n`` directions, and say nothing of the part ``1 - n / p``
+        of all: what features share with each other there is not taken for granted. With as many samples as features it
+        is what was observed that decides, by `shrinkage`.
         """
-        width = self.mean.shape[1]
-        return max(self.shrinkage, width / (width + self.independent))
+        return max(self.shrinkage, 1 - self.independent / self.mean.shape[1])
 
     def shrunk(self, part: float) -> torch.Tensor:
         """Returns ``(1 - part) C + part diag(C)``, tensor ``[groups, features, features]``."""

@@ -279,3 +279,13 @@ def test_single_examples_are_held_out_of_few_batches() -> None:
 def test_of_few_examples_the_last_one_is_held_out_and_of_one_none() -> None:
     assert held(HeldOut(2, 3), [2, 1]) == [[False, False], [True]]
     assert held(HeldOut(1, 1), [1]) == [[False]]
+
+
+@pytest.mark.parametrize(("count", "least"), [(3, 1 - 3 / 12), (6, 1 - 6 / 12), (400, 0.0)])
+def test_caution_grows_with_the_directions_that_samples_say_nothing_of(count: int, least: float) -> None:
+    found = [moments(normal(count, chain(12), seed)) for seed in range(20)]
+    for one in found:
+        assert one.caution == pytest.approx(max(one.shrinkage, 1 - one.independent / 12))
+    assert np.median([one.caution for one in found]) >= least - 0.15
+    if count == 400:
+        assert all(one.caution == one.shrinkage for one in found)
