@@ -82,18 +82,19 @@ class Grams:
     """``W^T W`` of weights, each made once: with it, squares of ``W x`` are added up for every sample ``x``."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._known: dict[tuple[int, tuple[int, ...], tuple[int, ...]], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def of(self, weight: torch.Tensor) -> torch.Tensor:
         """Returns that of a weight that isn't changed between calls: tensor ``[features, features]``, float64."""
-        known = self._known.get(weight.data_ptr())
-        if known is None or known[0].shape != weight.shape:
+        place = (weight.data_ptr(), tuple(weight.shape), weight.stride())
+        known = self._known.get(place)
+        if known is None:
             with torch.inference_mode():
                 total = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64, device=weight.device)
                 for part in weight.split(ROWS):
                     wide = part.double()
                     total.addmm_(wide.T, wide)
-            known = self._known[weight.data_ptr()] = (weight, total)
+            known = self._known[place] = (weight, total)
         return known[1]
 
     def squares(self, features: torch.Tensor, weight: torch.Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Damages of kinds of units held against each other: solved, measured on held-out data, scaled, and solved again."""
+"""Damages of kinds of units held against each other: solved, measured, scaled, and solved again."""
 
 from __future__ import annotations
 
@@ -91,20 +91,20 @@ class KindScales:
     The score of a neuron, which another layer reads, and that of a dim of queries and keys, which are multiplied with
     each other, are estimates of one quantity, each with an error of its own: to second order, and sample by sample.
     Within a kind that changes little, between kinds it decides which of them goes. So a plan that removes units of
-    several kinds is tried kind by kind, on masked copies and held-out data. Where what was measured, over what was
+    several kinds is tried kind by kind, on masked copies and some of the data. Where what was measured, over what was
     expected, differs from kind to kind, damages are multiplied by it and the budget is shared out again, for as long
     as outputs change less for it.
 
     Args:
         pruner: The pruner.
         statistics: What its criterion knows, with covariances.
-        held: Batches that are held out.
+        batches: What masked copies are compared on.
         solve: Plans.
     """
 
-    def __init__(self, pruner: Pruner, statistics: Statistics, held: Batches, solve: Solve) -> None:
+    def __init__(self, pruner: Pruner, statistics: Statistics, batches: Batches, solve: Solve) -> None:
         self._pruner, self._statistics, self._solve = pruner, statistics, solve
-        self._judge = Judge(pruner.graph, held)
+        self._judge = Judge(pruner.graph, batches)
 
     def agree(self, first: Agreed) -> Agreed:
         """Returns the plan that damages on one scale lead to.
@@ -197,7 +197,9 @@ def _note(scales: Mapping[Kinds, float], changes: list[float]) -> str:
     least = min(scales.values())
     found = ", ".join(f"{_named(kinds)} {scale / least:.2g}" for kinds, scale in scales.items())
     changed = " -> ".join(f"{change:.3g}" for change in changes)
-    return f"damages were scaled by what held-out outputs showed: {found} (they change by {changed})"
+    return (
+        f"damages were scaled by what the last quarter of the batches showed: {found} (its outputs change by {changed})"
+    )
 
 
 def _named(kinds: Kinds) -> str:

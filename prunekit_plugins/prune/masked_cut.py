@@ -27,7 +27,8 @@ def masked_copy(graph: Graph, statistics: Statistics, kept: Mapping[str, Sequenc
     Consumers of removed units get the weights that follow from what they read in the original, as the scores of
     `ReconstructionImportance` suppose: with ``H`` the second moments of the features (their covariance shrunk by
     `Moments.caution`) and ``R`` those of removed units, ``W_K' = W_K + W_R H_RK H_KK^-1`` and ``W_R' = 0``. Where no
-    consumer of a group was seen, what puts its units out is zero. The copy shares all other weights with the model.
+    consumer of a group was seen, and where one shares its weight with what puts the units out (a tied embedding), what
+    puts them out is zero. The copy shares all other weights with the model.
 
     Args:
         graph: The analysed model, in memory.
@@ -45,7 +46,7 @@ def masked_copy(graph: Graph, statistics: Statistics, kept: Mapping[str, Sequenc
         for view, gone in reading:
             place = (_name(view), view.dim)
             readers[place] = (view, readers[place][1] | gone if place in readers else gone)
-        silent += [] if reading else [(view, gone) for view, gone in views if view.role is Role.OUT]
+        silent += [one for one in views if one[0].role is Role.OUT and (not reading or _reads(statistics, one[0]))]
     for view, gone in readers.values():
         values = changed.get(_name(view), whole_tensor(view.tensor))
         for seen in _reads(statistics, view):

@@ -8,6 +8,7 @@ import torch
 
 from prunekit_core.choose.pruner import Pruner
 from prunekit_core.choose.scopes import is_heads
+from prunekit_core.errors import PrunekitError
 from prunekit_plugins.budgets.allocation import ESTIMATED
 from prunekit_plugins.budgets.budget import Budget, Target
 from prunekit_plugins.budgets.knapsack import Problem
@@ -39,20 +40,29 @@ def about_heads(
         return
     if not any(is_heads(group) for group in groups.values()):
         return
-    other = pruner.with_heads({} if counts is None else counts())
-    more = [scope for scope in other.scopes() if any(is_heads(groups[name]) for name in scope.groups)]
-    known = {**scores, **other.scores(more)} if more else scores
-    if known.keys() == scores.keys():
+    assert found.problem is not None
+    before = found.problem.damage_of({cut.group: len(cut.kept) for cut in found.plan.cuts})
+    after = _damage(pruner.with_heads({}), budget, found, scores)
+    try:
+        if counts is not None and after < MUCH * before:  # finding them out takes a while
+            after = _damage(pruner.with_heads(counts()), budget, found, scores)
+    except PrunekitError as error:  # a remark doesn't stop a cut
+        yield f"whole heads stay by default; what they would be worth isn't known: {error.headline}"
         return
+    if after < MUCH * before:
+        expected = f"is expected to do {after / before:.0%} of the damage"
+        yield f"whole heads stay by default: with prune_num_heads=True the same target {expected}"
+
+
+def _damage(other: Pruner, budget: Budget, found: Agreed, scores: Mapping[str, torch.Tensor]) -> float:
+    """Returns the damage that a target does by the scores, with a pruner that may take whole heads."""
+    groups = other.graph.analysis.groups
+    more = [scope for scope in other.scopes() if any(is_heads(groups[name]) for name in scope.groups)]
+    known = {**scores, **(other.scores(more) if more else {})}
     scopes = [scope for scope in other.scopes() if scope.groups]
     chooser = other.chooser({name: known[name] for s in scopes for name in s.groups if name in known})
     problems: list[Problem] = []
     select = found.allotment.selector(other, None, problems.append)
     assert select is not None
-    assert found.problem is not None
     sizes = select(chooser, scopes, budget)
-    before = found.problem.damage_of({cut.group: len(cut.kept) for cut in found.plan.cuts})
-    after = problems[-1].damage_of(sizes)
-    if before > 0 and after < MUCH * before:
-        expected = f"is expected to do {after / before:.0%} of the damage"
-        yield f"whole heads stay by default: with prune_num_heads=True the same target {expected}"
+    return problems[-1].damage_of(sizes)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import prunekit as pk
+from prunekit_plugins.prune.serving import ServingProfile
 
 BATCHES = [torch.randn(8, 10, 32, generator=torch.Generator().manual_seed(number)) for number in range(6)]
 UNSEEN = torch.randn(8, 10, 32, generator=torch.Generator().manual_seed(9))
@@ -88,3 +90,21 @@ def test_a_report_says_nothing_of_heads_that_are_all_needed() -> None:
         for feed in (model[1], model[3]):
             feed.down.weight[:, 64:] = 0
     assert about_heads(model) == []
+
+
+def test_what_heads_would_be_worth_counts_the_numbers_that_a_profile_allows() -> None:
+    def all_stay() -> dict[str, tuple[int, ...]]:
+        return {"0.q#heads": (8,), "2.q#heads": (8,)}
+
+    def fails() -> dict[str, tuple[int, ...]]:
+        raise pk.ArgumentError("The configuration can't be read.")
+
+    def served(counts: Callable[[], dict[str, tuple[int, ...]]]) -> Callable[..., ServingProfile]:
+        return lambda model, inputs, registry: ServingProfile(counts=counts)
+
+    names = {group.name for group in pk.DependencyGraph().build_dependency(with_idle_heads(), BATCHES[0]).groups()}
+    assert all_stay().keys() <= names
+    assert about_heads(with_idle_heads(), serve=served(all_stay)) == []
+    assert about_heads(with_idle_heads(), serve=served(fails)) == [
+        "whole heads stay by default; what they would be worth isn't known: The configuration can't be read."
+    ]

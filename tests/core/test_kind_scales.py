@@ -96,6 +96,32 @@ def test_dims_that_no_layer_reads_are_zero_where_they_are_put_out() -> None:
     assert not torch.allclose(masked(UNSEEN), model(UNSEEN))
 
 
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.feed, self.head = nn.Embedding(40, 12), nn.Linear(12, 12), nn.Linear(12, 40, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        return self.head(x + self.feed(x).relu())
+
+
+def test_a_head_that_is_tied_to_an_embedding_reads_removed_dims_no_more() -> None:
+    torch.manual_seed(0)
+    model = Tied().eval()
+    data = [torch.randint(40, (4, 9), generator=torch.Generator().manual_seed(number)) for number in range(6)]
+    statistics = pk.calibrate(model, data, parts=PARTS)
+    graph: Graph = pk.DependencyGraph().build_dependency(model, data[0])
+    (stream,) = (group.name for group in graph.groups() if group.size == 12)
+    masked = masked_copy(graph, statistics, {stream: list(range(11))})
+    assert bool((masked.get_parameter("embed.weight")[:, 11] == 0).all())
+    changed = copy.deepcopy(masked)
+    with torch.no_grad():
+        changed.get_parameter("feed.weight")[11] = 7.0
+    torch.testing.assert_close(masked(data[0]), changed(data[0]))
+
+
 def test_the_model_itself_is_untouched_by_a_masked_copy() -> None:
     model = network()
     before = copy.deepcopy(model.state_dict())
