@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -271,7 +272,8 @@ def prune(
     pruner = Pruner(**wanted.analysed(model, example_inputs, DependencyGraph(registry), registry))
     criteria = {name: getattr(pruner, name) for name in CRITERIA}
     with latencies_from(settings.latency_table):
-        decided = _reached(pruner, settings, allotment, path, profile)
+        with _naming_profile(pruner, settings):
+            decided = _decided(pruner, settings, allotment, path, profile)
         read = _about_costs(settings, pruner.graph, decided.plan)
     pruner, plan = decided.pruner, decided.plan
     if profile is not None and profile.check is not None:
@@ -324,16 +326,11 @@ def _with_target_costs(preview: Preview, graph: Graph, plan: Plan, target: Targe
     return attrs.evolve(preview, costs={**preview.costs, **found}) if found else preview
 
 
-def _reached(
-    pruner: Pruner,
-    settings: PruneSettings,
-    allotment: Allotment,
-    path: CalibratedPath | None,
-    profile: ServingProfile | None,
-) -> Decided:
-    """Decides what goes; an error about the target says where a serving profile stands in the way."""
+@contextlib.contextmanager
+def _naming_profile(pruner: Pruner, settings: PruneSettings) -> Iterator[None]:
+    """Lets an error about the target say where a serving profile stands in the way."""
     try:
-        return _decided(pruner, settings, allotment, path, profile)
+        yield
     except OutOfReachError as error:
         if settings.target is not None and settings.demands.source:
             name_profile(error, pruner, settings.depth, settings.target)

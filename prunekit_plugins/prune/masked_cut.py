@@ -16,6 +16,7 @@ from prunekit_core.program.op_call import Role
 from prunekit_plugins.calibration.moments import Moments
 from prunekit_plugins.calibration.statistics import SiteStatistics, Statistics
 from prunekit_plugins.compensation.run import copy_of_model
+from prunekit_plugins.importance.members import name_of
 
 RIDGE = 1e-2
 """What is added to the squares of features, as a multiple of their mean."""
@@ -44,24 +45,20 @@ def masked_copy(graph: Graph, statistics: Statistics, kept: Mapping[str, Sequenc
         views = [(view, _gone(view, graph.remaining(group), stays)) for view in graph.views(group)]
         reading = [(view, gone) for view, gone in views if view.role is Role.IN and _reads(statistics, view)]
         for view, gone in reading:
-            place = (_name(view), view.dim)
+            place = (name_of(view), view.dim)
             readers[place] = (view, readers[place][1] | gone if place in readers else gone)
         silent += [one for one in views if one[0].role is Role.OUT and (not reading or _reads(statistics, one[0]))]
     for view, gone in readers.values():
-        values = changed.get(_name(view), whole_tensor(view.tensor))
+        values = changed.get(name_of(view), whole_tensor(view.tensor))
         for seen in _reads(statistics, view):
             values = _refitted(values, seen, gone[seen.site.positions(view.dim)])
-        changed[_name(view)] = values
+        changed[name_of(view)] = values
     for view, gone in silent:
-        values = changed.get(_name(view), whole_tensor(view.tensor))
-        changed[_name(view)] = values.index_fill(view.dim, gone.nonzero().flatten().to(values.device), 0)
+        values = changed.get(name_of(view), whole_tensor(view.tensor))
+        changed[name_of(view)] = values.index_fill(view.dim, gone.nonzero().flatten().to(values.device), 0)
     for name, values in changed.items():
         replace_values(tensors[name], values)
     return copied
-
-
-def _name(view: MemberView) -> str:
-    return f"{view.path}.{view.name}" if view.path else view.name
 
 
 def _gone(view: MemberView, present: Sequence[int], stays: Sequence[int]) -> torch.Tensor:
@@ -75,7 +72,7 @@ def _gone(view: MemberView, present: Sequence[int], stays: Sequence[int]) -> tor
 
 def _reads(statistics: Statistics, view: MemberView) -> list[SiteStatistics]:
     """What was seen of the consumers that read the units along a view's dim."""
-    return [seen for seen in statistics.of(_name(view)) if view.dim == (0 if seen.site.inputs_first else 1)]
+    return [seen for seen in statistics.of(name_of(view)) if view.dim == (0 if seen.site.inputs_first else 1)]
 
 
 def _refitted(values: torch.Tensor, seen: SiteStatistics, gone: torch.Tensor) -> torch.Tensor:
