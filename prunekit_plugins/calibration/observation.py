@@ -315,7 +315,7 @@ class Watched:
 
     def values(self, name: str) -> torch.Tensor:
         """Returns the values of a parameter or buffer by its canonical name, detached."""
-        tensor, valueless = self.shadow.tensors()[name], self.shadow.valueless
+        tensor, valueless = tensor_at(self.shadow.module, name), self.shadow.valueless
         return valueless.read(name, tensor) if valueless is not None and valueless.holds(tensor) else tensor.detach()
 
     def stored_name(self, tensor: torch.Tensor) -> str | None:
@@ -325,7 +325,7 @@ class Watched:
             tensor: A tensor without values, or the values that an operation was given for it.
         """
         name, valueless = self.shadow.names.get(id(tensor)), self.shadow.valueless
-        if name is None or valueless is None or not valueless.holds(self.shadow.tensors()[name]):
+        if name is None or valueless is None or not valueless.holds(tensor_at(self.shadow.module, name)):
             return None
         return name
 
@@ -335,11 +335,11 @@ class Watched:
         Args:
             names: Canonical names of the tensors.
         """
-        tensors, valueless = self.shadow.tensors(), self.shadow.valueless
-        wanted = {name: tensors[name] for name in names}
-        if valueless is None or not wanted:
+        valueless = self.shadow.valueless
+        if valueless is None:  # asked once per operation: nothing here may take as long as there are layers
             return contextlib.nullcontext({})
-        return valueless.loaded(wanted, self.shadow.names)
+        wanted = {name: tensor_at(self.shadow.module, name) for name in names}
+        return valueless.loaded(wanted, self.shadow.names) if wanted else contextlib.nullcontext({})
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Returns the shadow's parameters of real numbers, by canonical name."""

@@ -18,7 +18,7 @@ from typing import Any
 import attrs
 import torch
 
-from prunekit_core.modules.surgery import put_values
+from prunekit_core.modules.surgery import put_values, tensor_at
 from prunekit_core.program.calls import tensors_of
 from prunekit_core.program.examples import Runner
 from prunekit_core.program.outputs import named_outputs
@@ -233,7 +233,7 @@ class Forwards:
             name: Its canonical name.
             values: Its values, in memory that the model may share; those of a tensor on disk are read when needed.
         """
-        tensor = self.watched.shadow.tensors()[name]
+        tensor = tensor_at(self.watched.shadow.module, name)
         if self.watched.stored_name(tensor) is None:
             put_values(tensor, values)
         self._changed.add(name)
