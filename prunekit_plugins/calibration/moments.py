@@ -233,11 +233,13 @@ class Block:
         sum: Tensor ``[groups, features]``, float64.
         squares: Tensor ``[samples]``, float64: the squared deviation of each.
         products: ``[groups, features, features]``; None where they aren't wanted, or were added piece by piece.
+        exact: Whether they were made in float64.
     """
 
     sum: torch.Tensor
     squares: torch.Tensor
     products: Symmetric | None
+    exact: bool
 
 
 @attrs.frozen(eq=False)
@@ -356,7 +358,6 @@ class Gatherer:
         """Adds a block of samples."""
         exact = features.dtype is torch.float64 or features.shape[2] <= EXACT_WIDTH
         dtype = torch.float64 if exact else torch.float32
-        self._exact = self._exact and exact
         if self._shifts is None:
             wide = None if targets is None else targets.double().mean(1, keepdim=True).float()
             self._shifts = (features.double().mean(1, keepdim=True).float(), wide)
@@ -375,7 +376,7 @@ class Gatherer:
             self._put("target_sum", y.sum(1).double())
             self._put("target_squares", y.square().sum(1).double())
             self._put("cross", torch.matmul(x.transpose(1, 2), y))
-        block = Block(x.sum(1).double(), squares.sum((0, 2)).double(), products)
+        block = Block(x.sum(1).double(), squares.sum((0, 2)).double(), products, exact)
         self._count(block)
         return block
 
@@ -383,6 +384,7 @@ class Gatherer:
         """Adds what a block says by itself."""
         assert self._shifts is not None
         self.count += len(block.squares)
+        self._exact = self._exact and block.exact
         self.size = float(self._shifts[0].double().square().sum()) * self.count
         self._put("sum", block.sum)
         if block.products is not None:
