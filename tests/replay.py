@@ -233,7 +233,9 @@ def printed(words: list[str]) -> str:
 SCRUBBED = {
     r"\(/[^()]*\.py:\d+\)": "(SITE)",
     r"[\w./-]*/?prunekit[\w-]*/[\w/.-]+\.py:\d+": "SITE",
+    r"/[\w./-]+\.(cpp|cu|h):\d+": "SITE",
     r"\d(\.\d+)?e[+-]\d\d": "ROUNDING",
+    r'"error": 0\.0\b': '"error": ROUNDING',
     r'"(\w*seconds|\w*version|torch|python|platform|created|sha256)": ("[^"]*"|[\d.e-]+)': r'"\1": "..."',
 }
 """What differs between machines, or where code is moved, and what stands for it: places, rounding, versions, times."""

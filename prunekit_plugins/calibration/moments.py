@@ -9,6 +9,7 @@ Of a covariance that is kept, a triangle is (see `Symmetric`): in float32 where 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 
 from prunekit_core.errors import many
 from prunekit_plugins.calibration.symmetric import Symmetric
-from prunekit_plugins.calibration.uncertainty import Sampling, Spread, Uncertainty
+from prunekit_plugins.calibration.uncertainty import Sampling, Uncertainty
 
 EXACT_WIDTH = 512
 ROWS = 8192
@@ -225,42 +226,6 @@ def merge(a: Moments, b: Moments, *, apart: bool = True) -> Moments:
     )
 
 
-@attrs.frozen(eq=False)
-class Block:
-    """What a block of samples adds up to, about the mean of the first block.
-
-    Attributes:
-        sum: Tensor ``[groups, features]``, float64.
-        squares: Tensor ``[samples]``, float64: the squared deviation of each.
-        products: ``[groups, features, features]``; None where they aren't wanted, or were added piece by piece.
-        exact: Whether they were made in float64.
-    """
-
-    sum: torch.Tensor
-    squares: torch.Tensor
-    products: Symmetric | None
-    exact: bool
-
-
-@attrs.frozen(eq=False)
-class Added:
-    """What a gatherer added last, for others that are given the same samples.
-
-    Attributes:
-        first: Whether it was the first.
-        shift: Tensor ``[groups, 1, features]``, float32: about what deviations are.
-        block: The sums.
-        examples: Tensor ``[samples]``, or None: see `Gatherer.add`.
-        spread: What the uncertainty follows from.
-    """
-
-    first: bool
-    shift: torch.Tensor
-    block: Block
-    examples: torch.Tensor | None
-    spread: Spread
-
-
 class Gatherer:
     """Adds up moments.
 
@@ -273,6 +238,7 @@ class Gatherer:
         size: Squared mean of the first block, times the number of samples.
         total: Sum of squared deviations of all samples, about the mean of the first block.
         largest: The largest sum of one example.
+        users: How many consumers it adds up the samples of, who have all read the same so far.
     """
 
     def __init__(self, *, covariance: bool) -> None:
@@ -282,6 +248,7 @@ class Gatherer:
         self.size = 0.0
         self.total = 0.0
         self.largest = 0.0
+        self.users = 1
         self._sums: dict[str, torch.Tensor] = {}
         self._products: Symmetric | None = None
         self._exact = True
@@ -290,19 +257,14 @@ class Gatherer:
 
     def add(
         self, features: torch.Tensor, targets: torch.Tensor | None = None, examples: torch.Tensor | None = None
-    ) -> Added | None:
+    ) -> None:
         """Adds samples; those with values that are not finite are left out and counted.
 
         Args:
             features: Tensor ``[groups, samples, features]``.
             targets: Tensor ``[groups, samples, outputs]``; for all calls or for none.
             examples: Tensor ``[samples]``, int64: which example each sample is a part of; None: each is one.
-
-        Returns:
-            What `repeat` adds to a gatherer that is given the same samples. None where samples were left out, there
-            are targets or no covariances, or it is too much to keep.
         """
-        given = features.shape[1]
         if not (is_finite(features) and (targets is None or is_finite(targets))):
             good = torch.isfinite(features).all(2).all(0)
             if targets is not None:
@@ -311,35 +273,25 @@ class Gatherer:
             features, targets = features[:, good], None if targets is None else targets[:, good]
             examples = None if examples is None else examples[good.to(examples.device)]
         kept = features.shape[1]
-        first = self._shifts is None
-        blocks = [
+        squares = [
             self._add(part, None if targets is None else targets[:, start : start + ROWS])
             for start, part in zip(range(0, kept, ROWS), features.split(ROWS, 1), strict=False)
         ]
         if not kept:
-            return None
-        self._weigh(torch.cat([found.squares for found in blocks]), examples)
-        if not self.covariance:
-            return None
-        assert self._shifts is not None
-        spread = self._sampling.add(features.float() - self._shifts[0], examples)
-        whole = len(blocks) == 1 and kept == given and targets is None and blocks[0].products is not None
-        return Added(first, self._shifts[0], blocks[0], examples, spread) if whole else None
+            return
+        self._weigh(torch.cat(squares), examples)
+        if self.covariance:
+            assert self._shifts is not None
+            self._sampling.add(features.float() - self._shifts[0], examples)
 
-    def repeat(self, added: Added) -> bool:
-        """Adds the samples that another gatherer added last, unless the two were given other ones before.
-
-        Returns:
-            Whether it did.
-        """
-        if self._shifts is None and added.first and self.covariance:
-            self._shifts = (added.shift, None)
-        elif self._shifts is None or not torch.equal(self._shifts[0], added.shift):
-            return False
-        self._count(added.block)
-        self._weigh(added.block.squares, added.examples)
-        self._sampling.put(added.spread)
-        return True
+    def copy(self) -> Gatherer:
+        """Returns one that goes on by itself from what was added so far, for one consumer."""
+        found = copy.copy(self)
+        with torch.inference_mode(False):  # what adds up can be changed when the forward is over
+            found._sums = {name: total.clone() for name, total in self._sums.items()}
+            found._products = None if self._products is None else self._products.copy()
+        found._sampling, found.users = copy.copy(self._sampling), 1
+        return found
 
     @property
     def examples(self) -> int:
@@ -354,19 +306,17 @@ class Gatherer:
             squares = squares.new_zeros(int(examples.max()) - first + 1).index_add_(0, places, squares)
         self.total, self.largest = self.total + float(squares.sum()), max(self.largest, float(squares.max()))
 
-    def _add(self, features: torch.Tensor, targets: torch.Tensor | None) -> Block:
-        """Adds a block of samples."""
+    def _add(self, features: torch.Tensor, targets: torch.Tensor | None) -> torch.Tensor:
+        """Adds a block of samples; returns the squared deviation of each, ``[samples]``, float64."""
         exact = features.dtype is torch.float64 or features.shape[2] <= EXACT_WIDTH
         dtype = torch.float64 if exact else torch.float32
+        self._exact = self._exact and exact
         if self._shifts is None:
             wide = None if targets is None else targets.double().mean(1, keepdim=True).float()
             self._shifts = (features.double().mean(1, keepdim=True).float(), wide)
         x = features.to(dtype) - self._shifts[0].to(dtype)
         squares = x.square()
-        products = None
-        if self.covariance and x.shape[2] <= _COLUMNS:
-            products = Symmetric.product(x.transpose(1, 2), x)
-        elif self.covariance:  # piece by piece: for a wide layer there is no room for all of them
+        if self.covariance:
             self._totals(x).add_product(x.transpose(1, 2), x)
         else:
             self._put("squares", squares.sum(1).double())
@@ -376,19 +326,10 @@ class Gatherer:
             self._put("target_sum", y.sum(1).double())
             self._put("target_squares", y.square().sum(1).double())
             self._put("cross", torch.matmul(x.transpose(1, 2), y))
-        block = Block(x.sum(1).double(), squares.sum((0, 2)).double(), products, exact)
-        self._count(block)
-        return block
-
-    def _count(self, block: Block) -> None:
-        """Adds what a block says by itself."""
-        assert self._shifts is not None
-        self.count += len(block.squares)
-        self._exact = self._exact and block.exact
+        self.count += features.shape[1]
         self.size = float(self._shifts[0].double().square().sum()) * self.count
-        self._put("sum", block.sum)
-        if block.products is not None:
-            self._totals(block.sum[:, None]).add(block.products)
+        self._put("sum", x.sum(1).double())
+        return squares.sum((0, 2)).double()
 
     def _put(self, name: str, values: torch.Tensor) -> None:
         self._total(name, values.shape, values.device).add_(values)

@@ -22,7 +22,7 @@ from prunekit_plugins.calibration.batches import Batch, Batches
 from prunekit_plugins.calibration.curvature import WIDEST, Call, Curvatures, Read
 from prunekit_plugins.calibration.demand import Demand
 from prunekit_plugins.calibration.expert_runs import ExpertRuns
-from prunekit_plugins.calibration.moments import Added, Distinct, Gatherer, doubts
+from prunekit_plugins.calibration.moments import Distinct, Gatherer, Moments, doubts
 from prunekit_plugins.calibration.observation import Chunk, Loss, Seen, Watched, scalar_loss
 from prunekit_plugins.calibration.statistics import (
     CONTRIBUTIONS,
@@ -142,6 +142,7 @@ def gather(
     for number, batch in enumerate(batches.read(watched.device), 1):
         if demand.has(MOMENTS, COVARIANCES, CURVATURES):
             watched.run(batch, gathering.look)
+            gathering.settle()
             if batch.note():
                 masks[batch.note()] = masks.get(batch.note(), 0) + 1
         if curvatures is not None:
@@ -212,20 +213,20 @@ def bytes_needed(
 
 @attrs.frozen(eq=False)
 class _Last:
-    """What was added last.
+    """What was read last.
 
     Attributes:
         features: Tensor ``[groups, samples, features]``: a copy, since a program may write into what it read.
         examples: See `Chunk`.
-        added: What it added.
+        names: The consumers that read it, one after the other.
     """
 
     features: torch.Tensor
     examples: torch.Tensor
-    added: Added
+    names: list[str] = attrs.field(factory=list)
 
     def holds(self, chunk: Chunk) -> bool:
-        """Tells whether samples are those that were added last; a model may be spread over devices."""
+        """Tells whether samples are those that were read last; a model may be spread over devices."""
         alike = (chunk.features.device, chunk.features.dtype) == (self.features.device, self.features.dtype)
         return alike and torch.equal(self.examples, chunk.examples) and torch.equal(self.features, chunk.features)
 
@@ -245,29 +246,47 @@ class _Gathering:
         if self._energy:
             self.found[name].calls.append(Call(seen.module, seen.samples))
         for chunk in seen.chunks(seen.output if self._energy else None):
-            self._add(self.found[name].gatherer, chunk)
+            if self._last is None or name in self._last.names or not self._last.holds(chunk):
+                self.settle()
+                self._last = _Last(chunk.features.clone(), chunk.examples)
+            self._last.names.append(name)
             if chunk.targets is not None:
                 self.found[name].weigh(chunk.targets)
 
-    def _add(self, gatherer: Gatherer, chunk: Chunk) -> None:
-        """Adds samples; products of what the consumer before read as well aren't made again."""
-        features, last = chunk.features, self._last
-        if last is not None and last.holds(chunk) and gatherer.repeat(last.added):
-            return
-        added = gatherer.add(features, examples=chunk.examples)
-        self._last = None if added is None else _Last(features.clone(), chunk.examples, added)
+    def settle(self) -> None:
+        """Adds what was read last: once for all consumers that read it and have read nothing else before."""
+        last, self._last = self._last, None
+        alike: dict[int, list[Read]] = {}
+        for read in [] if last is None else [self.found[name] for name in last.names]:
+            new = not read.gatherer.count and not read.gatherer.dropped
+            alike.setdefault(0 if new else id(read.gatherer), []).append(read)
+        for reads in alike.values():
+            assert last is not None
+            gatherer = reads[0].gatherer
+            if gatherer.users > len(reads):  # the others read something else this time
+                gatherer.users -= len(reads)
+                gatherer = gatherer.copy()
+            gatherer.users = len(reads)
+            for read in reads:
+                read.gatherer = gatherer
+            gatherer.add(last.features, examples=last.examples)
 
     def finish(self, curvatures: Curvatures | None) -> tuple[dict[str, SiteStatistics], tuple[str, ...]]:
-        self._last = None
         sites, notes, distinct = {}, [], Distinct()
+        known: dict[int, tuple[Moments | None, float]] = {}
         for name, read in self.found.items():
-            moments = read.gatherer.moments()
+            gatherer = read.gatherer
+            if id(gatherer) not in known:
+                moments = gatherer.moments()
+                independent = 0.0 if moments is None else moments.independent
+                kept = None if moments is None else distinct.of(moments.kept(gatherer.kept_in))
+                known[id(gatherer)] = (kept, independent)
+            moments, independent = known[id(gatherer)]
             if moments is None:
                 notes.append(f"{name}: no sample that it read was finite; it has no statistics")
                 continue
             width = moments.mean.shape[1] if self._covariance else None
-            notes.extend(doubts(name, [read.gatherer], width, moments.independent))
-            moments = distinct.of(moments.kept(read.gatherer.kept_in))
+            notes.extend(doubts(name, [gatherer], width, independent))
             curvature = energy = None
             if curvatures is not None and not curvatures.trouble and read.energy is not None:
                 curvature, energy = curvatures.finish(read, moments), read.energy / max(1, read.samples)

@@ -34,17 +34,6 @@ class Symmetric:
         places = _places(whole.shape[2])
         return cls([whole[:, start:stop, :stop].to(dtype, copy=True) for start, stop in places])
 
-    @classmethod
-    def product(cls, left: torch.Tensor, right: torch.Tensor) -> Symmetric:
-        """Returns ``left @ right``, which is symmetric.
-
-        Args:
-            left: Tensor ``[groups, width, rank]``.
-            right: Tensor ``[groups, rank, width]``.
-        """
-        places = _places(left.shape[1])
-        return cls([torch.matmul(left[:, start:stop], right[:, :, :stop]) for start, stop in places])
-
     @property
     def width(self) -> int:
         """Number of rows of a matrix."""
@@ -55,13 +44,17 @@ class Symmetric:
         """Tensor ``[groups, width]``."""
         return torch.cat([part.diagonal(part.shape[2] - part.shape[1], 1, 2) for part in self.blocks], 1)
 
-    def add(self, other: Symmetric) -> None:
-        """Adds others of the same shape."""
-        for block, more in zip(self.blocks, other.blocks, strict=True):
-            block.add_(more)
+    def copy(self) -> Symmetric:
+        """Returns the same in memory of its own."""
+        return Symmetric([block.clone() for block in self.blocks])
 
     def add_product(self, left: torch.Tensor, right: torch.Tensor) -> None:
-        """Adds what `product` returns; without a copy where it is of the dtype of these."""
+        """Adds ``left @ right``, which is symmetric; without a copy where it is of the dtype of these.
+
+        Args:
+            left: Tensor ``[groups, width, rank]``.
+            right: Tensor ``[groups, rank, width]``.
+        """
         for block, (start, stop) in zip(self.blocks, _places(self.width), strict=True):
             one, other = left[:, start:stop], right[:, :, :stop]
             if block.dtype != left.dtype:

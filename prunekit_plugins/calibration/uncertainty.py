@@ -76,23 +76,6 @@ class Uncertainty:
         return Uncertainty(joined(self.whole, other.whole), joined(self.diagonal, other.diagonal), examples)
 
 
-@attrs.frozen
-class Spread:
-    """What some samples add to the uncertainty of a covariance.
-
-    Attributes:
-        examples: Number of examples.
-        sizes: Sum of squared numbers of samples of one example, ``m_k ** 2``.
-        whole: Sum of ``||T_k||^2``.
-        diagonal: The part of it on the diagonal.
-    """
-
-    examples: int
-    sizes: float
-    whole: float
-    diagonal: float
-
-
 class Sampling:
     """Adds up what the uncertainty of a covariance follows from.
 
@@ -104,15 +87,8 @@ class Sampling:
         self.examples = 0
         self._whole = self._diagonal = self._sizes = 0.0
 
-    def put(self, spread: Spread) -> None:
-        """Adds what samples add."""
-        self.examples += spread.examples
-        self._sizes += spread.sizes
-        self._whole += spread.whole
-        self._diagonal += spread.diagonal
-
-    def add(self, x: torch.Tensor, examples: torch.Tensor | None) -> Spread:
-        """Adds samples; returns what they add.
+    def add(self, x: torch.Tensor, examples: torch.Tensor | None) -> None:
+        """Adds samples.
 
         Args:
             x: Tensor ``[groups, samples, features]``.
@@ -127,9 +103,10 @@ class Sampling:
             turned = parts.transpose(2, 3)
             product = turned @ parts if parts.shape[2] > parts.shape[3] else parts @ turned
             whole += float(product.square().sum(dtype=torch.float64))
-        spread = Spread(len(sizes), float(sizes.double().square().sum()), whole, diagonal)
-        self.put(spread)
-        return spread
+        self.examples += len(sizes)
+        self._sizes += float(sizes.double().square().sum())
+        self._whole += whole
+        self._diagonal += diagonal
 
     def uncertainty(self, second: torch.Tensor, samples: int) -> Uncertainty:
         """Returns the uncertainty.

@@ -44,51 +44,77 @@ def test_equal_moments_are_one_object_and_those_of_changed_values_are_not() -> N
         torch.testing.assert_close(moments.covariance[0], read.T.cov(correction=0), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("width", [6, 600])
-def test_what_is_repeated_is_what_would_be_added(width: int) -> None:
+class Turns(nn.Module):
+    """Two layers read the same tensor, but for batches whose first value is negative."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Linear(width, 2) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        other = x if x[0, 0] > 0 else -2 * x
+        return self.first(x) + self.second(other) + self.third(x)
+
+
+@pytest.mark.parametrize("width", [6, 600, 1100])
+@pytest.mark.parametrize("turn", [None, 0, 2, 3])
+def test_layers_have_what_they_read_whether_or_not_they_read_the_same_before(width: int, turn: int | None) -> None:
     torch.manual_seed(0)
-    lots = [torch.randn(1, 20, width) + 3 for _ in range(3)]
-    examples = torch.arange(20) // 5
-    one, other, alone = (Gatherer(covariance=True) for _ in range(3))
-    for lot in lots:
-        added = one.add(lot, examples=examples)
-        assert added is not None
-        assert other.repeat(added)
-        alone.add(lot, examples=examples)
-    found, expected = other.moments(), alone.moments()
-    assert found is not None
-    assert expected is not None
-    assert (other.examples, other.total, other.largest, other.size) == (
-        alone.examples,
-        alone.total,
-        alone.largest,
-        alone.size,
-    )
-    for part in ("count", "uncertainty"):
-        assert getattr(found, part) == getattr(expected, part)
-    for part in ("mean", "variance", "covariance"):
-        assert torch.equal(getattr(found, part), getattr(expected, part))
+    model, batches = Turns(width), [torch.randn(20, width) + 3 for _ in range(4)]
+    for number, batch in enumerate(batches):
+        batch[0, 0] = batch[0, 0].abs() * (-1 if number == turn else 1)
+    sites = pk.calibrate(model, batches, parts=("covariances",)).sites
+    lots = {
+        "first": batches,
+        "second": [-2 * batch if number == turn else batch for number, batch in enumerate(batches)],
+        "third": batches,
+    }
+    for name, read in lots.items():
+        alone = Gatherer(covariance=True)
+        for batch in read:
+            alone.add(batch[None], examples=torch.arange(20))
+        found, expected = sites[f"{name}.weight"].moments, alone.moments()
+        assert expected is not None
+        expected = expected.kept(alone.kept_in)
+        assert (found.count, found.uncertainty) == (expected.count, expected.uncertainty)
+        for part in ("mean", "variance", "covariance"):
+            assert torch.equal(getattr(found, part), getattr(expected, part))
+    first, second, third = (sites[f"{name}.weight"].moments for name in lots)
+    assert first is third
+    assert (first is second) == (turn is None)
 
 
-def test_a_gatherer_with_another_history_takes_nothing_over() -> None:
+def test_a_layer_that_stands_still_for_a_batch_has_nothing_of_it() -> None:
+    class Sometimes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 2), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.first(x)
+            return found + self.second(x) if len(x) == 5 else found
+
     torch.manual_seed(0)
-    one, other = Gatherer(covariance=True), Gatherer(covariance=True)
-    one.add(torch.randn(1, 5, 3))
-    other.add(torch.randn(1, 5, 3))
-    before = other.count
-    added = one.add(torch.randn(1, 5, 3))
-    assert added is not None
-    assert not other.repeat(added)
-    assert not Gatherer(covariance=True).repeat(added)
-    assert other.count == before
+    batches = [torch.randn(5, 3), torch.randn(7, 3), torch.randn(5, 3)]
+    sites = pk.calibrate(Sometimes(), batches, parts=("covariances",)).sites
+    for name, read in (("first", batches), ("second", batches[::2])):
+        moments, samples = sites[f"{name}.weight"].moments, torch.cat(read).double()
+        assert moments.count == len(samples)
+        torch.testing.assert_close(moments.mean[0], samples.mean(0), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(moments.covariance[0], samples.T.cov(correction=0), rtol=1e-6, atol=1e-7)
 
 
-def test_what_is_not_finite_is_never_taken_over() -> None:
-    values = torch.randn(1, 5, 3)
-    values[0, 2, 1] = torch.nan
-    gatherer = Gatherer(covariance=True)
-    assert gatherer.add(values) is None
-    assert (gatherer.count, gatherer.dropped) == (4, 1)
+def test_samples_that_are_not_finite_are_left_out_of_what_is_shared() -> None:
+    torch.manual_seed(0)
+    model, batches = Turns(6), [torch.randn(20, 6) + 3 for _ in range(2)]
+    for batch in batches:
+        batch[0, 0] = 1.0
+    batches[1][4, 2] = torch.nan
+    statistics = pk.calibrate(model, batches, parts=("covariances",))
+    moments = [statistics.sites[f"{name}.weight"].moments for name in ("first", "second", "third")]
+    assert {id(one) for one in moments} == {id(moments[0])}
+    assert moments[0].count == 39
+    assert [note for note in statistics.notes if "1 of 40 samples not finite" in note]
 
 
 @pytest.mark.parametrize("curvatures", [True, False])
