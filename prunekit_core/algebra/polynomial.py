@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
 import torch
@@ -91,9 +91,69 @@ class SymbolicSizer:
         return known[1]
 
 
-def compile_polynomials(
-    polynomials: Sequence[Polynomial], groups: Mapping[str, int]
-) -> Callable[[Sizes], torch.Tensor]:
+class Evaluator:
+    """Several polynomials as one fast function of sizes, exact below ``2**63``.
+
+    Args:
+        polynomials: The polynomials.
+        groups: Size of every group at analysis.
+    """
+
+    def __init__(self, polynomials: Sequence[Polynomial], groups: Mapping[str, int]) -> None:
+        names = list(dict.fromkeys(name for p in polynomials for term in p.terms for name in term))
+        self._places = {name: place for place, name in enumerate(names)}
+        self._whole = [(name, groups[name]) for name in names]
+        degree = max((len(term) for p in polynomials for term in p.terms), default=0)
+        factors = [  # the place behind the last size holds 1
+            [*map(self._places.__getitem__, term), *[len(names)] * (degree - len(term))]
+            for p in polynomials
+            for term in p.terms
+        ]
+        self._columns = [_integers([row[place] for row in factors]) for place in range(degree)]
+        self._coefficients = _integers([c for p in polynomials for c in p.terms.values()])
+        self._owners = _integers([number for number, p in enumerate(polynomials) for _ in p.terms])
+        self._count = len(polynomials)
+
+    def __call__(self, sizes: Sizes) -> torch.Tensor:
+        """Returns the values at some sizes: tensor ``[polynomials]``, int64 on the CPU."""
+        return self._at(self._row(sizes)[None])[0]
+
+    def each(self, sizes: Sizes, changes: Sequence[Sizes]) -> torch.Tensor:
+        """Returns the values after each of several changes of some sizes, without the others.
+
+        Returns:
+            Tensor ``[changes, polynomials]``, int64 on the CPU.
+        """
+        rows = self._row(sizes).repeat(len(changes), 1)
+        changed = [
+            (number, self._places[name], size)
+            for number, change in enumerate(changes)
+            for name, size in change.items()
+            if name in self._places
+        ]
+        if changed:
+            numbers, places, values = map(_integers, zip(*changed, strict=True))
+            rows[numbers, places] = values
+        return self._at(rows)
+
+    def _row(self, sizes: Sizes) -> torch.Tensor:
+        return _integers([*[sizes.get(name, size) for name, size in self._whole], 1])
+
+    def _at(self, rows: torch.Tensor) -> torch.Tensor:
+        """Values at sizes ``[points, names and 1]``: tensor ``[points, polynomials]``."""
+        products = self._coefficients.expand(len(rows), -1)
+        for column in self._columns:
+            products = products * rows[:, column]
+        if self._count == 1:
+            return products.sum(1, keepdim=True)
+        return products.new_zeros(len(rows), self._count).index_add(1, self._owners, products)
+
+
+def _integers(values: Sequence[int]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.long, device="cpu")
+
+
+def compile_polynomials(polynomials: Sequence[Polynomial], groups: Mapping[str, int]) -> Evaluator:
     """Makes one fast function of several polynomials.
 
     Args:
@@ -103,27 +163,4 @@ def compile_polynomials(
     Returns:
         A function from sizes to a tensor ``[len(polynomials)]``, int64 on the CPU, exact below ``2**63``.
     """
-    names = list(dict.fromkeys(name for p in polynomials for term in p.terms for name in term))
-    places = {name: place for place, name in enumerate(names)}
-    degree = max((len(term) for p in polynomials for term in p.terms), default=0)
-    factors = [
-        [places[name] for name in term] + [len(names)] * (degree - len(term)) for p in polynomials for term in p.terms
-    ]
-    columns = [torch.tensor([row[place] for row in factors], dtype=torch.long, device="cpu") for place in range(degree)]
-    coefficients = torch.tensor([c for p in polynomials for c in p.terms.values()], dtype=torch.long, device="cpu")
-    owners = torch.tensor(
-        [number for number, p in enumerate(polynomials) for _ in p.terms], dtype=torch.long, device="cpu"
-    )
-    whole = [(name, groups[name]) for name in names]
-    zeros = torch.zeros(len(polynomials), dtype=torch.long, device="cpu")
-
-    def evaluate(sizes: Sizes) -> torch.Tensor:
-        at = torch.tensor([sizes.get(name, size) for name, size in whole] + [1], dtype=torch.long, device="cpu")
-        products = coefficients
-        for column in columns:
-            products = products * at[column]
-        if len(polynomials) == 1:
-            return products.sum().reshape(1)
-        return zeros.index_add(0, owners, products)
-
-    return evaluate
+    return Evaluator(polynomials, groups)

@@ -6,14 +6,15 @@ import contextlib
 import math
 import numbers
 import re
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any
 
+import attrs
 import torch
 from torch import nn
 
 from prunekit_core.algebra.layout import Kept
-from prunekit_core.algebra.polynomial import Polynomial, Sizes, compile_polynomials
+from prunekit_core.algebra.polynomial import Evaluator, Polynomial, Sizes, compile_polynomials
 from prunekit_core.errors import PrunekitError
 from prunekit_core.groups.analysis import Analysis
 from prunekit_core.plugins.blame import Blame
@@ -135,12 +136,32 @@ def compiled_cost(registry: Registry, name: str, analysis: Analysis) -> Compiled
     with blame.blamed(WRONG_COST):
         compiled = cost_model(registered).compile(analysis)
 
-    def number(sizes: Sizes) -> float:
-        with blame.blamed(WRONG_COST):
-            found = compiled(sizes)
-        return checked_cost(found, blame)
+    return _Checked(compiled, blame)
 
-    return number
+
+@attrs.frozen
+class _Checked:
+    """A compiled cost whose mistakes are errors of whoever brought it."""
+
+    compiled: Compiled
+    blame: Blame
+
+    def __call__(self, sizes: Sizes) -> float:
+        with self.blame.blamed(WRONG_COST):
+            found = self.compiled(sizes)
+        return checked_cost(found, self.blame)
+
+    def each(self, sizes: Sizes, changes: Sequence[Sizes]) -> list[float]:
+        """The cost after each of several changes of some sizes, without the others."""
+        with self.blame.blamed(WRONG_COST):
+            found = costs_after(self.compiled, sizes, changes)
+        return [checked_cost(one, self.blame) for one in found]
+
+
+def costs_after(cost: Compiled, sizes: Sizes, changes: Sequence[Sizes]) -> list[float]:
+    """Computes a cost after each of several changes of some sizes, without the others: at once where it can that."""
+    each = getattr(cost, "each", None)
+    return [cost({**sizes, **change}) for change in changes] if each is None else each(sizes, changes)
 
 
 class PreviewedCosts:
@@ -225,11 +246,20 @@ def group_sizes(analysis: Analysis) -> dict[str, int]:
     return {name: group.size for name, group in analysis.groups.items()}
 
 
+@attrs.frozen
+class _Sum:
+    """A cost that is one polynomial."""
+
+    evaluate: Evaluator
+
+    def __call__(self, sizes: Sizes) -> float:
+        return float(self.evaluate(sizes).item())
+
+    def each(self, sizes: Sizes, changes: Sequence[Sizes]) -> list[float]:
+        """The cost after each of several changes of some sizes, without the others."""
+        return list(map(float, self.evaluate.each(sizes, changes)[:, 0].tolist()))
+
+
 def compile_sum(polynomial: Polynomial, analysis: Analysis) -> Compiled:
     """Makes a cost out of one polynomial in the sizes of groups."""
-    evaluate = compile_polynomials([polynomial], group_sizes(analysis))
-
-    def cost(sizes: Sizes) -> float:
-        return float(evaluate(sizes).item())
-
-    return cost
+    return _Sum(compile_polynomials([polynomial], group_sizes(analysis)))

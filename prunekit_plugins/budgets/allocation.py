@@ -84,7 +84,8 @@ def selector(
             Choice(options, weighed(weight, options, damages(chooser, options, sensitivity, sums=sums)))
             for options in free
         )
-        problem = Problem(choices, budget.spent, budget.allowed, fixed_units(chooser, scopes, free))
+        fixed = fixed_units(chooser, scopes, free)
+        problem = Problem(choices, budget.spent, budget.allowed, fixed, budget.spent_after)
         if not problem.fits(problem.smallest):
             raise budget.refuse(problem.units(problem.smallest))
         seen(problem)

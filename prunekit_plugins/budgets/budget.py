@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import attrs
 
@@ -12,7 +12,7 @@ from prunekit_core.choose.pruner import Pruner
 from prunekit_core.errors import ArgumentError, nearest
 from prunekit_core.graph.graph import Graph
 from prunekit_core.groups.analysis import Analysis
-from prunekit_core.groups.costs import Compiled, CostModel, compiled_cost, cost_model
+from prunekit_core.groups.costs import Compiled, CostModel, compiled_cost, cost_model, costs_after
 from prunekit_core.groups.report import outputs_that_pin
 from prunekit_core.plans.plan import Plan
 from prunekit_core.plugins.registry import Registry
@@ -165,6 +165,21 @@ class Budget:
         """
         sizes = {**self.base, **units}
         return {name: self.scales.get(name, 1.0) * cost(sizes) for name, cost in self.costs.items()}
+
+    def spent_after(self, units: Mapping[str, int], changes: Sequence[Mapping[str, int]]) -> list[dict[str, float]]:
+        """Computes what a selection costs after each of several changes, without the others.
+
+        Args:
+            units: Group to the number of units that it keeps.
+            changes: The same for the groups that change.
+        """
+        sizes = {**self.base, **units}
+        found: list[dict[str, float]] = [{} for _ in changes]
+        for name, cost in self.costs.items():
+            scale = self.scales.get(name, 1.0)
+            for spent, one in zip(found, costs_after(cost, sizes, changes), strict=True):
+                spent[name] = scale * one
+        return found
 
     def spent_by(self, analysis: Analysis) -> dict[str, float]:
         """Computes what the model costs as another analysis knows it, such as one without some branches.

@@ -8,6 +8,7 @@ damage.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Mapping, Sequence
 
 import attrs
@@ -22,6 +23,8 @@ _ROUNDS = 24
 
 Spent = Callable[[Mapping[str, int]], Mapping[str, float]]
 """Sizes of groups to costs by name."""
+SpentAfter = Callable[[Mapping[str, int], Sequence[Mapping[str, int]]], Sequence[Mapping[str, float]]]
+"""Sizes of groups, and changes of some of them, to the costs after each change, without the others."""
 Picked = tuple[int, ...]
 """The option that is picked of every choice."""
 
@@ -48,12 +51,14 @@ class Problem:
         spent: Sizes of all groups to the costs.
         allowed: Cost to what may be spent.
         fixed: Sizes of groups that are not up for choice.
+        spent_after: Does what ``spent`` does for several changes of some sizes at once; None: one after the other.
     """
 
     choices: tuple[Choice, ...]
     spent: Spent
     allowed: Mapping[str, float]
     fixed: Mapping[str, int] = attrs.field(factory=dict)
+    spent_after: SpentAfter | None = None
 
     def units(self, picked: Sequence[int]) -> dict[str, int]:
         """Returns the sizes of all groups for the options picked."""
@@ -113,6 +118,19 @@ class Load:
     def __call__(self, picked: Sequence[int]) -> float:
         """Returns the number for the options picked."""
         return self.of(self._problem.spent(self._problem.units(picked)))
+
+    def after(self, picked: Picked, moves: Sequence[tuple[int, int]]) -> list[float]:
+        """Returns the number after each of several moves alone.
+
+        Args:
+            picked: The options picked.
+            moves: Numbers of choices, and what is picked there instead.
+        """
+        problem = self._problem
+        if problem.spent_after is None:
+            return [self(_moved(picked, place, option)) for place, option in moves]
+        changes = [problem.choices[place].options[option] for place, option in moves]
+        return [self.of(spent) for spent in problem.spent_after(problem.units(picked), changes)]
 
     def of(self, spent: Mapping[str, float]) -> float:
         """Returns the number for some costs."""
@@ -180,15 +198,15 @@ def _moved(picked: Picked, place: int, option: int) -> Picked:
 def finished(problem: Problem, load: Load, picked: Picked, steps: Sequence[Sequence[int]]) -> Picked:
     """Makes a solution meet the budget, with the steps that do least damage for what they save; then gives back."""
     while not problem.fits(picked):
-        now = load(picked)
-        best: tuple[float, int, int] | None = None
-        for place, option in enumerate(picked):
-            further = next((step for step in steps[place] if step > option), None)
-            if further is None:
-                continue
+        now, best = load(picked), None
+        moves = [
+            (place, steps[place][following])
+            for place, option in enumerate(picked)
+            if (following := bisect.bisect_right(steps[place], option)) < len(steps[place])
+        ]
+        for (place, further), cost in zip(moves, load.after(picked, moves), strict=True):
             damages = problem.choices[place].damages
-            saved = now - load(_moved(picked, place, further))
-            worth = (damages[further] - damages[option]) / max(saved, 1e-12)
+            worth = (damages[further] - damages[picked[place]]) / max(now - cost, 1e-12)
             if best is None or (worth, place) < best[:2]:
                 best = (worth, place, further)
         if best is None:
@@ -221,7 +239,7 @@ def _linearised(problem: Problem, load: Load, around: Picked, reach: int) -> Pic
     stages: list[tuple[list[int], torch.Tensor, torch.Tensor]] = []
     for place, choice in enumerate(problem.choices):
         near = range(max(0, around[place] - reach), min(len(choice.options), around[place] + reach + 1))
-        changes = [load(_moved(around, place, option)) - base for option in near]
+        changes = [cost - base for cost in load.after(around, [(place, option) for option in near])]
         damages = [choice.damages[option] for option in near]
         stages.append((list(near), wide(changes), wide(damages)))
     solution = _knapsack([changes for _, changes, _ in stages], [d for _, _, d in stages], load.allowed - base)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+import attrs
 import pytest
 
 from prunekit.plugin import Choice, Problem
@@ -52,6 +53,24 @@ def test_dynamic_programming_is_exact_where_costs_add_up(seed: int) -> None:
     picked = dynamic(found)
     assert found.fits(picked)
     assert found.damage(picked) == pytest.approx(optimum(found), abs=1e-12)
+
+
+@pytest.mark.parametrize("solve", [greedy, dynamic])
+@pytest.mark.parametrize("costs", [1, 2])
+def test_costs_that_are_asked_for_together_change_nothing(
+    solve: Callable[[Problem], tuple[int, ...]], costs: int
+) -> None:
+    asked = 0
+
+    def together(sizes: Mapping[str, int], changes: Sequence[Mapping[str, int]]) -> list[Mapping[str, float]]:
+        nonlocal asked
+        asked += 1
+        return [found.spent({**sizes, **change}) for change in changes]
+
+    for seed in range(30):
+        found = problem(seed, products=True, costs=costs)
+        assert solve(attrs.evolve(found, spent_after=together)) == solve(found)
+    assert asked
 
 
 def test_products_of_sizes_are_solved_almost_always() -> None:

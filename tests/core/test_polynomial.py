@@ -28,6 +28,20 @@ def test_compiled_sums_of_products_equal_counting(rows: list[list[Layout]], kept
     assert total(sizes).tolist() == [sum(expected)]
 
 
+@given(
+    st.lists(st.lists(layouts(listed=True), max_size=3), min_size=1, max_size=4),
+    st.lists(st.dictionaries(st.sampled_from([*SIZES, "of another model"]), st.integers(1, 9)), max_size=5),
+)
+def test_values_after_changes_are_those_of_changed_sizes(
+    rows: list[list[Layout]], changes: list[dict[str, int]]
+) -> None:
+    evaluate = compile_polynomials([as_polynomial(multiplied(map(size_of, row))) for row in rows], SIZES)
+    base = dict.fromkeys(list(SIZES)[:2], 2)
+    found = evaluate.each(base, changes)
+    assert found.shape == (len(changes), len(rows))
+    assert found.tolist() == [evaluate({**base, **change}).tolist() for change in changes]
+
+
 def test_polynomials_calculate_like_integers() -> None:
     a, b = Polynomial({("a",): 1}), Polynomial({("b",): 1})
     both = (a + b) * (a + 2) * 3

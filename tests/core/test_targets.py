@@ -18,6 +18,7 @@ from prunekit import plugin
 from prunekit_core.choose.candidates import Candidate, Limits
 from prunekit_core.choose.chooser import Chooser, Tie
 from prunekit_core.choose.ranking import Ranking
+from prunekit_plugins.budgets.budget import Budget
 from tests.core.test_heads import Decoder
 from tests.models import Chain, Encoder
 
@@ -224,6 +225,17 @@ def test_a_target_that_is_met_already_takes_nothing() -> None:
 def test_targets_that_are_no_costs(value: Any) -> None:
     with pytest.raises(pk.ArgumentError, match="must be a positive number"):
         pk.prune(Chain(4, 8, 3), torch.randn(1, 4), target={"macs": value})
+
+
+@pytest.mark.parametrize("costs", [("macs",), ("params", "memory"), ("macs", "params", "weights", "memory")])
+def test_costs_after_changes_are_those_of_changed_sizes(costs: tuple[str, ...]) -> None:
+    pruner = pk.BasePruner(Chain(4, 9, 8, 7, 3), torch.randn(1, 4), "magnitude")
+    budget = Budget.of(pruner, dict.fromkeys(costs, 0.5))
+    changes = [{}, {"layers.0": 5}, {"layers.1": 1}, {"layers.0": 2, "layers.2": 3}, {"layers.2": 7}]
+    units = {"layers.2": 6}
+    found = budget.spent_after(units, changes)
+    assert found == [budget.spent({**units, **change}) for change in changes]
+    assert len({tuple(one.values()) for one in found}) == len(changes)
 
 
 def test_a_function_is_a_cost_model() -> None:
