@@ -45,6 +45,11 @@ def named_outputs(outputs: Any) -> list[tuple[str, torch.Tensor]]:
     return [(".".join(path), tensor) for path, tensor in _walk(outputs, (), set(), [])]
 
 
+def is_logits(name: str) -> bool:
+    """Whether the output with a key path is called ``logits``."""
+    return name.rpartition(".")[2] == "logits"
+
+
 def output_tensors(outputs: Any) -> list[torch.Tensor]:
     """Lists the tensors in the outputs of a model, in the order of `named_outputs`."""
     return [tensor for _, tensor in named_outputs(outputs)]

@@ -12,16 +12,12 @@ import torch
 from torch import nn
 
 from prunekit_core.program.linear_forms import Site
-from prunekit_core.program.outputs import output_tensors
 from prunekit_plugins.calibration.batches import Batch
 from prunekit_plugins.calibration.moments import Gatherer, Moments, is_finite
 from prunekit_plugins.calibration.observation import Run, Watched
+from prunekit_plugins.calibration.projections import EXAMPLES, FEWEST, MOST, Projections
 from prunekit_plugins.calibration.symmetric import Symmetric
 
-EXAMPLES = 16
-"""Examples of a batch for which there is one random projection of the outputs."""
-FEWEST, MOST = 2, 8
-"""Projections of one batch."""
 ENOUGH = 16
 """Projections after which a small batch has one, and every other one none: it takes as long as the rest of a pass."""
 BLOCK = 1 << 20
@@ -83,10 +79,12 @@ class _Square:
     Attributes:
         left: Tensor ``[groups, outputs, rank]``.
         right: Tensor ``[groups, rank, outputs]``.
+        alone: Tensor ``[groups, features]``: by how much the projection moves where a feature alone is gone.
     """
 
     left: torch.Tensor
     right: torch.Tensor
+    alone: torch.Tensor
 
     @property
     def diagonal(self) -> torch.Tensor:
@@ -166,6 +164,13 @@ class Curvatures:
     that for ``tr(E^T G E C)`` with the covariance ``C`` of what the consumer reads, from which ``G = E[D D^T] / tr(C)``
     follows.
 
+    For that, what a consumer reads and the gradient have nothing to do with each other. Some layers of language models
+    read values hundreds of times larger at a position that is attended to for no content of its own (Sun et al.,
+    *Massive Activations in Large Language Models*, 2024), where gradients are small: the trace of ``C`` is that
+    position's, and ``G`` too small for all others. So ``G`` is multiplied by how many times more than it says the
+    projections moved if a feature alone were gone, ``(D^T W)_cc^2`` over ``(W^T G W)_cc C_cc``: the median over
+    features, at least 1.
+
     Where the consumer adds a bias, whose gradient is ``d``, ``D - d m^T`` stands for ``D``, with the mean ``m`` of what
     it reads: a shift of its outputs doesn't count, since the bias makes up for it.
 
@@ -184,6 +189,7 @@ class Curvatures:
         self._generator = torch.Generator("cpu").manual_seed(0)
         self._sums: dict[str, Symmetric] = {}
         self._diagonals: dict[str, torch.Tensor] = {}  # of wide consumers
+        self._alone: dict[str, torch.Tensor] = {}  # squared changes without one feature, of the others
         self._weight = 0
         self._seen = self._done = 0  # batches, and projections of them
         self.dropped = 0
@@ -258,9 +264,8 @@ class Curvatures:
     ) -> None:
         example = batch.example
         with torch.enable_grad():
-            outputs = output_tensors(example.runner(module, example.args, example.kwargs))
-            outputs = [tensor for tensor in outputs if tensor.requires_grad]
-            if not outputs:
+            projections = Projections.of(example.runner(module, example.args, example.kwargs))
+            if not projections.tensors:
                 self.trouble = "no output has a gradient"
                 return
             times = self._times(batch)
@@ -268,9 +273,9 @@ class Curvatures:
             for turn in range(times):
                 taps.found.clear()
                 _, *found = torch.autograd.grad(
-                    outputs,
+                    projections.tensors,
                     [taps.anchor, *chosen.values()],
-                    [self._signs(tensor, batch) for tensor in outputs],
+                    projections.draw(batch, self._generator),
                     retain_graph=turn < times - 1,
                     allow_unused=True,
                 )
@@ -278,13 +283,6 @@ class Curvatures:
         self._weight += kept * batch.size
         self._done += times
         self.dropped += kept < times
-
-    def _signs(self, tensor: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Random signs of the shape of an output, zero where a mask leaves positions out."""
-        signs = torch.randint(0, 2, tensor.shape, generator=self._generator, dtype=torch.int8, device="cpu") * 2 - 1
-        signs = signs.to(tensor.device, tensor.dtype)
-        counted = batch.counted(tuple(tensor.shape[:-1])) if tensor.dim() > 1 else None
-        return signs if counted is None else signs * counted[..., None]
 
     def check(self, reads: Mapping[str, Read]) -> None:
         """Notes trouble if a consumer had no gradient in any batch; call it after the last one."""
@@ -310,7 +308,9 @@ class Curvatures:
         if read.site.name in self._diagonals:
             return self._diagonals.pop(read.site.name).mul_(scale[:, None])
         total = self._sums.pop(read.site.name)
-        total.multiply(scale)
+        weight = self._matrix(read)
+        expected = (total.times(weight) * weight).sum(1).double() * spread * scale[:, None] * self._weight
+        total.multiply(scale * _times_more(self._alone.pop(read.site.name), expected))
         return total
 
     def _squares(
@@ -323,7 +323,7 @@ class Curvatures:
                 if name in taps.found:
                     features, slope = taps.found[name]
                     features = features if center is None else features - center.float()
-                    yield name, self._square(read.site, features, slope)
+                    yield name, self._square(read.site, self._matrix(read)[0], features, slope)
                 continue
             whole = gradients[read.site.parameter]
             if whole is None:
@@ -333,20 +333,27 @@ class Curvatures:
             if read.bias is not None and moved is not None and center is not None:
                 moved = moved[read.bias.rows].reshape(gradient.shape[:2])
                 gradient = gradient - moved[:, :, None] * center.float()[:, None]
-            yield name, _Square(gradient, gradient.transpose(1, 2))
+            alone = (gradient * self._matrix(read)).sum(1)
+            yield name, _Square(gradient, gradient.transpose(1, 2), alone)
 
-    def _square(self, site: Site, features: torch.Tensor, slope: torch.Tensor) -> _Square:
+    def _matrix(self, read: Read) -> torch.Tensor:
+        """Returns what a consumer multiplies by, ``[groups, outputs, features]``, float32."""
+        return read.site.matrix(self._watched.values(read.site.parameter)).float()
+
+    def _square(self, site: Site, weight: torch.Tensor, features: torch.Tensor, slope: torch.Tensor) -> _Square:
         """Returns ``D D^T`` of a linear layer.
 
         Args:
             site: What it multiplies by.
+            weight: Tensor ``[outputs, features]``: the same.
             features: Tensor ``[samples, features]``: what it read, less the mean where it adds a bias.
             slope: Tensor ``[samples, outputs]``: the gradient by what it put out.
         """
         if self._by_outputs(site, len(slope)):
-            return _Square(slope.T[None], (features @ features.T @ slope)[None])
+            alone = ((slope @ weight) * features).sum(0)
+            return _Square(slope.T[None], (features @ features.T @ slope)[None], alone[None])
         gradient = (slope.T @ features)[None]
-        return _Square(gradient, gradient.transpose(1, 2))
+        return _Square(gradient, gradient.transpose(1, 2), (gradient * weight).sum(1))
 
     def _add(self, squares: Mapping[str, _Square]) -> bool:
         """Adds one projection, of all consumers or of none; returns whether all that it adds is finite."""
@@ -363,7 +370,23 @@ class Curvatures:
             if name not in self._sums:
                 self._sums[name] = Symmetric.zeros(groups, width, torch.float32, diagonal.device)
             self._sums[name].add_product(square.left, square.right)
+            moved = square.alone.double().square()
+            self._alone[name] = self._alone[name] + moved if name in self._alone else moved
         return True
+
+
+def _times_more(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Returns how many times more than expected the outputs move without one feature: the median, but at least 1.
+
+    Args:
+        found: Tensor ``[groups, features]``: squared changes, added up.
+        expected: The same, as the matrix says.
+
+    Returns:
+        Tensor ``[groups]``.
+    """
+    ratios = torch.where(expected > 0, found / expected, torch.nan)
+    return ratios.nanmedian(1).values.nan_to_num(nan=1.0).clamp(min=1.0)
 
 
 def _tied(modules: Iterable[nn.Module]) -> set[int]:

@@ -21,7 +21,7 @@ from prunekit_core.torch_private.trees import pytree
 from prunekit_plugins.calibration.batches import Batch, Batches
 from prunekit_plugins.calibration.curvature import WIDEST, Call, Curvatures, Read
 from prunekit_plugins.calibration.demand import Demand
-from prunekit_plugins.calibration.expert_runs import ExpertRuns
+from prunekit_plugins.calibration.experts.runs import ExpertRuns
 from prunekit_plugins.calibration.moments import Distinct, Gatherer, Moments, doubts
 from prunekit_plugins.calibration.observation import Chunk, Loss, Seen, Watched, scalar_loss
 from prunekit_plugins.calibration.statistics import (

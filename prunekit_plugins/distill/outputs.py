@@ -9,7 +9,7 @@ import attrs
 import torch
 
 from prunekit_core.errors import ArgumentError
-from prunekit_core.program.outputs import named_outputs
+from prunekit_core.program.outputs import is_logits, named_outputs
 from prunekit_plugins.calibration.batches import Batch
 
 INSTEAD = 'weights={"hidden": 1} compares hidden states instead'
@@ -77,7 +77,7 @@ def _find_logits(outputs: Any, whose: str) -> torch.Tensor:
         found: torch.Tensor = outputs["logits"]
         return found
     real = {name: tensor for name, tensor in named_outputs(outputs) if tensor.is_floating_point()}
-    named = [name for name in real if name.rpartition(".")[2] == "logits"] or list(real)
+    named = [name for name in real if is_logits(name)] or list(real)
     if len(named) != 1:
         raise ArgumentError(
             "It isn't known which output holds the logits.",

@@ -10,7 +10,6 @@ import torch
 
 from prunekit_core.errors import ArgumentError, many
 from prunekit_core.groups.analysis import Analysis
-from prunekit_core.program.outputs import output_tensors
 from prunekit_plugins.calibration.batches import Batch
 from prunekit_plugins.calibration.branch_sums import recorded_position
 from prunekit_plugins.calibration.experts.mixtures import Mixture
@@ -19,11 +18,10 @@ from prunekit_plugins.calibration.experts.search import find_mixtures
 from prunekit_plugins.calibration.experts.statistics import ExpertStatistics
 from prunekit_plugins.calibration.experts.turns import MixtureListener, SeenMixture, Turn
 from prunekit_plugins.calibration.observation import Watched
+from prunekit_plugins.calibration.projections import Projections, usual_count
 
 WIDEST = 4096
 """Features up to which the curvature of what a mixture puts out is a whole matrix."""
-FEWEST, MOST, EXAMPLES = 2, 8, 16
-"""Random projections of the outputs for one batch, and examples for each, as for `Curvatures`."""
 
 
 @attrs.define(eq=False)
@@ -260,32 +258,26 @@ class ExpertRuns:
             shadow.gradients = earlier
 
     def _project(self, outputs: Any, batch: Batch, edges: Mapping[str, Any], seen: Mapping[str, SeenMixture]) -> None:
-        tensors = [tensor for tensor in output_tensors(outputs) if tensor.requires_grad]
-        without = [name for name in seen if name not in edges]
+        projections = Projections.of(outputs)
+        tensors, without = projections.tensors, [name for name in seen if name not in edges]
         if not tensors or without:
             self._slopes, self._why = False, f"no gradient reaches {without[0]}" if tensors else "no output has one"
             return
-        times = min(MOST, max(FEWEST, batch.size // EXAMPLES))
+        times = usual_count(batch)
         reads = [(name, read) for name in seen for read in self._sums[name].reads]
         parameters = self._watched.parameters()
         inputs = [*edges.values(), *(parameters[read.parameter] for _, read in reads)]
         with torch.enable_grad():
             for turn in range(times):
-                signs = [self._signs(tensor, batch) for tensor in tensors]
+                drawn = projections.draw(batch, self._generator)
                 more = turn < times - 1
-                found = torch.autograd.grad(tensors, inputs, signs, retain_graph=more, allow_unused=True)
+                found = torch.autograd.grad(tensors, inputs, drawn, retain_graph=more, allow_unused=True)
                 for one, slope in zip((seen[name] for name in edges), found, strict=False):
                     _curve(one, slope, times)
                 for (name, read), gradient in zip(reads, found[len(edges) :], strict=True):
                     if gradient is not None and bool(gradient.isfinite().all()):
                         losses = read.losses(parameters[read.parameter], gradient) / times
                         self._sums[name].neurons[read.group].append(losses)
-
-    def _signs(self, tensor: torch.Tensor, batch: Batch) -> torch.Tensor:
-        signs = torch.randint(0, 2, tensor.shape, generator=self._generator, dtype=torch.int8, device="cpu") * 2 - 1
-        signs = signs.to(tensor.device, tensor.dtype)
-        counted = batch.counted(tuple(tensor.shape[:-1])) if tensor.dim() > 1 else None
-        return signs if counted is None else signs * counted[..., None]
 
 
 def _curve(seen: SeenMixture, slope: torch.Tensor | None, times: int) -> None:
