@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -137,6 +139,29 @@ def best_without(weight: torch.Tensor, square: torch.Tensor, gone: list[int]) ->
     return float(torch.einsum("of,fg,og->", update, square, update))
 
 
+def regular(square: torch.Tensor, ridge: float) -> torch.Tensor:
+    variances = square.diagonal()
+    return square + (ridge * variances + 1e-6 * variances.mean()).diag()
+
+
+def test_reconstruction_does_not_hang_on_the_scale_of_a_neuron() -> None:
+    """A neuron whose input weights are multiplied and whose output weights are divided computes the same."""
+    model, x = mlp()
+    model[1] = nn.ReLU()
+    other, factors = copy.deepcopy(model), torch.tensor([1, 1, 30, 1, 0.1, 1]).double()
+    for part in (other[0].weight.data, other[0].bias.data):
+        part.mul_(factors.reshape(-1, *[1] * (part.dim() - 1)))
+    other[2].weight.data.div_(factors)
+    torch.testing.assert_close(other(x), model(x))
+    scores = []
+    for one in (model, other):
+        statistics = pk.calibrate(one, [x], parts=("covariances",))
+        criterion = ReconstructionImportance(statistics, normalizer=None, rounds=6, shrink=False)
+        scores.append(criterion(group_of(one, x, "0")))
+    assert scores[0] is not None
+    torch.testing.assert_close(scores[1], scores[0], rtol=0.02, atol=0)
+
+
 def test_reconstruction_is_what_the_best_update_leaves() -> None:
     model, x = mlp()
     statistics = pk.calibrate(model, [x], parts=("covariances",))
@@ -145,7 +170,7 @@ def test_reconstruction_is_what_the_best_update_leaves() -> None:
     assert found is not None
     hidden = model[1](model[0](x)).detach()
     square = torch.cov(hidden.T, correction=0)
-    square = square + 0.05 * square.diagonal().mean() * torch.eye(6).double()
+    square = regular(square, 0.05)
     gone: list[int] = []
     total = floor = 0.0
     for _ in range(6):
@@ -170,7 +195,7 @@ def test_reconstruction_of_units_with_several_columns() -> None:
     found = ReconstructionImportance(statistics, normalizer=None, rounds=1, shrink=False)(group_of(model, x, "0"))
     assert found is not None
     square = torch.cov(model[:4](x).detach().T, correction=0)
-    square = square + 0.01 * square.diagonal().mean() * torch.eye(20).double()
+    square = regular(square, 0.01)
     for unit in range(5):
         columns = list(range(4 * unit, 4 * unit + 4))
         assert found[unit].item() == pytest.approx(best_without(model[4].weight.detach(), square, columns), rel=1e-6)
