@@ -148,7 +148,7 @@ def test_reconstruction_does_not_hang_on_the_scale_of_a_neuron() -> None:
     """A neuron whose input weights are multiplied and whose output weights are divided computes the same."""
     model, x = mlp()
     model[1] = nn.ReLU()
-    other, factors = copy.deepcopy(model), torch.tensor([1, 1, 30, 1, 0.1, 1]).double()
+    other, factors = copy.deepcopy(model), torch.tensor([1, 1, 9, 1, 0.3, 1]).double()
     for part in (other[0].weight.data, other[0].bias.data):
         part.mul_(factors.reshape(-1, *[1] * (part.dim() - 1)))
     other[2].weight.data.div_(factors)
