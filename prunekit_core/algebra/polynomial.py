@@ -91,6 +91,10 @@ class SymbolicSizer:
         return known[1]
 
 
+BLOCK = 1 << 20
+"""Values of terms that are computed at a time."""
+
+
 class Evaluator:
     """Several polynomials as one fast function of sizes, exact below ``2**63``.
 
@@ -124,6 +128,13 @@ class Evaluator:
         Returns:
             Tensor ``[changes, polynomials]``, int64 on the CPU.
         """
+        step = max(1, BLOCK // max(1, len(self._coefficients)))
+        parts = [changes[start : start + step] for start in range(0, len(changes), step)]
+        found = [self._at(self._rows(sizes, part)) for part in parts]
+        return torch.cat(found) if found else _integers([]).reshape(0, self._count)
+
+    def _rows(self, sizes: Sizes, changes: Sequence[Sizes]) -> torch.Tensor:
+        """Sizes after each change, and 1: tensor ``[changes, names and 1]``."""
         rows = self._row(sizes).repeat(len(changes), 1)
         changed = [
             (number, self._places[name], size)
@@ -134,7 +145,7 @@ class Evaluator:
         if changed:
             numbers, places, values = map(_integers, zip(*changed, strict=True))
             rows[numbers, places] = values
-        return self._at(rows)
+        return rows
 
     def _row(self, sizes: Sizes) -> torch.Tensor:
         return _integers([*[sizes.get(name, size) for name, size in self._whole], 1])

@@ -159,9 +159,10 @@ class _Checked:
 
 
 def costs_after(cost: Compiled, sizes: Sizes, changes: Sequence[Sizes]) -> list[float]:
-    """Computes a cost after each of several changes of some sizes, without the others: at once where it can that."""
-    each = getattr(cost, "each", None)
-    return [cost({**sizes, **change}) for change in changes] if each is None else each(sizes, changes)
+    """Computes a cost after each of several changes of some sizes, without the others: a polynomial all at once."""
+    if isinstance(cost, _Checked | _Sum):
+        return cost.each(sizes, changes)
+    return [cost({**sizes, **change}) for change in changes]
 
 
 class PreviewedCosts:

@@ -15,7 +15,7 @@ from prunekit_core.program.linear_forms import Site
 from prunekit_plugins.calibration.batches import Batch
 from prunekit_plugins.calibration.moments import Gatherer, Moments, is_finite
 from prunekit_plugins.calibration.observation import Run, Watched
-from prunekit_plugins.calibration.projections import EXAMPLES, FEWEST, MOST, Projections
+from prunekit_plugins.calibration.projections import FEWEST, Projections, usual_count
 from prunekit_plugins.calibration.symmetric import Symmetric
 
 ENOUGH = 16
@@ -79,12 +79,13 @@ class _Square:
     Attributes:
         left: Tensor ``[groups, outputs, rank]``.
         right: Tensor ``[groups, rank, outputs]``.
-        alone: Tensor ``[groups, features]``: by how much the projection moves where a feature alone is gone.
+        alone: Tensor ``[groups, features]``: by how much the projection moves where a feature alone is gone; None of a
+            consumer with more than `WIDEST` outputs, for which that takes as long as the rest of a pass.
     """
 
     left: torch.Tensor
     right: torch.Tensor
-    alone: torch.Tensor
+    alone: torch.Tensor | None
 
     @property
     def diagonal(self) -> torch.Tensor:
@@ -158,18 +159,18 @@ class _Taps:
 class Curvatures:
     """Estimates the matrix ``G`` with which an error of a consumer's outputs counts in those of the model.
 
-    Let ``v`` be a random vector of ones and minus ones, and ``D`` the gradient of ``<v, outputs>`` by the consumer's
-    weight. Then ``E[tr(E^T D)^2]`` is the squared change of the outputs for a small change ``E`` of the weight. K-FAC
-    (Martens and Grosse, *Optimizing Neural Networks with Kronecker-factored Approximate Curvature*, ICML 2015) takes
-    that for ``tr(E^T G E C)`` with the covariance ``C`` of what the consumer reads, from which ``G = E[D D^T] / tr(C)``
-    follows.
+    Let ``v`` be a random vector, see `Projections`, and ``D`` the gradient of ``<v, outputs>`` by the consumer's
+    weight. Then ``E[tr(E^T D)^2]`` is the squared change of the outputs, in the metric of `Projections`, for a small
+    change ``E`` of the weight. K-FAC (Martens and Grosse, *Optimizing Neural Networks with Kronecker-factored
+    Approximate Curvature*, ICML 2015) takes that for ``tr(E^T G E C)`` with the covariance ``C`` of what the consumer
+    reads, from which ``G = E[D D^T] / tr(C)`` follows.
 
     For that, what a consumer reads and the gradient have nothing to do with each other. Some layers of language models
     read values hundreds of times larger at a position that is attended to for no content of its own (Sun et al.,
     *Massive Activations in Large Language Models*, 2024), where gradients are small: the trace of ``C`` is that
     position's, and ``G`` too small for all others. So ``G`` is multiplied by how many times more than it says the
     projections moved if a feature alone were gone, ``(D^T W)_cc^2`` over ``(W^T G W)_cc C_cc``: the median over
-    features, at least 1.
+    features, at least 1; consumers of more than `WIDEST` outputs are left as they are.
 
     Where the consumer adds a bias, whose gradient is ``d``, ``D - d m^T`` stands for ``D``, with the mean ``m`` of what
     it reads: a shift of its outputs doesn't count, since the bias makes up for it.
@@ -189,7 +190,7 @@ class Curvatures:
         self._generator = torch.Generator("cpu").manual_seed(0)
         self._sums: dict[str, Symmetric] = {}
         self._diagonals: dict[str, torch.Tensor] = {}  # of wide consumers
-        self._alone: dict[str, torch.Tensor] = {}  # squared changes without one feature, of the others
+        self._alone: dict[str, torch.Tensor] = {}  # squared changes without one feature
         self._weight = 0
         self._seen = self._done = 0  # batches, and projections of them
         self.dropped = 0
@@ -222,8 +223,7 @@ class Curvatures:
 
     def _times(self, batch: Batch) -> int:
         """Returns how many projections a batch has."""
-        few = FEWEST if self._done < ENOUGH else self._seen % 2
-        return min(MOST, max(few, batch.size // EXAMPLES))
+        return usual_count(batch, FEWEST if self._done < ENOUGH else self._seen % 2)
 
     def _layer(self, read: Read) -> nn.Module | None:
         """Returns the linear layer that a consumer is, if the gradient by what it puts out is to be taken.
@@ -252,7 +252,10 @@ class Curvatures:
         """
         outputs, features = site.shape
         beside = 0 if outputs > self._widest else outputs**2  # what a matrix costs for each of the two
-        return samples**2 * (features + outputs) + samples * beside < samples * features * outputs + features * beside
+        if outputs > WIDEST:
+            return samples**2 * (features + outputs) + samples * beside < (samples * outputs + beside) * features
+        # either way there is a product of samples, features and outputs: D, or what features do alone
+        return samples**2 * (features + outputs) + samples * beside < (outputs + beside) * features
 
     def _project(
         self,
@@ -303,15 +306,19 @@ class Curvatures:
             example; a tensor ``[groups, outputs]``, its diagonal, of a wide consumer.
         """
         spread = moments.variance if read.bias else moments.variance + moments.mean.square()
-        weight = spread.sum(1) * self._weight
-        scale = torch.where(weight > 0, weight, 1).reciprocal() * (weight > 0)
-        if read.site.name in self._diagonals:
-            return self._diagonals.pop(read.site.name).mul_(scale[:, None])
-        total = self._sums.pop(read.site.name)
-        weight = self._matrix(read)
-        expected = (total.times(weight) * weight).sum(1).double() * spread * scale[:, None] * self._weight
-        total.multiply(scale * _times_more(self._alone.pop(read.site.name), expected))
-        return total
+        whole = spread.sum(1) * self._weight
+        scale = torch.where(whole > 0, whole, 1).reciprocal() * (whole > 0)
+        found = self._sums.pop(read.site.name, None) or self._diagonals.pop(read.site.name)
+        alone = self._alone.pop(read.site.name, None)
+        if alone is not None:
+            weight = self._matrix(read)
+            bent = found.times(weight) if isinstance(found, Symmetric) else found[:, :, None] * weight
+            expected = (bent * weight).sum(1).double() * spread * scale[:, None] * self._weight
+            scale = scale * _times_more(alone, expected)
+        if isinstance(found, Symmetric):
+            found.multiply(scale)
+            return found
+        return found.mul_(scale[:, None])
 
     def _squares(
         self, reads: Mapping[str, Read], gradients: Mapping[str, torch.Tensor | None], taps: _Taps
@@ -323,7 +330,7 @@ class Curvatures:
                 if name in taps.found:
                     features, slope = taps.found[name]
                     features = features if center is None else features - center.float()
-                    yield name, self._square(read.site, self._matrix(read)[0], features, slope)
+                    yield name, self._square(read, features, slope)
                 continue
             whole = gradients[read.site.parameter]
             if whole is None:
@@ -333,27 +340,29 @@ class Curvatures:
             if read.bias is not None and moved is not None and center is not None:
                 moved = moved[read.bias.rows].reshape(gradient.shape[:2])
                 gradient = gradient - moved[:, :, None] * center.float()[:, None]
-            alone = (gradient * self._matrix(read)).sum(1)
-            yield name, _Square(gradient, gradient.transpose(1, 2), alone)
+            yield name, _Square(gradient, gradient.transpose(1, 2), self._alone_of(read, gradient))
 
     def _matrix(self, read: Read) -> torch.Tensor:
         """Returns what a consumer multiplies by, ``[groups, outputs, features]``, float32."""
         return read.site.matrix(self._watched.values(read.site.parameter)).float()
 
-    def _square(self, site: Site, weight: torch.Tensor, features: torch.Tensor, slope: torch.Tensor) -> _Square:
+    def _alone_of(self, read: Read, gradient: torch.Tensor) -> torch.Tensor | None:
+        """What features do alone, ``[groups, features]``, by the gradient ``[groups, outputs, features]``."""
+        return None if gradient.shape[1] > WIDEST else (gradient * self._matrix(read)).sum(1)
+
+    def _square(self, read: Read, features: torch.Tensor, slope: torch.Tensor) -> _Square:
         """Returns ``D D^T`` of a linear layer.
 
         Args:
-            site: What it multiplies by.
-            weight: Tensor ``[outputs, features]``: the same.
+            read: The layer.
             features: Tensor ``[samples, features]``: what it read, less the mean where it adds a bias.
             slope: Tensor ``[samples, outputs]``: the gradient by what it put out.
         """
-        if self._by_outputs(site, len(slope)):
-            alone = ((slope @ weight) * features).sum(0)
-            return _Square(slope.T[None], (features @ features.T @ slope)[None], alone[None])
+        if self._by_outputs(read.site, len(slope)):
+            alone = None if slope.shape[1] > WIDEST else ((slope @ self._matrix(read)[0]) * features).sum(0)[None]
+            return _Square(slope.T[None], (features @ features.T @ slope)[None], alone)
         gradient = (slope.T @ features)[None]
-        return _Square(gradient, gradient.transpose(1, 2), (gradient * weight).sum(1))
+        return _Square(gradient, gradient.transpose(1, 2), self._alone_of(read, gradient))
 
     def _add(self, squares: Mapping[str, _Square]) -> bool:
         """Adds one projection, of all consumers or of none; returns whether all that it adds is finite."""
@@ -363,6 +372,9 @@ class Curvatures:
         for name, square in squares.items():
             diagonal = diagonals[name]
             groups, width = diagonal.shape
+            if square.alone is not None:
+                moved = square.alone.double().square()
+                self._alone[name] = self._alone[name] + moved if name in self._alone else moved
             if width > self._widest:
                 known = self._diagonals.get(name)
                 self._diagonals[name] = diagonal if known is None else known.add_(diagonal)
@@ -370,8 +382,6 @@ class Curvatures:
             if name not in self._sums:
                 self._sums[name] = Symmetric.zeros(groups, width, torch.float32, diagonal.device)
             self._sums[name].add_product(square.left, square.right)
-            moved = square.alone.double().square()
-            self._alone[name] = self._alone[name] + moved if name in self._alone else moved
         return True
 
 

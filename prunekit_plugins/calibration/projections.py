@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import attrs
@@ -15,17 +15,20 @@ EXAMPLES = 16
 """Examples of a batch for which there is one projection."""
 FEWEST, MOST = 2, 8
 """Projections of one batch."""
-INSIDE = (
-    *("past_key_values", "cache", "hidden_states", "attentions", "last_hidden_state"),
-    *("encoder_last_hidden_state", "encoder_hidden_states", "encoder_attentions"),
-    *("decoder_hidden_states", "decoder_attentions", "cross_attentions", "router_logits"),
-)
-"""Outputs that repeat what is inside a model; where there are logits, these don't count."""
+_CACHE, _VALUES, _ROUTES = "the cache", "values inside the model", "how experts were chosen"
+INSIDE = {
+    **dict.fromkeys(("past_key_values", "cache", "cache_params", "mems", "state", "past_buckets_states"), _CACHE),
+    **dict.fromkeys(("hidden_states", "last_hidden_state", "attentions", "image_hidden_states"), _VALUES),
+    **dict.fromkeys(("encoder_last_hidden_state", "encoder_hidden_states", "encoder_attentions"), _VALUES),
+    **dict.fromkeys(("decoder_hidden_states", "decoder_attentions", "cross_attentions"), _VALUES),
+    **dict.fromkeys(("router_logits", "encoder_router_logits", "decoder_router_logits"), _ROUTES),
+}
+"""Names of outputs that repeat what is inside a model, and what that is; beside logits these don't count."""
 
 
-def usual_count(batch: Batch) -> int:
+def usual_count(batch: Batch, fewest: int = FEWEST) -> int:
     """Returns how many projections a batch has."""
-    return min(MOST, max(FEWEST, batch.size // EXAMPLES))
+    return min(MOST, max(fewest, batch.size // EXAMPLES))
 
 
 @attrs.frozen(eq=False)
@@ -42,7 +45,7 @@ class Projections:
     Gradient Method*, JMLR 2020, sections 5 and 9). Of other outputs ``v`` is ``s``: squared changes are added up.
 
     Attributes:
-        tensors: The outputs that have gradients; without those named in `INSIDE` where there are logits.
+        tensors: The outputs that have gradients; without those named in `INSIDE` that stand beside logits.
         roots: Square roots of the probabilities of each, float32; None where it holds no logits.
     """
 
@@ -53,8 +56,8 @@ class Projections:
     def of(cls, outputs: Any) -> Projections:
         """Makes them for what a model returned."""
         named = [(name, tensor) for name, tensor in named_outputs(outputs) if tensor.requires_grad]
-        if any(map(_holds_logits, *zip(*named, strict=True)) if named else ()):
-            named = [(name, tensor) for name, tensor in named if name.partition(".")[0] not in INSIDE]
+        beside = {name.rpartition("logits")[0] for name, tensor in named if _holds_logits(name, tensor)}
+        named = [(name, tensor) for name, tensor in named if not _repeats(name, beside)]
         roots = [
             tensor.detach().float().softmax(-1).sqrt() if _holds_logits(name, tensor) else None
             for name, tensor in named
@@ -76,6 +79,14 @@ def _holds_logits(name: str, tensor: torch.Tensor) -> bool:
     return is_logits(name) and tensor.dim() in (2, 3) and tensor.shape[-1] > 1
 
 
+def _repeats(name: str, beside: Collection[str]) -> bool:
+    """Whether an output repeats what is inside the model, by its name beside logits with some prefixes."""
+    return any(
+        name.startswith(prefix) and name[len(prefix) :].partition(".")[0] in INSIDE and not is_logits(name)
+        for prefix in beside
+    )
+
+
 def _drawn(tensor: torch.Tensor, roots: torch.Tensor | None, batch: Batch, generator: torch.Generator) -> torch.Tensor:
     signs = torch.randint(0, 2, tensor.shape, generator=generator, dtype=torch.int8, device="cpu") * 2 - 1
     signs = signs.to(tensor.device, tensor.dtype)
@@ -84,4 +95,6 @@ def _drawn(tensor: torch.Tensor, roots: torch.Tensor | None, batch: Batch, gener
     if roots is None:
         return signs
     moved = roots * signs
-    return moved.addcmul_(roots.square(), moved.sum(-1, keepdim=True), value=-1).to(tensor.dtype)
+    moved.addcmul_(roots.square(), moved.sum(-1, keepdim=True), value=-1)
+    # a position that doesn't count may have no distribution at all
+    return (moved if counted is None else torch.where(counted[..., None], moved, 0)).to(tensor.dtype)

@@ -256,12 +256,13 @@ class _Gathering:
     def settle(self) -> None:
         """Adds what was read last: once for all consumers that read it and have read nothing else before."""
         last, self._last = self._last, None
-        alike: dict[int, list[Read]] = {}
-        for read in [] if last is None else [self.found[name] for name in last.names]:
+        if last is None or not last.features.shape[1]:
+            return
+        sharing: dict[int | None, list[Read]] = {}
+        for read in (self.found[name] for name in last.names):
             new = not read.gatherer.count and not read.gatherer.dropped
-            alike.setdefault(0 if new else id(read.gatherer), []).append(read)
-        for reads in alike.values():
-            assert last is not None
+            sharing.setdefault(None if new else id(read.gatherer), []).append(read)
+        for reads in sharing.values():
             gatherer = reads[0].gatherer
             if gatherer.users > len(reads):  # the others read something else this time
                 gatherer.users -= len(reads)

@@ -37,9 +37,9 @@ class ReconstructionImportance(FromStatistics):
     Args:
         statistics: What `calibrate` gathered, with covariances; may be set later.
         normalizer: A name, a callable on the scores, or None.
-        ridge: What is added to the variances, as a multiple of each: where a few features vary hundreds of times more
-            than all others, as in some layers of language models, a multiple of the mean would hide how far these
-            make up for each other.
+        ridge: What is added to the variances, as a multiple of each, or of their mean where that is less: where a few
+            features vary hundreds of times more than all others, as in some layers of language models, a multiple of
+            the mean would hide how far the others make up for each other.
         rounds: In how many rounds units are taken away; at most as many as there are units.
         curvatures: Whether errors count by what they do to the outputs of the model, where that is known.
         shrink: Whether covariances of different features are reduced where there are few samples, by `Moments.caution`.
@@ -227,7 +227,7 @@ class _Block:
         if not scale > 0:
             return None
         regular = covariance.clone()
-        regular.diagonal().add_(ridge * covariance.diagonal() + TINY * scale)
+        regular.diagonal().add_(ridge * covariance.diagonal().clamp(max=scale) + TINY * scale)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(regular))
         stays = torch.ones(len(labels), dtype=torch.bool, device=weight.device)
         most = int(labels.max()) + 1

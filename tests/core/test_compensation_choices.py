@@ -306,7 +306,7 @@ def twice() -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     with torch.no_grad():
-        model[0].weight[:2] = 3.0
+        model[0].weight[:2] = 1.0
         model[0].bias[:2] = 0.0
     return model
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, strategies as st
 
+from prunekit_core.algebra import polynomial
 from prunekit_core.algebra.layout import Kept, Layout, new_size
 from prunekit_core.algebra.polynomial import (
     Polynomial,
@@ -40,6 +42,14 @@ def test_values_after_changes_are_those_of_changed_sizes(
     found = evaluate.each(base, changes)
     assert found.shape == (len(changes), len(rows))
     assert found.tolist() == [evaluate({**base, **change}).tolist() for change in changes]
+
+
+def test_many_changes_are_computed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polynomial, "BLOCK", 5)
+    evaluate = compile_polynomials([Polynomial({("a", "b"): 1, ("a",): 3})], {"a": 4, "b": 5})
+    assert evaluate.each({"a": 2}, [{"b": size} for size in range(7)]).flatten().tolist() == [
+        2 * size + 6 for size in range(7)
+    ]
 
 
 def test_polynomials_calculate_like_integers() -> None:

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import prunekit as pk
 from prunekit_plugins.calibration.batches import Batch, Batches
+from prunekit_plugins.calibration.demand import Demand
 from prunekit_plugins.calibration.projections import Projections, usual_count
+from prunekit_plugins.calibration.stream import gather
 
 DRAWS = 40_000
 
@@ -56,7 +57,7 @@ def test_positions_are_distributions_of_their_own() -> None:
         torch.zeros(1, 3),  # a tensor without a name
         {"scores": torch.zeros(1, 3)},
         {"logits": torch.zeros(3, 1)},  # one number each
-        {"logits": torch.zeros(1, 1, 3, 1)},  # of a picture: its classes aren't the last dim
+        {"logits": torch.zeros(1, 1, 1, 3)},  # of a picture: its classes aren't the last dim
         {"past_key_values": [torch.zeros(1, 3)]},  # there are no logits beside them
     ],
 )
@@ -84,11 +85,36 @@ def test_positions_that_a_mask_leaves_out_do_not_count() -> None:
         assert torch.equal((v != 0).any(2), mask.bool())
 
 
+def test_beside_means_next_to() -> None:
+    tensors = {name: torch.zeros(1, 2, 3, requires_grad=True) for name in ("logits", "cache", "other", "inner", "last")}
+    outputs = {
+        "cache": tensors["other"],  # there are no logits beside it
+        "out": {"logits": tensors["logits"], "cache": tensors["cache"], "state": {"x": tensors["last"]}},
+        "hidden_states": {"logits": tensors["inner"]},
+    }
+    found = Projections.of(outputs)
+    assert {id(one) for one in found.tensors} == {id(tensors[name]) for name in ("logits", "other", "inner")}
+
+
+def test_a_position_that_does_not_count_may_have_no_distribution() -> None:
+    mask = torch.tensor([[1, 1, 0]])
+    given = batch({"input_ids": torch.zeros(1, 3, dtype=torch.long), "attention_mask": mask})
+    logits = torch.randn(1, 3, 4)
+    logits[0, 2] = -torch.inf
+    (v,) = Projections.of({"logits": logits.requires_grad_(True)}).draw(given, torch.Generator().manual_seed(0))
+    assert torch.equal((v != 0).any(2), mask.bool())
+
+
 def test_half_precision_is_drawn_in_single() -> None:
-    logits = (100 * torch.eye(4)[None]).half().requires_grad_(True)
-    (v,) = Projections.of({"logits": logits}).draw(batch(torch.zeros(1, 2)), torch.Generator().manual_seed(0))
-    assert v.dtype is torch.float16
-    assert bool(v.isfinite().all())
+    """Probabilities of a thousandth add up to 1 in float32 alone."""
+    logits = torch.linspace(-0.1, 0.1, 3000)[None].half()
+    drawn = []
+    for one in (logits, logits.float()):
+        projections = Projections.of({"logits": one.clone().requires_grad_(True)})
+        (v,) = projections.draw(batch(torch.zeros(1, 2)), torch.Generator().manual_seed(0))
+        assert v.dtype is one.dtype
+        drawn.append(v.float())
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize(("examples", "count"), [(1, 2), (40, 2), (64, 4), (1000, 8)])
@@ -109,12 +135,13 @@ class Sink(nn.Module):
         return self.layer(torch.cat([first, x[:, 1:]], 1))[:, 1:]
 
 
+@pytest.mark.parametrize("widest", [4096, 0])
 @pytest.mark.parametrize("size", [0.0, 300.0])
-def test_values_that_count_for_nothing_hide_no_damage(size: float) -> None:
+def test_values_that_count_for_nothing_hide_no_damage(size: float, widest: int) -> None:
     torch.manual_seed(0)
     model, batches = Sink(size), [torch.randn(16, 5, 8) for _ in range(12)]
-    seen = pk.calibrate(model, batches, parts=("moments", "curvatures")).sites["layer.weight"]
-    weight, curvature = model.layer.weight.detach().double(), seen.curvature
+    seen = gather(model, batches, Demand(("moments", "curvatures"), widest=widest)).sites["layer.weight"]
+    weight, curvature = model.layer.weight.detach().double(), seen.curvature if widest else seen.diagonal.diag_embed()
     assert curvature is not None
     second = (seen.moments.variance + seen.moments.mean.square())[0]
     found = (weight * (curvature[0].double() @ weight)).sum(0) * second

@@ -104,6 +104,27 @@ def test_a_layer_that_stands_still_for_a_batch_has_nothing_of_it() -> None:
         torch.testing.assert_close(moments.covariance[0], samples.T.cov(correction=0), rtol=1e-6, atol=1e-7)
 
 
+def test_layers_that_read_nothing_together_read_other_things_later() -> None:
+    class Empty(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.third = (nn.Linear(3, 2) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if bool(x[0, 0, 0] < 0):
+                return self.first(x[:, :0]).sum() + self.second(x[:, :0]).sum() + x.sum()
+            found: Tensor = self.first(x) + self.third(x) + self.second(2 * x)
+            return found
+
+    torch.manual_seed(0)
+    x = torch.randn(4, 5, 3).abs()
+    sites = pk.calibrate(Empty(), [-x, x], parts=("covariances",)).sites
+    for name, factor in (("first", 1), ("second", 2), ("third", 1)):
+        moments = sites[f"{name}.weight"].moments
+        assert moments.count == 20
+        torch.testing.assert_close(moments.mean[0], factor * x.double().mean((0, 1)), rtol=1e-6, atol=1e-7)
+
+
 def test_samples_that_are_not_finite_are_left_out_of_what_is_shared() -> None:
     torch.manual_seed(0)
     model, batches = Turns(6), [torch.randn(20, 6) + 3 for _ in range(2)]

@@ -18,6 +18,7 @@ from prunekit import plugin
 from prunekit_core.choose.candidates import Candidate, Limits
 from prunekit_core.choose.chooser import Chooser, Tie
 from prunekit_core.choose.ranking import Ranking
+from prunekit_core.groups.costs import costs_after
 from prunekit_plugins.budgets.budget import Budget
 from tests.core.test_heads import Decoder
 from tests.models import Chain, Encoder
@@ -236,6 +237,16 @@ def test_costs_after_changes_are_those_of_changed_sizes(costs: tuple[str, ...]) 
     found = budget.spent_after(units, changes)
     assert found == [budget.spent({**units, **change}) for change in changes]
     assert len({tuple(one.values()) for one in found}) == len(changes)
+
+
+def test_a_cost_may_have_any_attributes() -> None:
+    class Price:
+        each = 0.25
+
+        def __call__(self, sizes: Mapping[str, int]) -> float:
+            return self.each * sum(sizes.values())
+
+    assert costs_after(Price(), {"a": 3, "b": 1}, [{"a": 2}, {}]) == [0.75, 1.0]
 
 
 def test_a_function_is_a_cost_model() -> None:

@@ -141,7 +141,7 @@ def best_without(weight: torch.Tensor, square: torch.Tensor, gone: list[int]) ->
 
 def regular(square: torch.Tensor, ridge: float) -> torch.Tensor:
     variances = square.diagonal()
-    return square + (ridge * variances + 1e-6 * variances.mean()).diag()
+    return square + (ridge * variances.clamp(max=variances.mean()) + 1e-6 * variances.mean()).diag()
 
 
 def test_reconstruction_does_not_hang_on_the_scale_of_a_neuron() -> None:
