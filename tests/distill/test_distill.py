@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import random
 from collections.abc import Iterator
@@ -315,12 +316,17 @@ def test_a_run_that_is_done_is_read_from_its_file(tmp_path: Path) -> None:
 
 def test_a_loss_that_rose_is_told() -> None:
     student, teacher, plan = pair()
-    worse = distill(student, teacher, batches(), plan=plan, epochs=5, lr=1.0, warm_up=0.5)
-    first, last = (sum(part) / 3 for part in (worse.losses["logits"][:3], worse.losses["logits"][-3:]))
+    turn = itertools.count(1)
+
+    def rising(outputs: Tensor, batch: Any) -> Tensor:
+        return outputs.sum() * 0 + next(turn)
+
+    worse = distill(student, teacher, batches(), plan=plan, epochs=5, loss_fn=rising, weights={"labels": 1})
+    first, last = (sum(part) / 3 for part in (worse.losses["labels"][:3], worse.losses["labels"][-3:]))
     assert last > first
     (note,) = worse.notes
     assert note.startswith(f"the loss rose, from {first:.4g} to {last:.4g}: a lower learning rate")
-    assert f"  logits: {first:.4g} -> {last:.4g} (it rose)" in str(worse).splitlines()
+    assert f"  labels: {first:.4g} -> {last:.4g} (it rose)" in str(worse).splitlines()
     student, teacher, plan = pair()
     better = distill(student, teacher, batches(), plan=plan, epochs=5, lr=3e-3)
     assert better.notes == ()
