@@ -91,9 +91,14 @@ class Sensitivity:
                 their damages are added up.
 
         Raises:
-            ArgumentError: A group was not measured.
+            ArgumentError: A group was not measured, or can't keep so many units.
         """
         total, missing = 0.0, set(units)
+        for name in missing & self.sizes.keys():
+            if not 0 <= units[name] <= self.sizes[name]:
+                raise ArgumentError(
+                    "A group can't keep so many units.", where=name, why=f"{units[name]} of {self.sizes[name]}"
+                )
         for curve in self.curves:
             inside = [name for name in curve.groups if name in missing]
             if inside:
@@ -138,11 +143,13 @@ class Sensitivity:
         return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
     def _rows(self) -> list[list[str]]:
-        shares = {tuple(round(value, 2) for value in curve.removed) for curve in self.curves}
-        shown = shares.pop() if len(shares) == 1 else tuple(share / 8 for share in range(1, 8))
-        rows = [["group", *(f"{share:.0%}" for share in shown)]]
+        """The table: what was measured, or where groups were measured at different fractions, what `Curve.at` says."""
+        shares = {tuple(f"{value:.0%}" for value in curve.removed) for curve in self.curves}
+        eighths = tuple(share / 8 for share in range(1, 8))
+        rows = [["group", *(shares.copy().pop() if len(shares) == 1 else (f"{share:.0%}" for share in eighths))]]
         for curve in self.curves:
-            rows.append([" + ".join(curve.groups), *(f"{curve.at(share):.3g}" for share in shown)])
+            damages = curve.damages if len(shares) == 1 else map(curve.at, eighths)
+            rows.append([" + ".join(curve.groups), *(f"{damage:.3g}" for damage in damages)])
         return rows
 
     def to_json(self) -> str:

@@ -52,6 +52,12 @@ class _OutputError:
             self._dense.append([tensor.clone() for tensor in outputs])
         if not any(tensor.numel() for outputs in self._dense for tensor in outputs):
             raise ArgumentError("The model has no floating-point outputs to compare.", hint="give a metric")
+        if not any(bool(tensor.isfinite().any()) for outputs in self._dense for tensor in outputs):
+            raise ArgumentError(
+                "The model returns nothing finite on calibration data.",
+                why="all its outputs are NaN or infinite, so that no change of them can be measured",
+                hint="look at the data and at the model's outputs on one batch; half precision may overflow",
+            )
 
     def _run(self, model: nn.Module) -> Iterable[tuple[Any, list[torch.Tensor]]]:
         model.eval()

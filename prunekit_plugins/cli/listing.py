@@ -39,6 +39,9 @@ def show_report(output: Output, report: Report, everything: bool = False) -> Non
         show_rows(output, f"branches left: {len(left)}", ("branch", "why"), left, everything)
     pruned = [(name, str(before), str(after)) for name, (before, after) in report.pruned.items()]
     show_rows(output, f"pruned: {len(pruned)} groups", ("group", ">units before", ">after"), pruned, everything)
+    mixes = [(name, words(uses[0])) for name, uses in report.mixes.items()]
+    title = f"not exact: {len(mixes)} pruned groups under a norm, softmax or mean"
+    show_rows(output, title, ("group", "operation"), mixes, everything)
     show_left(output, report, everything)
 
 

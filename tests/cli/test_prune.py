@@ -95,6 +95,13 @@ def test_options_reach_the_pruner(cli: Cli) -> None:
     assert {sizes["after"] % 2 for sizes in rounded.values()} == {0}
 
 
+def test_groups_that_are_not_exact_are_listed(cli: Cli) -> None:
+    called = cli("prune", "tests.cli.toys:blocks", "--input", "1,4", "--ratio", 0.5)
+    assert called.code == 0
+    assert "not exact: 1 pruned groups under a norm, softmax or mean" in called.out
+    assert "not exact" not in cli("prune", *PERCEPTRON, "--ratio", 0.5).out
+
+
 def test_several_inputs_and_dtypes(cli: Cli) -> None:
     model = ("prune", "tests.cli.toys:tokens", "--input", "2,5:int64", "--input", "2,5", "--json")
     called = cli(*model)

@@ -184,6 +184,28 @@ def test_damages_of_groups_add_up() -> None:
         found.damage({"d": 1})
 
 
+@pytest.mark.parametrize("units", [-1, 11])
+def test_sizes_that_a_group_does_not_have_are_refused(units: int) -> None:
+    found = pk.Sensitivity((Curve(("a",), (0.5,), (1.0,)),), "error", {"a": 10}, 1)
+    with pytest.raises(pk.ArgumentError, match="can't keep so many units"):
+        found.damage({"a": units})
+
+
+def test_tables_show_what_was_measured_where_all_groups_have_the_same_fractions() -> None:
+    first, second = Curve(("a",), (0.25, 0.75), (3.0, 2.0)), Curve(("b",), (0.25, 0.75), (1.0, 4.0))
+    rows = str(pk.Sensitivity((first, second), "error", {"a": 8, "b": 8}, 1)).splitlines()
+    assert [row.split() for row in rows[1:]] == [["group", "25%", "75%"], ["a", "3", "2"], ["b", "1", "4"]]
+    other = Curve(("c",), (0.5,), (1.0,))
+    rows = str(pk.Sensitivity((first, other), "error", {"a": 8, "c": 8}, 1)).splitlines()
+    assert rows[1].split() == ["group", "12%", "25%", "38%", "50%", "62%", "75%", "88%"]
+    assert rows[2].split()[1:] == ["1.5", "3", "3", "3", "3", "3", "3"]
+
+
+def test_data_of_which_nothing_is_finite_measure_nothing(net: Net, batches: list[torch.Tensor]) -> None:
+    with pytest.raises(pk.ArgumentError, match="returns nothing finite on calibration data"):
+        pk.sensitivity(net, batches[0], [batches[0] * torch.nan], ratios=(0.5,))
+
+
 def test_tables(net: Net, batches: list[torch.Tensor]) -> None:
     found = pk.Sensitivity((Curve(("a",), (0.5, 0.75), (0.25, 1.0)),), "output error", {"a": 4}, 8)
     assert str(found).splitlines() == [
