@@ -63,7 +63,7 @@ def allowance(model: CostModel, name: str, value: float | str, dense: float) -> 
             "A target must be a positive number.",
             where=name,
             why=f"got {value!r}",
-            hint="up to 1 it is what is left of the original, above 1 an absolute value; a text may have a unit",
+            hint="up to 1 it is what is left of the original (0.6: 60 %), above 1 an absolute value; a text may have a unit",
         )
     return found
 
@@ -203,9 +203,12 @@ class Budget:
         return all(spent[name] <= allowed * SLACK for name, allowed in self.allowed.items())
 
     def _as_read(self, name: str) -> str:
-        """Says how a number was read that is above 1: 1.5 may be meant as a fraction."""
+        """Says how a value was read that may be meant as a fraction: 1.5, or the text "0.6"."""
         value = self.given.get(name, 0)
-        if isinstance(value, str) or value <= 1:
+        if isinstance(value, str):
+            text = f" ({value!r} is a text, so an absolute value; the number is a fraction)"
+            return text if self.models[name].absolute(value) <= 1 else ""
+        if value <= 1:
             return ""
         return f" ({value:g} is an absolute value, because it is above 1; {name}=0.5 leaves half)"
 

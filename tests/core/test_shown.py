@@ -36,6 +36,9 @@ def test_a_number_that_may_be_meant_as_a_fraction_is_told_how_it_was_read() -> N
     with pytest.raises(pk.ArgumentError, match="can't be reached") as refused:
         pk.prune(chain(), X, target={"macs": 1.5})
     assert "(1.5 is an absolute value, because it is above 1; macs=0.5 leaves half)" in refused.value.why
+    with pytest.raises(pk.ArgumentError, match="can't be reached") as text:
+        pk.prune(chain(), X, target={"macs": "0.6"})
+    assert "('0.6' is a text, so an absolute value; the number is a fraction)" in text.value.why
     with pytest.raises(pk.ArgumentError, match="target is a mapping") as half:
         pk.prune(chain(), X, target=0.5)  # type: ignore[arg-type]
     assert '{"macs": 0.5}' in half.value.hint

@@ -82,7 +82,12 @@ class LatencyTable:
             if isinstance(error, CheckpointError):
                 raise
             why = f"{type(error).__name__}: {error}"
-            raise CheckpointError("The file is no table of latencies.", where=str(file), why=why) from error
+            raise CheckpointError(
+                "The file is no table of latencies.",
+                where=str(file),
+                why=why,
+                hint="prunekit bench MODEL --latency-table FILE writes one",
+            ) from error
 
 
 @contextlib.contextmanager
