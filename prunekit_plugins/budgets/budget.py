@@ -63,7 +63,7 @@ def allowance(model: CostModel, name: str, value: float | str, dense: float) -> 
             "A target must be a positive number.",
             where=name,
             why=f"got {value!r}",
-            hint="up to 1 it is what is left of the original, 0.6 for 60 %; above 1 an absolute value; texts may have a unit",
+            hint="up to 1 it is what is left of the original (0.6: 60 %), above 1 an absolute value, or a text",
         )
     return found
 
