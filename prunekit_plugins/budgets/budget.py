@@ -63,7 +63,8 @@ def allowance(model: CostModel, name: str, value: float | str, dense: float) -> 
             "A target must be a positive number.",
             where=name,
             why=f"got {value!r}",
-            hint="up to 1 it is what is left of the original (0.6: 60 %), above 1 an absolute value, or a text",
+            hint="up to 1 it is what is left of the original (0.6: 60 %); above 1, and as a text, "
+            "which may have a unit, it is an absolute value",
         )
     return found
 
