@@ -5,6 +5,8 @@
     python benchmarks/pretrained_language.py --json r.jsonl --table    the table of what was measured; with
                                                                        --out docs in docs/quality.md
 
+What the table in the docs is made of is in benchmarks/measured/pretrained_language.jsonl.
+
 The model is SmolLM2-135M (see ``pretrained_model.py``; needs prunekit[test]), calibrated with windows of Python's
 documentation. Perplexity is measured on other modules of it, and on Debian's manual pages: another origin. The peers
 are short implementations of their papers (``benchmarks/peers``). Budgets count what the model has in all: MACs with
