@@ -146,7 +146,7 @@ class Sensitivity:
         """The table: what was measured, or where groups were measured at different fractions, what `Curve.at` says."""
         shares = {tuple(f"{value:.0%}" for value in curve.removed) for curve in self.curves}
         eighths = tuple(share / 8 for share in range(1, 8))
-        rows = [["group", *(shares.copy().pop() if len(shares) == 1 else (f"{share:.0%}" for share in eighths))]]
+        rows = [["group", *(next(iter(shares)) if len(shares) == 1 else (f"{share:.0%}" for share in eighths))]]
         for curve in self.curves:
             damages = curve.damages if len(shares) == 1 else map(curve.at, eighths)
             rows.append([" + ".join(curve.groups), *(f"{damage:.3g}" for damage in damages)])
